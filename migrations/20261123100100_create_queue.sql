@@ -1,0 +1,35 @@
+-- Jobs: the rows are the queue. Redis only carries their ids as a wake-up call.
+
+create table jobs (
+    id           uuid primary key,
+    queue        text not null,
+    kind         text not null,
+    -- Ids only: nothing here may be personal data.
+    args         jsonb not null,
+    org_id       uuid references organizations (id),
+    dedupe_key   text,
+    state        text not null default 'ready' check (state in ('ready', 'running', 'done', 'dead')),
+    priority     smallint not null default 0,
+    attempts     integer not null default 0 check (attempts >= 0),
+    max_attempts integer not null check (max_attempts > 0),
+    run_at       timestamptz not null default now(),
+    -- Counts claims; a worker whose fence is older than the row's has lost the job.
+    fence        bigint not null default 0,
+    worker       text,
+    lease_until  timestamptz,
+    last_error   text,
+    created_at   timestamptz not null default now(),
+    finished_at  timestamptz,
+    constraint running_jobs_have_a_lease check ((state = 'running') = (lease_until is not null)),
+    constraint ended_jobs_have_an_end check ((state in ('done', 'dead')) = (finished_at is not null))
+) with (fillfactor = 70);
+
+create index jobs_ready on jobs (queue, priority desc, run_at, id) where state = 'ready';
+create index jobs_leases on jobs (lease_until) where state = 'running';
+create index jobs_ended on jobs (finished_at) where state in ('done', 'dead');
+create unique index jobs_live_dedupe on jobs (kind, dedupe_key) where state in ('ready', 'running');
+
+create table queues (
+    name      text primary key,
+    paused_at timestamptz
+);

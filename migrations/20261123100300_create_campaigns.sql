@@ -1,0 +1,219 @@
+-- Batches, their rows, the files rows come from, and the exact counts of both.
+
+create table call_batches (
+    id                  uuid primary key,
+    org_id              uuid not null references organizations (id),
+    user_id             uuid not null,
+    agent_id            uuid not null,
+    caller_phone_id     uuid not null,
+    -- The caller number's trunk, frozen when the batch starts; the claim finds batches by it.
+    trunk_id            uuid references trunks (id),
+    batch_name          text not null check (length(batch_name) between 1 and 200),
+    description         text,
+    status              text not null default 'not_started'
+                        check (status in ('not_started', 'scheduled', 'in_progress', 'paused', 'stopped', 'completed')),
+    -- Why the batch is paused or stopped, in words for its owner.
+    status_reason       text,
+    variable_names      text[] not null default '{}',
+    batch_size          integer not null default 1 check (batch_size between 1 and 1000),
+    max_retries         integer not null default 0 check (max_retries between 0 and 5),
+    retry_delay_seconds integer not null default 60 check (retry_delay_seconds between 1 and 604800),
+    retry_lost          boolean not null default false,
+    default_country     text check (default_country ~ '^[A-Z]{2}$'),
+    -- Virtual time of the fair share over the organisation's batches.
+    turn                bigint not null default 0,
+    -- The next row number to give out; taken by whoever adds rows.
+    next_row_no         bigint not null default 1,
+    -- Set by the start job once readiness held; only then rows may be claimed.
+    launched_at         timestamptz,
+    started_at          timestamptz,
+    completed_at        timestamptz,
+    created_at          timestamptz not null default now(),
+    updated_at          timestamptz not null default now(),
+    unique (org_id, id),
+    foreign key (org_id, user_id) references users (org_id, id),
+    foreign key (org_id, agent_id) references agents (org_id, id),
+    foreign key (org_id, caller_phone_id) references phone_numbers (org_id, id),
+    constraint launched_batches_have_a_trunk check (launched_at is null or trunk_id is not null),
+    constraint completed_batches_have_an_end check ((status = 'completed') = (completed_at is not null))
+);
+
+create index call_batches_by_owner on call_batches (org_id, user_id, created_at desc, id);
+create index call_batches_dialling on call_batches (trunk_id) where status = 'in_progress' and launched_at is not null;
+
+-- Every distinct set of candidate time zones, so that a row carries four bytes.
+create table zone_sets (
+    id    integer generated always as identity primary key,
+    zones text[] not null unique
+);
+
+create table batch_data (
+    id              uuid primary key,
+    org_id          uuid not null,
+    batch_id        uuid not null,
+    row_no          bigint not null,
+    to_phonenumber  text not null check (to_phonenumber ~ '^\+[1-9][0-9]{6,14}$'),
+    variable_values jsonb not null default '{}',
+    zone_set_id     integer references zone_sets (id),
+    status          text not null default 'not_started'
+                    check (status in ('not_started', 'calling', 'completed', 'failed', 'no_answer')),
+    outcome         text,
+    reason          text,
+    error_message   text,
+    attempts        integer not null default 0,
+    -- When a not_started row may next be dialled.
+    due_at          timestamptz not null default now(),
+    created_at      timestamptz not null default now(),
+    updated_at      timestamptz not null default now(),
+    foreign key (org_id, batch_id) references call_batches (org_id, id) on delete cascade,
+    constraint row_number_is_taken unique (batch_id, row_no),
+    constraint number_is_in_batch unique (batch_id, to_phonenumber)
+) with (fillfactor = 70);
+
+create index batch_data_due on batch_data (batch_id, due_at, row_no) where status = 'not_started';
+
+-- Counts of a batch's rows. Only the triggers below write it, inside the statement
+-- that changes the rows, so it cannot drift from them.
+create table batch_progress (
+    batch_id    uuid primary key references call_batches (id) on delete cascade,
+    not_started bigint not null default 0 check (not_started >= 0),
+    calling     bigint not null default 0 check (calling >= 0),
+    completed   bigint not null default 0 check (completed >= 0),
+    failed      bigint not null default 0 check (failed >= 0),
+    no_answer   bigint not null default 0 check (no_answer >= 0)
+) with (fillfactor = 50);
+
+create function batch_progress_open() returns trigger language plpgsql as $$
+begin
+    insert into batch_progress (batch_id) values (new.id);
+    return null;
+end $$;
+
+create trigger batch_progress_open after insert on call_batches
+    for each row execute function batch_progress_open();
+
+create function batch_progress_count() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'INSERT' then
+        update batch_progress p
+        set not_started = p.not_started + d.not_started,
+            calling     = p.calling + d.calling,
+            completed   = p.completed + d.completed,
+            failed      = p.failed + d.failed,
+            no_answer   = p.no_answer + d.no_answer
+        from (
+            select batch_id,
+                   count(*) filter (where status = 'not_started') as not_started,
+                   count(*) filter (where status = 'calling') as calling,
+                   count(*) filter (where status = 'completed') as completed,
+                   count(*) filter (where status = 'failed') as failed,
+                   count(*) filter (where status = 'no_answer') as no_answer
+            from arrived
+            group by batch_id
+        ) d
+        where p.batch_id = d.batch_id;
+    elsif tg_op = 'DELETE' then
+        update batch_progress p
+        set not_started = p.not_started - d.not_started,
+            calling     = p.calling - d.calling,
+            completed   = p.completed - d.completed,
+            failed      = p.failed - d.failed,
+            no_answer   = p.no_answer - d.no_answer
+        from (
+            select batch_id,
+                   count(*) filter (where status = 'not_started') as not_started,
+                   count(*) filter (where status = 'calling') as calling,
+                   count(*) filter (where status = 'completed') as completed,
+                   count(*) filter (where status = 'failed') as failed,
+                   count(*) filter (where status = 'no_answer') as no_answer
+            from departed
+            group by batch_id
+        ) d
+        where p.batch_id = d.batch_id;
+    else
+        update batch_progress p
+        set not_started = p.not_started + d.not_started,
+            calling     = p.calling + d.calling,
+            completed   = p.completed + d.completed,
+            failed      = p.failed + d.failed,
+            no_answer   = p.no_answer + d.no_answer
+        from (
+            select batch_id,
+                   sum(step) filter (where status = 'not_started') as not_started,
+                   sum(step) filter (where status = 'calling') as calling,
+                   sum(step) filter (where status = 'completed') as completed,
+                   sum(step) filter (where status = 'failed') as failed,
+                   sum(step) filter (where status = 'no_answer') as no_answer
+            from (
+                select batch_id, status, 1 as step from arrived
+                union all
+                select batch_id, status, -1 from departed
+            ) moves
+            group by batch_id
+        ) s
+        cross join lateral (
+            select s.batch_id,
+                   coalesce(s.not_started, 0) as not_started,
+                   coalesce(s.calling, 0) as calling,
+                   coalesce(s.completed, 0) as completed,
+                   coalesce(s.failed, 0) as failed,
+                   coalesce(s.no_answer, 0) as no_answer
+        ) d
+        where p.batch_id = d.batch_id
+          and (d.not_started, d.calling, d.completed, d.failed, d.no_answer) <> (0, 0, 0, 0, 0);
+    end if;
+    return null;
+end $$;
+
+create trigger batch_progress_insert after insert on batch_data
+    referencing new table as arrived
+    for each statement execute function batch_progress_count();
+create trigger batch_progress_update after update on batch_data
+    referencing old table as departed new table as arrived
+    for each statement execute function batch_progress_count();
+create trigger batch_progress_delete after delete on batch_data
+    referencing old table as departed
+    for each statement execute function batch_progress_count();
+
+create table ingests (
+    id               uuid primary key,
+    org_id           uuid not null,
+    batch_id         uuid not null,
+    user_id          uuid not null,
+    file_name        text not null,
+    -- Where the store holds the upload.
+    file_key         text not null,
+    file_bytes       bigint not null,
+    state            text not null default 'queued' check (state in ('queued', 'running', 'completed', 'failed')),
+    -- What a resumed run needs to go on behind the last committed chunk.
+    checkpoint       jsonb,
+    total_rows       bigint not null default 0,
+    inserted         bigint not null default 0,
+    duplicates       bigint not null default 0,
+    rejected         bigint not null default 0,
+    warnings         text[] not null default '{}',
+    failure_code     text,
+    failure_message  text,
+    -- A person waits for the answer only when the upload was small.
+    notify           boolean not null default false,
+    created_at       timestamptz not null default now(),
+    started_at       timestamptz,
+    finished_at      timestamptz,
+    unique (org_id, id),
+    foreign key (org_id, batch_id) references call_batches (org_id, id) on delete cascade,
+    constraint ingest_counts_add_up check (total_rows = inserted + duplicates + rejected),
+    constraint ended_ingests_have_an_end check ((state in ('completed', 'failed')) = (finished_at is not null))
+);
+
+create index ingests_by_batch on ingests (batch_id, created_at desc);
+
+create table ingest_rejects (
+    ingest_id   uuid not null references ingests (id) on delete cascade,
+    -- The file's own line, counted from 1 with the header.
+    line        bigint not null,
+    column_name text not null,
+    value       text not null,
+    code        text not null,
+    message     text not null,
+    primary key (ingest_id, line)
+);
