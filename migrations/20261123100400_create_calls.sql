@@ -76,6 +76,8 @@ create table call_events (
     carrier_call_id  text,
     -- Canonical status, or null where the carrier's word is unknown or says nothing of progress.
     status           text,
+    outcome          text,
+    reason           text,
     carrier_status   text,
     carrier_code     text,
     sip_code         integer,

@@ -1,1 +1,13 @@
+//! What must be true, whoever asks and whenever it runs: one folder or file per feature, its
+//! SQL and its rules together. The API decides who may ask and in what words, the worker when
+//! and how fast.
 
+pub mod access;
+pub mod clock;
+pub mod error;
+pub mod http;
+pub mod ids;
+pub mod phone;
+pub mod telephony;
+
+pub use error::{Error, Result};

@@ -1,0 +1,146 @@
+//! Who is asking, and what they may see.
+//!
+//! A [`Principal`] is made once per request, by the API, from a session token or an API key.
+//! Nothing below the API ever sees a token: functions that touch tenant rows take a [`Scope`],
+//! which is the principal's sight expressed as two filters (organisation, user). A row outside
+//! the scope does not exist for the caller: foreign ids answer 404, never 403.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::ids::{ApiKeyId, OrgId, UserId};
+
+/// What a user is in their organisation, or on the platform.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type,
+)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum Role {
+    /// Sees their own rows.
+    User,
+    /// Sees the rows of everybody in the organisation.
+    OrgAdmin,
+    /// Sees everything.
+    SuperAdmin,
+}
+
+/// How the caller proved who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// A session token.
+    Session,
+    /// An API key; it acts for its user, with fewer rights.
+    ApiKey(ApiKeyId),
+}
+
+/// The authenticated caller of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    pub user: UserId,
+    pub org: OrgId,
+    pub role: Role,
+    pub email: Option<String>,
+    pub credential: Credential,
+}
+
+impl Principal {
+    /// Everything this caller may read.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        match self.role {
+            Role::User => Scope {
+                org: Some(self.org),
+                user: Some(self.user),
+            },
+            Role::OrgAdmin => Scope {
+                org: Some(self.org),
+                user: None,
+            },
+            Role::SuperAdmin => Scope {
+                org: None,
+                user: None,
+            },
+        }
+    }
+
+    /// The scope of another user's rows: oneself always, members for an org_admin, anybody for
+    /// a super_admin.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] when the role does not reach beyond the caller's own rows.
+    pub fn scope_of(&self, user: UserId) -> Result<Scope> {
+        if user != self.user && self.role == Role::User {
+            return Err(Error::Forbidden(
+                "Forbidden: you may only ask for your own rows".into(),
+            ));
+        }
+        Ok(Scope {
+            user: Some(user),
+            ..self.scope()
+        })
+    }
+}
+
+/// The rows a statement may touch. `None` means no restriction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scope {
+    org: Option<OrgId>,
+    user: Option<UserId>,
+}
+
+impl Scope {
+    /// The organisation filter, for `($n::uuid is null or org_id = $n)`.
+    #[must_use]
+    pub fn org(&self) -> Option<OrgId> {
+        self.org
+    }
+
+    /// The user filter, for `($n::uuid is null or user_id = $n)`.
+    #[must_use]
+    pub fn user(&self) -> Option<UserId> {
+        self.user
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn principal(role: Role) -> Principal {
+        Principal {
+            user: UserId::new(),
+            org: OrgId::new(),
+            role,
+            email: None,
+            credential: Credential::Session,
+        }
+    }
+
+    #[test]
+    fn a_role_sees_what_it_should() {
+        let user = principal(Role::User);
+        assert_eq!(
+            (user.scope().org(), user.scope().user()),
+            (Some(user.org), Some(user.user))
+        );
+        let admin = principal(Role::OrgAdmin);
+        assert_eq!(
+            (admin.scope().org(), admin.scope().user()),
+            (Some(admin.org), None)
+        );
+        let root = principal(Role::SuperAdmin);
+        assert_eq!((root.scope().org(), root.scope().user()), (None, None));
+    }
+
+    #[test]
+    fn only_admins_look_at_others() {
+        let other = UserId::new();
+        assert!(principal(Role::User).scope_of(other).is_err());
+        let admin = principal(Role::OrgAdmin);
+        let scope = admin.scope_of(other).unwrap();
+        assert_eq!((scope.org(), scope.user()), (Some(admin.org), Some(other)));
+        let me = principal(Role::User);
+        assert_eq!(me.scope_of(me.user).unwrap(), me.scope());
+    }
+}

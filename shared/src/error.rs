@@ -1,0 +1,128 @@
+//! What can go wrong, in the words of the domain. The API is the only place that turns one of
+//! these into a status and a body; jobs read [`Error::retryable`] to choose between another
+//! try and the dead letter.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+/// The result of everything that can be refused.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A wrong field of an input: where it stands, what to do about it, and a stable type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FieldError {
+    /// Path to the value: `["body", "records", "3", "to_phonenumber"]`.
+    pub loc: Vec<String>,
+    /// What is wrong and how to put it right.
+    pub msg: String,
+    /// A stable, snake_case kind.
+    #[serde(rename = "type")]
+    pub kind: Cow<'static, str>,
+}
+
+/// A refusal or a failure.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The thing does not exist, or not for the caller. Holds the thing's noun.
+    #[error("{0} not found")]
+    NotFound(&'static str),
+    /// The caller is known but may not do this.
+    #[error("{0}")]
+    Forbidden(Cow<'static, str>),
+    /// Fields of the input have the wrong type or format.
+    #[error("the input has {} invalid field(s)", .0.len())]
+    Invalid(Vec<FieldError>),
+    /// The input is well-formed but breaks a rule across fields or with the world.
+    #[error("{detail}")]
+    Rejected { code: &'static str, detail: String },
+    /// The state of the thing does not allow this.
+    #[error("{detail}")]
+    Conflict { code: &'static str, detail: String },
+    /// The input is larger than a configured limit.
+    #[error("{0}")]
+    TooLarge(String),
+    /// No money for it.
+    #[error("{0}")]
+    InsufficientCredit(String),
+    /// The thing existed in an earlier version; holds what replaced it.
+    #[error("{0}")]
+    Gone(Cow<'static, str>),
+    /// Peal itself is too busy to take this on; the same request may succeed shortly.
+    #[error("{0}")]
+    Busy(Cow<'static, str>),
+    /// Something outside Peal failed.
+    #[error("{service}: {detail}")]
+    Outside {
+        service: &'static str,
+        retryable: bool,
+        detail: String,
+    },
+    /// A bug, or the database.
+    #[error(transparent)]
+    Unexpected(#[from] anyhow::Error),
+}
+
+impl Error {
+    /// A single invalid field of a JSON body.
+    pub fn field(name: &str, kind: &'static str, msg: impl Into<String>) -> Self {
+        Self::Invalid(vec![FieldError {
+            loc: vec!["body".to_owned(), name.to_owned()],
+            msg: msg.into(),
+            kind: kind.into(),
+        }])
+    }
+
+    /// A broken rule.
+    pub fn rejected(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::Rejected {
+            code,
+            detail: detail.into(),
+        }
+    }
+
+    /// A state that does not allow the request.
+    pub fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::Conflict {
+            code,
+            detail: detail.into(),
+        }
+    }
+
+    /// Whether doing the same again later can succeed without anybody changing the input.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Outside { retryable, .. } => *retryable,
+            Self::Busy(_) | Self::Unexpected(_) => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Unexpected(error.into())
+    }
+}
+
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Unexpected(error.into())
+    }
+}
+
+/// Turns the violation of a named constraint into a refusal, in one place per statement.
+pub trait OnConstraint<T> {
+    /// When `constraint` refused the statement, answers `refusal()` instead.
+    fn on_constraint(self, constraint: &str, refusal: impl FnOnce() -> Error) -> Result<T>;
+}
+
+impl<T> OnConstraint<T> for std::result::Result<T, sqlx::Error> {
+    fn on_constraint(self, constraint: &str, refusal: impl FnOnce() -> Error) -> Result<T> {
+        self.map_err(|error| match &error {
+            sqlx::Error::Database(db) if db.constraint() == Some(constraint) => refusal(),
+            _ => error.into(),
+        })
+    }
+}

@@ -1,0 +1,29 @@
+//! HTTP clients, the only ones. Each has its own timeouts and follows no redirect.
+
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+
+/// How long a request may take to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client for requests that must not be repeated or redirected, such as creating a call.
+///
+/// # Errors
+/// Fails when the TLS roots of the machine cannot be read.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that builds HTTP clients"
+)]
+pub fn client(total_timeout: Duration) -> anyhow::Result<reqwest::Client> {
+    Ok(reqwest::Client::builder()
+        .redirect(Policy::none())
+        .retry(reqwest::retry::never())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(total_timeout)
+        .pool_idle_timeout(Duration::from_secs(30))
+        .pool_max_idle_per_host(512)
+        .tcp_nodelay(true)
+        .user_agent(concat!("peal/", env!("CARGO_PKG_VERSION")))
+        .build()?)
+}

@@ -1,0 +1,54 @@
+//! Answer documents: what a call does next, as a small tree that each carrier writes in its own
+//! language.
+
+use url::Url;
+
+/// A sequence of verbs. The call ends behind the last one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Document {
+    pub verbs: Vec<Verb>,
+}
+
+/// One step of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Speaks `text` with the carrier's own voice.
+    Say {
+        text: String,
+        language: String,
+        voice: Option<String>,
+    },
+    /// Plays an audio file.
+    Play { url: Url },
+    /// Silence.
+    Pause { secs: u32 },
+    /// Listens, speaking `prompt` meanwhile, and posts what was heard to `action`.
+    Gather {
+        action: Url,
+        language: String,
+        timeout_secs: u32,
+        hints: Vec<String>,
+        prompt: Vec<Verb>,
+    },
+    /// Records what is said from here on.
+    Record { action: Url, max_secs: u32 },
+    /// Bridges the call's audio to a media server, with parameters it receives at the start.
+    Stream {
+        url: Url,
+        parameters: Vec<(String, String)>,
+    },
+    /// Goes on with the document at `url`.
+    Redirect { url: Url },
+    /// Ends the call.
+    Hangup,
+}
+
+impl Document {
+    /// The document for a call that nobody wants any more.
+    #[must_use]
+    pub fn hang_up() -> Self {
+        Self {
+            verbs: vec![Verb::Hangup],
+        }
+    }
+}
