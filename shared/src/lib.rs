@@ -3,11 +3,15 @@
 //! and how fast.
 
 pub mod access;
+pub mod calls;
 pub mod clock;
+pub mod config;
 pub mod error;
 pub mod http;
 pub mod ids;
 pub mod phone;
+pub mod secret;
 pub mod telephony;
+pub mod trunks;
 
 pub use error::{Error, Result};

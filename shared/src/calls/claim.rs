@@ -1,0 +1,441 @@
+//! The claim: one transaction that turns free send slots into calls.
+//!
+//! Order of locks, the same in every claim: the trunk's pacer, then the organisations by id,
+//! then rows (skipping locked ones). Under the pacer's lock nobody else gives out slots of this
+//! trunk, under the organisations' locks nobody else raises their number of live calls, so
+//! limits counted from live call rows are exact over any number of workers.
+//!
+//! Slots go first to deferred calls, which already occupy their place, then by turns
+//! ([`super::fair`]) to direct calls and batch rows. Every call leaves here in `submitting`,
+//! committed before its request may be sent, and only the worker named in it may send it.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use rust_decimal::prelude::ToPrimitive;
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::fair::{self, Division, Lane, Share};
+use super::pacer::{Lease, Pace};
+use crate::error::Result;
+use crate::ids::{BatchId, CallId, OrgId, TrunkId};
+use crate::phone::E164;
+
+/// A call that may be sent, once, by the worker that claimed it.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    pub id: CallId,
+    pub org: OrgId,
+    pub batch: Option<BatchId>,
+    pub to: E164,
+    pub from: E164,
+    pub submit_count: i32,
+    pub ring_timeout_secs: i32,
+    pub max_duration_secs: i32,
+    pub recording_enabled: bool,
+    pub machine_detection: bool,
+}
+
+/// Why a claim gave nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// The trunk is paused, gone, or has no pacer.
+    Stopped,
+    /// Every slot up to the horizon is taken.
+    Paced,
+    /// The trunk has as many live calls as it may.
+    Full,
+    /// No call and no row is due, or their limits are reached.
+    NoWork,
+}
+
+/// What a claim gave: calls, and slots from `first_slot_in` on. There may be more slots than
+/// calls when the worker asked for slots for calls it still holds.
+#[derive(Debug)]
+pub struct Claim {
+    pub calls: Vec<Claimed>,
+    pub lease: Lease,
+    /// The database's time at the end of the claim; slots are offsets from it.
+    pub now: DateTime<Utc>,
+    pub idle: Option<Idle>,
+}
+
+/// What a worker asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    pub trunk: TrunkId,
+    pub worker: &'a str,
+    /// Calls it could send beyond those it holds.
+    pub most: u32,
+    /// Calls it claimed earlier whose slots were burned: they need slots only.
+    pub held: u32,
+}
+
+struct TrunkRow {
+    pace: Pace,
+    now: DateTime<Utc>,
+    turn: i64,
+    room: u32,
+}
+
+/// Claims calls for free slots of a trunk. The dialler acts for every tenant on the trunk.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database; nothing is claimed then.
+pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
+    let mut connection = pool.acquire().await?;
+    let mut db = connection.begin().await?;
+    let Some(trunk) = lock(&mut db, ask.trunk).await? else {
+        return Ok(nothing(Idle::Stopped));
+    };
+    let free = trunk.pace.lease(trunk.now);
+    let wanted = free.count.min(ask.held.saturating_add(ask.most));
+    if wanted == 0 {
+        return Ok(Claim {
+            lease: free.at_most(0),
+            now: trunk.now,
+            ..nothing(Idle::Paced)
+        });
+    }
+    let slots = wanted.saturating_sub(ask.held);
+    let mut calls = resubmit_deferred(&mut db, ask, slots).await?;
+    let left = slots.saturating_sub(count(calls.len())).min(trunk.room);
+    let mut division = Division {
+        turn: trunk.turn,
+        ..Division::default()
+    };
+    if left > 0 {
+        let (shares, lanes) = lanes(&mut db, ask.trunk, left).await?;
+        division = fair::divide(left, trunk.turn, &shares, lanes);
+        calls.extend(claim_direct(&mut db, ask, &division).await?);
+        calls.extend(claim_rows(&mut db, ask, &division).await?);
+    }
+    let lease = free.at_most(count(calls.len()).saturating_add(ask.held.min(wanted)));
+    let now = advance(&mut db, ask.trunk, &lease, &division).await?;
+    db.commit().await?;
+    let idle = match (lease.count, trunk.room) {
+        (0, 0) => Some(Idle::Full),
+        (0, _) => Some(Idle::NoWork),
+        _ => None,
+    };
+    Ok(Claim {
+        calls,
+        lease,
+        now,
+        idle,
+    })
+}
+
+fn nothing(why: Idle) -> Claim {
+    Claim {
+        calls: Vec::new(),
+        lease: Lease {
+            count: 0,
+            first: DateTime::<Utc>::MIN_UTC,
+            interval: chrono::TimeDelta::zero(),
+        },
+        now: DateTime::<Utc>::MIN_UTC,
+        idle: Some(why),
+    }
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+async fn lock(db: &mut PgConnection, trunk: TrunkId) -> Result<Option<TrunkRow>> {
+    // Two statements: the counts must be read with a snapshot taken after the lock is held.
+    let pacer = sqlx::query!(
+        "select p.next_slot, p.slowdown, p.slowed_at, p.turn, t.cps, t.max_concurrent
+         from pacers p
+         join trunks t on t.id = p.trunk_id
+         where p.trunk_id = $1
+           and t.status = 'active'
+         for update of p",
+        trunk as TrunkId,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(pacer) = pacer else { return Ok(None) };
+    let locked = sqlx::query!(
+        r#"with ours as (
+               select org_id from call_batches
+               where trunk_id = $1 and status = 'in_progress' and launched_at is not null
+               union
+               select org_id from calls where trunk_id = $1 and status = 'queued'
+           ),
+           locked as (
+               select o.id
+               from organizations o
+               where o.id in (select org_id from ours)
+               order by o.id
+               for no key update
+           )
+           select clock_timestamp() as "now!", count(*) as "orgs!" from locked"#,
+        trunk as TrunkId,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let live = sqlx::query_scalar!(
+        r#"select count(*) as "live!" from calls where trunk_id = $1 and live"#,
+        trunk as TrunkId,
+    )
+    .fetch_one(db)
+    .await?;
+    let room = i64::from(pacer.max_concurrent).saturating_sub(live).max(0);
+    Ok(Some(TrunkRow {
+        pace: Pace {
+            cps: pacer.cps.to_f64().unwrap_or_default(),
+            next_slot: pacer.next_slot,
+            slowdown: pacer.slowdown,
+            slowed_at: pacer.slowed_at,
+        },
+        now: locked.now,
+        turn: pacer.turn,
+        room: u32::try_from(room).unwrap_or(u32::MAX),
+    }))
+}
+
+/// Everything on the trunk that wants slots, with what each may still have.
+async fn lanes(
+    db: &mut PgConnection,
+    trunk: TrunkId,
+    most: u32,
+) -> Result<(HashMap<OrgId, Share>, Vec<Lane>)> {
+    let rows = sqlx::query_file!("src/calls/lanes.sql", trunk as TrunkId, i64::from(most))
+        .fetch_all(db)
+        .await?;
+    let room = |limit: i64, used: i64| {
+        u32::try_from(limit.saturating_sub(used).max(0)).unwrap_or(u32::MAX)
+    };
+    let mut shares = HashMap::new();
+    let mut lanes = Vec::with_capacity(rows.len());
+    for row in rows {
+        let org = OrgId(row.org_id);
+        shares.insert(
+            org,
+            Share {
+                turn: row.org_turn,
+                room: room(row.org_limit, row.org_live),
+            },
+        );
+        lanes.push(Lane {
+            org,
+            batch: row.batch_id.map(BatchId),
+            turn: row.turn,
+            room: room(row.lane_limit, row.lane_live).min(room(row.due, 0)),
+        });
+    }
+    Ok((shares, lanes))
+}
+
+/// Gives calls that provably were not processed another slot.
+async fn resubmit_deferred(db: &mut PgConnection, ask: Ask<'_>, most: u32) -> Result<Vec<Claimed>> {
+    let rows = sqlx::query_as!(
+        ClaimedRow,
+        r#"with due as (
+               select c.id
+               from calls c
+               left join call_batches b on b.id = c.batch_id
+               where c.trunk_id = $1
+                 and c.live
+                 and c.status = 'deferred'
+                 and c.check_at <= now()
+                 and (b.id is null or b.status = 'in_progress')
+               order by c.check_at
+               limit $3
+               for update of c skip locked
+           )
+           update calls c
+           set status = 'submitting', worker = $2, submit_count = c.submit_count + 1,
+               submitted_at = now(), changed_at = now(), check_at = null
+           from due d, agents a, trunks t
+           where c.id = d.id
+             and a.id = c.agent_id
+             and t.id = c.trunk_id
+           returning c.id, c.org_id, c.batch_id, c.to_number as "to_number: E164", c.from_number as "from_number: E164",
+                     c.submit_count, t.ring_timeout_secs, a.session_timeout_secs, a.recording_enabled,
+                     a.machine_detection"#,
+        ask.trunk as TrunkId,
+        ask.worker,
+        i64::from(most),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(Claimed::from).collect())
+}
+
+/// Claims direct calls. One per number: two that wait for the same person go one after the other.
+async fn claim_direct(
+    db: &mut PgConnection,
+    ask: Ask<'_>,
+    division: &Division,
+) -> Result<Vec<Claimed>> {
+    let (orgs, counts): (Vec<OrgId>, Vec<i64>) = division
+        .grants
+        .iter()
+        .filter(|grant| grant.batch.is_none())
+        .map(|grant| (grant.org, i64::from(grant.count)))
+        .unzip();
+    if orgs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query_as!(
+        ClaimedRow,
+        r#"with wanted as (
+               select * from unnest($3::uuid[], $4::bigint[]) as w (org_id, n)
+           ),
+           picked as (
+               select q.id
+               from wanted w
+               cross join lateral (
+                   select distinct on (c.created_at, c.to_number) c.id
+                   from calls c
+                   where c.trunk_id = $1
+                     and c.org_id = w.org_id
+                     and c.status = 'queued'
+                     and not exists (select from calls l
+                                     where l.org_id = c.org_id and l.to_number = c.to_number and l.live)
+                     and not exists (select from calls e
+                                     where e.trunk_id = $1 and e.org_id = c.org_id and e.to_number = c.to_number
+                                       and e.status = 'queued' and (e.created_at, e.id) < (c.created_at, c.id))
+                   order by c.created_at, c.to_number
+                   limit w.n
+               ) q
+           )
+           update calls c
+           set status = 'submitting', worker = $2, submit_count = c.submit_count + 1,
+               submitted_at = now(), changed_at = now()
+           from picked p, agents a, trunks t
+           where c.id = p.id
+             and c.status = 'queued'
+             and a.id = c.agent_id
+             and t.id = c.trunk_id
+           returning c.id, c.org_id, c.batch_id, c.to_number as "to_number: E164", c.from_number as "from_number: E164",
+                     c.submit_count, t.ring_timeout_secs, a.session_timeout_secs, a.recording_enabled,
+                     a.machine_detection"#,
+        ask.trunk as TrunkId,
+        ask.worker,
+        &orgs as &[OrgId],
+        &counts,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(Claimed::from).collect())
+}
+
+/// Claims batch rows: each becomes a call, unless its number is on the phone already.
+async fn claim_rows(
+    db: &mut PgConnection,
+    ask: Ask<'_>,
+    division: &Division,
+) -> Result<Vec<Claimed>> {
+    let (batches, counts): (Vec<BatchId>, Vec<i64>) = division
+        .grants
+        .iter()
+        .filter_map(|grant| Some((grant.batch?, i64::from(grant.count))))
+        .unzip();
+    if batches.is_empty() {
+        return Ok(Vec::new());
+    }
+    let total = usize::try_from(counts.iter().sum::<i64>()).unwrap_or_default();
+    let ids: Vec<CallId> = std::iter::repeat_with(CallId::new).take(total).collect();
+    let rows = sqlx::query_file_as!(
+        ClaimedRow,
+        "src/calls/claim_rows.sql",
+        ask.trunk as TrunkId,
+        ask.worker,
+        &batches as &[BatchId],
+        &counts,
+        &ids as &[CallId],
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(Claimed::from).collect())
+}
+
+/// Moves the trunk's clock past the slots taken and everybody's turn past what they got.
+async fn advance(
+    db: &mut PgConnection,
+    trunk: TrunkId,
+    lease: &Lease,
+    division: &Division,
+) -> Result<DateTime<Utc>> {
+    let (orgs, org_turns): (Vec<OrgId>, Vec<i64>) = division.org_turns.iter().copied().unzip();
+    let (batches, batch_turns): (Vec<BatchId>, Vec<i64>) = division
+        .grants
+        .iter()
+        .filter_map(|grant| Some((grant.batch?, grant.turn)))
+        .unzip();
+    let (direct_orgs, direct_turns): (Vec<OrgId>, Vec<i64>) = division
+        .grants
+        .iter()
+        .filter(|grant| grant.batch.is_none())
+        .map(|grant| (grant.org, grant.turn))
+        .unzip();
+    let now = sqlx::query_scalar!(
+        r#"with org_turns as (
+               insert into dial_shares (trunk_id, org_id, turn, direct_turn)
+               select $1, o.org_id, o.turn, coalesce(d.turn, 0)
+               from unnest($4::uuid[], $5::bigint[]) as o (org_id, turn)
+               left join unnest($8::uuid[], $9::bigint[]) as d (org_id, turn) on d.org_id = o.org_id
+               on conflict (trunk_id, org_id) do update
+               set turn = excluded.turn,
+                   direct_turn = greatest(dial_shares.direct_turn, excluded.direct_turn)
+           ),
+           batch_turns as (
+               update call_batches b
+               set turn = n.turn
+               from unnest($6::uuid[], $7::bigint[]) as n (id, turn)
+               where b.id = n.id
+           )
+           update pacers
+           set next_slot = case when $10 then $2 else next_slot end,
+               turn = $3
+           where trunk_id = $1
+           returning clock_timestamp() as "now!""#,
+        trunk as TrunkId,
+        lease.next_slot(),
+        division.turn,
+        &orgs as &[OrgId],
+        &org_turns,
+        &batches as &[BatchId],
+        &batch_turns,
+        &direct_orgs as &[OrgId],
+        &direct_turns,
+        lease.count > 0,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(now)
+}
+
+struct ClaimedRow {
+    id: uuid::Uuid,
+    org_id: uuid::Uuid,
+    batch_id: Option<uuid::Uuid>,
+    to_number: E164,
+    from_number: E164,
+    submit_count: i32,
+    ring_timeout_secs: i32,
+    session_timeout_secs: i32,
+    recording_enabled: bool,
+    machine_detection: bool,
+}
+
+impl From<ClaimedRow> for Claimed {
+    fn from(row: ClaimedRow) -> Self {
+        Self {
+            id: CallId(row.id),
+            org: OrgId(row.org_id),
+            batch: row.batch_id.map(BatchId),
+            to: row.to_number,
+            from: row.from_number,
+            submit_count: row.submit_count,
+            ring_timeout_secs: row.ring_timeout_secs,
+            max_duration_secs: row.session_timeout_secs,
+            recording_enabled: row.recording_enabled,
+            machine_detection: row.machine_detection,
+        }
+    }
+}

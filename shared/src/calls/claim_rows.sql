@@ -1,0 +1,51 @@
+-- Turns due rows into calls. The call is inserted first and the row moves only if that worked:
+-- a number that two batches share is on the phone once.
+with wanted as (
+    select * from unnest($3::uuid[], $4::bigint[]) as w (batch_id, n)
+),
+picked as (
+    select r.*, b.user_id, b.agent_id, b.caller_phone_id, p.phone_number as from_number,
+           row_number() over () as place
+    from wanted w
+    join call_batches b on b.id = w.batch_id and b.status = 'in_progress'
+    join phone_numbers p on p.id = b.caller_phone_id
+    cross join lateral (
+        select d.id, d.org_id, d.batch_id, d.to_phonenumber, d.variable_values, d.attempts
+        from batch_data d
+        where d.batch_id = w.batch_id
+          and d.status = 'not_started'
+          and d.due_at <= now()
+          and not exists (select from calls l
+                          where l.org_id = d.org_id and l.to_number = d.to_phonenumber and l.live)
+        order by d.due_at, d.row_no
+        limit w.n
+        for update of d skip locked
+    ) r
+),
+ids as (
+    select * from unnest($5::uuid[]) with ordinality as i (id, place)
+),
+made as (
+    insert into calls (id, org_id, user_id, agent_id, phone_id, trunk_id, batch_id, row_id, attempt_no,
+                       from_number, to_number, variable_values, status, worker, submit_count, submitted_at)
+    select i.id, p.org_id, p.user_id, p.agent_id, p.caller_phone_id, $1, p.batch_id, p.id, p.attempts + 1,
+           p.from_number, p.to_phonenumber, p.variable_values, 'submitting', $2, 1, now()
+    from picked p
+    join ids i using (place)
+    on conflict do nothing
+    returning *
+),
+moved as (
+    update batch_data d
+    set status = 'calling', attempts = m.attempt_no, outcome = null, reason = null, error_message = null,
+        updated_at = now()
+    from made m
+    where d.id = m.row_id
+)
+select m.id as "id!", m.org_id as "org_id!", m.batch_id, m.to_number as "to_number!: E164",
+       m.from_number as "from_number!: E164", m.submit_count as "submit_count!",
+       t.ring_timeout_secs as "ring_timeout_secs!", a.session_timeout_secs as "session_timeout_secs!",
+       a.recording_enabled as "recording_enabled!", a.machine_detection as "machine_detection!"
+from made m
+join agents a on a.id = m.agent_id
+join trunks t on t.id = $1

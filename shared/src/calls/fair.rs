@@ -1,0 +1,257 @@
+//! Whose turn it is. A trunk's slots are shared round robin over organisations, and an
+//! organisation's share round robin over its lanes: each of its batches, and its direct calls
+//! together. Turns are counted in rows (start-time fair queueing), so a lane that was served
+//! last waits for the others however the slots are cut into claims, and a lane that was idle
+//! starts level with the rest instead of catching up.
+
+use std::collections::HashMap;
+
+use crate::ids::{BatchId, OrgId};
+
+/// Something that wants slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lane {
+    pub org: OrgId,
+    /// None: the organisation's direct calls.
+    pub batch: Option<BatchId>,
+    pub turn: i64,
+    /// How many more calls it may have, by its own limit and its work.
+    pub room: u32,
+}
+
+/// An organisation on the trunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub turn: i64,
+    /// How many more calls the organisation may have.
+    pub room: u32,
+}
+
+/// What one lane was given, and its turn afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    pub org: OrgId,
+    pub batch: Option<BatchId>,
+    pub count: u32,
+    pub turn: i64,
+}
+
+/// The outcome of one division.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Division {
+    pub grants: Vec<Grant>,
+    /// Each served organisation's turn afterwards.
+    pub org_turns: Vec<(OrgId, i64)>,
+    /// The trunk's virtual time afterwards.
+    pub turn: i64,
+}
+
+struct Turns {
+    lane: Lane,
+    given: u32,
+}
+
+/// Divides `slots` over the lanes. `turn` is the trunk's virtual time: nobody starts before it.
+#[must_use]
+pub fn divide(slots: u32, turn: i64, shares: &HashMap<OrgId, Share>, lanes: Vec<Lane>) -> Division {
+    let mut orgs: Vec<(OrgId, Share, Vec<Turns>)> = Vec::new();
+    for lane in lanes.into_iter().filter(|lane| lane.room > 0) {
+        let Some(share) = shares.get(&lane.org) else {
+            continue;
+        };
+        let entry = Turns { lane, given: 0 };
+        match orgs.iter_mut().find(|(org, ..)| *org == entry.lane.org) {
+            Some((_, _, lanes)) => lanes.push(entry),
+            None => {
+                let start = Share {
+                    turn: share.turn.max(turn),
+                    room: share.room,
+                };
+                orgs.push((entry.lane.org, start, vec![entry]));
+            }
+        }
+    }
+    for (.., lanes) in &mut orgs {
+        level(lanes);
+    }
+    let mut now = turn;
+    for _ in 0..slots {
+        let next = orgs
+            .iter_mut()
+            .filter(|(_, share, lanes)| {
+                share.room > 0 && lanes.iter().any(|lane| lane.lane.room > 0)
+            })
+            .min_by_key(|(org, share, _)| (share.turn, *org));
+        let Some((_, share, lanes)) = next else { break };
+        now = now.max(share.turn);
+        share.turn += 1;
+        share.room -= 1;
+        serve_one(lanes);
+    }
+    collect(orgs, now)
+}
+
+/// A lane that had no work for a while joins at the turn of the least served one that had.
+fn level(lanes: &mut [Turns]) {
+    let floor = lanes
+        .iter()
+        .map(|lane| lane.lane.turn)
+        .max()
+        .unwrap_or_default();
+    let spread = i64::try_from(lanes.len()).unwrap_or(i64::MAX);
+    for lane in lanes {
+        lane.lane.turn = lane.lane.turn.max(floor.saturating_sub(spread));
+    }
+}
+
+fn serve_one(lanes: &mut [Turns]) {
+    let next = lanes
+        .iter_mut()
+        .filter(|lane| lane.lane.room > 0)
+        .min_by_key(|lane| (lane.lane.turn, lane.lane.batch));
+    if let Some(lane) = next {
+        lane.lane.turn += 1;
+        lane.lane.room -= 1;
+        lane.given += 1;
+    }
+}
+
+fn collect(orgs: Vec<(OrgId, Share, Vec<Turns>)>, turn: i64) -> Division {
+    let mut division = Division {
+        turn,
+        ..Division::default()
+    };
+    for (org, share, lanes) in orgs {
+        let before = division.grants.len();
+        division.grants.extend(
+            lanes
+                .into_iter()
+                .filter(|lane| lane.given > 0)
+                .map(|lane| Grant {
+                    org,
+                    batch: lane.lane.batch,
+                    count: lane.given,
+                    turn: lane.lane.turn,
+                }),
+        );
+        if division.grants.len() > before {
+            division.org_turns.push((org, share.turn));
+        }
+    }
+    division
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(org: OrgId, batch: BatchId, turn: i64, room: u32) -> Lane {
+        Lane {
+            org,
+            batch: Some(batch),
+            turn,
+            room,
+        }
+    }
+
+    fn shares(orgs: &[(OrgId, i64, u32)]) -> HashMap<OrgId, Share> {
+        orgs.iter()
+            .map(|(org, turn, room)| {
+                let share = Share {
+                    turn: *turn,
+                    room: *room,
+                };
+                (*org, share)
+            })
+            .collect()
+    }
+
+    fn given(division: &Division, batch: BatchId) -> u32 {
+        division
+            .grants
+            .iter()
+            .filter(|grant| grant.batch == Some(batch))
+            .map(|grant| grant.count)
+            .sum()
+    }
+
+    #[test]
+    fn a_million_rows_do_not_starve_a_hundred() {
+        let (a, b) = (OrgId::new(), OrgId::new());
+        let (big, small) = (BatchId::new(), BatchId::new());
+        let lanes = vec![lane(a, big, 0, 1_000_000), lane(b, small, 0, 100)];
+        let division = divide(150, 0, &shares(&[(a, 0, 9999), (b, 0, 9999)]), lanes);
+        assert_eq!((given(&division, big), given(&division, small)), (75, 75));
+    }
+
+    #[test]
+    fn two_batches_of_one_organisation_share_its_part() {
+        let (a, b) = (OrgId::new(), OrgId::new());
+        let [one, two, other] = [BatchId::new(), BatchId::new(), BatchId::new()];
+        let lanes = vec![
+            lane(a, one, 0, 99),
+            lane(a, two, 0, 99),
+            lane(b, other, 0, 99),
+        ];
+        let division = divide(40, 0, &shares(&[(a, 0, 99), (b, 0, 99)]), lanes);
+        assert_eq!(
+            [
+                given(&division, one),
+                given(&division, two),
+                given(&division, other)
+            ],
+            [10, 10, 20]
+        );
+    }
+
+    #[test]
+    fn single_slots_alternate_over_claims() {
+        let (a, b) = (OrgId::new(), OrgId::new());
+        let (one, two) = (BatchId::new(), BatchId::new());
+        let (mut turn_a, mut turn_b, mut turn) = (0, 0, 0);
+        let mut served = Vec::new();
+        for _ in 0..6 {
+            let lanes = vec![lane(a, one, 0, 9), lane(b, two, 0, 9)];
+            let division = divide(1, turn, &shares(&[(a, turn_a, 9), (b, turn_b, 9)]), lanes);
+            turn = division.turn;
+            let (org, after) = division.org_turns[0];
+            if org == a {
+                turn_a = after
+            } else {
+                turn_b = after
+            }
+            served.push(org == a);
+        }
+        assert_eq!(served.iter().filter(|was_a| **was_a).count(), 3);
+        assert!(served.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+
+    #[test]
+    fn limits_hold_and_what_one_leaves_goes_to_the_others() {
+        let (a, b) = (OrgId::new(), OrgId::new());
+        let (one, two) = (BatchId::new(), BatchId::new());
+        let lanes = vec![lane(a, one, 0, 99), lane(b, two, 0, 3)];
+        let division = divide(10, 0, &shares(&[(a, 0, 5), (b, 0, 99)]), lanes);
+        assert_eq!((given(&division, one), given(&division, two)), (5, 3));
+    }
+
+    #[test]
+    fn whoever_was_idle_does_not_catch_up() {
+        let (a, b) = (OrgId::new(), OrgId::new());
+        let (one, two) = (BatchId::new(), BatchId::new());
+        let lanes = vec![lane(a, one, 5000, 99), lane(b, two, 0, 99)];
+        let division = divide(20, 5000, &shares(&[(a, 5000, 99), (b, 0, 99)]), lanes);
+        assert_eq!((given(&division, one), given(&division, two)), (10, 10));
+    }
+
+    #[test]
+    fn nothing_to_share_is_no_grant() {
+        assert_eq!(
+            divide(10, 7, &HashMap::new(), Vec::new()),
+            Division {
+                turn: 7,
+                ..Division::default()
+            }
+        );
+    }
+}

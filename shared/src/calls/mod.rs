@@ -1,0 +1,6 @@
+//! Calls.
+
+pub mod claim;
+pub mod fair;
+pub mod pacer;
+pub mod transition;

@@ -1,0 +1,249 @@
+//! What an event does to a call, and what a finished call does to its row: pure rules.
+//!
+//! A call's status only climbs (see [`CallStatus::rank`]); whatever arrives late, twice or in
+//! the wrong order leaves the same end as the right order would. A final call is frozen: later
+//! events may only add what was missing (price, recording, who answered). The one exception is
+//! `lost`, which means that nobody knew: evidence that arrives afterwards replaces it.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use rust_decimal::Decimal;
+
+use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
+
+/// The part of a call that events move.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    pub status: CallStatus,
+    pub outcome: Option<Outcome>,
+    pub reason: Option<Reason>,
+    pub error_message: Option<String>,
+    pub carrier_call_id: Option<String>,
+    pub carrier_status: Option<String>,
+    pub carrier_code: Option<String>,
+    pub sip_code: Option<i32>,
+    pub answered_by: Option<AnsweredBy>,
+    pub dialed_at: Option<DateTime<Utc>>,
+    pub ringing_at: Option<DateTime<Utc>>,
+    pub answered_at: Option<DateTime<Utc>>,
+    pub ended_at: Option<DateTime<Utc>>,
+    pub duration_seconds: Option<i32>,
+    pub price: Option<Decimal>,
+    pub currency: Option<String>,
+    pub recording_url: Option<String>,
+    pub conflicts: i32,
+}
+
+/// What an event did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Something about the call is different.
+    Changed,
+    /// Nothing is.
+    Nothing,
+    /// The event belongs to another call at the carrier: two exist for one attempt.
+    Foreign,
+}
+
+impl Progress {
+    /// Takes an event in. `now` stands in where the carrier gave no time.
+    pub fn take(&mut self, event: &CallEvent, now: DateTime<Utc>) -> Effect {
+        match (&self.carrier_call_id, &event.carrier_call_id) {
+            (Some(bound), Some(other)) if bound != other => {
+                self.conflicts += 1;
+                return Effect::Foreign;
+            }
+            _ => {}
+        }
+        let before = self.clone();
+        fill(&mut self.carrier_call_id, &event.carrier_call_id);
+        self.enrich(event);
+        if let Some(status) = event.status {
+            self.climb(status, event, now);
+        }
+        if *self == before {
+            Effect::Nothing
+        } else {
+            Effect::Changed
+        }
+    }
+
+    fn enrich(&mut self, event: &CallEvent) {
+        fill(&mut self.sip_code, &event.sip_code);
+        fill(&mut self.carrier_code, &event.carrier_code);
+        fill(&mut self.price, &event.price);
+        fill(&mut self.currency, &event.currency);
+        fill(&mut self.recording_url, &event.recording_url);
+        if matches!(self.answered_by, None | Some(AnsweredBy::Unknown))
+            && event.answered_by.is_some()
+        {
+            self.answered_by = event.answered_by;
+        }
+        if self.status == CallStatus::Final {
+            fill(&mut self.duration_seconds, &event.duration_seconds);
+        }
+        if self.outcome == Some(Outcome::Completed) && self.by_machine() {
+            self.outcome = Some(Outcome::Machine);
+        }
+    }
+
+    fn by_machine(&self) -> bool {
+        matches!(
+            self.answered_by,
+            Some(AnsweredBy::Machine | AnsweredBy::Fax)
+        )
+    }
+
+    fn climb(&mut self, status: CallStatus, event: &CallEvent, now: DateTime<Utc>) {
+        let at = event.occurred_at.unwrap_or(now);
+        match status {
+            CallStatus::Dialing => fill(&mut self.dialed_at, &Some(at)),
+            CallStatus::Ringing => fill(&mut self.ringing_at, &Some(at)),
+            CallStatus::InProgress => fill(&mut self.answered_at, &Some(at)),
+            _ => {}
+        }
+        if self.status == CallStatus::Final {
+            self.meet_final(status, event, at);
+        } else if status.rank() > self.status.rank() {
+            self.status = status;
+            fill_over(&mut self.carrier_status, event.carrier_status.as_ref());
+            if status == CallStatus::Final {
+                self.finish(event, at);
+            }
+        }
+    }
+
+    /// A final word for a call that already has one.
+    fn meet_final(&mut self, status: CallStatus, event: &CallEvent, at: DateTime<Utc>) {
+        if status != CallStatus::Final {
+            return;
+        }
+        if self.outcome == Some(Outcome::Lost) {
+            self.finish(event, at);
+        } else if event.outcome.map(answered) != self.outcome.map(answered) {
+            self.conflicts += 1;
+        }
+    }
+
+    fn finish(&mut self, event: &CallEvent, at: DateTime<Utc>) {
+        let outcome = event.outcome.unwrap_or(Outcome::Failed);
+        self.outcome = Some(match outcome {
+            Outcome::Completed if self.by_machine() => Outcome::Machine,
+            outcome => outcome,
+        });
+        self.reason = event.reason;
+        self.error_message = self.outcome.and_then(|outcome| explain(outcome, event));
+        self.duration_seconds = event.duration_seconds.or(self.duration_seconds);
+        // Times come from the carrier's clock: an end before the answer would be a lie.
+        self.ended_at = Some(
+            self.answered_at
+                .map_or(at, |answered_at| at.max(answered_at)),
+        );
+    }
+}
+
+/// `machine` is a completed call seen closer: the two do not contradict each other.
+fn answered(outcome: Outcome) -> Outcome {
+    if outcome == Outcome::Machine {
+        Outcome::Completed
+    } else {
+        outcome
+    }
+}
+
+fn fill<T: Clone>(slot: &mut Option<T>, value: &Option<T>) {
+    if slot.is_none() {
+        slot.clone_from(value);
+    }
+}
+
+fn fill_over(slot: &mut Option<String>, value: Option<&String>) {
+    if let Some(value) = value {
+        *slot = Some(value.clone());
+    }
+}
+
+/// A sentence for the owner of a call that did not come about.
+fn explain(outcome: Outcome, event: &CallEvent) -> Option<String> {
+    let text = match (outcome, event.reason) {
+        (Outcome::Completed | Outcome::Machine, _) => return None,
+        (Outcome::Busy, _) => "the line was busy",
+        (Outcome::NoAnswer, _) => "nobody answered",
+        (Outcome::Rejected, _) => "the callee declined the call",
+        (Outcome::Canceled, _) => "the call was canceled before anybody answered",
+        (Outcome::Expired, _) => "the call waited too long and was dropped",
+        (Outcome::Lost, _) => "no final status: the carrier never confirmed this call",
+        (Outcome::Failed, Some(Reason::InvalidNumber)) => {
+            "the number does not exist or cannot be dialled"
+        }
+        (Outcome::Failed, Some(Reason::BlockedGeo)) => {
+            "the carrier account may not call this country"
+        }
+        (Outcome::Failed, Some(Reason::BlockedCompliance)) => {
+            "the carrier blocks calls to this number"
+        }
+        (Outcome::Failed, Some(Reason::CallerId)) => {
+            "the carrier does not accept the caller number"
+        }
+        (Outcome::Failed, Some(Reason::Funds)) => "the carrier account is out of money",
+        (Outcome::Failed, Some(Reason::Auth)) => "the carrier refuses the trunk's credentials",
+        (Outcome::Failed, Some(Reason::AnswerDocument)) => {
+            "the carrier could not read the answer document"
+        }
+        (Outcome::Failed, _) => "the carrier could not complete the call",
+    };
+    let code = event
+        .carrier_code
+        .as_ref()
+        .map_or(String::new(), |code| format!(" (carrier code {code})"));
+    Some(format!("{text}{code}"))
+}
+
+/// What a batch allows after a call of it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    pub max_retries: i32,
+    pub retry_delay_seconds: i32,
+    /// Whether a call that was lost without a trace may be made again.
+    pub retry_lost: bool,
+    /// Whether the batch still wants calls made.
+    pub wanted: bool,
+}
+
+/// What a finished call makes of its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The row is done, with this wire status.
+    End(&'static str),
+    /// Another attempt, as a new call, not before this time.
+    Again(DateTime<Utc>),
+}
+
+/// Decides a row's fate. `attempt_no` is the attempt that just ended.
+#[must_use]
+pub fn after_call(
+    outcome: Outcome,
+    reason: Option<Reason>,
+    attempt_no: i32,
+    policy: RetryPolicy,
+    ended_at: DateTime<Utc>,
+) -> Verdict {
+    let again = Verdict::Again(ended_at + TimeDelta::seconds(policy.retry_delay_seconds.into()));
+    let tries_left = policy.wanted && attempt_no <= policy.max_retries;
+    let transient = matches!(reason, Some(Reason::Congestion | Reason::UnreachableTemp));
+    match outcome {
+        Outcome::Completed | Outcome::Machine => Verdict::End("completed"),
+        Outcome::Busy | Outcome::NoAnswer if tries_left => again,
+        Outcome::Failed if tries_left && transient => again,
+        Outcome::Lost if tries_left && policy.retry_lost => again,
+        Outcome::Busy | Outcome::NoAnswer => Verdict::End("no_answer"),
+        Outcome::Rejected
+        | Outcome::Failed
+        | Outcome::Canceled
+        | Outcome::Expired
+        | Outcome::Lost => Verdict::End("failed"),
+    }
+}
+
+#[cfg(test)]
+#[path = "transition_tests.rs"]
+mod tests;

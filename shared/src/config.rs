@@ -1,0 +1,397 @@
+//! Every setting, from flags or `PEAL_*` environment variables. All that is wrong is reported
+//! at once, by name, so that an installation is not put right one restart at a time.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use secrecy::SecretString;
+use url::Url;
+
+use crate::secret::Keys;
+
+/// Settings as they are typed. `--help` and the README's table are made from these comments.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Settings {
+    /// PostgreSQL, the only truth: postgres://user:password@host:5432/peal
+    #[arg(long, env = "PEAL_DATABASE_URL", hide_env_values = true, global = true)]
+    pub database_url: Option<String>,
+    /// Connections this process may open to PostgreSQL.
+    #[arg(long, env = "PEAL_DATABASE_POOL", default_value = "20", global = true)]
+    pub database_pool: String,
+    /// Redis, the wake-up bell: redis://host:6379. Without it everything works, seconds later.
+    #[arg(long, env = "PEAL_REDIS_URL", hide_env_values = true, global = true)]
+    pub redis_url: Option<String>,
+    /// First part of every Redis key, so that installations can share a server.
+    #[arg(long, env = "PEAL_REDIS_PREFIX", default_value = "peal", global = true)]
+    pub redis_prefix: String,
+    /// 32 random bytes in base64 (`openssl rand -base64 32`): seals credentials, signs call URLs.
+    #[arg(long, env = "PEAL_MASTER_KEY", hide_env_values = true, global = true)]
+    pub master_key: Option<String>,
+    /// The address carriers reach the API at: https://peal.example.com
+    #[arg(long, env = "PEAL_PUBLIC_URL", global = true)]
+    pub public_url: Option<String>,
+    /// Where the API listens.
+    #[arg(
+        long,
+        env = "PEAL_LISTEN",
+        default_value = "127.0.0.1:8080",
+        global = true
+    )]
+    pub listen: String,
+    /// Secret of HS256 session tokens, at least 32 bytes. Unset: API keys only.
+    #[arg(long, env = "PEAL_JWT_SECRET", hide_env_values = true, global = true)]
+    pub jwt_secret: Option<String>,
+    /// The `iss` session tokens must carry.
+    #[arg(long, env = "PEAL_JWT_ISSUER", default_value = "peal", global = true)]
+    pub jwt_issuer: String,
+    /// The `aud` session tokens must carry.
+    #[arg(
+        long,
+        env = "PEAL_JWT_AUDIENCE",
+        default_value = "authenticated",
+        global = true
+    )]
+    pub jwt_audience: String,
+    /// Where uploads and exports are kept: file:///var/lib/peal or s3://bucket/prefix
+    #[arg(
+        long,
+        env = "PEAL_STORE_URL",
+        default_value = "file:///var/lib/peal/store",
+        global = true
+    )]
+    pub store_url: String,
+    /// SMTP server for mail: smtps://user:password@host. Unset: mail is written to PEAL_MAIL_DIR.
+    #[arg(long, env = "PEAL_SMTP_URL", hide_env_values = true, global = true)]
+    pub smtp_url: Option<String>,
+    /// Directory that mail is written to when there is no SMTP server.
+    #[arg(
+        long,
+        env = "PEAL_MAIL_DIR",
+        default_value = "/var/lib/peal/mail",
+        global = true
+    )]
+    pub mail_dir: PathBuf,
+    /// Sender of mail.
+    #[arg(
+        long,
+        env = "PEAL_MAIL_FROM",
+        default_value = "Peal <peal@localhost>",
+        global = true
+    )]
+    pub mail_from: String,
+    /// Largest CSV upload, in megabytes.
+    #[arg(long, env = "PEAL_UPLOAD_MAX_MB", default_value = "200", global = true)]
+    pub upload_max_mb: String,
+    /// Most rows a batch may hold.
+    #[arg(
+        long,
+        env = "PEAL_BATCH_MAX_ROWS",
+        default_value = "2000000",
+        global = true
+    )]
+    pub batch_max_rows: String,
+    /// Most columns a CSV may have.
+    #[arg(
+        long,
+        env = "PEAL_CSV_MAX_COLUMNS",
+        default_value = "50",
+        global = true
+    )]
+    pub csv_max_columns: String,
+    /// Longest cell of a CSV, in characters.
+    #[arg(long, env = "PEAL_CSV_MAX_CELL", default_value = "2000", global = true)]
+    pub csv_max_cell: String,
+    /// Seconds until a lost create request may be given up, beyond ring and queue time.
+    #[arg(
+        long,
+        env = "PEAL_UNKNOWN_DEADLINE_SECS",
+        default_value = "300",
+        global = true
+    )]
+    pub unknown_deadline_secs: String,
+    /// Seconds between looks at calls whose fate is unknown or overdue.
+    #[arg(long, env = "PEAL_RECONCILE_SECS", default_value = "30", global = true)]
+    pub reconcile_secs: String,
+    /// Callbacks that may wait for their commit before carriers get 503.
+    #[arg(
+        long,
+        env = "PEAL_INBOX_CAPACITY",
+        default_value = "8192",
+        global = true
+    )]
+    pub inbox_capacity: String,
+}
+
+/// Limits on uploads.
+#[derive(Clone, Copy, Debug)]
+pub struct UploadLimits {
+    pub max_bytes: u64,
+    pub max_rows_per_batch: u64,
+    pub max_columns: usize,
+    pub max_cell_chars: usize,
+}
+
+/// Who session tokens come from.
+#[derive(Clone, Debug)]
+pub struct SessionTokens {
+    pub secret: SecretString,
+    pub issuer: String,
+    pub audience: String,
+}
+
+/// Settings that hold.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub database_url: SecretString,
+    pub database_pool: u32,
+    pub redis_url: Option<SecretString>,
+    pub redis_prefix: String,
+    pub keys: Keys,
+    pub public_url: Url,
+    pub listen: SocketAddr,
+    pub session_tokens: Option<SessionTokens>,
+    pub store_url: String,
+    pub smtp_url: Option<SecretString>,
+    pub mail_dir: PathBuf,
+    pub mail_from: String,
+    pub uploads: UploadLimits,
+    pub unknown_deadline: Duration,
+    pub reconcile_every: Duration,
+    pub inbox_capacity: usize,
+}
+
+/// Collects every complaint about the settings.
+#[derive(Default)]
+struct Complaints(Vec<String>);
+
+impl Complaints {
+    fn check<T>(&mut self, name: &str, value: Result<T, String>) -> Option<T> {
+        value
+            .map_err(|why| self.0.push(format!("{name} {why}")))
+            .ok()
+    }
+
+    fn number<T: std::str::FromStr + PartialOrd>(
+        &mut self,
+        name: &str,
+        text: &str,
+        least: T,
+        most: T,
+    ) -> Option<T> {
+        let parsed = text
+            .parse()
+            .ok()
+            .filter(|n| *n >= least && *n <= most)
+            .ok_or_else(|| format!("must be a whole number in its range, not {text:?}"));
+        self.check(name, parsed)
+    }
+}
+
+impl Config {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// A message with one line per missing or invalid setting.
+    pub fn from_settings(settings: Settings) -> anyhow::Result<Self> {
+        let mut bad = Complaints::default();
+        let config = Self::check(settings, &mut bad);
+        match config {
+            Some(config) if bad.0.is_empty() => Ok(config),
+            _ => Err(anyhow::anyhow!(
+                "{} setting(s) need attention:\n  {}",
+                bad.0.len(),
+                bad.0.join("\n  ")
+            )),
+        }
+    }
+
+    fn check(settings: Settings, bad: &mut Complaints) -> Option<Self> {
+        let database_url = bad.check("PEAL_DATABASE_URL", postgres_url(settings.database_url));
+        let redis_url = settings
+            .redis_url
+            .filter(|url| !url.is_empty())
+            .map(SecretString::from);
+        let keys = bad.check(
+            "PEAL_MASTER_KEY",
+            master_key(settings.master_key.as_deref()),
+        );
+        let public_url = bad.check(
+            "PEAL_PUBLIC_URL",
+            public_url(settings.public_url.as_deref()),
+        );
+        let listen = bad.check(
+            "PEAL_LISTEN",
+            settings
+                .listen
+                .parse()
+                .map_err(|_e| "must be address:port".to_owned()),
+        );
+        let session_tokens = bad.check(
+            "PEAL_JWT_SECRET",
+            match settings.jwt_secret.filter(|secret| !secret.is_empty()) {
+                Some(secret) if secret.len() < 32 => Err("must have at least 32 bytes".to_owned()),
+                secret => Ok(secret.map(|secret| SessionTokens {
+                    secret: secret.into(),
+                    issuer: settings.jwt_issuer,
+                    audience: settings.jwt_audience,
+                })),
+            },
+        );
+        let max_mb = bad.number("PEAL_UPLOAD_MAX_MB", &settings.upload_max_mb, 1_u64, 10_000);
+        let max_rows = bad.number(
+            "PEAL_BATCH_MAX_ROWS",
+            &settings.batch_max_rows,
+            1_u64,
+            100_000_000,
+        );
+        let max_columns = bad.number(
+            "PEAL_CSV_MAX_COLUMNS",
+            &settings.csv_max_columns,
+            1_usize,
+            1000,
+        );
+        let max_cell = bad.number(
+            "PEAL_CSV_MAX_CELL",
+            &settings.csv_max_cell,
+            1_usize,
+            100_000,
+        );
+        let pool = bad.number("PEAL_DATABASE_POOL", &settings.database_pool, 2_u32, 1000);
+        let deadline = bad.number(
+            "PEAL_UNKNOWN_DEADLINE_SECS",
+            &settings.unknown_deadline_secs,
+            0_u64,
+            86_400,
+        );
+        let reconcile = bad.number("PEAL_RECONCILE_SECS", &settings.reconcile_secs, 1_u64, 3600);
+        let inbox = bad.number(
+            "PEAL_INBOX_CAPACITY",
+            &settings.inbox_capacity,
+            1_usize,
+            1_000_000,
+        );
+        Some(Self {
+            database_url: database_url?,
+            database_pool: pool?,
+            redis_url,
+            redis_prefix: settings.redis_prefix,
+            keys: keys?,
+            public_url: public_url?,
+            listen: listen?,
+            session_tokens: session_tokens?,
+            store_url: settings.store_url,
+            smtp_url: settings
+                .smtp_url
+                .filter(|url| !url.is_empty())
+                .map(SecretString::from),
+            mail_dir: settings.mail_dir,
+            mail_from: settings.mail_from,
+            uploads: UploadLimits {
+                max_bytes: max_mb?.saturating_mul(1_000_000),
+                max_rows_per_batch: max_rows?,
+                max_columns: max_columns?,
+                max_cell_chars: max_cell?,
+            },
+            unknown_deadline: Duration::from_secs(deadline?),
+            reconcile_every: Duration::from_secs(reconcile?),
+            inbox_capacity: inbox?,
+        })
+    }
+}
+
+fn postgres_url(url: Option<String>) -> Result<SecretString, String> {
+    let url = url.ok_or("is not set: postgres://user:password@host:5432/peal")?;
+    match Url::parse(&url) {
+        Ok(parsed) if matches!(parsed.scheme(), "postgres" | "postgresql") => Ok(url.into()),
+        _ => Err("must be a postgres:// URL".to_owned()),
+    }
+}
+
+fn master_key(text: Option<&str>) -> Result<Keys, String> {
+    let text =
+        text.ok_or("is not set: make one with `openssl rand -base64 32` and keep it safe")?;
+    let bytes: [u8; 32] = STANDARD
+        .decode(text.trim())
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or("must be 32 bytes in base64 (`openssl rand -base64 32`)")?;
+    Keys::derive(&bytes).map_err(|error| error.to_string())
+}
+
+fn public_url(text: Option<&str>) -> Result<Url, String> {
+    let text = text.ok_or(
+        "is not set: the address carriers reach the API at, such as https://peal.example.com",
+    )?;
+    match Url::parse(text) {
+        Ok(url)
+            if matches!(url.scheme(), "http" | "https")
+                && url.query().is_none()
+                && url.fragment().is_none() =>
+        {
+            Ok(url)
+        }
+        _ => Err("must be an http(s):// URL without a query".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            database_url: Some("postgres://peal@localhost/peal".into()),
+            database_pool: "20".into(),
+            redis_prefix: "peal".into(),
+            master_key: Some(STANDARD.encode([7; 32])),
+            public_url: Some("https://peal.example.com".into()),
+            listen: "127.0.0.1:8080".into(),
+            upload_max_mb: "200".into(),
+            batch_max_rows: "2000000".into(),
+            csv_max_columns: "50".into(),
+            csv_max_cell: "2000".into(),
+            unknown_deadline_secs: "300".into(),
+            reconcile_secs: "30".into(),
+            inbox_capacity: "8192".into(),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn good_settings_hold() {
+        let config = Config::from_settings(settings()).unwrap();
+        assert_eq!(config.uploads.max_bytes, 200_000_000);
+        assert!(config.session_tokens.is_none());
+        assert!(!format!("{config:?}").contains("peal@localhost"));
+    }
+
+    #[test]
+    fn everything_wrong_is_reported_at_once() {
+        let complaint = Config::from_settings(Settings {
+            database_url: Some("mysql://x".into()),
+            master_key: Some("short".into()),
+            public_url: None,
+            jwt_secret: Some("short".into()),
+            upload_max_mb: "many".into(),
+            ..settings()
+        })
+        .unwrap_err()
+        .to_string();
+        for name in [
+            "PEAL_DATABASE_URL",
+            "PEAL_MASTER_KEY",
+            "PEAL_PUBLIC_URL",
+            "PEAL_JWT_SECRET",
+            "PEAL_UPLOAD_MAX_MB",
+        ] {
+            assert!(
+                complaint.contains(name),
+                "{name} is missing from: {complaint}"
+            );
+        }
+    }
+}

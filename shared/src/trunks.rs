@@ -1,0 +1,227 @@
+//! Trunks: accounts with carriers, their sealed credentials and their pace.
+//!
+//! A trunk that the carrier refuses (wrong secret, no money) is paused with the reason, because
+//! every further call would fail the same way and burn somebody's row; its owner resumes it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rust_decimal::Decimal;
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use sqlx::{PgConnection, PgPool};
+use url::Url;
+
+use crate::error::{Error, Result};
+use crate::ids::{OrgId, TrunkId};
+use crate::secret::Keys;
+use crate::telephony::{Account, CarrierKind, Credentials};
+
+/// How long a replica may act on an account it has read.
+const CACHE_TTL: Duration = Duration::from_secs(5);
+
+/// A trunk to set up.
+#[derive(Clone, Debug)]
+pub struct NewTrunk {
+    /// None: the platform's own, open to every organisation with a number on it.
+    pub org: Option<OrgId>,
+    pub name: String,
+    pub account: Account,
+    pub cps: Decimal,
+    pub max_concurrent: i32,
+    pub ring_timeout_secs: i32,
+}
+
+/// What is sealed into a trunk's row.
+#[derive(Serialize)]
+struct SealedCredentials<'a> {
+    username: Option<&'a str>,
+    password: &'a str,
+    signing_secrets: Vec<&'a str>,
+}
+
+/// Sets up a trunk and its pacer, which grants its first slot one horizon from now.
+///
+/// # Errors
+/// [`Error::Unexpected`] when the database refuses the values.
+pub async fn create_unscoped(
+    db: &mut PgConnection,
+    keys: &Keys,
+    trunk: &NewTrunk,
+) -> Result<TrunkId> {
+    let id = TrunkId::new();
+    let sealed = seal(keys, id, &trunk.account.credentials)?;
+    sqlx::query!(
+        "with made as (
+             insert into trunks (id, org_id, name, kind, account_id, credentials, api_base_url,
+                                 cps, max_concurrent, ring_timeout_secs)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+             returning id
+         )
+         insert into pacers (trunk_id, next_slot)
+         select id, clock_timestamp() + interval '500 milliseconds'
+         from made",
+        id as TrunkId,
+        trunk.org as Option<OrgId>,
+        trunk.name,
+        trunk.account.kind as CarrierKind,
+        trunk.account.account_id,
+        sealed,
+        trunk.account.api_base_url.as_ref().map(Url::as_str),
+        trunk.cps,
+        trunk.max_concurrent,
+        trunk.ring_timeout_secs,
+    )
+    .execute(db)
+    .await?;
+    Ok(id)
+}
+
+fn seal(keys: &Keys, trunk: TrunkId, credentials: &Credentials) -> Result<Vec<u8>> {
+    let plain = serde_json::to_vec(&SealedCredentials {
+        username: credentials.username.as_deref(),
+        password: credentials.password.expose_secret(),
+        signing_secrets: credentials
+            .signing_secrets
+            .iter()
+            .map(ExposeSecret::expose_secret)
+            .collect(),
+    })?;
+    Ok(keys.seal(&place(trunk), &plain)?)
+}
+
+/// Replaces what a trunk authenticates with and how fast it is. Numbers stay as they are.
+///
+/// # Errors
+/// [`Error::NotFound`] for an unknown trunk.
+pub async fn replace_unscoped(
+    db: &mut PgConnection,
+    keys: &Keys,
+    id: TrunkId,
+    trunk: &NewTrunk,
+) -> Result<()> {
+    let sealed = seal(keys, id, &trunk.account.credentials)?;
+    let done = sqlx::query!(
+        "update trunks
+         set account_id = $2, credentials = $3, api_base_url = $4, cps = $5, max_concurrent = $6,
+             ring_timeout_secs = $7, status = 'active', status_reason = null, updated_at = now()
+         where id = $1",
+        id as TrunkId,
+        trunk.account.account_id,
+        sealed,
+        trunk.account.api_base_url.as_ref().map(Url::as_str),
+        trunk.cps,
+        trunk.max_concurrent,
+        trunk.ring_timeout_secs,
+    )
+    .execute(db)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Err(Error::NotFound("trunk"));
+    }
+    Ok(())
+}
+
+/// Reads a trunk's account. Carriers and workers act for the platform, not for a principal.
+///
+/// # Errors
+/// [`Error::NotFound`] for an unknown trunk, [`Error::Unexpected`] when its secret does not open.
+pub async fn account_unscoped(pool: &PgPool, keys: &Keys, id: TrunkId) -> Result<Account> {
+    let row = sqlx::query!(
+        r#"select kind as "kind: CarrierKind", account_id, credentials, api_base_url
+           from trunks
+           where id = $1"#,
+        id as TrunkId,
+    )
+    .fetch_optional(pool)
+    .await?
+    .ok_or(Error::NotFound("trunk"))?;
+    let plain = keys.open(&place(id), &row.credentials)?;
+    let credentials: Credentials =
+        serde_json::from_slice(&plain).context("the trunk's credentials")?;
+    let api_base_url = row
+        .api_base_url
+        .map(|url| Url::parse(&url))
+        .transpose()
+        .context("the trunk's api_base_url")?;
+    Ok(Account {
+        kind: row.kind,
+        account_id: row.account_id,
+        credentials,
+        api_base_url,
+    })
+}
+
+/// Stops dialling on a trunk that its carrier refuses.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn pause_unscoped(db: &mut PgConnection, id: TrunkId, why: &str) -> Result<()> {
+    sqlx::query!(
+        "update trunks
+         set status = 'paused', status_reason = $2, updated_at = now()
+         where id = $1
+           and status = 'active'",
+        id as TrunkId,
+        why,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Every active trunk with something to dial: a running batch, or direct calls in the queue.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn with_work_unscoped(pool: &PgPool) -> Result<Vec<TrunkId>> {
+    let ids = sqlx::query_scalar!(
+        r#"select t.id as "id: TrunkId"
+           from trunks t
+           where t.status = 'active'
+             and (exists (select from call_batches b
+                          where b.trunk_id = t.id and b.status = 'in_progress' and b.launched_at is not null)
+                  or exists (select from calls c where c.trunk_id = t.id and c.status = 'queued')
+                  or exists (select from calls c where c.trunk_id = t.id and c.live and c.status = 'deferred'))"#,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(ids)
+}
+
+fn place(id: TrunkId) -> String {
+    format!("trunks/{id}/credentials")
+}
+
+/// Accounts read lately. Callbacks arrive by the hundred a second and each needs its trunk's
+/// secrets; a changed secret takes effect within five seconds.
+#[derive(Clone, Default)]
+pub struct AccountCache {
+    entries: Arc<Mutex<HashMap<TrunkId, (Instant, Arc<Account>)>>>,
+}
+
+impl AccountCache {
+    /// The account of a trunk.
+    ///
+    /// # Errors
+    /// As [`account_unscoped`].
+    pub async fn get(&self, pool: &PgPool, keys: &Keys, id: TrunkId) -> Result<Arc<Account>> {
+        if let Some(account) = self.fresh(id) {
+            return Ok(account);
+        }
+        let account = Arc::new(account_unscoped(pool, keys, id).await?);
+        if let Ok(mut entries) = self.entries.lock() {
+            entries.retain(|_, (read_at, _)| read_at.elapsed() < CACHE_TTL);
+            entries.insert(id, (Instant::now(), Arc::clone(&account)));
+        }
+        Ok(account)
+    }
+
+    fn fresh(&self, id: TrunkId) -> Option<Arc<Account>> {
+        let entries = self.entries.lock().ok()?;
+        let (read_at, account) = entries.get(&id)?;
+        (read_at.elapsed() < CACHE_TTL).then(|| Arc::clone(account))
+    }
+}
