@@ -94,6 +94,12 @@ create trigger batch_progress_open after insert on call_batches
 
 create function batch_progress_count() returns trigger language plpgsql as $$
 begin
+    -- Whoever changes rows of several batches locks their counts in one order.
+    if tg_op = 'DELETE' then
+        perform from batch_progress where batch_id in (select batch_id from departed) order by batch_id for update;
+    else
+        perform from batch_progress where batch_id in (select batch_id from arrived) order by batch_id for update;
+    end if;
     if tg_op = 'INSERT' then
         update batch_progress p
         set not_started = p.not_started + d.not_started,

@@ -3,13 +3,16 @@
 //! and how fast.
 
 pub mod access;
+pub mod agents;
 pub mod calls;
+pub mod campaigns;
 pub mod clock;
 pub mod config;
 pub mod error;
 pub mod http;
 pub mod ids;
 pub mod phone;
+pub mod phones;
 pub mod secret;
 pub mod telephony;
 pub mod trunks;

@@ -199,8 +199,11 @@ fn place(id: TrunkId) -> String {
 /// secrets; a changed secret takes effect within five seconds.
 #[derive(Clone, Default)]
 pub struct AccountCache {
-    entries: Arc<Mutex<HashMap<TrunkId, (Instant, Arc<Account>)>>>,
+    entries: Arc<Mutex<HashMap<TrunkId, Entry>>>,
 }
+
+/// When an account was read, and what was read.
+type Entry = (Instant, Arc<Account>);
 
 impl AccountCache {
     /// The account of a trunk.

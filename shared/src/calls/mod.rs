@@ -1,6 +1,9 @@
 //! Calls.
 
+pub mod apply;
 pub mod claim;
 pub mod fair;
+pub mod inbox;
 pub mod pacer;
+pub mod reconcile;
 pub mod transition;

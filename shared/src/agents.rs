@@ -1,0 +1,148 @@
+//! Voice agents: what is said on a call.
+
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{AgentId, OrgId, UserId};
+
+/// An agent, as far as dialling needs it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Agent {
+    pub id: AgentId,
+    pub org_id: OrgId,
+    pub user_id: UserId,
+    pub name: String,
+    pub is_active: bool,
+    pub first_response_message: String,
+    pub system_prompt: String,
+    pub language: String,
+    pub voice: Option<String>,
+    pub recording_enabled: bool,
+    pub machine_detection: bool,
+    pub session_timeout_secs: i32,
+}
+
+/// An agent to set up.
+#[derive(Clone, Debug)]
+pub struct NewAgent {
+    pub org: OrgId,
+    pub user: UserId,
+    pub name: String,
+    pub first_response_message: String,
+    pub recording_enabled: bool,
+    pub machine_detection: bool,
+}
+
+impl Agent {
+    /// The variables this agent speaks of: every `{{name}}` of its texts, once each, in order.
+    #[must_use]
+    pub fn variables(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for text in [&self.first_response_message, &self.system_prompt] {
+            for name in placeholders(text) {
+                if !names.iter().any(|known| known == name) {
+                    names.push(name.to_owned());
+                }
+            }
+        }
+        names
+    }
+}
+
+/// Sets up an agent.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn create_unscoped(db: &mut PgConnection, agent: &NewAgent) -> Result<AgentId> {
+    let id = AgentId::new();
+    sqlx::query!(
+        "insert into agents (id, org_id, user_id, name, first_response_message, recording_enabled, machine_detection)
+         values ($1, $2, $3, $4, $5, $6, $7)",
+        id as AgentId,
+        agent.org as OrgId,
+        agent.user as UserId,
+        agent.name,
+        agent.first_response_message,
+        agent.recording_enabled,
+        agent.machine_detection,
+    )
+    .execute(db)
+    .await?;
+    Ok(id)
+}
+
+/// An agent in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<Agent> {
+    sqlx::query_as!(
+        Agent,
+        r#"select id as "id: AgentId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, is_active,
+                  first_response_message, system_prompt, language, voice, recording_enabled, machine_detection,
+                  session_timeout_secs
+           from agents
+           where id = $1
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or user_id = $3)"#,
+        id as AgentId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Agent"))
+}
+
+/// The names between `{{` and `}}`, trimmed.
+pub fn placeholders(text: &str) -> impl Iterator<Item = &str> {
+    text.split("{{")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("}}"))
+        .map(|(name, _)| name.trim())
+        .filter(|name| !name.is_empty())
+}
+
+/// Puts values in the place of `{{name}}`. A name without a value leaves nothing behind: a
+/// person hears the text, and braces read aloud help nobody.
+#[must_use]
+pub fn fill_in(text: &str, values: &serde_json::Value) -> String {
+    let mut filled = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let Some((name, behind)) = after.split_once("}}") else {
+            break;
+        };
+        filled.push_str(before);
+        match values.get(name.trim()) {
+            Some(serde_json::Value::String(value)) => filled.push_str(value),
+            Some(serde_json::Value::Null) | None => {}
+            Some(value) => filled.push_str(&value.to_string()),
+        }
+        rest = behind;
+    }
+    filled.push_str(rest);
+    filled
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn placeholders_are_found_and_filled() {
+        let text = "Hi {{ name }}, you owe {{amount}} {{missing}}. {{ not closed";
+        assert_eq!(
+            placeholders(text).collect::<Vec<_>>(),
+            ["name", "amount", "missing"]
+        );
+        assert_eq!(
+            fill_in(text, &json!({"name": "Ada", "amount": 12})),
+            "Hi Ada, you owe 12 . {{ not closed"
+        );
+    }
+}

@@ -1,0 +1,371 @@
+//! Moves calls, their rows and their batches, in bulk and in one transaction.
+//!
+//! Every change of a call after its claim comes through here: what a carrier said (by way of
+//! the inbox) and what became of a create request (from the worker that sent it). The rules are
+//! in [`super::transition`]; this file loads, folds and writes back sets.
+//!
+//! Order of locks: calls by id, then rows, then the batches' counts (by trigger), then batches.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use rust_decimal::Decimal;
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use super::transition::{Effect, Progress, RetryPolicy, Verdict, after_call};
+use crate::error::Result;
+use crate::ids::{BatchId, CallId, OrgId, RowId, TrunkId};
+use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
+
+/// Something that happened to a call.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub call: CallId,
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// The carrier said so.
+    Event(CallEvent),
+    /// The create request provably did nothing; only true for this submission.
+    Deferred { submit_count: i32, pause: TimeDelta },
+    /// The create request's fate is not known; only true for this submission.
+    Unknown { submit_count: i32, detail: String },
+}
+
+/// What a set of changes came to.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Calls that reached their end.
+    pub finals: Vec<(CallId, Outcome)>,
+    /// Batches all of whose rows are done.
+    pub completed: Vec<BatchId>,
+    /// Calls at the carrier that belong to an attempt which already has one: hang them up.
+    pub foreign: Vec<Foreign>,
+}
+
+/// A second call at the carrier for one attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    pub org: OrgId,
+    pub call: CallId,
+    pub trunk: TrunkId,
+    pub carrier_call_id: String,
+}
+
+struct Loaded {
+    org: OrgId,
+    trunk: TrunkId,
+    batch: Option<BatchId>,
+    row: Option<RowId>,
+    attempt_no: i32,
+    submit_count: i32,
+    policy: RetryPolicy,
+    check_at: Option<DateTime<Utc>>,
+    progress: Progress,
+    touched: bool,
+    was_final: bool,
+}
+
+/// Applies changes, in the order given for each call. Carriers and workers have no principal.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database; the caller's transaction is then lost.
+pub async fn apply_unscoped(
+    db: &mut PgConnection,
+    changes: &[Change],
+    now: DateTime<Utc>,
+) -> Result<Applied> {
+    let mut calls = load(db, changes).await?;
+    let mut applied = Applied::default();
+    for change in changes {
+        if let Some(call) = calls.get_mut(&change.call) {
+            fold(call, change, now, &mut applied);
+        }
+    }
+    calls.retain(|_, call| call.touched);
+    store(db, &calls).await?;
+    let batches = store_rows(db, &calls, now, &mut applied).await?;
+    applied.completed = complete_unscoped(db, &batches).await?;
+    Ok(applied)
+}
+
+fn fold(call: &mut Loaded, change: &Change, now: DateTime<Utc>, applied: &mut Applied) {
+    match &change.what {
+        What::Event(event) => match call.progress.take(event, now) {
+            Effect::Changed => call.touched = true,
+            Effect::Nothing => {}
+            Effect::Foreign => {
+                call.touched = true;
+                applied
+                    .foreign
+                    .extend(
+                        event
+                            .carrier_call_id
+                            .clone()
+                            .map(|carrier_call_id| Foreign {
+                                org: call.org,
+                                call: change.call,
+                                trunk: call.trunk,
+                                carrier_call_id,
+                            }),
+                    );
+            }
+        },
+        What::Deferred {
+            submit_count,
+            pause,
+        } => {
+            if still_submitting(call, *submit_count) {
+                call.progress.status = CallStatus::Deferred;
+                call.check_at = Some(now + *pause);
+                call.touched = true;
+            }
+        }
+        What::Unknown {
+            submit_count,
+            detail,
+        } => {
+            if still_submitting(call, *submit_count) {
+                call.progress.status = CallStatus::Unknown;
+                call.progress.error_message = Some(detail.clone());
+                call.check_at = Some(now);
+                call.touched = true;
+            }
+        }
+    }
+}
+
+/// Whether no evidence about this submission has come in meanwhile.
+fn still_submitting(call: &Loaded, submit_count: i32) -> bool {
+    call.progress.status == CallStatus::Submitting && call.submit_count == submit_count
+}
+
+async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<CallId, Loaded>> {
+    let mut ids: Vec<CallId> = changes.iter().map(|change| change.call).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let rows = sqlx::query!(
+        r#"select c.id as "id: CallId", c.org_id as "org_id: OrgId", c.trunk_id as "trunk_id: TrunkId",
+                  c.batch_id as "batch_id: BatchId", c.row_id as "row_id: RowId", c.attempt_no, c.submit_count,
+                  c.check_at, c.status as "status: CallStatus", c.outcome as "outcome: Outcome",
+                  c.reason as "reason: Reason", c.error_message, c.carrier_call_id, c.carrier_status,
+                  c.carrier_code, c.sip_code, c.answered_by as "answered_by: AnsweredBy", c.dialed_at,
+                  c.ringing_at, c.answered_at, c.ended_at, c.duration_seconds, c.carrier_price,
+                  c.carrier_currency, c.recording_url, c.conflicts,
+                  b.max_retries as "max_retries?", b.retry_delay_seconds as "retry_delay_seconds?",
+                  b.retry_lost as "retry_lost?", b.status in ('in_progress', 'paused') as "wanted?"
+           from calls c
+           left join call_batches b on b.id = c.batch_id
+           where c.id = any($1)
+           order by c.id
+           for update of c"#,
+        &ids as &[CallId],
+    )
+    .fetch_all(db)
+    .await?;
+    let loaded = rows.into_iter().map(|row| {
+        let call = Loaded {
+            org: row.org_id,
+            trunk: row.trunk_id,
+            batch: row.batch_id,
+            row: row.row_id,
+            attempt_no: row.attempt_no,
+            submit_count: row.submit_count,
+            policy: RetryPolicy {
+                max_retries: row.max_retries.unwrap_or(0),
+                retry_delay_seconds: row.retry_delay_seconds.unwrap_or(0),
+                retry_lost: row.retry_lost.unwrap_or(false),
+                wanted: row.wanted.unwrap_or(false),
+            },
+            check_at: row.check_at,
+            was_final: row.status == CallStatus::Final,
+            progress: Progress {
+                status: row.status,
+                outcome: row.outcome,
+                reason: row.reason,
+                error_message: row.error_message,
+                carrier_call_id: row.carrier_call_id,
+                carrier_status: row.carrier_status,
+                carrier_code: row.carrier_code,
+                sip_code: row.sip_code,
+                answered_by: row.answered_by,
+                dialed_at: row.dialed_at,
+                ringing_at: row.ringing_at,
+                answered_at: row.answered_at,
+                ended_at: row.ended_at,
+                duration_seconds: row.duration_seconds,
+                price: row.carrier_price,
+                currency: row.carrier_currency,
+                recording_url: row.recording_url,
+                conflicts: row.conflicts,
+            },
+            touched: false,
+        };
+        (row.id, call)
+    });
+    Ok(loaded.collect())
+}
+
+#[derive(Serialize)]
+struct StoredCall<'a> {
+    id: CallId,
+    status: CallStatus,
+    outcome: Option<Outcome>,
+    reason: Option<Reason>,
+    error_message: Option<&'a str>,
+    carrier_call_id: Option<&'a str>,
+    carrier_status: Option<&'a str>,
+    carrier_code: Option<&'a str>,
+    sip_code: Option<i32>,
+    answered_by: Option<AnsweredBy>,
+    dialed_at: Option<DateTime<Utc>>,
+    ringing_at: Option<DateTime<Utc>>,
+    answered_at: Option<DateTime<Utc>>,
+    ended_at: Option<DateTime<Utc>>,
+    duration_seconds: Option<i32>,
+    price: Option<Decimal>,
+    currency: Option<&'a str>,
+    recording_url: Option<&'a str>,
+    conflicts: i32,
+    check_at: Option<DateTime<Utc>>,
+}
+
+async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Result<()> {
+    if calls.is_empty() {
+        return Ok(());
+    }
+    let stored: Vec<StoredCall<'_>> = calls
+        .iter()
+        .map(|(id, call)| StoredCall {
+            id: *id,
+            status: call.progress.status,
+            outcome: call.progress.outcome,
+            reason: call.progress.reason,
+            error_message: call.progress.error_message.as_deref(),
+            carrier_call_id: call.progress.carrier_call_id.as_deref(),
+            carrier_status: call.progress.carrier_status.as_deref(),
+            carrier_code: call.progress.carrier_code.as_deref(),
+            sip_code: call.progress.sip_code,
+            answered_by: call.progress.answered_by,
+            dialed_at: call.progress.dialed_at,
+            ringing_at: call.progress.ringing_at,
+            answered_at: call.progress.answered_at,
+            ended_at: call.progress.ended_at,
+            duration_seconds: call.progress.duration_seconds,
+            price: call.progress.price,
+            currency: call.progress.currency.as_deref(),
+            recording_url: call.progress.recording_url.as_deref(),
+            conflicts: call.progress.conflicts,
+            check_at: call.check_at,
+        })
+        .collect();
+    sqlx::query_file!("src/calls/store.sql", serde_json::to_value(&stored)?)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct StoredRow<'a> {
+    id: RowId,
+    attempt_no: i32,
+    status: &'static str,
+    outcome: Option<Outcome>,
+    reason: Option<Reason>,
+    error_message: Option<&'a str>,
+    due_at: Option<DateTime<Utc>>,
+}
+
+/// Moves the rows of calls that reached their end. Answers with their batches.
+async fn store_rows(
+    db: &mut PgConnection,
+    calls: &BTreeMap<CallId, Loaded>,
+    now: DateTime<Utc>,
+    applied: &mut Applied,
+) -> Result<Vec<BatchId>> {
+    let mut rows = Vec::new();
+    let mut batches = Vec::new();
+    for (id, call) in calls {
+        let Some(outcome) = call.progress.outcome else {
+            continue;
+        };
+        if !call.was_final {
+            applied.finals.push((*id, outcome));
+        }
+        let (Some(row), Some(batch)) = (call.row, call.batch) else {
+            continue;
+        };
+        let verdict = after_call(
+            outcome,
+            call.progress.reason,
+            call.attempt_no,
+            call.policy,
+            now,
+        );
+        let (status, due_at) = match verdict {
+            // A call that had ended before was refined: its row has moved on already.
+            Verdict::Again(_) if call.was_final => continue,
+            Verdict::Again(due_at) => ("not_started", Some(due_at)),
+            Verdict::End(status) => (status, None),
+        };
+        batches.push(batch);
+        rows.push(StoredRow {
+            id: row,
+            attempt_no: call.attempt_no,
+            status,
+            outcome: Some(outcome),
+            reason: call.progress.reason,
+            error_message: call.progress.error_message.as_deref(),
+            due_at,
+        });
+    }
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    sqlx::query!(
+        "update batch_data d
+         set status = n.status, outcome = n.outcome, reason = n.reason, error_message = n.error_message,
+             due_at = coalesce(n.due_at, d.due_at), updated_at = now()
+         from jsonb_to_recordset($1) as n (id uuid, attempt_no integer, status text, outcome text, reason text,
+                                           error_message text, due_at timestamptz)
+         where d.id = n.id
+           and d.attempts = n.attempt_no
+           and d.status <> 'not_started'",
+        serde_json::to_value(&rows)?,
+    )
+    .execute(db)
+    .await?;
+    batches.sort_unstable();
+    batches.dedup();
+    Ok(batches)
+}
+
+/// Completes those of the batches that have no row left to call.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn complete_unscoped(db: &mut PgConnection, batches: &[BatchId]) -> Result<Vec<BatchId>> {
+    if batches.is_empty() {
+        return Ok(Vec::new());
+    }
+    let completed = sqlx::query_scalar!(
+        r#"update call_batches b
+           set status = 'completed', status_reason = null, completed_at = now(), updated_at = now()
+           from batch_progress p
+           where b.id = any($1)
+             and p.batch_id = b.id
+             and b.status in ('in_progress', 'paused')
+             and b.launched_at is not null
+             and p.not_started = 0
+             and p.calling = 0
+           returning b.id as "id: BatchId""#,
+        batches as &[BatchId],
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(completed)
+}

@@ -1,0 +1,199 @@
+//! Calls that fell silent. A create request without an answer, a call whose carrier stopped
+//! talking: neither is dialled again, both are asked about until there is evidence.
+//!
+//! What is found is written to the inbox like any callback, so there is one way for a call to
+//! move. A call that nothing is ever learnt of ends as `lost`.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::{PgConnection, PgPool};
+
+use crate::error::Result;
+use crate::ids::{CallId, OrgId, TrunkId};
+use crate::phone::E164;
+use crate::telephony::{CallEvent, CallStatus, Outcome, Reason};
+
+/// After this long in `submitting`, the worker that should have sent the request is taken for
+/// dead. It is longer than a worker may hold a call ([`HOLD_LIMIT`]) plus its HTTP timeout.
+pub const SUBMITTING_LIMIT: TimeDelta = TimeDelta::seconds(30);
+/// How long a worker may hold a claimed call before it must give it back unsent.
+pub const HOLD_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long an accepted call may be silent beyond its ring time or its longest talk.
+const SILENCE_SECS: i32 = 60;
+/// How long a direct call may wait for its slot before nobody expects it any more.
+const QUEUE_LIMIT: TimeDelta = TimeDelta::minutes(15);
+
+/// A call to ask the carrier about.
+#[derive(Clone, Debug)]
+pub struct Silent {
+    pub id: CallId,
+    pub org: OrgId,
+    pub trunk: TrunkId,
+    pub status: CallStatus,
+    pub carrier_call_id: Option<String>,
+    pub to: E164,
+    pub from: E164,
+    pub submitted_at: DateTime<Utc>,
+    /// From here on, no evidence means lost.
+    pub deadline: DateTime<Utc>,
+}
+
+/// Gives up waiting for workers that died with a call in hand.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn abandon_submissions_unscoped(db: &mut PgConnection) -> Result<u64> {
+    let done = sqlx::query!(
+        "update calls
+         set status = 'unknown', check_at = now(), changed_at = now(),
+             error_message = 'the worker died while it placed this call'
+         where live
+           and status = 'submitting'
+           and submitted_at < now() - make_interval(secs => $1)",
+        SUBMITTING_LIMIT.as_seconds_f64(),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Takes calls that are due for a question to their carrier. Each is taken by one worker and
+/// comes up again after `again_in` unless it has moved by then.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn take_silent_unscoped(
+    pool: &PgPool,
+    most: i64,
+    again_in: TimeDelta,
+    unknown_deadline: TimeDelta,
+) -> Result<Vec<Silent>> {
+    let rows = sqlx::query!(
+        r#"with due as (
+               select c.id
+               from calls c
+               join trunks t on t.id = c.trunk_id
+               join agents a on a.id = c.agent_id
+               where c.live
+                 and (c.status = 'unknown' and c.check_at <= now()
+                      or c.status in ('accepted', 'dialing', 'ringing', 'canceling')
+                         and c.changed_at < now() - make_interval(secs => t.ring_timeout_secs + $4)
+                         and coalesce(c.check_at, now()) <= now()
+                      or c.status = 'in_progress'
+                         and c.changed_at < now() - make_interval(secs => a.session_timeout_secs + $4)
+                         and coalesce(c.check_at, now()) <= now())
+               order by c.changed_at
+               limit $1
+               for update of c skip locked
+           )
+           update calls c
+           set check_at = now() + make_interval(secs => $2)
+           from due d, trunks t
+           where c.id = d.id
+             and t.id = c.trunk_id
+           returning c.id as "id: CallId", c.org_id as "org_id: OrgId", c.trunk_id as "trunk_id: TrunkId",
+                     c.status as "status: CallStatus", c.carrier_call_id, c.to_number as "to_number: E164",
+                     c.from_number as "from_number: E164", c.submitted_at as "submitted_at!",
+                     c.submitted_at + make_interval(secs => t.ring_timeout_secs + $3) as "deadline!""#,
+        most,
+        again_in.as_seconds_f64(),
+        i32::try_from(unknown_deadline.num_seconds()).unwrap_or(i32::MAX / 2),
+        SILENCE_SECS,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Silent {
+            id: row.id,
+            org: row.org_id,
+            trunk: row.trunk_id,
+            status: row.status,
+            carrier_call_id: row.carrier_call_id,
+            to: row.to_number,
+            from: row.from_number,
+            submitted_at: row.submitted_at,
+            deadline: row.deadline,
+        })
+        .collect())
+}
+
+/// Which of the carrier's call ids belong to one of our calls already.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn bound_unscoped(
+    pool: &PgPool,
+    trunk: TrunkId,
+    carrier_call_ids: &[String],
+) -> Result<Vec<String>> {
+    let bound = sqlx::query_scalar!(
+        r#"select carrier_call_id as "carrier_call_id!"
+           from calls
+           where trunk_id = $1
+             and carrier_call_id = any($2)"#,
+        trunk as TrunkId,
+        carrier_call_ids,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(bound)
+}
+
+/// The event that ends a call nobody ever learnt anything of.
+#[must_use]
+pub fn lost(now: DateTime<Utc>) -> CallEvent {
+    CallEvent {
+        dedup_key: "lost".to_owned(),
+        status: Some(CallStatus::Final),
+        outcome: Some(Outcome::Lost),
+        reason: Some(Reason::NoFinalStatus),
+        occurred_at: Some(now),
+        ..CallEvent::default()
+    }
+}
+
+/// Gives back what was claimed and provably never sent for batches that are not running: the
+/// call is canceled and its row can be dialled again. Direct calls that waited too long expire.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn release_unscoped(db: &mut PgConnection) -> Result<u64> {
+    let released = sqlx::query!(
+        "with unwanted as (
+             select c.id, c.row_id
+             from calls c
+             join call_batches b on b.id = c.batch_id
+             where c.live
+               and c.status = 'deferred'
+               and b.status <> 'in_progress'
+             order by c.id
+             for update of c skip locked
+         ),
+         ended as (
+             update calls c
+             set status = 'final', outcome = 'canceled', reason = 'canceled', ended_at = now(), changed_at = now(),
+                 error_message = 'given back unsent because the batch is not running'
+             from unwanted u
+             where c.id = u.id
+         )
+         update batch_data d
+         set status = 'not_started', due_at = now(), updated_at = now()
+         from unwanted u
+         where d.id = u.row_id
+           and d.status = 'calling'",
+    )
+    .execute(&mut *db)
+    .await?;
+    let expired = sqlx::query!(
+        "update calls
+         set status = 'final', outcome = 'expired', reason = 'expired', ended_at = now(), changed_at = now(),
+             error_message = 'the call waited too long for its slot and was dropped'
+         where batch_id is null
+           and (status = 'queued' or live and status = 'deferred')
+           and created_at < now() - make_interval(secs => $1)",
+        QUEUE_LIMIT.as_seconds_f64(),
+    )
+    .execute(db)
+    .await?;
+    Ok(released.rows_affected() + expired.rows_affected())
+}

@@ -1,0 +1,248 @@
+//! Batches: created, listed, changed and deleted by their owner.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
+use crate::{agents, phones};
+
+/// Where a batch stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum BatchStatus {
+    NotStarted,
+    Scheduled,
+    InProgress,
+    Paused,
+    Stopped,
+    Completed,
+}
+
+impl BatchStatus {
+    /// The word on the wire and in tables.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotStarted => "not_started",
+            Self::Scheduled => "scheduled",
+            Self::InProgress => "in_progress",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+/// A batch, as the contract shows it, with Peal's own fields behind.
+#[derive(Clone, Debug, Serialize)]
+pub struct Batch {
+    pub id: BatchId,
+    pub user_id: UserId,
+    pub agent_id: AgentId,
+    pub workflow_id: Option<uuid::Uuid>,
+    pub caller_phone_id: PhoneId,
+    pub batch_name: String,
+    pub description: Option<String>,
+    pub status: BatchStatus,
+    pub status_reason: Option<String>,
+    pub variable_names: Vec<String>,
+    pub batch_size: i32,
+    pub max_retries: i32,
+    pub retry_delay_seconds: i32,
+    pub retry_lost: bool,
+    pub default_country: Option<String>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub completed_at: Option<DateTime<Utc>>,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    pub org_id: OrgId,
+}
+
+/// A batch to create.
+#[derive(Clone, Debug)]
+pub struct NewBatch {
+    pub user: UserId,
+    pub agent: AgentId,
+    pub caller_phone: PhoneId,
+    pub batch_name: String,
+    pub description: Option<String>,
+    pub variable_names: Vec<String>,
+    pub batch_size: i32,
+    pub max_retries: i32,
+    pub retry_delay_seconds: i32,
+    pub retry_lost: bool,
+    pub default_country: Option<String>,
+}
+
+/// One page of batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    pub number: i64,
+    pub size: i64,
+}
+
+/// Creates a batch for an agent and a caller number in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] for an agent or number the caller cannot see, [`Error::Rejected`] when
+/// they belong to different organisations.
+pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Result<Batch> {
+    let agent = agents::find(db, scope, new.agent).await?;
+    let phone = phones::find(db, scope, new.caller_phone).await?;
+    if agent.org_id != phone.org_id {
+        return Err(Error::rejected(
+            "organizations_differ",
+            "agent_id and caller_phone_id belong to different organizations",
+        ));
+    }
+    let id = BatchId::new();
+    sqlx::query!(
+        "insert into call_batches (id, org_id, user_id, agent_id, caller_phone_id, batch_name, description,
+                                   variable_names, batch_size, max_retries, retry_delay_seconds, retry_lost,
+                                   default_country)
+         select $1, u.org_id, u.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
+         from users u
+         where u.id = $2
+           and u.org_id = $13",
+        id as BatchId,
+        new.user as UserId,
+        new.agent as AgentId,
+        new.caller_phone as PhoneId,
+        new.batch_name,
+        new.description,
+        &new.variable_names,
+        new.batch_size,
+        new.max_retries,
+        new.retry_delay_seconds,
+        new.retry_lost,
+        new.default_country,
+        agent.org_id as OrgId,
+    )
+    .execute(&mut *db)
+    .await?;
+    find(db, scope, id).await
+}
+
+/// A batch in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
+    sqlx::query_file_as!(
+        Batch,
+        "src/campaigns/find_batch.sql",
+        id as BatchId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Batch"))
+}
+
+/// The newest batches in the caller's sight, and how many there are.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(db: &mut PgConnection, scope: &Scope, page: Page) -> Result<(Vec<Batch>, i64)> {
+    let total = sqlx::query_scalar!(
+        r#"select count(*) as "n!"
+           from call_batches
+           where ($1::uuid is null or org_id = $1)
+             and ($2::uuid is null or user_id = $2)"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let batches = sqlx::query_file_as!(
+        Batch,
+        "src/campaigns/list_batches.sql",
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        page.size,
+        (page.number - 1).saturating_mul(page.size),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok((batches, total))
+}
+
+/// Locks a batch in the caller's sight for a change that only a batch before its launch allows.
+///
+/// # Errors
+/// [`Error::NotFound`], or [`Error::Conflict`] once it was started.
+pub async fn lock_unstarted(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
+    sqlx::query!(
+        "select from call_batches where id = $1 for no key update",
+        id as BatchId
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let batch = find(db, scope, id).await?;
+    if batch.status != BatchStatus::NotStarted {
+        return Err(Error::conflict("batch_started", "batch already started"));
+    }
+    Ok(batch)
+}
+
+/// Replaces the variable names of a batch before its launch.
+///
+/// # Errors
+/// As [`lock_unstarted`].
+pub async fn set_variables(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: BatchId,
+    names: &[String],
+) -> Result<Batch> {
+    lock_unstarted(db, scope, id).await?;
+    sqlx::query!(
+        "update call_batches set variable_names = $2, updated_at = now() where id = $1",
+        id as BatchId,
+        names,
+    )
+    .execute(&mut *db)
+    .await?;
+    find(db, scope, id).await
+}
+
+/// Deletes a batch with its rows. Calls that were made stay in the log.
+///
+/// # Errors
+/// [`Error::NotFound`], or [`Error::Conflict`] while it runs or has live calls.
+pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<()> {
+    sqlx::query!(
+        "select from call_batches where id = $1 for update",
+        id as BatchId
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let batch = find(db, scope, id).await?;
+    let live = sqlx::query_scalar!(
+        r#"select exists (select from calls where batch_id = $1 and live) as "live!""#,
+        id as BatchId,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if live
+        || matches!(
+            batch.status,
+            BatchStatus::InProgress | BatchStatus::Scheduled
+        )
+    {
+        return Err(Error::conflict(
+            "batch_running",
+            "the batch is running: stop it and let its calls end before you delete it",
+        ));
+    }
+    sqlx::query!("delete from call_batches where id = $1", id as BatchId)
+        .execute(db)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! Campaigns: batches of people to call.
+//!
+//! ```text
+//! not_started -> in_progress -> completed        every row has its final status
+//!                 |      ^
+//!                 v      |
+//!                paused (by its owner, or by us with a reason)
+//!                 |
+//!                 v
+//!                stopped -> in_progress            started again while rows are left
+//! ```
+//!
+//! The owner creates a batch, fills it ([`ingest`], [`rows`]), starts it ([`lifecycle`]). From
+//! there the dialler's claim (`calls/claim.rs`) takes rows and the inbox gives them back; this
+//! feature only decides whether rows may be taken. Counts are kept by triggers inside the
+//! statements that move rows ([`progress`] reads them), so they cannot drift.
+//!
+//! Rows change only before the start; a running batch is the claim's.
+
+pub mod batches;
+pub mod lifecycle;
+pub mod progress;
+pub mod rows;
+
+pub use batches::{Batch, BatchStatus, NewBatch};

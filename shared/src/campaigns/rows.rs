@@ -1,0 +1,148 @@
+//! Batch rows: read at any time, changed one by one before the launch.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+
+use super::batches::{find, lock_unstarted};
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{BatchId, RowId};
+use crate::phone::E164;
+
+/// Where a row stands, in the contract's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum RowStatus {
+    NotStarted,
+    Calling,
+    Completed,
+    Failed,
+    NoAnswer,
+}
+
+/// A row, as the contract shows it, with Peal's own fields behind.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    pub id: RowId,
+    pub batch_id: BatchId,
+    pub to_phonenumber: E164,
+    pub variable_values: serde_json::Value,
+    pub status: RowStatus,
+    pub error_message: Option<String>,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub outcome: Option<String>,
+    pub reason: Option<String>,
+    pub attempts: i32,
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    pub row_no: i64,
+}
+
+/// Which rows to read: those behind `after`, of one status or any.
+#[derive(Clone, Copy, Debug)]
+pub struct Filter {
+    pub status: Option<RowStatus>,
+    pub after: i64,
+    pub most: i64,
+}
+
+/// Rows of a batch in the caller's sight, in the order they were added.
+///
+/// # Errors
+/// [`Error::NotFound`] for a batch out of sight.
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    batch: BatchId,
+    filter: Filter,
+) -> Result<Vec<Row>> {
+    find(db, scope, batch).await?;
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select id as "id: RowId", batch_id as "batch_id: BatchId", to_phonenumber as "to_phonenumber: E164",
+                  variable_values, status as "status: RowStatus", error_message, created_at, updated_at, outcome,
+                  reason, attempts,
+                  case when status = 'not_started' and attempts > 0 then due_at end as next_attempt_at, row_no
+           from batch_data
+           where batch_id = $1
+             and row_no > $2
+             and ($3::text is null or status = $3)
+           order by row_no
+           limit $4"#,
+        batch as BatchId,
+        filter.after,
+        filter.status as Option<RowStatus>,
+        filter.most,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows)
+}
+
+/// Changes one row that is still waiting in a batch that is not started.
+///
+/// # Errors
+/// [`Error::NotFound`] for a row that is not in the batch, [`Error::Conflict`] once the batch
+/// or the row was started, or when another row has the number.
+pub async fn update(
+    db: &mut PgConnection,
+    scope: &Scope,
+    batch: BatchId,
+    row: RowId,
+    number: &E164,
+    zones: Option<i32>,
+    variables: &serde_json::Value,
+) -> Result<()> {
+    use crate::error::OnConstraint;
+    lock_unstarted(db, scope, batch).await?;
+    let done = sqlx::query!(
+        "update batch_data
+         set to_phonenumber = $3, variable_values = $4, zone_set_id = $5, updated_at = now()
+         where id = $1
+           and batch_id = $2
+           and status = 'not_started'",
+        row as RowId,
+        batch as BatchId,
+        number.as_str(),
+        variables,
+        zones,
+    )
+    .execute(db)
+    .await
+    .on_constraint("number_is_in_batch", || {
+        Error::conflict(
+            "duplicate_number",
+            "another row of this batch has this number",
+        )
+    })?;
+    if done.rows_affected() == 0 {
+        return Err(Error::NotFound("Row"));
+    }
+    Ok(())
+}
+
+/// Removes one row from a batch that is not started.
+///
+/// # Errors
+/// As [`update`].
+pub async fn delete(
+    db: &mut PgConnection,
+    scope: &Scope,
+    batch: BatchId,
+    row: RowId,
+) -> Result<()> {
+    lock_unstarted(db, scope, batch).await?;
+    let done = sqlx::query!(
+        "delete from batch_data where id = $1 and batch_id = $2",
+        row as RowId,
+        batch as BatchId,
+    )
+    .execute(db)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Err(Error::NotFound("Row"));
+    }
+    Ok(())
+}
