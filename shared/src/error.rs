@@ -21,6 +21,21 @@ pub struct FieldError {
     pub kind: Cow<'static, str>,
 }
 
+/// One reason why a batch cannot start, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Blocker {
+    pub code: &'static str,
+    pub message: String,
+}
+
+fn reasons(blockers: &[Blocker]) -> String {
+    let messages: Vec<&str> = blockers
+        .iter()
+        .map(|blocker| blocker.message.as_str())
+        .collect();
+    messages.join("; ")
+}
+
 /// A refusal or a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -39,6 +54,9 @@ pub enum Error {
     /// The state of the thing does not allow this.
     #[error("{detail}")]
     Conflict { code: &'static str, detail: String },
+    /// A batch cannot start; every reason is listed.
+    #[error("the batch cannot start: {}", reasons(.0))]
+    NotReady(Vec<Blocker>),
     /// The input is larger than a configured limit.
     #[error("{0}")]
     TooLarge(String),

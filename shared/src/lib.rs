@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod agents;
+pub mod api_keys;
 pub mod calls;
 pub mod campaigns;
 pub mod clock;
@@ -16,5 +17,6 @@ pub mod phones;
 pub mod secret;
 pub mod telephony;
 pub mod trunks;
+pub mod users;
 
 pub use error::{Error, Result};

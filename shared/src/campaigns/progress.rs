@@ -1,1 +1,247 @@
+//! How a batch is doing: exact counts, its rate, when it will be done, and, when nothing is
+//! being dialled, why.
 
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use super::batches::{Batch, BatchStatus, find};
+use crate::access::Scope;
+use crate::error::Result;
+use crate::ids::BatchId;
+
+/// Over how long the rate is measured.
+const RATE_WINDOW_SECS: i32 = 10;
+
+/// Rows by status; they add up to `total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct StatusCounts {
+    pub not_started: i64,
+    pub calling: i64,
+    pub completed: i64,
+    pub failed: i64,
+    pub no_answer: i64,
+    pub total: i64,
+}
+
+/// Why nothing is dialled at the moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    pub code: &'static str,
+    pub message: String,
+    /// When it will go on, where that is known.
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// The state of a batch at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Snapshot {
+    pub status: BatchStatus,
+    pub status_reason: Option<String>,
+    pub status_counts: StatusCounts,
+    /// Calls started per second over the last ten.
+    pub calls_per_second: f64,
+    /// Seconds until the last row, at this rate.
+    pub eta_seconds: Option<f64>,
+    /// None while calls are being started, or when there is nothing left to start.
+    pub waiting: Option<Waiting>,
+}
+
+/// Counts of a batch's rows by status.
+///
+/// # Errors
+/// [`crate::Error::NotFound`] for a batch out of sight.
+pub async fn counts(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: BatchId,
+) -> Result<(Batch, StatusCounts)> {
+    let batch = find(db, scope, id).await?;
+    let counts = sqlx::query_as!(
+        StatusCounts,
+        r#"select not_started, calling, completed, failed, no_answer,
+                  not_started + calling + completed + failed + no_answer as "total!"
+           from batch_progress
+           where batch_id = $1"#,
+        id as BatchId,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok((batch, counts))
+}
+
+/// The whole state of a batch.
+///
+/// # Errors
+/// As [`counts`].
+#[expect(clippy::cast_precision_loss, reason = "a rate for people to read")]
+pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Snapshot> {
+    let (batch, counts) = counts(db, scope, id).await?;
+    let started = sqlx::query_scalar!(
+        r#"select count(*) as "n!"
+           from calls
+           where batch_id = $1
+             and created_at > now() - make_interval(secs => $2)"#,
+        id as BatchId,
+        f64::from(RATE_WINDOW_SECS),
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let rate = started as f64 / f64::from(RATE_WINDOW_SECS);
+    let left = counts.not_started;
+    let dialling = batch.status == BatchStatus::InProgress && left > 0;
+    let waiting = if started > 0 || left == 0 {
+        None
+    } else {
+        waiting(db, &batch).await?
+    };
+    Ok(Snapshot {
+        status: batch.status,
+        status_reason: batch.status_reason,
+        status_counts: counts,
+        calls_per_second: rate,
+        eta_seconds: (dialling && rate > 0.0).then(|| left as f64 / rate),
+        waiting,
+    })
+}
+
+struct Facts {
+    launched: bool,
+    trunk_active: Option<bool>,
+    trunk_reason: Option<String>,
+    has_pacer: bool,
+    trunk_live: i64,
+    trunk_limit: Option<i32>,
+    org_live: i64,
+    org_limit: i32,
+    batch_live: i64,
+    due: bool,
+    next_due: Option<DateTime<Utc>>,
+    busy: bool,
+    slowdown: Option<f64>,
+    next_slot: Option<DateTime<Utc>>,
+}
+
+async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>> {
+    let why = |code, message: String, until| {
+        Some(Waiting {
+            code,
+            message,
+            until,
+        })
+    };
+    let reason = batch.status_reason.clone().unwrap_or_default();
+    Ok(match batch.status {
+        BatchStatus::InProgress => {
+            let facts = sqlx::query_file_as!(
+                Facts,
+                "src/campaigns/waiting_facts.sql",
+                batch.id as BatchId
+            )
+            .fetch_one(db)
+            .await?;
+            Some(explain(&facts, batch))
+        }
+        BatchStatus::Paused => why("paused", format!("the batch is paused: {reason}"), None),
+        BatchStatus::Stopped => why("stopped", format!("the batch was stopped: {reason}"), None),
+        BatchStatus::NotStarted => why(
+            "not_started",
+            "the batch has not been started".to_owned(),
+            None,
+        ),
+        BatchStatus::Scheduled => why(
+            "scheduled",
+            "the batch waits for its start time".to_owned(),
+            None,
+        ),
+        BatchStatus::Completed => None,
+    })
+}
+
+/// The first thing that stands between a row and its call.
+fn explain(facts: &Facts, batch: &Batch) -> Waiting {
+    let say = |code, message: String, until| Waiting {
+        code,
+        message,
+        until,
+    };
+    if !facts.launched {
+        return say(
+            "starting",
+            "the start is being carried out".to_owned(),
+            None,
+        );
+    }
+    if facts.trunk_active != Some(true) {
+        let reason = facts.trunk_reason.as_deref().unwrap_or("by its owner");
+        return say(
+            "trunk_paused",
+            format!("the trunk is paused: {reason}"),
+            None,
+        );
+    }
+    if !facts.has_pacer {
+        return say(
+            "no_pacer",
+            "the trunk has no pacer: set its cps again".to_owned(),
+            None,
+        );
+    }
+    if !facts.due {
+        return say(
+            "retry_later",
+            "the rows that are left wait for their next attempt".to_owned(),
+            facts.next_due,
+        );
+    }
+    if facts.batch_live >= i64::from(batch.batch_size) {
+        return say(
+            "batch_size",
+            format!(
+                "all {} concurrent calls of the batch are in use (batch_size)",
+                batch.batch_size
+            ),
+            None,
+        );
+    }
+    if facts.org_live >= i64::from(facts.org_limit) {
+        return say(
+            "organization_limit",
+            format!(
+                "the organization has its {} concurrent calls",
+                facts.org_limit
+            ),
+            None,
+        );
+    }
+    if facts
+        .trunk_limit
+        .is_some_and(|limit| facts.trunk_live >= i64::from(limit))
+    {
+        return say(
+            "trunk_limit",
+            "the trunk has all the concurrent calls it may have".to_owned(),
+            None,
+        );
+    }
+    if facts.busy {
+        return say(
+            "number_busy",
+            "the numbers that are due are on another call of the organization".to_owned(),
+            None,
+        );
+    }
+    if facts.slowdown.is_some_and(|slowdown| slowdown > 1.5) {
+        return say(
+            "carrier_pushback",
+            "the carrier refuses the pace; dialling goes on slower".to_owned(),
+            facts.next_slot,
+        );
+    }
+    say(
+        "waiting_for_worker",
+        "rows are due and the line is free: no worker with the role dial has taken them yet"
+            .to_owned(),
+        facts.next_slot,
+    )
+}

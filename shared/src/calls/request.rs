@@ -1,0 +1,65 @@
+//! Direct calls: one person, now. They wait in the same line as the rows of batches and leave
+//! through the same claim.
+
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use crate::access::Scope;
+use crate::agents::Agent;
+use crate::error::Result;
+use crate::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId, UserId};
+use crate::phone::E164;
+use crate::phones::Phone;
+
+/// A direct call to make.
+#[derive(Clone, Debug)]
+pub struct NewDirectCall {
+    pub user: UserId,
+    pub to: E164,
+    pub variable_values: serde_json::Value,
+}
+
+/// A direct call that waits for its slot.
+#[derive(Clone, Debug, Serialize)]
+pub struct Queued {
+    pub id: CallId,
+    pub org_id: OrgId,
+    pub trunk_id: TrunkId,
+}
+
+/// Puts a direct call in the line, from a number and for an agent that were found in the
+/// caller's scope.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database, also when the two belong to different
+/// organisations.
+pub async fn request(
+    db: &mut PgConnection,
+    _scope: &Scope,
+    agent: &Agent,
+    line: &Phone,
+    new: &NewDirectCall,
+) -> Result<Queued> {
+    let id = CallId::new();
+    sqlx::query!(
+        "insert into calls (id, org_id, user_id, agent_id, phone_id, trunk_id, from_number, to_number,
+                            variable_values, status)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'queued')",
+        id as CallId,
+        agent.org_id as OrgId,
+        new.user as UserId,
+        agent.id as AgentId,
+        line.id as PhoneId,
+        line.trunk_id as TrunkId,
+        line.phone_number.as_str(),
+        new.to.as_str(),
+        new.variable_values,
+    )
+    .execute(db)
+    .await?;
+    Ok(Queued {
+        id,
+        org_id: agent.org_id,
+        trunk_id: line.trunk_id,
+    })
+}

@@ -1,0 +1,27 @@
+-- Everything that can stand between a batch's rows and their calls.
+select b.launched_at is not null as "launched!",
+       t.status = 'active' as "trunk_active?",
+       t.status_reason as "trunk_reason?",
+       p.trunk_id is not null as "has_pacer!",
+       (select count(*) from calls c where c.trunk_id = b.trunk_id and c.live) as "trunk_live!",
+       t.max_concurrent as "trunk_limit?",
+       (select count(*) from calls c where c.org_id = b.org_id and c.live) as "org_live!",
+       o.max_concurrent_calls as org_limit,
+       (select count(*) from calls c where c.trunk_id = b.trunk_id and c.live and c.batch_id = b.id) as "batch_live!",
+       exists (select from batch_data d
+               where d.batch_id = b.id and d.status = 'not_started' and d.due_at <= now()) as "due!",
+       (select min(d.due_at) from batch_data d where d.batch_id = b.id and d.status = 'not_started') as next_due,
+       not exists (select from batch_data d
+                   where d.batch_id = b.id and d.status = 'not_started' and d.due_at <= now()
+                     and not exists (select from calls c
+                                     where c.org_id = d.org_id and c.to_number = d.to_phonenumber and c.live))
+           as "busy!",
+       p.slowdown * (case when p.slowed_at is null then 1
+                          else power(0.5, extract(epoch from now() - p.slowed_at)::double precision / 10) end)
+           as "slowdown?",
+       p.next_slot as "next_slot?"
+from call_batches b
+join organizations o on o.id = b.org_id
+left join trunks t on t.id = b.trunk_id
+left join pacers p on p.trunk_id = b.trunk_id
+where b.id = $1

@@ -1,0 +1,78 @@
+//! Organisations and the people in them, as far as signing in and dialling need them.
+
+use sqlx::PgConnection;
+
+use crate::access::{Credential, Principal, Role};
+use crate::error::Result;
+use crate::ids::{OrgId, UserId};
+
+/// Finds the organisation of that name, or founds it.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn ensure_org_unscoped(db: &mut PgConnection, name: &str) -> Result<OrgId> {
+    let found = sqlx::query_scalar!(
+        r#"select id as "id: OrgId" from organizations where name = $1 order by created_at limit 1"#,
+        name
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    if let Some(org) = found {
+        return Ok(org);
+    }
+    let id = OrgId::new();
+    sqlx::query!(
+        "insert into organizations (id, name, max_concurrent_calls) values ($1, $2, 1000)",
+        id as OrgId,
+        name
+    )
+    .execute(db)
+    .await?;
+    Ok(id)
+}
+
+/// Finds the user of that e-mail address, or adds one to the organisation.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn ensure_user_unscoped(
+    db: &mut PgConnection,
+    org: OrgId,
+    email: &str,
+    role: Role,
+) -> Result<UserId> {
+    let id = sqlx::query_scalar!(
+        r#"insert into users (id, org_id, email, role)
+           values ($1, $2, $3, $4)
+           on conflict (lower(email)) do update set email = excluded.email
+           returning id as "id: UserId""#,
+        UserId::new() as UserId,
+        org as OrgId,
+        email,
+        role as Role,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(id)
+}
+
+/// The caller behind a verified session token: who they are and what they may do is read here,
+/// never from the token.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn principal_unscoped(db: &mut PgConnection, user: UserId) -> Result<Option<Principal>> {
+    let row = sqlx::query!(
+        r#"select org_id as "org_id: OrgId", email, role as "role: Role" from users where id = $1"#,
+        user as UserId,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(|row| Principal {
+        user,
+        org: row.org_id,
+        role: row.role,
+        email: Some(row.email),
+        credential: Credential::Session,
+    }))
+}
