@@ -7,12 +7,14 @@
 //! with an error; it answers with a [`Placement`], in which everything that is not proof of
 //! acceptance, refusal or non-processing is [`Placement::Unknown`].
 //!
-//! Adding a carrier: one file that implements [`Carrier`], one variant of [`CarrierKind`], its
+//! Adding a carrier: one folder that implements [`Carrier`], one variant of [`CarrierKind`], its
 //! constraint in a migration, and signature vectors made with the vendor's own SDK.
 
 pub mod document;
 pub mod events;
 pub mod twilio;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -25,6 +27,7 @@ use crate::error::Result;
 use crate::phone::E164;
 pub use document::{Document, Verb};
 pub use events::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
+pub use twilio::Twilio;
 
 /// A vendor's wire contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
@@ -183,4 +186,30 @@ pub trait Carrier: Send + Sync {
 
     /// Writes an answer document in the carrier's language.
     fn render(&self, document: &Document) -> Rendered;
+}
+
+/// Every vendor's adapter, one of each: they keep connections open and hold no account.
+#[derive(Clone, Debug)]
+pub struct Carriers {
+    twilio: Arc<Twilio>,
+}
+
+impl Carriers {
+    /// The adapters, with their own connections.
+    ///
+    /// # Errors
+    /// Fails when the TLS roots of the machine cannot be read.
+    pub fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            twilio: Arc::new(Twilio::new()?),
+        })
+    }
+
+    /// The adapter of a vendor.
+    #[must_use]
+    pub fn of(&self, kind: CarrierKind) -> &dyn Carrier {
+        match kind {
+            CarrierKind::Twilio => self.twilio.as_ref(),
+        }
+    }
 }

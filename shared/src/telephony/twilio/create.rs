@@ -1,0 +1,153 @@
+//! Creating a call: one request, and a verdict on whatever comes back.
+//!
+//! ```text
+//! 2xx with a call id                                    accepted
+//! no connection, 429 + 20429, 4xx + 10004               deferred  (proof: nothing was processed)
+//! 4xx with Twilio's error document, not 408 409 425 429 refused
+//! anything else                                         unknown
+//! ```
+//!
+//! The request has no retry of any kind and follows no redirect; an HTTP client that repeats
+//! it rings somebody twice.
+
+use reqwest::{Client, StatusCode};
+use url::Url;
+
+use super::wire::{self, Failure, Fault, Reply};
+use super::words;
+use crate::telephony::{Account, NewCall, Placement};
+
+/// Twilio's longest ring time.
+const MAX_RING_TIMEOUT_SECS: u32 = 600;
+
+/// The progress we ask to hear of. The earliest is what resolves a create request whose
+/// answer was lost.
+const STATUS_EVENTS: [&str; 4] = ["initiated", "ringing", "answered", "completed"];
+
+/// Connection overrides of callback URLs: five retries, on every kind of failure. Twilio
+/// reads the fragment and never sends it.
+const RETRY_EVERYTHING: &str = "rc=5&rp=all";
+
+/// More concurrent API requests than the account may make; documented as not processed.
+const TOO_MANY_REQUESTS: u64 = 20429;
+
+/// More concurrent calls than the account may have; the call is rejected, not queued.
+const TOO_MANY_CALLS: u64 = 10004;
+
+/// Asks Twilio to dial.
+pub(super) async fn create(client: &Client, account: &Account, call: &NewCall) -> Placement {
+    let Some(url) = wire::address(account, &["Calls.json"]) else {
+        return Placement::Deferred {
+            proof: "nothing was sent: the trunk's API address cannot hold a path".to_owned(),
+            retry_after_secs: None,
+            throttled: false,
+        };
+    };
+    let request = wire::authorize(client.post(url), account).form(&form(call));
+    classify(wire::exchange(request).await)
+}
+
+/// The fields of the request, in the order of Twilio's reference.
+pub(super) fn form(call: &NewCall) -> Vec<(&'static str, String)> {
+    let mut fields = vec![
+        ("To", call.to.as_str().to_owned()),
+        ("From", call.from.as_str().to_owned()),
+        ("Url", callback_url(&call.answer_url)),
+        ("Method", "POST".to_owned()),
+        ("StatusCallback", callback_url(&call.status_url)),
+        ("StatusCallbackMethod", "POST".to_owned()),
+    ];
+    for event in STATUS_EVENTS {
+        fields.push(("StatusCallbackEvent", event.to_owned()));
+    }
+    let ring_timeout_secs = call.ring_timeout_secs.min(MAX_RING_TIMEOUT_SECS);
+    fields.push(("Timeout", ring_timeout_secs.to_string()));
+    fields.push(("TimeLimit", call.max_duration_secs.to_string()));
+    if let Some(url) = &call.machine_detection_url {
+        // Asynchronous: otherwise the person hears silence until the verdict.
+        fields.push(("MachineDetection", "Enable".to_owned()));
+        fields.push(("AsyncAmd", "true".to_owned()));
+        fields.push(("AsyncAmdStatusCallback", callback_url(url)));
+        fields.push(("AsyncAmdStatusCallbackMethod", "POST".to_owned()));
+    }
+    if let Some(url) = &call.recording_url {
+        fields.push(("Record", "true".to_owned()));
+        fields.push(("RecordingStatusCallback", callback_url(url)));
+        fields.push(("RecordingStatusCallbackMethod", "POST".to_owned()));
+        fields.push(("RecordingStatusCallbackEvent", "completed".to_owned()));
+    }
+    fields
+}
+
+fn callback_url(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_fragment(Some(RETRY_EVERYTHING));
+    url.into()
+}
+
+/// What a reply, or the lack of one, proves.
+fn classify(result: Result<Reply, Failure>) -> Placement {
+    let reply = match result {
+        Ok(reply) => reply,
+        Err(Failure::Unreached(proof)) => {
+            return Placement::Deferred {
+                proof,
+                retry_after_secs: None,
+                throttled: false,
+            };
+        }
+        Err(Failure::Lost(detail)) => return Placement::Unknown { detail },
+    };
+    let status = reply.status;
+    if status.is_success() {
+        return accepted(&reply).unwrap_or_else(|| Placement::Unknown {
+            detail: format!("HTTP {status} without a call id"),
+        });
+    }
+    match reply.fault() {
+        Some(fault) if proves_nothing_ran(status, fault.code) => Placement::Deferred {
+            proof: format!("HTTP {status}, code {}: {}", fault.code, fault.message),
+            retry_after_secs: reply.retry_after_secs,
+            throttled: true,
+        },
+        Some(fault) if is_definite(status) => refused(status, fault),
+        Some(fault) => Placement::Unknown {
+            detail: format!("HTTP {status}, code {}: {}", fault.code, fault.message),
+        },
+        None => Placement::Unknown {
+            detail: format!("HTTP {status} that is not an error of Twilio's"),
+        },
+    }
+}
+
+fn accepted(reply: &Reply) -> Option<Placement> {
+    let record = reply.json()?;
+    let carrier_call_id = wire::text(&record, "sid").filter(|sid| wire::is_call_sid(sid))?;
+    Some(Placement::Accepted {
+        carrier_call_id,
+        carrier_status: wire::text(&record, "status").unwrap_or_default(),
+    })
+}
+
+fn refused(status: StatusCode, fault: Fault) -> Placement {
+    Placement::Refused {
+        reason: words::refusal(status, fault.code),
+        code: fault.code.to_string(),
+        message: fault.message,
+    }
+}
+
+/// A client error that is about the request itself. The others speak of the connection's
+/// timing, and a gateway may send them while the request is being processed.
+fn is_definite(status: StatusCode) -> bool {
+    status.is_client_error() && !matches!(status.as_u16(), 408 | 409 | 425 | 429)
+}
+
+fn proves_nothing_ran(status: StatusCode, code: u64) -> bool {
+    let throttled = status == StatusCode::TOO_MANY_REQUESTS;
+    match code {
+        TOO_MANY_REQUESTS => throttled,
+        TOO_MANY_CALLS => throttled || is_definite(status),
+        _ => false,
+    }
+}

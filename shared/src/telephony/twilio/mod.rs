@@ -1,0 +1,100 @@
+//! Twilio Programmable Voice, over its REST API of 2010-04-01 and TwiML.
+//!
+//! What shapes this adapter:
+//!
+//! - Creating a call has no idempotency key, so its request leaves at most once ([`create`])
+//!   and the call's id and token travel in the callback URLs instead.
+//! - Above its rate Twilio does not refuse: it queues for up to a day. Pacing is the caller's
+//!   duty, and a campaign that stops must [`end`](records::end) what is still queued.
+//! - Status callbacks arrive out of order, are numbered by `SequenceNumber`, and are lost for
+//!   good after 15 seconds of trouble on our side, so every call is also polled
+//!   ([`records`]). Prices are known later than the final status, which is why a record that
+//!   became richer is an event of its own.
+//!
+//! The files: [`create`] places a call and judges the answer; [`records`] reads and ends
+//! calls; [`signature`] and [`callback`] take what Twilio sends us; [`twiml`] writes what it
+//! fetches; [`words`] translates its vocabulary; [`wire`] is the HTTP they share. Webhooks
+//! signed with Twilio's newer shared keys (HMAC-SHA256) are not accepted: their settings
+//! header is not part of a [`Callback`].
+
+mod callback;
+mod create;
+mod records;
+mod signature;
+mod twiml;
+mod wire;
+mod words;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{
+    Account, CallEvent, Callback, CallbackKind, Carrier, CarrierCall, Document, Ending, NewCall,
+    Placement, Rendered, Search,
+};
+use crate::error::Result;
+
+/// The name of this vendor in errors.
+const SERVICE: &str = "twilio";
+
+/// How long a create request may take before its fate counts as unknown.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// How long one request to Twilio's records may take.
+const RECORDS_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The adapter. Two clients, so that slow lists never hold up the placing of calls.
+#[derive(Clone, Debug)]
+pub struct Twilio {
+    create_client: reqwest::Client,
+    records_client: reqwest::Client,
+}
+
+impl Twilio {
+    /// An adapter with its own connections.
+    ///
+    /// # Errors
+    /// Fails when the TLS roots of the machine cannot be read.
+    pub fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            create_client: crate::http::client(CREATE_TIMEOUT)?,
+            records_client: crate::http::client(RECORDS_TIMEOUT)?,
+        })
+    }
+}
+
+#[async_trait]
+impl Carrier for Twilio {
+    async fn create(&self, account: &Account, call: &NewCall) -> Placement {
+        create::create(&self.create_client, account, call).await
+    }
+
+    async fn fetch(&self, account: &Account, carrier_call_id: &str) -> Result<Option<CarrierCall>> {
+        records::fetch(&self.records_client, account, carrier_call_id).await
+    }
+
+    async fn search(&self, account: &Account, search: &Search) -> Result<Vec<CarrierCall>> {
+        records::search(&self.records_client, account, search).await
+    }
+
+    async fn end(&self, account: &Account, carrier_call_id: &str, ending: Ending) -> Result<bool> {
+        records::end(&self.records_client, account, carrier_call_id, ending).await
+    }
+
+    fn signature_header(&self) -> &'static str {
+        "x-twilio-signature"
+    }
+
+    fn verify(&self, account: &Account, callback: &Callback<'_>) -> bool {
+        signature::verify(account, callback)
+    }
+
+    fn read(&self, kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEvent> {
+        callback::read(kind, callback)
+    }
+
+    fn render(&self, document: &Document) -> Rendered {
+        twiml::render(document)
+    }
+}

@@ -1,0 +1,209 @@
+//! Twilio's own records: reading one call, searching for calls whose creation had no answer,
+//! and ending a call. All of it may be repeated.
+
+use chrono::{DateTime, SubsecRound, Utc};
+use reqwest::{Client, StatusCode};
+use rust_decimal::Decimal;
+use serde_json::Value;
+use url::Url;
+
+use super::wire::{self, Reply};
+use super::words::{self, Signs};
+use crate::error::Result;
+use crate::telephony::{Account, CallEvent, CallStatus, CarrierCall, Ending, Search};
+
+/// Twilio's largest page.
+const PAGE_SIZE: &str = "1000";
+
+/// A search that needs more pages than this is given up rather than answered in part.
+const MAX_PAGES: usize = 10;
+
+/// The call is past the state in which it can be updated.
+const CALL_HAS_ENDED: u64 = 21220;
+
+/// The record of one call.
+pub(super) async fn fetch(
+    client: &Client,
+    account: &Account,
+    carrier_call_id: &str,
+) -> Result<Option<CarrierCall>> {
+    let url = address(account, &["Calls", &format!("{carrier_call_id}.json")])?;
+    let reply = wire::exchange(wire::authorize(client.get(url), account)).await?;
+    if reply.status == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
+    let record = success(reply)?;
+    read(&record)
+        .map(Some)
+        .ok_or_else(|| wire::outside(true, "a call record without an id"))
+}
+
+/// The calls between two numbers that were created within the window. Queued calls have no
+/// start time, and Twilio's time filters are by day, so the window is applied here.
+pub(super) async fn search(
+    client: &Client,
+    account: &Account,
+    search: &Search,
+) -> Result<Vec<CarrierCall>> {
+    let list = address(account, &["Calls.json"])?;
+    let mut page = list.clone();
+    page.query_pairs_mut().extend_pairs(query(search));
+    let mut found = Vec::new();
+    for _ in 0..MAX_PAGES {
+        let reply = wire::exchange(wire::authorize(client.get(page), account)).await?;
+        let body = success(reply)?;
+        let calls = body.get("calls").and_then(Value::as_array);
+        let calls = calls.ok_or_else(|| wire::outside(true, "a list without calls"))?;
+        for record in calls {
+            let call = read(record);
+            let call = call.ok_or_else(|| wire::outside(true, "a listed call without an id"))?;
+            if in_window(search, call.created_at) {
+                found.push(call);
+            }
+        }
+        match wire::text(&body, "next_page_uri") {
+            Some(next) => page = following(&list, &next)?,
+            None => return Ok(found),
+        }
+    }
+    let detail = format!("the list of calls goes on behind page {MAX_PAGES}");
+    Err(wire::outside(false, detail))
+}
+
+/// Ends a call, whatever it is doing or only while nobody has answered.
+pub(super) async fn end(
+    client: &Client,
+    account: &Account,
+    carrier_call_id: &str,
+    ending: Ending,
+) -> Result<bool> {
+    let url = address(account, &["Calls", &format!("{carrier_call_id}.json")])?;
+    let request = wire::authorize(client.post(url), account).form(&update(ending));
+    let reply = wire::exchange(request).await?;
+    if reply.status.is_success() {
+        let status = reply.json().and_then(|call| wire::text(&call, "status"));
+        return Ok(took_effect(ending, status.as_deref()));
+    }
+    let ended = reply
+        .fault()
+        .is_some_and(|fault| fault.code == CALL_HAS_ENDED);
+    if ended || reply.status == StatusCode::NOT_FOUND {
+        return Ok(false);
+    }
+    Err(reply.into_error())
+}
+
+/// The filters of a search.
+pub(super) fn query(search: &Search) -> [(&'static str, &str); 3] {
+    [
+        ("To", search.to.as_str()),
+        ("From", search.from.as_str()),
+        ("PageSize", PAGE_SIZE),
+    ]
+}
+
+/// The fields of the update that ends a call.
+pub(super) fn update(ending: Ending) -> [(&'static str, &'static str); 1] {
+    match ending {
+        Ending::Cancel => [("Status", "canceled")],
+        Ending::HangUp => [("Status", "completed")],
+    }
+}
+
+/// A call that slipped past an update is answered with success and the status it has.
+fn took_effect(ending: Ending, status: Option<&str>) -> bool {
+    match (ending, status) {
+        (_, Some("busy" | "no-answer" | "failed")) => false,
+        (Ending::Cancel, Some("in-progress" | "completed")) => false,
+        _ => true,
+    }
+}
+
+fn address(account: &Account, tail: &[&str]) -> Result<Url> {
+    wire::address(account, tail)
+        .ok_or_else(|| wire::outside(false, "the trunk's API address cannot hold a path"))
+}
+
+fn success(reply: Reply) -> Result<Value> {
+    if !reply.status.is_success() {
+        return Err(reply.into_error());
+    }
+    reply
+        .json()
+        .ok_or_else(|| wire::outside(true, "a reply that is not JSON"))
+}
+
+/// The next page of `list`. Only the query is taken from Twilio's word for it, so that no
+/// reply can send the account's credentials elsewhere.
+fn following(list: &Url, next: &str) -> Result<Url> {
+    let next = list.join(next);
+    let next = next.map_err(|error| wire::outside(true, format!("next_page_uri: {error}")))?;
+    let mut page = list.clone();
+    page.set_query(next.query());
+    Ok(page)
+}
+
+/// Twilio's dates are in whole seconds. A call without one cannot be ruled out.
+fn in_window(search: &Search, created_at: Option<DateTime<Utc>>) -> bool {
+    created_at
+        .is_none_or(|at| at >= search.created_from.trunc_subsecs(0) && at <= search.created_until)
+}
+
+/// A call record as an event. None when it has no id.
+fn read(record: &Value) -> Option<CarrierCall> {
+    let carrier_call_id = wire::text(record, "sid")?;
+    let word = wire::text(record, "status").unwrap_or_default();
+    let duration = wire::text(record, "duration");
+    let price = wire::text(record, "price");
+    let verdict = wire::text(record, "answered_by");
+    let answered_by = verdict.as_deref().and_then(words::answered_by);
+    let signs = Signs {
+        answered_by,
+        ..Signs::default()
+    };
+    let (outcome, reason) = words::ending(&word, signs).unzip();
+    let status = words::status(&word);
+    let end = date(record, "end_time").filter(|_| status == Some(CallStatus::Final));
+    // A record that tells more than it did is another event: the price comes late.
+    let dedup_key = format!(
+        "poll|{word}|{}|{}|{}",
+        duration.as_deref().unwrap_or_default(),
+        price.as_deref().unwrap_or_default(),
+        verdict.as_deref().unwrap_or_default(),
+    );
+    let price = price.as_deref().and_then(amount);
+    Some(CarrierCall {
+        created_at: date(record, "date_created"),
+        event: CallEvent {
+            carrier_call_id: Some(carrier_call_id.clone()),
+            dedup_key,
+            status,
+            outcome,
+            reason: reason.flatten(),
+            carrier_status: Some(word),
+            answered_by,
+            duration_seconds: duration.and_then(|seconds| seconds.parse().ok()),
+            price,
+            currency: price.and_then(|_| wire::text(record, "price_unit")),
+            occurred_at: end.or_else(|| date(record, "date_updated")),
+            ..CallEvent::default()
+        },
+        carrier_call_id,
+    })
+}
+
+/// A price, which Twilio states as a negative number.
+pub(super) fn amount(text: &str) -> Option<Decimal> {
+    text.parse::<Decimal>().ok().map(|price| price.abs())
+}
+
+/// A date as Twilio writes it: RFC 2822.
+pub(super) fn moment(text: &str) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc2822(text)
+        .ok()
+        .map(|at| at.to_utc())
+}
+
+fn date(record: &Value, name: &str) -> Option<DateTime<Utc>> {
+    wire::text(record, name).as_deref().and_then(moment)
+}

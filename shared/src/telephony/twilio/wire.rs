@@ -1,0 +1,182 @@
+//! The HTTP under every request to Twilio: addresses, credentials, bounded replies, and the
+//! two ways in which a request can fail to bring one.
+
+use std::error::Error as _;
+
+use reqwest::{RequestBuilder, StatusCode, header};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use url::Url;
+
+use super::SERVICE;
+use crate::error::Error;
+use crate::telephony::Account;
+
+/// Twilio's public address.
+const PUBLIC_BASE: &str = "https://api.twilio.com";
+
+/// The version of the REST API, which is also the first segment of its paths.
+const API_VERSION: &str = "2010-04-01";
+
+/// A reply larger than this is not one of Twilio's.
+const REPLY_LIMIT_BYTES: usize = 8 * 1024 * 1024;
+
+/// A reply that arrived whole.
+pub(super) struct Reply {
+    pub status: StatusCode,
+    pub retry_after_secs: Option<u64>,
+    pub body: Vec<u8>,
+}
+
+/// Why there is no reply.
+pub(super) enum Failure {
+    /// No connection came about, so no byte of the request left.
+    Unreached(String),
+    /// The request may have been read; whatever came back is not a whole reply.
+    Lost(String),
+}
+
+/// The error document of the API.
+pub(super) struct Fault {
+    pub code: u64,
+    pub message: String,
+}
+
+/// `{base}/2010-04-01/Accounts/{account}/{tail...}`. None when the account's address is not
+/// one that can hold a path.
+pub(super) fn address(account: &Account, tail: &[&str]) -> Option<Url> {
+    let mut url = match &account.api_base_url {
+        Some(base) => base.clone(),
+        None => Url::parse(PUBLIC_BASE).ok()?,
+    };
+    url.path_segments_mut()
+        .ok()?
+        .pop_if_empty()
+        .extend([API_VERSION, "Accounts", &account.account_id])
+        .extend(tail);
+    Some(url)
+}
+
+/// Adds the account's credentials: an API key where there is one, else the account itself.
+pub(super) fn authorize(request: RequestBuilder, account: &Account) -> RequestBuilder {
+    let credentials = &account.credentials;
+    let username = credentials.username.as_deref();
+    request.basic_auth(
+        username.unwrap_or(&account.account_id),
+        Some(credentials.password.expose_secret()),
+    )
+}
+
+/// Sends a request once and reads its reply whole.
+pub(super) async fn exchange(request: RequestBuilder) -> Result<Reply, Failure> {
+    let mut response = request.send().await.map_err(|error| {
+        if error.is_connect() {
+            Failure::Unreached(describe(error))
+        } else {
+            Failure::Lost(describe(error))
+        }
+    })?;
+    let status = response.status();
+    let retry_after_secs = response
+        .headers()
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.trim().parse().ok());
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= REPLY_LIMIT_BYTES => {
+                body.extend_from_slice(&chunk);
+            }
+            Ok(Some(_)) => {
+                let detail = format!("HTTP {status} with more than {REPLY_LIMIT_BYTES} bytes");
+                return Err(Failure::Lost(detail));
+            }
+            Ok(None) => break,
+            Err(error) => {
+                let detail = format!("HTTP {status}, then {}", describe(error));
+                return Err(Failure::Lost(detail));
+            }
+        }
+    }
+    Ok(Reply {
+        status,
+        retry_after_secs,
+        body,
+    })
+}
+
+impl Reply {
+    /// The body, when it is a JSON object.
+    pub fn json(&self) -> Option<Value> {
+        serde_json::from_slice(&self.body)
+            .ok()
+            .filter(Value::is_object)
+    }
+
+    /// The body, when it has the shape of Twilio's errors: a numeric code and a message.
+    pub fn fault(&self) -> Option<Fault> {
+        let body = self.json()?;
+        Some(Fault {
+            code: body.get("code")?.as_u64()?,
+            message: body.get("message")?.as_str()?.to_owned(),
+        })
+    }
+
+    /// A reply that is neither the record nor a refusal its caller knows, as an error. Only
+    /// pressure and Twilio's own trouble pass by themselves.
+    pub fn into_error(self) -> Error {
+        let retryable = self.status.is_server_error()
+            || self.status == StatusCode::TOO_MANY_REQUESTS
+            || self.status == StatusCode::REQUEST_TIMEOUT;
+        let detail = match self.fault() {
+            Some(fault) => format!("HTTP {}, code {}", self.status, fault.code),
+            None => format!("HTTP {}", self.status),
+        };
+        outside(retryable, detail)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let (Failure::Unreached(detail) | Failure::Lost(detail)) = failure;
+        outside(true, detail)
+    }
+}
+
+/// A failure on Twilio's side of the wire.
+pub(super) fn outside(retryable: bool, detail: impl Into<String>) -> Error {
+    Error::Outside {
+        service: SERVICE,
+        retryable,
+        detail: detail.into(),
+    }
+}
+
+/// A value of a record as text: absent, null and empty are the same to Twilio.
+pub(super) fn text(record: &Value, name: &str) -> Option<String> {
+    match record.get(name)? {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// Whether this is the id of a call: `CA` and 32 hexadecimal digits.
+pub(super) fn is_call_sid(text: &str) -> bool {
+    text.strip_prefix("CA")
+        .is_some_and(|tail| tail.len() == 32 && tail.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// An HTTP error with its causes and without its address, whose query may hold a number.
+fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
