@@ -157,3 +157,186 @@ fn unreadable(detail: &str) -> Error {
         format!("Twilio callback: {detail}"),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use rust_decimal::Decimal;
+    use url::Url;
+
+    use super::*;
+    use crate::telephony::{AnsweredBy, Outcome, Reason};
+
+    const CALL: &str = "CA00000000000000000000000000000002";
+    const FORM: Option<&str> = Some("application/x-www-form-urlencoded; charset=utf-8");
+
+    fn posted(kind: CallbackKind, body: &str) -> Result<CallEvent> {
+        let url = Url::parse("https://dialer.example.com/callbacks/x").unwrap();
+        read(
+            kind,
+            &Callback {
+                method: "POST",
+                url: &url,
+                content_type: FORM,
+                signature: None,
+                body: &Bytes::copy_from_slice(body.as_bytes()),
+            },
+        )
+    }
+
+    fn status(body: &str) -> CallEvent {
+        posted(CallbackKind::Status, &format!("CallSid={CALL}&{body}")).unwrap()
+    }
+
+    #[test]
+    fn a_status_callback_is_read_in_full() {
+        let event = status(
+            "CallStatus=completed&CallbackSource=call-progress-events&SequenceNumber=3\
+             &CallDuration=61&Duration=2&AnsweredBy=human&SipResponseCode=200\
+             &Timestamp=Wed%2C+04+Mar+2026+09%3A31%3A19+%2B0000&Price=-0.0135&PriceUnit=USD\
+             &RecordingUrl=https%3A%2F%2Fapi.twilio.com%2FRE1",
+        );
+        let expected = CallEvent {
+            carrier_call_id: Some(CALL.to_owned()),
+            dedup_key: format!("{CALL}|call-progress-events|3"),
+            status: Some(CallStatus::Final),
+            outcome: Some(Outcome::Completed),
+            reason: None,
+            carrier_status: Some("completed".to_owned()),
+            carrier_code: None,
+            sip_code: Some(200),
+            answered_by: Some(AnsweredBy::Human),
+            duration_seconds: Some(61),
+            price: Some(Decimal::new(135, 4)),
+            currency: Some("USD".to_owned()),
+            recording_url: Some("https://api.twilio.com/RE1".to_owned()),
+            occurred_at: "2026-03-04T09:31:19Z".parse().ok(),
+        };
+        assert_eq!(event, expected);
+    }
+
+    #[test]
+    fn progress_carries_no_outcome() {
+        for (word, expected) in [
+            ("queued", Some(CallStatus::Accepted)),
+            ("initiated", Some(CallStatus::Dialing)),
+            ("ringing", Some(CallStatus::Ringing)),
+            ("in-progress", Some(CallStatus::InProgress)),
+            ("levitating", None),
+        ] {
+            let event = status(&format!("CallStatus={word}&SequenceNumber=0"));
+            assert_eq!(event.status, expected);
+            assert_eq!((event.outcome, event.reason), (None, None));
+            assert_eq!(event.carrier_status.as_deref(), Some(word));
+        }
+    }
+
+    #[test]
+    fn a_failure_keeps_the_codes_that_explain_it() {
+        let event = status("CallStatus=failed&SipResponseCode=603&CallDuration=0");
+        assert_eq!(event.outcome, Some(Outcome::Rejected));
+        assert_eq!(event.reason, Some(Reason::RejectedByCallee));
+        assert_eq!(
+            (event.sip_code, event.duration_seconds),
+            (Some(603), Some(0))
+        );
+        let event = status("CallStatus=failed&ErrorCode=21215&SipResponseCode=abc");
+        assert_eq!(event.reason, Some(Reason::BlockedGeo));
+        assert_eq!(event.carrier_code.as_deref(), Some("21215"));
+        assert_eq!(event.sip_code, None);
+        let event = status("CallStatus=completed&AnsweredBy=machine_end_beep");
+        assert_eq!(event.outcome, Some(Outcome::Machine));
+    }
+
+    #[test]
+    fn an_unnumbered_callback_is_known_by_its_status() {
+        assert_eq!(
+            status("CallStatus=busy&CallbackSource=&SequenceNumber=").dedup_key,
+            format!("{CALL}||busy")
+        );
+        assert_eq!(
+            status("CallStatus=busy&SequenceNumber=2&Extra=1").dedup_key,
+            status("SequenceNumber=2&CallStatus=busy").dedup_key
+        );
+    }
+
+    #[test]
+    fn a_verdict_and_a_recording_change_no_status() {
+        let body = format!("CallSid={CALL}&AnsweredBy=machine_start&MachineDetectionDuration=3200");
+        let event = posted(CallbackKind::MachineDetection, &body).unwrap();
+        assert_eq!(event.answered_by, Some(AnsweredBy::Machine));
+        assert_eq!((event.status, event.outcome), (None, None));
+
+        let body = format!(
+            "CallSid={CALL}&RecordingSid=RE1&RecordingStatus=completed&RecordingUrl=https%3A%2F%2Fx%2FRE1"
+        );
+        let event = posted(CallbackKind::Recording, &body).unwrap();
+        assert_eq!(event.recording_url.as_deref(), Some("https://x/RE1"));
+        assert_eq!(event.status, None);
+        let absent = body.replace("completed", "absent");
+        let absent = posted(CallbackKind::Recording, &absent).unwrap();
+        assert_eq!(absent.recording_url, None);
+        assert_ne!(absent.dedup_key, event.dedup_key);
+    }
+
+    #[test]
+    fn fetching_the_document_means_that_the_call_was_answered() {
+        let expected = CallEvent {
+            carrier_call_id: Some(CALL.to_owned()),
+            dedup_key: "answer".to_owned(),
+            status: Some(CallStatus::InProgress),
+            carrier_status: Some("in-progress".to_owned()),
+            ..CallEvent::default()
+        };
+        let parameters = format!("CallSid={CALL}&CallStatus=in-progress");
+        let event = posted(CallbackKind::Answer, &parameters).unwrap();
+        assert_eq!(event, expected);
+
+        let url = Url::parse(&format!("https://dialer.example.com/a?{parameters}")).unwrap();
+        let fetched = Callback {
+            method: "GET",
+            url: &url,
+            content_type: None,
+            signature: None,
+            body: &Bytes::new(),
+        };
+        assert_eq!(read(CallbackKind::Answer, &fetched).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_body_that_twilio_would_not_send_is_rejected() {
+        for (kind, body) in [
+            (CallbackKind::Status, String::new()),
+            (CallbackKind::Status, "CallStatus=busy".to_owned()),
+            (
+                CallbackKind::Status,
+                "CallSid=CA1&CallStatus=busy".to_owned(),
+            ),
+            (CallbackKind::Status, format!("CallSid={CALL}")),
+            (CallbackKind::Status, "{\"CallSid\":\"CA1\"}".to_owned()),
+            (CallbackKind::MachineDetection, format!("CallSid={CALL}")),
+            (CallbackKind::Recording, format!("CallSid={CALL}")),
+            (CallbackKind::Answer, "To=%2B15550100002".to_owned()),
+        ] {
+            let error = posted(kind, &body).unwrap_err();
+            let rejected = matches!(
+                error,
+                Error::Rejected {
+                    code: "callback_not_readable",
+                    ..
+                }
+            );
+            assert!(rejected, "{body}: {error}");
+        }
+        let url = Url::parse("https://dialer.example.com/a").unwrap();
+        let body = Bytes::from(format!("{{\"CallSid\":\"{CALL}\"}}"));
+        let json = Callback {
+            method: "POST",
+            url: &url,
+            content_type: Some("application/json"),
+            signature: None,
+            body: &body,
+        };
+        assert!(read(CallbackKind::Status, &json).is_err());
+    }
+}

@@ -86,7 +86,7 @@ fn callback_url(url: &Url) -> String {
 }
 
 /// What a reply, or the lack of one, proves.
-fn classify(result: Result<Reply, Failure>) -> Placement {
+pub(super) fn classify(result: Result<Reply, Failure>) -> Placement {
     let reply = match result {
         Ok(reply) => reply,
         Err(Failure::Unreached(proof)) => {

@@ -25,6 +25,15 @@ mod twiml;
 mod wire;
 mod words;
 
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod vectors;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

@@ -70,7 +70,8 @@ pub(super) fn authorize(request: RequestBuilder, account: &Account) -> RequestBu
 /// Sends a request once and reads its reply whole.
 pub(super) async fn exchange(request: RequestBuilder) -> Result<Reply, Failure> {
     let mut response = request.send().await.map_err(|error| {
-        if error.is_connect() {
+        // A request that could not even be built did not leave either.
+        if error.is_connect() || error.is_builder() {
             Failure::Unreached(describe(error))
         } else {
             Failure::Lost(describe(error))
