@@ -1,10 +1,10 @@
 """Writes the Twilio vectors beside this file, with the vendor's own Python SDK as the oracle.
 
     python3 -m venv /tmp/vectors
-    /tmp/vectors/bin/pip install twilio==9.13.0
+    /tmp/vectors/bin/pip install twilio==9.13.0 requests==2.34.2 multidict==7.2.1
     /tmp/vectors/bin/python tests/vectors/make_twilio.py
 
-The output depends on nothing but this file and the pinned SDK; running it twice changes
+The output depends on nothing but this file and the pinned packages; running it twice changes
 nothing. It makes:
 
     twilio_signatures.json  callbacks, each with the verdict of the SDK's validator

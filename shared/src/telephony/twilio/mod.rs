@@ -2,18 +2,18 @@
 //!
 //! What shapes this adapter:
 //!
-//! - Creating a call has no idempotency key, so its request leaves at most once ([`create`])
+//! - Creating a call has no idempotency key, so its request leaves at most once (`create`)
 //!   and the call's id and token travel in the callback URLs instead.
 //! - Above its rate Twilio does not refuse: it queues for up to a day. Pacing is the caller's
-//!   duty, and a campaign that stops must [`end`](records::end) what is still queued.
+//!   duty, and a campaign that stops must end what is still queued.
 //! - Status callbacks arrive out of order, are numbered by `SequenceNumber`, and are lost for
 //!   good after 15 seconds of trouble on our side, so every call is also polled
-//!   ([`records`]). Prices are known later than the final status, which is why a record that
+//!   (`records`). Prices are known later than the final status, which is why a record that
 //!   became richer is an event of its own.
 //!
-//! The files: [`create`] places a call and judges the answer; [`records`] reads and ends
-//! calls; [`signature`] and [`callback`] take what Twilio sends us; [`twiml`] writes what it
-//! fetches; [`words`] translates its vocabulary; [`wire`] is the HTTP they share. Webhooks
+//! The files: `create` places a call and judges the answer; `records` reads and ends
+//! calls; `signature` and `callback` take what Twilio sends us; `twiml` writes what it
+//! fetches; `words` translates its vocabulary; `wire` is the HTTP they share. Webhooks
 //! signed with Twilio's newer shared keys (HMAC-SHA256) are not accepted: their settings
 //! header is not part of a [`Callback`].
 

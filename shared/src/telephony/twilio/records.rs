@@ -112,11 +112,11 @@ pub(super) fn update(ending: Ending) -> [(&'static str, &'static str); 1] {
 
 /// A call that slipped past an update is answered with success and the status it has.
 fn took_effect(ending: Ending, status: Option<&str>) -> bool {
-    match (ending, status) {
-        (_, Some("busy" | "no-answer" | "failed")) => false,
-        (Ending::Cancel, Some("in-progress" | "completed")) => false,
-        _ => true,
-    }
+    let slipped_past = match ending {
+        Ending::Cancel => matches!(status, Some("in-progress" | "completed")),
+        Ending::HangUp => false,
+    };
+    !slipped_past && !matches!(status, Some("busy" | "no-answer" | "failed"))
 }
 
 fn address(account: &Account, tail: &[&str]) -> Result<Url> {
