@@ -3,9 +3,10 @@
 create table emails (
     id         uuid primary key,
     org_id     uuid not null references organizations (id),
-    kind       text not null,
+    kind       text not null check (length(kind) between 1 and 100),
+    -- What the message is about; together with the kind it names the message.
     subject_id uuid not null,
-    to_address text not null,
+    to_address text not null check (length(to_address) between 3 and 320),
     subject    text not null,
     body       text not null,
     created_at timestamptz not null default now(),

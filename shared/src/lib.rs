@@ -5,6 +5,7 @@
 pub mod access;
 pub mod agents;
 pub mod api_keys;
+pub mod bells;
 pub mod calls;
 pub mod campaigns;
 pub mod clock;
@@ -12,8 +13,10 @@ pub mod config;
 pub mod error;
 pub mod http;
 pub mod ids;
+pub mod mail;
 pub mod phone;
 pub mod phones;
+pub mod queue;
 pub mod secret;
 pub mod telephony;
 pub mod trunks;

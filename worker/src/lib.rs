@@ -1,1 +1,4 @@
+//! When and how fast things happen.
 
+pub mod jobs;
+pub mod queues;

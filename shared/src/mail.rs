@@ -1,0 +1,240 @@
+//! Mail: written as a row, sent by a job.
+//!
+//! A message is named by its kind and its subject (the thing it is about), so writing it twice
+//! is writing it once. The row and the job that sends it are added in the caller's
+//! transaction. `sent_at` is set after the server took the message: a job that is delivered
+//! again sends nothing. Only a crash between those two steps repeats a message, and then its
+//! Message-ID, date and text are the same, by which mailboxes tell duplicates.
+//!
+//! Without an SMTP server messages are written to a directory as `<email id>.eml`, which any
+//! mail program opens.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use chrono::{DateTime, Utc};
+use lettre::message::Mailbox;
+use lettre::message::header::ContentType;
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, PgPool};
+use tokio::fs;
+use tokio::io::AsyncWriteExt;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::ids::{EmailId, OrgId};
+use crate::queue::{self, Enqueued, Payload, Queue};
+
+/// A message to write.
+#[derive(Clone, Debug)]
+pub struct NewEmail<'a> {
+    pub org: OrgId,
+    /// What sort of message it is: `export_ready`.
+    pub kind: &'a str,
+    /// The thing it is about.
+    pub subject_id: Uuid,
+    pub to: &'a str,
+    pub subject: &'a str,
+    /// Plain text.
+    pub body: &'a str,
+}
+
+/// The job that sends a message.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SendEmail {
+    pub email_id: EmailId,
+    pub org_id: OrgId,
+}
+
+impl Payload for SendEmail {
+    const KIND: &'static str = "send_email";
+    const QUEUE: Queue = Queue::Mail;
+    const MAX_ATTEMPTS: i32 = 12;
+
+    fn org(&self) -> Option<OrgId> {
+        Some(self.org_id)
+    }
+}
+
+/// Writes a message, and the job that sends it, in the caller's transaction. `None` when the
+/// message has been written before.
+///
+/// # Errors
+/// [`Error::Invalid`] when `to` is not an e-mail address.
+pub async fn write(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<Enqueued>> {
+    if email.to.parse::<Mailbox>().is_err() {
+        return Err(Error::field(
+            "to",
+            "email",
+            "Give an e-mail address such as name@example.com",
+        ));
+    }
+    let written = sqlx::query_scalar!(
+        r#"
+        insert into emails (id, org_id, kind, subject_id, to_address, subject, body)
+        values ($1, $2, $3, $4, $5, $6, $7)
+        on conflict on constraint email_is_written do nothing
+        returning id as "id: EmailId"
+        "#,
+        EmailId::new() as EmailId,
+        email.org as OrgId,
+        email.kind,
+        email.subject_id,
+        email.to,
+        email.subject,
+        email.body,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(email_id) = written else {
+        return Ok(None);
+    };
+    let job = SendEmail {
+        email_id,
+        org_id: email.org,
+    };
+    queue::enqueue(db, &job, None).await.map(Some)
+}
+
+/// Sends a message unless it has been sent or is gone. Without a scope, because the job acts
+/// for the system: whoever wrote the message was checked then.
+///
+/// # Errors
+/// [`Error::Outside`] when the server refuses the message, for now or for good.
+pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Result<()> {
+    let unsent = sqlx::query_as!(
+        Unsent,
+        r#"
+        select id as "id: EmailId", to_address, subject, body, created_at
+        from emails
+        where id = $1
+            and sent_at is null
+        "#,
+        id as EmailId,
+    )
+    .fetch_optional(pool)
+    .await?;
+    let Some(email) = unsent else {
+        return Ok(());
+    };
+    mailer.send(email).await?;
+    sqlx::query!(
+        "update emails set sent_at = now() where id = $1 and sent_at is null",
+        id as EmailId,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+struct Unsent {
+    id: EmailId,
+    to_address: String,
+    subject: String,
+    body: String,
+    created_at: DateTime<Utc>,
+}
+
+/// Takes messages out of the house.
+#[derive(Clone, Debug)]
+pub struct Mailer {
+    from: Mailbox,
+    way: Way,
+}
+
+#[derive(Clone, Debug)]
+enum Way {
+    Smtp(AsyncSmtpTransport<Tokio1Executor>),
+    Files(PathBuf),
+}
+
+impl Mailer {
+    /// Mail through a server, over a pool of connections: `smtps://user:password@host`.
+    ///
+    /// # Errors
+    /// Fails when the URL or the sender is malformed.
+    pub fn smtp(url: &str, from: &str) -> anyhow::Result<Self> {
+        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
+            .map_err(|_hidden| anyhow::anyhow!("the SMTP URL is malformed"))?
+            .build();
+        Self::new(Way::Smtp(transport), from)
+    }
+
+    /// Mail into a directory, which is made when the first message is written.
+    ///
+    /// # Errors
+    /// Fails when the sender is malformed.
+    pub fn files(directory: impl Into<PathBuf>, from: &str) -> anyhow::Result<Self> {
+        Self::new(Way::Files(directory.into()), from)
+    }
+
+    fn new(way: Way, from: &str) -> anyhow::Result<Self> {
+        let from = from
+            .parse()
+            .with_context(|| format!("'{from}' is not a sender of mail"))?;
+        Ok(Self { from, way })
+    }
+
+    async fn send(&self, email: Unsent) -> Result<()> {
+        let id = email.id;
+        let message = self.message(email)?;
+        match &self.way {
+            Way::Smtp(transport) => {
+                transport.send(message).await.map_err(refused)?;
+                Ok(())
+            }
+            Way::Files(directory) => write_file(directory, id, &message.formatted())
+                .await
+                .map_err(|error| Error::Outside {
+                    service: "mail directory",
+                    retryable: true,
+                    detail: error.to_string(),
+                }),
+        }
+    }
+
+    fn message(&self, email: Unsent) -> Result<Message> {
+        // The parser's words would repeat the address.
+        let to: Mailbox = email.to_address.parse().map_err(|_address| {
+            Error::rejected("email_address", "The address of the message is malformed")
+        })?;
+        let message = Message::builder()
+            .message_id(Some(format!("<{}@{}>", email.id, self.from.email.domain())))
+            .date(SystemTime::from(email.created_at))
+            .from(self.from.clone())
+            .to(to)
+            .subject(email.subject)
+            .header(ContentType::TEXT_PLAIN)
+            .body(email.body)
+            .map_err(anyhow::Error::from)?;
+        Ok(message)
+    }
+}
+
+/// The server's reply may repeat the address, so only its code is kept.
+fn refused(error: lettre::transport::smtp::Error) -> Error {
+    let detail = match error.status() {
+        Some(code) => format!("the server answered {code}"),
+        None if error.is_timeout() => "the server did not answer in time".to_owned(),
+        None if error.is_tls() => "no secure connection to the server".to_owned(),
+        None => "the server could not be reached".to_owned(),
+    };
+    Error::Outside {
+        service: "SMTP",
+        retryable: !error.is_permanent(),
+        detail,
+    }
+}
+
+/// Writes under another name first: nobody ever sees half a message, and writing one again
+/// replaces it.
+async fn write_file(directory: &PathBuf, id: EmailId, bytes: &[u8]) -> std::io::Result<()> {
+    fs::create_dir_all(directory).await?;
+    let unfinished = directory.join(format!(".{id}.{}", EmailId::new()));
+    let mut file = fs::File::create(&unfinished).await?;
+    file.write_all(bytes).await?;
+    file.sync_all().await?;
+    fs::rename(&unfinished, directory.join(format!("{id}.eml"))).await
+}

@@ -1,0 +1,331 @@
+//! The source of an apalis worker: one queue in PostgreSQL.
+//!
+//! A claimer task leases as many due jobs as the worker has free hands and goes on while there
+//! is work; when a claim comes back short it listens to the bell, and looks anyway every
+//! [`Timing::poll`]. The worker draws claimed jobs from a channel, and [`SettleLayer`], which
+//! apalis wraps around the handler, hands the outcome to the keeper.
+//!
+//! apalis is told that every job succeeded: attempts, delays and dead letters are ours. It is
+//! never told of an outage either, because it would end the worker: the claimer logs it and
+//! tries again.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use apalis_core::backend::finalize::Ephemeral;
+use apalis_core::backend::{Backend, BackendConfig};
+use apalis_core::error::BoxDynError;
+use apalis_core::task::Task;
+use apalis_core::task::builder::TaskBuilder;
+use apalis_core::task::task_id::TaskId;
+use apalis_core::worker::context::WorkerContext;
+use futures::future::{BoxFuture, join_all};
+use sqlx::PgPool;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::{Layer, Service};
+
+use crate::bells::{Bell, Bells, Listener};
+
+use super::claim::{Running, claim};
+use super::keeper::Keeper;
+use super::{Outcome, Queue};
+
+/// Most jobs that one statement claims.
+const CLAIM_LIMIT: usize = 256;
+/// Pauses after failed claims: the first, and the longest.
+const OUTAGE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+
+/// How a worker keeps time.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How long a job stays a worker's after its last sign of life.
+    pub lease: Duration,
+    /// Time between two signs of life.
+    pub beat: Duration,
+    /// Longest time between two looks at an idle queue when no bell rings.
+    pub poll: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(60),
+            beat: Duration::from_secs(15),
+            poll: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What a worker works on, and until when.
+#[derive(Clone, Debug)]
+pub struct Shift {
+    pub queue: Queue,
+    /// Unique in time and space; written to the rows.
+    pub worker: String,
+    /// How many jobs the worker runs at once.
+    pub hands: usize,
+    pub timing: Timing,
+    /// From here on no job is claimed; running ones go on.
+    pub shutdown: CancellationToken,
+    /// From here on running jobs are told to stop.
+    pub halt: CancellationToken,
+}
+
+/// The claimer is gone although nobody asked it to stop: a bug. The worker must be rebuilt.
+#[derive(Debug, thiserror::Error)]
+#[error("the claimer of this queue has ended")]
+pub struct BackendError;
+
+/// A queue as the source of one worker.
+pub struct PgBackend {
+    keeper: Keeper,
+    jobs: mpsc::Receiver<Running>,
+    shutdown: CancellationToken,
+    /// Ends the claimer with the backend.
+    claimer: Option<DropGuard>,
+    closing: Option<BoxFuture<'static, ()>>,
+}
+
+impl PgBackend {
+    /// Starts claiming; to be called in a tokio runtime.
+    #[must_use]
+    pub fn start(pool: PgPool, bells: &Bells, shift: Shift) -> Self {
+        let hands = shift.hands.clamp(1, Semaphore::MAX_PERMITS);
+        let keeper = Keeper::start(pool.clone(), shift.timing);
+        let (claimed, jobs) = mpsc::channel(hands);
+        let shutdown = shift.shutdown.clone();
+        let stop = shutdown.child_token();
+        let claimer = Claimer {
+            pool,
+            keeper: keeper.clone(),
+            listener: bells.listen(Bell::Jobs(shift.queue)),
+            hands: Arc::new(Semaphore::new(hands)),
+            claimed,
+            stop: stop.clone(),
+            shift,
+        };
+        tokio::spawn(claimer.work());
+        Self {
+            keeper,
+            jobs,
+            shutdown,
+            claimer: Some(stop.drop_guard()),
+            closing: None,
+        }
+    }
+}
+
+/// Leases jobs ahead of the worker's free hands.
+struct Claimer {
+    pool: PgPool,
+    shift: Shift,
+    keeper: Keeper,
+    listener: Listener,
+    hands: Arc<Semaphore>,
+    claimed: mpsc::Sender<Running>,
+    stop: CancellationToken,
+}
+
+impl Claimer {
+    async fn work(mut self) {
+        let stop = self.stop.clone();
+        let mut outage_pause = OUTAGE_PAUSES.0;
+        // A claim that was sent is always awaited, so that no lease is taken unnoticed.
+        while let Some(Some(hands)) = stop.run_until_cancelled(self.free_hands()).await {
+            match self.claim(hands).await {
+                Ok(true) => outage_pause = OUTAGE_PAUSES.0,
+                Ok(false) => {
+                    outage_pause = OUTAGE_PAUSES.0;
+                    let ids = self.hands.available_permits();
+                    let rung = self.listener.heard(ids, self.shift.timing.poll);
+                    stop.run_until_cancelled(rung).await;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        queue = self.shift.queue.name(),
+                        error = format!("{error:#}"),
+                        "jobs could not be claimed"
+                    );
+                    stop.run_until_cancelled(sleep(outage_pause)).await;
+                    outage_pause = OUTAGE_PAUSES.1.min(outage_pause * 2);
+                }
+            }
+        }
+    }
+
+    /// Waits for a free hand, then takes all that are free.
+    async fn free_hands(&self) -> Option<Vec<OwnedSemaphorePermit>> {
+        let first = Arc::clone(&self.hands).acquire_owned().await.ok()?;
+        let mut hands = vec![first];
+        while hands.len() < CLAIM_LIMIT
+            && let Ok(hand) = Arc::clone(&self.hands).try_acquire_owned()
+        {
+            hands.push(hand);
+        }
+        Some(hands)
+    }
+
+    /// Claims once and passes the jobs on; true when there may be more.
+    async fn claim(&self, mut hands: Vec<OwnedSemaphorePermit>) -> anyhow::Result<bool> {
+        let wanted = hands.len();
+        let ends = Instant::now() + self.shift.timing.lease;
+        let jobs = claim(&self.pool, &self.shift, &mut hands).await?;
+        let full = jobs.len() == wanted;
+        self.keeper.leased(&jobs, ends);
+        for job in jobs {
+            if let Err(refused) = self.claimed.send(job).await {
+                self.keeper.unstarted(&refused.0).await;
+            }
+        }
+        Ok(full)
+    }
+}
+
+impl Backend for PgBackend {
+    type Task = Task<Arc<Running>>;
+    type Error = BackendError;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut Context<'_>,
+        _: &WorkerContext,
+    ) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        _: &WorkerContext,
+    ) -> Poll<Option<Result<Self::Task, Self::Error>>> {
+        match ready!(self.jobs.poll_recv(cx)) {
+            Some(job) => {
+                let id = TaskId::from_string(job.id.to_string());
+                let task = TaskBuilder::new(Arc::new(job)).task_id(id).build();
+                Poll::Ready(Some(Ok(task)))
+            }
+            None if self.shutdown.is_cancelled() => Poll::Ready(None),
+            None => Poll::Ready(Some(Err(BackendError))),
+        }
+    }
+
+    /// Stops the claimer and gives back what it had claimed and nobody had started.
+    fn poll_close(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &WorkerContext,
+    ) -> Poll<Result<(), Self::Error>> {
+        if !worker.is_shutting_down() {
+            // Reached by the token alone: apalis waits for its own flag before it ends.
+            let _ = worker.stop();
+        }
+        self.claimer.take();
+        let closing = self.closing.get_or_insert_with(|| {
+            let keeper = self.keeper.clone();
+            let (_, nothing) = mpsc::channel(1);
+            let mut jobs = std::mem::replace(&mut self.jobs, nothing);
+            Box::pin(async move {
+                let mut given_back = Vec::new();
+                while let Some(job) = jobs.recv().await {
+                    given_back.push(keeper.unstarted(&job));
+                }
+                join_all(given_back).await;
+            })
+        });
+        closing.as_mut().poll(cx).map(Ok)
+    }
+}
+
+impl BackendConfig for PgBackend {
+    type Args = Arc<Running>;
+    type Id = ();
+    type Kind = Ephemeral;
+    type Config = ();
+    type Layer = SettleLayer;
+
+    fn config(&self) -> &Self::Config {
+        &()
+    }
+
+    fn middleware(&mut self, _: &mut WorkerContext) -> Self::Layer {
+        SettleLayer {
+            keeper: self.keeper.clone(),
+        }
+    }
+}
+
+/// Writes down how every job ended; outermost of a worker's layers.
+#[derive(Clone, Debug)]
+pub struct SettleLayer {
+    keeper: Keeper,
+}
+
+impl<S> Layer<S> for SettleLayer {
+    type Service = SettleService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        SettleService {
+            keeper: self.keeper.clone(),
+            inner,
+        }
+    }
+}
+
+/// See [`SettleLayer`].
+#[derive(Clone, Debug)]
+pub struct SettleService<S> {
+    keeper: Keeper,
+    inner: S,
+}
+
+impl<S> Service<Task<Arc<Running>>> for SettleService<S>
+where
+    S: Service<Task<Arc<Running>>, Response = Outcome>,
+    S::Error: Into<BoxDynError>,
+    S::Future: Send + 'static,
+{
+    type Response = ();
+    type Error = BoxDynError;
+    type Future = Pin<Box<dyn Future<Output = Result<(), BoxDynError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, task: Task<Arc<Running>>) -> Self::Future {
+        let job = Arc::clone(&task.args);
+        let keeper = self.keeper.clone();
+        let run = self.inner.call(task);
+        Box::pin(async move {
+            // An error here is a panic that a layer caught, or a layer's own.
+            let outcome = run.await.unwrap_or_else(|error| Outcome::Retry {
+                after: None,
+                why: error.into().to_string(),
+            });
+            log(&job, &outcome);
+            keeper.ended(&job, outcome).await;
+            Ok(())
+        })
+    }
+}
+
+fn log(job: &Running, outcome: &Outcome) {
+    let (id, kind, attempt) = (job.id, job.kind.as_str(), job.attempt);
+    match outcome {
+        Outcome::Done => tracing::debug!(job.id = %id, kind, attempt, "job is done"),
+        Outcome::Retry { why, .. } if job.is_last_attempt() => {
+            tracing::error!(job.id = %id, kind, attempt, why, "job is dead: no attempts left");
+        }
+        Outcome::Retry { why, .. } => {
+            tracing::warn!(job.id = %id, kind, attempt, why, "job failed and will be retried");
+        }
+        Outcome::Fail { why } => {
+            tracing::error!(job.id = %id, kind, attempt, why, "job is dead: it cannot succeed");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What operators do: look at queues, hold them, and bring dead jobs back.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use crate::error::{Error, OnConstraint, Result};
+use crate::ids::{JobId, OrgId};
+
+use super::{Enqueued, Queue};
+
+/// How much waits in a queue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Depth {
+    pub queue: Queue,
+    pub paused_at: Option<DateTime<Utc>>,
+    /// Jobs whose time has come.
+    pub ready: i64,
+    /// Jobs that wait for a later time.
+    pub delayed: i64,
+    pub running: i64,
+    pub dead: i64,
+    /// How long the oldest ready job has been due.
+    pub oldest_secs: Option<f64>,
+}
+
+/// A job that will not run again by itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dead {
+    pub id: JobId,
+    pub queue: String,
+    pub kind: String,
+    pub org: Option<OrgId>,
+    pub args: serde_json::Value,
+    pub attempts: i32,
+    pub why: Option<String>,
+    pub died_at: DateTime<Utc>,
+}
+
+/// Holds a queue: jobs are still added, none is claimed, running ones go on.
+///
+/// # Errors
+/// Fails with the database.
+pub async fn pause(db: &mut PgConnection, queue: Queue) -> Result<()> {
+    sqlx::query!(
+        "insert into queues (name, paused_at)
+        values ($1, now())
+        on conflict (name) do update
+        set paused_at = coalesce(queues.paused_at, now())",
+        queue.name(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Lets a queue go on. Workers notice within seconds.
+///
+/// # Errors
+/// Fails with the database.
+pub async fn resume(db: &mut PgConnection, queue: Queue) -> Result<()> {
+    sqlx::query!(
+        "update queues set paused_at = null where name = $1",
+        queue.name(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The depth of every queue.
+///
+/// # Errors
+/// Fails with the database.
+pub async fn depths(db: &mut PgConnection) -> Result<Vec<Depth>> {
+    let names = Queue::ALL.map(|queue| queue.name().to_owned());
+    let rows = sqlx::query!(
+        r#"
+        select
+            name as "name!",
+            (select paused_at from queues where queues.name = known.name) as paused_at,
+            counted.ready as "ready!",
+            counted.delayed as "delayed!",
+            counted.running as "running!",
+            counted.dead as "dead!",
+            counted.oldest_secs::float8 as oldest_secs
+        from unnest($1::text[]) as known (name)
+        cross join lateral (
+            select
+                count(*) filter (where state = 'ready' and run_at <= now()) as ready,
+                count(*) filter (where state = 'ready' and run_at > now()) as delayed,
+                count(*) filter (where state = 'running') as running,
+                count(*) filter (where state = 'dead') as dead,
+                extract(epoch from now() - min(run_at)
+                    filter (where state = 'ready' and run_at <= now())) as oldest_secs
+            from jobs
+            where jobs.queue = known.name
+                and state in ('ready', 'running', 'dead')
+        ) counted
+        "#,
+        &names,
+    )
+    .fetch_all(db)
+    .await?;
+    let depths = rows.into_iter().filter_map(|row| {
+        Some(Depth {
+            queue: Queue::from_name(&row.name)?,
+            paused_at: row.paused_at,
+            ready: row.ready,
+            delayed: row.delayed,
+            running: row.running,
+            dead: row.dead,
+            oldest_secs: row.oldest_secs,
+        })
+    });
+    Ok(depths.collect())
+}
+
+/// The dead jobs of all queues, the latest first.
+///
+/// # Errors
+/// Fails with the database.
+pub async fn dead(db: &mut PgConnection, limit: i64) -> Result<Vec<Dead>> {
+    let dead = sqlx::query_as!(
+        Dead,
+        r#"
+        select
+            id as "id: JobId",
+            queue,
+            kind,
+            org_id as "org: OrgId",
+            args,
+            attempts,
+            last_error as why,
+            finished_at as "died_at!"
+        from jobs
+        where state = 'dead'
+        order by finished_at desc
+        limit $1
+        "#,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(dead)
+}
+
+/// Makes a dead job ready again, with all its attempts.
+///
+/// # Errors
+/// [`Error::NotFound`] when no dead job has this id; [`Error::Conflict`] when a live job
+/// already does the same work.
+pub async fn revive(db: &mut PgConnection, id: JobId) -> Result<Enqueued> {
+    let queue = sqlx::query_scalar!(
+        "update jobs
+        set state = 'ready', attempts = 0, run_at = now(), finished_at = null, worker = null
+        where id = $1
+            and state = 'dead'
+        returning queue",
+        id as JobId,
+    )
+    .fetch_optional(db)
+    .await
+    .on_constraint("job_is_live", || {
+        Error::conflict("job_is_live", "Another job already does the same work")
+    })?
+    .and_then(|name| Queue::from_name(&name))
+    .ok_or(Error::NotFound("Dead job"))?;
+    Ok(Enqueued {
+        id,
+        queue,
+        fresh: true,
+        due: true,
+    })
+}

@@ -1,0 +1,158 @@
+//! The sweeper: what nobody else will do. Any worker may run it; an advisory lock keeps it to
+//! one at a time.
+
+use sqlx::PgPool;
+
+use crate::bells::{Bell, Bells};
+use crate::error::Result;
+use crate::ids::JobId;
+
+use super::Queue;
+
+/// Most rows that one round touches.
+const ROUND: i64 = 500;
+/// Names the lock: "pealswep" in ASCII.
+const LOCK: i64 = 0x7065_616c_7377_6570;
+
+/// What one sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Jobs whose lease had run out and which are ready again.
+    pub returned: usize,
+    /// Jobs whose lease had run out with their last attempt.
+    pub died: usize,
+    /// Finished jobs that were old enough to forget.
+    pub pruned: usize,
+    /// Due jobs for which the bell was rung again.
+    pub rung: usize,
+}
+
+/// Returns jobs of vanished workers, forgets old finished ones, and rings for due jobs, such
+/// as delayed ones whose time has come or those whose bell was lost with Redis. Does nothing
+/// while another sweeps.
+///
+/// # Errors
+/// Fails with the database; the next sweep begins anew.
+pub async fn sweep(pool: &PgPool, bells: &Bells) -> Result<Swept> {
+    let mut swept = Swept::default();
+    while expire(pool, &mut swept).await? {}
+    while prune(pool, &mut swept).await? {}
+    ring_due(pool, bells, &mut swept).await?;
+    Ok(swept)
+}
+
+/// One round over leases that ran out; true when there may be more.
+async fn expire(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
+    let mut tx = pool.begin().await?;
+    if !locked(&mut tx).await? {
+        return Ok(false);
+    }
+    let expired = sqlx::query!(
+        r#"
+        with expired as materialized (
+            select id
+            from jobs
+            where state = 'running'
+                and lease_until < now()
+            order by lease_until
+            limit $1
+            for update skip locked
+        )
+        update jobs
+        set state = case when attempts < max_attempts then 'ready' else 'dead' end,
+            finished_at = case when attempts < max_attempts then null else now() end,
+            lease_until = null,
+            last_error = format(
+                'attempt %s of %s ended without a word from its worker (%s)',
+                attempts, max_attempts, worker
+            )
+        from expired
+        where jobs.id = expired.id
+        returning jobs.id as "id: JobId", jobs.kind, jobs.state
+        "#,
+        ROUND,
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    for job in &expired {
+        if job.state == "dead" {
+            swept.died += 1;
+            tracing::error!(job.id = %job.id, job.kind, "job is dead: its workers vanished");
+        } else {
+            swept.returned += 1;
+            tracing::warn!(job.id = %job.id, job.kind, "job returned: its worker vanished");
+        }
+    }
+    Ok(full(expired.len()))
+}
+
+/// One round over finished jobs older than seven days; true when there may be more.
+async fn prune(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
+    let mut tx = pool.begin().await?;
+    if !locked(&mut tx).await? {
+        return Ok(false);
+    }
+    let pruned = sqlx::query!(
+        r#"
+        delete from jobs
+        where id = any (array(
+            select id
+            from jobs
+            where state = 'done'
+                and finished_at < now() - interval '7 days'
+            order by finished_at
+            limit $1
+            for update skip locked
+        ))
+        "#,
+        ROUND,
+    )
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    tx.commit().await?;
+    let pruned = usize::try_from(pruned).unwrap_or(usize::MAX);
+    swept.pruned += pruned;
+    Ok(full(pruned))
+}
+
+/// Rings for due jobs. One round is enough: a worker that was woken goes on while there is
+/// work, whatever ids the bell carried.
+async fn ring_due(pool: &PgPool, bells: &Bells, swept: &mut Swept) -> Result<()> {
+    for queue in Queue::ALL {
+        let due = sqlx::query_scalar!(
+            r#"
+            select id as "id: JobId"
+            from jobs
+            where queue = $1
+                and state = 'ready'
+                and run_at <= now()
+                and not exists (select from queues where name = $1 and paused_at is not null)
+            limit $2
+            "#,
+            queue.name(),
+            ROUND,
+        )
+        .fetch_all(pool)
+        .await?;
+        for id in &due {
+            bells.ring_with(Bell::Jobs(queue), id.to_string());
+        }
+        swept.rung += due.len();
+    }
+    Ok(())
+}
+
+/// Whether this transaction is the one that sweeps.
+async fn locked(tx: &mut sqlx::PgConnection) -> Result<bool> {
+    Ok(
+        sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "locked!""#, LOCK)
+            .fetch_one(tx)
+            .await?,
+    )
+}
+
+fn full(rows: usize) -> bool {
+    i64::try_from(rows).is_ok_and(|rows| rows >= ROUND)
+}

@@ -1,0 +1,89 @@
+//! Jobs: one file per kind, each with the handler of its payload.
+//!
+//! A handler gets ids, reads the truth again, and answers an [`Outcome`]. It may run twice,
+//! even at the same time (see [`peal_shared::queue`]), so what it does twice must equal what
+//! it does once; a row that has vanished is [`Outcome::Done`].
+//!
+//! [`Registry`] finds the handler of a claimed job by its kind. A kind that nobody handles was
+//! written by a later version: it is retried, so that a worker of that version gets it.
+
+mod send_email;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use peal_shared::queue::{Outcome, Payload, Running};
+use tracing::Instrument;
+
+pub use send_email::SendsMail;
+
+/// When a job of an unknown kind is offered again.
+const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
+
+/// The handler of a kind of job; `S` is what handlers share.
+pub trait Handle<S>: Payload {
+    /// Runs the job.
+    fn handle(self, state: &S, job: &Running) -> impl Future<Output = Outcome> + Send;
+}
+
+type Handler<S> = Box<dyn Fn(Arc<S>, Arc<Running>) -> BoxFuture<'static, Outcome> + Send + Sync>;
+
+/// The handlers by the kinds of their jobs.
+pub struct Registry<S> {
+    handlers: HashMap<&'static str, Handler<S>>,
+}
+
+impl<S> fmt::Debug for Registry<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.handlers.keys()).finish()
+    }
+}
+
+impl<S> Default for Registry<S> {
+    fn default() -> Self {
+        Self {
+            handlers: HashMap::new(),
+        }
+    }
+}
+
+impl<S: Send + Sync + 'static> Registry<S> {
+    /// Adds the handler of `P`.
+    #[must_use]
+    pub fn with<P: Handle<S>>(mut self) -> Self {
+        let handler: Handler<S> = Box::new(|state, job| Box::pin(run::<S, P>(state, job)));
+        self.handlers.insert(P::KIND, handler);
+        self
+    }
+
+    /// Runs a job with the handler of its kind.
+    pub async fn dispatch(&self, state: Arc<S>, job: Arc<Running>) -> Outcome {
+        let span = tracing::info_span!("job", job.id = %job.id, job.kind, job.attempt);
+        match self.handlers.get(job.kind.as_str()) {
+            Some(handler) => handler(state, job).instrument(span).await,
+            None => Outcome::Retry {
+                after: Some(UNKNOWN_KIND_PAUSE),
+                why: format!("this version has no handler for '{}'", job.kind),
+            },
+        }
+    }
+}
+
+async fn run<S: Send + Sync + 'static, P: Handle<S>>(state: Arc<S>, job: Arc<Running>) -> Outcome {
+    match job.payload::<P>() {
+        Ok(payload) => payload.handle(&state, &job).await,
+        Err(error) => Outcome::Fail {
+            why: format!("the arguments are not those of '{}': {error}", P::KIND),
+        },
+    }
+}
+
+/// The handlers of this version.
+#[must_use]
+pub fn registry<S: SendsMail>() -> Registry<S> {
+    Registry::default().with::<peal_shared::mail::SendEmail>()
+}
