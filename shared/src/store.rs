@@ -1,0 +1,288 @@
+//! Files that are too large for a row: uploads on their way in, exports on their way out.
+//!
+//! One [`Store`] is a directory (`file:///var/lib/peal`), a bucket (`s3://bucket/prefix`, with
+//! the usual `AWS_*` variables) or the process's memory (`memory:///`, for tests). A file is
+//! written once, under a key that Peal makes up, and appears under that key only when it is
+//! complete: a broken or oversized upload leaves nothing behind. If the process dies during an
+//! upload a directory keeps a hidden part file and a bucket an unfinished multipart upload;
+//! give the bucket a lifecycle rule that removes those.
+//!
+//! Nothing here knows what a file means or who may read it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, Stream, TryStreamExt as _};
+use futures::{StreamExt as _, pin_mut};
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart};
+use sha2::{Digest as _, Sha256};
+use url::Url;
+
+use crate::error::{Error, Result};
+
+/// Reads ask for this much at a time: each is a request of its own, so that a reader may pause
+/// between two for as long as it likes.
+const READ_BYTES: u64 = 1024 * 1024;
+/// How many parts of an upload, of 5 MiB each, may be on their way to the store at once.
+const PARTS_IN_FLIGHT: usize = 2;
+
+/// Where files are kept.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    prefix: Path,
+}
+
+/// What an upload turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub bytes: u64,
+    pub sha256: [u8; 32],
+}
+
+impl Store {
+    /// Opens the store at a URL; creates the directory of a `file:` URL.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] when the URL names no store that Peal knows.
+    pub fn open(url: &str) -> Result<Self> {
+        let unusable = |why: String| Error::rejected("store_url_unusable", why);
+        let url = Url::parse(url).map_err(|error| unusable(format!("the store URL: {error}")))?;
+        let path = Path::from_url_path(url.path())
+            .map_err(|error| unusable(format!("the path of the store URL: {error}")))?;
+        let (inner, prefix): (Arc<dyn ObjectStore>, Path) = match url.scheme() {
+            "file" => {
+                let directory = url
+                    .to_file_path()
+                    .map_err(|()| unusable("a file URL needs an absolute path".to_owned()))?;
+                std::fs::create_dir_all(&directory)
+                    .map_err(|error| unusable(format!("{}: {error}", directory.display())))?;
+                let files = LocalFileSystem::new_with_prefix(&directory)
+                    .map_err(|error| unusable(error.to_string()))?
+                    .with_fsync(true);
+                (Arc::new(files), Path::default())
+            }
+            "s3" => {
+                let bucket = AmazonS3Builder::from_env()
+                    .with_url(url.as_str())
+                    .build()
+                    .map_err(|error| unusable(error.to_string()))?;
+                (Arc::new(bucket), path)
+            }
+            "memory" => (Arc::new(InMemory::new()), path),
+            other => {
+                return Err(unusable(format!(
+                    "{other} is not a kind of store; use file:///directory or s3://bucket/prefix"
+                )));
+            }
+        };
+        Ok(Self { inner, prefix })
+    }
+
+    /// Streams `body` into a new file. Holds at most a few parts in memory, and stops reading
+    /// at the first byte over the limit.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] over `limit_bytes`, the body's own error, or [`Error::Outside`]; in
+    /// every case no file remains.
+    pub async fn put_stream(
+        &self,
+        key: &str,
+        body: impl Stream<Item = Result<Bytes>> + Send,
+        limit_bytes: u64,
+    ) -> Result<Stored> {
+        let path = self.path(key)?;
+        let upload = self.inner.put_multipart(&path).await.map_err(outside)?;
+        let mut writer = WriteMultipart::new(upload);
+        match write_all(&mut writer, body, limit_bytes).await {
+            Ok(stored) => {
+                writer.finish().await.map_err(outside)?;
+                Ok(stored)
+            }
+            Err(error) => {
+                if let Err(left_over) = writer.abort().await {
+                    tracing::warn!(file.key = key, error = %left_over, "an upload could not be removed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The file's bytes from `from_offset` on; nothing when it ends there. The stream yields
+    /// [`Error::NotFound`] when there is no such file.
+    pub fn read(
+        &self,
+        key: &str,
+        from_offset: u64,
+    ) -> impl Stream<Item = Result<Bytes>> + Send + Unpin + 'static {
+        let inner = Arc::clone(&self.inner);
+        let path = self.path(key);
+        stream::once(async move {
+            let path = path?;
+            let size = inner.head(&path).await.map_err(outside)?.size;
+            Ok::<_, Error>(stream::try_unfold(from_offset, move |offset| {
+                let inner = Arc::clone(&inner);
+                let path = path.clone();
+                async move {
+                    if offset >= size {
+                        return Ok(None);
+                    }
+                    let end = size.min(offset.saturating_add(READ_BYTES));
+                    let bytes = inner.get_range(&path, offset..end).await.map_err(outside)?;
+                    Ok(Some((bytes, end)))
+                }
+            }))
+        })
+        .try_flatten()
+        .boxed()
+    }
+
+    /// Removes the file. A file that does not exist is removed already.
+    ///
+    /// # Errors
+    /// [`Error::Outside`].
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        match self.inner.delete(&self.path(key)?).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(outside(error)),
+        }
+    }
+
+    fn path(&self, key: &str) -> Result<Path> {
+        let key = Path::parse(key).map_err(|error| Error::Unexpected(error.into()))?;
+        Ok(self.prefix.parts().chain(key.parts()).collect())
+    }
+}
+
+async fn write_all(
+    writer: &mut WriteMultipart,
+    body: impl Stream<Item = Result<Bytes>> + Send,
+    limit_bytes: u64,
+) -> Result<Stored> {
+    let mut hash = Sha256::new();
+    let mut bytes = 0_u64;
+    pin_mut!(body);
+    while let Some(piece) = body.try_next().await? {
+        bytes = bytes.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+        if bytes > limit_bytes {
+            return Err(Error::TooLarge(format!(
+                "the file is larger than {} MB; split it and upload the parts one by one",
+                limit_bytes / 1_000_000
+            )));
+        }
+        hash.update(&piece);
+        writer
+            .wait_for_capacity(PARTS_IN_FLIGHT)
+            .await
+            .map_err(outside)?;
+        writer.put(piece);
+    }
+    Ok(Stored {
+        bytes,
+        sha256: hash.finalize().into(),
+    })
+}
+
+fn outside(error: object_store::Error) -> Error {
+    match error {
+        object_store::Error::NotFound { .. } => Error::NotFound("file"),
+        error => Error::Outside {
+            service: "store",
+            retryable: true,
+            detail: error.to_string(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(pieces: Vec<Result<Bytes>>) -> impl Stream<Item = Result<Bytes>> + Send {
+        stream::iter(pieces)
+    }
+
+    async fn text(store: &Store, key: &str, from: u64) -> Result<String> {
+        let bytes: Vec<Bytes> = store.read(key, from).try_collect().await?;
+        Ok(String::from_utf8(bytes.concat()).unwrap())
+    }
+
+    fn directory() -> (std::path::PathBuf, Store) {
+        let name = crate::ids::IngestId::new().to_string();
+        let directory = std::env::temp_dir().join(format!("peal-store-{name}"));
+        let store = Store::open(&format!("file://{}", directory.display())).unwrap();
+        (directory, store)
+    }
+
+    #[tokio::test]
+    async fn a_file_is_written_read_from_any_place_and_removed() {
+        let (path, local) = directory();
+        for store in [local, Store::open("memory:///some/prefix").unwrap()] {
+            let body = pieces(vec![
+                Ok("hello ".into()),
+                Ok(Bytes::new()),
+                Ok("world".into()),
+            ]);
+            let stored = store.put_stream("a/b.csv", body, 11).await.unwrap();
+            assert_eq!(stored.bytes, 11);
+            assert_eq!(
+                hex::encode(stored.sha256),
+                "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9"
+            );
+            assert_eq!(text(&store, "a/b.csv", 0).await.unwrap(), "hello world");
+            assert_eq!(text(&store, "a/b.csv", 6).await.unwrap(), "world");
+            assert_eq!(text(&store, "a/b.csv", 11).await.unwrap(), "");
+            assert_eq!(text(&store, "a/b.csv", 99).await.unwrap(), "");
+            store.delete("a/b.csv").await.unwrap();
+            store.delete("a/b.csv").await.unwrap();
+            let gone = text(&store, "a/b.csv", 0).await.unwrap_err();
+            assert!(matches!(gone, Error::NotFound("file")));
+        }
+        std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_large_file_comes_back_whole() {
+        let (path, store) = directory();
+        let piece = Bytes::from("0123456789".repeat(70_000));
+        let body = pieces((0..10).map(|_| Ok(piece.clone())).collect());
+        let stored = store.put_stream("large", body, 7_000_000).await.unwrap();
+        assert_eq!(stored.bytes, 7_000_000);
+        let read = text(&store, "large", 0).await.unwrap();
+        assert_eq!(read.len(), 7_000_000);
+        assert_eq!(
+            <[u8; 32]>::from(Sha256::digest(read.as_bytes())),
+            stored.sha256
+        );
+        std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_broken_or_oversized_upload_leaves_nothing() {
+        let (path, store) = directory();
+        let over = pieces(vec![Ok("hello ".into()), Ok("world".into())]);
+        let error = store.put_stream("over", over, 10).await.unwrap_err();
+        assert!(matches!(error, Error::TooLarge(_)), "{error}");
+        let broken = pieces(vec![Ok("hello".into()), Err(Error::Busy("gone".into()))]);
+        let error = store.put_stream("broken", broken, 10).await.unwrap_err();
+        assert!(matches!(error, Error::Busy(_)), "{error}");
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+        std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_key_stays_inside_the_store() {
+        let store = Store::open("memory:///").unwrap();
+        for key in ["../escape", "a/../../b", "a//b"] {
+            assert!(text(&store, key, 0).await.is_err(), "{key}");
+            assert!(store.delete(key).await.is_err(), "{key}");
+        }
+        for url in ["", "relative", "ftp://host/", "file://"] {
+            assert!(Store::open(url).is_err(), "{url}");
+        }
+    }
+}
