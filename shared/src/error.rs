@@ -107,6 +107,21 @@ impl Error {
         }
     }
 
+    /// Whether the database refused the values themselves (SQLSTATE classes 22 and 23), so that
+    /// the same statement can never succeed.
+    #[must_use]
+    pub fn is_data_fault(&self) -> bool {
+        let Self::Unexpected(cause) = self else {
+            return false;
+        };
+        let Some(sqlx::Error::Database(error)) = cause.downcast_ref::<sqlx::Error>() else {
+            return false;
+        };
+        error
+            .code()
+            .is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    }
+
     /// Whether doing the same again later can succeed without anybody changing the input.
     #[must_use]
     pub fn retryable(&self) -> bool {

@@ -14,6 +14,7 @@ pub mod context;
 pub mod error;
 pub mod http;
 pub mod ids;
+pub mod logging;
 pub mod mail;
 pub mod phone;
 pub mod phones;

@@ -1,1 +1,61 @@
-fn main() {}
+//! `peal-worker`: places calls and does everything that happens behind the API.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use clap::Parser;
+use peal_shared::config::{Config, Settings};
+use peal_shared::context::Context;
+use peal_shared::logging;
+use peal_worker::Role;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A stop takes no longer, whatever hangs.
+const STOP_LIMIT: Duration = Duration::from_secs(28);
+
+/// Places calls, applies carrier events, reads uploads, sends mail.
+#[derive(Parser)]
+#[command(name = "peal-worker", version)]
+struct Arguments {
+    /// What this replica does, separated by commas: dial, inbox, ingest, misc.
+    #[arg(
+        long,
+        env = "PEAL_ROLES",
+        default_value = "dial,inbox,ingest,misc",
+        value_delimiter = ','
+    )]
+    roles: Vec<Role>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    logging::init();
+    let config = Config::from_settings(arguments.settings)?;
+    let context = Context::connect(config, "peal-worker").await?;
+    let roles: BTreeSet<Role> = arguments.roles.into_iter().collect();
+    let shutdown = CancellationToken::new();
+    tokio::spawn(stop_on_signal(
+        signal(SignalKind::terminate())?,
+        shutdown.clone(),
+    ));
+    peal_worker::run(context, &roles, shutdown).await
+}
+
+async fn stop_on_signal(mut terminate: Signal, shutdown: CancellationToken) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    tracing::info!("stopping");
+    shutdown.cancel();
+    tokio::time::sleep(STOP_LIMIT).await;
+    tracing::error!("the stop took too long; what is left is taken up by other workers");
+    std::process::exit(1);
+}

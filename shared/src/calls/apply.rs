@@ -369,3 +369,23 @@ pub async fn complete_unscoped(db: &mut PgConnection, batches: &[BatchId]) -> Re
     .await?;
     Ok(completed)
 }
+
+/// Completes every running batch whose rows are all done: the last row may have left by another
+/// door than a call's end.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn complete_finished_unscoped(db: &mut PgConnection) -> Result<Vec<BatchId>> {
+    let batches = sqlx::query_scalar!(
+        r#"select b.id as "id: BatchId"
+           from call_batches b
+           join batch_progress p on p.batch_id = b.id
+           where b.status = 'in_progress'
+             and b.launched_at is not null
+             and p.not_started = 0
+             and p.calling = 0"#,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    complete_unscoped(db, &batches).await
+}

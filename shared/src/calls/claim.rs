@@ -439,3 +439,41 @@ impl From<ClaimedRow> for Claimed {
         }
     }
 }
+
+/// Slows a trunk down after its carrier pushed back, at most once a second: a burst of refusals
+/// is one push.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result<()> {
+    let mut db = db.begin().await?;
+    let pacer = sqlx::query!(
+        r#"select p.next_slot, p.slowdown, p.slowed_at, t.cps, clock_timestamp() as "now!"
+           from pacers p
+           join trunks t on t.id = p.trunk_id
+           where p.trunk_id = $1
+             and coalesce(p.slowed_at < clock_timestamp() - interval '1 second', true)
+           for update of p"#,
+        trunk as TrunkId,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    if let Some(pacer) = pacer {
+        let pace = Pace {
+            cps: pacer.cps.to_f64().unwrap_or_default(),
+            next_slot: pacer.next_slot,
+            slowdown: pacer.slowdown,
+            slowed_at: pacer.slowed_at,
+        };
+        sqlx::query!(
+            "update pacers set slowdown = $2, slowed_at = $3 where trunk_id = $1",
+            trunk as TrunkId,
+            pace.pushed_back(pacer.now),
+            pacer.now,
+        )
+        .execute(&mut *db)
+        .await?;
+    }
+    db.commit().await?;
+    Ok(())
+}

@@ -161,3 +161,24 @@ pub async fn apply_waiting_unscoped(
     db.commit().await?;
     Ok((ids.len(), applied))
 }
+
+/// Sets the oldest waiting event aside when the database refuses it on its own: it stays in the
+/// table with its reason and is not tried again. A database that is away refuses nothing.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn set_aside_unscoped(pool: &PgPool, why: &str) -> Result<()> {
+    let aside = sqlx::query!(
+        r#"update call_events
+           set applied_at = clock_timestamp(), carrier_status = left(concat(carrier_status, ' [set aside: ', $1::text, ']'), 500)
+           where id = (select id from call_events where applied_at is null order by id limit 1 for update skip locked)
+           returning id, call_id as "call_id: CallId""#,
+        why,
+    )
+    .fetch_optional(pool)
+    .await?;
+    if let Some(event) = aside {
+        tracing::error!(call.id = %event.call_id, event = event.id, why, "an event was set aside");
+    }
+    Ok(())
+}

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod apply;
+pub mod cancel;
 pub mod claim;
 pub mod fair;
 pub mod inbox;
@@ -9,3 +10,4 @@ pub mod pacer;
 pub mod reconcile;
 pub mod request;
 pub mod transition;
+pub mod urls;

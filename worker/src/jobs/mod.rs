@@ -7,7 +7,9 @@
 //! [`Registry`] finds the handler of a claimed job by its kind. A kind that nobody handles was
 //! written by a later version: it is retried, so that a worker of that version gets it.
 
+mod cancel_calls;
 mod send_email;
+mod start_batch;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,10 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use peal_shared::campaigns::lifecycle::{CancelCalls, StartBatch};
+use peal_shared::context::Context;
+use peal_shared::mail::SendEmail;
 use peal_shared::queue::{Outcome, Payload, Running};
 use tracing::Instrument;
-
-pub use send_email::SendsMail;
 
 /// When a job of an unknown kind is offered again.
 const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
@@ -84,6 +87,9 @@ async fn run<S: Send + Sync + 'static, P: Handle<S>>(state: Arc<S>, job: Arc<Run
 
 /// The handlers of this version.
 #[must_use]
-pub fn registry<S: SendsMail>() -> Registry<S> {
-    Registry::default().with::<peal_shared::mail::SendEmail>()
+pub fn registry() -> Registry<Context> {
+    Registry::default()
+        .with::<StartBatch>()
+        .with::<CancelCalls>()
+        .with::<SendEmail>()
 }

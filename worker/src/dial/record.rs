@@ -1,0 +1,223 @@
+//! Writes down what became of create requests, many in one transaction.
+//!
+//! Nothing is dropped: while the database is away results wait in memory. If the process dies
+//! with them, the calls are found in `submitting` and resolved by evidence.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use peal_shared::bells::Bell;
+use peal_shared::calls::apply::{Applied, Change, What, apply_unscoped};
+use peal_shared::calls::claim::{Claimed, push_back_unscoped};
+use peal_shared::campaigns::lifecycle;
+use peal_shared::context::Context;
+use peal_shared::ids::{BatchId, CallId, TrunkId};
+use peal_shared::telephony::{CallEvent, CallStatus, Outcome, Placement, Reason};
+use peal_shared::trunks;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::inbox::hang_up_foreign;
+
+/// Results recorded in one transaction, at most.
+const GROUP_LIMIT: usize = 512;
+const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause of a call that the carrier keeps turning away.
+const DEFER_CAP_SECS: i64 = 60;
+/// How long a call waits after its trunk or its batch was paused under it.
+const PAUSED_SECS: i64 = 5;
+
+/// What became of one create request.
+#[derive(Debug)]
+pub struct Result {
+    pub trunk: TrunkId,
+    pub call: CallId,
+    pub batch: Option<BatchId>,
+    pub submit_count: i32,
+    pub placement: Placement,
+}
+
+impl Result {
+    /// A call that was claimed and never sent.
+    #[must_use]
+    pub fn unsent(trunk: TrunkId, call: &Claimed) -> Self {
+        Self {
+            trunk,
+            call: call.id,
+            batch: call.batch,
+            submit_count: call.submit_count,
+            placement: Placement::Deferred {
+                proof: "never sent".to_owned(),
+                retry_after_secs: Some(0),
+                throttled: false,
+            },
+        }
+    }
+}
+
+/// What a group of results asks for beside the changes of its calls.
+#[derive(Default)]
+struct Measures {
+    throttled: HashSet<TrunkId>,
+    pause_trunks: HashMap<TrunkId, String>,
+    pause_batches: HashMap<BatchId, String>,
+}
+
+/// The task that records.
+pub struct Recorder {
+    context: Arc<Context>,
+}
+
+impl Recorder {
+    /// A recorder on these connections.
+    #[must_use]
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+
+    /// Records until every sender is gone.
+    pub async fn run(self, mut results: mpsc::Receiver<Result>) {
+        let mut group = Vec::new();
+        while results.recv_many(&mut group, GROUP_LIMIT).await > 0 {
+            loop {
+                match self.record(&group).await {
+                    Ok(applied) => {
+                        self.announce(applied);
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, results = group.len(), "placements cannot be recorded; trying again");
+                        sleep(OUTAGE_PAUSE).await;
+                    }
+                }
+            }
+            group.clear();
+        }
+    }
+
+    async fn record(&self, group: &[Result]) -> peal_shared::Result<Applied> {
+        let now = self.context.clock.now();
+        let mut measures = Measures::default();
+        let changes: Vec<Change> = group
+            .iter()
+            .map(|result| Change {
+                call: result.call,
+                what: judge(result, &mut measures),
+            })
+            .collect();
+        let mut db = self.context.pool.begin().await?;
+        let applied = apply_unscoped(&mut db, &changes, now).await?;
+        db.commit().await?;
+        // Own transactions: these lock trunks and batches, which elsewhere are locked first.
+        let mut db = self.context.pool.acquire().await?;
+        for trunk in measures.throttled {
+            push_back_unscoped(&mut db, trunk).await?;
+        }
+        for (trunk, why) in measures.pause_trunks {
+            tracing::error!(trunk.id = %trunk, why, "trunk paused");
+            trunks::pause_unscoped(&mut db, trunk, &why).await?;
+        }
+        for (batch, why) in measures.pause_batches {
+            tracing::warn!(batch.id = %batch, why, "batch paused");
+            lifecycle::pause_unscoped(&mut db, batch, &why).await?;
+        }
+        Ok(applied)
+    }
+
+    fn announce(&self, applied: Applied) {
+        if !applied.finals.is_empty() {
+            self.context.bells.ring(Bell::Dial);
+        }
+        for batch in applied.completed {
+            tracing::info!(batch.id = %batch, "batch completed");
+        }
+        hang_up_foreign(&self.context, applied.foreign);
+    }
+}
+
+/// What a placement does to its call. A refusal that is the trunk's or the batch's fault pauses
+/// those and costs no row its attempt.
+fn judge(result: &Result, measures: &mut Measures) -> What {
+    match &result.placement {
+        Placement::Accepted {
+            carrier_call_id,
+            carrier_status,
+        } => What::Event(CallEvent {
+            carrier_call_id: Some(carrier_call_id.clone()),
+            status: Some(CallStatus::Accepted),
+            carrier_status: Some(carrier_status.clone()),
+            ..CallEvent::default()
+        }),
+        Placement::Refused {
+            reason,
+            code,
+            message,
+        } => {
+            tracing::info!(call.id = %result.call, reason = reason.as_str(), code, "the carrier refused a call");
+            match (reason, result.batch) {
+                (Reason::Auth | Reason::Funds, _) => {
+                    let why = format!(
+                        "the carrier refuses the account (code {code}): {}",
+                        unnumbered(message)
+                    );
+                    measures.pause_trunks.insert(result.trunk, why);
+                    defer(result, PAUSED_SECS)
+                }
+                (Reason::CallerId, Some(batch)) => {
+                    let why = format!("the carrier refuses the caller number (code {code})");
+                    measures.pause_batches.insert(batch, why);
+                    defer(result, PAUSED_SECS)
+                }
+                _ => What::Event(CallEvent {
+                    status: Some(CallStatus::Final),
+                    outcome: Some(Outcome::Failed),
+                    reason: Some(*reason),
+                    carrier_code: Some(code.clone()),
+                    ..CallEvent::default()
+                }),
+            }
+        }
+        Placement::Deferred {
+            retry_after_secs,
+            throttled,
+            ..
+        } => {
+            if *throttled {
+                measures.throttled.insert(result.trunk);
+            }
+            let doubling = 1_i64
+                .checked_shl(u32::try_from(result.submit_count).unwrap_or(0).min(6))
+                .unwrap_or(1);
+            let asked = retry_after_secs.and_then(|secs| i64::try_from(secs).ok());
+            defer(result, asked.unwrap_or(doubling).min(DEFER_CAP_SECS))
+        }
+        Placement::Unknown { detail } => {
+            tracing::warn!(call.id = %result.call, "the fate of a create request is not known");
+            What::Unknown {
+                submit_count: result.submit_count,
+                detail: format!("the carrier's answer was lost: {}", unnumbered(detail)),
+            }
+        }
+    }
+}
+
+fn defer(result: &Result, secs: i64) -> What {
+    What::Deferred {
+        submit_count: result.submit_count,
+        pause: TimeDelta::seconds(secs),
+    }
+}
+
+/// A carrier's words without anything that could be a phone number, for owners and logs.
+fn unnumbered(text: &str) -> String {
+    text.split_whitespace()
+        .map(|word| {
+            let digits = word.chars().filter(char::is_ascii_digit).count();
+            if digits >= 7 { "[number]" } else { word }
+        })
+        .take(40)
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -1,0 +1,276 @@
+//! The line of one trunk in one worker.
+//!
+//! The claimer and the sender are two tasks, so that the next slots are leased while the last
+//! ones are being spent. A slot that comes up late is burned; its call then waits for another
+//! slot without going back to the database: the claimer asks for slots for such calls first.
+//! A call that waited too long is given back, because by then other workers may take this one
+//! for dead.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use peal_shared::calls::claim::{Ask, Claim, Claimed, Idle, claim_unscoped};
+use peal_shared::calls::pacer::LATE_LIMIT;
+use peal_shared::calls::reconcile::HOLD_LIMIT;
+use peal_shared::context::Context;
+use peal_shared::ids::TrunkId;
+use peal_shared::secret::jitter;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::place::place;
+use super::record::Result;
+
+/// Requests a line may have under way at once.
+const IN_FLIGHT_LIMIT: usize = 1024;
+/// Calls taken in one claim, at most.
+const CLAIM_LIMIT: u32 = 256;
+/// How long a line without work goes on looking before it ends.
+const IDLE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a line waits for a wake-up before it looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// The least time between two claims, so that wake-ups are served in bulk.
+const CLAIM_PAUSE: Duration = Duration::from_millis(10);
+const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a line runs on.
+pub struct Line {
+    pub context: Arc<Context>,
+    pub trunk: TrunkId,
+    pub worker: Arc<str>,
+    pub results: mpsc::Sender<Result>,
+    pub wake: Arc<Notify>,
+    pub shutdown: CancellationToken,
+}
+
+/// What the claimer hands to the sender.
+struct Load {
+    calls: Vec<Claimed>,
+    slots: Vec<Instant>,
+}
+
+/// A claimed call and when it was claimed, by this machine's monotonic clock.
+struct Held {
+    call: Claimed,
+    since: Instant,
+}
+
+impl Line {
+    /// Dials on this trunk until there is nothing more to dial, or the shutdown.
+    pub async fn run(self) {
+        tracing::debug!(trunk.id = %self.trunk, "line opens");
+        let (loads, waiting) = mpsc::channel(4);
+        // Calls in this worker that have no slot: raised by a burned slot, lowered by a spare one.
+        let slotless = Arc::new(AtomicI64::new(0));
+        let sender = Sender {
+            context: Arc::clone(&self.context),
+            trunk: self.trunk,
+            results: self.results.clone(),
+            slotless: Arc::clone(&slotless),
+            shutdown: self.shutdown.clone(),
+            held: VecDeque::new(),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_LIMIT)),
+            requests: JoinSet::new(),
+        };
+        let sender = tokio::spawn(sender.run(waiting));
+        self.claim_until_idle(loads, &slotless).await;
+        if let Err(error) = sender.await {
+            tracing::error!(%error, trunk.id = %self.trunk, "the sender of a line ended badly");
+        }
+        tracing::debug!(trunk.id = %self.trunk, "line closes");
+    }
+
+    async fn claim_until_idle(&self, loads: mpsc::Sender<Load>, slotless: &AtomicI64) {
+        let mut last_work = Instant::now();
+        while !self.shutdown.is_cancelled() {
+            let held = u32::try_from(slotless.load(Ordering::Acquire)).unwrap_or(0);
+            let ask = Ask {
+                trunk: self.trunk,
+                worker: &self.worker,
+                most: CLAIM_LIMIT,
+                held,
+            };
+            let asked = Instant::now();
+            let pause = match claim_unscoped(&self.context.pool, ask).await {
+                Ok(claim) => {
+                    if claim.lease.count > 0 || matches!(claim.idle, Some(Idle::Paced | Idle::Full))
+                    {
+                        last_work = Instant::now();
+                    }
+                    let pause = pause_after(&claim, held);
+                    if !self.hand_over(claim, slotless, &loads).await {
+                        return;
+                    }
+                    pause
+                }
+                Err(error) => {
+                    tracing::warn!(%error, trunk.id = %self.trunk, "claim failed");
+                    Pause::For(OUTAGE_PAUSE)
+                }
+            };
+            if last_work.elapsed() > IDLE_LIMIT && slotless.load(Ordering::Acquire) <= 0 {
+                return;
+            }
+            self.rest(pause, asked).await;
+        }
+    }
+
+    async fn hand_over(
+        &self,
+        claim: Claim,
+        slotless: &AtomicI64,
+        loads: &mpsc::Sender<Load>,
+    ) -> bool {
+        if claim.lease.count == 0 && claim.calls.is_empty() {
+            return true;
+        }
+        let received = Instant::now();
+        let slots: Vec<Instant> = (0..claim.lease.count)
+            .filter_map(|n| i32::try_from(n).ok())
+            .map(|n| claim.lease.first + claim.lease.interval * n - claim.now)
+            .map(|offset| received + offset.to_std().unwrap_or(Duration::ZERO))
+            .collect();
+        let spare = i64::try_from(claim.calls.len())
+            .unwrap_or(i64::MAX)
+            .saturating_sub(i64::from(claim.lease.count));
+        slotless.fetch_add(spare, Ordering::AcqRel);
+        loads
+            .send(Load {
+                calls: claim.calls,
+                slots,
+            })
+            .await
+            .is_ok()
+    }
+
+    async fn rest(&self, pause: Pause, asked: Instant) {
+        let nap = async {
+            match pause {
+                Pause::For(pause) => sleep(pause).await,
+                Pause::UntilWoken => {
+                    tokio::select! {
+                        () = self.wake.notified() => {}
+                        () = sleep(LOOK_AGAIN.mul_f64(0.75 + jitter() / 2.0)) => {}
+                    }
+                }
+            }
+            sleep_until(asked + CLAIM_PAUSE).await;
+        };
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = nap => {}
+        }
+    }
+}
+
+/// When to claim again.
+#[derive(Debug, PartialEq)]
+enum Pause {
+    For(Duration),
+    /// Until something changes: a call ended, a batch started.
+    UntilWoken,
+}
+
+/// After slots were given, the next ones are leased when half of them are spent; when the
+/// horizon was full, as soon as a slot comes into it; otherwise something has to happen first.
+fn pause_after(claim: &Claim, held: u32) -> Pause {
+    match claim.idle {
+        Some(Idle::Paced) => {
+            let until = claim.lease.first - claim.now;
+            let wait = (until - TimeDelta::milliseconds(200)).max(TimeDelta::milliseconds(5));
+            Pause::For(
+                wait.to_std()
+                    .unwrap_or(LOOK_AGAIN)
+                    .mul_f64(1.0 + jitter() / 5.0),
+            )
+        }
+        Some(_) => Pause::UntilWoken,
+        None if claim.lease.count > held || !claim.calls.is_empty() => {
+            let spent = claim.lease.next_slot() - claim.now;
+            let half = spent.to_std().unwrap_or(Duration::ZERO) / 2;
+            Pause::For(half.clamp(CLAIM_PAUSE, LOOK_AGAIN))
+        }
+        None => Pause::For(CLAIM_PAUSE),
+    }
+}
+
+/// Spends slots.
+struct Sender {
+    context: Arc<Context>,
+    trunk: TrunkId,
+    results: mpsc::Sender<Result>,
+    slotless: Arc<AtomicI64>,
+    shutdown: CancellationToken,
+    held: VecDeque<Held>,
+    in_flight: Arc<Semaphore>,
+    requests: JoinSet<()>,
+}
+
+impl Sender {
+    async fn run(mut self, mut loads: mpsc::Receiver<Load>) {
+        while let Some(load) = loads.recv().await {
+            let since = Instant::now();
+            self.held
+                .extend(load.calls.into_iter().map(|call| Held { call, since }));
+            for slot in load.slots {
+                if !self.shutdown.is_cancelled() {
+                    self.spend(slot).await;
+                }
+            }
+            while self.requests.try_join_next().is_some() {}
+        }
+        for held in std::mem::take(&mut self.held) {
+            self.give_back(held.call).await;
+        }
+        while self.requests.join_next().await.is_some() {}
+    }
+
+    async fn spend(&mut self, slot: Instant) {
+        tokio::select! {
+            () = sleep_until(slot) => {}
+            () = self.shutdown.cancelled() => return,
+        }
+        while let Some(held) = self
+            .held
+            .pop_front_if(|held| held.since.elapsed() > HOLD_LIMIT)
+        {
+            self.slotless.fetch_sub(1, Ordering::AcqRel);
+            self.give_back(held.call).await;
+        }
+        let Ok(permit) = Arc::clone(&self.in_flight).try_acquire_owned() else {
+            self.burn("too many requests are under way");
+            return;
+        };
+        if slot.elapsed() > LATE_LIMIT {
+            self.burn("late");
+            return;
+        }
+        let Some(held) = self.held.pop_front() else {
+            self.slotless.fetch_add(1, Ordering::AcqRel);
+            return;
+        };
+        let (context, trunk, results) =
+            (Arc::clone(&self.context), self.trunk, self.results.clone());
+        self.requests.spawn(async move {
+            place(&context, trunk, held.call, &results).await;
+            drop(permit);
+        });
+    }
+
+    fn burn(&self, why: &'static str) {
+        tracing::debug!(trunk.id = %self.trunk, why, "slot burned");
+        self.slotless.fetch_add(1, Ordering::AcqRel);
+    }
+
+    async fn give_back(&self, call: Claimed) {
+        let unsent = Result::unsent(self.trunk, &call);
+        if self.results.send(unsent).await.is_err() {
+            tracing::error!(call.id = %call.id, "a call could not be given back");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Applies what carriers reported, in bulk, as long as there is any.
+//!
+//! A group that the database refuses is cut down until the one event at fault is alone; that
+//! one is set aside with its reason, so a single odd event never holds up the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use peal_shared::bells::Bell;
+use peal_shared::calls::apply::Foreign;
+use peal_shared::calls::inbox::{apply_waiting_unscoped, set_aside_unscoped};
+use peal_shared::context::Context;
+use peal_shared::telephony::Ending;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// Events applied in one transaction, at most.
+const GROUP_LIMIT: i64 = 500;
+/// How often to look when no bell rings.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Applies events until `shutdown`.
+pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
+    let mut bell = context.bells.listen(Bell::Inbox);
+    let mut group = GROUP_LIMIT;
+    while !shutdown.is_cancelled() {
+        match apply_waiting_unscoped(&context.pool, group, context.clock.now()).await {
+            Ok((0, _)) => {
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    _ = bell.heard(64, LOOK_EVERY) => {}
+                }
+            }
+            Ok((taken, applied)) => {
+                tracing::debug!(taken, finals = applied.finals.len(), "events applied");
+                if !applied.finals.is_empty() {
+                    context.bells.ring(Bell::Dial);
+                }
+                for batch in &applied.completed {
+                    tracing::info!(batch.id = %batch, "batch completed");
+                }
+                hang_up_foreign(&context, applied.foreign);
+                group = group.saturating_mul(2).min(GROUP_LIMIT);
+            }
+            Err(error) => {
+                tracing::warn!(%error, group, "events cannot be applied");
+                if group > 1 {
+                    group = (group / 4).max(1);
+                } else if let Err(error) =
+                    set_aside_unscoped(&context.pool, &error.to_string()).await
+                {
+                    tracing::warn!(%error, "the database does not answer");
+                }
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = sleep(OUTAGE_PAUSE) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Ends calls that are the second one of their attempt. If this fails, the answer document
+/// still hangs them up.
+pub fn hang_up_foreign(context: &Arc<Context>, foreign: Vec<Foreign>) {
+    for call in foreign {
+        tracing::error!(call.id = %call.call, trunk.id = %call.trunk, "a second call exists for one attempt: hanging it up");
+        let context = Arc::clone(context);
+        tokio::spawn(async move {
+            let ended = async {
+                let account = context
+                    .accounts
+                    .get(&context.pool, &context.config.keys, call.trunk)
+                    .await?;
+                let carrier = context.carriers.of(account.kind);
+                carrier
+                    .end(&account, &call.carrier_call_id, Ending::HangUp)
+                    .await
+            };
+            if let Err(error) = ended.await {
+                tracing::error!(%error, call.id = %call.call, "the second call could not be hung up");
+            }
+        });
+    }
+}
