@@ -1,1 +1,57 @@
-fn main() {}
+//! Runs the simulator by itself, until interrupted.
+
+use std::io::Write;
+
+use anyhow::Context;
+use clap::Parser;
+use peal_simulator::{Account, Config, Simulator};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(
+    name = "peal-simulator",
+    version,
+    about = "A carrier that rings nobody"
+)]
+struct Args {
+    /// An account with its own token and pace: SID=token[:cps[:queue|refuse]]. Repeatable.
+    #[arg(long = "account", value_name = "SID=TOKEN", value_parser = account)]
+    accounts: Vec<(String, Account)>,
+    #[command(flatten)]
+    config: Config,
+}
+
+fn account(text: &str) -> Result<(String, Account), String> {
+    let (sid, settings) = text
+        .split_once('=')
+        .ok_or_else(|| format!("`{text}` is not of the form SID=token"))?;
+    Ok((sid.to_owned(), settings.parse()?))
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let Args {
+        accounts,
+        mut config,
+    } = Args::parse();
+    config.accounts.extend(accounts);
+    let listen = config.listen;
+    let running = Simulator::start(config)
+        .await
+        .with_context(|| format!("cannot listen on {listen}"))?;
+    // The only line on standard output, so that a script can read the free port.
+    writeln!(std::io::stdout(), "{}", running.url())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result?,
+        _ = terminated.recv() => {}
+    }
+    running.stop().await;
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! The carrier's customers: their tokens, their pace, their tally.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
+
+use crate::{
+    clock::Micros,
+    config::{Account, OverCps},
+    oracle::Tally,
+};
+
+const SECOND: Micros = 1_000_000;
+
+pub(crate) struct Customer {
+    pub(crate) sid: Arc<str>,
+    pub(crate) token: Arc<str>,
+    pub(crate) settings: Account,
+    pub(crate) pace: Pace,
+    pub(crate) tally: Tally,
+}
+
+impl Customer {
+    fn new(sid: &str, settings: Account) -> Self {
+        Self {
+            sid: Arc::from(sid),
+            token: Arc::from(settings.auth_token.as_str()),
+            settings,
+            pace: Pace::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// When a call created at `now` is dialled; `None` refuses it.
+    pub(crate) fn slot(&mut self, now: Micros) -> Option<Micros> {
+        self.pace
+            .slot(now, self.settings.cps, self.settings.over_cps)
+    }
+
+    fn admits(&self, user: &str, password: &str) -> bool {
+        if user == &*self.sid {
+            return password == self.settings.auth_token;
+        }
+        self.settings
+            .api_keys
+            .get(user)
+            .is_some_and(|secret| secret == password)
+    }
+}
+
+/// Dials at most `cps` calls in any window of a second: the n-th waits until a
+/// second after the one `cps` places before it.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(VecDeque<Micros>);
+
+impl Pace {
+    fn slot(&mut self, now: Micros, cps: u32, over: OverCps) -> Option<Micros> {
+        let limit = usize::try_from(cps).unwrap_or(usize::MAX);
+        if limit == 0 {
+            return Some(now);
+        }
+        while self.0.len() > limit {
+            self.0.pop_front();
+        }
+        let mut at = now;
+        if self.0.len() == limit {
+            let oldest = self.0.front().copied().unwrap_or(0);
+            at = now.max(oldest.saturating_add(SECOND));
+            if at > now && over == OverCps::Refuse {
+                return None;
+            }
+            self.0.pop_front();
+        }
+        self.0.push_back(at);
+        Some(at)
+    }
+}
+
+/// All customers; any sid that starts with `AC` becomes one when it is first
+/// seen, unless only configured ones are served.
+pub(crate) struct Accounts {
+    list: Vec<Customer>,
+    by_sid: HashMap<Arc<str>, usize>,
+    default: Account,
+    known_only: bool,
+}
+
+impl Accounts {
+    pub(crate) fn new(
+        known: &BTreeMap<String, Account>,
+        default: Account,
+        known_only: bool,
+    ) -> Self {
+        let mut accounts = Self {
+            list: Vec::new(),
+            by_sid: HashMap::new(),
+            default,
+            known_only,
+        };
+        for (sid, settings) in known {
+            accounts.set(sid, settings.clone());
+        }
+        accounts
+    }
+
+    pub(crate) fn set(&mut self, sid: &str, settings: Account) {
+        let known = self.find(sid).and_then(|index| self.list.get_mut(index));
+        if let Some(customer) = known {
+            customer.token = Arc::from(settings.auth_token.as_str());
+            customer.settings = settings;
+            return;
+        }
+        let customer = Customer::new(sid, settings);
+        self.by_sid
+            .insert(Arc::clone(&customer.sid), self.list.len());
+        self.list.push(customer);
+    }
+
+    pub(crate) fn find(&self, sid: &str) -> Option<usize> {
+        self.by_sid.get(sid).copied()
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<&Customer> {
+        self.list.get(index)
+    }
+
+    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut Customer> {
+        self.list.get_mut(index)
+    }
+
+    /// The customer behind a request, if the credentials are its own.
+    pub(crate) fn authenticate(
+        &mut self,
+        sid: &str,
+        login: Option<&(String, String)>,
+    ) -> Option<usize> {
+        let (user, password) = login?;
+        if self.find(sid).is_none() && !self.known_only && sid.starts_with("AC") {
+            let token_fits = *password == self.default.auth_token && user == sid;
+            if token_fits {
+                self.set(sid, self.default.clone());
+            }
+        }
+        let index = self.find(sid)?;
+        self.get(index)?.admits(user, password).then_some(index)
+    }
+
+    pub(crate) fn settings(&self) -> BTreeMap<String, Account> {
+        self.list
+            .iter()
+            .map(|customer| (customer.sid.to_string(), customer.settings.clone()))
+            .collect()
+    }
+
+    /// Forgets tallies and paces, not customers.
+    pub(crate) fn reset(&mut self) {
+        for customer in &mut self.list {
+            customer.tally = Tally::default();
+            customer.pace = Pace::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::worst_window;
+
+    #[test]
+    fn a_queue_spreads_a_burst_over_seconds() {
+        let mut pace = Pace::default();
+        let slots: Vec<Micros> = (0..25)
+            .map(|n| pace.slot(n, 10, OverCps::Queue).unwrap())
+            .collect();
+        assert_eq!(slots[..10], (0..10).collect::<Vec<_>>());
+        assert_eq!(slots[10], SECOND);
+        assert_eq!(slots[24], 2 * SECOND + 4);
+        assert_eq!(worst_window(slots).unwrap().0, 10);
+    }
+
+    #[test]
+    fn a_refusal_takes_no_slot() {
+        let mut pace = Pace::default();
+        assert!(pace.slot(0, 1, OverCps::Refuse).is_some());
+        assert!(pace.slot(999_999, 1, OverCps::Refuse).is_none());
+        assert!(pace.slot(1_000_000, 1, OverCps::Refuse).is_some());
+    }
+
+    #[test]
+    fn only_the_right_credentials_enter() {
+        let mut accounts = Accounts::new(&BTreeMap::new(), "secret".parse().unwrap(), false);
+        let login = |user: &str, password: &str| Some((user.to_owned(), password.to_owned()));
+        assert!(accounts.authenticate("AC1", None).is_none());
+        assert!(
+            accounts
+                .authenticate("AC1", login("AC1", "wrong").as_ref())
+                .is_none()
+        );
+        assert!(
+            accounts
+                .authenticate("XX1", login("XX1", "secret").as_ref())
+                .is_none()
+        );
+        assert!(
+            accounts
+                .authenticate("AC1", login("AC2", "secret").as_ref())
+                .is_none()
+        );
+        assert_eq!(
+            accounts.authenticate("AC1", login("AC1", "secret").as_ref()),
+            Some(0)
+        );
+        let mut settings: Account = "other".parse().unwrap();
+        settings.api_keys.insert("SK1".to_owned(), "key".to_owned());
+        accounts.set("AC1", settings);
+        assert!(
+            accounts
+                .authenticate("AC1", login("SK1", "key").as_ref())
+                .is_some()
+        );
+        assert!(
+            accounts
+                .authenticate("AC1", login("AC1", "secret").as_ref())
+                .is_none()
+        );
+    }
+}

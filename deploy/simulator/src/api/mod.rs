@@ -1,0 +1,60 @@
+//! Twilio's API, as far as a dialer uses it: `/2010-04-01/Accounts/{sid}/...`
+//!
+//! | route | |
+//! |---|---|
+//! | `POST Calls.json` | create a call: 201 |
+//! | `GET Calls.json` | list calls, newest first, with filters and pages |
+//! | `GET Calls/{sid}.json` | one call |
+//! | `POST Calls/{sid}.json` | cancel, complete or redirect it |
+//! | `GET Recordings/{sid}[.json\|.wav]` | a recording: its facts, or silence |
+//!
+//! Credentials are HTTP Basic. A field or parameter that is not part of the
+//! documented request is refused with 400, so that a typo cannot pass a test.
+
+mod calls;
+mod create_form;
+mod form;
+mod list;
+mod recordings;
+mod resource;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::Uri,
+    routing::{get, post},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use crate::{refusal::Refusal, world::World};
+
+pub(crate) fn router() -> Router<Arc<World>> {
+    const BASE: &str = "/2010-04-01/Accounts/{account}";
+    Router::new()
+        .route(
+            &format!("{BASE}/Calls.json"),
+            post(calls::create).get(calls::list),
+        )
+        .route(
+            &format!("{BASE}/Calls/{{file}}"),
+            get(calls::fetch).post(calls::update),
+        )
+        .route(
+            &format!("{BASE}/Recordings/{{file}}"),
+            get(recordings::fetch),
+        )
+        .fallback(async |uri: Uri| Refusal::not_found(uri.path()))
+}
+
+/// User and password of HTTP Basic.
+fn login(headers: &axum::http::HeaderMap) -> Option<(String, String)> {
+    let value = headers.get(axum::http::header::AUTHORIZATION)?;
+    let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let (user, password) = decoded.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
+}

@@ -1,0 +1,358 @@
+//! What the carrier tells the caller: status events, detection, recordings.
+//!
+//! A callback is put into its call's outbox with the sequence number of its
+//! event; one task per call posts the outbox in order, so without faults they
+//! arrive in sequence. The faults act here, between event and outbox.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use crate::{
+    call::{Call, CallRef, CreateRequest, Events, Hook, Live, Method},
+    callee::Plan,
+    clock::{Clock, Micros},
+    delivery::{Parcel, Receipt, encode},
+    kept::Entry,
+    switchboard::{Action, Switchboard},
+};
+
+/// What happened to a call, in the caller's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StatusEvent {
+    Initiated,
+    Ringing,
+    Answered,
+    /// Any final status.
+    Completed,
+}
+
+impl StatusEvent {
+    fn is_wanted(self, events: Events) -> bool {
+        match self {
+            Self::Initiated => events.initiated,
+            Self::Ringing => events.ringing,
+            Self::Answered => events.answered,
+            Self::Completed => events.completed,
+        }
+    }
+}
+
+/// A callback that waits to be posted.
+#[derive(Clone, Debug)]
+pub(crate) struct Post {
+    pub(crate) kind: &'static str,
+    pub(crate) url: Arc<str>,
+    pub(crate) method: Method,
+    pub(crate) params: Vec<(&'static str, String)>,
+    pub(crate) token: Arc<str>,
+    /// The same for every try and differing between callbacks.
+    pub(crate) idempotency: String,
+}
+
+impl Post {
+    pub(crate) fn parcel(&self) -> Parcel {
+        Parcel {
+            url: Arc::clone(&self.url),
+            method: self.method,
+            body: encode(&self.params),
+            token: Arc::clone(&self.token),
+            idempotency: self.idempotency.clone(),
+        }
+    }
+}
+
+impl Live {
+    pub(crate) fn new(request: CreateRequest, plan: Plan, nth: u64) -> Self {
+        Self {
+            request,
+            plan,
+            nth,
+            sequence: 0,
+            posts: 0,
+            outbox: VecDeque::new(),
+            held: None,
+            delivering: false,
+            outstanding: 0,
+            talk: None,
+            talk_serial: 0,
+            documents: 0,
+            turn: 0,
+        }
+    }
+}
+
+/// What every request about a call carries.
+pub(crate) fn call_params(call: &Call, account_sid: &str) -> Vec<(&'static str, String)> {
+    let mut params = Vec::with_capacity(20);
+    params.extend([
+        ("CallSid", call.sid.text("CA")),
+        ("AccountSid", account_sid.to_owned()),
+        ("From", call.from.to_string()),
+        ("To", call.to.to_string()),
+        ("Caller", call.from.to_string()),
+        ("Called", call.to.to_string()),
+        ("CallStatus", call.phase.word().to_owned()),
+        ("ApiVersion", "2010-04-01".to_owned()),
+        ("Direction", "outbound-api".to_owned()),
+    ]);
+    params
+}
+
+pub(crate) fn recording_url(base: &str, account_sid: &str, call: &Call) -> String {
+    format!(
+        "{base}/2010-04-01/Accounts/{account_sid}/Recordings/{}",
+        call.recording_sid()
+    )
+}
+
+fn status_params(
+    call: &Call,
+    account_sid: &str,
+    base_url: &str,
+    clock: Clock,
+    now: Micros,
+    sequence: u32,
+) -> Vec<(&'static str, String)> {
+    let mut params = call_params(call, account_sid);
+    params.extend([
+        ("Timestamp", clock.rfc2822(now)),
+        ("CallbackSource", "call-progress-events".to_owned()),
+        ("SequenceNumber", sequence.to_string()),
+    ]);
+    if let Some(word) = call.answered_by {
+        params.push(("AnsweredBy", word.to_owned()));
+    }
+    if call.phase.is_final() {
+        params.extend([
+            ("CallDuration", call.duration_secs.to_string()),
+            ("Duration", call.duration_secs.div_ceil(60).to_string()),
+            ("SipResponseCode", call.sip_code.to_string()),
+        ]);
+        if call.recorded {
+            params.extend([
+                ("RecordingUrl", recording_url(base_url, account_sid, call)),
+                ("RecordingSid", call.recording_sid()),
+                ("RecordingDuration", call.duration_secs.to_string()),
+            ]);
+        }
+    }
+    params
+}
+
+impl Switchboard {
+    /// Tells the status callback about an event, if it wants to know.
+    pub(crate) fn announce(&mut self, now: Micros, call: CallRef, event: StatusEvent) {
+        let (clock, base_url) = (self.clock, Arc::clone(&self.base_url));
+        let Some((c, account_sid)) = self.call_and_account(call) else {
+            return;
+        };
+        let Some(live) = c.live.as_mut() else { return };
+        if !event.is_wanted(live.request.events) {
+            return;
+        }
+        let Some(hook) = live.request.status.clone() else {
+            return;
+        };
+        let sequence = live.sequence;
+        live.sequence += 1;
+        let params = status_params(c, &account_sid, &base_url, clock, now, sequence);
+        self.enqueue(now, call, "status", &hook, params);
+    }
+
+    pub(crate) fn announce_detection(&mut self, now: Micros, call: CallRef) {
+        let clock = self.clock;
+        let Some((c, account_sid)) = self.call_and_account(call) else {
+            return;
+        };
+        let request = c.live.as_ref().map(|live| &live.request);
+        let Some(hook) = request
+            .and_then(|request| request.detection.as_ref())
+            .filter(|detection| detection.asynchronous)
+            .and_then(|detection| detection.hook.clone())
+        else {
+            return;
+        };
+        let took_secs = clock.call_secs(now.saturating_sub(c.answered.unwrap_or(now)));
+        let params = vec![
+            ("CallSid", c.sid.text("CA")),
+            ("AccountSid", account_sid.to_string()),
+            ("AnsweredBy", c.answered_by.unwrap_or("unknown").to_owned()),
+            (
+                "MachineDetectionDuration",
+                u64::from(took_secs).saturating_mul(1000).to_string(),
+            ),
+        ];
+        self.enqueue(now, call, "detection", &hook, params);
+    }
+
+    /// `status` is `in-progress` or `completed`.
+    pub(crate) fn announce_recording(&mut self, now: Micros, call: CallRef, status: &'static str) {
+        let (clock, base_url) = (self.clock, Arc::clone(&self.base_url));
+        let Some((c, account_sid)) = self.call_and_account(call) else {
+            return;
+        };
+        let Some(answered) = c.answered else { return };
+        let request = c.live.as_ref().map(|live| &live.request);
+        let Some(recording) = request.and_then(|request| request.recording.as_ref()) else {
+            return;
+        };
+        let wanted = match status {
+            "in-progress" => recording.on_in_progress,
+            _ => recording.on_completed,
+        };
+        let Some(hook) = recording.hook.clone().filter(|_| wanted) else {
+            return;
+        };
+        let mut params = vec![
+            ("AccountSid", account_sid.to_string()),
+            ("CallSid", c.sid.text("CA")),
+            ("RecordingSid", c.recording_sid()),
+            ("RecordingUrl", recording_url(&base_url, &account_sid, c)),
+            ("RecordingStatus", status.to_owned()),
+            ("RecordingChannels", recording.channels.to_owned()),
+            ("RecordingStartTime", clock.rfc2822(answered)),
+            ("RecordingSource", "OutboundAPI".to_owned()),
+            ("RecordingTrack", "both".to_owned()),
+            ("ErrorCode", "0".to_owned()),
+        ];
+        if status == "completed" {
+            params.push(("RecordingDuration", c.duration_secs.to_string()));
+        }
+        self.enqueue(now, call, "recording", &hook, params);
+    }
+
+    fn call_and_account(&mut self, call: CallRef) -> Option<(&mut Call, Arc<str>)> {
+        let account = self.call(call)?.account;
+        let sid = Arc::clone(&self.accounts.get(account)?.sid);
+        Some((self.call_mut(call)?, sid))
+    }
+
+    /// Lets the faults have their way, then queues for posting.
+    fn enqueue(
+        &mut self,
+        now: Micros,
+        call: CallRef,
+        kind: &'static str,
+        hook: &Hook,
+        params: Vec<(&'static str, String)>,
+    ) {
+        let Some(c) = self.call_mut(call) else { return };
+        let (account, to, sid) = (c.account, Arc::clone(&c.to), c.sid);
+        let Some(live) = c.live.as_mut() else { return };
+        let place = live.posts;
+        live.posts += 1;
+        let nth = live.nth.wrapping_mul(64).wrapping_add(u64::from(place));
+        let Some(customer) = self.accounts.get(account) else {
+            return;
+        };
+        let post = Post {
+            kind,
+            url: Arc::clone(&hook.url),
+            method: hook.method,
+            params,
+            token: Arc::clone(&customer.token),
+            idempotency: format!("{sid}-{place}"),
+        };
+        if self.fault("callbacks_lost", |f| f.callbacks_lost, &to, nth) {
+            self.tally(account, |tally| tally.callbacks.lost += 1);
+            self.file(now, call, &post, None);
+            return;
+        }
+        if self.fault("callbacks_duplicated", |f| f.callbacks_duplicated, &to, nth) {
+            self.tally(account, |tally| tally.callbacks.duplicated += 1);
+            self.push(call, post.clone());
+        }
+        if self.fault("callbacks_late", |f| f.callbacks_late, &to, nth) {
+            self.tally(account, |tally| tally.callbacks.late += 1);
+            let delay = Duration::from_millis(self.faults.faults().late_by_ms);
+            self.post_alone(call, post, delay);
+            return;
+        }
+        let live_call = self.call(call).is_some_and(|c| !c.phase.is_final());
+        if live_call && self.fault("callbacks_reordered", |f| f.callbacks_reordered, &to, nth) {
+            self.tally(account, |tally| tally.callbacks.reordered += 1);
+            self.flush(call);
+            if let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) {
+                live.held = Some(post);
+            }
+            return;
+        }
+        self.push(call, post);
+        self.flush(call);
+    }
+
+    /// Queues what was held for its successor to overtake.
+    pub(crate) fn flush(&mut self, call: CallRef) {
+        let held = self
+            .call_mut(call)
+            .and_then(|c| c.live.as_mut())
+            .and_then(|live| live.held.take());
+        if let Some(post) = held {
+            self.push(call, post);
+        }
+    }
+
+    fn push(&mut self, call: CallRef, post: Post) {
+        let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) else {
+            return;
+        };
+        live.outbox.push_back(post);
+        if !live.delivering {
+            live.delivering = true;
+            self.actions.push(Action::Drain(call));
+        }
+    }
+
+    fn post_alone(&mut self, call: CallRef, post: Post, delay: Duration) {
+        if let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) {
+            live.outstanding += 1;
+            self.actions.push(Action::Late(call, Box::new(post), delay));
+        }
+    }
+
+    /// The next callback of the outbox; `None` ends the task that posts it.
+    pub(crate) fn next_post(&mut self, call: CallRef) -> Option<Post> {
+        let live = self.call_mut(call)?.live.as_mut()?;
+        let post = live.outbox.pop_front();
+        if post.is_none() {
+            live.delivering = false;
+            self.settle(call);
+        }
+        post
+    }
+
+    /// Notes how posting went.
+    pub(crate) fn posted(&mut self, now: Micros, call: CallRef, post: &Post, receipt: &Receipt) {
+        let Some(account) = self.call(call).map(|c| c.account) else {
+            return;
+        };
+        self.tally(account, |tally| {
+            tally.callbacks.requests += u64::from(receipt.attempts);
+            if receipt.is_success() {
+                tally.callbacks.sent += 1;
+            } else {
+                tally.callbacks.failed += 1;
+            }
+        });
+        self.file(now, call, post, Some(receipt));
+    }
+
+    /// A post that was made outside the outbox is done.
+    pub(crate) fn posted_alone(&mut self, call: CallRef) {
+        if let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) {
+            live.outstanding = live.outstanding.saturating_sub(1);
+        }
+        self.settle(call);
+    }
+
+    fn file(&mut self, now: Micros, call: CallRef, post: &Post, receipt: Option<&Receipt>) {
+        let entry = Entry {
+            kind: post.kind,
+            method: post.method,
+            url: &post.url,
+            params: &post.params,
+            unix_micros: self.clock.unix_micros(now),
+            receipt,
+        };
+        self.kept.file(call.index, &entry);
+    }
+}

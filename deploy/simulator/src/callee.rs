@@ -1,0 +1,429 @@
+//! The people who are called: who picks up, after how long, and what they say.
+//!
+//! A number's fate is drawn from the seed, the number and the count of its
+//! calls, so the third call to a number ends the same in every run. The last
+//! digits overrule the draw (longest suffix first), see [`Behavior::suffixes`].
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::draw::Draw;
+
+/// What happens when a number is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Callee {
+    /// A person answers and talks.
+    Answers,
+    /// `busy`, SIP 486, without ringing.
+    Busy,
+    /// Rings until the caller's timeout: `no-answer`, SIP 487.
+    NoAnswer,
+    /// Answered by a machine (`machine_start`).
+    Machine,
+    /// The create is refused: 400, code 21211.
+    Invalid,
+    /// Rings, then declines: `failed`, SIP 603.
+    Rejects,
+    /// Answers and hangs up within seconds.
+    HangsUpEarly,
+    /// The network has no circuit: `failed`, SIP 503, without ringing.
+    Fails,
+    /// No such subscriber: `failed`, SIP 404, without ringing.
+    Unallocated,
+    /// Answered by a fax.
+    Fax,
+}
+
+impl Callee {
+    pub(crate) const ALL: [(Self, &'static str); 10] = [
+        (Self::Answers, "answers"),
+        (Self::Busy, "busy"),
+        (Self::NoAnswer, "no_answer"),
+        (Self::Machine, "machine"),
+        (Self::Invalid, "invalid"),
+        (Self::Rejects, "rejects"),
+        (Self::HangsUpEarly, "hangs_up_early"),
+        (Self::Fails, "fails"),
+        (Self::Unallocated, "unallocated"),
+        (Self::Fax, "fax"),
+    ];
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|(_, word)| *word == name)
+            .map(|(callee, _)| *callee)
+    }
+
+    /// Twilio's `AnsweredBy` word, for those who pick up.
+    pub(crate) fn answered_by(self) -> &'static str {
+        match self {
+            Self::Machine => "machine_start",
+            Self::Fax => "fax",
+            _ => "human",
+        }
+    }
+}
+
+/// Relative weights of the fates; a fate that is not named has weight 0.
+/// As text: `answers=60,busy=5`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Mix(pub BTreeMap<Callee, u32>);
+
+impl Default for Mix {
+    fn default() -> Self {
+        Self(BTreeMap::from([
+            (Callee::Answers, 56),
+            (Callee::Machine, 15),
+            (Callee::NoAnswer, 17),
+            (Callee::Busy, 6),
+            (Callee::HangsUpEarly, 3),
+            (Callee::Rejects, 2),
+            (Callee::Fails, 1),
+        ]))
+    }
+}
+
+impl Mix {
+    /// Everybody has the same fate.
+    pub fn only(callee: Callee) -> Self {
+        Self(BTreeMap::from([(callee, 1)]))
+    }
+
+    fn pick(&self, draw: &mut Draw, without: Option<Callee>) -> Option<Callee> {
+        let eligible = || {
+            self.0
+                .iter()
+                .filter(|(callee, _)| Some(**callee) != without)
+        };
+        let total = eligible().map(|(_, weight)| u64::from(*weight)).sum();
+        let mut ticket = draw.below(total);
+        for (callee, weight) in eligible() {
+            let weight = u64::from(*weight);
+            if ticket < weight {
+                return Some(*callee);
+            }
+            ticket -= weight;
+        }
+        None
+    }
+}
+
+impl FromStr for Mix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut weights = BTreeMap::new();
+        for part in text.split(',').filter(|part| !part.is_empty()) {
+            let (name, weight) = part
+                .split_once('=')
+                .ok_or_else(|| format!("`{part}` is not of the form fate=weight"))?;
+            let callee = Callee::from_name(name.trim())
+                .ok_or_else(|| format!("`{name}` is no fate of a call"))?;
+            let weight = weight
+                .trim()
+                .parse()
+                .map_err(|error| format!("weight of `{name}`: {error}"))?;
+            weights.insert(callee, weight);
+        }
+        Ok(Self(weights))
+    }
+}
+
+impl fmt::Display for Mix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (callee, name) in Callee::ALL {
+            if let Some(weight) = self.0.get(&callee) {
+                write!(f, "{separator}{name}={weight}")?;
+                separator = ",";
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A range of call seconds, drawn from uniformly. As text `20-90` or `5`, as
+/// JSON `[20, 90]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "(f64, f64)", into = "(f64, f64)")]
+pub struct Span {
+    min: f64,
+    max: f64,
+}
+
+impl Span {
+    /// Refuses negative, infinite and inverted ranges.
+    pub fn new(min: f64, max: f64) -> Result<Self, String> {
+        if (0.0..=1e7).contains(&min) && (min..=1e7).contains(&max) {
+            return Ok(Self { min, max });
+        }
+        Err(format!("{min}-{max} is no range of seconds"))
+    }
+
+    const fn fixed(min: f64, max: f64) -> Self {
+        Self { min, max }
+    }
+
+    fn draw(self, draw: &mut Draw) -> f64 {
+        draw.between(self.min, self.max)
+    }
+}
+
+impl TryFrom<(f64, f64)> for Span {
+    type Error = String;
+
+    fn try_from((min, max): (f64, f64)) -> Result<Self, String> {
+        Self::new(min, max)
+    }
+}
+
+impl From<Span> for (f64, f64) {
+    fn from(span: Span) -> Self {
+        (span.min, span.max)
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (min, max) = text.split_once('-').unwrap_or((text, text));
+        let number = |word: &str| word.trim().parse::<f64>().map_err(|e| e.to_string());
+        Self::new(number(min)?, number(max)?)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.min, self.max)
+    }
+}
+
+/// How callees behave. All times are call seconds, compressed by the speed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+pub struct Behavior {
+    /// Seed of everything that is drawn about callees.
+    #[arg(long, default_value_t = Self::default().seed)]
+    pub seed: u64,
+    /// Weights of the fates, such as answers=60,busy=5,no_answer=35.
+    #[arg(long, default_value_t = Self::default().mix)]
+    pub mix: Mix,
+    /// Numbers ending in these digits have this fate; the longest suffix wins.
+    /// An empty map leaves every number to the mix.
+    #[arg(skip = Self::default().suffixes)]
+    pub suffixes: BTreeMap<String, Callee>,
+    /// From `initiated` to `ringing`, or to a final status without ringing.
+    #[arg(long, default_value_t = Self::default().setup_secs)]
+    pub setup_secs: Span,
+    /// From `ringing` to the answer or the decline.
+    #[arg(long, default_value_t = Self::default().ring_secs)]
+    pub ring_secs: Span,
+    /// How long a person stays, unless the document ends the call before.
+    #[arg(long, default_value_t = Self::default().talk_secs)]
+    pub talk_secs: Span,
+    /// How long a machine records before it hangs up.
+    #[arg(long, default_value_t = Self::default().machine_secs)]
+    pub machine_secs: Span,
+    /// How long somebody who hangs up early stays.
+    #[arg(long, default_value_t = Self::default().early_hangup_secs)]
+    pub early_hangup_secs: Span,
+    /// How long answering-machine detection takes.
+    #[arg(long, default_value_t = Self::default().detection_secs)]
+    pub detection_secs: Span,
+    /// What people say, one script per flag, turns separated by `|`. Each call
+    /// draws one script; when it has run out the person is silent. A turn of
+    /// digits only is keyed rather than spoken where digits are gathered.
+    #[arg(long = "script", default_values_t = Self::default().scripts)]
+    pub scripts: Vec<String>,
+    /// What a machine says into the first speech gather.
+    #[arg(long, default_value_t = Self::default().greeting)]
+    pub greeting: String,
+    /// `Confidence` of recognised speech.
+    #[arg(long, default_value_t = Self::default().confidence)]
+    pub confidence: f64,
+    /// Speaking rate of both sides.
+    #[arg(long, default_value_t = Self::default().chars_per_sec)]
+    pub chars_per_sec: f64,
+    /// Pause before a person replies.
+    #[arg(long, default_value_t = Self::default().reply_after_secs)]
+    pub reply_after_secs: f64,
+    /// Assumed length of every played file.
+    #[arg(long, default_value_t = Self::default().play_secs)]
+    pub play_secs: f64,
+    /// Price of each started minute of an answered call, in millionths of a dollar.
+    #[arg(long, default_value_t = Self::default().price_per_minute_micros)]
+    pub price_per_minute_micros: u64,
+    /// How long after the end the price appears on the call resource.
+    #[arg(long, default_value_t = Self::default().price_after_secs)]
+    pub price_after_secs: f64,
+}
+
+impl Default for Behavior {
+    fn default() -> Self {
+        let suffix = |digits: &str, callee| (digits.to_owned(), callee);
+        Self {
+            seed: 1,
+            mix: Mix::default(),
+            suffixes: BTreeMap::from([
+                suffix("0000", Callee::Answers),
+                suffix("0001", Callee::Busy),
+                suffix("0002", Callee::NoAnswer),
+                suffix("0003", Callee::Machine),
+                suffix("0004", Callee::Invalid),
+                suffix("0005", Callee::Rejects),
+                suffix("0006", Callee::HangsUpEarly),
+                suffix("0007", Callee::Fails),
+                suffix("0008", Callee::Unallocated),
+                suffix("0009", Callee::Fax),
+            ]),
+            setup_secs: Span::fixed(0.5, 2.0),
+            ring_secs: Span::fixed(3.0, 18.0),
+            talk_secs: Span::fixed(20.0, 90.0),
+            machine_secs: Span::fixed(25.0, 40.0),
+            early_hangup_secs: Span::fixed(1.0, 4.0),
+            detection_secs: Span::fixed(2.5, 4.5),
+            scripts: vec![
+                "Hello?|Yes, that sounds interesting.|Tuesday would work.|Thank you, goodbye."
+                    .to_owned(),
+                "Hello, who is this?|No, I am not interested.".to_owned(),
+                "Yes?|Could you call me back tomorrow?".to_owned(),
+            ],
+            greeting: "You have reached the voicemail. Please leave a message after the tone."
+                .to_owned(),
+            confidence: 0.93,
+            chars_per_sec: 15.0,
+            reply_after_secs: 0.7,
+            play_secs: 3.0,
+            price_per_minute_micros: 14_000,
+            price_after_secs: 2.0,
+        }
+    }
+}
+
+/// The fate of one call, drawn when it is created.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) callee: Callee,
+    pub(crate) setup_secs: f64,
+    pub(crate) ring_secs: f64,
+    pub(crate) talk_secs: f64,
+    pub(crate) detection_secs: f64,
+    /// Index of the script this person follows.
+    pub(crate) script: usize,
+}
+
+impl Behavior {
+    /// `nth` is the count of earlier calls to the number.
+    pub(crate) fn callee(&self, number: &str, nth: u64) -> Callee {
+        let by_suffix = self
+            .suffixes
+            .iter()
+            .filter(|(digits, _)| number.ends_with(digits.as_str()))
+            .max_by_key(|(digits, _)| digits.len());
+        if let Some((_, callee)) = by_suffix {
+            return *callee;
+        }
+        // A number that does not exist does not exist next time either.
+        let lasting = self
+            .mix
+            .pick(&mut Draw::new(self.seed, number, "callee", 0), None);
+        if nth == 0 || lasting == Some(Callee::Invalid) {
+            return lasting.unwrap_or(Callee::Answers);
+        }
+        let mut draw = Draw::new(self.seed, number, "callee", nth);
+        self.mix
+            .pick(&mut draw, Some(Callee::Invalid))
+            .unwrap_or(Callee::Answers)
+    }
+
+    pub(crate) fn plan(&self, number: &str, nth: u64) -> Plan {
+        let callee = self.callee(number, nth);
+        let span = |range: Span, purpose: &str| {
+            range.draw(&mut Draw::new(self.seed, number, purpose, nth))
+        };
+        let talk = match callee {
+            Callee::Machine | Callee::Fax => self.machine_secs,
+            Callee::HangsUpEarly => self.early_hangup_secs,
+            _ => self.talk_secs,
+        };
+        let scripts = u64::try_from(self.scripts.len()).unwrap_or(0);
+        let script = Draw::new(self.seed, number, "script", nth).below(scripts);
+        Plan {
+            callee,
+            setup_secs: span(self.setup_secs, "setup"),
+            ring_secs: span(self.ring_secs, "ring"),
+            talk_secs: span(talk, "talk"),
+            detection_secs: span(self.detection_secs, "detection"),
+            script: usize::try_from(script).unwrap_or(0),
+        }
+    }
+
+    /// What the callee says at its `turn`-th chance to speak.
+    pub(crate) fn utterance(&self, plan: &Plan, turn: usize) -> Option<&str> {
+        match plan.callee {
+            Callee::Fax => None,
+            Callee::Machine => (turn == 0).then_some(self.greeting.as_str()),
+            _ => self.scripts.get(plan.script)?.split('|').nth(turn),
+        }
+    }
+
+    pub(crate) fn speech_secs(&self, text: &str) -> f64 {
+        let chars = u32::try_from(text.chars().count()).unwrap_or(u32::MAX);
+        f64::from(chars) / self.chars_per_sec.max(0.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_digits_overrule_the_mix_and_the_longest_suffix_wins() {
+        let mut behavior = Behavior {
+            mix: Mix::only(Callee::Answers),
+            ..Behavior::default()
+        };
+        assert_eq!(behavior.callee("+14155550001", 0), Callee::Busy);
+        assert_eq!(behavior.callee("+14155550004", 3), Callee::Invalid);
+        assert_eq!(behavior.callee("+14155550010", 0), Callee::Answers);
+        behavior.suffixes.insert("50001".to_owned(), Callee::Fax);
+        assert_eq!(behavior.callee("+14155550001", 0), Callee::Fax);
+    }
+
+    #[test]
+    fn a_number_that_does_not_exist_never_exists() {
+        let behavior = Behavior {
+            mix: "invalid=1,answers=1".parse().unwrap(),
+            ..Behavior::default()
+        };
+        let mut invalid = 0;
+        for n in 1000..1400 {
+            let number = format!("+1415555{n}");
+            let first = behavior.callee(&number, 0);
+            invalid += u32::from(first == Callee::Invalid);
+            for nth in 1..4 {
+                let later = behavior.callee(&number, nth);
+                assert_eq!(later == Callee::Invalid, first == Callee::Invalid);
+            }
+        }
+        assert!((120..280).contains(&invalid), "{invalid} of 400");
+    }
+
+    #[test]
+    fn texts_of_mixes_and_spans_read_back() {
+        let mix = Mix::default();
+        assert_eq!(mix.to_string().parse::<Mix>().unwrap(), mix);
+        assert!("answers".parse::<Mix>().is_err());
+        assert!("sleeps=1".parse::<Mix>().is_err());
+        let span: Span = "20-90".parse().unwrap();
+        assert_eq!(span.to_string().parse::<Span>().unwrap(), span);
+        assert_eq!("5".parse::<Span>().unwrap(), Span::new(5.0, 5.0).unwrap());
+        assert!("9-5".parse::<Span>().is_err());
+        assert!(serde_json::from_str::<Span>("[3, 1]").is_err());
+    }
+}

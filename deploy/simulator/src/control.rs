@@ -1,0 +1,220 @@
+//! The other side of the carrier, for tests and people: `/_sim`.
+//!
+//! It is unauthenticated and meant for loopback. What each route answers is
+//! listed in the crate's own documentation.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    response::IntoResponse,
+    routing::{get, post},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{
+    call::Method,
+    callee::Behavior,
+    config::Account,
+    delivery::Parcel,
+    faults::{FaultState, Faults},
+    kept::Callback,
+    oracle::{Create, Oracle},
+    switchboard::finish_oracle,
+    world::World,
+};
+
+pub(crate) fn router() -> Router<Arc<World>> {
+    Router::new()
+        .route("/_sim/health", get(health))
+        .route("/_sim/idle", get(idle))
+        .route("/_sim/oracle", get(oracle))
+        .route("/_sim/creates", get(creates))
+        .route(
+            "/_sim/faults",
+            get(faults).put(put_faults).delete(delete_faults),
+        )
+        .route("/_sim/behavior", get(behavior).put(put_behavior))
+        .route("/_sim/accounts", get(accounts))
+        .route("/_sim/accounts/{sid}", axum::routing::put(put_account))
+        .route("/_sim/calls/{sid}/callbacks", get(callbacks))
+        .route("/_sim/calls/{sid}/replay", post(replay_callback))
+        .route("/_sim/reset", post(reset))
+}
+
+async fn health(State(world): State<Arc<World>>) -> Json<Value> {
+    let uptime = Duration::from_micros(world.clock.now());
+    world.with(|board, _| {
+        Json(json!({
+            "status": "ok",
+            "live": board.total.live,
+            "unsettled": board.unsettled,
+            "uptime_secs": uptime.as_secs(),
+        }))
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Within {
+    #[serde(default)]
+    within_ms: u64,
+}
+
+async fn idle(State(world): State<Arc<World>>, Query(within): Query<Within>) -> Json<Value> {
+    let deadline = Instant::now() + Duration::from_millis(within.within_ms);
+    Json(json!({ "idle": world.wait_idle(deadline).await }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OracleQuery {
+    account: Option<String>,
+}
+
+async fn oracle(State(world): State<Arc<World>>, Query(query): Query<OracleQuery>) -> Json<Oracle> {
+    Json(report(&world, query.account.as_deref()))
+}
+
+pub(crate) fn report(world: &Arc<World>, account: Option<&str>) -> Oracle {
+    let (oracle, arrivals) = world.with(|board, _| board.oracle(account));
+    finish_oracle(oracle, arrivals, world.clock)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreatesQuery {
+    #[serde(default)]
+    after: usize,
+    #[serde(default = "creates_limit")]
+    limit: usize,
+}
+
+fn creates_limit() -> usize {
+    10_000
+}
+
+async fn creates(
+    State(world): State<Arc<World>>,
+    Query(query): Query<CreatesQuery>,
+) -> Json<Vec<Create>> {
+    Json(world.with(|board, _| board.creates(query.after, query.limit)))
+}
+
+async fn faults(State(world): State<Arc<World>>) -> Json<Faults> {
+    Json(world.with(|board, _| board.faults.faults().clone()))
+}
+
+/// Replaces all faults; what is not named is off, and counts start afresh.
+async fn put_faults(State(world): State<Arc<World>>, Json(faults): Json<Faults>) -> Json<Faults> {
+    world.with(|board, _| board.faults = FaultState::new(faults.clone()));
+    Json(faults)
+}
+
+async fn delete_faults(State(world): State<Arc<World>>) -> StatusCode {
+    world.with(|board, _| board.faults = FaultState::default());
+    StatusCode::NO_CONTENT
+}
+
+async fn behavior(State(world): State<Arc<World>>) -> Json<Behavior> {
+    Json(world.with(|board, _| Behavior::clone(&board.behavior)))
+}
+
+/// Replaces the behavior for calls created from here on; what is not named
+/// takes its default.
+async fn put_behavior(
+    State(world): State<Arc<World>>,
+    Json(behavior): Json<Behavior>,
+) -> Json<Behavior> {
+    world.with(|board, _| board.behavior = Arc::new(behavior.clone()));
+    Json(behavior)
+}
+
+async fn accounts(State(world): State<Arc<World>>) -> Json<BTreeMap<String, Account>> {
+    Json(world.with(|board, _| board.accounts.settings()))
+}
+
+async fn put_account(
+    State(world): State<Arc<World>>,
+    Path(sid): Path<String>,
+    Json(settings): Json<Account>,
+) -> Json<Account> {
+    world.with(|board, _| board.accounts.set(&sid, settings.clone()));
+    Json(settings)
+}
+
+async fn callbacks(
+    State(world): State<Arc<World>>,
+    Path(sid): Path<String>,
+) -> Result<Json<Vec<Callback>>, StatusCode> {
+    world
+        .with(|board, _| Some(board.kept.of(board.find(&sid, None)?.index).to_vec()))
+        .map(Json)
+        .ok_or(StatusCode::NOT_FOUND)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplayRequest {
+    index: usize,
+}
+
+async fn replay_callback(
+    State(world): State<Arc<World>>,
+    Path(sid): Path<String>,
+    Json(request): Json<ReplayRequest>,
+) -> Result<Json<Callback>, StatusCode> {
+    replay(&world, &sid, request.index)
+        .await
+        .map(Json)
+        .ok_or(StatusCode::NOT_FOUND)
+}
+
+/// Posts a kept callback again, body and signature unchanged, and keeps the
+/// result as a further one.
+pub(crate) async fn replay(world: &Arc<World>, sid: &str, index: usize) -> Option<Callback> {
+    let (call, kept, token) = world.with(|board, _| {
+        let call = board.find(sid, None)?;
+        let kept = board.kept.of(call.index).get(index)?.clone();
+        let account = board.call(call)?.account;
+        let token = Arc::clone(&board.accounts.get(account)?.token);
+        Some((call, kept, token))
+    })?;
+    let parcel = Parcel {
+        url: Arc::from(kept.url.as_str()),
+        method: if kept.method == "GET" {
+            Method::Get
+        } else {
+            Method::Post
+        },
+        body: kept.body.clone(),
+        token,
+        idempotency: format!("{sid}-r{index}"),
+    };
+    let receipt = world.courier.deliver(&parcel).await;
+    world.with(|board, now| {
+        let replayed = Callback {
+            unix_micros: board.clock.unix_micros(now),
+            attempts: receipt.attempts,
+            response_status: receipt.status,
+            response_body: receipt.body,
+            error: receipt.error,
+            lost: false,
+            replay_of: Some(index),
+            ..kept
+        };
+        // After a reset there is no call to file it under.
+        board.call(call)?;
+        board.kept.push(call.index, replayed);
+        board.kept.of(call.index).last().cloned()
+    })
+}
+
+async fn reset(State(world): State<Arc<World>>) -> impl IntoResponse {
+    world.with(|board, _| board.reset());
+    StatusCode::NO_CONTENT
+}

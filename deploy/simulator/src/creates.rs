@@ -1,0 +1,274 @@
+//! Judging a create: who asks, is it well formed, does a fault strike, is there
+//! room in the account's pace; then the call is put into the world and the
+//! arrival is logged with its verdict. All of it happens under one lock, so the
+//! log and the calls never disagree.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    call::{Call, CallRef, CreateRequest, Live, Phase, Sid},
+    callee::Callee,
+    clock::Micros,
+    draw::Draw,
+    oracle::Verdict,
+    refusal::Refusal,
+    switchboard::{Arrival, Switchboard, What},
+};
+
+/// A create request as it came in.
+pub(crate) struct Incoming<'a> {
+    pub(crate) arrived: Micros,
+    pub(crate) account: &'a str,
+    pub(crate) login: Option<(String, String)>,
+    pub(crate) to: &'a str,
+    pub(crate) from: &'a str,
+    pub(crate) url: &'a str,
+    pub(crate) request: Result<CreateRequest, Refusal>,
+}
+
+/// How to answer a create.
+pub(crate) struct Decision {
+    pub(crate) outcome: Result<CallRef, Refusal>,
+    pub(crate) cut_connection: bool,
+    pub(crate) latency: Duration,
+    /// Deliver what is in the outbox before answering.
+    pub(crate) early: bool,
+}
+
+impl Switchboard {
+    /// Judges a create, and puts the call into the world if it is accepted.
+    pub(crate) fn create(&mut self, now: Micros, incoming: Incoming<'_>) -> Decision {
+        let account = self
+            .accounts
+            .authenticate(incoming.account, incoming.login.as_ref());
+        let (to, url) = (Arc::from(incoming.to), Arc::from(incoming.url));
+        let account_sid = match account.and_then(|index| self.accounts.get(index)) {
+            Some(customer) => Arc::clone(&customer.sid),
+            None => Arc::from(incoming.account),
+        };
+        let mut arrival = Arrival {
+            at: incoming.arrived,
+            account,
+            account_sid,
+            to,
+            from: self.caller(incoming.from),
+            url,
+            call: None,
+            verdict: Verdict::Error,
+        };
+        let judged = match (account, incoming.request) {
+            (None, _) => Err(Refusal::unauthenticated()),
+            (Some(_), Err(refusal)) => Err(refusal),
+            (Some(account), Ok(request)) => Ok((account, request)),
+        };
+        let decision = match judged {
+            Ok((account, request)) => self.judge(now, account, request, &mut arrival),
+            Err(refusal) => {
+                arrival.verdict = Verdict::Refused(refusal.code);
+                Decision::refuse(refusal)
+            }
+        };
+        self.log(arrival);
+        decision
+    }
+
+    fn judge(
+        &mut self,
+        now: Micros,
+        account: usize,
+        request: CreateRequest,
+        arrival: &mut Arrival,
+    ) -> Decision {
+        let key = Arc::clone(&arrival.to);
+        let nth = self.count_create(&mut arrival.to);
+        let latency = Duration::from_millis(self.faults.create_latency_ms(&key, nth));
+        let calls = self.numbers.get(&key).map_or(0, |n| n.calls.len());
+        let calls = u64::try_from(calls).unwrap_or(u64::MAX);
+        let refused = if self.behavior.callee(&key, calls) == Callee::Invalid {
+            let message = format!("The 'To' number {key} is not a valid phone number.");
+            Some((Verdict::Refused(21211), Refusal::bad(21211, message)))
+        } else {
+            self.refused_by_fault(&key, nth)
+        };
+        if let Some((verdict, refusal)) = refused {
+            arrival.verdict = verdict;
+            return Decision {
+                latency,
+                cut_connection: verdict == Verdict::Dropped,
+                ..Decision::refuse(refusal)
+            };
+        }
+        let slot = self.accounts.get_mut(account).and_then(|c| c.slot(now));
+        let Some(dial_at) = slot else {
+            arrival.verdict = Verdict::Refused(20429);
+            return Decision {
+                latency,
+                ..Decision::refuse(Refusal::too_many_requests())
+            };
+        };
+        let early = dial_at == now && self.fault("early_callback", |f| f.early_callback, &key, nth);
+        let drop = self.fault("drop_after", |f| f.drop_after, &key, nth);
+        let error = !drop && self.fault("error_after", |f| f.error_after, &key, nth);
+        let call = self.accept(now, dial_at, account, request, arrival, nth);
+        if early {
+            self.fire(now, call, What::Dial);
+        }
+        arrival.verdict = match (drop, error) {
+            (true, _) => Verdict::AcceptedThenDropped,
+            (_, true) => Verdict::AcceptedThenError,
+            _ => Verdict::Accepted,
+        };
+        Decision {
+            outcome: if error {
+                Err(Refusal::unavailable())
+            } else {
+                Ok(call)
+            },
+            cut_connection: drop,
+            latency,
+            early,
+        }
+    }
+
+    fn refused_by_fault(&mut self, key: &str, nth: u64) -> Option<(Verdict, Refusal)> {
+        if self.fault("drop_before", |f| f.drop_before, key, nth) {
+            return Some((Verdict::Dropped, Refusal::unavailable()));
+        }
+        if self.fault("error_before", |f| f.error_before, key, nth) {
+            return Some((Verdict::Error, Refusal::unavailable()));
+        }
+        if self.fault("refuse_429", |f| f.refuse_429, key, nth) {
+            return Some((Verdict::Refused(20429), Refusal::too_many_requests()));
+        }
+        None
+    }
+
+    fn accept(
+        &mut self,
+        now: Micros,
+        dial_at: Micros,
+        account: usize,
+        request: CreateRequest,
+        arrival: &mut Arrival,
+        nth_create: u64,
+    ) -> CallRef {
+        let to = Arc::clone(&arrival.to);
+        let number = self.numbers.entry(Arc::clone(&to)).or_default();
+        let nth = u64::try_from(number.calls.len()).unwrap_or(u64::MAX);
+        let plan = self.behavior.plan(&to, nth);
+        let index = u32::try_from(self.calls.len()).unwrap_or(u32::MAX);
+        number.calls.push(index);
+        number.live += 1;
+        if number.live > 1 {
+            self.overlaps.add(&to, account);
+        }
+        let hidden = self.fault("hide_from_list", |f| f.hide_from_list, &to, nth_create);
+        let hidden_ms = if hidden {
+            self.faults.faults().hide_for_ms
+        } else {
+            0
+        };
+        let sid = self.new_sid(index);
+        self.by_sid.insert(sid, index);
+        self.calls.push(Call {
+            sid,
+            account,
+            to,
+            from: Arc::clone(&arrival.from),
+            phase: Phase::Queued,
+            created: now,
+            updated: now,
+            dialed: None,
+            answered: None,
+            ended: None,
+            hidden_until: now.saturating_add(hidden_ms.saturating_mul(1000)),
+            duration_secs: 0,
+            queue_ms: u32::try_from((dial_at - now) / 1000).unwrap_or(u32::MAX),
+            sip_code: 0,
+            rang: false,
+            recorded: false,
+            answered_by: None,
+            live: Some(Box::new(Live::new(request, plan, nth))),
+        });
+        arrival.call = Some(index);
+        self.unsettled += 1;
+        self.tally(account, |tally| {
+            tally.live += 1;
+            tally.max_live = tally.max_live.max(tally.live);
+        });
+        let call = self.reference(index);
+        self.schedule(dial_at, call, What::Dial);
+        call
+    }
+
+    fn new_sid(&self, index: u32) -> Sid {
+        let mut draw = Draw::new(
+            self.salt,
+            "sid",
+            "call",
+            u64::from(index) | (u64::from(self.epoch) << 32),
+        );
+        let value = (u128::from(draw.next()) << 64) | u128::from(draw.next());
+        Sid(value.to_be_bytes())
+    }
+
+    /// Counts a create for its number and shares the number's text.
+    fn count_create(&mut self, to: &mut Arc<str>) -> u64 {
+        if let Some((shared, _)) = self.numbers.get_key_value(to) {
+            *to = Arc::clone(shared);
+        }
+        let number = self.numbers.entry(Arc::clone(to)).or_default();
+        number.creates += 1;
+        number.creates - 1
+    }
+
+    /// The one copy of a caller id.
+    fn caller(&mut self, from: &str) -> Arc<str> {
+        if let Some(known) = self.callers.get(from) {
+            return Arc::clone(known);
+        }
+        let from: Arc<str> = Arc::from(from);
+        // Callers are few; a flood of nonsense must not grow this without bound.
+        if self.callers.len() < 10_000 {
+            self.callers.insert(Arc::clone(&from));
+        }
+        from
+    }
+
+    fn log(&mut self, mut arrival: Arrival) {
+        let verdict = arrival.verdict;
+        let accepted = verdict.is_accepted();
+        if let Some(account) = arrival.account {
+            self.tally(account, |tally| tally.count_create(verdict));
+        } else {
+            self.total.count_create(verdict);
+        }
+        if !arrival.url.is_empty() {
+            if let Some((shared, _)) = self.urls.get_key_value(&arrival.url) {
+                arrival.url = Arc::clone(shared);
+            }
+            let account = arrival.account.unwrap_or(usize::MAX);
+            let used = self.urls.entry(Arc::clone(&arrival.url)).or_default();
+            if used.ambiguous {
+                self.blind_retries.add(&arrival.url, account);
+            }
+            used.ambiguous |= !verdict.proves_nothing_happened();
+            used.accepted += u32::from(accepted);
+            if accepted && used.accepted > 1 {
+                self.duplicates.add(&arrival.url, account);
+            }
+        }
+        self.arrivals.push(arrival);
+    }
+}
+
+impl Decision {
+    fn refuse(refusal: Refusal) -> Self {
+        Self {
+            outcome: Err(refusal),
+            cut_connection: false,
+            latency: Duration::ZERO,
+            early: false,
+        }
+    }
+}

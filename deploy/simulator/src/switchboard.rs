@@ -1,0 +1,307 @@
+//! Everything the carrier knows, under one lock.
+//!
+//! The switchboard never waits: its functions change state and leave behind
+//! timers (one heap, fired by one task) and actions (requests to make), which
+//! [`crate::world::World`] performs after the lock is released. The lock is held
+//! for microseconds at a time, and a call that merely rings or talks costs
+//! nothing but its place in the heap.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    accounts::Accounts,
+    call::{Call, CallRef, Sid},
+    callbacks::Post,
+    callee::Behavior,
+    clock::{Clock, Micros},
+    config::Config,
+    documents::Fetch,
+    faults::FaultState,
+    kept::Kept,
+    oracle::{Create, Offences, Oracle, Tally, Verdict, WorstWindow, mean_rate, worst_window},
+};
+
+/// What a timer does to its call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum What {
+    Dial,
+    Setup,
+    RingEnd,
+    Detect,
+    /// The current wait of the conversation with this serial is over.
+    Talk(u32),
+    HangUp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Timer {
+    at: Micros,
+    seq: u64,
+    index: u32,
+    what: What,
+}
+
+/// A request to make once the lock is released.
+pub(crate) enum Action {
+    /// Post this call's outbox, in order.
+    Drain(CallRef),
+    /// Post this by itself, after a while.
+    Late(CallRef, Box<Post>, Duration),
+    Fetch(CallRef, Box<Fetch>),
+}
+
+#[derive(Default)]
+pub(crate) struct Number {
+    pub(crate) calls: Vec<u32>,
+    pub(crate) creates: u64,
+    pub(crate) live: u32,
+    pub(crate) rung: u32,
+}
+
+#[derive(Default)]
+pub(crate) struct UrlUse {
+    pub(crate) accepted: u32,
+    /// An earlier create for it was not provably without effect.
+    pub(crate) ambiguous: bool,
+}
+
+pub(crate) struct Arrival {
+    pub(crate) at: Micros,
+    pub(crate) account: Option<usize>,
+    pub(crate) account_sid: Arc<str>,
+    pub(crate) to: Arc<str>,
+    pub(crate) from: Arc<str>,
+    pub(crate) url: Arc<str>,
+    pub(crate) call: Option<u32>,
+    pub(crate) verdict: Verdict,
+}
+
+pub(crate) struct Switchboard {
+    pub(crate) clock: Clock,
+    /// Where this simulator listens, for recording URLs.
+    pub(crate) base_url: Arc<str>,
+    pub(crate) epoch: u32,
+    pub(crate) salt: u64,
+    pub(crate) calls: Vec<Call>,
+    pub(crate) by_sid: HashMap<Sid, u32>,
+    pub(crate) numbers: HashMap<Arc<str>, Number>,
+    pub(crate) callers: HashSet<Arc<str>>,
+    pub(crate) urls: HashMap<Arc<str>, UrlUse>,
+    pub(crate) arrivals: Vec<Arrival>,
+    pub(crate) accounts: Accounts,
+    pub(crate) behavior: Arc<Behavior>,
+    pub(crate) faults: FaultState,
+    pub(crate) kept: Kept,
+    pub(crate) total: Tally,
+    pub(crate) duplicates: Offences,
+    pub(crate) blind_retries: Offences,
+    pub(crate) overlaps: Offences,
+    pub(crate) rung_twice: Offences,
+    timers: BinaryHeap<Reverse<Timer>>,
+    timer_seq: u64,
+    pub(crate) actions: Vec<Action>,
+    /// Calls that are live or have callbacks to deliver.
+    pub(crate) unsettled: usize,
+}
+
+impl Switchboard {
+    pub(crate) fn new(config: &Config, clock: Clock, base_url: Arc<str>) -> Self {
+        Self {
+            clock,
+            base_url,
+            epoch: 0,
+            salt: clock.unix_micros(0),
+            calls: Vec::new(),
+            by_sid: HashMap::new(),
+            numbers: HashMap::new(),
+            callers: HashSet::new(),
+            urls: HashMap::new(),
+            arrivals: Vec::new(),
+            accounts: Accounts::new(
+                &config.accounts,
+                config.default_account.clone(),
+                config.known_accounts_only,
+            ),
+            behavior: Arc::new(config.behavior.clone()),
+            faults: FaultState::new(config.faults.clone()),
+            kept: Kept::new(config.keep_callbacks, config.kept_callbacks_max),
+            total: Tally::default(),
+            duplicates: Offences::default(),
+            blind_retries: Offences::default(),
+            overlaps: Offences::default(),
+            rung_twice: Offences::default(),
+            timers: BinaryHeap::new(),
+            timer_seq: 0,
+            actions: Vec::new(),
+            unsettled: 0,
+        }
+    }
+
+    /// Forgets every call and log; live calls vanish without another callback.
+    /// Accounts, faults (with fresh counts) and behavior stay.
+    pub(crate) fn reset(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.calls = Vec::new();
+        self.by_sid = HashMap::new();
+        self.numbers = HashMap::new();
+        self.urls = HashMap::new();
+        self.arrivals = Vec::new();
+        self.accounts.reset();
+        self.faults = FaultState::new(self.faults.faults().clone());
+        self.kept.clear();
+        self.total = Tally::default();
+        for offences in [
+            &mut self.duplicates,
+            &mut self.blind_retries,
+            &mut self.overlaps,
+            &mut self.rung_twice,
+        ] {
+            offences.clear();
+        }
+        self.timers.clear();
+        self.actions.clear();
+        self.unsettled = 0;
+    }
+
+    pub(crate) fn call(&self, call: CallRef) -> Option<&Call> {
+        let index = usize::try_from(call.index).ok()?;
+        self.calls.get(index).filter(|_| call.epoch == self.epoch)
+    }
+
+    pub(crate) fn call_mut(&mut self, call: CallRef) -> Option<&mut Call> {
+        let index = usize::try_from(call.index).ok()?;
+        let current = call.epoch == self.epoch;
+        self.calls.get_mut(index).filter(|_| current)
+    }
+
+    /// A call of this account, or of any.
+    pub(crate) fn find(&self, sid: &str, account: Option<usize>) -> Option<CallRef> {
+        let index = *self.by_sid.get(&Sid::parse(sid, "CA")?)?;
+        let call = self.reference(index);
+        let owner = self.call(call)?.account;
+        account.is_none_or(|wanted| wanted == owner).then_some(call)
+    }
+
+    pub(crate) fn reference(&self, index: u32) -> CallRef {
+        CallRef {
+            epoch: self.epoch,
+            index,
+        }
+    }
+
+    pub(crate) fn tally(&mut self, account: usize, change: impl Fn(&mut Tally)) {
+        change(&mut self.total);
+        if let Some(customer) = self.accounts.get_mut(account) {
+            change(&mut customer.tally);
+        }
+    }
+
+    pub(crate) fn schedule(&mut self, at: Micros, call: CallRef, what: What) {
+        self.timer_seq += 1;
+        self.timers.push(Reverse(Timer {
+            at,
+            seq: self.timer_seq,
+            index: call.index,
+            what,
+        }));
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Micros> {
+        self.timers.peek().map(|Reverse(timer)| timer.at)
+    }
+
+    /// Fires due timers, at most so many that the lock stays short.
+    pub(crate) fn fire_due(&mut self, now: Micros) {
+        for _ in 0..256 {
+            if self.next_due().is_none_or(|at| at > now) {
+                return;
+            }
+            if let Some(Reverse(timer)) = self.timers.pop() {
+                let call = self.reference(timer.index);
+                self.fire(now, call, timer.what);
+            }
+        }
+    }
+
+    pub(crate) fn fault(
+        &mut self,
+        name: &'static str,
+        pick: impl Fn(&crate::faults::Faults) -> crate::faults::Chance,
+        key: &str,
+        nth: u64,
+    ) -> bool {
+        self.faults.strikes(name, pick, key, nth)
+    }
+
+    /// The arrival log after line `after`.
+    pub(crate) fn creates(&self, after: usize, limit: usize) -> Vec<Create> {
+        let lines = self.arrivals.iter().enumerate().skip(after).take(limit);
+        lines
+            .map(|(place, arrival)| Create {
+                n: u64::try_from(place + 1).unwrap_or(u64::MAX),
+                at_micros: arrival.at,
+                unix_micros: self.clock.unix_micros(arrival.at),
+                account: arrival.account_sid.to_string(),
+                to: arrival.to.to_string(),
+                from: arrival.from.to_string(),
+                url: arrival.url.to_string(),
+                sid: arrival
+                    .call
+                    .and_then(|index| self.call(self.reference(index)))
+                    .map(|call| call.sid.text("CA")),
+                verdict: arrival.verdict,
+            })
+            .collect()
+    }
+
+    /// Copies what a report needs; the arithmetic happens outside the lock.
+    pub(crate) fn oracle(&self, account: Option<&str>) -> (Oracle, Vec<Micros>) {
+        let index = account.map(|sid| self.accounts.find(sid).unwrap_or(usize::MAX));
+        let arrivals = self
+            .arrivals
+            .iter()
+            .filter(|arrival| index.is_none() || arrival.account == index)
+            .map(|arrival| arrival.at)
+            .collect();
+        let blank = Tally::default();
+        let tally = match index {
+            None => &self.total,
+            Some(index) => self.accounts.get(index).map_or(&blank, |c| &c.tally),
+        };
+        let (duplicates, duplicate_count) = self.duplicates.report(index);
+        let (blind_retries, blind_retry_count) = self.blind_retries.report(index);
+        let (overlaps, overlap_count) = self.overlaps.report(index);
+        let (rung_twice, rung_twice_count) = self.rung_twice.report(index);
+        let oracle = Oracle {
+            account: account.map(str::to_owned),
+            duplicates,
+            duplicate_count,
+            blind_retries,
+            blind_retry_count,
+            overlaps,
+            overlap_count,
+            rung_twice,
+            rung_twice_count,
+            ..tally.report()
+        };
+        (oracle, arrivals)
+    }
+}
+
+/// Adds to a report what is computed from the arrivals.
+pub(crate) fn finish_oracle(mut oracle: Oracle, arrivals: Vec<Micros>, clock: Clock) -> Oracle {
+    oracle.mean_rate = mean_rate(&arrivals);
+    if let Some((count, start)) = worst_window(arrivals) {
+        oracle.worst_window = WorstWindow {
+            count,
+            start_micros: start,
+            start_unix_micros: clock.unix_micros(start),
+        };
+    }
+    oracle
+}

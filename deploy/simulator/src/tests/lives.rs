@@ -1,0 +1,276 @@
+//! From the create to the last callback, for each kind of callee.
+
+use super::*;
+
+#[tokio::test]
+async fn every_suffix_has_its_life() {
+    let stage = Stage::open(quick()).await;
+    let answered = ["initiated", "ringing", "in-progress", "completed"].as_slice();
+    for (suffix, words, sip) in [
+        ("0000", answered, "200"),
+        ("0001", &["initiated", "busy"], "486"),
+        ("0002", &["initiated", "ringing", "no-answer"], "487"),
+        ("0003", answered, "200"),
+        ("0005", &["initiated", "ringing", "failed"], "603"),
+        ("0006", answered, "200"),
+        ("0007", &["initiated", "failed"], "503"),
+        ("0008", &["initiated", "failed"], "404"),
+        ("0009", answered, "200"),
+        ("1234", answered, "200"),
+    ] {
+        let (sid, seen) = stage.life(&format!("+1415555{suffix}"), &[]).await;
+        assert_eq!(seen, words, "{suffix}");
+        let resource = stage.fetch(&sid).await;
+        assert_eq!(resource["status"], *words.last().unwrap(), "{suffix}");
+        let last = stage.far.seen("/status").pop().unwrap();
+        assert_eq!(last.get("SipResponseCode"), sip, "{suffix}");
+        let answers = stage.far.seen("/answer");
+        let fetched = answers.iter().any(|s| s.get("CallSid") == sid);
+        assert_eq!(fetched, words.contains(&"in-progress"), "{suffix}");
+    }
+    let (status, body) = stage
+        .create_with(&stage.fields("+14155550004"))
+        .await
+        .unwrap();
+    assert_eq!((status, &body["code"]), (400, &Value::from(21211)));
+    let oracle = stage.sim.oracle();
+    assert_eq!(
+        (oracle.creates, oracle.accepted, oracle.refused),
+        (11, 10, 1)
+    );
+    assert_eq!(oracle.outcomes["completed"], 5);
+    assert_eq!(oracle.outcomes["failed"], 3);
+    assert_eq!(oracle.live, 0);
+}
+
+#[tokio::test]
+async fn only_the_events_asked_for_are_posted_and_the_default_is_completed() {
+    let stage = Stage::open(quick()).await;
+    let fields: Vec<_> = stage
+        .fields("+14155551000")
+        .into_iter()
+        .filter(|(name, _)| *name != "StatusCallbackEvent")
+        .collect();
+    assert_eq!(stage.create_with(&fields).await.unwrap().0, 201);
+    stage.settle().await;
+    let seen = stage.far.seen("/status");
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].get("CallStatus"), "completed");
+    assert_eq!(seen[0].get("SequenceNumber"), "0");
+    assert_eq!(seen[0].get("CallbackSource"), "call-progress-events");
+}
+
+#[tokio::test]
+async fn a_conversation_follows_the_script_over_several_turns() {
+    let mut config = quick();
+    config.behavior.scripts = vec!["Hello?|Yes please.".to_owned()];
+    let stage = Stage::open(config).await;
+    let turn = r#"<Response><Gather input="speech" action="/turn?n=1"><Say>Well?</Say></Gather>
+        <Redirect>/silent</Redirect></Response>"#;
+    stage.far.script("/answer", &[(200, turn)]);
+    stage.far.script("/turn", &[(200, turn), (200, turn)]);
+    stage.create("+14155551000", &[]).await;
+    stage.settle().await;
+    let answer = &stage.far.seen("/answer")[0];
+    assert_eq!(answer.get("CallStatus"), "in-progress");
+    assert_eq!(answer.get("Direction"), "outbound-api");
+    assert_eq!(answer.get("AccountSid"), ACCOUNT);
+    let said: Vec<_> = stage
+        .far
+        .seen("/turn")
+        .iter()
+        .map(|s| s.get("SpeechResult").to_owned())
+        .collect();
+    assert_eq!(said, ["Hello?", "Yes please."]);
+    assert_eq!(stage.far.seen("/turn")[0].get("Confidence"), "0.93");
+    assert_eq!(stage.far.seen("/silent").len(), 1);
+    let oracle = stage.sim.oracle();
+    assert_eq!((oracle.documents.answers, oracle.documents.later), (1, 3));
+}
+
+#[tokio::test]
+async fn a_person_hangs_up_on_a_stream_after_their_talk_time() {
+    let stage = Stage::open(quick()).await;
+    let stream = r#"<Response><Connect><Stream url="wss://x"/></Connect></Response>"#;
+    stage.far.script("/answer", &[(200, stream), (200, stream)]);
+    let (sid, _) = stage.life("+14155551000", &[]).await;
+    let resource = stage.fetch(&sid).await;
+    let duration: u32 = resource["duration"].as_str().unwrap().parse().unwrap();
+    assert!((30..60).contains(&duration), "{duration}");
+    let last = stage.far.seen("/status").pop().unwrap();
+    assert_eq!(last.get("CallDuration"), duration.to_string());
+    assert_eq!(last.get("Duration"), "1");
+    let (limited, _) = stage.life("+14155551001", &[("TimeLimit", "5")]).await;
+    let resource = stage.fetch(&limited).await;
+    let duration: u32 = resource["duration"].as_str().unwrap().parse().unwrap();
+    assert!((5..30).contains(&duration), "{duration}");
+}
+
+#[tokio::test]
+async fn the_ring_timeout_of_the_create_ends_a_slow_ring() {
+    let stage = Stage::open(quick()).await;
+    let (_, words) = stage.life("+14155551000", &[("Timeout", "2")]).await;
+    assert_eq!(words, ["initiated", "ringing", "no-answer"]);
+}
+
+#[tokio::test]
+async fn asynchronous_detection_calls_back_and_names_who_answered() {
+    let stage = Stage::open(quick()).await;
+    let hook = stage.hook("/amd");
+    let pause = (200, r#"<Response><Pause length="60"/></Response>"#);
+    stage.far.script("/answer", &[pause, pause]);
+    let detect = [
+        ("MachineDetection", "Enable"),
+        ("AsyncAmd", "true"),
+        ("AsyncAmdStatusCallback", hook.as_str()),
+    ];
+    let (sid, _) = stage.life("+14155550003", &detect).await;
+    let amd = stage.far.seen("/amd");
+    assert_eq!(amd.len(), 1);
+    assert_eq!(amd[0].get("AnsweredBy"), "machine_start");
+    assert!(
+        amd[0]
+            .get("MachineDetectionDuration")
+            .parse::<u32>()
+            .unwrap()
+            >= 2000
+    );
+    assert!(
+        !stage.far.seen("/answer")[0]
+            .params
+            .contains_key("AnsweredBy")
+    );
+    let last = stage.far.seen("/status").pop().unwrap();
+    assert_eq!(last.get("AnsweredBy"), "machine_start");
+    assert_eq!(stage.fetch(&sid).await["answered_by"], "machine_start");
+    let (_, _) = stage.life("+14155551000", &detect).await;
+    assert_eq!(stage.far.seen("/amd")[1].get("AnsweredBy"), "human");
+}
+
+#[tokio::test]
+async fn synchronous_detection_delays_the_answer_document() {
+    let stage = Stage::open(quick()).await;
+    stage
+        .life("+14155550009", &[("MachineDetection", "Enable")])
+        .await;
+    assert_eq!(stage.far.seen("/answer")[0].get("AnsweredBy"), "fax");
+}
+
+#[tokio::test]
+async fn a_recorded_call_reports_its_recording_and_serves_it() {
+    let stage = Stage::open(quick()).await;
+    let hook = stage.hook("/recording");
+    let record = [
+        ("Record", "true"),
+        ("RecordingStatusCallback", hook.as_str()),
+    ];
+    let (sid, _) = stage.life("+14155551000", &record).await;
+    let recording = &stage.far.seen("/recording")[0];
+    assert_eq!(recording.get("RecordingStatus"), "completed");
+    assert_eq!(recording.get("CallSid"), sid);
+    let last = stage.far.seen("/status").pop().unwrap();
+    assert_eq!(last.get("RecordingUrl"), recording.get("RecordingUrl"));
+    let url = recording.get("RecordingUrl");
+    let (status, facts) = stage.get(&format!("{url}.json")).await;
+    assert_eq!((status, &facts["call_sid"]), (200, &Value::from(sid)));
+    let sound = stage
+        .http
+        .get(url)
+        .basic_auth(ACCOUNT, Some(&stage.token))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(sound.headers()["content-type"], "audio/x-wav");
+    let (_, _) = stage.life("+14155550001", &record).await;
+    assert_eq!(stage.far.seen("/recording").len(), 1);
+}
+
+#[tokio::test]
+async fn an_inline_document_needs_no_answer_url() {
+    let stage = Stage::open(quick()).await;
+    let twiml = "<Response><Say>Hi</Say></Response>".to_owned();
+    let fields = [
+        ("To", "+14155551000".to_owned()),
+        ("From", FROM.to_owned()),
+        ("Twiml", twiml),
+    ];
+    let (status, body) = stage.create_with(&fields).await.unwrap();
+    assert_eq!(status, 201);
+    stage.settle().await;
+    let resource = stage.fetch(body["sid"].as_str().unwrap()).await;
+    assert_eq!(resource["status"], "completed");
+    assert!(stage.far.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_bad_document_goes_to_the_fallback_and_then_ends_the_call() {
+    let stage = Stage::open(quick()).await;
+    stage.far.script(
+        "/answer",
+        &[(200, "<Response><Sya/></Response>"), (500, "")],
+    );
+    let fallback = stage.hook("/fallback");
+    stage
+        .life("+14155551000", &[("FallbackUrl", &fallback)])
+        .await;
+    assert_eq!(stage.far.seen("/fallback")[0].get("ErrorCode"), "12100");
+    let (_, words) = stage.life("+14155551001", &[]).await;
+    assert_eq!(words.last().unwrap(), "completed");
+    let oracle = stage.sim.oracle();
+    assert_eq!(oracle.documents.answers_failed, 2);
+    assert_eq!(oracle.documents.later, 1);
+}
+
+#[tokio::test]
+async fn the_price_appears_after_the_end_and_is_negative() {
+    let mut config = quick();
+    config.behavior.price_after_secs = 0.0;
+    let stage = Stage::open(config).await;
+    let (sid, _) = stage.life("+14155551000", &[]).await;
+    assert_eq!(stage.fetch(&sid).await["price"], "-0.014000");
+    let (sid, _) = stage.life("+14155550001", &[]).await;
+    assert_eq!(stage.fetch(&sid).await["price"], Value::Null);
+    let mut later = stage.sim.behavior();
+    later.price_after_secs = 1e6;
+    stage.sim.set_behavior(later);
+    let (sid, _) = stage.life("+14155551001", &[]).await;
+    assert_eq!(stage.fetch(&sid).await["price"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_redirect_loop_ends() {
+    let stage = Stage::open(quick()).await;
+    let again = (200, "<Response><Redirect/></Response>");
+    stage.far.script("/answer", &vec![again; 2000]);
+    let mut behavior = stage.sim.behavior();
+    behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
+    stage.sim.set_behavior(behavior);
+    stage.create("+14155551000", &[]).await;
+    stage.settle().await;
+    assert_eq!(stage.far.seen("/answer").len(), 501);
+}
+
+#[tokio::test]
+async fn two_runs_with_one_seed_have_the_same_outcomes() {
+    let mut outcomes = Vec::new();
+    for _ in 0..2 {
+        let mut config = quick();
+        config.speed = 2000.0;
+        config.behavior.mix = Mix::default();
+        let stage = Stage::open(config).await;
+        for n in 1000..1060 {
+            stage.create(&format!("+1415555{n}"), &[]).await;
+        }
+        stage.settle().await;
+        let by_number = stage.list("PageSize=100").await["calls"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|call| (call["to"].clone(), call["status"].clone()))
+            .collect::<Vec<_>>();
+        outcomes.push(by_number);
+        stage.sim.stop().await;
+    }
+    assert_eq!(outcomes[0], outcomes[1]);
+    assert!(outcomes[0].iter().any(|(_, status)| status != "completed"));
+}

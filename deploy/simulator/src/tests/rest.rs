@@ -1,0 +1,236 @@
+//! The REST contract: answers, refusals, lists, updates, pace.
+
+use super::*;
+use crate::{Account, OverCps};
+
+#[tokio::test]
+async fn a_create_answers_with_the_documented_resource() {
+    let stage = Stage::open(quick()).await;
+    let (status, body) = stage
+        .create_with(&stage.fields("+14155551000"))
+        .await
+        .unwrap();
+    assert_eq!(status, 201);
+    let sid = body["sid"].as_str().unwrap();
+    assert!(sid.starts_with("CA") && sid.len() == 34);
+    assert_eq!(body["status"], "queued");
+    assert_eq!(body["queue_time"], "0");
+    assert_eq!(body["direction"], "outbound-api");
+    assert_eq!(body["account_sid"], ACCOUNT);
+    assert_eq!(body["start_time"], Value::Null);
+    assert_eq!(body["price"], Value::Null);
+    assert_eq!(
+        body["uri"],
+        format!("/2010-04-01/Accounts/{ACCOUNT}/Calls/{sid}.json")
+    );
+    let created = body["date_created"].as_str().unwrap();
+    chrono::DateTime::parse_from_rfc2822(created).unwrap();
+}
+
+#[tokio::test]
+async fn refusals_have_twilios_shape() {
+    let stage = Stage::open(quick()).await;
+    let mut typo = stage.fields("+14155551000");
+    typo.push(("StatusCalback", "x".to_owned()));
+    let (status, body) = stage.create_with(&typo).await.unwrap();
+    assert_eq!((status, body["status"].as_u64()), (400, Some(400)));
+    assert_eq!(body["code"], 20001);
+    assert!(body["message"].as_str().unwrap().contains("StatusCalback"));
+    assert!(body["more_info"].is_string());
+
+    let response = stage
+        .http
+        .post(format!("{}.json", stage.calls_url()))
+        .basic_auth(ACCOUNT, Some("wrong"))
+        .form(&stage.fields("+14155551000"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 401);
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["code"], 20003);
+
+    let (status, body) = stage
+        .get(&format!("{}/CA{}.json", stage.calls_url(), "0".repeat(32)))
+        .await;
+    assert_eq!((status, &body["code"]), (404, &Value::from(20404)));
+    let (status, _) = stage
+        .get(&format!("{}.json?Too=1", stage.calls_url()))
+        .await;
+    assert_eq!(status, 400);
+    let oracle = stage.sim.oracle();
+    assert_eq!(oracle.verdicts["refused_20001"], 1);
+    assert_eq!(oracle.verdicts["refused_20003"], 1);
+    assert_eq!(oracle.creates, 2);
+}
+
+#[tokio::test]
+async fn lists_filter_and_page_from_new_to_old() {
+    let mut config = quick();
+    config.speed = 1.0;
+    let stage = Stage::open(config).await;
+    let mut created = Vec::new();
+    for n in 0..7 {
+        created.push(
+            stage
+                .create(&format!("+1415555{}", 1000 + n % 3), &[])
+                .await,
+        );
+    }
+    created.reverse();
+    let all = stage.list("").await;
+    assert_eq!(sids(&all), created);
+    assert_eq!(all["next_page_uri"], Value::Null);
+
+    let to = stage.list("To=%2B14155551000").await;
+    assert_eq!(sids(&to), [&*created[0], &*created[3], &*created[6]]);
+    assert!(sids(&stage.list("To=%2B14155551000&From=%2B19995550000").await).is_empty());
+
+    let mut paged = Vec::new();
+    let mut page = stage.list("PageSize=3").await;
+    loop {
+        paged.extend(sids(&page).into_iter().map(str::to_owned));
+        let Some(next) = page["next_page_uri"].as_str() else {
+            break;
+        };
+        // A call created between pages does not shift them.
+        if paged.len() == 3 {
+            stage.create("+14155551009", &[]).await;
+        }
+        page = stage.get(&format!("{}{next}", stage.sim.url())).await.1;
+    }
+    assert_eq!(paged, created);
+    assert_eq!(sids(&stage.list("PageSize=3&Page=2").await).len(), 2);
+}
+
+#[tokio::test]
+async fn lists_filter_by_status_and_day() {
+    let stage = Stage::open(quick()).await;
+    let (busy, _) = stage.life("+14155550001", &[]).await;
+    let (answered, _) = stage.life("+14155551000", &[]).await;
+    assert_eq!(sids(&stage.list("Status=busy").await), [&*busy]);
+    assert_eq!(sids(&stage.list("Status=completed").await), [&*answered]);
+    let start = stage.fetch(&busy).await["start_time"].clone();
+    let start = chrono::DateTime::parse_from_rfc2822(start.as_str().unwrap()).unwrap();
+    let day = start.date_naive();
+    assert_eq!(
+        sids(&stage.list(&format!("StartTime={day}")).await).len(),
+        2
+    );
+    for (query, count) in [
+        (
+            format!("StartTime>={}", day.succ_opt().unwrap().succ_opt().unwrap()),
+            0,
+        ),
+        (format!("StartTime<={day}"), 2),
+        (format!("EndTime<={}", day.pred_opt().unwrap()), 0),
+        (format!("StartTime>={day}T00:00:00Z"), 2),
+    ] {
+        assert_eq!(sids(&stage.list(&query).await).len(), count, "{query}");
+    }
+    // Waiting its turn, a call has no start time.
+    stage.sim.set_account(
+        ACCOUNT,
+        Account {
+            cps: 1,
+            ..Account::default()
+        },
+    );
+    stage.create("+14155551005", &[]).await;
+    let queued = stage.create("+14155551006", &[]).await;
+    let by_day = stage
+        .list(&format!("To=%2B14155551006&StartTime={day}"))
+        .await;
+    assert!(sids(&by_day).is_empty());
+    assert_eq!(sids(&stage.list("To=%2B14155551006").await), [&*queued]);
+}
+
+#[tokio::test]
+async fn a_call_can_be_canceled_before_the_answer_and_completed_after() {
+    let mut config = quick();
+    config.speed = 1.0;
+    let stage = Stage::open(config).await;
+    let ringing = stage.create("+14155551000", &[]).await;
+    let (status, body) = stage.update(&ringing, ("Status", "canceled".into())).await;
+    assert_eq!((status, &body["status"]), (200, &Value::from("canceled")));
+    stage.settle().await;
+    let words: Vec<_> = stage
+        .far
+        .seen("/status")
+        .iter()
+        .map(|s| s.get("CallStatus").to_owned())
+        .collect();
+    assert_eq!(words.last().unwrap(), "canceled");
+    let (status, body) = stage.update(&ringing, ("Status", "completed".into())).await;
+    assert_eq!((status, &body["code"]), (400, &Value::from(21220)));
+    let (status, _) = stage.update(&ringing, ("Status", "done".into())).await;
+    assert_eq!(status, 400);
+}
+
+#[tokio::test]
+async fn an_answered_call_is_redirected_or_completed_but_not_canceled() {
+    let mut config = quick();
+    config.behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
+    let stage = Stage::open(config).await;
+    let hold = (200, "<Response><Connect/></Response>");
+    stage.far.script("/answer", &[hold]);
+    stage.far.script("/other", &[hold]);
+    let sid = stage.create("+14155551000", &[]).await;
+    stage.far.wait_for("/answer", 1).await;
+    let (status, body) = stage.update(&sid, ("Status", "canceled".into())).await;
+    assert_eq!((status, &body["code"]), (400, &Value::from(21220)));
+    let (status, _) = stage.update(&sid, ("Url", stage.hook("/other"))).await;
+    assert_eq!(status, 200);
+    stage.far.wait_for("/other", 1).await;
+    let (status, body) = stage.update(&sid, ("Status", "completed".into())).await;
+    assert_eq!((status, &body["status"]), (200, &Value::from("completed")));
+    stage.settle().await;
+}
+
+#[tokio::test]
+async fn creates_above_the_pace_wait_their_turn() {
+    let stage = Stage::open(quick()).await;
+    let paced = |over_cps| Account {
+        cps: 2,
+        over_cps,
+        ..Account::default()
+    };
+    stage.sim.set_account(ACCOUNT, paced(OverCps::Queue));
+    let mut queue_times = Vec::new();
+    for n in 0..5 {
+        let fields = stage.fields(&format!("+1415555100{n}"));
+        let (status, body) = stage.create_with(&fields).await.unwrap();
+        assert_eq!(status, 201);
+        let queue_ms: u64 = body["queue_time"].as_str().unwrap().parse().unwrap();
+        queue_times.push(queue_ms);
+    }
+    assert_eq!(queue_times[..2], [0, 0]);
+    assert!((1..=1000).contains(&queue_times[2]), "{queue_times:?}");
+    assert!((1001..=2000).contains(&queue_times[4]), "{queue_times:?}");
+    stage.sim.reset();
+    stage.sim.set_account(ACCOUNT, paced(OverCps::Refuse));
+    let mut statuses = Vec::new();
+    for n in 0..3 {
+        let fields = stage.fields(&format!("+1415555100{n}"));
+        statuses.push(stage.create_with(&fields).await.unwrap().0);
+    }
+    assert_eq!(statuses, [201, 201, 429]);
+    assert_eq!(stage.sim.oracle().verdicts["refused_20429"], 1);
+}
+
+#[tokio::test]
+async fn a_call_belongs_to_its_account() {
+    let stage = Stage::open(quick()).await;
+    let sid = stage.create("+14155551000", &[]).await;
+    let other = "AC00000000000000000000000000000002";
+    let url = format!("{}/2010-04-01/Accounts/{other}/Calls", stage.sim.url());
+    let get = async |path: String| {
+        let request = stage.http.get(path).basic_auth(other, Some(&stage.token));
+        request.send().await.unwrap()
+    };
+    assert_eq!(get(format!("{url}/{sid}.json")).await.status(), 404);
+    let list: Value = get(format!("{url}.json")).await.json().await.unwrap();
+    assert!(sids(&list).is_empty());
+    assert_eq!(stage.sim.oracle_of(other).creates, 0);
+    assert_eq!(stage.sim.oracle_of(ACCOUNT).creates, 1);
+}

@@ -1,0 +1,350 @@
+//! Reads an answer document into verbs.
+//!
+//! The reader is strict where Twilio only warns: a verb it does not know, a
+//! nested one in the wrong place, or a number that does not parse is an error,
+//! so a slip in a rendered document ends the call and shows in the oracle.
+
+use quick_xml::{
+    Reader, XmlVersion,
+    events::{BytesRef, BytesStart, Event},
+};
+
+use crate::call::Method;
+
+/// One instruction of a document.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Verb {
+    Say {
+        chars: String,
+        times: u32,
+    },
+    Play {
+        times: u32,
+    },
+    Pause {
+        secs: f64,
+    },
+    Gather(Gather),
+    Record(Record),
+    Redirect {
+        url: String,
+        method: Method,
+    },
+    Hangup,
+    /// A stream or a second leg: the line stays open until somebody hangs up.
+    Hold,
+    /// Runs beside the document and takes no time.
+    Aside,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Gather {
+    pub(crate) prompts: Vec<Verb>,
+    pub(crate) action: String,
+    pub(crate) method: Method,
+    pub(crate) speech: bool,
+    pub(crate) digits: bool,
+    pub(crate) timeout_secs: f64,
+    pub(crate) on_empty_result: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Record {
+    pub(crate) action: String,
+    pub(crate) method: Method,
+    pub(crate) secs: f64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Element {
+    name: String,
+    attributes: Vec<(String, String)>,
+    text: String,
+    children: Vec<Element>,
+}
+
+/// The verbs of a document, or why it is none.
+pub(crate) fn parse(document: &str) -> Result<Vec<Verb>, String> {
+    let root = read_tree(document)?;
+    if root.name != "Response" {
+        return Err(format!("the root is <{}>, not <Response>", root.name));
+    }
+    root.children.into_iter().map(verb).collect()
+}
+
+fn read_tree(document: &str) -> Result<Element, String> {
+    let mut reader = Reader::from_str(document);
+    let mut open: Vec<Element> = Vec::new();
+    loop {
+        let event = reader.read_event().map_err(|error| error.to_string())?;
+        let closed = match event {
+            Event::Start(start) => {
+                open.push(element(&start)?);
+                None
+            }
+            Event::Empty(start) => Some(element(&start)?),
+            Event::End(_) => open.pop(),
+            Event::Text(text) => {
+                push_text(&mut open, &text.xml_content(XmlVersion::Implicit1_0))?;
+                None
+            }
+            Event::CData(text) => {
+                push_text(&mut open, &text.xml_content(XmlVersion::Implicit1_0))?;
+                None
+            }
+            Event::GeneralRef(reference) => {
+                push_text(&mut open, &resolve(&reference)?)?;
+                None
+            }
+            Event::Eof => return Err("the document ends early".to_owned()),
+            _ => None,
+        };
+        if let Some(done) = closed {
+            match open.last_mut() {
+                Some(parent) => parent.children.push(done),
+                None => return Ok(done),
+            }
+        }
+    }
+}
+
+fn element(start: &BytesStart<'_>) -> Result<Element, String> {
+    let mut attributes = Vec::new();
+    for attribute in start.attributes() {
+        let attribute = attribute.map_err(|error| error.to_string())?;
+        let value = attribute
+            .normalized_value(XmlVersion::Implicit1_0)
+            .map_err(|error| error.to_string())?;
+        attributes.push((attribute.key.as_ref().to_owned(), value.into_owned()));
+    }
+    Ok(Element {
+        name: start.name().as_ref().to_owned(),
+        attributes,
+        ..Element::default()
+    })
+}
+
+fn push_text(open: &mut [Element], text: &str) -> Result<(), String> {
+    match open.last_mut() {
+        Some(element) => element.text.push_str(text),
+        None if text.trim().is_empty() => {}
+        None => return Err("there is text outside the document".to_owned()),
+    }
+    Ok(())
+}
+
+fn resolve(reference: &BytesRef<'_>) -> Result<String, String> {
+    if let Some(character) = reference
+        .resolve_char_ref()
+        .map_err(|error| error.to_string())?
+    {
+        return Ok(character.to_string());
+    }
+    let name = reference.xml_content(XmlVersion::Implicit1_0);
+    quick_xml::escape::resolve_predefined_entity(&name)
+        .map(str::to_owned)
+        .ok_or_else(|| format!("unknown entity &{name};"))
+}
+
+impl Element {
+    fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    fn number(&self, name: &str, default: f64) -> Result<f64, String> {
+        match self.attribute(name) {
+            None | Some("auto") => Ok(default),
+            Some(text) => match text.parse::<f64>() {
+                Ok(number) if (0.0..=1e6).contains(&number) => Ok(number),
+                _ => Err(format!("<{}> {name}=\"{text}\" is no number", self.name)),
+            },
+        }
+    }
+
+    /// How often to repeat; 0 is for ever, which a thousand times stands for.
+    fn times(&self) -> Result<u32, String> {
+        match self.attribute("loop").map(str::parse::<u32>) {
+            None => Ok(1),
+            Some(Ok(0)) => Ok(1000),
+            Some(Ok(times)) => Ok(times.min(1000)),
+            Some(Err(error)) => Err(format!("<{}> loop: {error}", self.name)),
+        }
+    }
+
+    fn method(&self) -> Result<Method, String> {
+        match self
+            .attribute("method")
+            .map(str::to_ascii_uppercase)
+            .as_deref()
+        {
+            None | Some("POST") => Ok(Method::Post),
+            Some("GET") => Ok(Method::Get),
+            Some(other) => Err(format!("<{}> method=\"{other}\"", self.name)),
+        }
+    }
+
+    fn action(&self) -> String {
+        self.attribute("action").unwrap_or_default().to_owned()
+    }
+
+    /// All text below, tags of speech markup left out.
+    fn spoken(&self) -> String {
+        let mut text = self.text.trim().to_owned();
+        for child in &self.children {
+            text.push_str(&child.spoken());
+        }
+        text
+    }
+}
+
+fn verb(element: Element) -> Result<Verb, String> {
+    Ok(match element.name.as_str() {
+        "Say" => Verb::Say {
+            chars: element.spoken(),
+            times: element.times()?,
+        },
+        "Play" => Verb::Play {
+            times: element.times()?,
+        },
+        "Pause" => Verb::Pause {
+            secs: element.number("length", 1.0)?,
+        },
+        "Gather" => Verb::Gather(gather(element)?),
+        "Record" => Verb::Record(Record {
+            action: element.action(),
+            method: element.method()?,
+            // Nobody speaks longer than this into a recording here.
+            secs: element.number("maxLength", 3600.0)?.min(10.0),
+        }),
+        "Redirect" => Verb::Redirect {
+            url: element.text.trim().to_owned(),
+            method: element.method()?,
+        },
+        "Hangup" | "Reject" => Verb::Hangup,
+        "Connect" | "Dial" => Verb::Hold,
+        "Start" | "Stop" => Verb::Aside,
+        other => return Err(format!("unknown verb <{other}>")),
+    })
+}
+
+fn gather(element: Element) -> Result<Gather, String> {
+    let input = element.attribute("input").unwrap_or("dtmf").to_owned();
+    if let Some(other) = input
+        .split_whitespace()
+        .find(|word| !["speech", "dtmf"].contains(word))
+    {
+        return Err(format!("<Gather> input=\"{other}\""));
+    }
+    let (action, method) = (element.action(), element.method()?);
+    let timeout_secs = element.number("timeout", 5.0)?;
+    let on_empty_result = element.attribute("actionOnEmptyResult") == Some("true");
+    let prompts: Vec<Verb> = element
+        .children
+        .into_iter()
+        .map(verb)
+        .collect::<Result<_, _>>()?;
+    let playable = |prompt: &Verb| {
+        matches!(
+            prompt,
+            Verb::Say { .. } | Verb::Play { .. } | Verb::Pause { .. }
+        )
+    };
+    if !prompts.iter().all(playable) {
+        return Err("<Gather> may hold only <Say>, <Play> and <Pause>".to_owned());
+    }
+    Ok(Gather {
+        prompts,
+        action,
+        method,
+        speech: input.contains("speech"),
+        digits: input.contains("dtmf"),
+        timeout_secs,
+        on_empty_result,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_turn_reads_into_verbs() {
+        let verbs = parse(
+            r#"<?xml version="1.0" encoding="UTF-8"?>
+            <Response>
+              <Gather input="speech dtmf" action="/turn?a=1&amp;b=2" timeout="3" speechTimeout="auto">
+                <Say voice="alice">Fish &amp; chips, <break/>sir?</Say>
+              </Gather>
+              <Redirect method="GET">https://peal.example/x?a=1&amp;b=2</Redirect>
+            </Response>"#,
+        )
+        .unwrap();
+        let [Verb::Gather(gather), redirect] = verbs.as_slice() else {
+            panic!("{verbs:?}");
+        };
+        assert_eq!(gather.action, "/turn?a=1&b=2");
+        assert!(gather.speech && gather.digits);
+        assert_eq!(gather.timeout_secs, 3.0);
+        assert_eq!(
+            gather.prompts,
+            [Verb::Say {
+                chars: "Fish & chips, sir?".to_owned(),
+                times: 1
+            }]
+        );
+        assert_eq!(
+            *redirect,
+            Verb::Redirect {
+                url: "https://peal.example/x?a=1&b=2".to_owned(),
+                method: Method::Get
+            }
+        );
+    }
+
+    #[test]
+    fn every_other_verb_is_known() {
+        let verbs = parse(
+            r#"<Response><Play loop="2">a.mp3</Play><Pause length="4"/><Record maxLength="6"/>
+            <Start><Stream url="wss://x"/></Start><Connect><Stream url="wss://x"/></Connect>
+            <Hangup/></Response>"#,
+        )
+        .unwrap();
+        assert_eq!(
+            verbs,
+            [
+                Verb::Play { times: 2 },
+                Verb::Pause { secs: 4.0 },
+                Verb::Record(Record {
+                    action: String::new(),
+                    method: Method::Post,
+                    secs: 6.0
+                }),
+                Verb::Aside,
+                Verb::Hold,
+                Verb::Hangup,
+            ]
+        );
+        assert_eq!(parse("<Response/>").unwrap(), []);
+    }
+
+    #[test]
+    fn slips_are_errors() {
+        for bad in [
+            "",
+            "not xml",
+            "<Reply/>",
+            "<Response><Say>hi</Response>",
+            "<Response><Sey>hi</Sey></Response>",
+            "<Response><Pause length=\"long\"/></Response>",
+            "<Response><Gather input=\"spech\"/></Response>",
+            "<Response><Gather><Hangup/></Gather></Response>",
+            "<Response><Say>&nbsp;</Say></Response>",
+            "<Response>",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The switchboard with its surroundings: the timer task, and the tasks that
+//! post callbacks and fetch documents.
+//!
+//! A task exists only while there is something to send. Nothing holds the lock
+//! across an `await`.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    call::CallRef,
+    callbacks::Post,
+    clock::{Clock, Micros},
+    config::Config,
+    delivery::{Courier, Receipt},
+    documents::{self, Fetch},
+    switchboard::{Action, Switchboard},
+};
+
+pub(crate) struct World {
+    board: Mutex<Switchboard>,
+    pub(crate) clock: Clock,
+    pub(crate) courier: Courier,
+    wake: Notify,
+    settled: Notify,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl World {
+    pub(crate) fn new(config: &Config, base_url: Arc<str>) -> Result<Arc<Self>, reqwest::Error> {
+        let clock = Clock::start(config.speed);
+        Ok(Arc::new(Self {
+            board: Mutex::new(Switchboard::new(config, clock, base_url)),
+            clock,
+            courier: Courier::new(config.callback_concurrency)?,
+            wake: Notify::new(),
+            settled: Notify::new(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// Runs `f` under the lock, then starts what it asked for.
+    pub(crate) fn with<R>(self: &Arc<Self>, f: impl FnOnce(&mut Switchboard, Micros) -> R) -> R {
+        let (result, actions) = self.locked(f);
+        for action in actions {
+            self.perform(action);
+        }
+        result
+    }
+
+    /// Like [`World::with`], but leaves starting the actions to the caller.
+    pub(crate) fn locked<R>(
+        &self,
+        f: impl FnOnce(&mut Switchboard, Micros) -> R,
+    ) -> (R, Vec<Action>) {
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = board.next_due();
+        let result = f(&mut board, self.clock.now());
+        let actions = std::mem::take(&mut board.actions);
+        let after = board.next_due();
+        let settled = board.unsettled == 0;
+        drop(board);
+        if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
+            self.wake.notify_one();
+        }
+        if settled {
+            self.settled.notify_waiters();
+        }
+        (result, actions)
+    }
+
+    /// Fires timers as they fall due, until stopped.
+    pub(crate) async fn run_timers(self: Arc<Self>) {
+        loop {
+            let next = self.with(|board, now| {
+                board.fire_due(now);
+                board.next_due()
+            });
+            match next {
+                Some(at) => tokio::select! {
+                    () = sleep_until(self.clock.instant(at)) => {}
+                    () = self.wake.notified() => {}
+                },
+                None => self.wake.notified().await,
+            }
+        }
+    }
+
+    /// Waits until every call has ended and every callback is delivered or given up.
+    pub(crate) async fn wait_idle(self: &Arc<Self>, deadline: Instant) -> bool {
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            settled.as_mut().enable();
+            if self.with(|board, _| board.unsettled == 0) {
+                return true;
+            }
+            if timeout_at(deadline, settled).await.is_err() {
+                return self.with(|board, _| board.unsettled == 0);
+            }
+        }
+    }
+
+    pub(crate) fn perform(self: &Arc<Self>, action: Action) -> JoinHandle<Option<()>> {
+        let world = Arc::clone(self);
+        let stop = self.stop.clone();
+        match action {
+            Action::Drain(call) => self
+                .tasks
+                .spawn(stop.run_until_cancelled_owned(world.drain(call))),
+            Action::Late(call, post, delay) => self
+                .tasks
+                .spawn(stop.run_until_cancelled_owned(world.post_late(call, post, delay))),
+            Action::Fetch(call, fetch) => self
+                .tasks
+                .spawn(stop.run_until_cancelled_owned(world.fetch(call, fetch))),
+        }
+    }
+
+    async fn drain(self: Arc<Self>, call: CallRef) {
+        while let Some(post) = self.with(|board, _| board.next_post(call)) {
+            let receipt = self.post(&post).await;
+            self.with(|board, now| board.posted(now, call, &post, &receipt));
+        }
+    }
+
+    async fn post_late(self: Arc<Self>, call: CallRef, post: Box<Post>, delay: Duration) {
+        sleep(delay).await;
+        let receipt = self.post(&post).await;
+        self.with(|board, now| {
+            board.posted(now, call, &post, &receipt);
+            board.posted_alone(call);
+        });
+    }
+
+    async fn post(&self, post: &Post) -> Receipt {
+        // The semaphore is never closed; without a permit there is still a bound of one.
+        let _permit = self.courier.callbacks.acquire().await.ok();
+        self.courier.deliver(&post.parcel()).await
+    }
+
+    async fn fetch(self: Arc<Self>, call: CallRef, fetch: Box<Fetch>) {
+        let receipt = {
+            let _permit = self.courier.documents.acquire().await.ok();
+            self.courier.deliver(&fetch.post.parcel()).await
+        };
+        let document = documents::read(&receipt);
+        self.with(|board, now| board.document_arrived(now, call, &fetch, &receipt, document));
+    }
+}
