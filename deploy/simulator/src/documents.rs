@@ -99,7 +99,10 @@ impl Switchboard {
             }
             Answer::Twiml(text) => match parse(&text) {
                 Ok(verbs) => self.run_document(now, call, String::new(), verbs),
-                Err(_) => self.end(now, call, Phase::Completed, 200),
+                Err(_) => {
+                    self.count_document(call, AskKind::Answer, true);
+                    self.end(now, call, Phase::Completed, 200);
+                }
             },
         }
     }
@@ -112,6 +115,7 @@ impl Switchboard {
             .and_then(|live| live.talk.as_ref())
             .map_or("", |talk| talk.url.as_str());
         let Some(url) = resolve(base, &ask.url) else {
+            self.count_document(call, ask.kind, true);
             return self.end(now, call, Phase::Completed, 200);
         };
         let Some(customer) = self.accounts.get(c.account) else {
@@ -155,21 +159,11 @@ impl Switchboard {
         document: Document,
     ) {
         let Some(c) = self.call_mut(call) else { return };
-        let (account, in_progress) = (c.account, c.phase == Phase::InProgress);
+        let in_progress = c.phase == Phase::InProgress;
         let Some(live) = c.live.as_mut() else { return };
         live.outstanding = live.outstanding.saturating_sub(1);
         let current = live.talk_serial == fetch.serial;
-        let failed = u64::from(document.is_err());
-        self.tally(account, |tally| match fetch.kind {
-            AskKind::Answer => {
-                tally.documents.answers += 1;
-                tally.documents.answers_failed += failed;
-            }
-            _ => {
-                tally.documents.later += 1;
-                tally.documents.later_failed += failed;
-            }
-        });
+        self.count_document(call, fetch.kind, document.is_err());
         let entry = Entry {
             kind: fetch.post.kind,
             method: fetch.post.method,
@@ -186,6 +180,21 @@ impl Switchboard {
             }
         }
         self.settle(call);
+    }
+
+    fn count_document(&mut self, call: CallRef, kind: AskKind, failed: bool) {
+        let Some(account) = self.call(call).map(|c| c.account) else {
+            return;
+        };
+        self.tally(account, |tally| {
+            let documents = &mut tally.documents;
+            let (count, failures) = match kind {
+                AskKind::Answer => (&mut documents.answers, &mut documents.answers_failed),
+                _ => (&mut documents.later, &mut documents.later_failed),
+            };
+            *count += 1;
+            *failures += u64::from(failed);
+        });
     }
 
     fn document_failed(&mut self, now: Micros, call: CallRef, fetch: &Fetch, error: DocumentError) {

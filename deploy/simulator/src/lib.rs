@@ -18,7 +18,9 @@
 //!
 //! Call seconds (ringing, talking, detection) are compressed by `speed`: at 100
 //! a minute of talk takes 600 ms, and durations and prices still say a minute.
-//! Dates, calls per second, injected latencies and retry timeouts are real.
+//! Dates, calls per second, injected latencies and retry timeouts are real. So is
+//! the time the dialer takes to answer: 20 ms for a document are two seconds of
+//! talk at a speed of 100, so measured durations grow with the speed.
 //!
 //! It does not: route to other legs (`<Dial>` holds the line), place or accept
 //! media, sign JSON bodies, expire queued calls after a day, or check that a
@@ -46,7 +48,9 @@
 //! | `0009` | a fax answers | `completed` | 200 |
 //! | anything else | drawn from the mix | | |
 //!
-//! The table is [`Behavior::suffixes`] and can be replaced or emptied.
+//! The table is [`Behavior::suffixes`]: it can be replaced, emptied
+//! (`--no-suffixes`) or extended, up to a whole number with its own fate. Lists
+//! of consecutive numbers run into it, ten in every ten thousand.
 //!
 //! # What goes wrong on purpose
 //!

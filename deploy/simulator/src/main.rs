@@ -17,6 +17,9 @@ struct Args {
     /// An account with its own token and pace: SID=token[:cps[:queue|refuse]]. Repeatable.
     #[arg(long = "account", value_name = "SID=TOKEN", value_parser = account)]
     accounts: Vec<(String, Account)>,
+    /// Leave every number to the mix, whatever its last digits.
+    #[arg(long)]
+    no_suffixes: bool,
     #[command(flatten)]
     config: Config,
 }
@@ -38,9 +41,13 @@ async fn main() -> anyhow::Result<()> {
         .init();
     let Args {
         accounts,
+        no_suffixes,
         mut config,
     } = Args::parse();
     config.accounts.extend(accounts);
+    if no_suffixes {
+        config.behavior.suffixes.clear();
+    }
     let listen = config.listen;
     let running = Simulator::start(config)
         .await

@@ -13,10 +13,8 @@ use crate::{
 pub(super) struct Form<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
 impl<'a> Form<'a> {
-    /// Empty values are as good as absent, as in Twilio's API.
     pub(super) fn parse(text: &'a [u8]) -> Self {
-        let fields = url::form_urlencoded::parse(text);
-        Self(fields.filter(|(_, value)| !value.is_empty()).collect())
+        Self(url::form_urlencoded::parse(text).collect())
     }
 
     /// Refuses fields that are neither in `single` nor in `repeated`, and
@@ -42,11 +40,9 @@ impl<'a> Form<'a> {
         Ok(())
     }
 
+    /// An empty value is as good as absent, as in Twilio's API.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| &**value)
+        self.all(name).find(|value| !value.is_empty())
     }
 
     pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
@@ -137,6 +133,7 @@ mod tests {
         let check = |text: &str| Form::parse(text.as_bytes()).check(&["To"], &["Event"]);
         assert!(check("To=1&Event=a&Event=b").is_ok());
         assert!(check("to=1").is_err());
+        assert!(check("to=").is_err());
         assert!(check("To=1&To=2").is_err());
     }
 

@@ -45,7 +45,7 @@ async fn faults_and_behavior_are_read_and_replaced_over_http() {
 #[tokio::test]
 async fn the_oracle_sees_overlaps_repeated_rings_and_concurrency() {
     let mut config = quick();
-    config.speed = 50.0;
+    config.speed = 10.0;
     let stage = Stage::open(config).await;
     stage.create("+14155551000", &[]).await;
     stage.create("+14155551000", &[]).await;

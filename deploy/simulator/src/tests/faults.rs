@@ -93,7 +93,7 @@ async fn the_early_callback_is_there_before_the_create_is_answered() {
 async fn a_hidden_call_is_missing_from_lists_for_a_while() {
     let stage = with_faults(Faults {
         hide_from_list: Chance::next(1),
-        hide_for_ms: 150,
+        hide_for_ms: 400,
         ..Faults::default()
     })
     .await;
@@ -165,7 +165,7 @@ async fn reordered_callbacks_come_after_their_successors() {
 async fn late_callbacks_are_overtaken() {
     let stage = with_faults(Faults {
         callbacks_late: Chance::next(1),
-        late_by_ms: 400,
+        late_by_ms: 800,
         ..Faults::default()
     })
     .await;

@@ -90,7 +90,9 @@ async fn a_conversation_follows_the_script_over_several_turns() {
 
 #[tokio::test]
 async fn a_person_hangs_up_on_a_stream_after_their_talk_time() {
-    let stage = Stage::open(quick()).await;
+    let mut config = quick();
+    config.speed = 50.0;
+    let stage = Stage::open(config).await;
     let stream = r#"<Response><Connect><Stream url="wss://x"/></Connect></Response>"#;
     stage.far.script("/answer", &[(200, stream), (200, stream)]);
     let (sid, _) = stage.life("+14155551000", &[]).await;
@@ -216,9 +218,13 @@ async fn a_bad_document_goes_to_the_fallback_and_then_ends_the_call() {
     assert_eq!(stage.far.seen("/fallback")[0].get("ErrorCode"), "12100");
     let (_, words) = stage.life("+14155551001", &[]).await;
     assert_eq!(words.last().unwrap(), "completed");
+    let nowhere = (200, r#"<Response><Redirect>ftp://x/</Redirect></Response>"#);
+    stage.far.script("/answer", &[nowhere]);
+    stage.life("+14155551002", &[]).await;
     let oracle = stage.sim.oracle();
     assert_eq!(oracle.documents.answers_failed, 2);
-    assert_eq!(oracle.documents.later, 1);
+    assert_eq!(oracle.documents.later, 2);
+    assert_eq!(oracle.documents.later_failed, 1);
 }
 
 #[tokio::test]
