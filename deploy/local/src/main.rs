@@ -1,1 +1,84 @@
-fn main() {}
+//! The launcher's command line; see the library for what each mode does.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use peal_local::{demo, dev_db, prepare, with_services};
+
+#[derive(Parser)]
+#[command(name = "peal-local", about = "Runs Peal on one machine")]
+struct Args {
+    /// The checkout, whose .local/ holds the data.
+    #[arg(long, default_value = ".")]
+    checkout: PathBuf,
+    #[command(subcommand)]
+    mode: Mode,
+}
+
+#[derive(Subcommand)]
+enum Mode {
+    /// Call a thousand made-up people and check the result.
+    Demo {
+        /// End after the summary; the exit code tells whether everything added up.
+        #[arg(long, env = "DEMO_EXIT", value_parser = clap::builder::FalseyValueParser::new())]
+        exit: bool,
+    },
+    /// Run everything, with data that stays.
+    Up,
+    /// Run a command with private services around it.
+    WithServices {
+        /// Commits reach the disk, as in production.
+        #[arg(long)]
+        durable: bool,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Start services that stay, and print their addresses for a shell to evaluate.
+    DevDb {
+        /// Stop them instead.
+        #[arg(long)]
+        stop: bool,
+    },
+    /// Rewrite .sqlx/ from migrations/ and the statements in the source.
+    Prepare {
+        #[arg(long, default_value = "peal-shared")]
+        package: String,
+        /// The root file of the package's library.
+        #[arg(long, default_value = "shared/src/lib.rs")]
+        root: PathBuf,
+    },
+}
+
+// One thread: the kernel ends the children when the thread that started them ends.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("peal-local: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<u8> {
+    let checkout: &Path = &args.checkout.canonicalize()?;
+    match args.mode {
+        Mode::Demo { exit } => demo::run(checkout, exit).await,
+        Mode::Up => demo::up(checkout).await,
+        Mode::WithServices { durable, command } => with_services::run(&command, durable).await,
+        Mode::DevDb { stop: true } => dev_db::stop(checkout).map(|()| 0),
+        Mode::DevDb { stop: false } => {
+            print!("{}", dev_db::start(checkout).await?);
+            Ok(0)
+        }
+        Mode::Prepare { package, root } => {
+            let count = prepare::run(checkout, &package, &root).await?;
+            eprintln!(".sqlx/ describes {count} statements");
+            Ok(0)
+        }
+    }
+}

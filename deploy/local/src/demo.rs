@@ -1,0 +1,261 @@
+//! `make demo`: a thousand people are called, and the result is checked before your eyes.
+//! `make up`: the same processes with data that stays, and no calls.
+
+use std::io::{IsTerminal, stderr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::api_client::{ApiClient, Progress, fetch};
+use crate::rooms::Room;
+use crate::stack::{Stack, TRUNK_CPS};
+use crate::stop::{Stop, orphaned};
+use crate::summary::{Seen, Summary};
+
+const CSV: &str = "deploy/local/demo.csv";
+const VARIABLES: [&str; 3] = ["name", "city", "appointment"];
+
+/// How many calls of the batch may be up at once.
+const BATCH_SIZE: u32 = 100;
+
+const POLL: Duration = Duration::from_millis(250);
+
+/// Where nobody watches a bar, a line is printed this often.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// No row got an outcome for so long: something is wrong.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+
+/// Runs the demo; returns the exit code. With `exit` it ends after the summary, else it
+/// stays up until it is told to stop.
+pub async fn run(checkout: &Path, exit: bool) -> Result<u8> {
+    let mut stop = Stop::listen()?;
+    let room = Room::enter(checkout, "demo")?;
+    room.empty()?;
+    let Some(mut stack) = start(checkout, &room, &mut stop).await? else {
+        return Ok(130);
+    };
+    let outcome = tokio::select! {
+        outcome = play(&mut stack, checkout) => Some(outcome),
+        _ = stop.requested() => None,
+        () = orphaned() => None,
+    };
+    let code = match outcome {
+        None => 130,
+        Some(Err(error)) => {
+            say(&format!(
+                "the demo failed; all logs are in {}",
+                stack.logs.display()
+            ));
+            stack.stop().await?;
+            return Err(error);
+        }
+        Some(Ok(played)) => {
+            let code = u8::from(!played.summary.problems().is_empty());
+            tell(&played.summary);
+            if !exit {
+                invite(&stack, Some(&played.batch));
+                stay(&mut stack, &mut stop).await?;
+            }
+            code
+        }
+    };
+    say("stopping");
+    stack.stop().await?;
+    Ok(code)
+}
+
+/// Runs everything with data that stays, until it is told to stop.
+pub async fn up(checkout: &Path) -> Result<u8> {
+    let mut stop = Stop::listen()?;
+    let room = Room::enter(checkout, "up")?;
+    let Some(mut stack) = start(checkout, &room, &mut stop).await? else {
+        return Ok(130);
+    };
+    invite(&stack, None);
+    let stayed = stay(&mut stack, &mut stop).await;
+    say("stopping");
+    stack.stop().await?;
+    stayed.map(|()| 0)
+}
+
+/// `None` when it was told to stop meanwhile; what had started ends again.
+async fn start(checkout: &Path, room: &Room, stop: &mut Stop) -> Result<Option<Stack>> {
+    tokio::select! {
+        stack = Stack::start(checkout, room, say) => Ok(Some(stack?)),
+        _ = stop.requested() => Ok(None),
+        () = orphaned() => Ok(None),
+    }
+}
+
+async fn stay(stack: &mut Stack, stop: &mut Stop) -> Result<()> {
+    let watch = async {
+        loop {
+            stack.ensure_running()?;
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::select! {
+        ended = watch => ended,
+        _ = stop.requested() => Ok(()),
+        () = orphaned() => Ok(()),
+    }
+}
+
+struct Played {
+    batch: String,
+    summary: Summary,
+}
+
+async fn play(stack: &mut Stack, checkout: &Path) -> Result<Played> {
+    let api = ApiClient::new(stack)?;
+    let batch = api
+        .create(&stack.account, "Demo", &VARIABLES, BATCH_SIZE)
+        .await?;
+    let ingested = api.upload(&batch, &checkout.join(CSV)).await?;
+    say(&format!(
+        "{CSV} is uploaded: {} people to call, {} a second",
+        ingested.accepted, TRUNK_CPS
+    ));
+    let begin = Instant::now();
+    api.start(&batch).await?;
+    let progress = watch(stack, &api, &batch, ingested.accepted).await?;
+    let dialling = begin.elapsed();
+    let oracle = fetch(&format!("{}/_sim/oracle", stack.simulator_url)).await?;
+    Ok(Played {
+        batch,
+        summary: Summary {
+            ingested,
+            progress,
+            seen: Seen::read(&oracle)?,
+            cps: TRUNK_CPS,
+            dialling,
+        },
+    })
+}
+
+/// Shows the batch's progress until it is completed.
+async fn watch(stack: &mut Stack, api: &ApiClient, batch: &str, rows: u64) -> Result<Progress> {
+    let view = View::open(rows)?;
+    let mut last = Progress::default();
+    let mut moved = Instant::now();
+    loop {
+        stack.ensure_running()?;
+        let progress = api.progress(batch).await?;
+        view.show(&progress);
+        match progress.status.as_str() {
+            "completed" => {
+                view.close();
+                return Ok(progress);
+            }
+            "paused" | "stopped" => bail!("the batch is {}", progress.status),
+            _ => {}
+        }
+        if progress != last {
+            last = progress;
+            moved = Instant::now();
+        } else if moved.elapsed() > STALLED_AFTER {
+            bail!("the batch has not moved for a minute: {last:?}");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A bar on a terminal, a line now and then elsewhere.
+struct View {
+    bar: ProgressBar,
+    rows: u64,
+    live: bool,
+    begin: Instant,
+    lines: std::cell::Cell<u32>,
+}
+
+impl View {
+    fn open(rows: u64) -> Result<Self> {
+        let style =
+            ProgressStyle::with_template("  {elapsed:>4} [{bar:32}] {pos}/{len} done, {msg}")?;
+        let live = stderr().is_terminal();
+        let bar = if live {
+            ProgressBar::new(rows).with_style(style.progress_chars("=> "))
+        } else {
+            ProgressBar::hidden()
+        };
+        Ok(Self {
+            bar,
+            rows,
+            live,
+            begin: Instant::now(),
+            lines: std::cell::Cell::new(0),
+        })
+    }
+
+    fn show(&self, progress: &Progress) {
+        let Progress {
+            calling,
+            completed,
+            failed,
+            no_answer,
+            ..
+        } = progress;
+        let counts = format!(
+            "{calling} calling, {completed} completed, {no_answer} not answered, {failed} failed"
+        );
+        if self.live {
+            self.bar.set_position(progress.done());
+            self.bar.set_message(counts);
+            return;
+        }
+        if self.begin.elapsed() >= LINE_EVERY * self.lines.get() {
+            self.lines.set(self.lines.get() + 1);
+            say(&format!("{}/{} done, {counts}", progress.done(), self.rows));
+        }
+    }
+
+    fn close(&self) {
+        self.bar.finish();
+    }
+}
+
+fn say(line: &str) {
+    eprintln!("  {line}");
+}
+
+fn tell(summary: &Summary) {
+    println!("\n{summary}\n");
+    let problems = summary.problems();
+    if problems.is_empty() {
+        println!("  Everything adds up.");
+    }
+    for problem in problems {
+        println!("  WRONG: {problem}");
+    }
+}
+
+/// Prints how to go on from here.
+fn invite(stack: &Stack, batch: Option<&str>) {
+    let Stack {
+        api_url, account, ..
+    } = stack;
+    let key = &account.api_key;
+    let base = format!("{api_url}/api/v1/batch-call");
+    println!("\n  API      {api_url}");
+    println!("  API key  {key}");
+    println!("  logs     {}\n", stack.logs.display());
+    println!("  Try:");
+    if let Some(batch) = batch {
+        println!("    curl -H 'x-api-key: {key}' {base}/{batch}/status");
+        println!("    curl -H 'x-api-key: {key}' '{base}/{batch}/data?status=no_answer'");
+    } else {
+        println!("    curl {api_url}/health/ready");
+        println!("    curl -H 'x-api-key: {key}' {base}/me");
+    }
+    println!(
+        "    curl -H 'x-api-key: {key}' -H 'content-type: application/json' \\\n      \
+         -d '{{\"batch_name\":\"Mine\",\"agent_id\":\"{}\",\"caller_phone_id\":\"{}\",\
+         \"variable_names\":[\"name\"]}}' \\\n      {base}/create",
+        account.agent_id, account.phone_id
+    );
+    println!("\n  Ctrl-C stops everything.");
+}

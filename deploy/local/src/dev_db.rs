@@ -1,0 +1,106 @@
+//! A private PostgreSQL and Redis that stay until they are told to go, for developers:
+//! `eval "$(peal-local dev-db)"`, then `peal-local dev-db --stop`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::leftovers;
+use crate::postgres::{self, SUPERUSER};
+use crate::redis;
+use crate::rooms::{Room, local_dir};
+use crate::services::{Options, Services};
+
+const NAME: &str = "dev";
+const ADDRESSES: &str = "addresses";
+
+/// The addresses of running services.
+#[derive(Debug, PartialEq, Eq)]
+struct Addresses {
+    postgres: u16,
+    redis: u16,
+}
+
+impl Addresses {
+    fn read(file: &Path) -> Option<Self> {
+        let text = fs::read_to_string(file).ok()?;
+        let (postgres, redis) = text.trim().split_once(' ')?;
+        Some(Self {
+            postgres: postgres.parse().ok()?,
+            redis: redis.parse().ok()?,
+        })
+    }
+
+    /// Lines for a shell to evaluate.
+    fn exports(&self) -> String {
+        let database = postgres::url(self.postgres, SUPERUSER, "postgres");
+        let redis = redis::url(self.redis);
+        format!(
+            "export DATABASE_URL='{database}'\n\
+             export PEAL_TEST_DATABASE_URL='{database}'\n\
+             export PEAL_TEST_REDIS_URL='{redis}'\n"
+        )
+    }
+}
+
+/// Starts the services, or finds them running, and returns lines for a shell to evaluate.
+pub async fn start(checkout: &Path) -> Result<String> {
+    let dir = local_dir(checkout)?.join(NAME);
+    let file = dir.join(ADDRESSES);
+    let both_run = ["postgres", "redis"]
+        .iter()
+        .all(|name| leftovers::runs(&dir.join("pids").join(name)));
+    if both_run && let Some(addresses) = Addresses::read(&file) {
+        return Ok(addresses.exports());
+    }
+    // Held only while the services start; they stay without it.
+    let _room = Room::try_enter(&dir)?
+        .ok_or_else(|| anyhow!("they are being started or stopped at this moment"))?;
+    let services = Services::start(Options {
+        dir: Some(dir),
+        durable: false,
+        detached: true,
+    })
+    .await?;
+    let addresses = Addresses {
+        postgres: services.postgres().port(),
+        redis: services.redis().port(),
+    };
+    let line = format!("{} {}\n", addresses.postgres, addresses.redis);
+    fs::write(&file, line).with_context(|| format!("writing {file:?}"))?;
+    Ok(addresses.exports())
+}
+
+/// Stops the services and keeps their data.
+pub fn stop(checkout: &Path) -> Result<()> {
+    let dir = local_dir(checkout)?.join(NAME);
+    // Entering a room ends whatever runs in it.
+    if Room::try_enter(&dir)?.is_none() {
+        bail!("they are being started or stopped at this moment");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[tokio::test]
+    async fn services_are_reused_until_they_are_stopped() {
+        let name = format!("peal-dev-{}", Uuid::new_v4().simple());
+        let checkout = std::env::temp_dir().join(name);
+        fs::create_dir_all(&checkout).unwrap();
+
+        let first = start(&checkout).await.unwrap();
+        assert_eq!(start(&checkout).await.unwrap(), first);
+        let pid_file = checkout.join(".local/dev/pids/postgres");
+        assert!(leftovers::runs(&pid_file));
+
+        stop(&checkout).unwrap();
+        assert!(!leftovers::runs(&pid_file));
+        crate::owner::remove_dir(&checkout.join(".local/dev/postgres")).unwrap();
+        fs::remove_dir_all(&checkout).unwrap();
+    }
+}

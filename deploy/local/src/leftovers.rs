@@ -1,0 +1,248 @@
+//! Pid files, and the processes that an earlier launcher left behind.
+//!
+//! Each child has a file `<dir>/pids/<name>` with its pid, the instant it started and a
+//! word of its command line. A pid alone proves nothing, because the system gives it out
+//! again; a process is ours only if all three still agree. What is not ours is left alone
+//! and only its file goes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long a leftover may take to obey its own stop signal before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A process as its pid file describes it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Record {
+    pid: i32,
+    /// The kernel's start time in clock ticks; 0 where the system does not tell.
+    started: u64,
+    stop: Signal,
+    /// Part of the command line that only this child carries.
+    mark: String,
+}
+
+impl Record {
+    /// Describes the running process `pid`.
+    pub fn of(pid: u32, stop: Signal, mark: &str) -> Result<Self> {
+        let pid = i32::try_from(pid)?;
+        Ok(Self {
+            pid,
+            started: started(pid).unwrap_or(0),
+            stop,
+            mark: mark.to_owned(),
+        })
+    }
+
+    /// Writes the pid file.
+    pub fn write(&self, file: &Path) -> Result<()> {
+        let Self {
+            pid,
+            started,
+            stop,
+            mark,
+        } = self;
+        fs::write(file, format!("{pid} {started} {stop} {mark}\n"))
+            .with_context(|| format!("writing {file:?}"))
+    }
+
+    fn read(file: &Path) -> Result<Self> {
+        let text = fs::read_to_string(file)?;
+        let mut words = text.trim_end().splitn(4, ' ');
+        let mut word = || words.next().ok_or_else(|| anyhow!("{file:?} is cut short"));
+        Ok(Self {
+            pid: word()?.parse()?,
+            started: word()?.parse()?,
+            stop: word()?.parse()?,
+            mark: word()?.to_owned(),
+        })
+    }
+
+    /// Whether the process still runs and is the one that was described.
+    pub fn is_running(&self) -> bool {
+        command_line(self.pid).is_some_and(|line| line.contains(&self.mark))
+            && (self.started == 0 || started(self.pid) == Some(self.started))
+    }
+
+    fn end(&self) -> Result<()> {
+        for (signal, patience) in [(self.stop, GRACE), (Signal::SIGKILL, GRACE)] {
+            // Gone in between is what we want.
+            let _ = kill(Pid::from_raw(self.pid), signal);
+            let deadline = Instant::now() + patience;
+            while self.is_running() {
+                if Instant::now() > deadline {
+                    break;
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+        if self.is_running() {
+            bail!("process {} ({}) does not end", self.pid, self.mark);
+        }
+        Ok(())
+    }
+}
+
+/// Ends every process that the pid files under `pids` describe; returns how many ran.
+pub fn end_all(pids: &Path) -> Result<usize> {
+    let mut ended = 0;
+    for file in pid_files(pids) {
+        // A file cut short by a crash describes nothing that could be checked.
+        if let Ok(record) = Record::read(&file)
+            && record.is_running()
+        {
+            record.end()?;
+            ended += 1;
+        }
+        fs::remove_file(&file).with_context(|| format!("removing {file:?}"))?;
+    }
+    Ok(ended)
+}
+
+/// Whether the process that `file` describes runs.
+pub fn runs(file: &Path) -> bool {
+    Record::read(file).is_ok_and(|record| record.is_running())
+}
+
+fn pid_files(pids: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(pids) else {
+        return Vec::new();
+    };
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    // Those who use the services end before them.
+    files.sort_by_key(|file| file.ends_with("postgres") || file.ends_with("redis"));
+    files
+}
+
+/// The command line with its arguments separated by spaces; `None` when nothing runs.
+fn command_line(pid: i32) -> Option<String> {
+    if Path::new("/proc/self/cmdline").exists() {
+        let raw = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&raw).replace('\0', " ");
+        // A zombie has no command line left.
+        return (!line.trim().is_empty()).then_some(line);
+    }
+    let output = Command::new("ps")
+        .args(["-o", "command=", "-p", &pid.to_string()])
+        .output()
+        .ok()?;
+    let line = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.success() && !line.trim().is_empty()).then_some(line)
+}
+
+/// Field 22 of `/proc/<pid>/stat`. The second field is a name that may hold spaces and
+/// brackets, so fields are counted behind its last bracket.
+fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new() -> Self {
+            let dir = std::env::temp_dir().join(format!("peal-pids-{}", Uuid::new_v4().simple()));
+            fs::create_dir_all(&dir).unwrap();
+            Self(dir)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// A process that waits for input that never comes; its argument is its mark.
+    fn sleeper(mark: &str) -> std::process::Child {
+        let child = Command::new("sh")
+            .args(["-c", "read -r line", mark])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !command_line(pid).is_some_and(|line| line.contains(mark)) {
+            assert!(Instant::now() < deadline, "the child never became itself");
+            std::thread::yield_now();
+        }
+        child
+    }
+
+    #[test]
+    fn a_leftover_is_ended_and_its_file_removed() {
+        let scratch = Scratch::new();
+        let mut child = sleeper("mark-of-a-leftover");
+        let file = scratch.0.join("sleeper");
+        Record::of(child.id(), Signal::SIGTERM, "mark-of-a-leftover")
+            .unwrap()
+            .write(&file)
+            .unwrap();
+        assert!(runs(&file));
+
+        assert_eq!(end_all(&scratch.0).unwrap(), 1);
+
+        assert!(!file.exists());
+        assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_stranger_with_a_reused_pid_is_left_alone() {
+        let scratch = Scratch::new();
+        let mut child = sleeper("mark-of-a-stranger");
+        let truth = Record::of(child.id(), Signal::SIGKILL, "mark-of-a-stranger").unwrap();
+        let other_program = Record {
+            mark: "mark-of-ours".to_owned(),
+            ..Record::of(child.id(), Signal::SIGKILL, "").unwrap()
+        };
+        other_program.write(&scratch.0.join("one")).unwrap();
+        if truth.started != 0 {
+            let other_start = Record {
+                started: truth.started + 1,
+                ..Record::of(child.id(), Signal::SIGKILL, "mark-of-a-stranger").unwrap()
+            };
+            other_start.write(&scratch.0.join("two")).unwrap();
+        }
+
+        assert_eq!(end_all(&scratch.0).unwrap(), 0);
+
+        assert!(truth.is_running());
+        assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!truth.is_running());
+    }
+
+    #[test]
+    fn a_record_survives_its_file() {
+        let scratch = Scratch::new();
+        let file = scratch.0.join("pid");
+        let record = Record {
+            pid: 12,
+            started: 345,
+            stop: Signal::SIGINT,
+            mark: "a mark with spaces".to_owned(),
+        };
+        record.write(&file).unwrap();
+        assert_eq!(Record::read(&file).unwrap(), record);
+
+        fs::write(&file, "12 345").unwrap();
+        assert!(Record::read(&file).is_err());
+        assert_eq!(end_all(&scratch.0).unwrap(), 0);
+        assert!(!file.exists());
+    }
+}

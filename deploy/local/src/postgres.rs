@@ -1,0 +1,414 @@
+//! A private PostgreSQL: finding its programs, creating a cluster, running the server.
+//!
+//! The server listens on 127.0.0.1 alone and trusts whoever connects, as a scratch server
+//! may. Unix sockets are off: their paths have a short limit that checkouts exceed.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::Signal;
+
+use crate::owner::{self, Owner};
+use crate::ports;
+use crate::processes::{Desk, POLL, Process, Spec};
+
+/// The oldest major version that Peal runs on.
+pub const OLDEST: u32 = 15;
+
+/// The superuser of every private cluster.
+pub const SUPERUSER: &str = "postgres";
+
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_GRACE: Duration = Duration::from_secs(20);
+
+/// Variables that would lead the client programs to somebody else's server.
+const FOREIGN_ENV: [&str; 9] = [
+    "PGHOST",
+    "PGHOSTADDR",
+    "PGPORT",
+    "PGDATABASE",
+    "PGUSER",
+    "PGPASSWORD",
+    "PGSERVICE",
+    "PGOPTIONS",
+    "PGSSLMODE",
+];
+
+/// How much the server cares for its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Every commit reaches the disk, as in production.
+    Full,
+    /// Survives a crash of the server, not of the machine. For tests.
+    Scratch,
+}
+
+impl Durability {
+    fn settings(self) -> &'static [&'static str] {
+        match self {
+            Self::Full => &["max_connections=200", "shared_buffers=256MB"],
+            Self::Scratch => &[
+                "fsync=off",
+                "full_page_writes=off",
+                "max_connections=400",
+                "shared_buffers=128MB",
+            ],
+        }
+    }
+}
+
+/// A private cluster and, unless it is stopped, its server.
+#[derive(Debug)]
+pub struct Postgres {
+    programs: PathBuf,
+    data: PathBuf,
+    durability: Durability,
+    owner: Option<Owner>,
+    detached: bool,
+    desk: Desk,
+    port: u16,
+    server: Option<Process>,
+}
+
+impl Postgres {
+    /// Creates the cluster `data` unless it exists, and starts its server.
+    pub async fn start(
+        data: PathBuf,
+        durability: Durability,
+        detached: bool,
+        desk: &Desk,
+    ) -> Result<Self> {
+        let mut postgres = Self {
+            programs: find_programs()?,
+            data,
+            durability,
+            owner: Owner::for_servers()?,
+            detached,
+            desk: desk.clone(),
+            port: 0,
+            server: None,
+        };
+        postgres.create_cluster()?;
+        // The servers' user may be unable to walk the link, only its target.
+        postgres.data = fs::canonicalize(&postgres.data)?;
+        for attempt in 1.. {
+            postgres.port = ports::free()?;
+            match postgres.start_server().await {
+                Ok(()) => break,
+                Err(error) if attempt < ports::ATTEMPTS && is_port_clash(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(postgres)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The address of `database` for `user`.
+    pub fn url(&self, user: &str, database: &str) -> String {
+        url(self.port, user, database)
+    }
+
+    /// Starts the stopped server again, on the port it had.
+    pub async fn start_server(&mut self) -> Result<()> {
+        let program = self.programs.join("postgres");
+        let data = self.data.to_string_lossy().into_owned();
+        let mut args: Vec<OsString> = vec!["-D".into(), self.data.clone().into()];
+        let port = format!("port={}", self.port);
+        let fixed = [
+            port.as_str(),
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "timezone=UTC",
+            "log_timezone=UTC",
+            "log_line_prefix=%m [%p] %q%d ",
+        ];
+        for setting in fixed.iter().chain(self.durability.settings()) {
+            args.extend(["-c".into(), setting.into()]);
+        }
+        let mut server = Process::spawn(
+            Spec {
+                name: "postgres",
+                program: &program,
+                args,
+                envs: vec![("LC_ALL", "C".into())],
+                owner: self.owner,
+                // Fast shutdown: sessions end, data is written.
+                stop: Signal::SIGINT,
+                mark: &data,
+                detached: self.detached,
+            },
+            &self.desk,
+        )?;
+        let deadline = Instant::now() + START_DEADLINE;
+        while !is_ready(&self.programs, self.port) {
+            server.ensure_running()?;
+            if Instant::now() > deadline {
+                bail!("PostgreSQL does not get ready:\n{}", server.log_tail());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        if self.run_sql("postgres", "show data_directory")?.trim() != data {
+            bail!("Address already in use by another PostgreSQL");
+        }
+        self.server = Some(server);
+        Ok(())
+    }
+
+    /// Stops the server and keeps its data and its port.
+    pub async fn stop_server(&mut self) -> Result<()> {
+        match self.server.take() {
+            Some(server) => server.stop(STOP_GRACE).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the server as a crash does: no checkpoint, every session cut.
+    pub async fn crash_server(&mut self) -> Result<()> {
+        let Some(server) = self.server.take() else {
+            return Ok(());
+        };
+        server.signal(Signal::SIGQUIT);
+        server.stop(STOP_GRACE).await
+    }
+
+    /// Fails with the end of its log if the server has ended by itself.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        self.server.as_mut().map_or(Ok(()), Process::ensure_running)
+    }
+
+    /// Runs `sql` as the superuser; returns what it prints, bare.
+    pub fn run_sql(&self, database: &str, sql: &str) -> Result<String> {
+        self.psql(database, &["-At", "-c", sql])
+    }
+
+    /// Runs the script `file` in one transaction as the superuser.
+    pub fn run_file(&self, database: &str, file: &Path) -> Result<()> {
+        let name = file.to_string_lossy();
+        self.psql(database, &["--single-transaction", "-f", &name])?;
+        Ok(())
+    }
+
+    /// Creates a role without special rights and a database that it owns, unless both
+    /// exist; returns the address. Row-level security does not bind superusers, so the
+    /// product must not connect as one.
+    pub fn create_owned_database(&self, name: &str) -> Result<String> {
+        let count = format!("select count(*) from pg_database where datname = '{name}'");
+        if self.run_sql("postgres", &count)?.trim() == "0" {
+            let role = format!("create role {name} login");
+            let exists = format!("select count(*) from pg_roles where rolname = '{name}'");
+            if self.run_sql("postgres", &exists)?.trim() == "0" {
+                self.run_sql("postgres", &role)?;
+            }
+            let database = format!("create database {name} owner {name}");
+            self.run_sql("postgres", &database)?;
+        }
+        Ok(self.url(name, name))
+    }
+
+    fn psql(&self, database: &str, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(self.programs.join("psql"));
+        command
+            .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d"])
+            .arg(self.url(SUPERUSER, database))
+            .args(args);
+        let output = client(&mut command).output().context("running psql")?;
+        if !output.status.success() {
+            bail!("psql: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn create_cluster(&self) -> Result<()> {
+        if self.data.join("PG_VERSION").exists() {
+            return Ok(());
+        }
+        // Half a cluster of an earlier attempt is of no use.
+        owner::remove_dir(&self.data)?;
+        owner::create_dir_for(&self.data, self.owner)?;
+        let mut command = Command::new(self.programs.join("initdb"));
+        command
+            .arg("-D")
+            .arg(&self.data)
+            .args(["-U", SUPERUSER, "-E", "UTF8", "--locale=C", "--auth=trust"])
+            .arg("--no-instructions")
+            .env("LC_ALL", "C")
+            .current_dir("/")
+            .stdin(Stdio::null());
+        if self.durability == Durability::Scratch {
+            command.arg("--no-sync");
+        }
+        if let Some(owner) = self.owner {
+            owner.applies_to(&mut command);
+        }
+        let output = command.output().context("running initdb")?;
+        if !output.status.success() {
+            let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+            owner::remove_dir(&self.data)?;
+            bail!("initdb failed: {}", complaint.trim());
+        }
+        Ok(())
+    }
+}
+
+/// The address of `database` for `user` on the private server at `port`.
+pub fn url(port: u16, user: &str, database: &str) -> String {
+    format!("postgres://{user}@127.0.0.1:{port}/{database}")
+}
+
+/// Whether a server at `port` takes connections.
+pub fn is_ready(programs: &Path, port: u16) -> bool {
+    let mut command = Command::new(programs.join("pg_isready"));
+    command
+        .args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()])
+        .args(["-U", SUPERUSER, "-d", "postgres"]);
+    client(&mut command)
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+fn client(command: &mut Command) -> &mut Command {
+    for name in FOREIGN_ENV {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null())
+}
+
+fn is_port_clash(error: &anyhow::Error) -> bool {
+    error.to_string().contains("Address already in use")
+}
+
+/// The directory with the newest PostgreSQL programs on this machine.
+pub fn find_programs() -> Result<PathBuf> {
+    newest(candidates()).ok_or_else(|| {
+        anyhow!(
+            "found no PostgreSQL {OLDEST} or newer (initdb, postgres, psql); \
+             `sh deploy/local/install.sh` installs it or says how"
+        )
+    })
+}
+
+/// Package directories come first: programs on PATH may be wrappers.
+fn candidates() -> Vec<PathBuf> {
+    let mut dirs = Vec::new();
+    for (base, inside) in [
+        ("/usr/lib/postgresql", "bin"),
+        ("/usr/local/opt", "bin"),
+        ("/opt/homebrew/opt", "bin"),
+        ("/usr", "bin"),
+    ] {
+        let Ok(entries) = fs::read_dir(base) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_version = base == "/usr/lib/postgresql";
+            if is_version || name.starts_with("postgresql") || name.starts_with("pgsql-") {
+                dirs.push(entry.path().join(inside));
+            }
+        }
+    }
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
+        dirs.push(PathBuf::from(
+            String::from_utf8_lossy(&output.stdout).trim(),
+        ));
+    }
+    if let Some(path) = std::env::var_os("PATH") {
+        dirs.extend(std::env::split_paths(&path));
+    }
+    dirs
+}
+
+fn newest(dirs: Vec<PathBuf>) -> Option<PathBuf> {
+    let mut best: Option<(u32, PathBuf)> = None;
+    for dir in dirs {
+        let complete = ["initdb", "postgres", "psql", "pg_isready"]
+            .iter()
+            .all(|program| dir.join(program).is_file());
+        if !complete {
+            continue;
+        }
+        let version = version_in(&dir).unwrap_or(0);
+        // Of equals the first wins, so that PATH comes last.
+        if version >= OLDEST && best.as_ref().is_none_or(|(found, _)| version > *found) {
+            best = Some((version, dir));
+        }
+    }
+    best.map(|(_, dir)| dir)
+}
+
+fn version_in(dir: &Path) -> Option<u32> {
+    let output = Command::new(dir.join("postgres"))
+        .arg("--version")
+        .output()
+        .ok()?;
+    parse_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// The major version in `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)`.
+fn parse_version(text: &str) -> Option<u32> {
+    let (_, rest) = text.split_once("(PostgreSQL) ")?;
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use uuid::Uuid;
+
+    #[test]
+    fn versions_are_read_from_every_vendor() {
+        for (text, expected) in [
+            (
+                "postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)",
+                Some(15),
+            ),
+            ("postgres (PostgreSQL) 17.2", Some(17)),
+            ("postgres (PostgreSQL) 18beta1", Some(18)),
+            ("postgres (PostgreSQL) ", None),
+            ("psql 15.1", None),
+        ] {
+            assert_eq!(parse_version(text), expected, "{text}");
+        }
+    }
+
+    fn install(base: &Path, dir: &str, version: &str, programs: &[&str]) -> PathBuf {
+        let bin = base.join(dir);
+        fs::create_dir_all(&bin).unwrap();
+        for program in programs {
+            let file = bin.join(program);
+            let script = format!("#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n");
+            fs::write(&file, script).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        bin
+    }
+
+    #[test]
+    fn the_newest_complete_installation_wins() {
+        let base = std::env::temp_dir().join(format!("peal-pg-{}", Uuid::new_v4().simple()));
+        let all = ["initdb", "postgres", "psql", "pg_isready"];
+        let too_old = install(&base, "14", "14.9", &all);
+        let fitting = install(&base, "15", "15.3", &all);
+        let client_only = install(&base, "18", "18.0", &["psql", "pg_isready"]);
+        let same_again = install(&base, "path", "15.3", &all);
+
+        let found = newest(vec![
+            too_old.clone(),
+            fitting.clone(),
+            client_only,
+            same_again,
+        ]);
+        assert_eq!(found, Some(fitting));
+        assert_eq!(newest(vec![too_old]), None);
+        fs::remove_dir_all(&base).unwrap();
+    }
+}

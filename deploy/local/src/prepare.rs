@@ -1,0 +1,73 @@
+//! Rewrites `.sqlx/`: what the compiler needs to know of each statement when no database
+//! is at hand.
+//!
+//! sqlx's macros describe every statement of the crate against a real, freshly migrated
+//! database and write a file for each into `SQLX_OFFLINE_DIR`, provided that directory
+//! exists and `SQLX_OFFLINE` is not true. The old files go only after the crate compiled.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+use tokio::process::Command;
+
+use crate::postgres::SUPERUSER;
+use crate::rooms::local_dir;
+use crate::services::{Options, Services};
+
+const DATABASE: &str = "prepare";
+
+/// Describes all statements of `package`, whose library starts at `root`; returns how
+/// many there are.
+pub async fn run(checkout: &Path, package: &str, root: &Path) -> Result<usize> {
+    let services = Services::start(Options::default()).await?;
+    let postgres = services.postgres();
+    postgres.run_sql("postgres", &format!("create database {DATABASE}"))?;
+    for migration in migrations(&checkout.join("migrations"))? {
+        postgres
+            .run_file(DATABASE, &migration)
+            .with_context(|| format!("applying {migration:?}"))?;
+    }
+    let fresh = local_dir(checkout)?.join("sqlx");
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh)?;
+    }
+    fs::create_dir(&fresh)?;
+    // The macros run only when the crate is compiled.
+    File::options()
+        .append(true)
+        .open(checkout.join(root))?
+        .set_modified(SystemTime::now())?;
+    let status = Command::new("cargo")
+        .args(["check", "--package", package, "--all-targets"])
+        .current_dir(checkout)
+        .env("DATABASE_URL", postgres.url(SUPERUSER, DATABASE))
+        .env("SQLX_OFFLINE", "false")
+        .env("SQLX_OFFLINE_DIR", &fresh)
+        .status()
+        .await
+        .context("running cargo")?;
+    services.stop().await?;
+    if !status.success() {
+        bail!("{package} does not compile against migrations/; .sqlx/ is as it was");
+    }
+    let kept = checkout.join(".sqlx");
+    if kept.exists() {
+        fs::remove_dir_all(&kept)?;
+    }
+    fs::rename(&fresh, &kept)?;
+    Ok(fs::read_dir(&kept)?.count())
+}
+
+/// All migrations in the order of their names.
+fn migrations(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<_> = fs::read_dir(dir)
+        .with_context(|| format!("reading {dir:?}"))?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sql"))
+        .collect();
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,228 @@
+//! Child processes: how they are started, watched and stopped.
+//!
+//! A child gets a process group of its own, so that Ctrl-C reaches only the launcher and
+//! the launcher decides the order; a log file; a pid file for whoever comes after a crash;
+//! and, through `setpriv`, the kernel's promise to be stopped when the launcher dies.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::leftovers::Record;
+use crate::owner::Owner;
+
+pub(crate) const POLL: Duration = Duration::from_millis(20);
+
+/// How much of a log an error message quotes.
+const TAIL_LINES: usize = 15;
+
+/// What to start.
+pub struct Spec<'a> {
+    /// Names the log and the pid file.
+    pub name: &'a str,
+    pub program: &'a Path,
+    pub args: Vec<OsString>,
+    pub envs: Vec<(&'a str, OsString)>,
+    pub owner: Option<Owner>,
+    /// The signal that asks this program to stop.
+    pub stop: Signal,
+    /// Part of the command line that no other process carries.
+    pub mark: &'a str,
+    /// Outlives the launcher.
+    pub detached: bool,
+}
+
+/// Where logs and pid files go.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    pub logs: PathBuf,
+    pub pids: PathBuf,
+}
+
+impl Desk {
+    /// Under `dir`, created when missing.
+    pub fn under(dir: &Path) -> Result<Self> {
+        let desk = Self {
+            logs: dir.join("logs"),
+            pids: dir.join("pids"),
+        };
+        for path in [&desk.logs, &desk.pids] {
+            fs::create_dir_all(path).with_context(|| format!("creating {path:?}"))?;
+        }
+        Ok(desk)
+    }
+}
+
+/// A running child. Dropping it stops it, unless it is detached.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    stop: Signal,
+    log: PathBuf,
+    pid_file: PathBuf,
+    detached: bool,
+}
+
+impl Process {
+    /// Starts `spec` with its output appended to the log.
+    pub fn spawn(spec: Spec<'_>, desk: &Desk) -> Result<Self> {
+        let log = desk.logs.join(format!("{}.log", spec.name));
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("opening {log:?}"))?;
+        let mut command = if spec.detached {
+            Command::new(spec.program)
+        } else {
+            dies_with_launcher(spec.program.as_os_str(), spec.stop)
+        };
+        command
+            .args(&spec.args)
+            .envs(spec.envs.iter().map(|(key, value)| (key, value)))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0);
+        if let Some(owner) = spec.owner {
+            owner.applies_to(&mut command);
+        }
+        let child = command
+            .spawn()
+            .with_context(|| format!("starting {:?}", spec.program))?;
+        let process = Self {
+            name: spec.name.to_owned(),
+            stop: spec.stop,
+            log,
+            pid_file: desk.pids.join(spec.name),
+            detached: spec.detached,
+            child,
+        };
+        Record::of(process.child.id(), spec.stop, spec.mark)?.write(&process.pid_file)?;
+        Ok(process)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Sends `signal` to the process and the children it has.
+    pub fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            // Already gone is fine.
+            let _ = killpg(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// Asks it to stop, waits for `grace`, then kills it.
+    pub async fn stop(mut self, grace: Duration) -> Result<()> {
+        self.signal(self.stop);
+        self.wait_or_kill(grace).await
+    }
+
+    /// Kills it, as a crash would.
+    pub async fn kill(mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL);
+        self.wait_or_kill(Duration::from_secs(5)).await
+    }
+
+    async fn wait_or_kill(&mut self, grace: Duration) -> Result<()> {
+        let deadline = Instant::now() + grace;
+        while self.ended()?.is_none() {
+            if Instant::now() > deadline {
+                self.signal(Signal::SIGKILL);
+                self.child.wait()?;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().collect();
+        let skipped = lines.len().saturating_sub(TAIL_LINES);
+        let tail: Vec<_> = lines.into_iter().skip(skipped).collect();
+        tail.join("\n")
+    }
+
+    /// Fails with the end of the log if the process has ended.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        if let Some(status) = self.ended()? {
+            bail!(
+                "{} ended ({status}); the end of {}:\n{}",
+                self.name,
+                self.log.display(),
+                self.log_tail()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.detached {
+            return;
+        }
+        if let Ok(None) = self.child.try_wait() {
+            self.signal(self.stop);
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while let Ok(None) = self.child.try_wait() {
+                if Instant::now() > deadline {
+                    self.signal(Signal::SIGKILL);
+                    let _ = self.child.wait();
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+        let _ = fs::remove_file(&self.pid_file);
+    }
+}
+
+/// A command that gets `signal` when the thread that starts it ends. Plain where the
+/// system has no `setpriv` that can do so.
+pub(crate) fn dies_with_launcher(program: &OsStr, signal: Signal) -> Command {
+    if !setpriv_works() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", signal.as_str().trim_start_matches("SIG")])
+        .arg("--")
+        .arg(program);
+    command
+}
+
+fn setpriv_works() -> bool {
+    static WORKS: OnceLock<bool> = OnceLock::new();
+    *WORKS.get_or_init(|| {
+        Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--", "true"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    })
+}

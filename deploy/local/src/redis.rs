@@ -1,0 +1,196 @@
+//! A private Redis that keeps nothing: losing it costs Peal latency, never work.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::owner::Owner;
+use crate::ports;
+use crate::processes::{Desk, POLL, Process, Spec};
+
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// A private Redis; its server may be down for a while in fault tests.
+#[derive(Debug)]
+pub struct Redis {
+    program: PathBuf,
+    detached: bool,
+    desk: Desk,
+    port: u16,
+    server: Option<Process>,
+}
+
+impl Redis {
+    pub async fn start(detached: bool, desk: &Desk) -> Result<Self> {
+        let mut redis = Self {
+            program: find_program()?,
+            detached,
+            desk: desk.clone(),
+            port: 0,
+            server: None,
+        };
+        for attempt in 1.. {
+            redis.port = ports::free()?;
+            match redis.start_server().await {
+                Ok(()) => break,
+                Err(error) if attempt < ports::ATTEMPTS && is_port_clash(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(redis)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The address of its first database.
+    pub fn url(&self) -> String {
+        url(self.port)
+    }
+
+    /// Starts the stopped server again, on the port it had, empty.
+    pub async fn start_server(&mut self) -> Result<()> {
+        let port = self.port.to_string();
+        let args = [
+            ["--port", port.as_str()],
+            ["--bind", "127.0.0.1"],
+            ["--save", ""],
+            ["--appendonly", "no"],
+            ["--daemonize", "no"],
+        ];
+        let mut server = Process::spawn(
+            Spec {
+                name: "redis",
+                program: &self.program,
+                args: args.concat().into_iter().map(OsString::from).collect(),
+                envs: vec![("LC_ALL", "C".into())],
+                owner: Owner::for_servers()?,
+                stop: Signal::SIGTERM,
+                // It rewrites its command line; name and port are in both forms.
+                mark: &port,
+                detached: self.detached,
+            },
+            &self.desk,
+        )?;
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            server.ensure_running()?;
+            match process_at(self.port).await {
+                Some(pid) if pid == server.id() => break,
+                Some(_) => bail!("Address already in use by another Redis"),
+                None if Instant::now() > deadline => {
+                    bail!("Redis does not get ready:\n{}", server.log_tail())
+                }
+                None => tokio::time::sleep(POLL).await,
+            }
+        }
+        self.server = Some(server);
+        Ok(())
+    }
+
+    pub async fn stop_server(&mut self) -> Result<()> {
+        match self.server.take() {
+            Some(server) => server.stop(STOP_GRACE).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the server as a crash does.
+    pub async fn kill_server(&mut self) -> Result<()> {
+        match self.server.take() {
+            Some(server) => server.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Fails with the end of its log if the server has ended by itself.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        self.server.as_mut().map_or(Ok(()), Process::ensure_running)
+    }
+}
+
+/// The address of the private Redis at `port`.
+pub fn url(port: u16) -> String {
+    format!("redis://127.0.0.1:{port}/0")
+}
+
+/// The pid of the Redis at `port`, if one answers.
+pub async fn process_at(port: u16) -> Option<u32> {
+    let info = timeout(ANSWER_DEADLINE, server_info(port))
+        .await
+        .ok()?
+        .ok()?;
+    let (_, rest) = info.split_once("process_id:")?;
+    rest.lines().next()?.trim().parse().ok()
+}
+
+async fn server_info(port: u16) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(b"INFO server\r\nQUIT\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+fn is_port_clash(error: &anyhow::Error) -> bool {
+    error.to_string().contains("Address already in use")
+}
+
+fn find_program() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    dirs.extend(
+        [
+            "/usr/bin",
+            "/usr/sbin",
+            "/usr/local/bin",
+            "/opt/homebrew/bin",
+        ]
+        .map(PathBuf::from),
+    );
+    find_in(&dirs).ok_or_else(|| {
+        anyhow!("found no redis-server; `sh deploy/local/install.sh` installs it or says how")
+    })
+}
+
+/// Valkey speaks the same protocol and is what some systems ship.
+fn find_in(dirs: &[PathBuf]) -> Option<PathBuf> {
+    ["redis-server", "valkey-server"]
+        .iter()
+        .flat_map(|name| dirs.iter().map(move |dir| dir.join(name)))
+        .find(|program: &PathBuf| Path::is_file(program))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use uuid::Uuid;
+
+    #[test]
+    fn redis_is_preferred_over_valkey_wherever_it_lies() {
+        let base = std::env::temp_dir().join(format!("peal-redis-{}", Uuid::new_v4().simple()));
+        let (first, second) = (base.join("first"), base.join("second"));
+        for dir in [&first, &second] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        assert_eq!(find_in(&[first.clone(), second.clone()]), None);
+
+        fs::write(first.join("valkey-server"), "").unwrap();
+        let dirs = [first.clone(), second.clone()];
+        assert_eq!(find_in(&dirs), Some(first.join("valkey-server")));
+
+        fs::write(second.join("redis-server"), "").unwrap();
+        assert_eq!(find_in(&dirs), Some(second.join("redis-server")));
+        fs::remove_dir_all(&base).unwrap();
+    }
+}

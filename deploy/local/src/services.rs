@@ -1,0 +1,158 @@
+//! PostgreSQL and Redis, started together.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::postgres::{Durability, Postgres, SUPERUSER};
+use crate::processes::Desk;
+use crate::redis::Redis;
+use crate::rooms::{CLUSTER, Room};
+
+/// How to run the services. The default is what tests want: a temporary directory, no
+/// fsync.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where the data, logs and pid files go; `None` is a temporary directory that
+    /// vanishes at the end.
+    pub dir: Option<PathBuf>,
+    /// Commits reach the disk.
+    pub durable: bool,
+    /// The servers go on when this process ends. Needs a `dir`.
+    pub detached: bool,
+}
+
+/// Running services. Dropping them stops them as well as it can; prefer [`Services::stop`].
+#[derive(Debug)]
+pub struct Services {
+    /// The superuser's address of the database `postgres`.
+    pub database_url: String,
+    pub redis_url: String,
+    redis: Redis,
+    postgres: Postgres,
+    // Declared last: a temporary room is removed once the servers have ended.
+    room: Option<Room>,
+}
+
+impl Services {
+    /// Starts both and waits until they answer.
+    pub async fn start(options: Options) -> Result<Self> {
+        let (room, dir) = match options.dir {
+            Some(dir) => (None, dir),
+            None if options.detached => bail!("detached services need a directory"),
+            None => {
+                let room = Room::temporary()?;
+                let dir = room.path().to_owned();
+                (Some(room), dir)
+            }
+        };
+        let desk = Desk::under(&dir)?;
+        let durability = if options.durable {
+            Durability::Full
+        } else {
+            Durability::Scratch
+        };
+        let data = dir.join(CLUSTER);
+        let postgres = Postgres::start(data, durability, options.detached, &desk).await?;
+        let redis = Redis::start(options.detached, &desk).await?;
+        Ok(Self {
+            database_url: postgres.url(SUPERUSER, "postgres"),
+            redis_url: redis.url(),
+            redis,
+            postgres,
+            room,
+        })
+    }
+
+    /// Stops both; the data stays unless the directory was temporary.
+    pub async fn stop(mut self) -> Result<()> {
+        self.redis.stop_server().await?;
+        self.postgres.stop_server().await
+    }
+
+    /// The temporary directory they live in, if it is one.
+    pub fn temporary_dir(&self) -> Option<&Path> {
+        self.room.as_ref().map(Room::path)
+    }
+
+    pub fn postgres(&self) -> &Postgres {
+        &self.postgres
+    }
+
+    pub fn redis(&self) -> &Redis {
+        &self.redis
+    }
+
+    /// Fails with the end of its log if one of them has ended by itself.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        self.postgres.ensure_running()?;
+        self.redis.ensure_running()
+    }
+
+    /// Crashes PostgreSQL and starts it on the same data and port.
+    pub async fn restart_postgres(&mut self) -> Result<()> {
+        self.crash_postgres().await?;
+        self.start_postgres().await
+    }
+
+    /// Cuts every session without a checkpoint and leaves the server down.
+    pub async fn crash_postgres(&mut self) -> Result<()> {
+        self.postgres.crash_server().await
+    }
+
+    /// Starts PostgreSQL after [`Services::crash_postgres`].
+    pub async fn start_postgres(&mut self) -> Result<()> {
+        self.postgres.start_server().await
+    }
+
+    /// Kills Redis with all it holds and leaves it down.
+    pub async fn kill_redis(&mut self) -> Result<()> {
+        self.redis.kill_server().await
+    }
+
+    /// Starts an empty Redis on the same port.
+    pub async fn start_redis(&mut self) -> Result<()> {
+        self.redis.start_server().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::process_at;
+
+    #[tokio::test]
+    async fn committed_rows_survive_a_crash_and_nothing_survives_the_end() {
+        let mut services = Services::start(Options::default()).await.unwrap();
+        let dir = services.temporary_dir().unwrap().to_owned();
+        let sql = |services: &Services, text: &str| services.postgres().run_sql("postgres", text);
+        sql(&services, "create table kept as select 42 as answer").unwrap();
+
+        services.restart_postgres().await.unwrap();
+        assert_eq!(
+            sql(&services, "select answer from kept").unwrap().trim(),
+            "42"
+        );
+
+        services.kill_redis().await.unwrap();
+        assert_eq!(process_at(services.redis().port()).await, None);
+        services.start_redis().await.unwrap();
+        assert!(process_at(services.redis().port()).await.is_some());
+
+        services.ensure_running().unwrap();
+        services.stop().await.unwrap();
+        assert!(!dir.exists());
+    }
+
+    #[tokio::test]
+    async fn the_product_owns_its_database_without_being_superuser() {
+        let services = Services::start(Options::default()).await.unwrap();
+        let postgres = services.postgres();
+        let first = postgres.create_owned_database("peal").unwrap();
+        assert_eq!(postgres.create_owned_database("peal").unwrap(), first);
+
+        let roles = "select rolsuper or rolbypassrls from pg_roles where rolname = 'peal'";
+        assert_eq!(postgres.run_sql("peal", roles).unwrap().trim(), "f");
+        services.stop().await.unwrap();
+    }
+}

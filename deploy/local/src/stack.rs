@@ -1,0 +1,397 @@
+//! The whole product on one machine: services, carrier simulator, API, two workers.
+//!
+//! ```text
+//! postgres, redis -> migrate -> simulator -> api -> bootstrap -> worker-1, worker-2
+//! ```
+//!
+//! They stop in the opposite order: workers first, so that they hand back what they hold
+//! while everything they need still answers.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::ports;
+use crate::processes::{Desk, POLL, Process, Spec};
+use crate::rooms::{Room, local_dir};
+use crate::services::{Options, Services};
+
+/// Calls per second that the demo's trunk allows.
+pub const TRUNK_CPS: u32 = 30;
+
+const TRUNK_MAX_CONCURRENT: &str = "200";
+const TRUNK_ACCOUNT: &str = "AC5e0d1f2a3b4c5d6e7f8091a2b3c4d5e6";
+const TRUNK_TOKEN: &str = "c0ffee00c0ffee00c0ffee00c0ffee00";
+
+/// Call seconds that pass in one real second.
+const SIMULATOR_SPEED: &str = "20";
+const SIMULATOR_SEED: &str = "7";
+
+const AGENT_MESSAGE: &str = "Hello {{name}}, this is the Blue Door clinic in {{city}}. \
+                             Can you come to your appointment on {{appointment}}?";
+
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_GRACE: Duration = Duration::from_secs(15);
+
+/// What `peal-api bootstrap` created or found.
+#[derive(Debug)]
+pub struct Account {
+    pub agent_id: String,
+    pub phone_id: String,
+    pub api_key: String,
+}
+
+/// All processes of a running Peal.
+pub struct Stack {
+    pub api_url: String,
+    pub simulator_url: String,
+    pub account: Account,
+    pub logs: PathBuf,
+    // In the order they started; see `stop`.
+    processes: Vec<Process>,
+    services: Services,
+}
+
+impl Stack {
+    /// Starts everything in `room`, telling `say` what happens.
+    pub async fn start(checkout: &Path, room: &Room, say: impl Fn(&str)) -> Result<Self> {
+        let dir = room.path();
+        let desk = Desk::under(dir)?;
+        let begin = Instant::now();
+        let services = Services::start(Options {
+            dir: Some(dir.to_owned()),
+            durable: true,
+            detached: false,
+        })
+        .await?;
+        let database_url = services.postgres().create_owned_database("peal")?;
+        say(&format!(
+            "PostgreSQL and Redis run ({:.1} s)",
+            begin.elapsed().as_secs_f64()
+        ));
+        let mut starter = Starter {
+            programs: programs_dir()?,
+            desk,
+            envs: environment(checkout, dir, &database_url, &services.redis_url)?,
+            processes: Vec::new(),
+        };
+        let simulator_url = starter
+            .listen("peal-simulator", &dir.join("simulator.port"), |port| {
+                simulator_args(port)
+            })
+            .await?;
+        starter.use_api_port(ports::remembered(&dir.join("api.port"))?);
+        starter.tool("peal-api", &["migrate"])?;
+        say("the database is migrated");
+        let answer = starter.tool(
+            "peal-api",
+            &bootstrap_args(&simulator_url, &TRUNK_CPS.to_string()),
+        )?;
+        let account = read_account(&answer)?;
+        let api_url = starter
+            .listen("peal-api", &dir.join("api.port"), |_| Vec::new())
+            .await?;
+        for name in ["worker-1", "worker-2"] {
+            let args = ["--roles", "dial,ingest,inbox,misc"];
+            starter.spawn(name, "peal-worker", args.map(OsString::from).into())?;
+        }
+        say("API, two workers and the carrier simulator run");
+        Ok(Self {
+            api_url,
+            simulator_url,
+            account,
+            logs: starter.desk.logs.clone(),
+            processes: starter.processes,
+            services,
+        })
+    }
+
+    /// Fails with the end of its log if any process has ended by itself.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        self.services.ensure_running()?;
+        self.processes
+            .iter_mut()
+            .try_for_each(Process::ensure_running)
+    }
+
+    /// Stops everything in the opposite order of the start.
+    pub async fn stop(mut self) -> Result<()> {
+        while let Some(process) = self.processes.pop() {
+            process.stop(STOP_GRACE).await?;
+        }
+        self.services.stop().await
+    }
+}
+
+/// Starts Peal's own programs, all with the same environment.
+struct Starter {
+    programs: PathBuf,
+    desk: Desk,
+    envs: Vec<(&'static str, OsString)>,
+    processes: Vec<Process>,
+}
+
+impl Starter {
+    /// Starts `program` on the port that `file` remembers, or on another when that one is
+    /// taken meanwhile; returns its address once it is ready.
+    async fn listen(
+        &mut self,
+        program: &str,
+        file: &Path,
+        args: impl Fn(u16) -> Vec<OsString>,
+    ) -> Result<String> {
+        let name = program.trim_start_matches("peal-");
+        for attempt in 1.. {
+            let port = ports::remembered(file)?;
+            if program == "peal-api" {
+                self.use_api_port(port);
+            }
+            let url = format!("http://127.0.0.1:{port}");
+            self.spawn(name, program, args(port))?;
+            match self.ready(name, &url).await {
+                Ok(()) => return Ok(url),
+                Err(error)
+                    if attempt < ports::ATTEMPTS && format!("{error:#}").contains("in use") =>
+                {
+                    self.processes.pop();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        bail!("{program} found no free port");
+    }
+
+    fn use_api_port(&mut self, port: u16) {
+        let address = format!("127.0.0.1:{port}");
+        self.envs
+            .retain(|(key, _)| *key != "PEAL_LISTEN" && *key != "PEAL_PUBLIC_URL");
+        self.envs
+            .push(("PEAL_PUBLIC_URL", format!("http://{address}").into()));
+        self.envs.push(("PEAL_LISTEN", address.into()));
+    }
+
+    fn spawn(&mut self, name: &str, program: &str, args: Vec<OsString>) -> Result<()> {
+        let path = self.program(program)?;
+        let process = Process::spawn(
+            Spec {
+                name,
+                program: &path,
+                args,
+                envs: self.envs.clone(),
+                owner: None,
+                stop: Signal::SIGTERM,
+                mark: program,
+                detached: false,
+            },
+            &self.desk,
+        )?;
+        self.processes.push(process);
+        Ok(())
+    }
+
+    /// Waits until the process that was started last answers its health check.
+    async fn ready(&mut self, name: &str, url: &str) -> Result<()> {
+        let path = match name {
+            "api" => "/health/ready",
+            _ => "/_sim/health",
+        };
+        let process = self
+            .processes
+            .last_mut()
+            .ok_or_else(|| anyhow!("nothing was started"))?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(2))
+            .build()?;
+        let deadline = Instant::now() + READY_DEADLINE;
+        loop {
+            process.ensure_running()?;
+            let answer = http.get(format!("{url}{path}")).send().await;
+            if answer.is_ok_and(|answer| answer.status().is_success()) {
+                return process.ensure_running();
+            }
+            if Instant::now() > deadline {
+                bail!("{name} does not get ready:\n{}", process.log_tail());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Runs a program to its end; returns what it printed.
+    fn tool(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = Command::new(self.program(program)?)
+            .args(args)
+            .envs(self.envs.iter().map(|(key, value)| (key, value)))
+            .output()
+            .with_context(|| format!("running {program}"))?;
+        if !output.status.success() {
+            let task = args.first().copied().unwrap_or_default();
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            bail!("`{program} {task}` failed: {}", complaint.trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        let path = self.programs.join(name);
+        if !path.is_file() {
+            bail!("{} is missing; `make build` makes it", path.display());
+        }
+        Ok(path)
+    }
+}
+
+/// All programs are built into the launcher's own directory.
+fn programs_dir() -> Result<PathBuf> {
+    let launcher = std::env::current_exe()?;
+    let dir = launcher.parent().ok_or_else(|| anyhow!("no directory"))?;
+    Ok(dir.to_owned())
+}
+
+fn environment(
+    checkout: &Path,
+    dir: &Path,
+    database_url: &str,
+    redis_url: &str,
+) -> Result<Vec<(&'static str, OsString)>> {
+    let store = dir.join("store");
+    let mail = dir.join("mail");
+    for path in [&store, &mail] {
+        fs::create_dir_all(path).with_context(|| format!("creating {path:?}"))?;
+    }
+    let level = std::env::var_os("RUST_LOG").unwrap_or_else(|| "info".into());
+    Ok(vec![
+        ("PEAL_DATABASE_URL", database_url.into()),
+        ("PEAL_REDIS_URL", redis_url.into()),
+        ("PEAL_MASTER_KEY", master_key(checkout)?.into()),
+        ("PEAL_STORE_URL", file_url(&store)?.into()),
+        ("PEAL_MAIL_DIR", mail.into()),
+        ("RUST_LOG", level),
+    ])
+}
+
+/// A `file://` address, with what has a meaning of its own in addresses escaped.
+fn file_url(path: &Path) -> Result<String> {
+    let url = reqwest::Url::from_file_path(path)
+        .map_err(|()| anyhow!("{} is not absolute", path.display()))?;
+    Ok(url.into())
+}
+
+/// 32 random bytes in base64, made once per checkout.
+fn master_key(checkout: &Path) -> Result<String> {
+    let file = local_dir(checkout)?.join("master.key");
+    if let Ok(key) = fs::read_to_string(&file)
+        && BASE64_STANDARD
+            .decode(key.trim())
+            .is_ok_and(|bytes| bytes.len() == 32)
+    {
+        return Ok(key.trim().to_owned());
+    }
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let key = BASE64_STANDARD.encode(bytes);
+    let _ = fs::remove_file(&file);
+    let mut options = File::options();
+    let mut created = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&file)
+        .with_context(|| format!("creating {file:?}"))?;
+    std::io::Write::write_all(&mut created, key.as_bytes())?;
+    Ok(key)
+}
+
+fn simulator_args(port: u16) -> Vec<OsString> {
+    let listen = format!("127.0.0.1:{port}");
+    let account = format!("{TRUNK_TOKEN}:0");
+    [
+        ["--listen", listen.as_str()],
+        ["--speed", SIMULATOR_SPEED],
+        ["--seed", SIMULATOR_SEED],
+        ["--default-account", account.as_str()],
+    ]
+    .concat()
+    .into_iter()
+    .map(OsString::from)
+    .collect()
+}
+
+fn bootstrap_args<'a>(simulator_url: &'a str, cps: &'a str) -> Vec<&'a str> {
+    [
+        ["--org", "Demo"],
+        ["--email", "demo@example.com"],
+        ["--trunk-kind", "twilio"],
+        ["--trunk-account", TRUNK_ACCOUNT],
+        ["--trunk-token", TRUNK_TOKEN],
+        ["--trunk-base-url", simulator_url],
+        ["--trunk-cps", cps],
+        ["--trunk-max-concurrent", TRUNK_MAX_CONCURRENT],
+        ["--number", "+15005550100"],
+        ["--agent-message", AGENT_MESSAGE],
+    ]
+    .concat()
+}
+
+fn read_account(answer: &str) -> Result<Account> {
+    let answer: Value = serde_json::from_str(answer.trim())
+        .with_context(|| "`peal-api bootstrap` did not print JSON".to_owned())?;
+    let text = |key: &str| {
+        let value = answer.get(key).and_then(Value::as_str);
+        value
+            .map(str::to_owned)
+            .ok_or_else(|| anyhow!("`peal-api bootstrap` named no {key}"))
+    };
+    Ok(Account {
+        agent_id: text("agent_id")?,
+        phone_id: text("phone_id")?,
+        api_key: text("api_key")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn the_master_key_is_made_once() {
+        let name = format!("peal-key-{}", Uuid::new_v4().simple());
+        let checkout = std::env::temp_dir().join(name);
+        fs::create_dir_all(&checkout).unwrap();
+
+        let key = master_key(&checkout).unwrap();
+        assert_eq!(BASE64_STANDARD.decode(&key).unwrap().len(), 32);
+        assert_eq!(master_key(&checkout).unwrap(), key);
+
+        fs::write(checkout.join(".local/master.key"), "cut sh").unwrap();
+        assert_ne!(master_key(&checkout).unwrap(), key);
+        fs::remove_dir_all(&checkout).unwrap();
+    }
+
+    #[test]
+    fn a_store_under_an_odd_path_has_an_address() {
+        let url = file_url(Path::new("/home/a b/peal/.local/store")).unwrap();
+        assert_eq!(url, "file:///home/a%20b/peal/.local/store");
+        assert!(file_url(Path::new("relative")).is_err());
+    }
+
+    #[test]
+    fn an_account_needs_all_three_ids() {
+        let whole = r#"{"org_id":"o","agent_id":"a","phone_id":"p","api_key":"k"}"#;
+        assert_eq!(read_account(whole).unwrap().api_key, "k");
+        let error = read_account(r#"{"agent_id":"a","phone_id":"p"}"#).unwrap_err();
+        assert!(error.to_string().contains("api_key"), "{error}");
+        assert!(read_account("done").is_err());
+    }
+}

@@ -1,0 +1,214 @@
+//! What the demo proves: every row is accounted for, nobody was called twice, and the
+//! trunk's pace was kept. The calls are counted by the carrier, not by Peal.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use serde_json::Value;
+
+use crate::api_client::{Ingested, Progress};
+
+/// What the carrier saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub calls: u64,
+    pub numbers_called_twice: u64,
+    /// The most calls that arrived within any one second.
+    pub worst_second: u64,
+}
+
+impl Seen {
+    /// Reads the simulator's own account of the calls.
+    pub fn read(oracle: &Value) -> Result<Self> {
+        Ok(Self {
+            calls: count(oracle, &["calls_created", "calls", "creates"])?,
+            numbers_called_twice: count(oracle, &["numbers_called_twice", "called_twice"])?,
+            worst_second: count(
+                oracle,
+                &["worst_second", "worst_window", "max_in_one_second"],
+            )?,
+        })
+    }
+}
+
+/// A number, or the length of a list or map, under the first key that exists.
+fn count(object: &Value, keys: &[&str]) -> Result<u64> {
+    let value = keys.iter().find_map(|key| object.get(key));
+    match value {
+        Some(Value::Array(items)) => Ok(u64::try_from(items.len())?),
+        Some(Value::Object(items)) => Ok(u64::try_from(items.len())?),
+        Some(value) if value.is_u64() => Ok(value.as_u64().unwrap_or_default()),
+        _ => Err(anyhow!("the carrier does not tell {keys:?}: {object}")),
+    }
+}
+
+/// The demo's result.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    pub ingested: Ingested,
+    pub progress: Progress,
+    pub seen: Seen,
+    pub cps: u32,
+    pub dialling: Duration,
+}
+
+impl Summary {
+    /// Everything that does not add up, in words.
+    pub fn problems(&self) -> Vec<String> {
+        let Self {
+            ingested,
+            progress,
+            seen,
+            ..
+        } = self;
+        let mut problems = Vec::new();
+        let mut check = |holds: bool, problem: &str| {
+            if !holds {
+                problems.push(problem.to_owned());
+            }
+        };
+        let accounted = ingested.accepted + ingested.duplicates + ingested.rejected;
+        check(ingested.accepted > 0, "no row was accepted");
+        check(
+            ingested.read == accounted,
+            "rows read are not accepted + duplicates + rejected",
+        );
+        check(
+            progress.done() == ingested.accepted,
+            "not every accepted row has an outcome",
+        );
+        check(
+            progress.not_started == 0 && progress.calling == 0,
+            "rows are left undialled",
+        );
+        check(
+            seen.calls == ingested.accepted,
+            "the carrier did not see one call for each accepted row",
+        );
+        check(seen.numbers_called_twice == 0, "numbers were called twice");
+        check(
+            seen.worst_second <= u64::from(self.cps),
+            "the trunk's pace was exceeded",
+        );
+        problems
+    }
+
+    fn calls_per_second(&self) -> f64 {
+        let millis = self.dialling.as_millis().max(1);
+        let calls = u32::try_from(self.seen.calls).unwrap_or(u32::MAX);
+        f64::from(calls) * 1000.0 / f64::from(u32::try_from(millis).unwrap_or(u32::MAX))
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ingested {
+            read,
+            accepted,
+            duplicates,
+            rejected,
+        } = self.ingested;
+        let Progress {
+            completed,
+            failed,
+            no_answer,
+            ..
+        } = self.progress;
+        writeln!(
+            f,
+            "  rows      {read} read = {accepted} accepted + {duplicates} duplicates + {rejected} rejected"
+        )?;
+        writeln!(
+            f,
+            "  outcomes  {completed} completed, {no_answer} not answered, {failed} failed"
+        )?;
+        writeln!(
+            f,
+            "  calls     {} in {:.1} s, {:.1} per second",
+            self.seen.calls,
+            self.dialling.as_secs_f64(),
+            self.calls_per_second()
+        )?;
+        writeln!(
+            f,
+            "  pace      at most {} in any second, the trunk allows {}",
+            self.seen.worst_second, self.cps
+        )?;
+        write!(
+            f,
+            "  twice     {} numbers called twice",
+            self.seen.numbers_called_twice
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn sound() -> Summary {
+        Summary {
+            ingested: Ingested {
+                read: 12,
+                accepted: 9,
+                duplicates: 2,
+                rejected: 1,
+            },
+            progress: Progress {
+                status: "completed".to_owned(),
+                completed: 6,
+                failed: 1,
+                no_answer: 2,
+                ..Progress::default()
+            },
+            seen: Seen {
+                calls: 9,
+                numbers_called_twice: 0,
+                worst_second: 5,
+            },
+            cps: 5,
+            dialling: Duration::from_secs(3),
+        }
+    }
+
+    #[test]
+    fn a_sound_result_has_no_problems() {
+        let summary = sound();
+        assert_eq!(summary.problems(), Vec::<String>::new());
+        let text = summary.to_string();
+        assert!(text.contains("12 read = 9 accepted + 2 duplicates + 1 rejected"));
+        assert!(text.contains("9 in 3.0 s, 3.0 per second"));
+    }
+
+    #[test]
+    fn every_rule_is_checked() {
+        type Damage = fn(&mut Summary);
+        let damages: [(Damage, &str); 7] = [
+            (|s| s.ingested.read += 1, "rows read"),
+            (|s| s.progress.completed -= 1, "outcome"),
+            (|s| s.progress.calling = 1, "undialled"),
+            (|s| s.progress.not_started = 1, "undialled"),
+            (|s| s.seen.calls += 1, "one call for each"),
+            (|s| s.seen.numbers_called_twice = 1, "twice"),
+            (|s| s.seen.worst_second = 6, "pace"),
+        ];
+        for (damage, expected) in damages {
+            let mut summary = sound();
+            damage(&mut summary);
+            let problems = summary.problems();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].contains(expected), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn the_carrier_may_tell_numbers_or_lists() {
+        let oracle = json!({"calls": 4, "called_twice": ["+12025550101"], "worst_second": 3});
+        let seen = Seen::read(&oracle).unwrap();
+        assert_eq!(seen.numbers_called_twice, 1);
+        assert_eq!(seen.calls, 4);
+        assert!(Seen::read(&json!({"calls": 4})).is_err());
+    }
+}

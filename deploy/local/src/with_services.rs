@@ -1,0 +1,100 @@
+//! Runs one command with private services around it: `make test` and the benchmarks.
+//!
+//! The command learns the addresses from `PEAL_TEST_DATABASE_URL` and
+//! `PEAL_TEST_REDIS_URL`. It stays in the terminal's process group, so Ctrl-C reaches it
+//! directly; the launcher only waits for it and then cleans up.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use crate::processes::dies_with_launcher;
+use crate::services::{Options, Services};
+use crate::stop::Stop;
+
+/// Runs `command` and returns the exit code that the launcher should end with.
+pub async fn run(command: &[OsString], durable: bool) -> Result<u8> {
+    let Some((program, args)) = command.split_first() else {
+        bail!("which command should run?");
+    };
+    let mut stop = Stop::listen()?;
+    let starting = Services::start(Options {
+        durable,
+        ..Options::default()
+    });
+    let services = tokio::select! {
+        services = starting => services?,
+        code = stop.requested() => return Ok(code),
+    };
+    let mut child = Command::from(dies_with_launcher(program, Signal::SIGTERM));
+    let mut child = child
+        .args(args)
+        .env("PEAL_TEST_DATABASE_URL", &services.database_url)
+        .env("PEAL_TEST_REDIS_URL", &services.redis_url)
+        .spawn()
+        .with_context(|| format!("starting {program:?}"))?;
+    let status = wait(&mut child, &mut stop).await?;
+    services.stop().await?;
+    Ok(code_of(status))
+}
+
+async fn wait(child: &mut Child, stop: &mut Stop) -> Result<ExitStatus> {
+    loop {
+        tokio::select! {
+            status = child.wait() => return Ok(status?),
+            code = stop.requested() => {
+                // The terminal sends its interrupt to the whole group; the others are
+                // sent to us alone.
+                if code != 130
+                    && let Some(id) = child.id()
+                {
+                    let _ = kill(Pid::from_raw(i32::try_from(id)?), Signal::SIGTERM);
+                }
+            }
+        }
+    }
+}
+
+fn code_of(status: ExitStatus) -> u8 {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| signal + 128));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::find_programs;
+
+    async fn run_words(words: &[&str]) -> Result<u8> {
+        let command: Vec<_> = words.iter().map(OsString::from).collect();
+        run(&command, false).await
+    }
+
+    #[tokio::test]
+    async fn the_command_reaches_both_services_and_its_exit_code_is_ours() {
+        let psql = find_programs().unwrap().join("psql");
+        let script = "\"$0\" -XAtc 'select 1' \"$PEAL_TEST_DATABASE_URL\" | grep -qx 1 \
+                      && case \"$PEAL_TEST_REDIS_URL\" in \
+                             redis://127.0.0.1:*) exit 7 ;; \
+                         esac";
+        let words = ["sh", "-c", script, psql.to_str().unwrap()];
+        assert_eq!(run_words(&words).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_command_that_dies_by_a_signal_is_a_failure() {
+        assert_eq!(run_words(&["sh", "-c", "kill -9 $$"]).await.unwrap(), 137);
+    }
+
+    #[tokio::test]
+    async fn no_command_is_an_error() {
+        assert!(run_words(&[]).await.is_err());
+    }
+}
