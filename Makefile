@@ -1,0 +1,45 @@
+# `make help` lists what there is. Build output goes to a directory under the user's
+# cache, unless CARGO_TARGET_DIR is set; see deploy/local/target-dir.sh.
+
+.DEFAULT_GOAL := help
+.PHONY: help install build demo up test lint prepare dev-db dev-db-stop
+
+# The macros of sqlx read .sqlx/ instead of asking a database.
+export SQLX_OFFLINE := true
+
+IN_TARGET := @sh deploy/local/target-dir.sh sh -euc
+BUILD := cargo build --workspace --bins
+LAUNCH := exec "$$CARGO_TARGET_DIR/debug/peal-local"
+
+help: ## Lists the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: ## Installs PostgreSQL, Redis and a C compiler where they are missing.
+	@sh deploy/local/install.sh
+
+build: install ## Builds all programs.
+	$(IN_TARGET) '$(BUILD)'
+
+demo: install ## Calls a thousand made-up people and stays up; DEMO_EXIT=1 ends after the check.
+	$(IN_TARGET) '$(BUILD); $(LAUNCH) demo'
+
+up: install ## Runs everything with data that stays, without the demo's calls.
+	$(IN_TARGET) '$(BUILD); $(LAUNCH) up'
+
+test: install ## Runs all tests on a private PostgreSQL and Redis.
+	$(IN_TARGET) '$(BUILD); \
+	    if cargo nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test; fi; \
+	    $(LAUNCH) with-services -- cargo "$$@" --workspace'
+
+lint: install ## Checks formatting and lints.
+	$(IN_TARGET) 'cargo fmt --all --check; \
+	    exec cargo clippy --workspace --all-targets -- -D warnings'
+
+prepare: install ## Rewrites .sqlx/ after a statement or a migration has changed.
+	$(IN_TARGET) 'cargo build --package peal-local; $(LAUNCH) prepare'
+
+dev-db: ## Starts a PostgreSQL and a Redis that stay; eval "$(make -s dev-db)".
+	$(IN_TARGET) 'cargo build --quiet --package peal-local; $(LAUNCH) dev-db 9>&-'
+
+dev-db-stop: ## Stops what dev-db started.
+	$(IN_TARGET) 'cargo build --quiet --package peal-local; $(LAUNCH) dev-db --stop'
