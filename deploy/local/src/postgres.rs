@@ -93,8 +93,6 @@ impl Postgres {
             server: None,
         };
         postgres.create_cluster()?;
-        // The servers' user may be unable to walk the link, only its target.
-        postgres.data = fs::canonicalize(&postgres.data)?;
         for attempt in 1.. {
             postgres.port = ports::free()?;
             match postgres.start_server().await {
@@ -225,13 +223,19 @@ impl Postgres {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    fn create_cluster(&self) -> Result<()> {
-        if self.data.join("PG_VERSION").exists() {
+    fn create_cluster(&mut self) -> Result<()> {
+        let place = self.data.clone();
+        let exists = place.join("PG_VERSION").exists();
+        if !exists {
+            // Half a cluster of an earlier attempt is of no use.
+            owner::remove_dir(&place)?;
+            owner::create_dir_for(&place, self.owner)?;
+        }
+        // The servers' user may be unable to walk the link, only its target.
+        self.data = fs::canonicalize(&place)?;
+        if exists {
             return Ok(());
         }
-        // Half a cluster of an earlier attempt is of no use.
-        owner::remove_dir(&self.data)?;
-        owner::create_dir_for(&self.data, self.owner)?;
         let mut command = Command::new(self.programs.join("initdb"));
         command
             .arg("-D")
@@ -250,7 +254,7 @@ impl Postgres {
         let output = command.output().context("running initdb")?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-            owner::remove_dir(&self.data)?;
+            owner::remove_dir(&place)?;
             bail!("initdb failed: {}", complaint.trim());
         }
         Ok(())

@@ -12,34 +12,28 @@ use crate::api_client::{Ingested, Progress};
 /// What the carrier saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
+    /// Calls that the carrier accepted.
     pub calls: u64,
-    pub numbers_called_twice: u64,
-    /// The most calls that arrived within any one second.
+    /// Numbers that rang twice, and call ids that the carrier accepted twice.
+    pub called_twice: u64,
+    /// The most create requests that arrived within any one second.
     pub worst_second: u64,
 }
 
 impl Seen {
     /// Reads the simulator's own account of the calls.
     pub fn read(oracle: &Value) -> Result<Self> {
+        let count = |pointer: &str| {
+            oracle
+                .pointer(pointer)
+                .and_then(Value::as_u64)
+                .ok_or_else(|| anyhow!("the carrier does not tell {pointer}: {oracle}"))
+        };
         Ok(Self {
-            calls: count(oracle, &["calls_created", "calls", "creates"])?,
-            numbers_called_twice: count(oracle, &["numbers_called_twice", "called_twice"])?,
-            worst_second: count(
-                oracle,
-                &["worst_second", "worst_window", "max_in_one_second"],
-            )?,
+            calls: count("/accepted")?,
+            called_twice: count("/rung_twice_count")? + count("/duplicate_count")?,
+            worst_second: count("/worst_window/count")?,
         })
-    }
-}
-
-/// A number, or the length of a list or map, under the first key that exists.
-fn count(object: &Value, keys: &[&str]) -> Result<u64> {
-    let value = keys.iter().find_map(|key| object.get(key));
-    match value {
-        Some(Value::Array(items)) => Ok(u64::try_from(items.len())?),
-        Some(Value::Object(items)) => Ok(u64::try_from(items.len())?),
-        Some(value) if value.is_u64() => Ok(value.as_u64().unwrap_or_default()),
-        _ => Err(anyhow!("the carrier does not tell {keys:?}: {object}")),
     }
 }
 
@@ -86,7 +80,7 @@ impl Summary {
             seen.calls == ingested.accepted,
             "the carrier did not see one call for each accepted row",
         );
-        check(seen.numbers_called_twice == 0, "numbers were called twice");
+        check(seen.called_twice == 0, "numbers were called twice");
         check(
             seen.worst_second <= u64::from(self.cps),
             "the trunk's pace was exceeded",
@@ -138,7 +132,7 @@ impl fmt::Display for Summary {
         write!(
             f,
             "  twice     {} numbers called twice",
-            self.seen.numbers_called_twice
+            self.seen.called_twice
         )
     }
 }
@@ -165,7 +159,7 @@ mod tests {
             },
             seen: Seen {
                 calls: 9,
-                numbers_called_twice: 0,
+                called_twice: 0,
                 worst_second: 5,
             },
             cps: 5,
@@ -191,7 +185,7 @@ mod tests {
             (|s| s.progress.calling = 1, "undialled"),
             (|s| s.progress.not_started = 1, "undialled"),
             (|s| s.seen.calls += 1, "one call for each"),
-            (|s| s.seen.numbers_called_twice = 1, "twice"),
+            (|s| s.seen.called_twice = 1, "twice"),
             (|s| s.seen.worst_second = 6, "pace"),
         ];
         for (damage, expected) in damages {
@@ -204,11 +198,18 @@ mod tests {
     }
 
     #[test]
-    fn the_carrier_may_tell_numbers_or_lists() {
-        let oracle = json!({"calls": 4, "called_twice": ["+12025550101"], "worst_second": 3});
+    fn the_carrier_must_tell_everything() {
+        let oracle = json!({
+            "accepted": 4,
+            "rung_twice_count": 1,
+            "duplicate_count": 2,
+            "worst_window": {"count": 3},
+        });
         let seen = Seen::read(&oracle).unwrap();
-        assert_eq!(seen.numbers_called_twice, 1);
-        assert_eq!(seen.calls, 4);
-        assert!(Seen::read(&json!({"calls": 4})).is_err());
+        assert_eq!(
+            (seen.calls, seen.called_twice, seen.worst_second),
+            (4, 3, 3)
+        );
+        assert!(Seen::read(&json!({"accepted": 4})).is_err());
     }
 }
