@@ -1,0 +1,338 @@
+//! Phone numbers, in the only form that leaves this folder: E.164.
+//!
+//! People paste numbers from spreadsheets, so [`E164::parse`] forgives what cannot change who
+//! is called: spaces, dashes, dots, parentheses, invisible characters, a leading apostrophe,
+//! `="..."`, `tel:`, the prefix `00`, a trailing `.0`, digits of other scripts. It refuses
+//! what can: letters and extensions (the digits alone would ring somebody else) and scientific
+//! notation (the spreadsheet has already thrown digits away).
+//!
+//! A number without `+` is read in this order:
+//! 1. beginning with `00`: as an international number, when that is valid;
+//! 2. with a default country: as one of that country's numbers, with or without its own
+//!    calling code;
+//! 3. with 12 digits or more and no leading zero: as an international number whose `+` the
+//!    spreadsheet lost, when that is valid. Shorter ones are refused although some would be
+//!    valid, because they read as well as a national number of another country: eleven digits
+//!    that begin with 1 are a mobile in China and a subscriber in the United States.
+//!
+//! Nothing else is guessed. [`zones`] tells where a number may be, as time zones.
+
+mod country;
+mod zones;
+
+use std::fmt;
+use std::str::FromStr;
+
+use rlibphonenumber::enums::{NumberLengthType, PhoneNumberFormat, PhoneNumberType};
+use rlibphonenumber::errors::{ParseError, ValidationError};
+use rlibphonenumber::{PHONE_NUMBER_UTIL, PhoneNumber, Region};
+use serde::{Deserialize, Serialize};
+
+pub use country::{Country, UnknownCountry};
+pub use zones::{ZoneSet, zones_of};
+
+/// The fewest digits of a number that is accepted, calling code included.
+const MIN_DIGITS: usize = 8;
+/// The most digits E.164 allows.
+const MAX_DIGITS: usize = 15;
+/// The most digits that are read: E.164's, and the longest international and trunk prefixes.
+const MAX_TYPED_DIGITS: usize = 22;
+/// From this length a bare number is no longer mistaken for a national one.
+const MIN_BARE_INTERNATIONAL_DIGITS: usize = 12;
+/// A spreadsheet's `.0` is stripped from this many digits on; shorter, it is a group.
+const MIN_DECIMAL_DIGITS: usize = 7;
+
+/// A number in E.164: `+` and 7 to 15 digits. Its `Debug` shows the last four digits only.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type)]
+#[serde(try_from = "String")]
+#[sqlx(transparent)]
+pub struct E164(String);
+
+/// Why a text is not a phone number that can be called. The message tells what to do; it never
+/// repeats the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PhoneError {
+    #[error("the phone number is empty; fill it in or remove the row")]
+    Empty,
+    #[error(
+        "this is not a phone number; write digits only, with + and the country code, without letters or extensions"
+    )]
+    NotANumber,
+    #[error(
+        "the spreadsheet turned the number into scientific notation (9.19E+11) and lost digits; format the column as text and enter the number again"
+    )]
+    ScientificNotation,
+    #[error(
+        "the number has no country; write it with + and the country code, or set a default country on the batch"
+    )]
+    MissingCountry,
+    #[error("the number begins with a country code that does not exist; check the digits after +")]
+    UnknownCountryCode,
+    #[error(
+        "the number is too short; write it in full, with + and the country code and the area code"
+    )]
+    TooShort,
+    #[error("the number has too many digits; check for a doubled country code or a second number")]
+    TooLong,
+    #[error(
+        "no such number can exist in its country; check the digits, and write + and the country code if it is a foreign number"
+    )]
+    InvalidForCountry,
+}
+
+impl PhoneError {
+    /// A stable, snake_case kind.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::NotANumber => "not_a_number",
+            Self::ScientificNotation => "scientific_notation",
+            Self::MissingCountry => "missing_country",
+            Self::UnknownCountryCode => "unknown_country_code",
+            Self::TooShort => "too_short",
+            Self::TooLong => "too_long",
+            Self::InvalidForCountry => "invalid_for_country",
+        }
+    }
+}
+
+impl E164 {
+    /// Reads what a person or a spreadsheet wrote.
+    ///
+    /// # Errors
+    /// A [`PhoneError`] that tells the user what to do.
+    pub fn parse(raw: &str, default_country: Option<Country>) -> Result<Self, PhoneError> {
+        let (_, _, number) = read(raw, default_country)?;
+        Ok(number)
+    }
+
+    /// As [`E164::parse`], with the number's candidate time zones, for about the same price.
+    ///
+    /// # Errors
+    /// A [`PhoneError`] that tells the user what to do.
+    pub fn parse_with_zones(
+        raw: &str,
+        default_country: Option<Country>,
+    ) -> Result<(Self, ZoneSet), PhoneError> {
+        let (phone, kind, number) = read(raw, default_country)?;
+        let zones = zones::lookup(&number, phone.country_code, kind);
+        Ok((number, zones))
+    }
+
+    /// The number as it is dialled.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for E164 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tail = self.0.len().saturating_sub(4);
+        write!(f, "+***{}", self.0.get(tail..).unwrap_or_default())
+    }
+}
+
+impl FromStr for E164 {
+    type Err = PhoneError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text, None)
+    }
+}
+
+/// Takes a number that is in E.164 already, as Peal writes it; checks its shape only.
+impl TryFrom<String> for E164 {
+    type Error = PhoneError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let digits = text.strip_prefix('+').ok_or(PhoneError::MissingCountry)?;
+        if digits.starts_with('0') || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(PhoneError::NotANumber);
+        }
+        match digits.len() {
+            0..7 => Err(PhoneError::TooShort),
+            7..=MAX_DIGITS => Ok(Self(text)),
+            _ => Err(PhoneError::TooLong),
+        }
+    }
+}
+
+type Reading = (PhoneNumber, PhoneNumberType, E164);
+
+fn read(raw: &str, default_country: Option<Country>) -> Result<Reading, PhoneError> {
+    let Typed { plus, digits } = Typed::read(raw)?;
+    if plus {
+        return resolve(&format!("+{digits}"), None);
+    }
+    let international = |digits: &str| resolve(&format!("+{digits}"), None);
+    let idd = digits.strip_prefix("00").map(international);
+    if let Some(Ok(reading)) = idd {
+        return Ok(reading);
+    }
+    let national = default_country.map(|country| resolve(&digits, Some(country.region())));
+    if let Some(Ok(reading)) = national {
+        return Ok(reading);
+    }
+    if digits.len() >= MIN_BARE_INTERNATIONAL_DIGITS
+        && !digits.starts_with('0')
+        && let Ok(reading) = international(&digits)
+    {
+        return Ok(reading);
+    }
+    match (national, idd) {
+        (Some(Err(error)), _) | (None, Some(Err(error))) => Err(error),
+        _ if digits.len() > MAX_DIGITS => Err(PhoneError::TooLong),
+        _ => Err(PhoneError::MissingCountry),
+    }
+}
+
+/// Digits with `+` in front, or a country's own digits, as a number that exists there.
+fn resolve(digits: &str, region: Option<Region>) -> Result<Reading, PhoneError> {
+    let phone = PHONE_NUMBER_UTIL
+        .parse(digits, region)
+        .map_err(|error| match error {
+            ParseError::InvalidCountryCode => PhoneError::UnknownCountryCode,
+            ParseError::NotANumber(_) | ParseError::TooShortAfterIdd | ParseError::TooShortNsn => {
+                PhoneError::TooShort
+            }
+            ParseError::TooLongNsn => PhoneError::TooLong,
+        })?;
+    let kind = phone.get_type();
+    if kind == PhoneNumberType::Unknown {
+        return Err(match phone.is_possible_with_reason() {
+            Ok(NumberLengthType::IsPossibleLocalOnly) | Err(ValidationError::TooShort) => {
+                PhoneError::TooShort
+            }
+            Err(ValidationError::TooLong) => PhoneError::TooLong,
+            Err(ValidationError::InvalidCountryCode) => PhoneError::UnknownCountryCode,
+            _ => PhoneError::InvalidForCountry,
+        });
+    }
+    let text = phone.format_as(PhoneNumberFormat::E164).into_owned();
+    if text.len() <= MIN_DIGITS {
+        return Err(PhoneError::TooShort);
+    }
+    let number = E164::try_from(text)?;
+    Ok((phone, kind, number))
+}
+
+/// What is left of a text when everything that does not matter is taken away.
+struct Typed {
+    plus: bool,
+    digits: String,
+}
+
+impl Typed {
+    fn read(raw: &str) -> Result<Self, PhoneError> {
+        let text = unwrap(raw);
+        if text.is_empty() {
+            return Err(PhoneError::Empty);
+        }
+        if is_scientific(text) {
+            return Err(PhoneError::ScientificNotation);
+        }
+        let mut typed = Self {
+            plus: false,
+            digits: String::with_capacity(MAX_TYPED_DIGITS),
+        };
+        for c in without_decimals(text).chars() {
+            if let Some(digit) = digit(c) {
+                typed.digits.push(digit);
+                if typed.digits.len() > MAX_TYPED_DIGITS {
+                    return Err(PhoneError::TooLong);
+                }
+            } else if matches!(c, '+' | '\u{ff0b}') && !typed.plus && typed.digits.is_empty() {
+                typed.plus = true;
+            } else if !is_separator(c) {
+                return Err(PhoneError::NotANumber);
+            }
+        }
+        if typed.digits.is_empty() {
+            return Err(PhoneError::NotANumber);
+        }
+        Ok(typed)
+    }
+}
+
+/// Takes off what spreadsheets and address books put around a number.
+fn unwrap(raw: &str) -> &str {
+    let around = |c: char| c.is_whitespace() || is_invisible(c);
+    let text = raw.trim_matches(around);
+    let text = text.strip_prefix('\'').unwrap_or(text);
+    let text = text
+        .strip_prefix("=\"")
+        .and_then(|inner| inner.strip_suffix('"'))
+        .unwrap_or(text);
+    let text = text.trim_matches(around);
+    match text.split_at_checked(4) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("tel:") => rest.trim_matches(around),
+        _ => text,
+    }
+}
+
+/// `9.19E+11`, and with a decimal comma.
+fn is_scientific(text: &str) -> bool {
+    let Some((mantissa, exponent)) = text.split_once(['e', 'E']) else {
+        return false;
+    };
+    let exponent = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let mantissa = mantissa.strip_prefix('+').unwrap_or(mantissa);
+    let (whole, fraction) = mantissa.split_once(['.', ',']).unwrap_or((mantissa, "0"));
+    digits(whole) && digits(fraction) && digits(exponent)
+}
+
+/// A whole number that went through a decimal column: `919876543210.0`.
+fn without_decimals(text: &str) -> &str {
+    match text.split_once(['.', ',']) {
+        Some((whole, zeros))
+            if whole.len() >= MIN_DECIMAL_DIGITS
+                && whole
+                    .strip_prefix('+')
+                    .unwrap_or(whole)
+                    .bytes()
+                    .all(|b| b.is_ascii_digit())
+                && !zeros.is_empty()
+                && zeros.bytes().all(|b| b == b'0') =>
+        {
+            whole
+        }
+        _ => text,
+    }
+}
+
+/// The decimal digit that a character stands for, in the scripts that keyboards produce.
+fn digit(c: char) -> Option<char> {
+    if c.is_ascii_digit() {
+        return Some(c);
+    }
+    ['\u{660}', '\u{6f0}', '\u{966}', '\u{9e6}', '\u{ff10}']
+        .into_iter()
+        .find_map(|zero| u32::from(c).checked_sub(u32::from(zero)))
+        .filter(|&value| !c.is_ascii() && value < 10)
+        .and_then(|value| char::from_digit(value, 10))
+}
+
+fn is_separator(c: char) -> bool {
+    c.is_whitespace()
+        || is_invisible(c)
+        || matches!(
+            c,
+            '-' | '.' | '(' | ')' | '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{ff08}' | '\u{ff09}'
+                | '\u{ff0d}' | '\u{ff0e}'
+        )
+}
+
+/// Zero-width, joining, direction and soft-hyphen characters.
+pub(crate) fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
+}
+
+#[cfg(test)]
+mod tests;
