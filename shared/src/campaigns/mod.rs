@@ -18,6 +18,7 @@
 //! Rows change only before the start; a running batch is the claim's.
 
 pub mod batches;
+pub mod ingest;
 pub mod lifecycle;
 pub mod progress;
 pub mod rows;

@@ -310,9 +310,8 @@ fn digit(c: char) -> Option<char> {
     }
     ['\u{660}', '\u{6f0}', '\u{966}', '\u{9e6}', '\u{ff10}']
         .into_iter()
-        .find_map(|zero| u32::from(c).checked_sub(u32::from(zero)))
-        .filter(|&value| !c.is_ascii() && value < 10)
-        .and_then(|value| char::from_digit(value, 10))
+        .filter_map(|zero| u32::from(c).checked_sub(u32::from(zero)))
+        .find_map(|value| char::from_digit(value, 10))
 }
 
 fn is_separator(c: char) -> bool {
@@ -320,8 +319,8 @@ fn is_separator(c: char) -> bool {
         || is_invisible(c)
         || matches!(
             c,
-            '-' | '.' | '(' | ')' | '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{ff08}' | '\u{ff09}'
-                | '\u{ff0d}' | '\u{ff0e}'
+            '-' | '.' | '(' | ')' | '\u{2010}'
+                ..='\u{2015}' | '\u{2212}' | '\u{ff08}' | '\u{ff09}' | '\u{ff0d}' | '\u{ff0e}'
         )
 }
 

@@ -36,7 +36,7 @@ fn what_people_write_around_a_number_does_not_matter() {
         "0091 98765 43210",
         "+91 (0) 98765 43210",
         "\u{ff0b}\u{ff19}\u{ff11}9876543210",
-        "+\u{966f}\u{967}9876543210".replace('\u{966f}', "\u{96f}").as_str(),
+        "+\u{96f}\u{967}9876543210",
         "+91\u{2011}98765\u{2013}43210",
     ] {
         assert_eq!(ok(raw, None), "+919876543210", "{raw:?}");
@@ -66,7 +66,7 @@ fn a_plus_lost_by_the_spreadsheet_is_restored_only_when_nothing_else_fits() {
     assert_eq!(ok("13802345678", country("CN")), "+8613802345678");
     assert_eq!(ok("13802345678", country("US")), "+13802345678");
     // One digit too many must not ring somebody in Iran.
-    assert_eq!(code("98765432101", country("IN")), "too_long");
+    assert_eq!(code("98765432101", country("IN")), "invalid_for_country");
 }
 
 #[test]
@@ -87,7 +87,8 @@ fn a_text_that_could_ring_somebody_else_is_refused_with_its_reason() {
         ("+999 12345678", "unknown_country_code"),
         ("+91 98765", "too_short"),
         ("+1 253 0000", "too_short"),
-        ("+91 98765 43210 1", "too_long"),
+        ("+91 98765 43210 1", "invalid_for_country"),
+        ("+1 650 253 00001", "too_long"),
         ("+91 98765 43210 98765 43210", "too_long"),
         ("+1 111 253 0000", "invalid_for_country"),
         ("911", "missing_country"),
@@ -99,7 +100,13 @@ fn a_text_that_could_ring_somebody_else_is_refused_with_its_reason() {
 
 #[test]
 fn a_stored_number_is_checked_for_its_shape() {
-    for bad in ["919876543210", "+0919876543210", "+123456", "+1234567890123456", "+91 98765"] {
+    for bad in [
+        "919876543210",
+        "+0919876543210",
+        "+123456",
+        "+1234567890123456",
+        "+91 98765",
+    ] {
         assert!(E164::try_from(bad.to_owned()).is_err(), "{bad}");
         assert!(serde_json::from_value::<E164>(bad.into()).is_err(), "{bad}");
     }
@@ -139,7 +146,10 @@ fn check(raw: &str, with_country: bool) -> Result<(), TestCaseError> {
         let digits = number.as_str().strip_prefix('+').unwrap();
         prop_assert!((MIN_DIGITS..=MAX_DIGITS).contains(&digits.len()));
         prop_assert!(!digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit()));
-        prop_assert_eq!(E164::parse_with_zones(number.as_str(), default), Ok((number.clone(), zones)));
+        prop_assert_eq!(
+            E164::parse_with_zones(number.as_str(), default),
+            Ok((number.clone(), zones))
+        );
         prop_assert_eq!(E164::parse(number.as_str(), None), Ok(number));
     }
     Ok(())

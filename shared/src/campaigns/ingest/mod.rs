@@ -1,0 +1,143 @@
+//! Rows come into a batch: from a CSV file of any size, or from the records of a request.
+//!
+//! A file is first *received*: streamed into the store while its first bytes are judged, so
+//! that a workbook, a compressed file or one without the phone column is refused at once
+//! ([`receive`]). Then it is an `ingests` row ([`create`]) that a job *runs* ([`run`]):
+//!
+//! ```text
+//!            first chunk                  end of the file
+//!  queued ───────────────▶ running ─────────────────────────▶ completed
+//!     │                       │  file cannot be split, batch started, too many rows
+//!     └───────────────────────┴────────────────────────────▶ failed
+//! ```
+//!
+//! The file is read in chunks, and each chunk is one transaction: its rows, its rejects, the
+//! counts and the place in the file where the next chunk begins. A run that dies anywhere
+//! resumes at the last committed place and ends with the same counts; two runs of one ingest
+//! at once cannot count a row twice, because a chunk is only committed onto the place it was
+//! read from. `total = inserted + duplicates + rejected` is a constraint of the table.
+//!
+//! A row that cannot be called is *rejected* with its line, column and reason, and never fails
+//! the file. A number that the batch has already is a *duplicate*: a number is called once per
+//! batch, so the same file a second time adds nothing. Both runs and [`insert_records`] put
+//! rows in by the same code, and only while the batch has not started.
+//!
+//! Memory is bounded whatever the file: one slice of it, one record, one chunk.
+//!
+//! The queue, the answer to the uploader and the rules of who may upload are not here.
+
+mod header;
+mod reader;
+mod receive;
+mod records;
+mod report;
+mod rows;
+mod run;
+mod write;
+
+use serde::Serialize;
+
+pub use receive::{Upload, create, receive};
+pub use records::{Inserted, Record, insert_records};
+pub use report::{Ingest, find, first_rejects, rejects_csv, template};
+pub use rows::Reject;
+pub use run::run_unscoped as run;
+
+use crate::ids::{BatchId, OrgId, UserId};
+use crate::phone::Country;
+
+/// The batch that rows go into, as the caller's scope allowed.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub org: OrgId,
+    pub batch: BatchId,
+    /// Who adds the rows.
+    pub user: UserId,
+    pub variable_names: Vec<String>,
+    /// How to read numbers without a country code.
+    pub default_country: Option<Country>,
+}
+
+/// How much is too much.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of a file.
+    pub max_bytes: u64,
+    pub max_rows_per_batch: i64,
+    pub max_columns: usize,
+    pub max_cell_chars: usize,
+    /// Rows of one transaction, rejected ones included.
+    pub chunk_rows: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_bytes: 200_000_000,
+            max_rows_per_batch: 2_000_000,
+            max_columns: 50,
+            max_cell_chars: 2_000,
+            chunk_rows: 5_000,
+        }
+    }
+}
+
+impl Limits {
+    /// All cells at their longest, in the widest characters, with quotes and delimiters.
+    fn max_record_bytes(&self) -> usize {
+        self.max_cell_chars
+            .saturating_mul(4)
+            .saturating_add(3)
+            .saturating_mul(self.max_columns)
+    }
+}
+
+/// Where an ingest stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, sqlx::Type)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum State {
+    Queued,
+    Running,
+    Completed,
+    Failed,
+}
+
+/// What became of the rows; the total is the sum of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    pub total_rows: i64,
+    pub inserted: i64,
+    pub duplicates: i64,
+    pub rejected: i64,
+}
+
+/// Why an ingest ended early. Rows of the chunks before stay in the batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// A stable, snake_case kind.
+    pub code: String,
+    /// What happened and what to do.
+    pub message: String,
+}
+
+impl Failure {
+    fn new(code: &str, message: impl Into<String>) -> Self {
+        Self {
+            code: code.to_owned(),
+            message: message.into(),
+        }
+    }
+}
+
+/// How an ingest ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finished {
+    pub counts: Counts,
+    pub warnings: Vec<String>,
+    /// Set when the ingest failed.
+    pub failure: Option<Failure>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! Splits a CSV stream into records, in bounded memory, and knows where each one stands.
+//!
+//! [`Parser`] is fed slices of the file; it holds one record and nothing else. It counts bytes
+//! and lines itself, so that a checkpoint between two records is exact: a run that resumes
+//! there sees the same records with the same line numbers. A record is bounded in bytes (a
+//! line without end, a quote that nobody closes) and the fields beyond the expected columns
+//! are counted, not kept. What cannot be a record at all is a [`Fault`], and ends the file.
+
+use bytes::{Buf as _, Bytes};
+use csv_core::ReadRecordResult;
+use futures::stream::{Stream, TryStreamExt as _};
+use serde::{Deserialize, Serialize};
+
+use super::{Failure, Limits};
+use crate::error::Result;
+
+/// A place between two records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    /// Bytes of the file before it.
+    pub offset: u64,
+    /// The line it stands on, from 1.
+    pub line: u64,
+    /// The byte before it is a carriage return, so a line feed after it opens no line.
+    pub after_cr: bool,
+}
+
+impl Place {
+    /// Before the first byte of a file.
+    pub const START: Self = Self {
+        offset: 0,
+        line: 1,
+        after_cr: false,
+    };
+
+    pub fn pass(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.offset += 1;
+            if byte == b'\r' || (byte == b'\n' && !self.after_cr) {
+                self.line += 1;
+            }
+            self.after_cr = byte == b'\r';
+        }
+    }
+}
+
+/// Why the rest of a file cannot be split into records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    RecordTooLong { line: u64, max_bytes: usize },
+    UnclosedQuote { line: u64 },
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::RecordTooLong { line, max_bytes } => Failure::new(
+                "record_too_long",
+                format!(
+                    "the row that begins on line {line} is longer than {max_bytes} bytes; look there for a quote (\") that is opened and never closed, or for missing line breaks"
+                ),
+            ),
+            Fault::UnclosedQuote { line } => Failure::new(
+                "unclosed_quote",
+                format!(
+                    "a quote (\") in the row that begins on line {line} is never closed; close it, or double it if it belongs to the text"
+                ),
+            ),
+        }
+    }
+}
+
+/// What feeding a slice led to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The slice is used up within a record, or between two.
+    Hungry,
+    /// [`Parser::record`] has the next record.
+    Record,
+}
+
+pub(super) struct Parser {
+    core: csv_core::Reader,
+    text: Vec<u8>,
+    text_len: usize,
+    ends: Vec<usize>,
+    field_count: usize,
+    surplus_fields: bool,
+    /// The line of the record in progress, once its first byte is seen.
+    record_line: Option<u64>,
+    record_bytes: usize,
+    max_record_bytes: usize,
+    complete: Option<u64>,
+    place: Place,
+}
+
+impl Parser {
+    /// A parser for records of up to `max_fields`, from `place` on.
+    pub fn new(delimiter: u8, place: Place, max_fields: usize, limits: &Limits) -> Self {
+        Self {
+            core: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
+            text: vec![0; 4096],
+            text_len: 0,
+            ends: vec![0; max_fields.saturating_add(1)],
+            field_count: 0,
+            surplus_fields: false,
+            record_line: None,
+            record_bytes: 0,
+            max_record_bytes: limits.max_record_bytes(),
+            complete: None,
+            place,
+        }
+    }
+
+    /// The place behind the last complete record.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Reads on; says how many bytes of the slice it took.
+    pub fn feed(&mut self, input: &[u8]) -> Result<(Step, usize), Fault> {
+        let mut taken = self.begin(input);
+        loop {
+            let rest = input.get(taken..).unwrap_or_default();
+            if rest.is_empty() {
+                return Ok((Step::Hungry, taken));
+            }
+            let (result, bytes_in, bytes_out, fields) = self.core.read_record(
+                rest,
+                self.text.get_mut(self.text_len..).unwrap_or_default(),
+                self.ends.get_mut(self.field_count..).unwrap_or_default(),
+            );
+            self.place.pass(rest.get(..bytes_in).unwrap_or_default());
+            taken += bytes_in;
+            self.text_len += bytes_out;
+            self.field_count += fields;
+            self.record_bytes += bytes_in;
+            if self.record_bytes > self.max_record_bytes {
+                return Err(Fault::RecordTooLong {
+                    line: self.record_line.unwrap_or(self.place.line),
+                    max_bytes: self.max_record_bytes,
+                });
+            }
+            match result {
+                ReadRecordResult::Record => {
+                    self.complete = self.record_line.take();
+                    return Ok((Step::Record, taken));
+                }
+                ReadRecordResult::OutputFull => {
+                    self.text.resize(self.text.len() * 2, 0);
+                }
+                ReadRecordResult::OutputEndsFull => {
+                    // The last slot is used again for every further field.
+                    self.surplus_fields = true;
+                    self.field_count -= 1;
+                }
+                ReadRecordResult::InputEmpty | ReadRecordResult::End => {}
+            }
+        }
+    }
+
+    /// Says that the file has ended; a record without a line break behind it is complete then.
+    pub fn finish(&mut self) -> Result<bool, Fault> {
+        let (Some(line), place) = (self.record_line, self.place) else {
+            return Ok(false);
+        };
+        // A line break ends any record, except inside quotes.
+        let (step, _) = self.feed(b"\n")?;
+        self.place = place;
+        match step {
+            Step::Record => Ok(true),
+            Step::Hungry => Err(Fault::UnclosedQuote { line }),
+        }
+    }
+
+    /// The record that the last step completed.
+    pub fn record(&self) -> Record<'_> {
+        let text = self.text.get(..self.text_len).unwrap_or_default();
+        Record {
+            line: self.complete.unwrap_or(self.place.line),
+            text: std::str::from_utf8(text).ok(),
+            has_nul: text.contains(&0),
+            ends: self.ends.get(..self.field_count).unwrap_or_default(),
+            surplus_fields: self.surplus_fields,
+        }
+    }
+
+    /// Forgets the record before, and skips blank lines in front of the next.
+    fn begin(&mut self, input: &[u8]) -> usize {
+        if self.record_line.is_some() {
+            return 0;
+        }
+        self.complete = None;
+        self.text_len = 0;
+        self.field_count = 0;
+        self.surplus_fields = false;
+        self.record_bytes = 0;
+        let breaks = input
+            .iter()
+            .take_while(|byte| matches!(byte, b'\r' | b'\n'))
+            .count();
+        self.place.pass(input.get(..breaks).unwrap_or_default());
+        if breaks < input.len() {
+            self.record_line = Some(self.place.line);
+        }
+        breaks
+    }
+}
+
+/// One record of the file.
+#[derive(Clone, Copy)]
+pub(super) struct Record<'a> {
+    /// The line its first byte stands on.
+    pub line: u64,
+    /// All its fields, one after the other, unless they are not UTF-8.
+    pub text: Option<&'a str>,
+    pub has_nul: bool,
+    ends: &'a [usize],
+    /// It has more fields than the parser keeps.
+    pub surplus_fields: bool,
+}
+
+impl<'a> Record<'a> {
+    /// How many fields were kept.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// A field, or nothing when the record is shorter or the field is not UTF-8 by itself.
+    pub fn field(&self, index: usize) -> Option<&'a str> {
+        let end = *self.ends.get(index)?;
+        let start = match index.checked_sub(1) {
+            Some(before) => *self.ends.get(before)?,
+            None => 0,
+        };
+        self.text?.get(start..end)
+    }
+
+    pub fn fields(&self) -> impl Iterator<Item = &'a str> + '_ {
+        (0..self.len()).filter_map(|index| self.field(index))
+    }
+
+    /// Whether it is valid text, field by field.
+    pub fn is_utf8(&self) -> bool {
+        self.fields().count() == self.len()
+    }
+
+    /// Whether there is nothing in it but delimiters and spaces.
+    pub fn is_blank(&self) -> bool {
+        !self.surplus_fields && self.is_utf8() && self.fields().all(|field| field.trim().is_empty())
+    }
+}
+
+/// The records of a stream of bytes.
+pub(super) struct Records<S> {
+    stream: S,
+    slice: Bytes,
+    pub parser: Parser,
+}
+
+impl<S: Stream<Item = Result<Bytes>> + Unpin> Records<S> {
+    pub fn new(stream: S, parser: Parser) -> Self {
+        Self {
+            stream,
+            slice: Bytes::new(),
+            parser,
+        }
+    }
+
+    /// Moves on to the next record; false at the end of the file.
+    pub async fn advance(&mut self) -> Result<Result<bool, Fault>> {
+        loop {
+            if self.slice.is_empty() {
+                match self.stream.try_next().await? {
+                    Some(slice) => self.slice = slice,
+                    None => return Ok(self.parser.finish()),
+                }
+            }
+            match self.parser.feed(&self.slice) {
+                Ok((step, taken)) => {
+                    self.slice.advance(taken);
+                    if step == Step::Record {
+                        return Ok(Ok(true));
+                    }
+                }
+                Err(fault) => return Ok(Err(fault)),
+            }
+        }
+    }
+}

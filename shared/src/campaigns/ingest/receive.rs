@@ -1,0 +1,109 @@
+//! An upload becomes a file in the store and a queued ingest.
+
+use bytes::{Bytes, BytesMut};
+use futures::pin_mut;
+use futures::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
+use sqlx::PgConnection;
+
+use super::header::{self, HEAD_BYTES};
+use super::{Failure, Limits, Target};
+use crate::error::{Error, Result};
+use crate::ids::{BatchId, IngestId, OrgId, UserId};
+use crate::store::Store;
+
+/// The longest file name that is kept, in characters.
+const MAX_FILE_NAME_CHARS: usize = 200;
+
+/// A file that is stored and looks like CSV with a phone column.
+#[derive(Clone, Debug)]
+pub struct Upload {
+    /// The ingest that [`create`] makes of it.
+    pub ingest: IngestId,
+    /// Where the store holds it.
+    pub key: String,
+    pub file_name: String,
+    pub bytes: u64,
+    pub sha256: [u8; 32],
+    /// What the header already tells.
+    pub warnings: Vec<String>,
+}
+
+/// Streams an upload into the store. When the upload is not followed by [`create`], delete
+/// its `key` from the store.
+///
+/// # Errors
+/// [`Error::Rejected`] when it is not CSV, is empty or has no phone column;
+/// [`Error::TooLarge`] over the limit; the body's own errors.
+pub async fn receive(
+    store: &Store,
+    target: &Target,
+    limits: &Limits,
+    file_name: &str,
+    body: impl Stream<Item = Result<Bytes>> + Send,
+) -> Result<Upload> {
+    pin_mut!(body);
+    let mut head = BytesMut::new();
+    while head.len() < HEAD_BYTES {
+        match body.try_next().await? {
+            Some(piece) => head.extend_from_slice(&piece),
+            None => break,
+        }
+    }
+    let beginning = head.get(..HEAD_BYTES).unwrap_or(&head);
+    let opening = header::open(beginning, &target.variable_names, limits).map_err(refusal)?;
+    let ingest = IngestId::new();
+    let key = format!("ingests/{}/{ingest}.csv", target.org);
+    let whole = stream::once(async { Ok(head.freeze()) }).chain(body);
+    let stored = store.put_stream(&key, whole, limits.max_bytes).await?;
+    Ok(Upload {
+        ingest,
+        key,
+        file_name: file_name
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(MAX_FILE_NAME_CHARS)
+            .collect(),
+        bytes: stored.bytes,
+        sha256: stored.sha256,
+        warnings: opening.warnings,
+    })
+}
+
+fn refusal(failure: Failure) -> Error {
+    let code = match failure.code.as_str() {
+        "missing_phone_column" => "missing_phone_column",
+        "empty_file" => "empty_file",
+        "too_many_columns" => "too_many_columns",
+        _ => "unreadable_file",
+    };
+    Error::rejected(code, failure.message)
+}
+
+/// Queues the upload. The caller enqueues the job that runs it in the same transaction.
+/// `notify` says that its uploader does not wait for the answer and wants a message.
+///
+/// # Errors
+/// [`Error::NotFound`] when the batch has vanished; [`Error::Conflict`] when it has started.
+pub async fn create(
+    db: &mut PgConnection,
+    target: &Target,
+    upload: &Upload,
+    notify: bool,
+) -> Result<IngestId> {
+    super::write::lock_batch(db, target.org, target.batch).await?;
+    sqlx::query!(
+        "insert into ingests (id, org_id, batch_id, user_id, file_name, file_key, file_bytes, notify)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        upload.ingest as IngestId,
+        target.org as OrgId,
+        target.batch as BatchId,
+        target.user as UserId,
+        upload.file_name,
+        upload.key,
+        i64::try_from(upload.bytes).unwrap_or(i64::MAX),
+        notify,
+    )
+    .execute(db)
+    .await?;
+    Ok(upload.ingest)
+}

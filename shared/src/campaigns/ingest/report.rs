@@ -1,0 +1,262 @@
+//! What the owner of a batch sees of its ingests.
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::stream::{self, Stream};
+use serde::Serialize;
+use sqlx::PgPool;
+
+use super::header::PHONE_COLUMN;
+use super::{Counts, Failure, Reject, State};
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{BatchId, IngestId, OrgId, UserId};
+
+/// Rejects per slice of the error file.
+const PAGE_ROWS: i64 = 1_000;
+
+/// One upload and what became of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ingest {
+    pub id: IngestId,
+    pub batch_id: BatchId,
+    pub file_name: String,
+    pub file_bytes: i64,
+    pub state: State,
+    #[serde(flatten)]
+    pub counts: Counts,
+    pub warnings: Vec<String>,
+    pub failure: Option<Failure>,
+    /// The uploader gets a message when it has ended.
+    pub notify: bool,
+    pub created_at: DateTime<Utc>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// An ingest of a batch within the scope.
+///
+/// # Errors
+/// [`Error::NotFound`].
+pub async fn find(
+    pool: &PgPool,
+    scope: &Scope,
+    batch: BatchId,
+    ingest: IngestId,
+) -> Result<Ingest> {
+    let row = sqlx::query!(
+        r#"select i.file_name, i.file_bytes, i.state as "state: State", i.total_rows, i.inserted,
+                  i.duplicates, i.rejected, i.warnings, i.failure_code, i.failure_message,
+                  i.notify, i.created_at, i.started_at, i.finished_at
+         from ingests i
+         join call_batches b on b.id = i.batch_id
+         where i.id = $1
+           and i.batch_id = $2
+           and ($3::uuid is null or b.org_id = $3)
+           and ($4::uuid is null or b.user_id = $4)"#,
+        ingest as IngestId,
+        batch as BatchId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(pool)
+    .await?
+    .ok_or(Error::NotFound("Ingest"))?;
+    Ok(Ingest {
+        id: ingest,
+        batch_id: batch,
+        file_name: row.file_name,
+        file_bytes: row.file_bytes,
+        state: row.state,
+        counts: Counts {
+            total_rows: row.total_rows,
+            inserted: row.inserted,
+            duplicates: row.duplicates,
+            rejected: row.rejected,
+        },
+        warnings: row.warnings,
+        failure: row.failure_code.map(|code| Failure {
+            code,
+            message: row.failure_message.unwrap_or_default(),
+        }),
+        notify: row.notify,
+        created_at: row.created_at,
+        started_at: row.started_at,
+        finished_at: row.finished_at,
+    })
+}
+
+/// The first rejects of an ingest within the scope, by line; none when it is not.
+///
+/// # Errors
+/// Only the database's.
+pub async fn first_rejects(
+    pool: &PgPool,
+    scope: &Scope,
+    ingest: IngestId,
+    limit: i64,
+) -> Result<Vec<Reject>> {
+    rejects_after(pool, scope, ingest, 0, limit).await
+}
+
+async fn rejects_after(
+    pool: &PgPool,
+    scope: &Scope,
+    ingest: IngestId,
+    line: i64,
+    limit: i64,
+) -> Result<Vec<Reject>> {
+    let rejects = sqlx::query_as!(
+        Reject,
+        r#"select r.line, r.column_name as "column", r.value, r.code, r.message
+         from ingests i
+         join call_batches b on b.id = i.batch_id
+         join ingest_rejects r on r.ingest_id = i.id
+         where i.id = $1
+           and ($2::uuid is null or b.org_id = $2)
+           and ($3::uuid is null or b.user_id = $3)
+           and r.line > $4
+         order by r.line
+         limit $5"#,
+        ingest as IngestId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        line,
+        limit,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rejects)
+}
+
+/// The error file: every reject with its line, column, value and reason, as CSV that a
+/// spreadsheet opens as text. Its cells are neutralised: one that a spreadsheet would take for
+/// a formula begins with an apostrophe.
+///
+/// # Errors
+/// [`Error::NotFound`] when the ingest is outside the scope.
+pub async fn rejects_csv(
+    pool: &PgPool,
+    scope: &Scope,
+    batch: BatchId,
+    ingest: IngestId,
+) -> Result<impl Stream<Item = Result<Bytes>> + Send + Unpin + 'static> {
+    find(pool, scope, batch, ingest).await?;
+    let (pool, scope) = (pool.clone(), *scope);
+    // The line to go on after; nothing when the last page was not full.
+    let from = Some((0, true));
+    Ok(Box::pin(stream::try_unfold(from, move |from| {
+        let pool = pool.clone();
+        async move {
+            let Some((line, is_first)) = from else {
+                return Ok(None);
+            };
+            let page = rejects_after(&pool, &scope, ingest, line, PAGE_ROWS).await?;
+            let is_full = i64::try_from(page.len()).is_ok_and(|len| len == PAGE_ROWS);
+            let next = page
+                .last()
+                .filter(|_| is_full)
+                .map(|last| (last.line, false));
+            Ok(Some((page_csv(&page, is_first)?, next)))
+        }
+    })))
+}
+
+fn page_csv(page: &[Reject], with_header: bool) -> Result<Bytes> {
+    let mut csv = csv_writer();
+    if with_header {
+        csv.write_record(["line", "column", "value", "code", "message"])
+            .map_err(unwritable)?;
+    }
+    for reject in page {
+        let line = reject.line.to_string();
+        csv.write_record([
+            line.as_str(),
+            &neutral(&reject.column),
+            &neutral(&reject.value),
+            &reject.code,
+            &neutral(&reject.message),
+        ])
+        .map_err(unwritable)?;
+    }
+    csv.into_inner()
+        .map(Bytes::from)
+        .map_err(|error| Error::Unexpected(error.into_error().into()))
+}
+
+/// A file that a manager fills in: the header line only.
+///
+/// # Errors
+/// None in practice: memory takes every byte.
+pub fn template(variable_names: &[String]) -> Result<String> {
+    let mut csv = csv_writer();
+    csv.write_record(
+        std::iter::once(PHONE_COLUMN).chain(variable_names.iter().map(String::as_str)),
+    )
+    .map_err(unwritable)?;
+    let bytes = csv
+        .into_inner()
+        .map_err(|error| Error::Unexpected(error.into_error().into()))?;
+    String::from_utf8(bytes).map_err(|error| Error::Unexpected(error.into()))
+}
+
+fn csv_writer() -> csv::Writer<Vec<u8>> {
+    csv::WriterBuilder::new()
+        .terminator(csv::Terminator::CRLF)
+        .from_writer(Vec::new())
+}
+
+fn unwritable(error: csv::Error) -> Error {
+    Error::Unexpected(error.into())
+}
+
+/// The cell, with an apostrophe in front when a spreadsheet would run it. A phone number may
+/// begin with `+`, as long as nothing but digits and their separators follow.
+fn neutral(cell: &str) -> String {
+    let mut chars = cell.chars();
+    let is_formula = match chars.next() {
+        Some('+') => !chars.all(|c| c.is_ascii_digit() || matches!(c, ' ' | '(' | ')' | '.')),
+        Some(
+            '=' | '-' | '@' | '\t' | '\r' | '\n' | '\u{ff1d}' | '\u{ff0b}' | '\u{ff0d}'
+            | '\u{ff20}',
+        ) => true,
+        _ => false,
+    };
+    if is_formula {
+        format!("'{cell}")
+    } else {
+        cell.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_that_a_spreadsheet_would_run_is_made_text() {
+        for (cell, expected) in [
+            ("=1+1", "'=1+1"),
+            ("+1+cmd|' /C calc'!A0", "'+1+cmd|' /C calc'!A0"),
+            ("+91 98765 432", "+91 98765 432"),
+            ("-1", "'-1"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("\t=1", "'\t=1"),
+            ("\r=1", "'\r=1"),
+            ("\u{ff1d}1", "'\u{ff1d}1"),
+            ("Asha", "Asha"),
+            ("", ""),
+        ] {
+            assert_eq!(neutral(cell), expected);
+        }
+    }
+
+    #[test]
+    fn the_template_is_a_header_line_that_the_ingest_reads() {
+        let names = ["name".to_owned(), "due, date".to_owned()];
+        assert_eq!(
+            template(&names).unwrap(),
+            "to_phonenumber,name,\"due, date\"\r\n"
+        );
+    }
+}

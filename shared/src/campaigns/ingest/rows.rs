@@ -1,0 +1,250 @@
+//! One record of the file, or one item of a request, becomes a row or a reject.
+
+use std::borrow::Cow;
+use std::str::FromStr as _;
+
+use chrono_tz::Tz;
+use serde::ser::{Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use super::Limits;
+use super::header::{Columns, PHONE_COLUMN, ZONE_COLUMN};
+use super::reader::Record;
+use crate::ids::RowId;
+use crate::phone::{Country, E164, ZoneSet};
+
+/// How much of a rejected value is kept, in characters.
+const REJECT_VALUE_CHARS: usize = 200;
+
+/// Where a row's owner may be: derived from the number, or told by the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Zones {
+    Derived(ZoneSet),
+    Told(Tz),
+}
+
+impl Zones {
+    /// The names, separated by spaces; none when nothing is known.
+    pub fn names(self) -> Option<String> {
+        match self {
+            Self::Derived(ZoneSet::UNKNOWN) => None,
+            Self::Derived(set) => Some(set.names().join(" ")),
+            Self::Told(zone) => Some(zone.name().to_owned()),
+        }
+    }
+}
+
+/// A row that may be called.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub id: RowId,
+    pub number: E164,
+    pub zones: Zones,
+    /// The variables, as the text of a JSON object.
+    pub variables: Vec<u8>,
+}
+
+/// A row that may not, and why.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Reject {
+    /// The line of the file, from 1 with the header; of a request, the record's place, from 1.
+    #[serde(rename = "row")]
+    pub line: i64,
+    pub column: String,
+    /// The value, cut to 200 characters.
+    pub value: String,
+    pub code: Cow<'static, str>,
+    pub message: String,
+}
+
+impl Reject {
+    fn new(
+        line: u64,
+        column: &str,
+        value: &str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            line: i64::try_from(line).unwrap_or(i64::MAX),
+            column: column.to_owned(),
+            value: value
+                .chars()
+                .filter(|&c| c != '\0')
+                .take(REJECT_VALUE_CHARS)
+                .collect(),
+            code: code.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// What turns raw cells into rows.
+#[derive(Clone, Copy)]
+pub(super) struct Rules<'a> {
+    pub limits: &'a Limits,
+    pub default_country: Option<Country>,
+}
+
+impl Rules<'_> {
+    /// A record of a file; nothing when it is blank.
+    pub fn record(&self, columns: &Columns, record: Record<'_>) -> Result<Option<Row>, Reject> {
+        let line = record.line;
+        let name = |column: usize| columns.names.get(column).map_or("", String::as_str);
+        if !record.is_utf8() {
+            return Err(Reject::new(
+                line,
+                "",
+                "",
+                "invalid_utf8",
+                format!("line {line} is not UTF-8 text; save the file as \"CSV UTF-8\""),
+            ));
+        }
+        if record.has_nul {
+            let message = format!("line {line} contains a NUL character; remove it");
+            return Err(Reject::new(line, "", "", "nul_character", message));
+        }
+        if record.is_blank() {
+            return Ok(None);
+        }
+        let width = columns.names.len();
+        let surplus = (width..record.len())
+            .filter_map(|column| record.field(column))
+            .find(|cell| !cell.trim().is_empty());
+        if record.surplus_fields || surplus.is_some() {
+            return Err(Reject::new(
+                line,
+                "",
+                surplus.unwrap_or_default(),
+                "too_many_cells",
+                format!(
+                    "the row has more cells than the header's {width}; put values that contain the delimiter in quotes"
+                ),
+            ));
+        }
+        let longest = (0..record.len())
+            .find_map(|column| Some((column, self.overlong(record.field(column)?)?)));
+        if let Some((column, cell)) = longest {
+            return Err(self.too_long(line, name(column), cell));
+        }
+        let cell = |column: usize| record.field(column).unwrap_or_default();
+        let told = columns.zone.map(|column| (name(column), cell(column)));
+        let (number, zones) =
+            self.destination(line, name(columns.phone), cell(columns.phone), told)?;
+        let variables = Pairs(
+            columns
+                .variables
+                .iter()
+                .map(|(column, variable)| (variable.as_str(), cell(*column).trim())),
+        );
+        Ok(Some(Row {
+            id: RowId::new(),
+            number,
+            zones,
+            variables: json(&variables),
+        }))
+    }
+
+    /// The item at `place` of a request. Variables that the batch does not have are left out.
+    pub fn item(
+        &self,
+        place: u64,
+        number: &str,
+        values: &Map<String, Value>,
+        variables: &[String],
+    ) -> Result<Row, Reject> {
+        let known = |name: &String| variables.contains(name);
+        for (name, value) in values {
+            match value {
+                Value::String(text) if text.contains('\0') => {
+                    let message = "the value contains a NUL character; remove it";
+                    return Err(Reject::new(place, name, text, "nul_character", message));
+                }
+                Value::String(text) if self.overlong(text).is_some() => {
+                    return Err(self.too_long(place, name, text));
+                }
+                Value::Array(_) | Value::Object(_) if known(name) => {
+                    let message = "the value is a list or an object; a variable is a text, a number or true/false";
+                    return Err(Reject::new(place, name, "", "not_flat", message));
+                }
+                _ => {}
+            }
+        }
+        let told = values
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(ZONE_COLUMN))
+            .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()));
+        let (number, zones) = self.destination(place, PHONE_COLUMN, number, told)?;
+        let kept = Pairs(
+            values
+                .iter()
+                .filter(|(name, value)| known(name) && !value.is_null())
+                .map(|(name, value)| (name.as_str(), value)),
+        );
+        Ok(Row {
+            id: RowId::new(),
+            number,
+            zones,
+            variables: json(&kept),
+        })
+    }
+
+    fn destination(
+        &self,
+        line: u64,
+        phone_column: &str,
+        phone: &str,
+        told: Option<(&str, &str)>,
+    ) -> Result<(E164, Zones), Reject> {
+        let (number, derived) =
+            E164::parse_with_zones(phone, self.default_country).map_err(|error| {
+                Reject::new(line, phone_column, phone, error.code(), error.to_string())
+            })?;
+        let zones = match told {
+            Some((column, text)) if !text.trim().is_empty() => {
+                Zones::Told(Tz::from_str(text.trim()).map_err(|_unknown| {
+                    Reject::new(
+                        line,
+                        column,
+                        text,
+                        "unknown_timezone",
+                        "this is not the name of a time zone; write it as in Asia/Kolkata or America/New_York, or leave it empty",
+                    )
+                })?)
+            }
+            _ => Zones::Derived(derived),
+        };
+        Ok((number, zones))
+    }
+
+    fn overlong<'t>(&self, cell: &'t str) -> Option<&'t str> {
+        let max = self.limits.max_cell_chars;
+        (cell.len() > max && cell.chars().nth(max).is_some()).then_some(cell)
+    }
+
+    fn too_long(&self, line: u64, column: &str, cell: &str) -> Reject {
+        let message = format!(
+            "the value is longer than {} characters; shorten it, and look for a quote (\") that is not closed",
+            self.limits.max_cell_chars
+        );
+        Reject::new(line, column, cell, "cell_too_long", message)
+    }
+}
+
+/// Names and values, serialised as an object.
+struct Pairs<I>(I);
+
+impl<'a, V, I> Serialize for Pairs<I>
+where
+    V: Serialize,
+    I: Iterator<Item = (&'a str, V)> + Clone,
+{
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.clone())
+    }
+}
+
+/// Texts and scalars under text keys cannot fail to serialise.
+fn json(pairs: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(pairs).unwrap_or_else(|_impossible| b"{}".to_vec())
+}

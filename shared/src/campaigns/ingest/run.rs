@@ -1,0 +1,391 @@
+//! The job: reads the stored file chunk by chunk, from wherever the last run came to.
+
+use bytes::Bytes;
+use futures::stream::{Stream, TryStreamExt as _};
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use super::header::{self, Columns, HEAD_BYTES, Opening};
+use super::reader::{Parser, Place, Records};
+use super::rows::{Reject, Row, Rules};
+use super::write::{self, ZoneIds};
+use super::{Counts, Failure, Finished, Limits, State};
+use crate::error::{Error, Result};
+use crate::ids::{BatchId, IngestId, OrgId};
+use crate::phone::Country;
+use crate::store::Store;
+
+/// A chunk ends early at this many bytes of variables and rejected values.
+const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
+/// After this many records a run lets other tasks have the thread.
+const RECORDS_BETWEEN_YIELDS: usize = 250;
+
+/// What a resumed run needs to go on behind the last committed chunk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Checkpoint {
+    place: Place,
+    delimiter: u8,
+    columns: Columns,
+}
+
+/// The ingest as the database has it.
+struct Job {
+    id: IngestId,
+    org: OrgId,
+    batch: BatchId,
+    file_key: String,
+    state: State,
+    checkpoint: Option<Checkpoint>,
+    finished: Finished,
+    variables: Vec<String>,
+    default_country: Option<Country>,
+}
+
+/// What a chunk's transaction found.
+enum Committed {
+    Yes,
+    /// Another run has come further, or has ended the ingest.
+    Overtaken,
+    Refused(Failure),
+}
+
+/// Runs an ingest to its end, or until `stop`. A job has no principal, so this takes no scope:
+/// the ingest was made by somebody who might.
+///
+/// # Errors
+/// [`Error::NotFound`] when the ingest has vanished, with its batch. Everything else is
+/// retryable, including [`Error::Busy`] after `stop`: the next run resumes. A file that can
+/// never be read, or a batch that takes no rows, is not an error but a failure in [`Finished`].
+pub async fn run_unscoped(
+    pool: &PgPool,
+    store: &Store,
+    limits: &Limits,
+    ingest: IngestId,
+    stop: &CancellationToken,
+) -> Result<Finished> {
+    loop {
+        let job = load(pool, ingest).await?;
+        if matches!(job.state, State::Completed | State::Failed) {
+            store.delete(&job.file_key).await?;
+            return Ok(job.finished);
+        }
+        if let Err(failure) = Box::pin(pass(pool, store, limits, &job, stop)).await? {
+            fail(pool, ingest, &failure).await?;
+        }
+    }
+}
+
+/// Goes through the file until it ends, fails, or another run has overtaken this one.
+async fn pass(
+    pool: &PgPool,
+    store: &Store,
+    limits: &Limits,
+    job: &Job,
+    stop: &CancellationToken,
+) -> Result<Result<(), Failure>> {
+    let checkpoint = match &job.checkpoint {
+        Some(checkpoint) => checkpoint.clone(),
+        None => match begin(pool, store, limits, job).await? {
+            Ok(checkpoint) => checkpoint,
+            Err(failure) => return Ok(Err(failure)),
+        },
+    };
+    let parser = Parser::new(
+        checkpoint.delimiter,
+        checkpoint.place,
+        limits.max_columns,
+        limits,
+    );
+    let file = store.read(&job.file_key, checkpoint.place.offset);
+    let mut records = Records::new(file, parser);
+    let mut zone_ids = ZoneIds::new();
+    let rules = Rules {
+        limits,
+        default_country: job.default_country,
+    };
+    let mut from = checkpoint;
+    loop {
+        if stop.is_cancelled() {
+            return Err(Error::Busy(
+                "the ingest was asked to stop; its next run goes on behind the last chunk".into(),
+            ));
+        }
+        let chunk = match Chunk::read(&mut records, &from.columns, rules).await {
+            Ok(chunk) => chunk,
+            Err(Error::NotFound(_)) => return Ok(Err(file_missing())),
+            Err(error) => return Err(error),
+        };
+        write::resolve_zones(&mut *pool.acquire().await?, &chunk.rows, &mut zone_ids).await?;
+        let to = Checkpoint {
+            place: records.parser.place(),
+            ..from.clone()
+        };
+        match commit(pool, job, limits, &chunk, &zone_ids, (&from, &to)).await? {
+            Committed::Yes => from = to,
+            Committed::Overtaken => return Ok(Ok(())),
+            Committed::Refused(failure) => return Ok(Err(failure)),
+        }
+        match chunk.end {
+            End::Full => {}
+            End::OfFile => return Ok(Ok(())),
+            End::Fault(failure) => return Ok(Err(failure)),
+        }
+    }
+}
+
+async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
+    let row = sqlx::query!(
+        r#"select i.org_id as "org_id: OrgId", i.batch_id as "batch_id: BatchId", i.file_key,
+                  i.state as "state: State", i.checkpoint, i.total_rows, i.inserted,
+                  i.duplicates, i.rejected, i.warnings, i.failure_code, i.failure_message,
+                  b.variable_names,
+                  coalesce(b.default_country, o.default_country) as "default_country: Country"
+         from ingests i
+         join call_batches b on b.id = i.batch_id
+         join organizations o on o.id = i.org_id
+         where i.id = $1"#,
+        ingest as IngestId,
+    )
+    .fetch_optional(pool)
+    .await?
+    .ok_or(Error::NotFound("Ingest"))?;
+    let failure = row.failure_code.map(|code| Failure {
+        code,
+        message: row.failure_message.unwrap_or_default(),
+    });
+    Ok(Job {
+        id: ingest,
+        org: row.org_id,
+        batch: row.batch_id,
+        file_key: row.file_key,
+        state: row.state,
+        checkpoint: row.checkpoint.map(serde_json::from_value).transpose()?,
+        finished: Finished {
+            counts: Counts {
+                total_rows: row.total_rows,
+                inserted: row.inserted,
+                duplicates: row.duplicates,
+                rejected: row.rejected,
+            },
+            warnings: row.warnings,
+            failure,
+        },
+        variables: row.variable_names,
+        default_country: row.default_country,
+    })
+}
+
+/// Reads the header and writes the first checkpoint, unless another run was faster.
+async fn begin(
+    pool: &PgPool,
+    store: &Store,
+    limits: &Limits,
+    job: &Job,
+) -> Result<Result<Checkpoint, Failure>> {
+    let head = match read_head(store, &job.file_key).await {
+        Ok(head) => head,
+        Err(Error::NotFound(_)) => return Ok(Err(file_missing())),
+        Err(error) => return Err(error),
+    };
+    let Opening {
+        delimiter,
+        place,
+        columns,
+        warnings,
+    } = match header::open(&head, &job.variables, limits) {
+        Ok(opening) => opening,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let checkpoint = Checkpoint {
+        place,
+        delimiter,
+        columns,
+    };
+    sqlx::query!(
+        "update ingests
+         set state = 'running',
+             started_at = coalesce(started_at, now()),
+             checkpoint = $2,
+             warnings = $3
+         where id = $1
+           and state in ('queued', 'running')
+           and checkpoint is null",
+        job.id as IngestId,
+        serde_json::to_value(&checkpoint)?,
+        &warnings,
+    )
+    .execute(pool)
+    .await?;
+    Ok(Ok(checkpoint))
+}
+
+async fn read_head(store: &Store, key: &str) -> Result<Vec<u8>> {
+    let mut file = store.read(key, 0);
+    let mut head = Vec::new();
+    while head.len() < HEAD_BYTES {
+        match file.try_next().await? {
+            Some(bytes) => head.extend_from_slice(&bytes),
+            None => break,
+        }
+    }
+    head.truncate(HEAD_BYTES);
+    Ok(head)
+}
+
+fn file_missing() -> Failure {
+    Failure::new(
+        "file_missing",
+        "the uploaded file is no longer in the store; upload it again, rows that are in the batch already are skipped",
+    )
+}
+
+/// Rows of one transaction.
+struct Chunk {
+    rows: Vec<Row>,
+    rejects: Vec<Reject>,
+    end: End,
+}
+
+/// Why a chunk ends.
+enum End {
+    Full,
+    OfFile,
+    Fault(Failure),
+}
+
+impl Chunk {
+    async fn read<S>(records: &mut Records<S>, columns: &Columns, rules: Rules<'_>) -> Result<Self>
+    where
+        S: Stream<Item = Result<Bytes>> + Unpin,
+    {
+        let mut chunk = Self {
+            rows: Vec::new(),
+            rejects: Vec::new(),
+            end: End::Full,
+        };
+        let mut bytes = 0;
+        let mut read = 0_usize;
+        while chunk.rows.len() + chunk.rejects.len() < rules.limits.chunk_rows
+            && bytes < MAX_CHUNK_BYTES
+        {
+            match records.advance().await? {
+                Ok(true) => {}
+                Ok(false) => {
+                    chunk.end = End::OfFile;
+                    break;
+                }
+                Err(fault) => {
+                    chunk.end = End::Fault(fault.into());
+                    break;
+                }
+            }
+            match rules.record(columns, records.parser.record()) {
+                Ok(Some(row)) => {
+                    bytes += row.variables.len();
+                    chunk.rows.push(row);
+                }
+                Ok(None) => {}
+                Err(reject) => {
+                    bytes += reject.value.len() + reject.message.len();
+                    chunk.rejects.push(reject);
+                }
+            }
+            read += 1;
+            if read.is_multiple_of(RECORDS_BETWEEN_YIELDS) {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(chunk)
+    }
+}
+
+/// Puts a chunk into the batch and moves the checkpoint, or does neither.
+async fn commit(
+    pool: &PgPool,
+    job: &Job,
+    limits: &Limits,
+    chunk: &Chunk,
+    zone_ids: &ZoneIds,
+    (from, to): (&Checkpoint, &Checkpoint),
+) -> Result<Committed> {
+    let mut tx = pool.begin().await?;
+    let next_row_no = match write::lock_batch(&mut tx, job.org, job.batch).await {
+        Ok(next_row_no) => next_row_no,
+        Err(Error::Conflict { code, detail }) => {
+            return Ok(Committed::Refused(Failure::new(code, detail)));
+        }
+        Err(error) => return Err(error),
+    };
+    let standing = sqlx::query!(
+        r#"select state as "state: State", checkpoint
+         from ingests
+         where id = $1
+         for no key update"#,
+        job.id as IngestId,
+    )
+    .fetch_optional(&mut *tx)
+    .await?
+    .ok_or(Error::NotFound("Ingest"))?;
+    if standing.state != State::Running || standing.checkpoint != Some(serde_json::to_value(from)?)
+    {
+        return Ok(Committed::Overtaken);
+    }
+    let inserted = write::insert(
+        &mut tx,
+        job.org,
+        job.batch,
+        next_row_no,
+        &chunk.rows,
+        zone_ids,
+        limits,
+    )
+    .await?;
+    let inserted = match inserted {
+        Ok(inserted) => inserted,
+        Err(failure) => return Ok(Committed::Refused(failure)),
+    };
+    write::insert_rejects(&mut tx, job.id, &chunk.rejects).await?;
+    let rows = i64::try_from(chunk.rows.len()).unwrap_or(i64::MAX);
+    let rejected = i64::try_from(chunk.rejects.len()).unwrap_or(i64::MAX);
+    sqlx::query!(
+        "update ingests
+         set total_rows = total_rows + $2 + $4,
+             inserted = inserted + $3,
+             duplicates = duplicates + $2 - $3,
+             rejected = rejected + $4,
+             checkpoint = $5,
+             state = case when $6 then 'completed' else state end,
+             finished_at = case when $6 then now() end
+         where id = $1",
+        job.id as IngestId,
+        rows,
+        inserted,
+        rejected,
+        serde_json::to_value(to)?,
+        matches!(chunk.end, End::OfFile),
+    )
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(Committed::Yes)
+}
+
+/// Ends the ingest early, unless another run has ended it.
+async fn fail(pool: &PgPool, ingest: IngestId, failure: &Failure) -> Result<()> {
+    sqlx::query!(
+        "update ingests
+         set state = 'failed',
+             failure_code = $2,
+             failure_message = $3,
+             finished_at = now()
+         where id = $1
+           and state in ('queued', 'running')",
+        ingest as IngestId,
+        failure.code,
+        failure.message,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}

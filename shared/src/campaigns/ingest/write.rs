@@ -1,0 +1,265 @@
+//! Rows go into the batch: staged by COPY, inserted in one statement.
+//!
+//! The batch's row is locked first and always first, so that two writers of one batch take
+//! turns and none of them adds a row once the batch has started.
+
+use std::collections::HashMap;
+
+use sqlx::PgConnection;
+
+use super::rows::{Reject, Row, Zones};
+use super::{Failure, Limits};
+use crate::error::{Error, Result};
+use crate::ids::{BatchId, IngestId, OrgId};
+
+/// The compile-time checker cannot see temporary tables, so the three statements on this one
+/// are plain texts.
+const CREATE_STAGE: &str = "
+    create temporary table ingest_stage (
+        id              uuid not null,
+        ordinal         bigint not null,
+        to_phonenumber  text not null,
+        variable_values jsonb not null,
+        zone_set_id     integer
+    ) on commit delete rows";
+const COPY_STAGE: &str = "
+    copy ingest_stage (id, ordinal, to_phonenumber, variable_values, zone_set_id)
+    from stdin (format binary)";
+const INSERT_STAGED: &str = "
+    insert into batch_data (id, org_id, batch_id, row_no, to_phonenumber, variable_values, zone_set_id)
+    select id, $1, $2, $3 + ordinal, to_phonenumber, variable_values, zone_set_id
+    from ingest_stage
+    order by ordinal
+    on conflict (batch_id, to_phonenumber) do nothing";
+
+/// How many rows went in, or why none may.
+pub(super) type Outcome = Result<i64, Failure>;
+
+/// The numbers of the zone sets that were looked up already.
+pub(super) type ZoneIds = HashMap<Zones, i32>;
+
+/// Locks the batch against a start and against other writers, until the transaction ends, and
+/// answers its next row number.
+///
+/// # Errors
+/// [`Error::NotFound`], or [`Error::Conflict`] when it has started.
+pub(super) async fn lock_batch(db: &mut PgConnection, org: OrgId, batch: BatchId) -> Result<i64> {
+    let found = sqlx::query!(
+        "select status, next_row_no
+         from call_batches
+         where id = $1 and org_id = $2
+         for no key update",
+        batch as BatchId,
+        org as OrgId,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Batch"))?;
+    if found.status != "not_started" {
+        return Err(Error::conflict(
+            "batch_started",
+            "the batch has already started; rows can only be added before that",
+        ));
+    }
+    Ok(found.next_row_no)
+}
+
+/// Adds the rows to the locked batch. When the answer is a failure the transaction must be
+/// rolled back.
+pub(super) async fn insert(
+    db: &mut PgConnection,
+    org: OrgId,
+    batch: BatchId,
+    next_row_no: i64,
+    rows: &[Row],
+    zone_ids: &ZoneIds,
+    limits: &Limits,
+) -> Result<Outcome> {
+    if rows.is_empty() {
+        return Ok(Ok(0));
+    }
+    stage(db, rows, zone_ids).await?;
+    let inserted = sqlx::query(INSERT_STAGED)
+        .bind(org)
+        .bind(batch)
+        .bind(next_row_no)
+        .execute(&mut *db)
+        .await?
+        .rows_affected();
+    let inserted = i64::try_from(inserted).unwrap_or(i64::MAX);
+    if inserted == 0 {
+        return Ok(Ok(0));
+    }
+    let staged = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+    let total = sqlx::query_scalar!(
+        r#"with numbered as (
+             update call_batches
+             set next_row_no = next_row_no + $2
+             where id = $1
+         )
+         select not_started + calling + completed + failed + no_answer as "total!"
+         from batch_progress
+         where batch_id = $1"#,
+        batch as BatchId,
+        staged,
+    )
+    .fetch_one(db)
+    .await?;
+    if total > limits.max_rows_per_batch {
+        return Ok(Err(Failure::new(
+            "too_many_rows",
+            format!(
+                "a batch holds at most {} rows; put the rest into another batch",
+                limits.max_rows_per_batch
+            ),
+        )));
+    }
+    Ok(Ok(inserted))
+}
+
+async fn stage(db: &mut PgConnection, rows: &[Row], zone_ids: &ZoneIds) -> Result<()> {
+    let missing =
+        sqlx::query_scalar!(r#"select to_regclass('pg_temp.ingest_stage') is null as "missing!""#)
+            .fetch_one(&mut *db)
+            .await?;
+    if missing {
+        sqlx::query(CREATE_STAGE).execute(&mut *db).await?;
+    } else {
+        // A second writer in one transaction finds the first one's rows.
+        sqlx::query("delete from ingest_stage")
+            .execute(&mut *db)
+            .await?;
+    }
+    let data = copy_data(rows, zone_ids);
+    let mut copy = db.copy_in_raw(COPY_STAGE).await?;
+    match copy.send(data).await {
+        Ok(_) => {
+            copy.finish().await?;
+            Ok(())
+        }
+        Err(error) => {
+            copy.abort("the rows could not be sent").await?;
+            Err(error.into())
+        }
+    }
+}
+
+/// The rows in the binary format of COPY: a signature, then for each row its number of fields
+/// and each field's length and bytes, then -1.
+fn copy_data(rows: &[Row], zone_ids: &ZoneIds) -> Vec<u8> {
+    const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+    const FIELDS: i16 = 5;
+    const NULL: i32 = -1;
+    const JSONB_VERSION: u8 = 1;
+    let payload: usize = rows.iter().map(|row| row.variables.len() + 96).sum();
+    let mut data = Vec::with_capacity(payload + 32);
+    data.extend_from_slice(SIGNATURE);
+    for (row, ordinal) in rows.iter().zip(0_i64..) {
+        data.extend_from_slice(&FIELDS.to_be_bytes());
+        field(&mut data, &[row.id.0.as_bytes()]);
+        field(&mut data, &[&ordinal.to_be_bytes()]);
+        field(&mut data, &[row.number.as_str().as_bytes()]);
+        field(&mut data, &[&[JSONB_VERSION], &row.variables]);
+        match zone_ids.get(&row.zones) {
+            Some(id) => field(&mut data, &[&id.to_be_bytes()]),
+            None => data.extend_from_slice(&NULL.to_be_bytes()),
+        }
+    }
+    data.extend_from_slice(&(-1_i16).to_be_bytes());
+    data
+}
+
+fn field(data: &mut Vec<u8>, parts: &[&[u8]]) {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    data.extend_from_slice(&i32::try_from(len).unwrap_or(i32::MAX).to_be_bytes());
+    for part in parts {
+        data.extend_from_slice(part);
+    }
+}
+
+/// Looks up the rows' zone sets that are not known yet, and adds those that nobody had before.
+/// New ones are added in the order of their names, so that two writers cannot deadlock.
+pub(super) async fn resolve_zones(
+    db: &mut PgConnection,
+    rows: &[Row],
+    zone_ids: &mut ZoneIds,
+) -> Result<()> {
+    let mut wanted: HashMap<String, Vec<Zones>> = HashMap::new();
+    for row in rows {
+        if zone_ids.contains_key(&row.zones) {
+            continue;
+        }
+        if let Some(names) = row.zones.names() {
+            let same = wanted.entry(names).or_default();
+            if !same.contains(&row.zones) {
+                same.push(row.zones);
+            }
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = wanted.keys().cloned().collect();
+    sqlx::query!(
+        "insert into zone_sets (zones)
+         select string_to_array(names, ' ')
+         from unnest($1::text[]) as names
+         where not exists (select from zone_sets where zones = string_to_array(names, ' '))
+         order by names
+         on conflict (zones) do nothing",
+        &names,
+    )
+    .execute(&mut *db)
+    .await?;
+    let found = sqlx::query!(
+        r#"select names as "names!", id
+         from unnest($1::text[]) as names
+         join zone_sets on zones = string_to_array(names, ' ')"#,
+        &names,
+    )
+    .fetch_all(db)
+    .await?;
+    for set in found {
+        for zones in wanted.remove(&set.names).unwrap_or_default() {
+            zone_ids.insert(zones, set.id);
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the rejects of a chunk.
+pub(super) async fn insert_rejects(
+    db: &mut PgConnection,
+    ingest: IngestId,
+    rejects: &[Reject],
+) -> Result<()> {
+    if rejects.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<i64> = rejects.iter().map(|reject| reject.line).collect();
+    let columns: Vec<&str> = rejects
+        .iter()
+        .map(|reject| reject.column.as_str())
+        .collect();
+    let values: Vec<&str> = rejects.iter().map(|reject| reject.value.as_str()).collect();
+    let codes: Vec<&str> = rejects.iter().map(|reject| reject.code.as_ref()).collect();
+    let messages: Vec<&str> = rejects
+        .iter()
+        .map(|reject| reject.message.as_str())
+        .collect();
+    sqlx::query!(
+        "insert into ingest_rejects (ingest_id, line, column_name, value, code, message)
+         select $1, line, column_name, value, code, message
+         from unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[])
+              as r (line, column_name, value, code, message)",
+        ingest as IngestId,
+        &lines,
+        &columns as &[&str],
+        &values as &[&str],
+        &codes as &[&str],
+        &messages as &[&str],
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
