@@ -1,0 +1,128 @@
+//! A database per test, copied from a template that is migrated once.
+//!
+//! The template is named by the checksum of the migrations, so editing one makes another. An
+//! advisory lock lets one test build it while the others wait, and it gets its name only when
+//! it is complete.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::str::FromStr;
+
+use peal_shared::ids::JobId;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
+
+use super::setting;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+
+/// Names the lock under which the template is built: "pealtest" in ASCII.
+const TEMPLATE_LOCK: i64 = 0x7065_616c_7465_7374;
+
+/// A fresh database, dropped with this value unless the test has failed.
+pub struct TestDatabase {
+    pub pool: PgPool,
+    pub url: String,
+    pub name: String,
+}
+
+/// Makes a fresh database on the server of `PEAL_TEST_DATABASE_URL`.
+pub async fn fresh_database() -> TestDatabase {
+    let server = server();
+    let mut admin = server.connect().await.expect("connect to the test server");
+    let template = template(&mut admin, &server).await;
+    let name = format!("test_{}", JobId::new().0.simple());
+    run(
+        &mut admin,
+        format!("create database {name} template {template}"),
+    )
+    .await;
+    admin.close().await.expect("close");
+    let options = server.database(&name);
+    let pool = PgPoolOptions::new()
+        .max_connections(10)
+        .connect_with(options.clone())
+        .await
+        .expect("connect to the fresh database");
+    let url = options.to_url_lossy().to_string();
+    TestDatabase { pool, url, name }
+}
+
+fn server() -> PgConnectOptions {
+    PgConnectOptions::from_str(&setting("PEAL_TEST_DATABASE_URL"))
+        .expect("PEAL_TEST_DATABASE_URL is a PostgreSQL URL")
+}
+
+/// The name of the migrated template, which is built when it is missing.
+async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String {
+    let mut hasher = DefaultHasher::new();
+    for migration in MIGRATIONS.iter() {
+        migration.checksum.hash(&mut hasher);
+    }
+    let name = format!("template_{:016x}", hasher.finish());
+    sqlx::query("select pg_advisory_lock($1)")
+        .bind(TEMPLATE_LOCK)
+        .execute(&mut *admin)
+        .await
+        .expect("lock");
+    let built: bool =
+        sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+            .bind(&name)
+            .fetch_one(&mut *admin)
+            .await
+            .expect("look for the template");
+    if !built {
+        let draft = format!("{name}_draft");
+        run(
+            admin,
+            format!("drop database if exists {draft} with (force)"),
+        )
+        .await;
+        run(admin, format!("create database {draft}")).await;
+        let mut connection = server
+            .clone()
+            .database(&draft)
+            .connect()
+            .await
+            .expect("connect to the template");
+        MIGRATIONS.run(&mut connection).await.expect("migrate");
+        connection.close().await.expect("close");
+        run(admin, format!("alter database {draft} rename to {name}")).await;
+    }
+    sqlx::query("select pg_advisory_unlock($1)")
+        .bind(TEMPLATE_LOCK)
+        .execute(&mut *admin)
+        .await
+        .expect("unlock");
+    name
+}
+
+async fn run(admin: &mut PgConnection, statement: String) {
+    // Names are made here, of hexadecimal digits.
+    admin
+        .execute(AssertSqlSafe(statement))
+        .await
+        .expect("manage databases");
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept for inspection: {}", self.url);
+            return;
+        }
+        let statement = format!("drop database if exists {} with (force)", self.name);
+        // A runtime of its own, because the test's cannot be waited for from here.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("runtime");
+            runtime.block_on(async {
+                let mut admin = server().connect().await.expect("connect");
+                run(&mut admin, statement).await;
+            });
+        });
+        dropped.join().expect("drop the database");
+    }
+}

@@ -1,0 +1,90 @@
+//! A Redis server of the test's own, to be killed and started again.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use peal_shared::ids::JobId;
+use tokio::process::{Child, Command};
+
+use super::eventually;
+
+/// A private server; ends with this value.
+pub struct PrivateRedis {
+    child: Child,
+    port: u16,
+    directory: PathBuf,
+}
+
+impl PrivateRedis {
+    /// Starts a server on a free port, without persistence.
+    pub async fn start() -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = free.local_addr().expect("address").port();
+        drop(free);
+        let directory = std::env::temp_dir().join(format!("redis-{}", JobId::new()));
+        std::fs::create_dir(&directory).expect("directory");
+        let child = spawn(port, &directory);
+        let server = Self {
+            child,
+            port,
+            directory,
+        };
+        server.answers().await;
+        server
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Kills the server the hard way, and everything it knew.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("kill");
+    }
+
+    /// Starts it again, empty.
+    pub async fn restart(&mut self) {
+        self.child = spawn(self.port, &self.directory);
+        self.answers().await;
+    }
+
+    /// Makes the server forget everything.
+    pub async fn flush(&self) {
+        let client = redis::Client::open(self.url()).expect("url");
+        let mut connection = client
+            .get_multiplexed_async_connection()
+            .await
+            .expect("connect");
+        let () = redis::cmd("FLUSHALL")
+            .query_async(&mut connection)
+            .await
+            .expect("flush");
+    }
+
+    async fn answers(&self) {
+        let client = redis::Client::open(self.url()).expect("url");
+        eventually("Redis answers", Duration::from_secs(10), || async {
+            client.get_multiplexed_async_connection().await.is_ok()
+        })
+        .await;
+    }
+}
+
+fn spawn(port: u16, directory: &PathBuf) -> Child {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .args(["--save", "", "--appendonly", "no"])
+        .current_dir(directory)
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("redis-server is installed")
+}
+
+impl Drop for PrivateRedis {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}

@@ -1,0 +1,178 @@
+//! Mail: one message per thing, however often its job runs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peal_shared::Error;
+use peal_shared::bells::Bells;
+use peal_shared::ids::{EmailId, JobId, OrgId};
+use peal_shared::mail::{self, Mailer, NewEmail};
+use peal_shared::queue::{Queue, Timing};
+use peal_worker::jobs::{SendsMail, registry};
+use peal_worker::queues::{Queues, run_queues};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::harness::db::{TestDatabase, fresh_database};
+use crate::harness::{eventually, setting};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Post {
+    pool: PgPool,
+    mailer: Mailer,
+}
+
+impl SendsMail for Post {
+    fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    fn mailer(&self) -> &Mailer {
+        &self.mailer
+    }
+}
+
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("mail-{}", JobId::new())))
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        match std::fs::read_dir(&self.0) {
+            Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn organization(db: &TestDatabase) -> OrgId {
+    let org = OrgId::new();
+    sqlx::query("insert into organizations (id, name) values ($1, 'Acme')")
+        .bind(org)
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    org
+}
+
+fn message(org: OrgId, subject_id: Uuid) -> NewEmail<'static> {
+    NewEmail {
+        org,
+        kind: "export_ready",
+        subject_id,
+        to: "Ada <ada@example.com>",
+        subject: "Your export is ready",
+        body: "Fetch it within a day.",
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_written_once_and_survives_three_redeliveries() {
+    let db = fresh_database().await;
+    let org = organization(&db).await;
+    let directory = Directory::new();
+    let bells = Bells::new(Some(&setting("PEAL_TEST_REDIS_URL")), &db.name).unwrap();
+    let post = Post {
+        pool: db.pool.clone(),
+        mailer: Mailer::files(&directory.0, "Peal <peal@example.org>").unwrap(),
+    };
+    let shutdown = CancellationToken::new();
+    let workers = tokio::spawn(run_queues(
+        Queues {
+            pool: db.pool.clone(),
+            bells: bells.clone(),
+            state: Arc::new(post),
+            registry: Arc::new(registry()),
+            timing: Timing::default(),
+        },
+        &[(Queue::Mail, 4)],
+        shutdown.clone(),
+    ));
+
+    let subject = JobId::new().0;
+    let mut connection = db.pool.acquire().await.unwrap();
+    let written = mail::write(&mut connection, message(org, subject)).await;
+    let job = written.unwrap().unwrap();
+    bells.ring_job(&job);
+    let again = mail::write(&mut connection, message(org, subject)).await;
+    assert!(again.unwrap().is_none());
+
+    let done = || async {
+        sqlx::query_scalar::<_, bool>("select state = 'done' from jobs where id = $1")
+            .bind(job.id)
+            .fetch_one(&db.pool)
+            .await
+            .unwrap()
+    };
+    eventually("it is sent", PATIENCE, done).await;
+    let (id, first_sent): (EmailId, chrono::DateTime<chrono::Utc>) =
+        sqlx::query_as("select id, sent_at from emails")
+            .fetch_one(&db.pool)
+            .await
+            .unwrap();
+    let path = directory.0.join(format!("{id}.eml"));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(&format!("Message-ID: <{id}@example.org>")));
+    assert!(text.contains("Fetch it within a day."));
+
+    for round in 0..3 {
+        if round == 2 {
+            // As after a crash between sending and remembering it: the same file once more.
+            sqlx::query("update emails set sent_at = null")
+                .execute(&db.pool)
+                .await
+                .unwrap();
+        } else {
+            std::fs::write(&path, "untouched").unwrap();
+        }
+        sqlx::query("update jobs set state = 'ready', finished_at = null, run_at = now()")
+            .execute(&db.pool)
+            .await
+            .unwrap();
+        bells.ring_job(&job);
+        eventually("it is delivered again", PATIENCE, done).await;
+        assert_eq!(directory.files(), std::slice::from_ref(&path));
+        let expected = if round == 2 {
+            text.as_str()
+        } else {
+            "untouched"
+        };
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+    }
+    let resent: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select sent_at from emails")
+        .fetch_one(&db.pool)
+        .await
+        .unwrap();
+    assert!(resent > first_sent);
+    shutdown.cancel();
+    workers.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_address_that_is_none_is_refused_before_anything_is_written() {
+    let db = fresh_database().await;
+    let org = organization(&db).await;
+    let mut connection = db.pool.acquire().await.unwrap();
+    let email = NewEmail {
+        to: "nobody",
+        ..message(org, JobId::new().0)
+    };
+    let refused = mail::write(&mut connection, email).await;
+    assert!(matches!(refused, Err(Error::Invalid(_))));
+    let left: i64 = sqlx::query_scalar("select count(*) from jobs")
+        .fetch_one(&db.pool)
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
+}

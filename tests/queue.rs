@@ -1,0 +1,779 @@
+//! Jobs: enqueued with their transaction, run by apalis workers, survived by nothing less than
+//! PostgreSQL.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use peal_shared::Error;
+use peal_shared::bells::{Bell, Bells};
+use peal_shared::clock::Clock;
+use peal_shared::ids::{JobId, OrgId};
+use peal_shared::queue::{self, Enqueued, Outcome, Payload, Queue, Running, Timing};
+use peal_worker::jobs::{Handle, Registry};
+use peal_worker::queues::{Queues, run_queues};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::db::{TestDatabase, fresh_database};
+use crate::harness::redis::PrivateRedis;
+use crate::harness::{eventually, setting};
+
+/// Long enough for a busy machine, short enough to notice a standstill.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the handlers below write down.
+struct Log {
+    /// Number and attempt of each run, in order.
+    runs: Mutex<Vec<(i64, i32)>>,
+    /// Holds back `Gated` jobs.
+    gate: Semaphore,
+    /// How many runs were told that their job was lost.
+    lost: AtomicUsize,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            runs: Mutex::default(),
+            gate: Semaphore::new(0),
+            lost: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Log {
+    fn note(&self, n: i64, job: &Running) {
+        self.runs.lock().unwrap().push((n, job.attempt));
+    }
+
+    fn runs(&self) -> Vec<(i64, i32)> {
+        self.runs.lock().unwrap().clone()
+    }
+
+    fn count(&self) -> usize {
+        self.runs.lock().unwrap().len()
+    }
+}
+
+macro_rules! payloads {
+    ($($name:ident($kind:literal, $queue:ident, attempts $max:literal, priority $priority:literal);)+) => {$(
+        #[derive(Serialize, Deserialize)]
+        struct $name {
+            n: i64,
+        }
+
+        impl Payload for $name {
+            const KIND: &'static str = $kind;
+            const QUEUE: Queue = Queue::$queue;
+            const MAX_ATTEMPTS: i32 = $max;
+            const PRIORITY: i16 = $priority;
+
+            fn org(&self) -> Option<OrgId> {
+                None
+            }
+        }
+    )+};
+}
+
+payloads! {
+    Probe("probe", Control, attempts 5, priority 0);
+    Urgent("urgent", Control, attempts 5, priority 10);
+    Poison("poison", Control, attempts 3, priority 5);
+    Panics("panics", Control, attempts 2, priority 5);
+    Gated("gated", Control, attempts 5, priority 0);
+    Other("other", Ingest, attempts 5, priority 0);
+}
+
+/// At most one of these per number is live.
+#[derive(Serialize, Deserialize)]
+struct Keyed {
+    n: i64,
+}
+
+impl Payload for Keyed {
+    const KIND: &'static str = "keyed";
+    const QUEUE: Queue = Queue::Control;
+    const MAX_ATTEMPTS: i32 = 5;
+
+    fn dedupe_key(&self) -> Option<String> {
+        Some(self.n.to_string())
+    }
+
+    fn org(&self) -> Option<OrgId> {
+        None
+    }
+}
+
+macro_rules! handled_by_noting {
+    ($($name:ident)+) => {$(
+        impl Handle<Log> for $name {
+            async fn handle(self, log: &Log, job: &Running) -> Outcome {
+                log.note(self.n, job);
+                Outcome::Done
+            }
+        }
+    )+};
+}
+
+handled_by_noting!(Probe Urgent Keyed Other);
+
+impl Handle<Log> for Poison {
+    async fn handle(self, log: &Log, job: &Running) -> Outcome {
+        log.note(self.n, job);
+        Outcome::Retry {
+            after: Some(Duration::ZERO),
+            why: "poisoned".into(),
+        }
+    }
+}
+
+impl Handle<Log> for Panics {
+    async fn handle(self, _: &Log, job: &Running) -> Outcome {
+        panic!("attempt {} panics", job.attempt)
+    }
+}
+
+/// Waits for the gate. Its first run then fails for good, further ones succeed.
+impl Handle<Log> for Gated {
+    async fn handle(self, log: &Log, job: &Running) -> Outcome {
+        log.note(self.n, job);
+        tokio::select! {
+            passed = log.gate.acquire() => passed.unwrap().forget(),
+            () = job.lost().cancelled() => {
+                log.lost.fetch_add(1, Ordering::SeqCst);
+                return Outcome::Fail { why: "too late to matter".into() };
+            }
+        }
+        Outcome::Done
+    }
+}
+
+/// A database, bells and workers.
+struct House {
+    db: TestDatabase,
+    bells: Bells,
+    log: Arc<Log>,
+    timing: Timing,
+}
+
+/// Workers of one process.
+struct Workers {
+    shutdown: CancellationToken,
+    ended: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Workers {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.ended.await.unwrap().unwrap();
+    }
+}
+
+impl House {
+    /// A house whose bells hang on the shared test Redis, under a prefix of their own.
+    async fn new() -> Self {
+        Self::with_redis(Some(&setting("PEAL_TEST_REDIS_URL"))).await
+    }
+
+    async fn with_redis(url: Option<&str>) -> Self {
+        let prefix = format!("test-{}", JobId::new());
+        Self {
+            db: fresh_database().await,
+            bells: Bells::new(url, &prefix).unwrap(),
+            log: Arc::default(),
+            timing: Timing::default(),
+        }
+    }
+
+    /// Starts a process with so many hands for the control queue, and one for each other.
+    fn work(&self, hands: usize) -> Workers {
+        let registry = Registry::default()
+            .with::<Probe>()
+            .with::<Urgent>()
+            .with::<Keyed>()
+            .with::<Other>()
+            .with::<Poison>()
+            .with::<Panics>()
+            .with::<Gated>();
+        let queues = Queues {
+            pool: self.db.pool.clone(),
+            bells: self.bells.clone(),
+            state: Arc::clone(&self.log),
+            registry: Arc::new(registry),
+            timing: self.timing,
+        };
+        let shutdown = CancellationToken::new();
+        let token = shutdown.clone();
+        let ended = tokio::spawn(async move {
+            let hands = [(Queue::Control, hands), (Queue::Ingest, 1)];
+            run_queues(queues, &hands, token).await
+        });
+        Workers { shutdown, ended }
+    }
+
+    async fn add<P: Payload>(&self, payload: P) -> Enqueued {
+        let mut db = self.db.pool.acquire().await.unwrap();
+        let job = queue::enqueue(&mut db, &payload, None).await.unwrap();
+        self.bells.ring_job(&job);
+        job
+    }
+
+    async fn add_all<P: Payload>(&self, payloads: &[P], delay: Duration) -> Vec<Enqueued> {
+        let mut db = self.db.pool.acquire().await.unwrap();
+        let run_at = (!delay.is_zero()).then(|| Clock::default().now() + delay);
+        let jobs = queue::enqueue_all(&mut db, payloads, run_at).await.unwrap();
+        jobs.iter().for_each(|job| self.bells.ring_job(job));
+        jobs
+    }
+
+    async fn state(&self, id: JobId) -> (String, i32) {
+        sqlx::query_as("select state, attempts from jobs where id = $1")
+            .bind(id)
+            .fetch_one(&self.db.pool)
+            .await
+            .unwrap()
+    }
+
+    async fn becomes(&self, job: &Enqueued, state: &str) {
+        eventually(&format!("the job is {state}"), PATIENCE, || async {
+            self.state(job.id).await.0 == state
+        })
+        .await;
+    }
+
+    async fn unfinished(&self) -> i64 {
+        sqlx::query_scalar("select count(*) from jobs where state in ('ready', 'running')")
+            .fetch_one(&self.db.pool)
+            .await
+            .unwrap()
+    }
+
+    async fn drained(&self) {
+        eventually("no job is left", PATIENCE, || async {
+            self.unfinished().await == 0
+        })
+        .await;
+    }
+
+    /// Lets the lease of the job's `fence`th claim run out, and sweeps.
+    async fn lose_lease(&self, id: JobId, fence: i64) {
+        eventually("the lease has run out", PATIENCE, || async {
+            sqlx::query(
+                "update jobs set lease_until = now() - interval '1 second'
+                where id = $1 and fence = $2 and state = 'running'",
+            )
+            .bind(id)
+            .bind(fence)
+            .execute(&self.db.pool)
+            .await
+            .unwrap();
+            queue::sweep(&self.db.pool, &self.bells).await.unwrap();
+            let left: bool = sqlx::query_scalar(
+                "select fence > $2 or state <> 'running' from jobs where id = $1",
+            )
+            .bind(id)
+            .bind(fence)
+            .fetch_one(&self.db.pool)
+            .await
+            .unwrap();
+            left
+        })
+        .await;
+    }
+}
+
+fn probes(count: i64) -> Vec<Probe> {
+    (0..count).map(|n| Probe { n }).collect()
+}
+
+#[tokio::test]
+async fn a_job_exists_if_and_only_if_its_transaction_commits() {
+    let house = House::new().await;
+    let mut tx = house.db.pool.begin().await.unwrap();
+    let undone = queue::enqueue(&mut tx, &Probe { n: 1 }, None)
+        .await
+        .unwrap();
+    tx.rollback().await.unwrap();
+    house.bells.ring_job(&undone);
+    assert_eq!(house.unfinished().await, 0);
+
+    let mut tx = house.db.pool.begin().await.unwrap();
+    let job = queue::enqueue(&mut tx, &Probe { n: 2 }, None)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assert!(job.fresh && job.due);
+
+    let workers = house.work(4);
+    house.becomes(&job, "done").await;
+    workers.stop().await;
+    assert_eq!(house.log.runs(), [(2, 1)]);
+}
+
+#[tokio::test]
+async fn a_live_key_is_added_once_and_a_finished_one_again() {
+    let house = House::new().await;
+    let first = house.add(Keyed { n: 7 }).await;
+    let second = house.add(Keyed { n: 7 }).await;
+    assert_eq!((second.id, second.fresh), (first.id, false));
+    let both = [Keyed { n: 7 }, Keyed { n: 8 }];
+    assert_eq!(house.add_all(&both, Duration::ZERO).await.len(), 1);
+
+    let workers = house.work(4);
+    house.drained().await;
+    assert!(house.add(Keyed { n: 7 }).await.fresh);
+    house.drained().await;
+    workers.stop().await;
+    assert_eq!(house.log.count(), 3);
+}
+
+#[tokio::test]
+async fn concurrent_adders_of_a_key_agree_on_one_job() {
+    let house = House::new().await;
+    let adders = (0..8).map(|_| house.add(Keyed { n: 1 }));
+    let jobs = futures::future::join_all(adders).await;
+    assert_eq!(jobs.iter().filter(|job| job.fresh).count(), 1);
+    let ids: HashSet<JobId> = jobs.iter().map(|job| job.id).collect();
+    assert_eq!(ids.len(), 1);
+}
+
+#[tokio::test]
+async fn two_workers_run_each_of_2000_jobs_once() {
+    let house = House::new().await;
+    let workers = [house.work(8), house.work(8)];
+    house.add_all(&probes(2000), Duration::ZERO).await;
+    house.drained().await;
+    for process in workers {
+        process.stop().await;
+    }
+    let runs = house.log.runs();
+    assert_eq!(runs.len(), 2000);
+    assert!(runs.iter().all(|(_, attempt)| *attempt == 1));
+    let distinct: HashSet<i64> = runs.iter().map(|(n, _)| *n).collect();
+    assert_eq!(distinct.len(), 2000);
+}
+
+#[tokio::test]
+async fn a_lost_job_is_run_again_and_its_first_run_changes_nothing() {
+    let mut house = House::new().await;
+    house.timing.beat = Duration::from_millis(200);
+    let workers = house.work(4);
+    let job = house.add(Gated { n: 1 }).await;
+    eventually("the first run", PATIENCE, || async {
+        house.log.count() == 1
+    })
+    .await;
+
+    house.lose_lease(job.id, 1).await;
+    eventually("the second run", PATIENCE, || async {
+        house.log.count() == 2
+    })
+    .await;
+    eventually("the first run is told", PATIENCE, || async {
+        house.log.lost.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    // The first run has answered that the job must die; its fence is old.
+    assert_eq!(house.state(job.id).await, ("running".into(), 2));
+
+    house.log.gate.add_permits(1);
+    house.becomes(&job, "done").await;
+    workers.stop().await;
+    assert_eq!(house.log.runs(), [(1, 1), (1, 2)]);
+    assert_eq!(house.state(job.id).await, ("done".into(), 2));
+}
+
+#[tokio::test]
+async fn a_job_whose_workers_vanish_runs_out_of_attempts() {
+    let mut house = House::new().await;
+    // No sign of life while the test lasts, as if the process were gone.
+    house.timing.beat = Duration::from_secs(600);
+    let workers = house.work(10);
+    let job = house.add(Gated { n: 1 }).await;
+    for fence in 1..=5 {
+        eventually("a run", PATIENCE, || async {
+            house.log.runs().last() == Some(&(1, i32::try_from(fence).unwrap()))
+        })
+        .await;
+        house.lose_lease(job.id, fence).await;
+    }
+    assert_eq!(house.state(job.id).await, ("dead".into(), 5));
+    house.log.gate.add_permits(5);
+    workers.stop().await;
+    assert_eq!(house.state(job.id).await, ("dead".into(), 5));
+
+    let mut db = house.db.pool.acquire().await.unwrap();
+    let dead = queue::dead(&mut db, 10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert!(dead[0].why.as_ref().unwrap().starts_with("attempt 5 of 5"));
+}
+
+#[tokio::test]
+async fn leases_are_extended_while_a_job_runs() {
+    let mut house = House::new().await;
+    house.timing.lease = Duration::from_secs(3);
+    house.timing.beat = Duration::from_millis(300);
+    let workers = house.work(2);
+    let job = house.add(Gated { n: 1 }).await;
+    eventually("it starts", PATIENCE, || async { house.log.count() == 1 }).await;
+    let started = Instant::now();
+    eventually("two leases have passed", PATIENCE, || async {
+        queue::sweep(&house.db.pool, &house.bells).await.unwrap();
+        started.elapsed() > Duration::from_secs(6)
+    })
+    .await;
+    assert_eq!(house.state(job.id).await, ("running".into(), 1));
+
+    // Also while the process drains.
+    workers.shutdown.cancel();
+    let draining = Instant::now();
+    eventually("two more leases have passed", PATIENCE, || async {
+        queue::sweep(&house.db.pool, &house.bells).await.unwrap();
+        draining.elapsed() > Duration::from_secs(6)
+    })
+    .await;
+    assert_eq!(house.state(job.id).await, ("running".into(), 1));
+    house.log.gate.add_permits(1);
+    workers.stop().await;
+    assert_eq!(house.state(job.id).await, ("done".into(), 1));
+}
+
+#[tokio::test]
+async fn a_poison_job_dies_after_its_own_limit_while_others_flow() {
+    let house = House::new().await;
+    let poison = house.add(Poison { n: -1 }).await;
+    house.add_all(&probes(500), Duration::ZERO).await;
+    let workers = house.work(2);
+    house.drained().await;
+    workers.stop().await;
+    assert_eq!(house.state(poison.id).await, ("dead".into(), 3));
+    let probes = house.log.runs().iter().filter(|(n, _)| *n >= 0).count();
+    assert_eq!(probes, 500);
+
+    let mut db = house.db.pool.acquire().await.unwrap();
+    let dead = queue::dead(&mut db, 10).await.unwrap();
+    assert_eq!(dead[0].id, poison.id);
+    assert!(dead[0].why.as_ref().unwrap().contains("poisoned"));
+}
+
+#[tokio::test]
+async fn a_panic_ends_one_run_and_counts_as_a_failure() {
+    let house = House::new().await;
+    let workers = house.work(2);
+    let bad = house.add(Panics { n: 1 }).await;
+    let good = house.add(Probe { n: 2 }).await;
+    house.becomes(&good, "done").await;
+    house.becomes(&bad, "dead").await;
+    assert_eq!(house.state(bad.id).await, ("dead".into(), 2));
+    let mut db = house.db.pool.acquire().await.unwrap();
+    let dead = queue::dead(&mut db, 10).await.unwrap();
+    assert!(dead[0].why.as_ref().unwrap().contains("attempt 2 panics"));
+    workers.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_job_can_be_revived_unless_its_work_is_under_way() {
+    let house = House::new().await;
+    let workers = house.work(2);
+    let bad = house.add(Panics { n: 1 }).await;
+    house.becomes(&bad, "dead").await;
+    let mut db = house.db.pool.acquire().await.unwrap();
+    let revived = queue::revive(&mut db, bad.id).await.unwrap();
+    house.bells.ring_job(&revived);
+    house.becomes(&bad, "dead").await;
+    workers.stop().await;
+    let missing = queue::revive(&mut db, JobId::new()).await;
+    assert!(matches!(missing, Err(Error::NotFound(_))));
+
+    let old = house.add(Keyed { n: 1 }).await;
+    sqlx::query("update jobs set state = 'dead', finished_at = now() where id = $1")
+        .bind(old.id)
+        .execute(&house.db.pool)
+        .await
+        .unwrap();
+    assert!(house.add(Keyed { n: 1 }).await.fresh);
+    let taken = queue::revive(&mut db, old.id).await;
+    assert!(matches!(taken, Err(Error::Conflict { .. })));
+}
+
+#[tokio::test]
+async fn delayed_jobs_that_fall_due_together_drain() {
+    let house = House::new().await;
+    let workers = house.work(64);
+    let jobs = house.add_all(&probes(20_000), Duration::from_secs(5)).await;
+    assert!(jobs.iter().all(|job| !job.due));
+    let _ = house.add(Poison { n: -1 }).await;
+    eventually("only the delayed jobs are left", PATIENCE, || async {
+        house.unfinished().await <= 20_000
+    })
+    .await;
+    house.drained().await;
+    workers.stop().await;
+    let distinct: HashSet<(i64, i32)> = house.log.runs().into_iter().collect();
+    assert_eq!(distinct.len(), 20_003);
+}
+
+#[tokio::test]
+async fn a_backlog_drains_each_job_once() {
+    let house = House::new().await;
+    house.add_all(&probes(20_000), Duration::ZERO).await;
+    let started = Instant::now();
+    let workers = house.work(64);
+    house.drained().await;
+    eprintln!("20,000 jobs in {:?}", started.elapsed());
+    workers.stop().await;
+    assert_eq!(house.log.count(), 20_000);
+}
+
+#[tokio::test]
+async fn jobs_are_found_without_redis() {
+    let house = House::with_redis(None).await;
+    let workers = house.work(4);
+    for n in 0..3 {
+        let added = Instant::now();
+        let job = house.add(Probe { n }).await;
+        house.becomes(&job, "done").await;
+        assert!(added.elapsed() < Duration::from_secs(6));
+    }
+    workers.stop().await;
+}
+
+#[tokio::test]
+async fn a_bell_wakes_an_idle_worker_before_it_would_look() {
+    let mut house = House::new().await;
+    house.timing.poll = Duration::from_secs(5);
+    let workers = house.work(4);
+    let mut slowest = Duration::ZERO;
+    for n in 0..20 {
+        let added = Instant::now();
+        let _ = house.add(Probe { n }).await;
+        let runs = usize::try_from(n).unwrap() + 1;
+        eventually("it ran", PATIENCE, || async { house.log.count() == runs }).await;
+        // The first may be found by the look at the start.
+        slowest = slowest.max(added.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert_eq!(house.bells.missed(), 0);
+    workers.stop().await;
+}
+
+#[tokio::test]
+async fn redis_may_forget_restart_and_be_absent() {
+    let mut redis = PrivateRedis::start().await;
+    let house = House::with_redis(Some(&redis.url())).await;
+    let workers = house.work(4);
+    let mut added = 0;
+    let mut add = async |house: &House| {
+        let batch: Vec<Probe> = (0..200).map(|n| Probe { n: added + n }).collect();
+        added += 200;
+        house.add_all(&batch, Duration::ZERO).await;
+    };
+    add(&house).await;
+    redis.flush().await;
+    house.drained().await;
+
+    add(&house).await;
+    redis.kill().await;
+    add(&house).await;
+    house.drained().await;
+    add(&house).await;
+    house.drained().await;
+
+    redis.restart().await;
+    // The bell is heard again, without help: far sooner than by looking.
+    eventually("a bell is heard again", PATIENCE, || async {
+        let before = Instant::now();
+        let job = house.add(Other { n: -1 }).await;
+        house.becomes(&job, "done").await;
+        before.elapsed() < Duration::from_millis(500)
+    })
+    .await;
+    add(&house).await;
+    house.drained().await;
+    workers.stop().await;
+    let probes = house.log.runs().iter().filter(|(n, _)| *n >= 0).count();
+    assert_eq!(probes, 1000);
+}
+
+#[tokio::test]
+async fn workers_survive_the_loss_of_every_database_connection() {
+    let house = House::new().await;
+    let workers = house.work(8);
+    for round in 0..5 {
+        let batch: Vec<Probe> = (0..200).map(|n| Probe { n: round * 200 + n }).collect();
+        house.add_all(&batch, Duration::ZERO).await;
+        sqlx::query(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = $1 and pid <> pg_backend_pid()",
+        )
+        .bind(&house.db.name)
+        .execute(&house.db.pool)
+        .await
+        .unwrap();
+    }
+    let pool = house.db.pool.clone();
+    eventually("all have run", PATIENCE, || async {
+        // A claim whose answer was cut off is returned when its lease ends; hurry it.
+        let _ = sqlx::query(
+            "update jobs set lease_until = now() - interval '1 second'
+            where state = 'running' and lease_until < now() + interval '50 seconds'",
+        )
+        .execute(&pool)
+        .await;
+        let distinct: HashSet<i64> = house.log.runs().iter().map(|(n, _)| *n).collect();
+        distinct.len() == 1000
+    })
+    .await;
+    workers.stop().await;
+}
+
+#[tokio::test]
+async fn a_paused_queue_waits_and_goes_on() {
+    let house = House::new().await;
+    let mut db = house.db.pool.acquire().await.unwrap();
+    queue::pause(&mut db, Queue::Control).await.unwrap();
+    let workers = house.work(4);
+    let held = house.add(Probe { n: 1 }).await;
+    let other = house.add(Other { n: 2 }).await;
+    house.becomes(&other, "done").await;
+    // The bell of the paused queue has rung before that of the other one.
+    assert_eq!(house.state(held.id).await, ("ready".into(), 0));
+    let depths = queue::depths(&mut db).await.unwrap();
+    let control = depths.iter().find(|d| d.queue == Queue::Control).unwrap();
+    assert!(control.paused_at.is_some() && control.oldest_secs.is_some());
+    assert_eq!((control.ready, control.running, control.dead), (1, 0, 0));
+
+    queue::resume(&mut db, Queue::Control).await.unwrap();
+    house.becomes(&held, "done").await;
+    workers.stop().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_finishes_what_runs_and_claims_nothing_more() {
+    let house = House::new().await;
+    let workers = house.work(2);
+    let gated: Vec<Gated> = (0..2).map(|n| Gated { n }).collect();
+    house.add_all(&gated, Duration::ZERO).await;
+    eventually("both hands are busy", PATIENCE, || async {
+        house.log.count() == 2
+    })
+    .await;
+    let waiting = house.add(Urgent { n: 9 }).await;
+    workers.shutdown.cancel();
+    house.log.gate.add_permits(2);
+    let stopping = Instant::now();
+    workers.stop().await;
+    assert!(stopping.elapsed() < Duration::from_secs(10));
+    assert_eq!(house.state(waiting.id).await, ("ready".into(), 0));
+    let done: i64 = sqlx::query_scalar("select count(*) from jobs where state = 'done'")
+        .fetch_one(&house.db.pool)
+        .await
+        .unwrap();
+    assert_eq!(done, 2);
+}
+
+#[tokio::test]
+async fn idle_workers_stop_at_once() {
+    let house = House::new().await;
+    let workers = house.work(8);
+    let job = house.add(Probe { n: 1 }).await;
+    house.becomes(&job, "done").await;
+    let stopping = Instant::now();
+    workers.stop().await;
+    assert!(stopping.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn the_higher_priority_goes_first_then_the_older() {
+    let house = House::new().await;
+    house.add_all(&probes(5), Duration::ZERO).await;
+    // Delayed jobs of a higher priority do not stand in the way.
+    let delayed: Vec<Poison> = (0..2000).map(|n| Poison { n: -n }).collect();
+    house.add_all(&delayed, Duration::from_secs(3600)).await;
+    for n in 10..15 {
+        let _ = house.add(Urgent { n }).await;
+    }
+    let workers = house.work(1);
+    eventually("all due jobs ran", PATIENCE, || async {
+        house.log.count() == 10
+    })
+    .await;
+    workers.stop().await;
+    let order: Vec<i64> = house.log.runs().iter().map(|(n, _)| *n).collect();
+    assert_eq!(order[..5], [10, 11, 12, 13, 14]);
+    assert_eq!(order[5..], [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_job_of_an_unknown_kind_waits_for_a_worker_that_knows_it() {
+    let house = House::new().await;
+    let workers = house.work(1);
+    let job = house.add(Probe { n: 1 }).await;
+    house.becomes(&job, "done").await;
+    sqlx::query(
+        "update jobs set kind = 'from_tomorrow', state = 'ready', attempts = 0, finished_at = null",
+    )
+    .execute(&house.db.pool)
+    .await
+    .unwrap();
+    eventually("it was tried", PATIENCE, || async {
+        house.state(job.id).await == ("ready".into(), 1)
+    })
+    .await;
+    workers.stop().await;
+}
+
+#[tokio::test]
+async fn finished_jobs_are_forgotten_after_a_week() {
+    let house = House::with_redis(None).await;
+    house.add_all(&probes(1200), Duration::ZERO).await;
+    sqlx::query("update jobs set state = 'done', finished_at = now() - interval '8 days'")
+        .execute(&house.db.pool)
+        .await
+        .unwrap();
+    let recent = house.add(Probe { n: 1 }).await;
+    sqlx::query("update jobs set state = 'done', finished_at = now() where id = $1")
+        .bind(recent.id)
+        .execute(&house.db.pool)
+        .await
+        .unwrap();
+    let swept = queue::sweep(&house.db.pool, &house.bells).await.unwrap();
+    assert_eq!(swept.pruned, 1200);
+    assert_eq!(house.state(recent.id).await.0, "done");
+}
+
+#[tokio::test]
+async fn a_bell_that_nobody_hears_does_not_grow() {
+    let redis = PrivateRedis::start().await;
+    let bells = Bells::new(Some(&redis.url()), "peal").unwrap();
+    let client = redis::Client::open(redis.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    for _ in 0..2000 {
+        bells.ring(Bell::Dial);
+    }
+    let mut listener = bells.listen(Bell::Dial);
+    assert!(listener.heard(1, Duration::from_secs(5)).await);
+    bells.ring(Bell::Inbox);
+    eventually("the last ring arrived", PATIENCE, || {
+        let mut connection = connection.clone();
+        async move {
+            let exists: bool = redis::cmd("EXISTS")
+                .arg("peal:{inbox}:bell")
+                .query_async(&mut connection)
+                .await
+                .unwrap();
+            exists
+        }
+    })
+    .await;
+    let length: usize = redis::cmd("LLEN")
+        .arg("peal:{dial}:bell")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert!(length <= 16, "{length}");
+}
