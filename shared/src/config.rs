@@ -11,6 +11,7 @@ use clap::Args;
 use secrecy::SecretString;
 use url::Url;
 
+use crate::campaigns::ingest::Limits;
 use crate::secret::Keys;
 
 /// Settings as they are typed. `--help` and the README's table are made from these comments.
@@ -126,15 +127,6 @@ pub struct Settings {
     pub inbox_capacity: String,
 }
 
-/// Limits on uploads.
-#[derive(Clone, Copy, Debug)]
-pub struct UploadLimits {
-    pub max_bytes: u64,
-    pub max_rows_per_batch: u64,
-    pub max_columns: usize,
-    pub max_cell_chars: usize,
-}
-
 /// Who session tokens come from.
 #[derive(Clone, Debug)]
 pub struct SessionTokens {
@@ -158,7 +150,7 @@ pub struct Config {
     pub smtp_url: Option<SecretString>,
     pub mail_dir: PathBuf,
     pub mail_from: String,
-    pub uploads: UploadLimits,
+    pub uploads: Limits,
     pub unknown_deadline: Duration,
     pub reconcile_every: Duration,
     pub inbox_capacity: usize,
@@ -245,7 +237,7 @@ impl Config {
         let max_rows = bad.number(
             "PEAL_BATCH_MAX_ROWS",
             &settings.batch_max_rows,
-            1_u64,
+            1_i64,
             100_000_000,
         );
         let max_columns = bad.number(
@@ -290,11 +282,12 @@ impl Config {
                 .map(SecretString::from),
             mail_dir: settings.mail_dir,
             mail_from: settings.mail_from,
-            uploads: UploadLimits {
+            uploads: Limits {
                 max_bytes: max_mb?.saturating_mul(1_000_000),
                 max_rows_per_batch: max_rows?,
                 max_columns: max_columns?,
                 max_cell_chars: max_cell?,
+                ..Limits::default()
             },
             unknown_deadline: Duration::from_secs(deadline?),
             reconcile_every: Duration::from_secs(reconcile?),

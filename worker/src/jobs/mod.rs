@@ -8,6 +8,7 @@
 //! written by a later version: it is retried, so that a worker of that version gets it.
 
 mod cancel_calls;
+mod ingest_csv;
 mod send_email;
 mod start_batch;
 
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use peal_shared::campaigns::ingest::IngestCsv;
 use peal_shared::campaigns::lifecycle::{CancelCalls, StartBatch};
 use peal_shared::context::Context;
 use peal_shared::mail::SendEmail;
@@ -91,5 +93,6 @@ pub fn registry() -> Registry<Context> {
     Registry::default()
         .with::<StartBatch>()
         .with::<CancelCalls>()
+        .with::<IngestCsv>()
         .with::<SendEmail>()
 }

@@ -26,6 +26,7 @@
 //!
 //! The queue, the answer to the uploader and the rules of who may upload are not here.
 
+mod announce;
 mod header;
 mod reader;
 mod receive;
@@ -35,16 +36,18 @@ mod rows;
 mod run;
 mod write;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+pub use announce::announce_unscoped;
 pub use receive::{Upload, create, receive};
 pub use records::{Inserted, Record, insert_records};
 pub use report::{Ingest, find, first_rejects, rejects_csv, template};
 pub use rows::Reject;
-pub use run::run_unscoped as run;
+pub use run::run_unscoped;
 
-use crate::ids::{BatchId, OrgId, UserId};
+use crate::ids::{BatchId, IngestId, OrgId, UserId};
 use crate::phone::Country;
+use crate::queue::{Payload, Queue};
 
 /// The batch that rows go into, as the caller's scope allowed.
 #[derive(Clone, Debug)]
@@ -89,6 +92,27 @@ impl Limits {
             .saturating_mul(4)
             .saturating_add(3)
             .saturating_mul(self.max_columns)
+    }
+}
+
+/// Job: read an uploaded file into its batch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IngestCsv {
+    pub org_id: OrgId,
+    pub ingest_id: IngestId,
+}
+
+impl Payload for IngestCsv {
+    const KIND: &'static str = "ingest_csv";
+    const QUEUE: Queue = Queue::Ingest;
+    const MAX_ATTEMPTS: i32 = 25;
+
+    fn dedupe_key(&self) -> Option<String> {
+        Some(self.ingest_id.to_string())
+    }
+
+    fn org(&self) -> Option<OrgId> {
+        Some(self.org_id)
     }
 }
 
