@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,9 +20,10 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::process::Command;
 
 use crate::ports;
-use crate::processes::{Desk, POLL, Process, Spec};
+use crate::processes::{Desk, POLL, Process, Spec, dies_with_launcher};
 use crate::rooms::{Room, local_dir};
 use crate::services::{Options, Services};
 
@@ -91,12 +92,14 @@ impl Stack {
             })
             .await?;
         starter.use_api_port(ports::remembered(&dir.join("api.port"))?);
-        starter.tool("peal-api", &["migrate"])?;
+        starter.tool("peal-api", &["migrate"]).await?;
         say("the database is migrated");
-        let answer = starter.tool(
-            "peal-api",
-            &bootstrap_args(&simulator_url, &TRUNK_CPS.to_string()),
-        )?;
+        let answer = starter
+            .tool(
+                "peal-api",
+                &bootstrap_args(&simulator_url, &TRUNK_CPS.to_string()),
+            )
+            .await?;
         let account = read_account(&answer)?;
         let api_url = starter
             .listen("peal-api", &dir.join("api.port"), |_| Vec::new())
@@ -228,11 +231,15 @@ impl Starter {
     }
 
     /// Runs a program to its end; returns what it printed.
-    fn tool(&self, program: &str, args: &[&str]) -> Result<String> {
-        let output = Command::new(self.program(program)?)
+    async fn tool(&self, program: &str, args: &[&str]) -> Result<String> {
+        let path = self.program(program)?;
+        let output = Command::from(dies_with_launcher(path.as_os_str(), Signal::SIGTERM))
             .args(args)
             .envs(self.envs.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
             .output()
+            .await
             .with_context(|| format!("running {program}"))?;
         if !output.status.success() {
             let task = args.first().copied().unwrap_or_default();
@@ -328,7 +335,7 @@ fn simulator_args(port: u16) -> Vec<OsString> {
 }
 
 fn bootstrap_args<'a>(simulator_url: &'a str, cps: &'a str) -> Vec<&'a str> {
-    [
+    let options = [
         ["--org", "Demo"],
         ["--email", "demo@example.com"],
         ["--trunk-kind", "twilio"],
@@ -339,8 +346,8 @@ fn bootstrap_args<'a>(simulator_url: &'a str, cps: &'a str) -> Vec<&'a str> {
         ["--trunk-max-concurrent", TRUNK_MAX_CONCURRENT],
         ["--number", "+15005550100"],
         ["--agent-message", AGENT_MESSAGE],
-    ]
-    .concat()
+    ];
+    [&["bootstrap"], options.concat().as_slice()].concat()
 }
 
 fn read_account(answer: &str) -> Result<Account> {
