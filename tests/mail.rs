@@ -9,31 +9,17 @@ use peal_shared::bells::Bells;
 use peal_shared::ids::{EmailId, JobId, OrgId};
 use peal_shared::mail::{self, Mailer, NewEmail};
 use peal_shared::queue::{Queue, Timing};
-use peal_worker::jobs::{SendsMail, registry};
+use peal_worker::jobs::registry;
 use peal_worker::queues::{Queues, run_queues};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::harness::app::connect;
 use crate::harness::db::{TestDatabase, fresh_database};
 use crate::harness::{eventually, setting};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Post {
-    pool: PgPool,
-    mailer: Mailer,
-}
-
-impl SendsMail for Post {
-    fn pool(&self) -> &PgPool {
-        &self.pool
-    }
-
-    fn mailer(&self) -> &Mailer {
-        &self.mailer
-    }
-}
 
 struct Directory(PathBuf);
 
@@ -83,16 +69,16 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
     let org = organization(&db).await;
     let directory = Directory::new();
     let bells = Bells::new(Some(&setting("PEAL_TEST_REDIS_URL")), &db.name).unwrap();
-    let post = Post {
-        pool: db.pool.clone(),
-        mailer: Mailer::files(&directory.0, "Peal <peal@example.org>").unwrap(),
-    };
+    let context = connect(&db, "http://127.0.0.1:1", &directory.0, |settings| {
+        settings.mail_from = "Peal <peal@example.org>".to_owned();
+    })
+    .await;
     let shutdown = CancellationToken::new();
     let workers = tokio::spawn(run_queues(
         Queues {
             pool: db.pool.clone(),
             bells: bells.clone(),
-            state: Arc::new(post),
+            state: context,
             registry: Arc::new(registry()),
             timing: Timing::default(),
         },

@@ -1,5 +1,7 @@
 //! Peal from the outside: every feature on a fresh, real database.
 
+mod campaign;
 mod harness;
 mod mail;
 mod queue;
+mod tidy;

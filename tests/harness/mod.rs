@@ -1,5 +1,6 @@
 //! What tests stand on.
 
+pub mod app;
 pub mod db;
 pub mod redis;
 

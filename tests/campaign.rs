@@ -1,0 +1,474 @@
+//! A batch from its file to its last call, and what goes wrong on the way.
+
+use std::time::Duration;
+
+use peal_simulator::{Callee, Chance, Faults, Mix};
+use peal_worker::Role;
+use serde_json::json;
+
+use crate::harness::app::{App, Options, PATIENCE, everybody_answers, number, people};
+use crate::harness::eventually;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_on_the_list_is_called_once() {
+    let app = App::start().await;
+    let batch = app.create_batch(json!({})).await;
+    app.upload_people(&batch, 120).await;
+    let started = app.start_batch(&batch).await;
+    assert_eq!(started["status"], "in_progress");
+    assert_eq!(started["member_count"], 120);
+    let counts = app.wait_for(&batch, "completed").await;
+    assert_eq!(counts["completed"], 120);
+    assert_eq!(counts["total"], 120);
+    let oracle = app.carrier.oracle();
+    assert_eq!(oracle.accepted, 120);
+    assert!(oracle.rung_twice.is_empty());
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_never_make_two_calls_of_one_row() {
+    let app = App::with(Options {
+        workers: 2,
+        cps: 500,
+        max_concurrent: 1000,
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({"batch_size": 1000})).await;
+    app.upload_people(&batch, 2000).await;
+    app.start_batch(&batch).await;
+    let counts = app.wait_for(&batch, "completed").await;
+    assert_eq!(counts["completed"], 2000);
+    assert_eq!(app.carrier.oracle().accepted, 2000);
+    assert_eq!(app.count("select count(*) from calls").await, 2000);
+    assert_eq!(
+        app.count("select count(distinct worker) from calls").await,
+        2
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_fate_ends_in_its_status() {
+    let app = App::start().await;
+    let batch = app.create_batch(json!({})).await;
+    let csv = "to_phonenumber,name\n\
+               +12125550000,Answers\n\
+               +12125560001,Busy\n\
+               +12125560002,Nobody\n\
+               +12125560003,Machine\n\
+               +12125560004,Invalid\n\
+               +12125560005,Declines\n\
+               +12125560006,Hangs up\n\
+               +12125560007,Congestion\n\
+               +12125560008,Unknown\n";
+    app.upload(&batch, csv).await;
+    app.start_batch(&batch).await;
+    let counts = app.wait_for(&batch, "completed").await;
+    assert_eq!(
+        counts,
+        json!({"not_started": 0, "calling": 0, "completed": 3, "failed": 4, "no_answer": 2, "total": 9})
+    );
+    let rows = app
+        .get(&format!("/api/v1/batch-call/{batch}/data"))
+        .await
+        .expect(200);
+    let outcome = |n: usize| {
+        rows["data"][n]["outcome"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    assert_eq!(outcome(1), "busy");
+    assert_eq!(outcome(2), "no_answer");
+    assert_eq!(outcome(4), "failed");
+    assert_eq!(rows["data"][4]["reason"], "invalid_number");
+    assert_eq!(outcome(5), "rejected");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_line_is_tried_again_as_often_as_asked() {
+    let app = App::start().await;
+    let batch = app
+        .create_batch(json!({"max_retries": 2, "retry_delay_seconds": 1}))
+        .await;
+    app.upload(&batch, "to_phonenumber,name\n+12125560001,Busy\n")
+        .await;
+    app.start_batch(&batch).await;
+    let counts = app.wait_for(&batch, "completed").await;
+    assert_eq!(counts["no_answer"], 1);
+    assert_eq!(app.carrier.oracle().accepted, 3);
+    assert_eq!(
+        app.count("select max(attempt_no)::bigint from calls").await,
+        3
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starting_twice_is_starting_once() {
+    let app = App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await;
+    let mut app = app;
+    let batch = app.create_batch(json!({})).await;
+    app.start_worker(&[Role::Ingest]).await;
+    app.upload_people(&batch, 10).await;
+    let (one, two) = tokio::join!(app.start_batch(&batch), app.start_batch(&batch));
+    assert_eq!(one["data"]["job_id"], two["data"]["job_id"]);
+    assert_eq!(
+        app.count("select count(*) from jobs where kind = 'start_batch'")
+            .await,
+        1
+    );
+    app.start_worker(&Role::ALL).await;
+    app.wait_for(&batch, "completed").await;
+    assert_eq!(app.carrier.oracle().accepted, 10);
+    let again = app
+        .post(&format!("/api/v1/batch-call/start/{batch}"), json!({}))
+        .await;
+    assert_eq!(again.expect(409)["code"], "batch_completed");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pause_holds_and_resume_goes_on() {
+    let app = App::with(Options {
+        cps: 20,
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({})).await;
+    app.upload_people(&batch, 60).await;
+    app.start_batch(&batch).await;
+    let dialled = || async { app.carrier.oracle().accepted >= 10 };
+    eventually("some calls are made", PATIENCE, dialled).await;
+    app.post(&format!("/api/v1/batch-call/pause/{batch}"), json!({}))
+        .await
+        .expect(200);
+    app.drain().await;
+    let held = app.carrier.oracle().accepted;
+    let status = app.status(&batch).await;
+    assert_eq!(status["batch"]["status"], "paused");
+    assert_eq!(status["status_counts"]["not_started"], json!(60 - held));
+    app.post(&format!("/api/v1/batch-call/resume/{batch}"), json!({}))
+        .await
+        .expect(200);
+    let counts = app.wait_for(&batch, "completed").await;
+    assert_eq!(counts["completed"], 60);
+    assert_eq!(app.carrier.oracle().accepted, 60);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_cancels_what_rings_and_keeps_the_rest() {
+    let mut carrier = everybody_answers();
+    carrier.behavior.mix = Mix::only(Callee::NoAnswer);
+    carrier.speed = 1.0;
+    let app = App::with(Options {
+        cps: 20,
+        carrier,
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({"batch_size": 5})).await;
+    app.upload_people(&batch, 20).await;
+    app.start_batch(&batch).await;
+    let ringing = || async {
+        app.count("select count(*) from calls where status = 'ringing'")
+            .await
+            == 5
+    };
+    eventually("five phones ring", PATIENCE, ringing).await;
+    app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
+        .await
+        .expect(200);
+    app.drain().await;
+    assert_eq!(
+        app.count("select count(*) from calls where outcome = 'canceled'")
+            .await,
+        5
+    );
+    let status = app.status(&batch).await;
+    assert_eq!(status["batch"]["status"], "stopped");
+    assert_eq!(status["status_counts"]["not_started"], 15);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_on_two_lists_is_on_one_call_at_a_time() {
+    let app = App::start().await;
+    let one = app.create_batch(json!({})).await;
+    let two = app.create_batch(json!({})).await;
+    app.upload_people(&one, 50).await;
+    app.upload_people(&two, 50).await;
+    app.start_batch(&one).await;
+    app.start_batch(&two).await;
+    app.wait_for(&one, "completed").await;
+    app.wait_for(&two, "completed").await;
+    let oracle = app.carrier.oracle();
+    assert_eq!(oracle.accepted, 100);
+    assert!(oracle.overlaps.is_empty(), "{:?}", oracle.overlaps);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_on_concurrency_hold() {
+    let app = App::with(Options {
+        max_concurrent: 7,
+        workers: 2,
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({"batch_size": 100})).await;
+    app.upload_people(&batch, 60).await;
+    app.start_batch(&batch).await;
+    app.wait_for(&batch, "completed").await;
+    assert!(app.carrier.oracle().max_concurrent <= 7);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pace_is_the_trunks_and_not_more() {
+    let app = App::with(Options {
+        cps: 25,
+        workers: 3,
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({})).await;
+    app.upload_people(&batch, 100).await;
+    app.start_batch(&batch).await;
+    app.wait_for(&batch, "completed").await;
+    let oracle = app.carrier.oracle();
+    assert!(oracle.worst_window.count <= 25, "{:?}", oracle.worst_window);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn creates_whose_answer_was_lost_are_found_and_not_repeated() {
+    let app = App::start().await;
+    app.carrier.set_faults(Faults {
+        drop_after: Chance::next(10),
+        ..Faults::default()
+    });
+    let batch = app.create_batch(json!({})).await;
+    app.upload_people(&batch, 40).await;
+    app.start_batch(&batch).await;
+    let counts = app.wait_for(&batch, "completed").await;
+    assert_eq!(counts["completed"], 40);
+    let oracle = app.carrier.oracle();
+    assert_eq!((oracle.accepted, oracle.rung_twice.len()), (40, 0));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn creates_that_never_arrived_are_lost_and_not_repeated() {
+    let app = App::start().await;
+    app.carrier.set_faults(Faults {
+        drop_before: Chance::next(3),
+        ..Faults::default()
+    });
+    let mut carrier_quick = app.create_batch(json!({})).await;
+    sqlx::query("update trunks set ring_timeout_secs = 15")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    let batch = std::mem::take(&mut carrier_quick);
+    app.upload_people(&batch, 10).await;
+    app.start_batch(&batch).await;
+    let counts = app.wait_for(&batch, "completed").await;
+    assert_eq!(
+        (counts["completed"].clone(), counts["failed"].clone()),
+        (json!(7), json!(3))
+    );
+    assert_eq!(
+        app.count("select count(*) from calls where outcome = 'lost'")
+            .await,
+        3
+    );
+    assert_eq!(app.carrier.oracle().accepted, 7);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_carrier_that_pushes_back_is_given_time_and_everybody_is_called() {
+    let app = App::start().await;
+    app.carrier.set_faults(Faults {
+        refuse_429: Chance::next(20),
+        ..Faults::default()
+    });
+    let batch = app.create_batch(json!({})).await;
+    app.upload_people(&batch, 60).await;
+    app.start_batch(&batch).await;
+    let counts = app.wait_for(&batch, "completed").await;
+    assert_eq!(counts["completed"], 60);
+    assert_eq!(app.carrier.oracle().accepted, 60);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callbacks_lost_doubled_late_and_out_of_order_end_the_same() {
+    let app = App::start().await;
+    app.carrier.set_faults(Faults {
+        callbacks_lost: Chance::Rate(0.1),
+        callbacks_duplicated: Chance::Rate(0.3),
+        callbacks_reordered: Chance::Rate(0.3),
+        early_callback: Chance::Rate(0.3),
+        ..Faults::default()
+    });
+    // A call whose last word was lost is asked about after its ring time and a minute; the
+    // database's clock cannot be turned, so its silence is made older instead.
+    let batch = app.create_batch(json!({})).await;
+    app.upload_people(&batch, 100).await;
+    app.start_batch(&batch).await;
+    let done = || async {
+        sqlx::query(
+            "update calls set changed_at = changed_at - interval '10 minutes', check_at = null
+             where live and status <> 'submitting' and changed_at > now() - interval '5 minutes'
+               and changed_at < now() - interval '2 seconds'",
+        )
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+        app.status(&batch).await["batch"]["status"] == "completed"
+    };
+    eventually("the batch completes", Duration::from_secs(60), done).await;
+    let counts = app.status(&batch).await["status_counts"].clone();
+    assert_eq!(counts["completed"], 100);
+    assert_eq!(app.carrier.oracle().accepted, 100);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trunk_the_carrier_refuses_is_paused_and_costs_nobody_a_row() {
+    let app = App::start().await;
+    sqlx::query("update trunks set account_id = 'XX'")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    let batch = app.create_batch(json!({})).await;
+    app.upload_people(&batch, 5).await;
+    app.start_batch(&batch).await;
+    let paused = || async {
+        app.count("select count(*) from trunks where status = 'paused'")
+            .await
+            == 1
+    };
+    eventually("the trunk is paused", PATIENCE, paused).await;
+    app.post(&format!("/api/v1/batch-call/pause/{batch}"), json!({}))
+        .await
+        .expect(200);
+    app.drain().await;
+    let counts = app.status(&batch).await["status_counts"].clone();
+    assert_eq!(counts["not_started"], 5);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_tenants_list_does_not_hold_up_anothers() {
+    let app = App::with(Options {
+        cps: 50,
+        ..Options::default()
+    })
+    .await;
+    // Both organisations on one trunk of the platform's.
+    sqlx::query("update trunks set org_id = null")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    let other = app.another_tenant("Other").await;
+    sqlx::query(
+        "update phone_numbers set trunk_id = $1, phone_number = '+12125550111' where org_id = $2",
+    )
+    .bind(app.tenant.trunk)
+    .bind(other.org)
+    .execute(&app.context.pool)
+    .await
+    .unwrap();
+    let big = app.create_batch(json!({})).await;
+    app.upload_people(&big, 300).await;
+    app.start_batch(&big).await;
+    let under_way = || async { app.carrier.oracle().accepted >= 20 };
+    eventually("the big batch is under way", PATIENCE, under_way).await;
+    let small = BatchOf {
+        app: &app,
+        tenant: &other,
+    };
+    let id = small.run(25).await;
+    let status = small.status(&id).await;
+    assert_eq!(status["status_counts"]["completed"], 25);
+    let big_left = app.status(&big).await["status_counts"]["not_started"]
+        .as_i64()
+        .unwrap();
+    assert!(
+        big_left > 100,
+        "the small batch waited for the big one: {big_left} rows left"
+    );
+    app.wait_for(&big, "completed").await;
+    app.finish().await;
+}
+
+/// A batch of another tenant.
+struct BatchOf<'a> {
+    app: &'a App,
+    tenant: &'a crate::harness::app::Tenant,
+}
+
+impl BatchOf<'_> {
+    async fn send(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: serde_json::Value,
+    ) -> serde_json::Value {
+        let request = self.app.request_as(self.tenant, method, path).json(&body);
+        let answer = crate::harness::app::answer(request).await;
+        assert!(answer.status.is_success(), "{}", answer.text);
+        answer.json()
+    }
+
+    async fn status(&self, id: &str) -> serde_json::Value {
+        let path = format!("/api/v1/batch-call/{id}/status");
+        self.send(reqwest::Method::GET, &path, json!({})).await["data"].clone()
+    }
+
+    async fn run(&self, people: u32) -> String {
+        let created = self
+            .send(
+                reqwest::Method::POST,
+                "/api/v1/batch-call/create",
+                json!({"caller_phone_id": self.tenant.phone, "agent_id": self.tenant.agent, "batch_name": "Small",
+                       "variable_names": ["name"], "batch_size": 100}),
+            )
+            .await;
+        let id = created["data"]["id"].as_str().unwrap().to_owned();
+        let records: Vec<_> = (0..people)
+            .map(|n| json!({"to_phonenumber": number(20_000 + n), "name": "Somebody"}))
+            .collect();
+        let path = format!("/api/v1/batch-call/upload-json/{id}");
+        self.send(reqwest::Method::POST, &path, json!({ "records": records }))
+            .await;
+        self.send(
+            reqwest::Method::POST,
+            &format!("/api/v1/batch-call/start/{id}"),
+            json!({}),
+        )
+        .await;
+        let done = || async { self.status(&id).await["batch"]["status"] == "completed" };
+        eventually("the small batch completes", PATIENCE, done).await;
+        id
+    }
+}
+
+#[test]
+fn the_numbers_of_the_tests_are_valid() {
+    for line in people(20_000).lines().skip(1) {
+        let number = line.split(',').next().unwrap();
+        peal_shared::phone::E164::parse(number, None).unwrap();
+    }
+}

@@ -1,0 +1,326 @@
+//! The rules of the house that no compiler checks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest source file, and longest test file.
+const FILE_LINES: usize = 500;
+const TEST_FILE_LINES: usize = 800;
+/// Longest function.
+const FUNCTION_LINES: usize = 70;
+/// Names that say nothing about what is inside.
+const EMPTY_NAMES: [&str; 7] = [
+    "utils", "util", "helpers", "common", "misc", "manager", "service",
+];
+
+/// A file of the project, by its path from the root.
+struct Source {
+    path: String,
+    text: String,
+}
+
+/// A function: its name, its signature, its body and how long it is.
+struct Function<'a> {
+    name: &'a str,
+    public: bool,
+    signature: String,
+    body: String,
+    lines: usize,
+    line: usize,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the root")
+        .to_owned()
+}
+
+fn sources(folders: &[&str], endings: &[&str]) -> Vec<Source> {
+    let mut found = Vec::new();
+    for folder in folders {
+        collect(&root().join(folder), endings, &mut found);
+    }
+    assert!(!found.is_empty(), "no files in {folders:?}");
+    found
+}
+
+fn collect(folder: &Path, endings: &[&str], found: &mut Vec<Source>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if path.is_dir() && !matches!(name, "target" | "vectors") && !name.starts_with('.') {
+            collect(&path, endings, found);
+        } else if endings.iter().any(|ending| name.ends_with(ending)) {
+            found.push(Source {
+                path: path
+                    .strip_prefix(root())
+                    .expect("inside")
+                    .display()
+                    .to_string(),
+                text: fs::read_to_string(&path).expect("text"),
+            });
+        }
+    }
+}
+
+fn rust() -> Vec<Source> {
+    sources(&["api", "worker", "shared", "deploy", "tests"], &[".rs"])
+}
+
+fn is_test(path: &str) -> bool {
+    path.starts_with("tests/")
+        || path.contains("/tests")
+        || path.ends_with("_tests.rs")
+        || path.ends_with("tests.rs")
+}
+
+/// The text before the unit tests.
+fn without_unit_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or(text)
+}
+
+/// The functions of a formatted file: a function ends at the first closing brace that stands
+/// where its `fn` does.
+fn functions(text: &str) -> Vec<Function<'_>> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut functions = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let Some(at) = code.find("fn ") else { continue };
+        let words = &code[..at];
+        let modifiers = words.split_whitespace().all(|word| {
+            matches!(word, "pub" | "async" | "const" | "unsafe" | "extern")
+                || word.starts_with("pub(")
+        });
+        if !modifiers || code.starts_with("//") {
+            continue;
+        }
+        let name = code[at + 3..].split(['(', '<']).next().unwrap_or_default();
+        let indent = &line[..line.len() - code.len()];
+        let close = format!("{indent}}}");
+        let Some(length) = lines[start..]
+            .iter()
+            .position(|line| *line == close || line.trim_end().ends_with("{}"))
+        else {
+            continue;
+        };
+        let whole = lines[start..=start + length].join("\n");
+        let (signature, body) = whole.split_once("{\n").unwrap_or((&whole, ""));
+        functions.push(Function {
+            name,
+            public: words.contains("pub "),
+            signature: signature.to_owned(),
+            body: body.to_owned(),
+            lines: length + 1,
+            line: start + 1,
+        });
+    }
+    functions
+}
+
+#[track_caller]
+fn none(offences: Vec<String>, rule: &str) {
+    assert!(offences.is_empty(), "{rule}:\n  {}", offences.join("\n  "));
+}
+
+#[test]
+fn files_and_functions_stay_short() {
+    let mut offences = Vec::new();
+    for file in rust() {
+        let lines = file.text.lines().count();
+        let limit = if is_test(&file.path) {
+            TEST_FILE_LINES
+        } else {
+            FILE_LINES
+        };
+        if lines > limit {
+            offences.push(format!("{} has {lines} lines", file.path));
+        }
+        for function in functions(&file.text)
+            .iter()
+            .filter(|function| function.lines > FUNCTION_LINES)
+        {
+            offences.push(format!(
+                "{}:{} {} has {} lines",
+                file.path, function.line, function.name, function.lines
+            ));
+        }
+    }
+    none(offences, "too long to read at once");
+}
+
+#[test]
+fn modules_are_named_for_what_they_do() {
+    let offences = rust()
+        .into_iter()
+        .filter(|file| {
+            file.path
+                .split(['/', '.'])
+                .any(|part| EMPTY_NAMES.contains(&part))
+        })
+        .map(|file| file.path)
+        .collect();
+    none(offences, "names that say nothing");
+}
+
+#[test]
+fn sql_lives_in_shared_and_migrations() {
+    let offences = sources(&["api", "worker", "deploy/simulator"], &[".rs"])
+        .into_iter()
+        .filter(|file| file.text.contains("sqlx::query"))
+        .map(|file| file.path)
+        .collect();
+    none(offences, "SQL outside of shared");
+}
+
+#[test]
+fn each_framework_stays_in_its_place() {
+    let uses = |file: &Source, name: &str| {
+        file.text.contains(&format!("use {name}::")) || file.text.contains(&format!(" {name}::"))
+    };
+    let mut offences = Vec::new();
+    for file in sources(&["shared", "worker", "api"], &[".rs"]) {
+        if !file.path.starts_with("api/") && uses(&file, "axum") {
+            offences.push(format!("{} uses axum", file.path));
+        }
+        let queue = file.path.starts_with("shared/src/queue/") || file.path.starts_with("worker/");
+        if !queue && (uses(&file, "apalis") || uses(&file, "apalis_core")) {
+            offences.push(format!("{} uses apalis", file.path));
+        }
+    }
+    none(offences, "frameworks out of place");
+}
+
+#[test]
+fn whoever_touches_tenant_rows_takes_a_scope_or_says_that_it_does_not() {
+    // Jobs, mail and the schema's own table belong to the platform; `rows` and `ingest` pass a
+    // target that was found in a scope.
+    let platform = [
+        "shared/src/queue/",
+        "shared/src/mail.rs",
+        "shared/src/context.rs",
+        "shared/src/campaigns/ingest/",
+    ];
+    let mut offences = Vec::new();
+    for file in sources(&["shared/src"], &[".rs"]) {
+        if platform.iter().any(|prefix| file.path.starts_with(prefix)) || is_test(&file.path) {
+            continue;
+        }
+        for function in functions(without_unit_tests(&file.text)) {
+            let reads = function.body.contains("sqlx::query");
+            let scoped =
+                function.signature.contains("Scope") || function.name.ends_with("_unscoped");
+            if function.public && reads && !scoped {
+                offences.push(format!("{}:{} {}", file.path, function.line, function.name));
+            }
+        }
+    }
+    none(
+        offences,
+        "neither a Scope nor a name that ends in _unscoped",
+    );
+}
+
+#[test]
+fn there_is_one_place_that_asks_a_carrier_to_dial() {
+    let mut places = Vec::new();
+    for file in sources(&["shared/src", "worker/src", "api/src"], &[".rs"]) {
+        if file.path.starts_with("shared/src/telephony/") {
+            continue;
+        }
+        let count = file.text.matches(".create(&account").count();
+        places.extend(std::iter::repeat_n(file.path, count));
+    }
+    assert_eq!(places, ["worker/src/dial/place.rs"]);
+}
+
+#[test]
+fn a_carriers_callback_only_appends() {
+    for file in sources(&["api/src"], &[".rs"]) {
+        assert!(
+            !file.text.contains("apply_unscoped"),
+            "{} moves calls itself",
+            file.path
+        );
+    }
+}
+
+#[test]
+fn every_job_has_its_file_and_its_test() {
+    let mut kinds = Vec::new();
+    for file in sources(&["shared/src"], &[".rs"]) {
+        for line in without_unit_tests(&file.text).lines() {
+            if let Some(kind) = line.trim().strip_prefix("const KIND: &'static str = \"") {
+                kinds.push(kind.trim_end_matches("\";").to_owned());
+            }
+        }
+    }
+    assert!(kinds.len() >= 4, "{kinds:?}");
+    let tests = sources(&["tests"], &[".rs"]);
+    for kind in kinds {
+        assert!(
+            root().join(format!("worker/src/jobs/{kind}.rs")).exists(),
+            "{kind} has no file"
+        );
+        let named = tests
+            .iter()
+            .any(|file| file.text.contains(&format!("job: {kind}")));
+        assert!(named, "no test says `job: {kind}`");
+    }
+}
+
+#[test]
+fn lints_are_expected_with_a_reason_and_never_allowed() {
+    let marker = format!("#[{}(", "allow");
+    let inner = format!("#![{}(", "allow");
+    let offences = rust()
+        .into_iter()
+        .filter(|file| file.text.contains(&marker) || file.text.contains(&inner))
+        .map(|file| file.path)
+        .collect();
+    none(offences, "use #[expect(lint, reason = \"...\")]");
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let words = ["todo!", "unimplemented!", "FIXME", "XXX"].map(|word| word.to_owned());
+    let mut offences = Vec::new();
+    for file in rust()
+        .into_iter()
+        .filter(|file| file.path != "tests/tidy.rs")
+    {
+        for word in &words {
+            if file.text.contains(word) {
+                offences.push(format!("{} says {word}", file.path));
+            }
+        }
+    }
+    none(offences, "unfinished");
+}
+
+#[test]
+fn migrations_only_go_up_and_say_what_they_do() {
+    for file in sources(&["migrations"], &[".sql"]) {
+        let name = file.path.trim_start_matches("migrations/");
+        let (stamp, words) = name.split_once('_').expect("a time stamp and words");
+        assert_eq!(stamp.len(), 14, "{name}");
+        assert!(stamp.chars().all(|c| c.is_ascii_digit()), "{name}");
+        assert!(!words.contains(".down."), "{name}");
+    }
+}
+
+#[test]
+fn functions_are_found_as_they_are_written() {
+    let text = "impl A {\n    pub async fn one(\n        a: u8,\n    ) -> u8 {\n        2\n    }\n}\nfn two() {\n    3\n}\n";
+    let found = functions(text);
+    let names: Vec<_> = found
+        .iter()
+        .map(|function| (function.name, function.lines, function.public))
+        .collect();
+    assert_eq!(names, [("one", 5, true), ("two", 3, false)]);
+    assert!(found[0].signature.contains("a: u8"));
+}
