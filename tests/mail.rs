@@ -7,19 +7,31 @@ use std::time::Duration;
 use peal_shared::Error;
 use peal_shared::bells::Bells;
 use peal_shared::ids::{EmailId, JobId, OrgId};
-use peal_shared::mail::{self, Mailer, NewEmail};
-use peal_shared::queue::{Queue, Timing};
-use peal_worker::jobs::registry;
+use peal_shared::mail::{self, Mailer, NewEmail, SendEmail};
+use peal_shared::queue::{Outcome, Queue, Running, Timing};
+use peal_worker::jobs::{Handle, Registry};
 use peal_worker::queues::{Queues, run_queues};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::harness::app::connect;
 use crate::harness::db::{TestDatabase, fresh_database};
 use crate::harness::{eventually, setting};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Post {
+    pool: PgPool,
+    mailer: Mailer,
+}
+
+impl Handle<Post> for SendEmail {
+    async fn handle(self, post: &Post, _: &Running) -> Outcome {
+        mail::send_unscoped(&post.pool, &post.mailer, self.email_id)
+            .await
+            .into()
+    }
+}
 
 struct Directory(PathBuf);
 
@@ -69,17 +81,17 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
     let org = organization(&db).await;
     let directory = Directory::new();
     let bells = Bells::new(Some(&setting("PEAL_TEST_REDIS_URL")), &db.name).unwrap();
-    let context = connect(&db, "http://127.0.0.1:1", &directory.0, |settings| {
-        settings.mail_from = "Peal <peal@example.org>".to_owned();
-    })
-    .await;
+    let post = Post {
+        pool: db.pool.clone(),
+        mailer: Mailer::files(&directory.0, "Peal <peal@example.org>").unwrap(),
+    };
     let shutdown = CancellationToken::new();
     let workers = tokio::spawn(run_queues(
         Queues {
             pool: db.pool.clone(),
             bells: bells.clone(),
-            state: context,
-            registry: Arc::new(registry()),
+            state: Arc::new(post),
+            registry: Arc::new(Registry::default().with::<SendEmail>()),
             timing: Timing::default(),
         },
         &[(Queue::Mail, 4)],

@@ -1,5 +1,7 @@
-//! Jobs: enqueued with their transaction, run by apalis workers, survived by nothing less than
-//! PostgreSQL.
+//! Jobs: they exist with their transaction, run once per claim, and end in one of few ways.
+
+mod outages;
+mod shutdown;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use peal_shared::Error;
-use peal_shared::bells::{Bell, Bells};
+use peal_shared::bells::Bells;
 use peal_shared::clock::Clock;
 use peal_shared::ids::{JobId, OrgId};
 use peal_shared::queue::{self, Enqueued, Outcome, Payload, Queue, Running, Timing};
@@ -19,7 +21,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::db::{TestDatabase, fresh_database};
-use crate::harness::redis::PrivateRedis;
 use crate::harness::{eventually, setting};
 
 /// Long enough for a busy machine, short enough to notice a standstill.
@@ -85,6 +86,7 @@ payloads! {
     Poison("poison", Control, attempts 3, priority 5);
     Panics("panics", Control, attempts 2, priority 5);
     Gated("gated", Control, attempts 5, priority 0);
+    Deaf("deaf", Control, attempts 5, priority 0);
     Other("other", Ingest, attempts 5, priority 0);
 }
 
@@ -137,7 +139,7 @@ impl Handle<Log> for Panics {
     }
 }
 
-/// Waits for the gate. Its first run then fails for good, further ones succeed.
+/// Waits for the gate, or fails for good as soon as its job is lost.
 impl Handle<Log> for Gated {
     async fn handle(self, log: &Log, job: &Running) -> Outcome {
         log.note(self.n, job);
@@ -148,6 +150,15 @@ impl Handle<Log> for Gated {
                 return Outcome::Fail { why: "too late to matter".into() };
             }
         }
+        Outcome::Done
+    }
+}
+
+/// Waits for the gate, whatever it is told.
+impl Handle<Log> for Deaf {
+    async fn handle(self, log: &Log, job: &Running) -> Outcome {
+        log.note(self.n, job);
+        log.gate.acquire().await.unwrap().forget();
         Outcome::Done
     }
 }
@@ -198,7 +209,8 @@ impl House {
             .with::<Other>()
             .with::<Poison>()
             .with::<Panics>()
-            .with::<Gated>();
+            .with::<Gated>()
+            .with::<Deaf>();
         let queues = Queues {
             pool: self.db.pool.clone(),
             bells: self.bells.clone(),
@@ -530,108 +542,6 @@ async fn a_backlog_drains_each_job_once() {
 }
 
 #[tokio::test]
-async fn jobs_are_found_without_redis() {
-    let house = House::with_redis(None).await;
-    let workers = house.work(4);
-    for n in 0..3 {
-        let added = Instant::now();
-        let job = house.add(Probe { n }).await;
-        house.becomes(&job, "done").await;
-        assert!(added.elapsed() < Duration::from_secs(6));
-    }
-    workers.stop().await;
-}
-
-#[tokio::test]
-async fn a_bell_wakes_an_idle_worker_before_it_would_look() {
-    let mut house = House::new().await;
-    house.timing.poll = Duration::from_secs(5);
-    let workers = house.work(4);
-    let mut slowest = Duration::ZERO;
-    for n in 0..20 {
-        let added = Instant::now();
-        let _ = house.add(Probe { n }).await;
-        let runs = usize::try_from(n).unwrap() + 1;
-        eventually("it ran", PATIENCE, || async { house.log.count() == runs }).await;
-        // The first may be found by the look at the start.
-        slowest = slowest.max(added.elapsed());
-    }
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
-    assert_eq!(house.bells.missed(), 0);
-    workers.stop().await;
-}
-
-#[tokio::test]
-async fn redis_may_forget_restart_and_be_absent() {
-    let mut redis = PrivateRedis::start().await;
-    let house = House::with_redis(Some(&redis.url())).await;
-    let workers = house.work(4);
-    let mut added = 0;
-    let mut add = async |house: &House| {
-        let batch: Vec<Probe> = (0..200).map(|n| Probe { n: added + n }).collect();
-        added += 200;
-        house.add_all(&batch, Duration::ZERO).await;
-    };
-    add(&house).await;
-    redis.flush().await;
-    house.drained().await;
-
-    add(&house).await;
-    redis.kill().await;
-    add(&house).await;
-    house.drained().await;
-    add(&house).await;
-    house.drained().await;
-
-    redis.restart().await;
-    // The bell is heard again, without help: far sooner than by looking.
-    eventually("a bell is heard again", PATIENCE, || async {
-        let before = Instant::now();
-        let job = house.add(Other { n: -1 }).await;
-        house.becomes(&job, "done").await;
-        before.elapsed() < Duration::from_millis(500)
-    })
-    .await;
-    add(&house).await;
-    house.drained().await;
-    workers.stop().await;
-    let probes = house.log.runs().iter().filter(|(n, _)| *n >= 0).count();
-    assert_eq!(probes, 1000);
-}
-
-#[tokio::test]
-async fn workers_survive_the_loss_of_every_database_connection() {
-    let house = House::new().await;
-    let workers = house.work(8);
-    for round in 0..5 {
-        let batch: Vec<Probe> = (0..200).map(|n| Probe { n: round * 200 + n }).collect();
-        house.add_all(&batch, Duration::ZERO).await;
-        sqlx::query(
-            "select pg_terminate_backend(pid) from pg_stat_activity
-            where datname = $1 and pid <> pg_backend_pid()",
-        )
-        .bind(&house.db.name)
-        .execute(&house.db.pool)
-        .await
-        .unwrap();
-    }
-    let pool = house.db.pool.clone();
-    eventually("all have run", PATIENCE, || async {
-        // A claim whose answer was cut off is returned when its lease ends; hurry it.
-        let _ = sqlx::query(
-            "update jobs set lease_until = now() - interval '1 second'
-            where state = 'running' and lease_until < now() + interval '50 seconds'",
-        )
-        .execute(&pool)
-        .await;
-        let distinct: HashSet<i64> = house.log.runs().iter().map(|(n, _)| *n).collect();
-        distinct.len() == 1000
-    })
-    .await;
-    workers.stop().await;
-}
-
-#[tokio::test]
 async fn a_paused_queue_waits_and_goes_on() {
     let house = House::new().await;
     let mut db = house.db.pool.acquire().await.unwrap();
@@ -650,41 +560,6 @@ async fn a_paused_queue_waits_and_goes_on() {
     queue::resume(&mut db, Queue::Control).await.unwrap();
     house.becomes(&held, "done").await;
     workers.stop().await;
-}
-
-#[tokio::test]
-async fn a_shutdown_finishes_what_runs_and_claims_nothing_more() {
-    let house = House::new().await;
-    let workers = house.work(2);
-    let gated: Vec<Gated> = (0..2).map(|n| Gated { n }).collect();
-    house.add_all(&gated, Duration::ZERO).await;
-    eventually("both hands are busy", PATIENCE, || async {
-        house.log.count() == 2
-    })
-    .await;
-    let waiting = house.add(Urgent { n: 9 }).await;
-    workers.shutdown.cancel();
-    house.log.gate.add_permits(2);
-    let stopping = Instant::now();
-    workers.stop().await;
-    assert!(stopping.elapsed() < Duration::from_secs(10));
-    assert_eq!(house.state(waiting.id).await, ("ready".into(), 0));
-    let done: i64 = sqlx::query_scalar("select count(*) from jobs where state = 'done'")
-        .fetch_one(&house.db.pool)
-        .await
-        .unwrap();
-    assert_eq!(done, 2);
-}
-
-#[tokio::test]
-async fn idle_workers_stop_at_once() {
-    let house = House::new().await;
-    let workers = house.work(8);
-    let job = house.add(Probe { n: 1 }).await;
-    house.becomes(&job, "done").await;
-    let stopping = Instant::now();
-    workers.stop().await;
-    assert!(stopping.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
@@ -744,36 +619,4 @@ async fn finished_jobs_are_forgotten_after_a_week() {
     let swept = queue::sweep(&house.db.pool, &house.bells).await.unwrap();
     assert_eq!(swept.pruned, 1200);
     assert_eq!(house.state(recent.id).await.0, "done");
-}
-
-#[tokio::test]
-async fn a_bell_that_nobody_hears_does_not_grow() {
-    let redis = PrivateRedis::start().await;
-    let bells = Bells::new(Some(&redis.url()), "peal").unwrap();
-    let client = redis::Client::open(redis.url()).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    for _ in 0..2000 {
-        bells.ring(Bell::Dial);
-    }
-    let mut listener = bells.listen(Bell::Dial);
-    assert!(listener.heard(1, Duration::from_secs(5)).await);
-    bells.ring(Bell::Inbox);
-    eventually("the last ring arrived", PATIENCE, || {
-        let mut connection = connection.clone();
-        async move {
-            let exists: bool = redis::cmd("EXISTS")
-                .arg("peal:{inbox}:bell")
-                .query_async(&mut connection)
-                .await
-                .unwrap();
-            exists
-        }
-    })
-    .await;
-    let length: usize = redis::cmd("LLEN")
-        .arg("peal:{dial}:bell")
-        .query_async(&mut connection)
-        .await
-        .unwrap();
-    assert!(length <= 16, "{length}");
 }

@@ -19,10 +19,6 @@ where
 }
 
 /// A setting of the test run.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tests are configured by the environment"
-)]
 pub fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("set {name} to run these tests"))
 }

@@ -28,10 +28,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::jobs::Registry;
 
-/// How long running jobs may go on after the shutdown.
-const GRACE: Duration = Duration::from_secs(20);
-/// How long they may take to stop after they were told to.
-const HALT_GRACE: Duration = Duration::from_secs(5);
 /// Time between two sweeps.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -59,7 +55,7 @@ impl<S> Clone for Queues<S> {
 }
 
 /// Runs jobs of the given queues, each with so many at once, until `shutdown` and the end of
-/// what was running then, at most [`GRACE`] and [`HALT_GRACE`] later.
+/// what was running then, or the end of its grace ([`Timing`]).
 ///
 /// # Errors
 /// Fails when apalis cannot stop its workers.
@@ -70,12 +66,12 @@ pub async fn run_queues<S: Send + Sync + 'static>(
 ) -> anyhow::Result<()> {
     let halt = CancellationToken::new();
     let deadline = {
-        let (shutdown, halt) = (shutdown.clone(), halt.clone());
+        let (shutdown, halt, timing) = (shutdown.clone(), halt.clone(), queues.timing);
         async move {
             shutdown.cancelled().await;
-            sleep(GRACE).await;
+            sleep(timing.grace).await;
             halt.cancel();
-            sleep(HALT_GRACE).await;
+            sleep(timing.halt_grace).await;
             tracing::warn!("jobs did not stop in time and are left to their leases");
         }
     };

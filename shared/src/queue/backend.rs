@@ -49,6 +49,10 @@ pub struct Timing {
     pub beat: Duration,
     /// Longest time between two looks at an idle queue when no bell rings.
     pub poll: Duration,
+    /// How long running jobs may go on after the shutdown.
+    pub grace: Duration,
+    /// How long they may take to stop once they were told to.
+    pub halt_grace: Duration,
 }
 
 impl Default for Timing {
@@ -57,6 +61,8 @@ impl Default for Timing {
             lease: Duration::from_secs(60),
             beat: Duration::from_secs(15),
             poll: Duration::from_secs(2),
+            grace: Duration::from_secs(20),
+            halt_grace: Duration::from_secs(5),
         }
     }
 }
