@@ -1,17 +1,21 @@
 //! Mail: one message per thing, however often its job runs.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use peal_shared::Error;
 use peal_shared::bells::Bells;
 use peal_shared::ids::{EmailId, JobId, OrgId};
 use peal_shared::mail::{self, Mailer, NewEmail, SendEmail};
-use peal_shared::queue::{Outcome, Queue, Running, Timing};
+use peal_shared::queue::{self, Outcome, Queue, Running, Timing};
 use peal_worker::jobs::{Handle, Registry};
 use peal_worker::queues::{Queues, run_queues};
 use sqlx::PgPool;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -64,6 +68,76 @@ async fn organization(db: &TestDatabase) -> OrgId {
     org
 }
 
+fn work(post: Post, bells: &Bells) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
+    let queues = Queues {
+        pool: post.pool.clone(),
+        bells: bells.clone(),
+        state: Arc::new(post),
+        registry: Arc::new(Registry::default().with::<SendEmail>()),
+        timing: Timing::default(),
+    };
+    let shutdown = CancellationToken::new();
+    let token = shutdown.clone();
+    let workers = tokio::spawn(async move { run_queues(queues, &[(Queue::Mail, 4)], token).await });
+    (shutdown, workers)
+}
+
+/// A mail server that knows no `gone@`, puts off the first message to anybody else, and keeps
+/// what it was sent.
+struct MailServer {
+    url: String,
+    received: Arc<Mutex<Vec<String>>>,
+}
+
+impl MailServer {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("smtp://{}", listener.local_addr().unwrap());
+        let received: Arc<Mutex<Vec<String>>> = Arc::default();
+        let put_off: Arc<AtomicBool> = Arc::default();
+        let inbox = Arc::clone(&received);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(converse(stream, Arc::clone(&put_off), Arc::clone(&inbox)));
+            }
+        });
+        Self { url, received }
+    }
+}
+
+async fn converse(
+    stream: TcpStream,
+    put_off: Arc<AtomicBool>,
+    received: Arc<Mutex<Vec<String>>>,
+) -> std::io::Result<()> {
+    let (input, mut output) = stream.into_split();
+    let mut lines = BufReader::new(input).lines();
+    output.write_all(b"220 localhost\r\n").await?;
+    while let Some(line) = lines.next_line().await? {
+        let reply = match line.get(..4).unwrap_or_default() {
+            "RCPT" if line.contains("gone@") => "550 no such mailbox",
+            "RCPT" if !put_off.swap(true, Ordering::SeqCst) => "451 try later",
+            "DATA" => {
+                output.write_all(b"354 go on\r\n").await?;
+                let mut text = String::new();
+                while let Some(line) = lines.next_line().await? {
+                    if line == "." {
+                        break;
+                    }
+                    text.push_str(&line);
+                    text.push('\n');
+                }
+                received.lock().unwrap().push(text);
+                "250 taken"
+            }
+            "QUIT" => "221 bye",
+            _ => "250 ok",
+        };
+        output.write_all(format!("{reply}\r\n").as_bytes()).await?;
+    }
+    Ok(())
+}
+
 fn message(org: OrgId, subject_id: Uuid) -> NewEmail<'static> {
     NewEmail {
         org,
@@ -85,18 +159,7 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
         pool: db.pool.clone(),
         mailer: Mailer::files(&directory.0, "Peal <peal@example.org>").unwrap(),
     };
-    let shutdown = CancellationToken::new();
-    let workers = tokio::spawn(run_queues(
-        Queues {
-            pool: db.pool.clone(),
-            bells: bells.clone(),
-            state: Arc::new(post),
-            registry: Arc::new(Registry::default().with::<SendEmail>()),
-            timing: Timing::default(),
-        },
-        &[(Queue::Mail, 4)],
-        shutdown.clone(),
-    ));
+    let (shutdown, workers) = work(post, &bells);
 
     let subject = JobId::new().0;
     let mut connection = db.pool.acquire().await.unwrap();
@@ -173,4 +236,57 @@ async fn an_address_that_is_none_is_refused_before_anything_is_written() {
         .await
         .unwrap();
     assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_server_is_asked_again_unless_it_refuses_for_good() {
+    let db = fresh_database().await;
+    let org = organization(&db).await;
+    let server = MailServer::start().await;
+    let bells = Bells::new(Some(&setting("PEAL_TEST_REDIS_URL")), &db.name).unwrap();
+    let post = Post {
+        pool: db.pool.clone(),
+        mailer: Mailer::smtp(&server.url, "Peal <peal@example.org>").unwrap(),
+    };
+    let (shutdown, workers) = work(post, &bells);
+    let mut connection = db.pool.acquire().await.unwrap();
+    let mut send = async |to: &'static str| {
+        let email = NewEmail {
+            to,
+            ..message(org, JobId::new().0)
+        };
+        let written = mail::write(&mut connection, email).await;
+        let job = written.unwrap().unwrap();
+        bells.ring_job(&job);
+        job
+    };
+    let ended = async |job: JobId| {
+        let state = || async {
+            sqlx::query_as::<_, (String, i32)>("select state, attempts from jobs where id = $1")
+                .bind(job)
+                .fetch_one(&db.pool)
+                .await
+                .unwrap()
+        };
+        eventually("it ends", PATIENCE, || async {
+            ["done", "dead"].contains(&state().await.0.as_str())
+        })
+        .await;
+        state().await
+    };
+
+    let put_off = send("ada@example.com").await;
+    let refused = send("gone@example.com").await;
+    assert_eq!(ended(refused.id).await, ("dead".into(), 1));
+    assert_eq!(ended(put_off.id).await, ("done".into(), 2));
+
+    let mut connection = db.pool.acquire().await.unwrap();
+    let dead = queue::dead(&mut connection, 1).await.unwrap();
+    let why = dead[0].why.clone().unwrap();
+    assert!(why.contains("550") && !why.contains('@'), "{why}");
+    let received = server.received.lock().unwrap().clone();
+    assert_eq!(received.len(), 1);
+    assert!(received[0].contains("Fetch it within a day."));
+    shutdown.cancel();
+    workers.await.unwrap().unwrap();
 }
