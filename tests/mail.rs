@@ -6,36 +6,23 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use peal_shared::Error;
-use peal_shared::bells::Bells;
+use peal_shared::context::Context;
 use peal_shared::ids::{EmailId, JobId, OrgId};
-use peal_shared::mail::{self, Mailer, NewEmail, SendEmail};
-use peal_shared::queue::{self, Outcome, Queue, Running, Timing};
-use peal_worker::jobs::{Handle, Registry};
+use peal_shared::mail::{self, NewEmail};
+use peal_shared::queue::{self, Queue, Timing};
+use peal_worker::jobs::registry;
 use peal_worker::queues::{Queues, run_queues};
-use sqlx::PgPool;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::harness::app::connect;
 use crate::harness::db::{TestDatabase, fresh_database};
-use crate::harness::{eventually, setting};
+use crate::harness::eventually;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Post {
-    pool: PgPool,
-    mailer: Mailer,
-}
-
-impl Handle<Post> for SendEmail {
-    async fn handle(self, post: &Post, _: &Running) -> Outcome {
-        mail::send_unscoped(&post.pool, &post.mailer, self.email_id)
-            .await
-            .into()
-    }
-}
 
 struct Directory(PathBuf);
 
@@ -44,8 +31,12 @@ impl Directory {
         Self(std::env::temp_dir().join(format!("mail-{}", JobId::new())))
     }
 
+    fn mail(&self) -> PathBuf {
+        self.0.join("mail")
+    }
+
     fn files(&self) -> Vec<PathBuf> {
-        match std::fs::read_dir(&self.0) {
+        match std::fs::read_dir(self.mail()) {
             Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
             Err(_) => Vec::new(),
         }
@@ -68,12 +59,12 @@ async fn organization(db: &TestDatabase) -> OrgId {
     org
 }
 
-fn work(post: Post, bells: &Bells) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
+fn work(context: Arc<Context>) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
     let queues = Queues {
-        pool: post.pool.clone(),
-        bells: bells.clone(),
-        state: Arc::new(post),
-        registry: Arc::new(Registry::default().with::<SendEmail>()),
+        pool: context.pool.clone(),
+        bells: context.bells.clone(),
+        state: context,
+        registry: Arc::new(registry()),
         timing: Timing::default(),
     };
     let shutdown = CancellationToken::new();
@@ -154,12 +145,12 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
     let db = fresh_database().await;
     let org = organization(&db).await;
     let directory = Directory::new();
-    let bells = Bells::new(Some(&setting("PEAL_TEST_REDIS_URL")), &db.name).unwrap();
-    let post = Post {
-        pool: db.pool.clone(),
-        mailer: Mailer::files(&directory.0, "Peal <peal@example.org>").unwrap(),
-    };
-    let (shutdown, workers) = work(post, &bells);
+    let context = connect(&db, "http://127.0.0.1:1", &directory.0, |settings| {
+        settings.mail_from = "Peal <peal@example.org>".to_owned();
+    })
+    .await;
+    let bells = context.bells.clone();
+    let (shutdown, workers) = work(context);
 
     let subject = JobId::new().0;
     let mut connection = db.pool.acquire().await.unwrap();
@@ -182,7 +173,7 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
             .fetch_one(&db.pool)
             .await
             .unwrap();
-    let path = directory.0.join(format!("{id}.eml"));
+    let path = directory.mail().join(format!("{id}.eml"));
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(&format!("Message-ID: <{id}@example.org>")));
     assert!(text.contains("Fetch it within a day."));
@@ -243,12 +234,14 @@ async fn a_server_is_asked_again_unless_it_refuses_for_good() {
     let db = fresh_database().await;
     let org = organization(&db).await;
     let server = MailServer::start().await;
-    let bells = Bells::new(Some(&setting("PEAL_TEST_REDIS_URL")), &db.name).unwrap();
-    let post = Post {
-        pool: db.pool.clone(),
-        mailer: Mailer::smtp(&server.url, "Peal <peal@example.org>").unwrap(),
-    };
-    let (shutdown, workers) = work(post, &bells);
+    let directory = Directory::new();
+    let context = connect(&db, "http://127.0.0.1:1", &directory.0, |settings| {
+        settings.mail_from = "Peal <peal@example.org>".to_owned();
+        settings.smtp_url = Some(server.url.clone());
+    })
+    .await;
+    let bells = context.bells.clone();
+    let (shutdown, workers) = work(context);
     let mut connection = db.pool.acquire().await.unwrap();
     let mut send = async |to: &'static str| {
         let email = NewEmail {

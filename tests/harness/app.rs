@@ -389,7 +389,7 @@ pub async fn connect(
     database: &TestDatabase,
     url: &str,
     directory: &std::path::Path,
-    change: fn(&mut Settings),
+    change: impl FnOnce(&mut Settings),
 ) -> Arc<Context> {
     let mut settings = Settings {
         database_url: Some(database.url.clone()),
