@@ -1,1 +1,86 @@
-fn main() {}
+//! `peal-api`: serves the API, migrates the database, sets up what a first campaign needs.
+
+use std::io::IsTerminal as _;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use peal_shared::config::{Config, Settings};
+use peal_shared::context::{Context, migrate};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The HTTP API of Peal, the outbound AI voice dialer.
+#[derive(Parser)]
+#[command(name = "peal-api", version)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the API (what happens without a command, too).
+    Serve,
+    /// Bring the database's schema up to date.
+    Migrate,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    start_logging();
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .expect("nothing has installed a provider before");
+    let config = Config::from_settings(cli.settings)?;
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve(config).await,
+        Command::Migrate => migrate(&config).await,
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let context = Context::connect(config, "peal-api").await?;
+    let address = context.config.listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("PEAL_LISTEN: cannot listen on {address}"))?;
+    let shutdown = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let told = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("shutting down");
+        told.cancel();
+    });
+    tracing::info!(address = %listener.local_addr()?, "serving");
+    peal_api::serve(context, listener, shutdown).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// People read lines, machines read JSON; both go to the error stream. `RUST_LOG` says how much.
+fn start_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        log.init();
+    } else {
+        log.json().flatten_event(true).init();
+    }
+}

@@ -143,6 +143,16 @@ impl Bells {
         self.missed.load(Ordering::Relaxed)
     }
 
+    /// Whether Redis answers; None where none is configured.
+    pub async fn answers(&self) -> Option<bool> {
+        let tower = self.tower.as_ref()?;
+        let Ok(mut connection) = connect(&tower.client, Some(ANSWER_TIMEOUT)).await else {
+            return Some(false);
+        };
+        let pong: RedisResult<String> = redis::cmd("PING").query_async(&mut connection).await;
+        Some(pong.is_ok())
+    }
+
     /// An ear for one bell, with a connection of its own.
     #[must_use]
     pub fn listen(&self, bell: Bell) -> Listener {

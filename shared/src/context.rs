@@ -13,6 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use crate::bells::Bells;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::error::Result;
 use crate::mail::Mailer;
 use crate::store::Store;
 use crate::telephony::Carriers;
@@ -90,4 +91,20 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
         .context("the schema could not be migrated")?;
     pool.close().await;
     Ok(())
+}
+
+/// Whether every migration of this build has been applied.
+///
+/// # Errors
+/// When the database does not answer, or was never migrated.
+pub async fn is_migrated(pool: &PgPool) -> Result<bool> {
+    // The migrator's own table, which the compile-time checker may not have.
+    let applied: Vec<i64> =
+        sqlx::query_scalar("select version from _sqlx_migrations where success order by version")
+            .fetch_all(pool)
+            .await?;
+    Ok(MIGRATIONS
+        .iter()
+        .filter(|migration| !migration.migration_type.is_down_migration())
+        .all(|migration| applied.contains(&migration.version)))
 }

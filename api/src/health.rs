@@ -1,0 +1,114 @@
+//! `/health`: whether the process and its database are there, for load balancers and people.
+//! No key is needed, and nothing is told but that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use peal_shared::context::{Context, is_migrated};
+use serde::Serialize;
+use sqlx::Connection as _;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::state::Api;
+
+/// A probe waits for the database for this long.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+pub fn router() -> Router<Api> {
+    Router::new()
+        .route("/health", get(health))
+        .route("/health/ready", get(ready))
+}
+
+async fn health(State(context): State<Arc<Context>>) -> Response {
+    let connected = database_answers(&context).await;
+    let body = Health {
+        status: if connected { "healthy" } else { "unhealthy" },
+        timestamp: timestamp(&context),
+        service: "peal-api",
+        database: if connected {
+            "connected"
+        } else {
+            "disconnected"
+        },
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    (status(connected), Json(body)).into_response()
+}
+
+/// Whether requests should be sent here. Redis may be away: work is found without it, later.
+async fn ready(
+    State(context): State<Arc<Context>>,
+    State(shutdown): State<CancellationToken>,
+) -> Response {
+    let (connected, redis) = tokio::join!(database_answers(&context), context.bells.answers());
+    let migrated = connected
+        && matches!(
+            timeout(PATIENCE, is_migrated(&context.pool)).await,
+            Ok(Ok(true))
+        );
+    let stopping = shutdown.is_cancelled();
+    let is_ready = connected && migrated && !stopping;
+    let body = Ready {
+        status: if is_ready { "ready" } else { "not_ready" },
+        database: if connected {
+            "connected"
+        } else {
+            "disconnected"
+        },
+        migrations: if migrated { "current" } else { "pending" },
+        redis: match redis {
+            Some(true) => "connected",
+            Some(false) => "disconnected",
+            None => "not_configured",
+        },
+        stopping,
+    };
+    (status(is_ready), Json(body)).into_response()
+}
+
+fn status(good: bool) -> StatusCode {
+    if good {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+async fn database_answers(context: &Context) -> bool {
+    let ping = async { context.pool.acquire().await?.ping().await };
+    matches!(timeout(PATIENCE, ping).await, Ok(Ok(())))
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "milliseconds since 1970 fit a double"
+)]
+fn timestamp(context: &Context) -> f64 {
+    context.clock.now().timestamp_millis() as f64 / 1000.0
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+    /// Seconds since 1970.
+    timestamp: f64,
+    service: &'static str,
+    database: &'static str,
+    version: &'static str,
+}
+
+#[derive(Serialize)]
+struct Ready {
+    status: &'static str,
+    database: &'static str,
+    migrations: &'static str,
+    redis: &'static str,
+    stopping: bool,
+}

@@ -1,0 +1,180 @@
+//! The server: every feature's routes, what goes around them, and how it ends.
+//!
+//! Around a request, from the outside: its id, its span, its log line and the writing of
+//! problems ([`frame`]); a panic becomes a 500; ordinary routes have 30 seconds and two
+//! megabytes. Uploads and event streams have limits of their own.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::serve::ListenerExt as _;
+use peal_shared::context::Context;
+use peal_shared::ids::JobId;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
+use tower_http::timeout::TimeoutLayer;
+use tracing::Instrument as _;
+
+use crate::auth::{API_KEY_HEADER, KeyCache};
+use crate::error::{Problem, written};
+use crate::health;
+use crate::state::Api;
+
+/// How long an ordinary request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest body of an ordinary request.
+const BODY_LIMIT_BYTES: usize = 2 * 1024 * 1024;
+/// How long requests may go on when the process should end.
+const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+/// Requests slower than this are worth a line whatever they are.
+const SLOW: Duration = Duration::from_secs(1);
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// Serves until `shutdown`, then lets requests finish.
+///
+/// # Errors
+/// When the listener breaks, or requests do not finish in time.
+pub async fn serve(
+    context: Arc<Context>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let api = Api {
+        context,
+        known_keys: KeyCache::default(),
+        shutdown: shutdown.clone(),
+    };
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps its delay");
+        }
+    });
+    let server = axum::serve(listener, router(api))
+        .with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let mut server = std::pin::pin!(server.into_future());
+    tokio::select! {
+        ended = &mut server => return Ok(ended?),
+        () = shutdown.cancelled() => {}
+    }
+    match timeout(DRAIN_LIMIT, server).await {
+        Ok(ended) => Ok(ended?),
+        Err(_elapsed) => anyhow::bail!("some requests did not finish in time and were cut off"),
+    }
+}
+
+fn router(api: Api) -> Router {
+    let ordinary = Router::new()
+        .merge(health::router())
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::REQUEST_TIMEOUT,
+            REQUEST_TIMEOUT,
+        ))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));
+    Router::new()
+        .merge(ordinary)
+        .fallback(async || Problem::no_route())
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(frame))
+        .layer(SetSensitiveRequestHeadersLayer::new([
+            AUTHORIZATION,
+            HeaderName::from_static(API_KEY_HEADER),
+        ]))
+        .with_state(api)
+}
+
+/// What goes around every request.
+async fn frame(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request_id(&request);
+    let method = request.method().clone();
+    // The pattern, not the path: paths of callbacks hold tokens, queries hold phone numbers.
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
+    let span = tracing::info_span!("request", request.id = id, %method, route);
+    async move {
+        let mut response = written(next.run(request).await, &id);
+        let headers = response.headers_mut();
+        if let Ok(id) = HeaderValue::from_str(&id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers
+            .entry(CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-store"));
+        log(&route, response.status(), started.elapsed());
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+/// Carriers and probes come by the hundred a second; their good answers are no news.
+fn log(route: &str, status: StatusCode, took: Duration) {
+    let (status, ms) = (status.as_u16(), took.as_millis());
+    let is_frequent = route.starts_with("/health") || route.contains("callback");
+    if is_frequent && status < 400 && took < SLOW {
+        tracing::debug!(status, ms, "answered");
+    } else {
+        tracing::info!(status, ms, "answered");
+    }
+}
+
+/// The client's id of the request when it is a sane one, else ours.
+fn request_id(request: &Request) -> String {
+    request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|id| id.to_str().ok())
+        .filter(|id| {
+            (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
+                && id
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+        })
+        .map_or_else(|| JobId::new().to_string(), str::to_owned)
+}
+
+fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let said = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_default();
+    Problem::from(anyhow::anyhow!("panic: {said}")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn id_of(header: &str) -> String {
+        let request = Request::builder().header(REQUEST_ID, header);
+        request_id(&request.body(Body::empty()).unwrap())
+    }
+
+    #[test]
+    fn a_sane_request_id_is_kept_and_another_replaced() {
+        assert_eq!(id_of("abc-1_2.3:4"), "abc-1_2.3:4");
+        for odd in ["", "a b", "<script>", "a\"b", &"x".repeat(129)] {
+            let id = id_of(odd);
+            assert_ne!(id, odd);
+            assert_eq!(id.len(), 36);
+        }
+    }
+}
