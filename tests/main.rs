@@ -2,6 +2,7 @@
 
 mod campaign;
 mod harness;
+mod ingest;
 mod mail;
 mod queue;
 mod tidy;

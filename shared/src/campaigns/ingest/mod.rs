@@ -36,6 +36,8 @@ mod rows;
 mod run;
 mod write;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 pub use announce::announce_unscoped;
@@ -140,15 +142,15 @@ pub struct Counts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failure {
     /// A stable, snake_case kind.
-    pub code: String,
+    pub code: Cow<'static, str>,
     /// What happened and what to do.
     pub message: String,
 }
 
 impl Failure {
-    fn new(code: &str, message: impl Into<String>) -> Self {
+    fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self {
-            code: code.to_owned(),
+            code: code.into(),
             message: message.into(),
         }
     }

@@ -1,5 +1,7 @@
 //! An upload becomes a file in the store and a queued ingest.
 
+use std::borrow::Cow;
+
 use bytes::{Bytes, BytesMut};
 use futures::pin_mut;
 use futures::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
@@ -70,13 +72,10 @@ pub async fn receive(
 }
 
 fn refusal(failure: Failure) -> Error {
-    let code = match failure.code.as_str() {
-        "missing_phone_column" => "missing_phone_column",
-        "empty_file" => "empty_file",
-        "too_many_columns" => "too_many_columns",
-        _ => "unreadable_file",
-    };
-    Error::rejected(code, failure.message)
+    match failure.code {
+        Cow::Borrowed(code) => Error::rejected(code, failure.message),
+        Cow::Owned(_) => Error::rejected("unreadable_file", failure.message),
+    }
 }
 
 /// Queues the upload. The caller enqueues the job that runs it in the same transaction.

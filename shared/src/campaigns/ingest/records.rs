@@ -61,17 +61,12 @@ pub async fn insert_records(
     }
     let mut zone_ids = ZoneIds::new();
     write::resolve_zones(db, &rows, &mut zone_ids).await?;
-    let inserted = write::insert(
-        db,
-        target.org,
-        target.batch,
-        next_row_no,
-        &rows,
-        &zone_ids,
-        limits,
-    )
-    .await?
-    .map_err(|failure| Error::rejected("too_many_rows", failure.message))?;
+    let staged = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+    write::stage_by_arrays(db, &rows, &zone_ids).await?;
+    let inserted =
+        write::insert_staged(db, (target.org, target.batch), next_row_no, staged, limits)
+            .await?
+            .map_err(|failure| Error::rejected("too_many_rows", failure.message))?;
     let ids: Vec<RowId> = rows.iter().map(|row| row.id).collect();
     let added = sqlx::query_scalar!(
         r#"select id as "id: RowId"
@@ -87,7 +82,7 @@ pub async fn insert_records(
         counts: Counts {
             total_rows: count(records.len()),
             inserted,
-            duplicates: count(rows.len()) - inserted,
+            duplicates: staged - inserted,
             rejected: count(rejects.len()),
         },
         warnings: ignored(records, &target.variable_names),

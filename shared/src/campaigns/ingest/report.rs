@@ -76,7 +76,7 @@ pub async fn find(
         },
         warnings: row.warnings,
         failure: row.failure_code.map(|code| Failure {
-            code,
+            code: code.into(),
             message: row.failure_message.unwrap_or_default(),
         }),
         notify: row.notify,

@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use futures::stream::{Stream, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
+use serde_json::Value;
+use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::header::{self, Columns, HEAD_BYTES, Opening};
 use super::reader::{Parser, Place, Records};
@@ -121,12 +123,13 @@ async fn pass(
             place: records.parser.place(),
             ..from.clone()
         };
-        match commit(pool, job, limits, &chunk, &zone_ids, (&from, &to)).await? {
+        let (write, end) = Write::new(job, chunk, &zone_ids, (&from, &to))?;
+        match write.commit_in_a_task(pool, limits).await? {
             Committed::Yes => from = to,
             Committed::Overtaken => return Ok(Ok(())),
             Committed::Refused(failure) => return Ok(Err(failure)),
         }
-        match chunk.end {
+        match end {
             End::Full => {}
             End::OfFile => return Ok(Ok(())),
             End::Fault(failure) => return Ok(Err(failure)),
@@ -151,7 +154,7 @@ async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
     .await?
     .ok_or(Error::NotFound("Ingest"))?;
     let failure = row.failure_code.map(|code| Failure {
-        code,
+        code: code.into(),
         message: row.failure_message.unwrap_or_default(),
     });
     Ok(Job {
@@ -300,75 +303,110 @@ impl Chunk {
     }
 }
 
-/// Puts a chunk into the batch and moves the checkpoint, or does neither.
-async fn commit(
-    pool: &PgPool,
-    job: &Job,
-    limits: &Limits,
-    chunk: &Chunk,
-    zone_ids: &ZoneIds,
-    (from, to): (&Checkpoint, &Checkpoint),
-) -> Result<Committed> {
-    let mut tx = pool.begin().await?;
-    let next_row_no = match write::lock_batch(&mut tx, job.org, job.batch).await {
-        Ok(next_row_no) => next_row_no,
-        Err(Error::Conflict { code, detail }) => {
-            return Ok(Committed::Refused(Failure::new(code, detail)));
-        }
-        Err(error) => return Err(error),
-    };
-    let standing = sqlx::query!(
-        r#"select state as "state: State", checkpoint
-         from ingests
-         where id = $1
-         for no key update"#,
-        job.id as IngestId,
-    )
-    .fetch_optional(&mut *tx)
-    .await?
-    .ok_or(Error::NotFound("Ingest"))?;
-    if standing.state != State::Running || standing.checkpoint != Some(serde_json::to_value(from)?)
-    {
-        return Ok(Committed::Overtaken);
+/// A chunk, ready to be committed, and the place it was read from.
+struct Write {
+    ingest: IngestId,
+    org: OrgId,
+    batch: BatchId,
+    rows: i64,
+    copy_data: Vec<u8>,
+    rejects: Vec<Reject>,
+    is_last: bool,
+    from: Value,
+    to: Value,
+}
+
+impl Write {
+    fn new(
+        job: &Job,
+        chunk: Chunk,
+        zone_ids: &ZoneIds,
+        (from, to): (&Checkpoint, &Checkpoint),
+    ) -> Result<(Self, End)> {
+        let write = Self {
+            ingest: job.id,
+            org: job.org,
+            batch: job.batch,
+            rows: i64::try_from(chunk.rows.len()).unwrap_or(i64::MAX),
+            copy_data: write::copy_data(&chunk.rows, zone_ids),
+            rejects: chunk.rejects,
+            is_last: matches!(chunk.end, End::OfFile),
+            from: serde_json::to_value(from)?,
+            to: serde_json::to_value(to)?,
+        };
+        Ok((write, chunk.end))
     }
-    let inserted = write::insert(
-        &mut tx,
-        job.org,
-        job.batch,
-        next_row_no,
-        &chunk.rows,
-        zone_ids,
-        limits,
-    )
-    .await?;
-    let inserted = match inserted {
-        Ok(inserted) => inserted,
-        Err(failure) => return Ok(Committed::Refused(failure)),
-    };
-    write::insert_rejects(&mut tx, job.id, &chunk.rejects).await?;
-    let rows = i64::try_from(chunk.rows.len()).unwrap_or(i64::MAX);
-    let rejected = i64::try_from(chunk.rejects.len()).unwrap_or(i64::MAX);
-    sqlx::query!(
-        "update ingests
-         set total_rows = total_rows + $2 + $4,
-             inserted = inserted + $3,
-             duplicates = duplicates + $2 - $3,
-             rejected = rejected + $4,
-             checkpoint = $5,
-             state = case when $6 then 'completed' else state end,
-             finished_at = case when $6 then now() end
-         where id = $1",
-        job.id as IngestId,
-        rows,
-        inserted,
-        rejected,
-        serde_json::to_value(to)?,
-        matches!(chunk.end, End::OfFile),
-    )
-    .execute(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    Ok(Committed::Yes)
+
+    /// Commits in a task of its own, so that a run which is dropped meanwhile does not break
+    /// off a COPY; see [`write`].
+    async fn commit_in_a_task(self, pool: &PgPool, limits: &Limits) -> Result<Committed> {
+        let (pool, limits) = (pool.clone(), *limits);
+        let task = async move { self.commit(&pool, &limits).await };
+        tokio::spawn(task.in_current_span())
+            .await
+            .map_err(|panic| Error::Unexpected(panic.into()))?
+    }
+
+    /// Puts the chunk into the batch and moves the checkpoint, or does neither.
+    async fn commit(self, pool: &PgPool, limits: &Limits) -> Result<Committed> {
+        let mut tx = pool.begin().await?;
+        let next_row_no = match write::lock_batch(&mut tx, self.org, self.batch).await {
+            Ok(next_row_no) => next_row_no,
+            Err(Error::Conflict { code, detail }) => {
+                return Ok(Committed::Refused(Failure::new(code, detail)));
+            }
+            Err(error) => return Err(error),
+        };
+        let standing = sqlx::query!(
+            r#"select state as "state: State", checkpoint
+             from ingests
+             where id = $1
+             for no key update"#,
+            self.ingest as IngestId,
+        )
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(Error::NotFound("Ingest"))?;
+        if standing.state != State::Running || standing.checkpoint.as_ref() != Some(&self.from) {
+            return Ok(Committed::Overtaken);
+        }
+        let mut inserted = 0;
+        if self.rows > 0 {
+            write::stage_by_copy(&mut tx, &self.copy_data).await?;
+            let to = (self.org, self.batch);
+            match write::insert_staged(&mut tx, to, next_row_no, self.rows, limits).await? {
+                Ok(rows) => inserted = rows,
+                Err(failure) => return Ok(Committed::Refused(failure)),
+            }
+        }
+        write::insert_rejects(&mut tx, self.ingest, &self.rejects).await?;
+        self.advance(&mut tx, inserted).await?;
+        tx.commit().await?;
+        Ok(Committed::Yes)
+    }
+
+    async fn advance(&self, db: &mut PgConnection, inserted: i64) -> Result<()> {
+        sqlx::query!(
+            "update ingests
+             set total_rows = total_rows + $2 + $4,
+                 inserted = inserted + $3,
+                 duplicates = duplicates + $2 - $3,
+                 rejected = rejected + $4,
+                 checkpoint = $5,
+                 state = case when $6 then 'completed' else state end,
+                 finished_at = case when $6 then now() end
+             where id = $1",
+            self.ingest as IngestId,
+            self.rows,
+            inserted,
+            i64::try_from(self.rejects.len()).unwrap_or(i64::MAX),
+            self.to,
+            self.is_last,
+        )
+        .execute(db)
+        .await?;
+        Ok(())
+    }
 }
 
 /// Ends the ingest early, unless another run has ended it.
@@ -382,7 +420,7 @@ async fn fail(pool: &PgPool, ingest: IngestId, failure: &Failure) -> Result<()> 
          where id = $1
            and state in ('queued', 'running')",
         ingest as IngestId,
-        failure.code,
+        &failure.code,
         failure.message,
     )
     .execute(pool)

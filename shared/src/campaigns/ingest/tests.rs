@@ -302,7 +302,7 @@ async fn an_upload_is_judged_by_its_first_bytes_and_kept() {
 #[tokio::test]
 async fn an_upload_that_cannot_be_a_list_is_refused_at_once() {
     for (body, expected) in [
-        (vec![b"P".as_slice(), b"K\x03\x04"], "unreadable_file"),
+        (vec![b"P".as_slice(), b"K\x03\x04"], "not_csv"),
         (vec![], "empty_file"),
         (vec![b"name,city\n"], "missing_phone_column"),
         (vec![b"to_phonenumber,a,b,c,d,e\n"], "too_many_columns"),

@@ -1,8 +1,14 @@
-//! Rows go into the batch: staged by COPY, inserted in one statement.
+//! Rows go into the batch: staged in a temporary table, inserted from there in one statement.
 //!
 //! The batch's row is locked first and always first, so that two writers of one batch take
 //! turns and none of them adds a row once the batch has started.
+//!
+//! A chunk of a file is staged by COPY, which is a little faster than bound arrays and needs no
+//! second copy of the rows. The driver's COPY must not be dropped halfway, or the connection
+//! returns to the pool out of step; a request's future may be dropped at any await, so its few
+//! rows are staged as arrays.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
@@ -10,10 +16,10 @@ use sqlx::PgConnection;
 use super::rows::{Reject, Row, Zones};
 use super::{Failure, Limits};
 use crate::error::{Error, Result};
-use crate::ids::{BatchId, IngestId, OrgId};
+use crate::ids::{BatchId, IngestId, OrgId, RowId};
 
-/// The compile-time checker cannot see temporary tables, so the three statements on this one
-/// are plain texts.
+/// The compile-time checker cannot see temporary tables, so the statements on this one are
+/// plain texts.
 const CREATE_STAGE: &str = "
     create temporary table ingest_stage (
         id              uuid not null,
@@ -22,6 +28,13 @@ const CREATE_STAGE: &str = "
         variable_values jsonb not null,
         zone_set_id     integer
     ) on commit delete rows";
+/// A second writer in one transaction would find the first one's rows.
+const CLEAR_STAGE: &str = "delete from ingest_stage";
+const STAGE_ARRAYS: &str = "
+    insert into ingest_stage (id, ordinal, to_phonenumber, variable_values, zone_set_id)
+    select id, ordinal - 1, to_phonenumber, variable_values::jsonb, zone_set_id
+    from unnest($1::uuid[], $2::text[], $3::text[], $4::integer[]) with ordinality
+         as r (id, to_phonenumber, variable_values, zone_set_id, ordinal)";
 const COPY_STAGE: &str = "
     copy ingest_stage (id, ordinal, to_phonenumber, variable_values, zone_set_id)
     from stdin (format binary)";
@@ -64,21 +77,68 @@ pub(super) async fn lock_batch(db: &mut PgConnection, org: OrgId, batch: BatchId
     Ok(found.next_row_no)
 }
 
-/// Adds the rows to the locked batch. When the answer is a failure the transaction must be
-/// rolled back.
-pub(super) async fn insert(
+/// Stages rows in the format of [`copy_data`]. Run it in a task of its own: see above.
+pub(super) async fn stage_by_copy(db: &mut PgConnection, data: &[u8]) -> Result<()> {
+    prepare_stage(db).await?;
+    let mut copy = db.copy_in_raw(COPY_STAGE).await?;
+    match copy.send(data).await {
+        Ok(_) => {
+            copy.finish().await?;
+            Ok(())
+        }
+        Err(error) => {
+            copy.abort("the rows could not be sent").await?;
+            Err(error.into())
+        }
+    }
+}
+
+/// Stages rows within the caller's transaction, whose future may be dropped.
+pub(super) async fn stage_by_arrays(
     db: &mut PgConnection,
-    org: OrgId,
-    batch: BatchId,
-    next_row_no: i64,
     rows: &[Row],
     zone_ids: &ZoneIds,
+) -> Result<()> {
+    prepare_stage(db).await?;
+    let ids: Vec<RowId> = rows.iter().map(|row| row.id).collect();
+    let numbers: Vec<&str> = rows.iter().map(|row| row.number.as_str()).collect();
+    let variables: Vec<Cow<'_, str>> = rows
+        .iter()
+        .map(|row| String::from_utf8_lossy(&row.variables))
+        .collect();
+    let zones: Vec<Option<i32>> = rows
+        .iter()
+        .map(|row| zone_ids.get(&row.zones).copied())
+        .collect();
+    sqlx::query(STAGE_ARRAYS)
+        .bind(ids)
+        .bind(numbers)
+        .bind(variables)
+        .bind(zones)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+async fn prepare_stage(db: &mut PgConnection) -> Result<()> {
+    let missing =
+        sqlx::query_scalar!(r#"select to_regclass('pg_temp.ingest_stage') is null as "missing!""#)
+            .fetch_one(&mut *db)
+            .await?;
+    let statement = if missing { CREATE_STAGE } else { CLEAR_STAGE };
+    sqlx::query(statement).execute(db).await?;
+    Ok(())
+}
+
+/// Adds the `staged` rows to the locked batch. When the answer is a failure the transaction
+/// must be rolled back.
+pub(super) async fn insert_staged(
+    db: &mut PgConnection,
+    (org, batch): (OrgId, BatchId),
+    next_row_no: i64,
+    staged: i64,
     limits: &Limits,
 ) -> Result<Outcome> {
-    if rows.is_empty() {
-        return Ok(Ok(0));
-    }
-    stage(db, rows, zone_ids).await?;
     let inserted = sqlx::query(INSERT_STAGED)
         .bind(org)
         .bind(batch)
@@ -90,7 +150,6 @@ pub(super) async fn insert(
     if inserted == 0 {
         return Ok(Ok(0));
     }
-    let staged = i64::try_from(rows.len()).unwrap_or(i64::MAX);
     let total = sqlx::query_scalar!(
         r#"with numbered as (
              update call_batches
@@ -117,36 +176,9 @@ pub(super) async fn insert(
     Ok(Ok(inserted))
 }
 
-async fn stage(db: &mut PgConnection, rows: &[Row], zone_ids: &ZoneIds) -> Result<()> {
-    let missing =
-        sqlx::query_scalar!(r#"select to_regclass('pg_temp.ingest_stage') is null as "missing!""#)
-            .fetch_one(&mut *db)
-            .await?;
-    if missing {
-        sqlx::query(CREATE_STAGE).execute(&mut *db).await?;
-    } else {
-        // A second writer in one transaction finds the first one's rows.
-        sqlx::query("delete from ingest_stage")
-            .execute(&mut *db)
-            .await?;
-    }
-    let data = copy_data(rows, zone_ids);
-    let mut copy = db.copy_in_raw(COPY_STAGE).await?;
-    match copy.send(data).await {
-        Ok(_) => {
-            copy.finish().await?;
-            Ok(())
-        }
-        Err(error) => {
-            copy.abort("the rows could not be sent").await?;
-            Err(error.into())
-        }
-    }
-}
-
 /// The rows in the binary format of COPY: a signature, then for each row its number of fields
 /// and each field's length and bytes, then -1.
-fn copy_data(rows: &[Row], zone_ids: &ZoneIds) -> Vec<u8> {
+pub(super) fn copy_data(rows: &[Row], zone_ids: &ZoneIds) -> Vec<u8> {
     const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
     const FIELDS: i16 = 5;
     const NULL: i32 = -1;
