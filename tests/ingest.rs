@@ -1,4 +1,5 @@
-//! Lists come into a batch, whole or not at all, once, whatever happens in between.
+//! Lists come into a batch, row by row and once, whatever happens in between: what the job does
+//! (job: ingest_csv), and what surrounds it.
 
 use std::time::Duration;
 
@@ -124,7 +125,7 @@ impl Bench {
     }
 
     async fn run_with(&self, limits: &Limits, id: IngestId) -> Result<Finished> {
-        ingest::run(
+        ingest::run_unscoped(
             self.pool(),
             &self.store,
             limits,
@@ -323,7 +324,7 @@ async fn a_run_that_is_stopped_between_chunks_resumes_to_the_same_counts() {
     let finished = loop {
         let stop = CancellationToken::new();
         let before = bench.place(id).await;
-        let run = ingest::run(bench.pool(), &bench.store, &limits, id, &stop);
+        let run = ingest::run_unscoped(bench.pool(), &bench.store, &limits, id, &stop);
         let watch = async {
             eventually("a chunk is committed", Duration::from_secs(20), || async {
                 bench.place(id).await != before

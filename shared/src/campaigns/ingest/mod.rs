@@ -2,7 +2,7 @@
 //!
 //! A file is first *received*: streamed into the store while its first bytes are judged, so
 //! that a workbook, a compressed file or one without the phone column is refused at once
-//! ([`receive`]). Then it is an `ingests` row ([`create`]) that a job *runs* ([`run`]):
+//! ([`receive`]). Then it is an `ingests` row ([`create`]) that a job *runs* ([`run_unscoped`]):
 //!
 //! ```text
 //!            first chunk                  end of the file
