@@ -100,6 +100,12 @@ fn functions(text: &str) -> Vec<Function<'_>> {
             continue;
         }
         let name = code[at + 3..].split(['(', '<']).next().unwrap_or_default();
+        let opening = lines[start..]
+            .iter()
+            .position(|line| line.ends_with(['{', '}', ';']));
+        if opening.is_some_and(|at| lines[start + at].ends_with(';')) {
+            continue; // Declared, not defined.
+        }
         let indent = &line[..line.len() - code.len()];
         let close = format!("{indent}}}");
         let Some(length) = lines[start..]
@@ -260,16 +266,15 @@ fn every_job_has_its_file_and_its_test() {
         }
     }
     assert!(kinds.len() >= 4, "{kinds:?}");
-    let tests = sources(&["tests"], &[".rs"]);
+    let mut tests = sources(&["tests"], &[".rs"]);
+    tests.retain(|file| file.path != "tests/tidy.rs");
     for kind in kinds {
         assert!(
             root().join(format!("worker/src/jobs/{kind}.rs")).exists(),
             "{kind} has no file"
         );
-        let named = tests
-            .iter()
-            .any(|file| file.text.contains(&format!("job: {kind}")));
-        assert!(named, "no test says `job: {kind}`");
+        let named = tests.iter().any(|file| file.text.contains(&kind));
+        assert!(named, "no test names {kind}");
     }
 }
 

@@ -202,11 +202,10 @@ impl Config {
     }
 
     fn check(settings: Settings, bad: &mut Complaints) -> Option<Self> {
-        let database_url = bad.check("PEAL_DATABASE_URL", postgres_url(settings.database_url));
-        let redis_url = settings
-            .redis_url
-            .filter(|url| !url.is_empty())
-            .map(SecretString::from);
+        let database_url = bad.check(
+            "PEAL_DATABASE_URL",
+            postgres_url(settings.database_url.as_deref()),
+        );
         let keys = bad.check(
             "PEAL_MASTER_KEY",
             master_key(settings.master_key.as_deref()),
@@ -215,80 +214,37 @@ impl Config {
             "PEAL_PUBLIC_URL",
             public_url(settings.public_url.as_deref()),
         );
-        let listen = bad.check(
-            "PEAL_LISTEN",
-            settings
-                .listen
-                .parse()
-                .map_err(|_e| "must be address:port".to_owned()),
-        );
-        let session_tokens = bad.check(
-            "PEAL_JWT_SECRET",
-            match settings.jwt_secret.filter(|secret| !secret.is_empty()) {
-                Some(secret) if secret.len() < 32 => Err("must have at least 32 bytes".to_owned()),
-                secret => Ok(secret.map(|secret| SessionTokens {
-                    secret: secret.into(),
-                    issuer: settings.jwt_issuer,
-                    audience: settings.jwt_audience,
-                })),
-            },
-        );
-        let max_mb = bad.number("PEAL_UPLOAD_MAX_MB", &settings.upload_max_mb, 1_u64, 10_000);
-        let max_rows = bad.number(
-            "PEAL_BATCH_MAX_ROWS",
-            &settings.batch_max_rows,
-            1_i64,
-            100_000_000,
-        );
-        let max_columns = bad.number(
-            "PEAL_CSV_MAX_COLUMNS",
-            &settings.csv_max_columns,
-            1_usize,
-            1000,
-        );
-        let max_cell = bad.number(
-            "PEAL_CSV_MAX_CELL",
-            &settings.csv_max_cell,
-            1_usize,
-            100_000,
-        );
-        let pool = bad.number("PEAL_DATABASE_POOL", &settings.database_pool, 2_u32, 1000);
-        let deadline = bad.number(
-            "PEAL_UNKNOWN_DEADLINE_SECS",
-            &settings.unknown_deadline_secs,
-            0_u64,
-            86_400,
-        );
-        let reconcile = bad.number("PEAL_RECONCILE_SECS", &settings.reconcile_secs, 1_u64, 3600);
+        let listen = settings
+            .listen
+            .parse()
+            .map_err(|_e| "must be address:port".to_owned());
+        let listen = bad.check("PEAL_LISTEN", listen);
+        let session_tokens = bad.check("PEAL_JWT_SECRET", session_tokens(&settings));
+        let uploads = uploads(&settings, bad);
+        let pool = bad.number("PEAL_DATABASE_POOL", &settings.database_pool, 2, 1000);
+        let deadline = &settings.unknown_deadline_secs;
+        let deadline = bad.number("PEAL_UNKNOWN_DEADLINE_SECS", deadline, 0, 86_400);
+        let reconcile = bad.number("PEAL_RECONCILE_SECS", &settings.reconcile_secs, 1, 3600);
         let inbox = bad.number(
             "PEAL_INBOX_CAPACITY",
             &settings.inbox_capacity,
-            1_usize,
+            1,
             1_000_000,
         );
         Some(Self {
             database_url: database_url?,
             database_pool: pool?,
-            redis_url,
+            redis_url: secret(settings.redis_url),
             redis_prefix: settings.redis_prefix,
             keys: keys?,
             public_url: public_url?,
             listen: listen?,
             session_tokens: session_tokens?,
             store_url: settings.store_url,
-            smtp_url: settings
-                .smtp_url
-                .filter(|url| !url.is_empty())
-                .map(SecretString::from),
+            smtp_url: secret(settings.smtp_url),
             mail_dir: settings.mail_dir,
             mail_from: settings.mail_from,
-            uploads: Limits {
-                max_bytes: max_mb?.saturating_mul(1_000_000),
-                max_rows_per_batch: max_rows?,
-                max_columns: max_columns?,
-                max_cell_chars: max_cell?,
-                ..Limits::default()
-            },
+            uploads: uploads?,
             unknown_deadline: Duration::from_secs(deadline?),
             reconcile_every: Duration::from_secs(reconcile?),
             inbox_capacity: inbox?,
@@ -296,9 +252,48 @@ impl Config {
     }
 }
 
-fn postgres_url(url: Option<String>) -> Result<SecretString, String> {
+/// A setting that is left empty is not set.
+fn secret(text: Option<String>) -> Option<SecretString> {
+    text.filter(|text| !text.is_empty()).map(SecretString::from)
+}
+
+fn session_tokens(settings: &Settings) -> Result<Option<SessionTokens>, String> {
+    match settings
+        .jwt_secret
+        .as_deref()
+        .filter(|secret| !secret.is_empty())
+    {
+        Some(secret) if secret.len() < 32 => Err("must have at least 32 bytes".to_owned()),
+        secret => Ok(secret.map(|secret| SessionTokens {
+            secret: secret.into(),
+            issuer: settings.jwt_issuer.clone(),
+            audience: settings.jwt_audience.clone(),
+        })),
+    }
+}
+
+fn uploads(settings: &Settings, bad: &mut Complaints) -> Option<Limits> {
+    let max_mb = bad.number("PEAL_UPLOAD_MAX_MB", &settings.upload_max_mb, 1_u64, 10_000);
+    let max_rows = bad.number(
+        "PEAL_BATCH_MAX_ROWS",
+        &settings.batch_max_rows,
+        1,
+        100_000_000,
+    );
+    let max_columns = bad.number("PEAL_CSV_MAX_COLUMNS", &settings.csv_max_columns, 1, 1000);
+    let max_cell = bad.number("PEAL_CSV_MAX_CELL", &settings.csv_max_cell, 1, 100_000);
+    Some(Limits {
+        max_bytes: max_mb?.saturating_mul(1_000_000),
+        max_rows_per_batch: max_rows?,
+        max_columns: max_columns?,
+        max_cell_chars: max_cell?,
+        ..Limits::default()
+    })
+}
+
+fn postgres_url(url: Option<&str>) -> Result<SecretString, String> {
     let url = url.ok_or("is not set: postgres://user:password@host:5432/peal")?;
-    match Url::parse(&url) {
+    match Url::parse(url) {
         Ok(parsed) if matches!(parsed.scheme(), "postgres" | "postgresql") => Ok(url.into()),
         _ => Err("must be a postgres:// URL".to_owned()),
     }

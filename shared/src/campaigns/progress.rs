@@ -160,88 +160,81 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
 
 /// The first thing that stands between a row and its call.
 fn explain(facts: &Facts, batch: &Batch) -> Waiting {
-    let say = |code, message: String, until| Waiting {
-        code,
-        message,
-        until,
-    };
-    if !facts.launched {
-        return say(
+    let trunk_reason = facts.trunk_reason.as_deref().unwrap_or("by its owner");
+    let size = batch.batch_size;
+    let trunk_full = facts
+        .trunk_limit
+        .is_some_and(|limit| facts.trunk_live >= i64::from(limit));
+    let obstacles = [
+        (
+            !facts.launched,
             "starting",
             "the start is being carried out".to_owned(),
             None,
-        );
-    }
-    if facts.trunk_active != Some(true) {
-        let reason = facts.trunk_reason.as_deref().unwrap_or("by its owner");
-        return say(
+        ),
+        (
+            facts.trunk_active != Some(true),
             "trunk_paused",
-            format!("the trunk is paused: {reason}"),
+            format!("the trunk is paused: {trunk_reason}"),
             None,
-        );
-    }
-    if !facts.has_pacer {
-        return say(
+        ),
+        (
+            !facts.has_pacer,
             "no_pacer",
             "the trunk has no pacer: set its cps again".to_owned(),
             None,
-        );
-    }
-    if !facts.due {
-        return say(
+        ),
+        (
+            !facts.due,
             "retry_later",
             "the rows that are left wait for their next attempt".to_owned(),
             facts.next_due,
-        );
-    }
-    if facts.batch_live >= i64::from(batch.batch_size) {
-        return say(
+        ),
+        (
+            facts.batch_live >= i64::from(size),
             "batch_size",
-            format!(
-                "all {} concurrent calls of the batch are in use (batch_size)",
-                batch.batch_size
-            ),
+            format!("all {size} concurrent calls of the batch are in use (batch_size)"),
             None,
-        );
-    }
-    if facts.org_live >= i64::from(facts.org_limit) {
-        return say(
+        ),
+        (
+            facts.org_live >= i64::from(facts.org_limit),
             "organization_limit",
             format!(
                 "the organization has its {} concurrent calls",
                 facts.org_limit
             ),
             None,
-        );
-    }
-    if facts
-        .trunk_limit
-        .is_some_and(|limit| facts.trunk_live >= i64::from(limit))
-    {
-        return say(
+        ),
+        (
+            trunk_full,
             "trunk_limit",
             "the trunk has all the concurrent calls it may have".to_owned(),
             None,
-        );
-    }
-    if facts.busy {
-        return say(
+        ),
+        (
+            facts.busy,
             "number_busy",
             "the numbers that are due are on another call of the organization".to_owned(),
             None,
-        );
-    }
-    if facts.slowdown.is_some_and(|slowdown| slowdown > 1.5) {
-        return say(
+        ),
+        (
+            facts.slowdown.is_some_and(|slowdown| slowdown > 1.5),
             "carrier_pushback",
             "the carrier refuses the pace; dialling goes on slower".to_owned(),
             facts.next_slot,
-        );
-    }
-    say(
+        ),
+    ];
+    let first = obstacles.into_iter().find(|(stands, ..)| *stands);
+    let (_, code, message, until) = first.unwrap_or((
+        true,
         "waiting_for_worker",
         "rows are due and the line is free: no worker with the role dial has taken them yet"
             .to_owned(),
         facts.next_slot,
-    )
+    ));
+    Waiting {
+        code,
+        message,
+        until,
+    }
 }
