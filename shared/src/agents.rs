@@ -73,6 +73,31 @@ pub async fn create_unscoped(db: &mut PgConnection, agent: &NewAgent) -> Result<
     Ok(id)
 }
 
+/// Sets up an agent, or brings the organisation's agent of that name up to date.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn ensure_unscoped(db: &mut PgConnection, agent: &NewAgent) -> Result<AgentId> {
+    let updated = sqlx::query_scalar!(
+        r#"update agents
+           set first_response_message = $3, recording_enabled = $4, machine_detection = $5, is_active = true,
+               updated_at = now()
+           where id = (select id from agents where org_id = $1 and name = $2 order by created_at limit 1)
+           returning id as "id: AgentId""#,
+        agent.org as OrgId,
+        agent.name,
+        agent.first_response_message,
+        agent.recording_enabled,
+        agent.machine_detection,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    match updated {
+        Some(id) => Ok(id),
+        None => create_unscoped(db, agent).await,
+    }
+}
+
 /// An agent in the caller's sight.
 ///
 /// # Errors

@@ -79,6 +79,33 @@ pub async fn create_unscoped(
     Ok(id)
 }
 
+/// An organisation's trunk on a carrier's account.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn of_account_unscoped(
+    db: &mut PgConnection,
+    org: OrgId,
+    kind: CarrierKind,
+    account_id: &str,
+) -> Result<Option<TrunkId>> {
+    let id = sqlx::query_scalar!(
+        r#"select id as "id: TrunkId"
+           from trunks
+           where org_id = $1
+             and kind = $2
+             and account_id = $3
+           order by created_at
+           limit 1"#,
+        org as OrgId,
+        kind as CarrierKind,
+        account_id,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(id)
+}
+
 fn seal(keys: &Keys, trunk: TrunkId, credentials: &Credentials) -> Result<Vec<u8>> {
     let plain = serde_json::to_vec(&SealedCredentials {
         username: credentials.username.as_deref(),

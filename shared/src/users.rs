@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use crate::access::{Credential, Principal, Role};
+use crate::access::{Credential, Principal, Role, Scope};
 use crate::error::Result;
 use crate::ids::{OrgId, UserId};
 
@@ -75,4 +75,25 @@ pub async fn principal_unscoped(db: &mut PgConnection, user: UserId) -> Result<O
         email: Some(row.email),
         credential: Credential::Session,
     }))
+}
+
+/// Whether a user exists in the caller's sight.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn is_seen(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<bool> {
+    let seen = sqlx::query_scalar!(
+        r#"select exists (
+               select from users
+               where id = $1
+                 and ($2::uuid is null or org_id = $2)
+                 and ($3::uuid is null or id = $3)
+           ) as "seen!""#,
+        user as UserId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(seen)
 }

@@ -100,6 +100,30 @@ pub async fn append_unscoped(db: &mut PgConnection, events: &[NewEvent]) -> Resu
     Ok(known)
 }
 
+/// The calls that a carrier's account knows by this id, where the carrier does not name ours.
+/// Carriers have no principal; whoever asks must then prove to be the trunk's carrier.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn of_carrier_unscoped(
+    db: &mut PgConnection,
+    account_id: &str,
+    carrier_call_id: &str,
+) -> Result<Vec<(TrunkId, CallId)>> {
+    let rows = sqlx::query!(
+        r#"select c.trunk_id as "trunk_id: TrunkId", c.id as "id: CallId"
+           from trunks t
+           join calls c on c.trunk_id = t.id
+           where t.account_id = $1
+             and c.carrier_call_id = $2"#,
+        account_id,
+        carrier_call_id,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.trunk_id, row.id)).collect())
+}
+
 /// Applies up to `most` events that wait. Answers with their number and what they came to.
 ///
 /// # Errors

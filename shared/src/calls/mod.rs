@@ -24,6 +24,7 @@ pub mod cancel;
 pub mod claim;
 pub mod fair;
 pub mod inbox;
+pub mod log;
 pub mod pacer;
 pub mod reconcile;
 pub mod request;

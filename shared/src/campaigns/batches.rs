@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-use crate::access::Scope;
+use crate::access::{Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
 use crate::{agents, phones};
@@ -86,6 +86,14 @@ pub struct Page {
     pub size: i64,
 }
 
+/// Whose batches to list; each list narrows what the scope allows. Default: everybody's.
+#[derive(Clone, Debug, Default)]
+pub struct Owners {
+    pub orgs: Option<Vec<OrgId>>,
+    pub users: Option<Vec<UserId>>,
+    pub roles: Option<Vec<Role>>,
+}
+
 /// Creates a batch for an agent and a caller number in the caller's sight.
 ///
 /// # Errors
@@ -149,14 +157,25 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<B
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn list(db: &mut PgConnection, scope: &Scope, page: Page) -> Result<(Vec<Batch>, i64)> {
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    owners: &Owners,
+    page: Page,
+) -> Result<(Vec<Batch>, i64)> {
     let total = sqlx::query_scalar!(
         r#"select count(*) as "n!"
-           from call_batches
-           where ($1::uuid is null or org_id = $1)
-             and ($2::uuid is null or user_id = $2)"#,
+           from call_batches b
+           where ($1::uuid is null or b.org_id = $1)
+             and ($2::uuid is null or b.user_id = $2)
+             and ($3::uuid[] is null or b.org_id = any($3))
+             and ($4::uuid[] is null or b.user_id = any($4))
+             and ($5::text[] is null or exists (select from users u where u.id = b.user_id and u.role = any($5)))"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
     )
     .fetch_one(&mut *db)
     .await?;
@@ -167,6 +186,9 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, page: Page) -> Result<(V
         scope.user() as Option<UserId>,
         page.size,
         (page.number - 1).saturating_mul(page.size),
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
     )
     .fetch_all(db)
     .await?;

@@ -6,6 +6,9 @@ select id as "id: BatchId", user_id as "user_id: UserId", agent_id as "agent_id:
 from call_batches
 where ($1::uuid is null or org_id = $1)
   and ($2::uuid is null or user_id = $2)
+  and ($5::uuid[] is null or org_id = any($5))
+  and ($6::uuid[] is null or user_id = any($6))
+  and ($7::text[] is null or exists (select from users u where u.id = call_batches.user_id and u.role = any($7)))
 order by created_at desc, id desc
 limit $3
 offset $4

@@ -81,7 +81,8 @@ pub async fn list(
     Ok(rows)
 }
 
-/// Changes one row that is still waiting in a batch that is not started.
+/// Changes one row that is still waiting in a batch that is not started. Without `variables`
+/// the row keeps those it has.
 ///
 /// # Errors
 /// [`Error::NotFound`] for a row that is not in the batch, [`Error::Conflict`] once the batch
@@ -93,13 +94,13 @@ pub async fn update(
     row: RowId,
     number: &E164,
     zones: Option<i32>,
-    variables: &serde_json::Value,
+    variables: Option<&serde_json::Value>,
 ) -> Result<()> {
     use crate::error::OnConstraint;
     lock_unstarted(db, scope, batch).await?;
     let done = sqlx::query!(
         "update batch_data
-         set to_phonenumber = $3, variable_values = $4, zone_set_id = $5, updated_at = now()
+         set to_phonenumber = $3, variable_values = coalesce($4, variable_values), zone_set_id = $5, updated_at = now()
          where id = $1
            and batch_id = $2
            and status = 'not_started'",

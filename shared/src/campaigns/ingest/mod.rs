@@ -39,14 +39,18 @@ mod write;
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 
 pub use announce::announce_unscoped;
 pub use receive::{Upload, create, receive};
-pub use records::{Inserted, Record, insert_records};
-pub use report::{Ingest, find, first_rejects, rejects_csv, template};
+pub use records::{Inserted, Record, insert_records, update_record};
+pub use report::{Ingest, find, first_rejects, list, rejects_csv, template};
 pub use rows::Reject;
 pub use run::run_unscoped;
 
+use super::batches::{self, BatchStatus};
+use crate::access::Scope;
+use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
 use crate::phone::Country;
 use crate::queue::{Payload, Queue};
@@ -61,6 +65,39 @@ pub struct Target {
     pub variable_names: Vec<String>,
     /// How to read numbers without a country code.
     pub default_country: Option<Country>,
+}
+
+/// The batch as a place to put rows into, in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`], or [`Error::Conflict`] once it was started. That is looked at again
+/// when rows go in.
+pub async fn target(
+    db: &mut PgConnection,
+    scope: &Scope,
+    batch: BatchId,
+    user: UserId,
+) -> Result<Target> {
+    let batch = batches::find(db, scope, batch).await?;
+    if batch.status != BatchStatus::NotStarted {
+        return Err(Error::conflict("batch_started", "batch already started"));
+    }
+    let default_country = sqlx::query_scalar!(
+        r#"select coalesce(b.default_country, o.default_country) as "default_country: Country"
+           from call_batches b
+           join organizations o on o.id = b.org_id
+           where b.id = $1"#,
+        batch.id as BatchId,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(Target {
+        org: batch.org_id,
+        batch: batch.id,
+        user,
+        variable_names: batch.variable_names,
+        default_country,
+    })
 }
 
 /// How much is too much.

@@ -7,6 +7,8 @@ use sqlx::PgConnection;
 use super::rows::{Reject, Row, Rules};
 use super::write::{self, ZoneIds};
 use super::{Counts, Limits, Target};
+use crate::access::Scope;
+use crate::campaigns::rows;
 use crate::error::{Error, Result};
 use crate::ids::RowId;
 
@@ -89,6 +91,54 @@ pub async fn insert_records(
         rejects,
         rows: added,
     })
+}
+
+/// Changes a row to what the record says, by the rules of a file. A record without variables
+/// leaves those of the row alone. To be called in a transaction that can be undone alone: a
+/// conflict spoils it.
+///
+/// # Errors
+/// As [`rows::update`].
+pub async fn update_record(
+    db: &mut PgConnection,
+    scope: &Scope,
+    target: &Target,
+    limits: &Limits,
+    row: RowId,
+    record: &Record,
+) -> Result<Result<(), Reject>> {
+    let rules = Rules {
+        limits,
+        default_country: target.default_country,
+    };
+    let Record {
+        to_phonenumber,
+        variables,
+    } = record;
+    let read = match rules.item(1, to_phonenumber, variables, &target.variable_names) {
+        Ok(read) => read,
+        Err(reject) => return Ok(Err(reject)),
+    };
+    let mut zone_ids = ZoneIds::new();
+    let read = [read];
+    write::resolve_zones(db, &read, &mut zone_ids).await?;
+    let [read] = read;
+    let values = match variables.is_empty() {
+        true => None,
+        false => Some(serde_json::from_slice(&read.variables)?),
+    };
+    let zones = zone_ids.get(&read.zones).copied();
+    rows::update(
+        db,
+        scope,
+        target.batch,
+        row,
+        &read.number,
+        zones,
+        values.as_ref(),
+    )
+    .await?;
+    Ok(Ok(()))
 }
 
 /// Names that some record has and the batch does not; a few of them.

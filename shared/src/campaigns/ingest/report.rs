@@ -34,6 +34,53 @@ pub struct Ingest {
     pub finished_at: Option<DateTime<Utc>>,
 }
 
+/// An ingest as its row has it.
+struct Stored {
+    id: IngestId,
+    batch_id: BatchId,
+    file_name: String,
+    file_bytes: i64,
+    state: State,
+    total_rows: i64,
+    inserted: i64,
+    duplicates: i64,
+    rejected: i64,
+    warnings: Vec<String>,
+    failure_code: Option<String>,
+    failure_message: Option<String>,
+    notify: bool,
+    created_at: DateTime<Utc>,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+}
+
+impl From<Stored> for Ingest {
+    fn from(row: Stored) -> Self {
+        Self {
+            id: row.id,
+            batch_id: row.batch_id,
+            file_name: row.file_name,
+            file_bytes: row.file_bytes,
+            state: row.state,
+            counts: Counts {
+                total_rows: row.total_rows,
+                inserted: row.inserted,
+                duplicates: row.duplicates,
+                rejected: row.rejected,
+            },
+            warnings: row.warnings,
+            failure: row.failure_code.map(|code| Failure {
+                code: code.into(),
+                message: row.failure_message.unwrap_or_default(),
+            }),
+            notify: row.notify,
+            created_at: row.created_at,
+            started_at: row.started_at,
+            finished_at: row.finished_at,
+        }
+    }
+}
+
 /// An ingest of a batch within the scope.
 ///
 /// # Errors
@@ -44,46 +91,48 @@ pub async fn find(
     batch: BatchId,
     ingest: IngestId,
 ) -> Result<Ingest> {
-    let row = sqlx::query!(
-        r#"select i.file_name, i.file_bytes, i.state as "state: State", i.total_rows, i.inserted,
-                  i.duplicates, i.rejected, i.warnings, i.failure_code, i.failure_message,
-                  i.notify, i.created_at, i.started_at, i.finished_at
+    let mut found = stored(pool, scope, batch, Some(ingest), 1).await?;
+    found.pop().ok_or(Error::NotFound("Ingest"))
+}
+
+/// The newest ingests of a batch within the scope; none when it is not.
+///
+/// # Errors
+/// Only the database's.
+pub async fn list(pool: &PgPool, scope: &Scope, batch: BatchId, limit: i64) -> Result<Vec<Ingest>> {
+    stored(pool, scope, batch, None, limit).await
+}
+
+async fn stored(
+    pool: &PgPool,
+    scope: &Scope,
+    batch: BatchId,
+    ingest: Option<IngestId>,
+    limit: i64,
+) -> Result<Vec<Ingest>> {
+    let rows = sqlx::query_as!(
+        Stored,
+        r#"select i.id as "id: IngestId", i.batch_id as "batch_id: BatchId", i.file_name, i.file_bytes,
+                  i.state as "state: State", i.total_rows, i.inserted, i.duplicates, i.rejected,
+                  i.warnings, i.failure_code, i.failure_message, i.notify, i.created_at,
+                  i.started_at, i.finished_at
          from ingests i
          join call_batches b on b.id = i.batch_id
-         where i.id = $1
-           and i.batch_id = $2
+         where i.batch_id = $1
+           and ($2::uuid is null or i.id = $2)
            and ($3::uuid is null or b.org_id = $3)
-           and ($4::uuid is null or b.user_id = $4)"#,
-        ingest as IngestId,
+           and ($4::uuid is null or b.user_id = $4)
+         order by i.created_at desc, i.id desc
+         limit $5"#,
         batch as BatchId,
+        ingest as Option<IngestId>,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
+        limit,
     )
-    .fetch_optional(pool)
-    .await?
-    .ok_or(Error::NotFound("Ingest"))?;
-    Ok(Ingest {
-        id: ingest,
-        batch_id: batch,
-        file_name: row.file_name,
-        file_bytes: row.file_bytes,
-        state: row.state,
-        counts: Counts {
-            total_rows: row.total_rows,
-            inserted: row.inserted,
-            duplicates: row.duplicates,
-            rejected: row.rejected,
-        },
-        warnings: row.warnings,
-        failure: row.failure_code.map(|code| Failure {
-            code: code.into(),
-            message: row.failure_message.unwrap_or_default(),
-        }),
-        notify: row.notify,
-        created_at: row.created_at,
-        started_at: row.started_at,
-        finished_at: row.finished_at,
-    })
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(Ingest::from).collect())
 }
 
 /// The first rejects of an ingest within the scope, by line; none when it is not.

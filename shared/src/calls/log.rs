@@ -1,0 +1,61 @@
+//! The call log: what a call was and what became of it, for its owner.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{AgentId, BatchId, CallId, OrgId, RowId, UserId};
+use crate::phone::E164;
+use crate::telephony::{AnsweredBy, CallStatus, Outcome, Reason};
+
+/// A call as its owner sees it. Vendor names and prices stay inside.
+#[derive(Clone, Debug, Serialize)]
+pub struct Call {
+    pub id: CallId,
+    pub user_id: UserId,
+    pub agent_id: AgentId,
+    pub batch_id: Option<BatchId>,
+    pub batch_row_id: Option<RowId>,
+    pub attempt_number: i32,
+    pub from_number: E164,
+    pub to_number: E164,
+    pub variable_values: serde_json::Value,
+    pub status: CallStatus,
+    pub outcome: Option<Outcome>,
+    pub reason: Option<Reason>,
+    pub error_message: Option<String>,
+    pub answered_by: Option<AnsweredBy>,
+    pub submitted_at: Option<DateTime<Utc>>,
+    pub answered_at: Option<DateTime<Utc>>,
+    pub ended_at: Option<DateTime<Utc>>,
+    pub duration_seconds: Option<i32>,
+    pub created_at: DateTime<Utc>,
+}
+
+/// A call in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: CallId) -> Result<Call> {
+    sqlx::query_as!(
+        Call,
+        r#"select id as "id: CallId", user_id as "user_id: UserId", agent_id as "agent_id: AgentId",
+                  batch_id as "batch_id: BatchId", row_id as "batch_row_id: RowId", attempt_no as attempt_number,
+                  from_number as "from_number: E164", to_number as "to_number: E164", variable_values,
+                  status as "status: CallStatus", outcome as "outcome: Outcome", reason as "reason: Reason",
+                  error_message, answered_by as "answered_by: AnsweredBy", submitted_at, answered_at, ended_at,
+                  duration_seconds, created_at
+           from calls
+           where id = $1
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or user_id = $3)"#,
+        id as CallId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Call"))
+}
