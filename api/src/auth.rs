@@ -129,8 +129,11 @@ fn user_of_token(rules: &SessionTokens, token: &str, now: DateTime<Utc>) -> Opti
 /// Callers by the digest of their key, looked up lately.
 #[derive(Clone, Default)]
 pub struct KeyCache {
-    entries: Arc<Mutex<HashMap<[u8; 32], (Instant, Principal)>>>,
+    entries: Arc<Mutex<HashMap<[u8; 32], LookedUp>>>,
 }
+
+/// When a key was looked up, and whose it is.
+type LookedUp = (Instant, Principal);
 
 impl KeyCache {
     fn fresh(&self, digest: &[u8; 32]) -> Option<Principal> {

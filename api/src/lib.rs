@@ -1,9 +1,18 @@
 //! Who may ask, and in what words: the HTTP API.
 
 mod auth;
+mod batch_events;
+mod batch_rows;
+mod batches;
+pub mod bootstrap;
+mod callbacks;
+mod direct_calls;
+mod envelope;
 mod error;
 mod extract;
 mod health;
+mod inbox;
+mod new_batch;
 mod server;
 mod state;
 

@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use peal_api::bootstrap::{Bootstrap, bootstrap};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, migrate};
 use tokio::net::TcpListener;
@@ -30,6 +31,9 @@ enum Command {
     Serve,
     /// Bring the database's schema up to date.
     Migrate,
+    /// Set up an organisation, its administrator, a trunk, a number and an agent, and print
+    /// their ids with a new API key as JSON.
+    Bootstrap(Box<Bootstrap>),
 }
 
 #[tokio::main]
@@ -38,11 +42,17 @@ async fn main() -> anyhow::Result<()> {
     start_logging();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
-        .expect("nothing has installed a provider before");
+        .map_err(|_installed| anyhow::anyhow!("TLS has another provider already"))?;
     let config = Config::from_settings(cli.settings)?;
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config).await,
         Command::Migrate => migrate(&config).await,
+        Command::Bootstrap(wanted) => {
+            let context = Context::connect(config, "peal-bootstrap").await?;
+            let ready = bootstrap(&context, &wanted).await?;
+            println!("{}", serde_json::to_string(&ready)?);
+            Ok(())
+        }
     }
 }
 

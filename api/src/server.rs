@@ -25,11 +25,13 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::timeout::TimeoutLayer;
 use tracing::Instrument as _;
 
-use crate::auth::{API_KEY_HEADER, KeyCache};
+use crate::auth::API_KEY_HEADER;
 use crate::error::{Problem, written};
-use crate::health;
 use crate::state::Api;
+use crate::{batch_events, batch_rows, batches, callbacks, direct_calls, health};
 
+/// Where the batch-call family lives.
+const BATCH_CALL: &str = "/api/v1/batch-call";
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest body of an ordinary request.
@@ -51,11 +53,7 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let api = Api {
-        context,
-        known_keys: KeyCache::default(),
-        shutdown: shutdown.clone(),
-    };
+    let api = Api::new(context, shutdown.clone());
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection keeps its delay");
@@ -77,13 +75,18 @@ pub async fn serve(
 fn router(api: Api) -> Router {
     let ordinary = Router::new()
         .merge(health::router())
+        .merge(callbacks::router())
+        .nest("/api/call", direct_calls::router())
+        .nest(BATCH_CALL, batches::router().merge(batch_rows::router()))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
         ))
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));
+    let unhurried = Router::new().nest(BATCH_CALL, batch_events::router());
     Router::new()
         .merge(ordinary)
+        .merge(unhurried)
         .fallback(async || Problem::no_route())
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(frame))

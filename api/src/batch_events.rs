@@ -1,0 +1,211 @@
+//! `/api/v1/batch-call/{batch_id}/events`: a batch as it goes on, as server-sent events.
+//!
+//! `progress` comes when the state has changed, at most once a second; `end` comes last, when
+//! the batch is completed, or stopped with its last call over. Viewers of one batch share one
+//! query a second: the first one starts a watch, the watch ends with the last one.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::HeaderName;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures::stream::{self, Stream};
+use peal_shared::Error;
+use peal_shared::access::Scope;
+use peal_shared::campaigns::progress::{Snapshot, snapshot};
+use peal_shared::campaigns::{BatchStatus, batches};
+use peal_shared::context::Context;
+use peal_shared::ids::BatchId;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::Ids;
+use crate::state::Api;
+
+/// How often a watched batch is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A stream ends after this long; the viewer's next one is authenticated again.
+const STREAM_LIMIT: Duration = Duration::from_secs(3600);
+/// Asks proxies to pass events on at once.
+const UNBUFFERED: [(HeaderName, &str); 1] = [(HeaderName::from_static("x-accel-buffering"), "no")];
+
+pub fn router() -> Router<Api> {
+    Router::new().route("/{batch_id}/events", get(events))
+}
+
+async fn events(
+    State(api): State<Api>,
+    caller: Caller,
+    Ids(batch): Ids<BatchId>,
+) -> Result<Response> {
+    let scope = caller.scope();
+    let mut db = api.context.pool.acquire().await?;
+    batches::find(&mut db, &scope, batch).await?;
+    drop(db);
+    let seen = api.watches.join(&api, batch, scope);
+    let events = Sse::new(Viewer::new(seen, api.shutdown).told())
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    Ok((UNBUFFERED, events).into_response())
+}
+
+/// What a watch has seen last.
+#[derive(Clone, Default)]
+struct Seen {
+    progress: Option<Arc<str>>,
+    ended: bool,
+}
+
+/// The watches that have viewers.
+#[derive(Clone, Default)]
+pub struct Watches {
+    open: Arc<Mutex<HashMap<BatchId, watch::Sender<Seen>>>>,
+}
+
+impl Watches {
+    /// Joins the batch's watch, or starts it. The scope, in which the batch was found, only
+    /// finds it again: what is seen of a batch is the same for all who may see it.
+    fn join(&self, api: &Api, batch: BatchId, scope: Scope) -> watch::Receiver<Seen> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = open.get(&batch) {
+            let mut seen = sender.subscribe();
+            if sender.borrow().progress.is_some() {
+                seen.mark_changed();
+            }
+            return seen;
+        }
+        let (sender, seen) = watch::channel(Seen::default());
+        open.insert(batch, sender);
+        let (context, watches) = (Arc::clone(&api.context), self.clone());
+        let shutdown = api.shutdown.clone();
+        tokio::spawn(async move {
+            let looking = watches.look(&context, batch, scope);
+            shutdown.run_until_cancelled(looking).await;
+            watches.close(batch, |_| true);
+        });
+        seen
+    }
+
+    /// Looks at the batch until it has ended, has vanished, or nobody watches.
+    async fn look(&self, context: &Context, batch: BatchId, scope: Scope) {
+        let mut pace = interval(LOOK_EVERY);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            pace.tick().await;
+            if self.close(batch, |sender| sender.receiver_count() == 0) {
+                return;
+            }
+            let looked = async {
+                let mut db = context.pool.acquire().await?;
+                let snapshot = snapshot(&mut db, &scope, batch).await?;
+                let progress = serde_json::to_string(&snapshot)?;
+                Ok::<_, Error>((Arc::<str>::from(progress), is_over(&snapshot)))
+            };
+            match looked.await {
+                Ok((progress, ended)) => {
+                    self.show(batch, progress, ended);
+                    if ended {
+                        return;
+                    }
+                }
+                Err(Error::NotFound(_)) => return,
+                Err(error) => tracing::debug!(batch.id = %batch, %error, "a watch saw nothing"),
+            }
+        }
+    }
+
+    fn show(&self, batch: BatchId, progress: Arc<str>, ended: bool) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = open.get(&batch) {
+            sender.send_if_modified(|seen| {
+                let news = seen.progress.as_ref() != Some(&progress) || seen.ended != ended;
+                seen.progress = Some(progress);
+                seen.ended = ended;
+                news
+            });
+        }
+    }
+
+    /// Ends a watch under a condition. Nobody can join in between.
+    fn close(&self, batch: BatchId, when: impl FnOnce(&watch::Sender<Seen>) -> bool) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let closes = open.get(&batch).is_some_and(when);
+        if closes {
+            open.remove(&batch);
+        }
+        closes
+    }
+}
+
+fn is_over(snapshot: &Snapshot) -> bool {
+    match snapshot.status {
+        BatchStatus::Completed => true,
+        BatchStatus::Stopped => snapshot.status_counts.calling == 0,
+        _ => false,
+    }
+}
+
+/// One viewer, and how far they have come.
+struct Viewer {
+    seen: watch::Receiver<Seen>,
+    shutdown: CancellationToken,
+    until: Instant,
+    stage: Stage,
+}
+
+/// What a viewer is told next.
+enum Stage {
+    Progress,
+    End,
+    Nothing,
+}
+
+impl Viewer {
+    fn new(seen: watch::Receiver<Seen>, shutdown: CancellationToken) -> Self {
+        Self {
+            seen,
+            shutdown,
+            until: Instant::now() + STREAM_LIMIT,
+            stage: Stage::Progress,
+        }
+    }
+
+    fn told(self) -> impl Stream<Item = std::result::Result<Event, Infallible>> {
+        stream::unfold(self, async |mut viewer| {
+            let event = viewer.next().await?;
+            Some((Ok(event), viewer))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Event> {
+        let name = match self.stage {
+            Stage::Progress => {
+                let changed = timeout_at(self.until, self.seen.changed());
+                self.shutdown
+                    .run_until_cancelled(changed)
+                    .await?
+                    .ok()?
+                    .ok()?;
+                "progress"
+            }
+            Stage::End => "end",
+            Stage::Nothing => return None,
+        };
+        let latest = self.seen.borrow_and_update().clone();
+        self.stage = match (&self.stage, latest.ended) {
+            (Stage::Progress, false) => Stage::Progress,
+            (Stage::Progress, true) => Stage::End,
+            _ => Stage::Nothing,
+        };
+        Some(Event::default().event(name).data(latest.progress?))
+    }
+}

@@ -1,0 +1,361 @@
+//! `/api/v1/batch-call`: batches from their creation to their end.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, patch, post};
+use axum::{Json, Router};
+use peal_shared::Error;
+use peal_shared::access::{Role, Scope};
+use peal_shared::campaigns::batches::{self, Owners, Page};
+use peal_shared::campaigns::lifecycle::{self, Readiness};
+use peal_shared::campaigns::progress::{self, StatusCounts};
+use peal_shared::campaigns::{Batch, BatchStatus};
+use peal_shared::context::Context;
+use peal_shared::ids::{BatchId, JobId, OrgId, UserId};
+use peal_shared::users;
+use serde::{Deserialize, Serialize};
+
+use crate::auth::Caller;
+use crate::envelope::{Answer, AnswerWith, Items, done, said};
+use crate::error::{Problem, Result};
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::new_batch::{CreateBatch, check_variables};
+use crate::state::Api;
+
+const MAX_PAGE_SIZE: i64 = 100;
+
+pub fn router() -> Router<Api> {
+    Router::new()
+        .route("/create", post(create))
+        .route("/me", get(mine))
+        .route("/browse", get(browse))
+        .route("/user/{user_id}", get(of_user))
+        .route("/{batch_id}", get(show).delete(delete))
+        .route("/{batch_id}/status", get(status))
+        .route("/{batch_id}/readiness", get(readiness))
+        .route("/{batch_id}/variables", patch(set_variables))
+        .route("/start/{batch_id}", post(start))
+        .route("/pause/{batch_id}", post(pause))
+        .route("/resume/{batch_id}", post(resume))
+        .route("/stop/{batch_id}", post(stop))
+}
+
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<CreateBatch>,
+) -> AnswerWith<Batch> {
+    let new = body.validated(&caller)?;
+    let mut db = context.pool.begin().await?;
+    if new.user != caller.user && !users::is_seen(&mut db, &caller.scope(), new.user).await? {
+        return Err(not_for(new.user));
+    }
+    let batch = batches::create(&mut db, &caller.scope(), &new).await?;
+    db.commit().await?;
+    Ok((StatusCode::CREATED, done("batch created", batch)))
+}
+
+async fn mine(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Paging>,
+) -> Answer<Items<Batch>> {
+    let scope = caller.scope_of(caller.user)?;
+    list(&context, &scope, &Owners::default(), query.page()?).await
+}
+
+async fn browse(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Browse>,
+) -> Answer<Items<Batch>> {
+    let scope = match query.scope {
+        Some(Sight::Mine) => caller.scope_of(caller.user)?,
+        Some(Sight::All) | None => caller.scope(),
+    };
+    let paging = Paging {
+        page: query.page,
+        page_size: query.page_size,
+    };
+    list(&context, &scope, &query.owners()?, paging.page()?).await
+}
+
+async fn of_user(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(user): Ids<UserId>,
+    ValidQuery(query): ValidQuery<Paging>,
+) -> Answer<Items<Batch>> {
+    let scope = caller.scope_of(user)?;
+    let mut db = context.pool.acquire().await?;
+    if !users::is_seen(&mut db, &scope, user).await? {
+        return Err(Error::NotFound("User").into());
+    }
+    drop(db);
+    list(&context, &scope, &Owners::default(), query.page()?).await
+}
+
+async fn list(
+    context: &Context,
+    scope: &Scope,
+    owners: &Owners,
+    page: Page,
+) -> Answer<Items<Batch>> {
+    let mut db = context.pool.acquire().await?;
+    let (items, total) = batches::list(&mut db, scope, owners, page).await?;
+    let page = Items {
+        items,
+        total,
+        page: page.number,
+        page_size: page.size,
+    };
+    Ok(done(format!("{total} batches"), page))
+}
+
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<BatchId>,
+) -> Answer<Batch> {
+    let mut db = context.pool.acquire().await?;
+    let batch = batches::find(&mut db, &caller.scope(), id).await?;
+    Ok(done("batch found", batch))
+}
+
+async fn delete(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<BatchId>,
+) -> Answer<()> {
+    let mut db = context.pool.begin().await?;
+    batches::delete(&mut db, &caller.scope(), id).await?;
+    db.commit().await?;
+    Ok(said("batch deleted"))
+}
+
+async fn status(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<BatchId>,
+) -> Result<Json<StatusAnswer>> {
+    let mut db = context.pool.acquire().await?;
+    let (batch, status_counts) = progress::counts(&mut db, &caller.scope(), id).await?;
+    let data = BatchWithCounts {
+        batch,
+        status_counts,
+    };
+    Ok(Json(StatusAnswer {
+        success: true,
+        data,
+    }))
+}
+
+async fn readiness(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<BatchId>,
+) -> Result<Json<Readiness>> {
+    let mut db = context.pool.acquire().await?;
+    Ok(Json(
+        lifecycle::readiness(&mut db, &caller.scope(), id).await?,
+    ))
+}
+
+async fn set_variables(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<BatchId>,
+    ValidJson(body): ValidJson<Variables>,
+) -> Answer<Batch> {
+    let mut fields = Fields::default();
+    check_variables(&mut fields, &body.variable_names);
+    fields.finish()?;
+    let mut db = context.pool.begin().await?;
+    let batch = batches::set_variables(&mut db, &caller.scope(), id, &body.variable_names).await?;
+    db.commit().await?;
+    Ok(done("variables replaced", batch))
+}
+
+async fn start(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<BatchId>,
+) -> Result<Json<Accepted>> {
+    let mut db = context.pool.begin().await?;
+    let started = lifecycle::start(&mut db, &caller.scope(), id).await?;
+    db.commit().await?;
+    context.bells.ring_job(&started.job);
+    Ok(Json(Accepted {
+        success: true,
+        message: "the batch starts dialling".to_owned(),
+        status: started.batch.status,
+        member_count: started.member_count,
+        data: AcceptedJob {
+            batch_id: id,
+            job_id: started.job.id,
+        },
+    }))
+}
+
+async fn pause(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<BatchId>,
+) -> Answer<Batch> {
+    let mut db = context.pool.begin().await?;
+    let batch = lifecycle::pause(&mut db, &caller.scope(), id).await?;
+    db.commit().await?;
+    Ok(done("the batch is paused; calls on their way go on", batch))
+}
+
+async fn resume(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<BatchId>,
+) -> Answer<Batch> {
+    let mut db = context.pool.begin().await?;
+    let (batch, job) = lifecycle::resume(&mut db, &caller.scope(), id).await?;
+    db.commit().await?;
+    context.bells.ring_job(&job);
+    Ok(done("the batch goes on", batch))
+}
+
+async fn stop(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<BatchId>,
+) -> Answer<Batch> {
+    let mut db = context.pool.begin().await?;
+    let (batch, job) = lifecycle::stop(&mut db, &caller.scope(), id).await?;
+    db.commit().await?;
+    if let Some(job) = job {
+        context.bells.ring_job(&job);
+    }
+    Ok(done(
+        "the batch is stopped; answered calls go on, ringing ones are canceled",
+        batch,
+    ))
+}
+
+fn not_for(user: UserId) -> Problem {
+    Error::Forbidden(format!("Forbidden: you may not create a batch for user {user}").into()).into()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Variables {
+    variable_names: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Paging {
+    page: Option<i64>,
+    page_size: Option<i64>,
+}
+
+impl Paging {
+    fn page(&self) -> Result<Page> {
+        let page = Page {
+            number: self.page.unwrap_or(1),
+            size: self.page_size.unwrap_or(20),
+        };
+        if page.number < 1 {
+            return Err(query_field("page", "must be 1 or more"));
+        }
+        if !(1..=MAX_PAGE_SIZE).contains(&page.size) {
+            return Err(query_field("page_size", "must be between 1 and 100"));
+        }
+        Ok(page)
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Sight {
+    Mine,
+    All,
+}
+
+/// Lists are separated by commas. They narrow what the caller's role allows.
+#[derive(Deserialize)]
+struct Browse {
+    page: Option<i64>,
+    page_size: Option<i64>,
+    scope: Option<Sight>,
+    organization_ids: Option<String>,
+    owner_user_ids: Option<String>,
+    platform_roles: Option<String>,
+}
+
+impl Browse {
+    fn owners(&self) -> Result<Owners> {
+        let role = |text: &str| match text {
+            "user" => Ok(Role::User),
+            "org_admin" => Ok(Role::OrgAdmin),
+            "super_admin" => Ok(Role::SuperAdmin),
+            _ => Err(()),
+        };
+        Ok(Owners {
+            orgs: comma_list(self.organization_ids.as_deref(), OrgId::from_str).ok_or_else(
+                || query_field("organization_ids", "must be ids, separated by commas"),
+            )?,
+            users: comma_list(self.owner_user_ids.as_deref(), UserId::from_str)
+                .ok_or_else(|| query_field("owner_user_ids", "must be ids, separated by commas"))?,
+            roles: comma_list(self.platform_roles.as_deref(), role).ok_or_else(|| {
+                query_field("platform_roles", "must be of user, org_admin, super_admin")
+            })?,
+        })
+    }
+}
+
+/// The items of a list, or None in it when there is no list; None when an item is wrong.
+fn comma_list<T, E>(
+    text: Option<&str>,
+    read: impl Fn(&str) -> std::result::Result<T, E>,
+) -> Option<Option<Vec<T>>> {
+    let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
+        return Some(None);
+    };
+    text.split(',')
+        .map(|item| read(item.trim()).ok())
+        .collect::<Option<Vec<T>>>()
+        .map(Some)
+}
+
+fn query_field(name: &str, msg: &str) -> Problem {
+    Problem::invalid(vec![peal_shared::error::FieldError {
+        loc: vec!["query".to_owned(), name.to_owned()],
+        msg: msg.to_owned(),
+        kind: "value_error".into(),
+    }])
+}
+
+#[derive(Serialize)]
+struct StatusAnswer {
+    success: bool,
+    data: BatchWithCounts,
+}
+
+#[derive(Serialize)]
+struct BatchWithCounts {
+    batch: Batch,
+    status_counts: StatusCounts,
+}
+
+#[derive(Serialize)]
+struct Accepted {
+    success: bool,
+    message: String,
+    status: BatchStatus,
+    member_count: i64,
+    data: AcceptedJob,
+}
+
+#[derive(Serialize)]
+struct AcceptedJob {
+    batch_id: BatchId,
+    job_id: JobId,
+}

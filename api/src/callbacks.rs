@@ -1,0 +1,238 @@
+//! `/callbacks` and `/api/v1/batch-call/status-callback`: what carriers call. They have no key;
+//! each request proves itself twice, by the call's token in its path and by the carrier's
+//! signature over the public address and the raw body.
+//!
+//! A callback appends an event to the inbox and is acknowledged behind its commit; it changes
+//! nothing else. The answer route replies with what the call says next. A wrong token, a
+//! strange trunk and a strange call look alike: 404.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Router;
+use axum::body::{Bytes, to_bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, Method, StatusCode, request};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use peal_shared::Error;
+use peal_shared::calls::answer;
+use peal_shared::calls::inbox::{NewEvent, Source, of_carrier_unscoped};
+use peal_shared::calls::urls::{CALL_PATH, STATUS_PATH, requested};
+use peal_shared::context::Context;
+use peal_shared::ids::{CallId, TrunkId};
+use peal_shared::telephony::{Account, CallEvent, Callback, CallbackKind};
+use url::{Url, form_urlencoded};
+
+use crate::error::{Problem, Result};
+use crate::state::Api;
+
+/// Carriers send far less.
+const BODY_LIMIT_BYTES: usize = 64 * 1024;
+
+/// How many callbacks were refused for their signature since the process began.
+#[derive(Clone, Default)]
+pub struct Refusals(Arc<AtomicU64>);
+
+pub fn router() -> Router<Api> {
+    let call = "{trunk}/{call}/{token}";
+    Router::new()
+        .route(STATUS_PATH, post(unaddressed_status))
+        .route(
+            &format!("{STATUS_PATH}/{call}"),
+            receiving(CallbackKind::Status),
+        )
+        .route(
+            &format!("{CALL_PATH}/{call}/answer"),
+            get(answer).post(answer),
+        )
+        .route(
+            &format!("{CALL_PATH}/{call}/machine"),
+            receiving(CallbackKind::MachineDetection),
+        )
+        .route(
+            &format!("{CALL_PATH}/{call}/recording"),
+            receiving(CallbackKind::Recording),
+        )
+}
+
+fn receiving(kind: CallbackKind) -> MethodRouter<Api> {
+    let handler = async move |State(api): State<Api>, path: Path<CallPath>, request: Request| {
+        let call = path.0.proven(&api.context)?;
+        let received = Received::read(&api.context, request).await?;
+        let (_, event) = received.told(&api, kind, call.trunk).await?;
+        api.inbox.append(call.said(Source::Callback, event)).await?;
+        Ok::<_, Problem>(StatusCode::NO_CONTENT)
+    };
+    get(handler).post(handler)
+}
+
+/// The carrier fetches what the call says. The fetch itself is an event, and the first one
+/// owns the call, so it is written down before the document is made.
+async fn answer(
+    State(api): State<Api>,
+    path: Path<CallPath>,
+    request: Request,
+) -> Result<Response> {
+    let call = path.0.proven(&api.context)?;
+    let received = Received::read(&api.context, request).await?;
+    let (account, event) = received
+        .told(&api, CallbackKind::Answer, call.trunk)
+        .await?;
+    let carrier_call_id = event.carrier_call_id.clone().unwrap_or_default();
+    api.inbox.append(call.said(Source::Answer, event)).await?;
+    let mut db = api.context.pool.acquire().await?;
+    let document =
+        answer::document_unscoped(&mut db, call.trunk, call.id, &carrier_call_id).await?;
+    let rendered = api.context.carriers.of(account.kind).render(&document);
+    Ok(([(CONTENT_TYPE, rendered.content_type)], rendered.body).into_response())
+}
+
+/// A status callback to the address that a carrier account, not a call, is configured with:
+/// the form itself says which call it means, and the signature of that call's trunk proves it.
+async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<StatusCode> {
+    let received = Received::read(&api.context, request).await?;
+    let (Some(account_id), Some(carrier_call_id)) =
+        (received.field("AccountSid"), received.field("CallSid"))
+    else {
+        return Err(Error::rejected(
+            "callback_not_readable",
+            "the form must have CallSid and AccountSid",
+        )
+        .into());
+    };
+    let mut db = api.context.pool.acquire().await?;
+    let calls = of_carrier_unscoped(&mut db, &account_id, &carrier_call_id).await?;
+    drop(db);
+    let mut refusal = Problem::from(Error::NotFound("Call"));
+    for (trunk, id) in calls {
+        match received.told(&api, CallbackKind::Status, trunk).await {
+            Ok((_, event)) => {
+                let call = ProvenCall { trunk, id };
+                api.inbox.append(call.said(Source::Callback, event)).await?;
+                return Ok(StatusCode::NO_CONTENT);
+            }
+            Err(problem) => refusal = problem,
+        }
+    }
+    Err(refusal)
+}
+
+/// What stands in the path, as it came.
+type CallPath = (String, String, String);
+
+/// A call whose token the path held.
+#[derive(Clone, Copy)]
+struct ProvenCall {
+    trunk: TrunkId,
+    id: CallId,
+}
+
+impl ProvenCall {
+    fn said(self, source: Source, event: CallEvent) -> NewEvent {
+        NewEvent {
+            call: self.id,
+            trunk: self.trunk,
+            source,
+            event,
+        }
+    }
+}
+
+trait Proven {
+    /// The call of the path, if the token is its own.
+    fn proven(&self, context: &Context) -> Result<ProvenCall>;
+}
+
+impl Proven for CallPath {
+    fn proven(&self, context: &Context) -> Result<ProvenCall> {
+        let (trunk, call, token) = self;
+        match (trunk.parse(), call.parse()) {
+            (Ok(trunk), Ok(id)) if context.config.keys.is_call_token(trunk, id, token) => {
+                Ok(ProvenCall { trunk, id })
+            }
+            _ => Err(Error::NotFound("Call").into()),
+        }
+    }
+}
+
+/// A callback as it arrived.
+struct Received {
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Received {
+    async fn read(context: &Context, request: Request) -> Result<Self> {
+        let (
+            request::Parts {
+                method,
+                uri,
+                headers,
+                ..
+            },
+            body,
+        ) = request.into_parts();
+        let sent_to = uri.path_and_query().map_or("/", |path| path.as_str());
+        let url = requested(&context.config.public_url, sent_to).ok_or_else(Problem::no_route)?;
+        let body = to_bytes(body, BODY_LIMIT_BYTES).await.map_err(|_error| {
+            Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "the body is incomplete, or larger than any callback",
+            )
+        })?;
+        Ok(Self {
+            method,
+            url,
+            headers,
+            body,
+        })
+    }
+
+    /// What the carrier says, if it was the carrier.
+    async fn told(
+        &self,
+        api: &Api,
+        kind: CallbackKind,
+        trunk: TrunkId,
+    ) -> Result<(Arc<Account>, CallEvent)> {
+        let Context {
+            pool,
+            config,
+            carriers,
+            accounts,
+            ..
+        } = &*api.context;
+        let account = accounts.get(pool, &config.keys, trunk).await?;
+        let carrier = carriers.of(account.kind);
+        let text = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
+        let callback = Callback {
+            method: self.method.as_str(),
+            url: &self.url,
+            content_type: text(CONTENT_TYPE.as_str()),
+            signature: text(carrier.signature_header()),
+            body: &self.body,
+        };
+        if !carrier.verify(&account, &callback) {
+            let refused = api.refusals.0.fetch_add(1, Ordering::Relaxed) + 1;
+            tracing::warn!(trunk.id = %trunk, ?kind, refused, "a callback was not signed by its carrier");
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "signature_invalid",
+                "the signature does not match this address and body",
+            ));
+        }
+        let event = carrier.read(kind, &callback)?;
+        Ok((account, event))
+    }
+
+    fn field(&self, name: &str) -> Option<String> {
+        form_urlencoded::parse(&self.body)
+            .find(|(key, value)| key == name && !value.is_empty())
+            .map(|(_, value)| value.into_owned())
+    }
+}

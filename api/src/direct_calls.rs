@@ -1,0 +1,159 @@
+//! `/api/call`: one call to one person, outside any batch.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use peal_shared::Error;
+use peal_shared::agents::{self, Agent};
+use peal_shared::bells::Bell;
+use peal_shared::calls::log::{self, Call};
+use peal_shared::calls::request::{NewDirectCall, request};
+use peal_shared::context::Context;
+use peal_shared::error::FieldError;
+use peal_shared::ids::{AgentId, CallId, PhoneId, UserId};
+use peal_shared::phone::E164;
+use peal_shared::phones::{self, Phone};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::auth::Caller;
+use crate::error::{Problem, Result};
+use crate::extract::{Fields, Ids, OptionalJson, ValidQuery};
+use crate::new_batch::one_of;
+use crate::state::Api;
+
+pub fn router() -> Router<Api> {
+    Router::new()
+        .route("/create_call", post(create_call))
+        .route("/{call_id}", get(show))
+}
+
+/// Puts a call in the line and answers at once; it is dialled as soon as the trunk's pace
+/// allows.
+async fn create_call(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<CreateCall>,
+    OptionalJson(body): OptionalJson<CallBody>,
+) -> Result<(StatusCode, Json<Queued>)> {
+    let to = query.number()?;
+    let mut fields = Fields::default();
+    fields.check(
+        !Value::Object(body.variable_values.clone())
+            .to_string()
+            .contains("\\u0000"),
+        "variable_values",
+        "characters",
+        "must not have NUL characters",
+    );
+    fields.finish()?;
+    let agent_id = one_of(query.agent_id, query.workflow_id)?;
+    let scope = caller.scope();
+    let mut db = context.pool.begin().await?;
+    let agent = agents::find(&mut db, &scope, agent_id).await?;
+    let line = match query.phone_number_id {
+        Some(id) => phones::find(&mut db, &scope, id).await?,
+        None => phones::default_line(&mut db, &scope, caller.user).await?,
+    };
+    callable(&agent, &line)?;
+    // A super_admin calls for another organisation on behalf of the agent's owner.
+    let user = match agent.org_id == caller.org {
+        true => caller.user,
+        false => agent.user_id,
+    };
+    let new = NewDirectCall {
+        user,
+        to: to.clone(),
+        variable_values: Value::Object(body.variable_values),
+    };
+    let queued = request(&mut db, &scope, &agent, &line, &new).await?;
+    db.commit().await?;
+    context.bells.ring(Bell::Dial);
+    let answer = Queued {
+        status: "queued",
+        queue_job_id: queued.id,
+        call_session_id: queued.id,
+        user_id: user,
+        target_number: to,
+        agent_id: agent.id,
+        from_phone_number: line.phone_number,
+        source: "create_call",
+    };
+    Ok((StatusCode::ACCEPTED, Json(answer)))
+}
+
+/// Whether the agent may speak on the line.
+fn callable(agent: &Agent, line: &Phone) -> Result<()> {
+    let (code, detail) = if !agent.is_active {
+        ("agent_inactive", "the agent is not active")
+    } else if !line.is_active {
+        ("line_inactive", "the phone number is not active")
+    } else if agent.org_id != line.org_id {
+        (
+            "organizations_differ",
+            "the agent and the phone number belong to different organizations",
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::rejected(code, detail).into())
+}
+
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<CallId>,
+) -> Result<Json<Call>> {
+    let mut db = context.pool.acquire().await?;
+    Ok(Json(log::find(&mut db, &caller.scope(), id).await?))
+}
+
+#[derive(Deserialize)]
+struct CreateCall {
+    #[serde(rename = "phoneNumber")]
+    phone_number: String,
+    agent_id: Option<AgentId>,
+    workflow_id: Option<Uuid>,
+    phone_number_id: Option<PhoneId>,
+}
+
+impl CreateCall {
+    /// A `+` that was not escaped arrives as a space; in front of a digit it cannot have been
+    /// meant as one.
+    fn number(&self) -> Result<E164> {
+        let restored = match self.phone_number.strip_prefix(' ') {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => format!("+{rest}"),
+            _ => self.phone_number.clone(),
+        };
+        E164::parse(&restored, None).map_err(|error| {
+            Problem::invalid(vec![FieldError {
+                loc: vec!["query".to_owned(), "phoneNumber".to_owned()],
+                msg: error.to_string(),
+                kind: error.code().into(),
+            }])
+        })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CallBody {
+    #[serde(default)]
+    variable_values: Map<String, Value>,
+}
+
+#[derive(Serialize)]
+struct Queued {
+    status: &'static str,
+    queue_job_id: CallId,
+    call_session_id: CallId,
+    user_id: UserId,
+    target_number: E164,
+    agent_id: AgentId,
+    from_phone_number: E164,
+    source: &'static str,
+}

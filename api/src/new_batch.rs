@@ -1,0 +1,165 @@
+//! The body that creates a batch, and its rules.
+
+use std::collections::HashSet;
+use std::str::FromStr as _;
+
+use peal_shared::Error;
+use peal_shared::access::Principal;
+use peal_shared::campaigns::{BatchStatus, NewBatch};
+use peal_shared::ids::{AgentId, PhoneId, UserId};
+use peal_shared::phone::Country;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::extract::Fields;
+
+const MAX_VARIABLES: usize = 50;
+const MAX_VARIABLE_CHARS: usize = 64;
+/// Columns of a CSV that mean something else.
+const RESERVED_NAMES: [&str; 2] = ["to_phonenumber", "timezone"];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateBatch {
+    caller_phone_id: PhoneId,
+    batch_name: String,
+    agent_id: Option<AgentId>,
+    workflow_id: Option<Uuid>,
+    user_id: Option<UserId>,
+    description: Option<String>,
+    status: Option<BatchStatus>,
+    #[serde(default)]
+    variable_names: Vec<String>,
+    #[serde(default = "one")]
+    batch_size: i32,
+    #[serde(default)]
+    max_retries: i32,
+    #[serde(default = "a_minute")]
+    retry_delay_seconds: i32,
+    #[serde(default)]
+    retry_lost: bool,
+    default_country: Option<String>,
+}
+
+fn one() -> i32 {
+    1
+}
+
+fn a_minute() -> i32 {
+    60
+}
+
+impl CreateBatch {
+    /// The batch that the caller asks for.
+    ///
+    /// # Errors
+    /// Every wrong field, then a broken rule across fields, then an owner out of reach.
+    pub fn validated(self, caller: &Principal) -> Result<NewBatch> {
+        let batch_name = self.batch_name.trim();
+        let mut fields = Fields::default();
+        fields.check_text(batch_name, "batch_name", 1, 200);
+        fields.check_text(
+            self.description.as_deref().unwrap_or_default(),
+            "description",
+            0,
+            2000,
+        );
+        fields.check_range(self.batch_size, "batch_size", 1, 1000);
+        fields.check_range(self.max_retries, "max_retries", 0, 5);
+        fields.check_range(self.retry_delay_seconds, "retry_delay_seconds", 1, 604_800);
+        fields.check(
+            self.status
+                .is_none_or(|status| status == BatchStatus::NotStarted),
+            "status",
+            "enum",
+            "a batch is created as not_started; start it with POST /api/v1/batch-call/start/{batch_id}",
+        );
+        check_variables(&mut fields, &self.variable_names);
+        let country = self.default_country.as_deref().map(Country::from_str);
+        fields.check(
+            !matches!(country, Some(Err(_))),
+            "default_country",
+            "country",
+            "must be the two letters of a country, such as IN or US",
+        );
+        fields.finish()?;
+        let user = self.user_id.unwrap_or(caller.user);
+        let agent = one_of(self.agent_id, self.workflow_id)?;
+        caller.scope_of(user)?;
+        Ok(NewBatch {
+            user,
+            agent,
+            caller_phone: self.caller_phone_id,
+            batch_name: batch_name.to_owned(),
+            description: self.description,
+            variable_names: self.variable_names,
+            batch_size: self.batch_size,
+            max_retries: self.max_retries,
+            retry_delay_seconds: self.retry_delay_seconds,
+            retry_lost: self.retry_lost,
+            default_country: country.and_then(std::result::Result::ok).map(String::from),
+        })
+    }
+}
+
+/// Who speaks on a call: an agent.
+///
+/// # Errors
+/// When neither or both are named, or a workflow is.
+pub fn one_of(agent: Option<AgentId>, workflow: Option<Uuid>) -> Result<AgentId> {
+    match (agent, workflow) {
+        (Some(agent), None) => Ok(agent),
+        (None, Some(_)) => Err(Error::rejected(
+            "workflow_unsupported",
+            "workflows cannot place calls; send agent_id",
+        )
+        .into()),
+        _ => Err(Error::rejected(
+            "agent_or_workflow",
+            "send exactly one of agent_id and workflow_id",
+        )
+        .into()),
+    }
+}
+
+/// Names that can be a column of a CSV and stand in `{{braces}}`.
+pub fn check_variables(fields: &mut Fields, names: &[String]) {
+    let path = "variable_names";
+    fields.check(
+        names.len() <= MAX_VARIABLES,
+        path,
+        "length",
+        format!("a batch has at most {MAX_VARIABLES} variables"),
+    );
+    let mut seen = HashSet::new();
+    for (place, name) in names.iter().enumerate() {
+        let path = format!("{path}.{place}");
+        fields.check(
+            is_identifier(name),
+            &path,
+            "identifier",
+            format!(
+                "must be 1 to {MAX_VARIABLE_CHARS} letters, digits and underscores, and not begin with a digit"
+            ),
+        );
+        fields.check(
+            !RESERVED_NAMES.contains(&name.to_ascii_lowercase().as_str()),
+            &path,
+            "reserved",
+            "is the name of a column with a meaning of its own; choose another",
+        );
+        fields.check(
+            seen.insert(name),
+            &path,
+            "duplicate",
+            "is there twice; remove one",
+        );
+    }
+}
+
+fn is_identifier(name: &str) -> bool {
+    name.len() <= MAX_VARIABLE_CHARS
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && name.bytes().next().is_some_and(|b| !b.is_ascii_digit())
+}
