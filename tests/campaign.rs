@@ -13,7 +13,7 @@ use crate::harness::eventually;
 async fn everybody_on_the_list_is_called_once() {
     let app = App::start().await;
     let batch = app.create_batch(json!({})).await;
-    app.upload_people(&batch, 120).await;
+    app.add_people(&batch, 120).await;
     let started = app.start_batch(&batch).await;
     assert_eq!(started["status"], "in_progress");
     assert_eq!(started["member_count"], 120);
@@ -36,7 +36,7 @@ async fn two_workers_never_make_two_calls_of_one_row() {
     })
     .await;
     let batch = app.create_batch(json!({"batch_size": 1000})).await;
-    app.upload_people(&batch, 2000).await;
+    app.add_people(&batch, 2000).await;
     app.start_batch(&batch).await;
     let counts = app.wait_for(&batch, "completed").await;
     assert_eq!(counts["completed"], 2000);
@@ -117,7 +117,7 @@ async fn starting_twice_is_starting_once() {
     let mut app = app;
     let batch = app.create_batch(json!({})).await;
     app.start_worker(&[Role::Ingest]).await;
-    app.upload_people(&batch, 10).await;
+    app.add_people(&batch, 10).await;
     let (one, two) = tokio::join!(app.start_batch(&batch), app.start_batch(&batch));
     assert_eq!(one["data"]["job_id"], two["data"]["job_id"]);
     assert_eq!(
@@ -143,7 +143,7 @@ async fn pause_holds_and_resume_goes_on() {
     })
     .await;
     let batch = app.create_batch(json!({})).await;
-    app.upload_people(&batch, 60).await;
+    app.add_people(&batch, 60).await;
     app.start_batch(&batch).await;
     let dialled = || async { app.carrier.oracle().accepted >= 10 };
     eventually("some calls are made", PATIENCE, dialled).await;
@@ -176,7 +176,7 @@ async fn stop_cancels_what_rings_and_keeps_the_rest() {
     })
     .await;
     let batch = app.create_batch(json!({"batch_size": 5})).await;
-    app.upload_people(&batch, 20).await;
+    app.add_people(&batch, 20).await;
     app.start_batch(&batch).await;
     let ringing = || async {
         app.count("select count(*) from calls where status = 'ringing'")
@@ -204,8 +204,8 @@ async fn a_number_on_two_lists_is_on_one_call_at_a_time() {
     let app = App::start().await;
     let one = app.create_batch(json!({})).await;
     let two = app.create_batch(json!({})).await;
-    app.upload_people(&one, 50).await;
-    app.upload_people(&two, 50).await;
+    app.add_people(&one, 50).await;
+    app.add_people(&two, 50).await;
     app.start_batch(&one).await;
     app.start_batch(&two).await;
     app.wait_for(&one, "completed").await;
@@ -225,7 +225,7 @@ async fn limits_on_concurrency_hold() {
     })
     .await;
     let batch = app.create_batch(json!({"batch_size": 100})).await;
-    app.upload_people(&batch, 60).await;
+    app.add_people(&batch, 60).await;
     app.start_batch(&batch).await;
     app.wait_for(&batch, "completed").await;
     assert!(app.carrier.oracle().max_concurrent <= 7);
@@ -241,7 +241,7 @@ async fn the_pace_is_the_trunks_and_not_more() {
     })
     .await;
     let batch = app.create_batch(json!({})).await;
-    app.upload_people(&batch, 100).await;
+    app.add_people(&batch, 100).await;
     app.start_batch(&batch).await;
     app.wait_for(&batch, "completed").await;
     let oracle = app.carrier.oracle();
@@ -257,7 +257,7 @@ async fn creates_whose_answer_was_lost_are_found_and_not_repeated() {
         ..Faults::default()
     });
     let batch = app.create_batch(json!({})).await;
-    app.upload_people(&batch, 40).await;
+    app.add_people(&batch, 40).await;
     app.start_batch(&batch).await;
     let counts = app.wait_for(&batch, "completed").await;
     assert_eq!(counts["completed"], 40);
@@ -279,7 +279,7 @@ async fn creates_that_never_arrived_are_lost_and_not_repeated() {
         .await
         .unwrap();
     let batch = std::mem::take(&mut carrier_quick);
-    app.upload_people(&batch, 10).await;
+    app.add_people(&batch, 10).await;
     app.start_batch(&batch).await;
     let counts = app.wait_for(&batch, "completed").await;
     assert_eq!(
@@ -303,7 +303,7 @@ async fn a_carrier_that_pushes_back_is_given_time_and_everybody_is_called() {
         ..Faults::default()
     });
     let batch = app.create_batch(json!({})).await;
-    app.upload_people(&batch, 60).await;
+    app.add_people(&batch, 60).await;
     app.start_batch(&batch).await;
     let counts = app.wait_for(&batch, "completed").await;
     assert_eq!(counts["completed"], 60);
@@ -324,7 +324,7 @@ async fn callbacks_lost_doubled_late_and_out_of_order_end_the_same() {
     // A call whose last word was lost is asked about after its ring time and a minute; the
     // database's clock cannot be turned, so its silence is made older instead.
     let batch = app.create_batch(json!({})).await;
-    app.upload_people(&batch, 100).await;
+    app.add_people(&batch, 100).await;
     app.start_batch(&batch).await;
     let done = || async {
         sqlx::query(
@@ -352,7 +352,7 @@ async fn a_trunk_the_carrier_refuses_is_paused_and_costs_nobody_a_row() {
         .await
         .unwrap();
     let batch = app.create_batch(json!({})).await;
-    app.upload_people(&batch, 5).await;
+    app.add_people(&batch, 5).await;
     app.start_batch(&batch).await;
     let paused = || async {
         app.count("select count(*) from trunks where status = 'paused'")
@@ -391,7 +391,7 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
     .await
     .unwrap();
     let big = app.create_batch(json!({})).await;
-    app.upload_people(&big, 300).await;
+    app.add_people(&big, 300).await;
     app.start_batch(&big).await;
     let under_way = || async { app.carrier.oracle().accepted >= 20 };
     eventually("the big batch is under way", PATIENCE, under_way).await;

@@ -84,7 +84,7 @@ async fn upsert(
     );
     fields.finish()?;
     let scope = caller.scope();
-    let limits = Limits::from(&context.config.uploads);
+    let limits = context.config.uploads;
     let mut db = context.pool.begin().await?;
     batches::lock_unstarted(&mut db, &scope, batch).await?;
     let target = ingest::target(&mut db, &scope, batch, caller.user).await?;
