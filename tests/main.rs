@@ -1,5 +1,6 @@
 //! Peal from the outside: every feature on a fresh, real database.
 
+mod callbacks;
 mod campaign;
 mod harness;
 mod ingest;

@@ -71,6 +71,7 @@ pub fn everybody_answers() -> Carrier {
         ..Carrier::default()
     };
     carrier.behavior.mix = peal_simulator::Mix::only(Callee::Answers);
+    carrier.behavior.ring_secs = peal_simulator::Span::new(1.0, 4.0).expect("a span");
     carrier
 }
 
@@ -185,13 +186,7 @@ impl App {
 
     /// A second organisation, on the same carrier.
     pub async fn another_tenant(&self, name: &str) -> Tenant {
-        found_tenant(
-            &self.context,
-            name,
-            self.carrier.url(),
-            &Options::default(),
-        )
-        .await
+        found_tenant(&self.context, name, self.carrier.url(), &Options::default()).await
     }
 
     /// A request with the tenant's key.
@@ -274,7 +269,10 @@ impl App {
             .collect();
         for items in people.chunks(1000) {
             let path = format!("/api/v1/batch-call/{batch}/data/upsert");
-            let added = self.post(&path, json!({ "items": items })).await.expect(200);
+            let added = self
+                .post(&path, json!({ "items": items }))
+                .await
+                .expect(200);
             assert_eq!(added["data"]["inserted"], json!(items.len()), "{added}");
         }
     }
