@@ -86,6 +86,12 @@ impl Problem {
         }
     }
 
+    /// The fields that are wrong.
+    #[cfg(test)]
+    pub fn errors(&self) -> &[FieldError] {
+        &self.errors
+    }
+
     fn internal(cause: anyhow::Error) -> Self {
         Self {
             cause: Some(Arc::new(cause)),

@@ -154,36 +154,65 @@ where
             })
             .collect();
         let message = error.inner().to_string();
-        let kind = kind_of(&message);
+        let (kind, told) = retold(&message);
         if matches!(kind, "missing" | "extra_forbidden")
             && let Some(name) = message.split('`').nth(1)
             && path.last().is_none_or(|last| last != name)
         {
             path.push(name.to_owned());
         }
-        Problem::invalid(vec![field(place, path, message, kind)])
+        Problem::invalid(vec![field(place, path, told, kind)])
     })
 }
 
-/// A stable word for what serde says in prose.
-fn kind_of(message: &str) -> &'static str {
-    [
-        ("missing field", "missing"),
-        ("unknown field", "extra_forbidden"),
-        ("duplicate field", "duplicate"),
-        ("unknown variant", "enum"),
-        ("invalid type", "type_error"),
-        ("invalid value", "value_error"),
-        ("UUID parsing failed", "uuid_parsing"),
-        ("expected", "json_invalid"),
-        ("EOF", "json_invalid"),
-        ("key must be", "json_invalid"),
-        ("trailing", "json_invalid"),
-        ("control character", "json_invalid"),
-    ]
-    .into_iter()
-    .find(|(beginning, _)| message.starts_with(beginning))
-    .map_or("value_error", |(_, kind)| kind)
+/// What serde says in prose, as a stable kind and a sentence about the field. Serde repeats
+/// the value, which may be a phone number; this does not.
+fn retold(message: &str) -> (&'static str, String) {
+    let plain = message
+        .rsplit_once(" at line ")
+        .map_or(message, |(head, _)| head);
+    let expected = || match plain.split_once(", expected ") {
+        Some((_, expected)) => format!("must be {}", plain_word(expected)),
+        None => "is not what belongs here".to_owned(),
+    };
+    let begins = |beginning: &str| plain.starts_with(beginning);
+    if begins("missing field") {
+        ("missing", "is missing".to_owned())
+    } else if begins("unknown field") {
+        let known = plain.split_once(", expected ").map(|(_, known)| known);
+        let known = known.unwrap_or("none");
+        (
+            "extra_forbidden",
+            format!("is not a field here; known: {known}"),
+        )
+    } else if begins("duplicate field") {
+        ("duplicate", "is there twice".to_owned())
+    } else if begins("unknown variant") {
+        ("enum", expected())
+    } else if begins("invalid type") {
+        ("type_error", expected())
+    } else if begins("invalid value") {
+        ("value_error", expected())
+    } else if begins("UUID parsing failed") {
+        ("uuid_parsing", "must be a UUID".to_owned())
+    } else if plain.contains("digit found in string") {
+        ("type_error", "must be a whole number".to_owned())
+    } else if plain == message {
+        ("value_error", message.to_owned())
+    } else {
+        ("json_invalid", message.to_owned())
+    }
+}
+
+/// Rust's name of a type, as people call it.
+fn plain_word(expected: &str) -> &str {
+    match expected {
+        "i32" | "i64" | "u32" | "u64" => "a whole number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        _ if expected.starts_with("struct ") => "an object",
+        _ => expected,
+    }
 }
 
 fn field(
@@ -250,6 +279,99 @@ impl Fields {
             Ok(())
         } else {
             Err(Problem::invalid(self.0))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only its errors are looked at")]
+    struct Body {
+        name: String,
+        id: Option<Uuid>,
+        #[serde(default)]
+        items: Vec<Item>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only its errors are looked at")]
+    struct Item {
+        size: i32,
+    }
+
+    #[tokio::test]
+    async fn a_wrong_body_is_told_by_field_without_its_value() {
+        for (body, loc, kind, msg) in [
+            ("{}", "body.name", "missing", "is missing"),
+            (
+                r#"{"name": 15550100}"#,
+                "body.name",
+                "type_error",
+                "must be a string",
+            ),
+            (
+                r#"{"name": "a", "id": "+15550100"}"#,
+                "body.id",
+                "uuid_parsing",
+                "must be a UUID",
+            ),
+            (
+                r#"{"name": "a", "15550100": 1}"#,
+                "body.15550100",
+                "extra_forbidden",
+                "is not a field here; known: one of `name`, `id`, `items`",
+            ),
+            (
+                r#"{"name": "a", "items": [{"size": 1}, {"size": "15550100"}]}"#,
+                "body.items.1.size",
+                "type_error",
+                "must be a whole number",
+            ),
+            (
+                r#"{"name": "a", "items": [{}]}"#,
+                "body.items.0.size",
+                "missing",
+                "is missing",
+            ),
+            (
+                r#"{"name": "a", "name": "b"}"#,
+                "body.name",
+                "duplicate",
+                "is there twice",
+            ),
+        ] {
+            let problem = parse::<Body>(body.as_bytes()).unwrap_err();
+            let [error] = problem.errors() else {
+                panic!("{problem:?}")
+            };
+            assert_eq!(error.loc.join("."), loc);
+            assert_eq!((error.kind.as_ref(), error.msg.as_str()), (kind, msg));
+        }
+        for broken in ["", "{", "[", "{\"name\": \"a\"} x"] {
+            let problem = parse::<Body>(broken.as_bytes()).unwrap_err();
+            assert_eq!(problem.errors()[0].kind, "json_invalid", "{broken}");
+        }
+    }
+
+    #[test]
+    fn json_is_known_by_its_type() {
+        for (kind, expected) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("application/problem+json", true),
+            ("text/json", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, kind.parse().unwrap());
+            assert_eq!(is_json(&headers), expected, "{kind}");
         }
     }
 }

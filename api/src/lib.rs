@@ -15,5 +15,6 @@ mod inbox;
 mod new_batch;
 mod server;
 mod state;
+mod uploads;
 
 pub use server::serve;

@@ -1,16 +1,14 @@
 //! `peal-api`: serves the API, migrates the database, sets up what a first campaign needs.
 
-use std::io::IsTerminal as _;
-
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use peal_api::bootstrap::{Bootstrap, bootstrap};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, migrate};
+use peal_shared::logging;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -39,10 +37,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    start_logging();
-    rustls::crypto::aws_lc_rs::default_provider()
-        .install_default()
-        .map_err(|_installed| anyhow::anyhow!("TLS has another provider already"))?;
+    logging::init();
     let config = Config::from_settings(cli.settings)?;
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config).await,
@@ -80,17 +75,4 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     peal_api::serve(context, listener, shutdown).await?;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// People read lines, machines read JSON; both go to the error stream. `RUST_LOG` says how much.
-fn start_logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).init();
-    }
 }

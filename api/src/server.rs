@@ -28,10 +28,10 @@ use tracing::Instrument as _;
 use crate::auth::API_KEY_HEADER;
 use crate::error::{Problem, written};
 use crate::state::Api;
-use crate::{batch_events, batch_rows, batches, callbacks, direct_calls, health};
+use crate::{batch_events, batch_rows, batches, callbacks, direct_calls, health, uploads};
 
 /// Where the batch-call family lives.
-const BATCH_CALL: &str = "/api/v1/batch-call";
+pub const BATCH_CALL: &str = "/api/v1/batch-call";
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest body of an ordinary request.
@@ -73,17 +73,23 @@ pub async fn serve(
 }
 
 fn router(api: Api) -> Router {
+    let family = batches::router()
+        .merge(batch_rows::router())
+        .merge(uploads::router());
     let ordinary = Router::new()
         .merge(health::router())
         .merge(callbacks::router())
         .nest("/api/call", direct_calls::router())
-        .nest(BATCH_CALL, batches::router().merge(batch_rows::router()))
+        .nest(BATCH_CALL, family)
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
         ))
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));
-    let unhurried = Router::new().nest(BATCH_CALL, batch_events::router());
+    let unhurried = Router::new().nest(
+        BATCH_CALL,
+        batch_events::router().merge(uploads::upload_router()),
+    );
     Router::new()
         .merge(ordinary)
         .merge(unhurried)

@@ -1,0 +1,404 @@
+//! `/api/v1/batch-call/upload/{batch_id}` and its neighbours: rows come in by the file.
+//!
+//! A file streams to the store, never into memory, and is refused at its first bytes when it
+//! cannot be a list of people. What is stored becomes an ingest. A small one is run before the
+//! answer; its job stays behind as a safety net, should the process die meanwhile. A large one
+//! is answered with 202 and run by its job. An upload that breaks off leaves nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::multipart::{Field, Multipart, MultipartError, MultipartRejection};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use chrono::TimeDelta;
+use futures::stream::{self, Stream};
+use peal_shared::Error;
+use peal_shared::access::Principal;
+use peal_shared::campaigns::batches;
+use peal_shared::campaigns::ingest::{
+    self, Failure, Ingest, IngestCsv, Record, Reject, State as IngestState, Target, Upload,
+};
+use peal_shared::context::Context;
+use peal_shared::error::FieldError;
+use peal_shared::ids::{BatchId, IngestId};
+use peal_shared::queue::enqueue;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::time::timeout;
+
+use crate::auth::Caller;
+use crate::envelope::{Answer, AnswerWith, done};
+use crate::error::{Problem, Result};
+use crate::extract::{Fields, Ids, ValidJson};
+use crate::server::BATCH_CALL;
+use crate::state::Api;
+
+/// The part of the form that holds the file.
+const FILE_FIELD: &str = "file";
+/// Files up to this size are run before the answer.
+const INLINE_LIMIT_BYTES: u64 = 1_000_000;
+/// When the job of an ingest that was run before the answer looks after it.
+const SAFETY_NET_AFTER: TimeDelta = TimeDelta::minutes(2);
+/// An upload may pause for this long between two pieces.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many rejected rows an answer shows.
+const MAX_ERRORS: i64 = 100;
+const MAX_INGESTS: i64 = 100;
+const MAX_RECORDS: usize = 20_000;
+const PHONE_FIELD: &str = "to_phonenumber";
+
+/// Uploads, whose length only the upload limit bounds and whose time nothing does.
+pub fn upload_router() -> Router<Api> {
+    Router::new()
+        .route("/upload/{batch_id}", post(upload))
+        .layer(DefaultBodyLimit::disable())
+}
+
+pub fn router() -> Router<Api> {
+    Router::new()
+        .route("/upload-json/{batch_id}", post(upload_json))
+        .route("/template/{batch_id}", get(template))
+        .route("/{batch_id}/template", get(template))
+        .route("/{batch_id}/ingests", get(list))
+        .route("/{batch_id}/ingests/{ingest_id}", get(show))
+        .route("/{batch_id}/ingests/{ingest_id}/errors", get(errors))
+}
+
+async fn upload(
+    State(api): State<Api>,
+    caller: Caller,
+    Ids(batch): Ids<BatchId>,
+    form: std::result::Result<Multipart, MultipartRejection>,
+) -> AnswerWith<Report> {
+    let mut db = api.context.pool.acquire().await?;
+    let target = ingest::target(&mut db, &caller.scope(), batch, caller.user).await?;
+    drop(db);
+    let mut form = form.map_err(|_rejection| {
+        Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "send the file as multipart/form-data, in the field file",
+        )
+    })?;
+    let received = receive(&api.context, &target, &mut form).await?;
+    // From here on the client may go away; what has begun is finished or undone.
+    let taken = tokio::spawn(take_in(api, caller.0, target, received));
+    taken.await.map_err(anyhow::Error::from)?
+}
+
+/// Adds the records of a JSON body by the rules of a file.
+async fn upload_json(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(batch): Ids<BatchId>,
+    ValidJson(body): ValidJson<Records>,
+) -> Answer<Report> {
+    let mut fields = Fields::default();
+    fields.check(
+        (1..=MAX_RECORDS).contains(&body.records.len()),
+        "records",
+        "length",
+        format!("must have 1 to {MAX_RECORDS} records; send more as a CSV file"),
+    );
+    fields.finish()?;
+    let records: Vec<Record> = body.records.into_iter().map(record).collect();
+    let mut db = context.pool.begin().await?;
+    let target = ingest::target(&mut db, &caller.scope(), batch, caller.user).await?;
+    let limits = &context.config.uploads;
+    let added = ingest::insert_records(&mut db, &target, limits, &records).await?;
+    db.commit().await?;
+    let most = usize::try_from(MAX_ERRORS).unwrap_or(usize::MAX);
+    let report = Report {
+        ingest_id: None,
+        status: IngestState::Completed,
+        total_rows: added.counts.total_rows,
+        inserted: added.counts.inserted,
+        updated: 0,
+        failed: added.counts.rejected,
+        duplicates: added.counts.duplicates,
+        warnings: added.warnings,
+        errors: added.rejects.into_iter().take(most).collect(),
+        error_report_url: None,
+        failure: None,
+    };
+    Ok(done(report.summary(), report))
+}
+
+/// A file to fill in: the header line.
+async fn template(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(batch): Ids<BatchId>,
+) -> Result<Response> {
+    let mut db = context.pool.acquire().await?;
+    let batch = batches::find(&mut db, &caller.scope(), batch).await?;
+    let csv = ingest::template(&batch.variable_names)?;
+    Ok(download("template.csv", Body::from(csv)))
+}
+
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(batch): Ids<BatchId>,
+) -> Answer<Vec<Ingest>> {
+    let mut db = context.pool.acquire().await?;
+    batches::find(&mut db, &caller.scope(), batch).await?;
+    drop(db);
+    let ingests = ingest::list(&context.pool, &caller.scope(), batch, MAX_INGESTS).await?;
+    Ok(done(format!("{} uploads", ingests.len()), ingests))
+}
+
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids((batch, id)): Ids<(BatchId, IngestId)>,
+) -> Answer<Report> {
+    let report = report(&context, &caller, batch, id).await?;
+    Ok(done(report.summary(), report))
+}
+
+async fn errors(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids((batch, id)): Ids<(BatchId, IngestId)>,
+) -> Result<Response> {
+    let csv = ingest::rejects_csv(&context.pool, &caller.scope(), batch, id).await?;
+    Ok(download("errors.csv", Body::from_stream(csv)))
+}
+
+/// Streams the form's only part, the file, into the store.
+async fn receive(context: &Context, target: &Target, form: &mut Multipart) -> Result<Upload> {
+    let Some(field) = next_field(form).await? else {
+        return Err(wrong_field(
+            FILE_FIELD,
+            "missing",
+            "is missing: it holds the CSV file",
+        ));
+    };
+    match field.name() {
+        Some(FILE_FIELD) => {}
+        name => {
+            let name = name.unwrap_or_default();
+            let msg = "is not a field of this form: send the CSV file in the field file, alone";
+            return Err(wrong_field(name, "extra_forbidden", msg));
+        }
+    }
+    let file_name = field.file_name().unwrap_or("upload.csv").to_owned();
+    let limits = &context.config.uploads;
+    let upload = ingest::receive(&context.store, target, limits, &file_name, pieces(field)).await?;
+    let rest = match next_field(form).await {
+        Ok(None) => return Ok(upload),
+        Ok(Some(field)) => {
+            let name = field.name().unwrap_or_default().to_owned();
+            let msg = "comes after the file: send one file and nothing else";
+            wrong_field(&name, "extra_forbidden", msg)
+        }
+        Err(problem) => problem,
+    };
+    discard(context, &upload).await;
+    Err(rest)
+}
+
+/// Makes an ingest of a stored file, and runs it when it is small.
+async fn take_in(
+    api: Api,
+    caller: Principal,
+    target: Target,
+    upload: Upload,
+) -> AnswerWith<Report> {
+    let Api {
+        context, shutdown, ..
+    } = api;
+    let inline = upload.bytes <= INLINE_LIMIT_BYTES;
+    if let Err(problem) = queue(&context, &target, &upload, inline).await {
+        discard(&context, &upload).await;
+        return Err(problem);
+    }
+    if inline {
+        let Context {
+            pool,
+            store,
+            config,
+            ..
+        } = &*context;
+        let run = ingest::run_unscoped(pool, store, &config.uploads, upload.ingest, &shutdown);
+        // The job takes over what cannot be run here.
+        if let Err(error) = run.await {
+            tracing::warn!(ingest.id = %upload.ingest, error = format!("{error:#}"), "an ingest is left to its job");
+        }
+    }
+    let report = report(&context, &caller, target.batch, upload.ingest).await?;
+    Ok(match report.status {
+        IngestState::Queued | IngestState::Running => (
+            StatusCode::ACCEPTED,
+            done(
+                "the file is being read; ask for the ingest to see how it goes",
+                report,
+            ),
+        ),
+        IngestState::Failed => return Err(report.failed().into()),
+        IngestState::Completed => (StatusCode::OK, done(report.summary(), report)),
+    })
+}
+
+async fn queue(context: &Context, target: &Target, upload: &Upload, inline: bool) -> Result<()> {
+    let job = IngestCsv {
+        org_id: target.org,
+        ingest_id: upload.ingest,
+    };
+    let run_at = inline.then(|| context.clock.now() + SAFETY_NET_AFTER);
+    let mut db = context.pool.begin().await?;
+    ingest::create(&mut db, target, upload, !inline).await?;
+    let job = enqueue(&mut db, &job, run_at).await?;
+    db.commit().await?;
+    context.bells.ring_job(&job);
+    Ok(())
+}
+
+async fn discard(context: &Context, upload: &Upload) {
+    if let Err(error) = context.store.delete(&upload.key).await {
+        tracing::warn!(file.key = upload.key, %error, "a refused upload stays in the store");
+    }
+}
+
+/// The pieces of a part as they arrive.
+fn pieces(field: Field<'_>) -> impl Stream<Item = peal_shared::Result<Bytes>> + Send {
+    stream::try_unfold(field, async |mut field| {
+        match timeout(PIECE_TIMEOUT, field.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece.map(|piece| (piece, field))),
+            Ok(Err(error)) => Err(broken(&error)),
+            Err(_elapsed) => Err(stalled()),
+        }
+    })
+}
+
+async fn next_field(form: &mut Multipart) -> Result<Option<Field<'_>>> {
+    match timeout(PIECE_TIMEOUT, form.next_field()).await {
+        Ok(field) => field.map_err(|error| broken(&error).into()),
+        Err(_elapsed) => Err(stalled().into()),
+    }
+}
+
+fn stalled() -> Error {
+    Error::rejected(
+        "upload_stalled",
+        "nothing came for 30 seconds; send the file again",
+    )
+}
+
+fn broken(error: &MultipartError) -> Error {
+    tracing::debug!(error = error.body_text(), "an upload broke off");
+    Error::rejected(
+        "upload_incomplete",
+        "the upload broke off, or is not a form; send it again",
+    )
+}
+
+fn wrong_field(name: &str, kind: &'static str, msg: &str) -> Problem {
+    Problem::invalid(vec![FieldError {
+        loc: vec!["body".to_owned(), name.to_owned()],
+        msg: msg.to_owned(),
+        kind: kind.into(),
+    }])
+}
+
+/// One record, with its number as text whatever JSON calls it. What is missing or odd becomes
+/// a text that is no number, so that this record fails and not the request.
+fn record(mut fields: Map<String, Value>) -> Record {
+    let to_phonenumber = match fields.remove(PHONE_FIELD) {
+        Some(Value::String(text)) => text,
+        None | Some(Value::Null) => String::new(),
+        Some(other) => other.to_string(),
+    };
+    Record {
+        to_phonenumber,
+        variables: fields,
+    }
+}
+
+async fn report(
+    context: &Context,
+    caller: &Principal,
+    batch: BatchId,
+    id: IngestId,
+) -> Result<Report> {
+    let scope = caller.scope();
+    let ingest = ingest::find(&context.pool, &scope, batch, id).await?;
+    let errors = ingest::first_rejects(&context.pool, &scope, id, MAX_ERRORS).await?;
+    Ok(Report {
+        ingest_id: Some(id),
+        status: ingest.state,
+        total_rows: ingest.counts.total_rows,
+        inserted: ingest.counts.inserted,
+        updated: 0,
+        failed: ingest.counts.rejected,
+        duplicates: ingest.counts.duplicates,
+        warnings: ingest.warnings,
+        error_report_url: (!errors.is_empty())
+            .then(|| format!("{BATCH_CALL}/{batch}/ingests/{id}/errors")),
+        errors,
+        failure: ingest.failure,
+    })
+}
+
+fn download(name: &str, csv: Body) -> Response {
+    let disposition = format!("attachment; filename=\"{name}\"");
+    let headers = [
+        (CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()),
+        (CONTENT_DISPOSITION, disposition),
+    ];
+    (headers, csv).into_response()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Records {
+    records: Vec<Map<String, Value>>,
+}
+
+/// What became of the rows. The total is `inserted + duplicates + failed`.
+#[derive(Serialize)]
+struct Report {
+    ingest_id: Option<IngestId>,
+    status: IngestState,
+    total_rows: i64,
+    inserted: i64,
+    updated: i64,
+    failed: i64,
+    duplicates: i64,
+    warnings: Vec<String>,
+    /// The first hundred; the error report has all.
+    errors: Vec<Reject>,
+    error_report_url: Option<String>,
+    failure: Option<Failure>,
+}
+
+impl Report {
+    fn summary(&self) -> String {
+        format!(
+            "{} rows: {} added, {} duplicates, {} refused",
+            self.total_rows, self.inserted, self.duplicates, self.failed
+        )
+    }
+
+    fn failed(&self) -> Error {
+        let why = self
+            .failure
+            .as_ref()
+            .map(|failure| failure.message.as_str());
+        Error::rejected(
+            "ingest_failed",
+            format!(
+                "{} ({} rows before it were added)",
+                why.unwrap_or("the file could not be read"),
+                self.inserted
+            ),
+        )
+    }
+}
