@@ -207,7 +207,10 @@ impl Received {
             accounts,
             ..
         } = &*api.context;
-        let account = accounts.get(pool, &config.keys, trunk).await?;
+        let account = match accounts.get(pool, &config.keys, trunk).await {
+            Err(Error::NotFound(_)) => Err(Error::NotFound("Call")),
+            account => account,
+        }?;
         let carrier = carriers.of(account.kind);
         let text = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
         let callback = Callback {

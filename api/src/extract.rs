@@ -155,7 +155,7 @@ where
             .collect();
         let message = error.inner().to_string();
         let (kind, told) = retold(&message);
-        if matches!(kind, "missing" | "extra_forbidden")
+        if matches!(kind, "missing" | "extra_forbidden" | "duplicate")
             && let Some(name) = message.split('`').nth(1)
             && path.last().is_none_or(|last| last != name)
         {

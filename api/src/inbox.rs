@@ -103,6 +103,9 @@ async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool
     match append(context, events).await {
         Ok(known) => known.into_iter().map(Ok).collect(),
         Err(Error::Unexpected(cause)) if !is_unreachable(&cause) => {
+            if events.len() == 1 {
+                return vec![Err(Error::Unexpected(cause))];
+            }
             tracing::warn!(
                 events = events.len(),
                 error = format!("{cause:#}"),

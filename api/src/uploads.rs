@@ -16,7 +16,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::stream::{self, Stream};
 use peal_shared::Error;
 use peal_shared::access::Principal;
@@ -116,6 +116,7 @@ async fn upload_json(
     let most = usize::try_from(MAX_ERRORS).unwrap_or(usize::MAX);
     let report = Report {
         ingest_id: None,
+        file_name: None,
         status: IngestState::Completed,
         total_rows: added.counts.total_rows,
         inserted: added.counts.inserted,
@@ -126,6 +127,8 @@ async fn upload_json(
         errors: added.rejects.into_iter().take(most).collect(),
         error_report_url: None,
         failure: None,
+        created_at: None,
+        finished_at: None,
     };
     Ok(done(report.summary(), report))
 }
@@ -146,12 +149,16 @@ async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(batch): Ids<BatchId>,
-) -> Answer<Vec<Ingest>> {
+) -> Answer<Vec<Report>> {
     let mut db = context.pool.acquire().await?;
     batches::find(&mut db, &caller.scope(), batch).await?;
     drop(db);
     let ingests = ingest::list(&context.pool, &caller.scope(), batch, MAX_INGESTS).await?;
-    Ok(done(format!("{} uploads", ingests.len()), ingests))
+    let reports: Vec<Report> = ingests
+        .into_iter()
+        .map(|ingest| Report::of(ingest, Vec::new()))
+        .collect();
+    Ok(done(format!("{} uploads", reports.len()), reports))
 }
 
 async fn show(
@@ -331,20 +338,7 @@ async fn report(
     let scope = caller.scope();
     let ingest = ingest::find(&context.pool, &scope, batch, id).await?;
     let errors = ingest::first_rejects(&context.pool, &scope, id, MAX_ERRORS).await?;
-    Ok(Report {
-        ingest_id: Some(id),
-        status: ingest.state,
-        total_rows: ingest.counts.total_rows,
-        inserted: ingest.counts.inserted,
-        updated: 0,
-        failed: ingest.counts.rejected,
-        duplicates: ingest.counts.duplicates,
-        warnings: ingest.warnings,
-        error_report_url: (!errors.is_empty())
-            .then(|| format!("{BATCH_CALL}/{batch}/ingests/{id}/errors")),
-        errors,
-        failure: ingest.failure,
-    })
+    Ok(Report::of(ingest, errors))
 }
 
 fn download(name: &str, csv: Body) -> Response {
@@ -365,7 +359,9 @@ struct Records {
 /// What became of the rows. The total is `inserted + duplicates + failed`.
 #[derive(Serialize)]
 struct Report {
+    /// None for records, which leave nothing to ask for.
     ingest_id: Option<IngestId>,
+    file_name: Option<String>,
     status: IngestState,
     total_rows: i64,
     inserted: i64,
@@ -377,9 +373,35 @@ struct Report {
     errors: Vec<Reject>,
     error_report_url: Option<String>,
     failure: Option<Failure>,
+    created_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
 }
 
 impl Report {
+    fn of(ingest: Ingest, errors: Vec<Reject>) -> Self {
+        Self {
+            ingest_id: Some(ingest.id),
+            file_name: Some(ingest.file_name),
+            status: ingest.state,
+            total_rows: ingest.counts.total_rows,
+            inserted: ingest.counts.inserted,
+            updated: 0,
+            failed: ingest.counts.rejected,
+            duplicates: ingest.counts.duplicates,
+            warnings: ingest.warnings,
+            errors,
+            error_report_url: (ingest.counts.rejected > 0).then(|| {
+                format!(
+                    "{BATCH_CALL}/{}/ingests/{}/errors",
+                    ingest.batch_id, ingest.id
+                )
+            }),
+            failure: ingest.failure,
+            created_at: Some(ingest.created_at),
+            finished_at: ingest.finished_at,
+        }
+    }
+
     fn summary(&self) -> String {
         format!(
             "{} rows: {} added, {} duplicates, {} refused",
