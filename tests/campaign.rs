@@ -188,6 +188,8 @@ async fn stop_cancels_what_rings_and_keeps_the_rest() {
         .await
         .expect(200);
     app.drain().await;
+    let cancels = "select count(*) from jobs where kind = 'cancel_calls' and state = 'done'";
+    assert_eq!(app.count(cancels).await, 1);
     assert_eq!(
         app.count("select count(*) from calls where outcome = 'canceled'")
             .await,

@@ -1,4 +1,4 @@
-//! Mail: one message per thing, however often its job runs.
+//! Mail: one message per thing, however often its job `send_email` runs.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -11,7 +11,7 @@ use peal_shared::access::Role as UserRole;
 use peal_shared::agents::{self, NewAgent};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::Context;
-use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId, UserId};
+use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId};
 use peal_shared::phone::E164;
 use peal_shared::phones::{self, NewPhone};
 use peal_shared::telephony::{Account, CarrierKind, Credentials};
@@ -79,7 +79,6 @@ pub fn everybody_answers() -> Carrier {
 #[derive(Clone)]
 pub struct Tenant {
     pub org: OrgId,
-    pub user: UserId,
     pub agent: AgentId,
     pub trunk: TrunkId,
     pub phone: PhoneId,
@@ -216,10 +215,6 @@ impl App {
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
         answer(self.request(Method::POST, path).json(&body)).await
-    }
-
-    pub async fn delete(&self, path: &str) -> Answer {
-        answer(self.request(Method::DELETE, path)).await
     }
 
     /// Creates a batch with the variable `name`; `extra` goes over the defaults.
@@ -486,7 +481,6 @@ async fn found_tenant(
     db.commit().await.expect("commit");
     Tenant {
         org,
-        user,
         agent,
         trunk,
         phone,

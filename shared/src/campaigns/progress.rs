@@ -160,8 +160,9 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
 
 /// The first thing that stands between a row and its call.
 fn explain(facts: &Facts, batch: &Batch) -> Waiting {
+    let text = |text: &str| text.to_owned();
     let trunk_reason = facts.trunk_reason.as_deref().unwrap_or("by its owner");
-    let size = batch.batch_size;
+    let (size, org_limit) = (batch.batch_size, facts.org_limit);
     let trunk_full = facts
         .trunk_limit
         .is_some_and(|limit| facts.trunk_live >= i64::from(limit));
@@ -169,69 +170,60 @@ fn explain(facts: &Facts, batch: &Batch) -> Waiting {
         (
             !facts.launched,
             "starting",
-            "the start is being carried out".to_owned(),
-            None,
+            text("the start is being carried out"),
         ),
         (
             facts.trunk_active != Some(true),
             "trunk_paused",
             format!("the trunk is paused: {trunk_reason}"),
-            None,
         ),
         (
             !facts.has_pacer,
             "no_pacer",
-            "the trunk has no pacer: set its cps again".to_owned(),
-            None,
+            text("the trunk has no pacer: set its cps again"),
         ),
         (
             !facts.due,
             "retry_later",
-            "the rows that are left wait for their next attempt".to_owned(),
-            facts.next_due,
+            text("the rows that are left wait for their next attempt"),
         ),
         (
             facts.batch_live >= i64::from(size),
             "batch_size",
             format!("all {size} concurrent calls of the batch are in use (batch_size)"),
-            None,
         ),
         (
-            facts.org_live >= i64::from(facts.org_limit),
+            facts.org_live >= i64::from(org_limit),
             "organization_limit",
-            format!(
-                "the organization has its {} concurrent calls",
-                facts.org_limit
-            ),
-            None,
+            format!("the organization has its {org_limit} concurrent calls"),
         ),
         (
             trunk_full,
             "trunk_limit",
-            "the trunk has all the concurrent calls it may have".to_owned(),
-            None,
+            text("the trunk has all the concurrent calls it may have"),
         ),
         (
             facts.busy,
             "number_busy",
-            "the numbers that are due are on another call of the organization".to_owned(),
-            None,
+            text("the numbers that are due are on another call of the organization"),
         ),
         (
             facts.slowdown.is_some_and(|slowdown| slowdown > 1.5),
             "carrier_pushback",
-            "the carrier refuses the pace; dialling goes on slower".to_owned(),
-            facts.next_slot,
+            text("the carrier refuses the pace; dialling goes on slower"),
         ),
     ];
     let first = obstacles.into_iter().find(|(stands, ..)| *stands);
-    let (_, code, message, until) = first.unwrap_or((
+    let (_, code, message) = first.unwrap_or((
         true,
         "waiting_for_worker",
-        "rows are due and the line is free: no worker with the role dial has taken them yet"
-            .to_owned(),
-        facts.next_slot,
+        text("rows are due and the line is free: no worker with the role dial has taken them yet"),
     ));
+    let until = match code {
+        "retry_later" => facts.next_due,
+        "carrier_pushback" | "waiting_for_worker" => facts.next_slot,
+        _ => None,
+    };
     Waiting {
         code,
         message,
