@@ -107,7 +107,7 @@ pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Resu
 
 struct Facts {
     launched: bool,
-    trunk_active: Option<bool>,
+    trunk_active: bool,
     trunk_reason: Option<String>,
     has_pacer: bool,
     trunk_live: i64,
@@ -161,7 +161,7 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
 /// The first thing that stands between a row and its call.
 fn explain(facts: &Facts, batch: &Batch) -> Waiting {
     let text = |text: &str| text.to_owned();
-    let trunk_reason = facts.trunk_reason.as_deref().unwrap_or("by its owner");
+    let paused_by = facts.trunk_reason.as_deref().unwrap_or("by its owner");
     let (size, org_limit) = (batch.batch_size, facts.org_limit);
     let trunk_full = facts
         .trunk_limit
@@ -173,9 +173,9 @@ fn explain(facts: &Facts, batch: &Batch) -> Waiting {
             text("the start is being carried out"),
         ),
         (
-            facts.trunk_active != Some(true),
+            !facts.trunk_active,
             "trunk_paused",
-            format!("the trunk is paused: {trunk_reason}"),
+            format!("the trunk is paused: {paused_by}"),
         ),
         (
             !facts.has_pacer,

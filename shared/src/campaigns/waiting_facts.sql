@@ -1,6 +1,6 @@
 -- Everything that can stand between a batch's rows and their calls.
 select b.launched_at is not null as "launched!",
-       t.status = 'active' as "trunk_active?",
+       coalesce(t.status = 'active', false) as "trunk_active!",
        t.status_reason as "trunk_reason?",
        p.trunk_id is not null as "has_pacer!",
        (select count(*) from calls c where c.trunk_id = b.trunk_id and c.live) as "trunk_live!",
