@@ -219,14 +219,18 @@ fn explain(facts: &Facts, batch: &Batch) -> Waiting {
         "waiting_for_worker",
         text("rows are due and the line is free: no worker with the role dial has taken them yet"),
     ));
-    let until = match code {
-        "retry_later" => facts.next_due,
-        "carrier_pushback" | "waiting_for_worker" => facts.next_slot,
-        _ => None,
-    };
     Waiting {
         code,
         message,
-        until,
+        until: until(code, facts),
+    }
+}
+
+/// When an obstacle goes away by itself, where that is known.
+fn until(code: &str, facts: &Facts) -> Option<DateTime<Utc>> {
+    match code {
+        "retry_later" => facts.next_due,
+        "carrier_pushback" | "waiting_for_worker" => facts.next_slot,
+        _ => None,
     }
 }

@@ -19,11 +19,11 @@ use peal_shared::context::Context;
 use peal_shared::ids::TrunkId;
 use peal_shared::secret::jitter;
 use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::place::place;
+use super::place::Request;
 use super::record::Result;
 
 /// Requests a line may have under way at once.
@@ -199,7 +199,8 @@ fn pause_after(claim: &Claim, held: u32) -> Pause {
     }
 }
 
-/// Spends slots.
+/// Spends slots: each in a task of its own that sleeps until the slot's instant, so that what
+/// comes between the instant and the request is as little as can be.
 struct Sender {
     context: Arc<Context>,
     trunk: TrunkId,
@@ -208,69 +209,108 @@ struct Sender {
     shutdown: CancellationToken,
     held: VecDeque<Held>,
     in_flight: Arc<Semaphore>,
-    requests: JoinSet<()>,
+    requests: JoinSet<Option<Held>>,
 }
 
 impl Sender {
     async fn run(mut self, mut loads: mpsc::Receiver<Load>) {
-        while let Some(load) = loads.recv().await {
+        loop {
+            let load = tokio::select! {
+                load = loads.recv() => load,
+                Some(ended) = self.requests.join_next() => {
+                    self.take_back(ended);
+                    continue;
+                }
+            };
+            let Some(load) = load else { break };
             let since = Instant::now();
             self.held
                 .extend(load.calls.into_iter().map(|call| Held { call, since }));
             for slot in load.slots {
-                if !self.shutdown.is_cancelled() {
-                    self.spend(slot).await;
-                }
+                self.assign(slot).await;
             }
-            while self.requests.try_join_next().is_some() {}
+        }
+        while let Some(ended) = self.requests.join_next().await {
+            self.take_back(ended);
         }
         for held in std::mem::take(&mut self.held) {
-            self.give_back(held.call).await;
+            give_back(self.trunk, &self.results, held.call).await;
         }
-        while self.requests.join_next().await.is_some() {}
     }
 
-    async fn spend(&mut self, slot: Instant) {
-        tokio::select! {
-            () = sleep_until(slot) => {}
-            () = self.shutdown.cancelled() => return,
+    /// A call whose slot was burned waits in front of the others.
+    fn take_back(&mut self, ended: std::result::Result<Option<Held>, JoinError>) {
+        match ended {
+            Ok(Some(held)) => {
+                self.slotless.fetch_add(1, Ordering::AcqRel);
+                self.held.push_front(held);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, trunk.id = %self.trunk, "a request ended badly"),
         }
+    }
+
+    async fn assign(&mut self, slot: Instant) {
         while let Some(held) = self
             .held
             .pop_front_if(|held| held.since.elapsed() > HOLD_LIMIT)
         {
             self.slotless.fetch_sub(1, Ordering::AcqRel);
-            self.give_back(held.call).await;
-        }
-        let Ok(permit) = Arc::clone(&self.in_flight).try_acquire_owned() else {
-            self.burn("too many requests are under way");
-            return;
-        };
-        if slot.elapsed() > LATE_LIMIT {
-            self.burn("late");
-            return;
+            give_back(self.trunk, &self.results, held.call).await;
         }
         let Some(held) = self.held.pop_front() else {
             self.slotless.fetch_add(1, Ordering::AcqRel);
             return;
         };
-        let (context, trunk, results) =
-            (Arc::clone(&self.context), self.trunk, self.results.clone());
-        self.requests.spawn(async move {
-            place(&context, trunk, held.call, &results).await;
-            drop(permit);
-        });
+        let turn = Turn {
+            context: Arc::clone(&self.context),
+            trunk: self.trunk,
+            results: self.results.clone(),
+            in_flight: Arc::clone(&self.in_flight),
+            shutdown: self.shutdown.clone(),
+        };
+        self.requests.spawn(turn.take(slot, held));
     }
+}
 
-    fn burn(&self, why: &'static str) {
-        tracing::debug!(trunk.id = %self.trunk, why, "slot burned");
-        self.slotless.fetch_add(1, Ordering::AcqRel);
-    }
+/// One slot and the call that has it.
+struct Turn {
+    context: Arc<Context>,
+    trunk: TrunkId,
+    results: mpsc::Sender<Result>,
+    in_flight: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
 
-    async fn give_back(&self, call: Claimed) {
-        let unsent = Result::unsent(self.trunk, &call);
-        if self.results.send(unsent).await.is_err() {
-            tracing::error!(call.id = %call.id, "a call could not be given back");
+impl Turn {
+    /// Sends the call at its slot's instant; answers with the call when the slot was burned.
+    async fn take(self, slot: Instant, held: Held) -> Option<Held> {
+        let request = Request::prepare(&self.context, self.trunk, &held.call).await;
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => {
+                give_back(self.trunk, &self.results, held.call).await;
+                return None;
+            }
+            () = sleep_until(slot) => {}
         }
+        if held.since.elapsed() > HOLD_LIMIT {
+            give_back(self.trunk, &self.results, held.call).await;
+            return None;
+        }
+        let permit = self.in_flight.try_acquire();
+        if permit.is_err() || slot.elapsed() > LATE_LIMIT {
+            tracing::debug!(trunk.id = %self.trunk, late = ?slot.elapsed(), "slot burned");
+            return Some(held);
+        }
+        request.send(&self.context, held.call, &self.results).await;
+        None
+    }
+}
+
+async fn give_back(trunk: TrunkId, results: &mpsc::Sender<Result>, call: Claimed) {
+    let unsent = Result::unsent(trunk, &call);
+    if results.send(unsent).await.is_err() {
+        tracing::error!(call.id = %call.id, "a call could not be given back");
     }
 }
