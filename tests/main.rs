@@ -1,5 +1,6 @@
 //! Peal from the outside: every feature on a fresh, real database.
 
+mod batches;
 mod callbacks;
 mod campaign;
 mod harness;

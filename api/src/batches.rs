@@ -14,6 +14,7 @@ use peal_shared::campaigns::lifecycle::{self, Readiness};
 use peal_shared::campaigns::progress::{self, StatusCounts};
 use peal_shared::campaigns::{Batch, BatchStatus};
 use peal_shared::context::Context;
+use peal_shared::fault;
 use peal_shared::ids::{BatchId, JobId, OrgId, UserId};
 use peal_shared::users;
 use serde::{Deserialize, Serialize};
@@ -187,6 +188,7 @@ async fn start(
     let mut db = context.pool.begin().await?;
     let started = lifecycle::start(&mut db, &caller.scope(), id).await?;
     db.commit().await?;
+    fault::point("start.committed");
     context.bells.ring_job(&started.job);
     Ok(Json(Accepted {
         success: true,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use peal_shared::bells::Bell;
 use peal_shared::calls::inbox::{NewEvent, append_unscoped};
 use peal_shared::context::Context;
+use peal_shared::fault;
 use peal_shared::{Error, Result};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
@@ -137,5 +138,7 @@ async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool
 /// One statement is one transaction.
 async fn append(context: &Context, events: &[NewEvent]) -> Result<Vec<bool>> {
     let mut db = context.pool.acquire().await?;
-    append_unscoped(&mut db, events).await
+    let known = append_unscoped(&mut db, events).await?;
+    fault::point("append.committed");
+    Ok(known)
 }

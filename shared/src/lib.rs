@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod context;
 pub mod error;
+pub mod fault;
 pub mod http;
 pub mod ids;
 pub mod logging;

@@ -18,6 +18,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use super::fair::{self, Division, Lane, Share};
 use super::pacer::{Lease, Pace};
 use crate::error::Result;
+use crate::fault;
 use crate::ids::{BatchId, CallId, OrgId, TrunkId};
 use crate::phone::E164;
 
@@ -112,7 +113,9 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
     }
     let lease = free.at_most(count(calls.len()).saturating_add(ask.held.min(wanted)));
     let now = advance(&mut db, ask.trunk, &lease, &division).await?;
+    fault::point("claim.uncommitted");
     db.commit().await?;
+    fault::point("claim.committed");
     let idle = match (lease.count, trunk.room) {
         (0, 0) => Some(Idle::Full),
         (0, _) => Some(Idle::NoWork),

@@ -11,6 +11,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::apply::{Applied, Change, What, apply_unscoped};
 use crate::error::Result;
+use crate::fault;
 use crate::ids::{CallId, TrunkId};
 use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 
@@ -182,7 +183,9 @@ pub async fn apply_waiting_unscoped(
     )
     .execute(&mut *db)
     .await?;
+    fault::point("inbox.uncommitted");
     db.commit().await?;
+    fault::point("inbox.committed");
     Ok((ids.len(), applied))
 }
 

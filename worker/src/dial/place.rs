@@ -5,6 +5,7 @@ use std::sync::Arc;
 use peal_shared::calls::claim::Claimed;
 use peal_shared::calls::urls::CallUrls;
 use peal_shared::context::Context;
+use peal_shared::fault;
 use peal_shared::ids::TrunkId;
 use peal_shared::telephony::{Account, NewCall, Placement};
 use tokio::sync::mpsc;
@@ -46,7 +47,9 @@ impl Request {
     /// Sends the request, once, and reports what became of it.
     pub async fn send(self, context: &Context, call: Claimed, results: &mpsc::Sender<Result>) {
         let span = tracing::info_span!("place", call.id = %call.id, trunk.id = %self.trunk);
+        fault::point("place.unsent");
         let placement = self.create(context).instrument(span).await;
+        fault::point("place.answered");
         let result = Result {
             trunk: self.trunk,
             call: call.id,

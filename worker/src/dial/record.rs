@@ -13,6 +13,7 @@ use peal_shared::calls::apply::{Applied, Change, What, apply_unscoped};
 use peal_shared::calls::claim::{Claimed, push_back_unscoped};
 use peal_shared::campaigns::lifecycle;
 use peal_shared::context::Context;
+use peal_shared::fault;
 use peal_shared::ids::{BatchId, CallId, TrunkId};
 use peal_shared::telephony::{CallEvent, CallStatus, Outcome, Placement, Reason};
 use peal_shared::trunks;
@@ -109,7 +110,9 @@ impl Recorder {
             .collect();
         let mut db = self.context.pool.begin().await?;
         let applied = apply_unscoped(&mut db, &changes, now).await?;
+        fault::point("record.uncommitted");
         db.commit().await?;
+        fault::point("record.committed");
         // Own transactions: these lock trunks and batches, which elsewhere are locked first.
         let mut db = self.context.pool.acquire().await?;
         for trunk in measures.throttled {

@@ -14,6 +14,7 @@ use super::rows::{Reject, Row, Rules};
 use super::write::{self, ZoneIds};
 use super::{Counts, Failure, Finished, Limits, State};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::ids::{BatchId, IngestId, OrgId};
 use crate::phone::Country;
 use crate::store::Store;
@@ -381,7 +382,9 @@ impl Write {
         }
         write::insert_rejects(&mut tx, self.ingest, &self.rejects).await?;
         self.advance(&mut tx, inserted).await?;
+        fault::point("ingest.uncommitted");
         tx.commit().await?;
+        fault::point("ingest.committed");
         Ok(Committed::Yes)
     }
 

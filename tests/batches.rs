@@ -1,0 +1,474 @@
+//! The batch-call routes, as the contract words them: envelopes, statuses, refusals.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::app::{App, JWT_SECRET, Options, PATIENCE, Tenant, answer, number};
+use crate::harness::eventually;
+
+const BASE: &str = "/api/v1/batch-call";
+
+async fn quiet() -> App {
+    App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_created_listed_changed_and_deleted() {
+    let app = quiet().await;
+    let created = app
+        .post(
+            &format!("{BASE}/create"),
+            json!({"caller_phone_id": app.tenant.phone, "agent_id": app.tenant.agent, "batch_name": "March"}),
+        )
+        .await
+        .expect(201);
+    assert_eq!(created["success"], true);
+    let batch = &created["data"];
+    assert_eq!(
+        (
+            &batch["status"],
+            &batch["batch_size"],
+            &batch["workflow_id"]
+        ),
+        (&json!("not_started"), &json!(1), &Value::Null)
+    );
+    let id = batch["id"].as_str().unwrap();
+
+    for path in [
+        "/me".to_owned(),
+        "/browse".to_owned(),
+        format!("/user/{}", batch["user_id"].as_str().unwrap()),
+    ] {
+        let page = app.get(&format!("{BASE}{path}")).await.expect(200);
+        assert_eq!(page["data"]["total"], 1, "{path}");
+        assert_eq!(page["data"]["items"][0]["id"], id, "{path}");
+    }
+    let changed = answer(
+        app.request(Method::PATCH, &format!("{BASE}/{id}/variables"))
+            .json(&json!({"variable_names": ["name", "city"]})),
+    )
+    .await
+    .expect(200);
+    assert_eq!(changed["data"]["variable_names"], json!(["name", "city"]));
+    let template = app.get(&format!("{BASE}/template/{id}")).await;
+    assert_eq!(template.text.trim(), "to_phonenumber,name,city");
+    let status = app.get(&format!("{BASE}/{id}/status")).await.expect(200);
+    assert_eq!(
+        status["data"]["status_counts"],
+        json!({"not_started": 0, "calling": 0, "completed": 0, "failed": 0, "no_answer": 0, "total": 0})
+    );
+    answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
+        .await
+        .expect(200);
+    let gone = app.get(&format!("{BASE}/{id}")).await.expect(404);
+    assert_eq!(gone["detail"], "Batch not found");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_batch_is_refused_with_what_to_do() {
+    let app = quiet().await;
+    let good = json!({"caller_phone_id": app.tenant.phone, "agent_id": app.tenant.agent, "batch_name": "March"});
+    let cases = [
+        (json!({"batch_name": ""}), 422, "batch_name"),
+        (json!({"batch_size": 0}), 422, "batch_size"),
+        (json!({"status": "completed"}), 422, "status"),
+        (
+            json!({"variable_names": ["ok", "ok"]}),
+            422,
+            "variable_names",
+        ),
+        (
+            json!({"variable_names": ["to_phonenumber"]}),
+            422,
+            "variable_names",
+        ),
+        (json!({"max_retries": 6}), 422, "max_retries"),
+        (
+            json!({"default_country": "Atlantis"}),
+            422,
+            "default_country",
+        ),
+        (
+            json!({"caller_phone_id": "not an id"}),
+            422,
+            "caller_phone_id",
+        ),
+        (json!({"balance": 1_000_000}), 422, "balance"),
+        (json!({"agent_id": null}), 400, "agent_id"),
+        (
+            json!({"workflow_id": "0197d7a5-0000-7000-8000-000000000000"}),
+            400,
+            "workflow_id",
+        ),
+        (
+            json!({"agent_id": "0197d7a5-0000-7000-8000-000000000000"}),
+            404,
+            "Agent",
+        ),
+    ];
+    for (change, status, word) in cases {
+        let mut body = good.clone();
+        for (key, value) in change.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        let refused = app.post(&format!("{BASE}/create"), body).await;
+        let content_type = refused.headers["content-type"].to_str().unwrap().to_owned();
+        let problem = refused.expect(status);
+        assert_eq!(content_type, "application/problem+json");
+        assert!(problem.to_string().contains(word), "{change} -> {problem}");
+        assert!(
+            problem["code"].is_string() && problem["request_id"].is_string(),
+            "{problem}"
+        );
+    }
+    assert_eq!(app.count("select count(*) from call_batches").await, 0);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_added_changed_and_removed_only_before_the_start() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({"default_country": "US"})).await;
+    let upsert = format!("{BASE}/{id}/data/upsert");
+    let items = json!({"items": [
+        {"to_phonenumber": "(212) 555-1000", "variable_values": {"name": "Ada"}},
+        {"to_phonenumber": "+1 212 555 1000"},
+        {"to_phonenumber": "9.19E+11"},
+        {"to_phonenumber": number(7)},
+    ]});
+    let added = app.post(&upsert, items).await.expect(200)["data"].clone();
+    assert_eq!(
+        (&added["inserted"], &added["duplicates"], &added["failed"]),
+        (&json!(2), &json!(1), &json!(1))
+    );
+    assert!(
+        added["errors"].to_string().contains("scientific"),
+        "{added}"
+    );
+
+    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200)["data"].clone();
+    assert_eq!(rows.as_array().unwrap().len(), 2);
+    assert_eq!(rows[0]["to_phonenumber"], "+12125551000");
+    assert_eq!(rows[0]["variable_values"], json!({"name": "Ada"}));
+    let row = rows[0]["id"].as_str().unwrap();
+    let change = json!({"items": [{"id": row, "to_phonenumber": "+12125551001", "variable_values": {"name": "Eve"}}]});
+    assert_eq!(
+        app.post(&upsert, change).await.expect(200)["data"]["updated"],
+        1
+    );
+    answer(app.request(Method::DELETE, &format!("{BASE}/{id}/data/{row}")))
+        .await
+        .expect(200);
+    let filtered = app
+        .get(&format!("{BASE}/{id}/data?status=not_started"))
+        .await
+        .expect(200);
+    assert_eq!(filtered["data"].as_array().unwrap().len(), 1);
+    app.get(&format!("{BASE}/{id}/data?status=sleeping"))
+        .await
+        .expect(422);
+
+    app.start_batch(&id).await;
+    let late = app
+        .post(&upsert, json!({"items": [{"to_phonenumber": number(8)}]}))
+        .await
+        .expect(409);
+    assert_eq!(late["detail"], "batch already started");
+    let path = format!("{BASE}/{id}/variables");
+    answer(
+        app.request(Method::PATCH, &path)
+            .json(&json!({"variable_names": []})),
+    )
+    .await
+    .expect(409);
+    answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
+        .await
+        .expect(409);
+    sqlx::query("update call_batches set status = 'stopped'")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    sqlx::query("delete from jobs")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_names_every_blocker_and_the_start_obeys_it() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({"variable_names": []})).await;
+    sqlx::query("update agents set is_active = false")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    let readiness = app.get(&format!("{BASE}/{id}/readiness")).await.expect(200);
+    let codes: Vec<&str> = readiness["blockers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|blocker| blocker["code"].as_str().unwrap())
+        .collect();
+    assert_eq!(readiness["can_start"], false);
+    assert_eq!(codes, ["no_rows", "agent_inactive", "missing_variables"]);
+    let refused = app
+        .post(&format!("{BASE}/start/{id}"), json!({}))
+        .await
+        .expect(400);
+    assert_eq!(refused["blockers"].as_array().unwrap().len(), 3);
+    assert_eq!(app.status(&id).await["batch"]["status"], "not_started");
+    for verb in ["pause", "resume", "stop"] {
+        app.post(&format!("{BASE}/{verb}/{id}"), json!({}))
+            .await
+            .expect(409);
+    }
+    app.finish().await;
+}
+
+/// Every route that names a batch, with a body that would be right for its owner.
+fn routes_of(id: &str) -> Vec<(Method, String, Value)> {
+    let rows = json!({"items": [{"to_phonenumber": number(1)}]});
+    let records = json!({"records": [{"to_phonenumber": number(1)}]});
+    vec![
+        (Method::GET, format!("{BASE}/{id}"), Value::Null),
+        (Method::GET, format!("{BASE}/{id}/status"), Value::Null),
+        (Method::GET, format!("{BASE}/{id}/data"), Value::Null),
+        (Method::GET, format!("{BASE}/{id}/readiness"), Value::Null),
+        (Method::GET, format!("{BASE}/{id}/events"), Value::Null),
+        (Method::GET, format!("{BASE}/template/{id}"), Value::Null),
+        (Method::GET, format!("{BASE}/{id}/ingests"), Value::Null),
+        (Method::POST, format!("{BASE}/{id}/data/upsert"), rows),
+        (Method::POST, format!("{BASE}/upload-json/{id}"), records),
+        (
+            Method::PATCH,
+            format!("{BASE}/{id}/variables"),
+            json!({"variable_names": ["x"]}),
+        ),
+        (Method::POST, format!("{BASE}/start/{id}"), Value::Null),
+        (Method::POST, format!("{BASE}/pause/{id}"), Value::Null),
+        (Method::POST, format!("{BASE}/resume/{id}"), Value::Null),
+        (Method::POST, format!("{BASE}/stop/{id}"), Value::Null),
+        (Method::DELETE, format!("{BASE}/{id}"), Value::Null),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_tenants_batch_does_not_exist_and_nothing_works_without_a_key() {
+    let app = quiet().await;
+    let other = app.another_tenant("Other").await;
+    let id = app.create_batch(json!({})).await;
+    app.add_people(&id, 1).await;
+    let send = async |tenant: Option<&Tenant>, (method, path, body): &(Method, String, Value)| {
+        let mut request = match tenant {
+            Some(tenant) => app.request_as(tenant, method.clone(), path),
+            None => app.anonymous(method.clone(), path),
+        };
+        if !body.is_null() {
+            request = request.json(body);
+        }
+        answer(request).await.status.as_u16()
+    };
+    for route in &routes_of(&id) {
+        let (foreign, anonymous) = (send(Some(&other), route).await, send(None, route).await);
+        assert_eq!(foreign, 404, "{route:?}");
+        assert_eq!(anonymous, 401, "{route:?}");
+    }
+    let counts = app.status(&id).await["status_counts"].clone();
+    assert_eq!(
+        (&counts["not_started"], &counts["total"]),
+        (&json!(1), &json!(1))
+    );
+    let revoked = answer(
+        app.anonymous(Method::GET, &format!("{BASE}/me"))
+            .header("x-api-key", "peal_live_wrong"),
+    )
+    .await;
+    assert_eq!(revoked.status.as_u16(), 401);
+    app.finish().await;
+}
+
+fn token(claims: &Value, secret: &str, algorithm: jsonwebtoken::Algorithm) -> String {
+    let header = jsonwebtoken::Header::new(algorithm);
+    jsonwebtoken::encode(
+        &header,
+        claims,
+        &jsonwebtoken::EncodingKey::from_secret(secret.as_bytes()),
+    )
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn session_tokens_are_taken_only_as_configured() {
+    let app = quiet().await;
+    let user: uuid::Uuid = sqlx::query_scalar("select id from users")
+        .fetch_one(&app.context.pool)
+        .await
+        .unwrap();
+    let now = chrono::Utc::now().timestamp();
+    let good =
+        json!({"sub": user, "iss": "peal", "aud": "authenticated", "iat": now, "exp": now + 600});
+    let with = |key: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[key] = value;
+        claims
+    };
+    let hs256 = jsonwebtoken::Algorithm::HS256;
+    let me = async |token: String| {
+        let request = app
+            .anonymous(Method::GET, &format!("{BASE}/me"))
+            .bearer_auth(token);
+        answer(request).await.status.as_u16()
+    };
+    assert_eq!(me(token(&good, JWT_SECRET, hs256)).await, 200);
+    let refused = [
+        token(&good, "another secret of thirty-two bytes..", hs256),
+        token(&good, JWT_SECRET, jsonwebtoken::Algorithm::HS384),
+        token(&with("exp", json!(now - 600)), JWT_SECRET, hs256),
+        token(
+            &with("exp", json!((now + 600).to_string())),
+            JWT_SECRET,
+            hs256,
+        ),
+        token(&with("aud", json!("somebody")), JWT_SECRET, hs256),
+        token(&with("iss", json!("somebody")), JWT_SECRET, hs256),
+        token(&with("nbf", json!(now + 600)), JWT_SECRET, hs256),
+        token(&with("sub", json!(uuid::Uuid::nil())), JWT_SECRET, hs256),
+        token(&json!({"sub": user}), JWT_SECRET, hs256),
+        "not.a.token".to_owned(),
+    ];
+    for token in refused {
+        assert_eq!(me(token.clone()).await, 401, "{token}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_event_stream_says_why_nothing_is_dialled_and_ends_with_the_batch() {
+    let mut app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    app.add_people(&id, 3).await;
+    app.start_batch(&id).await;
+    let request = app.request(Method::GET, &format!("{BASE}/{id}/events"));
+    let mut stream = request.send().await.unwrap().bytes_stream();
+    let mut text = String::new();
+    let mut read_until = async |word: &str| {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !text.contains(word) {
+            let piece = tokio::time::timeout_at(deadline, stream.next()).await;
+            let piece = piece.unwrap_or_else(|_| panic!("no {word} in: {text}"));
+            text.push_str(std::str::from_utf8(&piece.expect("open").expect("bytes")).unwrap());
+        }
+    };
+    read_until("\"code\":\"starting\"").await;
+    app.start_worker(&peal_worker::Role::ALL).await;
+    read_until("event: end").await;
+    read_until("\"completed\":3").await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_call_goes_through_the_same_line() {
+    let app = App::start().await;
+    let agent = app.tenant.agent;
+    let path = format!("/api/call/create_call?phoneNumber=%2B12125559999&agent_id={agent}");
+    let queued = app
+        .post(&path, json!({"variable_values": {"name": "Ada"}}))
+        .await
+        .expect(202);
+    assert_eq!(
+        (&queued["status"], &queued["source"]),
+        (&json!("queued"), &json!("create_call"))
+    );
+    assert_eq!(queued["target_number"], "+12125559999");
+    let path = format!("/api/call/{}", queued["call_session_id"].as_str().unwrap());
+    let ended = || async { app.get(&path).await.expect(200)["outcome"] == "completed" };
+    eventually("the call ends", PATIENCE, ended).await;
+    // Two for one person go one after the other.
+    let path = format!("/api/call/create_call?phoneNumber=%2B12125558888&agent_id={agent}");
+    for _ in 0..2 {
+        app.post(&path, json!({})).await.expect(202);
+    }
+    app.post(
+        "/api/call/create_call?phoneNumber=12345&agent_id=x",
+        json!({}),
+    )
+    .await
+    .expect(422);
+    app.post(
+        "/api/call/create_call?phoneNumber=%2B12125558888",
+        json!({}),
+    )
+    .await
+    .expect(400);
+    let all = || async {
+        app.count("select count(*) from calls where outcome = 'completed'")
+            .await
+            == 3
+    };
+    eventually("all three end", PATIENCE, all).await;
+    assert_eq!(app.carrier.oracle().accepted, 3);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_told_without_a_key() {
+    let app = quiet().await;
+    let health = answer(app.anonymous(Method::GET, "/health"))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&health["status"], &health["database"]),
+        (&json!("healthy"), &json!("connected"))
+    );
+    assert!(
+        health["timestamp"].is_f64() && health["version"].is_string(),
+        "{health}"
+    );
+    answer(app.anonymous(Method::GET, "/health/ready"))
+        .await
+        .expect(200);
+    let lost = answer(app.anonymous(Method::GET, "/nowhere"))
+        .await
+        .expect(404);
+    assert_eq!(lost["code"], "route_not_found");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_upload_is_read_by_the_job_and_its_uploader_is_told() {
+    let app = App::start().await;
+    let id = app.create_batch(json!({})).await;
+    let mut csv = String::from("to_phonenumber,name\n");
+    for n in 0..20_000 {
+        csv.push_str(&format!("{},{}\n", number(n), "x".repeat(40)));
+    }
+    csv.push_str("nonsense,Nobody\n");
+    let ingest = app.upload(&id, &csv).await;
+    assert_eq!(
+        (&ingest["inserted"], &ingest["failed"]),
+        (&json!(20_000), &json!(1)),
+        "{ingest}"
+    );
+    let path = format!(
+        "{BASE}/{id}/ingests/{}/errors",
+        ingest["ingest_id"].as_str().unwrap()
+    );
+    let errors = app.get(&path).await;
+    assert!(errors.text.contains("20002"), "{}", errors.text);
+    let told = || async {
+        app.count("select count(*) from emails where sent_at is not null")
+            .await
+            == 1
+    };
+    eventually("the uploader has mail", Duration::from_secs(20), told).await;
+    app.finish().await;
+}
