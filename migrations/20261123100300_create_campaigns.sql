@@ -92,81 +92,49 @@ end $$;
 create trigger batch_progress_open after insert on call_batches
     for each row execute function batch_progress_open();
 
-create function batch_progress_count() returns trigger language plpgsql as $$
+-- So many rows of a batch came to a status, or left it.
+create type batch_move as (batch_id uuid, status text, step bigint);
+
+create function batch_progress_add(moves batch_move[]) returns void language plpgsql as $$
 begin
     -- Whoever changes rows of several batches locks their counts in one order.
-    if tg_op = 'DELETE' then
-        perform from batch_progress where batch_id in (select batch_id from departed) order by batch_id for update;
-    else
-        perform from batch_progress where batch_id in (select batch_id from arrived) order by batch_id for update;
+    perform from batch_progress
+    where batch_id in (select m.batch_id from unnest(moves) m)
+    order by batch_id
+    for update;
+    update batch_progress p
+    set not_started = p.not_started + d.not_started,
+        calling     = p.calling + d.calling,
+        completed   = p.completed + d.completed,
+        failed      = p.failed + d.failed,
+        no_answer   = p.no_answer + d.no_answer
+    from (
+        select m.batch_id,
+               coalesce(sum(m.step) filter (where m.status = 'not_started'), 0) as not_started,
+               coalesce(sum(m.step) filter (where m.status = 'calling'), 0) as calling,
+               coalesce(sum(m.step) filter (where m.status = 'completed'), 0) as completed,
+               coalesce(sum(m.step) filter (where m.status = 'failed'), 0) as failed,
+               coalesce(sum(m.step) filter (where m.status = 'no_answer'), 0) as no_answer
+        from unnest(moves) m
+        group by m.batch_id
+    ) d
+    where p.batch_id = d.batch_id;
+end $$;
+
+create function batch_progress_count() returns trigger language plpgsql as $$
+declare
+    moves batch_move[] := '{}';
+begin
+    if tg_op <> 'DELETE' then
+        moves := moves || array(
+            select row (batch_id, status, count(*))::batch_move from arrived group by batch_id, status);
     end if;
-    if tg_op = 'INSERT' then
-        update batch_progress p
-        set not_started = p.not_started + d.not_started,
-            calling     = p.calling + d.calling,
-            completed   = p.completed + d.completed,
-            failed      = p.failed + d.failed,
-            no_answer   = p.no_answer + d.no_answer
-        from (
-            select batch_id,
-                   count(*) filter (where status = 'not_started') as not_started,
-                   count(*) filter (where status = 'calling') as calling,
-                   count(*) filter (where status = 'completed') as completed,
-                   count(*) filter (where status = 'failed') as failed,
-                   count(*) filter (where status = 'no_answer') as no_answer
-            from arrived
-            group by batch_id
-        ) d
-        where p.batch_id = d.batch_id;
-    elsif tg_op = 'DELETE' then
-        update batch_progress p
-        set not_started = p.not_started - d.not_started,
-            calling     = p.calling - d.calling,
-            completed   = p.completed - d.completed,
-            failed      = p.failed - d.failed,
-            no_answer   = p.no_answer - d.no_answer
-        from (
-            select batch_id,
-                   count(*) filter (where status = 'not_started') as not_started,
-                   count(*) filter (where status = 'calling') as calling,
-                   count(*) filter (where status = 'completed') as completed,
-                   count(*) filter (where status = 'failed') as failed,
-                   count(*) filter (where status = 'no_answer') as no_answer
-            from departed
-            group by batch_id
-        ) d
-        where p.batch_id = d.batch_id;
-    else
-        update batch_progress p
-        set not_started = p.not_started + d.not_started,
-            calling     = p.calling + d.calling,
-            completed   = p.completed + d.completed,
-            failed      = p.failed + d.failed,
-            no_answer   = p.no_answer + d.no_answer
-        from (
-            select batch_id,
-                   sum(step) filter (where status = 'not_started') as not_started,
-                   sum(step) filter (where status = 'calling') as calling,
-                   sum(step) filter (where status = 'completed') as completed,
-                   sum(step) filter (where status = 'failed') as failed,
-                   sum(step) filter (where status = 'no_answer') as no_answer
-            from (
-                select batch_id, status, 1 as step from arrived
-                union all
-                select batch_id, status, -1 from departed
-            ) moves
-            group by batch_id
-        ) s
-        cross join lateral (
-            select s.batch_id,
-                   coalesce(s.not_started, 0) as not_started,
-                   coalesce(s.calling, 0) as calling,
-                   coalesce(s.completed, 0) as completed,
-                   coalesce(s.failed, 0) as failed,
-                   coalesce(s.no_answer, 0) as no_answer
-        ) d
-        where p.batch_id = d.batch_id
-          and (d.not_started, d.calling, d.completed, d.failed, d.no_answer) <> (0, 0, 0, 0, 0);
+    if tg_op <> 'INSERT' then
+        moves := moves || array(
+            select row (batch_id, status, -count(*))::batch_move from departed group by batch_id, status);
+    end if;
+    if moves <> '{}' then
+        perform batch_progress_add(moves);
     end if;
     return null;
 end $$;
