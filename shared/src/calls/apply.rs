@@ -62,6 +62,8 @@ struct Loaded {
     batch: Option<BatchId>,
     row: Option<RowId>,
     attempt_no: i32,
+    /// Attempts of the row that were not given back unsent, this one included.
+    attempts_made: i64,
     submit_count: i32,
     policy: RetryPolicy,
     check_at: Option<DateTime<Utc>>,
@@ -157,6 +159,9 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
                   c.ringing_at, c.answered_at, c.ended_at, c.duration_seconds, c.carrier_price,
                   c.carrier_currency, c.recording_url, c.conflicts,
                   b.max_retries as "max_retries?", b.retry_delay_seconds as "retry_delay_seconds?",
+                  case when c.attempt_no > 1 then
+                      (select count(*) from calls p where p.row_id = c.row_id and p.outcome is distinct from 'canceled')
+                  else 1 end as "attempts_made!",
                   b.retry_lost as "retry_lost?", b.status in ('in_progress', 'paused') as "wanted?"
            from calls c
            left join call_batches b on b.id = c.batch_id
@@ -174,6 +179,7 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
             batch: row.batch_id,
             row: row.row_id,
             attempt_no: row.attempt_no,
+            attempts_made: row.attempts_made,
             submit_count: row.submit_count,
             policy: RetryPolicy {
                 max_retries: row.max_retries.unwrap_or(0),
@@ -302,7 +308,7 @@ async fn store_rows(
         let verdict = after_call(
             outcome,
             call.progress.reason,
-            call.attempt_no,
+            call.attempts_made,
             call.policy,
             now,
         );

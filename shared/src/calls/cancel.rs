@@ -16,43 +16,70 @@ pub struct Unanswered {
     pub carrier_call_id: String,
 }
 
-/// The calls of a batch that a carrier has and nobody has answered. Jobs have no principal.
+/// What is left of a stopped batch.
+#[derive(Clone, Debug)]
+pub struct Leftovers {
+    pub unanswered: Vec<Unanswered>,
+    /// Calls whose request is on its way or whose fate is unknown: they cannot be canceled yet.
+    pub undecided: i64,
+}
+
+/// The calls that a stopped batch left behind; none once it was started again. Jobs have no
+/// principal.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
-pub async fn unanswered_unscoped(pool: &PgPool, batch: BatchId) -> Result<Vec<Unanswered>> {
-    let calls = sqlx::query_as!(
-        Unanswered,
-        r#"select id as "id: CallId", trunk_id as "trunk: TrunkId", carrier_call_id as "carrier_call_id!"
-           from calls
-           where batch_id = $1
-             and live
-             and status in ('accepted', 'dialing', 'ringing')
-             and carrier_call_id is not null"#,
+pub async fn leftovers_unscoped(pool: &PgPool, batch: BatchId) -> Result<Leftovers> {
+    let rows = sqlx::query!(
+        r#"select c.id as "id: CallId", c.trunk_id as "trunk: TrunkId", c.carrier_call_id,
+                  c.status as "status: CallStatus"
+           from calls c
+           join call_batches b on b.id = c.batch_id
+           where c.batch_id = $1
+             and c.live
+             and b.status = 'stopped'
+             and c.status in ('submitting', 'unknown', 'accepted', 'dialing', 'ringing')"#,
         batch as BatchId,
     )
     .fetch_all(pool)
     .await?;
-    Ok(calls)
+    let mut left = Leftovers {
+        unanswered: Vec::new(),
+        undecided: 0,
+    };
+    for row in rows {
+        match row.carrier_call_id {
+            Some(carrier_call_id) if row.status.rank() > 0 => left.unanswered.push(Unanswered {
+                id: row.id,
+                trunk: row.trunk,
+                carrier_call_id,
+            }),
+            _ => left.undecided += 1,
+        }
+    }
+    Ok(left)
 }
 
-/// Notes that the carrier was asked to end a call, and agreed.
+/// Notes that the carrier was asked to end these calls, and agreed.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
 pub async fn mark_canceling_unscoped(
     db: &mut PgConnection,
-    call: CallId,
+    calls: &[CallId],
     now: DateTime<Utc>,
 ) -> Result<()> {
-    let event = CallEvent {
+    let canceling = CallEvent {
         status: Some(CallStatus::Canceling),
         ..CallEvent::default()
     };
-    let change = Change {
-        call,
-        what: What::Event(event),
-    };
-    apply_unscoped(db, &[change], now).await?;
+    let changes: Vec<Change> = calls
+        .iter()
+        .map(|call| Change {
+            call: *call,
+            what: What::Event(canceling.clone()),
+        })
+        .collect();
+    apply_unscoped(db, &changes, now).await?;
     Ok(())
 }

@@ -218,17 +218,17 @@ pub enum Verdict {
     Again(DateTime<Utc>),
 }
 
-/// Decides a row's fate. `attempt_no` is the attempt that just ended.
+/// Decides a row's fate. `attempts` counts those that were made, the one that just ended included.
 #[must_use]
 pub fn after_call(
     outcome: Outcome,
     reason: Option<Reason>,
-    attempt_no: i32,
+    attempts: i64,
     policy: RetryPolicy,
     ended_at: DateTime<Utc>,
 ) -> Verdict {
     let again = Verdict::Again(ended_at + TimeDelta::seconds(policy.retry_delay_seconds.into()));
-    let tries_left = policy.wanted && attempt_no <= policy.max_retries;
+    let tries_left = policy.wanted && attempts <= i64::from(policy.max_retries);
     let transient = matches!(reason, Some(Reason::Congestion | Reason::UnreachableTemp));
     match outcome {
         Outcome::Completed | Outcome::Machine => Verdict::End("completed"),

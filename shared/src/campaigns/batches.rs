@@ -195,18 +195,35 @@ pub async fn list(
     Ok((batches, total))
 }
 
+/// Locks a batch in the caller's sight and reads it.
+///
+/// # Errors
+/// [`Error::NotFound`] for a batch out of sight, which is not locked.
+pub async fn lock(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
+    sqlx::query!(
+        "select
+         from call_batches
+         where id = $1
+           and ($2::uuid is null or org_id = $2)
+           and ($3::uuid is null or user_id = $3)
+         for no key update",
+        id as BatchId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    .ok_or(Error::NotFound("Batch"))?;
+    // Read with a snapshot taken behind the lock.
+    find(db, scope, id).await
+}
+
 /// Locks a batch in the caller's sight for a change that only a batch before its launch allows.
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] once it was started.
 pub async fn lock_unstarted(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
-    sqlx::query!(
-        "select from call_batches where id = $1 for no key update",
-        id as BatchId
-    )
-    .fetch_optional(&mut *db)
-    .await?;
-    let batch = find(db, scope, id).await?;
+    let batch = lock(db, scope, id).await?;
     if batch.status != BatchStatus::NotStarted {
         return Err(Error::conflict("batch_started", "batch already started"));
     }
@@ -239,13 +256,7 @@ pub async fn set_variables(
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] while it runs or has live calls.
 pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<()> {
-    sqlx::query!(
-        "select from call_batches where id = $1 for update",
-        id as BatchId
-    )
-    .fetch_optional(&mut *db)
-    .await?;
-    let batch = find(db, scope, id).await?;
+    let batch = lock(db, scope, id).await?;
     let live = sqlx::query_scalar!(
         r#"select exists (select from calls where batch_id = $1 and live) as "live!""#,
         id as BatchId,

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-use super::batches::{Batch, BatchStatus, find};
+use super::batches::{Batch, BatchStatus, find, lock};
 use crate::access::Scope;
 use crate::agents;
 use crate::calls::apply::complete_unscoped;
@@ -47,7 +47,8 @@ pub struct CancelCalls {
 impl Payload for CancelCalls {
     const KIND: &'static str = "cancel_calls";
     const QUEUE: Queue = Queue::Control;
-    const MAX_ATTEMPTS: i32 = 10;
+    // It comes back each second while requests of the batch are undecided.
+    const MAX_ATTEMPTS: i32 = 900;
     const PRIORITY: i16 = 20;
 
     fn org(&self) -> Option<OrgId> {
@@ -105,8 +106,7 @@ pub async fn readiness(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Res
 /// # Errors
 /// [`Error::NotFound`], [`Error::NotReady`], or [`Error::Conflict`] when it runs or has run.
 pub async fn start(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Started> {
-    lock(db, id).await?;
-    let batch = find(db, scope, id).await?;
+    let batch = lock(db, scope, id).await?;
     let (member_count, blockers) = blockers(db, &batch).await?;
     let payload = StartBatch {
         org_id: batch.org_id,
@@ -114,6 +114,12 @@ pub async fn start(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<
     };
     if !(batch.status == BatchStatus::InProgress && awaits_launch(db, id).await?) {
         startable(&batch)?;
+        if batch.status == BatchStatus::Stopped && has_live_calls(db, id).await? {
+            return Err(Error::conflict(
+                "calls_in_flight",
+                "calls of the batch are still in flight: start it again when they have ended",
+            ));
+        }
         if !blockers.is_empty() {
             return Err(Error::NotReady(blockers));
         }
@@ -141,7 +147,12 @@ pub async fn start(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<
 /// # Errors
 /// [`Error::Unexpected`] from the database.
 pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId) -> Result<bool> {
-    lock(db, id).await?;
+    sqlx::query!(
+        "select from call_batches where id = $1 for no key update",
+        id as BatchId
+    )
+    .fetch_optional(&mut *db)
+    .await?;
     let Some(batch) = waiting_for_launch(db, id).await? else {
         return Ok(false);
     };
@@ -176,8 +187,7 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId) -> Result<bool>
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] when it does not run.
 pub async fn pause(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
-    lock(db, id).await?;
-    let batch = find(db, scope, id).await?;
+    let batch = lock(db, scope, id).await?;
     match batch.status {
         BatchStatus::Paused => return Ok(batch),
         BatchStatus::InProgress => {}
@@ -214,8 +224,7 @@ pub async fn resume(
     scope: &Scope,
     id: BatchId,
 ) -> Result<(Batch, Enqueued)> {
-    lock(db, id).await?;
-    let batch = find(db, scope, id).await?;
+    let batch = lock(db, scope, id).await?;
     match batch.status {
         BatchStatus::Paused | BatchStatus::InProgress => {}
         status => return Err(wrong_status("resume", "paused", status)),
@@ -250,8 +259,7 @@ pub async fn stop(
     scope: &Scope,
     id: BatchId,
 ) -> Result<(Batch, Option<Enqueued>)> {
-    lock(db, id).await?;
-    let batch = find(db, scope, id).await?;
+    let batch = lock(db, scope, id).await?;
     match batch.status {
         BatchStatus::Stopped => return Ok((batch, None)),
         BatchStatus::InProgress | BatchStatus::Paused => {}
@@ -293,14 +301,14 @@ fn wrong_status(verb: &str, wanted: &str, status: BatchStatus) -> Error {
     )
 }
 
-async fn lock(db: &mut PgConnection, id: BatchId) -> Result<()> {
-    sqlx::query!(
-        "select from call_batches where id = $1 for no key update",
-        id as BatchId
+async fn has_live_calls(db: &mut PgConnection, id: BatchId) -> Result<bool> {
+    let live = sqlx::query_scalar!(
+        r#"select exists (select from calls where batch_id = $1 and live) as "live!""#,
+        id as BatchId,
     )
-    .fetch_optional(db)
+    .fetch_one(db)
     .await?;
-    Ok(())
+    Ok(live)
 }
 
 async fn set_status(
@@ -350,10 +358,12 @@ async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i64, Vec<Bloc
     )
     .fetch_one(db)
     .await?;
-    let missing: Vec<&str> = agents::placeholders(&facts.first_response_message)
+    let mut missing: Vec<&str> = agents::placeholders(&facts.first_response_message)
         .chain(agents::placeholders(&facts.system_prompt))
         .filter(|name| !batch.variable_names.iter().any(|known| known == name))
         .collect();
+    missing.sort_unstable();
+    missing.dedup();
     let mut blockers = Vec::new();
     let mut block = |is: bool, code: &'static str, message: String| {
         if is {

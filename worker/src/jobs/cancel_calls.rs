@@ -1,46 +1,80 @@
 //! Cancels the calls of a stopped batch that nobody has answered yet, so that none of them
 //! rings later out of a carrier's queue.
+//!
+//! A request that was on its way when the batch stopped has no carrier's id yet: the job comes
+//! back until every call is either canceled, answered or over. A batch that was started again
+//! in the meantime keeps its calls.
 
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use peal_shared::Result;
 use peal_shared::bells::Bell;
-use peal_shared::calls::cancel::{mark_canceling_unscoped, unanswered_unscoped};
+use peal_shared::calls::cancel::{Unanswered, leftovers_unscoped, mark_canceling_unscoped};
 use peal_shared::calls::reconcile::release_unscoped;
 use peal_shared::campaigns::lifecycle::CancelCalls;
 use peal_shared::context::Context;
 use peal_shared::queue::{Outcome, Running};
 use peal_shared::telephony::Ending;
-use peal_shared::{Error, Result};
 
 use super::Handle;
 
+/// Requests to the carrier under way at once.
+const AT_ONCE: usize = 20;
+/// When to look again at calls that could not be canceled yet.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 impl Handle<Context> for CancelCalls {
-    async fn handle(self, context: &Context, job: &Running) -> Outcome {
-        cancel(&self, context, job).await.into()
+    async fn handle(self, context: &Context, _job: &Running) -> Outcome {
+        match cancel(&self, context).await {
+            Ok(0) => Outcome::Done,
+            Ok(left) => Outcome::Retry {
+                after: Some(LOOK_AGAIN),
+                why: format!("{left} calls could not be canceled yet"),
+            },
+            Err(error) => error.into(),
+        }
     }
 }
 
-async fn cancel(payload: &CancelCalls, context: &Context, job: &Running) -> Result<()> {
+/// Cancels what can be canceled; answers how many calls are left to look at again.
+async fn cancel(payload: &CancelCalls, context: &Context) -> Result<i64> {
     let mut db = context.pool.begin().await?;
     release_unscoped(&mut db).await?;
     db.commit().await?;
-    let calls = unanswered_unscoped(&context.pool, payload.batch_id).await?;
-    for call in calls {
-        if job.lost().is_cancelled() {
-            return Err(Error::Busy("stopped on the way".into()));
-        }
-        let account = context
-            .accounts
-            .get(&context.pool, &context.config.keys, call.trunk)
-            .await?;
-        let carrier = context.carriers.of(account.kind);
-        if carrier
-            .end(&account, &call.carrier_call_id, Ending::Cancel)
-            .await?
-        {
-            let mut db = context.pool.begin().await?;
-            mark_canceling_unscoped(&mut db, call.id, context.clock.now()).await?;
-            db.commit().await?;
+    let left = leftovers_unscoped(&context.pool, payload.batch_id).await?;
+    let endings: Vec<_> = stream::iter(left.unanswered)
+        .map(|call| async move { (call.id, end(context, &call).await) })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let mut canceled = Vec::new();
+    let mut failed = 0;
+    for (call, ended) in endings {
+        match ended {
+            Ok(true) => canceled.push(call),
+            Ok(false) => {} // Answered or over: its own events say so.
+            Err(error) => {
+                tracing::warn!(%error, call.id = %call, "a call could not be canceled");
+                failed += 1;
+            }
         }
     }
+    let mut db = context.pool.begin().await?;
+    mark_canceling_unscoped(&mut db, &canceled, context.clock.now()).await?;
+    db.commit().await?;
     context.bells.ring(Bell::Dial);
-    Ok(())
+    Ok(left.undecided + failed)
+}
+
+async fn end(context: &Context, call: &Unanswered) -> Result<bool> {
+    let keys = &context.config.keys;
+    let account = context
+        .accounts
+        .get(&context.pool, keys, call.trunk)
+        .await?;
+    let carrier = context.carriers.of(account.kind);
+    carrier
+        .end(&account, &call.carrier_call_id, Ending::Cancel)
+        .await
 }
