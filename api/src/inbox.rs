@@ -137,7 +137,7 @@ async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool
 
 /// One statement is one transaction.
 async fn append(context: &Context, events: &[NewEvent]) -> Result<Vec<bool>> {
-    let mut db = context.pool.acquire().await?;
+    let mut db = context.callbacks.acquire().await?;
     let known = append_unscoped(&mut db, events).await?;
     fault::point("append.committed");
     Ok(known)

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use secrecy::ExposeSecret;
-use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgPool};
 
 use crate::bells::Bells;
 use crate::clock::Clock;
@@ -24,10 +24,19 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 /// How long a request waits for a database connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a statement waits for a lock.
+const LOCK_TIMEOUT: &str = "5s";
+/// Connections that only callbacks use: two writers, and answers.
+const CALLBACK_CONNECTIONS: u32 = 8;
+/// A carrier gives up after fifteen seconds and comes again after a 503.
+const CALLBACK_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Everything a process shares.
 pub struct Context {
     pub config: Config,
     pub pool: PgPool,
+    /// Connections for carriers alone, so that whatever users do, callbacks get through.
+    pub callbacks: PgPool,
     pub bells: Bells,
     pub carriers: Carriers,
     pub accounts: AccountCache,
@@ -44,6 +53,10 @@ impl Context {
     /// Says what could not be reached or opened.
     pub async fn connect(config: Config, process: &str) -> anyhow::Result<Arc<Self>> {
         let pool = open_pool(&config, process).await?;
+        let callbacks = PgPoolOptions::new()
+            .max_connections(CALLBACK_CONNECTIONS)
+            .acquire_timeout(CALLBACK_ACQUIRE_TIMEOUT)
+            .connect_lazy_with(connection(&config, "peal-callbacks")?);
         let redis_url = config.redis_url.as_ref().map(ExposeSecret::expose_secret);
         let bells = Bells::new(redis_url, &config.redis_prefix).context("PEAL_REDIS_URL")?;
         let mailer = match &config.smtp_url {
@@ -54,6 +67,7 @@ impl Context {
         };
         Ok(Arc::new(Self {
             pool,
+            callbacks,
             bells,
             carriers: Carriers::new()?,
             accounts: AccountCache::default(),
@@ -65,16 +79,24 @@ impl Context {
     }
 }
 
-async fn open_pool(config: &Config, process: &str) -> anyhow::Result<PgPool> {
+/// How to connect. A statement waits for a lock only so long: whoever holds it longer is stuck,
+/// and waiting along would spread that.
+fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
     let options: PgConnectOptions = config
         .database_url
         .expose_secret()
         .parse()
         .context("PEAL_DATABASE_URL")?;
+    Ok(options
+        .application_name(process)
+        .options([("lock_timeout", LOCK_TIMEOUT)]))
+}
+
+async fn open_pool(config: &Config, process: &str) -> anyhow::Result<PgPool> {
     PgPoolOptions::new()
         .max_connections(config.database_pool)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(options.application_name(process))
+        .connect_with(connection(config, process)?)
         .await
         .context("PostgreSQL does not answer at PEAL_DATABASE_URL")
 }
@@ -84,12 +106,16 @@ async fn open_pool(config: &Config, process: &str) -> anyhow::Result<PgPool> {
 /// # Errors
 /// When the database does not answer, or a migration that was applied has been changed.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
-    let pool = open_pool(config, "peal-migrate").await?;
+    let mut db = connection(config, "peal-migrate")?
+        .options([("lock_timeout", "0")])
+        .connect()
+        .await
+        .context("PostgreSQL does not answer at PEAL_DATABASE_URL")?;
     MIGRATIONS
-        .run(&pool)
+        .run(&mut db)
         .await
         .context("the schema could not be migrated")?;
-    pool.close().await;
+    db.close().await?;
     Ok(())
 }
 

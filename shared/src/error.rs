@@ -135,7 +135,14 @@ impl Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        Self::Unexpected(error.into())
+        let code = error.as_database_error().and_then(|error| error.code());
+        match code.as_deref() {
+            // Serialization failure, deadlock, lock not available.
+            Some("40001" | "40P01" | "55P03") => {
+                Self::Busy("somebody else is changing the same thing; try again".into())
+            }
+            _ => Self::Unexpected(error.into()),
+        }
     }
 }
 

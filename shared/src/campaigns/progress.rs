@@ -90,7 +90,8 @@ pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Resu
     let rate = started as f64 / f64::from(RATE_WINDOW_SECS);
     let left = counts.not_started;
     let dialling = batch.status == BatchStatus::InProgress && left > 0;
-    let waiting = if started > 0 || left == 0 {
+    // Rows that wait unsent inside a call wait as much as those that have none.
+    let waiting = if started > 0 || left + counts.calling == 0 {
         None
     } else {
         waiting(db, &batch).await?
@@ -115,6 +116,9 @@ struct Facts {
     org_live: i64,
     org_limit: i32,
     batch_live: i64,
+    under_way: i64,
+    deferred_until: Option<DateTime<Utc>>,
+    rows_left: bool,
     due: bool,
     next_due: Option<DateTime<Utc>>,
     busy: bool,
@@ -140,7 +144,7 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
             )
             .fetch_one(db)
             .await?;
-            Some(explain(&facts, batch))
+            (facts.under_way == 0 || facts.rows_left).then(|| explain(&facts, batch))
         }
         BatchStatus::Paused => why("paused", format!("the batch is paused: {reason}"), None),
         BatchStatus::Stopped => why("stopped", format!("the batch was stopped: {reason}"), None),
@@ -181,6 +185,11 @@ fn explain(facts: &Facts, batch: &Batch) -> Waiting {
             !facts.has_pacer,
             "no_pacer",
             text("the trunk has no pacer: set its cps again"),
+        ),
+        (
+            !facts.rows_left && facts.deferred_until.is_some(),
+            "deferred",
+            text("the carrier did not take the last calls; they are sent again"),
         ),
         (
             !facts.due,
@@ -230,6 +239,7 @@ fn explain(facts: &Facts, batch: &Batch) -> Waiting {
 fn until(code: &str, facts: &Facts) -> Option<DateTime<Utc>> {
     match code {
         "retry_later" => facts.next_due,
+        "deferred" => facts.deferred_until,
         "carrier_pushback" | "waiting_for_worker" => facts.next_slot,
         _ => None,
     }

@@ -8,6 +8,11 @@ select b.launched_at is not null as "launched!",
        (select count(*) from calls c where c.org_id = b.org_id and c.live) as "org_live!",
        o.max_concurrent_calls as org_limit,
        (select count(*) from calls c where c.trunk_id = b.trunk_id and c.live and c.batch_id = b.id) as "batch_live!",
+       (select count(*) from calls c
+        where c.trunk_id = b.trunk_id and c.live and c.batch_id = b.id and c.status <> 'deferred') as "under_way!",
+       (select min(c.check_at) from calls c
+        where c.trunk_id = b.trunk_id and c.live and c.batch_id = b.id and c.status = 'deferred') as deferred_until,
+       exists (select from batch_data d where d.batch_id = b.id and d.status = 'not_started') as "rows_left!",
        exists (select from batch_data d
                where d.batch_id = b.id and d.status = 'not_started' and d.due_at <= now()) as "due!",
        (select min(d.due_at) from batch_data d where d.batch_id = b.id and d.status = 'not_started') as next_due,
