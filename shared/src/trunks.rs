@@ -199,6 +199,58 @@ pub async fn pause_unscoped(db: &mut PgConnection, id: TrunkId, why: &str) -> Re
     Ok(())
 }
 
+/// A trunk, for its operator. Its credentials stay sealed.
+#[derive(Clone, Debug, Serialize)]
+pub struct TrunkState {
+    pub id: TrunkId,
+    pub org_id: Option<OrgId>,
+    pub name: String,
+    pub status: String,
+    pub status_reason: Option<String>,
+    pub cps: Decimal,
+    pub max_concurrent: i32,
+    pub live_calls: i64,
+    /// 1 is full speed; more after the carrier pushed back.
+    pub slowdown: Option<f64>,
+}
+
+/// Every trunk of the installation, for its operator.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list_unscoped(db: &mut PgConnection) -> Result<Vec<TrunkState>> {
+    let trunks = sqlx::query_as!(
+        TrunkState,
+        r#"select t.id as "id: TrunkId", t.org_id as "org_id: OrgId", t.name, t.status, t.status_reason, t.cps,
+                  t.max_concurrent,
+                  (select count(*) from calls c where c.trunk_id = t.id and c.live) as "live_calls!",
+                  1 + (p.slowdown - 1) * power(0.5, extract(epoch from now() - p.slowed_at)::float8 / 10) as slowdown
+           from trunks t
+           left join pacers p on p.trunk_id = t.id
+           order by t.created_at, t.id"#,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(trunks)
+}
+
+/// Lets a paused trunk dial again, after its operator has put right what paused it.
+///
+/// # Errors
+/// [`Error::NotFound`] for an unknown trunk.
+pub async fn resume_unscoped(db: &mut PgConnection, id: TrunkId) -> Result<()> {
+    let done = sqlx::query!(
+        "update trunks set status = 'active', status_reason = null, updated_at = now() where id = $1",
+        id as TrunkId,
+    )
+    .execute(db)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Err(Error::NotFound("Trunk"));
+    }
+    Ok(())
+}
+
 /// Every active trunk with something to dial: a running batch, or direct calls in the queue.
 ///
 /// # Errors

@@ -14,6 +14,7 @@
 pub mod dial;
 pub mod inbox;
 pub mod jobs;
+pub mod operate;
 pub mod queues;
 pub mod schedule;
 

@@ -8,6 +8,7 @@ use peal_shared::config::{Config, Settings};
 use peal_shared::context::Context;
 use peal_shared::logging;
 use peal_worker::Role;
+use peal_worker::operate::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +32,9 @@ struct Arguments {
     roles: Vec<Role>,
     #[command(flatten)]
     settings: Settings,
+    /// Without a command the worker works.
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
 #[tokio::main]
@@ -39,6 +43,9 @@ async fn main() -> anyhow::Result<()> {
     logging::init();
     let config = Config::from_settings(arguments.settings)?;
     let context = Context::connect(config, "peal-worker").await?;
+    if let Some(command) = arguments.command {
+        return command.run(&context).await;
+    }
     let roles: BTreeSet<Role> = arguments.roles.into_iter().collect();
     let shutdown = CancellationToken::new();
     tokio::spawn(stop_on_signal(

@@ -1,6 +1,7 @@
 //! What operators do: look at queues, hold them, and bring dead jobs back.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::PgConnection;
 
 use crate::error::{Error, OnConstraint, Result};
@@ -9,7 +10,7 @@ use crate::ids::{JobId, OrgId};
 use super::{Enqueued, Queue};
 
 /// How much waits in a queue.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Depth {
     pub queue: Queue,
     pub paused_at: Option<DateTime<Utc>>,
@@ -24,7 +25,7 @@ pub struct Depth {
 }
 
 /// A job that will not run again by itself.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Dead {
     pub id: JobId,
     pub queue: String,

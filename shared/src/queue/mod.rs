@@ -56,7 +56,8 @@ pub use outcome::Outcome;
 pub use sweep::{Swept, sweep};
 
 /// A line of work with its own hands: jobs of one queue never wait for those of another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Queue {
     /// Short steps of campaigns: start, stop, analyse.
     Control,

@@ -1,6 +1,8 @@
 //! Reads an uploaded file into its batch.
 
-use peal_shared::campaigns::ingest::{IngestCsv, announce_unscoped, run_unscoped};
+use peal_shared::campaigns::ingest::{
+    IngestCsv, announce_unscoped, give_up_unscoped, run_unscoped,
+};
 use peal_shared::context::Context;
 use peal_shared::queue::{Outcome, Running};
 use peal_shared::{Error, Result};
@@ -12,6 +14,13 @@ impl Handle<Context> for IngestCsv {
         match ingest(&self, context, job).await {
             // The batch was deleted under the upload.
             Err(Error::NotFound(_)) => Outcome::Done,
+            Err(error) if job.is_last_attempt() || !error.retryable() => {
+                let why = "an error of ours, which has been logged";
+                if let Err(error) = give_up_unscoped(&context.pool, self.ingest_id, why).await {
+                    tracing::error!(%error, ingest.id = %self.ingest_id, "an ingest could not be ended");
+                }
+                error.into()
+            }
             result => result.into(),
         }
     }

@@ -46,7 +46,7 @@ pub use receive::{Upload, create, receive};
 pub use records::{Inserted, Record, insert_records, update_record};
 pub use report::{Ingest, find, first_rejects, list, rejects_csv, template};
 pub use rows::Reject;
-pub use run::run_unscoped;
+pub use run::{give_up_unscoped, run_unscoped};
 
 use super::batches::{self, BatchStatus};
 use crate::access::Scope;

@@ -430,3 +430,18 @@ async fn fail(pool: &PgPool, ingest: IngestId, failure: &Failure) -> Result<()> 
     .await?;
     Ok(())
 }
+
+/// Ends an ingest whose job is given up, so that it does not stand in the way of its batch for
+/// ever. What was committed stays. Jobs have no principal.
+///
+/// # Errors
+/// Only the database's.
+pub async fn give_up_unscoped(pool: &PgPool, ingest: IngestId, why: &str) -> Result<()> {
+    let failure = Failure::new(
+        "gave_up",
+        format!(
+            "the file could not be read to its end ({why}); upload it again: rows that are in already count as duplicates"
+        ),
+    );
+    fail(pool, ingest, &failure).await
+}
