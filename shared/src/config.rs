@@ -167,7 +167,7 @@ impl Complaints {
             .ok()
     }
 
-    fn number<T: std::str::FromStr + PartialOrd>(
+    fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
         &mut self,
         name: &str,
         text: &str,
@@ -178,7 +178,7 @@ impl Complaints {
             .parse()
             .ok()
             .filter(|n| *n >= least && *n <= most)
-            .ok_or_else(|| format!("must be a whole number in its range, not {text:?}"));
+            .ok_or_else(|| format!("must be a whole number from {least} to {most}, not {text:?}"));
         self.check(name, parsed)
     }
 }
@@ -221,6 +221,15 @@ impl Config {
         let listen = bad.check("PEAL_LISTEN", listen);
         let session_tokens = bad.check("PEAL_JWT_SECRET", session_tokens(&settings));
         let uploads = uploads(&settings, bad);
+        let store_url = scheme(settings.store_url, &["file", "s3", "memory"]);
+        let store_url = bad.check("PEAL_STORE_URL", store_url);
+        let redis_url = optional(settings.redis_url, &["redis", "rediss", "unix"]);
+        let redis_url = bad.check("PEAL_REDIS_URL", redis_url);
+        let smtp_url = bad.check(
+            "PEAL_SMTP_URL",
+            optional(settings.smtp_url, &["smtp", "smtps"]),
+        );
+        let mail_from = bad.check("PEAL_MAIL_FROM", sender(settings.mail_from));
         let pool = bad.number("PEAL_DATABASE_POOL", &settings.database_pool, 2, 1000);
         let deadline = &settings.unknown_deadline_secs;
         let deadline = bad.number("PEAL_UNKNOWN_DEADLINE_SECS", deadline, 0, 86_400);
@@ -234,16 +243,16 @@ impl Config {
         Some(Self {
             database_url: database_url?,
             database_pool: pool?,
-            redis_url: secret(settings.redis_url),
+            redis_url: redis_url?,
             redis_prefix: settings.redis_prefix,
             keys: keys?,
             public_url: public_url?,
             listen: listen?,
             session_tokens: session_tokens?,
-            store_url: settings.store_url,
-            smtp_url: secret(settings.smtp_url),
+            store_url: store_url?,
+            smtp_url: smtp_url?,
             mail_dir: settings.mail_dir,
-            mail_from: settings.mail_from,
+            mail_from: mail_from?,
             uploads: uploads?,
             unknown_deadline: Duration::from_secs(deadline?),
             reconcile_every: Duration::from_secs(reconcile?),
@@ -252,9 +261,28 @@ impl Config {
     }
 }
 
-/// A setting that is left empty is not set.
-fn secret(text: Option<String>) -> Option<SecretString> {
-    text.filter(|text| !text.is_empty()).map(SecretString::from)
+/// A URL that an installation may leave out; left empty it is not set.
+fn optional(url: Option<String>, schemes: &[&str]) -> Result<Option<SecretString>, String> {
+    url.filter(|url| !url.is_empty())
+        .map(|url| scheme(url, schemes).map(SecretString::from))
+        .transpose()
+}
+
+fn scheme(url: String, schemes: &[&str]) -> Result<String, String> {
+    match Url::parse(&url) {
+        Ok(parsed) if schemes.contains(&parsed.scheme()) => Ok(url),
+        _ => Err(format!(
+            "must be a URL that begins with {}://",
+            schemes.join(":// or ")
+        )),
+    }
+}
+
+fn sender(text: String) -> Result<String, String> {
+    match text.parse::<lettre::message::Mailbox>() {
+        Ok(_) => Ok(text),
+        Err(_) => Err("must be a sender of mail such as Peal <peal@example.com>".to_owned()),
+    }
 }
 
 fn session_tokens(settings: &Settings) -> Result<Option<SessionTokens>, String> {
@@ -345,6 +373,8 @@ mod tests {
             unknown_deadline_secs: "300".into(),
             reconcile_secs: "30".into(),
             inbox_capacity: "8192".into(),
+            store_url: "file:///var/lib/peal/store".into(),
+            mail_from: "Peal <peal@localhost>".into(),
             ..Settings::default()
         }
     }
@@ -365,6 +395,10 @@ mod tests {
             public_url: None,
             jwt_secret: Some("short".into()),
             upload_max_mb: "many".into(),
+            store_url: "ftp://store".into(),
+            redis_url: Some("localhost".into()),
+            smtp_url: Some("mail".into()),
+            mail_from: "nobody".into(),
             ..settings()
         })
         .unwrap_err()
@@ -375,6 +409,10 @@ mod tests {
             "PEAL_PUBLIC_URL",
             "PEAL_JWT_SECRET",
             "PEAL_UPLOAD_MAX_MB",
+            "PEAL_STORE_URL",
+            "PEAL_REDIS_URL",
+            "PEAL_SMTP_URL",
+            "PEAL_MAIL_FROM",
         ] {
             assert!(
                 complaint.contains(name),

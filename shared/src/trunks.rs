@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rust_decimal::Decimal;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use url::Url;
@@ -21,6 +21,9 @@ use crate::telephony::{Account, CarrierKind, Credentials};
 
 /// How long a replica may act on an account it has read.
 const CACHE_TTL: Duration = Duration::from_secs(5);
+
+/// Secrets that may sign at once while they are rotated.
+const SIGNING_SECRETS_LIMIT: usize = 3;
 
 /// A trunk to set up.
 #[derive(Clone, Debug)]
@@ -119,7 +122,8 @@ fn seal(keys: &Keys, trunk: TrunkId, credentials: &Credentials) -> Result<Vec<u8
     Ok(keys.seal(&place(trunk), &plain)?)
 }
 
-/// Replaces what a trunk authenticates with and how fast it is. Numbers stay as they are.
+/// Replaces what a trunk authenticates with and how fast it is. Numbers stay as they are, and
+/// the secrets that signed callbacks so far go on doing so, for calls that are under way.
 ///
 /// # Errors
 /// [`Error::NotFound`] for an unknown trunk.
@@ -129,8 +133,16 @@ pub async fn replace_unscoped(
     id: TrunkId,
     trunk: &NewTrunk,
 ) -> Result<()> {
-    let sealed = seal(keys, id, &trunk.account.credentials)?;
-    let done = sqlx::query!(
+    let before = sqlx::query_scalar!(
+        "select credentials from trunks where id = $1 for update",
+        id as TrunkId
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    .ok_or(Error::NotFound("Trunk"))?;
+    let credentials = rotated(&trunk.account.credentials, unseal(keys, id, &before)?);
+    let sealed = seal(keys, id, &credentials)?;
+    sqlx::query!(
         "update trunks
          set account_id = $2, credentials = $3, api_base_url = $4, cps = $5, max_concurrent = $6,
              ring_timeout_secs = $7, status = 'active', status_reason = null, updated_at = now()
@@ -145,10 +157,31 @@ pub async fn replace_unscoped(
     )
     .execute(db)
     .await?;
-    if done.rows_affected() == 0 {
-        return Err(Error::NotFound("trunk"));
-    }
     Ok(())
+}
+
+/// New credentials under which the old ones still sign, the newest first.
+fn rotated(new: &Credentials, old: Credentials) -> Credentials {
+    let mut signing: Vec<SecretString> = new.signing_secrets.clone();
+    let candidates = [new.password.clone(), old.password]
+        .into_iter()
+        .chain(old.signing_secrets);
+    for secret in candidates {
+        let known = |other: &SecretString| other.expose_secret() == secret.expose_secret();
+        if signing.len() < SIGNING_SECRETS_LIMIT && !signing.iter().any(known) {
+            signing.push(secret);
+        }
+    }
+    Credentials {
+        signing_secrets: signing,
+        ..new.clone()
+    }
+}
+
+fn unseal(keys: &Keys, trunk: TrunkId, sealed: &[u8]) -> Result<Credentials> {
+    let plain = keys.open(&place(trunk), sealed)?;
+    let credentials = serde_json::from_slice(&plain).context("the trunk's credentials")?;
+    Ok(credentials)
 }
 
 /// Reads a trunk's account. Carriers and workers act for the platform, not for a principal.
@@ -165,9 +198,7 @@ pub async fn account_unscoped(pool: &PgPool, keys: &Keys, id: TrunkId) -> Result
     .fetch_optional(pool)
     .await?
     .ok_or(Error::NotFound("trunk"))?;
-    let plain = keys.open(&place(id), &row.credentials)?;
-    let credentials: Credentials =
-        serde_json::from_slice(&plain).context("the trunk's credentials")?;
+    let credentials = unseal(keys, id, &row.credentials)?;
     let api_base_url = row
         .api_base_url
         .map(|url| Url::parse(&url))
@@ -305,5 +336,41 @@ impl AccountCache {
         let entries = self.entries.lock().ok()?;
         let (read_at, account) = entries.get(&id)?;
         (read_at.elapsed() < CACHE_TTL).then(|| Arc::clone(account))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials(password: &str, signing: &[&str]) -> Credentials {
+        Credentials {
+            username: None,
+            password: password.into(),
+            signing_secrets: signing
+                .iter()
+                .map(|secret| SecretString::from(*secret))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_replaced_secret_goes_on_signing_and_old_ones_run_out() {
+        let signing = |credentials: &Credentials| -> Vec<String> {
+            let secrets = credentials.signing_secrets.iter();
+            secrets
+                .map(|secret| secret.expose_secret().to_owned())
+                .collect()
+        };
+        let second = rotated(&credentials("b", &[]), credentials("a", &[]));
+        assert_eq!(signing(&second), ["b", "a"]);
+        let third = rotated(&credentials("c", &[]), second);
+        assert_eq!(signing(&third), ["c", "b", "a"]);
+        let again = rotated(&credentials("c", &[]), third);
+        assert_eq!(signing(&again), ["c", "b", "a"]);
+        assert_eq!(
+            signing(&rotated(&credentials("d", &[]), again)),
+            ["d", "c", "b"]
+        );
     }
 }
