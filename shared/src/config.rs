@@ -384,7 +384,7 @@ mod tests {
         let config = Config::from_settings(settings()).unwrap();
         assert_eq!(config.uploads.max_bytes, 200_000_000);
         assert!(config.session_tokens.is_none());
-        assert!(!format!("{config:?}").contains("peal@localhost"));
+        assert!(!format!("{config:?}").contains("postgres://"));
     }
 
     #[test]

@@ -164,13 +164,32 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
 
 /// The first thing that stands between a row and its call.
 fn explain(facts: &Facts, batch: &Batch) -> Waiting {
+    let first = obstacles(facts, batch)
+        .into_iter()
+        .find(|(stands, ..)| *stands);
+    let (_, code, message) = first.unwrap_or((
+        true,
+        "waiting_for_worker",
+        "rows are due and the line is free: no worker with the role dial has taken them yet"
+            .to_owned(),
+    ));
+    Waiting {
+        code,
+        message,
+        until: until(code, facts),
+    }
+}
+
+/// Everything that can stand in the way, in the order in which it is to be cleared: whether it
+/// does, its code, and a sentence for the batch's owner.
+fn obstacles(facts: &Facts, batch: &Batch) -> Vec<(bool, &'static str, String)> {
     let text = |text: &str| text.to_owned();
     let paused_by = facts.trunk_reason.as_deref().unwrap_or("by its owner");
     let (size, org_limit) = (batch.batch_size, facts.org_limit);
     let trunk_full = facts
         .trunk_limit
         .is_some_and(|limit| facts.trunk_live >= i64::from(limit));
-    let obstacles = [
+    vec![
         (
             !facts.launched,
             "starting",
@@ -221,18 +240,7 @@ fn explain(facts: &Facts, batch: &Batch) -> Waiting {
             "carrier_pushback",
             text("the carrier refuses the pace; dialling goes on slower"),
         ),
-    ];
-    let first = obstacles.into_iter().find(|(stands, ..)| *stands);
-    let (_, code, message) = first.unwrap_or((
-        true,
-        "waiting_for_worker",
-        text("rows are due and the line is free: no worker with the role dial has taken them yet"),
-    ));
-    Waiting {
-        code,
-        message,
-        until: until(code, facts),
-    }
+    ]
 }
 
 /// When an obstacle goes away by itself, where that is known.
