@@ -118,7 +118,8 @@ begin
         from unnest(moves) m
         group by m.batch_id
     ) d
-    where p.batch_id = d.batch_id;
+    where p.batch_id = d.batch_id
+      and (d.not_started, d.calling, d.completed, d.failed, d.no_answer) <> (0, 0, 0, 0, 0);
 end $$;
 
 create function batch_progress_count() returns trigger language plpgsql as $$

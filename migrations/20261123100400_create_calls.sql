@@ -16,9 +16,11 @@ create table calls (
     status            text not null check (status in (
                           'queued', 'submitting', 'deferred', 'unknown', 'accepted',
                           'dialing', 'ringing', 'in_progress', 'canceling', 'final')),
-    -- Occupies the person's phone, a concurrency slot and, later, money. Changes twice in
-    -- a life, so that updates between leave every index alone.
+    -- Occupies the person's phone, a concurrency slot and, later, money. Indexes look at this
+    -- and the next two, never at the status itself, so most changes of it touch no index.
     live              boolean not null generated always as (status not in ('queued', 'final')) stored,
+    queued            boolean not null generated always as (status = 'queued') stored,
+    deferred          boolean not null generated always as (status = 'deferred') stored,
     outcome           text check (outcome in (
                           'completed', 'machine', 'busy', 'no_answer', 'rejected',
                           'failed', 'canceled', 'expired', 'lost')),
@@ -61,7 +63,8 @@ create table calls (
 
 create unique index calls_one_live_per_number on calls (org_id, to_number) where live;
 create index calls_live on calls (trunk_id, org_id, batch_id) where live;
-create index calls_queued on calls (trunk_id, org_id, created_at) where status = 'queued';
+create index calls_queued on calls (trunk_id, org_id, created_at) where queued;
+create index calls_deferred on calls (trunk_id, check_at) where deferred;
 create unique index carrier_call_is_bound on calls (trunk_id, carrier_call_id) where carrier_call_id is not null;
 create index calls_by_batch on calls (batch_id, created_at) where batch_id is not null;
 create index calls_by_owner on calls (org_id, user_id, created_at desc);

@@ -316,6 +316,7 @@ async fn the_answer_document_speaks_with_the_rows_variables_and_is_the_same_twic
     assert!(content_type.contains("xml"), "{content_type}");
     let second = ringing.post(&url, &form, Some(&signature)).await;
     assert_eq!(first.text, second.text);
+    ringing.applied().await;
     assert_eq!(
         ringing.app.count("select count(*) from call_turns").await,
         1

@@ -80,7 +80,8 @@ impl Context {
 }
 
 /// How to connect. A statement waits for a lock only so long: whoever holds it longer is stuck,
-/// and waiting along would spread that.
+/// and waiting along would spread that. Statements are short and many: compiling them costs
+/// more than running them.
 fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
     let options: PgConnectOptions = config
         .database_url
@@ -89,7 +90,7 @@ fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions
         .context("PEAL_DATABASE_URL")?;
     Ok(options
         .application_name(process)
-        .options([("lock_timeout", LOCK_TIMEOUT)]))
+        .options([("lock_timeout", LOCK_TIMEOUT), ("jit", "off")]))
 }
 
 async fn open_pool(config: &Config, process: &str) -> anyhow::Result<PgPool> {

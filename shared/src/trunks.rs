@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rust_decimal::Decimal;
+use rust_decimal::prelude::ToPrimitive;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use url::Url;
 
+use crate::calls::pacer::Pace;
 use crate::error::{Error, Result};
 use crate::ids::{OrgId, TrunkId};
 use crate::secret::Keys;
@@ -292,13 +294,53 @@ pub async fn with_work_unscoped(pool: &PgPool) -> Result<Vec<TrunkId>> {
            from trunks t
            where t.status = 'active'
              and (exists (select from call_batches b
-                          where b.trunk_id = t.id and b.status = 'in_progress' and b.launched_at is not null)
-                  or exists (select from calls c where c.trunk_id = t.id and c.status = 'queued')
-                  or exists (select from calls c where c.trunk_id = t.id and c.live and c.status = 'deferred'))"#,
+                          where b.trunk_id = t.id and b.status = 'in_progress' and b.launched_at is not null
+                            and exists (select from batch_data d
+                                        where d.batch_id = b.id and d.status = 'not_started' and d.due_at <= now()))
+                  or exists (select from calls c where c.trunk_id = t.id and c.queued)
+                  or exists (select from calls c where c.trunk_id = t.id and c.deferred and c.check_at <= now()))"#,
     )
     .fetch_all(pool)
     .await?;
     Ok(ids)
+}
+
+/// Slows a trunk down after its carrier pushed back, at most once a second: a burst of refusals
+/// is one push.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result<()> {
+    let mut db = db.begin().await?;
+    let pacer = sqlx::query!(
+        r#"select p.next_slot, p.slowdown, p.slowed_at, t.cps, clock_timestamp() as "now!"
+           from pacers p
+           join trunks t on t.id = p.trunk_id
+           where p.trunk_id = $1
+             and coalesce(p.slowed_at < clock_timestamp() - interval '1 second', true)
+           for update of p"#,
+        trunk as TrunkId,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    if let Some(pacer) = pacer {
+        let pace = Pace {
+            cps: pacer.cps.to_f64().unwrap_or_default(),
+            next_slot: pacer.next_slot,
+            slowdown: pacer.slowdown,
+            slowed_at: pacer.slowed_at,
+        };
+        sqlx::query!(
+            "update pacers set slowdown = $2, slowed_at = $3 where trunk_id = $1",
+            trunk as TrunkId,
+            pace.pushed_back(pacer.now),
+            pacer.now,
+        )
+        .execute(&mut *db)
+        .await?;
+    }
+    db.commit().await?;
+    Ok(())
 }
 
 fn place(id: TrunkId) -> String {

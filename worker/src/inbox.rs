@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use peal_shared::bells::Bell;
 use peal_shared::calls::apply::Foreign;
-use peal_shared::calls::inbox::{apply_waiting_unscoped, set_aside_unscoped};
+use peal_shared::calls::inbox::{Refused, apply_waiting_unscoped, set_aside_unscoped};
 use peal_shared::context::Context;
 use peal_shared::telephony::Ending;
 use tokio::time::sleep;
@@ -43,15 +43,9 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
                 hang_up_foreign(&context, applied.foreign);
                 group = group.saturating_mul(2).min(GROUP_LIMIT);
             }
-            Err(error) => {
-                tracing::warn!(%error, group, "events cannot be applied");
-                if group > 1 {
-                    group = (group / 4).max(1);
-                } else if let Err(error) =
-                    set_aside_unscoped(&context.pool, &error.to_string()).await
-                {
-                    tracing::warn!(%error, "the database does not answer");
-                }
+            Err(refused) => {
+                tracing::warn!(error = %refused.error, group, "events cannot be applied");
+                group = narrow(&context, group, refused).await;
                 tokio::select! {
                     () = shutdown.cancelled() => {}
                     () = sleep(OUTAGE_PAUSE) => {}
@@ -59,6 +53,23 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
             }
         }
     }
+}
+
+/// Only what the database refuses for its values is narrowed down; an outage, a deadlock or a
+/// timeout is waited out with the group as it is.
+async fn narrow(context: &Context, group: i64, refused: Refused) -> i64 {
+    if !refused.error.is_data_fault() {
+        return group;
+    }
+    let [event] = refused.events[..] else {
+        return (group / 8).max(1);
+    };
+    let why = refused.error.to_string();
+    tracing::error!(event, why, "an event is set aside");
+    if let Err(error) = set_aside_unscoped(&context.pool, event, &why).await {
+        tracing::warn!(%error, "an event could not be set aside");
+    }
+    group
 }
 
 /// Ends calls that are the second one of their attempt. If this fails, the answer document

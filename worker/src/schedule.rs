@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use futures::stream::{self, StreamExt};
 use peal_shared::Result;
 use peal_shared::bells::Bell;
 use peal_shared::calls::apply::complete_finished_unscoped;
@@ -21,25 +22,40 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the quick repairs run.
 const REPAIR_EVERY: Duration = Duration::from_secs(2);
+/// Questions under way at once.
+const ASK_AT_ONCE: usize = 16;
+/// How long beyond its deadline a call may wait for a carrier that answers with errors.
+const ERROR_LIMIT: TimeDelta = TimeDelta::hours(1);
 /// Silent calls asked about in one round.
 const ASK_LIMIT: i64 = 50;
 /// Within how long of the request the carrier's record of a call must have been made.
 const CREATED_BEFORE: TimeDelta = TimeDelta::seconds(5);
 const CREATED_BEHIND: TimeDelta = TimeDelta::seconds(30);
 
-/// Repairs until `shutdown`.
+/// Repairs, and asks carriers about silent calls, until `shutdown`. The two do not wait for each
+/// other: a carrier that does not answer must not keep anything from being repaired.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
-    let mut repairs = interval(REPAIR_EVERY);
-    let mut questions = interval(context.config.reconcile_every);
-    repairs.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    questions.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::join!(
+        every(REPAIR_EVERY, &shutdown, || repair(&context)),
+        every(context.config.reconcile_every, &shutdown, || {
+            ask_about_silent(&context, &shutdown)
+        }),
+    );
+}
+
+async fn every<F: Future<Output = Result<()>>>(
+    period: Duration,
+    shutdown: &CancellationToken,
+    work: impl Fn() -> F,
+) {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let done = tokio::select! {
+        tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = repairs.tick() => repair(&context).await,
-            _ = questions.tick() => ask_about_silent(&context, &shutdown).await,
-        };
-        if let Err(error) = done {
+            _ = ticks.tick() => {}
+        }
+        if let Err(error) = work().await {
             tracing::warn!(%error, "a periodic repair failed; it runs again shortly");
         }
     }
@@ -64,51 +80,36 @@ async fn ask_about_silent(context: &Context, shutdown: &CancellationToken) -> Re
         TimeDelta::from_std(context.config.reconcile_every).unwrap_or(TimeDelta::seconds(30));
     let deadline =
         TimeDelta::from_std(context.config.unknown_deadline).unwrap_or(TimeDelta::minutes(5));
-    loop {
+    while !shutdown.is_cancelled() {
         let silent = take_silent_unscoped(&context.pool, ASK_LIMIT, every, deadline).await?;
-        let full = silent.len() >= usize::try_from(ASK_LIMIT).unwrap_or(usize::MAX);
-        for call in silent {
-            if shutdown.is_cancelled() {
-                return Ok(());
-            }
-            if let Err(error) = ask(context, &call).await {
-                tracing::warn!(%error, call.id = %call.id, "the carrier could not be asked about a silent call");
-            }
-        }
-        if !full {
-            return Ok(());
+        let taken = silent.len();
+        stream::iter(silent)
+            .for_each_concurrent(ASK_AT_ONCE, async |call| {
+                if let Err(error) = ask(context, &call).await {
+                    tracing::warn!(%error, call.id = %call.id, "a silent call could not be resolved");
+                }
+            })
+            .await;
+        if taken < usize::try_from(ASK_LIMIT).unwrap_or(usize::MAX) {
+            break;
         }
     }
+    Ok(())
 }
 
-/// Asks the carrier about one call and writes down what it says.
+/// Asks the carrier about one call and writes down what it says, or that there is nothing to
+/// be learnt any more.
 async fn ask(context: &Context, call: &Silent) -> Result<()> {
-    let account = context
-        .accounts
-        .get(&context.pool, &context.config.keys, call.trunk)
-        .await?;
-    let carrier = context.carriers.of(account.kind);
     let now = context.clock.now();
-    let learnt = match &call.carrier_call_id {
-        Some(id) => match carrier.fetch(&account, id).await? {
-            Some(record) if record.event.status != Some(CallStatus::Final) => {
-                // Alive beyond its longest time: end it, the next look sees how it ended.
-                tracing::warn!(call.id = %call.id, "a call outlived its limit: hanging it up");
-                carrier.end(&account, id, Ending::HangUp).await?;
-                Some(record.event)
-            }
-            Some(record) => Some(record.event),
-            None => None,
-        },
-        None => find(context, call).await?,
-    };
-    let event = match learnt {
-        Some(event) => event,
-        None if now >= call.deadline => {
+    let event = match learn(context, call).await {
+        Ok(Some(event)) => event,
+        Ok(None) if now < call.deadline => return Ok(()),
+        // A carrier that has refused to answer for so long has nothing to say.
+        Err(error) if now < call.deadline + ERROR_LIMIT => return Err(error),
+        Ok(None) | Err(_) => {
             tracing::error!(call.id = %call.id, "no trace of a call at its carrier: it is lost");
-            lost(now)
+            lost(call.carrier_call_id.clone(), now)
         }
-        None => return Ok(()),
     };
     let new = NewEvent {
         call: call.id,
@@ -120,6 +121,29 @@ async fn ask(context: &Context, call: &Silent) -> Result<()> {
     append_unscoped(&mut db, &[new]).await?;
     context.bells.ring(Bell::Inbox);
     Ok(())
+}
+
+async fn learn(context: &Context, call: &Silent) -> Result<Option<CallEvent>> {
+    let Some(id) = &call.carrier_call_id else {
+        return find(context, call).await;
+    };
+    let keys = &context.config.keys;
+    let account = context
+        .accounts
+        .get(&context.pool, keys, call.trunk)
+        .await?;
+    let carrier = context.carriers.of(account.kind);
+    let Some(record) = carrier.fetch(&account, id).await? else {
+        return Ok(None);
+    };
+    let rank = record.event.status.map_or(0, CallStatus::rank);
+    if record.event.status != Some(CallStatus::Final) && rank <= call.status.rank() {
+        // We knew as much, so it is alive beyond its longest time: end it, and the next look
+        // sees how it ended. A call that had moved on without our hearing of it goes on.
+        tracing::warn!(call.id = %call.id, "a call outlived its limit: hanging it up");
+        carrier.end(&account, id, Ending::HangUp).await?;
+    }
+    Ok(Some(record.event))
 }
 
 /// Looks for the call of a create request that had no answer: exactly one record of the right

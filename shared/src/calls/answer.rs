@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 use crate::ids::{CallId, TrunkId};
 use crate::telephony::{CallStatus, Document, Verb};
 
+/// The key of the event that says that a carrier fetched the answer document; the first one of
+/// a call owns it.
+pub const ANSWERED: &str = "answer";
 /// Silence before the first word, so that its beginning is not cut off.
 const LEAD_IN_SECS: u32 = 1;
 
@@ -56,15 +59,6 @@ pub async fn document_unscoped(
     if text.trim().is_empty() {
         return Ok(Document::hang_up());
     }
-    sqlx::query!(
-        "insert into call_turns (org_id, call_id, turn_no, role, text)
-         select org_id, id, 1, 'agent', $2 from calls where id = $1
-         on conflict do nothing",
-        call as CallId,
-        text,
-    )
-    .execute(db)
-    .await?;
     Ok(Document {
         verbs: vec![
             Verb::Pause { secs: LEAD_IN_SECS },
@@ -76,4 +70,46 @@ pub async fn document_unscoped(
             Verb::Hangup,
         ],
     })
+}
+
+/// Writes down what agents said first on calls that were answered, in bulk.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn note_first_turns_unscoped(db: &mut PgConnection, calls: &[CallId]) -> Result<()> {
+    if calls.is_empty() {
+        return Ok(());
+    }
+    let rows = sqlx::query!(
+        r#"select c.id as "id: CallId", c.variable_values, a.first_response_message
+           from calls c
+           join agents a on a.id = c.agent_id
+           where c.id = any($1)
+             and c.answered_at is not null
+             and a.first_response_message <> ''"#,
+        calls as &[CallId],
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let (ids, texts): (Vec<CallId>, Vec<String>) = rows
+        .into_iter()
+        .map(|row| {
+            (
+                row.id,
+                fill_in(&row.first_response_message, &row.variable_values),
+            )
+        })
+        .unzip();
+    sqlx::query!(
+        "insert into call_turns (org_id, call_id, turn_no, role, text)
+         select c.org_id, c.id, 1, 'agent', t.text
+         from unnest($1::uuid[], $2::text[]) as t (id, text)
+         join calls c on c.id = t.id
+         on conflict do nothing",
+        &ids as &[CallId],
+        &texts,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }

@@ -121,8 +121,9 @@ fn fold(call: &mut Loaded, change: &Change, now: DateTime<Utc>, applied: &mut Ap
             submit_count,
             pause,
         } => {
-            if still_submitting(call, *submit_count) {
+            if undecided(call, *submit_count) {
                 call.progress.status = CallStatus::Deferred;
+                call.progress.error_message = None;
                 call.check_at = Some(now + *pause);
                 call.touched = true;
             }
@@ -139,6 +140,16 @@ fn fold(call: &mut Loaded, change: &Change, now: DateTime<Utc>, applied: &mut Ap
             }
         }
     }
+}
+
+/// Whether proof that this submission did nothing is still news: the worker that held it may
+/// have been given up in the meantime.
+fn undecided(call: &Loaded, submit_count: i32) -> bool {
+    let waiting = matches!(
+        call.progress.status,
+        CallStatus::Submitting | CallStatus::Unknown
+    );
+    waiting && call.submit_count == submit_count && call.progress.carrier_call_id.is_none()
 }
 
 /// Whether no evidence about this submission has come in meanwhile.

@@ -1,6 +1,7 @@
 //! The claim: one transaction that turns free send slots into calls.
 //!
-//! Order of locks, the same in every claim: the trunk's pacer, then the organisations by id,
+//! Order of locks, the same in every claim: the trunk's pacer, deferred calls, then the
+//! organisations by id,
 //! then rows (skipping locked ones). Under the pacer's lock nobody else gives out slots of this
 //! trunk, under the organisations' locks nobody else raises their number of live calls, so
 //! limits counted from live call rows are exact over any number of workers.
@@ -10,6 +11,7 @@
 //! committed before its request may be sent, and only the worker named in it may send it.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use rust_decimal::prelude::ToPrimitive;
@@ -48,6 +50,8 @@ pub enum Idle {
     Full,
     /// No call and no row is due, or their limits are reached.
     NoWork,
+    /// Whether the claim was committed is not known: its calls must not be sent.
+    Unsure,
 }
 
 /// What a claim gave: calls, and slots from `first_slot_in` on. There may be more slots than
@@ -58,6 +62,8 @@ pub struct Claim {
     pub lease: Lease,
     /// The database's time at the end of the claim; slots are offsets from it.
     pub now: DateTime<Utc>,
+    /// The same moment by this machine's monotonic clock, or a little later.
+    pub read_at: Instant,
     pub idle: Option<Idle>,
 }
 
@@ -106,25 +112,32 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         ..Division::default()
     };
     if left > 0 {
-        let (shares, lanes) = lanes(&mut db, ask.trunk, left).await?;
+        let orgs = lock_orgs(&mut db, ask.trunk).await?;
+        let (shares, lanes) = lanes(&mut db, ask.trunk, left, &orgs).await?;
         division = fair::divide(left, trunk.turn, &shares, lanes);
         calls.extend(claim_direct(&mut db, ask, &division).await?);
         calls.extend(claim_rows(&mut db, ask, &division).await?);
     }
     let lease = free.at_most(count(calls.len()).saturating_add(ask.held.min(wanted)));
     let now = advance(&mut db, ask.trunk, &lease, &division).await?;
+    let read_at = Instant::now();
     fault::point("claim.uncommitted");
-    db.commit().await?;
+    let committed = db.commit().await;
     fault::point("claim.committed");
-    let idle = match (lease.count, trunk.room) {
-        (0, 0) => Some(Idle::Full),
-        (0, _) => Some(Idle::NoWork),
-        _ => None,
+    let idle = match (committed, lease.count, trunk.room) {
+        (Err(error), ..) => {
+            tracing::warn!(%error, "the fate of a claim is not known");
+            Some(Idle::Unsure)
+        }
+        (Ok(()), 0, 0) => Some(Idle::Full),
+        (Ok(()), 0, _) => Some(Idle::NoWork),
+        (Ok(()), ..) => None,
     };
     Ok(Claim {
         calls,
         lease,
         now,
+        read_at,
         idle,
     })
 }
@@ -138,6 +151,7 @@ fn nothing(why: Idle) -> Claim {
             interval: chrono::TimeDelta::zero(),
         },
         now: DateTime::<Utc>::MIN_UTC,
+        read_at: Instant::now(),
         idle: Some(why),
     }
 }
@@ -147,56 +161,60 @@ fn count(len: usize) -> u32 {
 }
 
 async fn lock(db: &mut PgConnection, trunk: TrunkId) -> Result<Option<TrunkRow>> {
-    // Two statements: the counts must be read with a snapshot taken after the lock is held.
     let pacer = sqlx::query!(
-        "select p.next_slot, p.slowdown, p.slowed_at, p.turn, t.cps, t.max_concurrent
-         from pacers p
-         join trunks t on t.id = p.trunk_id
-         where p.trunk_id = $1
-           and t.status = 'active'
-         for update of p",
+        "select next_slot, slowdown, slowed_at, turn from pacers where trunk_id = $1 for update",
         trunk as TrunkId,
     )
     .fetch_optional(&mut *db)
     .await?;
     let Some(pacer) = pacer else { return Ok(None) };
-    let locked = sqlx::query!(
-        r#"with ours as (
+    // A statement of its own: its snapshot must be taken after the lock is held.
+    let limits = sqlx::query!(
+        r#"select t.cps, t.max_concurrent, clock_timestamp() as "now!",
+                  (select count(*) from calls c where c.trunk_id = t.id and c.live) as "live!"
+           from trunks t
+           where t.id = $1
+             and t.status = 'active'"#,
+        trunk as TrunkId,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(limits.map(|limits| {
+        let room = i64::from(limits.max_concurrent)
+            .saturating_sub(limits.live)
+            .max(0);
+        TrunkRow {
+            pace: Pace {
+                cps: limits.cps.to_f64().unwrap_or_default(),
+                next_slot: pacer.next_slot,
+                slowdown: pacer.slowdown,
+                slowed_at: pacer.slowed_at,
+            },
+            now: limits.now,
+            turn: pacer.turn,
+            room: u32::try_from(room).unwrap_or(u32::MAX),
+        }
+    }))
+}
+
+/// Locks every organisation with work on the trunk, so that nobody else raises their number of
+/// live calls while this claim counts it.
+async fn lock_orgs(db: &mut PgConnection, trunk: TrunkId) -> Result<Vec<OrgId>> {
+    let orgs = sqlx::query_scalar!(
+        r#"select o.id as "id: OrgId"
+           from organizations o
+           where o.id in (
                select org_id from call_batches
                where trunk_id = $1 and status = 'in_progress' and launched_at is not null
                union
-               select org_id from calls where trunk_id = $1 and status = 'queued'
-           ),
-           locked as (
-               select o.id
-               from organizations o
-               where o.id in (select org_id from ours)
-               order by o.id
-               for no key update
-           )
-           select clock_timestamp() as "now!", count(*) as "orgs!" from locked"#,
+               select org_id from calls where trunk_id = $1 and queued)
+           order by o.id
+           for no key update"#,
         trunk as TrunkId,
     )
-    .fetch_one(&mut *db)
+    .fetch_all(db)
     .await?;
-    let live = sqlx::query_scalar!(
-        r#"select count(*) as "live!" from calls where trunk_id = $1 and live"#,
-        trunk as TrunkId,
-    )
-    .fetch_one(db)
-    .await?;
-    let room = i64::from(pacer.max_concurrent).saturating_sub(live).max(0);
-    Ok(Some(TrunkRow {
-        pace: Pace {
-            cps: pacer.cps.to_f64().unwrap_or_default(),
-            next_slot: pacer.next_slot,
-            slowdown: pacer.slowdown,
-            slowed_at: pacer.slowed_at,
-        },
-        now: locked.now,
-        turn: pacer.turn,
-        room: u32::try_from(room).unwrap_or(u32::MAX),
-    }))
+    Ok(orgs)
 }
 
 /// Everything on the trunk that wants slots, with what each may still have.
@@ -204,10 +222,16 @@ async fn lanes(
     db: &mut PgConnection,
     trunk: TrunkId,
     most: u32,
+    orgs: &[OrgId],
 ) -> Result<(HashMap<OrgId, Share>, Vec<Lane>)> {
-    let rows = sqlx::query_file!("src/calls/lanes.sql", trunk as TrunkId, i64::from(most))
-        .fetch_all(db)
-        .await?;
+    let rows = sqlx::query_file!(
+        "src/calls/lanes.sql",
+        trunk as TrunkId,
+        i64::from(most),
+        orgs as &[OrgId]
+    )
+    .fetch_all(db)
+    .await?;
     let room = |limit: i64, used: i64| {
         u32::try_from(limit.saturating_sub(used).max(0)).unwrap_or(u32::MAX)
     };
@@ -241,8 +265,7 @@ async fn resubmit_deferred(db: &mut PgConnection, ask: Ask<'_>, most: u32) -> Re
                from calls c
                left join call_batches b on b.id = c.batch_id
                where c.trunk_id = $1
-                 and c.live
-                 and c.status = 'deferred'
+                 and c.deferred
                  and c.check_at <= now()
                  and (b.id is null or b.status = 'in_progress')
                order by c.check_at
@@ -296,12 +319,12 @@ async fn claim_direct(
                    from calls c
                    where c.trunk_id = $1
                      and c.org_id = w.org_id
-                     and c.status = 'queued'
+                     and c.queued
                      and not exists (select from calls l
                                      where l.org_id = c.org_id and l.to_number = c.to_number and l.live)
                      and not exists (select from calls e
                                      where e.trunk_id = $1 and e.org_id = c.org_id and e.to_number = c.to_number
-                                       and e.status = 'queued' and (e.created_at, e.id) < (c.created_at, c.id))
+                                       and e.queued and (e.created_at, e.id) < (c.created_at, c.id))
                    order by c.created_at, c.to_number
                    limit w.n
                ) q
@@ -311,7 +334,7 @@ async fn claim_direct(
                submitted_at = now(), changed_at = now()
            from picked p, agents a, trunks t
            where c.id = p.id
-             and c.status = 'queued'
+             and c.queued
              and a.id = c.agent_id
              and t.id = c.trunk_id
            returning c.id, c.org_id, c.batch_id, c.to_number as "to_number: E164", c.from_number as "from_number: E164",
@@ -441,42 +464,4 @@ impl From<ClaimedRow> for Claimed {
             machine_detection: row.machine_detection,
         }
     }
-}
-
-/// Slows a trunk down after its carrier pushed back, at most once a second: a burst of refusals
-/// is one push.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
-pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result<()> {
-    let mut db = db.begin().await?;
-    let pacer = sqlx::query!(
-        r#"select p.next_slot, p.slowdown, p.slowed_at, t.cps, clock_timestamp() as "now!"
-           from pacers p
-           join trunks t on t.id = p.trunk_id
-           where p.trunk_id = $1
-             and coalesce(p.slowed_at < clock_timestamp() - interval '1 second', true)
-           for update of p"#,
-        trunk as TrunkId,
-    )
-    .fetch_optional(&mut *db)
-    .await?;
-    if let Some(pacer) = pacer {
-        let pace = Pace {
-            cps: pacer.cps.to_f64().unwrap_or_default(),
-            next_slot: pacer.next_slot,
-            slowdown: pacer.slowdown,
-            slowed_at: pacer.slowed_at,
-        };
-        sqlx::query!(
-            "update pacers set slowdown = $2, slowed_at = $3 where trunk_id = $1",
-            trunk as TrunkId,
-            pace.pushed_back(pacer.now),
-            pacer.now,
-        )
-        .execute(&mut *db)
-        .await?;
-    }
-    db.commit().await?;
-    Ok(())
 }

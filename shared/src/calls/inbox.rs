@@ -9,8 +9,9 @@ use rust_decimal::Decimal;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection, PgPool};
 
+use super::answer::{self, ANSWERED};
 use super::apply::{Applied, Change, What, apply_unscoped};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fault;
 use crate::ids::{CallId, TrunkId};
 use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
@@ -125,14 +126,34 @@ pub async fn of_carrier_unscoped(
     Ok(rows.into_iter().map(|row| (row.trunk_id, row.id)).collect())
 }
 
+/// Events that could not be applied.
+#[derive(Debug)]
+pub struct Refused {
+    pub error: Error,
+    /// The events that were tried; none when the database could not even be asked for them.
+    pub events: Vec<i64>,
+}
+
 /// Applies up to `most` events that wait. Answers with their number and what they came to.
 ///
 /// # Errors
-/// [`crate::Error::Unexpected`] from the database; the events stay unapplied then.
+/// [`Refused`]; the events stay unapplied then.
 pub async fn apply_waiting_unscoped(
     pool: &PgPool,
     most: i64,
     now: DateTime<Utc>,
+) -> std::result::Result<(usize, Applied), Refused> {
+    let mut events = Vec::new();
+    apply_waiting(pool, most, now, &mut events)
+        .await
+        .map_err(|error| Refused { error, events })
+}
+
+async fn apply_waiting(
+    pool: &PgPool,
+    most: i64,
+    now: DateTime<Utc>,
+    tried: &mut Vec<i64>,
 ) -> Result<(usize, Applied)> {
     let mut connection = pool.acquire().await?;
     let mut db = connection.begin().await?;
@@ -153,7 +174,7 @@ pub async fn apply_waiting_unscoped(
     if rows.is_empty() {
         return Ok((0, Applied::default()));
     }
-    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    tried.extend(rows.iter().map(|row| row.id));
     let changes: Vec<Change> = rows
         .into_iter()
         .map(|row| Change {
@@ -177,35 +198,39 @@ pub async fn apply_waiting_unscoped(
         })
         .collect();
     let applied = apply_unscoped(&mut db, &changes, now).await?;
+    let answered: Vec<CallId> = changes
+        .iter()
+        .filter(|change| matches!(&change.what, What::Event(event) if event.dedup_key == ANSWERED))
+        .map(|change| change.call)
+        .collect();
+    answer::note_first_turns_unscoped(&mut db, &answered).await?;
     sqlx::query!(
         "update call_events set applied_at = clock_timestamp() where id = any($1)",
-        &ids
+        &tried[..]
     )
     .execute(&mut *db)
     .await?;
     fault::point("inbox.uncommitted");
     db.commit().await?;
     fault::point("inbox.committed");
-    Ok((ids.len(), applied))
+    Ok((tried.len(), applied))
 }
 
-/// Sets the oldest waiting event aside when the database refuses it on its own: it stays in the
-/// table with its reason and is not tried again. A database that is away refuses nothing.
+/// Sets an event aside that the database refuses on its own: it stays in the table with its
+/// reason and is not tried again.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
-pub async fn set_aside_unscoped(pool: &PgPool, why: &str) -> Result<()> {
-    let aside = sqlx::query!(
-        r#"update call_events
-           set applied_at = clock_timestamp(), carrier_status = left(concat(carrier_status, ' [set aside: ', $1::text, ']'), 500)
-           where id = (select id from call_events where applied_at is null order by id limit 1 for update skip locked)
-           returning id, call_id as "call_id: CallId""#,
+pub async fn set_aside_unscoped(pool: &PgPool, event: i64, why: &str) -> Result<()> {
+    sqlx::query!(
+        "update call_events
+         set applied_at = clock_timestamp(),
+             carrier_status = left(concat(carrier_status, ' [set aside: ', $2::text, ']'), 500)
+         where id = $1",
+        event,
         why,
     )
-    .fetch_optional(pool)
+    .execute(pool)
     .await?;
-    if let Some(event) = aside {
-        tracing::error!(call.id = %event.call_id, event = event.id, why, "an event was set aside");
-    }
     Ok(())
 }

@@ -12,20 +12,30 @@ with lanes as (
     where b.trunk_id = $1
       and b.status = 'in_progress'
       and b.launched_at is not null
+      and b.org_id = any ($3)
     union all
     select q.org_id, null, 0, $2, 0, count(*)
     from calls q
     where q.trunk_id = $1
-      and q.status = 'queued'
+      and q.queued
+      and q.org_id = any ($3)
     group by q.org_id
+),
+busy as (
+    select c.org_id, count(*) as live
+    from calls c
+    where c.org_id = any ($3)
+      and c.live
+    group by c.org_id
 )
 select l.org_id as "org_id!", l.batch_id,
        case when l.batch_id is null then coalesce(s.direct_turn, 0) else l.turn end as "turn!",
        l.lane_limit as "lane_limit!", l.lane_live as "lane_live!", l.due as "due!",
        coalesce(s.turn, 0) as "org_turn!",
        o.max_concurrent_calls::bigint as "org_limit!",
-       (select count(*) from calls c where c.org_id = l.org_id and c.live) as "org_live!"
+       coalesce(u.live, 0) as "org_live!"
 from lanes l
+left join busy u on u.org_id = l.org_id
 join organizations o on o.id = l.org_id
 left join dial_shares s on s.trunk_id = $1 and s.org_id = l.org_id
 where l.due > 0

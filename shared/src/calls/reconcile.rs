@@ -43,12 +43,20 @@ pub struct Silent {
 /// [`crate::Error::Unexpected`] from the database.
 pub async fn abandon_submissions_unscoped(db: &mut PgConnection) -> Result<u64> {
     let done = sqlx::query!(
-        "update calls
+        "with abandoned as (
+             select id
+             from calls
+             where live
+               and status = 'submitting'
+               and submitted_at < now() - make_interval(secs => $1)
+             order by id
+             for update skip locked
+         )
+         update calls c
          set status = 'unknown', check_at = now(), changed_at = now(),
              error_message = 'the worker died while it placed this call'
-         where live
-           and status = 'submitting'
-           and submitted_at < now() - make_interval(secs => $1)",
+         from abandoned a
+         where c.id = a.id",
         SUBMITTING_LIMIT.as_seconds_f64(),
     )
     .execute(db)
@@ -74,6 +82,7 @@ pub async fn take_silent_unscoped(
                join trunks t on t.id = c.trunk_id
                join agents a on a.id = c.agent_id
                where c.live
+                 and not exists (select from call_events e where e.call_id = c.id and e.applied_at is null)
                  and (c.status = 'unknown' and c.check_at <= now()
                       or c.status in ('accepted', 'dialing', 'ringing', 'canceling')
                          and c.changed_at < now() - make_interval(secs => t.ring_timeout_secs + $4)
@@ -81,7 +90,7 @@ pub async fn take_silent_unscoped(
                       or c.status = 'in_progress'
                          and c.changed_at < now() - make_interval(secs => a.session_timeout_secs + $4)
                          and coalesce(c.check_at, now()) <= now())
-               order by c.changed_at
+               order by coalesce(c.check_at, c.changed_at)
                limit $1
                for update of c skip locked
            )
@@ -139,10 +148,12 @@ pub async fn bound_unscoped(
     Ok(bound)
 }
 
-/// The event that ends a call nobody ever learnt anything of.
+/// The event that ends a call nobody ever learnt anything of; of one that had a carrier's id,
+/// when the carrier does not know it any more.
 #[must_use]
-pub fn lost(now: DateTime<Utc>) -> CallEvent {
+pub fn lost(carrier_call_id: Option<String>, now: DateTime<Utc>) -> CallEvent {
     CallEvent {
+        carrier_call_id,
         dedup_key: "lost".to_owned(),
         status: Some(CallStatus::Final),
         outcome: Some(Outcome::Lost),
@@ -152,7 +163,7 @@ pub fn lost(now: DateTime<Utc>) -> CallEvent {
     }
 }
 
-/// Gives back what was claimed and provably never sent for batches that are not running: the
+/// Gives back what was claimed and provably not taken for batches or trunks that do not run: the
 /// call is canceled and its row can be dialled again. Direct calls that waited too long expire.
 ///
 /// # Errors
@@ -163,16 +174,16 @@ pub async fn release_unscoped(db: &mut PgConnection) -> Result<u64> {
              select c.id, c.row_id
              from calls c
              join call_batches b on b.id = c.batch_id
-             where c.live
-               and c.status = 'deferred'
-               and b.status <> 'in_progress'
+             join trunks t on t.id = c.trunk_id
+             where c.deferred
+               and (b.status <> 'in_progress' or t.status <> 'active')
              order by c.id
              for update of c skip locked
          ),
          ended as (
              update calls c
              set status = 'final', outcome = 'canceled', reason = 'canceled', ended_at = now(), changed_at = now(),
-                 error_message = 'given back unsent because the batch is not running'
+                 error_message = 'given back unsent because the batch or its trunk is not running'
              from unwanted u
              where c.id = u.id
          )
@@ -189,7 +200,7 @@ pub async fn release_unscoped(db: &mut PgConnection) -> Result<u64> {
          set status = 'final', outcome = 'expired', reason = 'expired', ended_at = now(), changed_at = now(),
              error_message = 'the call waited too long for its slot and was dropped'
          where batch_id is null
-           and (status = 'queued' or live and status = 'deferred')
+           and (queued or deferred)
            and created_at < now() - make_interval(secs => $1)",
         QUEUE_LIMIT.as_seconds_f64(),
     )

@@ -101,7 +101,10 @@ impl Progress {
             CallStatus::InProgress => fill(&mut self.answered_at, &Some(at)),
             _ => {}
         }
-        if self.status == CallStatus::Final {
+        let nothing_known = self.status.rank() == 0 || event.carrier_call_id.is_some();
+        if event.outcome == Some(Outcome::Lost) && !nothing_known {
+            // Evidence came in while its absence was being written down.
+        } else if self.status == CallStatus::Final {
             self.meet_final(status, event, at);
         } else if status.rank() > self.status.rank() {
             self.status = status;

@@ -25,6 +25,7 @@ use peal_shared::ids::TrunkId;
 use peal_shared::trunks;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use record::Recorder;
@@ -32,6 +33,8 @@ use trunk::Line;
 
 /// How often to look for trunks with work when no bell rings.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// The least time between two looks.
+const WATCH_PAUSE: Duration = Duration::from_millis(25);
 /// Results that may wait to be recorded.
 const RESULTS_LIMIT: usize = 4096;
 
@@ -71,9 +74,14 @@ pub async fn run(context: Arc<Context>, worker: Arc<str>, shutdown: Cancellation
             }
             Err(error) => tracing::warn!(%error, "cannot look for work to dial"),
         }
+        // Bells ring as often as calls end; one look serves all that rang meanwhile.
+        let pause = async {
+            sleep(WATCH_PAUSE).await;
+            bell.heard(16, WATCH_EVERY).await;
+        };
         tokio::select! {
             () = shutdown.cancelled() => {}
-            _ = bell.heard(16, WATCH_EVERY) => {}
+            () = pause => {}
         }
     }
     for (trunk, line) in lines {

@@ -7,10 +7,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use peal_shared::bells::Bell;
 use peal_shared::calls::apply::{Applied, Change, What, apply_unscoped};
-use peal_shared::calls::claim::{Claimed, push_back_unscoped};
+use peal_shared::calls::claim::Claimed;
 use peal_shared::campaigns::lifecycle;
 use peal_shared::context::Context;
 use peal_shared::fault;
@@ -27,6 +27,8 @@ const GROUP_LIMIT: usize = 512;
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause of a call that the carrier keeps turning away.
 const DEFER_CAP_SECS: i64 = 60;
+/// The longest pause that a carrier may ask for.
+const ASKED_CAP_SECS: i64 = 3600;
 /// How long a call waits after its trunk or its batch was paused under it.
 const PAUSED_SECS: i64 = 5;
 
@@ -82,25 +84,38 @@ impl Recorder {
     pub async fn run(self, mut results: mpsc::Receiver<Result>) {
         let mut group = Vec::new();
         while results.recv_many(&mut group, GROUP_LIMIT).await > 0 {
-            loop {
-                match self.record(&group).await {
-                    Ok(applied) => {
-                        self.announce(applied);
-                        break;
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, results = group.len(), "placements cannot be recorded; trying again");
-                        sleep(OUTAGE_PAUSE).await;
-                    }
-                }
-            }
-            group.clear();
+            self.record_all(std::mem::take(&mut group)).await;
         }
     }
 
-    async fn record(&self, group: &[Result]) -> peal_shared::Result<Applied> {
-        let now = self.context.clock.now();
+    /// Records a group; when the database refuses its values, each result on its own; and of one
+    /// that it refuses even then, that its fate is unknown.
+    async fn record_all(&self, group: Vec<Result>) {
+        let Err(refused) = self.record_through_outages(&group).await else {
+            return;
+        };
+        tracing::error!(error = %refused, results = group.len(), "placements are refused; recording each alone");
+        for mut result in group {
+            if self
+                .record_through_outages(std::slice::from_ref(&result))
+                .await
+                .is_ok()
+            {
+                continue;
+            }
+            result.placement = Placement::Unknown {
+                detail: "the carrier's answer could not be stored".to_owned(),
+            };
+            if let Err(error) = self.record_through_outages(&[result]).await {
+                tracing::error!(%error, "a placement could not be recorded at all; it will be looked up");
+            }
+        }
+    }
+
+    /// Tries until the database is there to accept or to refuse.
+    async fn record_through_outages(&self, group: &[Result]) -> peal_shared::Result<()> {
         let mut measures = Measures::default();
+        let now = self.context.clock.now();
         let changes: Vec<Change> = group
             .iter()
             .map(|result| Change {
@@ -108,25 +123,51 @@ impl Recorder {
                 what: judge(result, &mut measures),
             })
             .collect();
+        loop {
+            match self.record(&changes, now).await {
+                Ok(applied) => {
+                    self.announce(applied);
+                    break;
+                }
+                Err(error) if error.is_data_fault() => return Err(error),
+                Err(error) => {
+                    tracing::error!(%error, results = group.len(), "placements cannot be recorded; trying again");
+                    sleep(OUTAGE_PAUSE).await;
+                }
+            }
+        }
+        while let Err(error) = self.take(&measures).await {
+            tracing::error!(%error, "a trunk or batch cannot be paused; trying again");
+            sleep(OUTAGE_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn record(&self, changes: &[Change], now: DateTime<Utc>) -> peal_shared::Result<Applied> {
         let mut db = self.context.pool.begin().await?;
-        let applied = apply_unscoped(&mut db, &changes, now).await?;
+        let applied = apply_unscoped(&mut db, changes, now).await?;
         fault::point("record.uncommitted");
         db.commit().await?;
         fault::point("record.committed");
-        // Own transactions: these lock trunks and batches, which elsewhere are locked first.
-        let mut db = self.context.pool.acquire().await?;
-        for trunk in measures.throttled {
-            push_back_unscoped(&mut db, trunk).await?;
-        }
-        for (trunk, why) in measures.pause_trunks {
-            tracing::error!(trunk.id = %trunk, why, "trunk paused");
-            trunks::pause_unscoped(&mut db, trunk, &why).await?;
-        }
-        for (batch, why) in measures.pause_batches {
-            tracing::warn!(batch.id = %batch, why, "batch paused");
-            lifecycle::pause_unscoped(&mut db, batch, &why).await?;
-        }
         Ok(applied)
+    }
+
+    /// Takes measures in transactions of their own: these lock trunks and batches, which
+    /// elsewhere are locked before calls.
+    async fn take(&self, measures: &Measures) -> peal_shared::Result<()> {
+        let mut db = self.context.pool.acquire().await?;
+        for trunk in &measures.throttled {
+            trunks::push_back_unscoped(&mut db, *trunk).await?;
+        }
+        for (trunk, why) in &measures.pause_trunks {
+            tracing::error!(trunk.id = %trunk, why, "trunk paused");
+            trunks::pause_unscoped(&mut db, *trunk, why).await?;
+        }
+        for (batch, why) in &measures.pause_batches {
+            tracing::warn!(batch.id = %batch, why, "batch paused");
+            lifecycle::pause_unscoped(&mut db, *batch, why).await?;
+        }
+        Ok(())
     }
 
     fn announce(&self, applied: Applied) {
@@ -194,7 +235,8 @@ fn judge(result: &Result, measures: &mut Measures) -> What {
                 .checked_shl(u32::try_from(result.submit_count).unwrap_or(0).min(6))
                 .unwrap_or(1);
             let asked = retry_after_secs.and_then(|secs| i64::try_from(secs).ok());
-            defer(result, asked.unwrap_or(doubling).min(DEFER_CAP_SECS))
+            let asked = asked.map(|secs| secs.min(ASKED_CAP_SECS));
+            defer(result, asked.unwrap_or(doubling.min(DEFER_CAP_SECS)))
         }
         Placement::Unknown { detail } => {
             tracing::warn!(call.id = %result.call, "the fate of a create request is not known");

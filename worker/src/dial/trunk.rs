@@ -20,7 +20,7 @@ use peal_shared::ids::TrunkId;
 use peal_shared::secret::jitter;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::place::Request;
@@ -37,6 +37,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// The least time between two claims, so that wake-ups are served in bulk.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
+/// How often to look for calls that have been held too long.
+const LOOK_AT_HELD: Duration = Duration::from_secs(1);
 
 /// What a line runs on.
 pub struct Line {
@@ -52,6 +54,8 @@ pub struct Line {
 struct Load {
     calls: Vec<Claimed>,
     slots: Vec<Instant>,
+    /// When the claim began: from then on others may take this worker for dead.
+    since: Instant,
 }
 
 /// A claimed call and when it was claimed, by this machine's monotonic clock.
@@ -103,7 +107,7 @@ impl Line {
                         last_work = Instant::now();
                     }
                     let pause = pause_after(&claim, held);
-                    if !self.hand_over(claim, slotless, &loads).await {
+                    if !self.hand_over(claim, asked, slotless, &loads).await {
                         return;
                     }
                     pause
@@ -123,26 +127,38 @@ impl Line {
     async fn hand_over(
         &self,
         claim: Claim,
+        asked: Instant,
         slotless: &AtomicI64,
         loads: &mpsc::Sender<Load>,
     ) -> bool {
+        if claim.idle == Some(Idle::Unsure) {
+            for call in claim.calls {
+                give_back(self.trunk, &self.results, call).await;
+            }
+            return true;
+        }
         if claim.lease.count == 0 && claim.calls.is_empty() {
             return true;
         }
-        let received = Instant::now();
+        let read_at = Instant::from_std(claim.read_at);
+        // A slot may be over already, when the claim took long: then it is late, and burned.
         let slots: Vec<Instant> = (0..claim.lease.count)
             .filter_map(|n| i32::try_from(n).ok())
             .map(|n| claim.lease.first + claim.lease.interval * n - claim.now)
-            .map(|offset| received + offset.to_std().unwrap_or(Duration::ZERO))
+            .filter_map(|offset| match offset.to_std() {
+                Ok(ahead) => read_at.checked_add(ahead),
+                Err(_) => read_at.checked_sub(offset.abs().to_std().ok()?),
+            })
             .collect();
         let spare = i64::try_from(claim.calls.len())
             .unwrap_or(i64::MAX)
-            .saturating_sub(i64::from(claim.lease.count));
+            .saturating_sub(i64::try_from(slots.len()).unwrap_or(i64::MAX));
         slotless.fetch_add(spare, Ordering::AcqRel);
         loads
             .send(Load {
                 calls: claim.calls,
                 slots,
+                since: asked,
             })
             .await
             .is_ok()
@@ -189,6 +205,7 @@ fn pause_after(claim: &Claim, held: u32) -> Pause {
                     .mul_f64(1.0 + jitter() / 5.0),
             )
         }
+        Some(Idle::Unsure) => Pause::For(OUTAGE_PAUSE),
         Some(_) => Pause::UntilWoken,
         None if claim.lease.count > held || !claim.calls.is_empty() => {
             let spent = claim.lease.next_slot() - claim.now;
@@ -214,6 +231,7 @@ struct Sender {
 
 impl Sender {
     async fn run(mut self, mut loads: mpsc::Receiver<Load>) {
+        let mut look = interval(LOOK_AT_HELD);
         loop {
             let load = tokio::select! {
                 load = loads.recv() => load,
@@ -221,13 +239,17 @@ impl Sender {
                     self.take_back(ended);
                     continue;
                 }
+                _ = look.tick() => {
+                    self.give_back_old().await;
+                    continue;
+                }
             };
             let Some(load) = load else { break };
-            let since = Instant::now();
+            let since = load.since;
             self.held
                 .extend(load.calls.into_iter().map(|call| Held { call, since }));
             for slot in load.slots {
-                self.assign(slot).await;
+                self.assign(slot);
             }
         }
         while let Some(ended) = self.requests.join_next().await {
@@ -250,14 +272,21 @@ impl Sender {
         }
     }
 
-    async fn assign(&mut self, slot: Instant) {
-        while let Some(held) = self
-            .held
-            .pop_front_if(|held| held.since.elapsed() > HOLD_LIMIT)
-        {
-            self.slotless.fetch_sub(1, Ordering::AcqRel);
-            give_back(self.trunk, &self.results, held.call).await;
+    /// Gives calls back before others take this worker for dead: the trunk may have been paused
+    /// under them, or the database away, so that no slot comes any more.
+    async fn give_back_old(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        for held in held {
+            if held.since.elapsed() > HOLD_LIMIT {
+                self.slotless.fetch_sub(1, Ordering::AcqRel);
+                give_back(self.trunk, &self.results, held.call).await;
+            } else {
+                self.held.push_back(held);
+            }
         }
+    }
+
+    fn assign(&mut self, slot: Instant) {
         let Some(held) = self.held.pop_front() else {
             self.slotless.fetch_add(1, Ordering::AcqRel);
             return;

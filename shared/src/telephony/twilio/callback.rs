@@ -63,7 +63,8 @@ fn status(fields: &Fields, call: String) -> Result<CallEvent> {
         // `Duration` is in billed minutes.
         duration_seconds: fields
             .get("CallDuration")
-            .and_then(|text| text.parse().ok()),
+            .and_then(|text| text.parse().ok())
+            .filter(|seconds| *seconds >= 0),
         price,
         currency: price
             .and_then(|_| fields.get("PriceUnit"))

@@ -182,7 +182,9 @@ fn read(record: &Value) -> Option<CarrierCall> {
             reason: reason.flatten(),
             carrier_status: Some(word),
             answered_by,
-            duration_seconds: duration.and_then(|seconds| seconds.parse().ok()),
+            duration_seconds: duration
+                .and_then(|seconds| seconds.parse().ok())
+                .filter(|seconds| *seconds >= 0),
             price,
             currency: price.and_then(|_| wire::text(record, "price_unit")),
             occurred_at: end.or_else(|| date(record, "date_updated")),
