@@ -140,9 +140,9 @@ async fn rows_are_added_changed_and_removed_only_before_the_start() {
     let upsert = format!("{BASE}/{id}/data/upsert");
     let items = json!({"items": [
         {"to_phonenumber": "(212) 555-1000", "variable_values": {"name": "Ada"}},
-        {"to_phonenumber": "+1 212 555 1000"},
+        {"to_phonenumber": "+1 212 555 1000", "variable_values": {"name": "Ada again"}},
         {"to_phonenumber": "9.19E+11"},
-        {"to_phonenumber": number(7)},
+        {"to_phonenumber": number(7), "variable_values": {"name": "Bob"}},
     ]});
     let added = app.post(&upsert, items).await.expect(200)["data"].clone();
     assert_eq!(

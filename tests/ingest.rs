@@ -93,6 +93,7 @@ impl Bench {
                 batch,
                 user,
                 variable_names: vec!["name".to_owned(), "city".to_owned()],
+                spoken: Vec::new(),
                 default_country: Some("IN".parse().unwrap()),
             },
             scope: principal.scope(),

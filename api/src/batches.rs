@@ -52,7 +52,7 @@ async fn create(
     let new = body.validated(&caller)?;
     let mut db = context.pool.begin().await?;
     if new.user != caller.user && !users::is_seen(&mut db, &caller.scope(), new.user).await? {
-        return Err(not_for(new.user));
+        return Err(Error::NotFound("User").into());
     }
     let batch = batches::create(&mut db, &caller.scope(), &new).await?;
     db.commit().await?;
@@ -240,10 +240,6 @@ async fn stop(
         "the batch is stopped; answered calls go on, ringing ones are canceled",
         batch,
     ))
-}
-
-fn not_for(user: UserId) -> Problem {
-    Error::Forbidden(format!("Forbidden: you may not create a batch for user {user}").into()).into()
 }
 
 #[derive(Deserialize)]

@@ -9,6 +9,7 @@ use peal_shared::campaigns::{BatchStatus, NewBatch};
 use peal_shared::ids::{AgentId, PhoneId, UserId};
 use peal_shared::phone::Country;
 use serde::Deserialize;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::error::Result;
@@ -26,6 +27,8 @@ pub struct CreateBatch {
     batch_name: String,
     agent_id: Option<AgentId>,
     workflow_id: Option<Uuid>,
+    /// In the contract, always null.
+    call_flow_id: Option<Value>,
     user_id: Option<UserId>,
     description: Option<String>,
     status: Option<BatchStatus>,
@@ -74,6 +77,12 @@ impl CreateBatch {
             "status",
             "enum",
             "a batch is created as not_started; start it with POST /api/v1/batch-call/start/{batch_id}",
+        );
+        fields.check(
+            self.call_flow_id.is_none(),
+            "call_flow_id",
+            "value_error",
+            "must be null: call flows cannot place calls",
         );
         check_variables(&mut fields, &self.variable_names);
         let country = self.default_country.as_deref().map(Country::from_str);

@@ -98,7 +98,7 @@ pub struct Owners {
 ///
 /// # Errors
 /// [`Error::NotFound`] for an agent or number the caller cannot see, [`Error::Rejected`] when
-/// they belong to different organisations.
+/// they and the owner do not all belong to one organisation.
 pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Result<Batch> {
     let agent = agents::find(db, scope, new.agent).await?;
     let phone = phones::find(db, scope, new.caller_phone).await?;
@@ -109,7 +109,7 @@ pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Res
         ));
     }
     let id = BatchId::new();
-    sqlx::query!(
+    let inserted = sqlx::query!(
         "insert into call_batches (id, org_id, user_id, agent_id, caller_phone_id, batch_name, description,
                                    variable_names, batch_size, max_retries, retry_delay_seconds, retry_lost,
                                    default_country)
@@ -133,6 +133,12 @@ pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Res
     )
     .execute(&mut *db)
     .await?;
+    if inserted.rows_affected() == 0 {
+        return Err(Error::rejected(
+            "owner_elsewhere",
+            "the agent belongs to another organization than the batch's owner: send user_id of a member of that organization",
+        ));
+    }
     find(db, scope, id).await
 }
 
@@ -254,16 +260,18 @@ pub async fn set_variables(
 /// Deletes a batch with its rows. Calls that were made stay in the log.
 ///
 /// # Errors
-/// [`Error::NotFound`], or [`Error::Conflict`] while it runs or has live calls.
+/// [`Error::NotFound`], or [`Error::Conflict`] while it runs or has live calls, or while a file
+/// is read into it: without the ingest nobody would know of the file in the store.
 pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<()> {
     let batch = lock(db, scope, id).await?;
-    let live = sqlx::query_scalar!(
-        r#"select exists (select from calls where batch_id = $1 and live) as "live!""#,
+    let busy = sqlx::query!(
+        r#"select exists (select from calls where batch_id = $1 and live) as "live!",
+                  exists (select from ingests where batch_id = $1 and state in ('queued', 'running')) as "ingesting!""#,
         id as BatchId,
     )
     .fetch_one(&mut *db)
     .await?;
-    if live
+    if busy.live
         || matches!(
             batch.status,
             BatchStatus::InProgress | BatchStatus::Scheduled
@@ -272,6 +280,12 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result
         return Err(Error::conflict(
             "batch_running",
             "the batch is running: stop it and let its calls end before you delete it",
+        ));
+    }
+    if busy.ingesting {
+        return Err(Error::conflict(
+            "ingest_running",
+            "an upload is still being read: delete the batch when it has finished",
         ));
     }
     sqlx::query!("delete from call_batches where id = $1", id as BatchId)

@@ -17,8 +17,8 @@
 //! at once cannot count a row twice, because a chunk is only committed onto the place it was
 //! read from. `total = inserted + duplicates + rejected` is a constraint of the table.
 //!
-//! A row that cannot be called is *rejected* with its line, column and reason, and never fails
-//! the file. A number that the batch has already is a *duplicate*: a number is called once per
+//! A row that cannot be called, or has no value for a variable that the agent speaks of, is
+//! *rejected* with its line, column and reason, and never fails the file. A number that the batch has already is a *duplicate*: a number is called once per
 //! batch, so the same file a second time adds nothing. Both runs and [`insert_records`] put
 //! rows in by the same code, and only while the batch has not started.
 //!
@@ -50,6 +50,7 @@ pub use run::{give_up_unscoped, run_unscoped};
 
 use super::batches::{self, BatchStatus};
 use crate::access::Scope;
+use crate::agents;
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
 use crate::phone::Country;
@@ -63,6 +64,9 @@ pub struct Target {
     /// Who adds the rows.
     pub user: UserId,
     pub variable_names: Vec<String>,
+    /// Those of the variables that the agent speaks of: a row without a value for one of them
+    /// would be called with a gap in the sentence, so it is rejected.
+    pub spoken: Vec<String>,
     /// How to read numbers without a country code.
     pub default_country: Option<Country>,
 }
@@ -82,10 +86,12 @@ pub async fn target(
     if batch.status != BatchStatus::NotStarted {
         return Err(Error::conflict("batch_started", "batch already started"));
     }
-    let default_country = sqlx::query_scalar!(
-        r#"select coalesce(b.default_country, o.default_country) as "default_country: Country"
+    let facts = sqlx::query!(
+        r#"select coalesce(b.default_country, o.default_country) as "default_country: Country",
+                  a.first_response_message, a.system_prompt
            from call_batches b
            join organizations o on o.id = b.org_id
+           join agents a on a.id = b.agent_id
            where b.id = $1"#,
         batch.id as BatchId,
     )
@@ -95,9 +101,28 @@ pub async fn target(
         org: batch.org_id,
         batch: batch.id,
         user,
+        spoken: spoken(
+            [&facts.first_response_message, &facts.system_prompt],
+            &batch.variable_names,
+        ),
         variable_names: batch.variable_names,
-        default_country,
+        default_country: facts.default_country,
     })
+}
+
+/// The variables that the agent's texts speak of. One that the batch does not have is not
+/// among them: it is the launch that it blocks, not a row.
+fn spoken(texts: [&str; 2], variables: &[String]) -> Vec<String> {
+    variables
+        .iter()
+        .filter(|variable| {
+            texts
+                .into_iter()
+                .flat_map(agents::placeholders)
+                .any(|name| name == *variable)
+        })
+        .cloned()
+        .collect()
 }
 
 /// How much is too much.

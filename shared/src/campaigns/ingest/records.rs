@@ -47,6 +47,7 @@ pub async fn insert_records(
     let next_row_no = write::lock_batch(db, target.org, target.batch).await?;
     let rules = Rules {
         limits,
+        spoken: &target.spoken,
         default_country: target.default_country,
     };
     let mut rows: Vec<Row> = Vec::with_capacity(records.len());
@@ -107,14 +108,18 @@ pub async fn update_record(
     row: RowId,
     record: &Record,
 ) -> Result<Result<(), Reject>> {
-    let rules = Rules {
-        limits,
-        default_country: target.default_country,
-    };
     let Record {
         to_phonenumber,
         variables,
     } = record;
+    let rules = Rules {
+        limits,
+        spoken: match variables.is_empty() {
+            true => &[],
+            false => &target.spoken,
+        },
+        default_country: target.default_country,
+    };
     let read = match rules.item(1, to_phonenumber, variables, &target.variable_names) {
         Ok(read) => read,
         Err(reject) => return Ok(Err(reject)),

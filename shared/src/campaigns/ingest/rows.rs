@@ -83,6 +83,8 @@ impl Reject {
 #[derive(Clone, Copy)]
 pub(super) struct Rules<'a> {
     pub limits: &'a Limits,
+    /// The variables that a row must have a value for.
+    pub spoken: &'a [String],
     pub default_country: Option<Country>,
 }
 
@@ -131,6 +133,12 @@ impl Rules<'_> {
         let told = columns.zone.map(|column| (name(column), cell(column)));
         let (number, zones) =
             self.destination(line, name(columns.phone), cell(columns.phone), told)?;
+        self.all_spoken(line, |variable| {
+            columns
+                .variables
+                .iter()
+                .any(|(column, name)| name == variable && !cell(*column).trim().is_empty())
+        })?;
         let variables = Pairs(
             columns
                 .variables
@@ -175,6 +183,11 @@ impl Rules<'_> {
             .find(|(name, _)| name.eq_ignore_ascii_case(ZONE_COLUMN))
             .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()));
         let (number, zones) = self.destination(place, PHONE_COLUMN, number, told)?;
+        self.all_spoken(place, |variable| match values.get(variable) {
+            None | Some(Value::Null) => false,
+            Some(Value::String(text)) => !text.trim().is_empty(),
+            Some(_) => true,
+        })?;
         let kept = Pairs(
             values
                 .iter()
@@ -215,6 +228,18 @@ impl Rules<'_> {
             _ => Zones::Derived(derived),
         };
         Ok((number, zones))
+    }
+
+    fn all_spoken(&self, line: u64, has_value: impl Fn(&str) -> bool) -> Result<(), Reject> {
+        match self.spoken.iter().find(|variable| !has_value(variable)) {
+            None => Ok(()),
+            Some(variable) => {
+                let message = format!(
+                    "there is no value for \"{variable}\", which the agent speaks of; fill it in, or take {{{{{variable}}}}} out of the agent's texts"
+                );
+                Err(Reject::new(line, variable, "", "missing_variable", message))
+            }
+        }
     }
 
     fn overlong<'t>(&self, cell: &'t str) -> Option<&'t str> {

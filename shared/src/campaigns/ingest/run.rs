@@ -42,6 +42,8 @@ struct Job {
     checkpoint: Option<Checkpoint>,
     finished: Finished,
     variables: Vec<String>,
+    /// As in [`super::Target`].
+    spoken: Vec<String>,
     default_country: Option<Country>,
 }
 
@@ -67,8 +69,16 @@ pub async fn run_unscoped(
     ingest: IngestId,
     stop: &CancellationToken,
 ) -> Result<Finished> {
+    let mut file_key: Option<String> = None;
     loop {
-        let job = load(pool, ingest).await?;
+        let job = match (load(pool, ingest).await, file_key) {
+            // The batch was deleted with the ingest right behind the last chunk.
+            (Err(Error::NotFound(noun)), Some(file_key)) => {
+                store.delete(&file_key).await?;
+                return Err(Error::NotFound(noun));
+            }
+            (job, _) => job?,
+        };
         if matches!(job.state, State::Completed | State::Failed) {
             store.delete(&job.file_key).await?;
             return Ok(job.finished);
@@ -76,6 +86,7 @@ pub async fn run_unscoped(
         if let Err(failure) = Box::pin(pass(pool, store, limits, &job, stop)).await? {
             fail(pool, ingest, &failure).await?;
         }
+        file_key = Some(job.file_key);
     }
 }
 
@@ -105,6 +116,7 @@ async fn pass(
     let mut zone_ids = ZoneIds::new();
     let rules = Rules {
         limits,
+        spoken: &job.spoken,
         default_country: job.default_country,
     };
     let mut from = checkpoint;
@@ -143,10 +155,11 @@ async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
         r#"select i.org_id as "org_id: OrgId", i.batch_id as "batch_id: BatchId", i.file_key,
                   i.state as "state: State", i.checkpoint, i.total_rows, i.inserted,
                   i.duplicates, i.rejected, i.warnings, i.failure_code, i.failure_message,
-                  b.variable_names,
+                  b.variable_names, a.first_response_message, a.system_prompt,
                   coalesce(b.default_country, o.default_country) as "default_country: Country"
          from ingests i
          join call_batches b on b.id = i.batch_id
+         join agents a on a.id = b.agent_id
          join organizations o on o.id = i.org_id
          where i.id = $1"#,
         ingest as IngestId,
@@ -175,6 +188,10 @@ async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
             warnings: row.warnings,
             failure,
         },
+        spoken: super::spoken(
+            [&row.first_response_message, &row.system_prompt],
+            &row.variable_names,
+        ),
         variables: row.variable_names,
         default_country: row.default_country,
     })

@@ -132,6 +132,7 @@ fn check(row: &[u8]) -> Result<Option<Row>, Reject> {
     parser.finish().unwrap();
     let rules = Rules {
         limits: &LIMITS,
+        spoken: &[],
         default_country: Some("IN".parse().unwrap()),
     };
     let columns = columns(&["to_phonenumber", "name", "city", "timezone"]);
@@ -224,6 +225,7 @@ fn a_bad_row_says_where_and_what_to_do() {
 fn an_item_of_a_request_obeys_the_same_rules() {
     let rules = Rules {
         limits: &LIMITS,
+        spoken: &[],
         default_country: None,
     };
     let known = ["name".to_owned(), "age".to_owned()];
@@ -263,12 +265,43 @@ fn an_item_of_a_request_obeys_the_same_rules() {
     }
 }
 
+#[test]
+fn only_variables_that_the_agent_speaks_of_need_a_value() {
+    let variables = ["name".to_owned(), "city".to_owned()];
+    let spoken = super::spoken(["Hi {{ name }}, {{unknown}}", ""], &variables);
+    assert_eq!(spoken, ["name"]);
+    let rules = Rules {
+        limits: &LIMITS,
+        spoken: &spoken,
+        default_country: None,
+    };
+    let item = |values: Value| {
+        let record: Record = serde_json::from_value(values).unwrap();
+        rules.item(3, &record.to_phonenumber, &record.variables, &variables)
+    };
+    let number = "+919876543210";
+    item(json!({"to_phonenumber": number, "name": "Asha"})).unwrap();
+    item(json!({"to_phonenumber": number, "name": 0})).unwrap();
+    for values in [
+        json!({"to_phonenumber": number, "city": "Pune"}),
+        json!({"to_phonenumber": number, "name": " "}),
+        json!({"to_phonenumber": number, "name": null}),
+    ] {
+        let reject = item(values).unwrap_err();
+        assert_eq!(
+            (&*reject.code, reject.column.as_str(), reject.line),
+            ("missing_variable", "name", 3)
+        );
+    }
+}
+
 fn target() -> Target {
     Target {
         org: OrgId::new(),
         batch: BatchId::new(),
         user: UserId::new(),
         variable_names: vec!["name".to_owned()],
+        spoken: Vec::new(),
         default_country: None,
     }
 }
