@@ -68,7 +68,7 @@ struct Seen {
 /// The watches that have viewers.
 #[derive(Clone, Default)]
 pub struct Watches {
-    open: Arc<Mutex<HashMap<BatchId, watch::Sender<Seen>>>>,
+    open: Arc<Mutex<HashMap<BatchId, Arc<watch::Sender<Seen>>>>>,
 }
 
 impl Watches {
@@ -84,24 +84,31 @@ impl Watches {
             return seen;
         }
         let (sender, seen) = watch::channel(Seen::default());
-        open.insert(batch, sender);
+        let sender = Arc::new(sender);
+        open.insert(batch, Arc::clone(&sender));
         let (context, watches) = (Arc::clone(&api.context), self.clone());
         let shutdown = api.shutdown.clone();
         tokio::spawn(async move {
-            let looking = watches.look(&context, batch, scope);
+            let looking = watches.look(&context, batch, scope, &sender);
             shutdown.run_until_cancelled(looking).await;
-            watches.close(batch, |_| true);
+            watches.close(batch, &sender, |_| true);
         });
         seen
     }
 
     /// Looks at the batch until it has ended, has vanished, or nobody watches.
-    async fn look(&self, context: &Context, batch: BatchId, scope: Scope) {
+    async fn look(
+        &self,
+        context: &Context,
+        batch: BatchId,
+        scope: Scope,
+        sender: &Arc<watch::Sender<Seen>>,
+    ) {
         let mut pace = interval(LOOK_EVERY);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             pace.tick().await;
-            if self.close(batch, |sender| sender.receiver_count() == 0) {
+            if self.close(batch, sender, |sender| sender.receiver_count() == 0) {
                 return;
             }
             let looked = async {
@@ -112,7 +119,7 @@ impl Watches {
             };
             match looked.await {
                 Ok((progress, ended)) => {
-                    self.show(batch, progress, ended);
+                    show(sender, progress, ended);
                     if ended {
                         return;
                     }
@@ -123,27 +130,34 @@ impl Watches {
         }
     }
 
-    fn show(&self, batch: BatchId, progress: Arc<str>, ended: bool) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = open.get(&batch) {
-            sender.send_if_modified(|seen| {
-                let news = seen.progress.as_ref() != Some(&progress) || seen.ended != ended;
-                seen.progress = Some(progress);
-                seen.ended = ended;
-                news
-            });
-        }
-    }
-
-    /// Ends a watch under a condition. Nobody can join in between.
-    fn close(&self, batch: BatchId, when: impl FnOnce(&watch::Sender<Seen>) -> bool) -> bool {
+    /// Ends this watch under a condition; nobody can join in between. True when it has ended,
+    /// now or before: another watch of the batch may be open by then, and is left alone.
+    fn close(
+        &self,
+        batch: BatchId,
+        watch: &Arc<watch::Sender<Seen>>,
+        when: impl FnOnce(&watch::Sender<Seen>) -> bool,
+    ) -> bool {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let closes = open.get(&batch).is_some_and(when);
-        if closes {
-            open.remove(&batch);
+        match open.get(&batch) {
+            Some(sender) if !Arc::ptr_eq(sender, watch) => true,
+            None => true,
+            Some(sender) if when(sender) => {
+                open.remove(&batch);
+                true
+            }
+            Some(_) => false,
         }
-        closes
     }
+}
+
+fn show(sender: &watch::Sender<Seen>, progress: Arc<str>, ended: bool) {
+    sender.send_if_modified(|seen| {
+        let news = seen.progress.as_ref() != Some(&progress) || seen.ended != ended;
+        seen.progress = Some(progress);
+        seen.ended = ended;
+        news
+    });
 }
 
 fn is_over(snapshot: &Snapshot) -> bool {
@@ -207,5 +221,29 @@ impl Viewer {
             _ => Stage::Nothing,
         };
         Some(Event::default().event(name).data(latest.progress?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_closes_itself_and_not_its_successor() {
+        let watches = Watches::default();
+        let batch = BatchId::new();
+        let open = || {
+            let (sender, _seen) = watch::channel(Seen::default());
+            let sender = Arc::new(sender);
+            let mut open = watches.open.lock().unwrap();
+            open.insert(batch, Arc::clone(&sender));
+            sender
+        };
+        let first = open();
+        assert!(!watches.close(batch, &first, |_| false));
+        assert!(watches.close(batch, &first, |sender| sender.receiver_count() == 0));
+        let second = open();
+        assert!(watches.close(batch, &first, |_| true));
+        assert!(Arc::ptr_eq(&watches.open.lock().unwrap()[&batch], &second));
     }
 }
