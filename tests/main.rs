@@ -8,3 +8,4 @@ mod ingest;
 mod mail;
 mod queue;
 mod tidy;
+mod uploads;

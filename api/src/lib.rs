@@ -15,6 +15,7 @@ mod inbox;
 mod new_batch;
 mod server;
 mod state;
+mod upload_body;
 mod uploads;
 
 pub use server::serve;

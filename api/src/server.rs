@@ -88,7 +88,7 @@ fn router(api: Api) -> Router {
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));
     let unhurried = Router::new().nest(
         BATCH_CALL,
-        batch_events::router().merge(uploads::upload_router()),
+        batch_events::router().merge(uploads::upload_router(&api)),
     );
     Router::new()
         .merge(ordinary)

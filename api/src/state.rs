@@ -10,6 +10,7 @@ use crate::auth::KeyCache;
 use crate::batch_events::Watches;
 use crate::callbacks::Refusals;
 use crate::inbox::Inbox;
+use crate::upload_body::UploadSlots;
 
 /// Everything a handler may ask for, each part by its own type.
 #[derive(Clone, FromRef)]
@@ -19,6 +20,7 @@ pub struct Api {
     pub known_keys: KeyCache,
     pub watches: Watches,
     pub refusals: Refusals,
+    pub uploads: UploadSlots,
     /// Cancelled when the process should end.
     pub shutdown: CancellationToken,
 }
@@ -31,6 +33,7 @@ impl Api {
             known_keys: KeyCache::default(),
             watches: Watches::default(),
             refusals: Refusals::default(),
+            uploads: UploadSlots::default(),
             context,
             shutdown,
         }

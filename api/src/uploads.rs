@@ -6,18 +6,18 @@
 //! is answered with 202 and run by its job. An upload that breaks off leaves nothing.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::{Field, Multipart, MultipartError, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use chrono::{DateTime, TimeDelta, Utc};
-use futures::stream::{self, Stream};
+use futures::stream::{self, Stream, TryStreamExt as _};
 use peal_shared::Error;
 use peal_shared::access::Principal;
 use peal_shared::campaigns::batches;
@@ -30,7 +30,7 @@ use peal_shared::ids::{BatchId, IngestId};
 use peal_shared::queue::enqueue;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use crate::auth::Caller;
 use crate::envelope::{Answer, AnswerWith, done};
@@ -38,6 +38,7 @@ use crate::error::{Problem, Result};
 use crate::extract::{Fields, Ids, ValidJson};
 use crate::server::BATCH_CALL;
 use crate::state::Api;
+use crate::upload_body::{Meter, UploadSlots, metered};
 
 /// The part of the form that holds the file.
 const FILE_FIELD: &str = "file";
@@ -45,18 +46,17 @@ const FILE_FIELD: &str = "file";
 const INLINE_LIMIT_BYTES: u64 = 1_000_000;
 /// When the job of an ingest that was run before the answer looks after it.
 const SAFETY_NET_AFTER: TimeDelta = TimeDelta::minutes(2);
-/// An upload may pause for this long between two pieces.
-const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many rejected rows an answer shows.
 const MAX_ERRORS: i64 = 100;
 const MAX_INGESTS: i64 = 100;
 const MAX_RECORDS: usize = 20_000;
 const PHONE_FIELD: &str = "to_phonenumber";
 
-/// Uploads, whose length only the upload limit bounds and whose time nothing does.
-pub fn upload_router() -> Router<Api> {
+/// Uploads, whose length the upload limit bounds and whose time the least rate does.
+pub fn upload_router(api: &Api) -> Router<Api> {
     Router::new()
         .route("/upload/{batch_id}", post(upload))
+        .layer(from_fn_with_state(api.clone(), metered))
         .layer(DefaultBodyLimit::disable())
 }
 
@@ -72,8 +72,10 @@ pub fn router() -> Router<Api> {
 
 async fn upload(
     State(api): State<Api>,
+    State(slots): State<UploadSlots>,
     caller: Caller,
     Ids(batch): Ids<BatchId>,
+    Extension(meter): Extension<Arc<Meter>>,
     form: std::result::Result<Multipart, MultipartRejection>,
 ) -> AnswerWith<Report> {
     let mut db = api.context.pool.acquire().await?;
@@ -86,9 +88,15 @@ async fn upload(
             "send the file as multipart/form-data, in the field file",
         )
     })?;
-    let received = receive(&api.context, &target, &mut form).await?;
-    // From here on the client may go away; what has begun is finished or undone.
-    let taken = tokio::spawn(take_in(api, caller.0, target, received));
+    let slot = slots.take()?;
+    // In a task of its own, because a client may go away at any time, even while the store
+    // makes the file appear: whatever has begun is finished or undone.
+    let task = async move {
+        let received = receive(&api.context, &target, &mut form, &meter).await?;
+        drop((form, slot));
+        take_in(api, caller.0, target, received).await
+    };
+    let taken = tokio::spawn(task.in_current_span());
     taken.await.map_err(anyhow::Error::from)?
 }
 
@@ -180,8 +188,13 @@ async fn errors(
 }
 
 /// Streams the form's only part, the file, into the store.
-async fn receive(context: &Context, target: &Target, form: &mut Multipart) -> Result<Upload> {
-    let Some(field) = next_field(form).await? else {
+async fn receive(
+    context: &Context,
+    target: &Target,
+    form: &mut Multipart,
+    meter: &Meter,
+) -> Result<Upload> {
+    let Some(field) = next_field(form, meter).await? else {
         return Err(wrong_field(
             FILE_FIELD,
             "missing",
@@ -198,8 +211,13 @@ async fn receive(context: &Context, target: &Target, form: &mut Multipart) -> Re
     }
     let file_name = field.file_name().unwrap_or("upload.csv").to_owned();
     let limits = &context.config.uploads;
-    let upload = ingest::receive(&context.store, target, limits, &file_name, pieces(field)).await?;
-    let rest = match next_field(form).await {
+    let mut broken_off = None;
+    let pieces = pieces(field, meter, &mut broken_off);
+    let upload = match ingest::receive(&context.store, target, limits, &file_name, pieces).await {
+        Ok(upload) => upload,
+        Err(error) => return Err(broken_off.unwrap_or_else(|| error.into())),
+    };
+    let rest = match next_field(form, meter).await {
         Ok(None) => return Ok(upload),
         Ok(Some(field)) => {
             let name = field.name().unwrap_or_default().to_owned();
@@ -274,37 +292,42 @@ async fn discard(context: &Context, upload: &Upload) {
     }
 }
 
-/// The pieces of a part as they arrive.
-fn pieces(field: Field<'_>) -> impl Stream<Item = peal_shared::Result<Bytes>> + Send {
-    stream::try_unfold(field, async |mut field| {
-        match timeout(PIECE_TIMEOUT, field.chunk()).await {
-            Ok(Ok(piece)) => Ok(piece.map(|piece| (piece, field))),
-            Ok(Err(error)) => Err(broken(&error)),
-            Err(_elapsed) => Err(stalled()),
+/// The pieces of a part as they arrive; why they stop before its end is left in `broken_off`.
+fn pieces<'a>(
+    field: Field<'a>,
+    meter: &'a Meter,
+    broken_off: &'a mut Option<Problem>,
+) -> impl Stream<Item = peal_shared::Result<Bytes>> + Send + 'a {
+    let whole = stream::try_unfold(field, async move |mut field| {
+        match meter.within(field.chunk()).await? {
+            Ok(Some(piece)) => {
+                meter.passed(piece.len());
+                Ok(Some((piece, field)))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(broken(&error, meter)),
         }
+    });
+    whole.map_err(|problem| {
+        *broken_off = Some(problem);
+        Error::rejected("upload_incomplete", "the upload broke off")
     })
 }
 
-async fn next_field(form: &mut Multipart) -> Result<Option<Field<'_>>> {
-    match timeout(PIECE_TIMEOUT, form.next_field()).await {
-        Ok(field) => field.map_err(|error| broken(&error).into()),
-        Err(_elapsed) => Err(stalled().into()),
-    }
+async fn next_field<'a>(form: &'a mut Multipart, meter: &Meter) -> Result<Option<Field<'a>>> {
+    let field = meter.within(form.next_field()).await?;
+    field.map_err(|error| broken(&error, meter))
 }
 
-fn stalled() -> Error {
-    Error::rejected(
-        "upload_stalled",
-        "nothing came for 30 seconds; send the file again",
-    )
-}
-
-fn broken(error: &MultipartError) -> Error {
+fn broken(error: &MultipartError, meter: &Meter) -> Problem {
     tracing::debug!(error = error.body_text(), "an upload broke off");
-    Error::rejected(
-        "upload_incomplete",
-        "the upload broke off, or is not a form; send it again",
-    )
+    meter.refusal().unwrap_or_else(|| {
+        Error::rejected(
+            "upload_incomplete",
+            "the upload broke off, or is not a form; send it again",
+        )
+        .into()
+    })
 }
 
 fn wrong_field(name: &str, kind: &'static str, msg: &str) -> Problem {

@@ -100,7 +100,13 @@ impl Store {
         let mut writer = WriteMultipart::new(upload);
         match write_all(&mut writer, body, limit_bytes).await {
             Ok(stored) => {
-                writer.finish().await.map_err(outside)?;
+                if let Err(error) = writer.finish().await {
+                    // The store may have made the file appear before it failed.
+                    if let Err(left_over) = self.delete(key).await {
+                        tracing::warn!(file.key = key, error = %left_over, "an upload could not be removed");
+                    }
+                    return Err(outside(error));
+                }
                 Ok(stored)
             }
             Err(error) => {

@@ -293,6 +293,11 @@ impl App {
         self.status(batch).await["status_counts"].clone()
     }
 
+    /// Where uploaded files are kept.
+    pub fn store(&self) -> std::path::PathBuf {
+        self.directory.join("store")
+    }
+
     /// One number from the database.
     pub async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql)

@@ -1,0 +1,434 @@
+//! Files over HTTP: what is taken, what is refused in which words, and that a refused or broken
+//! upload leaves nothing. Then whose uploads, rows and calls one may see.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream;
+use peal_shared::access::Role;
+use peal_shared::{api_keys, users};
+use reqwest::multipart::{Form, Part};
+use reqwest::{Body, Method};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::harness::app::{Answer, App, Options, Tenant, answer, number, people};
+use crate::harness::eventually;
+
+const BASE: &str = "/api/v1/batch-call";
+const NOBODY: &str = "0197d7a5-0000-7000-8000-000000000000";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn quiet() -> App {
+    App::with(Options {
+        workers: 0,
+        settings: |settings| settings.upload_max_mb = "2".to_owned(),
+        ..Options::default()
+    })
+    .await
+}
+
+fn csv(text: impl Into<String>) -> Part {
+    Part::text(text.into()).file_name("people.csv")
+}
+
+async fn send(app: &App, batch: &str, form: Form) -> Answer {
+    let path = format!("{BASE}/upload/{batch}");
+    answer(app.request(Method::POST, &path).multipart(form)).await
+}
+
+fn code(problem: &Value) -> &str {
+    problem["code"].as_str().expect("a code")
+}
+
+/// The files in the store, unfinished ones included.
+fn files(directory: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
+    entries
+        .map(|entry| match entry.expect("an entry").path() {
+            path if path.is_dir() => files(&path),
+            _ => 1,
+        })
+        .sum()
+}
+
+async fn assert_nothing_is_left(app: &App) {
+    assert_eq!(app.count("select count(*) from ingests").await, 0);
+    assert_eq!(app.count("select count(*) from batch_data").await, 0);
+    let store = app.store();
+    eventually("the store is empty", PATIENCE, || async {
+        files(&store) == 0
+    })
+    .await;
+}
+
+/// Somebody of the tenant's organisation, with a key of their own.
+async fn member(app: &App, email: &str, role: Role) -> Tenant {
+    let mut db = app.context.pool.acquire().await.unwrap();
+    let org = app.tenant.org;
+    let user = users::ensure_user_unscoped(&mut db, org, email, role)
+        .await
+        .unwrap();
+    let keys = &app.context.config.keys;
+    let api_key = api_keys::create_unscoped(&mut db, keys, org, user, "tests")
+        .await
+        .unwrap();
+    Tenant {
+        api_key,
+        ..app.tenant.clone()
+    }
+}
+
+async fn status(app: &App, tenant: &Tenant, method: Method, path: &str, body: Value) -> u16 {
+    let mut request = app.request_as(tenant, method, path);
+    if !body.is_null() {
+        request = request.json(&body);
+    }
+    answer(request).await.status.as_u16()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_is_not_one_file_is_refused_by_the_field() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    let cases = [
+        (Form::new().part("datei", csv(people(3))), "datei"),
+        (
+            Form::new()
+                .part("file", csv(people(3)))
+                .part("more", csv(people(3))),
+            "more",
+        ),
+        (Form::new(), "file"),
+    ];
+    for (form, field) in cases {
+        let problem = send(&app, &id, form).await.expect(422);
+        assert_eq!(problem["errors"][0]["loc"], json!(["body", field]));
+    }
+    let path = format!("{BASE}/upload/{id}");
+    app.post(&path, json!({})).await.expect(415);
+    assert_nothing_is_left(&app).await;
+    app.finish().await;
+}
+
+/// A form with one file, written by hand, so that it can end anywhere.
+fn form(file: &str) -> String {
+    format!(
+        "--x\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.csv\"\r\n\r\n{file}\r\n--x--\r\n"
+    )
+}
+
+fn raw(app: &App, batch: &str, body: impl Into<Body>) -> reqwest::RequestBuilder {
+    app.request(Method::POST, &format!("{BASE}/upload/{batch}"))
+        .header("content-type", "multipart/form-data; boundary=x")
+        .body(body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    let large = form(&people(200_000));
+    assert!(large.len() > 5_000_000);
+    let in_pieces = |body: &str| {
+        let body = Bytes::from(body.to_owned());
+        let pieces: Vec<_> = (0..body.len())
+            .step_by(10_000)
+            .map(|at| Ok::<_, std::io::Error>(body.slice(at..body.len().min(at + 10_000))))
+            .collect();
+        Body::wrap_stream(stream::iter(pieces))
+    };
+    for body in [Body::from(large.clone()), in_pieces(&large)] {
+        let problem = answer(raw(&app, &id, body)).await.expect(413);
+        assert_eq!(code(&problem), "too_large");
+    }
+    let compressed = form(&format!("BZh{}", "9".repeat(5_000_000)));
+    for body in [in_pieces(&compressed), in_pieces(&compressed)] {
+        let problem = answer(raw(&app, &id, body)).await.expect(400);
+        assert_eq!(code(&problem), "compressed_file");
+    }
+    let lost = answer(raw(&app, NOBODY, large.clone())).await.expect(404);
+    assert_eq!(code(&lost), "not_found");
+    assert_nothing_is_left(&app).await;
+
+    sqlx::query("update call_batches set status = 'stopped'")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    let late = answer(raw(&app, &id, large)).await.expect(409);
+    assert_eq!(code(&late), "batch_started");
+    assert_nothing_is_left(&app).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_whose_file_never_begins_is_not_read_for_long() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    let header = "--x\r\ncontent-disposition: form-data; name=\"file\"; x=\"";
+    for beginning in ["", header] {
+        let endless = stream::unfold(0_u64, |sent| async move {
+            tokio::task::yield_now().await;
+            let piece = Bytes::from(vec![b'a'; 10_000]);
+            // Should nobody refuse it, it ends some time.
+            (sent < 500_000_000).then_some((Ok::<_, std::io::Error>(piece), sent + 10_000))
+        });
+        let beginning = stream::iter([Ok(Bytes::from(beginning))]);
+        let body = Body::wrap_stream(futures::StreamExt::chain(beginning, endless));
+        let problem = answer(raw(&app, &id, body)).await.expect(400);
+        assert_eq!(code(&problem), "form_unreadable");
+    }
+    assert_nothing_is_left(&app).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_breaks_off_leaves_nothing() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    let host = app.url.strip_prefix("http://").unwrap();
+    let whole = form(&people(40_000));
+    for (sent, announced) in [
+        (40, whole.len()),
+        (200_000, whole.len()),
+        (whole.len() - 5, whole.len()),
+    ] {
+        let mut socket = TcpStream::connect(host).await.unwrap();
+        let head = format!(
+            "POST {BASE}/upload/{id} HTTP/1.1\r\nhost: {host}\r\nx-api-key: {}\r\ncontent-length: {announced}\r\ncontent-type: multipart/form-data; boundary=x\r\n\r\n",
+            app.tenant.api_key
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket.write_all(&whole.as_bytes()[..sent]).await.unwrap();
+        socket.shutdown().await.unwrap();
+        // The server hangs up once it has dealt with it.
+        let mut rest = Vec::new();
+        let _closed = socket.read_to_end(&mut rest).await;
+        assert!(!rest.starts_with(b"HTTP/1.1 2"), "{sent}");
+    }
+    assert_nothing_is_left(&app).await;
+    let taken = answer(raw(&app, &id, whole)).await.expect(202);
+    assert_eq!(taken["data"]["status"], "queued");
+    assert_eq!(files(&app.store()), 1);
+
+    // Nobody would know of the file without its ingest.
+    let busy = answer(app.request(Method::DELETE, &format!("{BASE}/{id}"))).await;
+    assert_eq!(code(&busy.expect(409)), "ingest_running");
+    let mut app = app;
+    app.start_worker(&peal_worker::Role::ALL).await;
+    eventually("the file is read and removed", PATIENCE, || async {
+        files(&app.store()) == 0
+    })
+    .await;
+    assert_eq!(app.count("select count(*) from batch_data").await, 40_000);
+    answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
+        .await
+        .expect(200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
+    let app = quiet().await;
+    let id = app
+        .create_batch(json!({"variable_names": ["name", "city"]}))
+        .await;
+    let list = format!(
+        "to_phonenumber,name,city\n{},Ada,\n{},,Rome\nnonsense,Bob,Oslo\n",
+        number(1),
+        number(2)
+    );
+    let first = app.upload(&id, &list).await;
+    let counts = |report: &Value| {
+        ["inserted", "duplicates", "failed", "total_rows"].map(|key| report[key].as_i64().unwrap())
+    };
+    // The agent greets by name and does not mention the city.
+    assert_eq!(counts(&first), [1, 0, 2, 3], "{first}");
+    let told: Vec<_> = first["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| {
+            (
+                error["row"].as_i64().unwrap(),
+                error["column"].as_str().unwrap(),
+                code(error),
+            )
+        })
+        .collect();
+    assert_eq!(told[0], (3, "name", "missing_variable"));
+    assert_eq!((told[1].0, told[1].1), (4, "to_phonenumber"));
+    let errors = app.get(first["error_report_url"].as_str().unwrap()).await;
+    assert_eq!(errors.headers["content-type"], "text/csv; charset=utf-8");
+    assert!(
+        errors.text.contains("missing_variable") && errors.text.contains("nonsense"),
+        "{}",
+        errors.text
+    );
+    let again = app.upload(&id, &list).await;
+    assert_eq!(counts(&again), [0, 1, 2, 3], "{again}");
+    assert_eq!(files(&app.store()), 0);
+
+    let record = json!({"records": [{"to_phonenumber": number(5), "city": "Rome"}]});
+    let path = format!("{BASE}/upload-json/{id}");
+    let refused = app.post(&path, record).await.expect(200)["data"].clone();
+    assert_eq!(counts(&refused), [0, 0, 1, 1]);
+    sqlx::query("delete from jobs")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_sees_its_own_the_organizations_or_everything() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    let colleague = member(&app, "colleague@example.com", Role::User).await;
+    let admin = member(&app, "admin@example.com", Role::OrgAdmin).await;
+    let other = app.another_tenant("Other").await;
+    let root = Tenant {
+        api_key: member(&app, "root@example.com", Role::SuperAdmin)
+            .await
+            .api_key,
+        ..other.clone()
+    };
+    let paths = ["", "/status", "/data", "/readiness", "/ingests"];
+    for path in paths.map(|rest| format!("{BASE}/{id}{rest}")) {
+        for (tenant, expected) in [
+            (&colleague, 404),
+            (&admin, 200),
+            (&root, 200),
+            (&other, 404),
+        ] {
+            let seen = status(&app, tenant, Method::GET, &path, Value::Null).await;
+            assert_eq!(seen, expected, "{path}");
+        }
+    }
+    let batches = async |tenant: &Tenant| {
+        let request = app.request_as(tenant, Method::GET, &format!("{BASE}/browse"));
+        answer(request).await.expect(200)["data"]["total"].clone()
+    };
+    assert_eq!(batches(&colleague).await, 0);
+    assert_eq!(batches(&admin).await, 1);
+    assert_eq!(batches(&root).await, 1);
+    assert_eq!(batches(&other).await, 0);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_created_for_oneself_or_a_member() {
+    let app = quiet().await;
+    let other = app.another_tenant("Other").await;
+    let user_of = async |org: peal_shared::ids::OrgId| -> uuid::Uuid {
+        sqlx::query_scalar("select id from users where org_id = $1 order by created_at limit 1")
+            .bind(org)
+            .fetch_one(&app.context.pool)
+            .await
+            .unwrap()
+    };
+    let (ours, theirs) = (user_of(app.tenant.org).await, user_of(other.org).await);
+    let colleague = member(&app, "colleague@example.com", Role::User).await;
+    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let path = format!("{BASE}/create");
+    let body = |tenant: &Tenant, user: Option<uuid::Uuid>| {
+        json!({"caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": "March",
+               "user_id": user, "call_flow_id": null})
+    };
+    for (caller, body, expected) in [
+        (&colleague, body(&app.tenant, Some(ours)), 403),
+        (&app.tenant, body(&app.tenant, Some(theirs)), 404),
+        (
+            &app.tenant,
+            body(&app.tenant, Some(NOBODY.parse().unwrap())),
+            404,
+        ),
+        (&app.tenant, body(&app.tenant, Some(ours)), 201),
+        (&app.tenant, body(&other, None), 404),
+        (&root, body(&other, None), 400),
+        (&root, body(&other, Some(theirs)), 201),
+    ] {
+        let created = status(&app, caller, Method::POST, &path, body.clone()).await;
+        assert_eq!(created, expected, "{body}");
+    }
+    let mut foreign_phone = body(&app.tenant, None);
+    foreign_phone["caller_phone_id"] = json!(other.phone);
+    app.post(&path, foreign_phone).await.expect(404);
+    let mut flow = body(&app.tenant, None);
+    flow["call_flow_id"] = json!(NOBODY);
+    app.post(&path, flow).await.expect(422);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anothers_uploads_rows_calls_and_numbers_do_not_exist() {
+    let app = quiet().await;
+    let other = app.another_tenant("Other").await;
+    let id = app.create_batch(json!({})).await;
+    let ingest = app.upload(&id, &format!("{}nonsense,X\n", people(2))).await;
+    let ingest = ingest["ingest_id"].as_str().unwrap();
+    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200);
+    let row = rows["data"][0]["id"].as_str().unwrap();
+    let line = app.tenant.phone;
+    let call_path = |agent, extra: &str| {
+        format!("/api/call/create_call?phoneNumber=%2B12125559999&agent_id={agent}{extra}")
+    };
+    let call = app
+        .post(
+            &call_path(app.tenant.agent, ""),
+            json!({"variable_values": {"name": "Ada"}}),
+        )
+        .await
+        .expect(202);
+    let call = call["call_session_id"].as_str().unwrap();
+    let theirs = app.request_as(&other, Method::POST, &format!("{BASE}/upload/{id}"));
+    let theirs = answer(theirs.multipart(Form::new().part("file", csv(people(1))))).await;
+    theirs.expect(404);
+    for (method, path) in [
+        (Method::GET, format!("{BASE}/{id}/ingests/{ingest}")),
+        (Method::GET, format!("{BASE}/{id}/ingests/{ingest}/errors")),
+        (Method::DELETE, format!("{BASE}/{id}/data/{row}")),
+        (Method::GET, format!("/api/call/{call}")),
+        (Method::POST, call_path(app.tenant.agent, "")),
+        (
+            Method::POST,
+            call_path(other.agent, &format!("&phone_number_id={line}")),
+        ),
+    ] {
+        let seen = status(&app, &other, method, &path, Value::Null).await;
+        assert_eq!(seen, 404, "{path}");
+    }
+    // An ingest of one batch is none of another, to its owner either.
+    let second = app.create_batch(json!({})).await;
+    app.get(&format!("{BASE}/{second}/ingests/{ingest}"))
+        .await
+        .expect(404);
+    app.get(&format!("{BASE}/{second}/ingests/{ingest}/errors"))
+        .await
+        .expect(404);
+    assert_eq!(app.count("select count(*) from batch_data").await, 2);
+    for table in ["delete from jobs", "delete from calls"] {
+        sqlx::query(table).execute(&app.context.pool).await.unwrap();
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_stops_within_a_second() {
+    let app = quiet().await;
+    let path = format!("{BASE}/me");
+    app.get(&path).await.expect(200);
+    sqlx::query("update api_keys set revoked_at = now()")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    eventually("the key is refused", Duration::from_secs(1), || async {
+        app.get(&path).await.status.as_u16() == 401
+    })
+    .await;
+    app.finish().await;
+}
