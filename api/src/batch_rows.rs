@@ -7,18 +7,15 @@ use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use peal_shared::Error;
-use peal_shared::access::Scope;
 use peal_shared::campaigns::batches;
 use peal_shared::campaigns::ingest::{
-    self, Limits, Record, Reject, Target, insert_records, update_record,
+    self, Inserted, Record, Reject, insert_records, update_records,
 };
 use peal_shared::campaigns::rows::{self, Filter, RowStatus};
 use peal_shared::context::Context;
 use peal_shared::ids::{BatchId, RowId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sqlx::{Connection as _, PgConnection};
 
 use crate::auth::Caller;
 use crate::envelope::{Answer, done, said};
@@ -28,6 +25,8 @@ use crate::state::Api;
 
 /// Most rows of one answer.
 const MAX_ROWS: i64 = 1000;
+/// Their variables may have so many bytes together, or one row's.
+const MAX_BYTES: i64 = 8 * 1024 * 1024;
 /// Most items of one request.
 const MAX_ITEMS: usize = 1000;
 const TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
@@ -39,7 +38,7 @@ pub fn router() -> Router<Api> {
         .route("/{batch_id}/data/{item_id}", delete(remove))
 }
 
-/// All rows, up to a thousand; the header `X-Truncated: true` says that there are more, which
+/// All rows, up to a thousand and some megabytes; the header `X-Truncated: true` says that there are more, which
 /// `after` (the last `row_no` that was seen) brings.
 async fn list(
     State(context): State<Arc<Context>>,
@@ -52,12 +51,10 @@ async fn list(
     let filter = Filter {
         status: query.status,
         after: query.after.unwrap_or(0),
-        most: most + 1,
+        most,
+        most_bytes: MAX_BYTES,
     };
-    let mut rows = rows::list(&mut db, &caller.scope(), batch, filter).await?;
-    let shown = usize::try_from(most).unwrap_or(usize::MAX);
-    let truncated = rows.len() > shown;
-    rows.truncate(shown);
+    let (rows, truncated) = rows::list(&mut db, &caller.scope(), batch, filter).await?;
     let message = format!("{} rows", rows.len());
     let mut response = done(message, rows).into_response();
     if truncated {
@@ -89,39 +86,36 @@ async fn upsert(
     batches::lock_unstarted(&mut db, &scope, batch).await?;
     let target = ingest::target(&mut db, &scope, batch, caller.user).await?;
     let mut result = Upserted::default();
-    let mut fresh = Vec::new();
-    let mut places = Vec::new();
+    let (mut changes, mut changed_places) = (Vec::new(), Vec::new());
+    let (mut fresh, mut places) = (Vec::new(), Vec::new());
     for (index, item) in body.items.into_iter().enumerate() {
         let record = Record {
             to_phonenumber: item.to_phonenumber,
             variables: item.variable_values,
         };
         match item.id {
-            Some(row) => match change(&mut db, &scope, &target, &limits, row, &record).await? {
-                Ok(()) => result.updated += 1,
-                Err(why) => result.errors.push(why.at(index)),
-            },
+            Some(row) => {
+                changed_places.push(index);
+                changes.push((row, record));
+            }
             None => {
                 places.push(index);
                 fresh.push(record);
             }
         }
     }
+    if !changes.is_empty() {
+        let changed = update_records(&mut db, &target, &limits, &changes).await?;
+        for (index, change) in changed_places.into_iter().zip(changed) {
+            match change {
+                Ok(()) => result.updated += 1,
+                Err(reject) => result.errors.push(Failed::from(reject).at(index)),
+            }
+        }
+    }
     if !fresh.is_empty() {
         let added = insert_records(&mut db, &target, &limits, &fresh).await?;
-        result.inserted = added.counts.inserted;
-        result.duplicates = added.counts.duplicates;
-        result.inserted_ids = added.rows;
-        result.warnings = added.warnings;
-        for reject in added.rejects {
-            let place = usize::try_from(reject.line).ok().and_then(|line| {
-                let place = line.checked_sub(1)?;
-                places.get(place).copied()
-            });
-            result
-                .errors
-                .push(Failed::from(reject).at(place.unwrap_or_default()));
-        }
+        result.note(added, &places);
     }
     db.commit().await?;
     result.failed = result.errors.len();
@@ -142,30 +136,6 @@ async fn remove(
     rows::delete(&mut db, &caller.scope(), batch, row).await?;
     db.commit().await?;
     Ok(said("row deleted"))
-}
-
-/// Changes one row; a conflict undoes this change alone.
-async fn change(
-    db: &mut PgConnection,
-    scope: &Scope,
-    target: &Target,
-    limits: &Limits,
-    row: RowId,
-    record: &Record,
-) -> Result<std::result::Result<(), Failed>> {
-    let mut step = db.begin().await?;
-    match update_record(&mut step, scope, target, limits, row, record).await {
-        Ok(Ok(())) => {
-            step.commit().await?;
-            Ok(Ok(()))
-        }
-        Ok(Err(reject)) => Ok(Err(reject.into())),
-        Err(error @ Error::NotFound(_)) => Ok(Err(Failed::new("id", "not_found", &error))),
-        Err(error @ Error::Conflict { code, .. }) => {
-            Ok(Err(Failed::new("to_phonenumber", code, &error)))
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 #[derive(Deserialize)]
@@ -202,6 +172,24 @@ struct Upserted {
     inserted_ids: Vec<RowId>,
 }
 
+impl Upserted {
+    /// Notes what was added of the items at these places.
+    fn note(&mut self, added: Inserted, places: &[usize]) {
+        self.inserted = added.counts.inserted;
+        self.duplicates = added.counts.duplicates;
+        self.inserted_ids = added.rows;
+        self.warnings = added.warnings;
+        for reject in added.rejects {
+            let place = usize::try_from(reject.line).ok().and_then(|line| {
+                let place = line.checked_sub(1)?;
+                places.get(place).copied()
+            });
+            self.errors
+                .push(Failed::from(reject).at(place.unwrap_or_default()));
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Failed {
     /// The item's place in the request, from 0.
@@ -212,15 +200,6 @@ struct Failed {
 }
 
 impl Failed {
-    fn new(column: &str, code: &str, error: &Error) -> Self {
-        Self {
-            index: 0,
-            column: column.to_owned(),
-            code: code.to_owned(),
-            message: error.to_string(),
-        }
-    }
-
     fn at(self, index: usize) -> Self {
         Self { index, ..self }
     }

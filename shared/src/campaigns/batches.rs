@@ -231,9 +231,14 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<B
 pub async fn lock_unstarted(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
     let batch = lock(db, scope, id).await?;
     if batch.status != BatchStatus::NotStarted {
-        return Err(Error::conflict("batch_started", "batch already started"));
+        return Err(already_started());
     }
     Ok(batch)
+}
+
+/// What whoever comes too late with a change is told.
+pub(super) fn already_started() -> Error {
+    Error::conflict("batch_started", "batch already started")
 }
 
 /// Replaces the variable names of a batch before its launch.

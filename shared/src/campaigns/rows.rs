@@ -40,15 +40,18 @@ pub struct Row {
     pub row_no: i64,
 }
 
-/// Which rows to read: those behind `after`, of one status or any.
+/// Which rows to read: those behind `after`, of one status or any, up to a number, and fewer
+/// when their variables are large.
 #[derive(Clone, Copy, Debug)]
 pub struct Filter {
     pub status: Option<RowStatus>,
     pub after: i64,
     pub most: i64,
+    pub most_bytes: i64,
 }
 
-/// Rows of a batch in the caller's sight, in the order they were added.
+/// Rows of a batch in the caller's sight, in the order they were added, and whether there are
+/// more. At least one row is read, however large.
 ///
 /// # Errors
 /// [`Error::NotFound`] for a batch out of sight.
@@ -57,8 +60,34 @@ pub async fn list(
     scope: &Scope,
     batch: BatchId,
     filter: Filter,
-) -> Result<Vec<Row>> {
+) -> Result<(Vec<Row>, bool)> {
     find(db, scope, batch).await?;
+    let page = sqlx::query!(
+        r#"with behind as (
+               select row_no, octet_length(variable_values::text) as bytes
+               from batch_data
+               where batch_id = $1
+                 and row_no > $2
+                 and ($3::text is null or status = $3)
+               order by row_no
+               limit $4::bigint + 1
+           ), measured as (
+               select row_no, row_number() over rows_so_far as n,
+                      sum(bytes) over rows_so_far - bytes as bytes_before
+               from behind
+               window rows_so_far as (order by row_no)
+           )
+           select coalesce(max(row_no) filter (where n <= $4 and bytes_before < $5), 0) as "last!",
+                  count(*) > count(*) filter (where n <= $4 and bytes_before < $5) as "more!"
+           from measured"#,
+        batch as BatchId,
+        filter.after,
+        filter.status as Option<RowStatus>,
+        filter.most,
+        filter.most_bytes,
+    )
+    .fetch_one(&mut *db)
+    .await?;
     let rows = sqlx::query_as!(
         Row,
         r#"select id as "id: RowId", batch_id as "batch_id: BatchId", to_phonenumber as "to_phonenumber: E164",
@@ -69,65 +98,23 @@ pub async fn list(
            where batch_id = $1
              and row_no > $2
              and ($3::text is null or status = $3)
-           order by row_no
-           limit $4"#,
+             and row_no <= $4
+           order by row_no"#,
         batch as BatchId,
         filter.after,
         filter.status as Option<RowStatus>,
-        filter.most,
+        page.last,
     )
     .fetch_all(db)
     .await?;
-    Ok(rows)
-}
-
-/// Changes one row that is still waiting in a batch that is not started. Without `variables`
-/// the row keeps those it has.
-///
-/// # Errors
-/// [`Error::NotFound`] for a row that is not in the batch, [`Error::Conflict`] once the batch
-/// or the row was started, or when another row has the number.
-pub async fn update(
-    db: &mut PgConnection,
-    scope: &Scope,
-    batch: BatchId,
-    row: RowId,
-    number: &E164,
-    zones: Option<i32>,
-    variables: Option<&serde_json::Value>,
-) -> Result<()> {
-    use crate::error::OnConstraint;
-    lock_unstarted(db, scope, batch).await?;
-    let done = sqlx::query!(
-        "update batch_data
-         set to_phonenumber = $3, variable_values = coalesce($4, variable_values), zone_set_id = $5, updated_at = now()
-         where id = $1
-           and batch_id = $2
-           and status = 'not_started'",
-        row as RowId,
-        batch as BatchId,
-        number.as_str(),
-        variables,
-        zones,
-    )
-    .execute(db)
-    .await
-    .on_constraint("number_is_in_batch", || {
-        Error::conflict(
-            "duplicate_number",
-            "another row of this batch has this number",
-        )
-    })?;
-    if done.rows_affected() == 0 {
-        return Err(Error::NotFound("Row"));
-    }
-    Ok(())
+    Ok((rows, page.more))
 }
 
 /// Removes one row from a batch that is not started.
 ///
 /// # Errors
-/// As [`update`].
+/// [`Error::NotFound`] for a row that is not in the batch, [`Error::Conflict`] once the batch
+/// was started.
 pub async fn delete(
     db: &mut PgConnection,
     scope: &Scope,

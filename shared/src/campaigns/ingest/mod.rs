@@ -43,7 +43,7 @@ use sqlx::PgConnection;
 
 pub use announce::announce_unscoped;
 pub use receive::{Upload, create, receive};
-pub use records::{Inserted, Record, insert_records, update_record};
+pub use records::{Inserted, Record, insert_records, update_records};
 pub use report::{Ingest, find, first_rejects, list, rejects_csv, template};
 pub use rows::Reject;
 pub use run::{give_up_unscoped, run_unscoped};
@@ -51,7 +51,7 @@ pub use run::{give_up_unscoped, run_unscoped};
 use super::batches::{self, BatchStatus};
 use crate::access::Scope;
 use crate::agents;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
 use crate::phone::Country;
 use crate::queue::{Payload, Queue};
@@ -74,7 +74,7 @@ pub struct Target {
 /// The batch as a place to put rows into, in the caller's sight.
 ///
 /// # Errors
-/// [`Error::NotFound`], or [`Error::Conflict`] once it was started. That is looked at again
+/// [`crate::Error::NotFound`], or [`crate::Error::Conflict`] once it was started. That is looked at again
 /// when rows go in.
 pub async fn target(
     db: &mut PgConnection,
@@ -84,7 +84,7 @@ pub async fn target(
 ) -> Result<Target> {
     let batch = batches::find(db, scope, batch).await?;
     if batch.status != BatchStatus::NotStarted {
-        return Err(Error::conflict("batch_started", "batch already started"));
+        return Err(batches::already_started());
     }
     let facts = sqlx::query!(
         r#"select coalesce(b.default_country, o.default_country) as "default_country: Country",

@@ -1,16 +1,17 @@
 //! The records of a request: few enough to answer at once, with their rejects.
 
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
 use super::rows::{Reject, Row, Rules};
 use super::write::{self, ZoneIds};
-use super::{Counts, Limits, Target};
-use crate::access::Scope;
-use crate::campaigns::rows;
+use super::{Counts, Limits, Target, header};
 use crate::error::{Error, Result};
-use crate::ids::RowId;
+use crate::ids::{BatchId, RowId};
 
 /// One person to call, as a request names them.
 #[derive(Clone, Debug, Deserialize)]
@@ -94,20 +95,87 @@ pub async fn insert_records(
     })
 }
 
-/// Changes a row to what the record says, by the rules of a file. A record without variables
-/// leaves those of the row alone. To be called in a transaction that can be undone alone: a
-/// conflict spoils it.
+/// Changes rows to what the records say, by the rules of a file, within the caller's
+/// transaction. A record without variables leaves those of its row alone. Every change stands
+/// for itself; the answer has one result for each, whose `line` is its place, from 1.
+///
+/// A number that any other row has is refused, even if that row gives it up in the same
+/// request: the order in which rows change is nobody's promise.
 ///
 /// # Errors
-/// As [`rows::update`].
-pub async fn update_record(
+/// [`Error::NotFound`], or [`Error::Conflict`] when the batch has started.
+pub async fn update_records(
     db: &mut PgConnection,
-    scope: &Scope,
     target: &Target,
     limits: &Limits,
-    row: RowId,
+    changes: &[(RowId, Record)],
+) -> Result<Vec<Result<(), Reject>>> {
+    write::lock_batch(db, target.org, target.batch).await?;
+    let mut results = Vec::with_capacity(changes.len());
+    let mut sound: Vec<Change> = Vec::with_capacity(changes.len());
+    let (mut ids, mut numbers) = (HashSet::new(), HashSet::new());
+    for (place, (id, record)) in changes.iter().enumerate() {
+        let line = u64::try_from(place).unwrap_or(u64::MAX).saturating_add(1);
+        let read = read_change(target, limits, line, record);
+        let result = match read {
+            Ok(_) if !ids.insert(*id) => Err(Reject::new(
+                line,
+                "id",
+                &id.to_string(),
+                "duplicate_item",
+                "an item before this one changes the same row",
+            )),
+            Ok(read) if !numbers.insert(read.number.as_str().to_owned()) => {
+                Err(number_taken(line, record))
+            }
+            Ok(read) => {
+                sound.push(Change {
+                    id: *id,
+                    keeps_variables: record.variables.is_empty(),
+                    read,
+                });
+                Ok(())
+            }
+            Err(reject) => Err(reject),
+        };
+        results.push(result);
+    }
+    let refused = refused_changes(db, target, &sound).await?;
+    sound.retain(|change| !refused.contains_key(&change.id));
+    for (place, (id, record)) in changes.iter().enumerate() {
+        let line = u64::try_from(place).unwrap_or(u64::MAX).saturating_add(1);
+        if let (Some(result @ Ok(())), Some(why)) = (results.get_mut(place), refused.get(id)) {
+            *result = Err(match why {
+                Unfit::Unknown => {
+                    Reject::new(line, "id", &id.to_string(), "not_found", "Row not found")
+                }
+                Unfit::NumberTaken => number_taken(line, record),
+            });
+        }
+    }
+    write_changes(db, target, sound).await?;
+    Ok(results)
+}
+
+/// A record that may replace a row, if the row may be replaced.
+struct Change {
+    id: RowId,
+    keeps_variables: bool,
+    read: Row,
+}
+
+/// Why a row may not be replaced.
+enum Unfit {
+    Unknown,
+    NumberTaken,
+}
+
+fn read_change(
+    target: &Target,
+    limits: &Limits,
+    line: u64,
     record: &Record,
-) -> Result<Result<(), Reject>> {
+) -> Result<Row, Reject> {
     let Record {
         to_phonenumber,
         variables,
@@ -120,30 +188,90 @@ pub async fn update_record(
         },
         default_country: target.default_country,
     };
-    let read = match rules.item(1, to_phonenumber, variables, &target.variable_names) {
-        Ok(read) => read,
-        Err(reject) => return Ok(Err(reject)),
-    };
-    let mut zone_ids = ZoneIds::new();
-    let read = [read];
-    write::resolve_zones(db, &read, &mut zone_ids).await?;
-    let [read] = read;
-    let values = match variables.is_empty() {
-        true => None,
-        false => Some(serde_json::from_slice(&read.variables)?),
-    };
-    let zones = zone_ids.get(&read.zones).copied();
-    rows::update(
-        db,
-        scope,
-        target.batch,
-        row,
-        &read.number,
-        zones,
-        values.as_ref(),
+    rules.item(line, to_phonenumber, variables, &target.variable_names)
+}
+
+fn number_taken(line: u64, record: &Record) -> Reject {
+    Reject::new(
+        line,
+        header::PHONE_COLUMN,
+        &record.to_phonenumber,
+        "duplicate_number",
+        "another row of this batch has this number",
     )
+}
+
+async fn refused_changes(
+    db: &mut PgConnection,
+    target: &Target,
+    changes: &[Change],
+) -> Result<HashMap<RowId, Unfit>> {
+    let ids: Vec<RowId> = changes.iter().map(|change| change.id).collect();
+    let numbers: Vec<&str> = changes
+        .iter()
+        .map(|change| change.read.number.as_str())
+        .collect();
+    let found = sqlx::query!(
+        r#"select r.id as "id!: RowId", d.id is null as "unknown!"
+           from unnest($2::uuid[], $3::text[]) as r (id, number)
+           left join batch_data d on d.id = r.id and d.batch_id = $1 and d.status = 'not_started'
+           where d.id is null
+              or exists (select from batch_data o
+                         where o.batch_id = $1 and o.to_phonenumber = r.number and o.id <> r.id)"#,
+        target.batch as BatchId,
+        &ids as &[RowId],
+        &numbers as &[&str],
+    )
+    .fetch_all(db)
     .await?;
-    Ok(Ok(()))
+    let why = |unknown| match unknown {
+        true => Unfit::Unknown,
+        false => Unfit::NumberTaken,
+    };
+    Ok(found
+        .into_iter()
+        .map(|row| (row.id, why(row.unknown)))
+        .collect())
+}
+
+async fn write_changes(db: &mut PgConnection, target: &Target, changes: Vec<Change>) -> Result<()> {
+    let ids: Vec<RowId> = changes.iter().map(|change| change.id).collect();
+    let kept: Vec<bool> = changes
+        .iter()
+        .map(|change| change.keeps_variables)
+        .collect();
+    let rows: Vec<Row> = changes.into_iter().map(|change| change.read).collect();
+    let mut zone_ids = ZoneIds::new();
+    write::resolve_zones(db, &rows, &mut zone_ids).await?;
+    let numbers: Vec<&str> = rows.iter().map(|row| row.number.as_str()).collect();
+    let variables: Vec<Cow<'_, str>> = rows
+        .iter()
+        .map(|row| String::from_utf8_lossy(&row.variables))
+        .collect();
+    let zones: Vec<Option<i32>> = rows
+        .iter()
+        .map(|row| zone_ids.get(&row.zones).copied())
+        .collect();
+    sqlx::query!(
+        "update batch_data d
+         set to_phonenumber = r.number,
+             variable_values = case when r.kept then d.variable_values else r.variables::jsonb end,
+             zone_set_id = r.zones,
+             updated_at = now()
+         from unnest($2::uuid[], $3::text[], $4::text[], $5::boolean[], $6::integer[])
+              as r (id, number, variables, kept, zones)
+         where d.id = r.id
+           and d.batch_id = $1",
+        target.batch as BatchId,
+        &ids as &[RowId],
+        &numbers as &[&str],
+        &variables as &[Cow<'_, str>],
+        &kept,
+        &zones as &[Option<i32>],
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Names that some record has and the batch does not; a few of them.
@@ -155,7 +283,7 @@ fn ignored(records: &[Record], variables: &[String]) -> Vec<String> {
             break;
         }
         let known = variables.contains(name)
-            || name.eq_ignore_ascii_case(super::header::ZONE_COLUMN)
+            || name.eq_ignore_ascii_case(header::ZONE_COLUMN)
             || names.contains(&name.as_str());
         if !known {
             names.push(name);

@@ -58,7 +58,7 @@ pub struct Reject {
 }
 
 impl Reject {
-    fn new(
+    pub(super) fn new(
         line: u64,
         column: &str,
         value: &str,

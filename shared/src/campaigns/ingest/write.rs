@@ -15,6 +15,7 @@ use sqlx::PgConnection;
 
 use super::rows::{Reject, Row, Zones};
 use super::{Failure, Limits};
+use crate::campaigns::batches::already_started;
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, RowId};
 
@@ -69,10 +70,7 @@ pub(super) async fn lock_batch(db: &mut PgConnection, org: OrgId, batch: BatchId
     .await?
     .ok_or(Error::NotFound("Batch"))?;
     if found.status != "not_started" {
-        return Err(Error::conflict(
-            "batch_started",
-            "the batch has already started; rows can only be added before that",
-        ));
+        return Err(already_started());
     }
     Ok(found.next_row_no)
 }
