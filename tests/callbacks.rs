@@ -364,6 +364,21 @@ async fn the_contracts_bare_address_finds_the_call_by_its_carriers_id() {
     let form = ringing.form(6, "busy");
     let forged = ringing.post(&url, &form, Some("forged")).await;
     assert_eq!(forged.status.as_u16(), 403, "{}", forged.text);
+    let mut strange = form.clone();
+    for (name, value) in &mut strange {
+        if *name == "CallSid" {
+            *value = format!("CA{}", "0".repeat(32));
+        }
+    }
+    let events = "select count(*) from call_events";
+    let before = ringing.app.count(events).await;
+    let unknown = ringing
+        .post(&url, &strange, Some(&sign(AUTH_TOKEN, &url, &strange)))
+        .await;
+    assert_eq!(unknown.status.as_u16(), 202, "{}", unknown.text);
+    let forged = ringing.post(&url, &strange, Some("forged")).await;
+    assert_eq!(forged.status.as_u16(), 403, "{}", forged.text);
+    assert_eq!(ringing.app.count(events).await, before);
     let said = ringing
         .post(&url, &form, Some(&sign(AUTH_TOKEN, &url, &form)))
         .await;

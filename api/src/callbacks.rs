@@ -22,8 +22,11 @@ use peal_shared::calls::inbox::{NewEvent, Source, of_carrier_unscoped};
 use peal_shared::calls::urls::{CALL_PATH, STATUS_PATH, requested};
 use peal_shared::context::Context;
 use peal_shared::ids::{CallId, TrunkId};
-use peal_shared::telephony::{Account, CallEvent, Callback, CallbackKind};
-use url::{Url, form_urlencoded};
+use peal_shared::telephony::{
+    Account, Addressed, CallEvent, Callback, CallbackKind, Carrier, CarrierKind,
+};
+use peal_shared::trunks;
+use url::Url;
 
 use crate::error::{Problem, Result};
 use crate::state::Api;
@@ -90,20 +93,29 @@ async fn answer(
 }
 
 /// A status callback to the address that a carrier account, not a call, is configured with:
-/// the form itself says which call it means, and the signature of that call's trunk proves it.
+/// the callback itself says which call it means, and the signature of that call's trunk proves
+/// it. A call that Peal has not placed, but whose account is proven, is taken note of with 202
+/// and nothing is stored: there is no call that it could change, and without one nothing tells
+/// whose it is.
 async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<StatusCode> {
     let received = Received::read(&api.context, request).await?;
-    let (Some(account_id), Some(carrier_call_id)) =
-        (received.field("AccountSid"), received.field("CallSid"))
-    else {
+    let Some((kind, addressed)) = received.addressed(&api.context) else {
         return Err(Error::rejected(
             "callback_not_readable",
-            "the form must have CallSid and AccountSid",
+            "the callback does not name its account and its call",
         )
         .into());
     };
+    let Addressed {
+        account_id,
+        carrier_call_id,
+    } = addressed;
     let mut db = api.context.pool.acquire().await?;
     let calls = of_carrier_unscoped(&mut db, &account_id, &carrier_call_id).await?;
+    let trunks = match calls.is_empty() {
+        true => trunks::on_account_unscoped(&mut db, kind, &account_id).await?,
+        false => Vec::new(),
+    };
     drop(db);
     let mut refusal = Problem::from(Error::NotFound("Call"));
     for (trunk, id) in calls {
@@ -113,6 +125,12 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
                 api.inbox.append(call.said(Source::Callback, event)).await?;
                 return Ok(StatusCode::NO_CONTENT);
             }
+            Err(problem) => refusal = problem,
+        }
+    }
+    for trunk in trunks {
+        match received.told(&api, CallbackKind::Status, trunk).await {
+            Ok(_) => return Ok(StatusCode::ACCEPTED),
             Err(problem) => refusal = problem,
         }
     }
@@ -193,6 +211,26 @@ impl Received {
         })
     }
 
+    fn callback(&self, carrier: &dyn Carrier) -> Callback<'_> {
+        let text = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
+        Callback {
+            method: self.method.as_str(),
+            url: &self.url,
+            content_type: text(CONTENT_TYPE.as_str()),
+            signature: text(carrier.signature_header()),
+            body: &self.body,
+        }
+    }
+
+    /// Whom this speaks of, in the words of the carrier that can have sent it.
+    fn addressed(&self, context: &Context) -> Option<(CarrierKind, Addressed)> {
+        CarrierKind::ALL.into_iter().find_map(|kind| {
+            let carrier = context.carriers.of(kind);
+            let addressed = carrier.addressed(&self.callback(carrier))?;
+            Some((kind, addressed))
+        })
+    }
+
     /// What the carrier says, if it was the carrier.
     async fn told(
         &self,
@@ -212,14 +250,7 @@ impl Received {
             account => account,
         }?;
         let carrier = carriers.of(account.kind);
-        let text = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
-        let callback = Callback {
-            method: self.method.as_str(),
-            url: &self.url,
-            content_type: text(CONTENT_TYPE.as_str()),
-            signature: text(carrier.signature_header()),
-            body: &self.body,
-        };
+        let callback = self.callback(carrier);
         if !carrier.verify(&account, &callback) {
             let refused = api.refusals.0.fetch_add(1, Ordering::Relaxed) + 1;
             tracing::warn!(trunk.id = %trunk, ?kind, refused, "a callback was not signed by its carrier");
@@ -231,11 +262,5 @@ impl Received {
         }
         let event = carrier.read(kind, &callback)?;
         Ok((account, event))
-    }
-
-    fn field(&self, name: &str) -> Option<String> {
-        form_urlencoded::parse(&self.body)
-            .find(|(key, value)| key == name && !value.is_empty())
-            .map(|(_, value)| value.into_owned())
     }
 }

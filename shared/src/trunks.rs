@@ -111,6 +111,30 @@ pub async fn of_account_unscoped(
     Ok(id)
 }
 
+/// Every organisation's trunks on a carrier's account. Carriers have no principal; whoever asks
+/// must then prove to be the trunk's carrier.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn on_account_unscoped(
+    db: &mut PgConnection,
+    kind: CarrierKind,
+    account_id: &str,
+) -> Result<Vec<TrunkId>> {
+    let trunks = sqlx::query_scalar!(
+        r#"select id as "id: TrunkId"
+           from trunks
+           where kind = $1
+             and account_id = $2
+           order by created_at, id"#,
+        kind as CarrierKind,
+        account_id,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(trunks)
+}
+
 fn seal(keys: &Keys, trunk: TrunkId, credentials: &Credentials) -> Result<Vec<u8>> {
     let plain = serde_json::to_vec(&SealedCredentials {
         username: credentials.username.as_deref(),

@@ -37,6 +37,11 @@ pub enum CarrierKind {
     Twilio,
 }
 
+impl CarrierKind {
+    /// Every vendor.
+    pub const ALL: [Self; 1] = [Self::Twilio];
+}
+
 /// What an adapter needs to act on a trunk.
 #[derive(Clone, Debug)]
 pub struct Account {
@@ -150,6 +155,14 @@ pub enum CallbackKind {
     Answer,
 }
 
+/// Whom a callback speaks of when its address does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addressed {
+    /// The vendor's id of the account.
+    pub account_id: String,
+    pub carrier_call_id: String,
+}
+
 /// A rendered answer document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
@@ -177,6 +190,10 @@ pub trait Carrier: Send + Sync {
 
     /// Whether one of the account's secrets signed this callback.
     fn verify(&self, account: &Account, callback: &Callback<'_>) -> bool;
+
+    /// The account and the call that a callback names, before anybody has verified it. `None`
+    /// when this carrier cannot have sent it.
+    fn addressed(&self, callback: &Callback<'_>) -> Option<Addressed>;
 
     /// What a verified callback says.
     ///

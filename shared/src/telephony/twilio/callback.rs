@@ -9,7 +9,7 @@ use super::records::{amount, moment};
 use super::wire;
 use super::words::{self, Signs};
 use crate::error::{Error, Result};
-use crate::telephony::{CallEvent, CallStatus, Callback, CallbackKind};
+use crate::telephony::{Addressed, CallEvent, CallStatus, Callback, CallbackKind};
 
 /// Reads a callback that came in on a URL of the given kind.
 pub(super) fn read(kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEvent> {
@@ -21,6 +21,15 @@ pub(super) fn read(kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEv
         CallbackKind::Recording => recording(&fields, call),
         CallbackKind::Answer => Ok(answer(&fields, call)),
     }
+}
+
+/// The account and the call that a callback names.
+pub(super) fn addressed(callback: &Callback<'_>) -> Option<Addressed> {
+    let fields = Fields::of(callback).ok()?;
+    Some(Addressed {
+        account_id: fields.get("AccountSid")?.to_owned(),
+        carrier_call_id: fields.call_sid().ok()?,
+    })
 }
 
 /// Whether a callback's body is an HTML form.

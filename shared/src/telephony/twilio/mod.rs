@@ -39,8 +39,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Account, CallEvent, Callback, CallbackKind, Carrier, CarrierCall, Document, Ending, NewCall,
-    Placement, Rendered, Search,
+    Account, Addressed, CallEvent, Callback, CallbackKind, Carrier, CarrierCall, Document, Ending,
+    NewCall, Placement, Rendered, Search,
 };
 use crate::error::Result;
 
@@ -97,6 +97,10 @@ impl Carrier for Twilio {
 
     fn verify(&self, account: &Account, callback: &Callback<'_>) -> bool {
         signature::verify(account, callback)
+    }
+
+    fn addressed(&self, callback: &Callback<'_>) -> Option<Addressed> {
+        callback::addressed(callback)
     }
 
     fn read(&self, kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEvent> {
