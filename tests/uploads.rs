@@ -103,12 +103,13 @@ async fn a_form_that_is_not_one_file_is_refused_by_the_field() {
                 .part("more", csv(people(3))),
             "more",
         ),
-        (Form::new(), "file"),
     ];
     for (form, field) in cases {
         let problem = send(&app, &id, form).await.expect(422);
         assert_eq!(problem["errors"][0]["loc"], json!(["body", field]));
     }
+    let empty = answer(raw(&app, &id, "--x--\r\n")).await.expect(422);
+    assert_eq!(empty["errors"][0]["loc"], json!(["body", "file"]));
     let path = format!("{BASE}/upload/{id}");
     app.post(&path, json!({})).await.expect(415);
     assert_nothing_is_left(&app).await;
@@ -430,5 +431,98 @@ async fn a_revoked_key_stops_within_a_second() {
         app.get(&path).await.status.as_u16() == 401
     })
     .await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_of_a_row_stands_for_itself() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    app.add_people(&id, 4).await;
+    let read = async || app.get(&format!("{BASE}/{id}/data")).await.expect(200)["data"].clone();
+    let rows = read().await;
+    let row = |n: usize| rows[n]["id"].clone();
+    let eve = json!({"name": "Eve"});
+    let items = json!({"items": [
+        {"id": row(0), "to_phonenumber": number(50), "variable_values": eve},
+        {"id": row(1), "to_phonenumber": "nonsense", "variable_values": eve},
+        {"id": row(1), "to_phonenumber": number(3), "variable_values": eve},
+        {"id": NOBODY, "to_phonenumber": number(51), "variable_values": eve},
+        {"id": row(2), "to_phonenumber": number(52)},
+        {"id": row(2), "to_phonenumber": number(53)},
+        {"id": row(3), "to_phonenumber": number(52)},
+        {"id": row(3), "to_phonenumber": number(3), "variable_values": {"name": ""}},
+        {"to_phonenumber": number(60), "variable_values": eve},
+    ]});
+    let done = app
+        .post(&format!("{BASE}/{id}/data/upsert"), items)
+        .await
+        .expect(200)["data"]
+        .clone();
+    assert_eq!(
+        (&done["updated"], &done["inserted"]),
+        (&json!(2), &json!(1)),
+        "{done}"
+    );
+    let errors: Vec<_> = done["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| (error["index"].as_i64().unwrap(), code(error).to_owned()))
+        .collect();
+    let expected = [
+        (2, "duplicate_number"),
+        (3, "not_found"),
+        (5, "duplicate_item"),
+        (6, "duplicate_number"),
+        (7, "missing_variable"),
+    ];
+    assert_eq!(errors[0].0, 1);
+    assert_eq!(
+        errors[1..],
+        expected.map(|(index, code)| (index, code.to_owned()))
+    );
+    let after = read().await;
+    let shown: Vec<_> = (0..5)
+        .map(|n| {
+            (
+                after[n]["to_phonenumber"].clone(),
+                after[n]["variable_values"]["name"].clone(),
+            )
+        })
+        .collect();
+    let person = |n: u32| json!(format!("Person {n}"));
+    assert_eq!(
+        shown,
+        [
+            (json!(number(50)), json!("Eve")),
+            (json!(number(1)), person(1)),
+            (json!(number(52)), person(2)),
+            (json!(number(3)), person(3)),
+            (json!(number(60)), json!("Eve")),
+        ]
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_rows_is_bounded_by_its_bytes() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    app.add_people(&id, 5).await;
+    sqlx::query("update batch_data set variable_values = jsonb_build_object('name', repeat('x', 3000000)) where row_no < 5")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    let page = async |query: &str| {
+        let page = app.get(&format!("{BASE}/{id}/data?{query}")).await;
+        let rows = page.expect(200)["data"].as_array().unwrap().len();
+        (rows, page.headers.contains_key("x-truncated"))
+    };
+    assert_eq!(page("").await, (3, true));
+    assert_eq!(page("after=3").await, (2, false));
+    assert_eq!(page("limit=1").await, (1, true));
+    assert_eq!(page("after=4&limit=1").await, (1, false));
+    assert_eq!(page("status=failed").await, (0, false));
     app.finish().await;
 }

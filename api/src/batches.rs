@@ -14,6 +14,7 @@ use peal_shared::campaigns::lifecycle::{self, Readiness};
 use peal_shared::campaigns::progress::{self, StatusCounts};
 use peal_shared::campaigns::{Batch, BatchStatus};
 use peal_shared::context::Context;
+use peal_shared::error::FieldError;
 use peal_shared::fault;
 use peal_shared::ids::{BatchId, JobId, OrgId, UserId};
 use peal_shared::users;
@@ -65,7 +66,13 @@ async fn mine(
     ValidQuery(query): ValidQuery<Paging>,
 ) -> Answer<Items<Batch>> {
     let scope = caller.scope_of(caller.user)?;
-    list(&context, &scope, &Owners::default(), query.page()?).await
+    list(
+        &context,
+        &scope,
+        &Owners::default(),
+        page(query.page, query.page_size)?,
+    )
+    .await
 }
 
 async fn browse(
@@ -77,11 +84,8 @@ async fn browse(
         Some(Sight::Mine) => caller.scope_of(caller.user)?,
         Some(Sight::All) | None => caller.scope(),
     };
-    let paging = Paging {
-        page: query.page,
-        page_size: query.page_size,
-    };
-    list(&context, &scope, &query.owners()?, paging.page()?).await
+    let page = page(query.page, query.page_size)?;
+    list(&context, &scope, &query.owners()?, page).await
 }
 
 async fn of_user(
@@ -96,7 +100,13 @@ async fn of_user(
         return Err(Error::NotFound("User").into());
     }
     drop(db);
-    list(&context, &scope, &Owners::default(), query.page()?).await
+    list(
+        &context,
+        &scope,
+        &Owners::default(),
+        page(query.page, query.page_size)?,
+    )
+    .await
 }
 
 async fn list(
@@ -254,20 +264,19 @@ struct Paging {
     page_size: Option<i64>,
 }
 
-impl Paging {
-    fn page(&self) -> Result<Page> {
-        let page = Page {
-            number: self.page.unwrap_or(1),
-            size: self.page_size.unwrap_or(20),
-        };
-        if page.number < 1 {
-            return Err(query_field("page", "must be 1 or more"));
-        }
-        if !(1..=MAX_PAGE_SIZE).contains(&page.size) {
-            return Err(query_field("page_size", "must be between 1 and 100"));
-        }
-        Ok(page)
+/// The page that a query asks for.
+fn page(number: Option<i64>, size: Option<i64>) -> Result<Page> {
+    let page = Page {
+        number: number.unwrap_or(1),
+        size: size.unwrap_or(20),
+    };
+    if page.number < 1 {
+        return Err(query_field("page", "must be 1 or more"));
     }
+    if !(1..=MAX_PAGE_SIZE).contains(&page.size) {
+        return Err(query_field("page_size", "must be between 1 and 100"));
+    }
+    Ok(page)
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -277,7 +286,7 @@ enum Sight {
     All,
 }
 
-/// Lists are separated by commas. They narrow what the caller's role allows.
+/// Pages as in [`Paging`], which cannot be flattened into a query. Lists are separated by commas. They narrow what the caller's role allows.
 #[derive(Deserialize)]
 struct Browse {
     page: Option<i64>,
@@ -324,11 +333,7 @@ fn comma_list<T, E>(
 }
 
 fn query_field(name: &str, msg: &str) -> Problem {
-    Problem::invalid(vec![peal_shared::error::FieldError {
-        loc: vec!["query".to_owned(), name.to_owned()],
-        msg: msg.to_owned(),
-        kind: "value_error".into(),
-    }])
+    Problem::invalid(vec![FieldError::new("query", [name], "value_error", msg)])
 }
 
 #[derive(Serialize)]

@@ -130,11 +130,8 @@ impl CreateCall {
             _ => self.phone_number.clone(),
         };
         E164::parse(&restored, None).map_err(|error| {
-            Problem::invalid(vec![FieldError {
-                loc: vec!["query".to_owned(), "phoneNumber".to_owned()],
-                msg: error.to_string(),
-                kind: error.code().into(),
-            }])
+            let (kind, msg) = (error.code(), error.to_string());
+            Problem::invalid(vec![FieldError::new("query", ["phoneNumber"], kind, msg)])
         })
     }
 }

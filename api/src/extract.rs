@@ -67,7 +67,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Ids<T> 
             .filter(|(_, value)| value.parse::<Uuid>().is_err())
             .map(|(name, _)| {
                 let message = "this is not an id; ids are UUIDs";
-                field("path", [name.to_owned()], message, "uuid_parsing")
+                FieldError::new("path", [name], "uuid_parsing", message)
             })
             .collect();
         Err(Problem::invalid(wrong))
@@ -130,7 +130,9 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = typed(&mut json, "body")?;
     json.end().map_err(|error| {
-        Problem::invalid(vec![field("body", [], error.to_string(), "json_invalid")])
+        let whole = std::iter::empty::<String>();
+        let error = FieldError::new("body", whole, "json_invalid", error.to_string());
+        Problem::invalid(vec![error])
     })?;
     Ok(value)
 }
@@ -161,7 +163,7 @@ where
         {
             path.push(name.to_owned());
         }
-        Problem::invalid(vec![field(place, path, told, kind)])
+        Problem::invalid(vec![FieldError::new(place, path, kind, told)])
     })
 }
 
@@ -215,19 +217,6 @@ fn plain_word(expected: &str) -> &str {
     }
 }
 
-fn field(
-    place: &str,
-    path: impl IntoIterator<Item = String>,
-    msg: impl Into<String>,
-    kind: &'static str,
-) -> FieldError {
-    FieldError {
-        loc: std::iter::once(place.to_owned()).chain(path).collect(),
-        msg: msg.into(),
-        kind: kind.into(),
-    }
-}
-
 /// Collects everything that is wrong with the fields of a body, so that all of it is told at
 /// once.
 #[derive(Default)]
@@ -237,8 +226,8 @@ impl Fields {
     /// Notes that the field at `path` is wrong unless `holds`.
     pub fn check(&mut self, holds: bool, path: &str, kind: &'static str, msg: impl Into<String>) {
         if !holds {
-            let path = path.split('.').map(str::to_owned);
-            self.0.push(field("body", path, msg, kind));
+            self.0
+                .push(FieldError::new("body", path.split('.'), kind, msg));
         }
     }
 

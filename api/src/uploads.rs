@@ -25,7 +25,6 @@ use peal_shared::campaigns::ingest::{
     self, Failure, Ingest, IngestCsv, Record, Reject, State as IngestState, Target, Upload,
 };
 use peal_shared::context::Context;
-use peal_shared::error::FieldError;
 use peal_shared::ids::{BatchId, IngestId};
 use peal_shared::queue::enqueue;
 use serde::{Deserialize, Serialize};
@@ -331,11 +330,7 @@ fn broken(error: &MultipartError, meter: &Meter) -> Problem {
 }
 
 fn wrong_field(name: &str, kind: &'static str, msg: &str) -> Problem {
-    Problem::invalid(vec![FieldError {
-        loc: vec!["body".to_owned(), name.to_owned()],
-        msg: msg.to_owned(),
-        kind: kind.into(),
-    }])
+    Error::field(name, kind, msg).into()
 }
 
 /// One record, with its number as text whatever JSON calls it. What is missing or odd becomes

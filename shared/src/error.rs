@@ -21,6 +21,23 @@ pub struct FieldError {
     pub kind: Cow<'static, str>,
 }
 
+impl FieldError {
+    /// What is wrong with the value at a path of the body, the query or the address.
+    pub fn new(
+        place: &str,
+        path: impl IntoIterator<Item = impl Into<String>>,
+        kind: impl Into<Cow<'static, str>>,
+        msg: impl Into<String>,
+    ) -> Self {
+        let path = path.into_iter().map(Into::into);
+        Self {
+            loc: std::iter::once(place.to_owned()).chain(path).collect(),
+            msg: msg.into(),
+            kind: kind.into(),
+        }
+    }
+}
+
 /// One reason why a batch cannot start, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Blocker {
@@ -84,11 +101,7 @@ pub enum Error {
 impl Error {
     /// A single invalid field of a JSON body.
     pub fn field(name: &str, kind: &'static str, msg: impl Into<String>) -> Self {
-        Self::Invalid(vec![FieldError {
-            loc: vec!["body".to_owned(), name.to_owned()],
-            msg: msg.into(),
-            kind: kind.into(),
-        }])
+        Self::Invalid(vec![FieldError::new("body", [name], kind, msg)])
     }
 
     /// A broken rule.
