@@ -2,7 +2,7 @@
 # cache, unless CARGO_TARGET_DIR is set; see deploy/local/target-dir.sh.
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo up test lint prepare dev-db dev-db-stop
+.PHONY: help install build demo up test bench lint prepare dev-db dev-db-stop
 
 # The macros of sqlx read .sqlx/ instead of asking a database.
 export SQLX_OFFLINE := true
@@ -30,6 +30,11 @@ test: install ## Runs all tests on a private PostgreSQL and Redis.
 	$(IN_TARGET) '$(BUILD); \
 	    if cargo nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test; fi; \
 	    $(LAUNCH) with-services -- cargo "$$@" --workspace'
+
+bench: install ## Measures everything, each number beside a limit of the same run.
+	$(IN_TARGET) 'cargo build --package peal-local; \
+	    cargo build --release --package peal-bench; \
+	    $(LAUNCH) with-services --durable -- "$$CARGO_TARGET_DIR/release/peal-bench"'
 
 lint: install ## Checks formatting and lints.
 	$(IN_TARGET) 'cargo fmt --all --check; \

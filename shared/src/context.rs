@@ -20,7 +20,7 @@ use crate::telephony::Carriers;
 use crate::trunks::AccountCache;
 
 /// The schema, up to date with this build.
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 /// How long a request waits for a database connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -7,14 +7,12 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::str::FromStr;
 
+use peal_shared::context::MIGRATIONS;
 use peal_shared::ids::JobId;
-use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
 use super::setting;
-
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 
 /// Names the lock under which the template is built: "pealtest" in ASCII.
 const TEMPLATE_LOCK: i64 = 0x7065_616c_7465_7374;
