@@ -129,6 +129,30 @@ fn raw(app: &App, batch: &str, body: impl Into<Body>) -> reqwest::RequestBuilder
         .body(body)
 }
 
+/// A connection on which an upload of so many bytes has begun.
+async fn begin(app: &App, batch: &str, bytes: usize) -> TcpStream {
+    let host = app.url.strip_prefix("http://").unwrap();
+    let mut socket = TcpStream::connect(host).await.unwrap();
+    let head = format!(
+        "POST {BASE}/upload/{batch} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\nx-api-key: {}\r\ncontent-length: {bytes}\r\ncontent-type: multipart/form-data; boundary=x\r\n\r\n",
+        app.tenant.api_key
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket
+}
+
+/// What a client is told that looks at the answer only when it has sent everything.
+async fn sent_blindly(app: &App, batch: &str, body: &str) -> String {
+    let mut socket = begin(app, batch, body.len()).await;
+    socket
+        .write_all(body.as_bytes())
+        .await
+        .expect("all is taken");
+    let mut told = String::new();
+    socket.read_to_string(&mut told).await.expect("an answer");
+    told
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let app = quiet().await;
@@ -148,9 +172,16 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         assert_eq!(code(&problem), "too_large");
     }
     let compressed = form(&format!("BZh{}", "9".repeat(5_000_000)));
-    for body in [in_pieces(&compressed), in_pieces(&compressed)] {
-        let problem = answer(raw(&app, &id, body)).await.expect(400);
-        assert_eq!(code(&problem), "compressed_file");
+    let problem = answer(raw(&app, &id, in_pieces(&compressed))).await;
+    assert_eq!(code(&problem.expect(400)), "compressed_file");
+    let small_enough = form(&format!("BZh{}", "9".repeat(1_900_000)));
+    for (batch, body, expected) in [
+        (id.as_str(), &large, "too_large"),
+        (&id, &small_enough, "compressed_file"),
+        (NOBODY, &large, "not_found"),
+    ] {
+        let told = sent_blindly(&app, batch, body).await;
+        assert!(told.contains(expected), "{told}");
     }
     let lost = answer(raw(&app, NOBODY, large.clone())).await.expect(404);
     assert_eq!(code(&lost), "not_found");
@@ -191,19 +222,9 @@ async fn a_form_whose_file_never_begins_is_not_read_for_long() {
 async fn an_upload_that_breaks_off_leaves_nothing() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let host = app.url.strip_prefix("http://").unwrap();
     let whole = form(&people(40_000));
-    for (sent, announced) in [
-        (40, whole.len()),
-        (200_000, whole.len()),
-        (whole.len() - 5, whole.len()),
-    ] {
-        let mut socket = TcpStream::connect(host).await.unwrap();
-        let head = format!(
-            "POST {BASE}/upload/{id} HTTP/1.1\r\nhost: {host}\r\nx-api-key: {}\r\ncontent-length: {announced}\r\ncontent-type: multipart/form-data; boundary=x\r\n\r\n",
-            app.tenant.api_key
-        );
-        socket.write_all(head.as_bytes()).await.unwrap();
+    for sent in [40, 200_000, whole.len() - 5] {
+        let mut socket = begin(&app, &id, whole.len()).await;
         socket.write_all(&whole.as_bytes()[..sent]).await.unwrap();
         socket.shutdown().await.unwrap();
         // The server hangs up once it has dealt with it.
@@ -524,5 +545,33 @@ async fn a_page_of_rows_is_bounded_by_its_bytes() {
     assert_eq!(page("limit=1").await, (1, true));
     assert_eq!(page("after=4&limit=1").await, (1, false));
     assert_eq!(page("status=failed").await, (0, false));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_so_many_uploads_are_taken_at_once() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    let whole = form(&people(3));
+    let mut open = Vec::new();
+    for _ in 0..32 {
+        let mut socket = begin(&app, &id, whole.len()).await;
+        socket.write_all(&whole.as_bytes()[..50]).await.unwrap();
+        open.push(socket);
+    }
+    eventually("one more is told to wait", PATIENCE, || async {
+        let more = answer(raw(&app, &id, whole.clone())).await;
+        more.status.as_u16() == 503 && more.headers.contains_key("retry-after")
+    })
+    .await;
+    drop(open);
+    eventually("there is room again", PATIENCE, || async {
+        answer(raw(&app, &id, whole.clone())).await.status.as_u16() == 200
+    })
+    .await;
+    sqlx::query("delete from jobs")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
     app.finish().await;
 }
