@@ -3,6 +3,7 @@
 mod batches;
 mod callbacks;
 mod campaign;
+mod faults;
 mod harness;
 mod ingest;
 mod mail;

@@ -24,6 +24,9 @@ pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 /// How long a request waits for a database connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A process that stands still in the middle of a transaction (frozen, or cut off from the
+/// network) holds locks that everybody else waits for, so the server ends its session.
+const IDLE_TRANSACTION_LIMIT: &str = "5s";
 /// How long a statement waits for a lock.
 const LOCK_TIMEOUT: &str = "5s";
 /// Connections that only callbacks use: two writers, and answers.
@@ -90,7 +93,11 @@ fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions
         .context("PEAL_DATABASE_URL")?;
     Ok(options
         .application_name(process)
-        .options([("lock_timeout", LOCK_TIMEOUT), ("jit", "off")]))
+        .options([
+            ("lock_timeout", LOCK_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_TRANSACTION_LIMIT),
+            ("jit", "off"),
+        ]))
 }
 
 async fn open_pool(config: &Config, process: &str) -> anyhow::Result<PgPool> {

@@ -2,8 +2,8 @@
 //! simulator as its carrier.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -19,12 +19,11 @@ use peal_shared::trunks::{self, NewTrunk};
 use peal_shared::{api_keys, users};
 use peal_simulator::{Callee, Config as Carrier, Running, Simulator};
 use peal_worker::Role;
-use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use super::client::{Answer, Client, PATIENCE, answer, number, people};
 use super::db::{TestDatabase, fresh_database};
 use super::{eventually, setting};
 
@@ -34,8 +33,6 @@ pub const ACCOUNT: &str = "ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 pub const AUTH_TOKEN: &str = "00112233445566778899aabbccddeeff";
 /// The secret of session tokens.
 pub const JWT_SECRET: &str = "a secret of more than thirty-two bytes";
-/// How long anything may take before its test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a test wants to be different.
 pub struct Options {
@@ -89,9 +86,7 @@ pub struct Tenant {
 pub struct App {
     pub context: Arc<Context>,
     pub carrier: Running,
-    pub url: String,
-    pub tenant: Tenant,
-    http: reqwest::Client,
+    client: Client,
     api_shutdown: CancellationToken,
     api: Option<JoinHandle<anyhow::Result<()>>>,
     workers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
@@ -100,24 +95,11 @@ pub struct App {
     database: TestDatabase,
 }
 
-/// A response, read to its end.
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: reqwest::header::HeaderMap,
-    pub text: String,
-}
+impl Deref for App {
+    type Target = Client;
 
-impl Answer {
-    /// The body as JSON.
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
-    }
-
-    /// The body as JSON, if the status is this one.
-    #[track_caller]
-    pub fn expect(&self, status: u16) -> Value {
-        assert_eq!(self.status.as_u16(), status, "{}", self.text);
-        self.json()
+    fn deref(&self) -> &Client {
+        &self.client
     }
 }
 
@@ -147,12 +129,7 @@ impl App {
         let mut app = Self {
             context,
             carrier,
-            url,
-            tenant,
-            http: reqwest::Client::builder()
-                .no_proxy()
-                .build()
-                .expect("client"),
+            client: Client::new(url, tenant),
             api_shutdown,
             api: Some(api),
             workers: Vec::new(),
@@ -165,9 +142,14 @@ impl App {
         app
     }
 
+    /// Where uploaded files are kept.
+    pub fn store(&self) -> std::path::PathBuf {
+        self.directory.join("store")
+    }
+
     /// Adds a worker replica with connections of its own.
     pub async fn start_worker(&mut self, roles: &[Role]) {
-        let context = connect(&self.database, &self.url, &self.directory, |_| {}).await;
+        let context = connect(&self.database, &self.client.url, &self.directory, |_| {}).await;
         let roles: BTreeSet<Role> = roles.iter().copied().collect();
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
@@ -186,116 +168,6 @@ impl App {
     /// A second organisation, on the same carrier.
     pub async fn another_tenant(&self, name: &str) -> Tenant {
         found_tenant(&self.context, name, self.carrier.url(), &Options::default()).await
-    }
-
-    /// A request with the tenant's key.
-    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.request_as(&self.tenant, method, path)
-    }
-
-    /// A request with another tenant's key.
-    pub fn request_as(
-        &self,
-        tenant: &Tenant,
-        method: Method,
-        path: &str,
-    ) -> reqwest::RequestBuilder {
-        self.anonymous(method, path)
-            .header("x-api-key", &tenant.api_key)
-    }
-
-    /// A request without any key.
-    pub fn anonymous(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.url))
-    }
-
-    pub async fn get(&self, path: &str) -> Answer {
-        answer(self.request(Method::GET, path)).await
-    }
-
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
-        answer(self.request(Method::POST, path).json(&body)).await
-    }
-
-    /// Creates a batch with the variable `name`; `extra` goes over the defaults.
-    pub async fn create_batch(&self, extra: Value) -> String {
-        let mut body = json!({
-            "caller_phone_id": self.tenant.phone,
-            "agent_id": self.tenant.agent,
-            "batch_name": "A campaign",
-            "variable_names": ["name"],
-            "batch_size": 100,
-        });
-        for (key, value) in extra.as_object().expect("an object") {
-            body[key] = value.clone();
-        }
-        let created = self
-            .post("/api/v1/batch-call/create", body)
-            .await
-            .expect(201);
-        created["data"]["id"].as_str().expect("an id").to_owned()
-    }
-
-    /// Uploads a CSV and waits until it has been read.
-    pub async fn upload(&self, batch: &str, csv: &str) -> Value {
-        let part = reqwest::multipart::Part::text(csv.to_owned())
-            .file_name("people.csv")
-            .mime_str("text/csv")
-            .expect("mime");
-        let form = reqwest::multipart::Form::new().part("file", part);
-        let path = format!("/api/v1/batch-call/upload/{batch}");
-        let uploaded = answer(self.request(Method::POST, &path).multipart(form)).await;
-        assert!(uploaded.status.is_success(), "{}", uploaded.text);
-        let data = uploaded.json()["data"].clone();
-        let ingest = data["ingest_id"].as_str().expect("an ingest").to_owned();
-        let path = format!("/api/v1/batch-call/{batch}/ingests/{ingest}");
-        let ended = || async {
-            let state = self.get(&path).await.expect(200)["data"]["status"].clone();
-            state == "completed" || state == "failed"
-        };
-        eventually("the upload has been read", PATIENCE, ended).await;
-        self.get(&path).await.expect(200)["data"].clone()
-    }
-
-    /// Adds `count` people one by one, so to say: through the route that takes single rows.
-    pub async fn add_people(&self, batch: &str, count: u32) {
-        let people: Vec<Value> = (0..count)
-            .map(|n| json!({"to_phonenumber": number(n), "variable_values": {"name": format!("Person {n}")}}))
-            .collect();
-        for items in people.chunks(1000) {
-            let path = format!("/api/v1/batch-call/{batch}/data/upsert");
-            let added = self
-                .post(&path, json!({ "items": items }))
-                .await
-                .expect(200);
-            assert_eq!(added["data"]["inserted"], json!(items.len()), "{added}");
-        }
-    }
-
-    pub async fn start_batch(&self, batch: &str) -> Value {
-        self.post(&format!("/api/v1/batch-call/start/{batch}"), json!({}))
-            .await
-            .expect(200)
-    }
-
-    /// The status object of a batch.
-    pub async fn status(&self, batch: &str) -> Value {
-        self.get(&format!("/api/v1/batch-call/{batch}/status"))
-            .await
-            .expect(200)["data"]
-            .clone()
-    }
-
-    /// Waits until the batch has this status.
-    pub async fn wait_for(&self, batch: &str, status: &str) -> Value {
-        let reached = || async { self.status(batch).await["batch"]["status"] == status };
-        eventually(&format!("the batch is {status}"), PATIENCE, reached).await;
-        self.status(batch).await["status_counts"].clone()
-    }
-
-    /// Where uploaded files are kept.
-    pub fn store(&self) -> std::path::PathBuf {
-        self.directory.join("store")
     }
 
     /// One number from the database.
@@ -364,30 +236,6 @@ impl App {
     }
 }
 
-/// Sends a request and reads the answer.
-pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
-    let response = request.send().await.expect("an answer");
-    Answer {
-        status: response.status(),
-        headers: response.headers().clone(),
-        text: response.text().await.expect("a body"),
-    }
-}
-
-/// A CSV of people in the United States, none of whose numbers means anything to the carrier.
-pub fn people(count: u32) -> String {
-    let mut csv = String::from("to_phonenumber,name\n");
-    for n in 0..count {
-        csv.push_str(&format!("{},Person {n}\n", number(n)));
-    }
-    csv
-}
-
-/// The n-th number: valid, and with a last digit block the carrier has no fate for.
-pub fn number(n: u32) -> String {
-    format!("+1212{:03}{:04}", 200 + n / 5000, 1000 + n % 5000)
-}
-
 /// Connections to everything, on a test's own database, prefix and directory.
 pub async fn connect(
     database: &TestDatabase,
@@ -395,11 +243,25 @@ pub async fn connect(
     directory: &std::path::Path,
     change: impl FnOnce(&mut Settings),
 ) -> Arc<Context> {
-    let mut settings = Settings {
-        database_url: Some(database.url.clone()),
+    let redis_url = setting("PEAL_TEST_REDIS_URL");
+    let mut settings = settings(&database.url, &redis_url, url, directory);
+    settings.redis_prefix = database.name.clone();
+    change(&mut settings);
+    connect_with(settings).await
+}
+
+/// What every test sets.
+pub fn settings(
+    database_url: &str,
+    redis_url: &str,
+    url: &str,
+    directory: &std::path::Path,
+) -> Settings {
+    Settings {
+        database_url: Some(database_url.to_owned()),
         database_pool: "12".to_owned(),
-        redis_url: Some(setting("PEAL_TEST_REDIS_URL")),
-        redis_prefix: database.name.clone(),
+        redis_url: Some(redis_url.to_owned()),
+        redis_prefix: "peal".to_owned(),
         master_key: Some(STANDARD.encode([7; 32])),
         public_url: Some(url.to_owned()),
         listen: "127.0.0.1:0".to_owned(),
@@ -417,15 +279,19 @@ pub async fn connect(
         reconcile_secs: "1".to_owned(),
         inbox_capacity: "1024".to_owned(),
         ..Settings::default()
-    };
-    change(&mut settings);
+    }
+}
+
+/// Connections as the settings say.
+pub async fn connect_with(settings: Settings) -> Arc<Context> {
     let config = Config::from_settings(settings).expect("settings");
     Context::connect(config, "peal-tests")
         .await
         .expect("context")
 }
 
-async fn found_tenant(
+/// An organisation with a trunk at the carrier, a number, an agent and a key.
+pub async fn found_tenant(
     context: &Context,
     name: &str,
     carrier_url: &str,

@@ -1,7 +1,9 @@
 //! What tests stand on.
 
 pub mod app;
+pub mod client;
 pub mod db;
+pub mod plant;
 pub mod redis;
 
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@
 //! committed before its request may be sent, and only the worker named in it may send it.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rust_decimal::prelude::ToPrimitive;
@@ -64,6 +64,8 @@ pub struct Claim {
     pub now: DateTime<Utc>,
     /// The same moment by this machine's monotonic clock, or a little later.
     pub read_at: Instant,
+    /// How long reading it took: so much earlier than `read_at` it may have been.
+    pub read_within: Duration,
     pub idle: Option<Idle>,
 }
 
@@ -119,6 +121,7 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         calls.extend(claim_rows(&mut db, ask, &division).await?);
     }
     let lease = free.at_most(count(calls.len()).saturating_add(ask.held.min(wanted)));
+    let asked = Instant::now();
     let now = advance(&mut db, ask.trunk, &lease, &division).await?;
     let read_at = Instant::now();
     fault::point("claim.uncommitted");
@@ -138,6 +141,7 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         lease,
         now,
         read_at,
+        read_within: read_at - asked,
         idle,
     })
 }
@@ -152,6 +156,7 @@ fn nothing(why: Idle) -> Claim {
         },
         now: DateTime::<Utc>::MIN_UTC,
         read_at: Instant::now(),
+        read_within: Duration::ZERO,
         idle: Some(why),
     }
 }

@@ -37,6 +37,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// The least time between two claims, so that wake-ups are served in bulk.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
+/// How long the database's time may be on its way before its slots are no longer believed.
+const READ_LIMIT: Duration = Duration::from_millis(50);
 /// How often to look for calls that have been held too long.
 const LOOK_AT_HELD: Duration = Duration::from_secs(1);
 
@@ -140,16 +142,7 @@ impl Line {
         if claim.lease.count == 0 && claim.calls.is_empty() {
             return true;
         }
-        let read_at = Instant::from_std(claim.read_at);
-        // A slot may be over already, when the claim took long: then it is late, and burned.
-        let slots: Vec<Instant> = (0..claim.lease.count)
-            .filter_map(|n| i32::try_from(n).ok())
-            .map(|n| claim.lease.first + claim.lease.interval * n - claim.now)
-            .filter_map(|offset| match offset.to_std() {
-                Ok(ahead) => read_at.checked_add(ahead),
-                Err(_) => read_at.checked_sub(offset.abs().to_std().ok()?),
-            })
-            .collect();
+        let slots = slots(&claim);
         let spare = i64::try_from(claim.calls.len())
             .unwrap_or(i64::MAX)
             .saturating_sub(i64::try_from(slots.len()).unwrap_or(i64::MAX));
@@ -182,6 +175,25 @@ impl Line {
             () = nap => {}
         }
     }
+}
+
+/// The instants of a claim's slots on this machine's clock. A slot may be over already, when the
+/// claim took long: then it is late, and burned. When the database's time was long on its way
+/// (this process stood still), nobody knows where the slots are, and all are.
+fn slots(claim: &Claim) -> Vec<Instant> {
+    if claim.read_within > READ_LIMIT {
+        tracing::debug!(slots = claim.lease.count, within = ?claim.read_within, "slots burned");
+        return Vec::new();
+    }
+    let read_at = Instant::from_std(claim.read_at);
+    (0..claim.lease.count)
+        .filter_map(|n| i32::try_from(n).ok())
+        .map(|n| claim.lease.first + claim.lease.interval * n - claim.now)
+        .filter_map(|offset| match offset.to_std() {
+            Ok(ahead) => read_at.checked_add(ahead),
+            Err(_) => read_at.checked_sub(offset.abs().to_std().ok()?),
+        })
+        .collect()
 }
 
 /// When to claim again.

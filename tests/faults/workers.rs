@@ -1,0 +1,201 @@
+//! Workers that are killed, frozen, added, taken away and stopped under load.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Dice, seeds};
+use crate::harness::plant::{Plant, Setup};
+
+/// Calls that a worker which dies can take with it: the slots of two horizons.
+const IN_HAND: i64 = 40;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_workers_ring_nobody_twice_and_forget_nobody() {
+    for seed in seeds(4) {
+        let mut dice = Dice::new(seed);
+        let mut plant = Plant::start(
+            seed,
+            Setup {
+                worker_faults: "claim.committed=0.02,claim.uncommitted=0.02,place.unsent=0.003,place.answered=0.003,\
+                                record.uncommitted=0.02,record.committed=0.02,inbox.uncommitted=0.02,inbox.committed=0.02",
+                ..Setup::default()
+            },
+        )
+        .await;
+        let batch = plant.campaign(240, json!({"batch_size": 100})).await;
+        let mut dialled = 0;
+        while dialled < 160 {
+            dialled += dice.draw(10..40);
+            // Calls that died unsent are claimed but never dialled, so claims tell the progress.
+            claimed(&mut plant, i64::try_from(dialled).expect("few")).await;
+            let victim = dice.draw(0..2);
+            plant
+                .replace_worker(usize::try_from(victim).expect("few"))
+                .await;
+        }
+        plant.mend().await;
+        plant.finish(&batch, 200).await;
+    }
+}
+
+/// Waits until so many rows have become calls, while workers die at their fault points.
+async fn claimed(plant: &mut Plant, calls: i64) {
+    let deadline = Instant::now() + Duration::from_secs(40);
+    let made = "select count(*) from calls";
+    while plant.count(made).await.is_none_or(|n| n < calls) {
+        plant.revive();
+        if Instant::now() > deadline {
+            plant.complain("rows are claimed between deaths").await;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_worker_sends_nothing_that_was_given_up() {
+    for seed in seeds(1) {
+        let mut dice = Dice::new(seed);
+        let mut plant = Plant::start(seed, Setup::default()).await;
+        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
+        plant.dialled(dice.draw(40..120)).await;
+        freeze_and_thaw(&mut plant).await;
+        plant.finish(&batch, IN_HAND).await;
+    }
+}
+
+/// Stops the first worker where it stands, lets its calls be given up, and lets it go on.
+async fn freeze_and_thaw(plant: &mut Plant) {
+    plant.workers[0].signal(Signal::SIGSTOP);
+    give_up_frozen(plant).await;
+    let ended: Vec<Uuid> = sqlx::query_scalar("select id from calls where status = 'final'")
+        .fetch_all(plant.pool())
+        .await
+        .expect("ended calls");
+    let thawed = SystemTime::now();
+    plant.workers[0].signal(Signal::SIGCONT);
+    // The thawed worker has finished what it had in hand once its sessions are idle again.
+    let busy = "select count(*) from calls where live";
+    plant
+        .until("everything in hand has ended", busy, |n| n == 0)
+        .await;
+    let accepted = plant.accepted();
+    let late: Vec<&Uuid> = ended
+        .iter()
+        .filter(|id| accepted.get(id).is_some_and(|at| *at > thawed))
+        .collect();
+    assert!(
+        late.is_empty(),
+        "seed {}: dialled by a thawed worker after their end: {late:?}",
+        plant.seed
+    );
+}
+
+/// Waits until no live worker has anything to dial, and until the hold limit has passed.
+async fn give_up_frozen(plant: &mut Plant) {
+    let stopped: String = sqlx::query_scalar("select now()::text")
+        .fetch_one(plant.pool())
+        .await
+        .expect("the time");
+    let held = format!("select extract(epoch from now() - '{stopped}'::timestamptz)::bigint");
+    plant
+        .until("the hold limit has passed", &held, |secs| secs > 11)
+        .await;
+    // Past the hold limit nothing of the frozen worker may be sent, so the rest of the half
+    // minute after which its calls are given up decides nothing.
+    plant
+        .run(
+            "update calls
+             set status = 'unknown', check_at = now(), changed_at = now(), error_message = 'its worker is frozen'
+             where live and status = 'submitting' and submitted_at < now() - interval '11 seconds'",
+        )
+        .await;
+    let deadline = Instant::now() + Duration::from_secs(40);
+    let given_up = "select count(*) from calls where status = 'unknown'";
+    while plant.count(given_up).await != Some(0) {
+        plant.age().await;
+        if Instant::now() > deadline {
+            plant
+                .complain("the frozen worker's calls are given up")
+                .await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pace_and_the_limit_hold_while_workers_come_and_go() {
+    for seed in seeds(1) {
+        let mut dice = Dice::new(seed);
+        let mut plant = Plant::start(
+            seed,
+            Setup {
+                cps: 60,
+                max_concurrent: 45,
+                workers: 1,
+                ..Setup::default()
+            },
+        )
+        .await;
+        let batch = plant.campaign(400, json!({"batch_size": 200})).await;
+        plant.dialled(dice.draw(60..120)).await;
+        for _ in 0..3 {
+            plant.start_worker();
+        }
+        plant.dialled(dice.draw(240..300)).await;
+        for worker in plant.workers.split_off(1) {
+            worker.stop(Duration::from_secs(30)).await.expect("stop");
+        }
+        plant.finish(&batch, 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_heard_within_two_seconds() {
+    for seed in seeds(1) {
+        let mut dice = Dice::new(seed);
+        let mut plant = Plant::start(seed, Setup::default()).await;
+        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
+        plant.dialled(dice.draw(40..160)).await;
+        let path = format!("/api/v1/batch-call/pause/{batch}");
+        plant.client.post(&path, json!({})).await.expect(200);
+        let paused = SystemTime::now();
+        let live = "select count(*) from calls where live";
+        plant.until("nothing is under way", live, |n| n == 0).await;
+        let accepted = plant.accepted();
+        let last = accepted.values().max().expect("a call");
+        let late = last.duration_since(paused).unwrap_or_default();
+        assert!(late < Duration::from_secs(2), "seed {seed}: {late:?}");
+        assert!(accepted.len() < 300, "seed {seed}: nothing was held");
+        let path = format!("/api/v1/batch-call/resume/{batch}");
+        plant.client.post(&path, json!({})).await.expect(200);
+        plant.completes(&batch).await;
+        let oracle = plant.carrier.oracle();
+        assert_eq!(oracle.accepted, 300, "seed {seed}");
+        assert!(oracle.rung_twice.is_empty(), "seed {seed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_told_to_stop_loses_nothing() {
+    for seed in seeds(1) {
+        let mut dice = Dice::new(seed);
+        let mut plant = Plant::start(seed, Setup::default()).await;
+        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
+        plant.dialled(dice.draw(40..160)).await;
+        let mut worker = plant.workers.remove(0);
+        worker.signal(Signal::SIGTERM);
+        let told = Instant::now();
+        let status = loop {
+            if let Some(status) = worker.ended().expect("a status") {
+                break status;
+            }
+            assert!(told.elapsed() < Duration::from_secs(30), "seed {seed}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        assert!(status.success(), "seed {seed}: {status}");
+        plant.finish(&batch, 0).await;
+    }
+}

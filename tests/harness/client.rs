@@ -1,0 +1,183 @@
+//! The API as its users see it: requests with a tenant's key, and the steps of a campaign.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::app::Tenant;
+use super::eventually;
+
+/// How long anything may take before its test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A response, read to its end.
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    /// The body as JSON, if the status is this one.
+    #[track_caller]
+    pub fn expect(&self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        self.json()
+    }
+}
+
+/// A tenant at an API.
+pub struct Client {
+    pub url: String,
+    pub tenant: Tenant,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// A client of the API at `url`.
+    pub fn new(url: String, tenant: Tenant) -> Self {
+        Self {
+            url,
+            tenant,
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .expect("client"),
+        }
+    }
+
+    /// A request with the tenant's key.
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.request_as(&self.tenant, method, path)
+    }
+
+    /// A request with another tenant's key.
+    pub fn request_as(
+        &self,
+        tenant: &Tenant,
+        method: Method,
+        path: &str,
+    ) -> reqwest::RequestBuilder {
+        self.anonymous(method, path)
+            .header("x-api-key", &tenant.api_key)
+    }
+
+    /// A request without any key.
+    pub fn anonymous(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        answer(self.request(Method::GET, path)).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        answer(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// Creates a batch with the variable `name`; `extra` goes over the defaults.
+    pub async fn create_batch(&self, extra: Value) -> String {
+        let mut body = json!({
+            "caller_phone_id": self.tenant.phone,
+            "agent_id": self.tenant.agent,
+            "batch_name": "A campaign",
+            "variable_names": ["name"],
+            "batch_size": 100,
+        });
+        for (key, value) in extra.as_object().expect("an object") {
+            body[key] = value.clone();
+        }
+        let created = self
+            .post("/api/v1/batch-call/create", body)
+            .await
+            .expect(201);
+        created["data"]["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Uploads a CSV and waits until it has been read.
+    pub async fn upload(&self, batch: &str, csv: &str) -> Value {
+        let part = reqwest::multipart::Part::text(csv.to_owned())
+            .file_name("people.csv")
+            .mime_str("text/csv")
+            .expect("mime");
+        let form = reqwest::multipart::Form::new().part("file", part);
+        let path = format!("/api/v1/batch-call/upload/{batch}");
+        let uploaded = answer(self.request(Method::POST, &path).multipart(form)).await;
+        assert!(uploaded.status.is_success(), "{}", uploaded.text);
+        let data = uploaded.json()["data"].clone();
+        let ingest = data["ingest_id"].as_str().expect("an ingest").to_owned();
+        let path = format!("/api/v1/batch-call/{batch}/ingests/{ingest}");
+        let ended = || async {
+            let state = self.get(&path).await.expect(200)["data"]["status"].clone();
+            state == "completed" || state == "failed"
+        };
+        eventually("the upload has been read", PATIENCE, ended).await;
+        self.get(&path).await.expect(200)["data"].clone()
+    }
+
+    /// Adds `count` people one by one, so to say: through the route that takes single rows.
+    pub async fn add_people(&self, batch: &str, count: u32) {
+        let people: Vec<Value> = (0..count)
+            .map(|n| json!({"to_phonenumber": number(n), "variable_values": {"name": format!("Person {n}")}}))
+            .collect();
+        for items in people.chunks(1000) {
+            let path = format!("/api/v1/batch-call/{batch}/data/upsert");
+            let added = self
+                .post(&path, json!({ "items": items }))
+                .await
+                .expect(200);
+            assert_eq!(added["data"]["inserted"], json!(items.len()), "{added}");
+        }
+    }
+
+    pub async fn start_batch(&self, batch: &str) -> Value {
+        self.post(&format!("/api/v1/batch-call/start/{batch}"), json!({}))
+            .await
+            .expect(200)
+    }
+
+    /// The status object of a batch.
+    pub async fn status(&self, batch: &str) -> Value {
+        self.get(&format!("/api/v1/batch-call/{batch}/status"))
+            .await
+            .expect(200)["data"]
+            .clone()
+    }
+
+    /// Waits until the batch has this status.
+    pub async fn wait_for(&self, batch: &str, status: &str) -> Value {
+        let reached = || async { self.status(batch).await["batch"]["status"] == status };
+        eventually(&format!("the batch is {status}"), PATIENCE, reached).await;
+        self.status(batch).await["status_counts"].clone()
+    }
+}
+
+/// Sends a request and reads the answer.
+pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.expect("an answer");
+    Answer {
+        status: response.status(),
+        headers: response.headers().clone(),
+        text: response.text().await.expect("a body"),
+    }
+}
+
+/// A CSV of people in the United States, none of whose numbers means anything to the carrier.
+pub fn people(count: u32) -> String {
+    let mut csv = String::from("to_phonenumber,name\n");
+    for n in 0..count {
+        csv.push_str(&format!("{},Person {n}\n", number(n)));
+    }
+    csv
+}
+
+/// The n-th number: valid, and with a last digit block the carrier has no fate for.
+pub fn number(n: u32) -> String {
+    format!("+1212{:03}{:04}", 200 + n / 5000, 1000 + n % 5000)
+}

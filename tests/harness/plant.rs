@@ -1,0 +1,556 @@
+//! A whole Peal of real processes, to be broken: a PostgreSQL and a Redis of its own, the API,
+//! and workers, with the simulator in the test's process as the carrier.
+//!
+//! The test breaks what it likes, then asks [`Plant::finish`] for the verdict, which compares
+//! the carrier's log with the database. Time cannot be turned in these processes, so waits that
+//! are long by design (a silent carrier, a dead worker's job) are shortened by making rows
+//! older, each only where a longer wait would give the same answer.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use nix::sys::signal::Signal;
+use peal_local::ports;
+use peal_local::processes::{Desk, Process, Spec};
+use peal_local::services::{self, Services};
+use peal_simulator::{Config as Carrier, Running, Simulator};
+use serde_json::json;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool};
+use uuid::Uuid;
+
+use super::app::{Options, connect_with, everybody_answers, found_tenant, settings};
+use super::client::{Client, PATIENCE};
+use super::db::MIGRATIONS;
+use super::eventually;
+
+/// One plant at a time: the pace is judged by the clock of a machine that others use too.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Calls that the carrier has fallen silent about are asked about after minutes; these are.
+const AGE_SILENT: &str = "update calls
+     set changed_at = changed_at - interval '10 minutes', check_at = null
+     where live
+       and status in ('accepted', 'dialing', 'ringing', 'in_progress', 'canceling')
+       and changed_at between now() - interval '5 minutes' and now() - interval '3 seconds'";
+/// Calls of unknown fate that the carrier has no request for ($1 are those it has): looking for
+/// them until the deadline finds nothing either.
+const AGE_HOPELESS: &str = "update calls
+     set submitted_at = submitted_at - interval '5 minutes', check_at = now()
+     where live
+       and status = 'unknown'
+       and id <> all ($1)
+       and submitted_at > now() - interval '4 minutes'";
+/// Half a minute behind the death of every worker.
+const ABANDON: &str = "update calls
+     set status = 'unknown', check_at = now(), changed_at = now(), error_message = 'its worker was killed'
+     where live and status = 'submitting'";
+/// A minute behind the death of every worker.
+const END_LEASES: &str = "update jobs set lease_until = now() where state = 'running'";
+
+/// What a plant is like.
+pub struct Setup {
+    pub cps: i64,
+    pub max_concurrent: i32,
+    pub workers: usize,
+    pub carrier: Carrier,
+    /// `PEAL_FAULT` of the first workers, until [`Plant::mend`].
+    pub worker_faults: &'static str,
+    /// `PEAL_FAULT` of the API.
+    pub api_faults: &'static str,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let mut carrier = everybody_answers();
+        carrier.behavior.suffixes.clear();
+        Self {
+            cps: 80,
+            max_concurrent: 100,
+            workers: 2,
+            carrier,
+            worker_faults: "",
+            api_faults: "",
+        }
+    }
+}
+
+/// A running Peal.
+pub struct Plant {
+    pub seed: u64,
+    pub client: Client,
+    pub carrier: Running,
+    pub services: Services,
+    pub workers: Vec<Process>,
+    pool: PgPool,
+    cps: i64,
+    max_concurrent: i32,
+    api: Option<Process>,
+    desk: Desk,
+    envs: Vec<(&'static str, OsString)>,
+    worker_faults: &'static str,
+    api_faults: &'static str,
+    workers_started: usize,
+    begun: Instant,
+    _alone: tokio::sync::MutexGuard<'static, ()>,
+}
+
+/// What a campaign came to.
+#[derive(Debug)]
+pub struct Verdict {
+    pub accepted: i64,
+    pub lost: i64,
+}
+
+impl Plant {
+    /// Starts everything.
+    pub async fn start(seed: u64, setup: Setup) -> Self {
+        let alone = ALONE.lock().await;
+        let begun = Instant::now();
+        let mut carrier = setup.carrier.clone();
+        (carrier.behavior.seed, carrier.faults.seed) = (seed, seed);
+        let carrier = Simulator::start(carrier).await.expect("simulator");
+        let services = Services::start(services::Options::default())
+            .await
+            .expect("services");
+        let directory = services.temporary_dir().expect("a directory").to_owned();
+        let database_url = services
+            .postgres()
+            .create_owned_database("peal")
+            .expect("database");
+        let pool = PgPoolOptions::new()
+            .max_connections(4)
+            .acquire_timeout(Duration::from_secs(2))
+            .connect(&database_url)
+            .await
+            .expect("connect");
+        MIGRATIONS.run(&pool).await.expect("migrate");
+        let listen = format!("127.0.0.1:{}", ports::free().expect("a free port"));
+        let url = format!("http://{listen}");
+        let context = connect_with(settings(
+            &database_url,
+            &services.redis_url,
+            &url,
+            &directory,
+        ))
+        .await;
+        let options = Options {
+            cps: setup.cps,
+            max_concurrent: setup.max_concurrent,
+            ..Options::default()
+        };
+        let tenant = found_tenant(&context, "Acme", carrier.url(), &options).await;
+        context.pool.close().await;
+        let mut plant = Self {
+            seed,
+            client: Client::new(url.clone(), tenant),
+            carrier,
+            pool,
+            cps: setup.cps,
+            max_concurrent: setup.max_concurrent,
+            api: None,
+            workers: Vec::new(),
+            desk: Desk::under(&directory).expect("logs"),
+            envs: environment(&database_url, &services.redis_url, &listen, &directory),
+            services,
+            worker_faults: setup.worker_faults,
+            api_faults: setup.api_faults,
+            workers_started: 0,
+            begun,
+            _alone: alone,
+        };
+        plant.start_api().await;
+        for _ in 0..setup.workers {
+            plant.start_worker();
+        }
+        plant
+    }
+
+    /// Starts the API and waits until it is ready.
+    pub async fn start_api(&mut self) {
+        self.api = Some(self.spawn("api", "peal-api", self.api_faults));
+        let ready = format!("{}/health/ready", self.client.url);
+        let is_ready = || async {
+            let answer = reqwest::get(&ready).await;
+            answer.is_ok_and(|answer| answer.status().is_success())
+        };
+        eventually("the api is ready", PATIENCE, is_ready).await;
+    }
+
+    /// Ends the API as a crash does, unless it has crashed by itself.
+    pub async fn kill_api(&mut self) {
+        if let Some(api) = self.api.take() {
+            api.kill().await.expect("kill");
+        }
+    }
+
+    /// Whether the API has ended by itself, at a fault point.
+    pub fn api_has_died(&mut self) -> bool {
+        let api = self.api.as_mut();
+        api.is_none_or(|api| api.ended().expect("a status").is_some())
+    }
+
+    /// Adds a worker.
+    pub fn start_worker(&mut self) {
+        self.workers_started += 1;
+        let name = format!("worker-{}", self.workers_started);
+        let worker = self.spawn(&name, "peal-worker", self.worker_faults);
+        self.workers.push(worker);
+    }
+
+    /// Kills the n-th worker and starts another in its place.
+    pub async fn replace_worker(&mut self, n: usize) {
+        let worker = self.workers.remove(n);
+        worker.kill().await.expect("kill");
+        self.start_worker();
+    }
+
+    /// Starts another worker for each that died at a fault point.
+    pub fn revive(&mut self) {
+        let before = self.workers.len();
+        self.workers
+            .retain_mut(|worker| worker.ended().expect("a status").is_none());
+        for _ in self.workers.len()..before {
+            self.start_worker();
+        }
+    }
+
+    /// Ends the faults: kills every worker, lets the time pass after which the dead are missed,
+    /// and starts as many that do not die.
+    pub async fn mend(&mut self) {
+        let workers = std::mem::take(&mut self.workers);
+        let count = workers.len();
+        for worker in workers {
+            worker.kill().await.expect("kill");
+        }
+        self.worker_faults = "";
+        // The server ends what the dead had under way before anything is judged by its rows.
+        let sessions =
+            "select count(*) from pg_stat_activity where application_name = 'peal-worker'";
+        self.until("the dead workers' sessions have ended", sessions, |n| {
+            n == 0
+        })
+        .await;
+        self.run(ABANDON).await;
+        self.run(END_LEASES).await;
+        for _ in 0..count {
+            self.start_worker();
+        }
+    }
+
+    fn spawn(&self, name: &str, program: &str, faults: &str) -> Process {
+        let mut envs = self.envs.clone();
+        envs.push(("PEAL_FAULT", faults.into()));
+        let spec = Spec {
+            name,
+            program: &built(program),
+            args: Vec::new(),
+            envs,
+            owner: None,
+            stop: Signal::SIGTERM,
+            mark: program,
+            detached: false,
+        };
+        Process::spawn(spec, &self.desk).expect("start")
+    }
+
+    /// Creates a batch of so many people and starts it.
+    pub async fn campaign(&self, people: u32, extra: serde_json::Value) -> String {
+        let batch = self.client.create_batch(extra).await;
+        self.client.add_people(&batch, people).await;
+        self.client.start_batch(&batch).await;
+        batch
+    }
+
+    /// Waits until the carrier has accepted so many calls.
+    pub async fn dialled(&mut self, calls: u64) {
+        let what = format!("{calls} calls are dialled");
+        let deadline = Instant::now() + PATIENCE;
+        while self.carrier.oracle().accepted < calls {
+            self.revive();
+            if Instant::now() > deadline {
+                self.complain(&what).await;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// One number from the database; none while it is away.
+    pub async fn count(&self, sql: &str) -> Option<i64> {
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
+            .fetch_one(&self.pool)
+            .await
+            .ok()
+    }
+
+    /// Waits until the number is as it should be.
+    pub async fn until(&self, what: &str, sql: &str, holds: impl Fn(i64) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.count(sql).await.is_some_and(&holds) {
+            if Instant::now() > deadline {
+                self.complain(what).await;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Runs a statement.
+    pub async fn run(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+            .execute(&self.pool)
+            .await
+            .expect("statement");
+    }
+
+    /// Connections to the plant's database.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// The calls that the carrier has accepted, each with when its request came.
+    pub fn accepted(&self) -> BTreeMap<Uuid, SystemTime> {
+        let creates = self.carrier.creates().into_iter();
+        creates
+            .filter(|create| create.verdict.is_accepted())
+            .map(|create| {
+                let id = call_of(&create.url);
+                (id, UNIX_EPOCH + Duration::from_micros(create.unix_micros))
+            })
+            .collect()
+    }
+
+    /// Lets the time pass after which silence is noticed.
+    pub async fn age(&self) {
+        let known: Vec<Uuid> = self
+            .carrier
+            .creates()
+            .iter()
+            .map(|c| call_of(&c.url))
+            .collect();
+        let silent = sqlx::raw_sql(AGE_SILENT).execute(&self.pool).await;
+        let hopeless = sqlx::query(AGE_HOPELESS)
+            .bind(&known)
+            .execute(&self.pool)
+            .await;
+        if let Err(error) = silent.and(hopeless) {
+            eprintln!("rows could not be made older: {error}");
+        }
+    }
+
+    /// Waits until the batch is completed and nothing is left to do.
+    pub async fn completes(&mut self, batch: &str) {
+        let left = format!(
+            "select (select count(*) from call_batches where id = '{batch}' and status <> 'completed')
+                  + (select count(*) from jobs where state in ('ready', 'running'))
+                  + (select count(*) from call_events where applied_at is null)
+                  + (select count(*) from calls where live)"
+        );
+        let deadline = Instant::now() + PATIENCE;
+        while self.count(&left).await != Some(0) {
+            self.age().await;
+            if Instant::now() > deadline {
+                self.complain("the batch completes").await;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Judges a campaign whose rows may be dialled once each, and ends everything. At most
+    /// `lost_limit` rows may have been given up, and each of these without a call at the carrier.
+    pub async fn finish(mut self, batch: &str, lost_limit: i64) -> Verdict {
+        self.completes(batch).await;
+        if !self.carrier.wait_idle(PATIENCE).await {
+            self.complain("the carrier comes to rest").await;
+        }
+        let (seed, oracle) = (self.seed, self.carrier.oracle());
+        for (what, offences) in [
+            ("sent twice", &oracle.duplicates),
+            ("sent again without proof", &oracle.blind_retries),
+            ("on two calls at once", &oracle.overlaps),
+            ("rung twice", &oracle.rung_twice),
+        ] {
+            assert!(offences.is_empty(), "seed {seed}: {what}: {offences:?}");
+        }
+        let live = i64::try_from(oracle.max_concurrent).expect("few");
+        let cap = i64::from(self.max_concurrent);
+        assert!(live <= cap, "seed {seed}: {live} calls at once of {cap}");
+        let worst = i64::try_from(oracle.worst_window.count).expect("few");
+        assert!(
+            worst <= self.cps,
+            "seed {seed}: {worst} calls in a second of {}: {:?}",
+            self.cps,
+            oracle.worst_window
+        );
+        let verdict = self.judge_rows(batch, lost_limit).await;
+        eprintln!(
+            "seed {seed}: {verdict:?}, {} workers, worst second {worst} of {}, {:.1} s",
+            self.workers_started,
+            self.cps,
+            self.begun.elapsed().as_secs_f64()
+        );
+        verdict
+    }
+
+    async fn judge_rows(&self, batch: &str, lost_limit: i64) -> Verdict {
+        let seed = self.seed;
+        let one = async |sql: &str| {
+            let sql = sql.replace("$batch", &format!("'{batch}'"));
+            self.count(&sql).await.unwrap_or_else(|| panic!("{sql}"))
+        };
+        let open = "select count(*) from batch_data
+                    where batch_id = $batch and status not in ('completed', 'failed', 'no_answer')";
+        assert_eq!(one(open).await, 0, "seed {seed}: rows without an end");
+        let drifted = "select count(*) from batch_progress p where (p.not_started, p.calling, p.completed, p.failed, p.no_answer) <> (
+             select count(*) filter (where status = 'not_started'), count(*) filter (where status = 'calling'),
+                    count(*) filter (where status = 'completed'), count(*) filter (where status = 'failed'),
+                    count(*) filter (where status = 'no_answer')
+             from batch_data d where d.batch_id = p.batch_id)";
+        assert_eq!(one(drifted).await, 0, "seed {seed}: counts have drifted");
+        let dead = "select count(*) from jobs where state = 'dead'";
+        assert_eq!(one(dead).await, 0, "seed {seed}: jobs have died");
+        let several = "select count(*) from (select from calls where row_id is not null group by row_id having count(*) > 1) s";
+        assert_eq!(one(several).await, 0, "seed {seed}: rows with two calls");
+        let rows = one("select count(*) from batch_data where batch_id = $batch").await;
+        let accepted: HashSet<Uuid> = self.accepted().into_keys().collect();
+        let lost: Vec<Uuid> = sqlx::query_scalar("select id from calls where outcome = 'lost'")
+            .fetch_all(&self.pool)
+            .await
+            .expect("lost calls");
+        let wrong: Vec<&Uuid> = lost.iter().filter(|id| accepted.contains(id)).collect();
+        assert!(
+            wrong.is_empty(),
+            "seed {seed}: given up, but at the carrier: {wrong:?}"
+        );
+        let verdict = Verdict {
+            accepted: i64::try_from(accepted.len()).expect("few"),
+            lost: i64::try_from(lost.len()).expect("few"),
+        };
+        assert_eq!(
+            verdict.accepted + verdict.lost,
+            rows,
+            "seed {seed}: {verdict:?}"
+        );
+        assert!(
+            verdict.lost <= lost_limit,
+            "seed {seed}: more than {lost_limit} lost: {verdict:?}"
+        );
+        verdict
+    }
+
+    /// Fails with a picture of what hangs.
+    pub async fn complain(&self, what: &str) -> ! {
+        let picture: Option<serde_json::Value> = sqlx::query_scalar(
+            "select jsonb_build_object(
+                 'batches', (select jsonb_agg(jsonb_build_object('status', status, 'why', status_reason)) from call_batches),
+                 'rows', (select jsonb_object_agg(status, n) from (select status, count(*) as n from batch_data group by 1) r),
+                 'calls', (select jsonb_object_agg(status, n) from (select status, count(*) as n from calls group by 1) c),
+                 'jobs', (select jsonb_object_agg(state, n) from (select kind || ' ' || state as state, count(*) as n from jobs group by 1) j),
+                 'events', (select count(*) from call_events where applied_at is null),
+                 'live', (select jsonb_agg(to_jsonb(l) - 'variable_values' - 'to_number') from (select * from calls where live limit 3) l))",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .ok();
+        panic!(
+            "seed {}: not within {PATIENCE:?}: {what}\n{}\n{:?}",
+            self.seed,
+            picture.unwrap_or(json!("the database is away")),
+            self.carrier.oracle()
+        );
+    }
+}
+
+impl Drop for Plant {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            worker.signal(Signal::SIGKILL);
+        }
+        if std::thread::panicking() {
+            eprintln!("PEAL_SEED={} repeats it. The ends of the logs:", self.seed);
+            let logs = std::fs::read_dir(&self.desk.logs).into_iter().flatten();
+            for log in logs.flatten() {
+                let text = std::fs::read_to_string(log.path()).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                let tail = lines.get(lines.len().saturating_sub(25)..);
+                eprintln!(
+                    "--- {:?}\n{}",
+                    log.file_name(),
+                    tail.unwrap_or_default().join("\n")
+                );
+            }
+        }
+    }
+}
+
+/// The call that a request to the carrier was about, by its answer URL.
+fn call_of(url: &str) -> Uuid {
+    let id = url.split('/').rev().nth(2).unwrap_or_default();
+    id.parse().unwrap_or_else(|_| panic!("no call in {url}"))
+}
+
+fn environment(
+    database_url: &str,
+    redis_url: &str,
+    listen: &str,
+    directory: &Path,
+) -> Vec<(&'static str, OsString)> {
+    vec![
+        ("PEAL_DATABASE_URL", database_url.into()),
+        ("PEAL_DATABASE_POOL", "12".into()),
+        ("PEAL_REDIS_URL", redis_url.into()),
+        ("PEAL_MASTER_KEY", STANDARD.encode([7; 32]).into()),
+        ("PEAL_PUBLIC_URL", format!("http://{listen}").into()),
+        ("PEAL_LISTEN", listen.into()),
+        (
+            "PEAL_STORE_URL",
+            format!("file://{}/store", directory.display()).into(),
+        ),
+        ("PEAL_MAIL_DIR", directory.join("mail").into()),
+        ("PEAL_RECONCILE_SECS", "1".into()),
+        ("PEAL_UNKNOWN_DEADLINE_SECS", "1".into()),
+        ("PEAL_LOG", "text".into()),
+        ("RUST_LOG", "warn".into()),
+    ]
+}
+
+/// A program beside the test's own, no older than what it is made of.
+fn built(program: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    let directory = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("target directory");
+    let path = directory.join(program);
+    let Ok(made) = path.metadata().and_then(|meta| meta.modified()) else {
+        panic!("{} is missing; `make build` makes it", path.display());
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the root");
+    let own = program.trim_start_matches("peal-");
+    for source in [root.join("shared/src"), root.join(own).join("src")] {
+        if let Some(newer) = newer_than(&source, made) {
+            panic!(
+                "{program} is older than {}; `make build` renews it",
+                newer.display()
+            );
+        }
+    }
+    path
+}
+
+fn newer_than(directory: &Path, time: SystemTime) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(directory).expect("a folder");
+    entries.flatten().find_map(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return newer_than(&path, time);
+        }
+        let changed = entry.metadata().and_then(|meta| meta.modified());
+        changed.is_ok_and(|changed| changed > time).then_some(path)
+    })
+}
