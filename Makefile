@@ -2,7 +2,7 @@
 # cache, unless CARGO_TARGET_DIR is set; see deploy/local/target-dir.sh.
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo up test bench lint prepare dev-db dev-db-stop
+.PHONY: help install build demo up test bench soak lint prepare dev-db dev-db-stop
 
 # The macros of sqlx read .sqlx/ instead of asking a database.
 export SQLX_OFFLINE := true
@@ -35,6 +35,12 @@ bench: install ## Measures everything, each number beside a limit of the same ru
 	$(IN_TARGET) 'cargo build --package peal-local; \
 	    cargo build --release --package peal-bench; \
 	    $(LAUNCH) with-services --durable -- "$$CARGO_TARGET_DIR/release/peal-bench"'
+
+soak: install ## Runs FAULT (killed workers) with SEEDS (100) seeds from FROM (1) on, printing each.
+	$(IN_TARGET) '$(BUILD); \
+	    export PEAL_SEED=$${FROM:-1} PEAL_FAULT_SEEDS=$${SEEDS:-100}; \
+	    $(LAUNCH) with-services -- cargo test --package peal-tests -- \
+	        --test-threads=1 --nocapture "faults::$${FAULT:-workers::killed}"'
 
 lint: install ## Checks formatting and lints.
 	$(IN_TARGET) 'cargo fmt --all --check; \

@@ -91,13 +91,14 @@ fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions
         .expose_secret()
         .parse()
         .context("PEAL_DATABASE_URL")?;
-    Ok(options
-        .application_name(process)
-        .options([
-            ("lock_timeout", LOCK_TIMEOUT),
-            ("idle_in_transaction_session_timeout", IDLE_TRANSACTION_LIMIT),
-            ("jit", "off"),
-        ]))
+    Ok(options.application_name(process).options([
+        ("lock_timeout", LOCK_TIMEOUT),
+        (
+            "idle_in_transaction_session_timeout",
+            IDLE_TRANSACTION_LIMIT,
+        ),
+        ("jit", "off"),
+    ]))
 }
 
 async fn open_pool(config: &Config, process: &str) -> anyhow::Result<PgPool> {
@@ -115,7 +116,10 @@ async fn open_pool(config: &Config, process: &str) -> anyhow::Result<PgPool> {
 /// When the database does not answer, or a migration that was applied has been changed.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     let mut db = connection(config, "peal-migrate")?
-        .options([("lock_timeout", "0")])
+        .options([
+            ("lock_timeout", "0"),
+            ("idle_in_transaction_session_timeout", "0"),
+        ])
         .connect()
         .await
         .context("PostgreSQL does not answer at PEAL_DATABASE_URL")?;

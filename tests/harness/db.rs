@@ -14,11 +14,6 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Pg
 
 use super::setting;
 
-<<<<<<< HEAD
-=======
-pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
-
->>>>>>> 2d253b2 (faults: kill, cut off and stop real processes under a campaign)
 /// Names the lock under which the template is built: "pealtest" in ASCII.
 const TEMPLATE_LOCK: i64 = 0x7065_616c_7465_7374;
 

@@ -19,14 +19,14 @@ use peal_local::processes::{Desk, Process, Spec};
 use peal_local::services::{self, Services};
 use peal_simulator::{Config as Carrier, Running, Simulator};
 use serde_json::json;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
 use super::app::{Options, connect_with, everybody_answers, found_tenant, settings};
 use super::client::{Client, PATIENCE};
-use super::db::MIGRATIONS;
 use super::eventually;
+use peal_shared::context::MIGRATIONS;
 
 /// One plant at a time: the pace is judged by the clock of a machine that others use too.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -122,10 +122,13 @@ impl Plant {
             .postgres()
             .create_owned_database("peal")
             .expect("database");
+        let patient: PgConnectOptions = database_url.parse().expect("url");
+        // The test itself waits for nobody's locks.
+        let impatient = patient.options([("lock_timeout", "2s")]);
         let pool = PgPoolOptions::new()
             .max_connections(4)
             .acquire_timeout(Duration::from_secs(2))
-            .connect(&database_url)
+            .connect_with(impatient)
             .await
             .expect("connect");
         MIGRATIONS.run(&pool).await.expect("migrate");
@@ -172,7 +175,7 @@ impl Plant {
 
     /// Starts the API and waits until it is ready.
     pub async fn start_api(&mut self) {
-        self.api = Some(self.spawn("api", "peal-api", self.api_faults));
+        self.api = Some(self.spawn("api", "peal-api", &[], self.api_faults));
         let ready = format!("{}/health/ready", self.client.url);
         let is_ready = || async {
             let answer = reqwest::get(&ready).await;
@@ -196,9 +199,15 @@ impl Plant {
 
     /// Adds a worker.
     pub fn start_worker(&mut self) {
+        self.start_worker_for("dial,inbox,ingest,misc");
+    }
+
+    /// Adds a worker with these roles.
+    pub fn start_worker_for(&mut self, roles: &str) {
         self.workers_started += 1;
         let name = format!("worker-{}", self.workers_started);
-        let worker = self.spawn(&name, "peal-worker", self.worker_faults);
+        let args = &["--roles", roles];
+        let worker = self.spawn(&name, "peal-worker", args, self.worker_faults);
         self.workers.push(worker);
     }
 
@@ -242,13 +251,13 @@ impl Plant {
         }
     }
 
-    fn spawn(&self, name: &str, program: &str, faults: &str) -> Process {
+    fn spawn(&self, name: &str, program: &str, args: &[&str], faults: &str) -> Process {
         let mut envs = self.envs.clone();
         envs.push(("PEAL_FAULT", faults.into()));
         let spec = Spec {
             name,
             program: &built(program),
-            args: Vec::new(),
+            args: args.iter().map(OsString::from).collect(),
             envs,
             owner: None,
             stop: Signal::SIGTERM,
@@ -450,6 +459,9 @@ impl Plant {
                  'calls', (select jsonb_object_agg(status, n) from (select status, count(*) as n from calls group by 1) c),
                  'jobs', (select jsonb_object_agg(state, n) from (select kind || ' ' || state as state, count(*) as n from jobs group by 1) j),
                  'events', (select count(*) from call_events where applied_at is null),
+                 'sessions', (select jsonb_agg(jsonb_build_object('pid', pid, 'blocked_by', pg_blocking_pids(pid), 'state', state,
+                                                                  'since', now() - state_change, 'query', left(query, 60)))
+                              from pg_stat_activity where state <> 'idle' and datname = current_database()),
                  'live', (select jsonb_agg(to_jsonb(l) - 'variable_values' - 'to_number') from (select * from calls where live limit 3) l))",
         )
         .fetch_one(&self.pool)

@@ -5,7 +5,7 @@
 //! `PEAL_BENCH_ROWS` scales the campaigns. Prints a Markdown table and, behind it, JSON.
 
 #[path = "../../harness/mod.rs"]
-#[expect(dead_code, reason = "tests use the rest")]
+#[expect(dead_code, unused_imports, reason = "tests use the rest")]
 mod harness;
 mod rows;
 
