@@ -2,11 +2,15 @@
 
 mod batches;
 mod callbacks;
+mod calls;
 mod campaign;
+mod canary;
 mod faults;
 mod harness;
 mod ingest;
+mod limits;
 mod mail;
 mod queue;
+mod states;
 mod tidy;
 mod uploads;
