@@ -59,27 +59,7 @@ async fn no_number_name_key_or_token_is_logged_queued_or_put_into_redis() {
     let jobs = "select count(*) from jobs where args::text ~ '[0-9]{9,}(?![0-9a-f-])' or args::text like '%Canary%'";
     assert_eq!(app.count(jobs).await, 0);
 
-    let client = redis::Client::open(setting("PEAL_TEST_REDIS_URL")).expect("url");
-    let mut connection = client
-        .get_multiplexed_async_connection()
-        .await
-        .expect("redis");
-    let keys: Vec<String> = redis::cmd("KEYS")
-        .arg(format!("{}*", app.context.config.redis_prefix))
-        .query_async(&mut connection)
-        .await
-        .expect("keys");
-    let mut kept = keys.join(" ");
-    for key in &keys {
-        let list: Vec<String> = redis::cmd("LRANGE")
-            .arg(key)
-            .arg(0)
-            .arg(-1)
-            .query_async(&mut connection)
-            .await
-            .expect("a list");
-        kept.push_str(&list.join(" "));
-    }
+    let kept = in_redis(&app).await;
     let written = || async { !logs.0.lock().expect("logs").is_empty() };
     eventually("something is logged", PATIENCE, written).await;
     let logged = String::from_utf8_lossy(&logs.0.lock().expect("logs")).into_owned();
@@ -106,4 +86,30 @@ async fn no_number_name_key_or_token_is_logged_queued_or_put_into_redis() {
         }
     }
     app.finish().await;
+}
+
+/// Every key and value that this installation has put into Redis.
+async fn in_redis(app: &App) -> String {
+    let client = redis::Client::open(setting("PEAL_TEST_REDIS_URL")).expect("url");
+    let mut connection = client
+        .get_multiplexed_async_connection()
+        .await
+        .expect("redis");
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg(format!("{}*", app.context.config.redis_prefix))
+        .query_async(&mut connection)
+        .await
+        .expect("keys");
+    let mut kept = keys.join(" ");
+    for key in &keys {
+        let list: Vec<String> = redis::cmd("LRANGE")
+            .arg(key)
+            .arg(0)
+            .arg(-1)
+            .query_async(&mut connection)
+            .await
+            .expect("a list");
+        kept.push_str(&list.join(" "));
+    }
+    kept
 }
