@@ -1,10 +1,9 @@
 //! The claim: one transaction that turns free send slots into calls.
 //!
 //! Order of locks, the same in every claim: the trunk's pacer, deferred calls, then the
-//! organisations by id,
-//! then rows (skipping locked ones). Under the pacer's lock nobody else gives out slots of this
-//! trunk, under the organisations' locks nobody else raises their number of live calls, so
-//! limits counted from live call rows are exact over any number of workers.
+//! organisations by id, then rows (skipping locked ones). Under the pacer's lock nobody else
+//! gives out slots of this trunk, under the organisations' locks nobody else raises their number
+//! of live calls, so limits counted from live call rows are exact over any number of workers.
 //!
 //! Slots go first to deferred calls, which already occupy their place, then by turns
 //! ([`super::fair`]) to direct calls and batch rows. Every call leaves here in `submitting`,
@@ -54,7 +53,7 @@ pub enum Idle {
     Unsure,
 }
 
-/// What a claim gave: calls, and slots from `first_slot_in` on. There may be more slots than
+/// What a claim gave: calls, and a lease of slots to send them in. There may be more slots than
 /// calls when the worker asked for slots for calls it still holds.
 #[derive(Debug)]
 pub struct Claim {

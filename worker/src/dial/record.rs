@@ -1,7 +1,8 @@
 //! Writes down what became of create requests, many in one transaction.
 //!
-//! Nothing is dropped: while the database is away results wait in memory. If the process dies
-//! with them, the calls are found in `submitting` and resolved by evidence.
+//! While the database is away results wait in memory. A result whose words the database refuses
+//! is written down as unknown. If the process dies with results in hand, their calls are found
+//! in `submitting` and resolved by evidence.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
