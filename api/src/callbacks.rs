@@ -17,7 +17,6 @@ use axum::http::{HeaderMap, Method, StatusCode, request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use peal_shared::Error;
-use peal_shared::calls::answer;
 use peal_shared::calls::inbox::{NewEvent, Source, of_carrier_unscoped};
 use peal_shared::calls::urls::{CALL_PATH, STATUS_PATH, requested};
 use peal_shared::context::Context;
@@ -83,11 +82,7 @@ async fn answer(
     let (account, event) = received
         .told(&api, CallbackKind::Answer, call.trunk)
         .await?;
-    let carrier_call_id = event.carrier_call_id.clone().unwrap_or_default();
-    api.inbox.append(call.said(Source::Answer, event)).await?;
-    let mut db = api.context.pool.acquire().await?;
-    let document =
-        answer::document_unscoped(&mut db, call.trunk, call.id, &carrier_call_id).await?;
+    let document = api.inbox.answer(call.said(Source::Answer, event)).await?;
     let rendered = api.context.carriers.of(account.kind).render(&document);
     Ok(([(CONTENT_TYPE, rendered.content_type)], rendered.body).into_response())
 }

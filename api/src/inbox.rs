@@ -3,17 +3,20 @@
 //!
 //! A callback puts its event in a bounded line and waits. Two writers take turns: whoever is
 //! free takes all that stands in the line, writes it in one statement and answers everybody in
-//! it, so the busier it is, the larger the groups. When the line is full, the carrier is told
-//! to come again. When a group is refused, its events are written one by one, so that one that
-//! cannot be written stands in nobody's way.
+//! it, so the busier it is, the larger the groups. What answered calls say is read for the whole
+//! group at once, behind the commit that decides which carrier call came first. When the line is
+//! full, the carrier is told to come again. When a group is refused, its events are written one
+//! by one, so that one that cannot be written stands in nobody's way.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use peal_shared::bells::Bell;
-use peal_shared::calls::inbox::{NewEvent, append_unscoped};
+use peal_shared::calls::answer::{Answered, documents_unscoped};
+use peal_shared::calls::inbox::{NewEvent, Source, append_unscoped};
 use peal_shared::context::Context;
 use peal_shared::fault;
+use peal_shared::telephony::Document;
 use peal_shared::{Error, Result};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
@@ -27,10 +30,19 @@ const GROUP_LIMIT: usize = 512;
 /// How long a carrier waits for the commit; it gives up itself after 15 seconds.
 const COMMIT_LIMIT: Duration = Duration::from_secs(8);
 
-/// An event in the line, and where to answer whether its call exists.
+/// An event in the line, and where to answer.
 struct Waiting {
     event: NewEvent,
-    answer: oneshot::Sender<Result<bool>>,
+    answer: oneshot::Sender<Result<Written>>,
+}
+
+/// What is said of an event that is written down.
+enum Written {
+    /// Its call does not exist on its trunk.
+    Stranger,
+    Noted,
+    /// What an answered call says next.
+    Says(Document),
 }
 
 /// The line in front of the writers.
@@ -56,14 +68,31 @@ impl Inbox {
     /// [`Error::NotFound`] when the call does not exist on the trunk, [`Error::Busy`] when the
     /// line is full or the commit takes too long: the carrier is to come again.
     pub async fn append(&self, event: NewEvent) -> Result<()> {
+        match self.put(event).await? {
+            Written::Noted | Written::Says(_) => Ok(()),
+            Written::Stranger => Err(Error::NotFound("Call")),
+        }
+    }
+
+    /// Writes down that a call was answered, which must come from [`Source::Answer`], and
+    /// answers behind the commit with what the call says.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub async fn answer(&self, event: NewEvent) -> Result<Document> {
+        match self.put(event).await? {
+            Written::Says(document) => Ok(document),
+            Written::Noted | Written::Stranger => Err(Error::NotFound("Call")),
+        }
+    }
+
+    async fn put(&self, event: NewEvent) -> Result<Written> {
         let (answer, answered) = oneshot::channel();
         self.line
             .try_send(Waiting { event, answer })
             .map_err(|_full| Error::Busy("too many callbacks at once; come again".into()))?;
         match timeout(COMMIT_LIMIT, answered).await {
-            Ok(Ok(Ok(true))) => Ok(()),
-            Ok(Ok(Ok(false))) => Err(Error::NotFound("Call")),
-            Ok(Ok(Err(error))) => Err(error),
+            Ok(Ok(written)) => written,
             Ok(Err(_gone)) => Err(Error::Busy("the inbox is closing; come again".into())),
             Err(_elapsed) => Err(Error::Busy("the inbox is slow; come again".into())),
         }
@@ -84,11 +113,12 @@ async fn write(context: Arc<Context>, line: Arc<Mutex<mpsc::Receiver<Waiting>>>)
             .drain(..)
             .map(|waiting| (waiting.event, waiting.answer))
             .unzip();
-        let results = append_group(&context, &events).await;
-        if results.iter().any(|result| matches!(result, Ok(true))) {
+        let known = append_group(&context, &events).await;
+        if known.iter().any(|known| matches!(known, Ok(true))) {
             context.bells.ring(Bell::Inbox);
         }
-        for (answer, result) in answers.into_iter().zip(results) {
+        let written = say(&context, &events, known).await;
+        for (answer, result) in answers.into_iter().zip(written) {
             // Whoever has stopped waiting will come again.
             let _gone = answer.send(result);
         }
@@ -99,7 +129,7 @@ fn key(event: &NewEvent) -> (peal_shared::ids::CallId, &str) {
     (event.call, &event.event.dedup_key)
 }
 
-/// One answer for each event, in order.
+/// Whether the call of each event exists, in order.
 async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool>> {
     match append(context, events).await {
         Ok(known) => known.into_iter().map(Ok).collect(),
@@ -125,12 +155,7 @@ async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool
                 error = format!("{error:#}"),
                 "a group of events could not be written; carriers come again"
             );
-            let again = || {
-                Err(Error::Busy(
-                    "the database does not answer; come again".into(),
-                ))
-            };
-            events.iter().map(|_| again()).collect()
+            events.iter().map(|_| Err(unanswered())).collect()
         }
     }
 }
@@ -141,4 +166,67 @@ async fn append(context: &Context, events: &[NewEvent]) -> Result<Vec<bool>> {
     let known = append_unscoped(&mut db, events).await?;
     fault::point("append.committed");
     Ok(known)
+}
+
+/// One answer for each event, in order: the calls among them that were answered get what they
+/// say, all in one statement.
+async fn say(
+    context: &Context,
+    events: &[NewEvent],
+    known: Vec<Result<bool>>,
+) -> Vec<Result<Written>> {
+    let answered: Vec<Answered> = events
+        .iter()
+        .zip(&known)
+        .enumerate()
+        .filter(|(_, (new, known))| new.source == Source::Answer && matches!(known, Ok(true)))
+        .map(|(n, (new, _))| Answered {
+            n,
+            call: new.call,
+            carrier_call_id: new.event.carrier_call_id.clone().unwrap_or_default(),
+        })
+        .collect();
+    let mut written: Vec<Result<Written>> = known
+        .into_iter()
+        .map(|known| {
+            known.map(|known| match known {
+                true => Written::Noted,
+                false => Written::Stranger,
+            })
+        })
+        .collect();
+    if answered.is_empty() {
+        return written;
+    }
+    let documents = match documents(context, &answered).await {
+        Ok(documents) => documents,
+        Err(error) => {
+            tracing::error!(
+                calls = answered.len(),
+                error = format!("{error:#}"),
+                "what calls say could not be read; carriers come again"
+            );
+            Vec::new()
+        }
+    };
+    for Answered { n, .. } in answered {
+        if let Some(slot) = written.get_mut(n) {
+            *slot = Err(unanswered());
+        }
+    }
+    for (n, document) in documents {
+        if let Some(slot) = written.get_mut(n) {
+            *slot = Ok(Written::Says(document));
+        }
+    }
+    written
+}
+
+async fn documents(context: &Context, answered: &[Answered]) -> Result<Vec<(usize, Document)>> {
+    let mut db = context.callbacks.acquire().await?;
+    documents_unscoped(&mut db, answered).await
+}
+
+fn unanswered() -> Error {
+    Error::Busy("the database does not answer; come again".into())
 }

@@ -5,11 +5,13 @@
 //! was processed twice), it hears nothing and is hung up. So is a call nobody wants any more.
 //! Fetching twice gives the same document.
 
+use std::collections::HashMap;
+
 use sqlx::PgConnection;
 
 use crate::agents::fill_in;
-use crate::error::{Error, Result};
-use crate::ids::{CallId, TrunkId};
+use crate::error::Result;
+use crate::ids::CallId;
 use crate::telephony::{CallStatus, Document, Verb};
 
 /// The key of the event that says that a carrier fetched the answer document; the first one of
@@ -18,58 +20,86 @@ pub const ANSWERED: &str = "answer";
 /// Silence before the first word, so that its beginning is not cut off.
 const LEAD_IN_SECS: u32 = 1;
 
-/// The document for a call that was answered as `carrier_call_id`. To be called after the
-/// answer has been appended to the inbox, which decides who came first.
+/// A call that a carrier fetched the answer document of.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// Its place among whatever the caller has.
+    pub n: usize,
+    pub call: CallId,
+    /// Which of the carrier's calls asks.
+    pub carrier_call_id: String,
+}
+
+/// The documents of calls that were answered, each with its place. To be called after the
+/// answers have been appended to the inbox, which decides who came first, and which knows that
+/// the calls belong to the trunks that asked.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a call that does not exist on this trunk.
-pub async fn document_unscoped(
+/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+pub async fn documents_unscoped(
     db: &mut PgConnection,
-    trunk: TrunkId,
-    call: CallId,
-    carrier_call_id: &str,
-) -> Result<Document> {
-    let row = sqlx::query!(
-        r#"select c.status as "status: CallStatus", c.carrier_call_id, c.variable_values,
-                  a.first_response_message, a.language, a.voice,
-                  b.status as "batch_status?",
-                  (select e.carrier_call_id from call_events e
-                   where e.call_id = c.id and e.dedup_key = 'answer') as first_answer
+    answered: &[Answered],
+) -> Result<Vec<(usize, Document)>> {
+    let calls: Vec<CallId> = answered.iter().map(|answered| answered.call).collect();
+    let rows = sqlx::query!(
+        r#"select c.id as "id: CallId", c.status as "status: CallStatus", c.carrier_call_id,
+                  c.variable_values, a.first_response_message, a.language, a.voice,
+                  b.status as "batch_status?", e.carrier_call_id as "first_answer?"
            from calls c
            join agents a on a.id = c.agent_id
            left join call_batches b on b.id = c.batch_id
-           where c.id = $1
-             and c.trunk_id = $2"#,
-        call as CallId,
-        trunk as TrunkId,
+           left join call_events e on e.call_id = c.id and e.dedup_key = 'answer'
+           where c.id = any($1)"#,
+        &calls as &[CallId],
     )
-    .fetch_optional(&mut *db)
-    .await?
-    .ok_or(Error::NotFound("Call"))?;
-    let owner = row.carrier_call_id.or(row.first_answer);
-    let wanted = !matches!(
-        row.status,
-        CallStatus::Canceling | CallStatus::Final | CallStatus::Queued
-    ) && row.batch_status.as_deref() != Some("stopped")
-        && owner.as_deref() == Some(carrier_call_id);
-    if !wanted {
-        return Ok(Document::hang_up());
+    .fetch_all(db)
+    .await?;
+    let mut asked: HashMap<CallId, Vec<&Answered>> = HashMap::new();
+    for answered in answered {
+        asked.entry(answered.call).or_default().push(answered);
     }
-    let text = fill_in(&row.first_response_message, &row.variable_values);
+    let mut documents = Vec::with_capacity(answered.len());
+    for row in rows {
+        let owner = row.carrier_call_id.or(row.first_answer);
+        let wanted = !matches!(
+            row.status,
+            CallStatus::Canceling | CallStatus::Final | CallStatus::Queued
+        ) && row.batch_status.as_deref() != Some("stopped");
+        let opening = opening(
+            fill_in(&row.first_response_message, &row.variable_values),
+            row.language,
+            row.voice,
+        );
+        for Answered {
+            n, carrier_call_id, ..
+        } in asked.remove(&row.id).unwrap_or_default()
+        {
+            let document = match wanted && owner.as_deref() == Some(carrier_call_id) {
+                true => opening.clone(),
+                false => Document::hang_up(),
+            };
+            documents.push((*n, document));
+        }
+    }
+    Ok(documents)
+}
+
+/// What an agent says first; one who has nothing to say hangs up.
+fn opening(text: String, language: String, voice: Option<String>) -> Document {
     if text.trim().is_empty() {
-        return Ok(Document::hang_up());
+        return Document::hang_up();
     }
-    Ok(Document {
+    Document {
         verbs: vec![
             Verb::Pause { secs: LEAD_IN_SECS },
             Verb::Say {
                 text,
-                language: row.language,
-                voice: row.voice,
+                language,
+                voice,
             },
             Verb::Hangup,
         ],
-    })
+    }
 }
 
 /// Writes down what agents said first on calls that were answered, in bulk.
