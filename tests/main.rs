@@ -5,6 +5,7 @@ mod callbacks;
 mod calls;
 mod campaign;
 mod canary;
+mod changes;
 mod faults;
 mod harness;
 mod ingest;

@@ -6,10 +6,11 @@
 //! counts.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum::extract::{FromRef, FromRequestParts};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
@@ -18,6 +19,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use peal_shared::access::Principal;
 use peal_shared::config::SessionTokens;
 use peal_shared::context::Context;
+use peal_shared::idempotency::Claim;
 use peal_shared::ids::UserId;
 use peal_shared::{api_keys, users};
 use secrecy::ExposeSecret;
@@ -34,17 +36,47 @@ const KEY_TTL: Duration = Duration::from_millis(500);
 /// Longer texts are not keys.
 const MAX_KEY_BYTES: usize = 512;
 
-/// The authenticated caller.
+/// The authenticated caller, and where the request came from.
 #[derive(Clone, Debug)]
-pub struct Caller(pub Principal);
+pub struct Caller {
+    pub principal: Principal,
+    pub origin: Origin,
+}
 
 impl std::ops::Deref for Caller {
     type Target = Principal;
 
     fn deref(&self) -> &Principal {
-        &self.0
+        &self.principal
     }
 }
+
+/// What a request brings with it besides its caller.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    pub ip: Option<IpAddr>,
+    pub request_id: Option<String>,
+    /// The `Idempotency-Key`, if one was sent.
+    pub claim: Option<Claim>,
+}
+
+impl Origin {
+    fn of(parts: &Parts) -> Self {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        Self {
+            ip: peer.map(|peer| peer.ip().to_canonical()),
+            request_id: parts
+                .extensions
+                .get::<RequestId>()
+                .map(|RequestId(id)| id.clone()),
+            claim: parts.extensions.get::<Claim>().cloned(),
+        }
+    }
+}
+
+/// The id of a request, as an extension of it.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
 
 impl<S> FromRequestParts<S> for Caller
 where
@@ -64,7 +96,10 @@ where
         } else {
             None
         };
-        principal.map(Self).ok_or_else(Problem::unauthorized)
+        Ok(Self {
+            principal: principal.ok_or_else(Problem::unauthorized)?,
+            origin: Origin::of(parts),
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::stream::{self, Stream};
 use peal_shared::Error;
-use peal_shared::access::Scope;
+use peal_shared::access::{Scope, wall};
 use peal_shared::campaigns::progress::{Snapshot, snapshot};
 use peal_shared::campaigns::{BatchStatus, batches};
 use peal_shared::context::Context;
@@ -49,7 +49,7 @@ async fn events(
     Ids(batch): Ids<BatchId>,
 ) -> Result<Response> {
     let scope = caller.scope();
-    let mut db = api.context.pool.acquire().await?;
+    let mut db = caller.read(&api.context).await?;
     batches::find(&mut db, &scope, batch).await?;
     drop(db);
     let seen = api.watches.join(&api, batch, scope);
@@ -112,7 +112,7 @@ impl Watches {
                 return;
             }
             let looked = async {
-                let mut db = context.pool.acquire().await?;
+                let mut db = wall::begin(&context.pool, &scope).await?;
                 let snapshot = snapshot(&mut db, &scope, batch).await?;
                 let progress = serde_json::to_string(&snapshot)?;
                 Ok::<_, Error>((Arc::<str>::from(progress), is_over(&snapshot)))

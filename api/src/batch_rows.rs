@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use peal_shared::audit::Note;
 use peal_shared::campaigns::batches;
 use peal_shared::campaigns::ingest::{
     self, Inserted, Record, Reject, insert_records, update_records,
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::auth::Caller;
-use crate::envelope::{Answer, done, said};
+use crate::envelope::{AnswerWith, done, said};
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::state::Api;
@@ -47,7 +48,7 @@ async fn list(
     ValidQuery(query): ValidQuery<Which>,
 ) -> Result<Response> {
     let most = query.limit.unwrap_or(MAX_ROWS).clamp(1, MAX_ROWS);
-    let mut db = context.pool.acquire().await?;
+    let mut db = caller.read(&context).await?;
     let filter = Filter {
         status: query.status,
         after: query.after.unwrap_or(0),
@@ -71,7 +72,7 @@ async fn upsert(
     caller: Caller,
     Ids(batch): Ids<BatchId>,
     ValidJson(body): ValidJson<Items>,
-) -> Answer<Upserted> {
+) -> AnswerWith<Upserted> {
     let mut fields = Fields::default();
     fields.check(
         (1..=MAX_ITEMS).contains(&body.items.len()),
@@ -82,7 +83,7 @@ async fn upsert(
     fields.finish()?;
     let scope = caller.scope();
     let limits = context.config.uploads;
-    let mut db = context.pool.begin().await?;
+    let mut db = caller.change(&context).await?;
     batches::lock_unstarted(&mut db, &scope, batch).await?;
     let target = ingest::target(&mut db, &scope, batch, caller.user).await?;
     let mut result = Upserted::default();
@@ -117,25 +118,25 @@ async fn upsert(
         let added = insert_records(&mut db, &target, &limits, &fresh).await?;
         result.note(added, &places);
     }
-    db.commit().await?;
     result.failed = result.errors.len();
     result.errors.sort_by_key(|error| error.index);
     let message = format!(
         "{} added, {} changed, {} there already, {} refused",
         result.inserted, result.updated, result.duplicates, result.failed
     );
-    Ok(done(message, result))
+    let note = Note::new("batch.upsert_rows", target.org, batch.0);
+    db.commit(note, StatusCode::OK, done(message, result)).await
 }
 
 async fn remove(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids((batch, row)): Ids<(BatchId, RowId)>,
-) -> Answer<()> {
-    let mut db = context.pool.begin().await?;
-    rows::delete(&mut db, &caller.scope(), batch, row).await?;
-    db.commit().await?;
-    Ok(said("row deleted"))
+) -> AnswerWith<()> {
+    let mut db = caller.change(&context).await?;
+    let org = rows::delete(&mut db, &caller.scope(), batch, row).await?;
+    let note = Note::new("batch.delete_row", org, row.0);
+    db.commit(note, StatusCode::OK, said("row deleted")).await
 }
 
 #[derive(Deserialize)]

@@ -9,6 +9,7 @@ use axum::routing::{get, patch, post};
 use axum::{Json, Router};
 use peal_shared::Error;
 use peal_shared::access::{Role, Scope};
+use peal_shared::audit::Note;
 use peal_shared::campaigns::batches::{self, Owners, Page};
 use peal_shared::campaigns::lifecycle::{self, Readiness};
 use peal_shared::campaigns::progress::{self, StatusCounts};
@@ -51,13 +52,14 @@ async fn create(
     ValidJson(body): ValidJson<CreateBatch>,
 ) -> AnswerWith<Batch> {
     let new = body.validated(&caller)?;
-    let mut db = context.pool.begin().await?;
+    let mut db = caller.change(&context).await?;
     if new.user != caller.user && !users::is_seen(&mut db, &caller.scope(), new.user).await? {
         return Err(Error::NotFound("User").into());
     }
     let batch = batches::create(&mut db, &caller.scope(), &new).await?;
-    db.commit().await?;
-    Ok((StatusCode::CREATED, done("batch created", batch)))
+    let note = note("batch.create", &batch).after(&batch)?;
+    db.commit(note, StatusCode::CREATED, done("batch created", batch))
+        .await
 }
 
 async fn mine(
@@ -68,6 +70,7 @@ async fn mine(
     let scope = caller.scope_of(caller.user)?;
     list(
         &context,
+        &caller,
         &scope,
         &Owners::default(),
         page(query.page, query.page_size)?,
@@ -85,7 +88,7 @@ async fn browse(
         Some(Sight::All) | None => caller.scope(),
     };
     let page = page(query.page, query.page_size)?;
-    list(&context, &scope, &query.owners()?, page).await
+    list(&context, &caller, &scope, &query.owners()?, page).await
 }
 
 async fn of_user(
@@ -95,13 +98,14 @@ async fn of_user(
     ValidQuery(query): ValidQuery<Paging>,
 ) -> Answer<Items<Batch>> {
     let scope = caller.scope_of(user)?;
-    let mut db = context.pool.acquire().await?;
+    let mut db = caller.read(&context).await?;
     if !users::is_seen(&mut db, &scope, user).await? {
         return Err(Error::NotFound("User").into());
     }
     drop(db);
     list(
         &context,
+        &caller,
         &scope,
         &Owners::default(),
         page(query.page, query.page_size)?,
@@ -111,11 +115,12 @@ async fn of_user(
 
 async fn list(
     context: &Context,
+    caller: &Caller,
     scope: &Scope,
     owners: &Owners,
     page: Page,
 ) -> Answer<Items<Batch>> {
-    let mut db = context.pool.acquire().await?;
+    let mut db = caller.read(context).await?;
     let (items, total) = batches::list(&mut db, scope, owners, page).await?;
     let page = Items {
         items,
@@ -131,7 +136,7 @@ async fn show(
     caller: Caller,
     Ids(id): Ids<BatchId>,
 ) -> Answer<Batch> {
-    let mut db = context.pool.acquire().await?;
+    let mut db = caller.read(&context).await?;
     let batch = batches::find(&mut db, &caller.scope(), id).await?;
     Ok(done("batch found", batch))
 }
@@ -140,11 +145,11 @@ async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<BatchId>,
-) -> Answer<()> {
-    let mut db = context.pool.begin().await?;
-    batches::delete(&mut db, &caller.scope(), id).await?;
-    db.commit().await?;
-    Ok(said("batch deleted"))
+) -> AnswerWith<()> {
+    let mut db = caller.change(&context).await?;
+    let batch = batches::delete(&mut db, &caller.scope(), id).await?;
+    let note = note("batch.delete", &batch).before(&batch)?;
+    db.commit(note, StatusCode::OK, said("batch deleted")).await
 }
 
 async fn status(
@@ -152,7 +157,7 @@ async fn status(
     caller: Caller,
     Ids(id): Ids<BatchId>,
 ) -> Result<Json<StatusAnswer>> {
-    let mut db = context.pool.acquire().await?;
+    let mut db = caller.read(&context).await?;
     let (batch, status_counts) = progress::counts(&mut db, &caller.scope(), id).await?;
     let data = BatchWithCounts {
         batch,
@@ -169,7 +174,7 @@ async fn readiness(
     caller: Caller,
     Ids(id): Ids<BatchId>,
 ) -> Result<Json<Readiness>> {
-    let mut db = context.pool.acquire().await?;
+    let mut db = caller.read(&context).await?;
     Ok(Json(
         lifecycle::readiness(&mut db, &caller.scope(), id).await?,
     ))
@@ -180,27 +185,28 @@ async fn set_variables(
     caller: Caller,
     Ids(id): Ids<BatchId>,
     ValidJson(body): ValidJson<Variables>,
-) -> Answer<Batch> {
+) -> AnswerWith<Batch> {
     let mut fields = Fields::default();
     check_variables(&mut fields, &body.variable_names);
     fields.finish()?;
-    let mut db = context.pool.begin().await?;
+    let mut db = caller.change(&context).await?;
+    let before = batches::lock_unstarted(&mut db, &caller.scope(), id).await?;
     let batch = batches::set_variables(&mut db, &caller.scope(), id, &body.variable_names).await?;
-    db.commit().await?;
-    Ok(done("variables replaced", batch))
+    let note = note("batch.set_variables", &batch)
+        .before(&before)?
+        .after(&batch)?;
+    db.commit(note, StatusCode::OK, done("variables replaced", batch))
+        .await
 }
 
 async fn start(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<BatchId>,
-) -> Result<Json<Accepted>> {
-    let mut db = context.pool.begin().await?;
+) -> Result<(StatusCode, Json<Accepted>)> {
+    let mut db = caller.change(&context).await?;
     let started = lifecycle::start(&mut db, &caller.scope(), id).await?;
-    db.commit().await?;
-    fault::point("start.committed");
-    context.bells.ring_job(&started.job);
-    Ok(Json(Accepted {
+    let accepted = Accepted {
         success: true,
         message: "the batch starts dialling".to_owned(),
         status: started.batch.status,
@@ -209,47 +215,63 @@ async fn start(
             batch_id: id,
             job_id: started.job.id,
         },
-    }))
+    };
+    let note = note("batch.start", &started.batch).after(&started.batch)?;
+    let answer = db.commit(note, StatusCode::OK, Json(accepted)).await?;
+    fault::point("start.committed");
+    context.bells.ring_job(&started.job);
+    Ok(answer)
 }
 
 async fn pause(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<BatchId>,
-) -> Answer<Batch> {
-    let mut db = context.pool.begin().await?;
+) -> AnswerWith<Batch> {
+    let mut db = caller.change(&context).await?;
     let batch = lifecycle::pause(&mut db, &caller.scope(), id).await?;
-    db.commit().await?;
-    Ok(done("the batch is paused; calls on their way go on", batch))
+    let note = note("batch.pause", &batch).after(&batch)?;
+    let told = done("the batch is paused; calls on their way go on", batch);
+    db.commit(note, StatusCode::OK, told).await
 }
 
 async fn resume(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<BatchId>,
-) -> Answer<Batch> {
-    let mut db = context.pool.begin().await?;
+) -> AnswerWith<Batch> {
+    let mut db = caller.change(&context).await?;
     let (batch, job) = lifecycle::resume(&mut db, &caller.scope(), id).await?;
-    db.commit().await?;
+    let note = note("batch.resume", &batch).after(&batch)?;
+    let answer = db
+        .commit(note, StatusCode::OK, done("the batch goes on", batch))
+        .await?;
     context.bells.ring_job(&job);
-    Ok(done("the batch goes on", batch))
+    Ok(answer)
 }
 
 async fn stop(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<BatchId>,
-) -> Answer<Batch> {
-    let mut db = context.pool.begin().await?;
+) -> AnswerWith<Batch> {
+    let mut db = caller.change(&context).await?;
     let (batch, job) = lifecycle::stop(&mut db, &caller.scope(), id).await?;
-    db.commit().await?;
+    let note = note("batch.stop", &batch).after(&batch)?;
+    let told = done(
+        "the batch is stopped; answered calls go on, ringing ones are canceled",
+        batch,
+    );
+    let answer = db.commit(note, StatusCode::OK, told).await?;
     if let Some(job) = job {
         context.bells.ring_job(&job);
     }
-    Ok(done(
-        "the batch is stopped; answered calls go on, ringing ones are canceled",
-        batch,
-    ))
+    Ok(answer)
+}
+
+/// A change of a batch, for the audit log.
+fn note(action: &'static str, batch: &Batch) -> Note {
+    Note::new(action, batch.org_id, batch.id.0)
 }
 
 #[derive(Deserialize)]

@@ -8,6 +8,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use peal_shared::Error;
 use peal_shared::agents::{self, Agent};
+use peal_shared::audit::Note;
 use peal_shared::bells::Bell;
 use peal_shared::calls::log::{self, Call};
 use peal_shared::calls::request::{NewDirectCall, request};
@@ -53,7 +54,7 @@ async fn create_call(
     fields.finish()?;
     let agent_id = one_of(query.agent_id, query.workflow_id)?;
     let scope = caller.scope();
-    let mut db = context.pool.begin().await?;
+    let mut db = caller.change(&context).await?;
     let agent = agents::find(&mut db, &scope, agent_id).await?;
     let line = match query.phone_number_id {
         Some(id) => phones::find(&mut db, &scope, id).await?,
@@ -71,8 +72,6 @@ async fn create_call(
         variable_values: Value::Object(body.variable_values),
     };
     let queued = request(&mut db, &scope, &agent, &line, &new).await?;
-    db.commit().await?;
-    context.bells.ring(Bell::Dial);
     let answer = Queued {
         status: "queued",
         queue_job_id: queued.id,
@@ -83,7 +82,10 @@ async fn create_call(
         from_phone_number: line.phone_number,
         source: "create_call",
     };
-    Ok((StatusCode::ACCEPTED, Json(answer)))
+    let note = Note::new("call.create", agent.org_id, queued.id.0);
+    let answer = db.commit(note, StatusCode::ACCEPTED, Json(answer)).await?;
+    context.bells.ring(Bell::Dial);
+    Ok(answer)
 }
 
 /// Whether the agent may speak on the line.
@@ -108,7 +110,7 @@ async fn show(
     caller: Caller,
     Ids(id): Ids<CallId>,
 ) -> Result<Json<Call>> {
-    let mut db = context.pool.acquire().await?;
+    let mut db = caller.read(&context).await?;
     Ok(Json(log::find(&mut db, &caller.scope(), id).await?))
 }
 

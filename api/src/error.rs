@@ -9,16 +9,19 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Body;
 use axum::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use peal_shared::Error;
 use peal_shared::error::{Blocker, FieldError};
+use peal_shared::idempotency::Stored;
 use serde::Serialize;
 
 /// Seconds after which a client may try again when we were too busy.
 const RETRY_AFTER_SECS: u32 = 1;
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
@@ -36,6 +39,8 @@ pub struct Problem {
     retry_after_secs: Option<u32>,
     /// Logged, never shown.
     cause: Option<Arc<anyhow::Error>>,
+    /// No problem at all: what the same request was answered with before.
+    answered: Option<Arc<Stored>>,
 }
 
 impl Problem {
@@ -53,6 +58,17 @@ impl Problem {
             blockers: Vec::new(),
             retry_after_secs: None,
             cause: None,
+            answered: None,
+        }
+    }
+
+    /// The same request came before, under the same `Idempotency-Key`. It gets the same answer
+    /// with the header `Idempotent-Replayed`.
+    pub fn answered_before(stored: Stored) -> Self {
+        let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::OK);
+        Self {
+            answered: Some(Arc::new(stored)),
+            ..Self::new(status, "answered_before", "")
         }
     }
 
@@ -215,6 +231,10 @@ impl From<anyhow::Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        if let Some(stored) = self.answered {
+            let replayed = [(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"))];
+            return (self.status, replayed, Json(&stored.body)).into_response();
+        }
         let mut response = self.status.into_response();
         response.extensions_mut().insert(self);
         response

@@ -5,6 +5,7 @@
 //! megabytes. Uploads and event streams have limits of their own.
 
 use std::any::Any;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,17 +26,19 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::timeout::TimeoutLayer;
 use tracing::Instrument as _;
 
-use crate::auth::API_KEY_HEADER;
+use crate::auth::{API_KEY_HEADER, RequestId};
 use crate::error::{Problem, written};
 use crate::state::Api;
-use crate::{batch_events, batch_rows, batches, callbacks, direct_calls, health, uploads};
+use crate::{
+    batch_events, batch_rows, batches, callbacks, direct_calls, health, request_key, uploads,
+};
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest body of an ordinary request.
-const BODY_LIMIT_BYTES: usize = 2 * 1024 * 1024;
+pub const BODY_LIMIT_BYTES: usize = 2 * 1024 * 1024;
 /// How long requests may go on when the process should end.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 /// Requests slower than this are worth a line whatever they are.
@@ -59,8 +62,9 @@ pub async fn serve(
             tracing::debug!(%error, "a connection keeps its delay");
         }
     });
-    let server = axum::serve(listener, router(api))
-        .with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let app = router(api).into_make_service_with_connect_info::<SocketAddr>();
+    let server =
+        axum::serve(listener, app).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let mut server = std::pin::pin!(server.into_future());
     tokio::select! {
         ended = &mut server => return Ok(ended?),
@@ -85,7 +89,8 @@ fn router(api: Api) -> Router {
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
         ))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));
+        .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
+        .layer(from_fn(request_key::take));
     let unhurried = Router::new().nest(
         BATCH_CALL,
         batch_events::router().merge(uploads::upload_router(&api)),
@@ -104,9 +109,10 @@ fn router(api: Api) -> Router {
 }
 
 /// What goes around every request.
-async fn frame(request: Request, next: Next) -> Response {
+async fn frame(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(&request);
+    request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
     // The pattern, not the path: paths of callbacks hold tokens, queries hold phone numbers.
     let route = request

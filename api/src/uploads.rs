@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::{Field, Multipart, MultipartError, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, State};
@@ -20,6 +21,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures::stream::{self, Stream, TryStreamExt as _};
 use peal_shared::Error;
 use peal_shared::access::Principal;
+use peal_shared::audit::Note;
 use peal_shared::campaigns::batches;
 use peal_shared::campaigns::ingest::{
     self, Failure, Ingest, IngestCsv, Record, Reject, State as IngestState, Target, Upload,
@@ -77,7 +79,7 @@ async fn upload(
     Extension(meter): Extension<Arc<Meter>>,
     form: std::result::Result<Multipart, MultipartRejection>,
 ) -> AnswerWith<Report> {
-    let mut db = api.context.pool.acquire().await?;
+    let mut db = caller.read(&api.context).await?;
     let target = ingest::target(&mut db, &caller.scope(), batch, caller.user).await?;
     drop(db);
     let mut form = form.map_err(|_rejection| {
@@ -93,7 +95,7 @@ async fn upload(
     let task = async move {
         let received = receive(&api.context, &target, &mut form, &meter).await?;
         drop((form, slot));
-        take_in(api, caller.0, target, received).await
+        take_in(api, caller, target, received).await
     };
     let taken = tokio::spawn(task.in_current_span());
     taken.await.map_err(anyhow::Error::from)?
@@ -105,7 +107,7 @@ async fn upload_json(
     caller: Caller,
     Ids(batch): Ids<BatchId>,
     ValidJson(body): ValidJson<Records>,
-) -> Answer<Report> {
+) -> AnswerWith<Report> {
     let mut fields = Fields::default();
     fields.check(
         (1..=MAX_RECORDS).contains(&body.records.len()),
@@ -115,11 +117,10 @@ async fn upload_json(
     );
     fields.finish()?;
     let records: Vec<Record> = body.records.into_iter().map(record).collect();
-    let mut db = context.pool.begin().await?;
+    let mut db = caller.change(&context).await?;
     let target = ingest::target(&mut db, &caller.scope(), batch, caller.user).await?;
     let limits = &context.config.uploads;
     let added = ingest::insert_records(&mut db, &target, limits, &records).await?;
-    db.commit().await?;
     let most = usize::try_from(MAX_ERRORS).unwrap_or(usize::MAX);
     let report = Report {
         ingest_id: None,
@@ -137,7 +138,9 @@ async fn upload_json(
         created_at: None,
         finished_at: None,
     };
-    Ok(done(report.summary(), report))
+    let note = Note::new("batch.add_records", target.org, batch.0);
+    db.commit(note, StatusCode::OK, done(report.summary(), report))
+        .await
 }
 
 /// A file to fill in: the header line.
@@ -146,7 +149,7 @@ async fn template(
     caller: Caller,
     Ids(batch): Ids<BatchId>,
 ) -> Result<Response> {
-    let mut db = context.pool.acquire().await?;
+    let mut db = caller.read(&context).await?;
     let batch = batches::find(&mut db, &caller.scope(), batch).await?;
     let csv = ingest::template(&batch.variable_names)?;
     Ok(download("template.csv", Body::from(csv)))
@@ -157,7 +160,7 @@ async fn list(
     caller: Caller,
     Ids(batch): Ids<BatchId>,
 ) -> Answer<Vec<Report>> {
-    let mut db = context.pool.acquire().await?;
+    let mut db = caller.read(&context).await?;
     batches::find(&mut db, &caller.scope(), batch).await?;
     drop(db);
     let ingests = ingest::list(&context.pool, &caller.scope(), batch, MAX_INGESTS).await?;
@@ -230,17 +233,12 @@ async fn receive(
 }
 
 /// Makes an ingest of a stored file, and runs it when it is small.
-async fn take_in(
-    api: Api,
-    caller: Principal,
-    target: Target,
-    upload: Upload,
-) -> AnswerWith<Report> {
+async fn take_in(api: Api, caller: Caller, target: Target, upload: Upload) -> AnswerWith<Report> {
     let Api {
         context, shutdown, ..
     } = api;
     let inline = upload.bytes <= INLINE_LIMIT_BYTES;
-    if let Err(problem) = queue(&context, &target, &upload, inline).await {
+    if let Err(problem) = queue(&context, &caller, &target, &upload, inline).await {
         discard(&context, &upload).await;
         return Err(problem);
     }
@@ -271,16 +269,23 @@ async fn take_in(
     })
 }
 
-async fn queue(context: &Context, target: &Target, upload: &Upload, inline: bool) -> Result<()> {
+async fn queue(
+    context: &Context,
+    caller: &Caller,
+    target: &Target,
+    upload: &Upload,
+    inline: bool,
+) -> Result<()> {
     let job = IngestCsv {
         org_id: target.org,
         ingest_id: upload.ingest,
     };
     let run_at = inline.then(|| context.clock.now() + SAFETY_NET_AFTER);
-    let mut db = context.pool.begin().await?;
+    let mut db = caller.change(context).await?;
     ingest::create(&mut db, target, upload, !inline).await?;
     let job = enqueue(&mut db, &job, run_at).await?;
-    db.commit().await?;
+    let note = Note::new("batch.upload", target.org, upload.ingest.0);
+    let (_, Json(())) = db.commit(note, StatusCode::OK, Json(())).await?;
     context.bells.ring_job(&job);
     Ok(())
 }

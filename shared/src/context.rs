@@ -59,7 +59,7 @@ impl Context {
         let callbacks = PgPoolOptions::new()
             .max_connections(CALLBACK_CONNECTIONS)
             .acquire_timeout(CALLBACK_ACQUIRE_TIMEOUT)
-            .connect_lazy_with(connection(&config, "peal-callbacks")?);
+            .connect_lazy_with(system(&config, "peal-callbacks")?);
         let redis_url = config.redis_url.as_ref().map(ExposeSecret::expose_secret);
         let bells = Bells::new(redis_url, &config.redis_prefix).context("PEAL_REDIS_URL")?;
         let mailer = match &config.smtp_url {
@@ -101,13 +101,21 @@ fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions
     ]))
 }
 
+/// How everything but a migration connects: as the role that sees all tenants' rows.
+fn system(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
+    Ok(connection(config, process)?.options([("role", "peal_system")]))
+}
+
 async fn open_pool(config: &Config, process: &str) -> anyhow::Result<PgPool> {
     PgPoolOptions::new()
         .max_connections(config.database_pool)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(connection(config, process)?)
+        .connect_with(system(config, process)?)
         .await
-        .context("PostgreSQL does not answer at PEAL_DATABASE_URL")
+        .context(
+            "PostgreSQL cannot be used at PEAL_DATABASE_URL \
+             (a new database wants `peal-api migrate` first)",
+        )
 }
 
 /// Brings the database's schema up to date. Several processes may do so at once.

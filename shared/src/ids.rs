@@ -65,4 +65,6 @@ ids! {
     JobId;
     /// A message to send.
     EmailId;
+    /// A row of the audit log.
+    AuditId;
 }

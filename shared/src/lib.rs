@@ -5,6 +5,7 @@
 pub mod access;
 pub mod agents;
 pub mod api_keys;
+pub mod audit;
 pub mod bells;
 pub mod calls;
 pub mod campaigns;
@@ -14,6 +15,7 @@ pub mod context;
 pub mod error;
 pub mod fault;
 pub mod http;
+pub mod idempotency;
 pub mod ids;
 pub mod logging;
 pub mod mail;

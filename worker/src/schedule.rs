@@ -16,12 +16,15 @@ use peal_shared::calls::reconcile::{
     take_silent_unscoped,
 };
 use peal_shared::context::Context;
+use peal_shared::idempotency::forget_old_unscoped;
 use peal_shared::telephony::{CallEvent, CallStatus, Ending, Search};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 /// How often the quick repairs run.
 const REPAIR_EVERY: Duration = Duration::from_secs(2);
+/// How often what is too old is forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// Questions under way at once.
 const ASK_AT_ONCE: usize = 16;
 /// How long beyond its deadline a call may wait for a carrier that answers with errors.
@@ -40,6 +43,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
         every(context.config.reconcile_every, &shutdown, || {
             ask_about_silent(&context, &shutdown)
         }),
+        every(FORGET_EVERY, &shutdown, || forget(&context)),
     );
 }
 
@@ -72,6 +76,12 @@ async fn repair(context: &Context) -> Result<()> {
     if released > 0 || !completed.is_empty() {
         context.bells.ring(Bell::Dial);
     }
+    Ok(())
+}
+
+async fn forget(context: &Context) -> Result<()> {
+    let mut db = context.pool.acquire().await?;
+    forget_old_unscoped(&mut db, context.clock.now()).await?;
     Ok(())
 }
 

@@ -193,21 +193,30 @@ impl Postgres {
         Ok(())
     }
 
-    /// Creates a role without special rights and a database that it owns, unless both
+    /// Creates a role without special rights and a database that it owns, unless they
     /// exist; returns the address. Row-level security does not bind superusers, so the
-    /// product must not connect as one.
+    /// product must not connect as one. The roles that the product acts in are made here as
+    /// well, because making roles is a special right.
     pub fn create_owned_database(&self, name: &str) -> Result<String> {
         let count = format!("select count(*) from pg_database where datname = '{name}'");
         if self.run_sql("postgres", &count)?.trim() == "0" {
-            let role = format!("create role {name} login");
-            let exists = format!("select count(*) from pg_roles where rolname = '{name}'");
-            if self.run_sql("postgres", &exists)?.trim() == "0" {
-                self.run_sql("postgres", &role)?;
-            }
+            self.create_role(name, "login")?;
             let database = format!("create database {name} owner {name}");
             self.run_sql("postgres", &database)?;
         }
+        for acted in ["peal_system", "peal_tenant"] {
+            self.create_role(acted, "nologin")?;
+            self.run_sql("postgres", &format!("grant {acted} to {name}"))?;
+        }
         Ok(self.url(name, name))
+    }
+
+    fn create_role(&self, name: &str, may: &str) -> Result<()> {
+        let exists = format!("select count(*) from pg_roles where rolname = '{name}'");
+        if self.run_sql("postgres", &exists)?.trim() == "0" {
+            self.run_sql("postgres", &format!("create role {name} {may}"))?;
+        }
+        Ok(())
     }
 
     fn psql(&self, database: &str, args: &[&str]) -> Result<String> {

@@ -5,6 +5,8 @@
 //! which is the principal's sight expressed as two filters (organisation, user). A row outside
 //! the scope does not exist for the caller: foreign ids answer 404, never 403.
 
+pub mod wall;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};

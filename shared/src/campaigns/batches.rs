@@ -267,7 +267,7 @@ pub async fn set_variables(
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] while it runs or has live calls, or while a file
 /// is read into it: without the ingest nobody would know of the file in the store.
-pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<()> {
+pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
     let batch = lock(db, scope, id).await?;
     let busy = sqlx::query!(
         r#"select exists (select from calls where batch_id = $1 and live) as "live!",
@@ -296,5 +296,5 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result
     sqlx::query!("delete from call_batches where id = $1", id as BatchId)
         .execute(db)
         .await?;
-    Ok(())
+    Ok(batch)
 }

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use super::batches::{find, lock_unstarted};
 use crate::access::Scope;
 use crate::error::{Error, Result};
-use crate::ids::{BatchId, RowId};
+use crate::ids::{BatchId, OrgId, RowId};
 use crate::phone::E164;
 
 /// Where a row stands, in the contract's words.
@@ -120,8 +120,8 @@ pub async fn delete(
     scope: &Scope,
     batch: BatchId,
     row: RowId,
-) -> Result<()> {
-    lock_unstarted(db, scope, batch).await?;
+) -> Result<OrgId> {
+    let org = lock_unstarted(db, scope, batch).await?.org_id;
     let done = sqlx::query!(
         "delete from batch_data where id = $1 and batch_id = $2",
         row as RowId,
@@ -132,5 +132,5 @@ pub async fn delete(
     if done.rows_affected() == 0 {
         return Err(Error::NotFound("Row"));
     }
-    Ok(())
+    Ok(org)
 }

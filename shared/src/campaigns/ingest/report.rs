@@ -8,7 +8,7 @@ use sqlx::PgPool;
 
 use super::header::PHONE_COLUMN;
 use super::{Counts, Failure, Reject, State};
-use crate::access::Scope;
+use crate::access::{Scope, wall};
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
 
@@ -110,6 +110,7 @@ async fn stored(
     ingest: Option<IngestId>,
     limit: i64,
 ) -> Result<Vec<Ingest>> {
+    let mut db = wall::begin(pool, scope).await?;
     let rows = sqlx::query_as!(
         Stored,
         r#"select i.id as "id: IngestId", i.batch_id as "batch_id: BatchId", i.file_name, i.file_bytes,
@@ -130,7 +131,7 @@ async fn stored(
         scope.user() as Option<UserId>,
         limit,
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *db)
     .await?;
     Ok(rows.into_iter().map(Ingest::from).collect())
 }
@@ -155,6 +156,7 @@ async fn rejects_after(
     line: i64,
     limit: i64,
 ) -> Result<Vec<Reject>> {
+    let mut db = wall::begin(pool, scope).await?;
     let rejects = sqlx::query_as!(
         Reject,
         r#"select r.line, r.column_name as "column", r.value, r.code, r.message
@@ -173,7 +175,7 @@ async fn rejects_after(
         line,
         limit,
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *db)
     .await?;
     Ok(rejects)
 }

@@ -29,6 +29,8 @@ const CREATE_STAGE: &str = "
         variable_values jsonb not null,
         zone_set_id     integer
     ) on commit delete rows";
+/// Jobs and requests take turns on a connection, each in its own role.
+const SHARE_STAGE: &str = "grant all on ingest_stage to peal_system, peal_tenant";
 /// A second writer in one transaction would find the first one's rows.
 const CLEAR_STAGE: &str = "delete from ingest_stage";
 const STAGE_ARRAYS: &str = "
@@ -123,8 +125,12 @@ async fn prepare_stage(db: &mut PgConnection) -> Result<()> {
         sqlx::query_scalar!(r#"select to_regclass('pg_temp.ingest_stage') is null as "missing!""#)
             .fetch_one(&mut *db)
             .await?;
-    let statement = if missing { CREATE_STAGE } else { CLEAR_STAGE };
-    sqlx::query(statement).execute(db).await?;
+    if missing {
+        sqlx::query(CREATE_STAGE).execute(&mut *db).await?;
+        sqlx::query(SHARE_STAGE).execute(db).await?;
+    } else {
+        sqlx::query(CLEAR_STAGE).execute(db).await?;
+    }
     Ok(())
 }
 

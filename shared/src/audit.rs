@@ -1,0 +1,154 @@
+//! Who changed what. Every change that a request makes leaves one row here, in the change's own
+//! transaction: a change without its row cannot be committed by the API, and a row without its
+//! change cannot exist.
+//!
+//! A row says what became different (names of fields and digests), never what it was: the log
+//! is read by more people than the things it speaks of.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::access::{Credential, Principal};
+use crate::error::Result;
+use crate::ids::{ApiKeyId, AuditId, OrgId, UserId};
+
+/// Who makes a change, and from where.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    pub principal: Principal,
+    pub ip: Option<IpAddr>,
+    pub request_id: Option<String>,
+}
+
+/// A change to write down.
+#[derive(Clone, Debug)]
+pub struct Note {
+    /// The thing and the verb: `batch.create`.
+    action: &'static str,
+    /// The organisation whose thing was changed.
+    org: OrgId,
+    subject: Uuid,
+    before: Option<Value>,
+    after: Option<Value>,
+}
+
+impl Note {
+    /// Something was done to the thing `subject` of an organisation.
+    #[must_use]
+    pub fn new(action: &'static str, org: OrgId, subject: Uuid) -> Self {
+        Self {
+            action,
+            org,
+            subject,
+            before: None,
+            after: None,
+        }
+    }
+
+    /// What the thing was.
+    ///
+    /// # Errors
+    /// [`Error::Unexpected`](crate::Error::Unexpected) when it cannot be written as JSON.
+    pub fn before(mut self, thing: &impl Serialize) -> Result<Self> {
+        self.before = Some(serde_json::to_value(thing)?);
+        Ok(self)
+    }
+
+    /// What the thing is.
+    ///
+    /// # Errors
+    /// As [`Self::before`].
+    pub fn after(mut self, thing: &impl Serialize) -> Result<Self> {
+        self.after = Some(serde_json::to_value(thing)?);
+        Ok(self)
+    }
+
+    /// The names of the outermost fields whose values differ.
+    fn changed(&self) -> Vec<String> {
+        let (Some(Value::Object(before)), Some(Value::Object(after))) = (&self.before, &self.after)
+        else {
+            return Vec::new();
+        };
+        let mut names: Vec<String> = before
+            .keys()
+            .chain(after.keys().filter(|name| !before.contains_key(*name)))
+            .filter(|name| before.get(*name) != after.get(*name))
+            .cloned()
+            .collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+/// Writes a change down, for the organisation that the note names: whoever made the change saw
+/// the thing.
+///
+/// # Errors
+/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+pub async fn write_unscoped(db: &mut PgConnection, actor: &Actor, note: &Note) -> Result<()> {
+    let (kind, key) = match actor.principal.credential {
+        Credential::Session => ("session", None),
+        Credential::ApiKey(key) => ("api_key", Some(key)),
+    };
+    sqlx::query!(
+        "insert into audit_log (id, org_id, actor_user_id, actor_kind, api_key_id, ip, request_id, action,
+                                subject_id, before_digest, after_digest, changed)
+         values ($1, $2, $3, $4, $5, $6::text::inet, $7, $8, $9, $10, $11, $12)",
+        AuditId::new() as AuditId,
+        note.org as OrgId,
+        actor.principal.user as UserId,
+        kind,
+        key as Option<ApiKeyId>,
+        actor.ip.map(|ip| ip.to_string()),
+        actor.request_id,
+        note.action,
+        note.subject.to_string(),
+        digest(note.before.as_ref())?,
+        digest(note.after.as_ref())?,
+        &note.changed(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Keys of JSON objects are sorted, so the same thing has the same digest.
+fn digest(thing: Option<&Value>) -> Result<Option<Vec<u8>>> {
+    thing
+        .map(|thing| Ok(Sha256::digest(serde_json::to_vec(thing)?).to_vec()))
+        .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_note_names_the_fields_that_differ() {
+        let note = Note::new("batch.update", OrgId::new(), Uuid::nil())
+            .before(&json!({"a": 1, "b": [1], "gone": true}))
+            .unwrap()
+            .after(&json!({"a": 1, "b": [2], "came": null}))
+            .unwrap();
+        assert_eq!(note.changed(), ["b", "came", "gone"]);
+        let created = Note::new("batch.create", OrgId::new(), Uuid::nil())
+            .after(&json!({"a": 1}))
+            .unwrap();
+        assert!(created.changed().is_empty());
+    }
+
+    #[test]
+    fn the_order_of_fields_does_not_change_a_digest() {
+        let one = serde_json::from_str(r#"{"a": 1, "b": {"x": 1, "y": 2}}"#).unwrap();
+        let other = serde_json::from_str(r#"{"b": {"y": 2, "x": 1}, "a": 1}"#).unwrap();
+        assert_eq!(digest(Some(&one)).unwrap(), digest(Some(&other)).unwrap());
+        assert!(digest(None).unwrap().is_none());
+    }
+}

@@ -1,0 +1,234 @@
+//! What every changing request has in common: it may be sent twice under one key, it leaves
+//! one row in the audit log, and the database keeps it inside its organisation.
+
+use std::collections::BTreeSet;
+
+use futures::future::join_all;
+use peal_shared::access::wall;
+use peal_shared::ids::UserId;
+use peal_shared::users;
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::Row as _;
+
+use crate::harness::app::{App, Options, Tenant, answer};
+
+const CREATE: &str = "/api/v1/batch-call/create";
+const KEY: &str = "Idempotency-Key";
+
+async fn quiet() -> App {
+    App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await
+}
+
+fn body(tenant: &Tenant, name: &str) -> Value {
+    json!({"caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": name})
+}
+
+fn create(app: &App, tenant: &Tenant, key: &str, body: &Value) -> reqwest::RequestBuilder {
+    app.request_as(tenant, Method::POST, CREATE)
+        .header(KEY, key)
+        .json(body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_request_under_one_key_happens_once() {
+    let app = quiet().await;
+    let march = body(&app.tenant, "March");
+    let first = answer(create(&app, &app.tenant, "k-1", &march)).await;
+    assert!(first.headers.get("idempotent-replayed").is_none());
+    let again = answer(create(&app, &app.tenant, "k-1", &march)).await;
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    let id = first.expect(201)["data"]["id"].clone();
+    assert_eq!(again.expect(201)["data"]["id"], id);
+
+    let other = answer(create(&app, &app.tenant, "k-1", &body(&app.tenant, "May"))).await;
+    let problem = other.expect(422);
+    assert_eq!(problem["errors"][0]["type"], "key_reused");
+    let stranger = app.another_tenant("Other").await;
+    let theirs = answer(create(&app, &stranger, "k-1", &body(&stranger, "March"))).await;
+    assert_ne!(theirs.expect(201)["data"]["id"], id);
+    assert_eq!(app.count("select count(*) from call_batches").await, 2);
+    for odd in ["", "\u{7f}", &"k".repeat(256)] {
+        let refused = app.request(Method::POST, CREATE).json(&march);
+        let refused = refused.header(
+            KEY,
+            reqwest::header::HeaderValue::from_bytes(odd.as_bytes())
+                .unwrap_or_else(|_| "".parse().expect("empty")),
+        );
+        answer(refused).await.expect(422);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_request_leaves_its_key_free() {
+    let app = quiet().await;
+    let mut wrong = body(&app.tenant, "March");
+    wrong["agent_id"] = json!(uuid::Uuid::nil());
+    answer(create(&app, &app.tenant, "k-1", &wrong))
+        .await
+        .expect(404);
+    answer(create(
+        &app,
+        &app.tenant,
+        "k-1",
+        &body(&app.tenant, "March"),
+    ))
+    .await
+    .expect(201);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_at_once_under_one_key_have_one_effect() {
+    let app = quiet().await;
+    let march = body(&app.tenant, "March");
+    let answers = join_all((0..50).map(|_| answer(create(&app, &app.tenant, "k-1", &march)))).await;
+    let mut made = BTreeSet::new();
+    for answer in answers {
+        match answer.status.as_u16() {
+            201 => {
+                made.insert(answer.json()["data"]["id"].to_string());
+            }
+            409 => assert_eq!(answer.json()["code"], "idempotency_key_in_use"),
+            odd => panic!("{odd}: {}", answer.json()),
+        }
+    }
+    assert_eq!(made.len(), 1);
+    assert_eq!(app.count("select count(*) from call_batches").await, 1);
+    assert_eq!(app.count("select count(*) from audit_log").await, 1);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_leaves_one_row_in_the_audit_log() {
+    let app = quiet().await;
+    let batch = app.create_batch(json!({})).await;
+    let path = |rest: &str| format!("/api/v1/batch-call/{rest}");
+    let request = app
+        .request(Method::PATCH, &path(&format!("{batch}/variables")))
+        .header("x-request-id", "asked-by-me")
+        .json(&json!({"variable_names": ["name", "city"]}));
+    answer(request).await.expect(200);
+    app.post(
+        &path(&format!("upload-json/{batch}")),
+        json!({"records": [{"to_phonenumber": "+12025550123"}]}),
+    )
+    .await
+    .expect(200);
+    // A refused change leaves nothing.
+    app.post(&path(&format!("pause/{batch}")), json!({}))
+        .await
+        .expect(409);
+    answer(app.request(Method::DELETE, &path(&batch)))
+        .await
+        .expect(200);
+
+    let rows = sqlx::query(
+        "select action, org_id, actor_kind, host(ip) as ip, request_id, before_digest is null as fresh,
+                after_digest is null as gone, changed
+         from audit_log order by id",
+    )
+    .fetch_all(&app.context.pool)
+    .await
+    .expect("the log");
+    let actions: Vec<&str> = rows.iter().map(|row| row.get("action")).collect();
+    assert_eq!(
+        actions,
+        [
+            "batch.create",
+            "batch.set_variables",
+            "batch.add_records",
+            "batch.delete"
+        ]
+    );
+    let change = &rows[1];
+    assert_eq!(change.get::<&str, _>("request_id"), "asked-by-me");
+    assert_eq!(change.get::<&str, _>("actor_kind"), "api_key");
+    assert_eq!(change.get::<&str, _>("ip"), "127.0.0.1");
+    let changed: Vec<String> = change.get("changed");
+    assert_eq!(changed, ["updated_at", "variable_names"]);
+    assert!(rows[0].get("fresh") && rows[3].get("gone"));
+    for tampering in [
+        "update audit_log set action = 'batch.nothing'",
+        "delete from audit_log",
+        "truncate audit_log",
+    ] {
+        let refused = sqlx::query(tampering).execute(&app.context.pool).await;
+        assert!(refused.is_err(), "{tampering}");
+    }
+    app.finish().await;
+}
+
+/// Tables that hold nothing of a tenant.
+const SHARED: [&str; 3] = ["_sqlx_migrations", "queues", "zone_sets"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bound_transaction_sees_its_own_organisation_alone() {
+    let app = quiet().await;
+    let stranger = app.another_tenant("Other").await;
+    app.create_batch(json!({})).await;
+    let pool = &app.context.pool;
+    let open: Vec<String> = sqlx::query_scalar(
+        "select relname::text from pg_class
+         where relnamespace = 'public'::regnamespace and relkind = 'r'
+           and not (relrowsecurity and relforcerowsecurity)
+         order by relname",
+    )
+    .fetch_all(pool)
+    .await
+    .expect("tables");
+    assert_eq!(
+        open, SHARED,
+        "wall every table in the migration that makes it"
+    );
+
+    let mut db = pool.acquire().await.expect("connection");
+    let theirs: UserId = sqlx::query_scalar("select id from users where org_id = $1")
+        .bind(stranger.org)
+        .fetch_one(&mut *db)
+        .await
+        .expect("a user");
+    let them = users::principal_unscoped(&mut db, theirs)
+        .await
+        .expect("a principal")
+        .expect("somebody");
+    drop(db);
+    let mut bound = wall::begin(pool, &them.scope()).await.expect("begin");
+    let seen: (i64, i64, i64) = sqlx::query_as(
+        "select (select count(*) from call_batches), (select count(*) from organizations),
+                (select count(*) from agents where id <> $1)",
+    )
+    .bind(stranger.agent)
+    .fetch_one(&mut *bound)
+    .await
+    .expect("counts");
+    assert_eq!(seen, (0, 1, 0));
+    let smuggled = sqlx::query("update agents set org_id = $1")
+        .bind(app.tenant.org)
+        .execute(&mut *bound)
+        .await;
+    assert!(smuggled.is_err());
+    drop(bound);
+
+    let mut unbound = pool
+        .begin_with("begin; set local role peal_tenant")
+        .await
+        .expect("begin");
+    let seen: i64 = sqlx::query_scalar("select count(*) from organizations")
+        .fetch_one(&mut *unbound)
+        .await
+        .expect("count");
+    assert_eq!(seen, 0);
+    drop(unbound);
+    let role: String = sqlx::query_scalar("select current_user::text")
+        .fetch_one(pool)
+        .await
+        .expect("role");
+    assert_eq!(role, "peal_system", "a connection is never left bound");
+    app.finish().await;
+}
