@@ -4,28 +4,44 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use peal_shared::context::{Context, is_migrated};
 use serde::Serialize;
 use sqlx::Connection as _;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::state::Api;
 
 /// A probe waits for the database for this long.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-pub fn router() -> Router<Api> {
-    Router::new()
-        .route("/health", get(health))
-        .route("/health/ready", get(ready))
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(health))
+        .routes(routes!(ready))
 }
 
+/// Whether the process and its database are there
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "Health",
+    security(()),
+    responses(
+        (status = 200, body = Health, example = json!({
+            "status": "healthy", "timestamp": 1_781_000_000.25, "service": "peal-api",
+            "database": "connected", "version": "0.1.0"
+        })),
+        (status = 503, body = Health, description = "The database does not answer"),
+    )
+)]
 async fn health(State(context): State<Arc<Context>>) -> Response {
     let connected = database_answers(&context).await;
     let body = Health {
@@ -42,7 +58,22 @@ async fn health(State(context): State<Arc<Context>>) -> Response {
     (status(connected), Json(body)).into_response()
 }
 
-/// Whether requests should be sent here. Redis may be away: work is found without it, later.
+/// Whether requests should be sent here
+///
+/// Redis may be away: work is found without it, later.
+#[utoipa::path(
+    get,
+    path = "/health/ready",
+    tag = "Health",
+    security(()),
+    responses(
+        (status = 200, body = Ready, example = json!({
+            "status": "ready", "database": "connected", "migrations": "current", "redis": "connected",
+            "stopping": false
+        })),
+        (status = 503, body = Ready, description = "Send requests elsewhere"),
+    )
+)]
 async fn ready(
     State(context): State<Arc<Context>>,
     State(shutdown): State<CancellationToken>,
@@ -94,7 +125,7 @@ fn timestamp(context: &Context) -> f64 {
     context.clock.now().timestamp_millis() as f64 / 1000.0
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Health {
     status: &'static str,
     /// Seconds since 1970.
@@ -104,7 +135,7 @@ struct Health {
     version: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Ready {
     status: &'static str,
     database: &'static str,

@@ -14,6 +14,7 @@ mod extract;
 mod health;
 mod inbox;
 mod new_batch;
+mod openapi;
 mod request_key;
 mod server;
 mod state;

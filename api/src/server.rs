@@ -81,7 +81,7 @@ fn router(api: Api) -> Router {
         .merge(batch_rows::router())
         .merge(uploads::router());
     let ordinary = Router::new()
-        .merge(health::router())
+        .merge(Router::from(health::router()))
         .merge(callbacks::router())
         .nest("/api/call", direct_calls::router())
         .nest(BATCH_CALL, family)
