@@ -19,6 +19,8 @@ use crate::store::Store;
 use crate::telephony::Carriers;
 use crate::trunks::AccountCache;
 
+/// PostgreSQL's code for a table that does not exist.
+const NO_SUCH_TABLE: &str = "42P01";
 /// The schema, up to date with this build.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 /// How long a request waits for a database connection.
@@ -131,7 +133,11 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
         .connect()
         .await
         .context("PostgreSQL does not answer at PEAL_DATABASE_URL")?;
-    MIGRATIONS
+    // The schema only ever grows, so a build that was rolled back finds migrations it does not
+    // know and has nothing to add.
+    let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
+    migrator
+        .set_ignore_missing(true)
         .run(&mut db)
         .await
         .context("the schema could not be migrated")?;
@@ -139,18 +145,37 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether every migration of this build has been applied.
+/// Whether every migration of this build has been applied. A schema that is ahead of this build
+/// will do: migrations only add, so that old and new processes run side by side.
 ///
 /// # Errors
-/// When the database does not answer, or was never migrated.
+/// When the database does not answer.
 pub async fn is_migrated(pool: &PgPool) -> Result<bool> {
     // The migrator's own table, which the compile-time checker may not have.
     let applied: Vec<i64> =
-        sqlx::query_scalar("select version from _sqlx_migrations where success order by version")
+        match sqlx::query_scalar("select version from _sqlx_migrations where success")
             .fetch_all(pool)
-            .await?;
+            .await
+        {
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(NO_SUCH_TABLE) => {
+                return Ok(false);
+            }
+            applied => applied?,
+        };
     Ok(MIGRATIONS
         .iter()
         .filter(|migration| !migration.migration_type.is_down_migration())
         .all(|migration| applied.contains(&migration.version)))
+}
+
+/// Refuses to work on a schema that lacks a migration of this build.
+///
+/// # Errors
+/// Says what to do; or the database does not answer.
+pub async fn ensure_migrated(pool: &PgPool) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        is_migrated(pool).await?,
+        "the database's schema is older than this build: run `peal-api migrate` of this version first"
+    );
+    Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod carriers;
 mod servers;
+mod skew;
 mod workers;
 
 use std::ops::Range;

@@ -252,8 +252,19 @@ impl Plant {
     }
 
     fn spawn(&self, name: &str, program: &str, args: &[&str], faults: &str) -> Process {
+        self.spawn_with(name, program, args, &[("PEAL_FAULT", faults)])
+    }
+
+    /// Starts a program with more settings than the plant's own.
+    pub fn spawn_with(
+        &self,
+        name: &str,
+        program: &str,
+        args: &[&str],
+        more: &[(&'static str, &str)],
+    ) -> Process {
         let mut envs = self.envs.clone();
-        envs.push(("PEAL_FAULT", faults.into()));
+        envs.extend(more.iter().map(|(key, value)| (*key, value.into())));
         let spec = Spec {
             name,
             program: &built(program),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use peal_shared::config::{Config, Settings};
-use peal_shared::context::Context;
+use peal_shared::context::{Context, ensure_migrated};
 use peal_shared::logging;
 use peal_worker::Role;
 use peal_worker::operate::Command;
@@ -43,6 +43,7 @@ async fn main() -> anyhow::Result<()> {
     logging::init();
     let config = Config::from_settings(arguments.settings)?;
     let context = Context::connect(config, "peal-worker").await?;
+    ensure_migrated(&context.pool).await?;
     if let Some(command) = arguments.command {
         return command.run(&context).await;
     }

@@ -1,0 +1,142 @@
+//! Versions side by side: the schema moves on while processes of the version before it work.
+
+use std::time::{Duration, Instant};
+
+use peal_local::ports;
+use peal_local::processes::Process;
+use peal_shared::context::MIGRATIONS;
+use serde_json::{Value, json};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{PgPool, SqlSafeStr as _};
+
+use super::{Dice, seeds};
+use crate::harness::client::PATIENCE;
+use crate::harness::eventually;
+use crate::harness::plant::{Plant, Setup};
+
+/// What a next version might add.
+const NEXT: &str = "
+    alter table calls add column next_words text;
+    alter table batch_data add column next_words text;
+    create table next_notes (id bigint primary key, call_id uuid references calls (id));
+    create index calls_by_next_words on calls (next_words) where next_words is not null;";
+
+fn known() -> Vec<Migration> {
+    MIGRATIONS.iter().cloned().collect()
+}
+
+/// This build's migrations and one more.
+fn ahead() -> Migrator {
+    let mut migrations = known();
+    migrations.push(Migration::new(
+        20990101000000,
+        "add next words".into(),
+        MigrationType::Simple,
+        NEXT.into_sql_str(),
+        false,
+    ));
+    Migrator::with_migrations(migrations)
+}
+
+/// This build's migrations without the last one.
+fn behind() -> Migrator {
+    let mut migrations = known();
+    migrations.sort_by_key(|migration| migration.version);
+    migrations.pop();
+    Migrator::with_migrations(migrations)
+}
+
+/// Waits for a program's end; answers whether it ended well, and what it said last.
+async fn ended(mut process: Process) -> (bool, String) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = process.ended().expect("a status") {
+            return (status.success(), process.log_tail());
+        }
+        assert!(
+            Instant::now() < deadline,
+            "still there: {}",
+            process.log_tail()
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_campaign_completes_while_the_schema_moves_ahead_of_its_processes() {
+    for seed in seeds(1) {
+        let mut dice = Dice::new(seed);
+        let mut plant = Plant::start(seed, Setup::default()).await;
+        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
+        plant.dialled(dice.draw(40..80)).await;
+        ahead().run(plant.pool()).await.expect("migrate ahead");
+        // What ran before goes on, ...
+        plant.dialled(dice.draw(100..140)).await;
+        // ... and what starts behind the migration works, beside a worker from before it.
+        plant.kill_api().await;
+        plant.start_api().await;
+        plant.start_worker();
+        let old = plant.workers.remove(0);
+        old.stop(Duration::from_secs(30)).await.expect("stop");
+        plant.dialled(dice.draw(180..220)).await;
+        // A version that is rolled back migrates first, too.
+        let migrate = plant.spawn_with("migrate", "peal-api", &["migrate"], &[]);
+        let (well, said) = ended(migrate).await;
+        assert!(well, "seed {seed}: {said}");
+        let applied = plant.count("select count(*) from _sqlx_migrations").await;
+        let all = i64::try_from(MIGRATIONS.iter().count() + 1).expect("few");
+        assert_eq!(applied, Some(all), "seed {seed}");
+        plant.finish(&batch, 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_behind_the_build_is_refused_until_it_is_migrated() {
+    let setup = Setup {
+        workers: 0,
+        ..Setup::default()
+    };
+    let plant = Plant::start(1, setup).await;
+    for name in ["empty", "behind"] {
+        let url = plant.services.postgres().create_owned_database(name);
+        let url = url.expect("database");
+        if name == "behind" {
+            let pool = PgPool::connect(&url).await.expect("connect");
+            behind().run(&pool).await.expect("migrate halfway");
+            pool.close().await;
+        }
+        let listen = format!("127.0.0.1:{}", ports::free().expect("a free port"));
+        let there = [
+            ("PEAL_DATABASE_URL", &*url),
+            ("PEAL_LISTEN", &*listen),
+            // Only the end of a log is read.
+            ("RUST_BACKTRACE", "0"),
+        ];
+        let worker = format!("{name}-worker");
+        let (well, said) = ended(plant.spawn_with(&worker, "peal-worker", &[], &there)).await;
+        assert!(!well, "{name}: {said}");
+        assert!(said.contains("run `peal-api migrate`"), "{name}: {said}");
+
+        let _api = plant.spawn_with(&format!("{name}-api"), "peal-api", &[], &there);
+        let ready = async || {
+            let answer = reqwest::get(format!("http://{listen}/health/ready")).await;
+            let answer = answer.ok()?;
+            let status = answer.status().as_u16();
+            Some((status, answer.json::<Value>().await.ok()?))
+        };
+        eventually("the api answers", PATIENCE, || async {
+            ready().await.is_some()
+        })
+        .await;
+        let (status, body) = ready().await.expect("an answer");
+        assert_eq!((status, &body["migrations"]), (503, &json!("pending")));
+
+        let migrate = plant.spawn_with(&format!("{name}-up"), "peal-api", &["migrate"], &there);
+        let (well, said) = ended(migrate).await;
+        assert!(well, "{name}: {said}");
+        eventually("the api is ready", PATIENCE, || async {
+            matches!(ready().await, Some((200, body)) if body["migrations"] == "current")
+        })
+        .await;
+    }
+}
