@@ -1,54 +1,158 @@
 //! What Peal does in a second, each number beside a limit measured in the same run.
 //!
-//! Everything runs in this process, with the API, the workers and the simulator sharing the
-//! machine's cores with PostgreSQL: the numbers are of a whole installation on one machine.
-//! `PEAL_BENCH_ROWS` scales the campaigns. Prints a Markdown table and, behind it, JSON.
+//! The API and the workers are the release programs, each a process of its own, on a durable
+//! PostgreSQL; the simulator and the load generator are in this process. All of them share the
+//! machine's cores, so the numbers are of a whole installation on one machine, and the JSON file
+//! says who used how much processor time. A row that misses what it must reach says so; the
+//! exit code stays 0.
+//!
+//! | variable | |
+//! |---|---|
+//! | `PEAL_BENCH_SMALL=1` | a quick look: two minutes instead of ten |
+//! | `PEAL_BENCH_ROWS` | people of a campaign (5,000); an ingest has two hundred times as many |
+//! | `PEAL_BENCH_ONLY` | rows to measure, by the names below, separated by commas |
 
+mod callbacks;
+mod dialling;
 #[path = "../../harness/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "tests use the rest")]
 mod harness;
-mod rows;
+mod ingest;
+mod limits;
+mod load;
+mod machine;
+mod report;
+mod stack;
 
 use harness::setting;
+use report::Row;
 
-/// A line of the table.
-struct Row {
-    what: &'static str,
-    measured: String,
-    limit: String,
-    ratio: Option<f64>,
+// What the API and the workers use, so that limits in this program are no slower for it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Files and connections that one process may need: an overload has thousands.
+const OPEN_FILES: u64 = 16_384;
+
+/// How much is measured.
+pub struct Scale {
+    /// People of a campaign.
+    campaign: u32,
+    /// Rows of a file.
+    ingest: u32,
+    /// How long the pace is watched.
+    pacing_secs: u32,
+    /// How often a batch is started.
+    starts: u32,
+    callbacks: usize,
+    overload_secs: u64,
+}
+
+const FULL: Scale = Scale {
+    campaign: 5_000,
+    ingest: 1_000_000,
+    pacing_secs: 30,
+    starts: 10,
+    callbacks: 40_000,
+    overload_secs: 15,
+};
+
+const SMALL: Scale = Scale {
+    campaign: 1_000,
+    ingest: 100_000,
+    pacing_secs: 6,
+    starts: 4,
+    callbacks: 8_000,
+    overload_secs: 4,
+};
+
+const ROWS: [&str; 10] = [
+    "ingest",
+    "placing",
+    "placing150",
+    "callbacks",
+    "pipeline",
+    "pacing10",
+    "pacing50",
+    "pacing200",
+    "start",
+    "overload",
+];
+
+async fn measure(row: &str, scale: &Scale) -> anyhow::Result<Row> {
+    match row {
+        "ingest" => ingest::ingest(scale).await,
+        "placing" => dialling::placing(scale, 0).await,
+        "placing150" => dialling::placing(scale, 150).await,
+        "callbacks" => callbacks::throughput(scale).await,
+        "pipeline" => dialling::pipeline(scale).await,
+        "pacing10" => dialling::pacing(scale, 10).await,
+        "pacing50" => dialling::pacing(scale, 50).await,
+        "pacing200" => dialling::pacing(scale, 200).await,
+        "start" => dialling::first_dial(scale).await,
+        "overload" => callbacks::overload(scale).await,
+        other => anyhow::bail!("there is no row {other:?}; choose from {}", ROWS.join(", ")),
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
+fn scale() -> anyhow::Result<(Scale, String)> {
+    let (mut scale, mut size) = match variable("PEAL_BENCH_SMALL").as_deref() {
+        None | Some("0") => (FULL, "full size".to_owned()),
+        Some(_) => (SMALL, "small, for a quick look".to_owned()),
+    };
+    if let Some(rows) = variable("PEAL_BENCH_ROWS") {
+        let rows: u32 = rows
+            .parse()
+            .map_err(|error| anyhow::anyhow!("PEAL_BENCH_ROWS={rows}: {error}"))?;
+        scale.campaign = rows;
+        scale.ingest = rows.saturating_mul(200);
+        size = format!("{size}, campaigns of {rows}");
+    }
+    Ok((scale, size))
+}
+
+/// Lets this process and those it starts open as many files as an overload takes.
+fn raise_open_files() -> anyhow::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let wanted = OPEN_FILES.min(hard);
+    if soft < wanted {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)?;
+    }
+    anyhow::ensure!(
+        wanted == OPEN_FILES,
+        "a process may open only {hard} files here; `ulimit -Hn {OPEN_FILES}` allows what the overload needs"
+    );
+    Ok(())
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(limit) = limits::run(&words).await {
+        return limit;
+    }
     // Fails here, with a clear word, when it is not started by `make bench`.
     setting("PEAL_TEST_DATABASE_URL");
-    let scale = rows::scale();
-    let table = [
-        rows::ingest(scale).await?,
-        rows::placing(scale, 0).await?,
-        rows::placing(scale, 150).await?,
-        rows::pipeline(scale).await?,
-        rows::pacing(10).await?,
-        rows::pacing(50).await?,
-        rows::pacing(200).await?,
-    ];
-    println!("| row | measured | limit beside it | ratio |\n|---|---|---|---|");
-    for row in &table {
-        let ratio = row
-            .ratio
-            .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
-        println!(
-            "| {} | {} | {} | {ratio} |",
-            row.what, row.measured, row.limit
-        );
+    raise_open_files()?;
+    let (scale, size) = scale()?;
+    let only = variable("PEAL_BENCH_ONLY");
+    let wanted: Vec<&str> = match &only {
+        Some(only) => only.split(',').map(str::trim).collect(),
+        None => ROWS.to_vec(),
+    };
+    let mut table = Vec::new();
+    for row in wanted {
+        let row = measure(row, &scale).await?;
+        // It takes minutes; whoever watches sees each row when it is there.
+        eprintln!("{}", row.line());
+        table.push(row);
     }
-    let json: Vec<_> = table
-        .iter()
-        .map(|row| {
-            serde_json::json!({"row": row.what, "measured": row.measured, "limit": row.limit, "ratio": row.ratio})
-        })
-        .collect();
-    println!("\n{}", serde_json::to_string(&json)?);
+    let file = report::publish(&table, &size)?;
+    println!("\nAll numbers: {}", file.display());
     Ok(())
 }

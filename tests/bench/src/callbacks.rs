@@ -1,0 +1,327 @@
+//! Rows about what carriers post: how much, how fast, and what happens when it is too much.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use peal_shared::calls::urls::CallUrls;
+use peal_shared::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId};
+use peal_simulator::sign;
+use serde_json::{Value, json};
+use url::form_urlencoded;
+
+use crate::Scale;
+use crate::harness::app::{ACCOUNT, AUTH_TOKEN};
+use crate::harness::client::number;
+use crate::limits::{BareCallbacks, PATIENCE};
+use crate::load::{Came, Lane, Load, Pace};
+use crate::machine::{Watched, memory_mib};
+use crate::report::{Bound, Row};
+use crate::stack::{Stack, carrier};
+
+/// What a carrier says of a call, in order.
+const WORDS: [&str; 4] = ["initiated", "ringing", "in-progress", "completed"];
+/// Connections of a carrier that posts as fast as it gets answers.
+const CONNECTIONS: usize = 64;
+/// Connections of the overload, which are ten times the usual load's in flight.
+const OVERLOAD_CONNECTIONS: usize = 4096;
+const OVERLOAD: f64 = 10.0;
+const SHARE: f64 = 0.4;
+const HALF_LOAD_P99_MS: f64 = 50.0;
+const OVERLOAD_P99_MS: f64 = 250.0;
+const RECOVERY_SECS: f64 = 10.0;
+/// Latency is normal again when so many probes in a row stay below [`HALF_LOAD_P99_MS`].
+const PROBES: usize = 25;
+const PROBE_EVERY: Duration = Duration::from_millis(20);
+/// How much the API may grow during the second half of an overload, as a share of its peak in
+/// the first.
+const FLAT: f64 = 1.1;
+
+/// An API with calls that a carrier may speak of, and signed callbacks about them.
+struct Post {
+    stack: Stack,
+    load: Load,
+    requests: Arc<Vec<Vec<u8>>>,
+}
+
+impl Post {
+    async fn prepare(callbacks: usize) -> anyhow::Result<Self> {
+        let stack = Stack::start(1, carrier(0)).await?;
+        let calls: Vec<CallId> = std::iter::repeat_with(CallId::new)
+            .take(callbacks.div_ceil(WORDS.len()))
+            .collect();
+        insert(&stack, &calls).await?;
+        let mut requests = Vec::with_capacity(callbacks);
+        // In the carrier's order, so that the calls of a group are many.
+        for (sequence, word) in WORDS.iter().enumerate() {
+            for (n, call) in (0..).zip(&calls) {
+                requests.push(request(&stack, *call, n, sequence, word));
+            }
+        }
+        let requests = Arc::new(requests);
+        let address = stack.client.url.trim_start_matches("http://");
+        let load = Load::new(address, Arc::clone(&requests));
+        Ok(Self {
+            load,
+            requests,
+            stack,
+        })
+    }
+
+    async fn send(&self, count: usize, pace: Pace) -> anyhow::Result<Came> {
+        let came = self.load.send(CONNECTIONS, count, pace, PATIENCE).await?;
+        anyhow::ensure!(came.failed == 0, "{} callbacks failed", came.failed);
+        Ok(came)
+    }
+}
+
+fn carrier_call_id(n: u32) -> String {
+    format!("CA{n:032x}")
+}
+
+/// Makes calls that the carrier has accepted.
+async fn insert(stack: &Stack, calls: &[CallId]) -> anyhow::Result<()> {
+    let tenant = &stack.client.tenant;
+    let (ids, numbers): (Vec<u32>, Vec<String>) = (0..u32::try_from(calls.len())?)
+        .map(|n| (n, number(n)))
+        .unzip();
+    let carrier_ids: Vec<String> = ids.into_iter().map(carrier_call_id).collect();
+    sqlx::query(
+        "insert into calls (id, org_id, user_id, agent_id, phone_id, trunk_id, from_number, to_number, status,
+                            worker, submit_count, submitted_at, carrier_call_id)
+         select c.id, $1, a.user_id, a.id, $3, $4, '+12125550100', c.to_number, 'accepted', 'bench', 1, now(),
+                c.carrier_call_id
+         from agents a, unnest($5::uuid[], $6::text[], $7::text[]) as c (id, to_number, carrier_call_id)
+         where a.id = $2",
+    )
+    .bind::<OrgId>(tenant.org)
+    .bind::<AgentId>(tenant.agent)
+    .bind::<PhoneId>(tenant.phone)
+    .bind::<TrunkId>(tenant.trunk)
+    .bind(calls)
+    .bind(numbers)
+    .bind(carrier_ids)
+    .execute(&stack.database.pool)
+    .await?;
+    sqlx::query("analyze calls")
+        .execute(&stack.database.pool)
+        .await?;
+    Ok(())
+}
+
+/// A signed callback as it stands on the wire.
+fn request(stack: &Stack, call: CallId, n: u32, sequence: usize, word: &str) -> Vec<u8> {
+    let config = &stack.config;
+    let urls = CallUrls::new(
+        &config.public_url,
+        &config.keys,
+        stack.client.tenant.trunk,
+        call,
+    );
+    let mut form = vec![
+        ("CallSid", carrier_call_id(n)),
+        ("AccountSid", ACCOUNT.to_owned()),
+        ("From", "+12125550100".to_owned()),
+        ("To", number(n)),
+        ("Caller", "+12125550100".to_owned()),
+        ("Called", number(n)),
+        ("CallStatus", word.to_owned()),
+        ("ApiVersion", "2010-04-01".to_owned()),
+        ("Direction", "outbound-api".to_owned()),
+        ("Timestamp", "Mon, 02 Nov 2026 10:00:00 +0000".to_owned()),
+        ("CallbackSource", "call-progress-events".to_owned()),
+        ("SequenceNumber", sequence.to_string()),
+    ];
+    if word == "completed" {
+        form.extend([
+            ("CallDuration", "31".to_owned()),
+            ("Duration", "1".to_owned()),
+            ("SipResponseCode", "200".to_owned()),
+        ]);
+    }
+    let body = form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(&form)
+        .finish();
+    let signature = sign(AUTH_TOKEN, urls.status.as_str(), &form);
+    format!(
+        "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-www-form-urlencoded; charset=UTF-8\r\n\
+         User-Agent: TwilioProxy/1.1\r\nAccept: */*\r\nX-Twilio-Signature: {signature}\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        urls.status.path(),
+        stack.client.url.trim_start_matches("http://"),
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// Callbacks a second, each committed before it is acknowledged, beside the same route with
+/// nothing behind its signature check.
+pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
+    let warm = scale.callbacks / 10;
+    let post = Post::prepare(scale.callbacks * 3).await?;
+    let bare = BareCallbacks::start(post.stack.config.public_url.as_str()).await?;
+    let bare_load = Load::new(&bare.address, Arc::clone(&post.requests));
+    bare_load
+        .send(CONNECTIONS, warm, Pace::Flat, PATIENCE)
+        .await?;
+    let mut watched = Watched::default();
+    watched.add("limit", bare.pid()?);
+    watched.add("load", std::process::id());
+    let meter = watched.meter();
+    let limit = bare_load
+        .send(CONNECTIONS, scale.callbacks, Pace::Flat, PATIENCE)
+        .await?;
+    let limit_spent = meter.read();
+    bare.stop().await?;
+    anyhow::ensure!(limit.failed == 0, "the limit's callbacks failed");
+
+    post.send(warm, Pace::Flat).await?;
+    let meter = post.stack.watched().meter();
+    let flat = post.send(scale.callbacks, Pace::Flat).await?;
+    let spent = meter.read();
+    let half = flat.rate() / 2.0;
+    let meter = post.stack.watched().meter();
+    let even = post.send(post.load.left(), Pace::Even(half)).await?;
+    let half_spent = meter.read();
+    let written = post.stack.count("select count(*) from call_events").await?;
+    let told = u64::try_from(warm)? + flat.accepted() + even.accepted();
+    anyhow::ensure!(
+        u64::try_from(written)? >= told,
+        "{told} callbacks were acknowledged and {written} written"
+    );
+    post.stack.stop().await?;
+    let p99 = even.percentile_ms(0.99);
+    let ratio = flat.rate() / limit.rate();
+    Ok(Row {
+        what: "callbacks, each committed before its 204".to_owned(),
+        measured: format!("{:.0}/s; at half of it p99 {p99:.1} ms", flat.rate()),
+        limit: Some(format!(
+            "same route, signature checked, no database: {:.0}/s",
+            limit.rate()
+        )),
+        ratio: Some(ratio),
+        bounds: vec![
+            Bound::at_least("ratio", ratio, SHARE, ""),
+            Bound::at_most("p99 at half load", p99, HALF_LOAD_P99_MS, " ms"),
+        ],
+        spent,
+        details: json!({
+            "callbacks": flat.accepted(),
+            "refused": flat.refused + even.refused,
+            "p50_ms": flat.percentile_ms(0.5),
+            "p99_ms": flat.percentile_ms(0.99),
+            "limit_processor_seconds": limit_spent.json(),
+            "half_load": latencies(&even),
+            "half_load_processor_seconds": half_spent.json(),
+        }),
+    })
+}
+
+fn latencies(came: &Came) -> Value {
+    json!({
+        "accepted": came.accepted(),
+        "refused": came.refused,
+        "failed": came.failed,
+        "accepted_per_second": came.rate(),
+        "p50_ms": came.percentile_ms(0.5),
+        "p99_ms": came.percentile_ms(0.99),
+        "worst_ms": came.percentile_ms(1.0),
+    })
+}
+
+/// Ten times what the API can do, or as much of it as the connections and this machine allow.
+pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
+    let warm = scale.callbacks / 2;
+    let post = Post::prepare(scale.callbacks * 4).await?;
+    let capacity = post.send(warm, Pace::Flat).await?.rate();
+    let api = post.stack.api.id();
+    let before = memory_mib(api, "VmRSS");
+    let over = Arc::new(AtomicBool::new(false));
+    let watch = tokio::spawn(memory(api, Arc::clone(&over)));
+    let meter = post.stack.watched().meter();
+    let within = Duration::from_secs(scale.overload_secs);
+    let pace = Pace::AtMost(capacity * OVERLOAD);
+    // What was refused comes again, as carriers do.
+    let came = post
+        .load
+        .send(OVERLOAD_CONNECTIONS, usize::MAX / 2, pace, within)
+        .await?;
+    let spent = meter.read();
+    over.store(true, Ordering::Relaxed);
+    let recovery = recovery(&post).await?;
+    let (first_half, second_half) = watch.await?;
+    post.stack.stop().await?;
+    let answered = came.accepted() + came.refused;
+    let asked = answered + came.failed;
+    #[expect(clippy::cast_precision_loss, reason = "a share for people to read")]
+    let refused_share = came.refused as f64 / asked as f64;
+    #[expect(clippy::cast_precision_loss, reason = "some thousands")]
+    let failed = came.failed as f64;
+    let p99 = came.percentile_ms(0.99);
+    Ok(Row {
+        what: format!(
+            "overload: {:.1} times the {capacity:.0}/s that it can, {OVERLOAD_CONNECTIONS} connections",
+            came.answered_rate() / capacity
+        ),
+        measured: format!(
+            "{:.0}/s accepted with p99 {p99:.0} ms, {:.0} % got 503, memory {before:.0} -> {first_half:.0} -> {second_half:.0} MiB, normal again after {recovery:.1} s",
+            came.rate(),
+            refused_share * 100.0
+        ),
+        limit: None,
+        ratio: None,
+        bounds: vec![
+            Bound::at_most("p99 of the accepted", p99, OVERLOAD_P99_MS, " ms"),
+            Bound::at_most("neither 2xx nor 503", failed, 0.0, ""),
+            Bound::at_most("memory growth", second_half / first_half, FLAT, ""),
+            Bound::at_most("recovery", recovery, RECOVERY_SECS, " s"),
+        ],
+        spent,
+        details: json!({
+            "capacity_per_second": capacity,
+            "overload": latencies(&came),
+            "memory_mib": {"before": before, "first_half": first_half, "second_half": second_half},
+            "recovery_secs": recovery,
+        }),
+    })
+}
+
+/// The peaks of a process' memory in the first and in the second half of a time.
+async fn memory(pid: u32, over: Arc<AtomicBool>) -> (f64, f64) {
+    let mut seen = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        seen.push(memory_mib(pid, "VmRSS"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (first, second) = seen.split_at(seen.len() / 2);
+    let peak = |half: &[f64]| half.iter().copied().fold(0.0, f64::max);
+    (peak(first), peak(second))
+}
+
+/// Seconds from the end of a load until probes are answered well and fast again, and stay so.
+async fn recovery(post: &Post) -> anyhow::Result<f64> {
+    let ended = Instant::now();
+    let address = post.stack.client.url.trim_start_matches("http://");
+    let mut lane = Lane::open(address).await?;
+    let (mut good, mut since) = (0, ended);
+    for request in post.requests.iter().rev() {
+        let asked = Instant::now();
+        let status = lane.ask(request).await?;
+        let is_good = (200..300).contains(&status)
+            && asked.elapsed().as_secs_f64() * 1000.0 < HALF_LOAD_P99_MS;
+        if is_good {
+            if good == 0 {
+                since = asked;
+            }
+            good += 1;
+        } else {
+            good = 0;
+        }
+        if good == PROBES {
+            return Ok(since.duration_since(ended).as_secs_f64());
+        }
+        anyhow::ensure!(ended.elapsed() < PATIENCE, "the API does not recover");
+        tokio::time::sleep(PROBE_EVERY).await;
+    }
+    anyhow::bail!("the API does not recover")
+}

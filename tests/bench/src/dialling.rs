@@ -1,0 +1,237 @@
+//! Rows about dialling: placing, pacing, and the time from a start to its first call.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use peal_simulator::{Chance, Simulator};
+use serde_json::json;
+
+use crate::Scale;
+use crate::limits;
+use crate::load::per_second;
+use crate::report::{Bound, Row};
+use crate::stack::{EVERYTHING, Stack, carrier};
+
+/// More than can be dialled, so that the pace is not what limits it.
+const UNPACED: i64 = 5_000;
+/// The share of a bare loop's rate that one worker must place.
+const PLACING_SHARE: f64 = 0.5;
+const SLOW_CARRIER_RATE: f64 = 500.0;
+const PACING_WORKERS: usize = 4;
+const PACING_USE: f64 = 0.95;
+const FIRST_DIAL_MS: f64 = 500.0;
+
+/// Calls that one dialling worker places a second, beside the same HTTP client in a bare loop.
+/// The carrier says nothing after its answer, so that nothing else goes on meanwhile.
+pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
+    let mut silent = carrier(latency_ms);
+    silent.speed = 1.0;
+    silent.faults.callbacks_lost = Chance::Rate(1.0);
+    silent.faults.suppress_answer = Chance::Rate(1.0);
+    let bare = if latency_ms == 0 {
+        // A carrier of its own, in the state that ours begins in.
+        let alone = Simulator::start(silent.clone()).await?;
+        let rate = limits::creates(alone.url(), scale.campaign).await?;
+        alone.stop().await;
+        Some(rate)
+    } else {
+        None
+    };
+    let mut stack = Stack::start(UNPACED, silent).await?;
+    stack.start_worker("inbox,ingest,misc")?;
+    for batch in stack.batches(0, scale.campaign).await {
+        stack.client.start_batch(&batch).await;
+    }
+    stack
+        .until("all batches are launched", async || {
+            let waiting = "select count(*) from call_batches where launched_at is null";
+            Ok(stack.count(waiting).await? == 0)
+        })
+        .await?;
+    stack.start_worker("dial")?;
+    let meter = stack.watched().meter();
+    stack
+        .until("everybody is dialled", async || {
+            Ok(stack.carrier.oracle().accepted >= u64::from(scale.campaign))
+        })
+        .await?;
+    let spent = meter.read();
+    let rate = stack.carrier.oracle().mean_rate;
+    let burned = stack.workers_said("slot burned");
+    stack.abandon().await?;
+    let (what, bound) = match bare {
+        Some(bare) => (
+            "placing, carrier answers at once, one worker",
+            Bound::at_least("ratio", rate / bare, PLACING_SHARE, ""),
+        ),
+        None => (
+            "placing, carrier takes 150 ms, one worker",
+            Bound::at_least("calls/s", rate, SLOW_CARRIER_RATE, ""),
+        ),
+    };
+    Ok(Row {
+        what: what.to_owned(),
+        measured: format!("{rate:.0} calls/s"),
+        limit: bare.map(|bare| format!("the same HTTP client in a bare loop: {bare:.0}/s")),
+        ratio: bare.map(|bare| rate / bare),
+        bounds: vec![bound],
+        spent,
+        details: json!({"calls": scale.campaign, "slots_burned": burned}),
+    })
+}
+
+/// The worst second at the carrier with four workers, and how much of the pace is used.
+pub async fn pacing(scale: &Scale, cps: u32) -> anyhow::Result<Row> {
+    let mut stack = Stack::start(cps.into(), carrier(0)).await?;
+    for _ in 0..PACING_WORKERS {
+        stack.start_worker(EVERYTHING)?;
+    }
+    let calls = cps * scale.pacing_secs;
+    let meter = stack.watched().meter();
+    stack.campaign(calls).await?;
+    let spent = meter.read();
+    let oracle = stack.carrier.oracle();
+    let creates = stack.carrier.creates();
+    let burned = stack.workers_said("slot burned");
+    let unbelieved = stack.workers_said("slots burned");
+    stack.stop().await?;
+    let used = oracle.mean_rate / f64::from(cps);
+    #[expect(clippy::cast_precision_loss, reason = "some thousands")]
+    let worst = oracle.worst_window.count as f64;
+    let span = Duration::from_micros(
+        creates
+            .last()
+            .zip(creates.first())
+            .map_or(0, |(last, first)| last.at_micros - first.at_micros),
+    );
+    let slots = span.as_secs_f64() * f64::from(cps) / 1.04 + 1.0;
+    Ok(Row {
+        what: format!("pacing at {cps}/s, {PACING_WORKERS} workers"),
+        measured: format!(
+            "worst second {worst:.0}, {:.1}/s on average ({:.1} %)",
+            oracle.mean_rate,
+            used * 100.0
+        ),
+        limit: Some(format!("{cps}/s")),
+        ratio: Some(used),
+        bounds: vec![
+            Bound::at_most("worst second", worst, cps.into(), ""),
+            Bound::at_least("use", used, PACING_USE, ""),
+        ],
+        spent,
+        details: json!({
+            "calls": creates.len(),
+            "seconds": span.as_secs_f64(),
+            // Slots are 4 % apart, so 96.2 % is all there is.
+            "slots_in_that_time": slots.round(),
+            "slots_burned_late": burned,
+            "leases_not_believed": unbelieved,
+        }),
+    })
+}
+
+/// From the request that starts a batch to the first create at the carrier.
+pub async fn first_dial(scale: &Scale) -> anyhow::Result<Row> {
+    let mut stack = Stack::start(50, carrier(0)).await?;
+    stack.start_worker(EVERYTHING)?;
+    let mut took = Vec::new();
+    let meter = stack.watched().meter();
+    for n in 0..scale.starts {
+        let batches = stack.batches(n * 10, 10).await;
+        if n % 2 == 1 {
+            // Long enough for the trunk's line to have closed.
+            tokio::time::sleep(Duration::from_secs(7)).await;
+        }
+        let seen = stack.carrier.creates().len();
+        let (asked, patience) = (SystemTime::now(), Instant::now());
+        for batch in &batches {
+            stack.client.start_batch(batch).await;
+        }
+        stack
+            .until("the batch ends", async || {
+                let open = "select count(*) from call_batches where status <> 'completed'";
+                Ok(stack.count(open).await? == 0)
+            })
+            .await?;
+        let creates = stack.carrier.creates();
+        let first = creates
+            .get(seen)
+            .map_or(u64::MAX, |create| create.unix_micros);
+        let asked = asked.duration_since(UNIX_EPOCH)?;
+        let wait = Duration::from_micros(first).saturating_sub(asked);
+        anyhow::ensure!(wait < patience.elapsed(), "no create was seen");
+        took.push(wait.as_secs_f64() * 1000.0);
+    }
+    let spent = meter.read();
+    stack.stop().await?;
+    took.sort_unstable_by(f64::total_cmp);
+    let median = took.get(took.len() / 2).copied().unwrap_or(f64::NAN);
+    let worst = took.last().copied().unwrap_or(f64::NAN);
+    Ok(Row {
+        what: format!("start to first dial, {} starts", scale.starts),
+        measured: format!("median {median:.0} ms, worst {worst:.0} ms"),
+        limit: None,
+        ratio: None,
+        bounds: vec![Bound::at_most("worst", worst, FIRST_DIAL_MS, " ms")],
+        spent,
+        details: json!({"milliseconds": took}),
+    })
+}
+
+/// Whole lives of calls, four events each, and what they cost the database.
+pub async fn pipeline(scale: &Scale) -> anyhow::Result<Row> {
+    let transactions = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
+    let mut stack = Stack::start(UNPACED, carrier(0)).await?;
+    stack.start_worker(EVERYTHING)?;
+    let batches = stack.batches(0, scale.campaign).await;
+    let before = stack.count(transactions).await?;
+    let meter = stack.watched().meter();
+    for batch in &batches {
+        stack.client.start_batch(batch).await;
+    }
+    stack
+        .until("the campaign ends", async || {
+            // Asked of the carrier, which costs the database nothing.
+            let ended: u64 = stack.carrier.oracle().outcomes.values().sum();
+            Ok(ended >= u64::from(scale.campaign))
+        })
+        .await?;
+    stack
+        .until("the batches complete", async || {
+            let open = "select count(*) from call_batches where status <> 'completed'";
+            Ok(stack.count(open).await? == 0)
+        })
+        .await?;
+    let spent = meter.read();
+    let took: f64 = sqlx::query_scalar(
+        "select extract(epoch from max(completed_at) - min(started_at))::float8 from call_batches",
+    )
+    .fetch_one(&stack.database.pool)
+    .await?;
+    let burned = stack.workers_said("slot burned");
+    let callbacks = stack.carrier.oracle().callbacks;
+    // A session reports what it did at its end; while it idles, only seconds later.
+    let database = stack.stop().await?;
+    let after: i64 = sqlx::query_scalar(transactions)
+        .fetch_one(&database.pool)
+        .await?;
+    let used = after - before;
+    let rate = per_second(scale.campaign.into(), Duration::from_secs_f64(took));
+    let each = f64::from(u32::try_from(used)?) / f64::from(scale.campaign);
+    Ok(Row {
+        what: "whole pipeline, 4 events a call, one worker".to_owned(),
+        measured: format!("{rate:.0} completed calls/s, {each:.2} transactions a call"),
+        limit: None,
+        ratio: None,
+        bounds: vec![
+            Bound::at_least("calls/s", rate, 300.0, ""),
+            Bound::at_most("transactions a call", each, 1.0, ""),
+        ],
+        spent,
+        details: json!({
+            "calls": scale.campaign,
+            "seconds": took,
+            "slots_burned": burned,
+            "callbacks": callbacks,
+        }),
+    })
+}

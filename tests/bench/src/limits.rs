@@ -1,0 +1,236 @@
+//! Programs that a row's limit is measured with, each as a process of its own like the program
+//! it stands beside: this one, started again with one of the words below.
+
+use std::io::Write as _;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::body::to_bytes;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::post;
+use axum::serve::ListenerExt as _;
+use peal_shared::calls::urls::{STATUS_PATH, requested};
+use peal_shared::secret::Keys;
+use peal_shared::telephony::{
+    Account, Callback, CallbackKind, CarrierKind, Carriers, Credentials, NewCall, Placement,
+};
+use reqwest::Url;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::harness::app::{ACCOUNT, AUTH_TOKEN};
+use crate::harness::client::number;
+use crate::load::per_second;
+use crate::stack::MASTER_KEY;
+
+const BARE_CREATES: &str = "bare-creates";
+const BARE_CALLBACKS: &str = "bare-callbacks";
+/// Requests of the bare loop under way at once.
+const IN_FLIGHT: usize = 512;
+const BODY_LIMIT_BYTES: usize = 64 * 1024;
+
+/// Does what the words say, if they are of this module.
+pub async fn run(words: &[String]) -> Option<anyhow::Result<()>> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [BARE_CREATES, url, count] => Some(bare_creates(url, count).await),
+        [BARE_CALLBACKS, public_url] => Some(bare_callbacks(public_url).await),
+        _ => None,
+    }
+}
+
+fn account(url: Option<&str>) -> anyhow::Result<Account> {
+    Ok(Account {
+        kind: CarrierKind::Twilio,
+        account_id: ACCOUNT.to_owned(),
+        credentials: Credentials {
+            username: None,
+            password: AUTH_TOKEN.into(),
+            signing_secrets: Vec::new(),
+        },
+        api_base_url: url.map(str::parse).transpose()?,
+    })
+}
+
+/// A limit's process and what it says.
+pub struct Limit {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Limit {
+    fn start(words: &[&str]) -> anyhow::Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(words)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let said = child.stdout.take().context("standard output")?;
+        Ok(Self {
+            child,
+            said: BufReader::new(said),
+        })
+    }
+
+    async fn line(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        self.said.read_line(&mut line).await?;
+        anyhow::ensure!(!line.is_empty(), "the limit's process said nothing");
+        Ok(line.trim().to_owned())
+    }
+}
+
+/// Creates a second that the dialler's own HTTP client makes in a loop that does nothing else.
+pub async fn creates(url: &str, count: u32) -> anyhow::Result<f64> {
+    let mut limit = Limit::start(&[BARE_CREATES, url, &count.to_string()])?;
+    let rate = limit.line().await?.parse()?;
+    limit.child.wait().await?;
+    Ok(rate)
+}
+
+async fn bare_creates(url: &str, count: &str) -> anyhow::Result<()> {
+    let count: u32 = count.parse()?;
+    let account = Arc::new(account(Some(url))?);
+    let carriers = Carriers::new()?;
+    let nowhere: Url = "http://127.0.0.1:9/".parse()?;
+    let start = Instant::now();
+    let mut requests = tokio::task::JoinSet::new();
+    for n in 0..count {
+        let call = NewCall {
+            to: number(50_000 + n).parse()?,
+            from: number(1).parse()?,
+            answer_url: nowhere.join(&n.to_string())?,
+            status_url: nowhere.clone(),
+            machine_detection_url: None,
+            recording_url: None,
+            ring_timeout_secs: 30,
+            max_duration_secs: 60,
+        };
+        let (carriers, account) = (carriers.clone(), Arc::clone(&account));
+        requests.spawn(async move {
+            let placement = carriers.of(account.kind).create(&account, &call).await;
+            matches!(placement, Placement::Accepted { .. })
+        });
+        if requests.len() >= IN_FLIGHT {
+            let accepted = requests.join_next().await.transpose()?;
+            anyhow::ensure!(accepted == Some(true), "a create was not accepted");
+        }
+    }
+    while let Some(accepted) = requests.join_next().await {
+        anyhow::ensure!(accepted?, "a create was not accepted");
+    }
+    writeln!(
+        std::io::stdout(),
+        "{}",
+        per_second(count.into(), start.elapsed())
+    )?;
+    Ok(())
+}
+
+/// A server of the status route that proves and reads each callback as the API does, and
+/// acknowledges it without writing it down. It lacks also what the API puts around every route
+/// (ids, spans, time limits), so it is a little faster than the same route could ever be.
+pub struct BareCallbacks {
+    limit: Limit,
+    pub address: String,
+}
+
+impl BareCallbacks {
+    /// Starts it for callbacks that are signed for this public address.
+    pub async fn start(public_url: &str) -> anyhow::Result<Self> {
+        let mut limit = Limit::start(&[BARE_CALLBACKS, public_url])?;
+        let address = limit.line().await?;
+        Ok(Self { limit, address })
+    }
+
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        self.limit
+            .child
+            .id()
+            .context("the limit's process has ended")
+    }
+
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        Ok(self.limit.child.kill().await?)
+    }
+}
+
+struct Bare {
+    keys: Keys,
+    account: Account,
+    carriers: Carriers,
+    public_url: Url,
+}
+
+async fn bare_callbacks(public_url: &str) -> anyhow::Result<()> {
+    let bare = Arc::new(Bare {
+        keys: Keys::derive(&MASTER_KEY)?,
+        account: account(None)?,
+        carriers: Carriers::new()?,
+        public_url: public_url.parse()?,
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    writeln!(std::io::stdout(), "{}", listener.local_addr()?)?;
+    let router = Router::new()
+        .route(
+            &format!("{STATUS_PATH}/{{trunk}}/{{call}}/{{token}}"),
+            post(status),
+        )
+        .with_state(bare);
+    let listener = listener.tap_io(|stream| {
+        let _kept_slow = stream.set_nodelay(true);
+    });
+    axum::serve(listener, router).await?;
+    Ok(())
+}
+
+async fn status(
+    State(bare): State<Arc<Bare>>,
+    Path((trunk, call, token)): Path<(String, String, String)>,
+    request: Request,
+) -> StatusCode {
+    let (Ok(trunk), Ok(call)) = (trunk.parse(), call.parse()) else {
+        return StatusCode::NOT_FOUND;
+    };
+    if !bare.keys.is_call_token(trunk, call, &token) {
+        return StatusCode::NOT_FOUND;
+    }
+    let (parts, body) = request.into_parts();
+    let sent_to = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let Some(url) = requested(&bare.public_url, sent_to) else {
+        return StatusCode::NOT_FOUND;
+    };
+    let Ok(body) = to_bytes(body, BODY_LIMIT_BYTES).await else {
+        return StatusCode::PAYLOAD_TOO_LARGE;
+    };
+    let carrier = bare.carriers.of(bare.account.kind);
+    let text = |name: &str| {
+        parts
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let callback = Callback {
+        method: parts.method.as_str(),
+        url: &url,
+        content_type: text(CONTENT_TYPE.as_str()),
+        signature: text(carrier.signature_header()),
+        body: &body,
+    };
+    if !carrier.verify(&bare.account, &callback) {
+        return StatusCode::FORBIDDEN;
+    }
+    match carrier.read(CallbackKind::Status, &callback) {
+        Ok(event) if event.carrier_call_id.is_some() => StatusCode::NO_CONTENT,
+        _ => StatusCode::UNPROCESSABLE_ENTITY,
+    }
+}
+
+/// How long a limit may be measured.
+pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,0 +1,273 @@
+//! A load generator that costs as little as can be: requests are bytes made beforehand, a
+//! connection is a task that writes them and looks for the status of the answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// A carrier gives up after so long.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// When requests are sent, and from when their latency counts.
+#[derive(Clone, Copy)]
+pub enum Pace {
+    /// Each connection sends as soon as it has its answer.
+    Flat,
+    /// So many a second at even intervals, whatever becomes of those before. Latency counts
+    /// from the instant a request is due, so that a server that falls behind cannot hide it.
+    Even(f64),
+    /// The same as long as a connection is free; latency counts from the sending, because the
+    /// load is more than connections and server can take.
+    AtMost(f64),
+}
+
+/// What a load came to.
+#[derive(Default)]
+pub struct Came {
+    /// Of requests answered with 2xx.
+    latencies: Vec<Duration>,
+    pub refused: u64,
+    /// Neither 2xx nor 503: other statuses, cut connections, no answer in time.
+    pub failed: u64,
+    pub over: Duration,
+}
+
+impl Came {
+    pub fn accepted(&self) -> u64 {
+        u64::try_from(self.latencies.len()).unwrap_or(u64::MAX)
+    }
+
+    /// Accepted requests a second.
+    pub fn rate(&self) -> f64 {
+        per_second(self.accepted(), self.over)
+    }
+
+    /// Answered requests a second.
+    pub fn answered_rate(&self) -> f64 {
+        per_second(self.accepted() + self.refused, self.over)
+    }
+
+    /// The latency in milliseconds that this share of the accepted stays below.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rank among some thousands"
+    )]
+    pub fn percentile_ms(&self, share: f64) -> f64 {
+        let rank = (self.latencies.len() as f64 * share).ceil() as usize;
+        let latency = self.latencies.get(rank.saturating_sub(1));
+        latency.map_or(f64::NAN, |latency| latency.as_secs_f64() * 1000.0)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate for people to read")]
+pub fn per_second(count: u64, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64()
+}
+
+/// Requests to one server, to be sent in order; behind the last comes the first again.
+#[derive(Clone)]
+pub struct Load {
+    address: String,
+    requests: Arc<Vec<Vec<u8>>>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Load {
+    pub fn new(address: &str, requests: Arc<Vec<Vec<u8>>>) -> Self {
+        Self {
+            address: address.to_owned(),
+            requests,
+            next: Arc::default(),
+        }
+    }
+
+    /// How many requests have not been sent.
+    pub fn left(&self) -> usize {
+        let next = self.next.load(Ordering::Relaxed);
+        self.requests.len().saturating_sub(next)
+    }
+
+    /// Sends up to `count` requests over so many connections, for at most `within`.
+    pub async fn send(
+        &self,
+        connections: usize,
+        count: usize,
+        pace: Pace,
+        within: Duration,
+    ) -> anyhow::Result<Came> {
+        let mut lanes = Vec::with_capacity(connections);
+        for _ in 0..connections {
+            lanes.push(Lane::open(&self.address).await?);
+        }
+        let first = self.next.load(Ordering::Relaxed);
+        let end = first + count;
+        let start = Instant::now();
+        let mut running = JoinSet::new();
+        for lane in lanes {
+            let share = Share {
+                load: self.clone(),
+                pace,
+                start,
+                range: (first, end),
+                deadline: start + within,
+            };
+            running.spawn(share.send(lane));
+        }
+        let mut all = Came::default();
+        while let Some(part) = running.join_next().await {
+            let part = part?;
+            all.latencies.extend(part.latencies);
+            all.refused += part.refused;
+            all.failed += part.failed;
+        }
+        all.over = start.elapsed();
+        all.latencies.sort_unstable();
+        // Each connection counts one past the end before it stops.
+        self.next.fetch_min(end, Ordering::Relaxed);
+        Ok(all)
+    }
+}
+
+/// What one connection has to do.
+struct Share {
+    load: Load,
+    pace: Pace,
+    start: Instant,
+    range: (usize, usize),
+    deadline: Instant,
+}
+
+impl Share {
+    async fn send(self, mut lane: Lane) -> Came {
+        let mut came = Came::default();
+        while Instant::now() < self.deadline {
+            let n = self.load.next.fetch_add(1, Ordering::Relaxed);
+            if n >= self.range.1 {
+                break;
+            }
+            let Some(request) = self.load.requests.get(n % self.load.requests.len().max(1)) else {
+                break;
+            };
+            let from = self.turn(n - self.range.0).await;
+            match timeout(PATIENCE, lane.ask(request)).await {
+                Ok(Ok(200..=299)) => came.latencies.push(from.elapsed()),
+                Ok(Ok(503)) => came.refused += 1,
+                Ok(Ok(_other)) => came.failed += 1,
+                Ok(Err(_)) | Err(_) => {
+                    came.failed += 1;
+                    match Lane::open(&self.load.address).await {
+                        Ok(fresh) => lane = fresh,
+                        Err(_) => return came,
+                    }
+                }
+            }
+        }
+        came
+    }
+
+    /// Waits until the n-th request is due; answers with when its latency begins.
+    async fn turn(&self, n: usize) -> Instant {
+        let (Pace::Even(rate) | Pace::AtMost(rate)) = self.pace else {
+            return Instant::now();
+        };
+        let place = u32::try_from(n).unwrap_or(u32::MAX);
+        let due = self.start + Duration::from_secs_f64(f64::from(place) / rate);
+        sleep_until(due).await;
+        match self.pace {
+            Pace::Even(_) => due,
+            _ => Instant::now(),
+        }
+    }
+}
+
+/// A connection.
+pub struct Lane {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Lane {
+    pub async fn open(address: &str) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address)
+            .await
+            .with_context(|| format!("connecting to {address}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            buffer: vec![0; 4096],
+        })
+    }
+
+    /// Sends a request and reads its answer; answers with the status.
+    pub async fn ask(&mut self, request: &[u8]) -> anyhow::Result<u16> {
+        self.stream.write_all(request).await?;
+        let mut filled = 0;
+        let mut wanted = None;
+        loop {
+            let space = self.buffer.get_mut(filled..).unwrap_or_default();
+            let read = self.stream.read(space).await?;
+            anyhow::ensure!(read > 0, "the connection was closed, or the answer is long");
+            filled += read;
+            let answer = self.buffer.get(..filled).unwrap_or_default();
+            if wanted.is_none() {
+                wanted = head(answer)?;
+            }
+            if let Some((status, length)) = wanted
+                && filled >= length
+            {
+                return Ok(status);
+            }
+        }
+    }
+}
+
+/// The status of an answer and its length with the body, once the head is there.
+fn head(answer: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return Ok(None);
+    };
+    let text = std::str::from_utf8(answer.get(..end).unwrap_or_default())?;
+    let mut lines = text.split("\r\n");
+    let status = lines.next().and_then(|line| line.split(' ').nth(1));
+    let body = lines.find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.trim().parse::<usize>().ok())?
+    });
+    let status = status.context("an answer without a status")?.parse()?;
+    Ok(Some((status, end + 4 + body.unwrap_or(0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_whole_with_its_body() {
+        let answer =
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 5\r\nretry-after: 1\r\n\r\nab";
+        assert_eq!(head(answer).unwrap(), Some((503, answer.len() + 3)));
+        let bare = b"HTTP/1.1 204 No Content\r\nx: y\r\n\r\n";
+        assert_eq!(head(bare).unwrap(), Some((204, bare.len())));
+        assert_eq!(head(b"HTTP/1.1 204 No").unwrap(), None);
+    }
+
+    #[test]
+    fn a_percentile_is_a_latency_that_was_measured() {
+        let came = Came {
+            latencies: (1..=200).map(Duration::from_millis).collect(),
+            ..Came::default()
+        };
+        assert!((came.percentile_ms(0.99) - 198.0).abs() < 1e-9);
+        assert!((came.percentile_ms(0.5) - 100.0).abs() < 1e-9);
+        assert!(Came::default().percentile_ms(0.99).is_nan());
+    }
+}

@@ -1,0 +1,178 @@
+//! The machine, and what processes take of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+/// The kernel counts processor time in hundredths of a second wherever Linux runs.
+const TICKS_PER_SEC: f64 = 100.0;
+
+/// The directory of this program and those it starts.
+pub fn programs() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    Ok(own.parent().context("a directory")?.to_owned())
+}
+
+/// What the numbers were measured on.
+pub fn facts() -> Value {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let after = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key));
+        let value = line.and_then(|line| line.split_once(':'));
+        value.map(|(_, value)| value.trim().to_owned())
+    };
+    let memory_kb = after(&read("/proc/meminfo"), "MemTotal")
+        .and_then(|text| text.trim_end_matches(" kB").trim().parse::<u64>().ok());
+    json!({
+        "date": chrono::Utc::now().format("%Y-%m-%d %H:%M UTC").to_string(),
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "memory_mib": memory_kb.map(|kb| kb / 1024),
+        "cpu": after(&read("/proc/cpuinfo"), "model name"),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+    })
+}
+
+/// The same for people.
+pub fn describe() -> String {
+    let facts = facts();
+    let word = |key: &str| match &facts[key] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    format!(
+        "{}: {} cores ({}), {} MiB of memory, Linux {}",
+        word("date"),
+        word("cores"),
+        word("cpu"),
+        word("memory_mib"),
+        word("kernel")
+    )
+}
+
+/// A memory figure of a process in MiB, such as `VmRSS` or its peak `VmHWM`.
+#[expect(clippy::cast_precision_loss, reason = "mebibytes for people to read")]
+pub fn memory_mib(pid: u32, figure: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kb = status
+        .lines()
+        .find_map(|line| line.strip_prefix(figure)?.strip_prefix(':'))
+        .and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kb.map_or(f64::NAN, |kb| kb as f64 / 1024.0)
+}
+
+struct Stat {
+    parent: u32,
+    /// Of the process and of its children that have ended.
+    own_secs: f64,
+    ended_children_secs: f64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, so the fields are counted behind its bracket.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |n: usize| fields.get(n)?.parse::<f64>().ok();
+    Some(Stat {
+        parent: fields.get(1)?.parse().ok()?,
+        own_secs: (ticks(11)? + ticks(12)?) / TICKS_PER_SEC,
+        ended_children_secs: (ticks(13)? + ticks(14)?) / TICKS_PER_SEC,
+    })
+}
+
+/// Whose child a process is.
+pub fn parent(pid: u32) -> Option<u32> {
+    Some(stat(pid)?.parent)
+}
+
+/// Processor seconds of a process; of a server that forks, with its children's.
+fn used(pid: u32, forks: bool) -> f64 {
+    let Some(own) = stat(pid) else { return 0.0 };
+    if !forks {
+        return own.own_secs;
+    }
+    let children = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let children = children.filter_map(|entry| stat(entry.file_name().to_str()?.parse().ok()?));
+    let living: f64 = children
+        .filter(|child| child.parent == pid)
+        .map(|child| child.own_secs)
+        .sum();
+    own.own_secs + own.ended_children_secs + living
+}
+
+/// Processes whose processor time is of interest, by what they are.
+#[derive(Clone, Default)]
+pub struct Watched(Vec<(&'static str, u32, bool)>);
+
+impl Watched {
+    pub fn add(&mut self, what: &'static str, pid: u32) {
+        self.0.push((what, pid, false));
+    }
+
+    /// A server that forks.
+    pub fn add_family(&mut self, what: &'static str, pid: u32) {
+        self.0.push((what, pid, true));
+    }
+
+    fn used(&self) -> BTreeMap<&'static str, f64> {
+        let mut all = BTreeMap::new();
+        for (what, pid, forks) in &self.0 {
+            *all.entry(*what).or_insert(0.0) += used(*pid, *forks);
+        }
+        all
+    }
+
+    /// Starts counting.
+    pub fn meter(self) -> Meter {
+        Meter {
+            before: self.used(),
+            since: Instant::now(),
+            watched: self,
+        }
+    }
+}
+
+/// Processor time that is being counted.
+pub struct Meter {
+    watched: Watched,
+    before: BTreeMap<&'static str, f64>,
+    since: Instant,
+}
+
+impl Meter {
+    /// What was spent since the start.
+    pub fn read(&self) -> Spent {
+        let mut secs = self.watched.used();
+        for (what, after) in &mut secs {
+            *after -= self.before.get(what).unwrap_or(&0.0);
+        }
+        Spent {
+            secs,
+            over: self.since.elapsed(),
+        }
+    }
+}
+
+/// Processor seconds by process, over a span of time.
+pub struct Spent {
+    secs: BTreeMap<&'static str, f64>,
+    over: Duration,
+}
+
+impl Spent {
+    pub fn json(&self) -> Value {
+        let rounded = |secs: f64| (secs * 100.0).round() / 100.0;
+        let mut all: serde_json::Map<String, Value> = self
+            .secs
+            .iter()
+            .map(|(what, secs)| ((*what).to_owned(), json!(rounded(*secs))))
+            .collect();
+        all.insert(
+            "over_secs".to_owned(),
+            json!(rounded(self.over.as_secs_f64())),
+        );
+        Value::Object(all)
+    }
+}
