@@ -21,4 +21,4 @@ mod state;
 mod upload_body;
 mod uploads;
 
-pub use server::serve;
+pub use server::{listen, serve};

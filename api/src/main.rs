@@ -6,7 +6,6 @@ use peal_api::bootstrap::{Bootstrap, bootstrap};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, migrate};
 use peal_shared::logging;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -54,8 +53,7 @@ async fn main() -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let context = Context::connect(config, "peal-api").await?;
     let address = context.config.listen;
-    let listener = TcpListener::bind(address)
-        .await
+    let listener = peal_api::listen(address)
         .with_context(|| format!("PEAL_LISTEN: cannot listen on {address}"))?;
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (

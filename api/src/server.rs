@@ -5,6 +5,7 @@
 //! megabytes. Uploads and event streams have limits of their own.
 
 use std::any::Any;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt as _;
 use peal_shared::context::Context;
 use peal_shared::ids::JobId;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -35,6 +36,9 @@ use crate::{
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
+/// Connections that may wait to be accepted. The usual 128 are full as soon as a carrier opens
+/// some hundred at once; the kernel then drops what comes, and it comes again a second later.
+const BACKLOG: u32 = 4096;
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest body of an ordinary request.
@@ -46,6 +50,21 @@ const SLOW: Duration = Duration::from_secs(1);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// Listens for clients.
+///
+/// # Errors
+/// When the address is taken, or not this machine's.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // A restarted process need not wait for the connections of the one before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves until `shutdown`, then lets requests finish.
 ///

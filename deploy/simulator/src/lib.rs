@@ -130,10 +130,10 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -158,7 +158,7 @@ pub struct Simulator;
 impl Simulator {
     /// Listens where the configuration says and serves until stopped or dropped.
     pub async fn start(config: Config) -> io::Result<Running> {
-        let listener = TcpListener::bind(config.listen).await?;
+        let listener = listen(config.listen)?;
         let url = format!("http://{}", listener.local_addr()?);
         let world = World::new(&config, Arc::from(url.as_str())).map_err(io::Error::other)?;
         world.tasks.spawn(
@@ -180,6 +180,21 @@ impl Simulator {
         });
         Ok(Running { url, world, server })
     }
+}
+
+/// Connections that may wait to be accepted. The usual 128 are full as soon as a busy dialer
+/// opens its connections at once; the kernel then drops what comes, and it comes again a second
+/// later.
+const BACKLOG: u32 = 4096;
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// A started carrier; dropping it stops it without waiting.

@@ -22,7 +22,7 @@ use crate::stack::{Stack, carrier};
 /// What a carrier says of a call, in order.
 const WORDS: [&str; 4] = ["initiated", "ringing", "in-progress", "completed"];
 /// Connections of a carrier that posts as fast as it gets answers.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 256;
 /// Connections of the overload, which are ten times the usual load's in flight.
 const OVERLOAD_CONNECTIONS: usize = 4096;
 const OVERLOAD: f64 = 10.0;
@@ -69,7 +69,8 @@ impl Post {
     }
 
     async fn send(&self, count: usize, pace: Pace) -> anyhow::Result<Came> {
-        let came = self.load.send(CONNECTIONS, count, pace, PATIENCE).await?;
+        let lanes = self.load.connect(CONNECTIONS).await?;
+        let came = self.load.send(lanes, count, pace, PATIENCE).await?;
         anyhow::ensure!(came.failed == 0, "{} callbacks failed", came.failed);
         Ok(came)
     }
@@ -161,15 +162,15 @@ pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
     let post = Post::prepare(scale.callbacks * 3).await?;
     let bare = BareCallbacks::start(post.stack.config.public_url.as_str()).await?;
     let bare_load = Load::new(&bare.address, Arc::clone(&post.requests));
-    bare_load
-        .send(CONNECTIONS, warm, Pace::Flat, PATIENCE)
-        .await?;
+    let lanes = bare_load.connect(CONNECTIONS).await?;
+    bare_load.send(lanes, warm, Pace::Flat, PATIENCE).await?;
+    let lanes = bare_load.connect(CONNECTIONS).await?;
     let mut watched = Watched::default();
     watched.add("limit", bare.pid()?);
     watched.add("load", std::process::id());
     let meter = watched.meter();
     let limit = bare_load
-        .send(CONNECTIONS, scale.callbacks, Pace::Flat, PATIENCE)
+        .send(lanes, scale.callbacks, Pace::Flat, PATIENCE)
         .await?;
     let limit_spent = meter.read();
     bare.stop().await?;
@@ -232,9 +233,10 @@ fn latencies(came: &Came) -> Value {
 /// Ten times what the API can do, or as much of it as the connections and this machine allow.
 pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
     let warm = scale.callbacks / 2;
-    let post = Post::prepare(scale.callbacks * 4).await?;
+    let post = Post::prepare(scale.callbacks * 6).await?;
     let capacity = post.send(warm, Pace::Flat).await?.rate();
     let api = post.stack.api.id();
+    let lanes = post.load.connect(OVERLOAD_CONNECTIONS).await?;
     let before = memory_mib(api, "VmRSS");
     let over = Arc::new(AtomicBool::new(false));
     let watch = tokio::spawn(memory(api, Arc::clone(&over)));
@@ -242,10 +244,7 @@ pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
     let within = Duration::from_secs(scale.overload_secs);
     let pace = Pace::AtMost(capacity * OVERLOAD);
     // What was refused comes again, as carriers do.
-    let came = post
-        .load
-        .send(OVERLOAD_CONNECTIONS, usize::MAX / 2, pace, within)
-        .await?;
+    let came = post.load.send(lanes, usize::MAX / 2, pace, within).await?;
     let spent = meter.read();
     over.store(true, Ordering::Relaxed);
     let recovery = recovery(&post).await?;

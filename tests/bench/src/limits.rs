@@ -21,7 +21,6 @@ use peal_shared::telephony::{
 };
 use reqwest::Url;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::harness::app::{ACCOUNT, AUTH_TOKEN};
@@ -175,7 +174,7 @@ async fn bare_callbacks(public_url: &str) -> anyhow::Result<()> {
         carriers: Carriers::new()?,
         public_url: public_url.parse()?,
     });
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = peal_api::listen("127.0.0.1:0".parse()?)?;
     writeln!(std::io::stdout(), "{}", listener.local_addr()?)?;
     let router = Router::new()
         .route(

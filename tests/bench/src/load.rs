@@ -95,18 +95,23 @@ impl Load {
         self.requests.len().saturating_sub(next)
     }
 
-    /// Sends up to `count` requests over so many connections, for at most `within`.
-    pub async fn send(
-        &self,
-        connections: usize,
-        count: usize,
-        pace: Pace,
-        within: Duration,
-    ) -> anyhow::Result<Came> {
+    /// Opens so many connections.
+    pub async fn connect(&self, connections: usize) -> anyhow::Result<Vec<Lane>> {
         let mut lanes = Vec::with_capacity(connections);
         for _ in 0..connections {
             lanes.push(Lane::open(&self.address).await?);
         }
+        Ok(lanes)
+    }
+
+    /// Sends up to `count` requests over these connections, for at most `within`.
+    pub async fn send(
+        &self,
+        lanes: Vec<Lane>,
+        count: usize,
+        pace: Pace,
+        within: Duration,
+    ) -> anyhow::Result<Came> {
         let first = self.next.load(Ordering::Relaxed);
         let end = first + count;
         let start = Instant::now();
