@@ -31,9 +31,10 @@ test: install ## Runs all tests on a private PostgreSQL and Redis.
 	    if cargo nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test; fi; \
 	    $(LAUNCH) with-services -- cargo "$$@" --workspace'
 
-bench: install ## Measures everything, each number beside a limit of the same run.
+bench: install ## Measures everything, each number beside a limit of the same run; SMALL=1 is a quick look.
 	$(IN_TARGET) 'cargo build --package peal-local; \
-	    cargo build --release --package peal-bench; \
+	    cargo build --release --package peal-bench --package peal-api --package peal-worker; \
+	    export PEAL_BENCH_SMALL=$${SMALL:-$${PEAL_BENCH_SMALL:-}}; \
 	    $(LAUNCH) with-services --durable -- "$$CARGO_TARGET_DIR/release/peal-bench"'
 
 soak: install ## Runs FAULT (killed workers) with SEEDS (100) seeds from FROM (1) on, printing each.
