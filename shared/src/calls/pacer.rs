@@ -22,6 +22,8 @@ const HORIZON_MILLIS: i64 = 250;
 /// The horizon of trunks slower than [`SLOW_CPS`], so that they are asked less often.
 const SLOW_HORIZON_MILLIS: i64 = 500;
 const SLOW_CPS: f64 = 20.0;
+/// A claim has to be committed before its first slot, or that slot is burned.
+const LEAD_MILLIS: i64 = 15;
 /// The push-back of a carrier halves in this time.
 const SLOWDOWN_HALF_LIFE_SECS: f64 = 10.0;
 const SLOWDOWN_STEP: f64 = 1.5;
@@ -101,11 +103,14 @@ impl Pace {
             .max(TimeDelta::microseconds(1))
     }
 
-    /// Every slot that is free up to the horizon. Slots in the past are gone.
+    /// Every slot that is free up to the horizon. Slots in the past are gone, and so are those
+    /// that come before the claim can be committed.
     #[must_use]
     pub fn lease(&self, now: DateTime<Utc>) -> Lease {
         let interval = self.interval(now);
-        let first = self.next_slot.max(now);
+        let first = self
+            .next_slot
+            .max(now + TimeDelta::milliseconds(LEAD_MILLIS));
         let room = (now + self.horizon() - first)
             .num_microseconds()
             .unwrap_or(-1);
@@ -142,22 +147,22 @@ mod tests {
     fn slots_are_four_percent_apart_and_reach_to_the_horizon() {
         let lease = pace(100.0, 0).lease(at(0));
         assert_eq!(lease.interval, TimeDelta::microseconds(10_400));
-        assert_eq!(lease.count, 25);
-        assert_eq!(lease.next_slot(), at(260_000));
+        assert_eq!((lease.first, lease.count), (at(15_000), 23));
+        assert_eq!(lease.next_slot(), at(254_200));
     }
 
     #[test]
     fn a_trunk_slower_than_its_horizon_still_gets_its_slot() {
         let lease = pace(1.0, 0).lease(at(0));
         assert_eq!(lease.count, 1);
-        assert_eq!(lease.next_slot(), at(1_040_000));
+        assert_eq!(lease.next_slot(), at(1_055_000));
         assert_eq!(pace(1.0, 1_040_000).lease(at(100_000)).count, 0);
     }
 
     #[test]
     fn slots_of_the_past_are_not_saved_up() {
         let lease = pace(10.0, -60_000_000).lease(at(0));
-        assert_eq!((lease.first, lease.count), (at(0), 5));
+        assert_eq!((lease.first, lease.count), (at(15_000), 5));
     }
 
     #[test]

@@ -37,8 +37,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// The least time between two claims, so that wake-ups are served in bulk.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
-/// How long the database's time may be on its way before its slots are no longer believed.
-const READ_LIMIT: Duration = Duration::from_millis(50);
+/// How long the database's time may be on its way before its slots are no longer believed. A
+/// slot may be so much earlier than it seems; together with [`LATE_LIMIT`] this stays well below
+/// the 40 ms by which slots a second apart are further apart than a second.
+const READ_LIMIT: Duration = Duration::from_millis(15);
 /// How often to look for calls that have been held too long.
 const LOOK_AT_HELD: Duration = Duration::from_secs(1);
 
