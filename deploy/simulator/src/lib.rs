@@ -157,6 +157,10 @@ pub struct Simulator;
 
 impl Simulator {
     /// Listens where the configuration says and serves until stopped or dropped.
+    #[expect(
+        clippy::unused_async,
+        reason = "it needs a runtime, and whoever awaits it has one"
+    )]
     pub async fn start(config: Config) -> io::Result<Running> {
         let listener = listen(config.listen)?;
         let url = format!("http://{}", listener.local_addr()?);
