@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Result;
 use crate::mail::Mailer;
+use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::telephony::Carriers;
 use crate::trunks::AccountCache;
@@ -46,6 +47,7 @@ pub struct Context {
     pub mailer: Mailer,
     pub store: Store,
     pub clock: Clock,
+    pub metrics: Metrics,
 }
 
 impl Context {
@@ -77,6 +79,7 @@ impl Context {
             mailer,
             store: Store::open(&config.store_url).context("PEAL_STORE_URL")?,
             clock: Clock::default(),
+            metrics: Metrics::default(),
             config,
         }))
     }

@@ -19,6 +19,7 @@ pub mod idempotency;
 pub mod ids;
 pub mod logging;
 pub mod mail;
+pub mod metrics;
 pub mod phone;
 pub mod phones;
 pub mod queue;
