@@ -26,6 +26,7 @@ pub mod queue;
 pub mod secret;
 pub mod store;
 pub mod telephony;
+pub mod traces;
 pub mod trunks;
 pub mod users;
 

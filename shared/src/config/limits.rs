@@ -60,14 +60,20 @@ pub struct ServerLimits {
 
 impl LimitSettings {
     pub(super) fn check(&self, pool: Option<u32>, bad: &mut Complaints) -> Option<ServerLimits> {
-        let mut number = |name, text: &Option<String>, default: u32, least: u32, most: u32| match text
-        {
-            Some(text) if !text.is_empty() => bad.number(name, text, least, most),
-            _ => Some(default),
-        };
+        let mut number =
+            |name, text: &Option<String>, default: u32, least: u32, most: u32| match text {
+                Some(text) if !text.is_empty() => bad.number(name, text, least, most),
+                _ => Some(default),
+            };
         let of_pool = |share: u32| (pool.unwrap_or(20) / share).max(1);
         let reads = number("PEAL_LIMIT_READS", &self.limit_reads, of_pool(2), 1, 1000);
-        let control = number("PEAL_LIMIT_CONTROL", &self.limit_control, of_pool(4), 1, 1000);
+        let control = number(
+            "PEAL_LIMIT_CONTROL",
+            &self.limit_control,
+            of_pool(4),
+            1,
+            1000,
+        );
         let uploads = number("PEAL_LIMIT_UPLOADS", &self.limit_uploads, 32, 1, 1000);
         let wait = number("PEAL_LIMIT_WAIT_MS", &self.limit_wait_ms, 500, 0, 10_000);
         let streams = number("PEAL_LIMIT_STREAMS", &self.limit_streams, 1000, 1, 100_000);
@@ -75,13 +81,21 @@ impl LimitSettings {
         let per_org = number("PEAL_LIMIT_STREAMS_PER_ORG", per_org, 100, 1, 100_000);
         let connections = &self.limit_connections;
         let connections = number("PEAL_LIMIT_CONNECTIONS", connections, 4096, 1, 1_000_000);
-        let header = number("PEAL_LIMIT_HEADER_SECS", &self.limit_header_secs, 65, 1, 600);
+        let header = number(
+            "PEAL_LIMIT_HEADER_SECS",
+            &self.limit_header_secs,
+            65,
+            1,
+            600,
+        );
         let statement = &self.limit_statement_secs;
         let statement = number("PEAL_LIMIT_STATEMENT_SECS", statement, 5, 1, 25);
         let fits = match (reads, control, pool) {
-            (Some(reads), Some(control), Some(pool)) if reads.saturating_add(control) > pool => Err(format!(
-                "and PEAL_LIMIT_CONTROL are {reads} and {control}: together they must not exceed PEAL_DATABASE_POOL, {pool}"
-            )),
+            (Some(reads), Some(control), Some(pool)) if reads.saturating_add(control) > pool => {
+                Err(format!(
+                    "and PEAL_LIMIT_CONTROL are {reads} and {control}: together they must not exceed PEAL_DATABASE_POOL, {pool}"
+                ))
+            }
             _ => Ok(()),
         };
         bad.check("PEAL_LIMIT_READS", fits)?;

@@ -84,7 +84,10 @@ mod tests {
     fn spans_go_to_the_protocols_path() {
         for (typed, url) in [
             ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
-            ("https://otel.example.com/base/", "https://otel.example.com/base/v1/traces"),
+            (
+                "https://otel.example.com/base/",
+                "https://otel.example.com/base/v1/traces",
+            ),
             ("http://a/v1/traces", "http://a/v1/traces"),
         ] {
             assert_eq!(spans_url(typed).unwrap().as_str(), url);

@@ -115,7 +115,8 @@ impl Dial {
         let trunk = id.to_string();
         let dials = |result| {
             let trunk = trunk.clone();
-            self.dials.get_or_create_owned(&TrunkResult { trunk, result })
+            self.dials
+                .get_or_create_owned(&TrunkResult { trunk, result })
         };
         let label = Trunk {
             trunk: trunk.clone(),

@@ -23,7 +23,7 @@ use prometheus_client::registry::Registry;
 pub use dial::{Dial, OfTrunk};
 pub use events::Events;
 pub use http::{Http, Route};
-pub use page::serve;
+pub use page::{listen, serve};
 
 #[cfg(doc)]
 use crate::context::Context;

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -17,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Config;
 use crate::context::Context;
 
 /// Connections that are served at once.
@@ -27,6 +29,21 @@ const HEAD_LIMIT: Duration = Duration::from_secs(65);
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// Listens where `PEAL_METRICS_LISTEN` says; nowhere when it says nothing.
+///
+/// # Errors
+/// When the address is taken, or not of this machine.
+pub async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = config.watch.metrics_listen else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("PEAL_METRICS_LISTEN: cannot listen on {address}"))?;
+    tracing::info!(address = %listener.local_addr()?, "showing metrics");
+    Ok(Some(listener))
+}
 
 /// Shows the numbers of the process to whoever connects, until `shutdown`.
 pub async fn serve(context: Arc<Context>, listener: TcpListener, shutdown: CancellationToken) {

@@ -259,13 +259,17 @@ impl Sampled {
                 self.jobs.get_or_create(&Jobs { queue, state }).set(jobs);
             }
             let oldest = depth.oldest_secs.unwrap_or(0.0);
-            self.oldest_job.get_or_create(&OfQueue { queue }).set(oldest);
+            self.oldest_job
+                .get_or_create(&OfQueue { queue })
+                .set(oldest);
         }
         for (status, calls) in state.live {
             self.live.get_or_create(&Status { status }).set(calls);
         }
         self.unapplied.get_or_create(&[]).set(state.unapplied);
-        self.oldest_event.get_or_create(&[]).set(state.oldest_event_secs);
+        self.oldest_event
+            .get_or_create(&[])
+            .set(state.oldest_event_secs);
         for trunk in state.trunks {
             let of = Trunk {
                 trunk: trunk.id.to_string(),
@@ -344,7 +348,9 @@ fn pools(context: &Context) -> [(&'static str, &PgPool); 2] {
 /// What the kernel says, in kilobytes, of the memory of this process.
 fn resident_bytes() -> Option<i64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: i64 = line.split_whitespace().next()?.parse().ok()?;
     kilobytes.checked_mul(1024)
 }
@@ -390,7 +396,10 @@ impl State {
         db.rollback().await?;
         Ok(Self {
             depths,
-            live: live.into_iter().map(|row| (row.status, row.calls)).collect(),
+            live: live
+                .into_iter()
+                .map(|row| (row.status, row.calls))
+                .collect(),
             unapplied: events.waiting,
             oldest_event_secs: events.oldest_secs.unwrap_or(0.0),
             trunks,
