@@ -11,6 +11,7 @@ mod harness;
 mod ingest;
 mod limits;
 mod mail;
+mod overload;
 mod queue;
 mod states;
 mod tidy;
