@@ -1,13 +1,15 @@
 //! Nothing personal and nothing secret leaves its place: not into logs, not into jobs, not into
-//! Redis.
+//! Redis, not into metrics.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use peal_shared::ids::{CallId, TrunkId};
 use peal_simulator::{Chance, Faults};
 use serde_json::json;
 
 use crate::harness::app::{AUTH_TOKEN, App, PATIENCE, number};
+use crate::harness::scrape::show;
 use crate::harness::{eventually, setting};
 
 /// Everything that was logged.
@@ -26,7 +28,7 @@ impl Write for Logs {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_number_name_key_or_token_is_logged_queued_or_put_into_redis() {
+async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() {
     let logs = Logs::default();
     let writer = logs.clone();
     tracing_subscriber::fmt()
@@ -60,6 +62,11 @@ async fn no_number_name_key_or_token_is_logged_queued_or_put_into_redis() {
     assert_eq!(app.count(jobs).await, 0);
 
     let kept = in_redis(&app).await;
+    let mut shown = String::new();
+    for context in app.worker_contexts.iter().chain([&app.context]) {
+        shown.push_str(&show(context).await.scrape().await.text);
+    }
+    assert!(shown.contains("peal_dials_total{") && shown.contains("peal_callback_seconds_count{"));
     let written = || async { !logs.0.lock().expect("logs").is_empty() };
     eventually("something is logged", PATIENCE, written).await;
     let logged = String::from_utf8_lossy(&logs.0.lock().expect("logs")).into_owned();
@@ -74,9 +81,23 @@ async fn no_number_name_key_or_token_is_logged_queued_or_put_into_redis() {
         "+12125550100".to_owned(),
         "1212555000000000".to_owned(),
     ];
+    let calls: Vec<(CallId, TrunkId)> = sqlx::query_as("select id, trunk_id from calls")
+        .fetch_all(&app.context.pool)
+        .await
+        .expect("calls");
+    let ids = calls.iter().map(|(call, _)| call.to_string());
+    for id in ids.chain([app.tenant.org.to_string(), batch.clone()]) {
+        assert!(!shown.contains(&id), "metrics name {id}");
+    }
+    let keys = &app.context.config.keys;
+    secrets.extend(
+        calls
+            .iter()
+            .map(|(call, trunk)| keys.call_token(*trunk, *call)),
+    );
     secrets.extend((0..20).map(|n| number(n).trim_start_matches('+').to_owned()));
     for secret in secrets {
-        for (place, text) in [("the logs", &logged), ("Redis", &kept)] {
+        for (place, text) in [("the logs", &logged), ("Redis", &kept), ("metrics", &shown)] {
             let line = text.lines().find(|line| line.contains(&secret));
             assert!(
                 line.is_none(),

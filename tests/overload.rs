@@ -79,12 +79,12 @@ async fn reads_that_are_stuck_are_shed_and_hold_up_nobody_else() {
     app.add_people(&batch, 1).await;
     app.start_batch(&batch).await;
     app.wait_for(&batch, "completed").await;
-    let list = "/api/v1/batch-call/list";
+    let list = "/api/v1/batch-call/me";
     app.get(list).await.expect(200);
 
     // Nobody can read batches.
     let mut lock = app.context.callbacks.begin().await.unwrap();
-    sqlx::query("set local idle_in_transaction_session_timeout = 0; ")
+    sqlx::query("set local idle_in_transaction_session_timeout = 0")
         .execute(&mut *lock)
         .await
         .unwrap();
@@ -156,7 +156,7 @@ async fn a_read_that_never_ends_gives_its_place_back() {
         .execute(&mut *lock)
         .await
         .unwrap();
-    let list = "/api/v1/batch-call/list";
+    let list = "/api/v1/batch-call/me";
     let began = Instant::now();
     let slow = app.get(list).await;
     assert!(
