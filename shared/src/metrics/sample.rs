@@ -4,9 +4,12 @@
 //!
 //! Every replica shows the same state of the database, so read it with `max`, not `sum`.
 
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeGaugeValue, EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,7 +17,6 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use rust_decimal::prelude::ToPrimitive;
 use sqlx::PgPool;
-use tokio::sync::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::{Level, SECONDS};
@@ -66,18 +68,36 @@ struct Connections {
 }
 
 /// A single number that is absent while it is not known.
-type Known<G> = Family<[(&'static str, &'static str); 0], G>;
+#[derive(Clone, Debug, Default)]
+struct Known<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Known<T> {
+    fn set(&self, value: Option<T>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+}
+
+impl<T: EncodeGaugeValue + Copy> EncodeMetric for Known<T> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let value = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        value.map_or(Ok(()), |value| encoder.encode_gauge(&value))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
 
 /// What was found when somebody looked.
 #[derive(Debug)]
 pub struct Sampled {
-    looked: Mutex<Option<Instant>>,
+    looked: tokio::sync::Mutex<Option<Instant>>,
     up: Gauge,
     jobs: Family<Jobs, Gauge>,
     oldest_job: Family<OfQueue, Level>,
     live: Family<Status, Gauge>,
-    unapplied: Known<Gauge>,
-    oldest_event: Known<Level>,
+    unapplied: Known<i64>,
+    oldest_event: Known<f64>,
     trunk_calls: Family<Trunk, Gauge>,
     trunk_limit: Family<Trunk, Gauge>,
     trunk_pace: Family<Trunk, Level>,
@@ -86,21 +106,21 @@ pub struct Sampled {
     connections: Family<Connections, Gauge>,
     waits: Family<Pool, Histogram, fn() -> Histogram>,
     failed_waits: Family<Pool, Counter>,
-    bell: Known<Gauge>,
+    bell: Known<i64>,
     missed_bells: Gauge,
-    memory: Known<Gauge>,
+    memory: Known<i64>,
 }
 
 impl Sampled {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let new = Self {
-            looked: Mutex::default(),
+            looked: tokio::sync::Mutex::default(),
             up: Gauge::default(),
             jobs: Family::default(),
             oldest_job: Family::default(),
             live: Family::default(),
-            unapplied: Family::default(),
-            oldest_event: Family::default(),
+            unapplied: Known::default(),
+            oldest_event: Known::default(),
             trunk_calls: Family::default(),
             trunk_limit: Family::default(),
             trunk_pace: Family::default(),
@@ -109,9 +129,9 @@ impl Sampled {
             connections: Family::default(),
             waits: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             failed_waits: Family::default(),
-            bell: Family::default(),
+            bell: Known::default(),
             missed_bells: Gauge::default(),
-            memory: Family::default(),
+            memory: Known::default(),
         };
         new.name_state(registry);
         new.name_trunks(registry);
@@ -239,8 +259,10 @@ impl Sampled {
         self.jobs.clear();
         self.oldest_job.clear();
         self.live.clear();
-        self.unapplied.clear();
-        self.oldest_event.clear();
+        let events = state.as_ref().map(|state| state.unapplied);
+        self.unapplied.set(events);
+        let oldest = state.as_ref().map(|state| state.oldest_event_secs);
+        self.oldest_event.set(oldest);
         self.trunk_calls.clear();
         self.trunk_limit.clear();
         self.trunk_pace.clear();
@@ -266,10 +288,6 @@ impl Sampled {
         for (status, calls) in state.live {
             self.live.get_or_create(&Status { status }).set(calls);
         }
-        self.unapplied.get_or_create(&[]).set(state.unapplied);
-        self.oldest_event
-            .get_or_create(&[])
-            .set(state.oldest_event_secs);
         for trunk in state.trunks {
             let of = Trunk {
                 trunk: trunk.id.to_string(),
@@ -287,10 +305,7 @@ impl Sampled {
     }
 
     async fn show_bells(&self, bells: &Bells) {
-        match bells.answers().await {
-            Some(up) => self.bell.get_or_create(&[]).set(up.into()),
-            None => return,
-        };
+        self.bell.set(bells.answers().await.map(i64::from));
         let missed = i64::try_from(bells.missed()).unwrap_or(i64::MAX);
         self.missed_bells.set(missed);
     }
@@ -307,9 +322,7 @@ impl Sampled {
                 self.connections.get_or_create(&of).set(count);
             }
         }
-        if let Some(bytes) = resident_bytes() {
-            self.memory.get_or_create(&[]).set(bytes);
-        }
+        self.memory.set(resident_bytes());
     }
 
     /// Asks each pool in use for a connection, now and then, and measures how long that takes.
