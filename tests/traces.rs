@@ -103,28 +103,7 @@ async fn a_call_is_followed_from_its_claim_to_its_end_over_all_processes() {
     };
     eventually("every call's trace has arrived", PATIENCE, whole).await;
     for call in calls {
-        let spans = collector.of(call);
-        let (roots, steps): (Vec<_>, Vec<_>) = spans
-            .iter()
-            .partition(|(_, span)| span.parent_span_id.is_empty());
-        let [(_, root)] = roots[..] else {
-            panic!("{} roots", roots.len());
-        };
-        assert_eq!(root.name, "call");
-        let mut names = BTreeSet::new();
-        for (service, step) in steps {
-            assert_eq!(step.parent_span_id, root.span_id, "{}", step.name);
-            assert!(step.end_time_unix_nano >= step.start_time_unix_nano);
-            let from = if step.name == "callback" {
-                "peal-api"
-            } else {
-                "peal-worker"
-            };
-            assert!(service.contains(from), "{} from {service}", step.name);
-            names.insert(step.name.as_str());
-        }
-        let all = ["apply", "callback", "claim", "final", "place"];
-        assert_eq!(names.into_iter().collect::<Vec<_>>(), all, "{call}");
+        judge(call, &collector.of(call));
     }
     for body in collector.bodies.lock().unwrap().iter() {
         let text = String::from_utf8_lossy(body);
@@ -134,4 +113,29 @@ async fn a_call_is_followed_from_its_claim_to_its_end_over_all_processes() {
         assert!(!text.contains("Person "));
     }
     app.finish().await;
+}
+
+/// One root, and under it every step by the program that takes it.
+fn judge(call: CallId, spans: &[(String, Span)]) {
+    let (roots, steps): (Vec<_>, Vec<_>) = spans
+        .iter()
+        .partition(|(_, span)| span.parent_span_id.is_empty());
+    let [(_, root)] = roots[..] else {
+        panic!("{} roots", roots.len());
+    };
+    assert_eq!(root.name, "call");
+    let mut names = BTreeSet::new();
+    for (service, step) in steps {
+        assert_eq!(step.parent_span_id, root.span_id, "{}", step.name);
+        assert!(step.end_time_unix_nano >= step.start_time_unix_nano);
+        let from = if step.name == "callback" {
+            "peal-api"
+        } else {
+            "peal-worker"
+        };
+        assert!(service.contains(from), "{} from {service}", step.name);
+        names.insert(step.name.as_str());
+    }
+    let all = ["apply", "callback", "claim", "final", "place"];
+    assert_eq!(names.into_iter().collect::<Vec<_>>(), all, "{call}");
 }

@@ -17,7 +17,9 @@
 //! Steps are reported when they are over, many at a time, because that is how calls move; so
 //! spans are handed to the exporter complete and nothing is kept open or passed along.
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -118,6 +120,7 @@ impl Traces {
         let client = Client {
             http: http::client(SEND_LIMIT)?,
             runtime: Handle::current(),
+            failing: AtomicBool::new(false),
         };
         let exporter = SpanExporter::builder()
             .with_http()
@@ -257,6 +260,26 @@ fn created_at(call: CallId) -> Option<DateTime<Utc>> {
 struct Client {
     http: reqwest::Client,
     runtime: Handle,
+    failing: AtomicBool,
+}
+
+impl Client {
+    /// Logs when the collector goes away and when it is back, not every time.
+    fn note<E: fmt::Display>(&self, sent: &Result<Response<Bytes>, E>) {
+        let why = match sent {
+            Ok(response) if response.status().is_success() => None,
+            Ok(response) => Some(format!("it answers {}", response.status())),
+            Err(error) => Some(error.to_string()),
+        };
+        let failed_before = self.failing.swap(why.is_some(), Ordering::Relaxed);
+        match why {
+            Some(why) if !failed_before => {
+                tracing::warn!(why, "the collector takes no traces; calls go on without");
+            }
+            None if failed_before => tracing::info!("the collector takes traces again"),
+            _ => {}
+        }
+    }
 }
 
 #[async_trait]
@@ -270,7 +293,9 @@ impl HttpClient for Client {
             *response.status_mut() = status;
             Ok::<_, reqwest::Error>(response)
         });
-        Ok(sending.await??)
+        let sent = sending.await?;
+        self.note(&sent);
+        Ok(sent?)
     }
 }
 
