@@ -1,5 +1,6 @@
 //! What operators see is what happened.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use peal_simulator::{Chance, Faults};
@@ -188,4 +189,50 @@ async fn what_waits_is_seen_and_a_stuck_database_hides_nothing_else() {
     let back = || async { shown.scrape().await.get("peal_sample_up") == Some(1.0) };
     eventually("the sample is back", PATIENCE, back).await;
     app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readme_and_the_dashboard_name_what_is_shown_and_nothing_else() {
+    let app = campaign().await;
+    let mut shown: BTreeMap<String, String> = BTreeMap::new();
+    for context in [&app.context, &app.worker_contexts[0]] {
+        let seen = show(context).await.scrape().await;
+        let types = seen.text.lines().filter_map(|line| {
+            let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+            Some((name.to_owned(), kind.to_owned()))
+        });
+        shown.extend(types);
+    }
+    app.finish().await;
+    let series: BTreeSet<String> = shown
+        .iter()
+        .flat_map(|(name, kind)| match kind.as_str() {
+            "counter" => vec![format!("{name}_total")],
+            "histogram" => ["", "_bucket", "_sum", "_count"]
+                .map(|of| format!("{name}{of}"))
+                .into(),
+            _ => vec![name.clone()],
+        })
+        .collect();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect(path);
+    let (dashboard, readme) = (read("deploy/grafana/peal.json"), read("README.md"));
+    for text in [&dashboard, &readme] {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let names = words.filter(|word| {
+            // An API key in an example begins alike.
+            word.starts_with("peal_") && !word.starts_with("peal_live_")
+        });
+        let unknown: Vec<_> = names.filter(|name| !series.contains(*name)).collect();
+        assert!(unknown.is_empty(), "named but not shown: {unknown:?}");
+    }
+    for (name, kind) in &shown {
+        let total = if kind == "counter" { "_total" } else { "" };
+        let short = name.trim_start_matches("peal_trunk");
+        let told = [format!("`{name}{total}`"), format!("`{short}`")];
+        assert!(
+            told.iter().any(|name| readme.contains(name)),
+            "the readme does not tell of {name}"
+        );
+    }
 }

@@ -177,6 +177,29 @@ async fn a_read_that_never_ends_gives_its_place_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn deleting_a_batch_may_take_longer_than_other_statements() {
+    let app = App::with(Options {
+        workers: 0,
+        settings: |settings| settings.limits.limit_statement_secs = Some("1".to_owned()),
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({})).await;
+    for statement in [
+        "create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1.5); return old; end'",
+        "create trigger slow before delete on call_batches for each row execute function slow()",
+    ] {
+        sqlx::query(statement)
+            .execute(&app.context.pool)
+            .await
+            .unwrap();
+    }
+    let path = format!("/api/v1/batch-call/{batch}");
+    answer(app.request(Method::DELETE, &path)).await.expect(200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn event_streams_are_bounded_in_all_and_by_organisation() {
     let app = small().await;
     let other = app.another_tenant("Globex").await;

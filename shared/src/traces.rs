@@ -287,13 +287,16 @@ impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let http = self.http.clone();
         let sending = self.runtime.spawn(async move {
-            let answer = http.execute(request.try_into()?).await?;
+            let request = request.try_into()?;
+            let answer = http.execute(request).await?;
             let status = answer.status();
             let mut response = Response::new(answer.bytes().await?);
             *response.status_mut() = status;
             Ok::<_, reqwest::Error>(response)
         });
         let sent = sending.await?;
+        // The address may hold a password.
+        let sent = sent.map_err(reqwest::Error::without_url);
         self.note(&sent);
         Ok(sent?)
     }

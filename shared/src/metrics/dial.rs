@@ -69,6 +69,9 @@ impl Dial {
             claim_time: Histogram::new(SECONDS),
             ended: Family::default(),
         };
+        for outcome in Outcome::ALL {
+            new.ended(outcome, 0);
+        }
         registry.register(
             "peal_dials",
             "Create requests sent to carriers, by what became of them",

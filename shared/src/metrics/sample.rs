@@ -24,6 +24,7 @@ use crate::bells::Bells;
 use crate::context::Context;
 use crate::error::Result;
 use crate::queue;
+use crate::telephony::CallStatus;
 use crate::trunks;
 
 /// How old what is shown of the database may be.
@@ -32,6 +33,8 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 const SAMPLE_LIMIT: Duration = Duration::from_secs(2);
 /// Unapplied events are counted up to here.
 const EVENTS_LIMIT: i64 = 100_000;
+/// The pools of a process.
+const POOLS: [&str; 2] = ["main", "callbacks"];
 /// How often a connection is asked for, to see how long that takes.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
@@ -48,7 +51,7 @@ struct OfQueue {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Status {
-    status: String,
+    status: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -133,6 +136,10 @@ impl Sampled {
             missed_bells: Gauge::default(),
             memory: Known::default(),
         };
+        // A counter that is there from the beginning shows its first step.
+        for pool in POOLS {
+            new.failed_waits.get_or_create(&Pool { pool }).inc_by(0);
+        }
         new.name_state(registry);
         new.name_trunks(registry);
         new.name_process(registry);
@@ -285,7 +292,10 @@ impl Sampled {
                 .get_or_create(&OfQueue { queue })
                 .set(oldest);
         }
-        for (status, calls) in state.live {
+        for status in CallStatus::LIVE {
+            let calls = state.live.iter().find(|(live, _)| *live == status);
+            let status = status.as_str();
+            let calls = calls.map_or(0, |(_, calls)| *calls);
             self.live.get_or_create(&Status { status }).set(calls);
         }
         for trunk in state.trunks {
@@ -355,7 +365,8 @@ impl Sampled {
 }
 
 fn pools(context: &Context) -> [(&'static str, &PgPool); 2] {
-    [("main", &context.pool), ("callbacks", &context.callbacks)]
+    let [main, callbacks] = POOLS;
+    [(main, &context.pool), (callbacks, &context.callbacks)]
 }
 
 /// What the kernel says, in kilobytes, of the memory of this process.
@@ -371,7 +382,7 @@ fn resident_bytes() -> Option<i64> {
 /// The state of the database.
 struct State {
     depths: Vec<queue::Depth>,
-    live: Vec<(String, i64)>,
+    live: Vec<(CallStatus, i64)>,
     unapplied: i64,
     oldest_event_secs: f64,
     trunks: Vec<trunks::TrunkState>,
@@ -386,7 +397,7 @@ impl State {
             .await?;
         let depths = queue::depths(&mut db).await?;
         let live = sqlx::query!(
-            r#"select status, count(*) as "calls!"
+            r#"select status as "status: CallStatus", count(*) as "calls!"
                from calls
                where live
                group by status"#,
