@@ -51,10 +51,12 @@ pub async fn serve(
         while let Ok(place) = Arc::clone(&places).acquire_owned().await {
             let (stream, from) = accept(&listener).await;
             // Handlers ask for the peer's address.
-            let routes = routes.clone().map_request(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(ConnectInfo(from));
-                request
-            });
+            let routes = routes
+                .clone()
+                .map_request(move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(ConnectInfo(from));
+                    request
+                });
             let routes = TowerToHyperService::new(routes);
             let connection = builder.serve_connection(TokioIo::new(stream), routes);
             let connection = graceful.watch(connection);
