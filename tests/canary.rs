@@ -1,13 +1,15 @@
 //! Nothing personal and nothing secret leaves its place: not into logs, not into jobs, not into
-//! Redis.
+//! Redis, not into metrics.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use peal_shared::ids::{CallId, TrunkId};
 use peal_simulator::{Chance, Faults};
 use serde_json::json;
 
 use crate::harness::app::{AUTH_TOKEN, App, PATIENCE, number};
+use crate::harness::scrape::show;
 use crate::harness::{eventually, setting};
 
 /// Everything that was logged.
@@ -26,7 +28,7 @@ impl Write for Logs {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_number_name_key_or_token_is_logged_queued_or_put_into_redis() {
+async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() {
     let logs = Logs::default();
     let writer = logs.clone();
     tracing_subscriber::fmt()
@@ -60,6 +62,7 @@ async fn no_number_name_key_or_token_is_logged_queued_or_put_into_redis() {
     assert_eq!(app.count(jobs).await, 0);
 
     let kept = in_redis(&app).await;
+    let shown = in_metrics(&app).await;
     let written = || async { !logs.0.lock().expect("logs").is_empty() };
     eventually("something is logged", PATIENCE, written).await;
     let logged = String::from_utf8_lossy(&logs.0.lock().expect("logs")).into_owned();
@@ -74,9 +77,10 @@ async fn no_number_name_key_or_token_is_logged_queued_or_put_into_redis() {
         "+12125550100".to_owned(),
         "1212555000000000".to_owned(),
     ];
+    secrets.extend(call_tokens(&app).await);
     secrets.extend((0..20).map(|n| number(n).trim_start_matches('+').to_owned()));
     for secret in secrets {
-        for (place, text) in [("the logs", &logged), ("Redis", &kept)] {
+        for (place, text) in [("the logs", &logged), ("Redis", &kept), ("metrics", &shown)] {
             let line = text.lines().find(|line| line.contains(&secret));
             assert!(
                 line.is_none(),
@@ -86,6 +90,40 @@ async fn no_number_name_key_or_token_is_logged_queued_or_put_into_redis() {
         }
     }
     app.finish().await;
+}
+
+/// What every process shows of itself. Labels name no call, no batch and no organisation.
+async fn in_metrics(app: &App) -> String {
+    let mut shown = String::new();
+    for context in app.worker_contexts.iter().chain([&app.context]) {
+        shown.push_str(&show(context).await.scrape().await.text);
+    }
+    for series in ["peal_dials_total{", "peal_callback_seconds_count{"] {
+        assert!(shown.contains(series), "{series} is not shown");
+    }
+    let ids: Vec<uuid::Uuid> = sqlx::query_scalar(
+        "select id from calls union all select id from call_batches union all select id from organizations",
+    )
+    .fetch_all(&app.context.pool)
+    .await
+    .expect("ids");
+    for id in ids {
+        assert!(!shown.contains(&id.to_string()), "metrics name {id}");
+    }
+    shown
+}
+
+/// The tokens in the addresses of calls.
+async fn call_tokens(app: &App) -> Vec<String> {
+    let calls: Vec<(CallId, TrunkId)> = sqlx::query_as("select id, trunk_id from calls")
+        .fetch_all(&app.context.pool)
+        .await
+        .expect("calls");
+    let keys = &app.context.config.keys;
+    let tokens = calls
+        .iter()
+        .map(|(call, trunk)| keys.call_token(*trunk, *call));
+    tokens.collect()
 }
 
 /// Every key and value that this installation has put into Redis.

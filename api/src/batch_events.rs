@@ -22,7 +22,7 @@ use peal_shared::campaigns::progress::{Snapshot, snapshot};
 use peal_shared::campaigns::{BatchStatus, batches};
 use peal_shared::context::Context;
 use peal_shared::ids::BatchId;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -30,9 +30,12 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::Ids;
 use crate::state::Api;
+use crate::streams::OpenStream;
 
 /// How often a watched batch is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Batches looked at in the same moment.
+const LOOKS_AT_ONCE: usize = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A stream ends after this long; the viewer's next one is authenticated again.
 const STREAM_LIMIT: Duration = Duration::from_secs(3600);
@@ -52,8 +55,9 @@ async fn events(
     let mut db = caller.read(&api.context).await?;
     batches::find(&mut db, &scope, batch).await?;
     drop(db);
+    let stream = api.streams.open(caller.org)?;
     let seen = api.watches.join(&api, batch, scope);
-    let events = Sse::new(Viewer::new(seen, api.shutdown).told())
+    let events = Sse::new(Viewer::new(seen, api.shutdown, stream).told())
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok((UNBUFFERED, events).into_response())
 }
@@ -66,9 +70,19 @@ struct Seen {
 }
 
 /// The watches that have viewers.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Watches {
     open: Arc<Mutex<HashMap<BatchId, Arc<watch::Sender<Seen>>>>>,
+    looks: Arc<Semaphore>,
+}
+
+impl Default for Watches {
+    fn default() -> Self {
+        Self {
+            open: Arc::default(),
+            looks: Arc::new(Semaphore::new(LOOKS_AT_ONCE)),
+        }
+    }
 }
 
 impl Watches {
@@ -112,6 +126,8 @@ impl Watches {
                 return;
             }
             let looked = async {
+                // However many batches are watched, most connections are left to requests.
+                let _turn = self.looks.acquire().await;
                 let mut db = wall::begin(&context.pool, &scope).await?;
                 let snapshot = snapshot(&mut db, &scope, batch).await?;
                 let progress = serde_json::to_string(&snapshot)?;
@@ -170,6 +186,7 @@ fn is_over(snapshot: &Snapshot) -> bool {
 
 /// One viewer, and how far they have come.
 struct Viewer {
+    _stream: OpenStream,
     seen: watch::Receiver<Seen>,
     shutdown: CancellationToken,
     until: Instant,
@@ -184,8 +201,9 @@ enum Stage {
 }
 
 impl Viewer {
-    fn new(seen: watch::Receiver<Seen>, shutdown: CancellationToken) -> Self {
+    fn new(seen: watch::Receiver<Seen>, shutdown: CancellationToken, stream: OpenStream) -> Self {
         Self {
+            _stream: stream,
             seen,
             shutdown,
             until: Instant::now() + STREAM_LIMIT,

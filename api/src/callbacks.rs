@@ -7,7 +7,6 @@
 //! strange trunk and a strange call look alike: 404.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
 use axum::body::{Bytes, to_bytes};
@@ -32,10 +31,6 @@ use crate::state::Api;
 
 /// Carriers send far less.
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
-
-/// How many callbacks were refused for their signature since the process began.
-#[derive(Clone, Default)]
-pub struct Refusals(Arc<AtomicU64>);
 
 pub fn router() -> Router<Api> {
     let call = "{trunk}/{call}/{token}";
@@ -105,7 +100,7 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
         account_id,
         carrier_call_id,
     } = addressed;
-    let mut db = api.context.pool.acquire().await?;
+    let mut db = api.context.callbacks.acquire().await?;
     let calls = of_carrier_unscoped(&mut db, &account_id, &carrier_call_id).await?;
     let trunks = match calls.is_empty() {
         true => trunks::on_account_unscoped(&mut db, kind, &account_id).await?,
@@ -234,7 +229,7 @@ impl Received {
         trunk: TrunkId,
     ) -> Result<(Arc<Account>, CallEvent)> {
         let Context {
-            pool,
+            callbacks: pool,
             config,
             carriers,
             accounts,
@@ -247,7 +242,7 @@ impl Received {
         let carrier = carriers.of(account.kind);
         let callback = self.callback(carrier);
         if !carrier.verify(&account, &callback) {
-            let refused = api.refusals.0.fetch_add(1, Ordering::Relaxed) + 1;
+            let refused = api.context.metrics.http.refuse_signature();
             tracing::warn!(trunk.id = %trunk, ?kind, refused, "a callback was not signed by its carrier");
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,

@@ -72,6 +72,15 @@ impl Problem {
         }
     }
 
+    /// The same request may succeed after so long.
+    #[must_use]
+    pub fn again_in_secs(self, secs: u32) -> Self {
+        Self {
+            retry_after_secs: Some(secs),
+            ..self
+        }
+    }
+
     /// Who is asking is not known. One text for every reason, so that nothing can be probed.
     pub fn unauthorized() -> Self {
         Self::new(

@@ -81,7 +81,7 @@ async fn ready(
     let (connected, redis) = tokio::join!(database_answers(&context), context.bells.answers());
     let migrated = connected
         && matches!(
-            timeout(PATIENCE, is_migrated(&context.pool)).await,
+            timeout(PATIENCE, is_migrated(&context.callbacks)).await,
             Ok(Ok(true))
         );
     let stopping = shutdown.is_cancelled();
@@ -112,8 +112,9 @@ fn status(good: bool) -> StatusCode {
     }
 }
 
+/// Over the connections of callbacks: a process whose users keep all others busy is well.
 async fn database_answers(context: &Context) -> bool {
-    let ping = async { context.pool.acquire().await?.ping().await };
+    let ping = async { context.callbacks.acquire().await?.ping().await };
     matches!(timeout(PATIENCE, ping).await, Ok(Ok(())))
 }
 

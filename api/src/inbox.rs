@@ -164,6 +164,7 @@ async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool
 async fn append(context: &Context, events: &[NewEvent]) -> Result<Vec<bool>> {
     let mut db = context.callbacks.acquire().await?;
     let known = append_unscoped(&mut db, events).await?;
+    context.metrics.events.appended(events.len());
     fault::point("append.committed");
     Ok(known)
 }

@@ -1,11 +1,13 @@
 //! `peal-api`: serves the API, migrates the database, sets up what a first campaign needs.
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use peal_api::bootstrap::{Bootstrap, bootstrap};
 use peal_shared::config::{Config, Settings};
-use peal_shared::context::{Context, migrate};
-use peal_shared::logging;
+use peal_shared::context::{Context, Process, migrate};
+use peal_shared::{logging, metrics};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +44,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Serve => serve(config).await,
         Command::Migrate => migrate(&config).await,
         Command::Bootstrap(wanted) => {
-            let context = Context::connect(config, "peal-bootstrap").await?;
+            let context = Context::connect(config, Process::Command).await?;
             let ready = bootstrap(&context, &wanted).await?;
             println!("{}", serde_json::to_string(&ready)?);
             Ok(())
@@ -51,7 +53,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let context = Context::connect(config, "peal-api").await?;
+    let context = Context::connect(config, Process::Api).await?;
     let address = context.config.listen;
     let listener = peal_api::listen(address)
         .with_context(|| format!("PEAL_LISTEN: cannot listen on {address}"))?;
@@ -69,8 +71,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("shutting down");
         told.cancel();
     });
+    if let Some(listener) = metrics::listen(&context.config).await? {
+        tokio::spawn(metrics::serve(
+            Arc::clone(&context),
+            listener,
+            shutdown.clone(),
+        ));
+    }
     tracing::info!(address = %listener.local_addr()?, "serving");
-    peal_api::serve(context, listener, shutdown).await?;
+    let ended = peal_api::serve(Arc::clone(&context), listener, shutdown).await;
+    context.traces.close().await;
+    ended?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! The server: every feature's routes, what goes around them, and how it ends.
 //!
-//! Around a request, from the outside: its id, its span, its log line and the writing of
-//! problems ([`frame`]); a panic becomes a 500; ordinary routes have 30 seconds and two
-//! megabytes. Uploads and event streams have limits of their own.
+//! Around a request, from the outside: its id, its span, its log line, its numbers and the
+//! writing of problems ([`frame`]); a panic becomes a 500; ordinary routes have 30 seconds and
+//! two megabytes; what users ask for waits for a place in its class ([`crate::shed`]).
+//! Callbacks and health go past the classes. Uploads and event streams have limits of their own.
 
 use std::any::Any;
 use std::io;
@@ -11,16 +12,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::serve::ListenerExt as _;
 use peal_shared::context::Context;
 use peal_shared::ids::JobId;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
@@ -29,10 +28,10 @@ use tracing::Instrument as _;
 
 use crate::auth::{API_KEY_HEADER, RequestId};
 use crate::error::{Problem, written};
+use crate::shed::shed;
 use crate::state::Api;
-use crate::{
-    batch_events, batch_rows, batches, callbacks, direct_calls, health, request_key, uploads,
-};
+use crate::{batch_events, batch_rows, batches, callbacks, connections};
+use crate::{direct_calls, health, measure, request_key, uploads};
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
@@ -43,8 +42,6 @@ const BACKLOG: u32 = 4096;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest body of an ordinary request.
 pub const BODY_LIMIT_BYTES: usize = 2 * 1024 * 1024;
-/// How long requests may go on when the process should end.
-const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 /// Requests slower than this are worth a line whatever they are.
 const SLOW: Duration = Duration::from_secs(1);
 
@@ -69,41 +66,29 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves until `shutdown`, then lets requests finish.
 ///
 /// # Errors
-/// When the listener breaks, or requests do not finish in time.
+/// When requests do not finish in time.
 pub async fn serve(
     context: Arc<Context>,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let api = Api::new(context, shutdown.clone());
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps its delay");
-        }
-    });
-    let app = router(api).into_make_service_with_connect_info::<SocketAddr>();
-    let server =
-        axum::serve(listener, app).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    let mut server = std::pin::pin!(server.into_future());
-    tokio::select! {
-        ended = &mut server => return Ok(ended?),
-        () = shutdown.cancelled() => {}
-    }
-    match timeout(DRAIN_LIMIT, server).await {
-        Ok(ended) => Ok(ended?),
-        Err(_elapsed) => anyhow::bail!("some requests did not finish in time and were cut off"),
-    }
+    let limits = context.config.limits;
+    let open = context.metrics.http.connections.clone();
+    let routes = router(Api::new(context, shutdown.clone()));
+    connections::serve(listener, routes, &limits, open, shutdown).await
 }
 
 fn router(api: Api) -> Router {
     let family = batches::router()
         .merge(batch_rows::router())
         .merge(uploads::router());
+    let shed = from_fn_with_state(api.gates.clone(), shed);
     let ordinary = Router::new()
-        .merge(Router::from(health::router()))
-        .merge(callbacks::router())
         .nest("/api/call", direct_calls::router())
         .nest(BATCH_CALL, family)
+        .route_layer(shed.clone())
+        .merge(Router::from(health::router()))
+        .merge(callbacks::router())
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
@@ -112,14 +97,16 @@ fn router(api: Api) -> Router {
         .layer(from_fn(request_key::take));
     let unhurried = Router::new().nest(
         BATCH_CALL,
-        batch_events::router().merge(uploads::upload_router(&api)),
+        batch_events::router()
+            .route_layer(shed)
+            .merge(uploads::upload_router(&api)),
     );
     Router::new()
         .merge(ordinary)
         .merge(unhurried)
         .fallback(async || Problem::no_route())
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(frame))
+        .layer(from_fn_with_state(api.clone(), frame))
         .layer(SetSensitiveRequestHeadersLayer::new([
             AUTHORIZATION,
             HeaderName::from_static(API_KEY_HEADER),
@@ -128,8 +115,9 @@ fn router(api: Api) -> Router {
 }
 
 /// What goes around every request.
-async fn frame(mut request: Request, next: Next) -> Response {
-    let started = Instant::now();
+async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: Next) -> Response {
+    let (started, began) = (Instant::now(), context.traces.begin());
+    let uri = began.map(|_traced| request.uri().clone());
     let id = request_id(&request);
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
@@ -149,7 +137,12 @@ async fn frame(mut request: Request, next: Next) -> Response {
         headers
             .entry(CACHE_CONTROL)
             .or_insert(HeaderValue::from_static("no-store"));
-        log(&route, response.status(), started.elapsed());
+        let (status, took) = (response.status(), started.elapsed());
+        log(&route, status, took);
+        measure::count(&context, &route, status, took);
+        if let Some(uri) = uri {
+            measure::trace(&context, began, &route, &uri, status);
+        }
         response
     }
     .instrument(span)

@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::KeyCache;
 use crate::batch_events::Watches;
-use crate::callbacks::Refusals;
 use crate::inbox::Inbox;
+use crate::shed::Gates;
+use crate::streams::Streams;
 use crate::upload_body::UploadSlots;
 
 /// Everything a handler may ask for, each part by its own type.
@@ -19,7 +20,8 @@ pub struct Api {
     pub inbox: Inbox,
     pub known_keys: KeyCache,
     pub watches: Watches,
-    pub refusals: Refusals,
+    pub streams: Streams,
+    pub gates: Gates,
     pub uploads: UploadSlots,
     /// Cancelled when the process should end.
     pub shutdown: CancellationToken,
@@ -32,8 +34,9 @@ impl Api {
             inbox: Inbox::open(&context),
             known_keys: KeyCache::default(),
             watches: Watches::default(),
-            refusals: Refusals::default(),
-            uploads: UploadSlots::default(),
+            streams: Streams::new(&context),
+            gates: Gates::new(&context),
+            uploads: UploadSlots::new(context.config.limits.uploads),
             context,
             shutdown,
         }

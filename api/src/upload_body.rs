@@ -42,20 +42,17 @@ const LEAST_BYTES_PER_SEC: u64 = 50_000;
 /// How much of a body that nobody wants is read, and for how long.
 const DRAIN_BYTES: usize = 16 * 1024 * 1024;
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
-/// Uploads that one process takes at the same time; each holds some parts for the store.
-const MAX_UPLOADS: usize = 32;
 
-/// How many more uploads may begin.
+/// How many more uploads may begin; each holds some parts for the store.
 #[derive(Clone)]
 pub struct UploadSlots(Arc<Semaphore>);
 
-impl Default for UploadSlots {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_UPLOADS)))
-    }
-}
-
 impl UploadSlots {
+    /// So many uploads at the same time.
+    pub fn new(most: usize) -> Self {
+        Self(Arc::new(Semaphore::new(most)))
+    }
+
     /// A place for one upload.
     ///
     /// # Errors

@@ -1,6 +1,9 @@
 //! Every setting, from flags or `PEAL_*` environment variables. All that is wrong is reported
 //! at once, by name, so that an installation is not put right one restart at a time.
 
+mod limits;
+mod watch;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +16,9 @@ use url::Url;
 
 use crate::campaigns::ingest::Limits;
 use crate::secret::Keys;
+
+pub use limits::{LimitSettings, ServerLimits};
+pub use watch::{Tracing, WatchSettings, Watched};
 
 /// Settings as they are typed. `--help` and the README's table are made from these comments.
 #[derive(Args, Clone, Debug, Default)]
@@ -125,6 +131,10 @@ pub struct Settings {
         global = true
     )]
     pub inbox_capacity: String,
+    #[command(flatten)]
+    pub limits: LimitSettings,
+    #[command(flatten)]
+    pub watch: WatchSettings,
 }
 
 /// Who session tokens come from.
@@ -154,6 +164,8 @@ pub struct Config {
     pub unknown_deadline: Duration,
     pub reconcile_every: Duration,
     pub inbox_capacity: usize,
+    pub limits: ServerLimits,
+    pub watch: Watched,
 }
 
 /// Collects every complaint about the settings.
@@ -240,6 +252,8 @@ impl Config {
             1,
             1_000_000,
         );
+        let limits = settings.limits.check(pool, bad);
+        let watch = settings.watch.check(bad);
         Some(Self {
             database_url: database_url?,
             database_pool: pool?,
@@ -257,6 +271,8 @@ impl Config {
             unknown_deadline: Duration::from_secs(deadline?),
             reconcile_every: Duration::from_secs(reconcile?),
             inbox_capacity: inbox?,
+            limits: limits?,
+            watch: watch?,
         })
     }
 }

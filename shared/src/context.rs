@@ -15,8 +15,10 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Result;
 use crate::mail::Mailer;
+use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::telephony::Carriers;
+use crate::traces::Traces;
 use crate::trunks::AccountCache;
 
 /// PostgreSQL's code for a table that does not exist.
@@ -48,6 +50,27 @@ pub struct Context {
     pub mailer: Mailer,
     pub store: Store,
     pub clock: Clock,
+    pub metrics: Metrics,
+    pub traces: Traces,
+}
+
+/// The program that connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    Api,
+    Worker,
+    /// A command that does one thing and ends.
+    Command,
+}
+
+impl Process {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Api => "peal-api",
+            Self::Worker => "peal-worker",
+            Self::Command => "peal-command",
+        }
+    }
 }
 
 impl Context {
@@ -56,12 +79,13 @@ impl Context {
     ///
     /// # Errors
     /// Says what could not be reached or opened.
-    pub async fn connect(config: Config, process: &str) -> anyhow::Result<Arc<Self>> {
+    pub async fn connect(config: Config, process: Process) -> anyhow::Result<Arc<Self>> {
         let pool = open_pool(&config, process).await?;
+        let options = system(&config, "peal-callbacks")?;
         let callbacks = PgPoolOptions::new()
             .max_connections(CALLBACK_CONNECTIONS)
             .acquire_timeout(CALLBACK_ACQUIRE_TIMEOUT)
-            .connect_lazy_with(system(&config, "peal-callbacks")?);
+            .connect_lazy_with(brief(options, &config));
         let redis_url = config.redis_url.as_ref().map(ExposeSecret::expose_secret);
         let bells = Bells::new(redis_url, &config.redis_prefix).context("PEAL_REDIS_URL")?;
         let mailer = match &config.smtp_url {
@@ -70,6 +94,8 @@ impl Context {
             }
             None => Mailer::files(&config.mail_dir, &config.mail_from).context("PEAL_MAIL_DIR")?,
         };
+        let clock = Clock::default();
+        let traces = Traces::open(config.watch.traces.as_ref(), process.name(), clock.clone())?;
         Ok(Arc::new(Self {
             pool,
             callbacks,
@@ -78,7 +104,9 @@ impl Context {
             accounts: AccountCache::default(),
             mailer,
             store: Store::open(&config.store_url).context("PEAL_STORE_URL")?,
-            clock: Clock::default(),
+            clock,
+            metrics: Metrics::default(),
+            traces,
             config,
         }))
     }
@@ -108,11 +136,22 @@ fn system(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
     Ok(connection(config, process)?.options([("role", "peal_system")]))
 }
 
-async fn open_pool(config: &Config, process: &str) -> anyhow::Result<PgPool> {
+/// Bounds a statement's time: somebody waits for the answer, and others for the connection.
+fn brief(options: PgConnectOptions, config: &Config) -> PgConnectOptions {
+    let limit_ms = config.limits.statement.as_millis();
+    options.options([("statement_timeout", limit_ms.to_string())])
+}
+
+async fn open_pool(config: &Config, process: Process) -> anyhow::Result<PgPool> {
+    let options = system(config, process.name())?;
+    let options = match process {
+        Process::Api => brief(options, config),
+        Process::Worker | Process::Command => options,
+    };
     PgPoolOptions::new()
         .max_connections(config.database_pool)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(system(config, process)?)
+        .connect_with(options)
         .await
         .context(
             "PostgreSQL cannot be used at PEAL_DATABASE_URL \

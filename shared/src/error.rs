@@ -154,6 +154,8 @@ impl From<sqlx::Error> for Error {
             Some("40001" | "40P01" | "55P03") => {
                 Self::Busy("somebody else is changing the same thing; try again".into())
             }
+            // The statement's time was up.
+            Some("57014") => Self::Busy("the database is slow; try again shortly".into()),
             _ => Self::Unexpected(error.into()),
         }
     }

@@ -19,12 +19,14 @@ pub mod idempotency;
 pub mod ids;
 pub mod logging;
 pub mod mail;
+pub mod metrics;
 pub mod phone;
 pub mod phones;
 pub mod queue;
 pub mod secret;
 pub mod store;
 pub mod telephony;
+pub mod traces;
 pub mod trunks;
 pub mod users;
 

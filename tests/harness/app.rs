@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use peal_shared::access::Role as UserRole;
 use peal_shared::agents::{self, NewAgent};
 use peal_shared::config::{Config, Settings};
-use peal_shared::context::Context;
+use peal_shared::context::{Context, Process};
 use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId};
 use peal_shared::phone::E164;
 use peal_shared::phones::{self, NewPhone};
@@ -90,6 +90,9 @@ pub struct App {
     api_shutdown: CancellationToken,
     api: Option<JoinHandle<anyhow::Result<()>>>,
     workers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
+    /// What the workers run on, also after they have stopped.
+    pub worker_contexts: Vec<Arc<Context>>,
+    settings: fn(&mut Settings),
     directory: std::path::PathBuf,
     // Dropped last: everything else uses it.
     database: TestDatabase,
@@ -133,6 +136,8 @@ impl App {
             api_shutdown,
             api: Some(api),
             workers: Vec::new(),
+            worker_contexts: Vec::new(),
+            settings: options.settings,
             directory,
             database,
         };
@@ -149,7 +154,15 @@ impl App {
 
     /// Adds a worker replica with connections of its own.
     pub async fn start_worker(&mut self, roles: &[Role]) {
-        let context = connect(&self.database, &self.client.url, &self.directory, |_| {}).await;
+        let context = connect_as(
+            Process::Worker,
+            &self.database,
+            &self.client.url,
+            &self.directory,
+            self.settings,
+        )
+        .await;
+        self.worker_contexts.push(Arc::clone(&context));
         let roles: BTreeSet<Role> = roles.iter().copied().collect();
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
@@ -243,11 +256,23 @@ pub async fn connect(
     directory: &std::path::Path,
     change: impl FnOnce(&mut Settings),
 ) -> Arc<Context> {
+    connect_as(Process::Api, database, url, directory, change).await
+}
+
+/// The same, for any of the programs.
+async fn connect_as(
+    process: Process,
+    database: &TestDatabase,
+    url: &str,
+    directory: &std::path::Path,
+    change: impl FnOnce(&mut Settings),
+) -> Arc<Context> {
     let redis_url = setting("PEAL_TEST_REDIS_URL");
     let mut settings = settings(&database.url, &redis_url, url, directory);
     settings.redis_prefix = database.name.clone();
     change(&mut settings);
-    connect_with(settings).await
+    let config = Config::from_settings(settings).expect("settings");
+    Context::connect(config, process).await.expect("context")
 }
 
 /// What every test sets.
@@ -285,7 +310,7 @@ pub fn settings(
 /// Connections as the settings say.
 pub async fn connect_with(settings: Settings) -> Arc<Context> {
     let config = Config::from_settings(settings).expect("settings");
-    Context::connect(config, "peal-tests")
+    Context::connect(config, Process::Api)
         .await
         .expect("context")
 }

@@ -5,6 +5,7 @@ pub mod client;
 pub mod db;
 pub mod plant;
 pub mod redis;
+pub mod scrape;
 
 use std::time::{Duration, Instant};
 

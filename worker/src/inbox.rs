@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peal_shared::bells::Bell;
-use peal_shared::calls::apply::Foreign;
+use peal_shared::calls::apply::{Applied, Foreign};
 use peal_shared::calls::inbox::{Refused, apply_waiting_unscoped, set_aside_unscoped};
 use peal_shared::context::Context;
 use peal_shared::telephony::Ending;
-use tokio::time::sleep;
+use peal_shared::traces::{Began, KeyValue, Step};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Events applied in one transaction, at most.
@@ -25,6 +26,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let mut bell = context.bells.listen(Bell::Inbox);
     let mut group = GROUP_LIMIT;
     while !shutdown.is_cancelled() {
+        let (asked, began) = (Instant::now(), context.traces.begin());
         match apply_waiting_unscoped(&context.pool, group, context.clock.now()).await {
             Ok((0, _)) => {
                 tokio::select! {
@@ -34,6 +36,14 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
             }
             Ok((taken, applied)) => {
                 tracing::debug!(taken, finals = applied.finals.len(), "events applied");
+                context.metrics.events.applied(taken, asked.elapsed());
+                for call in &applied.calls {
+                    context.traces.end(began, *call, Step::Apply, || {
+                        let taken = i64::try_from(taken).unwrap_or(i64::MAX);
+                        vec![KeyValue::new("apply.events", taken)]
+                    });
+                }
+                note_ends(&context, &applied, began);
                 if !applied.finals.is_empty() {
                     context.bells.ring(Bell::Dial);
                 }
@@ -66,10 +76,19 @@ async fn narrow(context: &Context, group: i64, refused: Refused) -> i64 {
     };
     let why = refused.error.to_string();
     tracing::error!(event, why, "an event is set aside");
+    context.metrics.events.set_aside();
     if let Err(error) = set_aside_unscoped(&context.pool, event, &why).await {
         tracing::warn!(%error, "an event could not be set aside");
     }
     group
+}
+
+/// Counts the calls that reached their end, and ends their traces.
+pub fn note_ends(context: &Context, applied: &Applied, began: Option<Began>) {
+    for (call, outcome) in &applied.finals {
+        context.metrics.dial.ended(*outcome, 1);
+        context.traces.end_call(began, *call, *outcome);
+    }
 }
 
 /// Ends calls that are the second one of their attempt. If this fails, the answer document

@@ -1,12 +1,13 @@
 //! `peal-worker`: places calls and does everything that happens behind the API.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use peal_shared::config::{Config, Settings};
-use peal_shared::context::{Context, ensure_migrated};
-use peal_shared::logging;
+use peal_shared::context::{Context, Process, ensure_migrated};
+use peal_shared::{logging, metrics};
 use peal_worker::Role;
 use peal_worker::operate::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -42,18 +43,29 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     logging::init();
     let config = Config::from_settings(arguments.settings)?;
-    let context = Context::connect(config, "peal-worker").await?;
-    ensure_migrated(&context.pool).await?;
     if let Some(command) = arguments.command {
+        let context = Context::connect(config, Process::Command).await?;
+        ensure_migrated(&context.pool).await?;
         return command.run(&context).await;
     }
+    let context = Context::connect(config, Process::Worker).await?;
+    ensure_migrated(&context.pool).await?;
     let roles: BTreeSet<Role> = arguments.roles.into_iter().collect();
     let shutdown = CancellationToken::new();
     tokio::spawn(stop_on_signal(
         signal(SignalKind::terminate())?,
         shutdown.clone(),
     ));
-    peal_worker::run(context, &roles, shutdown).await
+    if let Some(listener) = metrics::listen(&context.config).await? {
+        tokio::spawn(metrics::serve(
+            Arc::clone(&context),
+            listener,
+            shutdown.clone(),
+        ));
+    }
+    let ended = peal_worker::run(Arc::clone(&context), &roles, shutdown).await;
+    context.traces.close().await;
+    ended
 }
 
 async fn stop_on_signal(mut terminate: Signal, shutdown: CancellationToken) {

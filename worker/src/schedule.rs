@@ -12,12 +12,12 @@ use peal_shared::bells::Bell;
 use peal_shared::calls::apply::complete_finished_unscoped;
 use peal_shared::calls::inbox::{NewEvent, Source, append_unscoped};
 use peal_shared::calls::reconcile::{
-    Silent, abandon_submissions_unscoped, bound_unscoped, lost, release_unscoped,
+    Released, Silent, abandon_submissions_unscoped, bound_unscoped, lost, release_unscoped,
     take_silent_unscoped,
 };
 use peal_shared::context::Context;
 use peal_shared::idempotency::forget_old_unscoped;
-use peal_shared::telephony::{CallEvent, CallStatus, Ending, Search};
+use peal_shared::telephony::{CallEvent, CallStatus, Ending, Outcome, Search};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -72,8 +72,9 @@ async fn repair(context: &Context) -> Result<()> {
         tracing::warn!(calls = abandoned, "a worker died while it placed calls");
     }
     let released = release_unscoped(&mut db).await?;
+    note_released(context, released);
     let completed = complete_finished_unscoped(&mut db).await?;
-    if released > 0 || !completed.is_empty() {
+    if released != Released::default() || !completed.is_empty() {
         context.bells.ring(Bell::Dial);
     }
     Ok(())
@@ -83,6 +84,13 @@ async fn forget(context: &Context) -> Result<()> {
     let mut db = context.pool.acquire().await?;
     forget_old_unscoped(&mut db, context.clock.now()).await?;
     Ok(())
+}
+
+/// Counts calls that ended without a carrier's word.
+pub fn note_released(context: &Context, released: Released) {
+    let dial = &context.metrics.dial;
+    dial.ended(Outcome::Canceled, released.canceled);
+    dial.ended(Outcome::Expired, released.expired);
 }
 
 async fn ask_about_silent(context: &Context, shutdown: &CancellationToken) -> Result<()> {

@@ -39,6 +39,8 @@ pub enum What {
 /// What a set of changes came to.
 #[derive(Debug, Default)]
 pub struct Applied {
+    /// The calls that the changes were about.
+    pub calls: Vec<CallId>,
     /// Calls that reached their end.
     pub finals: Vec<(CallId, Outcome)>,
     /// Batches all of whose rows are done.
@@ -82,7 +84,10 @@ pub async fn apply_unscoped(
     now: DateTime<Utc>,
 ) -> Result<Applied> {
     let mut calls = load(db, changes).await?;
-    let mut applied = Applied::default();
+    let mut applied = Applied {
+        calls: calls.keys().copied().collect(),
+        ..Applied::default()
+    };
     for change in changes {
         if let Some(call) = calls.get_mut(&change.call) {
             fold(call, change, now, &mut applied);

@@ -163,14 +163,21 @@ pub fn lost(carrier_call_id: Option<String>, now: DateTime<Utc>) -> CallEvent {
     }
 }
 
+/// How many calls were ended because nobody wants them any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    pub canceled: u64,
+    pub expired: u64,
+}
+
 /// Gives back what was claimed and provably not taken for batches or trunks that do not run: the
 /// call is canceled and its row can be dialled again. Direct calls that waited too long expire.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
-pub async fn release_unscoped(db: &mut PgConnection) -> Result<u64> {
-    let released = sqlx::query!(
-        "with unwanted as (
+pub async fn release_unscoped(db: &mut PgConnection) -> Result<Released> {
+    let canceled = sqlx::query_scalar!(
+        r#"with unwanted as (
              select c.id, c.row_id
              from calls c
              join call_batches b on b.id = c.batch_id
@@ -186,14 +193,18 @@ pub async fn release_unscoped(db: &mut PgConnection) -> Result<u64> {
                  error_message = 'given back unsent because the batch or its trunk is not running'
              from unwanted u
              where c.id = u.id
+             returning c.id
+         ),
+         given_back as (
+             update batch_data d
+             set status = 'not_started', due_at = now(), updated_at = now()
+             from unwanted u
+             where d.id = u.row_id
+               and d.status = 'calling'
          )
-         update batch_data d
-         set status = 'not_started', due_at = now(), updated_at = now()
-         from unwanted u
-         where d.id = u.row_id
-           and d.status = 'calling'",
+         select count(*) as "calls!" from ended"#,
     )
-    .execute(&mut *db)
+    .fetch_one(&mut *db)
     .await?;
     let expired = sqlx::query!(
         "update calls
@@ -206,5 +217,8 @@ pub async fn release_unscoped(db: &mut PgConnection) -> Result<u64> {
     )
     .execute(db)
     .await?;
-    Ok(released.rows_affected() + expired.rows_affected())
+    Ok(Released {
+        canceled: u64::try_from(canceled).unwrap_or(0),
+        expired: expired.rows_affected(),
+    })
 }

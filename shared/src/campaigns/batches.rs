@@ -293,6 +293,10 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result
             "an upload is still being read: delete the batch when it has finished",
         ));
     }
+    // A batch may have millions of rows, which takes longer than a request's statement may.
+    sqlx::query("set local statement_timeout = '25s'")
+        .execute(&mut *db)
+        .await?;
     sqlx::query!("delete from call_batches where id = $1", id as BatchId)
         .execute(db)
         .await?;

@@ -40,6 +40,18 @@ pub enum CallStatus {
 }
 
 impl CallStatus {
+    /// Those of a live call: claimed and not over.
+    pub const LIVE: [Self; 8] = [
+        Self::Submitting,
+        Self::Deferred,
+        Self::Unknown,
+        Self::Accepted,
+        Self::Dialing,
+        Self::Ringing,
+        Self::InProgress,
+        Self::Canceling,
+    ];
+
     /// The order of progress. Statuses before the carrier's acceptance share rank 0.
     #[must_use]
     pub fn rank(self) -> u8 {
@@ -95,6 +107,19 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 9] = [
+        Self::Completed,
+        Self::Machine,
+        Self::Busy,
+        Self::NoAnswer,
+        Self::Rejected,
+        Self::Failed,
+        Self::Canceled,
+        Self::Expired,
+        Self::Lost,
+    ];
+
     /// The word on the wire and in tables.
     #[must_use]
     pub fn as_str(self) -> &'static str {

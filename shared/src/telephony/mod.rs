@@ -107,6 +107,19 @@ pub enum Placement {
     Unknown { detail: String },
 }
 
+impl Placement {
+    /// One word for it, in metrics and traces.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Accepted { .. } => "accepted",
+            Self::Refused { .. } => "refused",
+            Self::Deferred { .. } => "deferred",
+            Self::Unknown { .. } => "unknown",
+        }
+    }
+}
+
 /// A call as the carrier's own records show it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CarrierCall {

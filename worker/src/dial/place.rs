@@ -7,7 +7,9 @@ use peal_shared::calls::urls::CallUrls;
 use peal_shared::context::Context;
 use peal_shared::fault;
 use peal_shared::ids::TrunkId;
+use peal_shared::metrics::OfTrunk;
 use peal_shared::telephony::{Account, NewCall, Placement};
+use peal_shared::traces::{KeyValue, Step};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
@@ -45,11 +47,26 @@ impl Request {
     }
 
     /// Sends the request, once, and reports what became of it.
-    pub async fn send(self, context: &Context, call: Claimed, results: &mpsc::Sender<Result>) {
+    pub async fn send(
+        self,
+        context: &Context,
+        call: Claimed,
+        results: &mpsc::Sender<Result>,
+        counts: &OfTrunk,
+    ) {
         let span = tracing::info_span!("place", call.id = %call.id, trunk.id = %self.trunk);
         fault::point("place.unsent");
+        let began = context.traces.begin();
         let placement = self.create(context).instrument(span).await;
         fault::point("place.answered");
+        counts.dialled(&placement);
+        context.traces.end(began, call.id, Step::Place, || {
+            vec![
+                KeyValue::new("trunk.id", self.trunk.to_string()),
+                KeyValue::new("place.result", placement.as_str()),
+                KeyValue::new("call.submission", i64::from(call.submit_count)),
+            ]
+        });
         let result = Result {
             trunk: self.trunk,
             call: call.id,

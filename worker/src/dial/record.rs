@@ -17,11 +17,12 @@ use peal_shared::context::Context;
 use peal_shared::fault;
 use peal_shared::ids::{BatchId, CallId, TrunkId};
 use peal_shared::telephony::{CallEvent, CallStatus, Outcome, Placement, Reason};
+use peal_shared::traces::Began;
 use peal_shared::trunks;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use crate::inbox::hang_up_foreign;
+use crate::inbox::{hang_up_foreign, note_ends};
 
 /// Results recorded in one transaction, at most.
 const GROUP_LIMIT: usize = 512;
@@ -117,6 +118,7 @@ impl Recorder {
     async fn record_through_outages(&self, group: &[Result]) -> peal_shared::Result<()> {
         let mut measures = Measures::default();
         let now = self.context.clock.now();
+        let began = self.context.traces.begin();
         let changes: Vec<Change> = group
             .iter()
             .map(|result| Change {
@@ -127,7 +129,7 @@ impl Recorder {
         loop {
             match self.record(&changes, now).await {
                 Ok(applied) => {
-                    self.announce(applied);
+                    self.announce(applied, began);
                     break;
                 }
                 Err(error) if error.is_data_fault() => return Err(error),
@@ -171,7 +173,8 @@ impl Recorder {
         Ok(())
     }
 
-    fn announce(&self, applied: Applied) {
+    fn announce(&self, applied: Applied, began: Option<Began>) {
+        note_ends(&self.context, &applied, began);
         if !applied.finals.is_empty() {
             self.context.bells.ring(Bell::Dial);
         }

@@ -17,7 +17,9 @@ use peal_shared::calls::pacer::LATE_LIMIT;
 use peal_shared::calls::reconcile::HOLD_LIMIT;
 use peal_shared::context::Context;
 use peal_shared::ids::TrunkId;
+use peal_shared::metrics::OfTrunk;
 use peal_shared::secret::jitter;
+use peal_shared::traces::{Began, KeyValue, Step};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, interval, sleep, sleep_until};
@@ -75,9 +77,11 @@ impl Line {
         let (loads, waiting) = mpsc::channel(4);
         // Calls in this worker that have no slot: raised by a burned slot, lowered by a spare one.
         let slotless = Arc::new(AtomicI64::new(0));
+        let counts = self.context.metrics.dial.trunk(self.trunk);
         let sender = Sender {
             context: Arc::clone(&self.context),
             trunk: self.trunk,
+            counts: Arc::clone(&counts),
             results: self.results.clone(),
             slotless: Arc::clone(&slotless),
             shutdown: self.shutdown.clone(),
@@ -86,14 +90,19 @@ impl Line {
             requests: JoinSet::new(),
         };
         let sender = tokio::spawn(sender.run(waiting));
-        self.claim_until_idle(loads, &slotless).await;
+        self.claim_until_idle(loads, &slotless, &counts).await;
         if let Err(error) = sender.await {
             tracing::error!(%error, trunk.id = %self.trunk, "the sender of a line ended badly");
         }
         tracing::debug!(trunk.id = %self.trunk, "line closes");
     }
 
-    async fn claim_until_idle(&self, loads: mpsc::Sender<Load>, slotless: &AtomicI64) {
+    async fn claim_until_idle(
+        &self,
+        loads: mpsc::Sender<Load>,
+        slotless: &AtomicI64,
+        counts: &OfTrunk,
+    ) {
         let mut last_work = Instant::now();
         while !self.shutdown.is_cancelled() {
             let held = u32::try_from(slotless.load(Ordering::Acquire)).unwrap_or(0);
@@ -104,14 +113,16 @@ impl Line {
                 held,
             };
             let asked = Instant::now();
+            let began = self.context.traces.begin();
             let pause = match claim_unscoped(&self.context.pool, ask).await {
                 Ok(claim) => {
+                    self.count(&claim, asked, began, counts);
                     if claim.lease.count > 0 || matches!(claim.idle, Some(Idle::Paced | Idle::Full))
                     {
                         last_work = Instant::now();
                     }
                     let pause = pause_after(&claim, held);
-                    if !self.hand_over(claim, asked, slotless, &loads).await {
+                    if !self.hand_over(claim, asked, slotless, &loads, counts).await {
                         return;
                     }
                     pause
@@ -128,12 +139,31 @@ impl Line {
         }
     }
 
+    /// Claims that found no free slot are not counted: they are many and did nothing.
+    fn count(&self, claim: &Claim, asked: Instant, began: Option<Began>, counts: &OfTrunk) {
+        if matches!(claim.idle, Some(Idle::Stopped | Idle::Paced | Idle::Unsure)) {
+            return;
+        }
+        let calls = claim.calls.len();
+        self.context.metrics.dial.claimed(calls, asked.elapsed());
+        counts.granted(claim.lease.count);
+        for call in &claim.calls {
+            self.context.traces.end(began, call.id, Step::Claim, || {
+                vec![
+                    KeyValue::new("trunk.id", self.trunk.to_string()),
+                    KeyValue::new("claim.calls", i64::try_from(calls).unwrap_or(i64::MAX)),
+                ]
+            });
+        }
+    }
+
     async fn hand_over(
         &self,
         claim: Claim,
         asked: Instant,
         slotless: &AtomicI64,
         loads: &mpsc::Sender<Load>,
+        counts: &OfTrunk,
     ) -> bool {
         if claim.idle == Some(Idle::Unsure) {
             for call in claim.calls {
@@ -145,6 +175,8 @@ impl Line {
             return true;
         }
         let slots = slots(&claim);
+        let usable = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        counts.burned(claim.lease.count.saturating_sub(usable));
         let spare = i64::try_from(claim.calls.len())
             .unwrap_or(i64::MAX)
             .saturating_sub(i64::try_from(slots.len()).unwrap_or(i64::MAX));
@@ -235,6 +267,7 @@ fn pause_after(claim: &Claim, held: u32) -> Pause {
 struct Sender {
     context: Arc<Context>,
     trunk: TrunkId,
+    counts: Arc<OfTrunk>,
     results: mpsc::Sender<Result>,
     slotless: Arc<AtomicI64>,
     shutdown: CancellationToken,
@@ -308,6 +341,7 @@ impl Sender {
         let turn = Turn {
             context: Arc::clone(&self.context),
             trunk: self.trunk,
+            counts: Arc::clone(&self.counts),
             results: self.results.clone(),
             in_flight: Arc::clone(&self.in_flight),
             shutdown: self.shutdown.clone(),
@@ -320,6 +354,7 @@ impl Sender {
 struct Turn {
     context: Arc<Context>,
     trunk: TrunkId,
+    counts: Arc<OfTrunk>,
     results: mpsc::Sender<Result>,
     in_flight: Arc<Semaphore>,
     shutdown: CancellationToken,
@@ -342,11 +377,16 @@ impl Turn {
             return None;
         }
         let permit = self.in_flight.try_acquire();
-        if permit.is_err() || slot.elapsed() > LATE_LIMIT {
-            tracing::debug!(trunk.id = %self.trunk, late = ?slot.elapsed(), "slot burned");
+        let late = slot.elapsed();
+        self.counts.came_up(late);
+        if permit.is_err() || late > LATE_LIMIT {
+            tracing::debug!(trunk.id = %self.trunk, ?late, "slot burned");
+            self.counts.burned(1);
             return Some(held);
         }
-        request.send(&self.context, held.call, &self.results).await;
+        request
+            .send(&self.context, held.call, &self.results, &self.counts)
+            .await;
         None
     }
 }

@@ -18,6 +18,7 @@ use peal_shared::queue::{Outcome, Running};
 use peal_shared::telephony::Ending;
 
 use super::Handle;
+use crate::schedule::note_released;
 
 /// Requests to the carrier under way at once.
 const AT_ONCE: usize = 20;
@@ -40,8 +41,9 @@ impl Handle<Context> for CancelCalls {
 /// Cancels what can be canceled; answers how many calls are left to look at again.
 async fn cancel(payload: &CancelCalls, context: &Context) -> Result<i64> {
     let mut db = context.pool.begin().await?;
-    release_unscoped(&mut db).await?;
+    let released = release_unscoped(&mut db).await?;
     db.commit().await?;
+    note_released(context, released);
     let left = leftovers_unscoped(&context.pool, payload.batch_id).await?;
     let endings: Vec<_> = stream::iter(left.unanswered)
         .map(|call| async move { (call.id, end(context, &call).await) })

@@ -1,0 +1,89 @@
+//! What is measured around every request: numbers by route, and the span of a callback in the
+//! trace of its call.
+
+use std::time::Duration;
+
+use axum::http::{StatusCode, Uri};
+use peal_shared::calls::urls::{CALL_PATH, STATUS_PATH};
+use peal_shared::context::Context;
+use peal_shared::ids::CallId;
+use peal_shared::traces::{Began, KeyValue, Step};
+
+/// Counts an answer.
+pub fn count(context: &Context, pattern: &str, status: StatusCode, took: Duration) {
+    let http = &context.metrics.http;
+    let route = http.route(pattern, kind_of_callback);
+    http.answered(&route, status.as_u16(), took);
+}
+
+/// Reports a callback that named its call, if calls are traced. What was turned away is not
+/// reported: a stranger must not write into traces.
+pub fn trace(
+    context: &Context,
+    began: Option<Began>,
+    pattern: &str,
+    uri: &Uri,
+    status: StatusCode,
+) {
+    if began.is_none() || !status.is_success() {
+        return;
+    }
+    if let Some(kind) = kind_of_callback(pattern)
+        && let Some(call) = call_of(uri)
+    {
+        let status = i64::from(status.as_u16());
+        context.traces.end(began, call, Step::Callback, || {
+            vec![
+                KeyValue::new("callback.kind", kind),
+                KeyValue::new("http.response.status_code", status),
+            ]
+        });
+    }
+}
+
+/// `status`, or the last word of the pattern: `answer`, `machine`, `recording`.
+fn kind_of_callback(pattern: &str) -> Option<String> {
+    if pattern.starts_with(STATUS_PATH) {
+        return Some("status".to_owned());
+    }
+    let last = pattern.strip_prefix(CALL_PATH)?.rsplit('/').next()?;
+    (!last.starts_with('{')).then(|| last.to_owned())
+}
+
+/// The call in the path of a callback.
+fn call_of(uri: &Uri) -> Option<CallId> {
+    let path = uri.path();
+    let rest = path
+        .strip_prefix(STATUS_PATH)
+        .or_else(|| path.strip_prefix(CALL_PATH))?;
+    let mut parts = rest.split('/').skip(1);
+    let _trunk = parts.next()?;
+    parts.next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callbacks_are_known_by_their_pattern_and_their_call_by_the_path() {
+        let of_call = "{trunk}/{call}/{token}";
+        for (pattern, kind) in [
+            (STATUS_PATH.to_owned(), Some("status")),
+            (format!("{STATUS_PATH}/{of_call}"), Some("status")),
+            (format!("{CALL_PATH}/{of_call}/answer"), Some("answer")),
+            (format!("{CALL_PATH}/{of_call}/machine"), Some("machine")),
+            ("/api/v1/batch-call/list".to_owned(), None),
+        ] {
+            assert_eq!(kind_of_callback(&pattern).as_deref(), kind, "{pattern}");
+        }
+        let call = CallId::new();
+        for path in [
+            format!("{STATUS_PATH}/t/{call}/secret?a=b"),
+            format!("{CALL_PATH}/t/{call}/secret/answer"),
+        ] {
+            assert_eq!(call_of(&path.parse().unwrap()), Some(call), "{path}");
+        }
+        assert_eq!(call_of(&STATUS_PATH.parse().unwrap()), None);
+    }
+}

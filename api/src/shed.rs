@@ -1,0 +1,125 @@
+//! How much is taken on at once. Requests come in classes, each with a bound of its own, so
+//! that a flood in one leaves the others alone:
+//!
+//! | class | bounded by |
+//! |---|---|
+//! | callbacks, health | the inbox's line; connections to the database that nobody else uses |
+//! | changes (start, pause, create ...) | `PEAL_LIMIT_CONTROL` |
+//! | reads | `PEAL_LIMIT_READS` |
+//! | uploads | `PEAL_LIMIT_UPLOADS` |
+//! | event streams | `PEAL_LIMIT_STREAMS`, `PEAL_LIMIT_STREAMS_PER_ORG`; their beginning is a read |
+//!
+//! A request whose class is full waits a moment for its turn, if few others do, and gets 503
+//! with `Retry-After` otherwise: what is answered is answered soon, and the rest learns at once
+//! that it should come again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use peal_shared::Error;
+use peal_shared::context::Context;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
+use crate::error::{Problem, Result};
+
+/// For each request under way, so many may wait.
+const WAITING_PER_PLACE: usize = 4;
+
+/// The bound of a class.
+struct Gate {
+    class: &'static str,
+    places: Semaphore,
+    queue: Semaphore,
+    patience: Duration,
+    shed: Counter,
+    under_way: Gauge,
+}
+
+/// A place in a class; free again when it is dropped.
+struct Place<'a> {
+    _permit: SemaphorePermit<'a>,
+    under_way: &'a Gauge,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.under_way.dec();
+    }
+}
+
+impl Gate {
+    fn new(context: &Context, class: &'static str, places: usize) -> Self {
+        let (shed, under_way) = context.metrics.http.class(class);
+        Self {
+            class,
+            places: Semaphore::new(places),
+            queue: Semaphore::new(places.saturating_mul(WAITING_PER_PLACE)),
+            patience: context.config.limits.wait,
+            shed,
+            under_way,
+        }
+    }
+
+    async fn enter(&self) -> Result<Place<'_>> {
+        let permit = match self.places.try_acquire() {
+            Ok(permit) => Some(permit),
+            Err(_full) => self.wait().await,
+        };
+        let Some(permit) = permit else {
+            self.shed.inc();
+            let class = self.class;
+            return Err(
+                Error::Busy(format!("too many {class} at once; try again shortly").into()).into(),
+            );
+        };
+        self.under_way.inc();
+        Ok(Place {
+            _permit: permit,
+            under_way: &self.under_way,
+        })
+    }
+
+    async fn wait(&self) -> Option<SemaphorePermit<'_>> {
+        let _stand = self.queue.try_acquire().ok()?;
+        timeout(self.patience, self.places.acquire())
+            .await
+            .ok()?
+            .ok()
+    }
+}
+
+/// The bounds of the classes that go through here.
+#[derive(Clone)]
+pub struct Gates {
+    reads: Arc<Gate>,
+    changes: Arc<Gate>,
+}
+
+impl Gates {
+    /// As the settings say.
+    pub fn new(context: &Context) -> Self {
+        let limits = &context.config.limits;
+        Self {
+            reads: Arc::new(Gate::new(context, "reads", limits.reads)),
+            changes: Arc::new(Gate::new(context, "changes", limits.control)),
+        }
+    }
+}
+
+/// Lets a request in when its class has a place. The place is free when the answer begins.
+pub async fn shed(State(gates): State<Gates>, request: Request, next: Next) -> Response {
+    let gate = match request.method().is_safe() {
+        true => &gates.reads,
+        false => &gates.changes,
+    };
+    match gate.enter().await {
+        Ok(_place) => next.run(request).await,
+        Err(problem) => Problem::into_response(problem),
+    }
+}

@@ -1,0 +1,90 @@
+//! How many event streams are open, in all and of each organisation.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::http::StatusCode;
+use peal_shared::Error;
+use peal_shared::context::Context;
+use peal_shared::ids::OrgId;
+use prometheus_client::metrics::gauge::Gauge;
+
+use crate::error::{Problem, Result};
+
+/// The open streams of this process.
+#[derive(Clone)]
+pub struct Streams {
+    most: usize,
+    most_per_org: usize,
+    open: Arc<Mutex<Open>>,
+    shown: Gauge,
+}
+
+#[derive(Default)]
+struct Open {
+    all: usize,
+    by_org: HashMap<OrgId, usize>,
+}
+
+/// One open stream; it ends with this value.
+pub struct OpenStream {
+    streams: Streams,
+    org: OrgId,
+}
+
+impl Streams {
+    /// As the settings say.
+    pub fn new(context: &Context) -> Self {
+        let limits = &context.config.limits;
+        Self {
+            most: limits.streams,
+            most_per_org: limits.streams_per_org,
+            open: Arc::default(),
+            shown: context.metrics.http.streams.clone(),
+        }
+    }
+
+    /// Opens a stream for somebody of `org`.
+    ///
+    /// # Errors
+    /// 503 when the process has as many as it may, 429 when the organisation has.
+    pub fn open(&self, org: OrgId) -> Result<OpenStream> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.all >= self.most {
+            return Err(
+                Error::Busy("too many event streams at once; try again shortly".into()).into(),
+            );
+        }
+        let of_org = open.by_org.entry(org).or_default();
+        if *of_org >= self.most_per_org {
+            return Err(Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_streams",
+                "your organization has too many event streams open; close one first",
+            )
+            .again_in_secs(10));
+        }
+        *of_org += 1;
+        open.all += 1;
+        self.shown.inc();
+        Ok(OpenStream {
+            streams: self.clone(),
+            org,
+        })
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let open = &self.streams.open;
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.all -= 1;
+        if let Some(of_org) = open.by_org.get_mut(&self.org) {
+            *of_org -= 1;
+            if *of_org == 0 {
+                open.by_org.remove(&self.org);
+            }
+        }
+        self.streams.shown.dec();
+    }
+}

@@ -1,0 +1,182 @@
+//! Numbers of the dialler.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::{GROUPS, SECONDS};
+use crate::ids::TrunkId;
+use crate::telephony::{Outcome, Placement};
+
+/// Upper bounds of a slot's lateness in seconds; the limit is ten milliseconds.
+const LATENESS: [f64; 12] = [
+    0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 1.0,
+];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Trunk {
+    trunk: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TrunkResult {
+    trunk: String,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    outcome: &'static str,
+}
+
+/// What the dialler did.
+#[derive(Debug)]
+pub struct Dial {
+    dials: Family<TrunkResult, Counter>,
+    granted: Family<Trunk, Counter>,
+    burned: Family<Trunk, Counter>,
+    lateness: Histogram,
+    claimed: Histogram,
+    claim_time: Histogram,
+    ended: Family<Ended, Counter>,
+}
+
+/// The numbers of one trunk, looked up once for many calls.
+#[derive(Debug)]
+pub struct OfTrunk {
+    accepted: Counter,
+    refused: Counter,
+    deferred: Counter,
+    unknown: Counter,
+    granted: Counter,
+    burned: Counter,
+    lateness: Histogram,
+}
+
+impl Dial {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let new = Self {
+            dials: Family::default(),
+            granted: Family::default(),
+            burned: Family::default(),
+            lateness: Histogram::new(LATENESS),
+            claimed: Histogram::new(GROUPS),
+            claim_time: Histogram::new(SECONDS),
+            ended: Family::default(),
+        };
+        for outcome in Outcome::ALL {
+            new.ended(outcome, 0);
+        }
+        registry.register(
+            "peal_dials",
+            "Create requests sent to carriers, by what became of them",
+            new.dials.clone(),
+        );
+        registry.register(
+            "peal_slots_granted",
+            "Send slots leased from the pacer",
+            new.granted.clone(),
+        );
+        registry.register(
+            "peal_slots_burned",
+            "Send slots given up because they came up too late",
+            new.burned.clone(),
+        );
+        registry.register_with_unit(
+            "peal_slot_lateness",
+            "How late a request's slot was when its turn came, burned ones included",
+            Unit::Seconds,
+            new.lateness.clone(),
+        );
+        registry.register(
+            "peal_claimed_calls",
+            "Calls taken by one claim",
+            new.claimed.clone(),
+        );
+        registry.register_with_unit(
+            "peal_claim",
+            "How long a claim took",
+            Unit::Seconds,
+            new.claim_time.clone(),
+        );
+        registry.register(
+            "peal_calls_ended",
+            "Calls that reached their end, by outcome",
+            new.ended.clone(),
+        );
+        new
+    }
+
+    /// The numbers of a trunk.
+    #[must_use]
+    pub fn trunk(&self, id: TrunkId) -> Arc<OfTrunk> {
+        let trunk = id.to_string();
+        let dials = |result| {
+            let trunk = trunk.clone();
+            self.dials
+                .get_or_create_owned(&TrunkResult { trunk, result })
+        };
+        let label = Trunk {
+            trunk: trunk.clone(),
+        };
+        Arc::new(OfTrunk {
+            accepted: dials("accepted"),
+            refused: dials("refused"),
+            deferred: dials("deferred"),
+            unknown: dials("unknown"),
+            granted: self.granted.get_or_create_owned(&label),
+            burned: self.burned.get_or_create_owned(&label),
+            lateness: self.lateness.clone(),
+        })
+    }
+
+    /// A claim took so many calls and so long.
+    pub fn claimed(&self, calls: usize, took: Duration) {
+        self.claimed.observe(as_number(calls));
+        self.claim_time.observe(took.as_secs_f64());
+    }
+
+    /// Calls reached their end.
+    pub fn ended(&self, outcome: Outcome, calls: u64) {
+        let outcome = outcome.as_str();
+        self.ended.get_or_create(&Ended { outcome }).inc_by(calls);
+    }
+}
+
+impl OfTrunk {
+    /// Slots were leased.
+    pub fn granted(&self, slots: u32) {
+        self.granted.inc_by(slots.into());
+    }
+
+    /// Slots were given up.
+    pub fn burned(&self, slots: u32) {
+        self.burned.inc_by(slots.into());
+    }
+
+    /// A slot came up so late.
+    pub fn came_up(&self, late: Duration) {
+        self.lateness.observe(late.as_secs_f64());
+    }
+
+    /// A request was sent, and this became of it.
+    pub fn dialled(&self, placement: &Placement) {
+        let counter = match placement {
+            Placement::Accepted { .. } => &self.accepted,
+            Placement::Refused { .. } => &self.refused,
+            Placement::Deferred { .. } => &self.deferred,
+            Placement::Unknown { .. } => &self.unknown,
+        };
+        counter.inc();
+    }
+}
+
+/// A count as a histogram takes it.
+pub(super) fn as_number(count: usize) -> f64 {
+    u32::try_from(count).unwrap_or(u32::MAX).into()
+}

@@ -1,0 +1,68 @@
+//! Numbers of the inbox: what carriers say is appended in groups and applied in groups.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::dial::as_number;
+use super::{GROUPS, SECONDS};
+
+/// What happened to events of carriers.
+#[derive(Debug)]
+pub struct Events {
+    appended: Histogram,
+    applied: Histogram,
+    apply_time: Histogram,
+    set_aside: Counter,
+}
+
+impl Events {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let new = Self {
+            appended: Histogram::new(GROUPS),
+            applied: Histogram::new(GROUPS),
+            apply_time: Histogram::new(SECONDS),
+            set_aside: Counter::default(),
+        };
+        registry.register(
+            "peal_appended_events",
+            "Events of carriers written down by one statement",
+            new.appended.clone(),
+        );
+        registry.register(
+            "peal_applied_events",
+            "Events of carriers applied in one transaction",
+            new.applied.clone(),
+        );
+        registry.register_with_unit(
+            "peal_apply",
+            "How long a transaction that applied events took",
+            Unit::Seconds,
+            new.apply_time.clone(),
+        );
+        registry.register(
+            "peal_events_set_aside",
+            "Events that the database refused; they need a look",
+            new.set_aside.clone(),
+        );
+        new
+    }
+
+    /// One statement wrote so many events down.
+    pub fn appended(&self, events: usize) {
+        self.appended.observe(as_number(events));
+    }
+
+    /// One transaction applied so many events and took so long.
+    pub fn applied(&self, events: usize, took: Duration) {
+        self.applied.observe(as_number(events));
+        self.apply_time.observe(took.as_secs_f64());
+    }
+
+    /// An event cannot be applied.
+    pub fn set_aside(&self) {
+        self.set_aside.inc();
+    }
+}

@@ -1,0 +1,72 @@
+//! What operators see: numbers of this process, in Prometheus' words.
+//!
+//! [`Metrics`] is a value in the [`Context`], so a process may hold several. Whoever counts
+//! holds a handle that was looked up beforehand or is found by a small key, so counting costs
+//! an atomic operation or two and no memory. What only the database knows (queues, live calls,
+//! unapplied events) is asked for when somebody looks, briefly and at most every few seconds
+//! ([`sample`]). [`serve`] shows everything on a listener of its own, which is off unless
+//! asked for.
+//!
+//! Labels name trunks, queues, routes and words of ours; never a person, a number, a call or an
+//! organisation.
+
+mod dial;
+mod events;
+mod http;
+mod page;
+mod sample;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+pub use dial::{Dial, OfTrunk};
+pub use events::Events;
+pub use http::{Http, Route};
+pub use page::{listen, serve};
+
+#[cfg(doc)]
+use crate::context::Context;
+
+/// A number with a fraction that goes up and down.
+type Level = Gauge<f64, std::sync::atomic::AtomicU64>;
+
+/// Upper bounds of times from half a millisecond to ten seconds.
+const SECONDS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+/// Upper bounds of how many things were done at once.
+const GROUPS: [f64; 10] = [0.0, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0];
+
+/// The numbers of a process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub dial: Dial,
+    pub events: Events,
+    pub http: Http,
+    sampled: sample::Sampled,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        Self {
+            dial: Dial::register(&mut registry),
+            events: Events::register(&mut registry),
+            http: Http::register(&mut registry),
+            sampled: sample::Sampled::register(&mut registry),
+            registry,
+        }
+    }
+}
+
+impl Metrics {
+    /// Everything, in the text format of OpenMetrics.
+    fn page(&self) -> String {
+        let mut page = String::with_capacity(32 * 1024);
+        // Writing to a string cannot fail.
+        let _written = encode(&mut page, &self.registry);
+        page
+    }
+}

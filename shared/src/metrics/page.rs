@@ -1,0 +1,102 @@
+//! `GET /metrics`, on a listener of its own: carriers and users reach the API's listener, and
+//! operators' numbers are none of their business.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::context::Context;
+
+/// Connections that are served at once.
+const CONNECTIONS: usize = 16;
+/// How long a connection may take to send a request's head, or be idle.
+const HEAD_LIMIT: Duration = Duration::from_secs(65);
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// Listens where `PEAL_METRICS_LISTEN` says; nowhere when it says nothing.
+///
+/// # Errors
+/// When the address is taken, or not of this machine.
+pub async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = config.watch.metrics_listen else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("PEAL_METRICS_LISTEN: cannot listen on {address}"))?;
+    tracing::info!(address = %listener.local_addr()?, "showing metrics");
+    Ok(Some(listener))
+}
+
+/// Shows the numbers of the process to whoever connects, until `shutdown`.
+pub async fn serve(context: Arc<Context>, listener: TcpListener, shutdown: CancellationToken) {
+    let accepting = accept(Arc::clone(&context), listener, shutdown.clone());
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = accepting => {}
+        () = context.metrics.sampled.probe(&context) => {}
+    }
+}
+
+async fn accept(context: Arc<Context>, listener: TcpListener, shutdown: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // The semaphore is never closed.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _from)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection for metrics cannot be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let context = Arc::clone(&context);
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            let answer = service_fn(|request| answer(&context, request));
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_LIMIT)
+                .serve_connection(TokioIo::new(stream), answer);
+            let served = shutdown.run_until_cancelled(serving).await;
+            if let Some(Err(error)) = served {
+                tracing::debug!(%error, "a connection for metrics broke off");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn answer<B>(
+    context: &Context,
+    request: Request<B>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let known = request.method() == Method::GET && request.uri().path() == "/metrics";
+    if !known {
+        let mut response = Response::new(Full::from("GET /metrics\n"));
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return Ok(response);
+    }
+    context.metrics.sampled.refresh(context).await;
+    let mut response = Response::new(Full::from(context.metrics.page()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, OPEN_METRICS);
+    Ok(response)
+}

@@ -1,0 +1,329 @@
+//! Traces: the steps of a call, from its claim to its end, sent to an OpenTelemetry collector.
+//! Off unless a collector is configured; then a step that is not traced costs a comparison.
+//!
+//! The id of a call's trace is the call's own id, so every process that handles the call adds
+//! to one trace without being told of it, and whoever has a call's id finds its trace. The same
+//! id decides whether the call is traced at all, so all processes agree. The trace's root is
+//! sent last, by whoever applies the end, with an id that the steps know beforehand:
+//!
+//! ```text
+//! call ──┬─ claim      worker, one transaction for many calls
+//!        ├─ place      worker, the create request
+//!        ├─ callback   api, one for each
+//!        ├─ apply      worker, one transaction for many events
+//!        └─ final      worker, the transaction that ended the call
+//! ```
+//!
+//! Steps are reported when they are over, many at a time, because that is how calls move; so
+//! spans are handed to the exporter complete and nothing is kept open or passed along.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use opentelemetry::InstrumentationScope;
+use opentelemetry::trace::{
+    SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
+};
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, IdGenerator, RandomIdGenerator, SpanData, SpanEvents,
+    SpanLinks, SpanProcessor,
+};
+use tokio::runtime::Handle;
+
+use crate::clock::Clock;
+use crate::config::Tracing;
+use crate::http;
+use crate::ids::CallId;
+use crate::telephony::Outcome;
+
+pub use opentelemetry::KeyValue;
+
+/// How long the collector may take to answer.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
+/// How long spans gather before they are sent.
+const SEND_EVERY: Duration = Duration::from_secs(1);
+/// Spans that may wait to be sent; further ones are dropped.
+const UNSENT_LIMIT: usize = 8192;
+/// How long the last spans may take when the process ends.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+
+/// A step of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Claim,
+    Place,
+    Callback,
+    Apply,
+    Final,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Claim => "claim",
+            Self::Place => "place",
+            Self::Callback => "callback",
+            Self::Apply => "apply",
+            Self::Final => "final",
+        }
+    }
+
+    fn kind(self) -> SpanKind {
+        match self {
+            Self::Place => SpanKind::Client,
+            Self::Callback => SpanKind::Server,
+            Self::Claim | Self::Apply | Self::Final => SpanKind::Internal,
+        }
+    }
+}
+
+/// When a step began.
+#[derive(Clone, Copy, Debug)]
+pub struct Began(DateTime<Utc>);
+
+/// The traces of this process.
+#[derive(Clone, Debug, Default)]
+pub struct Traces(Option<Arc<Collector>>);
+
+#[derive(Debug)]
+struct Collector {
+    processor: BatchSpanProcessor,
+    ids: RandomIdGenerator,
+    scope: InstrumentationScope,
+    ratio: f64,
+    clock: Clock,
+}
+
+impl Traces {
+    /// Traces of the program `service`; to be called in a tokio runtime. Does not wait for the
+    /// collector.
+    ///
+    /// # Errors
+    /// Fails when no HTTP client can be made.
+    pub fn open(
+        settings: Option<&Tracing>,
+        service: &'static str,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
+        let Some(settings) = settings else {
+            return Ok(Self(None));
+        };
+        let client = Client {
+            http: http::client(SEND_LIMIT)?,
+            runtime: Handle::current(),
+            failing: AtomicBool::new(false),
+        };
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(client)
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(settings.url.as_str())
+            .with_timeout(SEND_LIMIT)
+            .build()
+            .context("PEAL_OTLP_URL")?;
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(UNSENT_LIMIT)
+            .with_scheduled_delay(SEND_EVERY)
+            .build();
+        let mut processor = BatchSpanProcessor::builder(exporter)
+            .with_batch_config(batches)
+            .build();
+        let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        let resource = Resource::builder()
+            .with_service_name(service)
+            .with_attribute(version)
+            .build();
+        processor.set_resource(&resource);
+        Ok(Self(Some(Arc::new(Collector {
+            processor,
+            ids: RandomIdGenerator::default(),
+            scope: InstrumentationScope::builder("peal").build(),
+            ratio: settings.ratio,
+            clock,
+        }))))
+    }
+
+    /// Notes the time, if anything is traced.
+    #[must_use]
+    pub fn begin(&self) -> Option<Began> {
+        let collector = self.0.as_ref()?;
+        Some(Began(collector.clock.now()))
+    }
+
+    /// Reports a step of a call that is over by now. What it says of it is asked for only when
+    /// the call is traced; it must hold nothing personal.
+    pub fn end(
+        &self,
+        began: Option<Began>,
+        call: CallId,
+        step: Step,
+        attributes: impl FnOnce() -> Vec<KeyValue>,
+    ) {
+        if let (Some(collector), Some(Began(began))) = (&self.0, began)
+            && is_sampled(call, collector.ratio)
+        {
+            let id = collector.ids.new_span_id();
+            let mut span = collector.span(call, id, step.name(), began);
+            span.parent_span_id = root(call);
+            span.parent_span_is_remote = true;
+            span.span_kind = step.kind();
+            span.attributes.extend(attributes());
+            collector.processor.on_end(span);
+        }
+    }
+
+    /// Reports that a call has ended, and with it the trace's root.
+    pub fn end_call(&self, began: Option<Began>, call: CallId, outcome: Outcome) {
+        let told = || vec![KeyValue::new("call.outcome", outcome.as_str())];
+        self.end(began, call, Step::Final, told);
+        if let Some(collector) = &self.0
+            && is_sampled(call, collector.ratio)
+        {
+            let created = created_at(call).unwrap_or_else(|| collector.clock.now());
+            let mut span = collector.span(call, root(call), "call", created);
+            span.attributes.extend(told());
+            collector.processor.on_end(span);
+        }
+    }
+
+    /// Sends what has not been sent. Nothing is traced from here on.
+    pub async fn close(&self) {
+        let Some(collector) = self.0.clone() else {
+            return;
+        };
+        // The processor waits for its own thread, which waits for this runtime.
+        let closing = tokio::task::spawn_blocking(move || {
+            collector.processor.shutdown_with_timeout(CLOSE_LIMIT)
+        });
+        match closing.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last spans were not sent"),
+            Err(error) => tracing::warn!(%error, "the last spans were not sent"),
+        }
+    }
+}
+
+impl Collector {
+    /// A span that ends now, still without a parent.
+    fn span(&self, call: CallId, id: SpanId, name: &'static str, began: DateTime<Utc>) -> SpanData {
+        let trace = TraceId::from_bytes(*call.0.as_bytes());
+        let flags = TraceFlags::SAMPLED;
+        SpanData {
+            span_context: SpanContext::new(trace, id, flags, false, TraceState::default()),
+            parent_span_id: SpanId::INVALID,
+            parent_span_is_remote: false,
+            span_kind: SpanKind::Internal,
+            name: name.into(),
+            start_time: began.into(),
+            end_time: self.clock.now().max(began).into(),
+            attributes: vec![KeyValue::new("call.id", call.to_string())],
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status: Status::Unset,
+            instrumentation_scope: self.scope.clone(),
+        }
+    }
+}
+
+/// The id of the root span of a call's trace: the second half of the call's id, never zero
+/// because an id's variant stands there.
+fn root(call: CallId) -> SpanId {
+    let [.., a, b, c, d, e, f, g, h] = *call.0.as_bytes();
+    SpanId::from_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Whether a call is among the part of all calls that is traced: the end of its id is random.
+fn is_sampled(call: CallId, ratio: f64) -> bool {
+    let [.., a, b, c, d] = *call.0.as_bytes();
+    f64::from(u32::from_be_bytes([a, b, c, d])) < ratio * 4_294_967_296.0
+}
+
+/// When a call's row was made, which its id says.
+fn created_at(call: CallId) -> Option<DateTime<Utc>> {
+    let (secs, nanos) = call.0.get_timestamp()?.to_unix();
+    DateTime::from_timestamp(i64::try_from(secs).ok()?, nanos)
+}
+
+/// Sends spans with our own HTTP client. The exporter lives on a thread of its own, outside of
+/// the runtime that the client needs.
+#[derive(Debug)]
+struct Client {
+    http: reqwest::Client,
+    runtime: Handle,
+    failing: AtomicBool,
+}
+
+impl Client {
+    /// Logs when the collector goes away and when it is back, not every time.
+    fn note<E: fmt::Display>(&self, sent: &Result<Response<Bytes>, E>) {
+        let why = match sent {
+            Ok(response) if response.status().is_success() => None,
+            Ok(response) => Some(format!("it answers {}", response.status())),
+            Err(error) => Some(error.to_string()),
+        };
+        let failed_before = self.failing.swap(why.is_some(), Ordering::Relaxed);
+        match why {
+            Some(why) if !failed_before => {
+                tracing::warn!(why, "the collector takes no traces; calls go on without");
+            }
+            None if failed_before => tracing::info!("the collector takes traces again"),
+            _ => {}
+        }
+    }
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let http = self.http.clone();
+        let sending = self.runtime.spawn(async move {
+            let request = request.try_into()?;
+            let answer = http.execute(request).await?;
+            let status = answer.status();
+            let mut response = Response::new(answer.bytes().await?);
+            *response.status_mut() = status;
+            Ok::<_, reqwest::Error>(response)
+        });
+        let sent = sending.await?;
+        // The address may hold a password.
+        let sent = sent.map_err(reqwest::Error::without_url);
+        self.note(&sent);
+        Ok(sent?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_part_of_calls_that_is_traced_is_the_part_asked_for() {
+        let calls: Vec<CallId> = std::iter::repeat_with(CallId::new).take(20_000).collect();
+        for (ratio, least, most) in [(0.0, 0, 0), (0.25, 4_700, 5_300), (1.0, 20_000, 20_000)] {
+            let traced = calls
+                .iter()
+                .filter(|call| is_sampled(**call, ratio))
+                .count();
+            assert!((least..=most).contains(&traced), "{ratio}: {traced}");
+        }
+    }
+
+    #[test]
+    fn a_call_knows_its_roots_id_and_its_birth() {
+        let call = CallId::new();
+        assert_ne!(root(call), SpanId::INVALID);
+        assert_eq!(root(call), root(call));
+        let age = Clock::default().now() - created_at(call).unwrap();
+        assert!(age.num_seconds().abs() < 5, "{age}");
+    }
+}

@@ -1,0 +1,81 @@
+//! Metrics as Prometheus reads them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use peal_shared::context::Context;
+use peal_shared::metrics;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::sync::DropGuard;
+
+/// A listener that shows the metrics of one process.
+pub struct Shown {
+    url: String,
+    _until: DropGuard,
+}
+
+/// What was read: values by name and labels, as they are written.
+pub struct Scraped {
+    pub text: String,
+    values: BTreeMap<String, f64>,
+}
+
+/// Shows the metrics of a process of the test.
+pub async fn show(context: &Arc<Context>) -> Shown {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    let until = CancellationToken::new();
+    tokio::spawn(metrics::serve(Arc::clone(context), listener, until.clone()));
+    Shown {
+        url,
+        _until: until.drop_guard(),
+    }
+}
+
+impl Shown {
+    /// Reads everything.
+    pub async fn scrape(&self) -> Scraped {
+        let answer = reqwest::get(format!("{}/metrics", self.url))
+            .await
+            .expect("an answer");
+        assert_eq!(answer.status().as_u16(), 200);
+        let kind = answer.headers()["content-type"].to_str().expect("text");
+        assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+        let text = answer.text().await.expect("text");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let values = lines.map(|line| {
+            let (name, value) = line.rsplit_once(' ').expect("a value");
+            (name.to_owned(), value.parse().expect(line))
+        });
+        Scraped {
+            values: values.collect(),
+            text,
+        }
+    }
+
+    /// The status of another path.
+    pub async fn status(&self, path: &str) -> u16 {
+        let answer = reqwest::get(format!("{}{path}", self.url))
+            .await
+            .expect("an answer");
+        answer.status().as_u16()
+    }
+}
+
+impl Scraped {
+    /// The value under exactly this name, labels included.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.values.get(name).copied()
+    }
+
+    /// The sum over all series of a name whose labels hold every one of `labels`.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let series = self.values.iter().filter(|(series, _)| {
+            let (of, has) = series.split_once('{').unwrap_or((series, ""));
+            of == name && labels.iter().all(|label| has.contains(label))
+        });
+        series.map(|(_, value)| value).sum()
+    }
+}

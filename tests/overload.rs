@@ -1,0 +1,291 @@
+//! Too much at once: every class has its bound, and a flood in one leaves the others alone.
+
+use std::time::{Duration, Instant};
+
+use peal_simulator::sign;
+use reqwest::{Method, StatusCode};
+use secrecy::ExposeSecret;
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::harness::app::{ACCOUNT, AUTH_TOKEN, Answer, App, Options, PATIENCE, answer};
+use crate::harness::eventually;
+
+/// What is answered at once takes no longer than this, on a busy machine too.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// A request that is answered at once, whatever it says.
+async fn at_once(request: reqwest::RequestBuilder) -> Answer {
+    let began = Instant::now();
+    let answer = answer(request).await;
+    let took = began.elapsed();
+    assert!(
+        took < AT_ONCE,
+        "{took:?} for {}: {}",
+        answer.status,
+        answer.text
+    );
+    answer
+}
+
+/// A status callback about a call that Peal placed, as its carrier sends it.
+async fn callback(app: &App, sequence: u32) -> Answer {
+    let call: (peal_shared::ids::TrunkId, peal_shared::ids::CallId, String) =
+        sqlx::query_as("select trunk_id, id, carrier_call_id from calls limit 1")
+            .fetch_one(&app.context.callbacks)
+            .await
+            .unwrap();
+    let (trunk, id, carrier_call_id) = call;
+    let config = &app.context.config;
+    let urls = peal_shared::calls::urls::CallUrls::new(&config.public_url, &config.keys, trunk, id);
+    let form = vec![
+        ("CallSid", carrier_call_id),
+        ("AccountSid", ACCOUNT.to_owned()),
+        ("CallStatus", "completed".to_owned()),
+        ("CallbackSource", "call-progress-events".to_owned()),
+        ("SequenceNumber", sequence.to_string()),
+    ];
+    let url = urls.status.as_str();
+    let path = url.strip_prefix(&app.url).expect("our own address");
+    let request = app
+        .anonymous(Method::POST, path)
+        .form(&form)
+        .header("x-twilio-signature", sign(AUTH_TOKEN, url, &form));
+    at_once(request).await
+}
+
+/// An API that answers two reads and one change at a time, and waits a tenth of a second.
+async fn small() -> App {
+    App::with(Options {
+        settings: |settings| {
+            settings.limits.limit_reads = Some("2".to_owned());
+            settings.limits.limit_control = Some("1".to_owned());
+            settings.limits.limit_wait_ms = Some("100".to_owned());
+            settings.limits.limit_streams = Some("3".to_owned());
+            settings.limits.limit_streams_per_org = Some("2".to_owned());
+            settings.limits.limit_header_secs = Some("1".to_owned());
+            settings.limits.limit_connections = Some("40".to_owned());
+        },
+        ..Options::default()
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_are_stuck_are_shed_and_hold_up_nobody_else() {
+    let app = small().await;
+    let batch = app.create_batch(json!({})).await;
+    app.add_people(&batch, 1).await;
+    app.start_batch(&batch).await;
+    app.wait_for(&batch, "completed").await;
+    let list = "/api/v1/batch-call/me";
+    app.get(list).await.expect(200);
+
+    // Nobody can read batches.
+    let mut lock = app.context.callbacks.begin().await.unwrap();
+    sqlx::query("set local idle_in_transaction_session_timeout = 0")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    sqlx::query("lock table call_batches in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let mut stuck = JoinSet::new();
+    for _ in 0..2 {
+        stuck.spawn(answer(app.request(Method::GET, list)));
+    }
+    let (_, under_way) = app.context.metrics.http.class("reads");
+    eventually("both places are taken", PATIENCE, || async {
+        under_way.get() == 2
+    })
+    .await;
+
+    for round in 0..5 {
+        let shed = at_once(app.request(Method::GET, list)).await;
+        assert_eq!(
+            shed.status,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "{}",
+            shed.text
+        );
+        assert_eq!(shed.headers["retry-after"], "1");
+        assert_eq!(shed.headers["content-type"], "application/problem+json");
+        assert_eq!(shed.json()["code"], "busy");
+        let stream = format!("/api/v1/batch-call/{batch}/events");
+        let stream = at_once(app.request(Method::GET, &stream)).await;
+        assert_eq!(stream.status, StatusCode::SERVICE_UNAVAILABLE);
+        let told = callback(&app, 100 + round).await;
+        assert_eq!(told.status, StatusCode::NO_CONTENT, "{}", told.text);
+        for path in ["/health", "/health/ready"] {
+            let health = at_once(app.anonymous(Method::GET, path)).await;
+            assert_eq!(health.status, StatusCode::OK, "{}", health.text);
+        }
+        // A change that touches no batch has its own place.
+        let path = format!(
+            "/api/call/create_call?phoneNumber=%2B12125557777&agent_id={}",
+            peal_shared::ids::AgentId::new()
+        );
+        let change = at_once(app.request(Method::POST, &path).json(&json!({}))).await;
+        assert_eq!(change.status, StatusCode::NOT_FOUND, "{}", change.text);
+    }
+
+    lock.rollback().await.unwrap();
+    while let Some(read) = stuck.join_next().await {
+        let read = read.unwrap();
+        assert_eq!(read.status, StatusCode::OK, "{}", read.text);
+    }
+    app.get(list).await.expect(200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_never_ends_gives_its_place_back() {
+    let app = App::with(Options {
+        workers: 0,
+        settings: |settings| {
+            settings.limits.limit_reads = Some("1".to_owned());
+            settings.limits.limit_statement_secs = Some("1".to_owned());
+        },
+        ..Options::default()
+    })
+    .await;
+    let mut lock = app.context.callbacks.begin().await.unwrap();
+    sqlx::query("lock table call_batches in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let list = "/api/v1/batch-call/me";
+    let began = Instant::now();
+    let slow = app.get(list).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        slow.status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "{}",
+        slow.text
+    );
+    assert_eq!(slow.headers["retry-after"], "1");
+    lock.rollback().await.unwrap();
+    app.get(list).await.expect(200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_a_batch_may_take_longer_than_other_statements() {
+    let app = App::with(Options {
+        workers: 0,
+        settings: |settings| settings.limits.limit_statement_secs = Some("1".to_owned()),
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({})).await;
+    let url = app.context.config.database_url.expose_secret();
+    let mut owner = PgConnection::connect(url).await.unwrap();
+    for statement in [
+        "create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1.5); return old; end'",
+        "create trigger slow before delete on call_batches for each row execute function slow()",
+    ] {
+        sqlx::query(statement).execute(&mut owner).await.unwrap();
+    }
+    let path = format!("/api/v1/batch-call/{batch}");
+    answer(app.request(Method::DELETE, &path)).await.expect(200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn event_streams_are_bounded_in_all_and_by_organisation() {
+    let app = small().await;
+    let other = app.another_tenant("Globex").await;
+    let batch = app.create_batch(json!({})).await;
+    let events = format!("/api/v1/batch-call/{batch}/events");
+    let open = async || app.request(Method::GET, &events).send().await.unwrap();
+    let (first, second) = (open().await, open().await);
+    assert_eq!(
+        (first.status(), second.status()),
+        (StatusCode::OK, StatusCode::OK)
+    );
+    let third = at_once(app.request(Method::GET, &events)).await;
+    assert_eq!(
+        third.status,
+        StatusCode::TOO_MANY_REQUESTS,
+        "{}",
+        third.text
+    );
+    assert_eq!(third.headers["retry-after"], "10");
+    assert_eq!(third.json()["code"], "too_many_streams");
+
+    // The other organisation has the last place of all.
+    let create = app
+        .request_as(&other, Method::POST, "/api/v1/batch-call/create")
+        .json(&json!({
+            "caller_phone_id": other.phone, "agent_id": other.agent, "batch_name": "Theirs",
+            "variable_names": ["name"], "batch_size": 1,
+        }));
+    let created = answer(create).await;
+    assert!(created.status.is_success(), "{}", created.text);
+    let theirs = created.json()["data"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let events_of_theirs = format!("/api/v1/batch-call/{theirs}/events");
+    let last = app
+        .request_as(&other, Method::GET, &events_of_theirs)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(last.status(), StatusCode::OK);
+    let full = at_once(app.request_as(&other, Method::GET, &events_of_theirs)).await;
+    assert_eq!(
+        full.status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "{}",
+        full.text
+    );
+    assert_eq!(full.headers["retry-after"], "1");
+
+    // A viewer that goes away makes room.
+    drop(first);
+    let streams = &app.context.metrics.http.streams;
+    eventually("the stream is over", PATIENCE, || async {
+        streams.get() == 2
+    })
+    .await;
+    assert_eq!(open().await.status(), StatusCode::OK);
+    drop((second, last));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_says_nothing_is_closed_and_makes_room() {
+    let app = small().await;
+    let host = app.url.trim_start_matches("http://").to_owned();
+    // As many as may be open, some silent and some in the middle of a head.
+    let mut idle = Vec::new();
+    for n in 0..40 {
+        let mut stream = TcpStream::connect(&host).await.unwrap();
+        if n % 2 == 0 {
+            stream
+                .write_all(b"GET /health HTTP/1.1\r\nHost: a\r\nX-")
+                .await
+                .unwrap();
+        }
+        idle.push(stream);
+    }
+    let health = answer(app.anonymous(Method::GET, "/health")).await;
+    assert_eq!(health.status, StatusCode::OK);
+    for mut stream in idle {
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        assert!(read.is_ok(), "the connection stays open");
+        assert!(!rest.starts_with(b"HTTP/1.1 200"), "{rest:?}");
+    }
+    app.finish().await;
+}
