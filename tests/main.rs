@@ -1,6 +1,7 @@
 //! Peal from the outside: every feature on a fresh, real database.
 
 mod batches;
+mod bootstrap;
 mod callbacks;
 mod calls;
 mod campaign;
