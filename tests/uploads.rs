@@ -219,6 +219,36 @@ async fn a_form_whose_file_never_begins_is_not_read_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_stalls_is_told_so_and_leaves_nothing() {
+    let app = App::with(Options {
+        workers: 0,
+        settings: |settings| settings.upload_stall_secs = "1".to_owned(),
+        ..Options::default()
+    })
+    .await;
+    let id = app.create_batch(json!({})).await;
+    let whole = form(&people(40_000));
+    let stalled = [0, 40, 200_000, whole.len() - 5].map(async |sent| {
+        let mut socket = begin(&app, &id, whole.len()).await;
+        socket.write_all(&whole.as_bytes()[..sent]).await.unwrap();
+        // Nothing more comes, and the connection stays open.
+        let mut told = Vec::new();
+        while !told.ends_with(b"}") {
+            let piece = tokio::time::timeout(PATIENCE, socket.read_buf(&mut told)).await;
+            let bytes = piece.expect("an answer in time").expect("an answer");
+            assert!(bytes > 0, "{sent}: hung up without an answer");
+        }
+        let told = String::from_utf8(told).unwrap();
+        assert!(told.starts_with("HTTP/1.1 408"), "{sent}: {told}");
+        assert!(told.contains("application/problem+json"), "{sent}: {told}");
+        assert!(told.contains("upload_stalled"), "{sent}: {told}");
+    });
+    futures::future::join_all(stalled).await;
+    assert_nothing_is_left(&app).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_breaks_off_leaves_nothing() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;

@@ -272,6 +272,7 @@ pub fn settings(
         mail_dir: directory.join("mail"),
         mail_from: "Peal <peal@example.com>".to_owned(),
         upload_max_mb: "50".to_owned(),
+        upload_stall_secs: "30".to_owned(),
         batch_max_rows: "100000".to_owned(),
         csv_max_columns: "50".to_owned(),
         csv_max_cell: "2000".to_owned(),
