@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use super::client::{Answer, Client, PATIENCE, answer, number, people};
-use super::db::{TestDatabase, fresh_database};
+use super::db::{TestDatabase, drop_database, fresh_database};
 use super::{eventually, setting};
 
 /// The account every test's trunk is on.
@@ -82,7 +82,7 @@ pub struct Tenant {
     pub api_key: String,
 }
 
-/// A running Peal.
+/// A running Peal. Its test must end with [`App::finish`], where what was left over is seen.
 pub struct App {
     pub context: Arc<Context>,
     pub carrier: Running,
@@ -91,6 +91,7 @@ pub struct App {
     api: Option<JoinHandle<anyhow::Result<()>>>,
     workers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
     directory: std::path::PathBuf,
+    finished: bool,
     // Dropped last: everything else uses it.
     database: TestDatabase,
 }
@@ -134,6 +135,7 @@ impl App {
             api: Some(api),
             workers: Vec::new(),
             directory,
+            finished: false,
             database,
         };
         for _ in 0..options.workers {
@@ -233,7 +235,32 @@ impl App {
         );
         self.context.pool.close().await;
         let _gone = std::fs::remove_dir_all(&self.directory);
+        self.finished = true;
     }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        if !self.finished && !std::thread::panicking() {
+            panic!("the test has not asked App::finish() what was left over");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_that_forgets_to_finish_fails() {
+    let app = App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await;
+    let (name, directory) = (app.database.name.clone(), app.directory.clone());
+    let forgotten = tokio::spawn(async move { drop(app) }).await.unwrap_err();
+    let told = forgotten.into_panic();
+    let told = told.downcast_ref::<&str>().expect("a message");
+    assert!(told.contains("App::finish()"), "{told}");
+    drop_database(&name);
+    let _gone = std::fs::remove_dir_all(directory);
 }
 
 /// Connections to everything, on a test's own database, prefix and directory.

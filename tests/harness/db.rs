@@ -109,18 +109,23 @@ impl Drop for TestDatabase {
             eprintln!("kept for inspection: {}", self.url);
             return;
         }
-        let statement = format!("drop database if exists {} with (force)", self.name);
-        // A runtime of its own, because the test's cannot be waited for from here.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("runtime");
-            runtime.block_on(async {
-                let mut admin = server().connect().await.expect("connect");
-                run(&mut admin, statement).await;
-            });
-        });
-        dropped.join().expect("drop the database");
+        drop_database(&self.name);
     }
+}
+
+/// Drops a test's database, whoever is connected.
+pub fn drop_database(name: &str) {
+    let statement = format!("drop database if exists {name} with (force)");
+    // A runtime of its own, because the test's cannot be waited for from a destructor.
+    let dropped = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime");
+        runtime.block_on(async {
+            let mut admin = server().connect().await.expect("connect");
+            run(&mut admin, statement).await;
+        });
+    });
+    dropped.join().expect("drop the database");
 }
