@@ -222,6 +222,15 @@ impl App {
             )
             .await;
         assert_eq!(drifted, 0, "counts have drifted from their rows");
+        let orphans = self
+            .count(
+                "select count(*)
+                 from upload_files f
+                 left join ingests i on i.id = f.ingest_id
+                 where i.id is null or i.state in ('completed', 'failed')",
+            )
+            .await;
+        assert_eq!(orphans, 0, "files that nobody will read are in the store");
         let oracle = self.carrier.oracle();
         assert!(
             oracle.duplicates.is_empty(),
