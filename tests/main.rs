@@ -11,6 +11,7 @@ mod harness;
 mod ingest;
 mod limits;
 mod mail;
+mod pools;
 mod queue;
 mod states;
 mod tidy;

@@ -7,9 +7,9 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::str::FromStr;
 
-use peal_shared::context::MIGRATIONS;
+use peal_shared::context::{MIGRATIONS, pool_options};
 use peal_shared::ids::JobId;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
 use super::setting;
@@ -37,9 +37,10 @@ pub async fn fresh_database() -> TestDatabase {
     .await;
     admin.close().await.expect("close");
     let options = server.database(&name);
-    let pool = PgPoolOptions::new()
+    let quiet = options.clone().options([("client_min_messages", "error")]);
+    let pool = pool_options()
         .max_connections(10)
-        .connect_with(options.clone())
+        .connect_with(quiet)
         .await
         .expect("connect to the fresh database");
     let url = options.to_url_lossy().to_string();
