@@ -2,6 +2,7 @@
 //! (job: ingest_csv), and what surrounds it.
 
 mod files;
+mod states;
 
 use std::time::Duration;
 
