@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use peal_shared::trunks;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -470,5 +471,29 @@ async fn a_large_upload_is_read_by_the_job_and_its_uploader_is_told() {
             == 1
     };
     eventually("the uploader has mail", Duration::from_secs(20), told).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_call_on_a_paused_trunk_is_refused_with_the_reason() {
+    let app = App::start().await;
+    let (agent, trunk) = (app.tenant.agent, app.tenant.trunk);
+    let path = format!("/api/call/create_call?phoneNumber=%2B12125559999&agent_id={agent}");
+    let mut db = app.context.pool.acquire().await.unwrap();
+    let why = "the carrier refuses the account (code 20003): authenticate";
+    trunks::pause_unscoped(&mut db, trunk, why).await.unwrap();
+    let refused = app.post(&path, json!({})).await.expect(409);
+    assert_eq!(refused["code"], "trunk_paused");
+    assert_eq!(
+        refused["detail"],
+        format!("the caller number's trunk is paused: {why}; call again when it has been resumed")
+    );
+    assert_eq!(app.count("select count(*) from calls").await, 0);
+    trunks::resume_unscoped(&mut db, trunk).await.unwrap();
+    drop(db);
+    app.post(&path, json!({})).await.expect(202);
+    let ended = "select count(*) from calls where outcome = 'completed'";
+    let rung = || async { app.count(ended).await == 1 };
+    eventually("the call is made", PATIENCE, rung).await;
     app.finish().await;
 }

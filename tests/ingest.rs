@@ -1,6 +1,9 @@
 //! Lists come into a batch, row by row and once, whatever happens in between: what the job does
 //! (job: ingest_csv), and what surrounds it.
 
+mod files;
+mod states;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -122,7 +125,8 @@ impl Bench {
         &self,
         body: impl stream::Stream<Item = Result<Bytes>> + Send,
     ) -> Result<Upload> {
-        ingest::receive(&self.store, &self.target, &LIMITS, "list.csv", body).await
+        let name = "list\r\n.csv";
+        ingest::receive(self.pool(), &self.store, &self.target, &LIMITS, name, body).await
     }
 
     async fn run_with(&self, limits: &Limits, id: IngestId) -> Result<Finished> {

@@ -1,6 +1,7 @@
 //! Peal from the outside: every feature on a fresh, real database.
 
 mod batches;
+mod bootstrap;
 mod callbacks;
 mod calls;
 mod campaign;
@@ -13,6 +14,7 @@ mod limits;
 mod mail;
 mod metrics;
 mod overload;
+mod pools;
 mod queue;
 mod states;
 mod tidy;

@@ -2,6 +2,7 @@
 
 mod outages;
 mod shutdown;
+mod states;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -210,7 +211,8 @@ impl House {
             .with::<Poison>()
             .with::<Panics>()
             .with::<Gated>()
-            .with::<Deaf>();
+            .with::<Deaf>()
+            .with::<states::Told>();
         let queues = Queues {
             pool: self.db.pool.clone(),
             bells: self.bells.clone(),
@@ -502,11 +504,13 @@ async fn a_dead_job_can_be_revived_unless_its_work_is_under_way() {
     assert!(matches!(missing, Err(Error::NotFound(_))));
 
     let old = house.add(Keyed { n: 1 }).await;
-    sqlx::query("update jobs set state = 'dead', finished_at = now() where id = $1")
-        .bind(old.id)
-        .execute(&house.db.pool)
-        .await
-        .unwrap();
+    sqlx::query(
+        "update jobs set state = 'dead', finished_at = now(), last_error = 'a test' where id = $1",
+    )
+    .bind(old.id)
+    .execute(&house.db.pool)
+    .await
+    .unwrap();
     assert!(house.add(Keyed { n: 1 }).await.fresh);
     let taken = queue::revive(&mut db, old.id).await;
     assert!(matches!(taken, Err(Error::Conflict { .. })));

@@ -59,6 +59,7 @@ fn files(directory: &Path) -> usize {
 async fn assert_nothing_is_left(app: &App) {
     assert_eq!(app.count("select count(*) from ingests").await, 0);
     assert_eq!(app.count("select count(*) from batch_data").await, 0);
+    assert_eq!(app.count("select count(*) from upload_files").await, 0);
     let store = app.store();
     eventually("the store is empty", PATIENCE, || async {
         files(&store) == 0
@@ -219,6 +220,36 @@ async fn a_form_whose_file_never_begins_is_not_read_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_stalls_is_told_so_and_leaves_nothing() {
+    let app = App::with(Options {
+        workers: 0,
+        settings: |settings| settings.upload_stall_secs = "1".to_owned(),
+        ..Options::default()
+    })
+    .await;
+    let id = app.create_batch(json!({})).await;
+    let whole = form(&people(40_000));
+    let stalled = [0, 40, 200_000, whole.len() - 5].map(async |sent| {
+        let mut socket = begin(&app, &id, whole.len()).await;
+        socket.write_all(&whole.as_bytes()[..sent]).await.unwrap();
+        // Nothing more comes, and the connection stays open.
+        let mut told = Vec::new();
+        while !told.ends_with(b"}") {
+            let piece = tokio::time::timeout(PATIENCE, socket.read_buf(&mut told)).await;
+            let bytes = piece.expect("an answer in time").expect("an answer");
+            assert!(bytes > 0, "{sent}: hung up without an answer");
+        }
+        let told = String::from_utf8(told).unwrap();
+        assert!(told.starts_with("HTTP/1.1 408"), "{sent}: {told}");
+        assert!(told.contains("application/problem+json"), "{sent}: {told}");
+        assert!(told.contains("upload_stalled"), "{sent}: {told}");
+    });
+    futures::future::join_all(stalled).await;
+    assert_nothing_is_left(&app).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_breaks_off_leaves_nothing() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
@@ -250,6 +281,51 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
     answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
         .await
         .expect(200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_whose_job_dies_is_given_up_and_its_uploader_is_told() {
+    let mut app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    let whole = form(&people(40_000));
+    for death in [
+        // Its last attempt fails: nobody can read this checkpoint.
+        "with broken as (
+             update ingests set state = 'running', started_at = now(), checkpoint = '[]'
+             where state = 'queued'
+         )
+         update jobs set attempts = max_attempts - 1 where state = 'ready'",
+        // Its last attempt killed its worker.
+        "update jobs
+         set state = 'dead', finished_at = now(), last_error = 'without a word'
+         where state = 'ready'",
+    ] {
+        let taken = answer(raw(&app, &id, whole.clone())).await.expect(202);
+        assert_eq!(files(&app.store()), 1);
+        sqlx::query(death).execute(&app.context.pool).await.unwrap();
+        app.start_worker(&peal_worker::Role::ALL).await;
+        let ingest = taken["data"]["ingest_id"].as_str().unwrap();
+        let path = format!("{BASE}/{id}/ingests/{ingest}");
+        let ended = || async { app.get(&path).await.expect(200)["data"]["status"] == "failed" };
+        eventually("the ingest is given up", PATIENCE, ended).await;
+        let report = app.get(&path).await.expect(200)["data"].clone();
+        assert_eq!(report["failure"]["code"], "gave_up");
+        eventually("the file is removed", PATIENCE, || async {
+            files(&app.store()) == 0
+        })
+        .await;
+        eventually("the uploader is told", PATIENCE, || async {
+            let told = "select count(*) from emails where kind = 'ingest_finished' and sent_at is not null";
+            app.count(told).await == app.count("select count(*) from ingests").await
+        })
+        .await;
+        app.stop_workers().await;
+    }
+    sqlx::query("delete from jobs where state = 'dead'")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
     app.finish().await;
 }
 

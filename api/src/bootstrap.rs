@@ -10,7 +10,7 @@ use peal_shared::access::Role;
 use peal_shared::agents::{self, NewAgent};
 use peal_shared::context::Context;
 use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId, UserId};
-use peal_shared::phone::E164;
+use peal_shared::phone::{Country, E164};
 use peal_shared::phones::{self, NewPhone};
 use peal_shared::telephony::{Account, CarrierKind, Credentials};
 use peal_shared::trunks::{self, NewTrunk};
@@ -27,6 +27,10 @@ pub struct Bootstrap {
     /// Name of the organisation.
     #[arg(long, default_value = "Demo", value_parser = name)]
     pub org: String,
+    /// How the organisation's files write numbers without a country code, by its two letters:
+    /// IN or US. A batch may say otherwise.
+    #[arg(long, value_name = "CC")]
+    pub default_country: Option<Country>,
     /// E-mail address of its administrator.
     #[arg(long, value_parser = email)]
     pub email: String,
@@ -92,6 +96,9 @@ pub struct Ready {
 pub async fn bootstrap(context: &Context, wanted: &Bootstrap) -> anyhow::Result<Ready> {
     let mut db = context.pool.begin().await?;
     let org = users::ensure_org_unscoped(&mut db, &wanted.org).await?;
+    if let Some(country) = wanted.default_country {
+        users::set_default_country_unscoped(&mut db, org, country).await?;
+    }
     let user = users::ensure_user_unscoped(&mut db, org, &wanted.email, Role::OrgAdmin).await?;
     let known = users::principal_unscoped(&mut db, user).await?;
     if known.is_none_or(|principal| principal.org != org) {

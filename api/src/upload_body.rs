@@ -34,8 +34,6 @@ use crate::state::Api;
 const FORM_BYTES: u64 = 64 * 1024;
 /// How much is handed over at once.
 const SLICE_BYTES: usize = 16 * 1024;
-/// An upload may pause for this long between two pieces.
-const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Every upload has this long, and as much longer as its bytes take at the least rate.
 const GRACE: Duration = Duration::from_secs(60);
 const LEAST_BYTES_PER_SEC: u64 = 50_000;
@@ -66,13 +64,17 @@ impl UploadSlots {
 
 /// Puts the meter around the body of an upload.
 pub async fn metered(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    let limit = api.context.config.uploads.max_bytes;
+    let config = &api.context.config;
+    let limit = config.uploads.max_bytes;
     let announced = request
         .headers()
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse().ok())
         .unwrap_or(0);
-    let meter = Arc::new(Meter::new(limit.saturating_add(FORM_BYTES)));
+    let meter = Arc::new(Meter::new(
+        limit.saturating_add(FORM_BYTES),
+        config.upload_stall,
+    ));
     if announced > meter.limit {
         meter.refuse(too_large(limit));
     }
@@ -94,6 +96,8 @@ pub struct Meter {
     began: Instant,
     /// Of the whole body.
     limit: u64,
+    /// For how long the upload may pause between two pieces.
+    stall: Duration,
     read: AtomicU64,
     /// Of those read, how many were the file's data.
     data: AtomicU64,
@@ -101,10 +105,11 @@ pub struct Meter {
 }
 
 impl Meter {
-    fn new(limit: u64) -> Self {
+    fn new(limit: u64, stall: Duration) -> Self {
         Self {
             began: Instant::now(),
             limit,
+            stall,
             read: AtomicU64::new(0),
             data: AtomicU64::new(0),
             refusal: OnceLock::new(),
@@ -127,7 +132,7 @@ impl Meter {
     /// # Errors
     /// 408 when it does not come.
     pub async fn within<T>(&self, piece: impl Future<Output = T>) -> Result<T> {
-        let pause = Instant::now() + PIECE_TIMEOUT;
+        let pause = Instant::now() + self.stall;
         timeout_at(self.due().min(pause), piece).await.map_err(|_elapsed| {
             Problem::new(
                 StatusCode::REQUEST_TIMEOUT,
@@ -255,10 +260,12 @@ mod tests {
 
     use super::*;
 
+    const STALL: Duration = Duration::from_secs(30);
+
     fn metered(pieces: usize, bytes: usize, limit: u64) -> (Metered, Arc<Meter>) {
         let piece = Bytes::from(vec![b'x'; bytes]);
         let pieces = (0..pieces).map(move |_| Ok::<_, axum::BoxError>(piece.clone()));
-        let meter = Arc::new(Meter::new(limit));
+        let meter = Arc::new(Meter::new(limit, STALL));
         let body = Body::from_stream(stream::iter(pieces));
         (Metered::new(body, Arc::clone(&meter)), meter)
     }
@@ -294,14 +301,14 @@ mod tests {
 
     #[tokio::test]
     async fn an_upload_has_the_time_that_its_bytes_take() {
-        let meter = Meter::new(1_000_000);
+        let meter = Meter::new(1_000_000, STALL);
         for (read, secs) in [(0, 60), (49_999, 60), (100_000, 62), (200_000_000, 4_060)] {
             meter.read.store(read, Ordering::Relaxed);
             assert_eq!(meter.due() - meter.began, Duration::from_secs(secs));
         }
         let late = Meter {
             began: Instant::now() - 2 * GRACE,
-            ..Meter::new(1_000_000)
+            ..Meter::new(1_000_000, STALL)
         };
         let problem = late.within(std::future::pending::<()>()).await.unwrap_err();
         assert!(format!("{problem:?}").contains("upload_stalled"));

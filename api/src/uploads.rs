@@ -212,10 +212,10 @@ async fn receive(
         }
     }
     let file_name = field.file_name().unwrap_or("upload.csv").to_owned();
-    let limits = &context.config.uploads;
+    let (pool, store, limits) = (&context.pool, &context.store, &context.config.uploads);
     let mut broken_off = None;
     let pieces = pieces(field, meter, &mut broken_off);
-    let upload = match ingest::receive(&context.store, target, limits, &file_name, pieces).await {
+    let upload = match ingest::receive(pool, store, target, limits, &file_name, pieces).await {
         Ok(upload) => upload,
         Err(error) => return Err(broken_off.unwrap_or_else(|| error.into())),
     };
@@ -228,7 +228,7 @@ async fn receive(
         }
         Err(problem) => problem,
     };
-    discard(context, &upload).await;
+    ingest::discard(pool, store, &upload).await;
     Err(rest)
 }
 
@@ -239,7 +239,7 @@ async fn take_in(api: Api, caller: Caller, target: Target, upload: Upload) -> An
     } = api;
     let inline = upload.bytes <= INLINE_LIMIT_BYTES;
     if let Err(problem) = queue(&context, &caller, &target, &upload, inline).await {
-        discard(&context, &upload).await;
+        ingest::discard(&context.pool, &context.store, &upload).await;
         return Err(problem);
     }
     if inline {
@@ -288,12 +288,6 @@ async fn queue(
     let (_, Json(())) = db.commit(note, StatusCode::OK, Json(())).await?;
     context.bells.ring_job(&job);
     Ok(())
-}
-
-async fn discard(context: &Context, upload: &Upload) {
-    if let Err(error) = context.store.delete(&upload.key).await {
-        tracing::warn!(file.key = upload.key, %error, "a refused upload stays in the store");
-    }
 }
 
 /// The pieces of a part as they arrive; why they stop before its end is left in `broken_off`.

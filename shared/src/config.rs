@@ -93,6 +93,14 @@ pub struct Settings {
     /// Largest CSV upload, in megabytes.
     #[arg(long, env = "PEAL_UPLOAD_MAX_MB", default_value = "200", global = true)]
     pub upload_max_mb: String,
+    /// Seconds that an upload may pause between two pieces before it is given up.
+    #[arg(
+        long,
+        env = "PEAL_UPLOAD_STALL_SECS",
+        default_value = "30",
+        global = true
+    )]
+    pub upload_stall_secs: String,
     /// Most rows a batch may hold.
     #[arg(
         long,
@@ -161,6 +169,7 @@ pub struct Config {
     pub mail_dir: PathBuf,
     pub mail_from: String,
     pub uploads: Limits,
+    pub upload_stall: Duration,
     pub unknown_deadline: Duration,
     pub reconcile_every: Duration,
     pub inbox_capacity: usize,
@@ -233,6 +242,12 @@ impl Config {
         let listen = bad.check("PEAL_LISTEN", listen);
         let session_tokens = bad.check("PEAL_JWT_SECRET", session_tokens(&settings));
         let uploads = uploads(&settings, bad);
+        let stall = bad.number(
+            "PEAL_UPLOAD_STALL_SECS",
+            &settings.upload_stall_secs,
+            1,
+            3600,
+        );
         let store_url = scheme(settings.store_url, &["file", "s3", "memory"]);
         let store_url = bad.check("PEAL_STORE_URL", store_url);
         let redis_url = optional(settings.redis_url, &["redis", "rediss", "unix"]);
@@ -268,6 +283,7 @@ impl Config {
             mail_dir: settings.mail_dir,
             mail_from: mail_from?,
             uploads: uploads?,
+            upload_stall: Duration::from_secs(stall?),
             unknown_deadline: Duration::from_secs(deadline?),
             reconcile_every: Duration::from_secs(reconcile?),
             inbox_capacity: inbox?,
@@ -383,6 +399,7 @@ mod tests {
             public_url: Some("https://peal.example.com".into()),
             listen: "127.0.0.1:8080".into(),
             upload_max_mb: "200".into(),
+            upload_stall_secs: "30".into(),
             batch_max_rows: "2000000".into(),
             csv_max_columns: "50".into(),
             csv_max_cell: "2000".into(),

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use secrecy::ExposeSecret;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgPool};
+use sqlx::{ConnectOptions, Connection, Executor, PgPool};
 
 use crate::bells::Bells;
 use crate::clock::Clock;
@@ -82,7 +82,7 @@ impl Context {
     pub async fn connect(config: Config, process: Process) -> anyhow::Result<Arc<Self>> {
         let pool = open_pool(&config, process).await?;
         let options = system(&config, "peal-callbacks")?;
-        let callbacks = PgPoolOptions::new()
+        let callbacks = pool_options()
             .max_connections(CALLBACK_CONNECTIONS)
             .acquire_timeout(CALLBACK_ACQUIRE_TIMEOUT)
             .connect_lazy_with(brief(options, &config));
@@ -128,6 +128,8 @@ fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions
             IDLE_TRANSACTION_LIMIT,
         ),
         ("jit", "off"),
+        // Without this the rollback of `pool_options` would be warned of each time.
+        ("client_min_messages", "error"),
     ]))
 }
 
@@ -142,13 +144,31 @@ fn brief(options: PgConnectOptions, config: &Config) -> PgConnectOptions {
     options.options([("statement_timeout", limit_ms.to_string())])
 }
 
+/// What every pool begins with: whoever gets a connection gets it outside any transaction.
+///
+/// A request or task that ends while it opens a transaction leaves it open (sqlx 0.9.0, its issue
+/// 4393), and what the connection's next user writes without one of its own would never be
+/// committed. The rollback takes the place of the ping that a pool sends before it hands out a
+/// connection, and costs as much.
+#[must_use]
+pub fn pool_options() -> PgPoolOptions {
+    PgPoolOptions::new()
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| {
+            Box::pin(async move {
+                connection.execute("rollback").await?;
+                Ok(true)
+            })
+        })
+}
+
 async fn open_pool(config: &Config, process: Process) -> anyhow::Result<PgPool> {
     let options = system(config, process.name())?;
     let options = match process {
         Process::Api => brief(options, config),
         Process::Worker | Process::Command => options,
     };
-    PgPoolOptions::new()
+    pool_options()
         .max_connections(config.database_pool)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .connect_with(options)

@@ -16,6 +16,9 @@ use crate::ids::{OrgId, UserId};
 /// How long an answer can be had again.
 const KEPT: Duration = Duration::hours(48);
 
+/// How long a request waits for another one under its key to end.
+const PATIENCE: &str = "500ms";
+
 /// A key, and what it was sent with.
 #[derive(Clone, Debug)]
 pub struct Claim {
@@ -42,21 +45,7 @@ pub async fn claim_unscoped(
     principal: &Principal,
     claim: &Claim,
 ) -> Result<Option<Stored>> {
-    // Held until the transaction ends, so whoever gets it is alone with the key.
-    let is_alone = sqlx::query_scalar!(
-        r#"select pg_try_advisory_xact_lock(hashtextextended('idempotency ' || $1::uuid || $2::uuid || $3, 0)) as "alone!""#,
-        principal.org as OrgId,
-        principal.user as UserId,
-        claim.key,
-    )
-    .fetch_one(&mut *db)
-    .await?;
-    if !is_alone {
-        return Err(Error::conflict(
-            "idempotency_key_in_use",
-            "a request with this Idempotency-Key is under way; send it again when that has ended",
-        ));
-    }
+    lock(db, principal, &claim.key).await?;
     let known = sqlx::query!(
         "select fingerprint, status, body
          from idempotency_keys
@@ -90,6 +79,37 @@ pub async fn claim_unscoped(
         (Some(Ok(status)), Some(body)) => Ok(Some(Stored { status, body })),
         _ => Err(anyhow::anyhow!("an idempotency key was committed without its answer").into()),
     }
+}
+
+/// Waits shortly until nobody else has the key, and holds it until the transaction ends. A
+/// request that was refused gives its key back a moment after its client has heard so.
+async fn lock(db: &mut PgConnection, principal: &Principal, key: &str) -> Result<()> {
+    sqlx::query!("select set_config('lock_timeout', $1, true)", PATIENCE)
+        .execute(&mut *db)
+        .await?;
+    let locked = sqlx::query!(
+        "select pg_advisory_xact_lock(hashtextextended('idempotency ' || $1::uuid || $2::uuid || $3, 0))",
+        principal.org as OrgId,
+        principal.user as UserId,
+        key,
+    )
+    .execute(&mut *db)
+    .await
+    .map_err(Error::from);
+    match locked {
+        Ok(_) => {}
+        Err(Error::Busy(_)) => {
+            return Err(Error::conflict(
+                "idempotency_key_in_use",
+                "a request with this Idempotency-Key is under way; send it again when that has ended",
+            ));
+        }
+        Err(error) => return Err(error),
+    }
+    sqlx::query!("set local lock_timeout to default")
+        .execute(db)
+        .await?;
+    Ok(())
 }
 
 /// Stores the answer beside a key that [`claim_unscoped`] took in the same transaction, for the same

@@ -4,11 +4,13 @@
 //! the usual `AWS_*` variables) or the process's memory (`memory:///`, for tests). A file is
 //! written once, under a key that Peal makes up, and appears under that key only when it is
 //! complete: a broken or oversized upload leaves nothing behind. If the process dies during an
-//! upload a directory keeps a hidden part file and a bucket an unfinished multipart upload;
-//! give the bucket a lifecycle rule that removes those.
+//! upload a directory keeps a hidden part file, which [`Store::delete_parts`] removes, and a
+//! bucket an unfinished multipart upload; give the bucket a lifecycle rule that removes those.
 //!
 //! Nothing here knows what a file means or who may read it.
 
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,6 +22,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart};
 use sha2::{Digest as _, Sha256};
+use tokio::fs;
 use url::Url;
 
 use crate::error::{Error, Result};
@@ -35,6 +38,8 @@ const PARTS_IN_FLIGHT: usize = 2;
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
+    /// Of a `file:` URL.
+    directory: Option<PathBuf>,
 }
 
 /// What an upload turned out to be.
@@ -54,16 +59,18 @@ impl Store {
         let url = Url::parse(url).map_err(|error| unusable(format!("the store URL: {error}")))?;
         let path = Path::from_url_path(url.path())
             .map_err(|error| unusable(format!("the path of the store URL: {error}")))?;
+        let mut directory = None;
         let (inner, prefix): (Arc<dyn ObjectStore>, Path) = match url.scheme() {
             "file" => {
-                let directory = url
+                let path = url
                     .to_file_path()
                     .map_err(|()| unusable("a file URL needs an absolute path".to_owned()))?;
-                std::fs::create_dir_all(&directory)
-                    .map_err(|error| unusable(format!("{}: {error}", directory.display())))?;
-                let files = LocalFileSystem::new_with_prefix(&directory)
+                std::fs::create_dir_all(&path)
+                    .map_err(|error| unusable(format!("{}: {error}", path.display())))?;
+                let files = LocalFileSystem::new_with_prefix(&path)
                     .map_err(|error| unusable(error.to_string()))?
                     .with_fsync(true);
+                directory = Some(path);
                 (Arc::new(files), Path::default())
             }
             "s3" => {
@@ -80,7 +87,11 @@ impl Store {
                 )));
             }
         };
-        Ok(Self { inner, prefix })
+        Ok(Self {
+            inner,
+            prefix,
+            directory,
+        })
     }
 
     /// Streams `body` into a new file. Holds at most a few parts in memory, and stops reading
@@ -156,6 +167,38 @@ impl Store {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(outside(error)),
         }
+    }
+
+    /// Removes what a process left in a directory that died while it wrote the file.
+    ///
+    /// # Errors
+    /// [`Error::Outside`].
+    pub async fn delete_parts(&self, key: &str) -> Result<()> {
+        let Some(directory) = &self.directory else {
+            return Ok(());
+        };
+        let whole = directory.join(self.path(key)?.as_ref());
+        let (Some(folder), Some(name)) = (whole.parent(), whole.file_name()) else {
+            return Ok(());
+        };
+        // The local store writes to `name#1`, or the next number that is free, and renames.
+        let parts = [name.as_encoded_bytes(), b"#"].concat();
+        let failed = |error: std::io::Error| Error::Outside {
+            service: "store",
+            retryable: true,
+            detail: error.to_string(),
+        };
+        let mut entries = match fs::read_dir(folder).await {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        while let Some(entry) = entries.next_entry().await.map_err(failed)? {
+            if entry.file_name().as_encoded_bytes().starts_with(&parts) {
+                fs::remove_file(entry.path()).await.map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     fn path(&self, key: &str) -> Result<Path> {

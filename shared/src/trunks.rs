@@ -256,6 +256,15 @@ pub async fn pause_unscoped(db: &mut PgConnection, id: TrunkId, why: &str) -> Re
     Ok(())
 }
 
+/// Why nothing is dialled on a paused trunk, in words for those who call through it.
+#[must_use]
+pub fn paused_words(reason: Option<&str>) -> String {
+    format!(
+        "the caller number's trunk is paused: {}",
+        reason.unwrap_or("by its owner")
+    )
+}
+
 /// A trunk, for its operator. Its credentials stay sealed.
 #[derive(Clone, Debug, Serialize)]
 pub struct TrunkState {

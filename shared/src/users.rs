@@ -5,6 +5,7 @@ use sqlx::PgConnection;
 use crate::access::{Credential, Principal, Role, Scope};
 use crate::error::Result;
 use crate::ids::{OrgId, UserId};
+use crate::phone::Country;
 
 /// Finds the organisation of that name, or founds it.
 ///
@@ -29,6 +30,25 @@ pub async fn ensure_org_unscoped(db: &mut PgConnection, name: &str) -> Result<Or
     .execute(db)
     .await?;
     Ok(id)
+}
+
+/// Says how an organisation's numbers without a country code are read when the batch does not.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn set_default_country_unscoped(
+    db: &mut PgConnection,
+    org: OrgId,
+    country: Country,
+) -> Result<()> {
+    sqlx::query!(
+        "update organizations set default_country = $2 where id = $1",
+        org as OrgId,
+        country as Country,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Finds the user of that e-mail address, or adds one to the organisation.

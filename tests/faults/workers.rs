@@ -248,11 +248,7 @@ async fn a_pause_is_heard_within_two_seconds() {
         assert!(accepted.len() < 300, "seed {seed}: nothing was held");
         let path = format!("/api/v1/batch-call/resume/{batch}");
         plant.client.post(&path, json!({})).await.expect(200);
-        plant.completes(&batch).await;
-        let oracle = plant.carrier.oracle();
-        assert_eq!(oracle.accepted, 300, "seed {seed}");
-        assert!(oracle.duplicates.is_empty(), "seed {seed}");
-        assert!(oracle.rung_twice.is_empty(), "seed {seed}");
+        plant.finish(&batch, 0).await;
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use super::client::{Answer, Client, PATIENCE, answer, number, people};
-use super::db::{TestDatabase, fresh_database};
+use super::db::{TestDatabase, drop_database, fresh_database};
 use super::{eventually, setting};
 
 /// The account every test's trunk is on.
@@ -82,7 +82,7 @@ pub struct Tenant {
     pub api_key: String,
 }
 
-/// A running Peal.
+/// A running Peal. Its test must end with [`App::finish`], where what was left over is seen.
 pub struct App {
     pub context: Arc<Context>,
     pub carrier: Running,
@@ -94,6 +94,7 @@ pub struct App {
     pub worker_contexts: Vec<Arc<Context>>,
     settings: fn(&mut Settings),
     directory: std::path::PathBuf,
+    finished: bool,
     // Dropped last: everything else uses it.
     database: TestDatabase,
 }
@@ -139,6 +140,7 @@ impl App {
             worker_contexts: Vec::new(),
             settings: options.settings,
             directory,
+            finished: false,
             database,
         };
         for _ in 0..options.workers {
@@ -233,6 +235,15 @@ impl App {
             )
             .await;
         assert_eq!(drifted, 0, "counts have drifted from their rows");
+        let orphans = self
+            .count(
+                "select count(*)
+                 from upload_files f
+                 left join ingests i on i.id = f.ingest_id
+                 where i.id is null or i.state in ('completed', 'failed')",
+            )
+            .await;
+        assert_eq!(orphans, 0, "files that nobody will read are in the store");
         let oracle = self.carrier.oracle();
         assert!(
             oracle.duplicates.is_empty(),
@@ -246,7 +257,32 @@ impl App {
         );
         self.context.pool.close().await;
         let _gone = std::fs::remove_dir_all(&self.directory);
+        self.finished = true;
     }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        if !self.finished && !std::thread::panicking() {
+            panic!("the test has not asked App::finish() what was left over");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_that_forgets_to_finish_fails() {
+    let app = App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await;
+    let (name, directory) = (app.database.name.clone(), app.directory.clone());
+    let forgotten = tokio::spawn(async move { drop(app) }).await.unwrap_err();
+    let told = forgotten.into_panic();
+    let told = told.downcast_ref::<&str>().expect("a message");
+    assert!(told.contains("App::finish()"), "{told}");
+    drop_database(&name);
+    let _gone = std::fs::remove_dir_all(directory);
 }
 
 /// Connections to everything, on a test's own database, prefix and directory.
@@ -297,6 +333,7 @@ pub fn settings(
         mail_dir: directory.join("mail"),
         mail_from: "Peal <peal@example.com>".to_owned(),
         upload_max_mb: "50".to_owned(),
+        upload_stall_secs: "30".to_owned(),
         batch_max_rows: "100000".to_owned(),
         csv_max_columns: "50".to_owned(),
         csv_max_cell: "2000".to_owned(),

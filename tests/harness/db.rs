@@ -7,9 +7,9 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::str::FromStr;
 
-use peal_shared::context::MIGRATIONS;
+use peal_shared::context::{MIGRATIONS, pool_options};
 use peal_shared::ids::JobId;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
 use super::setting;
@@ -37,9 +37,10 @@ pub async fn fresh_database() -> TestDatabase {
     .await;
     admin.close().await.expect("close");
     let options = server.database(&name);
-    let pool = PgPoolOptions::new()
+    let quiet = options.clone().options([("client_min_messages", "error")]);
+    let pool = pool_options()
         .max_connections(10)
-        .connect_with(options.clone())
+        .connect_with(quiet)
         .await
         .expect("connect to the fresh database");
     let url = options.to_url_lossy().to_string();
@@ -109,18 +110,23 @@ impl Drop for TestDatabase {
             eprintln!("kept for inspection: {}", self.url);
             return;
         }
-        let statement = format!("drop database if exists {} with (force)", self.name);
-        // A runtime of its own, because the test's cannot be waited for from here.
-        let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("runtime");
-            runtime.block_on(async {
-                let mut admin = server().connect().await.expect("connect");
-                run(&mut admin, statement).await;
-            });
-        });
-        dropped.join().expect("drop the database");
+        drop_database(&self.name);
     }
+}
+
+/// Drops a test's database, whoever is connected.
+pub fn drop_database(name: &str) {
+    let statement = format!("drop database if exists {name} with (force)");
+    // A runtime of its own, because the test's cannot be waited for from a destructor.
+    let dropped = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime");
+        runtime.block_on(async {
+            let mut admin = server().connect().await.expect("connect");
+            run(&mut admin, statement).await;
+        });
+    });
+    dropped.join().expect("drop the database");
 }

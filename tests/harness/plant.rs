@@ -79,7 +79,7 @@ impl Default for Setup {
     }
 }
 
-/// A running Peal.
+/// A running Peal. Its test must end with [`Plant::finish`], which judges what became of it.
 pub struct Plant {
     pub seed: u64,
     pub client: Client,
@@ -96,6 +96,7 @@ pub struct Plant {
     api_faults: &'static str,
     workers_started: usize,
     begun: Instant,
+    finished: bool,
     _alone: tokio::sync::MutexGuard<'static, ()>,
 }
 
@@ -164,6 +165,7 @@ impl Plant {
             api_faults: setup.api_faults,
             workers_started: 0,
             begun,
+            finished: false,
             _alone: alone,
         };
         plant.start_api().await;
@@ -412,6 +414,7 @@ impl Plant {
             self.cps,
             self.begun.elapsed().as_secs_f64()
         );
+        self.finished = true;
         verdict
     }
 
@@ -489,6 +492,7 @@ impl Plant {
 
 impl Drop for Plant {
     fn drop(&mut self) {
+        let forgotten = !self.finished && !std::thread::panicking();
         for worker in &self.workers {
             worker.signal(Signal::SIGKILL);
         }
@@ -506,6 +510,10 @@ impl Drop for Plant {
                 );
             }
         }
+        assert!(
+            !forgotten,
+            "the test has not asked Plant::finish() for the verdict"
+        );
     }
 }
 

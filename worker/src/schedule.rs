@@ -1,5 +1,5 @@
 //! What is repaired without anybody asking: workers that died, carriers that fell silent,
-//! batches that ended unnoticed. Every repair is one statement that any replica may run at any
+//! batches that ended unnoticed, files nobody reads any more. Every repair is one statement that any replica may run at any
 //! time; running it twice changes nothing.
 
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use peal_shared::calls::reconcile::{
     Released, Silent, abandon_submissions_unscoped, bound_unscoped, lost, release_unscoped,
     take_silent_unscoped,
 };
+use peal_shared::campaigns::ingest;
 use peal_shared::context::Context;
 use peal_shared::idempotency::forget_old_unscoped;
 use peal_shared::telephony::{CallEvent, CallStatus, Ending, Outcome, Search};
@@ -25,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 const REPAIR_EVERY: Duration = Duration::from_secs(2);
 /// How often what is too old is forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
+/// How often uploads that nobody reads any more are cleared away.
+const CLEAR_EVERY: Duration = Duration::from_secs(60);
 /// Questions under way at once.
 const ASK_AT_ONCE: usize = 16;
 /// How long beyond its deadline a call may wait for a carrier that answers with errors.
@@ -35,11 +38,12 @@ const ASK_LIMIT: i64 = 50;
 const CREATED_BEFORE: TimeDelta = TimeDelta::seconds(5);
 const CREATED_BEHIND: TimeDelta = TimeDelta::seconds(30);
 
-/// Repairs, and asks carriers about silent calls, until `shutdown`. The two do not wait for each
-/// other: a carrier that does not answer must not keep anything from being repaired.
+/// Repairs, clears away, and asks carriers about silent calls, until `shutdown`. None waits for
+/// another: a carrier or a store that does not answer must not keep anything from being repaired.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     tokio::join!(
         every(REPAIR_EVERY, &shutdown, || repair(&context)),
+        every(CLEAR_EVERY, &shutdown, || clear_uploads(&context)),
         every(context.config.reconcile_every, &shutdown, || {
             ask_about_silent(&context, &shutdown)
         }),
@@ -91,6 +95,15 @@ pub fn note_released(context: &Context, released: Released) {
     let dial = &context.metrics.dial;
     dial.ended(Outcome::Canceled, released.canceled);
     dial.ended(Outcome::Expired, released.expired);
+}
+
+async fn clear_uploads(context: &Context) -> Result<()> {
+    let (pool, store) = (&context.pool, &context.store);
+    for mail in ingest::give_up_jobless_unscoped(pool, store).await? {
+        context.bells.ring_job(&mail);
+    }
+    ingest::clear_away_unscoped(pool, store, &context.config.uploads).await?;
+    Ok(())
 }
 
 async fn ask_about_silent(context: &Context, shutdown: &CancellationToken) -> Result<()> {

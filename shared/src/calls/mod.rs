@@ -28,5 +28,6 @@ pub mod log;
 pub mod pacer;
 pub mod reconcile;
 pub mod request;
+mod server_time;
 pub mod transition;
 pub mod urls;

@@ -6,10 +6,11 @@ use sqlx::PgConnection;
 
 use crate::access::Scope;
 use crate::agents::Agent;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId, UserId};
 use crate::phone::E164;
 use crate::phones::Phone;
+use crate::trunks;
 
 /// A direct call to make.
 #[derive(Clone, Debug)]
@@ -28,11 +29,11 @@ pub struct Queued {
 }
 
 /// Puts a direct call in the line, from a number and for an agent that were found in the
-/// caller's scope.
+/// caller's scope. On a paused trunk it would wait there until it expires, so it is refused.
 ///
 /// # Errors
-/// [`crate::Error::Unexpected`] from the database, also when the two belong to different
-/// organisations.
+/// [`Error::Conflict`] while the trunk is paused; [`Error::Unexpected`] from the database, also
+/// when the two belong to different organisations.
 pub async fn request(
     db: &mut PgConnection,
     _scope: &Scope,
@@ -40,6 +41,21 @@ pub async fn request(
     line: &Phone,
     new: &NewDirectCall,
 ) -> Result<Queued> {
+    let paused = sqlx::query!(
+        "select status_reason from trunks where id = $1 and status = 'paused'",
+        line.trunk_id as TrunkId,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    if let Some(trunk) = paused {
+        return Err(Error::conflict(
+            "trunk_paused",
+            format!(
+                "{}; call again when it has been resumed",
+                trunks::paused_words(trunk.status_reason.as_deref())
+            ),
+        ));
+    }
     let id = CallId::new();
     sqlx::query!(
         "insert into calls (id, org_id, user_id, agent_id, phone_id, trunk_id, from_number, to_number,

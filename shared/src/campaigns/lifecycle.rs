@@ -14,6 +14,7 @@ use crate::calls::apply::complete_unscoped;
 use crate::error::{Blocker, Error, Result};
 use crate::ids::{AgentId, BatchId, OrgId, PhoneId, TrunkId, UserId};
 use crate::queue::{Enqueued, Payload, Queue, enqueue};
+use crate::trunks;
 
 /// Job: let a started batch dial.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -393,10 +394,7 @@ async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i64, Vec<Bloc
     block(
         !facts.trunk_active,
         "trunk_paused",
-        format!(
-            "the caller number's trunk is paused: {}",
-            facts.trunk_reason.as_deref().unwrap_or("by its owner")
-        ),
+        trunks::paused_words(facts.trunk_reason.as_deref()),
     );
     block(
         !missing.is_empty(),

@@ -9,6 +9,7 @@ use super::batches::{Batch, BatchStatus, find};
 use crate::access::Scope;
 use crate::error::Result;
 use crate::ids::BatchId;
+use crate::trunks;
 
 /// Over how long the rate is measured.
 const RATE_WINDOW_SECS: i32 = 10;
@@ -184,7 +185,6 @@ fn explain(facts: &Facts, batch: &Batch) -> Waiting {
 /// does, its code, and a sentence for the batch's owner.
 fn obstacles(facts: &Facts, batch: &Batch) -> Vec<(bool, &'static str, String)> {
     let text = |text: &str| text.to_owned();
-    let paused_by = facts.trunk_reason.as_deref().unwrap_or("by its owner");
     let (size, org_limit) = (batch.batch_size, facts.org_limit);
     let trunk_full = facts
         .trunk_limit
@@ -198,7 +198,7 @@ fn obstacles(facts: &Facts, batch: &Batch) -> Vec<(bool, &'static str, String)> 
         (
             !facts.trunk_active,
             "trunk_paused",
-            format!("the trunk is paused: {paused_by}"),
+            trunks::paused_words(facts.trunk_reason.as_deref()),
         ),
         (
             !facts.has_pacer,

@@ -23,7 +23,7 @@ use crate::ids::JobId;
 
 use super::claim::Running;
 use super::outcome::Ending;
-use super::{Outcome, Timing};
+use super::{Outcome, State, Timing};
 
 /// How long one of the keeper's statements may take.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -291,14 +291,14 @@ impl Columns {
     fn push(&mut self, ended: &Ended) {
         let zero = Duration::ZERO;
         let (state, floor, spread, count, why) = match &ended.ending {
-            Ending::Done => ("done", zero, zero, 1, None),
-            Ending::Again { floor, spread, why } => ("ready", *floor, *spread, 1, Some(why)),
-            Ending::Dead { why } => ("dead", zero, zero, 1, Some(why)),
-            Ending::Unstarted => ("ready", zero, zero, 0, None),
+            Ending::Done => (State::Done, zero, zero, 1, None),
+            Ending::Again { floor, spread, why } => (State::Ready, *floor, *spread, 1, Some(why)),
+            Ending::Dead { why } => (State::Dead, zero, zero, 1, Some(why)),
+            Ending::Unstarted => (State::Ready, zero, zero, 0, None),
         };
         self.ids.push(ended.claim.0);
         self.fences.push(ended.claim.1);
-        self.states.push(state.to_owned());
+        self.states.push(state.as_str().to_owned());
         self.floors.push(floor.as_secs_f64());
         self.spreads.push(spread.as_secs_f64());
         self.counts.push(count);

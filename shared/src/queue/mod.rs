@@ -16,6 +16,9 @@
 //!     └────────────────────────── revive (an operator) ──────────────────┘
 //! ```
 //!
+//! A week after its end a job that is done is forgotten; a dead one stays until an operator has
+//! seen to it. While its queue is paused a ready job is not claimed.
+//!
 //! Who triggers what: a feature calls [`enqueue`] in its transaction and rings the bell after
 //! the commit. [`PgBackend`] claims due jobs for an apalis worker, as many as the worker has
 //! free hands; its keeper extends their leases and writes down how they ended. [`sweep`]
@@ -91,6 +94,29 @@ impl Queue {
 impl fmt::Display for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum State {
+    Ready,
+    Running,
+    Done,
+    Dead,
+}
+
+impl State {
+    /// The word in tables.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Dead => "dead",
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::bells::{Bell, Bells};
 use crate::error::Result;
 use crate::ids::JobId;
 
-use super::Queue;
+use super::{Queue, State};
 
 /// Most rows that one round touches.
 const ROUND: i64 = 500;
@@ -68,7 +68,7 @@ async fn expire(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
             )
         from expired
         where jobs.id = expired.id
-        returning jobs.id as "id: JobId", jobs.kind, jobs.state
+        returning jobs.id as "id: JobId", jobs.kind, jobs.state as "state: State"
         "#,
         ROUND,
     )
@@ -76,7 +76,7 @@ async fn expire(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
     .await?;
     tx.commit().await?;
     for job in &expired {
-        if job.state == "dead" {
+        if job.state == State::Dead {
             swept.died += 1;
             tracing::error!(job.id = %job.id, job.kind, "job is dead: its workers vanished");
         } else {

@@ -16,8 +16,12 @@ impl Handle<Context> for IngestCsv {
             Err(Error::NotFound(_)) => Outcome::Done,
             Err(error) if job.is_last_attempt() || !error.retryable() => {
                 let why = "an error of ours, which has been logged";
-                if let Err(error) = give_up_unscoped(&context.pool, self.ingest_id, why).await {
-                    tracing::error!(%error, ingest.id = %self.ingest_id, "an ingest could not be ended");
+                let (pool, store) = (&context.pool, &context.store);
+                match give_up_unscoped(pool, store, self.ingest_id, why).await {
+                    Ok(mail) => mail.iter().for_each(|mail| context.bells.ring_job(mail)),
+                    Err(error) => {
+                        tracing::error!(%error, ingest.id = %self.ingest_id, "an ingest could not be ended");
+                    }
                 }
                 error.into()
             }

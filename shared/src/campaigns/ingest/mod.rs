@@ -7,9 +7,12 @@
 //! ```text
 //!            first chunk                  end of the file
 //!  queued ───────────────▶ running ─────────────────────────▶ completed
-//!     │                       │  file cannot be split, batch started, too many rows
+//!     │                       │  file cannot be split, batch started, too many rows,
+//!     │                       │  or its job has died
 //!     └───────────────────────┴────────────────────────────▶ failed
 //! ```
+//!
+//! Either end removes the file from the store.
 //!
 //! The file is read in chunks, and each chunk is one transaction: its rows, its rejects, the
 //! counts and the place in the file where the next chunk begins. A run that dies anywhere
@@ -18,8 +21,9 @@
 //! read from. `total = inserted + duplicates + rejected` is a constraint of the table.
 //!
 //! A row that cannot be called, or has no value for a variable that the agent speaks of, is
-//! *rejected* with its line, column and reason, and never fails the file. A number that the batch has already is a *duplicate*: a number is called once per
-//! batch, so the same file a second time adds nothing. Both runs and [`insert_records`] put
+//! *rejected* with its line, column and reason, and never fails the file. A number that the batch has already is
+//! a *duplicate*: a number is called once per batch, so the same file a second time adds nothing.
+//! Both runs and [`insert_records`] put
 //! rows in by the same code, and only while the batch has not started.
 //!
 //! Memory is bounded whatever the file: one slice of it, one record, one chunk.
@@ -27,6 +31,8 @@
 //! The queue, the answer to the uploader and the rules of who may upload are not here.
 
 mod announce;
+mod files;
+mod give_up;
 mod header;
 mod reader;
 mod receive;
@@ -42,11 +48,13 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 pub use announce::announce_unscoped;
+pub use files::{clear_away_unscoped, discard};
+pub use give_up::{give_up_jobless_unscoped, give_up_unscoped};
 pub use receive::{Upload, create, receive};
 pub use records::{Inserted, Record, insert_records, update_records};
 pub use report::{Ingest, find, first_rejects, list, rejects_csv, template};
 pub use rows::Reject;
-pub use run::{give_up_unscoped, run_unscoped};
+pub use run::run_unscoped;
 
 use super::batches::{self, BatchStatus};
 use crate::access::Scope;

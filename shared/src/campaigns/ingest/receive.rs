@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use bytes::{Bytes, BytesMut};
 use futures::pin_mut;
 use futures::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 
 use super::header::{self, HEAD_BYTES};
-use super::{Failure, Limits, Target};
+use super::{Failure, Limits, Target, files};
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
 use crate::store::Store;
@@ -30,13 +30,14 @@ pub struct Upload {
     pub warnings: Vec<String>,
 }
 
-/// Streams an upload into the store. When the upload is not followed by [`create`], delete
-/// its `key` from the store.
+/// Streams an upload into the store. When the upload is not followed by [`create`],
+/// [`discard`](super::discard) it.
 ///
 /// # Errors
 /// [`Error::Rejected`] when it is not CSV, is empty or has no phone column;
 /// [`Error::TooLarge`] over the limit; the body's own errors.
 pub async fn receive(
+    pool: &PgPool,
     store: &Store,
     target: &Target,
     limits: &Limits,
@@ -54,9 +55,16 @@ pub async fn receive(
     let beginning = head.get(..HEAD_BYTES).unwrap_or(&head);
     let opening = header::open(beginning, &target.variable_names, limits).map_err(refusal)?;
     let ingest = IngestId::new();
-    let key = format!("ingests/{}/{ingest}.csv", target.org);
+    let key = files::key(target.org, ingest);
+    files::expect(pool, target.org, ingest, &key).await?;
     let whole = stream::once(async { Ok(head.freeze()) }).chain(body);
-    let stored = store.put_stream(&key, whole, limits.max_bytes).await?;
+    let stored = match store.put_stream(&key, whole, limits.max_bytes).await {
+        Ok(stored) => stored,
+        Err(error) => {
+            files::remove_or_leave(pool, store, ingest, &key).await;
+            return Err(error);
+        }
+    };
     Ok(Upload {
         ingest,
         key,

@@ -8,11 +8,12 @@ use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::give_up::fail;
 use super::header::{self, Columns, HEAD_BYTES, Opening};
 use super::reader::{Parser, Place, Records};
 use super::rows::{Reject, Row, Rules};
 use super::write::{self, ZoneIds};
-use super::{Counts, Failure, Finished, Limits, State};
+use super::{Counts, Failure, Finished, Limits, State, files};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::ids::{BatchId, IngestId, OrgId};
@@ -74,17 +75,17 @@ pub async fn run_unscoped(
         let job = match (load(pool, ingest).await, file_key) {
             // The batch was deleted with the ingest right behind the last chunk.
             (Err(Error::NotFound(noun)), Some(file_key)) => {
-                store.delete(&file_key).await?;
+                files::remove(pool, store, ingest, &file_key).await?;
                 return Err(Error::NotFound(noun));
             }
             (job, _) => job?,
         };
         if matches!(job.state, State::Completed | State::Failed) {
-            store.delete(&job.file_key).await?;
+            files::remove(pool, store, ingest, &job.file_key).await?;
             return Ok(job.finished);
         }
         if let Err(failure) = Box::pin(pass(pool, store, limits, &job, stop)).await? {
-            fail(pool, ingest, &failure).await?;
+            fail(&mut *pool.acquire().await?, ingest, &failure).await?;
         }
         file_key = Some(job.file_key);
     }
@@ -427,38 +428,4 @@ impl Write {
         .await?;
         Ok(())
     }
-}
-
-/// Ends the ingest early, unless another run has ended it.
-async fn fail(pool: &PgPool, ingest: IngestId, failure: &Failure) -> Result<()> {
-    sqlx::query!(
-        "update ingests
-         set state = 'failed',
-             failure_code = $2,
-             failure_message = $3,
-             finished_at = now()
-         where id = $1
-           and state in ('queued', 'running')",
-        ingest as IngestId,
-        &failure.code,
-        failure.message,
-    )
-    .execute(pool)
-    .await?;
-    Ok(())
-}
-
-/// Ends an ingest whose job is given up, so that it does not stand in the way of its batch for
-/// ever. What was committed stays. Jobs have no principal.
-///
-/// # Errors
-/// Only the database's.
-pub async fn give_up_unscoped(pool: &PgPool, ingest: IngestId, why: &str) -> Result<()> {
-    let failure = Failure::new(
-        "gave_up",
-        format!(
-            "the file could not be read to its end ({why}); upload it again: rows that are in already count as duplicates"
-        ),
-    );
-    fail(pool, ingest, &failure).await
 }

@@ -9,7 +9,6 @@ use super::header::{self, Columns, Opening};
 use super::reader::{Fault, Parser, Place, Records};
 use super::rows::{Reject, Row, Rules, Zones};
 use super::*;
-use crate::store::Store;
 
 const LIMITS: Limits = Limits {
     max_bytes: 1_000_000,
@@ -293,65 +292,6 @@ fn only_variables_that_the_agent_speaks_of_need_a_value() {
             ("missing_variable", "name", 3)
         );
     }
-}
-
-fn target() -> Target {
-    Target {
-        org: OrgId::new(),
-        batch: BatchId::new(),
-        user: UserId::new(),
-        variable_names: vec!["name".to_owned()],
-        spoken: Vec::new(),
-        default_country: None,
-    }
-}
-
-async fn upload(pieces: Vec<&[u8]>) -> Result<Upload, crate::Error> {
-    let store = Store::open("memory:///").unwrap();
-    let body: Vec<_> = pieces
-        .into_iter()
-        .map(|piece| Ok(Bytes::copy_from_slice(piece)))
-        .collect();
-    receive(
-        &store,
-        &target(),
-        &LIMITS,
-        "list\r\n.csv",
-        stream::iter(body),
-    )
-    .await
-}
-
-#[tokio::test]
-async fn an_upload_is_judged_by_its_first_bytes_and_kept() {
-    let upload = upload(vec![b"to_phone", b"number,city\n", b"+919876543210,\n"])
-        .await
-        .unwrap();
-    assert_eq!((upload.bytes, upload.file_name.as_str()), (35, "list.csv"));
-    assert!(upload.key.ends_with(&format!("/{}.csv", upload.ingest)));
-    assert_eq!(upload.warnings.len(), 2);
-}
-
-#[tokio::test]
-async fn an_upload_that_cannot_be_a_list_is_refused_at_once() {
-    for (body, expected) in [
-        (vec![b"P".as_slice(), b"K\x03\x04"], "not_csv"),
-        (vec![], "empty_file"),
-        (vec![b"name,city\n"], "missing_phone_column"),
-        (vec![b"to_phonenumber,a,b,c,d,e\n"], "too_many_columns"),
-    ] {
-        match upload(body).await.unwrap_err() {
-            crate::Error::Rejected { code, .. } => assert_eq!(code, expected),
-            other => panic!("{other:?}"),
-        }
-    }
-    let row = b"+919876543210,\n".repeat(1_000);
-    let mut large = vec![b"to_phonenumber,name\n".as_slice()];
-    large.extend(std::iter::repeat_n(row.as_slice(), 100));
-    assert!(matches!(
-        upload(large).await.unwrap_err(),
-        crate::Error::TooLarge(_)
-    ));
 }
 
 #[test]

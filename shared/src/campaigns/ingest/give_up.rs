@@ -1,0 +1,88 @@
+//! Ingests that end before their file does.
+
+use sqlx::{PgConnection, PgPool};
+
+use super::{Failure, announce_unscoped, files};
+use crate::error::Result;
+use crate::ids::IngestId;
+use crate::queue::{Enqueued, Payload as _};
+use crate::store::Store;
+
+/// Ends an ingest early, unless it has ended. What was committed stays.
+pub(super) async fn fail(db: &mut PgConnection, ingest: IngestId, failure: &Failure) -> Result<()> {
+    sqlx::query!(
+        "update ingests
+         set state = 'failed',
+             failure_code = $2,
+             failure_message = $3,
+             finished_at = now()
+         where id = $1
+           and state in ('queued', 'running')",
+        ingest as IngestId,
+        &failure.code,
+        failure.message,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Ends an ingest whose job is given up, so that it does not stand in the way of its batch for
+/// ever: its file goes, its uploader is told. Jobs have no principal.
+///
+/// # Errors
+/// Only the database's.
+pub async fn give_up_unscoped(
+    pool: &PgPool,
+    store: &Store,
+    ingest: IngestId,
+    why: &str,
+) -> Result<Option<Enqueued>> {
+    let failure = Failure::new(
+        "gave_up",
+        format!(
+            "the file could not be read to its end ({why}); upload it again: rows that are in already count as duplicates"
+        ),
+    );
+    let mut tx = pool.begin().await?;
+    fail(&mut tx, ingest, &failure).await?;
+    let mail = announce_unscoped(&mut tx, ingest).await?;
+    let file_key = sqlx::query_scalar!(
+        "select file_key from ingests where id = $1",
+        ingest as IngestId,
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    if let Some(file_key) = file_key {
+        files::remove_or_leave(pool, store, ingest, &file_key).await;
+    }
+    Ok(mail)
+}
+
+/// Gives up ingests whose job is dead or gone, such as one that took its worker with it each
+/// time; answers the messages that tell their uploaders. Runs for the platform.
+///
+/// # Errors
+/// Only the database's.
+pub async fn give_up_jobless_unscoped(pool: &PgPool, store: &Store) -> Result<Vec<Enqueued>> {
+    let jobless = sqlx::query_scalar!(
+        r#"select i.id as "id: IngestId"
+           from ingests i
+           where i.state in ('queued', 'running')
+             and not exists (select from jobs j
+                             where j.kind = $1
+                               and j.dedupe_key = i.id::text
+                               and j.state in ('ready', 'running'))"#,
+        super::IngestCsv::KIND,
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut mails = Vec::new();
+    for ingest in jobless {
+        tracing::error!(ingest.id = %ingest, "an ingest without a live job is given up");
+        let why = "it was tried too often";
+        mails.extend(give_up_unscoped(pool, store, ingest, why).await?);
+    }
+    Ok(mails)
+}

@@ -1,0 +1,95 @@
+//! `peal-api bootstrap`, as an operator types it.
+
+use clap::Parser;
+use peal_api::bootstrap::{Bootstrap, bootstrap};
+use serde_json::{Value, json};
+
+use crate::harness::app::{App, Client, Options, Tenant};
+
+#[derive(Parser)]
+struct Typed {
+    #[command(flatten)]
+    wanted: Bootstrap,
+}
+
+/// What is wanted by an operator who types this behind the required arguments.
+fn typed(more: &[&str]) -> Result<Bootstrap, clap::Error> {
+    let required = [
+        "peal-api",
+        "--org=Patel",
+        "--email=asha@example.com",
+        "--trunk-account=ACbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
+        "--trunk-token=00112233445566778899aabbccddeeff",
+        "--number=+12125550199",
+        "--agent-message=Namaste {{name}}",
+    ];
+    Typed::try_parse_from([&required, more].concat()).map(|typed| typed.wanted)
+}
+
+/// The organisation, set up as typed.
+async fn set_up(app: &App, more: &[&str]) -> Client {
+    let ready = bootstrap(&app.context, &typed(more).unwrap())
+        .await
+        .unwrap();
+    let tenant = Tenant {
+        org: ready.org_id,
+        agent: ready.agent_id,
+        trunk: ready.trunk_id,
+        phone: ready.phone_id,
+        api_key: ready.api_key,
+    };
+    Client::new(app.url.clone(), tenant)
+}
+
+/// What becomes of an Indian number without its country code.
+async fn national(client: &Client, batch: Value) -> (Value, Value) {
+    let batch = client.create_batch(batch).await;
+    let report = client
+        .upload(&batch, "to_phonenumber,name\n98765 43210,Asha\n")
+        .await;
+    (
+        report["inserted"].clone(),
+        report["errors"][0]["code"].clone(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organisations_country_reads_numbers_unless_their_batch_has_one() {
+    let app = App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await;
+    let client = set_up(&app, &[]).await;
+    let rejected = |code: &str| (json!(0), json!(code));
+    assert_eq!(
+        national(&client, json!({})).await,
+        rejected("missing_country")
+    );
+
+    let client = set_up(&app, &["--default-country", "in"]).await;
+    let added = (json!(1), Value::Null);
+    assert_eq!(national(&client, json!({})).await, added);
+    let us = json!({"default_country": "US"});
+    assert_eq!(national(&client, us).await, rejected("invalid_for_country"));
+    let stored = "select count(*) from batch_data where to_phonenumber = '+919876543210'";
+    assert_eq!(app.count(stored).await, 1);
+
+    // Bootstrapping again for another reason does not take the country away.
+    let client = set_up(&app, &["--trunk-cps", "2"]).await;
+    assert_eq!(national(&client, json!({})).await, added);
+    sqlx::query("delete from jobs")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    app.finish().await;
+}
+
+#[test]
+fn a_country_is_two_letters_of_iso_3166() {
+    for wrong in ["XX", "IND", "India", "91", ""] {
+        let refused = typed(&["--default-country", wrong]).unwrap_err();
+        let told = refused.to_string();
+        assert!(told.contains("two letters, such as IN or US"), "{told}");
+    }
+}

@@ -1,0 +1,329 @@
+//! The states of an ingest: what everything that can happen does in each of them, and what the
+//! schema refuses whoever asks.
+
+use peal_shared::campaigns::ingest::IngestCsv;
+use peal_shared::campaigns::{batches, lifecycle};
+use peal_shared::queue;
+use sqlx::AssertSqlSafe;
+
+use super::*;
+
+const STATES: [State; 4] = [
+    State::Queued,
+    State::Running,
+    State::Completed,
+    State::Failed,
+];
+
+/// What happens to an ingest.
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Run,
+    RunAndStop,
+    RunWithoutFile,
+    RunAfterStart,
+    GiveUp,
+    SweepWithJob,
+    SweepWithDeadJob,
+    Start,
+    Delete,
+}
+
+use Action::{
+    Delete, GiveUp, Run, RunAfterStart, RunAndStop, RunWithoutFile, Start, SweepWithDeadJob,
+    SweepWithJob,
+};
+
+/// Where each action leads from each of [`STATES`], and how it is refused. None: the ingest is
+/// gone.
+type Ends = [(Option<State>, &'static str); 4];
+
+fn table() -> [(Action, Ends); 9] {
+    let (queued, running) = (Some(State::Queued), Some(State::Running));
+    let (completed, failed) = (Some(State::Completed), Some(State::Failed));
+    let ends = |queued, running| [(queued, ""), (running, ""), (completed, ""), (failed, "")];
+    [
+        (Run, ends(completed, completed)),
+        (
+            RunAndStop,
+            [
+                (running, "stopped"),
+                (running, "stopped"),
+                (completed, ""),
+                (failed, ""),
+            ],
+        ),
+        (RunWithoutFile, ends(failed, failed)),
+        (RunAfterStart, ends(failed, failed)),
+        (GiveUp, ends(failed, failed)),
+        (SweepWithJob, ends(queued, running)),
+        (SweepWithDeadJob, ends(failed, failed)),
+        (
+            Start,
+            [
+                (queued, "ingest_running"),
+                (running, "ingest_running"),
+                (completed, ""),
+                (failed, "no_rows"),
+            ],
+        ),
+        (
+            Delete,
+            [
+                (queued, "ingest_running"),
+                (running, "ingest_running"),
+                (None, ""),
+                (None, ""),
+            ],
+        ),
+    ]
+}
+
+impl Bench {
+    /// Goes on with a batch of its own for each case.
+    async fn next_batch(&mut self) {
+        let batch = BatchId::new();
+        sqlx::query(
+            "insert into call_batches (id, org_id, user_id, agent_id, caller_phone_id, batch_name, variable_names)
+             select $1, p.org_id, p.user_id, a.id, p.id, 'Diwali', '{name,city}'
+             from phone_numbers p join agents a on a.org_id = p.org_id",
+        )
+        .bind(batch)
+        .execute(self.pool())
+        .await
+        .unwrap();
+        self.target.batch = batch;
+    }
+
+    /// An ingest of ten people that has come to this state, in a batch of its own.
+    async fn ingest_in(&mut self, state: State) -> IngestId {
+        self.next_batch().await;
+        let id = self.upload(&list(0, 10)).await;
+        match state {
+            State::Queued => {}
+            State::Running => drop(self.run_and_stop(id).await.unwrap_err()),
+            State::Completed => drop(self.run(id).await),
+            State::Failed => drop(self.give_up(id).await),
+        }
+        assert_eq!(self.find(id).await.state, state);
+        id
+    }
+
+    async fn run_and_stop(&self, id: IngestId) -> Result<Finished> {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        ingest::run_unscoped(self.pool(), &self.store, &LIMITS, id, &stop).await
+    }
+
+    async fn give_up(&self, id: IngestId) -> Option<queue::Enqueued> {
+        ingest::give_up_unscoped(self.pool(), &self.store, id, "a test")
+            .await
+            .unwrap()
+    }
+
+    async fn sweep(&self, id: IngestId, job: &'static str) {
+        let payload = IngestCsv {
+            org_id: self.target.org,
+            ingest_id: id,
+        };
+        let mut db = self.pool().acquire().await.unwrap();
+        let _ = queue::enqueue(&mut db, &payload, None).await.unwrap();
+        sqlx::query(job).execute(&mut *db).await.unwrap();
+        ingest::give_up_jobless_unscoped(self.pool(), &self.store)
+            .await
+            .unwrap();
+        sqlx::query("delete from jobs")
+            .execute(&mut *db)
+            .await
+            .unwrap();
+    }
+
+    /// Does it, and answers how it was refused.
+    async fn act(&self, action: Action, id: IngestId) -> String {
+        let batch = self.target.batch;
+        let mut db = self.pool().begin().await.unwrap();
+        let refusal = match action {
+            Run => self.run_with(&LIMITS, id).await.err(),
+            RunAndStop => self.run_and_stop(id).await.err(),
+            RunWithoutFile => {
+                let key = format!("ingests/{}/{id}.csv", self.target.org);
+                self.store.delete(&key).await.unwrap();
+                self.run_with(&LIMITS, id).await.err()
+            }
+            RunAfterStart => {
+                sqlx::query("update call_batches set status = 'stopped' where id = $1")
+                    .bind(batch)
+                    .execute(self.pool())
+                    .await
+                    .unwrap();
+                self.run_with(&LIMITS, id).await.err()
+            }
+            GiveUp => {
+                self.give_up(id).await;
+                None
+            }
+            SweepWithJob => {
+                self.sweep(id, "select").await;
+                None
+            }
+            SweepWithDeadJob => {
+                let dies =
+                    "update jobs set state = 'dead', finished_at = now(), last_error = 'a test'";
+                self.sweep(id, dies).await;
+                None
+            }
+            Start => lifecycle::start(&mut db, &self.scope, batch).await.err(),
+            Delete => batches::delete(&mut db, &self.scope, batch).await.err(),
+        };
+        db.commit().await.unwrap();
+        match refusal {
+            None => String::new(),
+            Some(Error::Busy(_)) => "stopped".to_owned(),
+            Some(Error::Conflict { code, .. }) => code.to_owned(),
+            Some(Error::NotReady(blockers)) => blockers[0].code.to_owned(),
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+
+    async fn facts(&self, id: IngestId) -> Option<(State, i64, Option<String>)> {
+        sqlx::query_as("select state, inserted, failure_code from ingests where id = $1")
+            .bind(id)
+            .fetch_optional(self.pool())
+            .await
+            .unwrap()
+    }
+}
+
+#[tokio::test]
+async fn everything_that_happens_does_in_every_state_what_it_should() {
+    let mut bench = Bench::new().await;
+    for (action, ends) in table() {
+        for (from, (to, refusal)) in STATES.into_iter().zip(ends) {
+            let case = format!("{action:?} in {from:?}");
+            let id = bench.ingest_in(from).await;
+            let before = bench.facts(id).await;
+            assert_eq!(bench.act(action, id).await, refusal, "{case}");
+            let after = bench.facts(id).await;
+            assert_eq!(after.as_ref().map(|facts| facts.0), to, "{case}");
+            if to == Some(from) {
+                assert_eq!(after, before, "{case}: something else has changed");
+            }
+            // A file is there exactly as long as somebody is to read it.
+            let key = format!("ingests/{}/{id}.csv", bench.target.org);
+            let file: Vec<Result<Bytes>> = bench.store.read(&key, 0).collect().await;
+            let open = matches!(to, Some(State::Queued | State::Running));
+            assert_eq!(file.iter().all(Result::is_ok), open, "{case}: the file");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_uploader_is_told_of_either_end_once() {
+    let mut bench = Bench::new().await;
+    for (state, told) in STATES.into_iter().zip([false, false, true, true]) {
+        let id = bench.ingest_in(state).await;
+        let mut db = bench.pool().acquire().await.unwrap();
+        let unasked = ingest::announce_unscoped(&mut db, id).await.unwrap();
+        assert_eq!(unasked, None, "{state:?}");
+        sqlx::query("update ingests set notify = true where id = $1")
+            .bind(id)
+            .execute(&mut *db)
+            .await
+            .unwrap();
+        let first = ingest::announce_unscoped(&mut db, id).await.unwrap();
+        assert_eq!(first.is_some(), told, "{state:?}");
+        let second = ingest::announce_unscoped(&mut db, id).await.unwrap();
+        assert_eq!(second, None, "{state:?}");
+    }
+}
+
+const END: &str = "ended_ingests_have_an_end";
+const REASON: &str = "failed_ingests_have_a_reason";
+/// What is wrong in each state, and the constraint that says so.
+const WRONG: [(State, &[(&str, &str)]); 4] = [
+    (
+        State::Queued,
+        &[
+            ("started_at = now()", "queued_ingests_have_not_begun"),
+            ("checkpoint = '{}'", "queued_ingests_have_not_begun"),
+            (
+                "total_rows = 1, inserted = 1",
+                "queued_ingests_have_not_begun",
+            ),
+            ("finished_at = now()", END),
+            ("state = 'running'", "begun_ingests_have_a_place"),
+            (
+                "state = 'completed', finished_at = now()",
+                "begun_ingests_have_a_place",
+            ),
+            ("state = 'failed', finished_at = now()", REASON),
+        ],
+    ),
+    (
+        State::Running,
+        &[
+            ("started_at = null", "begun_ingests_have_a_place"),
+            ("checkpoint = null", "begun_ingests_have_a_place"),
+            ("finished_at = now()", END),
+            ("state = 'queued'", "queued_ingests_have_not_begun"),
+            ("state = 'completed'", END),
+            (
+                "state = 'failed', failure_code = 'x', failure_message = 'x'",
+                END,
+            ),
+        ],
+    ),
+    (
+        State::Completed,
+        &[
+            ("finished_at = null", END),
+            ("checkpoint = null", "begun_ingests_have_a_place"),
+            ("failure_code = 'x', failure_message = 'x'", REASON),
+            ("state = 'running'", END),
+            (
+                "state = 'queued', finished_at = null",
+                "queued_ingests_have_not_begun",
+            ),
+        ],
+    ),
+    (
+        State::Failed,
+        &[
+            ("finished_at = null", END),
+            ("failure_code = null", REASON),
+            ("failure_message = null", REASON),
+            ("state = 'completed'", "begun_ingests_have_a_place"),
+            (
+                "state = 'running', finished_at = null",
+                "begun_ingests_have_a_place",
+            ),
+        ],
+    ),
+];
+
+#[tokio::test]
+async fn the_schema_refuses_states_without_their_facts() {
+    let mut bench = Bench::new().await;
+    for (state, updates) in WRONG {
+        let id = bench.ingest_in(state).await;
+        let always = [
+            ("total_rows = total_rows + 1", "ingest_counts_add_up"),
+            (
+                "state = 'lost', finished_at = null, failure_code = null, failure_message = null",
+                "ingests_state_check",
+            ),
+        ];
+        for (update, constraint) in updates.iter().chain(&always) {
+            let refused = sqlx::query(AssertSqlSafe(format!(
+                "update ingests set {update} where id = '{id}'"
+            )))
+            .execute(bench.pool())
+            .await
+            .expect_err(update);
+            let database = refused.as_database_error().expect("the schema refuses");
+            // Where several refuse, the first by name is told.
+            let told = database.constraint();
+            assert_eq!(told, Some(*constraint), "{update} in {state:?}");
+        }
+    }
+}
