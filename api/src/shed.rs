@@ -28,8 +28,9 @@ use tokio::time::timeout;
 
 use crate::error::{Problem, Result};
 
-/// For each request under way, so many may wait.
-const WAITING_PER_PLACE: usize = 4;
+/// For each request under way, so many may wait: about as many as have their turn before they
+/// lose patience.
+const WAITING_PER_PLACE: usize = 64;
 
 /// The bound of a class.
 struct Gate {

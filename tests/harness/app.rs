@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use peal_shared::access::Role as UserRole;
 use peal_shared::agents::{self, NewAgent};
-use peal_shared::config::{Config, Settings};
+use peal_shared::config::{Config, LimitSettings, Settings};
 use peal_shared::context::{Context, Process};
 use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId};
 use peal_shared::phone::E164;
@@ -340,6 +340,11 @@ pub fn settings(
         unknown_deadline_secs: "5".to_owned(),
         reconcile_secs: "1".to_owned(),
         inbox_capacity: "1024".to_owned(),
+        // A busy machine is not what most tests are about.
+        limits: LimitSettings {
+            limit_wait_ms: Some("10000".to_owned()),
+            ..LimitSettings::default()
+        },
         ..Settings::default()
     }
 }
