@@ -85,7 +85,7 @@ pub async fn claim_unscoped(
 /// request that was refused gives its key back a moment after its client has heard so.
 async fn lock(db: &mut PgConnection, principal: &Principal, key: &str) -> Result<()> {
     sqlx::query!("select set_config('lock_timeout', $1, true)", PATIENCE)
-        .execute(&mut *db)
+        .fetch_one(&mut *db)
         .await?;
     let locked = sqlx::query!(
         "select pg_advisory_xact_lock(hashtextextended('idempotency ' || $1::uuid || $2::uuid || $3, 0))",
@@ -93,7 +93,7 @@ async fn lock(db: &mut PgConnection, principal: &Principal, key: &str) -> Result
         principal.user as UserId,
         key,
     )
-    .execute(&mut *db)
+    .fetch_one(&mut *db)
     .await
     .map_err(Error::from);
     match locked {
