@@ -14,5 +14,6 @@ mod mail;
 mod pools;
 mod queue;
 mod states;
+mod store;
 mod tidy;
 mod uploads;

@@ -91,6 +91,7 @@ pub struct App {
     api: Option<JoinHandle<anyhow::Result<()>>>,
     workers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
     directory: std::path::PathBuf,
+    settings: fn(&mut Settings),
     finished: bool,
     // Dropped last: everything else uses it.
     database: TestDatabase,
@@ -135,6 +136,7 @@ impl App {
             api: Some(api),
             workers: Vec::new(),
             directory,
+            settings: options.settings,
             finished: false,
             database,
         };
@@ -151,7 +153,8 @@ impl App {
 
     /// Adds a worker replica with connections of its own.
     pub async fn start_worker(&mut self, roles: &[Role]) {
-        let context = connect(&self.database, &self.client.url, &self.directory, |_| {}).await;
+        let (url, change) = (&self.client.url, self.settings);
+        let context = connect(&self.database, url, &self.directory, change).await;
         let roles: BTreeSet<Role> = roles.iter().copied().collect();
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
