@@ -17,6 +17,7 @@ mod overload;
 mod pools;
 mod queue;
 mod states;
+mod store;
 mod tidy;
 mod traces;
 mod uploads;

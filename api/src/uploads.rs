@@ -27,6 +27,7 @@ use peal_shared::campaigns::ingest::{
     self, Failure, Ingest, IngestCsv, Record, Reject, State as IngestState, Target, Upload,
 };
 use peal_shared::context::Context;
+use peal_shared::fault;
 use peal_shared::ids::{BatchId, IngestId};
 use peal_shared::queue::enqueue;
 use serde::{Deserialize, Serialize};
@@ -237,6 +238,7 @@ async fn take_in(api: Api, caller: Caller, target: Target, upload: Upload) -> An
     let Api {
         context, shutdown, ..
     } = api;
+    fault::point("upload.stored");
     let inline = upload.bytes <= INLINE_LIMIT_BYTES;
     if let Err(problem) = queue(&context, &caller, &target, &upload, inline).await {
         ingest::discard(&context.pool, &context.store, &upload).await;

@@ -57,17 +57,36 @@ pub async fn create_unscoped(
     trunk: &NewTrunk,
 ) -> Result<TrunkId> {
     let id = TrunkId::new();
-    let sealed = seal(keys, id, &trunk.account.credentials)?;
+    write(db, keys, id, trunk, &trunk.account.credentials).await?;
+    Ok(id)
+}
+
+/// Writes a trunk, new or known, and its pacer where there is none. A known one keeps its owner
+/// and name, and dials again.
+async fn write(
+    db: &mut PgConnection,
+    keys: &Keys,
+    id: TrunkId,
+    trunk: &NewTrunk,
+    credentials: &Credentials,
+) -> Result<()> {
+    let sealed = seal(keys, id, credentials)?;
     sqlx::query!(
-        "with made as (
+        "with written as (
              insert into trunks (id, org_id, name, kind, account_id, credentials, api_base_url,
                                  cps, max_concurrent, ring_timeout_secs)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+             on conflict (id) do update
+             set account_id = excluded.account_id, credentials = excluded.credentials,
+                 api_base_url = excluded.api_base_url, cps = excluded.cps,
+                 max_concurrent = excluded.max_concurrent, ring_timeout_secs = excluded.ring_timeout_secs,
+                 status = 'active', status_reason = null, updated_at = now()
              returning id
          )
          insert into pacers (trunk_id, next_slot)
          select id, clock_timestamp() + interval '500 milliseconds'
-         from made",
+         from written
+         on conflict (trunk_id) do nothing",
         id as TrunkId,
         trunk.org as Option<OrgId>,
         trunk.name,
@@ -81,7 +100,7 @@ pub async fn create_unscoped(
     )
     .execute(db)
     .await?;
-    Ok(id)
+    Ok(())
 }
 
 /// An organisation's trunk on a carrier's account.
@@ -167,23 +186,7 @@ pub async fn replace_unscoped(
     .await?
     .ok_or(Error::NotFound("Trunk"))?;
     let credentials = rotated(&trunk.account.credentials, unseal(keys, id, &before)?);
-    let sealed = seal(keys, id, &credentials)?;
-    sqlx::query!(
-        "update trunks
-         set account_id = $2, credentials = $3, api_base_url = $4, cps = $5, max_concurrent = $6,
-             ring_timeout_secs = $7, status = 'active', status_reason = null, updated_at = now()
-         where id = $1",
-        id as TrunkId,
-        trunk.account.account_id,
-        sealed,
-        trunk.account.api_base_url.as_ref().map(Url::as_str),
-        trunk.cps,
-        trunk.max_concurrent,
-        trunk.ring_timeout_secs,
-    )
-    .execute(db)
-    .await?;
-    Ok(())
+    write(db, keys, id, trunk, &credentials).await
 }
 
 /// New credentials under which the old ones still sign, the newest first.

@@ -79,7 +79,8 @@ impl Default for Setup {
     }
 }
 
-/// A running Peal. Its test must end with [`Plant::finish`], which judges what became of it.
+/// A running Peal. Its test must end with [`Plant::finish`], which judges what became of a
+/// campaign, or with [`Plant::close`] when there was none.
 pub struct Plant {
     pub seed: u64,
     pub client: Client,
@@ -92,8 +93,9 @@ pub struct Plant {
     api: Option<Process>,
     desk: Desk,
     envs: Vec<(&'static str, OsString)>,
-    worker_faults: &'static str,
-    api_faults: &'static str,
+    /// `PEAL_FAULT` of the workers and the API that are started from here on.
+    pub worker_faults: &'static str,
+    pub api_faults: &'static str,
     workers_started: usize,
     begun: Instant,
     finished: bool,
@@ -239,6 +241,14 @@ impl Plant {
             worker.kill().await.expect("kill");
         }
         self.worker_faults = "";
+        self.miss_the_dead().await;
+        for _ in 0..count {
+            self.start_worker();
+        }
+    }
+
+    /// Lets the time pass after which the workers, all of whom are dead, are missed.
+    pub async fn miss_the_dead(&self) {
         // The server ends what the dead had under way before anything is judged by its rows.
         let sessions =
             "select count(*) from pg_stat_activity where application_name = 'peal-worker'";
@@ -248,9 +258,30 @@ impl Plant {
         .await;
         self.run(ABANDON).await;
         self.run(END_LEASES).await;
-        for _ in 0..count {
-            self.start_worker();
+    }
+
+    /// Starts a worker that dies of its faults, and waits for its death.
+    pub async fn sacrifice(&mut self, roles: &str, faults: &'static str) {
+        self.worker_faults = faults;
+        self.start_worker_for(roles);
+        self.worker_faults = "";
+        let mut worker = self.workers.pop().expect("it was started");
+        let deadline = Instant::now() + PATIENCE;
+        while worker.ended().expect("a status").is_none() {
+            if Instant::now() > deadline {
+                self.complain(&format!("a worker dies of {faults}")).await;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        self.miss_the_dead().await;
+    }
+
+    /// Ends a plant that has called nobody and has nothing left to do.
+    pub async fn close(mut self) {
+        let left = "select count(*) from jobs where state <> 'done'";
+        self.until("no job is left", left, |n| n == 0).await;
+        assert_eq!(self.carrier.oracle().accepted, 0, "seed {}", self.seed);
+        self.finished = true;
     }
 
     fn spawn(&self, name: &str, program: &str, args: &[&str], faults: &str) -> Process {

@@ -271,37 +271,23 @@ async fn lanes(
 
 /// Gives calls that provably were not processed another slot.
 async fn resubmit_deferred(db: &mut PgConnection, ask: Ask<'_>, most: u32) -> Result<Vec<Claimed>> {
-    let rows = sqlx::query_as!(
-        ClaimedRow,
-        r#"with due as (
-               select c.id
-               from calls c
-               left join call_batches b on b.id = c.batch_id
-               where c.trunk_id = $1
-                 and c.deferred
-                 and c.check_at <= now()
-                 and (b.id is null or b.status = 'in_progress')
-               order by c.check_at
-               limit $3
-               for update of c skip locked
-           )
-           update calls c
-           set status = 'submitting', worker = $2, submit_count = c.submit_count + 1,
-               submitted_at = now(), changed_at = now(), check_at = null
-           from due d, agents a, trunks t
-           where c.id = d.id
-             and a.id = c.agent_id
-             and t.id = c.trunk_id
-           returning c.id, c.org_id, c.batch_id, c.to_number as "to_number: E164", c.from_number as "from_number: E164",
-                     c.submit_count, t.ring_timeout_secs, a.session_timeout_secs, a.recording_enabled,
-                     a.machine_detection"#,
+    let due = sqlx::query_scalar!(
+        r#"select c.id as "id: CallId"
+           from calls c
+           left join call_batches b on b.id = c.batch_id
+           where c.trunk_id = $1
+             and c.deferred
+             and c.check_at <= now()
+             and (b.id is null or b.status = 'in_progress')
+           order by c.check_at
+           limit $2
+           for update of c skip locked"#,
         ask.trunk as TrunkId,
-        ask.worker,
         i64::from(most),
     )
-    .fetch_all(db)
+    .fetch_all(&mut *db)
     .await?;
-    Ok(rows.into_iter().map(Claimed::from).collect())
+    submit(db, ask, &due).await
 }
 
 /// Claims direct calls. One per number: two that wait for the same person go one after the other.
@@ -319,44 +305,52 @@ async fn claim_direct(
     if orgs.is_empty() {
         return Ok(Vec::new());
     }
+    let picked = sqlx::query_scalar!(
+        r#"select q.id as "id!: CallId"
+           from unnest($2::uuid[], $3::bigint[]) as w (org_id, n)
+           cross join lateral (
+               select distinct on (c.created_at, c.to_number) c.id
+               from calls c
+               where c.trunk_id = $1
+                 and c.org_id = w.org_id
+                 and c.queued
+                 and not exists (select from calls l
+                                 where l.org_id = c.org_id and l.to_number = c.to_number and l.live)
+                 and not exists (select from calls e
+                                 where e.trunk_id = $1 and e.org_id = c.org_id and e.to_number = c.to_number
+                                   and e.queued and (e.created_at, e.id) < (c.created_at, c.id))
+               order by c.created_at, c.to_number
+               limit w.n
+           ) q"#,
+        ask.trunk as TrunkId,
+        &orgs as &[OrgId],
+        &counts,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    submit(db, ask, &picked).await
+}
+
+/// Puts calls that wait, and still do, into the worker's hands.
+async fn submit(db: &mut PgConnection, ask: Ask<'_>, calls: &[CallId]) -> Result<Vec<Claimed>> {
+    if calls.is_empty() {
+        return Ok(Vec::new());
+    }
     let rows = sqlx::query_as!(
         ClaimedRow,
-        r#"with wanted as (
-               select * from unnest($3::uuid[], $4::bigint[]) as w (org_id, n)
-           ),
-           picked as (
-               select q.id
-               from wanted w
-               cross join lateral (
-                   select distinct on (c.created_at, c.to_number) c.id
-                   from calls c
-                   where c.trunk_id = $1
-                     and c.org_id = w.org_id
-                     and c.queued
-                     and not exists (select from calls l
-                                     where l.org_id = c.org_id and l.to_number = c.to_number and l.live)
-                     and not exists (select from calls e
-                                     where e.trunk_id = $1 and e.org_id = c.org_id and e.to_number = c.to_number
-                                       and e.queued and (e.created_at, e.id) < (c.created_at, c.id))
-                   order by c.created_at, c.to_number
-                   limit w.n
-               ) q
-           )
-           update calls c
-           set status = 'submitting', worker = $2, submit_count = c.submit_count + 1,
-               submitted_at = now(), changed_at = now()
-           from picked p, agents a, trunks t
-           where c.id = p.id
-             and c.queued
+        r#"update calls c
+           set status = 'submitting', worker = $1, submit_count = c.submit_count + 1,
+               submitted_at = now(), changed_at = now(), check_at = null
+           from agents a, trunks t
+           where c.id = any ($2)
+             and (c.queued or c.deferred)
              and a.id = c.agent_id
              and t.id = c.trunk_id
            returning c.id, c.org_id, c.batch_id, c.to_number as "to_number: E164", c.from_number as "from_number: E164",
                      c.submit_count, t.ring_timeout_secs, a.session_timeout_secs, a.recording_enabled,
                      a.machine_detection"#,
-        ask.trunk as TrunkId,
         ask.worker,
-        &orgs as &[OrgId],
-        &counts,
+        calls as &[CallId],
     )
     .fetch_all(db)
     .await?;

@@ -63,6 +63,23 @@ pub struct Batch {
     pub org_id: OrgId,
 }
 
+/// A query of [`Batch`]es: all their columns, then what the caller says behind `from`.
+macro_rules! batches {
+    ($rest:tt, $($argument:tt)*) => {
+        sqlx::query_as!(
+            $crate::campaigns::batches::Batch,
+            r#"select id as "id: BatchId", user_id as "user_id: UserId", agent_id as "agent_id: AgentId",
+                         null::uuid as workflow_id, caller_phone_id as "caller_phone_id: PhoneId", batch_name,
+                         description, status as "status: BatchStatus", status_reason, variable_names, batch_size,
+                         max_retries, retry_delay_seconds, retry_lost, default_country, started_at, completed_at,
+                         created_at, updated_at, org_id as "org_id: OrgId"
+                  from call_batches "# + $rest,
+            $($argument)*
+        )
+    };
+}
+pub(super) use batches;
+
 /// A batch to create.
 #[derive(Clone, Debug)]
 pub struct NewBatch {
@@ -147,9 +164,10 @@ pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Res
 /// # Errors
 /// [`Error::NotFound`] when there is none.
 pub async fn find(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
-    sqlx::query_file_as!(
-        Batch,
-        "src/campaigns/find_batch.sql",
+    batches!(
+        "where id = $1
+           and ($2::uuid is null or org_id = $2)
+           and ($3::uuid is null or user_id = $3)",
         id as BatchId,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
@@ -185,9 +203,16 @@ pub async fn list(
     )
     .fetch_one(&mut *db)
     .await?;
-    let batches = sqlx::query_file_as!(
-        Batch,
-        "src/campaigns/list_batches.sql",
+    let batches = batches!(
+        "where ($1::uuid is null or org_id = $1)
+           and ($2::uuid is null or user_id = $2)
+           and ($5::uuid[] is null or org_id = any($5))
+           and ($6::uuid[] is null or user_id = any($6))
+           and ($7::text[] is null
+                or exists (select from users u where u.id = call_batches.user_id and u.role = any($7)))
+         order by created_at desc, id desc
+         limit $3
+         offset $4",
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         page.size,

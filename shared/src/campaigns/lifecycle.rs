@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-use super::batches::{Batch, BatchStatus, find, lock};
+use super::batches::{Batch, BatchStatus, batches, find, lock};
 use crate::access::Scope;
 use crate::agents;
 use crate::calls::apply::complete_unscoped;
@@ -334,9 +334,14 @@ async fn awaits_launch(db: &mut PgConnection, id: BatchId) -> Result<bool> {
 }
 
 async fn waiting_for_launch(db: &mut PgConnection, id: BatchId) -> Result<Option<Batch>> {
-    let batch = sqlx::query_file_as!(Batch, "src/campaigns/waiting_batch.sql", id as BatchId)
-        .fetch_optional(db)
-        .await?;
+    let batch = batches!(
+        "where id = $1
+           and status = 'in_progress'
+           and launched_at is null",
+        id as BatchId,
+    )
+    .fetch_optional(db)
+    .await?;
     Ok(batch)
 }
 

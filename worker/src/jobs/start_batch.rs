@@ -3,6 +3,7 @@
 use peal_shared::bells::Bell;
 use peal_shared::campaigns::lifecycle::{StartBatch, launch_unscoped};
 use peal_shared::context::Context;
+use peal_shared::fault;
 use peal_shared::queue::{Outcome, Running};
 
 use super::Handle;
@@ -12,7 +13,9 @@ impl Handle<Context> for StartBatch {
         let launched = async {
             let mut db = context.pool.begin().await?;
             let launched = launch_unscoped(&mut db, self.batch_id).await?;
+            fault::point("start.uncommitted");
             db.commit().await?;
+            fault::point("start.committed");
             Ok(launched)
         };
         match launched.await {
