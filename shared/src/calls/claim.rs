@@ -18,14 +18,11 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::fair::{self, Division, Lane, Share};
 use super::pacer::{Lease, Pace};
+use super::reading::Reading;
 use crate::error::Result;
 use crate::fault;
 use crate::ids::{BatchId, CallId, OrgId, TrunkId};
 use crate::phone::E164;
-
-/// The database's time is read again when reading it took longer than this, so often at most.
-const SHARP: Duration = Duration::from_millis(3);
-const READ_AGAIN: usize = 3;
 
 /// A call that may be sent, once, by the worker that claimed it.
 #[derive(Clone, Debug)]
@@ -155,45 +152,6 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         read_within,
         idle,
     })
-}
-
-/// The database's time, and when it was read by this machine's monotonic clock.
-struct Reading {
-    now: DateTime<Utc>,
-    read_at: Instant,
-    within: Duration,
-}
-
-impl Reading {
-    fn new(now: DateTime<Utc>, asked: Instant) -> Self {
-        let read_at = Instant::now();
-        Self {
-            now,
-            read_at,
-            within: read_at - asked,
-        }
-    }
-
-    /// Reads again while the answer took long, and keeps what took the least: on a busy machine
-    /// the statement that moves the clock is not fast enough to say where the slots are.
-    async fn sharpened(mut self, db: &mut PgConnection) -> Self {
-        for _ in 0..READ_AGAIN {
-            if self.within <= SHARP {
-                break;
-            }
-            let asked = Instant::now();
-            let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#)
-                .fetch_one(&mut *db)
-                .await;
-            // Without another answer the first one has to do.
-            let Ok(now) = now else { break };
-            let again = Self::new(now, asked);
-            if again.within < self.within {
-                self = again;
-            }
-        }
-        self
-    }
 }
 
 fn nothing(why: Idle) -> Claim {

@@ -26,6 +26,7 @@ pub mod fair;
 pub mod inbox;
 pub mod log;
 pub mod pacer;
+mod reading;
 pub mod reconcile;
 pub mod request;
 pub mod transition;
