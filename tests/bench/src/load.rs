@@ -1,6 +1,7 @@
 //! A load generator that costs as little as can be: requests are bytes made beforehand, a
 //! connection is a task that writes them and looks for the status of the answer.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -30,10 +31,10 @@ pub enum Pace {
 /// What a load came to.
 #[derive(Default)]
 pub struct Came {
-    /// Of requests answered with 2xx.
+    /// Of requests that got a good answer.
     latencies: Vec<Duration>,
     pub refused: u64,
-    /// Neither 2xx nor 503: other statuses, cut connections, no answer in time.
+    /// Neither good nor 503: other statuses, cut connections, no answer in time.
     pub failed: u64,
     pub over: Duration,
 }
@@ -78,6 +79,8 @@ pub struct Load {
     address: String,
     requests: Arc<Vec<Vec<u8>>>,
     next: Arc<AtomicUsize>,
+    /// The statuses of a good answer.
+    good: RangeInclusive<u16>,
 }
 
 impl Load {
@@ -86,6 +89,15 @@ impl Load {
             address: address.to_owned(),
             requests,
             next: Arc::default(),
+            good: 200..=299,
+        }
+    }
+
+    /// A load that another status is the right answer to.
+    pub fn expecting(self, status: u16) -> Self {
+        Self {
+            good: status..=status,
+            ..self
         }
     }
 
@@ -163,7 +175,9 @@ impl Share {
             };
             let from = self.turn(n - self.range.0).await;
             match timeout(PATIENCE, lane.ask(request)).await {
-                Ok(Ok(200..=299)) => came.latencies.push(from.elapsed()),
+                Ok(Ok(status)) if self.load.good.contains(&status) => {
+                    came.latencies.push(from.elapsed())
+                }
                 Ok(Ok(503)) => came.refused += 1,
                 Ok(Ok(_other)) => came.failed += 1,
                 Ok(Err(_)) | Err(_) => {
