@@ -57,6 +57,7 @@ pub fn router() -> Router<Api> {
 fn receiving(kind: CallbackKind) -> MethodRouter<Api> {
     let handler = async move |State(api): State<Api>, path: Path<CallPath>, request: Request| {
         let call = path.0.proven(&api.context)?;
+        api.inbox.check_room()?;
         let received = Received::read(&api.context, request).await?;
         let (_, event) = received.told(&api, kind, call.trunk).await?;
         api.inbox.append(call.said(Source::Callback, event)).await?;
@@ -73,6 +74,7 @@ async fn answer(
     request: Request,
 ) -> Result<Response> {
     let call = path.0.proven(&api.context)?;
+    api.inbox.check_room()?;
     let received = Received::read(&api.context, request).await?;
     let (account, event) = received
         .told(&api, CallbackKind::Answer, call.trunk)

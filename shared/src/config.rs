@@ -135,7 +135,7 @@ pub struct Settings {
     #[arg(
         long,
         env = "PEAL_INBOX_CAPACITY",
-        default_value = "8192",
+        default_value = "512",
         global = true
     )]
     pub inbox_capacity: String,
@@ -405,7 +405,7 @@ mod tests {
             csv_max_cell: "2000".into(),
             unknown_deadline_secs: "300".into(),
             reconcile_secs: "30".into(),
-            inbox_capacity: "8192".into(),
+            inbox_capacity: "512".into(),
             store_url: "file:///var/lib/peal/store".into(),
             mail_from: "Peal <peal@localhost>".into(),
             ..Settings::default()

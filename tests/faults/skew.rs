@@ -139,4 +139,5 @@ async fn a_schema_behind_the_build_is_refused_until_it_is_migrated() {
         })
         .await;
     }
+    plant.close().await;
 }

@@ -14,7 +14,7 @@ const IN_HAND: i64 = 40;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_workers_ring_nobody_twice_and_forget_nobody() {
-    for seed in seeds(4) {
+    for seed in seeds(20) {
         let mut dice = Dice::new(seed);
         let mut plant = Plant::start(
             seed,

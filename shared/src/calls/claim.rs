@@ -132,7 +132,7 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         read_at,
         within: read_within,
     } = match committed {
-        Ok(()) => reading.sharpened(&mut connection).await,
+        Ok(()) => reading.sharpened_unscoped(&mut connection).await,
         Err(_) => reading,
     };
     let idle = match (committed, lease.count, trunk.room) {

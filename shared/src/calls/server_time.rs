@@ -31,8 +31,9 @@ impl Reading {
     }
 
     /// Reads again while the answer took long, and keeps what took the least: on a busy machine
-    /// the statement that moves the clock is not fast enough to say where the slots are.
-    pub async fn sharpened(mut self, db: &mut PgConnection) -> Self {
+    /// the statement that moves the clock is not fast enough to say where the slots are. Time
+    /// knows no tenant.
+    pub async fn sharpened_unscoped(mut self, db: &mut PgConnection) -> Self {
         for _ in 0..READ_AGAIN {
             if self.within <= SHARP {
                 break;
