@@ -1,5 +1,7 @@
 //! Peal from the outside: every feature on a fresh, real database.
 
+mod access;
+mod agents;
 mod batches;
 mod bootstrap;
 mod callbacks;
@@ -7,17 +9,26 @@ mod calls;
 mod campaign;
 mod canary;
 mod changes;
+mod conformance;
 mod faults;
 mod harness;
 mod ingest;
 mod limits;
 mod mail;
+mod mcp;
 mod metrics;
+mod openapi;
+mod organizations;
 mod overload;
+mod phones;
 mod pools;
 mod queue;
+mod sign_in;
 mod states;
 mod store;
 mod tidy;
+mod tokens;
+mod tools;
 mod traces;
+mod trunks;
 mod uploads;

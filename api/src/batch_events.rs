@@ -9,12 +9,10 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::HeaderName;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use futures::stream::{self, Stream};
 use peal_shared::Error;
 use peal_shared::access::{Scope, wall};
@@ -25,10 +23,13 @@ use peal_shared::ids::BatchId;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::Ids;
+use crate::openapi::{Missing, Refusals};
 use crate::state::Api;
 use crate::streams::OpenStream;
 
@@ -42,10 +43,30 @@ const STREAM_LIMIT: Duration = Duration::from_secs(3600);
 /// Asks proxies to pass events on at once.
 const UNBUFFERED: [(HeaderName, &str); 1] = [(HeaderName::from_static("x-accel-buffering"), "no")];
 
-pub fn router() -> Router<Api> {
-    Router::new().route("/{batch_id}/events", get(events))
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(events))
 }
 
+/// Watch a batch
+///
+/// Server-sent events: `progress` when the state has changed, at most once a second, and `end`
+/// when the batch is completed, or stopped with its last call over. While nothing is dialled,
+/// `waiting` says why.
+#[utoipa::path(
+    get,
+    path = "/{batch_id}/events",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (
+            status = 200, body = Snapshot, content_type = "text/event-stream",
+            description = "Each event's data",
+            example = json!("event: progress\ndata: {\"status\": \"in_progress\"}\n\n")
+        ),
+        Missing,
+        Refusals,
+    )
+)]
 async fn events(
     State(api): State<Api>,
     caller: Caller,

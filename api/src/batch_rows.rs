@@ -2,26 +2,29 @@
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
 use peal_shared::audit::Note;
 use peal_shared::campaigns::batches;
 use peal_shared::campaigns::ingest::{
     self, Inserted, Record, Reject, insert_records, update_records,
 };
-use peal_shared::campaigns::rows::{self, Filter, RowStatus};
+use peal_shared::campaigns::rows::{self, Filter, Row, RowStatus};
 use peal_shared::context::Context;
 use peal_shared::ids::{BatchId, RowId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::envelope::{AnswerWith, done, said};
+use crate::envelope::{AnswerWith, Envelope, Said, done, said};
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
 use crate::state::Api;
 
 /// Most rows of one answer.
@@ -32,15 +35,31 @@ const MAX_BYTES: i64 = 8 * 1024 * 1024;
 const MAX_ITEMS: usize = 1000;
 const TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
 
-pub fn router() -> Router<Api> {
-    Router::new()
-        .route("/{batch_id}/data", get(list))
-        .route("/{batch_id}/data/upsert", post(upsert))
-        .route("/{batch_id}/data/{item_id}", delete(remove))
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(upsert))
+        .routes(routes!(remove))
 }
 
-/// All rows, up to a thousand and some megabytes; the header `X-Truncated: true` says that there are more, which
-/// `after` (the last `row_no` that was seen) brings.
+/// List the rows of a batch, in the order they were added
+///
+/// All rows, up to a thousand and some megabytes; the header `X-Truncated: true` says that there
+/// are more, which `after` (the last `row_no` that was seen) brings.
+#[utoipa::path(
+    get,
+    path = "/{batch_id}/data",
+    tag = "Batch rows",
+    params(("batch_id" = BatchId, Path), Which),
+    responses(
+        (
+            status = 200, body = Envelope<Vec<Row>>,
+            headers(("X-Truncated" = Option<String>, description = "`true` when there are more rows"))
+        ),
+        Missing,
+        Refusals,
+    )
+)]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -65,13 +84,29 @@ async fn list(
     Ok(response)
 }
 
+/// Add and change rows before the start
+///
 /// Changes items with an id and adds those without. Every item stands for itself: what is
 /// wrong with one is told by its place, and the others are applied.
+#[utoipa::path(
+    post,
+    path = "/{batch_id}/data/upsert",
+    tag = "Batch rows",
+    params(("batch_id" = BatchId, Path)),
+    request_body = UpsertRows,
+    responses(
+        (status = 200, body = Envelope<Upserted>),
+        Rejected,
+        Missing,
+        Conflicting,
+        Refusals,
+    )
+)]
 async fn upsert(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(batch): Ids<BatchId>,
-    ValidJson(body): ValidJson<Items>,
+    ValidJson(body): ValidJson<UpsertRows>,
 ) -> AnswerWith<Upserted> {
     let mut fields = Fields::default();
     fields.check(
@@ -128,40 +163,66 @@ async fn upsert(
     db.commit(note, StatusCode::OK, done(message, result)).await
 }
 
+/// Remove a row before the start
+#[utoipa::path(
+    delete,
+    path = "/{batch_id}/data/{item_id}",
+    tag = "Batch rows",
+    params(("batch_id" = BatchId, Path), ("item_id" = RowId, Path)),
+    responses(
+        (status = 200, body = Said),
+        Missing,
+        Conflicting,
+        Refusals,
+    )
+)]
 async fn remove(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids((batch, row)): Ids<(BatchId, RowId)>,
-) -> AnswerWith<()> {
+) -> Result<(StatusCode, Json<Said>)> {
     let mut db = caller.change(&context).await?;
     let org = rows::delete(&mut db, &caller.scope(), batch, row).await?;
     let note = Note::new("batch.delete_row", org, row.0);
     db.commit(note, StatusCode::OK, said("row deleted")).await
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Which {
     status: Option<RowStatus>,
+    /// Rows behind this `row_no`.
     after: Option<i64>,
+    /// Most rows, up to a thousand.
     limit: Option<i64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Items {
-    items: Vec<Item>,
+#[schema(example = json!({
+    "items": [{"to_phonenumber": "+12125550123", "variable_values": {"name": "Ada"}}]
+}))]
+struct UpsertRows {
+    #[schema(min_items = 1, max_items = 1000)]
+    items: Vec<UpsertRow>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Item {
+struct UpsertRow {
+    /// Of the row to change; without one a row is added.
     id: Option<RowId>,
     to_phonenumber: String,
     #[serde(default)]
+    #[schema(value_type = Object)]
     variable_values: Map<String, Value>,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, ToSchema)]
+#[schema(example = json!({
+    "inserted": 1, "updated": 0, "duplicates": 0, "failed": 0, "errors": [], "warnings": [],
+    "inserted_ids": ["0197d7a5-3c1e-7a10-8f00-00000000000f"]
+}))]
 struct Upserted {
     inserted: i64,
     updated: i64,
@@ -191,7 +252,8 @@ impl Upserted {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = FailedItem)]
 struct Failed {
     /// The item's place in the request, from 0.
     index: usize,

@@ -1,51 +1,65 @@
 //! `/api/v1/batch-call`: batches from their creation to their end.
 
-use std::str::FromStr;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, patch, post};
-use axum::{Json, Router};
 use peal_shared::Error;
-use peal_shared::access::{Role, Scope};
+use peal_shared::access::Scope;
 use peal_shared::audit::Note;
-use peal_shared::campaigns::batches::{self, Owners, Page};
+use peal_shared::campaigns::batches;
 use peal_shared::campaigns::lifecycle::{self, Readiness};
 use peal_shared::campaigns::progress::{self, StatusCounts};
 use peal_shared::campaigns::{Batch, BatchStatus};
 use peal_shared::context::Context;
-use peal_shared::error::FieldError;
 use peal_shared::fault;
-use peal_shared::ids::{BatchId, JobId, OrgId, UserId};
+use peal_shared::ids::{BatchId, JobId, UserId};
+use peal_shared::page::{Owners, Page};
 use peal_shared::users;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::envelope::{Answer, AnswerWith, Items, done, said};
-use crate::error::{Problem, Result};
+use crate::envelope::{Answer, AnswerWith, Envelope, Items, Said, done, said};
+use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::new_batch::{CreateBatch, check_variables};
+use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
+use crate::page::{self, Sight, page};
 use crate::state::Api;
 
-const MAX_PAGE_SIZE: i64 = 100;
-
-pub fn router() -> Router<Api> {
-    Router::new()
-        .route("/create", post(create))
-        .route("/me", get(mine))
-        .route("/browse", get(browse))
-        .route("/user/{user_id}", get(of_user))
-        .route("/{batch_id}", get(show).delete(delete))
-        .route("/{batch_id}/status", get(status))
-        .route("/{batch_id}/readiness", get(readiness))
-        .route("/{batch_id}/variables", patch(set_variables))
-        .route("/start/{batch_id}", post(start))
-        .route("/pause/{batch_id}", post(pause))
-        .route("/resume/{batch_id}", post(resume))
-        .route("/stop/{batch_id}", post(stop))
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(create))
+        .routes(routes!(mine))
+        .routes(routes!(browse))
+        .routes(routes!(of_user))
+        .routes(routes!(show, delete))
+        .routes(routes!(status))
+        .routes(routes!(readiness))
+        .routes(routes!(set_variables))
+        .routes(routes!(start))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+        .routes(routes!(stop))
 }
 
+/// Create a batch
+#[utoipa::path(
+    post,
+    path = "/create",
+    tag = "Batches",
+    request_body = CreateBatch,
+    responses(
+        (status = 201, body = Envelope<Batch>),
+        Rejected,
+        Missing,
+        Refusals,
+    )
+)]
 async fn create(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -62,6 +76,17 @@ async fn create(
         .await
 }
 
+/// List one's own batches, newest first
+#[utoipa::path(
+    get,
+    path = "/me",
+    tag = "Batches",
+    params(Paging),
+    responses(
+        (status = 200, body = Envelope<Items<Batch>>),
+        Refusals,
+    )
+)]
 async fn mine(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -78,6 +103,19 @@ async fn mine(
     .await
 }
 
+/// List all batches in sight, newest first
+///
+/// A user sees their own, an org_admin those of the organization, a super_admin all.
+#[utoipa::path(
+    get,
+    path = "/browse",
+    tag = "Batches",
+    params(Browse),
+    responses(
+        (status = 200, body = Envelope<Items<Batch>>),
+        Refusals,
+    )
+)]
 async fn browse(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -91,6 +129,18 @@ async fn browse(
     list(&context, &caller, &scope, &query.owners()?, page).await
 }
 
+/// List the batches of a user, newest first
+#[utoipa::path(
+    get,
+    path = "/user/{user_id}",
+    tag = "Batches",
+    params(("user_id" = UserId, Path), Paging),
+    responses(
+        (status = 200, body = Envelope<Items<Batch>>),
+        Missing,
+        Refusals,
+    )
+)]
 async fn of_user(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -131,6 +181,18 @@ async fn list(
     Ok(done(format!("{total} batches"), page))
 }
 
+/// Show a batch
+#[utoipa::path(
+    get,
+    path = "/{batch_id}",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = Envelope<Batch>),
+        Missing,
+        Refusals,
+    )
+)]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -141,17 +203,44 @@ async fn show(
     Ok(done("batch found", batch))
 }
 
+/// Delete a batch with its rows
+///
+/// Calls that were made stay in the log. A batch that runs is refused.
+#[utoipa::path(
+    delete,
+    path = "/{batch_id}",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = Said, example = json!({"success": true, "message": "batch deleted"})),
+        Missing,
+        Conflicting,
+        Refusals,
+    )
+)]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<BatchId>,
-) -> AnswerWith<()> {
+) -> Result<(StatusCode, Json<Said>)> {
     let mut db = caller.change(&context).await?;
     let batch = batches::delete(&mut db, &caller.scope(), id).await?;
     let note = note("batch.delete", &batch).before(&batch)?;
     db.commit(note, StatusCode::OK, said("batch deleted")).await
 }
 
+/// Show a batch with the counts of its rows
+#[utoipa::path(
+    get,
+    path = "/{batch_id}/status",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = StatusAnswer),
+        Missing,
+        Refusals,
+    )
+)]
 async fn status(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -169,6 +258,22 @@ async fn status(
     }))
 }
 
+/// Say whether a batch could start, and what is in its way
+#[utoipa::path(
+    get,
+    path = "/{batch_id}/readiness",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = Readiness, example = json!({
+            "can_start": false, "member_count": 0, "has_agent_or_workflow": true, "has_caller_phone": true,
+            "status": "not_started",
+            "blockers": [{"code": "no_rows", "message": "the batch has no rows: upload a CSV first"}]
+        })),
+        Missing,
+        Refusals,
+    )
+)]
 async fn readiness(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -180,6 +285,20 @@ async fn readiness(
     ))
 }
 
+/// Replace the variable names of a batch before its start
+#[utoipa::path(
+    patch,
+    path = "/{batch_id}/variables",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    request_body = Variables,
+    responses(
+        (status = 200, body = Envelope<Batch>),
+        Missing,
+        Conflicting,
+        Refusals,
+    )
+)]
 async fn set_variables(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -199,6 +318,28 @@ async fn set_variables(
         .await
 }
 
+/// Start dialling
+///
+/// Answers at once. A batch that cannot start is refused with every reason.
+#[utoipa::path(
+    post,
+    path = "/start/{batch_id}",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = Accepted, example = json!({
+            "success": true, "message": "the batch starts dialling", "status": "in_progress", "member_count": 1000,
+            "data": {
+                "batch_id": "0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b",
+                "job_id": "0197d7a5-3c1e-7a10-8f00-00000000000d"
+            }
+        })),
+        Rejected,
+        Missing,
+        Conflicting,
+        Refusals,
+    )
+)]
 async fn start(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -223,6 +364,19 @@ async fn start(
     Ok(answer)
 }
 
+/// Pause a batch; calls on their way go on
+#[utoipa::path(
+    post,
+    path = "/pause/{batch_id}",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = Envelope<Batch>),
+        Missing,
+        Conflicting,
+        Refusals,
+    )
+)]
 async fn pause(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -235,6 +389,19 @@ async fn pause(
     db.commit(note, StatusCode::OK, told).await
 }
 
+/// Go on with a paused batch
+#[utoipa::path(
+    post,
+    path = "/resume/{batch_id}",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = Envelope<Batch>),
+        Missing,
+        Conflicting,
+        Refusals,
+    )
+)]
 async fn resume(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -250,6 +417,21 @@ async fn resume(
     Ok(answer)
 }
 
+/// Stop a batch for good
+///
+/// Answered calls go on, ringing ones are canceled.
+#[utoipa::path(
+    post,
+    path = "/stop/{batch_id}",
+    tag = "Batches",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = Envelope<Batch>),
+        Missing,
+        Conflicting,
+        Refusals,
+    )
+)]
 async fn stop(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -274,103 +456,74 @@ fn note(action: &'static str, batch: &Batch) -> Note {
     Note::new(action, batch.org_id, batch.id.0)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"variable_names": ["name", "city"]}))]
 struct Variables {
     variable_names: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Paging {
+    /// From 1, which is the default.
+    #[param(minimum = 1)]
     page: Option<i64>,
+    /// 20 unless told.
+    #[param(minimum = 1, maximum = 100)]
     page_size: Option<i64>,
-}
-
-/// The page that a query asks for.
-fn page(number: Option<i64>, size: Option<i64>) -> Result<Page> {
-    let page = Page {
-        number: number.unwrap_or(1),
-        size: size.unwrap_or(20),
-    };
-    if page.number < 1 {
-        return Err(query_field("page", "must be 1 or more"));
-    }
-    if !(1..=MAX_PAGE_SIZE).contains(&page.size) {
-        return Err(query_field("page_size", "must be between 1 and 100"));
-    }
-    Ok(page)
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Sight {
-    Mine,
-    All,
 }
 
 /// Pages as in [`Paging`], which cannot be flattened into a query. Lists are separated by commas. They narrow what the caller's role allows.
-#[derive(Deserialize)]
-struct Browse {
-    page: Option<i64>,
-    page_size: Option<i64>,
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Browse {
+    /// From 1, which is the default.
+    #[param(minimum = 1)]
+    pub page: Option<i64>,
+    /// 20 unless told.
+    #[param(minimum = 1, maximum = 100)]
+    pub page_size: Option<i64>,
+    /// One's own, or all in sight, which is the default.
+    #[param(inline)]
     scope: Option<Sight>,
+    /// Ids, separated by commas.
     organization_ids: Option<String>,
+    /// Ids, separated by commas.
     owner_user_ids: Option<String>,
+    /// Of `user`, `org_admin` and `super_admin`, separated by commas.
     platform_roles: Option<String>,
 }
 
 impl Browse {
-    fn owners(&self) -> Result<Owners> {
-        let role = |text: &str| match text {
-            "user" => Ok(Role::User),
-            "org_admin" => Ok(Role::OrgAdmin),
-            "super_admin" => Ok(Role::SuperAdmin),
-            _ => Err(()),
-        };
-        Ok(Owners {
-            orgs: comma_list(self.organization_ids.as_deref(), OrgId::from_str).ok_or_else(
-                || query_field("organization_ids", "must be ids, separated by commas"),
-            )?,
-            users: comma_list(self.owner_user_ids.as_deref(), UserId::from_str)
-                .ok_or_else(|| query_field("owner_user_ids", "must be ids, separated by commas"))?,
-            roles: comma_list(self.platform_roles.as_deref(), role).ok_or_else(|| {
-                query_field("platform_roles", "must be of user, org_admin, super_admin")
-            })?,
-        })
+    /// Whether only one's own things are asked for.
+    pub fn is_mine(&self) -> bool {
+        matches!(self.scope, Some(Sight::Mine))
+    }
+
+    /// Whose things are asked for.
+    pub fn owners(&self) -> Result<Owners> {
+        page::owners(
+            self.organization_ids.as_deref(),
+            self.owner_user_ids.as_deref(),
+            self.platform_roles.as_deref(),
+        )
     }
 }
 
-/// The items of a list, or None in it when there is no list; None when an item is wrong.
-fn comma_list<T, E>(
-    text: Option<&str>,
-    read: impl Fn(&str) -> std::result::Result<T, E>,
-) -> Option<Option<Vec<T>>> {
-    let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
-        return Some(None);
-    };
-    text.split(',')
-        .map(|item| read(item.trim()).ok())
-        .collect::<Option<Vec<T>>>()
-        .map(Some)
-}
-
-fn query_field(name: &str, msg: &str) -> Problem {
-    Problem::invalid(vec![FieldError::new("query", [name], "value_error", msg)])
-}
-
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct StatusAnswer {
     success: bool,
     data: BatchWithCounts,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct BatchWithCounts {
     batch: Batch,
     status_counts: StatusCounts,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Accepted {
     success: bool,
     message: String,
@@ -379,7 +532,7 @@ struct Accepted {
     data: AcceptedJob,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct AcceptedJob {
     batch_id: BatchId,
     job_id: JobId,

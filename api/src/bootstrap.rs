@@ -185,7 +185,7 @@ async fn trunk(
 
 const MAX_NAME_CHARS: usize = 200;
 
-fn name(text: &str) -> Result<String, String> {
+pub(crate) fn name(text: &str) -> Result<String, String> {
     let name = text.trim();
     match name.chars().count() {
         1..=MAX_NAME_CHARS => Ok(name.to_owned()),
@@ -193,7 +193,7 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
-fn email(text: &str) -> Result<String, String> {
+pub(crate) fn email(text: &str) -> Result<String, String> {
     let text = text.trim();
     match text.split_once('@') {
         Some((name, host)) if !name.is_empty() && !host.is_empty() && text.len() <= 320 => {

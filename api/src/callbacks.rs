@@ -8,13 +8,11 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::{Bytes, to_bytes};
-use axum::extract::{Path, Request, State};
+use axum::extract::{OriginalUri, Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode, request};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
 use peal_shared::Error;
 use peal_shared::calls::inbox::{NewEvent, Source, of_carrier_unscoped};
 use peal_shared::calls::urls::{CALL_PATH, STATUS_PATH, requested};
@@ -25,49 +23,105 @@ use peal_shared::telephony::{
 };
 use peal_shared::trunks;
 use url::Url;
+use utoipa::{IntoParams, IntoResponses};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::error::{Problem, Result};
+use crate::openapi::ProblemDocument;
 use crate::state::Api;
 
 /// Carriers send far less.
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
-pub fn router() -> Router<Api> {
-    let call = "{trunk}/{call}/{token}";
-    Router::new()
-        .route(STATUS_PATH, post(unaddressed_status))
-        .route(
-            &format!("{STATUS_PATH}/{call}"),
-            receiving(CallbackKind::Status),
-        )
-        .route(
-            &format!("{CALL_PATH}/{call}/answer"),
-            get(answer).post(answer),
-        )
-        .route(
-            &format!("{CALL_PATH}/{call}/machine"),
-            receiving(CallbackKind::MachineDetection),
-        )
-        .route(
-            &format!("{CALL_PATH}/{call}/recording"),
-            receiving(CallbackKind::Recording),
-        )
+pub fn router() -> OpenApiRouter<Api> {
+    let of_a_call = OpenApiRouter::new()
+        .routes(routes!(answer))
+        .routes(routes!(machine))
+        .routes(routes!(recording));
+    OpenApiRouter::new()
+        .routes(routes!(unaddressed_status))
+        .nest(STATUS_PATH, OpenApiRouter::new().routes(routes!(status)))
+        .nest(CALL_PATH, of_a_call)
 }
 
-fn receiving(kind: CallbackKind) -> MethodRouter<Api> {
-    let handler = async move |State(api): State<Api>, path: Path<CallPath>, request: Request| {
-        let call = path.0.proven(&api.context)?;
-        api.inbox.check_room()?;
-        let received = Received::read(&api.context, request).await?;
-        let (_, event) = received.told(&api, kind, call.trunk).await?;
-        api.inbox.append(call.said(Source::Callback, event)).await?;
-        Ok::<_, Problem>(StatusCode::NO_CONTENT)
-    };
-    get(handler).post(handler)
+/// Take note of a call's status
+#[utoipa::path(
+    method(get, post),
+    path = "/{trunk}/{call}/{token}",
+    tag = "Carrier callbacks",
+    security(()),
+    params(CallParams),
+    responses((status = 204, description = "Written down"), CallbackRefusals)
+)]
+async fn status(
+    State(api): State<Api>,
+    path: Path<CallPath>,
+    request: Request,
+) -> Result<StatusCode> {
+    receive(&api, CallbackKind::Status, &path, request).await
 }
 
-/// The carrier fetches what the call says. The fetch itself is an event, and the first one
-/// owns the call, so it is written down before the document is made.
+/// Take note of who answered a call
+#[utoipa::path(
+    method(get, post),
+    path = "/{trunk}/{call}/{token}/machine",
+    tag = "Carrier callbacks",
+    security(()),
+    params(CallParams),
+    responses((status = 204, description = "Written down"), CallbackRefusals)
+)]
+async fn machine(
+    State(api): State<Api>,
+    path: Path<CallPath>,
+    request: Request,
+) -> Result<StatusCode> {
+    receive(&api, CallbackKind::MachineDetection, &path, request).await
+}
+
+/// Take note of a call's recording
+#[utoipa::path(
+    method(get, post),
+    path = "/{trunk}/{call}/{token}/recording",
+    tag = "Carrier callbacks",
+    security(()),
+    params(CallParams),
+    responses((status = 204, description = "Written down"), CallbackRefusals)
+)]
+async fn recording(
+    State(api): State<Api>,
+    path: Path<CallPath>,
+    request: Request,
+) -> Result<StatusCode> {
+    receive(&api, CallbackKind::Recording, &path, request).await
+}
+
+async fn receive(
+    api: &Api,
+    kind: CallbackKind,
+    path: &CallPath,
+    request: Request,
+) -> Result<StatusCode> {
+    let call = path.proven(&api.context)?;
+    api.inbox.check_room()?;
+    let received = Received::read(&api.context, request).await?;
+    let (_, event) = received.told(api, kind, call.trunk).await?;
+    api.inbox.append(call.said(Source::Callback, event)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Say what an answered call says next
+///
+/// The fetch itself is an event, and the first one owns the call, so it is written down before
+/// the document is made.
+#[utoipa::path(
+    method(get, post),
+    path = "/{trunk}/{call}/{token}/answer",
+    tag = "Carrier callbacks",
+    security(()),
+    params(CallParams),
+    responses((status = 200, body = String, content_type = "application/xml", description = "In the carrier's language"), CallbackRefusals)
+)]
 async fn answer(
     State(api): State<Api>,
     path: Path<CallPath>,
@@ -84,11 +138,23 @@ async fn answer(
     Ok(([(CONTENT_TYPE, rendered.content_type)], rendered.body).into_response())
 }
 
-/// A status callback to the address that a carrier account, not a call, is configured with:
-/// the callback itself says which call it means, and the signature of that call's trunk proves
+/// Take note of a status, at the address of the whole account
+///
+/// For the address that a carrier account, not a call, is configured with: the callback itself says which call it means, and the signature of that call's trunk proves
 /// it. A call that Peal has not placed, but whose account is proven, is taken note of with 202
 /// and nothing is stored: there is no call that it could change, and without one nothing tells
 /// whose it is.
+#[utoipa::path(
+    post,
+    path = STATUS_PATH,
+    tag = "Carrier callbacks",
+    security(()),
+    responses(
+        (status = 202, description = "Proven, but about no call of Peal's"),
+        (status = 204, description = "Written down"),
+        CallbackRefusals
+    )
+)]
 async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<StatusCode> {
     let received = Received::read(&api.context, request).await?;
     let Some((kind, addressed)) = received.addressed(&api.context) else {
@@ -127,6 +193,40 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
         }
     }
     Err(refusal)
+}
+
+/// The path, for the description.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "its fields are read by the macro alone")]
+struct CallParams {
+    /// The carrier account.
+    trunk: TrunkId,
+    /// The call.
+    call: CallId,
+    /// Proves that Peal made the address.
+    token: String,
+}
+
+/// What a callback may be refused with.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "its variants are read by the macro alone")]
+enum CallbackRefusals {
+    /// It cannot be read.
+    #[response(status = 400, content_type = "application/problem+json")]
+    Unreadable(#[to_schema] ProblemDocument),
+    /// Not signed by the carrier.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Unsigned(#[to_schema] ProblemDocument),
+    /// The token is wrong, or there is no such call.
+    #[response(status = 404, content_type = "application/problem+json")]
+    Missing(#[to_schema] ProblemDocument),
+    /// The body is larger than any callback.
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(#[to_schema] ProblemDocument),
+    /// It could not be written down; to be sent again.
+    #[response(status = 503, content_type = "application/problem+json")]
+    Busy(#[to_schema] ProblemDocument),
 }
 
 /// What stands in the path, as it came.
@@ -182,10 +282,16 @@ impl Received {
                 method,
                 uri,
                 headers,
+                extensions,
                 ..
             },
             body,
         ) = request.into_parts();
+        // Carriers sign the whole address; a nested route sees the end of it.
+        let uri = match extensions.get::<OriginalUri>() {
+            Some(OriginalUri(whole)) => whole,
+            None => &uri,
+        };
         let sent_to = uri.path_and_query().map_or("/", |path| path.as_str());
         let url = requested(&context.config.public_url, sent_to).ok_or_else(Problem::no_route)?;
         let body = to_bytes(body, BODY_LIMIT_BYTES).await.map_err(|_error| {

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use peal_shared::Error;
 use peal_shared::agents::{self, Agent};
 use peal_shared::audit::Note;
@@ -19,22 +18,47 @@ use peal_shared::phone::E164;
 use peal_shared::phones::{self, Phone};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::auth::Caller;
 use crate::error::{Problem, Result};
 use crate::extract::{Fields, Ids, OptionalJson, ValidQuery};
 use crate::new_batch::one_of;
+use crate::openapi::{Missing, Refusals, Rejected};
 use crate::state::Api;
 
-pub fn router() -> Router<Api> {
-    Router::new()
-        .route("/create_call", post(create_call))
-        .route("/{call_id}", get(show))
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(create_call))
+        .routes(routes!(show))
 }
 
+/// Call one person
+///
 /// Puts a call in the line and answers at once; it is dialled as soon as the trunk's pace
 /// allows.
+#[utoipa::path(
+    post,
+    path = "/create_call",
+    tag = "Calls",
+    params(CreateCall),
+    request_body = Option<CallBody>,
+    responses(
+        (status = 202, body = Queued, example = json!({
+            "status": "queued", "queue_job_id": "0197d7a5-3c1e-7a10-8f00-00000000000e",
+            "call_session_id": "0197d7a5-3c1e-7a10-8f00-00000000000e",
+            "user_id": "0197d7a5-3c1e-7a10-8f00-00000000000a", "target_number": "+12125550123",
+            "agent_id": "0197d7a5-3c1e-7a10-8f00-00000000000b", "from_phone_number": "+12125550100",
+            "source": "create_call"
+        })),
+        Rejected,
+        Missing,
+        Refusals,
+    )
+)]
 async fn create_call(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -56,16 +80,16 @@ async fn create_call(
     let scope = caller.scope();
     let mut db = caller.change(&context).await?;
     let agent = agents::find(&mut db, &scope, agent_id).await?;
-    let line = match query.phone_number_id {
-        Some(id) => phones::find(&mut db, &scope, id).await?,
-        None => phones::default_line(&mut db, &scope, caller.user).await?,
-    };
-    callable(&agent, &line)?;
     // A super_admin calls for another organisation on behalf of the agent's owner.
     let user = match agent.org_id == caller.org {
         true => caller.user,
         false => agent.user_id,
     };
+    let line = match query.phone_number_id {
+        Some(id) => phones::find(&mut db, &scope, id).await?,
+        None => phones::line_for(&mut db, &scope, &agent, user).await?,
+    };
+    callable(&agent, &line)?;
     let new = NewDirectCall {
         user,
         to: to.clone(),
@@ -105,6 +129,18 @@ fn callable(agent: &Agent, line: &Phone) -> Result<()> {
     Err(Error::rejected(code, detail).into())
 }
 
+/// Show a call
+#[utoipa::path(
+    get,
+    path = "/{call_id}",
+    tag = "Calls",
+    params(("call_id" = CallId, Path)),
+    responses(
+        (status = 200, body = Call),
+        Missing,
+        Refusals,
+    )
+)]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -114,12 +150,18 @@ async fn show(
     Ok(Json(log::find(&mut db, &caller.scope(), id).await?))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct CreateCall {
+    /// Whom to call, in E.164.
     #[serde(rename = "phoneNumber")]
+    #[param(example = "+12125550123")]
     phone_number: String,
+    /// Who speaks.
     agent_id: Option<AgentId>,
+    /// To be left out: workflows cannot place calls.
     workflow_id: Option<Uuid>,
+    /// The number that the call shows: the caller's first active one unless told.
     phone_number_id: Option<PhoneId>,
 }
 
@@ -138,14 +180,18 @@ impl CreateCall {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"variable_values": {"name": "Ada"}}))]
 struct CallBody {
+    /// What the agent's `{{names}}` stand for.
     #[serde(default)]
+    #[schema(value_type = Object)]
     variable_values: Map<String, Value>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = QueuedCall)]
 struct Queued {
     status: &'static str,
     queue_job_id: CallId,

@@ -3,20 +3,30 @@
 use axum::Json;
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::Result;
 
 /// An answer in its envelope.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Envelope<T> {
     success: bool,
+    /// What was done or found, for people.
     message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<T>,
+    data: T,
+}
+
+/// An envelope with nothing in it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"success": true, "message": "done"}))]
+pub struct Said {
+    success: bool,
+    /// What was done, for people.
+    message: String,
 }
 
 /// One page of a list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Items<T> {
     pub items: Vec<T>,
     pub total: i64,
@@ -34,15 +44,14 @@ pub fn done<T: Serialize>(message: impl Into<String>, data: T) -> Json<Envelope<
     Json(Envelope {
         success: true,
         message: message.into(),
-        data: Some(data),
+        data,
     })
 }
 
 /// Good news.
-pub fn said(message: impl Into<String>) -> Json<Envelope<()>> {
-    Json(Envelope {
+pub fn said(message: impl Into<String>) -> Json<Said> {
+    Json(Said {
         success: true,
         message: message.into(),
-        data: None,
     })
 }

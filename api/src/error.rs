@@ -19,6 +19,8 @@ use peal_shared::error::{Blocker, FieldError};
 use peal_shared::idempotency::Stored;
 use serde::Serialize;
 
+use crate::pace::TooSoon;
+
 /// Seconds after which a client may try again when we were too busy.
 const RETRY_AFTER_SECS: u32 = 1;
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -88,6 +90,18 @@ impl Problem {
             "unauthorized",
             "authentication is required: send a valid x-api-key, or Authorization: Bearer with a session token",
         )
+    }
+
+    /// Somebody asks too often.
+    pub fn too_soon(refused: TooSoon) -> Self {
+        Self {
+            retry_after_secs: Some(refused.wait_secs()),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_requests",
+                "too many requests; wait as long as Retry-After says",
+            )
+        }
     }
 
     /// No such route.

@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use peal_shared::error::FieldError;
 use serde::de::{DeserializeOwned, Deserializer};
+use serde_json::Value;
 use serde_path_to_error::Segment;
 use uuid::Uuid;
 
@@ -137,6 +138,14 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     Ok(value)
 }
 
+/// A body that was read as JSON before, as what it should be.
+///
+/// # Errors
+/// The field that is wrong.
+pub fn typed_body<T: DeserializeOwned>(body: Value) -> Result<T, Problem> {
+    typed(body, "body")
+}
+
 /// Reads a value and, when that fails, says where and why.
 fn typed<'de, T, D>(input: D, place: &str) -> Result<T, Problem>
 where
@@ -253,6 +262,16 @@ impl Fields {
 
     /// A number within bounds.
     pub fn check_range(&mut self, number: i32, path: &str, least: i32, most: i32) {
+        self.check(
+            (least..=most).contains(&number),
+            path,
+            "range",
+            format!("must be between {least} and {most}"),
+        );
+    }
+
+    /// A fraction within bounds.
+    pub fn check_fraction(&mut self, number: f64, path: &str, least: f64, most: f64) {
         self.check(
             (least..=most).contains(&number),
             path,

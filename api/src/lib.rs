@@ -1,5 +1,9 @@
 //! Who may ask, and in what words: the HTTP API.
 
+pub mod admin;
+mod agent_parts;
+mod agent_rules;
+mod agents;
 mod auth;
 mod batch_events;
 mod batch_rows;
@@ -8,21 +12,33 @@ pub mod bootstrap;
 mod callbacks;
 mod change;
 mod connections;
+mod description;
 mod direct_calls;
 mod envelope;
 mod error;
 mod extract;
 mod health;
 mod inbox;
+mod mcp_servers;
 mod measure;
 mod new_batch;
 mod openapi;
+mod organizations;
+mod pace;
+mod page;
+mod people;
+mod phone_mapping;
+mod phones;
 mod request_key;
 mod server;
 mod shed;
+mod sign_in;
 mod state;
 mod streams;
+mod tools;
+mod trunk_bodies;
+mod trunks;
 mod upload_body;
 mod uploads;
 
-pub use server::{listen, serve};
+pub use server::{document, listen, serve};

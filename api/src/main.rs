@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use peal_api::admin::{Admin, create_user};
 use peal_api::bootstrap::{Bootstrap, bootstrap};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, Process, migrate};
@@ -30,23 +31,39 @@ enum Command {
     Serve,
     /// Bring the database's schema up to date.
     Migrate,
+    /// Print the description of the API (OpenAPI 3.1) as JSON. Takes no settings.
+    Openapi,
     /// Set up an organisation, its administrator, a trunk, a number and an agent, and print
     /// their ids with a new API key as JSON.
     Bootstrap(Box<Bootstrap>),
+    /// What the platform's operator does.
+    #[command(subcommand)]
+    Admin(Admin),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    if let Some(Command::Openapi) = cli.command {
+        println!("{}", peal_api::document().to_pretty_json()?);
+        return Ok(());
+    }
     logging::init();
     let config = Config::from_settings(cli.settings)?;
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config).await,
         Command::Migrate => migrate(&config).await,
+        Command::Openapi => Ok(()),
         Command::Bootstrap(wanted) => {
             let context = Context::connect(config, Process::Command).await?;
             let ready = bootstrap(&context, &wanted).await?;
             println!("{}", serde_json::to_string(&ready)?);
+            Ok(())
+        }
+        Command::Admin(Admin::CreateUser(wanted)) => {
+            let context = Context::connect(config, Process::Command).await?;
+            let made = create_user(&context, &wanted).await?;
+            println!("{}", serde_json::to_string(&made)?);
             Ok(())
         }
     }

@@ -10,6 +10,7 @@ use peal_shared::ids::{AgentId, PhoneId, UserId};
 use peal_shared::phone::Country;
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::Result;
@@ -20,28 +21,52 @@ const MAX_VARIABLE_CHARS: usize = 64;
 /// Columns of a CSV that mean something else.
 const RESERVED_NAMES: [&str; 2] = ["to_phonenumber", "timezone"];
 
-#[derive(Deserialize)]
+/// A batch to create.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "batch_name": "March reminders", "agent_id": "0197d7a5-3c1e-7a10-8f00-00000000000b",
+    "caller_phone_id": "0197d7a5-3c1e-7a10-8f00-00000000000c", "variable_names": ["name"], "batch_size": 20,
+    "max_retries": 1
+}))]
 pub struct CreateBatch {
+    /// The number that calls show.
     caller_phone_id: PhoneId,
+    #[schema(min_length = 1, max_length = 200)]
     batch_name: String,
+    /// Who speaks.
     agent_id: Option<AgentId>,
+    /// To be left out: workflows cannot place calls.
     workflow_id: Option<Uuid>,
     /// In the contract, always null.
+    #[schema(value_type = ())]
     call_flow_id: Option<Value>,
+    /// Whose batch it becomes: the caller's own unless an admin says otherwise.
     user_id: Option<UserId>,
+    #[schema(max_length = 2000)]
     description: Option<String>,
+    /// `not_started`, if anything.
     status: Option<BatchStatus>,
+    /// Columns of the CSV, and `{{names}}` in the agent's texts.
     #[serde(default)]
+    #[schema(max_items = 50)]
     variable_names: Vec<String>,
+    /// Most calls at once.
     #[serde(default = "one")]
+    #[schema(minimum = 1, maximum = 1000)]
     batch_size: i32,
+    /// How often a number that was not reached is dialled again.
     #[serde(default)]
+    #[schema(minimum = 0, maximum = 5)]
     max_retries: i32,
     #[serde(default = "a_minute")]
+    #[schema(minimum = 1, maximum = 604_800)]
     retry_delay_seconds: i32,
+    /// Whether to dial again when it was never learnt what became of a call.
     #[serde(default)]
     retry_lost: bool,
+    /// The country of numbers without a country code, such as IN.
+    #[schema(min_length = 2, max_length = 2)]
     default_country: Option<String>,
 }
 

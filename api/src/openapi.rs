@@ -1,6 +1,18 @@
 //! The description of the API, made from the same declarations as its routes.
+//!
+//! A handler is declared with `#[utoipa::path(...)]` and put into its router with `routes!`, so
+//! that a route without a description cannot be. What a handler answers stands in its
+//! `responses(...)`, with the small types here for refusals. What goes around every ordinary
+//! route (limits of time and size, `Idempotency-Key`) is described by [`surrounded`], beside
+//! the layers that do it.
 
-use utoipa::{IntoResponses, ToSchema};
+use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::schema::{ObjectBuilder, Ref, Type};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{Components, Content, OpenApi, RefOr, Required, Response, ResponseBuilder};
+use utoipa::{IntoResponses, Modify, OpenApi as _, ToSchema};
 
 /// A problem document (RFC 9457).
 #[derive(ToSchema)]
@@ -18,7 +30,11 @@ pub struct ProblemDocument {
     /// To be named when asking for help.
     request_id: String,
     /// Each wrong field, when the input is invalid.
+    #[schema(nullable = false)]
     errors: Option<Vec<WrongField>>,
+    /// Each reason, when a batch cannot start.
+    #[schema(nullable = false)]
+    blockers: Option<Vec<peal_shared::error::Blocker>>,
 }
 
 /// A wrong field of the input.
@@ -52,4 +68,156 @@ pub enum Refusals {
     /// Too busy, or the database is away; `Retry-After` says when to come again.
     #[response(status = 503, content_type = "application/problem+json")]
     Busy(#[to_schema] ProblemDocument),
+}
+
+/// The input is well-formed, but breaks a rule across fields or with what is there.
+#[derive(IntoResponses)]
+#[response(status = 400, content_type = "application/problem+json")]
+#[expect(dead_code, reason = "read by the macro alone")]
+pub struct Rejected(#[to_schema] ProblemDocument);
+
+/// It does not exist, or not for the caller.
+#[derive(IntoResponses)]
+#[response(status = 404, content_type = "application/problem+json")]
+#[expect(dead_code, reason = "read by the macro alone")]
+pub struct Missing(#[to_schema] ProblemDocument);
+
+/// The state of the thing does not allow this.
+#[derive(IntoResponses)]
+#[response(status = 409, content_type = "application/problem+json")]
+#[expect(dead_code, reason = "read by the macro alone")]
+pub struct Conflicting(#[to_schema] ProblemDocument);
+
+/// What the document says before its first route.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Peal",
+        description = "Calls everybody on a list: batches, their people, single calls.\n\n\
+            Send an API key as `x-api-key`, or a session token as `Authorization: Bearer`. \
+            Refusals are problem documents (RFC 9457): `detail` says what to do, `code` is \
+            stable, and `X-Request-Id`, which every answer carries, is what to name when asking \
+            for help. A POST may carry an `Idempotency-Key`: sent again under the same key, it \
+            does nothing and is answered as before.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    components(schemas(ProblemDocument, WrongField, peal_shared::error::Blocker)),
+    modifiers(&Schemes),
+    tags(
+        (name = "Batches", description = "Campaigns, from their creation to their end."),
+        (name = "Batch rows", description = "The people of a batch, one by one."),
+        (name = "Uploads", description = "The people of a batch, by the file."),
+        (name = "Calls", description = "One call to one person, outside any batch."),
+        (name = "Carrier callbacks", description = "What carriers call. They have no key: the token in the path and the carrier's signature prove them."),
+        (name = "Health", description = "For load balancers and people."),
+        (name = "Description", description = "The API, described."),
+    )
+)]
+struct Head;
+
+struct Schemes;
+
+impl Modify for Schemes {
+    fn modify(&self, document: &mut OpenApi) {
+        let key = ApiKeyValue::with_description(
+            crate::auth::API_KEY_HEADER,
+            "Acts for the user who made it.",
+        );
+        let session = Http::builder()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .description(Some("Of a user who has signed in."))
+            .build();
+        let components = document.components.get_or_insert_with(Components::new);
+        components.add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(key)));
+        components.add_security_scheme("session", SecurityScheme::Http(session));
+    }
+}
+
+/// A document without routes.
+pub fn head() -> OpenApi {
+    Head::openapi()
+}
+
+/// Completes the document of all routes: whoever does not say otherwise takes a key or a
+/// session, and every operation is named after its tag and its handler, and its method where
+/// one handler takes several.
+pub fn complete(document: &mut OpenApi) {
+    for item in document.paths.paths.values_mut() {
+        let handlers: Vec<_> = operations_of(item)
+            .map(|(_, operation)| operation.operation_id.clone())
+            .collect();
+        for (method, operation) in operations_of(item) {
+            operation.security.get_or_insert_with(|| {
+                ["api_key", "session"]
+                    .map(|scheme| SecurityRequirement::new(scheme, Vec::<String>::new()))
+                    .into()
+            });
+            let tag = operation.tags.iter().flatten().next();
+            let handler = operation.operation_id.take();
+            let shared = handlers.iter().filter(|other| **other == handler).count() > 1;
+            let words = [tag.cloned(), handler, shared.then(|| method.to_owned())];
+            let words: Vec<_> = words.into_iter().flatten().collect();
+            operation.operation_id = Some(words.join("_").to_lowercase().replace(' ', "_"));
+        }
+    }
+}
+
+/// Describes what goes around ordinary routes: how long they may take, how large their bodies
+/// may be, and that a POST of a known caller may be sent again.
+pub fn surrounded(document: &mut OpenApi) {
+    let items = document.paths.paths.values_mut();
+    for (method, operation) in items.flat_map(operations_of) {
+        let is_open = operation.security == Some(vec![SecurityRequirement::default()]);
+        let mut refuse = |status: &str, why: &str| {
+            let responses = &mut operation.responses.responses;
+            let entry = responses.entry(status.to_owned());
+            entry.or_insert_with(|| RefOr::T(problem(why)));
+        };
+        refuse("408", "The request took too long.");
+        if operation.request_body.is_some() {
+            refuse("413", "The body is too large.");
+            refuse("415", "The body has the wrong type.");
+        }
+        if method == "post" && !is_open {
+            refuse("409", "A request with this `Idempotency-Key` is under way.");
+            let text = ObjectBuilder::new()
+                .schema_type(Type::String)
+                .min_length(Some(1))
+                .max_length(Some(255))
+                .build();
+            let key = ParameterBuilder::new()
+                .name("Idempotency-Key")
+                .parameter_in(ParameterIn::Header)
+                .required(Required::False)
+                .description(Some(
+                    "Sent again under the same key within two days, the request does nothing and \
+                     is answered as before, with `Idempotent-Replayed: true`.",
+                ))
+                .schema(Some(text))
+                .build();
+            let parameters = operation.parameters.get_or_insert_default();
+            parameters.push(RefOr::T(key));
+        }
+    }
+}
+
+fn problem(why: &str) -> Response {
+    let document = Content::new(Some(Ref::from_schema_name("ProblemDocument")));
+    ResponseBuilder::new()
+        .description(why)
+        .content("application/problem+json", document)
+        .build()
+}
+
+fn operations_of(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    [
+        ("get", item.get.as_mut()),
+        ("post", item.post.as_mut()),
+        ("put", item.put.as_mut()),
+        ("patch", item.patch.as_mut()),
+        ("delete", item.delete.as_mut()),
+    ]
+    .into_iter()
+    .filter_map(|(method, operation)| Some((method, operation?)))
 }

@@ -11,12 +11,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use peal_shared::context::Context;
 use peal_shared::ids::JobId;
 use tokio::net::{TcpListener, TcpSocket};
@@ -25,13 +25,16 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::timeout::TimeoutLayer;
 use tracing::Instrument as _;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::auth::{API_KEY_HEADER, RequestId};
 use crate::error::{Problem, written};
 use crate::shed::shed;
 use crate::state::Api;
-use crate::{batch_events, batch_rows, batches, callbacks, connections};
-use crate::{direct_calls, health, measure, request_key, uploads};
+use crate::{agents, batch_events, batch_rows, batches, callbacks, connections, description};
+use crate::{direct_calls, health, mcp_servers, measure, openapi, organizations, people};
+use crate::{phone_mapping, phones, request_key, sign_in, tools, trunks, uploads};
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
@@ -74,20 +77,37 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let limits = context.config.limits;
     let open = context.metrics.http.connections.clone();
-    let routes = router(Api::new(context, shutdown.clone()));
+    let routes = router(Api::new(context, shutdown.clone())?);
     connections::serve(listener, routes, &limits, open, shutdown).await
 }
 
-fn router(api: Api) -> Router {
+/// The description of every route, without any state.
+#[must_use]
+pub fn document() -> OpenApi {
+    routes().into_openapi()
+}
+
+/// Every route with its description. What layers want of the state comes as extensions, so that
+/// the routes can be described without one.
+fn routes() -> OpenApiRouter<Api> {
     let family = batches::router()
         .merge(batch_rows::router())
         .merge(uploads::router());
-    let shed = from_fn_with_state(api.gates.clone(), shed);
-    let ordinary = Router::new()
+    let mut ordinary = OpenApiRouter::new()
+        .merge(agents::router())
+        .merge(phones::router())
+        .merge(phone_mapping::router())
+        .merge(trunks::router())
+        .merge(tools::router())
+        .merge(mcp_servers::router())
         .nest("/api/call", direct_calls::router())
         .nest(BATCH_CALL, family)
-        .route_layer(shed.clone())
-        .merge(Router::from(health::router()))
+        .merge(sign_in::router())
+        .merge(organizations::router())
+        .merge(people::router())
+        .route_layer(from_fn(shed))
+        .merge(health::router())
+        .merge(description::router())
         .merge(callbacks::router())
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
@@ -95,15 +115,24 @@ fn router(api: Api) -> Router {
         ))
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
         .layer(from_fn(request_key::take));
-    let unhurried = Router::new().nest(
+    openapi::surrounded(ordinary.get_openapi_mut());
+    let unhurried = OpenApiRouter::new().nest(
         BATCH_CALL,
         batch_events::router()
-            .route_layer(shed)
-            .merge(uploads::upload_router(&api)),
+            .route_layer(from_fn(shed))
+            .merge(uploads::upload_router()),
     );
-    Router::new()
+    let mut routes = OpenApiRouter::with_openapi(openapi::head())
         .merge(ordinary)
-        .merge(unhurried)
+        .merge(unhurried);
+    openapi::complete(routes.get_openapi_mut());
+    routes
+}
+
+fn router(api: Api) -> Router {
+    Router::from(routes())
+        .layer(Extension(api.gates.clone()))
+        .layer(Extension(Arc::clone(&api.context)))
         .fallback(async || Problem::no_route())
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(api.clone(), frame))

@@ -16,7 +16,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::Extension;
+use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use peal_shared::Error;
@@ -114,7 +115,7 @@ impl Gates {
 }
 
 /// Lets a request in when its class has a place. The place is free when the answer begins.
-pub async fn shed(State(gates): State<Gates>, request: Request, next: Next) -> Response {
+pub async fn shed(Extension(gates): Extension<Gates>, request: Request, next: Next) -> Response {
     let gate = match request.method().is_safe() {
         true => &gates.reads,
         false => &gates.changes,

@@ -7,9 +7,11 @@ use peal_shared::context::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::KeyCache;
+use crate::auth::tokens::Tokens;
 use crate::batch_events::Watches;
 use crate::inbox::Inbox;
 use crate::shed::Gates;
+use crate::sign_in::Door;
 use crate::streams::Streams;
 use crate::upload_body::UploadSlots;
 
@@ -19,6 +21,8 @@ pub struct Api {
     pub context: Arc<Context>,
     pub inbox: Inbox,
     pub known_keys: KeyCache,
+    pub tokens: Tokens,
+    pub door: Door,
     pub watches: Watches,
     pub streams: Streams,
     pub gates: Gates,
@@ -29,16 +33,21 @@ pub struct Api {
 
 impl Api {
     /// To be called in a tokio runtime.
-    pub fn new(context: Arc<Context>, shutdown: CancellationToken) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// When there are no TLS roots for the issuer of session tokens.
+    pub fn new(context: Arc<Context>, shutdown: CancellationToken) -> anyhow::Result<Self> {
+        Ok(Self {
             inbox: Inbox::open(&context),
             known_keys: KeyCache::default(),
+            tokens: Tokens::new(&context)?,
+            door: Door::default(),
             watches: Watches::default(),
             streams: Streams::new(&context),
             gates: Gates::new(&context),
             uploads: UploadSlots::new(context.config.limits.uploads),
             context,
             shutdown,
-        }
+        })
     }
 }

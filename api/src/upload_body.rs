@@ -15,20 +15,21 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context as Poller, Poll, ready};
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, BodyDataStream, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_LENGTH;
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::stream::{Stream, StreamExt as _};
 use peal_shared::Error;
+use peal_shared::context::Context;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{Problem, Result};
-use crate::state::Api;
 
 /// What may surround the file: boundaries, part headers, a preamble.
 const FORM_BYTES: u64 = 64 * 1024;
@@ -63,8 +64,12 @@ impl UploadSlots {
 }
 
 /// Puts the meter around the body of an upload.
-pub async fn metered(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    let config = &api.context.config;
+pub async fn metered(
+    Extension(context): Extension<Arc<Context>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let config = &context.config;
     let limit = config.uploads.max_bytes;
     let announced = request
         .headers()

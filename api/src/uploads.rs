@@ -7,16 +7,14 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::{Field, Multipart, MultipartError, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Extension, Router};
+use axum::{Extension, Json};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::stream::{self, Stream, TryStreamExt as _};
 use peal_shared::Error;
@@ -33,11 +31,15 @@ use peal_shared::queue::enqueue;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::Instrument as _;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::envelope::{Answer, AnswerWith, done};
+use crate::envelope::{Answer, AnswerWith, Envelope, done};
 use crate::error::{Problem, Result};
 use crate::extract::{Fields, Ids, ValidJson};
+use crate::openapi::{Conflicting, Missing, ProblemDocument, Refusals, Rejected};
 use crate::server::BATCH_CALL;
 use crate::state::Api;
 use crate::upload_body::{Meter, UploadSlots, metered};
@@ -55,23 +57,54 @@ const MAX_RECORDS: usize = 20_000;
 const PHONE_FIELD: &str = "to_phonenumber";
 
 /// Uploads, whose length the upload limit bounds and whose time the least rate does.
-pub fn upload_router(api: &Api) -> Router<Api> {
-    Router::new()
-        .route("/upload/{batch_id}", post(upload))
-        .layer(from_fn_with_state(api.clone(), metered))
+pub fn upload_router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(upload))
+        .layer(from_fn(metered))
         .layer(DefaultBodyLimit::disable())
 }
 
-pub fn router() -> Router<Api> {
-    Router::new()
-        .route("/upload-json/{batch_id}", post(upload_json))
-        .route("/template/{batch_id}", get(template))
-        .route("/{batch_id}/template", get(template))
-        .route("/{batch_id}/ingests", get(list))
-        .route("/{batch_id}/ingests/{ingest_id}", get(show))
-        .route("/{batch_id}/ingests/{ingest_id}/errors", get(errors))
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(upload_json))
+        .routes(routes!(template))
+        .routes(routes!(template_of))
+        .routes(routes!(list))
+        .routes(routes!(show))
+        .routes(routes!(errors))
 }
 
+/// The form of an upload.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read by the macro alone")]
+struct UploadForm {
+    /// A CSV file with a column `to_phonenumber`; the other columns are variables.
+    #[schema(value_type = String, content_media_type = "text/csv")]
+    file: Vec<u8>,
+}
+
+/// Upload a CSV file of people
+///
+/// A small file is read before the answer, with 200; a large one is read by a worker behind it,
+/// with 202. Bad rows come back with line, column and reason; the good ones are in.
+#[utoipa::path(
+    post,
+    path = "/upload/{batch_id}",
+    tag = "Uploads",
+    params(("batch_id" = BatchId, Path)),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, body = Envelope<Report>),
+        (status = 202, body = Envelope<Report>, description = "The file is being read"),
+        Rejected,
+        Missing,
+        (status = 408, body = ProblemDocument, content_type = "application/problem+json", description = "The file comes too slowly"),
+        Conflicting,
+        (status = 413, body = ProblemDocument, content_type = "application/problem+json", description = "The file is too large"),
+        (status = 415, body = ProblemDocument, content_type = "application/problem+json", description = "Not a form"),
+        Refusals,
+    )
+)]
 async fn upload(
     State(api): State<Api>,
     State(slots): State<UploadSlots>,
@@ -102,7 +135,23 @@ async fn upload(
     taken.await.map_err(anyhow::Error::from)?
 }
 
-/// Adds the records of a JSON body by the rules of a file.
+/// Add people without a file
+///
+/// The records of a JSON body are added by the rules of a file.
+#[utoipa::path(
+    post,
+    path = "/upload-json/{batch_id}",
+    tag = "Uploads",
+    params(("batch_id" = BatchId, Path)),
+    request_body = Records,
+    responses(
+        (status = 200, body = Envelope<Report>),
+        Rejected,
+        Missing,
+        Conflicting,
+        Refusals,
+    )
+)]
 async fn upload_json(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -144,18 +193,65 @@ async fn upload_json(
         .await
 }
 
-/// A file to fill in: the header line.
+/// Get a CSV file to fill in
+#[utoipa::path(
+    get,
+    path = "/template/{batch_id}",
+    tag = "Uploads",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = String, content_type = "text/csv", example = "to_phonenumber,name\n"),
+        Missing,
+        Refusals,
+    )
+)]
 async fn template(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(batch): Ids<BatchId>,
 ) -> Result<Response> {
-    let mut db = caller.read(&context).await?;
+    header_line(&context, &caller, batch).await
+}
+
+/// Get a CSV file to fill in, by its other address
+#[utoipa::path(
+    get,
+    path = "/{batch_id}/template",
+    tag = "Uploads",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = String, content_type = "text/csv", example = "to_phonenumber,name\n"),
+        Missing,
+        Refusals,
+    )
+)]
+async fn template_of(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(batch): Ids<BatchId>,
+) -> Result<Response> {
+    header_line(&context, &caller, batch).await
+}
+
+async fn header_line(context: &Context, caller: &Caller, batch: BatchId) -> Result<Response> {
+    let mut db = caller.read(context).await?;
     let batch = batches::find(&mut db, &caller.scope(), batch).await?;
     let csv = ingest::template(&batch.variable_names)?;
     Ok(download("template.csv", Body::from(csv)))
 }
 
+/// List the uploads of a batch, newest first
+#[utoipa::path(
+    get,
+    path = "/{batch_id}/ingests",
+    tag = "Uploads",
+    params(("batch_id" = BatchId, Path)),
+    responses(
+        (status = 200, body = Envelope<Vec<Report>>),
+        Missing,
+        Refusals,
+    )
+)]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -172,6 +268,18 @@ async fn list(
     Ok(done(format!("{} uploads", reports.len()), reports))
 }
 
+/// Show an upload, and what became of its rows
+#[utoipa::path(
+    get,
+    path = "/{batch_id}/ingests/{ingest_id}",
+    tag = "Uploads",
+    params(("batch_id" = BatchId, Path), ("ingest_id" = IngestId, Path)),
+    responses(
+        (status = 200, body = Envelope<Report>),
+        Missing,
+        Refusals,
+    )
+)]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -181,6 +289,18 @@ async fn show(
     Ok(done(report.summary(), report))
 }
 
+/// Get the refused rows as a CSV file, to be put right and uploaded again
+#[utoipa::path(
+    get,
+    path = "/{batch_id}/ingests/{ingest_id}/errors",
+    tag = "Uploads",
+    params(("batch_id" = BatchId, Path), ("ingest_id" = IngestId, Path)),
+    responses(
+        (status = 200, body = String, content_type = "text/csv", example = "row,column,code,message,to_phonenumber,name\n"),
+        Missing,
+        Refusals,
+    )
+)]
 async fn errors(
     State(context): State<Arc<Context>>,
     caller: Caller,
@@ -369,14 +489,27 @@ fn download(name: &str, csv: Body) -> Response {
     (headers, csv).into_response()
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"records": [{"to_phonenumber": "+12125550123", "name": "Ada"}]}))]
 struct Records {
+    /// Each has `to_phonenumber`; what else it has are variables.
+    #[schema(value_type = Vec<Object>, min_items = 1, max_items = 20_000)]
     records: Vec<Map<String, Value>>,
 }
 
 /// What became of the rows. The total is `inserted + duplicates + failed`.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "ingest_id": "0197d7a5-3c1e-7a10-8f00-000000000010", "file_name": "people.csv", "status": "completed",
+    "total_rows": 1000, "inserted": 998, "updated": 0, "failed": 1, "duplicates": 1, "warnings": [],
+    "errors": [{
+        "row": 17, "column": "to_phonenumber", "value": "12", "code": "too_short",
+        "message": "the number is too short"
+    }],
+    "error_report_url": "/api/v1/batch-call/0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b/ingests/0197d7a5-3c1e-7a10-8f00-000000000010/errors",
+    "failure": null, "created_at": "2026-03-01T09:00:00Z", "finished_at": "2026-03-01T09:00:01Z"
+}))]
 struct Report {
     /// None for records, which leave nothing to ask for.
     ingest_id: Option<IngestId>,

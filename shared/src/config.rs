@@ -2,6 +2,7 @@
 //! at once, by name, so that an installation is not put right one restart at a time.
 
 mod limits;
+mod sign_in;
 mod watch;
 
 use std::net::SocketAddr;
@@ -15,9 +16,11 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::campaigns::ingest::Limits;
+use crate::egress;
 use crate::secret::Keys;
 
 pub use limits::{LimitSettings, ServerLimits};
+pub use sign_in::{SessionTokens, SignIn, SignInSettings, SignUp};
 pub use watch::{Tracing, WatchSettings, Watched};
 
 /// Settings as they are typed. `--help` and the README's table are made from these comments.
@@ -49,7 +52,7 @@ pub struct Settings {
         global = true
     )]
     pub listen: String,
-    /// Secret of HS256 session tokens, at least 32 bytes. Unset: API keys only.
+    /// Secret of another issuer's HS256 session tokens, at least 32 bytes.
     #[arg(long, env = "PEAL_JWT_SECRET", hide_env_values = true, global = true)]
     pub jwt_secret: Option<String>,
     /// The `iss` session tokens must carry.
@@ -142,15 +145,18 @@ pub struct Settings {
     #[command(flatten)]
     pub limits: LimitSettings,
     #[command(flatten)]
+    pub sign_in: SignInSettings,
+    #[command(flatten)]
     pub watch: WatchSettings,
-}
-
-/// Who session tokens come from.
-#[derive(Clone, Debug)]
-pub struct SessionTokens {
-    pub secret: SecretString,
-    pub issuer: String,
-    pub audience: String,
+    /// Ports that tools, MCP servers and webhooks may be reached at, such as 443,9000-9100. Unset: 443,8443.
+    #[arg(long, env = "PEAL_EGRESS_PORTS", global = true)]
+    pub egress_ports: Option<String>,
+    /// Private networks that tools, MCP servers and webhooks may reach, such as 10.20.0.0/16. Unset: none.
+    #[arg(long, env = "PEAL_EGRESS_NETWORKS", global = true)]
+    pub egress_networks: Option<String>,
+    /// `true` lets tools, MCP servers and webhooks speak plain HTTP: for development.
+    #[arg(long, env = "PEAL_EGRESS_HTTP", global = true)]
+    pub egress_http: Option<String>,
 }
 
 /// Settings that hold.
@@ -163,7 +169,7 @@ pub struct Config {
     pub keys: Keys,
     pub public_url: Url,
     pub listen: SocketAddr,
-    pub session_tokens: Option<SessionTokens>,
+    pub sign_in: SignIn,
     pub store_url: String,
     pub smtp_url: Option<SecretString>,
     pub mail_dir: PathBuf,
@@ -175,6 +181,8 @@ pub struct Config {
     pub inbox_capacity: usize,
     pub limits: ServerLimits,
     pub watch: Watched,
+    /// What users' URLs may reach.
+    pub egress: egress::Policy,
 }
 
 /// Collects every complaint about the settings.
@@ -223,6 +231,7 @@ impl Config {
     }
 
     fn check(settings: Settings, bad: &mut Complaints) -> Option<Self> {
+        let egress = egress(&settings, bad);
         let database_url = bad.check(
             "PEAL_DATABASE_URL",
             postgres_url(settings.database_url.as_deref()),
@@ -240,7 +249,12 @@ impl Config {
             .parse()
             .map_err(|_e| "must be address:port".to_owned());
         let listen = bad.check("PEAL_LISTEN", listen);
-        let session_tokens = bad.check("PEAL_JWT_SECRET", session_tokens(&settings));
+        let sign_in = settings.sign_in.check(
+            settings.jwt_secret.as_deref(),
+            &settings.jwt_issuer,
+            &settings.jwt_audience,
+            bad,
+        );
         let uploads = uploads(&settings, bad);
         let stall = bad.number(
             "PEAL_UPLOAD_STALL_SECS",
@@ -270,6 +284,7 @@ impl Config {
         let limits = settings.limits.check(pool, bad);
         let watch = settings.watch.check(bad);
         Some(Self {
+            egress: egress?,
             database_url: database_url?,
             database_pool: pool?,
             redis_url: redis_url?,
@@ -277,7 +292,7 @@ impl Config {
             keys: keys?,
             public_url: public_url?,
             listen: listen?,
-            session_tokens: session_tokens?,
+            sign_in: sign_in?,
             store_url: store_url?,
             smtp_url: smtp_url?,
             mail_dir: settings.mail_dir,
@@ -317,21 +332,6 @@ fn sender(text: String) -> Result<String, String> {
     }
 }
 
-fn session_tokens(settings: &Settings) -> Result<Option<SessionTokens>, String> {
-    match settings
-        .jwt_secret
-        .as_deref()
-        .filter(|secret| !secret.is_empty())
-    {
-        Some(secret) if secret.len() < 32 => Err("must have at least 32 bytes".to_owned()),
-        secret => Ok(secret.map(|secret| SessionTokens {
-            secret: secret.into(),
-            issuer: settings.jwt_issuer.clone(),
-            audience: settings.jwt_audience.clone(),
-        })),
-    }
-}
-
 fn uploads(settings: &Settings, bad: &mut Complaints) -> Option<Limits> {
     let max_mb = bad.number("PEAL_UPLOAD_MAX_MB", &settings.upload_max_mb, 1_u64, 10_000);
     let max_rows = bad.number(
@@ -349,6 +349,34 @@ fn uploads(settings: &Settings, bad: &mut Complaints) -> Option<Limits> {
         max_cell_chars: max_cell?,
         ..Limits::default()
     })
+}
+
+fn egress(settings: &Settings, bad: &mut Complaints) -> Option<egress::Policy> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let own = [
+        &settings.database_url,
+        &settings.redis_url,
+        &settings.public_url,
+    ];
+    let mut policy = own
+        .into_iter()
+        .flatten()
+        .filter_map(|url| Url::parse(url).ok())
+        .fold(egress::Policy::default(), |policy, own| {
+            policy.without(&own)
+        });
+    match given(&settings.egress_http).as_deref() {
+        Some("true") => policy = policy.with_http(),
+        Some("false") | None => {}
+        Some(_) => return bad.check("PEAL_EGRESS_HTTP", Err("must be true or false".to_owned())),
+    }
+    if let Some(ports) = given(&settings.egress_ports) {
+        policy = bad.check("PEAL_EGRESS_PORTS", policy.with_ports(&ports))?;
+    }
+    if let Some(networks) = given(&settings.egress_networks) {
+        policy = bad.check("PEAL_EGRESS_NETWORKS", policy.with_networks(&networks))?;
+    }
+    Some(policy)
 }
 
 fn postgres_url(url: Option<&str>) -> Result<SecretString, String> {
@@ -416,7 +444,7 @@ mod tests {
     fn good_settings_hold() {
         let config = Config::from_settings(settings()).unwrap();
         assert_eq!(config.uploads.max_bytes, 200_000_000);
-        assert!(config.session_tokens.is_none());
+        assert!(config.sign_in.foreign.is_none());
         assert!(!format!("{config:?}").contains("postgres://"));
     }
 
@@ -432,6 +460,7 @@ mod tests {
             redis_url: Some("localhost".into()),
             smtp_url: Some("mail".into()),
             mail_from: "nobody".into(),
+            egress_networks: Some("everything".into()),
             ..settings()
         })
         .unwrap_err()
@@ -446,6 +475,7 @@ mod tests {
             "PEAL_REDIS_URL",
             "PEAL_SMTP_URL",
             "PEAL_MAIL_FROM",
+            "PEAL_EGRESS_NETWORKS",
         ] {
             assert!(
                 complaint.contains(name),

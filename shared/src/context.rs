@@ -13,11 +13,13 @@ use sqlx::{ConnectOptions, Connection, Executor, PgPool};
 use crate::bells::Bells;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::egress::Gate;
 use crate::error::Result;
 use crate::mail::Mailer;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::telephony::Carriers;
+use crate::tools::mcp::GatedClient;
 use crate::traces::Traces;
 use crate::trunks::AccountCache;
 
@@ -50,6 +52,10 @@ pub struct Context {
     pub mailer: Mailer,
     pub store: Store,
     pub clock: Clock,
+    /// The way to users' URLs.
+    pub gate: Gate,
+    /// The way to users' MCP servers.
+    pub mcp: GatedClient,
     pub metrics: Metrics,
     pub traces: Traces,
 }
@@ -96,6 +102,7 @@ impl Context {
         };
         let clock = Clock::default();
         let traces = Traces::open(config.watch.traces.as_ref(), process.name(), clock.clone())?;
+        let gate = Gate::new(config.egress.clone())?;
         Ok(Arc::new(Self {
             pool,
             callbacks,
@@ -107,6 +114,8 @@ impl Context {
             clock,
             metrics: Metrics::default(),
             traces,
+            mcp: GatedClient::new(gate.clone()),
+            gate,
             config,
         }))
     }

@@ -39,8 +39,9 @@ impl FieldError {
 }
 
 /// One reason why a batch cannot start, and what to do about it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Blocker {
+    /// A stable, snake_case kind.
     pub code: &'static str,
     pub message: String,
 }

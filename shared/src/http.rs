@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reqwest::dns::Resolve;
 use reqwest::redirect::Policy;
 
 /// How long a request may take to connect.
@@ -24,6 +25,38 @@ pub fn client(total_timeout: Duration) -> anyhow::Result<reqwest::Client> {
         .pool_idle_timeout(Duration::from_secs(30))
         .pool_max_idle_per_host(512)
         .tcp_nodelay(true)
+        .user_agent(concat!("peal/", env!("CARGO_PKG_VERSION")))
+        .build()?)
+}
+
+/// A client for addresses that users wrote down; only the gate (`egress`) has one. It connects
+/// to what `resolver` answers and nothing else, through no proxy, and unpacks nothing.
+///
+/// # Errors
+/// Fails when the TLS roots of the machine cannot be read.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that builds HTTP clients"
+)]
+pub(crate) fn gated_client(
+    resolver: impl Resolve + 'static,
+    connect_timeout: Duration,
+    total_timeout: Duration,
+) -> anyhow::Result<reqwest::Client> {
+    Ok(reqwest::Client::builder()
+        .redirect(Policy::none())
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .referer(false)
+        .no_gzip()
+        .no_brotli()
+        .no_zstd()
+        .no_deflate()
+        .dns_resolver(std::sync::Arc::new(resolver))
+        .connect_timeout(connect_timeout)
+        .timeout(total_timeout)
+        .pool_idle_timeout(Duration::from_secs(15))
+        .pool_max_idle_per_host(8)
         .user_agent(concat!("peal/", env!("CARGO_PKG_VERSION")))
         .build()?)
 }

@@ -53,6 +53,8 @@ ids! {
     TrunkId;
     /// A caller number (`phone_numbers`).
     PhoneId;
+    /// Which agent a caller number speaks for.
+    MappingId;
     /// A batch (`call_batches`), which managers call a campaign.
     BatchId;
     /// A batch row (`batch_data`).
@@ -65,6 +67,18 @@ ids! {
     JobId;
     /// A message to send.
     EmailId;
+    /// A session of the built-in login.
+    SessionId;
+    /// An invitation into an organisation.
+    InviteId;
     /// A row of the audit log.
     AuditId;
+    /// An HTTP tool (`tools`).
+    ToolId;
+    /// An MCP server (`mcp_servers`).
+    McpServerId;
+    /// A rule of post-call analysis (`analysis_rules`).
+    RuleId;
+    /// A workflow.
+    WorkflowId;
 }

@@ -13,19 +13,40 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngExt;
 use subtle::ConstantTimeEq;
 
-use crate::ids::{CallId, TrunkId};
+use crate::ids::{CallId, InviteId, TrunkId};
 
 /// How many bytes of a call token's HMAC go into its URL: 160 bits.
 const CALL_TOKEN_BYTES: usize = 20;
 /// Version of the sealed form: `[version][nonce][ciphertext and tag]`.
 const SEAL_VERSION: u8 = 1;
 
-/// The keys of this installation. Its `Debug` shows nothing.
+/// Keys that are derived from one master key.
+struct Derived {
+    calls: [u8; 32],
+    api_keys: [u8; 32],
+    sessions: [u8; 32],
+    invites: [u8; 32],
+    sealing: LessSafeKey,
+}
+
+impl Derived {
+    fn new(master: &[u8; 32]) -> anyhow::Result<Self> {
+        Ok(Self {
+            calls: mac(master, b"sign call urls"),
+            api_keys: mac(master, b"hash api keys"),
+            sessions: mac(master, b"sign session tokens"),
+            invites: mac(master, b"sign invitations"),
+            sealing: sealing_key(&mac(master, b"seal credentials"))?,
+        })
+    }
+}
+
+/// The keys of this installation. What an earlier master key made is still understood while
+/// that one is set, too; everything is made with the present one. `Debug` shows nothing.
 #[derive(Clone)]
 pub struct Keys {
-    calls: Arc<[u8; 32]>,
-    api_keys: Arc<[u8; 32]>,
-    sealing: Arc<LessSafeKey>,
+    present: Arc<Derived>,
+    earlier: Arc<[Derived]>,
 }
 
 impl std::fmt::Debug for Keys {
@@ -40,40 +61,79 @@ impl Keys {
     /// # Errors
     /// Fails only if the cryptography library refuses a 32-byte key.
     pub fn derive(master: &[u8; 32]) -> anyhow::Result<Self> {
-        let sealing = UnboundKey::new(&AES_256_GCM, &mac(master, b"seal credentials"))
-            .map_err(|_unspecified| anyhow::anyhow!("the sealing key was refused"))?;
+        Self::rotated(master, &[])
+    }
+
+    /// Derives every key from the master key, and from those before it.
+    ///
+    /// # Errors
+    /// As [`Self::derive`].
+    pub fn rotated(master: &[u8; 32], earlier: &[[u8; 32]]) -> anyhow::Result<Self> {
+        let earlier: anyhow::Result<Vec<Derived>> = earlier.iter().map(Derived::new).collect();
         Ok(Self {
-            calls: Arc::new(mac(master, b"sign call urls")),
-            api_keys: Arc::new(mac(master, b"hash api keys")),
-            sealing: Arc::new(LessSafeKey::new(sealing)),
+            present: Arc::new(Derived::new(master)?),
+            earlier: earlier?.into(),
         })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Derived> {
+        std::iter::once(&*self.present).chain(self.earlier.iter())
     }
 
     /// The unguessable part of a call's URLs. It is recomputed, never stored, so a callback is
     /// checked without a look at the database.
     #[must_use]
     pub fn call_token(&self, trunk: TrunkId, call: CallId) -> String {
-        let mut subject = [0_u8; 32];
-        let (head, tail) = subject.split_at_mut(16);
-        head.copy_from_slice(trunk.0.as_bytes());
-        tail.copy_from_slice(call.0.as_bytes());
-        let tag = mac(&self.calls, &subject);
-        URL_SAFE_NO_PAD.encode(tag.get(..CALL_TOKEN_BYTES).unwrap_or_default())
+        call_token(&self.present.calls, trunk, call)
     }
 
     /// Whether `token` belongs to the call, in constant time.
     #[must_use]
     pub fn is_call_token(&self, trunk: TrunkId, call: CallId, token: &str) -> bool {
-        self.call_token(trunk, call)
-            .as_bytes()
-            .ct_eq(token.as_bytes())
-            .into()
+        self.all().any(|keys| {
+            let genuine = call_token(&keys.calls, trunk, call);
+            genuine.as_bytes().ct_eq(token.as_bytes()).into()
+        })
     }
 
     /// What is stored of an API key: its HMAC, by which it is also looked up.
     #[must_use]
     pub fn api_key_digest(&self, api_key: &str) -> [u8; 32] {
-        mac(&self.api_keys, api_key.as_bytes())
+        mac(&self.present.api_keys, api_key.as_bytes())
+    }
+
+    /// What may be stored of an API key, under this master key or an earlier one.
+    #[must_use]
+    pub fn api_key_digests(&self, api_key: &str) -> Vec<[u8; 32]> {
+        self.all()
+            .map(|keys| mac(&keys.api_keys, api_key.as_bytes()))
+            .collect()
+    }
+
+    /// What whoever accepts an invitation has to show: its id and the id's HMAC.
+    #[must_use]
+    pub fn invite_token(&self, invite: InviteId) -> String {
+        let mut token = invite.0.as_bytes().to_vec();
+        token.extend_from_slice(&mac(&self.present.invites, invite.0.as_bytes()));
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// The invitation that a genuine token belongs to.
+    #[must_use]
+    pub fn invite_of(&self, token: &str) -> Option<InviteId> {
+        let bytes = URL_SAFE_NO_PAD.decode(token.trim()).ok()?;
+        let (id, tag) = bytes.split_at_checked(16)?;
+        let is_genuine = self
+            .all()
+            .any(|keys| mac(&keys.invites, id).ct_eq(tag).into());
+        let id = uuid::Uuid::from_slice(id).ok()?;
+        is_genuine.then_some(InviteId(id))
+    }
+
+    /// The secrets that sign the tokens of our own sessions; the first one makes them.
+    #[must_use]
+    pub fn session_secrets(&self) -> Vec<[u8; 32]> {
+        self.all().map(|keys| keys.sessions).collect()
     }
 
     /// Encrypts a stored secret, bound to its place: sealed bytes moved elsewhere do not open.
@@ -81,20 +141,7 @@ impl Keys {
     /// # Errors
     /// Fails when the system has no randomness.
     pub fn seal(&self, place: &str, plain: &[u8]) -> anyhow::Result<Vec<u8>> {
-        let mut nonce = [0_u8; NONCE_LEN];
-        fill(&mut nonce).map_err(|_unspecified| anyhow::anyhow!("no randomness"))?;
-        let mut body = plain.to_vec();
-        self.sealing
-            .seal_in_place_append_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(place.as_bytes()),
-                &mut body,
-            )
-            .map_err(|_unspecified| anyhow::anyhow!("sealing failed"))?;
-        let mut sealed = vec![SEAL_VERSION];
-        sealed.extend_from_slice(&nonce);
-        sealed.append(&mut body);
-        Ok(sealed)
+        seal(&self.present.sealing, place, plain)
     }
 
     /// Decrypts what [`Keys::seal`] made for the same place.
@@ -102,34 +149,151 @@ impl Keys {
     /// # Errors
     /// Fails when the bytes were changed, moved, or sealed under another master key.
     pub fn open(&self, place: &str, sealed: &[u8]) -> anyhow::Result<Vec<u8>> {
-        let wrong = || {
+        let opened = self
+            .all()
+            .find_map(|keys| open(&keys.sealing, place, sealed));
+        opened.ok_or_else(|| {
             anyhow::anyhow!(
                 "the secret of {place} does not open: is this the master key it was sealed with?"
             )
-        };
-        let (version, rest) = sealed.split_first().ok_or_else(wrong)?;
-        let (nonce, body) = rest.split_at_checked(NONCE_LEN).ok_or_else(wrong)?;
-        if *version != SEAL_VERSION {
-            return Err(wrong());
+        })
+    }
+
+    /// What an earlier master key sealed, under the present one; `None` when it is already.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn reseal(&self, place: &str, sealed: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
+        if open(&self.present.sealing, place, sealed).is_some() {
+            return Ok(None);
         }
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_length| wrong())?;
-        let mut body = body.to_vec();
-        let plain = self
-            .sealing
-            .open_in_place(nonce, Aad::from(place.as_bytes()), &mut body)
-            .map_err(|_unspecified| wrong())?;
-        Ok(plain.to_vec())
+        let plain = self.open(place, sealed)?;
+        self.seal(place, &plain).map(Some)
+    }
+
+    /// Encrypts a secret under a key of its own. Answers that key, sealed, and the secret under
+    /// it.
+    ///
+    /// # Errors
+    /// As [`Self::seal`].
+    pub fn seal_enveloped(&self, place: &str, plain: &[u8]) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
+        let own = random_bytes::<32>()?;
+        let sealed = seal(&sealing_key(&own)?, place, plain)?;
+        Ok((self.seal(&key_place(place), &own)?, sealed))
+    }
+
+    /// Decrypts what [`Keys::seal_enveloped`] made for the same place.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_enveloped(
+        &self,
+        place: &str,
+        own: &[u8],
+        sealed: &[u8],
+    ) -> anyhow::Result<Vec<u8>> {
+        let own = self.open(&key_place(place), own)?;
+        open(&sealing_key(&own)?, place, sealed)
+            .ok_or_else(|| anyhow::anyhow!("the secret of {place} was changed"))
+    }
+
+    /// The sealed key of an enveloped secret under the present master key; `None` when it is
+    /// already.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn rewrap(&self, place: &str, own: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
+        self.reseal(&key_place(place), own)
     }
 }
 
-/// A fresh API key: `peal_live_` and 43 characters with 256 bits of randomness.
+fn key_place(place: &str) -> String {
+    format!("{place}/key")
+}
+
+fn call_token(key: &[u8; 32], trunk: TrunkId, call: CallId) -> String {
+    let mut subject = [0_u8; 32];
+    let (head, tail) = subject.split_at_mut(16);
+    head.copy_from_slice(trunk.0.as_bytes());
+    tail.copy_from_slice(call.0.as_bytes());
+    let tag = mac(key, &subject);
+    URL_SAFE_NO_PAD.encode(tag.get(..CALL_TOKEN_BYTES).unwrap_or_default())
+}
+
+fn sealing_key(bytes: &[u8]) -> anyhow::Result<LessSafeKey> {
+    let key = UnboundKey::new(&AES_256_GCM, bytes)
+        .map_err(|_unspecified| anyhow::anyhow!("the sealing key was refused"))?;
+    Ok(LessSafeKey::new(key))
+}
+
+fn seal(key: &LessSafeKey, place: &str, plain: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let nonce = random_bytes::<NONCE_LEN>()?;
+    let mut body = plain.to_vec();
+    key.seal_in_place_append_tag(
+        Nonce::assume_unique_for_key(nonce),
+        Aad::from(place.as_bytes()),
+        &mut body,
+    )
+    .map_err(|_unspecified| anyhow::anyhow!("sealing failed"))?;
+    let mut sealed = vec![SEAL_VERSION];
+    sealed.extend_from_slice(&nonce);
+    sealed.append(&mut body);
+    Ok(sealed)
+}
+
+fn open(key: &LessSafeKey, place: &str, sealed: &[u8]) -> Option<Vec<u8>> {
+    let (version, rest) = sealed.split_first()?;
+    let (nonce, body) = rest.split_at_checked(NONCE_LEN)?;
+    if *version != SEAL_VERSION {
+        return None;
+    }
+    let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+    let mut body = body.to_vec();
+    let plain = key
+        .open_in_place(nonce, Aad::from(place.as_bytes()), &mut body)
+        .ok()?;
+    Some(plain.to_vec())
+}
+
+/// How every key of ours begins.
+const KEY_PREFIX: &str = "peal_live_";
+
+/// A fresh API key: `peal_live_`, 43 characters with 256 bits of randomness, and 6 with the
+/// checksum of everything before.
 ///
 /// # Errors
 /// Fails when the system has no randomness.
 pub fn new_api_key() -> anyhow::Result<String> {
-    let mut bytes = [0_u8; 32];
+    let secret = URL_SAFE_NO_PAD.encode(random_bytes::<32>()?);
+    let text = format!("{KEY_PREFIX}{secret}");
+    Ok(format!("{text}{}", checksum(&text)))
+}
+
+/// Whether a text can be a key at all: what begins as ours has to end with its checksum.
+#[must_use]
+pub fn may_be_api_key(text: &str) -> bool {
+    if !text.starts_with(KEY_PREFIX) {
+        return true;
+    }
+    let body = text
+        .len()
+        .checked_sub(6)
+        .and_then(|at| text.split_at_checked(at));
+    body.is_some_and(|(body, sum)| sum == checksum(body))
+}
+
+fn checksum(text: &str) -> String {
+    URL_SAFE_NO_PAD.encode(crc32fast::hash(text.as_bytes()).to_be_bytes())
+}
+
+/// Bytes that nobody can guess.
+///
+/// # Errors
+/// Fails when the system has no randomness.
+pub fn random_bytes<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0_u8; N];
     fill(&mut bytes).map_err(|_unspecified| anyhow::anyhow!("no randomness"))?;
-    Ok(format!("peal_live_{}", URL_SAFE_NO_PAD.encode(bytes)))
+    Ok(bytes)
 }
 
 /// A number in `0..1` that spreads retries and polls; not for secrets.
@@ -184,10 +348,76 @@ mod tests {
     }
 
     #[test]
+    fn an_invitations_token_belongs_to_it_alone() {
+        let invite = InviteId::new();
+        let token = keys(1).invite_token(invite);
+        assert_eq!(keys(1).invite_of(&token), Some(invite));
+        assert_eq!(keys(2).invite_of(&token), None);
+        let other = keys(1).invite_token(InviteId::new());
+        let mixed = format!("{}{}", &token[..22], &other[22..]);
+        assert_eq!(keys(1).invite_of(&mixed), None);
+        assert_eq!(keys(1).invite_of(""), None);
+    }
+
+    #[test]
     fn api_keys_are_long_and_never_the_same() {
         let (a, b) = (new_api_key().unwrap(), new_api_key().unwrap());
-        assert_eq!(a.len(), "peal_live_".len() + 43);
+        assert_eq!(a.len(), "peal_live_".len() + 43 + 6);
         assert_ne!(a, b);
         assert_ne!(keys(1).api_key_digest(&a), keys(1).api_key_digest(&b));
+    }
+
+    #[test]
+    fn a_mistyped_key_is_known_by_its_checksum() {
+        let key = new_api_key().unwrap();
+        assert!(may_be_api_key(&key));
+        assert!(may_be_api_key("a secret that somebody brought"));
+        for at in 10..key.len() {
+            let mut other = key.clone().into_bytes();
+            other[at] = if other[at] == b'A' { b'B' } else { b'A' };
+            assert!(!may_be_api_key(&String::from_utf8(other).unwrap()), "{at}");
+        }
+        assert!(!may_be_api_key("peal_live_"));
+        assert!(!may_be_api_key("peal_live_ä"));
+    }
+
+    #[test]
+    fn what_an_earlier_master_key_made_is_understood_and_made_anew() {
+        let (old, new) = (keys(1), Keys::rotated(&[2; 32], &[[1; 32]]).unwrap());
+        let sealed = old.seal("trunk a", b"token").unwrap();
+        assert_eq!(new.open("trunk a", &sealed).unwrap(), b"token");
+        let again = new.reseal("trunk a", &sealed).unwrap().unwrap();
+        assert_eq!(keys(2).open("trunk a", &again).unwrap(), b"token");
+        assert_eq!(new.reseal("trunk a", &again).unwrap(), None);
+        assert!(keys(2).reseal("trunk a", &sealed).is_err());
+        let (trunk, call) = (TrunkId::new(), CallId::new());
+        assert!(new.is_call_token(trunk, call, &old.call_token(trunk, call)));
+        assert!(
+            new.api_key_digests("key")
+                .contains(&old.api_key_digest("key"))
+        );
+        assert_eq!(new.api_key_digests("key")[0], new.api_key_digest("key"));
+    }
+
+    #[test]
+    fn an_enveloped_secret_opens_in_its_place_under_any_known_master_key() {
+        let (own, sealed) = keys(1).seal_enveloped("row a", b"secret").unwrap();
+        assert_eq!(
+            keys(1).open_enveloped("row a", &own, &sealed).unwrap(),
+            b"secret"
+        );
+        assert!(keys(1).open_enveloped("row b", &own, &sealed).is_err());
+        assert!(keys(2).open_enveloped("row a", &own, &sealed).is_err());
+        let new = Keys::rotated(&[2; 32], &[[1; 32]]).unwrap();
+        let rewrapped = new.rewrap("row a", &own).unwrap().unwrap();
+        assert_eq!(
+            keys(2)
+                .open_enveloped("row a", &rewrapped, &sealed)
+                .unwrap(),
+            b"secret"
+        );
+        assert_eq!(new.rewrap("row a", &rewrapped).unwrap(), None);
+        let (other, _) = keys(1).seal_enveloped("row a", b"secret").unwrap();
+        assert!(keys(1).open_enveloped("row a", &other, &sealed).is_err());
     }
 }

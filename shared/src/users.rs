@@ -64,7 +64,7 @@ pub async fn ensure_user_unscoped(
     let id = sqlx::query_scalar!(
         r#"insert into users (id, org_id, email, role)
            values ($1, $2, $3, $4)
-           on conflict (lower(email)) do update set email = excluded.email
+           on conflict (lower(email)) where removed_at is null do update set email = excluded.email
            returning id as "id: UserId""#,
         UserId::new() as UserId,
         org as OrgId,
@@ -76,14 +76,28 @@ pub async fn ensure_user_unscoped(
     Ok(id)
 }
 
-/// The caller behind a verified session token: who they are and what they may do is read here,
-/// never from the token.
+/// Gives a user a role, for the platform's operator.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn set_role_unscoped(db: &mut PgConnection, user: UserId, role: Role) -> Result<()> {
+    sqlx::query!(
+        "update users set role = $2 where id = $1",
+        user as UserId,
+        role as Role
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// A user as the caller that they would be with a session.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
 pub async fn principal_unscoped(db: &mut PgConnection, user: UserId) -> Result<Option<Principal>> {
     let row = sqlx::query!(
-        r#"select org_id as "org_id: OrgId", email, role as "role: Role" from users where id = $1"#,
+        r#"select org_id as "org_id: OrgId", email, role as "role: Role" from users where id = $1 and removed_at is null"#,
         user as UserId,
     )
     .fetch_optional(db)

@@ -89,6 +89,7 @@ pub struct App {
     client: Client,
     api_shutdown: CancellationToken,
     api: Option<JoinHandle<anyhow::Result<()>>>,
+    replicas: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
     workers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
     /// What the workers run on, also after they have stopped.
     pub worker_contexts: Vec<Arc<Context>>,
@@ -136,6 +137,7 @@ impl App {
             client: Client::new(url, tenant),
             api_shutdown,
             api: Some(api),
+            replicas: Vec::new(),
             workers: Vec::new(),
             worker_contexts: Vec::new(),
             settings: options.settings,
@@ -152,6 +154,30 @@ impl App {
     /// Where uploaded files are kept.
     pub fn store(&self) -> std::path::PathBuf {
         self.directory.join("store")
+    }
+
+    /// Where everything that is kept in files is.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.directory
+    }
+
+    /// The database of this test.
+    pub fn database_url(&self) -> &str {
+        &self.database.url
+    }
+
+    /// Adds a replica of the API, with connections and settings of its own.
+    pub async fn start_api(
+        &mut self,
+        change: impl FnOnce(&mut Settings),
+    ) -> (Client, Arc<Context>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("address"));
+        let context = connect(&self.database, &url, &self.directory, change).await;
+        let shutdown = CancellationToken::new();
+        let running = peal_api::serve(Arc::clone(&context), listener, shutdown.clone());
+        self.replicas.push((shutdown, tokio::spawn(running)));
+        (Client::new(url, self.client.tenant.clone()), context)
     }
 
     /// Adds a worker replica with connections of its own.
@@ -215,6 +241,13 @@ impl App {
     pub async fn finish(mut self) {
         self.drain().await;
         self.stop_workers().await;
+        for (shutdown, running) in std::mem::take(&mut self.replicas) {
+            shutdown.cancel();
+            running
+                .await
+                .expect("replica")
+                .expect("a replica stops well");
+        }
         self.api_shutdown.cancel();
         if let Some(api) = self.api.take() {
             api.await.expect("api").expect("the api stops well");
@@ -345,6 +378,10 @@ pub fn settings(
             limit_wait_ms: Some("10000".to_owned()),
             ..LimitSettings::default()
         },
+        // Servers of users stand on 127.0.0.2; 127.0.0.1 is closed as it is anywhere.
+        egress_http: Some("true".to_owned()),
+        egress_ports: Some("1-65535".to_owned()),
+        egress_networks: Some("127.0.0.2/32".to_owned()),
         ..Settings::default()
     }
 }

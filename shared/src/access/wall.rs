@@ -15,8 +15,9 @@ use crate::error::Result;
 /// # Errors
 /// [`Error::Unexpected`](crate::Error::Unexpected) when the database does not answer.
 pub async fn begin(pool: &PgPool, scope: &Scope) -> Result<Transaction<'static, Postgres>> {
-    // One round trip opens and binds. An id is made of hexadecimal digits.
-    let begin = match scope.org() {
+    // One round trip opens and binds. An id is made of hexadecimal digits. What binds is the
+    // scope itself: this wall stands where the filters are taken away.
+    let begin = match scope.org {
         Some(org) => format!("begin; set local role peal_tenant; set local peal.org = '{org}'"),
         None => "begin".to_owned(),
     };

@@ -42,8 +42,9 @@ pub async fn documents_unscoped(
 ) -> Result<Vec<(usize, Document)>> {
     let calls: Vec<CallId> = answered.iter().map(|answered| answered.call).collect();
     let rows = sqlx::query!(
-        r#"select c.id as "id: CallId", c.status as "status: CallStatus", c.carrier_call_id,
-                  c.variable_values, a.first_response_message, a.language, a.voice,
+        r#"select c.id as "id!: CallId", c.status as "status!: CallStatus", c.carrier_call_id,
+                  c.variable_values as "variable_values!", a.first_response_message as "first_response_message!",
+                  a.language as "language!", a.voice,
                   b.status as "batch_status?", e.carrier_call_id as "first_answer?"
            from calls c
            join agents a on a.id = c.agent_id

@@ -11,7 +11,7 @@ use crate::phone::E164;
 use crate::telephony::{AnsweredBy, CallStatus, Outcome, Reason};
 
 /// A call as its owner sees it. Vendor names and prices stay inside.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Call {
     pub id: CallId,
     pub user_id: UserId,
@@ -21,6 +21,7 @@ pub struct Call {
     pub attempt_number: i32,
     pub from_number: E164,
     pub to_number: E164,
+    #[schema(value_type = Object)]
     pub variable_values: serde_json::Value,
     pub status: CallStatus,
     pub outcome: Option<Outcome>,

@@ -7,10 +7,13 @@ use sqlx::PgConnection;
 use crate::access::{Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
+use crate::page::{Owners, Page};
 use crate::{agents, phones};
 
 /// Where a batch stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum BatchStatus {
@@ -38,22 +41,37 @@ impl BatchStatus {
 }
 
 /// A batch, as the contract shows it, with Peal's own fields behind.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(example = json!({
+    "id": "0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b", "user_id": "0197d7a5-3c1e-7a10-8f00-00000000000a",
+    "agent_id": "0197d7a5-3c1e-7a10-8f00-00000000000b", "workflow_id": null,
+    "caller_phone_id": "0197d7a5-3c1e-7a10-8f00-00000000000c", "batch_name": "March reminders",
+    "description": null, "status": "not_started", "status_reason": null, "variable_names": ["name"],
+    "batch_size": 20, "max_retries": 1, "retry_delay_seconds": 60, "retry_lost": false,
+    "default_country": null, "started_at": null, "completed_at": null,
+    "created_at": "2026-03-01T09:00:00Z", "updated_at": "2026-03-01T09:00:00Z"
+}))]
 pub struct Batch {
     pub id: BatchId,
     pub user_id: UserId,
     pub agent_id: AgentId,
+    /// Always null: workflows cannot place calls.
     pub workflow_id: Option<uuid::Uuid>,
     pub caller_phone_id: PhoneId,
     pub batch_name: String,
     pub description: Option<String>,
     pub status: BatchStatus,
+    /// Why it is paused, when Peal paused it.
     pub status_reason: Option<String>,
     pub variable_names: Vec<String>,
+    /// Most calls at once.
     pub batch_size: i32,
+    /// How often a number that was not reached is dialled again.
     pub max_retries: i32,
     pub retry_delay_seconds: i32,
+    /// Whether to dial again when it was never learnt what became of a call.
     pub retry_lost: bool,
+    /// The country of numbers without a country code.
     pub default_country: Option<String>,
     pub started_at: Option<DateTime<Utc>>,
     pub completed_at: Option<DateTime<Utc>>,
@@ -94,21 +112,6 @@ pub struct NewBatch {
     pub retry_delay_seconds: i32,
     pub retry_lost: bool,
     pub default_country: Option<String>,
-}
-
-/// One page of batches.
-#[derive(Clone, Copy, Debug)]
-pub struct Page {
-    pub number: i64,
-    pub size: i64,
-}
-
-/// Whose batches to list; each list narrows what the scope allows. Default: everybody's.
-#[derive(Clone, Debug, Default)]
-pub struct Owners {
-    pub orgs: Option<Vec<OrgId>>,
-    pub users: Option<Vec<UserId>>,
-    pub roles: Option<Vec<Role>>,
 }
 
 /// Creates a batch for an agent and a caller number in the caller's sight.
@@ -216,7 +219,7 @@ pub async fn list(
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         page.size,
-        (page.number - 1).saturating_mul(page.size),
+        page.offset(),
         owners.orgs.as_deref() as Option<&[OrgId]>,
         owners.users.as_deref() as Option<&[UserId]>,
         owners.roles.as_deref() as Option<&[Role]>,

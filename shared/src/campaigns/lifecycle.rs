@@ -58,7 +58,7 @@ impl Payload for CancelCalls {
 }
 
 /// Whether a batch could start now.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Readiness {
     pub can_start: bool,
     pub member_count: i64,

@@ -15,7 +15,7 @@ use crate::trunks;
 const RATE_WINDOW_SECS: i32 = 10;
 
 /// Rows by status; they add up to `total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct StatusCounts {
     pub not_started: i64,
     pub calling: i64,
@@ -26,7 +26,7 @@ pub struct StatusCounts {
 }
 
 /// Why nothing is dialled at the moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Waiting {
     pub code: &'static str,
     pub message: String,
@@ -35,7 +35,7 @@ pub struct Waiting {
 }
 
 /// The state of a batch at one moment.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Snapshot {
     pub status: BatchStatus,
     pub status_reason: Option<String>,

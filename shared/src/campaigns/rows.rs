@@ -11,7 +11,9 @@ use crate::ids::{BatchId, OrgId, RowId};
 use crate::phone::E164;
 
 /// Where a row stands, in the contract's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum RowStatus {
@@ -23,20 +25,24 @@ pub enum RowStatus {
 }
 
 /// A row, as the contract shows it, with Peal's own fields behind.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Row {
     pub id: RowId,
     pub batch_id: BatchId,
     pub to_phonenumber: E164,
+    #[schema(value_type = Object)]
     pub variable_values: serde_json::Value,
     pub status: RowStatus,
     pub error_message: Option<String>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
+    /// How its last call went.
     pub outcome: Option<String>,
+    /// Why its last call went so.
     pub reason: Option<String>,
     pub attempts: i32,
     pub next_attempt_at: Option<DateTime<Utc>>,
+    /// Its place in the batch, from 1.
     pub row_no: i64,
 }
 

@@ -43,9 +43,21 @@ const MIN_BARE_INTERNATIONAL_DIGITS: usize = 12;
 const MIN_DECIMAL_DIGITS: usize = 7;
 
 /// A number in E.164: `+` and 7 to 15 digits. Its `Debug` shows the last four digits only.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type)]
+#[derive(
+    Clone,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    sqlx::Type,
+    utoipa::ToSchema,
+)]
 #[serde(try_from = "String")]
 #[sqlx(transparent)]
+#[schema(value_type = String, pattern = r"^\+[0-9]{7,15}$", example = "+12125550100")]
 pub struct E164(String);
 
 /// Why a text is not a phone number that can be called. The message tells what to do; it never

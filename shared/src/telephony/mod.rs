@@ -30,7 +30,9 @@ pub use events::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 pub use twilio::Twilio;
 
 /// A vendor's wire contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum CarrierKind {
@@ -138,6 +140,15 @@ pub struct Search {
     pub created_until: DateTime<Utc>,
 }
 
+/// What a carrier says of an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Calls can be placed with these credentials.
+    Good,
+    /// They cannot; the reason is in words for the trunk's owner.
+    Refused(String),
+}
+
 /// How a live call is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -186,6 +197,9 @@ pub struct Rendered {
 /// A vendor.
 #[async_trait]
 pub trait Carrier: Send + Sync {
+    /// Asks the carrier whether an account and its credentials are good. Changes nothing there.
+    async fn check(&self, account: &Account) -> Result<Standing>;
+
     /// Asks the carrier to dial. Sends at most one request.
     async fn create(&self, account: &Account, call: &NewCall) -> Placement;
 

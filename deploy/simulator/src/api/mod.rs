@@ -11,6 +11,7 @@
 //! Credentials are HTTP Basic. A field or parameter that is not part of the
 //! documented request is refused with 400, so that a typo cannot pass a test.
 
+mod account;
 mod calls;
 mod create_form;
 mod form;
@@ -32,6 +33,7 @@ use crate::{refusal::Refusal, world::World};
 pub(crate) fn router() -> Router<Arc<World>> {
     const BASE: &str = "/2010-04-01/Accounts/{account}";
     Router::new()
+        .route("/2010-04-01/Accounts/{file}", get(account::fetch))
         .route(
             &format!("{BASE}/Calls.json"),
             post(calls::create).get(calls::list),

@@ -189,7 +189,8 @@ impl Payload for IngestCsv {
 }
 
 /// Where an ingest stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, sqlx::Type)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
+#[schema(as = IngestStatus)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum State {
@@ -209,7 +210,8 @@ pub struct Counts {
 }
 
 /// Why an ingest ended early. Rows of the chunks before stay in the batch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = IngestFailure)]
 pub struct Failure {
     /// A stable, snake_case kind.
     pub code: Cow<'static, str>,

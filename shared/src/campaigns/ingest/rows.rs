@@ -45,7 +45,7 @@ pub(super) struct Row {
 }
 
 /// A row that may not, and why.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Reject {
     /// The line of the file, from 1 with the header; of a request, the record's place, from 1.
     #[serde(rename = "row")]

@@ -12,7 +12,7 @@
 //!   became richer is an event of its own.
 //!
 //! The files: `create` places a call and judges the answer; `records` reads and ends
-//! calls; `signature` and `callback` take what Twilio sends us; `twiml` writes what it
+//! calls; `standing` asks whether an account is good; `signature` and `callback` take what Twilio sends us; `twiml` writes what it
 //! fetches; `words` translates its vocabulary; `wire` is the HTTP they share. Webhooks
 //! signed with Twilio's newer shared keys (HMAC-SHA256) are not accepted: their settings
 //! header is not part of a [`Callback`].
@@ -21,6 +21,7 @@ mod callback;
 mod create;
 mod records;
 mod signature;
+mod standing;
 mod twiml;
 mod wire;
 mod words;
@@ -40,7 +41,7 @@ use async_trait::async_trait;
 
 use super::{
     Account, Addressed, CallEvent, Callback, CallbackKind, Carrier, CarrierCall, Document, Ending,
-    NewCall, Placement, Rendered, Search,
+    NewCall, Placement, Rendered, Search, Standing,
 };
 use crate::error::Result;
 
@@ -75,6 +76,10 @@ impl Twilio {
 
 #[async_trait]
 impl Carrier for Twilio {
+    async fn check(&self, account: &Account) -> Result<Standing> {
+        standing::check(&self.records_client, account).await
+    }
+
     async fn create(&self, account: &Account, call: &NewCall) -> Placement {
         create::create(&self.create_client, account, call).await
     }

@@ -57,6 +57,14 @@ pub(super) fn address(account: &Account, tail: &[&str]) -> Option<Url> {
     Some(url)
 }
 
+/// `{base}/2010-04-01/Accounts/{account}.json`: the account itself.
+pub(super) fn account_address(account: &Account) -> Option<Url> {
+    let mut url = address(account, &[])?;
+    let file = format!("{}.json", account.account_id);
+    url.path_segments_mut().ok()?.pop().push(&file);
+    Some(url)
+}
+
 /// Adds the account's credentials: an API key where there is one, else the account itself.
 pub(super) fn authorize(request: RequestBuilder, account: &Account) -> RequestBuilder {
     let credentials = &account.credentials;

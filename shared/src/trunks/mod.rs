@@ -3,6 +3,8 @@
 //! A trunk that the carrier refuses (wrong secret, no money) is paused with the reason, because
 //! every further call would fail the same way and burn somebody's row; its owner resumes it.
 
+pub mod settings;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use url::Url;
 
 use crate::calls::pacer::Pace;
-use crate::error::{Error, Result};
+use crate::error::{Error, OnConstraint as _, Result};
 use crate::ids::{OrgId, TrunkId};
 use crate::secret::Keys;
 use crate::telephony::{Account, CarrierKind, Credentials};
@@ -50,7 +52,8 @@ struct SealedCredentials<'a> {
 /// Sets up a trunk and its pacer, which grants its first slot one horizon from now.
 ///
 /// # Errors
-/// [`Error::Unexpected`] when the database refuses the values.
+/// [`Error::NotFound`] for an unknown organisation, [`Error::Unexpected`] when the database
+/// refuses the values.
 pub async fn create_unscoped(
     db: &mut PgConnection,
     keys: &Keys,
@@ -99,7 +102,8 @@ async fn write(
         trunk.ring_timeout_secs,
     )
     .execute(db)
-    .await?;
+    .await
+    .on_constraint("trunks_org_id_fkey", || Error::NotFound("Organization"))?;
     Ok(())
 }
 
@@ -119,6 +123,7 @@ pub async fn of_account_unscoped(
            where org_id = $1
              and kind = $2
              and account_id = $3
+             and deleted_at is null
            order by created_at
            limit 1"#,
         org as OrgId,
@@ -145,6 +150,7 @@ pub async fn on_account_unscoped(
            from trunks
            where kind = $1
              and account_id = $2
+             and deleted_at is null
            order by created_at, id"#,
         kind as CarrierKind,
         account_id,
@@ -296,6 +302,7 @@ pub async fn list_unscoped(db: &mut PgConnection) -> Result<Vec<TrunkState>> {
                   1 + (p.slowdown - 1) * power(0.5, extract(epoch from now() - p.slowed_at)::float8 / 10) as slowdown
            from trunks t
            left join pacers p on p.trunk_id = t.id
+           where t.deleted_at is null
            order by t.created_at, t.id"#,
     )
     .fetch_all(db)
@@ -309,7 +316,10 @@ pub async fn list_unscoped(db: &mut PgConnection) -> Result<Vec<TrunkState>> {
 /// [`Error::NotFound`] for an unknown trunk.
 pub async fn resume_unscoped(db: &mut PgConnection, id: TrunkId) -> Result<()> {
     let done = sqlx::query!(
-        "update trunks set status = 'active', status_reason = null, updated_at = now() where id = $1",
+        "update trunks
+         set status = 'active', status_reason = null, updated_at = now()
+         where id = $1
+           and deleted_at is null",
         id as TrunkId,
     )
     .execute(db)

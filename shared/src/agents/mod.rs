@@ -1,4 +1,18 @@
 //! Voice agents: what is said on a call.
+//!
+//! An agent is set up once and then read by every call it makes. Each of its settings stands in
+//! one place: those that dialling and answering read are columns of `agents` (the texts, the
+//! language, the voice, recording, machine detection, the longest call), all others are fields
+//! of one JSON column per configuration. [`setup`] puts both together as the contract's nested
+//! configurations and takes them apart again; nothing is stored twice.
+//!
+//! A batch or a call that is under way reads its agent at every step. So an agent in use is not
+//! deleted or switched off, and its texts change only by force and only to variables that the
+//! batch has. A deleted agent keeps its row, which batches and calls of the past name.
+
+pub mod config;
+pub mod setup;
+mod usage;
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -39,16 +53,18 @@ impl Agent {
     /// The variables this agent speaks of: every `{{name}}` of its texts, once each, in order.
     #[must_use]
     pub fn variables(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        for text in [&self.first_response_message, &self.system_prompt] {
-            for name in placeholders(text) {
-                if !names.iter().any(|known| known == name) {
-                    names.push(name.to_owned());
-                }
-            }
-        }
-        names
+        variables([&self.first_response_message, &self.system_prompt])
     }
+}
+
+fn variables(texts: [&str; 2]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for name in texts.into_iter().flat_map(placeholders) {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
 }
 
 /// Sets up an agent.
@@ -82,7 +98,7 @@ pub async fn ensure_unscoped(db: &mut PgConnection, agent: &NewAgent) -> Result<
         r#"update agents
            set first_response_message = $3, recording_enabled = $4, machine_detection = $5, is_active = true,
                updated_at = now()
-           where id = (select id from agents where org_id = $1 and name = $2 order by created_at limit 1)
+           where id = (select id from agents where org_id = $1 and name = $2 and deleted_at is null order by created_at limit 1)
            returning id as "id: AgentId""#,
         agent.org as OrgId,
         agent.name,
@@ -110,6 +126,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<A
                   session_timeout_secs
            from agents
            where id = $1
+             and deleted_at is null
              and ($2::uuid is null or org_id = $2)
              and ($3::uuid is null or user_id = $3)"#,
         id as AgentId,

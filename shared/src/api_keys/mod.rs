@@ -56,7 +56,8 @@ pub async fn principal_unscoped(
            from api_keys k
            join users u on u.id = k.user_id
            where k.secret_hmac = $1
-             and k.revoked_at is null"#,
+             and k.revoked_at is null
+             and u.removed_at is null"#,
         &keys.api_key_digest(text)[..],
     )
     .fetch_optional(&mut *db)

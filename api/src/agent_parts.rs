@@ -1,0 +1,94 @@
+//! Parts of an agent, as a change sends them: every field may be left out. They describe the
+//! bodies and the refusals; what comes is merged into the agent and checked as a whole.
+
+use peal_shared::agents::config::{ModelConfig, SpecificConfig, TtsConfig};
+use serde::Deserialize;
+use utoipa::{IntoResponses, ToSchema};
+
+use crate::openapi::ProblemDocument;
+
+/// The parts of an agent to change.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "its fields are read by the macro alone")]
+pub struct UpdateAgent {
+    #[schema(nullable = false)]
+    agent: Option<ProfilePart>,
+    #[schema(nullable = false)]
+    agent_model_config: Option<ModelConfig>,
+    #[schema(nullable = false)]
+    tts_config: Option<TtsConfig>,
+    /// A null takes the configuration away.
+    transcriber_config: Option<TranscriberPart>,
+    /// A null takes the configuration away.
+    vad_config: Option<VadPart>,
+    #[schema(nullable = false)]
+    agent_specific_config: Option<SpecificConfig>,
+}
+
+/// Who the agent is, and what it says first.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "its fields are read by the macro alone")]
+pub struct ProfilePart {
+    #[schema(nullable = false, min_length = 1, max_length = 200)]
+    name: Option<String>,
+    #[schema(max_length = 2000)]
+    description: Option<String>,
+    #[schema(nullable = false)]
+    is_active: Option<bool>,
+    #[schema(nullable = false)]
+    recording_enabled: Option<bool>,
+    /// `welcome_message` is another name for it.
+    #[schema(nullable = false, max_length = 4000)]
+    first_response_message: Option<String>,
+    #[schema(nullable = false)]
+    apply_noise_reduction: Option<bool>,
+    #[schema(nullable = false)]
+    machine_detection: Option<bool>,
+}
+
+/// The ears. Both fields are needed the first time.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "its fields are read by the macro alone")]
+pub struct TranscriberPart {
+    #[schema(nullable = false, min_length = 1, max_length = 200)]
+    transcriber_model_name: Option<String>,
+    #[schema(nullable = false, example = "hi-IN")]
+    language: Option<String>,
+}
+
+/// What tells speech from silence. The provider is needed the first time.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "its fields are read by the macro alone")]
+pub struct VadPart {
+    #[schema(nullable = false, min_length = 1, max_length = 200)]
+    vad_provider_id: Option<String>,
+    #[schema(nullable = false, minimum = 0.0, maximum = 1.0)]
+    threshold: Option<f64>,
+    #[schema(nullable = false, minimum = 0, maximum = 60_000)]
+    min_speech_duration_ms: Option<i32>,
+    #[schema(nullable = false, minimum = 0, maximum = 60_000)]
+    min_silence_duration_ms: Option<i32>,
+    #[schema(nullable = false, minimum = 0, maximum = 86_400)]
+    max_allowed_silence_duration: Option<i32>,
+    #[schema(nullable = false, minimum = 8_000, maximum = 48_000)]
+    sampling_rate: Option<i32>,
+}
+
+/// What a change of an agent may be refused with, besides what any operation may.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "its variants are read by the macro alone")]
+pub enum ChangeRefusals {
+    /// The agent is active, and nobody insists.
+    #[response(status = 400, content_type = "application/problem+json")]
+    Active(#[to_schema] ProblemDocument),
+    /// No such agent.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(#[to_schema] ProblemDocument),
+    /// A running batch, or a call under way, does not allow it.
+    #[response(status = 409, content_type = "application/problem+json")]
+    InUse(#[to_schema] ProblemDocument),
+}

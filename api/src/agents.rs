@@ -1,0 +1,491 @@
+//! `/api/v1/agents`: agents, set up before they speak on calls.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use peal_shared::agents::config::{
+    ModelConfig, Profile, Setup, SpecificConfig, TranscriberConfig, TtsConfig, VadConfig,
+};
+use peal_shared::agents::setup::{self, AgentStats, AgentSummary, CompleteAgent};
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::{AgentId, UserId};
+use peal_shared::page::Page;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::agent_parts::{ChangeRefusals, TranscriberPart, UpdateAgent, VadPart};
+use crate::agent_rules;
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, OptionalJson, ValidJson, ValidQuery, typed_body};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::{Sight, owners, page};
+use crate::state::Api;
+
+/// The most agents that a list without pages shows.
+const MAX_LIST: i64 = 1000;
+const X_TOTAL_COUNT: HeaderName = HeaderName::from_static("x-total-count");
+const X_TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(create_simple))
+        .routes(routes!(stats))
+        .routes(routes!(show, update, delete))
+        .routes(routes!(set_model))
+        .routes(routes!(set_voice))
+        .routes(routes!(set_transcriber))
+        .routes(routes!(set_vad))
+        .routes(routes!(clone))
+}
+
+/// List agents
+///
+/// The newest first. Users see their own agents, an `org_admin` those of the organisation, a
+/// `super_admin` all. Without `page` and `page_size` the 1000 newest are listed (a
+/// `super_admin` gets pages of 20); `X-Truncated: true` says that there are more.
+#[utoipa::path(
+    get,
+    path = "/api/v1/agents",
+    tag = "Agents",
+    params(ListAgents),
+    responses(
+        (status = 200, body = Vec<AgentSummary>, headers(
+            ("X-Total-Count" = i64, description = "Agents on all pages; absent behind the last page"),
+            ("X-Truncated" = bool, description = "Whether there are more than are listed"),
+        )),
+        Refusals,
+    )
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<ListAgents>,
+) -> Result<(HeaderMap, Json<Vec<AgentSummary>>)> {
+    let scope = match query.scope {
+        Some(Sight::Mine) => caller.scope_of(caller.user)?,
+        Some(Sight::All) | None => caller.scope(),
+    };
+    let owners = owners(
+        query.organization_ids.as_deref(),
+        query.owner_user_ids.as_deref(),
+        query.platform_roles.as_deref(),
+    )?;
+    let is_paged = query.page.is_some() || query.page_size.is_some() || scope.org().is_none();
+    let page = match is_paged {
+        true => page(query.page, query.page_size)?,
+        false => Page {
+            number: 1,
+            size: MAX_LIST,
+        },
+    };
+    let q = query.q.as_deref().filter(|q| !q.is_empty());
+    let mut db = caller.read(&context).await?;
+    let (agents, total) = setup::list(&mut db, &scope, &owners, q, page).await?;
+    let mut headers = HeaderMap::new();
+    if let Some(total) = total {
+        headers.insert(X_TOTAL_COUNT, HeaderValue::from(total));
+        if total > page.offset().saturating_add(page.size) {
+            headers.insert(X_TRUNCATED, HeaderValue::from_static("true"));
+        }
+    }
+    Ok((headers, Json(agents)))
+}
+
+/// Create an agent
+///
+/// What is left out has its default. An `org_admin` may create one for a member, by `user_id`.
+#[utoipa::path(
+    post,
+    path = "/api/v1/agents",
+    tag = "Agents",
+    request_body(content = CreateAgent, example = json!({
+        "agent": {"name": "Reminder", "first_response_message": "Hello {{name}}, your bill is due on {{date}}."},
+        "agent_model_config": {"model_name": "gpt-4.1-mini", "temperature": 0.7, "system_prompt": "You are brief."},
+        "tts_config": {"language": "en-US", "voice_name": "Polly.Joanna"},
+        "agent_specific_config": {"session_timeout": 300}
+    })),
+    responses(
+        (status = 201, body = CompleteAgent),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such user"),
+        Refusals,
+    )
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<CreateAgent>,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let owner = body.user_id.unwrap_or(caller.user);
+    let setup = Setup {
+        agent: body.agent,
+        agent_model_config: body.agent_model_config,
+        tts_config: body.tts_config,
+        transcriber_config: body.transcriber_config,
+        vad_config: body.vad_config,
+        agent_specific_config: body.agent_specific_config,
+    };
+    insert(&context, &caller, owner, setup).await
+}
+
+/// Create an agent with default settings
+#[utoipa::path(
+    post,
+    path = "/api/v1/agents/simple",
+    tag = "Agents",
+    request_body(content = SimpleAgent, example = json!({"name": "Quick start", "description": "All defaults"})),
+    responses((status = 201, body = CompleteAgent), Refusals)
+)]
+async fn create_simple(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<SimpleAgent>,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let setup = typed_body(json!({"agent": {"name": body.name, "description": body.description}}))?;
+    insert(&context, &caller, caller.user, setup).await
+}
+
+async fn insert(
+    context: &Context,
+    caller: &Caller,
+    owner: UserId,
+    setup: Setup,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let setup = checked(setup)?;
+    let scope = caller.scope_of(owner)?;
+    let mut db = caller.change(context).await?;
+    let agent = setup::create(&mut db, &scope, owner, &setup).await?;
+    let note = note("agent.create", &agent).after(&setup)?;
+    db.commit(note, StatusCode::CREATED, Json(agent)).await
+}
+
+/// Count agents
+#[utoipa::path(
+    get,
+    path = "/api/v1/agents/stats",
+    tag = "Agents",
+    responses((status = 200, body = AgentStats), Refusals)
+)]
+async fn stats(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<AgentStats>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(setup::stats(&mut db, &caller.scope()).await?))
+}
+
+/// Show an agent
+#[utoipa::path(
+    get,
+    path = "/api/v1/agents/{agent_id}",
+    tag = "Agents",
+    params(("agent_id" = AgentId, Path)),
+    responses(
+        (status = 200, body = CompleteAgent),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such agent"),
+        Refusals,
+    )
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<AgentId>,
+) -> Result<Json<CompleteAgent>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(setup::find(&mut db, &caller.scope(), id).await?))
+}
+
+/// Change an agent
+///
+/// What is left out stays as it is; objects are merged at every depth, lists are replaced.
+#[utoipa::path(
+    put,
+    path = "/api/v1/agents/{agent_id}",
+    tag = "Agents",
+    params(("agent_id" = AgentId, Path), Force),
+    request_body(content = UpdateAgent, example = json!({
+        "agent": {"first_response_message": "Hello {{name}}, how are you?"},
+        "tts_config": {"voice_parameters": {"rate": "slow"}}
+    })),
+    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+)]
+async fn update(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<Force>,
+    ValidJson(body): ValidJson<Map<String, Value>>,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    change(&context, &caller, id, query, Value::Object(body)).await
+}
+
+/// Change an agent's model
+#[utoipa::path(
+    patch,
+    path = "/api/v1/agents/{agent_id}/model-config",
+    tag = "Agents",
+    params(("agent_id" = AgentId, Path), Force),
+    request_body(content = ModelConfig, example = json!({"temperature": 0.2})),
+    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+)]
+async fn set_model(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<Force>,
+    ValidJson(body): ValidJson<Map<String, Value>>,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let part = json!({"agent_model_config": body});
+    change(&context, &caller, id, query, part).await
+}
+
+/// Change an agent's voice
+#[utoipa::path(
+    patch,
+    path = "/api/v1/agents/{agent_id}/tts-config",
+    tag = "Agents",
+    params(("agent_id" = AgentId, Path), Force),
+    request_body(content = TtsConfig, example = json!({"voice_name": "Polly.Matthew"})),
+    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+)]
+async fn set_voice(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<Force>,
+    ValidJson(body): ValidJson<Map<String, Value>>,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let part = json!({"tts_config": body});
+    change(&context, &caller, id, query, part).await
+}
+
+/// Change an agent's transcriber
+#[utoipa::path(
+    patch,
+    path = "/api/v1/agents/{agent_id}/transcriber-config",
+    tag = "Agents",
+    params(("agent_id" = AgentId, Path), Force),
+    request_body(content = TranscriberPart, example = json!({"language": "hi-IN"})),
+    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+)]
+async fn set_transcriber(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<Force>,
+    ValidJson(body): ValidJson<Map<String, Value>>,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let part = json!({"transcriber_config": body});
+    change(&context, &caller, id, query, part).await
+}
+
+/// Change an agent's voice activity detection
+#[utoipa::path(
+    patch,
+    path = "/api/v1/agents/{agent_id}/vad-config",
+    tag = "Agents",
+    params(("agent_id" = AgentId, Path), Force),
+    request_body(content = VadPart, example = json!({"threshold": 0.6})),
+    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+)]
+async fn set_vad(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<Force>,
+    ValidJson(body): ValidJson<Map<String, Value>>,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let part = json!({"vad_config": body});
+    change(&context, &caller, id, query, part).await
+}
+
+async fn change(
+    context: &Context,
+    caller: &Caller,
+    id: AgentId,
+    query: Force,
+    part: Value,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let mut db = caller.change(context).await?;
+    let before = setup::lock(&mut db, &caller.scope(), id).await?;
+    let was = before.setup();
+    let wanted = checked(typed_body(was.merged(part)?)?)?;
+    let agent = setup::change(
+        &mut db,
+        &caller.scope(),
+        &before,
+        &wanted,
+        query.force_update,
+    )
+    .await?;
+    let note = note("agent.update", &agent).before(&was)?.after(&wanted)?;
+    db.commit(note, StatusCode::OK, Json(agent)).await
+}
+
+/// Delete an agent
+///
+/// Batches and calls of the past keep its id.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/agents/{agent_id}",
+    tag = "Agents",
+    params(("agent_id" = AgentId, Path), ForceDelete),
+    responses(
+        (status = 200, body = Deleted),
+        ChangeRefusals,
+        Refusals,
+    )
+)]
+async fn delete(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<ForceDelete>,
+) -> Result<(StatusCode, Json<Deleted>)> {
+    let mut db = caller.change(&context).await?;
+    let agent = setup::delete(&mut db, &caller.scope(), id, query.force_delete).await?;
+    let note = note("agent.delete", &agent).before(&agent.setup())?;
+    let told = Deleted {
+        message: "agent deleted",
+        data: DeletedAgent { id },
+    };
+    db.commit(note, StatusCode::OK, Json(told)).await
+}
+
+/// Copy an agent
+///
+/// The copy belongs to whoever makes it, unless the agent is of another organisation.
+#[utoipa::path(
+    post,
+    path = "/api/v1/agents/{agent_id}/clone",
+    tag = "Agents",
+    params(("agent_id" = AgentId, Path)),
+    request_body(content = Option<CloneAgent>, example = json!({"name": "Reminder, in Hindi"})),
+    responses(
+        (status = 201, body = CompleteAgent),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such agent"),
+        Refusals,
+    )
+)]
+async fn clone(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<AgentId>,
+    OptionalJson(body): OptionalJson<CloneAgent>,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let mut db = caller.change(&context).await?;
+    let original = setup::find(&mut db, &caller.scope(), id).await?;
+    let mut copy = original.setup();
+    copy.agent.name = body.name.unwrap_or_else(|| {
+        let name: String = copy.agent.name.chars().take(193).collect();
+        format!("{name} (copy)")
+    });
+    let copy = checked(copy)?;
+    let owner = match original.org_id == caller.org {
+        true => caller.user,
+        false => original.agent.user_id,
+    };
+    let agent = setup::create(&mut db, &caller.scope(), owner, &copy).await?;
+    let note = note("agent.clone", &agent).after(&copy)?;
+    db.commit(note, StatusCode::CREATED, Json(agent)).await
+}
+
+/// The settings, if nothing is wrong with them.
+fn checked(mut setup: Setup) -> Result<Setup> {
+    let mut fields = Fields::default();
+    agent_rules::check(&mut fields, &setup);
+    fields.finish()?;
+    setup.agent.name = setup.agent.name.trim().to_owned();
+    setup.complete();
+    Ok(setup)
+}
+
+/// A change of an agent, for the audit log.
+fn note(action: &'static str, agent: &CompleteAgent) -> Note {
+    Note::new(action, agent.org_id, agent.agent.id.0)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ListAgents {
+    #[param(minimum = 1, default = 1)]
+    page: Option<i64>,
+    #[param(minimum = 1, maximum = 100, default = 20)]
+    page_size: Option<i64>,
+    /// `mine` lists the caller's own agents alone.
+    scope: Option<Sight>,
+    /// A part of the name.
+    q: Option<String>,
+    /// Ids, separated by commas.
+    organization_ids: Option<String>,
+    /// Ids, separated by commas.
+    owner_user_ids: Option<String>,
+    /// Of `user`, `org_admin` and `super_admin`, separated by commas.
+    platform_roles: Option<String>,
+}
+
+#[derive(Clone, Copy, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Force {
+    /// Changes an active agent as well.
+    #[serde(default)]
+    #[param(default = false)]
+    force_update: bool,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ForceDelete {
+    /// Deletes an active agent as well.
+    #[serde(default)]
+    #[param(default = false)]
+    force_delete: bool,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CreateAgent {
+    /// The owner; the caller when absent.
+    user_id: Option<UserId>,
+    agent: Profile,
+    #[serde(default)]
+    agent_model_config: ModelConfig,
+    #[serde(default)]
+    tts_config: TtsConfig,
+    transcriber_config: Option<TranscriberConfig>,
+    vad_config: Option<VadConfig>,
+    #[serde(default)]
+    agent_specific_config: SpecificConfig,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SimpleAgent {
+    #[schema(min_length = 1, max_length = 200)]
+    name: String,
+    #[schema(max_length = 2000)]
+    description: Option<String>,
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CloneAgent {
+    /// The name of the copy; `... (copy)` when absent.
+    #[schema(min_length = 1, max_length = 200)]
+    name: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Deleted {
+    message: &'static str,
+    data: DeletedAgent,
+}
+
+#[derive(Serialize, ToSchema)]
+struct DeletedAgent {
+    id: AgentId,
+}

@@ -1,0 +1,218 @@
+//! Who is asking: an API key in `x-api-key`, or a session token in `Authorization: Bearer`.
+//!
+//! A session token ([`tokens`]) proves who the user is and nothing else. What they may do is
+//! read from the database for every request. Every refusal looks the same. When a request has
+//! both headers, the key counts.
+
+mod jwks;
+pub mod tokens;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use peal_shared::access::Principal;
+use peal_shared::api_keys;
+use peal_shared::context::Context;
+use peal_shared::idempotency::Claim;
+use peal_shared::ids::SessionId;
+use peal_shared::sign_in::{sessions, strangers};
+
+use crate::error::Problem;
+use tokens::{Bearer, Tokens};
+
+/// The header that holds an API key.
+pub const API_KEY_HEADER: &str = "x-api-key";
+/// How long a key that was looked up is believed; a revoked one works for this long.
+const KEY_TTL: Duration = Duration::from_millis(500);
+/// Longer texts are not keys.
+const MAX_KEY_BYTES: usize = 512;
+
+/// The authenticated caller, and where the request came from.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub principal: Principal,
+    /// The session of the built-in login that the token belongs to.
+    pub session: Option<SessionId>,
+    pub origin: Origin,
+}
+
+impl std::ops::Deref for Caller {
+    type Target = Principal;
+
+    fn deref(&self) -> &Principal {
+        &self.principal
+    }
+}
+
+/// What a request brings with it besides its caller.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    pub ip: Option<IpAddr>,
+    pub request_id: Option<String>,
+    /// The `Idempotency-Key`, if one was sent.
+    pub claim: Option<Claim>,
+}
+
+impl Origin {
+    fn of(parts: &Parts) -> Self {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        Self {
+            ip: peer.map(|peer| peer.ip().to_canonical()),
+            request_id: parts
+                .extensions
+                .get::<RequestId>()
+                .map(|RequestId(id)| id.clone()),
+            claim: parts.extensions.get::<Claim>().cloned(),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Origin {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(parts))
+    }
+}
+
+/// The id of a request, as an extension of it.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
+
+impl<S> FromRequestParts<S> for Caller
+where
+    S: Send + Sync,
+    Arc<Context>: FromRef<S>,
+    KeyCache: FromRef<S>,
+    Tokens: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let context = Arc::<Context>::from_ref(state);
+        let origin = Origin::of(parts);
+        let known = if let Some(key) = parts.headers.get(API_KEY_HEADER) {
+            let key = key.to_str().map_err(|_e| Problem::unauthorized())?;
+            let principal = by_key(&context, &KeyCache::from_ref(state), key.trim()).await?;
+            principal.map(|principal| (principal, None))
+        } else if let Some(token) = bearer(&parts.headers) {
+            by_token(&context, &Tokens::from_ref(state), token, origin.ip).await?
+        } else {
+            None
+        };
+        let (principal, session) = known.ok_or_else(Problem::unauthorized)?;
+        Ok(Self {
+            principal,
+            session,
+            origin,
+        })
+    }
+}
+
+async fn by_key(
+    context: &Context,
+    cache: &KeyCache,
+    key: &str,
+) -> Result<Option<Principal>, Problem> {
+    if key.is_empty() || key.len() > MAX_KEY_BYTES {
+        return Ok(None);
+    }
+    let digest = context.config.keys.api_key_digest(key);
+    if let Some(principal) = cache.fresh(&digest) {
+        return Ok(Some(principal));
+    }
+    // What is read may be older than its arrival, but not older than this.
+    let asked = Instant::now();
+    let mut db = context.pool.acquire().await?;
+    let found = api_keys::principal_unscoped(&mut db, &context.config.keys, key).await?;
+    if let Some(principal) = &found {
+        cache.keep(digest, asked, principal.clone());
+    }
+    Ok(found)
+}
+
+async fn by_token(
+    context: &Context,
+    tokens: &Tokens,
+    token: &str,
+    ip: Option<IpAddr>,
+) -> Result<Option<(Principal, Option<SessionId>)>, Problem> {
+    let now = context.clock.now();
+    let Some(bearer) = tokens.read(token, now).await else {
+        return Ok(None);
+    };
+    let mut db = context.pool.acquire().await?;
+    match bearer {
+        Bearer::Member { session, user } => {
+            let known = sessions::principal_unscoped(&mut db, session, user, now).await?;
+            Ok(known.map(|principal| (principal, Some(session))))
+        }
+        Bearer::Stranger(stranger) => {
+            let mut known = strangers::principal_unscoped(&mut db, &stranger).await?;
+            if known.is_none() {
+                let sign_up = context.config.sign_in.sign_up;
+                known = strangers::take_in_unscoped(&mut db, &stranger, sign_up, ip).await?;
+            }
+            if known.is_none() {
+                // Another request of the same person may have been quicker.
+                known = strangers::principal_unscoped(&mut db, &stranger).await?;
+            }
+            Ok(known.map(|principal| (principal, None)))
+        }
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Callers by the digest of their key, looked up lately.
+#[derive(Clone, Default)]
+pub struct KeyCache {
+    entries: Arc<Mutex<HashMap<[u8; 32], LookedUp>>>,
+}
+
+/// When a key was looked up, and whose it is.
+type LookedUp = (Instant, Principal);
+
+impl KeyCache {
+    fn fresh(&self, digest: &[u8; 32]) -> Option<Principal> {
+        let entries = self.entries.lock().ok()?;
+        let (looked_up, principal) = entries.get(digest)?;
+        (looked_up.elapsed() < KEY_TTL).then(|| principal.clone())
+    }
+
+    fn keep(&self, digest: [u8; 32], asked: Instant, principal: Principal) {
+        if let Ok(mut entries) = self.entries.lock() {
+            entries.retain(|_, (looked_up, _)| looked_up.elapsed() < KEY_TTL);
+            entries.insert(digest, (asked, principal));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bearer_header_holds_a_token() {
+        for (header, token) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer  abc ", Some("abc")),
+            ("Basic abc", None),
+            ("abc", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, header.parse().unwrap());
+            assert_eq!(bearer(&headers), token, "{header}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Session tokens: which verifier reads one, and what it must say.
+//!
+//! A token says which key it was signed with (`kid`), and the key says which algorithm that
+//! takes; what the token says about its algorithm only has to agree. Keys that a token brings
+//! along or points to (`jwk`, `jku`, `x5u`) are not looked at.
+//!
+//! | `kid` | verifier |
+//! |---|---|
+//! | `peal` | our own sessions: HS256 under a key derived from the master key |
+//! | one of the issuer's | that public key: ES256 or RS256 |
+//! | another one, or none | HS256 with `PEAL_JWT_SECRET`, if that is set |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, Utc};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use peal_shared::config::SessionTokens;
+use peal_shared::context::Context;
+use peal_shared::ids::{SessionId, UserId};
+use peal_shared::sign_in::sessions::Session;
+use peal_shared::sign_in::strangers::Stranger;
+use secrecy::ExposeSecret as _;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::jwks::{Jwks, SharedJwks};
+
+/// The key id, issuer and audience of our own tokens.
+const OWN: &str = "peal";
+/// How far the clocks of an issuer and ours may differ.
+const LEEWAY: Duration = Duration::from_secs(30);
+/// Longer texts are not tokens.
+const MAX_TOKEN_BYTES: usize = 8192;
+/// Roles that a token of Supabase has for programs and for nobody in particular.
+const NOT_A_PERSON: [&str; 2] = ["service_role", "anon"];
+
+/// Whom a genuine token names.
+#[derive(Clone, Debug)]
+pub enum Bearer {
+    /// Somebody with a session here.
+    Member { session: SessionId, user: UserId },
+    /// Somebody whom another issuer vouches for.
+    Stranger(Stranger),
+}
+
+/// Reads session tokens, and writes our own.
+#[derive(Clone)]
+pub struct Tokens {
+    /// The first one signs; those of earlier master keys still verify.
+    own_secrets: Vec<[u8; 32]>,
+    foreign: Option<SessionTokens>,
+    jwks: SharedJwks,
+}
+
+impl Tokens {
+    pub fn new(context: &Context) -> anyhow::Result<Self> {
+        let foreign = context.config.sign_in.foreign.clone();
+        let jwks_url = foreign
+            .as_ref()
+            .and_then(|foreign| foreign.jwks_url.clone());
+        Ok(Self {
+            own_secrets: context.config.keys.session_secrets(),
+            foreign,
+            jwks: jwks_url.map(Jwks::new).transpose()?.map(Arc::new),
+        })
+    }
+
+    /// The token of a session.
+    ///
+    /// # Errors
+    /// Never, with a key of the right length.
+    pub fn issue(&self, session: &Session) -> anyhow::Result<String> {
+        let header = Header {
+            kid: Some(OWN.to_owned()),
+            ..Header::new(Algorithm::HS256)
+        };
+        let claims = OwnClaims {
+            iss: OWN,
+            aud: OWN,
+            sub: session.user,
+            sid: session.id,
+            iat: session.opened_at.timestamp(),
+            exp: session.expires_at.timestamp(),
+        };
+        let secret = self.own_secrets.first().context("no secret")?;
+        let key = EncodingKey::from_secret(secret);
+        Ok(encode(&header, &claims, &key)?)
+    }
+
+    /// Whom a token names, if it is genuine and its time has come and not passed.
+    pub async fn read(&self, token: &str, now: DateTime<Utc>) -> Option<Bearer> {
+        let head = Head::of(token)?;
+        if head.kid.as_deref() == Some(OWN) {
+            let claims = self.own_secrets.iter().find_map(|secret| {
+                let key = DecodingKey::from_secret(secret);
+                verified(token, &key, Algorithm::HS256, (OWN, OWN), now)
+            })?;
+            return Some(Bearer::Member {
+                session: claims.sid?,
+                user: claims.sub.parse().ok()?,
+            });
+        }
+        let rules = self.foreign.as_ref()?;
+        let names = (rules.issuer.as_str(), rules.audience.as_str());
+        if let Some(secret) = &rules.secret {
+            let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
+            if let Some(claims) = verified(token, &key, Algorithm::HS256, names, now) {
+                return stranger(claims, rules);
+            }
+        }
+        let key = self.jwks.as_ref()?.find(&head.kid?, now).await?;
+        stranger(verified(token, &key.key, key.algorithm, names, now)?, rules)
+    }
+}
+
+fn stranger(claims: Claims, rules: &SessionTokens) -> Option<Bearer> {
+    let is_person = !claims
+        .role
+        .is_some_and(|role| NOT_A_PERSON.contains(&role.as_str()))
+        && !claims.is_anonymous.unwrap_or_default()
+        && !claims.sub.is_empty();
+    is_person.then(|| {
+        Bearer::Stranger(Stranger {
+            issuer: rules.issuer.clone(),
+            subject: claims.sub,
+            email: claims.email,
+        })
+    })
+}
+
+/// The part of a token's head that is believed: the id of its key.
+#[derive(Deserialize)]
+struct Head {
+    kid: Option<String>,
+    /// What must be understood; nothing is.
+    crit: Option<IgnoredAny>,
+}
+
+impl Head {
+    fn of(token: &str) -> Option<Self> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return None;
+        }
+        let head = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
+        let head: Self = serde_json::from_slice(&head).ok()?;
+        head.crit.is_none().then_some(head)
+    }
+}
+
+#[derive(Serialize)]
+struct OwnClaims {
+    iss: &'static str,
+    aud: &'static str,
+    sub: UserId,
+    sid: SessionId,
+    iat: i64,
+    exp: i64,
+}
+
+/// What a token says. Rights that it may claim are not read, and moments are whole numbers.
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    iat: i64,
+    exp: i64,
+    nbf: Option<i64>,
+    sid: Option<SessionId>,
+    role: Option<String>,
+    email: Option<String>,
+    is_anonymous: Option<bool>,
+}
+
+/// The claims of a token that this key and algorithm verify.
+fn verified(
+    token: &str,
+    key: &DecodingKey,
+    algorithm: Algorithm,
+    (issuer, audience): (&str, &str),
+    now: DateTime<Utc>,
+) -> Option<Claims> {
+    let mut validation = Validation::new(algorithm);
+    // Our own clock judges, below.
+    validation.validate_exp = false;
+    validation.set_issuer(&[issuer]);
+    validation.set_audience(&[audience]);
+    validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+    let claims = decode::<Map<String, Value>>(token, key, &validation)
+        .ok()?
+        .claims;
+    let claims: Claims = serde_json::from_value(Value::Object(claims)).ok()?;
+    let (now, leeway) = (now.timestamp(), LEEWAY.as_secs().try_into().unwrap_or(0));
+    let is_current = claims.exp > now.saturating_sub(leeway)
+        && claims.iat <= now.saturating_add(leeway)
+        && claims
+            .nbf
+            .is_none_or(|nbf| nbf <= now.saturating_add(leeway));
+    is_current.then_some(claims)
+}

@@ -1,0 +1,82 @@
+//! `/openapi.json`: the description of the API, and `/docs`: the same to read and to try, from
+//! files in this binary, so that it works without the internet. No key is needed for either;
+//! what is tried on the page takes the reader's own.
+
+use std::sync::LazyLock;
+
+use axum::http::HeaderName;
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY};
+use axum::response::IntoResponse;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::server::document;
+use crate::state::Api;
+
+/// RapiDoc 9.3.8 (MIT), `dist/rapidoc-min.js` of its npm package.
+const VIEWER: &str = include_str!("../assets/rapidoc/rapidoc-9.3.8.min.js");
+const PAGE: &str = include_str!("../assets/docs.html");
+
+/// Scripts and requests stay at this address; the viewer makes its styles itself.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; \
+    connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'";
+
+/// The document never changes while the process lives.
+static DOCUMENT: LazyLock<serde_json::Result<String>> = LazyLock::new(|| document().to_json());
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(openapi))
+        .routes(routes!(docs))
+        .routes(routes!(viewer))
+}
+
+/// Get this description
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    tag = "Description",
+    security(()),
+    responses((status = 200, body = Object, description = "OpenAPI 3.1", example = json!({"openapi": "3.1.0"})))
+)]
+async fn openapi() -> crate::error::Result<impl IntoResponse> {
+    let document = DOCUMENT
+        .as_ref()
+        .map_err(|error| anyhow::anyhow!("the description cannot be written: {error}"))?;
+    Ok(([(CONTENT_TYPE, "application/json")], document.as_str()))
+}
+
+/// Read and try the API in a browser
+#[utoipa::path(
+    get,
+    path = "/docs",
+    tag = "Description",
+    security(()),
+    responses((status = 200, body = String, content_type = "text/html", description = "A page", example = "<!doctype html>"))
+)]
+async fn docs() -> impl IntoResponse {
+    let headers: [(HeaderName, &str); 3] = [
+        (CONTENT_TYPE, "text/html; charset=utf-8"),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, PAGE)
+}
+
+/// The script of the page
+#[utoipa::path(
+    get,
+    path = "/docs/rapidoc-9.3.8.min.js",
+    tag = "Description",
+    security(()),
+    responses((status = 200, body = String, content_type = "text/javascript", description = "A script", example = "/*! RapiDoc */"))
+)]
+async fn viewer() -> impl IntoResponse {
+    let headers = [
+        (CONTENT_TYPE, "text/javascript; charset=utf-8"),
+        // Its name changes with its version.
+        (CACHE_CONTROL, "public, max-age=31536000, immutable"),
+    ];
+    (headers, VIEWER)
+}

@@ -1,0 +1,453 @@
+//! `/api/v1/tools-mcp-server-defs`: MCP servers, each of which offers agents several tools.
+//!
+//! Saving a server asks it what it offers. A server that is down is saved all the same, with
+//! the reason in `sync_error`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::Error;
+use peal_shared::access::Scope;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::egress::Gate;
+use peal_shared::ids::{McpServerId, UserId};
+use peal_shared::tools::mcp::{McpClient as _, McpTool};
+use peal_shared::tools::servers::{self, McpServer, NewMcpServer, Transport};
+use peal_shared::tools::{Auth, Credentials};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+use crate::tools::{Force, OfUser, Told, check_credentials, check_owner_stays, yes};
+
+const MAX_ALLOWED: usize = 200;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(list_active))
+        .routes(routes!(fetch))
+        .routes(routes!(show, replace, delete))
+        .routes(routes!(duplicate))
+        .routes(routes!(filter))
+}
+
+/// Create an MCP server
+///
+/// The server is asked what it offers. When it does not answer, it is created with the reason
+/// in `sync_error`.
+#[utoipa::path(
+    post,
+    path = "/api/v1/tools-mcp-server-defs",
+    tag = "MCP servers",
+    request_body = McpServerBody,
+    responses(
+        (status = 201, body = McpServer),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user_id"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<McpServerBody>,
+) -> Result<(StatusCode, Json<McpServer>)> {
+    let owner = body.user_id.unwrap_or(caller.user);
+    let scope = caller.scope_of(owner)?;
+    let new = body.validated(&context.gate)?;
+    // Asked without a transaction; a request that was answered before ends here.
+    drop(caller.change(&context).await?);
+    let discovered = context.mcp.tools(caller.org, &new.endpoint()).await;
+    let mut db = caller.change(&context).await?;
+    let keys = &context.config.keys;
+    let server = servers::create(&mut db, keys, &scope, owner, &new, &discovered).await?;
+    let note = note("mcp_server.create", &server).after(&server)?;
+    db.commit(note, StatusCode::CREATED, Json(server)).await
+}
+
+/// List MCP servers
+///
+/// The newest thousand.
+#[utoipa::path(
+    get,
+    path = "/api/v1/tools-mcp-server-defs",
+    tag = "MCP servers",
+    params(OfUser),
+    responses((status = 200, body = McpServers), Refusals)
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<OfUser>,
+) -> Result<Json<McpServers>> {
+    all(&context, &caller, &query.scope(&caller)?, false).await
+}
+
+/// List the MCP servers that are active
+#[utoipa::path(
+    get,
+    path = "/api/v1/tools-mcp-server-defs/active/servers",
+    tag = "MCP servers",
+    params(OfUser),
+    responses((status = 200, body = McpServers), Refusals)
+)]
+async fn list_active(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<OfUser>,
+) -> Result<Json<McpServers>> {
+    all(&context, &caller, &query.scope(&caller)?, true).await
+}
+
+async fn all(
+    context: &Context,
+    caller: &Caller,
+    scope: &Scope,
+    only_active: bool,
+) -> Result<Json<McpServers>> {
+    let mut db = caller.read(context).await?;
+    let tools = servers::list(&mut db, &context.config.keys, scope, only_active).await?;
+    Ok(Json(McpServers { tools }))
+}
+
+/// Ask an MCP server what it offers
+///
+/// Either a server that is kept, by `tool_id`, whose list is brought up to date, or one at
+/// `server_url`, of which nothing is kept.
+#[utoipa::path(
+    post,
+    path = "/api/v1/tools-mcp-server-defs/fetch_mcp_tools",
+    tag = "MCP servers",
+    request_body = Fetch,
+    responses(
+        (status = 200, body = Fetched),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Neither or both of tool_id and server_url"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn fetch(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<Fetch>,
+) -> Result<(StatusCode, Json<Fetched>)> {
+    let (keys, scope) = (&context.config.keys, caller.scope());
+    let mut db = caller.change(&context).await?;
+    let (org, subject, endpoint, kept) = match (body.tool_id, body.server_url) {
+        (Some(id), None) => {
+            let (server, endpoint) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
+            (server.org_id, id.0, endpoint, Some(id))
+        }
+        (None, Some(server_url)) => {
+            let unnamed = McpServerBody {
+                name: "unnamed".to_owned(),
+                server_url,
+                transport: Transport::StreamableHttp,
+                headers: body.headers,
+                auth: body.auth,
+                timeout_seconds: body.timeout_seconds,
+                allowed_tools: None,
+                is_active: true,
+                user_id: None,
+            };
+            let endpoint = unnamed.validated(&context.gate)?.endpoint();
+            (caller.org, caller.user.0, endpoint, None)
+        }
+        _ => {
+            let told = "send exactly one of tool_id and server_url";
+            return Err(Error::rejected("tool_id_or_server_url", told).into());
+        }
+    };
+    drop(db);
+    let discovered = context.mcp.tools(org, &endpoint).await;
+    let mut db = caller.change(&context).await?;
+    if let Some(id) = kept {
+        servers::synced(&mut db, keys, &scope, id, &discovered).await?;
+    }
+    let sync_error = discovered.as_ref().err().cloned();
+    let fetched = Fetched {
+        success: sync_error.is_none(),
+        tools: discovered.unwrap_or_default(),
+        sync_error,
+    };
+    let note = Note::new("mcp_server.fetch", org, subject);
+    db.commit(note, StatusCode::OK, Json(fetched)).await
+}
+
+/// Show an MCP server
+#[utoipa::path(
+    get,
+    path = "/api/v1/tools-mcp-server-defs/{tool_id}",
+    tag = "MCP servers",
+    params(("tool_id" = McpServerId, Path)),
+    responses(
+        (status = 200, body = McpServer),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
+        Refusals
+    )
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<McpServerId>,
+) -> Result<Json<McpServer>> {
+    let mut db = caller.read(&context).await?;
+    let server = servers::find(&mut db, &context.config.keys, &caller.scope(), id).await?;
+    Ok(Json(server))
+}
+
+/// Replace an MCP server
+///
+/// The server is asked again what it offers. A secret that is sent as its mask stays as it is.
+#[utoipa::path(
+    put,
+    path = "/api/v1/tools-mcp-server-defs/{tool_id}",
+    tag = "MCP servers",
+    params(("tool_id" = McpServerId, Path)),
+    request_body = McpServerBody,
+    responses(
+        (status = 200, body = McpServer),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
+        Refusals
+    )
+)]
+async fn replace(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<McpServerId>,
+    ValidJson(body): ValidJson<McpServerBody>,
+) -> Result<(StatusCode, Json<McpServer>)> {
+    let mut fields = Fields::default();
+    check_owner_stays(&mut fields, body.user_id);
+    fields.finish()?;
+    let new = body.validated(&context.gate)?;
+    let (keys, scope) = (&context.config.keys, caller.scope());
+    let mut db = caller.read(&context).await?;
+    let (before, stored) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
+    drop(db);
+    let mut endpoint = new.endpoint();
+    endpoint.credentials = endpoint.credentials.unmasked(&stored.credentials);
+    let discovered = context.mcp.tools(before.org_id, &endpoint).await;
+    let mut db = caller.change(&context).await?;
+    let server = servers::replace(&mut db, keys, &scope, id, &new, &discovered).await?;
+    let note = note("mcp_server.update", &server)
+        .before(&before)?
+        .after(&server)?;
+    db.commit(note, StatusCode::OK, Json(server)).await
+}
+
+/// Delete an MCP server
+#[utoipa::path(
+    delete,
+    path = "/api/v1/tools-mcp-server-defs/{tool_id}",
+    tag = "MCP servers",
+    params(("tool_id" = McpServerId, Path), Force),
+    responses(
+        (status = 200, body = Told),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "It is in use, and force was not sent"),
+        Refusals
+    )
+)]
+async fn delete(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<McpServerId>,
+    ValidQuery(query): ValidQuery<Force>,
+) -> Result<(StatusCode, Json<Told>)> {
+    let force = query.force.unwrap_or_default();
+    let mut db = caller.change(&context).await?;
+    let server = servers::delete(&mut db, &context.config.keys, &caller.scope(), id, force).await?;
+    let note = note("mcp_server.delete", &server).before(&server)?;
+    db.commit(note, StatusCode::OK, Told::that("MCP server deleted"))
+        .await
+}
+
+/// Copy an MCP server
+///
+/// The copy has the same owner and credentials, and is mapped to no agent.
+#[utoipa::path(
+    post,
+    path = "/api/v1/tools-mcp-server-defs/{tool_id}/clone",
+    tag = "MCP servers",
+    params(("tool_id" = McpServerId, Path)),
+    responses(
+        (status = 201, body = McpServer),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn duplicate(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<McpServerId>,
+) -> Result<(StatusCode, Json<McpServer>)> {
+    let mut db = caller.change(&context).await?;
+    let copy = servers::duplicate(&mut db, &context.config.keys, &caller.scope(), id).await?;
+    let note = note("mcp_server.clone", &copy).after(&copy)?;
+    db.commit(note, StatusCode::CREATED, Json(copy)).await
+}
+
+/// Say which of a server's tools agents may use
+#[utoipa::path(
+    put,
+    path = "/api/v1/tools-mcp-server-defs/{tool_id}/filter-tools",
+    tag = "MCP servers",
+    params(("tool_id" = McpServerId, Path)),
+    request_body = Filter,
+    responses(
+        (status = 200, body = McpServer),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
+        Refusals
+    )
+)]
+async fn filter(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<McpServerId>,
+    ValidJson(body): ValidJson<Filter>,
+) -> Result<(StatusCode, Json<McpServer>)> {
+    let mut fields = Fields::default();
+    check_allowed(&mut fields, body.allowed_tools.as_deref());
+    fields.finish()?;
+    let (keys, scope) = (&context.config.keys, caller.scope());
+    let mut db = caller.change(&context).await?;
+    let before = servers::find(&mut db, keys, &scope, id).await?;
+    let server = servers::filter(&mut db, keys, &scope, id, body.allowed_tools.as_deref()).await?;
+    let note = note("mcp_server.filter", &server)
+        .before(&before)?
+        .after(&server)?;
+    db.commit(note, StatusCode::OK, Json(server)).await
+}
+
+/// A change of a server, for the audit log.
+fn note(action: &'static str, server: &McpServer) -> Note {
+    Note::new(action, server.org_id, server.id.0)
+}
+
+/// An MCP server as its owner writes it.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "Shop", "server_url": "https://mcp.shop.example.com/mcp",
+    "auth": {"type": "bearer", "token": "the shop's token"}, "timeout_seconds": 10
+}))]
+struct McpServerBody {
+    name: String,
+    server_url: String,
+    #[serde(default = "streamable_http")]
+    transport: Transport,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    auth: Auth,
+    /// How long asking the server may take, 1 to 15.
+    #[serde(default = "ten")]
+    timeout_seconds: i32,
+    /// Names of the tools that agents may use; null allows all.
+    allowed_tools: Option<Vec<String>>,
+    #[serde(default = "yes")]
+    is_active: bool,
+    /// Whose server it will be; an administrator may name a member.
+    user_id: Option<UserId>,
+}
+
+fn streamable_http() -> Transport {
+    Transport::StreamableHttp
+}
+
+fn ten() -> i32 {
+    10
+}
+
+impl McpServerBody {
+    fn validated(self, gate: &Gate) -> Result<NewMcpServer> {
+        let mut fields = Fields::default();
+        let name = self.name.trim();
+        fields.check_text(name, "name", 1, 200);
+        fields.check_range(self.timeout_seconds, "timeout_seconds", 1, 15);
+        if let Err(why) = gate.target(&self.server_url) {
+            fields.check(false, "server_url", "url", why);
+        }
+        check_allowed(&mut fields, self.allowed_tools.as_deref());
+        let credentials = Credentials {
+            headers: self.headers,
+            auth: self.auth,
+        };
+        check_credentials(&mut fields, &credentials);
+        fields.finish()?;
+        Ok(NewMcpServer {
+            name: name.to_owned(),
+            server_url: self.server_url,
+            transport: self.transport,
+            credentials,
+            timeout_seconds: self.timeout_seconds,
+            allowed_tools: self.allowed_tools,
+            is_active: self.is_active,
+        })
+    }
+}
+
+fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
+    let names = names.unwrap_or_default();
+    fields.check(
+        names.len() <= MAX_ALLOWED,
+        "allowed_tools",
+        "length",
+        "must be 200 names or fewer",
+    );
+    for (place, name) in names.iter().enumerate() {
+        fields.check_text(name, &format!("allowed_tools.{place}"), 1, 200);
+    }
+}
+
+/// Which server to ask.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"server_url": "https://mcp.shop.example.com/mcp"}))]
+struct Fetch {
+    /// A server that is kept.
+    tool_id: Option<McpServerId>,
+    /// Another one.
+    server_url: Option<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    auth: Auth,
+    #[serde(default = "ten")]
+    timeout_seconds: i32,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Fetched {
+    success: bool,
+    tools: Vec<McpTool>,
+    /// Why the server could not be asked.
+    sync_error: Option<String>,
+}
+
+/// Names of tools; null allows all.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"allowed_tools": ["find_order"]}))]
+struct Filter {
+    allowed_tools: Option<Vec<String>>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct McpServers {
+    tools: Vec<McpServer>,
+}

@@ -1,0 +1,257 @@
+//! `/api/v1/organizations`: organisations and what is settled in them. Their people are in
+//! [`crate::people`].
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::access::Role;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::OrgId;
+use peal_shared::orgs::{self, Headcount, NewOrganization, Organization, Settings, is_timezone};
+use peal_shared::phone::Country;
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::page;
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(detail))
+        .routes(routes!(update))
+}
+
+/// List organizations
+///
+/// One's own and those below it; all of them for a super_admin.
+#[utoipa::path(
+    get,
+    path = "/api/v1/organizations",
+    tag = "Organizations",
+    params(Paging),
+    responses((status = 200, body = Organizations), Refusals)
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Paging>,
+) -> Result<Json<Organizations>> {
+    let page = page(query.page, query.page_size)?;
+    let mut db = caller.read(&context).await?;
+    let (organizations, total) =
+        orgs::list(&mut db, &caller.scope(), (page.number, page.size)).await?;
+    Ok(Json(Organizations {
+        organizations,
+        total,
+        page: page.number,
+        page_size: page.size,
+    }))
+}
+
+/// Found an organization
+///
+/// For super_admins. A reseller's customers are organizations below the reseller's.
+#[utoipa::path(
+    post,
+    path = "/api/v1/organizations",
+    tag = "Organizations",
+    request_body(content = CreateOrganization, example = json!({
+        "name": "Acme", "timezone": "Asia/Kolkata", "default_country": "IN"
+    })),
+    responses(
+        (status = 201, body = Organization),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The parent belongs to an organization itself"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such parent"),
+        Refusals,
+    )
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<CreateOrganization>,
+) -> Result<(StatusCode, Json<Organization>)> {
+    caller.require_session()?;
+    caller.require(Role::SuperAdmin)?;
+    let settings = Settings {
+        name: Some(body.name.trim().to_owned()),
+        timezone: body.timezone,
+        default_country: Some(body.default_country),
+        hipaa_compliance: body.hipaa_compliance,
+        max_concurrent_calls: body.max_concurrent_calls,
+    };
+    let settings = checked(settings)?;
+    let new = NewOrganization {
+        name: settings.name.clone().unwrap_or_default(),
+        parent: body.parent_organization_id,
+        settings,
+    };
+    let mut db = caller.change(&context).await?;
+    let made = orgs::found_unscoped(&mut db, &new).await?;
+    let note = Note::new("organization.create", made.id, made.id.0).after(&made)?;
+    db.commit(note, StatusCode::CREATED, Json(made)).await
+}
+
+/// Show an organization with its headcount
+#[utoipa::path(
+    get,
+    path = "/api/v1/organizations/{id}/detail",
+    tag = "Organizations",
+    params(("id" = OrgId, Path)),
+    responses(
+        (status = 200, body = Detail),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
+        Refusals,
+    )
+)]
+async fn detail(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<OrgId>,
+) -> Result<Json<Detail>> {
+    let scope = caller.scope();
+    let mut db = caller.read(&context).await?;
+    let organization = orgs::find(&mut db, &scope, id).await?;
+    let headcount = orgs::headcount(&mut db, &scope, id).await?;
+    Ok(Json(Detail {
+        organization,
+        headcount,
+    }))
+}
+
+/// Change what is settled in an organization
+///
+/// For its org_admins, and super_admins; the bound on concurrent calls is for the latter.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/organizations/{id}",
+    tag = "Organizations",
+    params(("id" = OrgId, Path)),
+    request_body(content = UpdateOrganization, example = json!({"timezone": "Europe/Berlin", "default_country": null})),
+    responses(
+        (status = 200, body = Organization),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
+        Refusals,
+    )
+)]
+async fn update(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<OrgId>,
+    ValidJson(body): ValidJson<UpdateOrganization>,
+) -> Result<(StatusCode, Json<Organization>)> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    if body.max_concurrent_calls.is_some() {
+        caller.require(Role::SuperAdmin)?;
+    }
+    let settings = checked(Settings {
+        name: body.name.map(|name| name.trim().to_owned()),
+        timezone: body.timezone,
+        default_country: body.default_country,
+        hipaa_compliance: body.hipaa_compliance,
+        max_concurrent_calls: body.max_concurrent_calls,
+    })?;
+    let scope = caller.scope();
+    let mut db = caller.change(&context).await?;
+    let before = orgs::lock(&mut db, &scope, id).await?;
+    let after = orgs::settle(&mut db, &scope, id, &settings).await?;
+    let note = Note::new("organization.update", id, id.0)
+        .before(&before)?
+        .after(&after)?;
+    db.commit(note, StatusCode::OK, Json(after)).await
+}
+
+/// Settings that hold, with the country as it is written.
+fn checked(mut settings: Settings) -> Result<Settings> {
+    let mut fields = Fields::default();
+    if let Some(name) = &settings.name {
+        fields.check_text(name, "name", 1, 200);
+    }
+    if let Some(zone) = &settings.timezone {
+        let told = "must be the name of a time zone, such as Asia/Kolkata";
+        fields.check(is_timezone(zone), "timezone", "timezone", told);
+    }
+    if let Some(Some(country)) = &mut settings.default_country {
+        let known = Country::from_str(country).map(String::from);
+        let told = "must be the two letters of a country, such as IN or US";
+        fields.check(known.is_ok(), "default_country", "country", told);
+        *country = known.unwrap_or_default();
+    }
+    if let Some(calls) = settings.max_concurrent_calls {
+        fields.check_range(calls, "max_concurrent_calls", 0, 100_000);
+    }
+    fields.finish()?;
+    Ok(settings)
+}
+
+/// Tells a field that is null from one that is not there.
+fn given<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CreateOrganization {
+    name: String,
+    /// The reseller's organization.
+    parent_organization_id: Option<OrgId>,
+    /// Name of an IANA time zone; UTC when left out.
+    timezone: Option<String>,
+    default_country: Option<String>,
+    hipaa_compliance: Option<bool>,
+    max_concurrent_calls: Option<i32>,
+}
+
+/// What is left out stays as it is.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct UpdateOrganization {
+    name: Option<String>,
+    timezone: Option<String>,
+    /// null takes the country away.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    default_country: Option<Option<String>>,
+    hipaa_compliance: Option<bool>,
+    max_concurrent_calls: Option<i32>,
+}
+
+/// Which page of a list.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Paging {
+    /// From 1 on.
+    pub page: Option<i64>,
+    /// 1 to 100; 20 when left out.
+    pub page_size: Option<i64>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Organizations {
+    organizations: Vec<Organization>,
+    total: i64,
+    page: i64,
+    page_size: i64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Detail {
+    #[serde(flatten)]
+    organization: Organization,
+    #[serde(flatten)]
+    headcount: Headcount,
+}

@@ -1,0 +1,457 @@
+//! `/api/v1/me` and the people in `/api/v1/organizations/{id}`: members, their roles, and
+//! invitations.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::Error;
+use peal_shared::access::{Credential, Role};
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::{InviteId, OrgId, UserId};
+use peal_shared::orgs::find as find_org;
+use peal_shared::orgs::invites::{self, Invite};
+use peal_shared::orgs::members::{self, Member};
+use peal_shared::page::Owners;
+use peal_shared::sign_in::strangers::is_email;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::{Caller, Origin};
+use crate::batches::Browse;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::organizations::Paging;
+use crate::page::page;
+use crate::sign_in::{Door, check_password};
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(me))
+        .routes(routes!(visible_users))
+        .routes(routes!(list_members))
+        .routes(routes!(set_role))
+        .routes(routes!(remove_member))
+        .routes(routes!(invite, list_invites))
+        .routes(routes!(revoke_invite))
+        .routes(routes!(accept_invite))
+}
+
+/// Who the caller is
+#[utoipa::path(get, path = "/api/v1/me", tag = "Me", responses((status = 200, body = Me), Refusals))]
+async fn me(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Me>> {
+    let scope = caller.scope_of(caller.user)?;
+    let mut db = caller.read(&context).await?;
+    let member = members::find(&mut db, &scope, caller.org, caller.user).await?;
+    Ok(Json(Me {
+        user_id: member.id,
+        auth: match caller.credential {
+            Credential::Session => "bearer",
+            Credential::ApiKey(_) => "api_key",
+        },
+        email: member.email,
+        full_name: member.full_name,
+        organization_id: member.organization_id,
+        role: member.role,
+    }))
+}
+
+/// List the users that the caller may see
+///
+/// The members of one's organization for org_admins, everybody for super_admins, nobody for
+/// users. The lists in the query are separated by commas.
+#[utoipa::path(
+    get,
+    path = "/api/v1/me/users",
+    tag = "Me",
+    params(
+        ("page" = Option<i64>, Query), ("page_size" = Option<i64>, Query),
+        ("organization_ids" = Option<String>, Query), ("owner_user_ids" = Option<String>, Query),
+        ("platform_roles" = Option<String>, Query), ("scope" = Option<String>, Query, description = "mine or all"),
+    ),
+    responses((status = 200, body = Members), Refusals)
+)]
+async fn visible_users(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Browse>,
+) -> Result<Json<Members>> {
+    let (page, owners) = (page(query.page, query.page_size)?, query.owners()?);
+    if caller.role == Role::User {
+        return Ok(Json(Members {
+            users: Vec::new(),
+            total: 0,
+            page: page.number,
+            page_size: page.size,
+            message: Some("only administrators see other users"),
+        }));
+    }
+    let scope = match query.is_mine() {
+        true => caller.scope_of(caller.user)?,
+        false => caller.scope(),
+    };
+    let mut db = caller.read(&context).await?;
+    let (users, total) = members::list(&mut db, &scope, &owners, page).await?;
+    Ok(Json(Members {
+        users,
+        total,
+        page: page.number,
+        page_size: page.size,
+        message: None,
+    }))
+}
+
+/// List an organization's members
+#[utoipa::path(
+    get,
+    path = "/api/v1/organizations/{id}/users",
+    tag = "Organizations",
+    params(("id" = OrgId, Path), Paging),
+    responses(
+        (status = 200, body = Members),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
+        Refusals,
+    )
+)]
+async fn list_members(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<OrgId>,
+    ValidQuery(query): ValidQuery<Paging>,
+) -> Result<Json<Members>> {
+    caller.require(Role::OrgAdmin)?;
+    let page = page(query.page, query.page_size)?;
+    let scope = caller.scope();
+    let mut db = caller.read(&context).await?;
+    find_org(&mut db, &scope, id).await?;
+    let owners = Owners {
+        orgs: Some(vec![id]),
+        ..Owners::default()
+    };
+    let (users, total) = members::list(&mut db, &scope, &owners, page).await?;
+    Ok(Json(Members {
+        users,
+        total,
+        page: page.number,
+        page_size: page.size,
+        message: None,
+    }))
+}
+
+/// Change a member's role
+///
+/// It counts from the member's next request on. Nobody changes their own, or gives one above
+/// their own.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/organizations/{id}/users/{user_id}/org-role",
+    tag = "Organizations",
+    params(("id" = OrgId, Path), ("user_id" = UserId, Path)),
+    request_body(content = NewRole, example = json!({"role": "org_admin"})),
+    responses(
+        (status = 200, body = Member),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such member"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The organization would have no administrator"),
+        Refusals,
+    )
+)]
+async fn set_role(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids((org, user)): Ids<(OrgId, UserId)>,
+    ValidJson(body): ValidJson<NewRole>,
+) -> Result<(StatusCode, Json<Member>)> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    let mut db = caller.change(&context).await?;
+    let (before, after) =
+        members::set_role(&mut db, &caller.scope(), &caller, org, user, body.role).await?;
+    let note = Note::new("user.set_role", org, user.0)
+        .before(&before)?
+        .after(&after)?;
+    db.commit(note, StatusCode::OK, Json(after)).await
+}
+
+/// Remove a member
+///
+/// Their sessions and API keys end at once. What they made stays.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/organizations/{id}/users/{user_id}",
+    tag = "Organizations",
+    params(("id" = OrgId, Path), ("user_id" = UserId, Path)),
+    responses(
+        (status = 200, body = Removed),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such member"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "Batches of the member run, or the organization would have no administrator"),
+        Refusals,
+    )
+)]
+async fn remove_member(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids((org, user)): Ids<(OrgId, UserId)>,
+) -> Result<(StatusCode, Json<Removed>)> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    let mut db = caller.change(&context).await?;
+    let member = members::remove(&mut db, &caller.scope(), &caller, org, user).await?;
+    let note = Note::new("user.remove", org, user.0).before(&member)?;
+    let answer = Removed {
+        message: "the user is removed",
+    };
+    db.commit(note, StatusCode::OK, Json(answer)).await
+}
+
+/// Invite somebody
+///
+/// They get a mail with a link that is good for a week. Inviting again replaces the link.
+#[utoipa::path(
+    post,
+    path = "/api/v1/organizations/{id}/invites",
+    tag = "Organizations",
+    params(("id" = OrgId, Path)),
+    request_body(content = NewInvite, example = json!({"email": "ada@example.com", "role": "user"})),
+    responses(
+        (status = 201, body = Invite),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The address is a member's"),
+        Refusals,
+    )
+)]
+async fn invite(
+    State(context): State<Arc<Context>>,
+    State(door): State<Door>,
+    caller: Caller,
+    Ids(org): Ids<OrgId>,
+    ValidJson(body): ValidJson<NewInvite>,
+) -> Result<(StatusCode, Json<Invite>)> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    let email = body.email.trim();
+    let mut fields = Fields::default();
+    let told = "must be an e-mail address such as name@example.com";
+    fields.check(is_email(email), "email", "email", told);
+    let told = "must be user or org_admin; a super_admin is made by the platform's operator";
+    fields.check(body.role != Role::SuperAdmin, "role", "enum", told);
+    fields.finish()?;
+    door.invite(caller.org)?;
+    let text = |id: InviteId, name: &str| mail_text(&context, id, name);
+    let mut db = caller.change(&context).await?;
+    let (invite, job) = invites::send(
+        &mut db,
+        &caller.scope(),
+        &caller,
+        org,
+        email,
+        body.role,
+        text,
+    )
+    .await?;
+    let note = Note::new("invite.create", org, invite.id.0).after(&invite)?;
+    let answer = db.commit(note, StatusCode::CREATED, Json(invite)).await?;
+    if let Some(job) = job {
+        context.bells.ring_job(&job);
+    }
+    Ok(answer)
+}
+
+fn mail_text(context: &Context, id: InviteId, organization: &str) -> String {
+    let token = context.config.keys.invite_token(id);
+    let base = context.config.public_url.as_str().trim_end_matches('/');
+    format!(
+        "You are invited to {organization} on Peal.\n\n\
+         Choose a password here:\n\n{base}/accept-invite?token={token}\n\n\
+         Programs: POST {base}/api/v1/organizations/invites/accept with the token and a password.\n\
+         If you sign in with another provider, just sign in with this e-mail address.\n\n\
+         The invitation is good for a week. If you did not expect it, do nothing.\n"
+    )
+}
+
+/// List an organization's open invitations
+#[utoipa::path(
+    get,
+    path = "/api/v1/organizations/{id}/invites",
+    tag = "Organizations",
+    params(("id" = OrgId, Path)),
+    responses(
+        (status = 200, body = Invites),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
+        Refusals,
+    )
+)]
+async fn list_invites(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(org): Ids<OrgId>,
+) -> Result<Json<Invites>> {
+    caller.require(Role::OrgAdmin)?;
+    let mut db = caller.read(&context).await?;
+    let invites = invites::list(&mut db, &caller.scope(), org).await?;
+    Ok(Json(Invites { invites }))
+}
+
+/// Take an invitation back
+#[utoipa::path(
+    delete,
+    path = "/api/v1/organizations/{id}/invites/{invite_id}",
+    tag = "Organizations",
+    params(("id" = OrgId, Path), ("invite_id" = InviteId, Path)),
+    responses(
+        (status = 200, body = Removed),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such invitation waits"),
+        Refusals,
+    )
+)]
+async fn revoke_invite(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids((org, id)): Ids<(OrgId, InviteId)>,
+) -> Result<(StatusCode, Json<Removed>)> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    let mut db = caller.change(&context).await?;
+    let invite = invites::revoke(&mut db, &caller.scope(), org, id).await?;
+    let note = Note::new("invite.delete", org, id.0).before(&invite)?;
+    let answer = Removed {
+        message: "the invitation is taken back",
+    };
+    db.commit(note, StatusCode::OK, Json(answer)).await
+}
+
+/// Accept an invitation
+///
+/// Makes the invited person a member with a password of their own. Whoever signs in with
+/// another provider just signs in.
+#[utoipa::path(
+    post,
+    path = "/api/v1/organizations/invites/accept",
+    tag = "Organizations",
+    security(()),
+    request_body = Accept,
+    responses(
+        (status = 201, body = Accepted),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "The token is not genuine"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The address is in use elsewhere"),
+        (status = 410, body = ProblemDocument, content_type = "application/problem+json", description = "The invitation was used, taken back, or is too old"),
+        (status = 422, body = ProblemDocument, content_type = "application/problem+json", description = "The input is invalid"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json", description = "Too many attempts; `Retry-After` says when to come again"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Too busy; `Retry-After` says when to come again"),
+    )
+)]
+async fn accept_invite(
+    State(context): State<Arc<Context>>,
+    State(door): State<Door>,
+    mut origin: Origin,
+    ValidJson(body): ValidJson<Accept>,
+) -> Result<(StatusCode, Json<Accepted>)> {
+    let keys = &context.config.keys;
+    if let Some(name) = &body.full_name {
+        let mut fields = Fields::default();
+        fields.check_text(name, "full_name", 1, 200);
+        fields.finish()?;
+    }
+    door.guess(&origin)?;
+    let id = keys
+        .invite_of(&body.token)
+        .ok_or(Error::NotFound("Invite"))?;
+    let mut db = context.pool.begin().await?;
+    let invite = invites::waiting_unscoped(&mut db, id).await?;
+    drop(db);
+    check_password(&body.password, "password", &invite.email)?;
+    let hash = door.hasher.hash(body.password).await?;
+    // The token is good once, which is all that an Idempotency-Key could give.
+    origin.claim = None;
+    let name = body.full_name.as_deref().map(str::trim);
+    let caller = Caller {
+        principal: invites::guest(&invite),
+        session: None,
+        origin,
+    };
+    let mut db = caller.change(&context).await?;
+    invites::accept_unscoped(&mut db, &caller, id, name, &hash).await?;
+    let note = Note::new("invite.accept", invite.organization_id, id.0);
+    let answer = Accepted {
+        user_id: caller.user,
+        organization_id: invite.organization_id,
+        email: invite.email,
+        role: invite.role,
+    };
+    db.commit(note, StatusCode::CREATED, Json(answer)).await
+}
+
+#[derive(Serialize, ToSchema)]
+struct Me {
+    user_id: UserId,
+    /// `bearer` or `api_key`.
+    auth: &'static str,
+    email: String,
+    full_name: Option<String>,
+    organization_id: OrgId,
+    role: Role,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Members {
+    users: Vec<Member>,
+    total: i64,
+    page: i64,
+    page_size: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'static str>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewRole {
+    role: Role,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewInvite {
+    email: String,
+    #[serde(default = "user")]
+    role: Role,
+}
+
+fn user() -> Role {
+    Role::User
+}
+
+#[derive(Serialize, ToSchema)]
+struct Invites {
+    invites: Vec<Invite>,
+}
+
+/// Good news.
+#[derive(Serialize, ToSchema)]
+struct Removed {
+    message: &'static str,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Accept {
+    /// From the mail.
+    token: String,
+    /// 12 to 128 characters.
+    #[schema(value_type = String, format = Password)]
+    password: SecretString,
+    full_name: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Accepted {
+    user_id: UserId,
+    organization_id: OrgId,
+    email: String,
+    role: Role,
+}

@@ -1,0 +1,298 @@
+//! `/api/v1/auth`: signing in with an e-mail address and a password of ours.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
+use peal_shared::access::Role;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::{OrgId, UserId};
+use peal_shared::sign_in::passwords::{self, Hasher, weakness};
+use peal_shared::sign_in::sessions;
+use peal_shared::{Error, users};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::tokens::Tokens;
+use crate::auth::{Caller, Origin};
+use crate::error::{Problem, Result};
+use crate::extract::{Fields, ValidJson};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::pace::Pace;
+use crate::state::Api;
+
+/// Longer texts are neither addresses nor passwords.
+const MAX_CHARS: usize = 512;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(login))
+        .routes(routes!(logout))
+        .routes(routes!(change_password))
+}
+
+/// Hashes passwords and bounds how often somebody may try one.
+#[derive(Clone)]
+pub struct Door {
+    pub hasher: Hasher,
+    by_ip: Pace,
+    by_email: Pace,
+    invites: Pace,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        let pace = |burst, secs| {
+            let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
+            Pace::new(burst, Duration::from_secs(secs))
+        };
+        Self {
+            hasher: Hasher::default(),
+            by_ip: pace(20, 6),
+            by_email: pace(10, 30),
+            invites: pace(100, 36),
+        }
+    }
+}
+
+impl Door {
+    /// Takes a turn at guessing a secret, by the address the guess comes from.
+    pub fn guess(&self, origin: &Origin) -> Result<()> {
+        self.by_ip.take(origin.ip).map_err(Problem::too_soon)?;
+        Ok(())
+    }
+
+    /// Takes a turn at sending mail to somebody who did not ask for it.
+    pub fn invite(&self, org: OrgId) -> Result<()> {
+        self.invites.take(org).map_err(Problem::too_soon)?;
+        Ok(())
+    }
+
+    /// Takes a turn at guessing a password, by the address the guess comes from and by whose
+    /// password it is.
+    pub fn knock(&self, origin: &Origin, email: &str) -> Result<()> {
+        self.guess(origin)?;
+        let email = email.trim().to_lowercase();
+        self.by_email.take(email).map_err(Problem::too_soon)?;
+        Ok(())
+    }
+}
+
+/// Sign in
+///
+/// Answers a session token for `Authorization: Bearer`. An unknown address and a wrong password
+/// look the same.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/login",
+    tag = "Sign in",
+    security(()),
+    request_body(content = Login, example = json!({"email": "ada@example.com", "password": "correct horse battery"})),
+    responses(
+        (status = 200, body = SignedIn),
+        (status = 401, body = ProblemDocument, content_type = "application/problem+json", description = "The address or the password is wrong"),
+        (status = 422, body = ProblemDocument, content_type = "application/problem+json", description = "The input is invalid"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json", description = "Too many attempts; `Retry-After` says when to come again"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Too busy; `Retry-After` says when to come again"),
+    )
+)]
+async fn login(
+    State(context): State<Arc<Context>>,
+    State(door): State<Door>,
+    State(tokens): State<Tokens>,
+    mut origin: Origin,
+    ValidJson(body): ValidJson<Login>,
+) -> Result<(StatusCode, Json<SignedIn>)> {
+    let mut fields = Fields::default();
+    fields.check_text(&body.email, "email", 3, MAX_CHARS);
+    let chars = body.password.expose_secret().chars().count();
+    let fits = (1..=MAX_CHARS).contains(&chars);
+    fields.check(fits, "password", "length", "must have 1 to 512 characters");
+    fields.finish()?;
+    door.knock(&origin, &body.email)?;
+    let mut db = context.pool.acquire().await?;
+    let known = passwords::of_email_unscoped(&mut db, body.email.trim()).await?;
+    // Hashing takes a while; somebody else may have the connection.
+    drop(db);
+    let (user, hash) = known.unzip();
+    let matches = door.hasher.matches(body.password, hash).await?;
+    let Some(user) = user.filter(|_| matches) else {
+        return Err(wrong());
+    };
+    let mut db = context.pool.acquire().await?;
+    let principal = users::principal_unscoped(&mut db, user).await?;
+    drop(db);
+    let principal = principal.ok_or_else(wrong)?;
+    // An answer with a token is not kept, so it cannot be had again.
+    origin.claim = None;
+    let caller = Caller {
+        principal,
+        session: None,
+        origin,
+    };
+    let mut db = caller.change(&context).await?;
+    let (now, ttl) = (context.clock.now(), context.config.sign_in.session_ttl);
+    let session = sessions::open_unscoped(&mut db, &caller.principal, now, ttl).await?;
+    let answer = SignedIn {
+        access_token: tokens.issue(&session)?,
+        token_type: "bearer",
+        expires_in: ttl.as_secs(),
+        expires_at: session.expires_at,
+        user: SignedInUser {
+            id: caller.user,
+            email: caller.email.clone(),
+            role: caller.role,
+            organization_id: caller.org,
+        },
+    };
+    let note = Note::new("session.open", caller.org, session.id.0);
+    db.commit(note, StatusCode::OK, Json(answer)).await
+}
+
+fn wrong() -> Problem {
+    Problem::new(
+        StatusCode::UNAUTHORIZED,
+        "wrong_credentials",
+        "the e-mail address or the password is wrong",
+    )
+}
+
+/// Sign out
+///
+/// Ends the session of the token, on every replica at once.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/logout",
+    tag = "Sign in",
+    responses(
+        (status = 200, body = Said),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The token comes from another issuer"),
+        Refusals,
+    )
+)]
+async fn logout(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+) -> Result<(StatusCode, Json<Said>)> {
+    caller.require_session()?;
+    let Some(session) = caller.session else {
+        return Err(elsewhere("this session was opened elsewhere; sign out there").into());
+    };
+    let mut db = caller.change(&context).await?;
+    sessions::end_unscoped(&mut db, caller.user, session).await?;
+    let note = Note::new("session.end", caller.org, session.0);
+    db.commit(note, StatusCode::OK, Json(Said::new("signed out")))
+        .await
+}
+
+/// Change one's password
+///
+/// Every other session of the user ends.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/password",
+    tag = "Sign in",
+    request_body = ChangePassword,
+    responses(
+        (status = 200, body = Said),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The current password is wrong, or kept by another issuer"),
+        Refusals,
+    )
+)]
+async fn change_password(
+    State(context): State<Arc<Context>>,
+    State(door): State<Door>,
+    caller: Caller,
+    ValidJson(body): ValidJson<ChangePassword>,
+) -> Result<(StatusCode, Json<Said>)> {
+    caller.require_session()?;
+    let email = caller.email.clone().unwrap_or_default();
+    check_password(&body.new_password, "new_password", &email)?;
+    door.knock(&caller.origin, &email)?;
+    let mut db = caller.read(&context).await?;
+    let hash = passwords::of_user_unscoped(&mut db, caller.user).await?;
+    drop(db);
+    if hash.is_none() {
+        return Err(elsewhere("you sign in elsewhere; change your password there").into());
+    }
+    if !door.hasher.matches(body.current_password, hash).await? {
+        let told = "the current password is wrong";
+        return Err(Error::rejected("wrong_password", told).into());
+    }
+    let hash = door.hasher.hash(body.new_password).await?;
+    let mut db = caller.change(&context).await?;
+    passwords::set_unscoped(&mut db, caller.org, caller.user, &hash).await?;
+    sessions::end_all_unscoped(&mut db, caller.user, caller.session).await?;
+    let note = Note::new("password.change", caller.org, caller.user.0);
+    let told = "the password is changed; your other sessions have ended";
+    db.commit(note, StatusCode::OK, Json(Said::new(told))).await
+}
+
+fn elsewhere(told: &'static str) -> Error {
+    Error::rejected("signed_in_elsewhere", told)
+}
+
+/// Refuses a weak password, by the name of its field.
+pub fn check_password(password: &SecretString, field: &str, email: &str) -> Result<()> {
+    let mut fields = Fields::default();
+    if let Some(weakness) = weakness(password.expose_secret(), email) {
+        fields.check(false, field, "weak_password", weakness);
+    }
+    fields.finish()
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Login {
+    email: String,
+    #[schema(value_type = String, format = Password)]
+    password: SecretString,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ChangePassword {
+    #[schema(value_type = String, format = Password)]
+    current_password: SecretString,
+    /// 12 to 128 characters.
+    #[schema(value_type = String, format = Password)]
+    new_password: SecretString,
+}
+
+#[derive(Serialize, ToSchema)]
+struct SignedIn {
+    access_token: String,
+    token_type: &'static str,
+    /// Seconds until the session ends.
+    expires_in: u64,
+    expires_at: DateTime<Utc>,
+    user: SignedInUser,
+}
+
+#[derive(Serialize, ToSchema)]
+struct SignedInUser {
+    id: UserId,
+    email: Option<String>,
+    role: Role,
+    organization_id: OrgId,
+}
+
+/// Good news.
+#[derive(Serialize, ToSchema)]
+pub struct Said {
+    message: &'static str,
+}
+
+impl Said {
+    pub fn new(message: &'static str) -> Self {
+        Self { message }
+    }
+}

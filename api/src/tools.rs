@@ -1,0 +1,458 @@
+//! `/api/v1/tool-endpoint-defs`: HTTP tools, which agents call during and after a conversation.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::Error;
+use peal_shared::access::{Credential, Scope};
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::egress::Gate;
+use peal_shared::ids::{ToolId, UserId};
+use peal_shared::tools::request::{self, Use};
+use peal_shared::tools::{Auth, Credentials, NewTool, Tool, ToolMethod, definitions, schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, OptionalJson, ValidJson, ValidQuery};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+
+const MAX_OUTPUT_FIELDS: usize = 50;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(list_active))
+        .routes(routes!(show, replace, delete))
+        .routes(routes!(test))
+}
+
+/// Create an HTTP tool
+///
+/// The secrets in `auth` and in headers whose names sound like secrets are sealed and never
+/// shown again.
+#[utoipa::path(
+    post,
+    path = "/api/v1/tool-endpoint-defs",
+    tag = "Tools",
+    request_body = ToolBody,
+    responses(
+        (status = 201, body = Tool),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user_id"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The owner has a tool of this name"),
+        Refusals
+    )
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<ToolBody>,
+) -> Result<(StatusCode, Json<Tool>)> {
+    let owner = body.user_id.unwrap_or(caller.user);
+    let scope = caller.scope_of(owner)?;
+    let new = body.validated(&context.gate)?;
+    let mut db = caller.change(&context).await?;
+    let tool = definitions::create(&mut db, &context.config.keys, &scope, owner, &new).await?;
+    let note = note("tool.create", &tool).after(&tool)?;
+    db.commit(note, StatusCode::CREATED, Json(tool)).await
+}
+
+/// List HTTP tools
+///
+/// The newest thousand.
+#[utoipa::path(
+    get,
+    path = "/api/v1/tool-endpoint-defs",
+    tag = "Tools",
+    params(OfUser),
+    responses((status = 200, body = Tools), Refusals)
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<OfUser>,
+) -> Result<Json<Tools>> {
+    all(&context, &caller, &query.scope(&caller)?, false).await
+}
+
+/// List the HTTP tools that are active
+#[utoipa::path(
+    get,
+    path = "/api/v1/tool-endpoint-defs/active/endpoints",
+    tag = "Tools",
+    params(OfUser),
+    responses((status = 200, body = Tools), Refusals)
+)]
+async fn list_active(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<OfUser>,
+) -> Result<Json<Tools>> {
+    all(&context, &caller, &query.scope(&caller)?, true).await
+}
+
+async fn all(
+    context: &Context,
+    caller: &Caller,
+    scope: &Scope,
+    only_active: bool,
+) -> Result<Json<Tools>> {
+    let mut db = caller.read(context).await?;
+    let tools = definitions::list(&mut db, &context.config.keys, scope, only_active).await?;
+    Ok(Json(Tools { tools }))
+}
+
+/// Show an HTTP tool
+///
+/// Secrets are masked. Its owner may see them with `reveal_secret=true` in a session.
+#[utoipa::path(
+    get,
+    path = "/api/v1/tool-endpoint-defs/{tool_id}",
+    tag = "Tools",
+    params(("tool_id" = ToolId, Path), Reveal),
+    responses(
+        (status = 200, body = Tool),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
+        Refusals
+    )
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<ToolId>,
+    ValidQuery(query): ValidQuery<Reveal>,
+) -> Result<Json<Tool>> {
+    let keys = &context.config.keys;
+    if !query.reveal_secret.unwrap_or_default() {
+        let mut db = caller.read(&context).await?;
+        return Ok(Json(
+            definitions::find(&mut db, keys, &caller.scope(), id).await?,
+        ));
+    }
+    let mut db = caller.change(&context).await?;
+    let (mut tool, credentials) =
+        definitions::find_with_credentials(&mut db, keys, &caller.scope(), id).await?;
+    if tool.user_id != caller.user || caller.credential != Credential::Session {
+        return Err(Error::Forbidden(
+            "Forbidden: only the owner of a tool sees its secrets, signed in with a session".into(),
+        )
+        .into());
+    }
+    let note = note("tool.reveal", &tool);
+    tool.headers = credentials.headers;
+    tool.auth = credentials.auth;
+    let (_, tool) = db.commit(note, StatusCode::OK, Json(tool)).await?;
+    Ok(tool)
+}
+
+/// Replace an HTTP tool
+///
+/// A secret that is sent as its mask stays as it is.
+#[utoipa::path(
+    put,
+    path = "/api/v1/tool-endpoint-defs/{tool_id}",
+    tag = "Tools",
+    params(("tool_id" = ToolId, Path)),
+    request_body = ToolBody,
+    responses(
+        (status = 200, body = Tool),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The owner has another tool of this name"),
+        Refusals
+    )
+)]
+async fn replace(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<ToolId>,
+    ValidJson(body): ValidJson<ToolBody>,
+) -> Result<(StatusCode, Json<Tool>)> {
+    let mut fields = Fields::default();
+    check_owner_stays(&mut fields, body.user_id);
+    fields.finish()?;
+    let new = body.validated(&context.gate)?;
+    let (keys, scope) = (&context.config.keys, caller.scope());
+    let mut db = caller.change(&context).await?;
+    let before = definitions::find(&mut db, keys, &scope, id).await?;
+    let tool = definitions::replace(&mut db, keys, &scope, id, &new).await?;
+    let note = note("tool.update", &tool).before(&before)?.after(&tool)?;
+    db.commit(note, StatusCode::OK, Json(tool)).await
+}
+
+/// Delete an HTTP tool
+#[utoipa::path(
+    delete,
+    path = "/api/v1/tool-endpoint-defs/{tool_id}",
+    tag = "Tools",
+    params(("tool_id" = ToolId, Path), Force),
+    responses(
+        (status = 200, body = Told),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "It is in use, and force was not sent"),
+        Refusals
+    )
+)]
+async fn delete(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<ToolId>,
+    ValidQuery(query): ValidQuery<Force>,
+) -> Result<(StatusCode, Json<Told>)> {
+    let force = query.force.unwrap_or_default();
+    let mut db = caller.change(&context).await?;
+    let tool =
+        definitions::delete(&mut db, &context.config.keys, &caller.scope(), id, force).await?;
+    let note = note("tool.delete", &tool).before(&tool)?;
+    db.commit(note, StatusCode::OK, Told::that("tool deleted"))
+        .await
+}
+
+/// Use an HTTP tool once, with sample arguments
+///
+/// The request really leaves. The answer shows it, with secrets masked, and what a model would
+/// see of the response. An endpoint that fails is told in `error`, with status 200.
+#[utoipa::path(
+    post,
+    path = "/api/v1/tool-endpoint-defs/{tool_id}/test",
+    tag = "Tools",
+    params(("tool_id" = ToolId, Path)),
+    request_body = Sample,
+    responses(
+        (status = 200, body = Use),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The arguments do not make an address"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn test(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<ToolId>,
+    OptionalJson(sample): OptionalJson<Sample>,
+) -> Result<(StatusCode, Json<Use>)> {
+    // No transaction stays open while a stranger's server takes its time.
+    let (keys, scope) = (&context.config.keys, caller.scope());
+    let mut db = caller.change(&context).await?;
+    let (tool, credentials) = definitions::find_with_credentials(&mut db, keys, &scope, id).await?;
+    drop(db);
+    let used = request::send(&context.gate, &tool, &credentials, &sample.arguments).await?;
+    let db = caller.change(&context).await?;
+    db.commit(note("tool.test", &tool), StatusCode::OK, Json(used))
+        .await
+}
+
+/// A change of a tool, for the audit log.
+fn note(action: &'static str, tool: &Tool) -> Note {
+    Note::new(action, tool.org_id, tool.id.0)
+}
+
+/// An owner is named when a thing is made, and stays.
+pub fn check_owner_stays(fields: &mut Fields, user: Option<UserId>) {
+    fields.check(
+        user.is_none(),
+        "user_id",
+        "extra_forbidden",
+        "is said when the thing is created; leave it out",
+    );
+}
+
+/// An HTTP tool as its owner writes it.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "find_order", "description": "Finds an order by its number",
+    "url": "https://shop.example.com/orders/{{order_id}}", "method": "GET",
+    "auth": {"type": "bearer", "token": "the shop's token"}, "timeout_seconds": 5,
+    "tool_schema": {"type": "object", "properties": {"order_id": {"type": "string"}}, "required": ["order_id"]},
+    "output_schema": ["status", "items.name"]
+}))]
+struct ToolBody {
+    /// What the model calls it: letters, digits and underscores.
+    name: String,
+    /// What it does and when to use it, for the model.
+    description: String,
+    /// Where it is; `{{parameters}}` may stand behind the host.
+    url: String,
+    #[serde(default = "post")]
+    method: ToolMethod,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    auth: Auth,
+    /// How long a request may take, 1 to 15.
+    #[serde(default = "ten")]
+    timeout_seconds: i32,
+    /// JSON Schema of the arguments, also taken as `parameters`.
+    #[serde(default = "schema::of_nothing", alias = "parameters")]
+    #[schema(value_type = Object)]
+    tool_schema: Value,
+    /// Arguments that must be there, besides those that the schema requires.
+    #[serde(default)]
+    required: Vec<String>,
+    /// Fields of the answer to keep, such as `order.status`; left out, all are kept.
+    output_schema: Option<Vec<String>>,
+    #[serde(default = "yes")]
+    is_active: bool,
+    /// Whose tool it will be; an administrator may name a member.
+    user_id: Option<UserId>,
+}
+
+fn post() -> ToolMethod {
+    ToolMethod::Post
+}
+
+fn ten() -> i32 {
+    10
+}
+
+pub fn yes() -> bool {
+    true
+}
+
+impl ToolBody {
+    fn validated(self, gate: &Gate) -> Result<NewTool> {
+        let mut fields = Fields::default();
+        fields.check(
+            is_function_name(&self.name),
+            "name",
+            "identifier",
+            "must be 1 to 64 letters, digits and underscores, and not begin with a digit",
+        );
+        let description = self.description.trim();
+        fields.check_text(description, "description", 1, 1024);
+        fields.check_range(self.timeout_seconds, "timeout_seconds", 1, 15);
+        let credentials = Credentials {
+            headers: self.headers,
+            auth: self.auth,
+        };
+        check_credentials(&mut fields, &credentials);
+        if let Err(why) = schema::check(&self.tool_schema) {
+            fields.check(false, "tool_schema", "json_schema", why);
+        } else {
+            let known = schema::parameters(&self.tool_schema);
+            for (place, name) in self.required.iter().enumerate() {
+                fields.check(
+                    known.contains(&name.as_str()),
+                    &format!("required.{place}"),
+                    "value_error",
+                    "is not among the properties of tool_schema",
+                );
+            }
+            if let Err(why) = request::check_url(gate, &self.url, &self.tool_schema) {
+                fields.check(false, "url", "url", why);
+            }
+        }
+        if let Some(paths) = &self.output_schema {
+            fields.check(
+                (1..=MAX_OUTPUT_FIELDS).contains(&paths.len()),
+                "output_schema",
+                "length",
+                "must have 1 to 50 fields; leave it out to keep all",
+            );
+            for (place, path) in paths.iter().enumerate() {
+                fields.check_text(path, &format!("output_schema.{place}"), 1, 200);
+            }
+        }
+        fields.finish()?;
+        Ok(NewTool {
+            description: description.to_owned(),
+            tool_schema: schema::demanding(self.tool_schema, &self.required),
+            name: self.name,
+            url: self.url,
+            method: self.method,
+            credentials,
+            timeout_seconds: self.timeout_seconds,
+            output_schema: self.output_schema,
+            is_active: self.is_active,
+        })
+    }
+}
+
+/// Everything that is wrong with the headers and the authentication of an endpoint.
+pub fn check_credentials(fields: &mut Fields, credentials: &Credentials) {
+    for (path, why) in credentials.complaints() {
+        fields.check(false, &path, "value_error", why);
+    }
+}
+
+/// Names that models and their vendors take for functions.
+fn is_function_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && name.bytes().next().is_some_and(|b| !b.is_ascii_digit())
+}
+
+/// Sample arguments.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"arguments": {"order_id": "A-17"}}))]
+struct Sample {
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    arguments: Map<String, Value>,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Reveal {
+    /// Show the secrets themselves.
+    reveal_secret: Option<bool>,
+}
+
+/// Whether to delete what is in use.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Force {
+    /// Take it away from the agents and rules that use it.
+    pub force: Option<bool>,
+}
+
+/// Whose things to list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct OfUser {
+    /// A member of the organisation, for its administrators; left out, everybody the caller sees.
+    user_id: Option<UserId>,
+}
+
+impl OfUser {
+    /// The rows that the caller asks for.
+    ///
+    /// # Errors
+    /// When the caller may not ask for somebody else's.
+    pub fn scope(&self, caller: &Caller) -> Result<Scope> {
+        Ok(match self.user_id {
+            Some(user) => caller.scope_of(user)?,
+            None => caller.scope(),
+        })
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+struct Tools {
+    tools: Vec<Tool>,
+}
+
+/// What was done.
+#[derive(Serialize, ToSchema)]
+pub struct Told {
+    message: String,
+}
+
+impl Told {
+    pub fn that(message: impl Into<String>) -> Json<Self> {
+        Json(Self {
+            message: message.into(),
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! What comes and goes at `/api/v1/trunks`.
+
+use peal_shared::ids::OrgId;
+use peal_shared::telephony::{CarrierKind, Credentials};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoResponses, ToSchema};
+
+use crate::extract::Fields;
+use crate::openapi::ProblemDocument;
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddTrunk {
+    #[schema(min_length = 1, max_length = 200)]
+    pub name: String,
+    #[serde(default = "twilio")]
+    #[schema(default = "twilio")]
+    pub kind: CarrierKind,
+    /// The carrier's id of the account, such as `AC...`.
+    #[schema(min_length = 1, max_length = 100, pattern = "^[A-Za-z0-9]+$")]
+    pub account_id: String,
+    /// Who requests authenticate as, such as the id of an API key; the account when absent.
+    #[schema(max_length = 200)]
+    pub username: Option<String>,
+    /// The secret that goes with it. It is never shown again.
+    #[schema(value_type = String, min_length = 1, max_length = 500, write_only)]
+    pub password: SecretString,
+    /// What the carrier signs callbacks with, if it is not the password.
+    #[schema(value_type = Option<String>, max_length = 500, write_only)]
+    pub signing_secret: Option<SecretString>,
+    /// Calls per second that the carrier grants.
+    #[schema(minimum = 0.001, maximum = 10_000.0)]
+    pub cps: f64,
+    /// Calls at once that the carrier grants.
+    #[schema(minimum = 1, maximum = 100_000)]
+    pub max_concurrent: i32,
+    /// How long a call rings.
+    #[serde(default = "half_a_minute")]
+    #[schema(default = 30, minimum = 15, maximum = 600)]
+    pub ring_timeout_secs: i32,
+    /// Takes a `super_admin`: where the carrier's API is, unless at its public address.
+    #[schema(max_length = 2000)]
+    pub api_base_url: Option<String>,
+    /// Takes a `super_admin`: whose trunk it is; the caller's organisation when absent.
+    pub organization_id: Option<OrgId>,
+    /// Takes a `super_admin`: the platform's own trunk.
+    #[serde(default)]
+    #[schema(default = false)]
+    pub platform: bool,
+}
+
+fn twilio() -> CarrierKind {
+    CarrierKind::Twilio
+}
+
+fn half_a_minute() -> i32 {
+    30
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateTrunk {
+    #[schema(min_length = 1, max_length = 200)]
+    pub name: Option<String>,
+    #[schema(minimum = 0.001, maximum = 10_000.0)]
+    pub cps: Option<f64>,
+    #[schema(minimum = 1, maximum = 100_000)]
+    pub max_concurrent: Option<i32>,
+    #[schema(minimum = 15, maximum = 600)]
+    pub ring_timeout_secs: Option<i32>,
+}
+
+/// What a trunk authenticates with.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Secret {
+    /// Who requests authenticate as, such as the id of an API key; the account when absent.
+    #[schema(max_length = 200)]
+    pub username: Option<String>,
+    /// The secret that goes with it. It is never shown again.
+    #[schema(value_type = String, min_length = 1, max_length = 500, write_only)]
+    pub password: SecretString,
+    /// What the carrier signs callbacks with, if it is not the password.
+    #[schema(value_type = Option<String>, max_length = 500, write_only)]
+    pub signing_secret: Option<SecretString>,
+}
+
+impl Secret {
+    /// The credentials, whatever is wrong with them being noted.
+    pub fn checked(self, fields: &mut Fields) -> Credentials {
+        if let Some(username) = &self.username {
+            fields.check_text(username, "username", 1, 200);
+        }
+        fields.check_text(self.password.expose_secret(), "password", 1, 500);
+        if let Some(secret) = &self.signing_secret {
+            fields.check_text(secret.expose_secret(), "signing_secret", 1, 500);
+        }
+        Credentials {
+            username: self.username,
+            password: self.password,
+            signing_secrets: self.signing_secret.into_iter().collect(),
+        }
+    }
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Pause {
+    /// Why, for whoever wonders that nothing dials.
+    #[schema(min_length = 1, max_length = 500)]
+    pub reason: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct Checked {
+    /// Whether the carrier accepts the account with its secret.
+    pub accepted: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct TrunkDeleted {
+    pub message: &'static str,
+}
+
+/// What an operation on a trunk may be refused with, besides what any operation may.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "its variants are read by the macro alone")]
+pub enum TrunkRefusals {
+    /// The carrier does not accept the account.
+    #[response(status = 400, content_type = "application/problem+json")]
+    Refused(#[to_schema] ProblemDocument),
+    /// No such trunk.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(#[to_schema] ProblemDocument),
+    /// Calls go through it, or numbers hang on it.
+    #[response(status = 409, content_type = "application/problem+json")]
+    InUse(#[to_schema] ProblemDocument),
+    /// The carrier does not answer as it should.
+    #[response(status = 502, content_type = "application/problem+json")]
+    Outside(#[to_schema] ProblemDocument),
+}

@@ -1,0 +1,416 @@
+//! `/api/v1/trunks`: accounts with carriers. Administrators set them up; secrets go in and
+//! never come out. Whatever a trunk authenticates with is tried at the carrier before it is
+//! kept.
+//!
+//! Where the carrier's API is may be said by a `super_admin` alone: Peal sends requests there.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::Error;
+use peal_shared::access::Role;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::TrunkId;
+use peal_shared::telephony::{Account, Standing};
+use peal_shared::trunks::settings::{self, Limits, Trunk};
+use peal_shared::trunks::{self, NewTrunk};
+use rust_decimal::Decimal;
+use url::Url;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, OptionalJson, ValidJson};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+use crate::trunk_bodies::{
+    AddTrunk, Checked, Pause, Secret, TrunkDeleted, TrunkRefusals, UpdateTrunk,
+};
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show, update, delete))
+        .routes(routes!(check))
+        .routes(routes!(rotate))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+}
+
+/// List trunks
+///
+/// Those of the caller's organisation; a `super_admin` sees all, the platform's own included.
+#[utoipa::path(
+    get,
+    path = "/api/v1/trunks",
+    tag = "Trunks",
+    responses((status = 200, body = Vec<Trunk>), Refusals)
+)]
+async fn list(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Vec<Trunk>>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(settings::list(&mut db, &caller.scope(), None).await?))
+}
+
+/// Add a trunk
+///
+/// Takes an `org_admin`. The account and its secret are tried at the carrier first.
+#[utoipa::path(
+    post,
+    path = "/api/v1/trunks",
+    tag = "Trunks",
+    request_body(content = AddTrunk, example = json!({
+        "name": "Main", "account_id": "AC00000000000000000000000000000000", "password": "the auth token",
+        "cps": 1, "max_concurrent": 50
+    })),
+    responses((status = 201, body = Trunk), TrunkRefusals, Refusals)
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<AddTrunk>,
+) -> Result<(StatusCode, Json<Trunk>)> {
+    caller.require(Role::OrgAdmin)?;
+    let beyond = body.platform || body.organization_id.is_some() || body.api_base_url.is_some();
+    if beyond && caller.role != Role::SuperAdmin {
+        return Err(Error::Forbidden(
+            "Forbidden: platform, organization_id and api_base_url take the role super_admin"
+                .into(),
+        )
+        .into());
+    }
+    let new = wanted(&caller, body)?;
+    try_at_carrier(&context, &new.account).await?;
+    let mut db = caller.change(&context).await?;
+    let id = trunks::create_unscoped(&mut db, &context.config.keys, &new).await?;
+    let trunk = settings::find(&mut db, &caller.scope(), id).await?;
+    let note = note("trunk.create", &caller, &trunk).after(&trunk)?;
+    db.commit(note, StatusCode::CREATED, Json(trunk)).await
+}
+
+/// The trunk that a body asks for.
+fn wanted(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
+    let mut fields = Fields::default();
+    let name = body.name.trim().to_owned();
+    let cps = checked_limits(
+        &mut fields,
+        &name,
+        body.cps,
+        body.max_concurrent,
+        body.ring_timeout_secs,
+    );
+    fields.check_text(&body.account_id, "account_id", 1, 100);
+    let is_id = body.account_id.bytes().all(|b| b.is_ascii_alphanumeric());
+    fields.check(
+        is_id,
+        "account_id",
+        "characters",
+        "must be letters and digits",
+    );
+    let secret = Secret {
+        username: body.username,
+        password: body.password,
+        signing_secret: body.signing_secret,
+    };
+    let credentials = secret.checked(&mut fields);
+    let base = body.api_base_url.as_deref().map(Url::parse);
+    let reachable = base.as_ref().is_none_or(|url| {
+        url.as_ref()
+            .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+    });
+    fields.check(
+        reachable,
+        "api_base_url",
+        "url",
+        "must be an http or https address",
+    );
+    fields.finish()?;
+    if body.platform && body.organization_id.is_some() {
+        return Err(Error::rejected(
+            "platform_or_organization",
+            "a trunk of the platform has no organization: send one of platform and organization_id",
+        )
+        .into());
+    }
+    let org = match body.platform {
+        true => None,
+        false => Some(body.organization_id.unwrap_or(caller.org)),
+    };
+    let account = Account {
+        kind: body.kind,
+        account_id: body.account_id,
+        credentials,
+        api_base_url: base.and_then(std::result::Result::ok),
+    };
+    Ok(NewTrunk {
+        org,
+        name,
+        account,
+        cps,
+        max_concurrent: body.max_concurrent,
+        ring_timeout_secs: body.ring_timeout_secs,
+    })
+}
+
+/// Show a trunk
+#[utoipa::path(
+    get,
+    path = "/api/v1/trunks/{trunk_id}",
+    tag = "Trunks",
+    params(("trunk_id" = TrunkId, Path)),
+    responses(
+        (status = 200, body = Trunk),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such trunk"),
+        Refusals,
+    )
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<TrunkId>,
+) -> Result<Json<Trunk>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(settings::find(&mut db, &caller.scope(), id).await?))
+}
+
+/// Change a trunk's name and limits
+///
+/// Takes an `org_admin`. What is left out stays as it is; limits hold from the next call on.
+#[utoipa::path(
+    put,
+    path = "/api/v1/trunks/{trunk_id}",
+    tag = "Trunks",
+    params(("trunk_id" = TrunkId, Path)),
+    request_body(content = UpdateTrunk, example = json!({"cps": 2.5, "max_concurrent": 100})),
+    responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
+)]
+async fn update(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<TrunkId>,
+    ValidJson(body): ValidJson<UpdateTrunk>,
+) -> Result<(StatusCode, Json<Trunk>)> {
+    caller.require(Role::OrgAdmin)?;
+    let mut db = caller.change(&context).await?;
+    let before = settings::lock(&mut db, &caller.scope(), id).await?;
+    let name = body
+        .name
+        .as_deref()
+        .unwrap_or(&before.name)
+        .trim()
+        .to_owned();
+    let max_concurrent = body.max_concurrent.unwrap_or(before.max_concurrent);
+    let ring_timeout_secs = body.ring_timeout_secs.unwrap_or(before.ring_timeout_secs);
+    let mut fields = Fields::default();
+    let cps = body.cps.unwrap_or(before.cps);
+    let cps = checked_limits(&mut fields, &name, cps, max_concurrent, ring_timeout_secs);
+    fields.finish()?;
+    let limits = Limits {
+        name,
+        cps,
+        max_concurrent,
+        ring_timeout_secs,
+    };
+    let trunk = settings::change(&mut db, &caller.scope(), id, &limits).await?;
+    let note = note("trunk.update", &caller, &trunk)
+        .before(&before)?
+        .after(&trunk)?;
+    db.commit(note, StatusCode::OK, Json(trunk)).await
+}
+
+/// Try a trunk's account at its carrier
+///
+/// Takes an `org_admin`. Changes nothing.
+#[utoipa::path(
+    post,
+    path = "/api/v1/trunks/{trunk_id}/check",
+    tag = "Trunks",
+    params(("trunk_id" = TrunkId, Path)),
+    responses((status = 200, body = Checked), TrunkRefusals, Refusals)
+)]
+async fn check(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<TrunkId>,
+) -> Result<Json<Checked>> {
+    caller.require(Role::OrgAdmin)?;
+    let account = account(&context, &caller, id).await?;
+    let standing = context.carriers.of(account.kind).check(&account).await?;
+    Ok(Json(match standing {
+        Standing::Good => Checked {
+            accepted: true,
+            reason: None,
+        },
+        Standing::Refused(why) => Checked {
+            accepted: false,
+            reason: Some(why),
+        },
+    }))
+}
+
+/// Replace a trunk's secret
+///
+/// Takes an `org_admin`. The new secret is tried at the carrier first. Callbacks signed with the
+/// old one are believed until two more have followed.
+#[utoipa::path(
+    post,
+    path = "/api/v1/trunks/{trunk_id}/rotate",
+    tag = "Trunks",
+    params(("trunk_id" = TrunkId, Path)),
+    request_body(content = Secret, example = json!({"password": "the new auth token"})),
+    responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
+)]
+async fn rotate(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<TrunkId>,
+    ValidJson(body): ValidJson<Secret>,
+) -> Result<(StatusCode, Json<Trunk>)> {
+    caller.require(Role::OrgAdmin)?;
+    let mut fields = Fields::default();
+    let credentials = body.checked(&mut fields);
+    fields.finish()?;
+    let account = Account {
+        credentials: credentials.clone(),
+        ..account(&context, &caller, id).await?
+    };
+    try_at_carrier(&context, &account).await?;
+    let keys = &context.config.keys;
+    let mut db = caller.change(&context).await?;
+    settings::lock(&mut db, &caller.scope(), id).await?;
+    let trunk = settings::rotate(&mut db, &caller.scope(), keys, id, &credentials).await?;
+    let note = note("trunk.rotate", &caller, &trunk);
+    db.commit(note, StatusCode::OK, Json(trunk)).await
+}
+
+/// Pause a trunk
+///
+/// Takes an `org_admin`. Nothing is dialled through it until it is resumed; calls on their way
+/// go on.
+#[utoipa::path(
+    post,
+    path = "/api/v1/trunks/{trunk_id}/pause",
+    tag = "Trunks",
+    params(("trunk_id" = TrunkId, Path)),
+    request_body(content = Option<Pause>, example = json!({"reason": "The carrier works on its lines"})),
+    responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
+)]
+async fn pause(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<TrunkId>,
+    OptionalJson(body): OptionalJson<Pause>,
+) -> Result<(StatusCode, Json<Trunk>)> {
+    caller.require(Role::OrgAdmin)?;
+    let reason = body
+        .reason
+        .unwrap_or_else(|| "paused by its owner".to_owned());
+    let mut fields = Fields::default();
+    fields.check_text(reason.trim(), "reason", 1, 500);
+    fields.finish()?;
+    set_paused(&context, &caller, id, Some(reason.trim())).await
+}
+
+/// Resume a trunk
+///
+/// Takes an `org_admin`.
+#[utoipa::path(
+    post,
+    path = "/api/v1/trunks/{trunk_id}/resume",
+    tag = "Trunks",
+    params(("trunk_id" = TrunkId, Path)),
+    responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
+)]
+async fn resume(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<TrunkId>,
+) -> Result<(StatusCode, Json<Trunk>)> {
+    caller.require(Role::OrgAdmin)?;
+    set_paused(&context, &caller, id, None).await
+}
+
+async fn set_paused(
+    context: &Context,
+    caller: &Caller,
+    id: TrunkId,
+    reason: Option<&str>,
+) -> Result<(StatusCode, Json<Trunk>)> {
+    let action = match reason {
+        Some(_) => "trunk.pause",
+        None => "trunk.resume",
+    };
+    let mut db = caller.change(context).await?;
+    let before = settings::lock(&mut db, &caller.scope(), id).await?;
+    let trunk = settings::set_paused(&mut db, &caller.scope(), id, reason).await?;
+    let note = note(action, caller, &trunk)
+        .before(&before)?
+        .after(&trunk)?;
+    db.commit(note, StatusCode::OK, Json(trunk)).await
+}
+
+/// Delete a trunk
+///
+/// Takes an `org_admin`. Its secrets are forgotten; calls of the past keep its id.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/trunks/{trunk_id}",
+    tag = "Trunks",
+    params(("trunk_id" = TrunkId, Path)),
+    responses((status = 200, body = TrunkDeleted), TrunkRefusals, Refusals)
+)]
+async fn delete(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<TrunkId>,
+) -> Result<(StatusCode, Json<TrunkDeleted>)> {
+    caller.require(Role::OrgAdmin)?;
+    let mut db = caller.change(&context).await?;
+    let keys = &context.config.keys;
+    let trunk = settings::delete(&mut db, &caller.scope(), keys, id).await?;
+    let note = note("trunk.delete", &caller, &trunk).before(&trunk)?;
+    let told = TrunkDeleted {
+        message: "trunk deleted",
+    };
+    db.commit(note, StatusCode::OK, Json(told)).await
+}
+
+/// The account of a trunk in the caller's sight.
+async fn account(context: &Context, caller: &Caller, id: TrunkId) -> Result<Account> {
+    let mut db = caller.read(context).await?;
+    settings::find(&mut db, &caller.scope(), id).await?;
+    drop(db);
+    Ok(trunks::account_unscoped(&context.pool, &context.config.keys, id).await?)
+}
+
+/// Refuses an account that its carrier does not accept.
+async fn try_at_carrier(context: &Context, account: &Account) -> Result<()> {
+    match context.carriers.of(account.kind).check(account).await? {
+        Standing::Good => Ok(()),
+        Standing::Refused(why) => Err(Error::rejected("carrier_refused", why).into()),
+    }
+}
+
+/// Notes wrong limits, and gives the pace as it is stored.
+fn checked_limits(
+    fields: &mut Fields,
+    name: &str,
+    cps: f64,
+    max_concurrent: i32,
+    ring_timeout_secs: i32,
+) -> Decimal {
+    fields.check_text(name, "name", 1, 200);
+    fields.check_fraction(cps, "cps", 0.001, 10_000.0);
+    fields.check_range(max_concurrent, "max_concurrent", 1, 100_000);
+    fields.check_range(ring_timeout_secs, "ring_timeout_secs", 15, 600);
+    Decimal::try_from(cps).unwrap_or_default().round_dp(3)
+}
+
+/// A change of a trunk, for the audit log; one of the platform's is noted where it was made.
+fn note(action: &'static str, caller: &Caller, trunk: &Trunk) -> Note {
+    let org = trunk.organization_id.unwrap_or(caller.org);
+    Note::new(action, org, trunk.id.0)
+}

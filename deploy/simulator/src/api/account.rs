@@ -1,0 +1,42 @@
+//! The account resource.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::{refusal::Refusal, world::World};
+
+pub(super) async fn fetch(
+    State(world): State<Arc<World>>,
+    Path(file): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let path = format!("/2010-04-01/Accounts/{file}");
+    let Some(account) = file.strip_suffix(".json") else {
+        return Refusal::not_found(&path).into_response();
+    };
+    let known = world.with(|board, _| {
+        board
+            .accounts
+            .authenticate(account, super::login(&headers).as_ref())
+            .is_some()
+    });
+    if !known {
+        return Refusal::unauthenticated().into_response();
+    }
+    let facts = json!({
+        "sid": account,
+        "owner_account_sid": account,
+        "friendly_name": "Simulated account",
+        "status": "active",
+        "type": "Full",
+        "uri": path,
+    });
+    Json(facts).into_response()
+}

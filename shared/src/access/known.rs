@@ -1,0 +1,223 @@
+//! What a request may do beyond its caller's role: which features its user has, and which
+//! routes its key opens. Both hold for sessions and keys alike, whatever the handler does.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Credential, Principal};
+use crate::error::Error;
+
+/// What can be switched off for a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Feature {
+    /// Batches and single calls.
+    Outbound,
+    /// Searching and exporting calls.
+    CallAnalytics,
+    /// Looking at calls.
+    CallLogs,
+}
+
+impl Feature {
+    /// Every feature.
+    pub const ALL: [Self; 3] = [Self::Outbound, Self::CallAnalytics, Self::CallLogs];
+
+    /// The word on the wire and in tables.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::CallAnalytics => "call_analytics",
+            Self::CallLogs => "call_logs",
+        }
+    }
+
+    /// The feature of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|feature| feature.as_str() == name)
+    }
+
+    /// The features that a route belongs to.
+    fn of(path: &str) -> &'static [Self] {
+        if within(path, "/api/v1/batch-call") || within(path, "/api/call/create_call") {
+            &[Self::Outbound]
+        } else if within(path, "/api/v1/call-analytics") {
+            &[Self::CallAnalytics, Self::CallLogs]
+        } else if within(path, "/api/call") {
+            &[Self::CallLogs]
+        } else {
+            &[]
+        }
+    }
+}
+
+/// One thing that a key may do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyScope {
+    /// Paths at and below this one: `/api/v1/batch-call`.
+    pub allowed_path_prefix: String,
+    /// GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE, or `*` for all of them.
+    pub allowed_method: String,
+}
+
+impl KeyScope {
+    fn allows(&self, method: &str, path: &str) -> bool {
+        let prefix = self.allowed_path_prefix.trim_end_matches('/');
+        (self.allowed_method == "*" || self.allowed_method == method)
+            && (prefix.is_empty() || within(path, prefix))
+    }
+}
+
+/// A caller, and what they may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub principal: Principal,
+    /// Names of the features that are off.
+    pub off: Vec<String>,
+    /// What the key may do; nothing listed is everything.
+    pub scopes: Vec<KeyScope>,
+}
+
+impl Known {
+    /// Whether the caller may send such a request at all.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] with the contract's words.
+    pub fn allow(&self, method: &str, path: &str) -> Result<(), Error> {
+        if let Credential::ApiKey(_) = self.principal.credential {
+            let scoped = self.scopes.is_empty()
+                || self.scopes.iter().any(|scope| scope.allows(method, path));
+            if !scoped || (is_money(path) && !matches!(method, "GET" | "HEAD" | "OPTIONS")) {
+                return Err(Error::Forbidden(
+                    "Forbidden: API Key does not have required scopes".into(),
+                ));
+            }
+        }
+        for feature in Feature::of(path) {
+            if self.off.iter().any(|name| name == feature.as_str()) {
+                let told = format!(
+                    "Forbidden: the feature {} is switched off for this user",
+                    feature.as_str()
+                );
+                return Err(Error::Forbidden(told.into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where money is moved or priced: a key only looks.
+fn is_money(path: &str) -> bool {
+    let places = ["/billing", "/wallets", "/earnings", "/orgs"];
+    places.iter().any(|place| {
+        within(path, place)
+            || path
+                .strip_prefix("/api/v1")
+                .is_some_and(|rest| within(rest, place))
+    })
+}
+
+/// Whether a path is `prefix` or below it. Routes match the path as it was sent, and so does
+/// this.
+fn within(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Role;
+    use crate::ids::{ApiKeyId, OrgId, UserId};
+
+    fn known(credential: Credential, off: &[&str], scopes: &[(&str, &str)]) -> Known {
+        Known {
+            principal: Principal {
+                user: UserId::new(),
+                org: OrgId::new(),
+                role: Role::SuperAdmin,
+                email: None,
+                credential,
+            },
+            off: off.iter().map(|name| (*name).to_owned()).collect(),
+            scopes: scopes
+                .iter()
+                .map(|(path, method)| KeyScope {
+                    allowed_path_prefix: (*path).to_owned(),
+                    allowed_method: (*method).to_owned(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_feature_that_is_off_closes_its_routes_for_sessions_and_keys() {
+        for credential in [Credential::Session, Credential::ApiKey(ApiKeyId::new())] {
+            for (feature, path, open) in [
+                ("outbound", "/api/v1/batch-call", false),
+                ("outbound", "/api/v1/batch-call/start/1", false),
+                ("outbound", "/api/call/create_call", false),
+                ("outbound", "/api/call/1", true),
+                ("outbound", "/api/v1/batch-caller", true),
+                ("outbound", "/api/v1/agents", true),
+                ("call_logs", "/api/call/1", false),
+                ("call_logs", "/api/v1/call-analytics", false),
+                ("call_analytics", "/api/v1/call-analytics/export", false),
+                ("call_analytics", "/api/call/1", true),
+                ("", "/api/v1/batch-call", true),
+            ] {
+                let known = known(credential, &[feature], &[]);
+                let allowed = known.allow("GET", path);
+                assert_eq!(allowed.is_ok(), open, "{feature} {path}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_does_what_one_of_its_scopes_allows() {
+        let key = Credential::ApiKey(ApiKeyId::new());
+        let scopes = [("/api/v1/batch-call", "GET"), ("/api/call/", "*")];
+        for (method, path, open) in [
+            ("GET", "/api/v1/batch-call", true),
+            ("GET", "/api/v1/batch-call/me", true),
+            ("POST", "/api/v1/batch-call/create", false),
+            ("GET", "/api/v1/batch-callers", false),
+            ("POST", "/api/call/create_call", true),
+            ("GET", "/api/v1/agents", false),
+        ] {
+            let allowed = known(key, &[], &scopes).allow(method, path);
+            assert_eq!(allowed.is_ok(), open, "{method} {path}");
+            if let Err(refusal) = allowed {
+                assert_eq!(
+                    refusal.to_string(),
+                    "Forbidden: API Key does not have required scopes"
+                );
+            }
+            assert!(
+                known(Credential::Session, &[], &scopes)
+                    .allow(method, path)
+                    .is_ok()
+            );
+        }
+        let all = known(key, &[], &[("/", "*")]);
+        assert!(all.allow("DELETE", "/api/v1/agents/1").is_ok());
+    }
+
+    #[test]
+    fn a_key_only_looks_at_money() {
+        let key = known(Credential::ApiKey(ApiKeyId::new()), &[], &[("/", "*")]);
+        for place in ["billing", "wallets", "earnings", "orgs"] {
+            for base in ["/api/v1", ""] {
+                let path = format!("{base}/{place}/1/cap");
+                assert!(key.allow("GET", &path).is_ok(), "{path}");
+                for method in ["POST", "PUT", "PATCH", "DELETE"] {
+                    assert!(key.allow(method, &path).is_err(), "{method} {path}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! The gate before real servers. 127.0.0.2 stands for the public internet; 127.0.0.1 and
+//! 127.0.0.3 are closed, and whoever listens there must never hear anything.
+
+use std::collections::VecDeque;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use async_trait::async_trait;
+
+use super::*;
+
+const OPEN: &str = "127.0.0.2";
+
+/// Answers each look-up with the next list; the last one for ever.
+struct Script(Mutex<VecDeque<Vec<IpAddr>>>);
+
+#[async_trait]
+impl Resolver for Script {
+    async fn addresses(&self, _host: &str) -> anyhow::Result<Vec<IpAddr>> {
+        let mut lists = self.0.lock().unwrap();
+        if lists.len() > 1 {
+            Ok(lists.pop_front().unwrap())
+        } else {
+            Ok(lists[0].clone())
+        }
+    }
+}
+
+/// A server that sends everybody the same bytes and closes.
+struct Server {
+    port: u16,
+    heard: Arc<AtomicUsize>,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn on(address: &str, port: u16, answer: impl Into<Vec<u8>>) -> Self {
+        let listener = TcpListener::bind((address, port)).unwrap();
+        let server = Self {
+            port: listener.local_addr().unwrap().port(),
+            heard: Arc::default(),
+            requests: Arc::default(),
+        };
+        let (heard, requests) = (Arc::clone(&server.heard), Arc::clone(&server.requests));
+        let answer = answer.into();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                heard.fetch_add(1, Ordering::SeqCst);
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+                    head.push(byte[0]);
+                }
+                requests
+                    .lock()
+                    .unwrap()
+                    .push(String::from_utf8(head).unwrap());
+                let _gone = stream.write_all(&answer);
+            }
+        });
+        server
+    }
+
+    fn heard(&self) -> usize {
+        self.heard.load(Ordering::SeqCst)
+    }
+}
+
+fn ok(body: &str) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn gate(lists: &[&[&str]]) -> Gate {
+    let lists = lists
+        .iter()
+        .map(|list| list.iter().map(|ip| ip.parse().unwrap()).collect())
+        .collect();
+    let policy = Policy::default()
+        .with_http()
+        .with_ports("1-65535")
+        .and_then(|policy| policy.with_networks("127.0.0.2/32"))
+        .unwrap();
+    Gate::with_resolver(policy, Arc::new(Script(Mutex::new(lists)))).unwrap()
+}
+
+fn get(gate: &Gate, url: &str) -> Outgoing {
+    Outgoing {
+        method: Method::GET,
+        target: gate.target(url).unwrap(),
+        headers: HeaderMap::new(),
+        body: None,
+        timeout: LONGEST,
+    }
+}
+
+async fn fetch(gate: &Gate, url: &str) -> Result<Incoming, Failure> {
+    gate.send(OrgId::new(), get(gate, url)).await
+}
+
+#[tokio::test]
+async fn an_open_host_is_asked_and_answers() {
+    let server = Server::on(OPEN, 0, ok("hello"));
+    let gate = gate(&[&[OPEN]]);
+    let answer = fetch(&gate, &format!("http://tool.test:{}/x?y=1", server.port)).await;
+    let answer = answer.unwrap();
+    assert_eq!(
+        (answer.status.as_u16(), &answer.body[..]),
+        (200, &b"hello"[..])
+    );
+    let request = server.requests.lock().unwrap()[0].to_ascii_lowercase();
+    assert!(request.starts_with("get /x?y=1 http/1.1"), "{request}");
+    assert!(request.contains("accept-encoding: identity"), "{request}");
+    assert!(!request.contains("referer"), "{request}");
+}
+
+#[tokio::test]
+async fn a_name_that_leads_inside_is_never_connected_to() {
+    let canary = Server::on("127.0.0.1", 0, ok("secret"));
+    let url = format!("http://tool.test:{}/", canary.port);
+    for list in [
+        &["127.0.0.1"][..],
+        &["::ffff:127.0.0.1"],
+        &["127.0.0.1", "10.0.0.1", "169.254.169.254"],
+        &[],
+    ] {
+        let answer = fetch(&gate(&[list]), &url).await;
+        assert_eq!(answer.unwrap_err(), Failure::Unreachable, "{list:?}");
+    }
+    assert_eq!(canary.heard(), 0);
+}
+
+#[tokio::test]
+async fn a_closed_address_among_open_ones_is_left_out() {
+    let server = Server::on(OPEN, 0, ok("open"));
+    let canary = Server::on("127.0.0.1", server.port, ok("secret"));
+    let url = format!("http://tool.test:{}/", server.port);
+    for _ in 0..5 {
+        let gate = gate(&[&["127.0.0.1", OPEN, "::1"]]);
+        assert_eq!(fetch(&gate, &url).await.unwrap().body, "open");
+    }
+    assert_eq!((server.heard(), canary.heard()), (5, 0));
+}
+
+#[tokio::test]
+async fn a_name_that_changes_its_mind_does_not_lead_inside() {
+    let server = Server::on(OPEN, 0, ok("open"));
+    let canary = Server::on("127.0.0.1", server.port, ok("secret"));
+    let gate = gate(&[&[OPEN], &["127.0.0.1"]]);
+    let url = format!("http://tool.test:{}/", server.port);
+    assert_eq!(fetch(&gate, &url).await.unwrap().body, "open");
+    for _ in 0..3 {
+        assert_eq!(fetch(&gate, &url).await.unwrap_err(), Failure::Unreachable);
+    }
+    assert_eq!((server.heard(), canary.heard()), (1, 0));
+}
+
+#[tokio::test]
+async fn redirects_are_answers_and_not_followed() {
+    let elsewhere = Server::on(OPEN, 0, ok("followed"));
+    for location in [
+        "http://169.254.169.254/latest/meta-data/".to_owned(),
+        "http://127.0.0.1/".to_owned(),
+        format!("http://tool.test:{}/", elsewhere.port),
+    ] {
+        for status in [301, 302, 303, 307, 308] {
+            let answer = format!(
+                "HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+            let server = Server::on(OPEN, 0, answer);
+            let url = format!("http://tool.test:{}/", server.port);
+            let answer = fetch(&gate(&[&[OPEN]]), &url).await.unwrap();
+            assert_eq!(answer.status.as_u16(), status);
+        }
+    }
+    assert_eq!(elsewhere.heard(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_is_cut_off_at_its_limit_whether_announced_or_not() {
+    let limit = LARGEST_BYTES;
+    let gate = gate(&[&[OPEN]]);
+    let whole = Server::on(OPEN, 0, ok(&"a".repeat(limit)));
+    let url = |server: &Server| format!("http://tool.test:{}/", server.port);
+    assert_eq!(fetch(&gate, &url(&whole)).await.unwrap().body.len(), limit);
+    let announced = Server::on(OPEN, 0, ok(&"a".repeat(limit + 1)));
+    let silent = format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}",
+        "a".repeat(limit + 1)
+    );
+    let silent = Server::on(OPEN, 0, silent);
+    for server in [announced, silent] {
+        assert_eq!(
+            fetch(&gate, &url(&server)).await.unwrap_err(),
+            Failure::TooLarge
+        );
+    }
+}
+
+#[tokio::test]
+async fn compressed_and_broken_answers_are_refused() {
+    let gate = gate(&[&[OPEN]]);
+    for (answer, failure) in [
+        (
+            "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+            Failure::Compressed,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\nabc",
+            Failure::BrokenOff,
+        ),
+        ("SSH-2.0-OpenSSH\r\n", Failure::BrokenOff),
+        ("", Failure::BrokenOff),
+    ] {
+        let server = Server::on(OPEN, 0, answer);
+        let got = fetch(&gate, &format!("http://tool.test:{}/", server.port)).await;
+        assert_eq!(got.unwrap_err(), failure, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_server_costs_the_time_that_was_given() {
+    let listener = TcpListener::bind((OPEN, 0)).unwrap();
+    let gate = gate(&[&[OPEN]]);
+    let port = listener.local_addr().unwrap().port();
+    let request = Outgoing {
+        timeout: Duration::from_millis(200),
+        ..get(&gate, &format!("http://tool.test:{port}/"))
+    };
+    let begun = Instant::now();
+    let answer = gate.send(OrgId::new(), request).await;
+    assert_eq!(answer.unwrap_err(), Failure::TimedOut);
+    assert!(begun.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn one_organisation_cannot_take_all_the_places() {
+    let listener = TcpListener::bind((OPEN, 0)).unwrap();
+    let silent = listener.local_addr().unwrap().port();
+    let server = Server::on(OPEN, 0, ok("open"));
+    let gate = gate(&[&[OPEN]]);
+    let (greedy, other) = (OrgId::new(), OrgId::new());
+    let occupied: Vec<_> = (0..PER_ORG)
+        .map(|_| {
+            let (gate, request) = (
+                gate.clone(),
+                get(&gate, &format!("http://a.test:{silent}/")),
+            );
+            tokio::spawn(async move { gate.send(greedy, request).await })
+        })
+        .collect();
+    while gate
+        .running
+        .lock()
+        .unwrap()
+        .get(&greedy)
+        .is_none_or(|slots| {
+            slots
+                .upgrade()
+                .is_none_or(|slots| slots.available_permits() > 0)
+        })
+    {
+        tokio::task::yield_now().await;
+    }
+    let url = format!("http://tool.test:{}/", server.port);
+    let hurried = Outgoing {
+        timeout: Duration::from_millis(200),
+        ..get(&gate, &url)
+    };
+    let waited = gate.send(greedy, hurried).await;
+    assert_eq!(waited.unwrap_err(), Failure::TimedOut);
+    assert_eq!(server.heard(), 0);
+    assert_eq!(
+        gate.send(other, get(&gate, &url)).await.unwrap().body,
+        "open"
+    );
+    for task in occupied {
+        task.abort();
+    }
+}
+
+#[tokio::test]
+async fn headers_of_the_connection_and_of_peal_stay_here() {
+    let server = Server::on(OPEN, 0, ok(""));
+    let gate = gate(&[&[OPEN]]);
+    let mut request = get(&gate, &format!("http://tool.test:{}/", server.port));
+    for (name, value) in [
+        ("host", "metadata.internal"),
+        ("transfer-encoding", "chunked"),
+        ("connection", "upgrade"),
+        ("upgrade", "h2c"),
+        ("proxy-authorization", "Basic x"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-peal-signature", "forged"),
+        ("x-api-key", "theirs"),
+        ("authorization", "Bearer theirs"),
+        ("x-list", "one"),
+    ] {
+        request.headers.insert(
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        );
+    }
+    request
+        .headers
+        .append("x-list", HeaderValue::from_static("two"));
+    gate.send(OrgId::new(), request).await.unwrap();
+    let heard = server.requests.lock().unwrap()[0].to_ascii_lowercase();
+    for kept in [
+        "x-api-key: theirs",
+        "authorization: bearer theirs",
+        "one",
+        "two",
+    ] {
+        assert!(heard.contains(kept), "{kept}: {heard}");
+    }
+    for dropped in [
+        "metadata",
+        "chunked",
+        "upgrade",
+        "proxy-",
+        "forwarded",
+        "forged",
+    ] {
+        assert!(!heard.contains(dropped), "{dropped}: {heard}");
+    }
+}
+
+#[tokio::test]
+async fn the_machines_own_resolver_is_filtered_too() {
+    let canary = Server::on("127.0.0.1", 0, ok("secret"));
+    let policy = Policy::default().with_http().with_ports("1-65535").unwrap();
+    let gate = Gate::new(policy).unwrap();
+    // The text is refused already; the name must not get further if it were not.
+    assert!(gate.target("http://localhost").is_err());
+    let vetted = Vetted {
+        resolver: Arc::new(System::new()),
+        policy: Arc::new(Policy::default()),
+    };
+    use reqwest::dns::Resolve as _;
+    assert!(vetted.resolve("localhost".parse().unwrap()).await.is_err());
+    assert_eq!(canary.heard(), 0);
+}

@@ -1,0 +1,237 @@
+//! Invitations: sent by mail, good for a week, accepted once.
+//!
+//! The token in the mail is the invitation's id and its HMAC, so no token is stored beside the
+//! invitation. Whoever signs in elsewhere accepts with their first genuine token of that
+//! address; the others with this token and a password.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use super::find;
+use crate::access::{Credential, Principal, Role, Scope};
+use crate::error::{Error, Result};
+use crate::ids::{InviteId, OrgId, UserId};
+use crate::mail::{self, NewEmail};
+use crate::queue::Enqueued;
+use crate::sign_in::passwords;
+
+/// An invitation that waits.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Invite {
+    pub id: InviteId,
+    pub organization_id: OrgId,
+    pub email: String,
+    pub role: Role,
+    pub invited_by: UserId,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: DateTime<Utc>,
+}
+
+/// Invites an address. An earlier invitation of the same address ends.
+///
+/// # Errors
+/// [`Error::Conflict`] for somebody who is a member. Whether the address is a member elsewhere
+/// is nobody's business here.
+pub async fn send(
+    db: &mut PgConnection,
+    scope: &Scope,
+    caller: &Principal,
+    org: OrgId,
+    email: &str,
+    role: Role,
+    text: impl FnOnce(InviteId, &str) -> String,
+) -> Result<(Invite, Option<Enqueued>)> {
+    let organization = super::lock(db, scope, org).await?;
+    let is_member = sqlx::query_scalar!(
+        r#"select exists (
+               select from users where org_id = $1 and lower(email) = lower($2) and removed_at is null
+           ) as "is_member!""#,
+        org as OrgId,
+        email,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if is_member {
+        return Err(Error::conflict(
+            "already_member",
+            "this address belongs to a member of the organization",
+        ));
+    }
+    sqlx::query!(
+        "update invites
+         set revoked_at = now()
+         where org_id = $1
+           and lower(email) = lower($2)
+           and accepted_at is null
+           and revoked_at is null",
+        org as OrgId,
+        email,
+    )
+    .execute(&mut *db)
+    .await?;
+    let invite = sqlx::query_as!(
+        Invite,
+        r#"insert into invites (id, org_id, invited_by, email, role, expires_at)
+           values ($1, $2, $3, $4, $5, now() + interval '7 days')
+           returning id as "id: InviteId", org_id as "organization_id: OrgId", email, role as "role: Role",
+                     invited_by as "invited_by: UserId", created_at, expires_at"#,
+        InviteId::new() as InviteId,
+        org as OrgId,
+        caller.user as UserId,
+        email,
+        role as Role,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let mail = NewEmail {
+        org,
+        kind: "invite",
+        subject_id: invite.id.0,
+        to: email,
+        subject: &format!("You are invited to {}", one_line(&organization.name)),
+        body: &text(invite.id, &organization.name),
+    };
+    let job = mail::write(db, mail).await?;
+    Ok((invite, job))
+}
+
+/// A name without anything that could break a header.
+fn one_line(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+/// An organisation's invitations that wait, the newest first.
+///
+/// # Errors
+/// [`Error::NotFound`] for an organisation out of sight.
+pub async fn list(db: &mut PgConnection, scope: &Scope, org: OrgId) -> Result<Vec<Invite>> {
+    find(db, scope, org).await?;
+    let invites = sqlx::query_as!(
+        Invite,
+        r#"select id as "id: InviteId", org_id as "organization_id: OrgId", email, role as "role: Role",
+                  invited_by as "invited_by: UserId", created_at, expires_at
+           from invites
+           where org_id = $1
+             and ($2::uuid is null or org_id = $2)
+             and accepted_at is null
+             and revoked_at is null
+             and expires_at > now()
+           order by id desc
+           limit 1000"#,
+        org as OrgId,
+        scope.org() as Option<OrgId>,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(invites)
+}
+
+/// Takes an invitation back.
+///
+/// # Errors
+/// [`Error::NotFound`] when none waits under this id.
+pub async fn revoke(
+    db: &mut PgConnection,
+    scope: &Scope,
+    org: OrgId,
+    id: InviteId,
+) -> Result<Invite> {
+    sqlx::query_as!(
+        Invite,
+        r#"update invites
+           set revoked_at = now()
+           where id = $1
+             and org_id = $2
+             and ($3::uuid is null or org_id = $3)
+             and accepted_at is null
+             and revoked_at is null
+           returning id as "id: InviteId", org_id as "organization_id: OrgId", email, role as "role: Role",
+                     invited_by as "invited_by: UserId", created_at, expires_at"#,
+        id as InviteId,
+        org as OrgId,
+        scope.org() as Option<OrgId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Invite"))
+}
+
+/// An invitation that waits. Whoever asks has its token.
+///
+/// # Errors
+/// [`Error::Gone`] when it was accepted, taken back, or is too old.
+pub async fn waiting_unscoped(db: &mut PgConnection, id: InviteId) -> Result<Invite> {
+    sqlx::query_as!(
+        Invite,
+        r#"select id as "id: InviteId", org_id as "organization_id: OrgId", email, role as "role: Role",
+                  invited_by as "invited_by: UserId", created_at, expires_at
+           from invites
+           where id = $1
+             and accepted_at is null
+             and revoked_at is null
+             and expires_at > now()
+           for update"#,
+        id as InviteId,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or_else(|| {
+        Error::Gone("this invitation was used, taken back, or is too old; ask for another".into())
+    })
+}
+
+/// The principal that the invited person will be, with an id of their own.
+#[must_use]
+pub fn guest(invite: &Invite) -> Principal {
+    Principal {
+        user: UserId::new(),
+        org: invite.organization_id,
+        role: invite.role,
+        email: Some(invite.email.clone()),
+        credential: Credential::Session,
+    }
+}
+
+/// Makes the invited person a member, with a password of ours. Whoever accepts has the token.
+///
+/// # Errors
+/// As [`waiting_unscoped`], and [`Error::Conflict`] when the address is in use elsewhere.
+pub async fn accept_unscoped(
+    db: &mut PgConnection,
+    guest: &Principal,
+    id: InviteId,
+    full_name: Option<&str>,
+    password_hash: &str,
+) -> Result<()> {
+    let invite = waiting_unscoped(db, id).await?;
+    let made = sqlx::query!(
+        "insert into users (id, org_id, email, full_name, role)
+         values ($1, $2, $3, $4, $5)
+         on conflict do nothing",
+        guest.user as UserId,
+        invite.organization_id as OrgId,
+        invite.email,
+        full_name,
+        invite.role as Role,
+    )
+    .execute(&mut *db)
+    .await?;
+    if made.rows_affected() == 0 {
+        return Err(Error::conflict(
+            "email_in_use",
+            "this address is in use; its user has to leave their organization first",
+        ));
+    }
+    passwords::set_unscoped(db, invite.organization_id, guest.user, password_hash).await?;
+    sqlx::query!(
+        "update invites set accepted_at = now() where id = $1",
+        id as InviteId
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! The people in an organisation.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use super::lock;
+use crate::access::{Principal, Role, Scope};
+use crate::error::{Error, Result};
+use crate::ids::{OrgId, UserId};
+use crate::page::{Owners, Page};
+use crate::sign_in::sessions;
+
+/// Somebody in an organisation.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Member {
+    pub id: UserId,
+    pub organization_id: OrgId,
+    pub email: String,
+    pub full_name: Option<String>,
+    pub role: Role,
+    pub created_at: DateTime<Utc>,
+}
+
+/// The people in the caller's sight, by address, and how many there are.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    owners: &Owners,
+    page: Page,
+) -> Result<(Vec<Member>, i64)> {
+    let total = sqlx::query_scalar!(
+        r#"select count(*) as "n!"
+           from users
+           where removed_at is null
+             and ($1::uuid is null or org_id = $1)
+             and ($2::uuid is null or id = $2)
+             and ($3::uuid[] is null or org_id = any($3))
+             and ($4::uuid[] is null or id = any($4))
+             and ($5::text[] is null or role = any($5))"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let members = sqlx::query_as!(
+        Member,
+        r#"select id as "id: UserId", org_id as "organization_id: OrgId", email, full_name,
+                  role as "role: Role", created_at
+           from users
+           where removed_at is null
+             and ($1::uuid is null or org_id = $1)
+             and ($2::uuid is null or id = $2)
+             and ($3::uuid[] is null or org_id = any($3))
+             and ($4::uuid[] is null or id = any($4))
+             and ($5::text[] is null or role = any($5))
+           order by lower(email), id
+           limit $6
+           offset $7"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
+        page.size,
+        (page.number - 1).saturating_mul(page.size),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok((members, total))
+}
+
+/// A member of an organisation in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(
+    db: &mut PgConnection,
+    scope: &Scope,
+    org: OrgId,
+    user: UserId,
+) -> Result<Member> {
+    sqlx::query_as!(
+        Member,
+        r#"select id as "id: UserId", org_id as "organization_id: OrgId", email, full_name,
+                  role as "role: Role", created_at
+           from users
+           where id = $1
+             and org_id = $2
+             and removed_at is null
+             and ($3::uuid is null or org_id = $3)
+             and ($4::uuid is null or id = $4)"#,
+        user as UserId,
+        org as OrgId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("User"))
+}
+
+/// Gives a member another role; it counts from the next request on. Answers who they were and
+/// who they are.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Forbidden`] for one's own role and for roles above the caller's;
+/// [`Error::Conflict`] when the organisation would be left without an administrator.
+pub async fn set_role(
+    db: &mut PgConnection,
+    scope: &Scope,
+    caller: &Principal,
+    org: OrgId,
+    user: UserId,
+    role: Role,
+) -> Result<(Member, Member)> {
+    let before = lock_other(db, scope, caller, org, user).await?;
+    if role > caller.role {
+        let told = "Forbidden: nobody gives a role above their own";
+        return Err(Error::Forbidden(told.into()));
+    }
+    if before.role != Role::User && role == Role::User {
+        keep_an_admin(db, org, user).await?;
+    }
+    sqlx::query!(
+        "update users set role = $2 where id = $1",
+        user as UserId,
+        role as Role
+    )
+    .execute(&mut *db)
+    .await?;
+    let after = Member {
+        role,
+        ..before.clone()
+    };
+    Ok((before, after))
+}
+
+/// Removes a member: their sessions and keys end with the transaction, what they made stays.
+///
+/// # Errors
+/// As [`set_role`], and [`Error::Conflict`] while batches of theirs run.
+pub async fn remove(
+    db: &mut PgConnection,
+    scope: &Scope,
+    caller: &Principal,
+    org: OrgId,
+    user: UserId,
+) -> Result<Member> {
+    let member = lock_other(db, scope, caller, org, user).await?;
+    if member.role != Role::User {
+        keep_an_admin(db, org, user).await?;
+    }
+    let running = sqlx::query_scalar!(
+        r#"select exists (
+               select from call_batches
+               where org_id = $1 and user_id = $2 and status in ('in_progress', 'scheduled')
+           ) as "running!""#,
+        org as OrgId,
+        user as UserId,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if running {
+        return Err(Error::conflict(
+            "member_has_running_batches",
+            "batches of this user are running: stop them or let them end before you remove the user",
+        ));
+    }
+    sqlx::query!(
+        "update users set removed_at = now() where id = $1",
+        user as UserId
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "update api_keys set revoked_at = now() where user_id = $1 and revoked_at is null",
+        user as UserId
+    )
+    .execute(&mut *db)
+    .await?;
+    sessions::end_all_unscoped(db, user, None).await?;
+    Ok(member)
+}
+
+/// Locks the organisation, so that its last two administrators cannot remove each other, and
+/// reads a member who is not the caller and not above them.
+async fn lock_other(
+    db: &mut PgConnection,
+    scope: &Scope,
+    caller: &Principal,
+    org: OrgId,
+    user: UserId,
+) -> Result<Member> {
+    lock(db, scope, org).await?;
+    let member = find(db, scope, org, user).await?;
+    if user == caller.user {
+        let told = "Forbidden: nobody changes their own membership; ask another administrator";
+        return Err(Error::Forbidden(told.into()));
+    }
+    if member.role > caller.role {
+        let told = "Forbidden: this user's role is above yours";
+        return Err(Error::Forbidden(told.into()));
+    }
+    Ok(member)
+}
+
+async fn keep_an_admin(db: &mut PgConnection, org: OrgId, but: UserId) -> Result<()> {
+    let another = sqlx::query_scalar!(
+        r#"select exists (
+               select from users
+               where org_id = $1 and id <> $2 and role <> 'user' and removed_at is null
+           ) as "another!""#,
+        org as OrgId,
+        but as UserId,
+    )
+    .fetch_one(db)
+    .await?;
+    if another {
+        return Ok(());
+    }
+    Err(Error::conflict(
+        "last_admin",
+        "this is the organization's last administrator: make somebody else one first",
+    ))
+}

@@ -1,0 +1,168 @@
+//! Which agent a caller number speaks for. A call of the agent without an explicit line leaves
+//! through its number. A mapping is in sight when its number is.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use crate::access::Scope;
+use crate::error::{Error, OnConstraint as _, Result};
+use crate::ids::{AgentId, MappingId, OrgId, PhoneId, UserId};
+use crate::phone::E164;
+use crate::{agents, phones};
+
+/// A number and the agent it speaks for.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Mapping {
+    pub id: MappingId,
+    pub phone_number_id: PhoneId,
+    #[schema(value_type = String, example = "+12125550100")]
+    pub phone_number: E164,
+    pub agent_id: AgentId,
+    /// Always null: workflows cannot place calls.
+    pub workflow_id: Option<uuid::Uuid>,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    pub org_id: OrgId,
+}
+
+/// Which mappings to look for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    pub id: Option<MappingId>,
+    pub phone: Option<PhoneId>,
+    pub agent: Option<AgentId>,
+}
+
+/// Maps a number to an agent, both in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] for either, [`Error::Rejected`] when they belong to different
+/// organisations, [`Error::Conflict`] for a number that has a mapping.
+pub async fn create(
+    db: &mut PgConnection,
+    scope: &Scope,
+    phone: PhoneId,
+    agent: AgentId,
+) -> Result<Mapping> {
+    let org = check_pair(db, scope, phone, agent).await?;
+    let id = MappingId::new();
+    sqlx::query!(
+        "insert into phone_mappings (id, org_id, phone_id, agent_id) values ($1, $2, $3, $4)",
+        id as MappingId,
+        org as OrgId,
+        phone as PhoneId,
+        agent as AgentId,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("phone_is_mapped", is_mapped)?;
+    find(db, scope, id).await
+}
+
+/// Gives a mapping that was locked another number or agent.
+///
+/// # Errors
+/// As [`create`].
+pub async fn change(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: MappingId,
+    phone: PhoneId,
+    agent: AgentId,
+) -> Result<Mapping> {
+    let org = check_pair(db, scope, phone, agent).await?;
+    sqlx::query!(
+        "update phone_mappings set org_id = $2, phone_id = $3, agent_id = $4, updated_at = now() where id = $1",
+        id as MappingId,
+        org as OrgId,
+        phone as PhoneId,
+        agent as AgentId,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("phone_is_mapped", is_mapped)?;
+    find(db, scope, id).await
+}
+
+/// Takes a mapping away. Its number and its agent stay.
+///
+/// # Errors
+/// [`Error::NotFound`] for a mapping out of sight.
+pub async fn delete(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result<Mapping> {
+    let mapping = find(db, scope, id).await?;
+    sqlx::query!("delete from phone_mappings where id = $1", id as MappingId)
+        .execute(db)
+        .await?;
+    Ok(mapping)
+}
+
+/// A mapping in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result<Mapping> {
+    let wanted = Wanted {
+        id: Some(id),
+        ..Wanted::default()
+    };
+    let found = list(db, scope, wanted).await?;
+    found.into_iter().next().ok_or(Error::NotFound("Mapping"))
+}
+
+/// The mappings in the caller's sight, the oldest first.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(db: &mut PgConnection, scope: &Scope, wanted: Wanted) -> Result<Vec<Mapping>> {
+    let mappings = sqlx::query_as!(
+        Mapping,
+        r#"select m.id as "id!: MappingId", p.id as "phone_number_id!: PhoneId",
+                  p.phone_number as "phone_number!: E164", m.agent_id as "agent_id!: AgentId",
+                  null::uuid as workflow_id, m.created_at as "created_at!", m.updated_at as "updated_at!",
+                  m.org_id as "org_id!: OrgId"
+           from phone_mappings m
+           join phone_numbers p on p.id = m.phone_id
+           where ($1::uuid is null or m.org_id = $1)
+             and ($2::uuid is null or p.user_id = $2)
+             and ($3::uuid is null or m.id = $3)
+             and ($4::uuid is null or m.phone_id = $4)
+             and ($5::uuid is null or m.agent_id = $5)
+           order by m.id
+           limit 1000"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        wanted.id as Option<MappingId>,
+        wanted.phone as Option<PhoneId>,
+        wanted.agent as Option<AgentId>,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(mappings)
+}
+
+async fn check_pair(
+    db: &mut PgConnection,
+    scope: &Scope,
+    phone: PhoneId,
+    agent: AgentId,
+) -> Result<OrgId> {
+    let agent = agents::find(db, scope, agent).await?;
+    let phone = phones::find(db, scope, phone).await?;
+    if agent.org_id != phone.org_id {
+        return Err(Error::rejected(
+            "organizations_differ",
+            "agent_id and phone_number_id belong to different organizations",
+        ));
+    }
+    Ok(agent.org_id)
+}
+
+fn is_mapped() -> Error {
+    Error::conflict(
+        "phone_mapped",
+        "the phone number has a mapping: change it with PUT /api/v1/phone/mapping/{mapping_id}",
+    )
+}

@@ -1,0 +1,422 @@
+//! Caller numbers: which number a call shows, and which trunk it leaves through.
+//!
+//! A number belongs to a user and hangs on a trunk. Numbers on the platform's own trunks are
+//! given out by the platform: whoever could add one there could call under the name of another
+//! organisation. A running batch keeps its number; a deleted number keeps its row, which
+//! batches and calls of the past name.
+
+pub mod mapping;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use crate::access::{Role, Scope};
+use crate::agents::Agent;
+use crate::error::{Error, OnConstraint as _, Result};
+use crate::ids::{AgentId, OrgId, PhoneId, TrunkId, UserId};
+use crate::page::{Owners, Page};
+use crate::phone::E164;
+
+/// A caller number.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Phone {
+    pub id: PhoneId,
+    #[schema(value_type = String, example = "+12125550100")]
+    pub phone_number: E164,
+    pub friendly_name: Option<String>,
+    /// The two letters of a country.
+    pub country_code: Option<String>,
+    pub region: Option<String>,
+    pub is_active: bool,
+    pub user_id: UserId,
+    pub trunk_id: TrunkId,
+    pub created_at: DateTime<Utc>,
+    #[serde(skip)]
+    pub org_id: OrgId,
+}
+
+/// A caller number to set up.
+#[derive(Clone, Debug)]
+pub struct NewPhone {
+    pub org: OrgId,
+    pub user: UserId,
+    pub trunk: TrunkId,
+    pub number: E164,
+}
+
+/// What can be said of a caller number, and changed.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    pub friendly_name: Option<String>,
+    pub country_code: Option<String>,
+    pub region: Option<String>,
+    pub is_active: bool,
+}
+
+/// Sets up a caller number; the same number on the same trunk again is the same row.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn create_unscoped(db: &mut PgConnection, phone: &NewPhone) -> Result<PhoneId> {
+    let id = sqlx::query_scalar!(
+        r#"insert into phone_numbers (id, org_id, user_id, trunk_id, phone_number)
+           values ($1, $2, $3, $4, $5)
+           on conflict (trunk_id, phone_number) do update set is_active = true, deleted_at = null
+           returning id as "id: PhoneId""#,
+        PhoneId::new() as PhoneId,
+        phone.org as OrgId,
+        phone.user as UserId,
+        phone.trunk as TrunkId,
+        phone.number.as_str(),
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(id)
+}
+
+/// Adds a caller number of a user in the caller's sight, on a trunk of the user's organisation;
+/// on one of the platform's only when the caller acts for the platform. A number that was
+/// deleted comes back.
+///
+/// # Errors
+/// [`Error::NotFound`] for a user or trunk out of sight, [`Error::Forbidden`] on the platform's
+/// trunk, [`Error::Conflict`] for a number that is there.
+pub async fn add(
+    db: &mut PgConnection,
+    scope: &Scope,
+    user: UserId,
+    trunk: Option<TrunkId>,
+    number: &E164,
+    details: &Details,
+) -> Result<Phone> {
+    let org = sqlx::query_scalar!(
+        r#"select org_id as "org_id: OrgId"
+           from users
+           where id = $1
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or id = $3)"#,
+        user as UserId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    .ok_or(Error::NotFound("User"))?;
+    let trunk = match trunk {
+        Some(trunk) => usable_trunk(db, scope, org, trunk).await?,
+        None => only_trunk_unscoped(db, org).await?,
+    };
+    let id = sqlx::query_scalar!(
+        r#"insert into phone_numbers as p (id, org_id, user_id, trunk_id, phone_number, friendly_name,
+                                           country_code, region, is_active)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+           on conflict (trunk_id, phone_number) do update
+           set user_id = excluded.user_id, friendly_name = excluded.friendly_name,
+               country_code = excluded.country_code, region = excluded.region, is_active = excluded.is_active,
+               deleted_at = null
+           where p.deleted_at is not null
+             and p.org_id = excluded.org_id
+           returning id as "id: PhoneId""#,
+        PhoneId::new() as PhoneId,
+        org as OrgId,
+        user as UserId,
+        trunk as TrunkId,
+        number.as_str(),
+        details.friendly_name,
+        details.country_code,
+        details.region,
+        details.is_active,
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    .ok_or_else(|| {
+        Error::conflict(
+            "phone_number_taken",
+            "the number is on this trunk already: change that one",
+        )
+    })?;
+    find(db, scope, id).await
+}
+
+async fn usable_trunk(
+    db: &mut PgConnection,
+    scope: &Scope,
+    org: OrgId,
+    trunk: TrunkId,
+) -> Result<TrunkId> {
+    let owner = sqlx::query_scalar!(
+        r#"select org_id as "org_id: OrgId"
+           from trunks
+           where id = $1
+             and deleted_at is null
+             and (org_id is null or org_id = $2)"#,
+        trunk as TrunkId,
+        org as OrgId,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Trunk"))?;
+    if owner.is_none() && scope.org().is_some() {
+        return Err(Error::Forbidden(
+            "Forbidden: numbers on the platform's trunks are given out by a super_admin".into(),
+        ));
+    }
+    Ok(trunk)
+}
+
+/// The one trunk that an organisation has.
+async fn only_trunk_unscoped(db: &mut PgConnection, org: OrgId) -> Result<TrunkId> {
+    let trunks = sqlx::query_scalar!(
+        r#"select id as "id: TrunkId" from trunks where org_id = $1 and deleted_at is null limit 2"#,
+        org as OrgId,
+    )
+    .fetch_all(db)
+    .await?;
+    match trunks.as_slice() {
+        [only] => Ok(*only),
+        _ => Err(Error::rejected(
+            "trunk_needed",
+            "send trunk_id: the organization does not have exactly one trunk",
+        )),
+    }
+}
+
+/// A caller number in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<Phone> {
+    sqlx::query_as!(
+        Phone,
+        r#"select id as "id: PhoneId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
+                  trunk_id as "trunk_id: TrunkId", phone_number as "phone_number: E164", friendly_name,
+                  country_code, region, is_active, created_at
+           from phone_numbers
+           where id = $1
+             and deleted_at is null
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or user_id = $3)"#,
+        id as PhoneId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Phone number"))
+}
+
+/// Caller numbers in the caller's sight, the oldest first, and how many there are.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    owners: &Owners,
+    only_active: bool,
+    page: Page,
+) -> Result<(Vec<Phone>, i64)> {
+    let total = sqlx::query_scalar!(
+        r#"select count(*) as "n!"
+           from phone_numbers p
+           where p.deleted_at is null
+             and ($1::uuid is null or p.org_id = $1)
+             and ($2::uuid is null or p.user_id = $2)
+             and ($3::uuid[] is null or p.org_id = any($3))
+             and ($4::uuid[] is null or p.user_id = any($4))
+             and ($5::text[] is null or exists (select from users u where u.id = p.user_id and u.role = any($5)))
+             and (p.is_active or not $6)"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
+        only_active,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let phones = sqlx::query_as!(
+        Phone,
+        r#"select p.id as "id: PhoneId", p.org_id as "org_id: OrgId", p.user_id as "user_id: UserId",
+                  p.trunk_id as "trunk_id: TrunkId", p.phone_number as "phone_number: E164", p.friendly_name,
+                  p.country_code, p.region, p.is_active, p.created_at
+           from phone_numbers p
+           where p.deleted_at is null
+             and ($1::uuid is null or p.org_id = $1)
+             and ($2::uuid is null or p.user_id = $2)
+             and ($3::uuid[] is null or p.org_id = any($3))
+             and ($4::uuid[] is null or p.user_id = any($4))
+             and ($5::text[] is null or exists (select from users u where u.id = p.user_id and u.role = any($5)))
+             and (p.is_active or not $6)
+           order by p.created_at, p.id
+           limit $7
+           offset $8"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
+        only_active,
+        page.size,
+        page.offset(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok((phones, total))
+}
+
+/// Locks a caller number in the caller's sight and reads it.
+///
+/// # Errors
+/// [`Error::NotFound`] for a number out of sight, which is not locked.
+pub async fn lock(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<Phone> {
+    sqlx::query!(
+        "select
+         from phone_numbers
+         where id = $1
+           and ($2::uuid is null or org_id = $2)
+           and ($3::uuid is null or user_id = $3)
+         for no key update",
+        id as PhoneId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    .ok_or(Error::NotFound("Phone number"))?;
+    // Read with a snapshot taken behind the lock.
+    find(db, scope, id).await
+}
+
+/// Changes a caller number that was locked.
+///
+/// # Errors
+/// As [`add`], and [`Error::Conflict`] when a running batch or a call under way needs it as it is.
+pub async fn change(
+    db: &mut PgConnection,
+    scope: &Scope,
+    before: &Phone,
+    trunk: TrunkId,
+    details: &Details,
+) -> Result<Phone> {
+    let moves = trunk != before.trunk_id;
+    if moves {
+        usable_trunk(db, scope, before.org_id, trunk).await?;
+    }
+    if moves || (before.is_active && !details.is_active) {
+        check_unused(db, scope, before).await?;
+    }
+    sqlx::query!(
+        "update phone_numbers
+         set trunk_id = $2, friendly_name = $3, country_code = $4, region = $5, is_active = $6
+         where id = $1",
+        before.id as PhoneId,
+        trunk as TrunkId,
+        details.friendly_name,
+        details.country_code,
+        details.region,
+        details.is_active,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("phone_number_is_taken", || {
+        Error::conflict(
+            "phone_number_taken",
+            "the number is on that trunk already: change that one",
+        )
+    })?;
+    find(db, scope, before.id).await
+}
+
+/// Deletes a caller number with its mapping. Batches and calls of the past keep naming it.
+///
+/// # Errors
+/// [`Error::NotFound`], or [`Error::Conflict`] while a batch or a call uses it.
+pub async fn delete(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<Phone> {
+    let phone = lock(db, scope, id).await?;
+    check_unused(db, scope, &phone).await?;
+    sqlx::query!(
+        "delete from phone_mappings where phone_id = $1",
+        id as PhoneId
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "update phone_numbers set is_active = false, deleted_at = now() where id = $1",
+        id as PhoneId,
+    )
+    .execute(db)
+    .await?;
+    Ok(phone)
+}
+
+/// Refuses when a batch that may dial, or a call, relies on a number that was found in scope.
+async fn check_unused(db: &mut PgConnection, _scope: &Scope, phone: &Phone) -> Result<()> {
+    let used = sqlx::query!(
+        r#"select (select b.batch_name
+                   from call_batches b
+                   where b.caller_phone_id = $1
+                     and b.status in ('scheduled', 'in_progress', 'paused')
+                   order by b.id
+                   limit 1) as batch,
+                  exists (select from calls c where c.org_id = $2 and c.phone_id = $1 and c.live)
+                  or exists (select from calls c where c.org_id = $2 and c.phone_id = $1 and c.queued)
+                      as "on_call!""#,
+        phone.id as PhoneId,
+        phone.org_id as OrgId,
+    )
+    .fetch_one(db)
+    .await?;
+    let by = match (used.batch, used.on_call) {
+        (Some(batch), _) => {
+            format!("the batch \"{batch}\" runs or is paused with it: stop the batch")
+        }
+        (None, true) => "calls from it are under way: let them end".to_owned(),
+        (None, false) => return Ok(()),
+    };
+    Err(Error::conflict(
+        "phone_in_use",
+        format!("the phone number cannot be taken away, because {by} first"),
+    ))
+}
+
+/// The line a call without an explicit one leaves through: the agent's oldest active mapped
+/// number, else the user's oldest active one.
+///
+/// # Errors
+/// [`Error::Rejected`] when there is none.
+pub async fn line_for(
+    db: &mut PgConnection,
+    scope: &Scope,
+    agent: &Agent,
+    user: UserId,
+) -> Result<Phone> {
+    sqlx::query_as!(
+        Phone,
+        r#"select p.id as "id!: PhoneId", p.org_id as "org_id!: OrgId", p.user_id as "user_id!: UserId",
+                  p.trunk_id as "trunk_id!: TrunkId", p.phone_number as "phone_number!: E164", p.friendly_name,
+                  p.country_code, p.region, p.is_active as "is_active!", p.created_at as "created_at!"
+           from phone_numbers p
+           left join phone_mappings m on m.phone_id = p.id and m.agent_id = $1
+           where p.org_id = $2
+             and ($3::uuid is null or p.org_id = $3)
+             and (m.id is not null or p.user_id = $4)
+             and p.is_active
+           order by m.id is null, p.created_at, p.id
+           limit 1"#,
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+        scope.org() as Option<OrgId>,
+        user as UserId,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or_else(|| {
+        Error::rejected(
+            "no_line",
+            "there is no active phone number to call from: map one to the agent, add one, or send phone_number_id",
+        )
+    })
+}

@@ -1,0 +1,234 @@
+//! Passwords: hashed with Argon2id, a bounded number at a time.
+//!
+//! A hash costs 19 MiB and some tens of milliseconds on purpose, so whoever could ask for many
+//! at once could stop the process: there are few places, and whoever waits too long is told to
+//! come again. An unknown address costs the same as a wrong password.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use argon2::password_hash::SaltString;
+use argon2::{
+    Algorithm, Argon2, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version,
+};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::PgConnection;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::error::{Error, Result};
+use crate::ids::{OrgId, UserId};
+use crate::secret::random_bytes;
+
+/// OWASP's parameters: memory in KiB, passes, lanes.
+const COST: (u32, u32, u32) = (19 * 1024, 2, 1);
+/// Hashes at a time.
+const PLACES: usize = 2;
+/// How long somebody waits for a place.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Lengths of a password, in characters.
+const LENGTHS: std::ops::RangeInclusive<usize> = 12..=128;
+/// Fewer different characters than these are a pattern.
+const LEAST_DISTINCT: usize = 5;
+
+/// Hashes and compares passwords.
+#[derive(Clone, Debug)]
+pub struct Hasher {
+    places: Arc<Semaphore>,
+    /// What an unknown address is compared with.
+    nobody: Arc<OnceLock<String>>,
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(PLACES)),
+            nobody: Arc::default(),
+        }
+    }
+}
+
+impl Hasher {
+    /// The hash of a password, to be stored.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when too many others wait.
+    pub async fn hash(&self, password: SecretString) -> Result<String> {
+        self.at_a_place(move || hash(password.expose_secret()))
+            .await
+    }
+
+    /// Whether the password is the one of `stored`. Without one it takes as long and is not.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when too many others wait.
+    pub async fn matches(&self, password: SecretString, stored: Option<String>) -> Result<bool> {
+        let nobody = Arc::clone(&self.nobody);
+        self.at_a_place(move || {
+            let known = stored.is_some();
+            let stored = match stored {
+                Some(stored) => stored,
+                None => match nobody.get() {
+                    Some(hash) => hash.clone(),
+                    None => {
+                        let hash = hash("whoever knows this password is nobody")?;
+                        nobody.get_or_init(|| hash).clone()
+                    }
+                },
+            };
+            let parsed = PasswordHash::new(&stored)
+                .map_err(|_error| anyhow!("a stored password hash cannot be read"))?;
+            let matches = Argon2::default()
+                .verify_password(password.expose_secret().as_bytes(), &parsed)
+                .is_ok();
+            Ok(matches && known)
+        })
+        .await
+    }
+
+    async fn at_a_place<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let place = timeout(PATIENCE, Arc::clone(&self.places).acquire_owned()).await;
+        let Ok(Ok(place)) = place else {
+            return Err(Error::Busy(
+                "too many people are signing in; try again shortly".into(),
+            ));
+        };
+        // The place goes along: whoever stops waiting does not free it early.
+        let done = spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        Ok(done.await.map_err(anyhow::Error::from)??)
+    }
+}
+
+fn hash(password: &str) -> anyhow::Result<String> {
+    let (memory, passes, lanes) = COST;
+    let params = Params::new(memory, passes, lanes, None)
+        .map_err(|error| anyhow!("argon2 parameters: {error}"))?;
+    let salt = SaltString::encode_b64(&random_bytes::<16>()?)
+        .map_err(|error| anyhow!("argon2 salt: {error}"))?;
+    let hash = Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        .hash_password(password.as_bytes(), &salt)
+        .map_err(|error| anyhow!("argon2: {error}"))?;
+    Ok(hash.to_string())
+}
+
+/// What is wrong with a password that somebody chose, if anything.
+#[must_use]
+pub fn weakness(password: &str, email: &str) -> Option<&'static str> {
+    let mut distinct: Vec<char> = password.chars().collect();
+    let length = distinct.len();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let lower = password.to_lowercase();
+    let name = email.split('@').next().unwrap_or_default().to_lowercase();
+    if !LENGTHS.contains(&length) {
+        Some("must have 12 to 128 characters; several words make a good one")
+    } else if distinct.len() < LEAST_DISTINCT {
+        Some("repeats few characters; choose several words")
+    } else if lower.contains(&email.to_lowercase()) || (name.len() >= 6 && lower.contains(&name)) {
+        Some("must not contain the e-mail address")
+    } else {
+        None
+    }
+}
+
+/// Whoever may sign in with an e-mail address, and the hash of their password. Nobody is signed
+/// in yet, so there is no scope.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn of_email_unscoped(
+    db: &mut PgConnection,
+    email: &str,
+) -> Result<Option<(UserId, String)>> {
+    let row = sqlx::query!(
+        r#"select u.id as "id: UserId", p.hash
+           from users u
+           join passwords p on p.user_id = u.id
+           where lower(u.email) = lower($1)
+             and u.removed_at is null"#,
+        email,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(|row| (row.id, row.hash)))
+}
+
+/// The hash of a user's own password; `None` for who signs in elsewhere.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn of_user_unscoped(db: &mut PgConnection, user: UserId) -> Result<Option<String>> {
+    let hash = sqlx::query_scalar!(
+        "select hash from passwords where user_id = $1",
+        user as UserId
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(hash)
+}
+
+/// Sets a user's password. The user has proved to be themselves, or the platform acts.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn set_unscoped(
+    db: &mut PgConnection,
+    org: OrgId,
+    user: UserId,
+    hash: &str,
+) -> Result<()> {
+    sqlx::query!(
+        "insert into passwords (user_id, org_id, hash)
+         values ($1, $2, $3)
+         on conflict (user_id) do update set hash = excluded.hash, changed_at = now()",
+        user as UserId,
+        org as OrgId,
+        hash,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_password_matches_its_own_hash_and_nothing_else() {
+        let hasher = Hasher::default();
+        let stored = hasher.hash("correct horse battery".into()).await.unwrap();
+        assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
+        assert!(!stored.contains("horse"));
+        let matches = async |password: &str, stored: Option<String>| {
+            hasher.matches(password.into(), stored).await.unwrap()
+        };
+        assert!(matches("correct horse battery", Some(stored.clone())).await);
+        assert!(!matches("correct horse batterz", Some(stored)).await);
+        assert!(!matches("whoever knows this password is nobody", None).await);
+    }
+
+    #[test]
+    fn weak_passwords_are_refused_with_the_reason() {
+        for (password, weak) in [
+            ("correct horse battery", false),
+            ("short", true),
+            ("aaaaaaaaaaaaaaaa", true),
+            ("abababababababab", true),
+            ("ada.lovelace-2026", true),
+            ("ADA.LOVELACE@example.com", true),
+            (&"x1y2z3".repeat(22), true),
+        ] {
+            let weakness = weakness(password, "ada.lovelace@example.com");
+            assert_eq!(weakness.is_some(), weak, "{password}");
+        }
+    }
+}

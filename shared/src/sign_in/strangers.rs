@@ -1,0 +1,170 @@
+//! People whom another issuer vouches for: found by issuer and subject, taken in with their
+//! first token.
+//!
+//! A user is never found by e-mail address alone: issuers differ in what they verify, and an
+//! address that matches would hand over somebody else's account. An invitation is different:
+//! whoever sent it named the address on purpose.
+
+use std::net::IpAddr;
+
+use sqlx::{Connection as _, PgConnection};
+
+use crate::access::{Credential, Principal, Role};
+use crate::audit::{self, Actor, Note};
+use crate::config::SignUp;
+use crate::error::Result;
+use crate::ids::{InviteId, OrgId, UserId};
+
+/// Whom a genuine token of another issuer names.
+#[derive(Clone, Debug)]
+pub struct Stranger {
+    pub issuer: String,
+    pub subject: String,
+    pub email: Option<String>,
+}
+
+impl Stranger {
+    fn key(&self) -> String {
+        format!("{}|{}", self.issuer, self.subject)
+    }
+}
+
+/// The caller behind a token, if they have been here before, or were entered under the token's
+/// subject.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn principal_unscoped(
+    db: &mut PgConnection,
+    stranger: &Stranger,
+) -> Result<Option<Principal>> {
+    let entered: Option<UserId> = stranger.subject.parse().ok();
+    let row = sqlx::query!(
+        r#"select id as "id: UserId", org_id as "org_id: OrgId", email, role as "role: Role"
+           from users
+           where removed_at is null
+             and (external_subject = $1 or (external_subject is null and id = $2))
+           order by external_subject is null
+           limit 1"#,
+        stranger.key(),
+        entered as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(|row| Principal {
+        user: row.id,
+        org: row.org_id,
+        role: row.role,
+        email: Some(row.email),
+        credential: Credential::Session,
+    }))
+}
+
+/// Makes a user of somebody who was not here before: where they are invited, or in an
+/// organisation of their own. `None` when neither may be, or the address is in use already.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn take_in_unscoped(
+    db: &mut PgConnection,
+    stranger: &Stranger,
+    sign_up: SignUp,
+    ip: Option<IpAddr>,
+) -> Result<Option<Principal>> {
+    let Some(email) = stranger.email.as_deref().filter(|email| is_email(email)) else {
+        return Ok(None);
+    };
+    let mut db = db.begin().await?;
+    let invite = sqlx::query!(
+        r#"select id as "id: InviteId", org_id as "org_id: OrgId", role as "role: Role"
+           from invites
+           where lower(email) = lower($1)
+             and accepted_at is null
+             and revoked_at is null
+             and expires_at > now()
+           order by created_at desc
+           limit 1
+           for update"#,
+        email,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let (org, role) = match (&invite, sign_up) {
+        (Some(invite), _) => (invite.org_id, invite.role),
+        (None, SignUp::Open) => (found_org(&mut db, email).await?, Role::OrgAdmin),
+        (None, SignUp::Invited) => return Ok(None),
+    };
+    let Some(user) = enter(&mut db, stranger, email, org, role).await? else {
+        return Ok(None);
+    };
+    if let Some(invite) = &invite {
+        sqlx::query!(
+            "update invites set accepted_at = now() where id = $1",
+            invite.id as InviteId
+        )
+        .execute(&mut *db)
+        .await?;
+    }
+    let principal = Principal {
+        user,
+        org,
+        role,
+        email: Some(email.to_owned()),
+        credential: Credential::Session,
+    };
+    let actor = Actor {
+        principal: principal.clone(),
+        ip,
+        request_id: None,
+    };
+    audit::write_unscoped(&mut db, &actor, &Note::new("user.sign_up", org, user.0)).await?;
+    db.commit().await?;
+    Ok(Some(principal))
+}
+
+/// Makes the user, unless another request of the same person was quicker or the address is
+/// somebody's.
+async fn enter(
+    db: &mut PgConnection,
+    stranger: &Stranger,
+    email: &str,
+    org: OrgId,
+    role: Role,
+) -> Result<Option<UserId>> {
+    let user = sqlx::query_scalar!(
+        r#"insert into users (id, org_id, email, role, external_subject)
+           values ($1, $2, $3, $4, $5)
+           on conflict do nothing
+           returning id as "id: UserId""#,
+        UserId::new() as UserId,
+        org as OrgId,
+        email,
+        role as Role,
+        stranger.key(),
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(user)
+}
+
+/// An organisation for one person, to be renamed by them.
+async fn found_org(db: &mut PgConnection, email: &str) -> Result<OrgId> {
+    let id = OrgId::new();
+    let name: String = email.chars().take(200).collect();
+    sqlx::query!(
+        "insert into organizations (id, name) values ($1, $2)",
+        id as OrgId,
+        name,
+    )
+    .execute(db)
+    .await?;
+    Ok(id)
+}
+
+/// Whether mail could be sent there.
+#[must_use]
+pub fn is_email(text: &str) -> bool {
+    text.len() <= 320
+        && text.parse::<lettre::Address>().is_ok()
+        && !text.chars().any(char::is_whitespace)
+}

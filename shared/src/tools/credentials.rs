@@ -1,0 +1,355 @@
+//! What a request to a user's endpoint proves itself with. It is sealed as one value, for its
+//! row alone, and shown with masks; a mask that comes back means what is stored.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use anyhow::Context as _;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::egress;
+use crate::error::Result;
+use crate::ids::OrgId;
+use crate::secret::Keys;
+
+/// What stands in the place of a secret.
+pub const MASK: &str = "********";
+/// Parts of the names of headers whose values are secrets.
+const SECRET_NAMES: [&str; 7] = [
+    "auth",
+    "cookie",
+    "key",
+    "token",
+    "secret",
+    "password",
+    "signature",
+];
+/// Shorter secrets are not looked for in answers: they may be any word.
+const LEAST_SECRET_BYTES: usize = 6;
+
+/// How a request authenticates. On read, secrets are masked; a mask that is sent back keeps
+/// what is stored.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Auth {
+    /// Not at all.
+    #[default]
+    None,
+    /// `Authorization: Bearer` with the token.
+    Bearer { token: String },
+    /// The value in a header of this name.
+    ApiKey { header: String, value: String },
+    /// `Authorization: Basic` with both.
+    Basic { username: String, password: String },
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Auth([REDACTED])")
+    }
+}
+
+impl Auth {
+    fn secret(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Bearer { token } => Some(token),
+            Self::ApiKey { value, .. } => Some(value),
+            Self::Basic { password, .. } => Some(password),
+        }
+    }
+
+    fn secret_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Self::None => None,
+            Self::Bearer { token } => Some(token),
+            Self::ApiKey { value, .. } => Some(value),
+            Self::Basic { password, .. } => Some(password),
+        }
+    }
+
+    fn header(&self) -> Option<(String, String)> {
+        let authorization = |value| (AUTHORIZATION.as_str().to_owned(), value);
+        match self {
+            Self::None => None,
+            Self::Bearer { token } => Some(authorization(format!("Bearer {token}"))),
+            Self::ApiKey { header, value } => Some((header.clone(), value.clone())),
+            Self::Basic { username, password } => {
+                let pair = STANDARD.encode(format!("{username}:{password}"));
+                Some(authorization(format!("Basic {pair}")))
+            }
+        }
+    }
+}
+
+/// Headers and authentication of an endpoint.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    pub headers: BTreeMap<String, String>,
+    pub auth: Auth,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials([REDACTED])")
+    }
+}
+
+impl Credentials {
+    /// Everything that is wrong: the path of the field, and what to do about it.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<(String, &'static str)> {
+        let mut wrong = Vec::new();
+        if self.headers.len() > 30 {
+            wrong.push(("headers".to_owned(), "must be 30 headers or fewer"));
+        }
+        for (name, value) in &self.headers {
+            if let Err(why) = check(name, value) {
+                wrong.push((format!("headers.{name}"), why));
+            }
+        }
+        if let Auth::Basic { username, .. } = &self.auth
+            && username.contains(':')
+        {
+            wrong.push(("auth.username".to_owned(), "must not have a colon"));
+        }
+        if self.auth.secret().is_some_and(str::is_empty) {
+            wrong.push(("auth".to_owned(), "must have a secret that is not empty"));
+        }
+        if let Some((name, value)) = self.auth.header() {
+            if let Err(why) = check(&name, &value) {
+                wrong.push(("auth".to_owned(), why));
+            }
+            if self
+                .headers
+                .keys()
+                .any(|other| other.eq_ignore_ascii_case(&name))
+            {
+                wrong.push((
+                    "headers".to_owned(),
+                    "must not have the header that auth sets",
+                ));
+            }
+        }
+        wrong
+    }
+
+    /// The same with masks in the place of secrets.
+    #[must_use]
+    pub fn masked(&self) -> Self {
+        let mut masked = self.clone();
+        for (name, value) in &mut masked.headers {
+            if is_secret(name) {
+                MASK.clone_into(value);
+            }
+        }
+        if let Some(secret) = masked.auth.secret_mut() {
+            MASK.clone_into(secret);
+        }
+        masked
+    }
+
+    /// Puts what is stored in the place of masks.
+    #[must_use]
+    pub fn unmasked(mut self, stored: &Self) -> Self {
+        for (name, value) in &mut self.headers {
+            if let Some(known) = stored.headers.get(name).filter(|_| value == MASK) {
+                value.clone_from(known);
+            }
+        }
+        let same_kind = std::mem::discriminant(&self.auth) == std::mem::discriminant(&stored.auth);
+        if let (Some(secret), Some(known), true) =
+            (self.auth.secret_mut(), stored.auth.secret(), same_kind)
+            && secret == MASK
+        {
+            known.clone_into(secret);
+        }
+        self
+    }
+
+    /// Whether a mask stands where a secret should.
+    #[must_use]
+    pub fn has_mask(&self) -> bool {
+        self.headers.values().any(|value| value == MASK) || self.auth.secret() == Some(MASK)
+    }
+
+    /// The headers to send.
+    ///
+    /// # Errors
+    /// When a stored header cannot be one, which [`Self::complaints`] keeps out.
+    pub fn header_map(&self) -> Result<HeaderMap> {
+        let mut map = HeaderMap::new();
+        let all = self.headers.clone().into_iter().chain(self.auth.header());
+        for (name, value) in all {
+            let name = HeaderName::try_from(name).context("a stored header's name")?;
+            let mut value = HeaderValue::try_from(value).context("a stored header's value")?;
+            value.set_sensitive(is_secret(name.as_str()));
+            map.insert(name, value);
+        }
+        Ok(map)
+    }
+
+    /// Masks every secret that stands in a text.
+    #[must_use]
+    pub fn taken_out_of(&self, text: &str) -> String {
+        let header = self.auth.header().map(|(_, value)| value);
+        let basic = header
+            .as_deref()
+            .and_then(|value| value.strip_prefix("Basic "));
+        let headers = self.headers.iter().filter(|(name, _)| is_secret(name));
+        headers
+            .map(|(_, value)| value.as_str())
+            .chain(self.auth.secret())
+            .chain(basic)
+            .filter(|secret| secret.len() >= LEAST_SECRET_BYTES)
+            .fold(text.to_owned(), |text, secret| text.replace(secret, MASK))
+    }
+
+    /// Seals this for the row `id` of `table`.
+    ///
+    /// # Errors
+    /// Fails when the system has no randomness.
+    pub fn sealed(&self, keys: &Keys, table: &str, org: OrgId, id: Uuid) -> Result<Vec<u8>> {
+        Ok(keys.seal(&place(table, org, id), &serde_json::to_vec(self)?)?)
+    }
+
+    /// Opens what [`Self::sealed`] made for the same row.
+    ///
+    /// # Errors
+    /// Fails when it was made for another row or under another master key.
+    pub fn opened(keys: &Keys, table: &str, org: OrgId, id: Uuid, sealed: &[u8]) -> Result<Self> {
+        let plain = keys.open(&place(table, org, id), sealed)?;
+        Ok(serde_json::from_slice(&plain).context("sealed credentials")?)
+    }
+}
+
+fn place(table: &str, org: OrgId, id: Uuid) -> String {
+    format!("{table} {org} {id} credentials")
+}
+
+/// Whether the value of a header of this name is a secret.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_NAMES.iter().any(|part| name.contains(part))
+}
+
+fn check(name: &str, value: &str) -> std::result::Result<(), &'static str> {
+    let name = HeaderName::try_from(name).map_err(|_invalid| "must have the name of a header")?;
+    if !egress::is_forwarded(&name) {
+        return Err("is a header that belongs to the connection; remove it");
+    }
+    let is_text = value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if value.len() > 4096 || !is_text || HeaderValue::try_from(value).is_err() {
+        return Err("must have a value of up to 4096 printable ASCII characters");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials() -> Credentials {
+        Credentials {
+            headers: BTreeMap::from([
+                ("X-Api-Key".to_owned(), "key-123456".to_owned()),
+                ("Accept".to_owned(), "application/json".to_owned()),
+            ]),
+            auth: Auth::Basic {
+                username: "peal".to_owned(),
+                password: "pass-word".to_owned(),
+            },
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked_and_masks_are_what_is_stored() {
+        let stored = credentials();
+        let shown = stored.masked();
+        assert_eq!(shown.headers["X-Api-Key"], MASK);
+        assert_eq!(shown.headers["Accept"], "application/json");
+        assert!(!serde_json::to_string(&shown).unwrap().contains("pass-word"));
+        assert!(!format!("{stored:?}").contains("peal"));
+        assert!(shown.has_mask() && !stored.has_mask());
+        assert_eq!(shown.unmasked(&stored), stored);
+        let other = Credentials {
+            headers: BTreeMap::from([("X-Other-Key".to_owned(), MASK.to_owned())]),
+            auth: Auth::Bearer {
+                token: MASK.to_owned(),
+            },
+        };
+        assert!(other.unmasked(&stored).has_mask());
+    }
+
+    #[test]
+    fn an_answer_that_repeats_secrets_is_cleaned() {
+        let text = "key-123456 pass-word cGVhbDpwYXNzLXdvcmQ= application/json";
+        let clean = credentials().taken_out_of(text);
+        assert_eq!(clean, "******** ******** ******** application/json");
+    }
+
+    #[test]
+    fn sealed_credentials_open_in_their_row_alone() {
+        let keys = Keys::derive(&[1; 32]).unwrap();
+        let (org, id) = (OrgId::new(), OrgId::new().0);
+        let sealed = credentials().sealed(&keys, "tools", org, id).unwrap();
+        assert!(!String::from_utf8_lossy(&sealed).contains("pass-word"));
+        let opened = Credentials::opened(&keys, "tools", org, id, &sealed).unwrap();
+        assert_eq!(opened, credentials());
+        let moved = [
+            ("mcp_servers", org, id),
+            ("tools", OrgId::new(), id),
+            ("tools", org, OrgId::new().0),
+        ];
+        for (table, org, id) in moved {
+            assert!(Credentials::opened(&keys, table, org, id, &sealed).is_err());
+        }
+    }
+
+    #[test]
+    fn headers_of_the_connection_and_broken_ones_are_refused() {
+        assert!(credentials().complaints().is_empty());
+        for (name, value) in [
+            ("Host", "x"),
+            ("transfer-encoding", "chunked"),
+            ("X-Forwarded-For", "127.0.0.1"),
+            ("a b", "x"),
+            ("", "x"),
+            ("X-Ok", "a\r\nHost: b"),
+            ("X-Ok", "é"),
+            ("authorization", "twice"),
+        ] {
+            let mut odd = credentials();
+            odd.headers.insert(name.to_owned(), value.to_owned());
+            assert_eq!(odd.complaints().len(), 1, "{name}: {value}");
+        }
+        let headers = Credentials::default();
+        for auth in [
+            Auth::Bearer {
+                token: String::new(),
+            },
+            Auth::Bearer {
+                token: "a\nb".to_owned(),
+            },
+            Auth::ApiKey {
+                header: "host".to_owned(),
+                value: "x".to_owned(),
+            },
+            Auth::Basic {
+                username: "a:b".to_owned(),
+                password: "x".to_owned(),
+            },
+        ] {
+            let odd = Credentials {
+                auth,
+                ..headers.clone()
+            };
+            assert_eq!(odd.complaints().len(), 1);
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! HTTP tools as their owners keep them.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::PgConnection;
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+use super::{Auth, Credentials, org_of, schema, usage};
+use crate::access::Scope;
+use crate::error::{Error, OnConstraint, Result};
+use crate::ids::{OrgId, ToolId, UserId};
+use crate::secret::Keys;
+
+/// The table, as sealed credentials name it.
+const TABLE: &str = "tools";
+/// A list never has more; nobody's agent can choose between so many.
+const LIST_LIMIT: i64 = 1000;
+
+/// How a tool's endpoint is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[sqlx(type_name = "text", rename_all = "UPPERCASE")]
+pub enum ToolMethod {
+    Get,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+/// An HTTP tool. Secrets are masked.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Tool {
+    pub id: ToolId,
+    pub user_id: UserId,
+    pub name: String,
+    pub description: String,
+    /// May hold `{{parameters}}` behind the host.
+    pub url: String,
+    pub method: ToolMethod,
+    pub headers: BTreeMap<String, String>,
+    pub auth: Auth,
+    pub timeout_seconds: i32,
+    /// JSON Schema of the arguments.
+    #[schema(value_type = Object)]
+    pub tool_schema: Value,
+    /// Arguments that must be there.
+    pub required: Vec<String>,
+    /// Fields of the answer that are kept, such as `order.status`; null keeps all.
+    pub output_schema: Option<Vec<String>>,
+    pub is_active: bool,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    pub org_id: OrgId,
+}
+
+/// What an owner decides about a tool.
+#[derive(Clone, Debug)]
+pub struct NewTool {
+    pub name: String,
+    pub description: String,
+    pub url: String,
+    pub method: ToolMethod,
+    pub credentials: Credentials,
+    pub timeout_seconds: i32,
+    pub tool_schema: Value,
+    pub output_schema: Option<Vec<String>>,
+    pub is_active: bool,
+}
+
+struct Row {
+    id: ToolId,
+    org_id: OrgId,
+    user_id: UserId,
+    name: String,
+    description: String,
+    url: String,
+    method: ToolMethod,
+    credentials: Vec<u8>,
+    timeout_seconds: i32,
+    tool_schema: Value,
+    output_schema: Option<Vec<String>>,
+    is_active: bool,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl Row {
+    fn opened(self, keys: &Keys) -> Result<(Tool, Credentials)> {
+        let sealed = &self.credentials;
+        let credentials = Credentials::opened(keys, TABLE, self.org_id, self.id.0, sealed)?;
+        let shown = credentials.masked();
+        let tool = Tool {
+            id: self.id,
+            user_id: self.user_id,
+            name: self.name,
+            description: self.description,
+            url: self.url,
+            method: self.method,
+            headers: shown.headers,
+            auth: shown.auth,
+            timeout_seconds: self.timeout_seconds,
+            required: schema::required(&self.tool_schema),
+            tool_schema: self.tool_schema,
+            output_schema: self.output_schema,
+            is_active: self.is_active,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            org_id: self.org_id,
+        };
+        Ok((tool, credentials))
+    }
+}
+
+/// Creates a tool for `owner`.
+///
+/// # Errors
+/// [`Error::NotFound`] for an owner out of sight, [`Error::Conflict`] when the owner has a tool
+/// of that name, [`Error::Invalid`] for a mask in the place of a secret.
+pub async fn create(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    owner: UserId,
+    new: &NewTool,
+) -> Result<Tool> {
+    let org = org_of(db, scope, owner).await?;
+    let id = ToolId::new();
+    let sealed = seal(keys, org, id, &new.credentials)?;
+    sqlx::query!(
+        "insert into tools (id, org_id, user_id, name, description, url, method, credentials, timeout_seconds,
+                            tool_schema, output_schema, is_active)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        id as ToolId,
+        org as OrgId,
+        owner as UserId,
+        new.name,
+        new.description,
+        new.url,
+        new.method as ToolMethod,
+        sealed,
+        new.timeout_seconds,
+        new.tool_schema,
+        new.output_schema.as_deref(),
+        new.is_active,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("tool_name_is_taken", name_is_taken)?;
+    find(db, keys, scope, id).await
+}
+
+/// A tool in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, keys: &Keys, scope: &Scope, id: ToolId) -> Result<Tool> {
+    Ok(find_with_credentials(db, keys, scope, id).await?.0)
+}
+
+/// A tool in the caller's sight, and what its requests prove themselves with.
+///
+/// # Errors
+/// As [`find`].
+pub async fn find_with_credentials(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: ToolId,
+) -> Result<(Tool, Credentials)> {
+    sqlx::query_as!(
+        Row,
+        r#"select id as "id: ToolId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description, url,
+                  method as "method: ToolMethod", credentials, timeout_seconds, tool_schema, output_schema, is_active,
+                  created_at, updated_at
+           from tools
+           where id = $1
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or user_id = $3)"#,
+        id as ToolId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Tool"))?
+    .opened(keys)
+}
+
+/// The newest tools in the caller's sight, at most a thousand.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    only_active: bool,
+) -> Result<Vec<Tool>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select id as "id: ToolId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description, url,
+                  method as "method: ToolMethod", credentials, timeout_seconds, tool_schema, output_schema, is_active,
+                  created_at, updated_at
+           from tools
+           where ($1::uuid is null or org_id = $1)
+             and ($2::uuid is null or user_id = $2)
+             and (is_active or not $3)
+           order by id desc
+           limit $4"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        only_active,
+        LIST_LIMIT,
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|row| Ok(row.opened(keys)?.0))
+        .collect()
+}
+
+/// Replaces what the owner decided about a tool. A masked secret stays as it is stored.
+///
+/// # Errors
+/// As [`create`], and [`Error::NotFound`] for a tool out of sight.
+pub async fn replace(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: ToolId,
+    new: &NewTool,
+) -> Result<Tool> {
+    lock(db, scope, id).await?;
+    let (before, stored) = find_with_credentials(db, keys, scope, id).await?;
+    let sealed = seal(
+        keys,
+        before.org_id,
+        id,
+        &new.credentials.clone().unmasked(&stored),
+    )?;
+    sqlx::query!(
+        "update tools
+         set name = $2, description = $3, url = $4, method = $5, credentials = $6, timeout_seconds = $7,
+             tool_schema = $8, output_schema = $9, is_active = $10, updated_at = now()
+         where id = $1",
+        id as ToolId,
+        new.name,
+        new.description,
+        new.url,
+        new.method as ToolMethod,
+        sealed,
+        new.timeout_seconds,
+        new.tool_schema,
+        new.output_schema.as_deref(),
+        new.is_active,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("tool_name_is_taken", name_is_taken)?;
+    find(db, keys, scope, id).await
+}
+
+/// Deletes a tool.
+///
+/// # Errors
+/// [`Error::NotFound`] for a tool out of sight, [`Error::Conflict`] for one that agents or
+/// rules use, unless `force`.
+pub async fn delete(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: ToolId,
+    force: bool,
+) -> Result<Tool> {
+    lock(db, scope, id).await?;
+    let tool = find(db, keys, scope, id).await?;
+    usage::let_go(db, scope, id.0, force).await?;
+    sqlx::query!("delete from tools where id = $1", id as ToolId)
+        .execute(db)
+        .await?;
+    Ok(tool)
+}
+
+async fn lock(db: &mut PgConnection, scope: &Scope, id: ToolId) -> Result<()> {
+    sqlx::query!(
+        "select
+         from tools
+         where id = $1
+           and ($2::uuid is null or org_id = $2)
+           and ($3::uuid is null or user_id = $3)
+         for update",
+        id as ToolId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Tool"))?;
+    Ok(())
+}
+
+fn seal(keys: &Keys, org: OrgId, id: ToolId, credentials: &Credentials) -> Result<Vec<u8>> {
+    if credentials.has_mask() {
+        return Err(Error::field(
+            "auth",
+            "masked",
+            "a masked secret (in auth or headers) keeps what is stored, and nothing is stored there: send the secret itself",
+        ));
+    }
+    credentials.sealed(keys, TABLE, org, id.0)
+}
+
+fn name_is_taken() -> Error {
+    Error::conflict(
+        "tool_name_taken",
+        "there is a tool of this name; choose another, the model tells tools apart by it",
+    )
+}

@@ -1,0 +1,292 @@
+//! Which tools an agent has. Only tools that the agent's owner may see: their own, and for
+//! administrators those of their organisation.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use std::collections::HashSet;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::access::Scope;
+use crate::agents::{self, Agent};
+use crate::error::{Error, FieldError, OnConstraint, Result};
+use crate::ids::{AgentId, OrgId};
+
+/// What kind of thing a mapping names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum ToolType {
+    /// An HTTP tool.
+    Endpoint,
+    McpServer,
+}
+
+/// When an agent uses a tool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum When {
+    DuringCall,
+    PostCall,
+}
+
+/// A tool of an agent.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AgentTool {
+    pub id: Uuid,
+    pub agent_id: AgentId,
+    /// The HTTP tool or the MCP server.
+    pub tool_id: Uuid,
+    pub tool_type: ToolType,
+    pub name: String,
+    pub enabled: bool,
+    pub when: When,
+    pub allowed_tools: Option<Vec<String>>,
+    #[schema(value_type = Object)]
+    pub param_defaults: Value,
+    pub order: i32,
+}
+
+/// A tool that an agent should have.
+#[derive(Clone, Debug)]
+pub struct NewAgentTool {
+    pub tool: Uuid,
+    pub kind: ToolType,
+    pub enabled: bool,
+    pub when: When,
+    pub allowed_tools: Option<Vec<String>>,
+    pub param_defaults: Map<String, Value>,
+    pub order: i32,
+}
+
+/// The tools of an agent in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is no such agent.
+pub async fn list(db: &mut PgConnection, scope: &Scope, agent: AgentId) -> Result<Vec<AgentTool>> {
+    let agent = agents::find(db, scope, agent).await?;
+    let tools = sqlx::query_as!(
+        AgentTool,
+        r#"select m.id, m.agent_id as "agent_id: AgentId", coalesce(m.tool_id, m.mcp_server_id) as "tool_id!",
+                  case when m.tool_id is null then 'mcp_server' else 'endpoint' end as "tool_type!: ToolType",
+                  coalesce(t.name, s.name) as "name!", m.enabled, m.used as "when: When", m.allowed_tools,
+                  m.param_defaults, m.position as "order"
+           from agent_tools m
+           left join tools t on t.id = m.tool_id
+           left join mcp_servers s on s.id = m.mcp_server_id
+           where m.agent_id = $1
+             and m.org_id = $2
+           order by m.position, m.id"#,
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(tools)
+}
+
+/// Gives an agent tools; one that it has is brought up to date.
+///
+/// # Errors
+/// [`Error::NotFound`] for an agent out of sight or a tool that its owner cannot see,
+/// [`Error::Invalid`] for a tool that is there twice.
+pub async fn add(
+    db: &mut PgConnection,
+    scope: &Scope,
+    agent: AgentId,
+    tools: &[NewAgentTool],
+) -> Result<Vec<AgentTool>> {
+    let agent = lock(db, scope, agent).await?;
+    refuse_doubles(tools)?;
+    for tool in tools {
+        put(db, &agent, tool).await?;
+    }
+    list(db, scope, agent.id).await
+}
+
+/// Gives an agent these tools and no others. What stays keeps its id.
+///
+/// # Errors
+/// As [`add`]; [`Error::Conflict`] while the agent is on calls, unless `force`.
+pub async fn replace(
+    db: &mut PgConnection,
+    scope: &Scope,
+    agent: AgentId,
+    tools: &[NewAgentTool],
+    force: bool,
+) -> Result<Vec<AgentTool>> {
+    let agent = lock(db, scope, agent).await?;
+    refuse_doubles(tools)?;
+    refuse_in_use(db, &agent, force).await?;
+    let ids: Vec<Uuid> = tools.iter().map(|tool| tool.tool).collect();
+    sqlx::query!(
+        "delete from agent_tools
+         where agent_id = $1
+           and org_id = $2
+           and coalesce(tool_id, mcp_server_id) <> all($3)",
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+        &ids,
+    )
+    .execute(&mut *db)
+    .await?;
+    for tool in tools {
+        put(db, &agent, tool).await?;
+    }
+    list(db, scope, agent.id).await
+}
+
+/// Takes a tool away from an agent, whether it is named by the tool's id or the mapping's.
+///
+/// # Errors
+/// [`Error::NotFound`] for an agent out of sight or a tool that it does not have,
+/// [`Error::Conflict`] while the agent is on calls, unless `force`.
+pub async fn remove(
+    db: &mut PgConnection,
+    scope: &Scope,
+    agent: AgentId,
+    tool: Uuid,
+    force: bool,
+) -> Result<Agent> {
+    let agent = lock(db, scope, agent).await?;
+    let removed = sqlx::query!(
+        "delete from agent_tools
+         where agent_id = $1
+           and org_id = $2
+           and (tool_id = $3 or mcp_server_id = $3 or id = $3)",
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+        tool,
+    )
+    .execute(&mut *db)
+    .await?;
+    if removed.rows_affected() == 0 {
+        return Err(Error::NotFound("Tool of this agent"));
+    }
+    refuse_in_use(db, &agent, force).await?;
+    Ok(agent)
+}
+
+async fn put(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Result<()> {
+    let (endpoint, server) = match tool.kind {
+        ToolType::Endpoint => (Some(tool.tool), None),
+        ToolType::McpServer => (None, Some(tool.tool)),
+    };
+    let visible = sqlx::query_scalar!(
+        r#"select exists (
+               select
+               from users owner
+               left join tools t on t.id = $3
+               left join mcp_servers s on s.id = $4
+               where owner.id = $1
+                 and coalesce(t.org_id, s.org_id) = $2
+                 and (owner.role <> 'user' or coalesce(t.user_id, s.user_id) = owner.id)
+           ) as "visible!""#,
+        agent.user_id.0,
+        agent.org_id as OrgId,
+        endpoint,
+        server,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if !visible {
+        return Err(Error::NotFound(match tool.kind {
+            ToolType::Endpoint => "Tool",
+            ToolType::McpServer => "MCP server",
+        }));
+    }
+    let updated = sqlx::query!(
+        "update agent_tools
+         set enabled = $4, used = $5, allowed_tools = $6, param_defaults = $7, position = $8, updated_at = now()
+         where agent_id = $1
+           and org_id = $2
+           and coalesce(tool_id, mcp_server_id) = $3",
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+        tool.tool,
+        tool.enabled,
+        tool.when as When,
+        tool.allowed_tools.as_deref(),
+        Json(&tool.param_defaults) as Json<&Map<String, Value>>,
+        tool.order,
+    )
+    .execute(&mut *db)
+    .await?;
+    if updated.rows_affected() > 0 {
+        return Ok(());
+    }
+    sqlx::query!(
+        "insert into agent_tools (id, org_id, agent_id, tool_id, mcp_server_id, enabled, used, allowed_tools,
+                                  param_defaults, position)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        AgentId::new().0,
+        agent.org_id as OrgId,
+        agent.id as AgentId,
+        endpoint,
+        server,
+        tool.enabled,
+        tool.when as When,
+        tool.allowed_tools.as_deref(),
+        Json(&tool.param_defaults) as Json<&Map<String, Value>>,
+        tool.order,
+    )
+    .execute(db)
+    .await
+    // It was there a moment ago.
+    .on_constraint("tool_is_mapped", || Error::NotFound("Tool"))
+    .map(drop)
+}
+
+/// Locks an agent, so that its tools are changed by one request at a time.
+async fn lock(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<Agent> {
+    let agent = agents::find(db, scope, id).await?;
+    sqlx::query!(
+        "select from agents where id = $1 and org_id = $2 for no key update",
+        id as AgentId,
+        agent.org_id as OrgId,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Agent"))?;
+    Ok(agent)
+}
+
+/// Whoever is on the phone with an agent should not see its tools vanish.
+async fn refuse_in_use(db: &mut PgConnection, agent: &Agent, force: bool) -> Result<()> {
+    let in_use = sqlx::query_scalar!(
+        r#"select exists (select from call_batches where agent_id = $1 and org_id = $2 and status = 'in_progress')
+               or exists (select from calls where agent_id = $1 and org_id = $2 and live) as "in_use!""#,
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+    )
+    .fetch_one(db)
+    .await?;
+    if in_use && !force {
+        return Err(Error::conflict(
+            "agent_in_use",
+            "the agent is on calls or its batch is running: pause that, or send force_update=true",
+        ));
+    }
+    Ok(())
+}
+
+fn refuse_doubles(tools: &[NewAgentTool]) -> Result<()> {
+    let mut seen = HashSet::new();
+    let doubles: Vec<FieldError> = tools
+        .iter()
+        .enumerate()
+        .filter(|(_, tool)| !seen.insert(tool.tool))
+        .map(|(place, _)| {
+            let path = [place.to_string(), "tool_id".to_owned()];
+            FieldError::new("body", path, "duplicate", "is there twice; remove one")
+        })
+        .collect();
+    if doubles.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Invalid(doubles))
+    }
+}

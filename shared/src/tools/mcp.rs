@@ -1,0 +1,314 @@
+//! What an MCP server offers, asked over streamable HTTP through the gate.
+//!
+//! The protocol's own library speaks it; it is given the gate as its only way out, so that
+//! whatever it does next (a stream, a session's end) meets the same limits.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Method, StatusCode};
+use rmcp::model::{ClientJsonRpcMessage, PaginatedRequestParams, ServerJsonRpcMessage};
+use rmcp::transport::StreamableHttpClientTransport;
+use rmcp::transport::streamable_http_client::{
+    SseError, StreamableHttpClient, StreamableHttpClientTransportConfig, StreamableHttpError,
+    StreamableHttpPostResponse,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sse_stream::{Sse, SseStream};
+use tokio::time::timeout;
+use utoipa::ToSchema;
+
+use super::Credentials;
+use crate::egress::{Failure, Gate, Incoming, Outgoing};
+use crate::ids::OrgId;
+
+const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+/// No model chooses between more.
+const MOST_TOOLS: usize = 200;
+const MOST_PAGES: usize = 20;
+/// The largest description of all tools together.
+const LARGEST_BYTES: usize = 512 * 1024;
+
+/// A tool that an MCP server offers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct McpTool {
+    pub name: String,
+    pub description: Option<String>,
+    /// JSON Schema of the arguments.
+    #[schema(value_type = Object)]
+    pub input_schema: Value,
+}
+
+/// Where a server is and how it is asked.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub url: String,
+    pub credentials: Credentials,
+    pub timeout: Duration,
+}
+
+/// The protocol outside.
+#[async_trait]
+pub trait McpClient: Send + Sync {
+    /// Every tool that a server offers, or why that is not known, in words for its owner.
+    async fn tools(&self, org: OrgId, server: &Endpoint) -> Result<Vec<McpTool>, String>;
+}
+
+/// The client that everybody uses.
+pub struct GatedClient {
+    gate: Gate,
+}
+
+impl GatedClient {
+    /// A client whose only way out is the gate.
+    #[must_use]
+    pub fn new(gate: Gate) -> Self {
+        Self { gate }
+    }
+}
+
+#[async_trait]
+impl McpClient for GatedClient {
+    async fn tools(&self, org: OrgId, server: &Endpoint) -> Result<Vec<McpTool>, String> {
+        let headers = server
+            .credentials
+            .header_map()
+            .map_err(|error| error.to_string())?;
+        let door = Door {
+            gate: self.gate.clone(),
+            org,
+            headers,
+            timeout: server.timeout,
+        };
+        // Boxed: the library's state machines are large.
+        match timeout(server.timeout, Box::pin(list(door, &server.url))).await {
+            Ok(listed) => listed,
+            Err(_elapsed) => Err(Failure::TimedOut.to_string()),
+        }
+    }
+}
+
+async fn list(door: Door, url: &str) -> Result<Vec<McpTool>, String> {
+    let mut config = StreamableHttpClientTransportConfig::with_uri(url);
+    config.allow_stateless = true;
+    let transport = StreamableHttpClientTransport::with_client(door, config);
+    let client = rmcp::serve_client((), transport).await.map_err(|error| {
+        tracing::info!(%error, "an MCP server did not agree");
+        told(&error, "the server does not speak MCP over streamable HTTP")
+    })?;
+    let listed = pages(&client).await;
+    // Ends the session at the server, as far as it has one.
+    if let Err(error) = client.cancel().await {
+        tracing::debug!(%error, "an MCP session did not end well");
+    }
+    let tools = listed?;
+    let size = serde_json::to_vec(&tools).map_or(usize::MAX, |json| json.len());
+    if size > LARGEST_BYTES {
+        return Err("the server describes its tools in more than 512 KB".to_owned());
+    }
+    Ok(tools)
+}
+
+async fn pages(client: &rmcp::Peer<rmcp::RoleClient>) -> Result<Vec<McpTool>, String> {
+    let mut tools = Vec::new();
+    let mut cursor = None;
+    for _ in 0..MOST_PAGES {
+        let page = PaginatedRequestParams::default().with_cursor(cursor);
+        let page = client.list_tools(Some(page)).await.map_err(|error| {
+            tracing::info!(%error, "an MCP server did not list its tools");
+            told(&error, "the server does not list its tools")
+        })?;
+        tools.extend(page.tools.into_iter().map(|tool| McpTool {
+            name: tool.name.into_owned(),
+            description: tool.description.map(std::borrow::Cow::into_owned),
+            input_schema: Value::Object((*tool.input_schema).clone()),
+        }));
+        if tools.len() > MOST_TOOLS {
+            return Err(format!("the server offers more than {MOST_TOOLS} tools"));
+        }
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            return Ok(tools);
+        }
+    }
+    Err(format!(
+        "the server lists its tools on more than {MOST_PAGES} pages"
+    ))
+}
+
+/// What the gate said, when it stands behind an error of the library.
+fn told(error: &(dyn std::error::Error + 'static), otherwise: &str) -> String {
+    let text = format!("{error:?} {error}");
+    let failures = [
+        Failure::Unreachable,
+        Failure::TimedOut,
+        Failure::TooLarge,
+        Failure::Compressed,
+        Failure::BrokenOff,
+    ];
+    let known = failures.iter().map(ToString::to_string);
+    for failure in known {
+        if text.contains(&failure) {
+            return failure;
+        }
+    }
+    for status in [401, 403] {
+        if text.contains(&status_text(status)) {
+            return format!("the server refuses these credentials ({status})");
+        }
+    }
+    otherwise.to_owned()
+}
+
+fn status_text(status: u16) -> String {
+    format!("status {status}")
+}
+
+/// The library's way out.
+#[derive(Clone)]
+struct Door {
+    gate: Gate,
+    org: OrgId,
+    headers: HeaderMap,
+    timeout: Duration,
+}
+
+type Refusal = StreamableHttpError<Failure>;
+
+impl Door {
+    async fn send(
+        &self,
+        method: Method,
+        uri: &str,
+        session: Option<&str>,
+        auth: Option<&str>,
+        custom: HashMap<HeaderName, HeaderValue>,
+        body: Option<Bytes>,
+    ) -> Result<Incoming, Refusal> {
+        let mut headers = self.headers.clone();
+        headers.extend(custom);
+        let accepted = HeaderValue::from_static("application/json, text/event-stream");
+        headers.insert(ACCEPT, accepted);
+        if body.is_some() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        let wrong = |_invalid| StreamableHttpError::UnexpectedServerResponse("session id".into());
+        if let Some(session) = session {
+            headers.insert(SESSION_ID, HeaderValue::from_str(session).map_err(wrong)?);
+        }
+        if let Some(token) = auth {
+            let value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(wrong)?;
+            headers.insert(AUTHORIZATION, value);
+        }
+        let target = self
+            .gate
+            .target(uri)
+            .map_err(|_why| StreamableHttpError::Client(Failure::Unreachable))?;
+        let request = Outgoing {
+            method,
+            target,
+            headers,
+            body,
+            timeout: self.timeout,
+        };
+        let answer = self.gate.send(self.org, request).await;
+        answer.map_err(StreamableHttpError::Client)
+    }
+}
+
+impl StreamableHttpClient for Door {
+    type Error = Failure;
+
+    fn post_message(
+        &self,
+        uri: Arc<str>,
+        message: ClientJsonRpcMessage,
+        session_id: Option<Arc<str>>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> impl Future<Output = Result<StreamableHttpPostResponse, Refusal>> + Send + '_ {
+        async move {
+            let body = Bytes::from(serde_json::to_vec(&message)?);
+            let session = session_id.as_deref();
+            let auth = auth_header.as_deref();
+            let sending = self.send(
+                Method::POST,
+                &uri,
+                session,
+                auth,
+                custom_headers,
+                Some(body),
+            );
+            read(sending.await?, session.is_some())
+        }
+    }
+
+    fn delete_session(
+        &self,
+        uri: Arc<str>,
+        session_id: Arc<str>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + '_ {
+        async move {
+            let auth = auth_header.as_deref();
+            let session = Some(&*session_id);
+            let sending = self.send(Method::DELETE, &uri, session, auth, custom_headers, None);
+            sending.await.map(drop)
+        }
+    }
+
+    /// What a server says of its own accord is not wanted.
+    async fn get_stream(
+        &self,
+        _uri: Arc<str>,
+        _session_id: Option<Arc<str>>,
+        _last_event_id: Option<String>,
+        _auth_header: Option<String>,
+        _custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Refusal> {
+        Err(StreamableHttpError::ServerDoesNotSupportSse)
+    }
+}
+
+/// What the answer to a message means.
+fn read(answer: Incoming, in_session: bool) -> Result<StreamableHttpPostResponse, Refusal> {
+    let status = answer.status;
+    if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
+        return Ok(StreamableHttpPostResponse::Accepted);
+    }
+    if status == StatusCode::NOT_FOUND && in_session {
+        return Err(StreamableHttpError::SessionExpired);
+    }
+    let header = |name: HeaderName| {
+        let value = answer.headers.get(name)?;
+        value.to_str().ok().map(str::to_owned)
+    };
+    let session = header(SESSION_ID);
+    let kind = header(CONTENT_TYPE).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    if status.is_success() && answer.body.is_empty() {
+        return Ok(StreamableHttpPostResponse::Accepted);
+    }
+    if status.is_success() && essence.eq_ignore_ascii_case("text/event-stream") {
+        let whole = stream::once(async move { Ok::<_, Failure>(answer.body) });
+        let events = SseStream::from_bytes_stream(Box::pin(whole)).boxed();
+        return Ok(StreamableHttpPostResponse::Sse(events, session));
+    }
+    match serde_json::from_slice::<ServerJsonRpcMessage>(&answer.body) {
+        Ok(message) => Ok(StreamableHttpPostResponse::Json(message, session)),
+        Err(error) if status.is_success() => Err(error.into()),
+        Err(_) => {
+            let told = status_text(status.as_u16());
+            Err(StreamableHttpError::UnexpectedServerResponse(told.into()))
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Tools: what an agent can do during or after a call besides talking.
+//!
+//! There are two kinds. An MCP server offers several tools: `servers` keeps it with the list it
+//! gave, `mcp` asks it for that list. An HTTP tool is one request to its owner's endpoint: `definitions`
+//! keeps it, `schema` says which arguments it takes, `request` makes and sends it. Both the
+//! endpoint and the model that chooses the arguments are strangers: requests leave through the
+//! gate (`egress`), arguments must fit the schema, and answers are cut to the fields and the
+//! size that their owner asked for. `credentials` are sealed in the database, added when a
+//! request leaves, and taken out of the answer should the endpoint repeat them: neither a
+//! model nor a reader of the API sees them.
+
+pub mod credentials;
+pub mod definitions;
+pub mod mapping;
+pub mod mcp;
+pub mod request;
+pub mod schema;
+pub mod servers;
+mod usage;
+
+use sqlx::PgConnection;
+
+pub use self::credentials::{Auth, Credentials};
+pub use self::definitions::{NewTool, Tool, ToolMethod};
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{OrgId, UserId};
+
+/// The organisation of a user in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is no such user.
+pub(crate) async fn org_of(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<OrgId> {
+    sqlx::query_scalar!(
+        r#"select org_id as "org_id: OrgId"
+           from users
+           where id = $1
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or id = $3)"#,
+        user as UserId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("User"))
+}

@@ -1,0 +1,404 @@
+//! From a tool and its arguments to a request, and from the answer to what a model may read.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::Method;
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+use super::{Credentials, Tool, ToolMethod, schema};
+use crate::agents::placeholders;
+use crate::egress::{Gate, Outgoing, Target};
+use crate::error::{Error, Result};
+
+/// Longer answers are cut: a model reads every word of it while somebody waits on the phone.
+const LONGEST_CHARS: usize = 16_000;
+
+/// One use of a tool, for its owner to look at.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Use {
+    /// Whether the endpoint answered with a status from 200 to 299.
+    pub success: bool,
+    pub request: Sent,
+    pub response: Option<Received>,
+    /// Why there is no good answer.
+    pub error: Option<String>,
+    pub duration_ms: u64,
+}
+
+/// What was sent. Secrets are masked.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Sent {
+    pub method: ToolMethod,
+    pub url: String,
+    pub headers: BTreeMap<String, String>,
+    #[schema(value_type = Option<Object>)]
+    pub body: Option<Value>,
+}
+
+/// What came back, as far as the model sees it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Received {
+    pub status: u16,
+    /// The kept fields; a text when the answer is no JSON, or too long.
+    pub body: Value,
+    /// Whether the body was cut.
+    pub truncated: bool,
+}
+
+/// Checks the address of a tool with parameters in it, whose names the schema must have.
+///
+/// # Errors
+/// What its owner has to change.
+pub fn check_url(gate: &Gate, url: &str, tool_schema: &Value) -> std::result::Result<(), String> {
+    let known = schema::parameters(tool_schema);
+    for name in placeholders(url) {
+        if !known.contains(&name) {
+            return Err(format!(
+                "speaks of {{{{{name}}}}}, which is not among the properties of tool_schema"
+            ));
+        }
+    }
+    if !host_is_fixed(url) {
+        return Err("must not have {{parameters}} in its scheme, host or port".to_owned());
+    }
+    let sample = filled(url, |_| Some("x".to_owned())).unwrap_or_default();
+    gate.target(&sample).map(drop).map_err(str::to_owned)
+}
+
+/// Uses a tool: sends its request and reads the answer.
+///
+/// # Errors
+/// [`Error::Invalid`] for arguments that the tool does not take. An endpoint that does not
+/// answer is no error but a [`Use`] that says so.
+pub async fn send(
+    gate: &Gate,
+    tool: &Tool,
+    credentials: &Credentials,
+    arguments: &Map<String, Value>,
+) -> Result<Use> {
+    let faults = schema::faults(&tool.tool_schema, arguments, "arguments");
+    if !faults.is_empty() {
+        return Err(Error::Invalid(faults));
+    }
+    let (target, body) = addressed(gate, tool, arguments)?;
+    let mut headers = credentials.header_map()?;
+    if body.is_some() {
+        let json = HeaderValue::from_static("application/json");
+        headers.entry(CONTENT_TYPE).or_insert(json);
+    }
+    let sent = Sent {
+        method: tool.method,
+        url: target.url().to_string(),
+        headers: headers
+            .iter()
+            .map(|(name, value)| {
+                let value = match value.is_sensitive() {
+                    true => super::credentials::MASK.to_owned(),
+                    false => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+                };
+                (name.as_str().to_owned(), value)
+            })
+            .collect(),
+        body: body.clone(),
+    };
+    let outgoing = Outgoing {
+        method: tool.method.into(),
+        target,
+        headers,
+        body: body.map(|body| Bytes::from(body.to_string())),
+        timeout: Duration::from_secs(u64::try_from(tool.timeout_seconds).unwrap_or(1)),
+    };
+    let begun = Instant::now();
+    let answer = gate.send(tool.org_id, outgoing).await;
+    let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (response, error) = match answer {
+        Ok(answer) => {
+            let text = String::from_utf8_lossy(&answer.body);
+            let received = received(
+                answer.status.as_u16(),
+                &credentials.taken_out_of(&text),
+                tool,
+            );
+            let error = trouble(answer.status);
+            (Some(received), error)
+        }
+        Err(failure) => (None, Some(failure.to_string())),
+    };
+    Ok(Use {
+        success: error.is_none(),
+        request: sent,
+        response,
+        error,
+        duration_ms,
+    })
+}
+
+fn trouble(status: reqwest::StatusCode) -> Option<String> {
+    if status.is_success() {
+        return None;
+    }
+    Some(if status.is_redirection() {
+        format!(
+            "the endpoint redirects ({}); write down where it leads",
+            status.as_u16()
+        )
+    } else {
+        format!("the endpoint answered with status {}", status.as_u16())
+    })
+}
+
+impl From<ToolMethod> for Method {
+    fn from(method: ToolMethod) -> Self {
+        match method {
+            ToolMethod::Get => Self::GET,
+            ToolMethod::Post => Self::POST,
+            ToolMethod::Put => Self::PUT,
+            ToolMethod::Patch => Self::PATCH,
+            ToolMethod::Delete => Self::DELETE,
+        }
+    }
+}
+
+/// Where a request goes and what it carries. Arguments that the address speaks of stand there;
+/// the others are its query, or the body of a method that has one.
+fn addressed(
+    gate: &Gate,
+    tool: &Tool,
+    arguments: &Map<String, Value>,
+) -> Result<(Target, Option<Value>)> {
+    let in_address: Vec<&str> = placeholders(&tool.url).collect();
+    let address = filled(&tool.url, |name| {
+        // A segment of dots would lead to another path, encoded or not.
+        let text = arguments.get(name).map(plain).unwrap_or_default();
+        (!text.is_empty() && !text.bytes().all(|byte| byte == b'.'))
+            .then(|| utf8_percent_encode(&text, NON_ALPHANUMERIC).to_string())
+    });
+    let refused = |why: &str| Error::rejected("tool_address", format!("the tool's url {why}"));
+    let address = address.ok_or_else(|| refused("needs a value for each of its {{parameters}}"))?;
+    let target = gate.target(&address).map_err(refused)?;
+    let rest: Map<String, Value> = arguments
+        .iter()
+        .filter(|(name, _)| !in_address.contains(&name.as_str()))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    if !matches!(tool.method, ToolMethod::Get | ToolMethod::Delete) {
+        return Ok((target, Some(Value::Object(rest))));
+    }
+    if rest.is_empty() {
+        return Ok((target, None));
+    }
+    let mut url = target.url().clone();
+    url.query_pairs_mut()
+        .extend_pairs(rest.iter().map(|(name, value)| (name, plain(value))));
+    Ok((gate.target(url.as_str()).map_err(refused)?, None))
+}
+
+/// A value as it stands in an address: texts as they are, the rest as JSON.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        value => value.to_string(),
+    }
+}
+
+/// Puts something in the place of each `{{name}}`; None when there is nothing to put.
+fn filled(text: &str, value: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let mut whole = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (name, behind) = after.split_once("}}")?;
+        whole.push_str(before);
+        whole.push_str(&value(name.trim())?);
+        rest = behind;
+    }
+    whole.push_str(rest);
+    Some(whole)
+}
+
+/// Whether the first parameter stands behind the host.
+fn host_is_fixed(url: &str) -> bool {
+    let fixed = url.split("{{").next().unwrap_or_default();
+    fixed.len() == url.len()
+        || fixed
+            .split_once("://")
+            .is_some_and(|(_, rest)| rest.contains(['/', '?']))
+}
+
+fn received(status: u16, text: &str, tool: &Tool) -> Received {
+    let body = match serde_json::from_str::<Value>(text) {
+        Ok(body) => match &tool.output_schema {
+            Some(paths) => kept(&body, paths),
+            None => body,
+        },
+        Err(_) => Value::String(text.to_owned()),
+    };
+    let whole = plain(&body);
+    if whole.chars().count() <= LONGEST_CHARS {
+        return Received {
+            status,
+            body,
+            truncated: false,
+        };
+    }
+    Received {
+        status,
+        body: Value::String(whole.chars().take(LONGEST_CHARS).collect()),
+        truncated: true,
+    }
+}
+
+/// The fields at these paths; a list is looked through item by item.
+fn kept(value: &Value, paths: &[String]) -> Value {
+    match value {
+        Value::Array(items) => items.iter().map(|item| kept(item, paths)).collect(),
+        Value::Object(fields) => {
+            let mut left = Map::new();
+            for (name, value) in fields {
+                let inner: Vec<String> = paths
+                    .iter()
+                    .filter_map(|path| path.strip_prefix(name.as_str())?.strip_prefix('.'))
+                    .map(str::to_owned)
+                    .collect();
+                if paths.contains(name) {
+                    left.insert(name.clone(), value.clone());
+                } else if !inner.is_empty() {
+                    left.insert(name.clone(), kept(value, &inner));
+                }
+            }
+            Value::Object(left)
+        }
+        _ => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::egress::Policy;
+    use crate::ids::{OrgId, ToolId, UserId};
+    use crate::tools::Auth;
+
+    fn tool(method: ToolMethod, url: &str) -> Tool {
+        Tool {
+            id: ToolId::new(),
+            user_id: UserId::new(),
+            org_id: OrgId::new(),
+            name: "find_order".to_owned(),
+            description: "Finds an order".to_owned(),
+            url: url.to_owned(),
+            method,
+            headers: BTreeMap::new(),
+            auth: Auth::None,
+            timeout_seconds: 5,
+            tool_schema: json!({"type": "object", "properties": {"id": {}, "page": {}}}),
+            required: Vec::new(),
+            output_schema: None,
+            is_active: true,
+            created_at: chrono::DateTime::UNIX_EPOCH,
+            updated_at: chrono::DateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn gate() -> Gate {
+        Gate::new(Policy::default()).unwrap()
+    }
+
+    fn request(method: ToolMethod, url: &str, arguments: Value) -> Result<(String, Option<Value>)> {
+        let (target, body) =
+            addressed(&gate(), &tool(method, url), arguments.as_object().unwrap())?;
+        Ok((target.url().to_string(), body))
+    }
+
+    #[test]
+    fn arguments_go_where_the_method_has_a_place_for_them() {
+        let arguments = json!({"id": "A 1/2", "page": 3});
+        let url = "https://shop.test/orders/{{ id }}?x=1";
+        assert_eq!(
+            request(ToolMethod::Get, url, arguments.clone()).unwrap(),
+            (
+                "https://shop.test/orders/A%201%2F2?x=1&page=3".to_owned(),
+                None
+            )
+        );
+        assert_eq!(
+            request(ToolMethod::Post, url, arguments).unwrap(),
+            (
+                "https://shop.test/orders/A%201%2F2?x=1".to_owned(),
+                Some(json!({"page": 3}))
+            )
+        );
+    }
+
+    #[test]
+    fn an_argument_cannot_lead_to_another_place() {
+        let url = "https://shop.test/orders/{{id}}";
+        for (id, path) in [
+            ("../admin", "/orders/%2E%2E%2Fadmin"),
+            ("x@evil.test", "/orders/x%40evil%2Etest"),
+            ("x?y=1#z", "/orders/x%3Fy%3D1%23z"),
+        ] {
+            let (sent, _) = request(ToolMethod::Get, url, json!({"id": id})).unwrap();
+            assert_eq!(sent, format!("https://shop.test{path}"));
+        }
+        for id in ["", ".", ".."] {
+            assert!(
+                request(ToolMethod::Get, url, json!({"id": id})).is_err(),
+                "{id}"
+            );
+        }
+        assert!(request(ToolMethod::Get, url, json!({})).is_err());
+    }
+
+    #[test]
+    fn an_address_has_a_fixed_host_and_known_parameters() {
+        let schema = json!({"type": "object", "properties": {"id": {}}});
+        for good in [
+            "https://shop.test",
+            "https://shop.test/{{id}}",
+            "https://shop.test?id={{id}}",
+        ] {
+            assert_eq!(check_url(&gate(), good, &schema), Ok(()), "{good}");
+        }
+        for odd in [
+            "https://{{id}}.shop.test/",
+            "https://shop.test:{{id}}/",
+            "https://shop.test{{id}}/",
+            "{{id}}://shop.test/",
+            "https://shop.test/{{other}}",
+            "https://127.0.0.1/{{id}}",
+            "https://shop.test/{{id",
+        ] {
+            assert!(check_url(&gate(), odd, &schema).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_cut_to_what_its_owner_asked_for() {
+        let mut tool = tool(ToolMethod::Get, "https://shop.test");
+        let text =
+            r#"{"order": {"status": "sent", "card": "1"}, "items": [{"n": 1, "m": 2}], "more": 1}"#;
+        assert_eq!(received(200, text, &tool).body["more"], 1);
+        tool.output_schema = Some(vec![
+            "order.status".to_owned(),
+            "items.n".to_owned(),
+            "missing.x".to_owned(),
+        ]);
+        assert_eq!(
+            received(200, text, &tool).body,
+            json!({"order": {"status": "sent"}, "items": [{"n": 1}]})
+        );
+        assert_eq!(received(200, "plain", &tool).body, json!("plain"));
+        let long = received(200, &"ä".repeat(LONGEST_CHARS + 1), &tool);
+        assert!(long.truncated);
+        assert_eq!(long.body.as_str().unwrap().chars().count(), LONGEST_CHARS);
+    }
+}

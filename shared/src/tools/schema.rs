@@ -1,0 +1,181 @@
+//! Which arguments a tool takes: a JSON Schema of an object, written by its owner, shown to
+//! the model, and held against what the model sends.
+
+use jsonschema::{Draft, PatternOptions, Validator};
+use serde_json::{Map, Value};
+
+use crate::error::FieldError;
+
+/// Larger schemas cost more of a model's attention than they are worth.
+const LARGEST_BYTES: usize = 32 * 1024;
+/// Schemas that stand elsewhere are not looked for, and a schema that stands in itself would
+/// never end.
+const REFERENCES: [&str; 3] = ["$ref", "$dynamicRef", "$recursiveRef"];
+/// A caller is told about so many of an argument's faults.
+const FAULTS_TOLD: usize = 20;
+
+/// The schema of no arguments.
+#[must_use]
+pub fn of_nothing() -> Value {
+    serde_json::json!({"type": "object", "properties": {}})
+}
+
+/// Checks a schema.
+///
+/// # Errors
+/// What its owner has to change.
+pub fn check(schema: &Value) -> Result<(), String> {
+    if schema.get("type").and_then(Value::as_str) != Some("object") {
+        return Err("must be a JSON Schema whose type is \"object\"".to_owned());
+    }
+    if schema.to_string().len() > LARGEST_BYTES {
+        return Err("must not be larger than 32 KB".to_owned());
+    }
+    if refers(schema) {
+        return Err("must not use $ref; write the schema out in place".to_owned());
+    }
+    if schema.get("properties").is_some_and(|p| !p.is_object()) {
+        return Err("must have an object under \"properties\"".to_owned());
+    }
+    compiled(schema).map(drop)
+}
+
+/// The names of the arguments that a schema describes.
+#[must_use]
+pub fn parameters(schema: &Value) -> Vec<&str> {
+    let properties = schema.get("properties").and_then(Value::as_object);
+    properties.map_or_else(Vec::new, |properties| {
+        properties.keys().map(String::as_str).collect()
+    })
+}
+
+/// The names of the arguments that must be there.
+#[must_use]
+pub fn required(schema: &Value) -> Vec<String> {
+    let names = schema.get("required").and_then(Value::as_array);
+    names.map_or_else(Vec::new, |names| {
+        names
+            .iter()
+            .filter_map(|name| name.as_str().map(str::to_owned))
+            .collect()
+    })
+}
+
+/// A schema that demands these arguments as well.
+#[must_use]
+pub fn demanding(mut schema: Value, names: &[String]) -> Value {
+    let mut all = required(&schema);
+    for name in names {
+        if !all.contains(name) {
+            all.push(name.clone());
+        }
+    }
+    if let Some(schema) = schema.as_object_mut().filter(|_| !all.is_empty()) {
+        schema.insert("required".to_owned(), all.into());
+    }
+    schema
+}
+
+/// Holds arguments against a schema and lists their faults, at their places under `place`.
+#[must_use]
+pub fn faults(schema: &Value, arguments: &Map<String, Value>, place: &str) -> Vec<FieldError> {
+    let arguments = Value::Object(arguments.clone());
+    let validator = match compiled(schema) {
+        Ok(validator) => validator,
+        Err(why) => return vec![FieldError::new("body", [place], "schema", why)],
+    };
+    validator
+        .iter_errors(&arguments)
+        .take(FAULTS_TOLD)
+        .map(|error| {
+            let path = error.instance_path().to_string();
+            let steps = path.split('/').filter(|step| !step.is_empty());
+            let path: Vec<&str> = std::iter::once(place).chain(steps).collect();
+            FieldError::new("body", path, "json_schema", error.masked().to_string())
+        })
+        .collect()
+}
+
+/// Patterns run in linear time, and nothing is fetched.
+fn compiled(schema: &Value) -> Result<Validator, String> {
+    jsonschema::options()
+        .with_draft(Draft::Draft202012)
+        .with_pattern_options(PatternOptions::regex())
+        .build(schema)
+        .map_err(|error| format!("is not a JSON Schema: {}", error.masked()))
+}
+
+fn refers(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(name, value)| REFERENCES.contains(&name.as_str()) || refers(value)),
+        Value::Array(items) => items.iter().any(refers),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn order() -> Value {
+        json!({
+            "type": "object",
+            "properties": {
+                "order_id": {"type": "string", "pattern": "^[A-Z]{2}[0-9]+$"},
+                "count": {"type": "integer", "minimum": 1},
+            },
+            "required": ["order_id"],
+            "additionalProperties": false,
+        })
+    }
+
+    #[test]
+    fn a_schema_of_an_object_is_taken_and_others_are_refused() {
+        for good in [order(), of_nothing(), json!({"type": "object"})] {
+            assert_eq!(check(&good), Ok(()), "{good}");
+        }
+        for odd in [
+            json!({}),
+            json!({"type": "array"}),
+            json!({"type": "object", "properties": []}),
+            json!({"type": "object", "properties": {"a": {"type": "text"}}}),
+            json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}),
+            json!({"type": "object", "properties": {"a": {"$ref": "#"}}}),
+            json!({"type": "object", "properties": {"a": {"$ref": "https://example.com/a.json"}}}),
+            json!({"type": "object", "description": "a".repeat(LARGEST_BYTES)}),
+        ] {
+            assert!(check(&odd).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_held_against_the_schema() {
+        let faults = |arguments: Value| {
+            let found = faults(&order(), arguments.as_object().unwrap(), "arguments");
+            let mut places: Vec<String> = found.iter().map(|fault| fault.loc.join(".")).collect();
+            places.sort_unstable();
+            places
+        };
+        assert!(faults(json!({"order_id": "AB12", "count": 2})).is_empty());
+        assert_eq!(faults(json!({})), ["body.arguments"]);
+        assert_eq!(
+            faults(json!({"order_id": "12", "count": 0})),
+            ["body.arguments.count", "body.arguments.order_id"]
+        );
+        assert_eq!(
+            faults(json!({"order_id": "AB1", "x": 1})),
+            ["body.arguments"]
+        );
+    }
+
+    #[test]
+    fn demanded_arguments_are_added_once() {
+        let names = ["order_id".to_owned(), "count".to_owned()];
+        assert_eq!(required(&demanding(order(), &names)), names);
+        assert_eq!(demanding(of_nothing(), &[]), of_nothing());
+    }
+}

@@ -1,0 +1,431 @@
+//! MCP servers as their owners keep them, with what each said it offers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use utoipa::ToSchema;
+
+use super::mcp::{Endpoint, McpTool};
+use super::{Auth, Credentials, org_of, usage};
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{McpServerId, OrgId, UserId};
+use crate::secret::Keys;
+
+const TABLE: &str = "mcp_servers";
+const LIST_LIMIT: i64 = 1000;
+
+/// How a server is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum Transport {
+    StreamableHttp,
+}
+
+/// An MCP server. Secrets are masked.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct McpServer {
+    pub id: McpServerId,
+    pub user_id: UserId,
+    pub name: String,
+    pub server_url: String,
+    pub transport: Transport,
+    pub headers: BTreeMap<String, String>,
+    pub auth: Auth,
+    pub timeout_seconds: i32,
+    /// Names of the tools that agents may use; null allows all.
+    pub allowed_tools: Option<Vec<String>>,
+    pub is_active: bool,
+    /// What the server said it offers.
+    pub discovered_tools: Vec<McpTool>,
+    pub last_synced_at: Option<DateTime<Utc>>,
+    /// Why the last attempt to ask the server failed.
+    pub sync_error: Option<String>,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    pub org_id: OrgId,
+}
+
+/// What an owner decides about a server.
+#[derive(Clone, Debug)]
+pub struct NewMcpServer {
+    pub name: String,
+    pub server_url: String,
+    pub transport: Transport,
+    pub credentials: Credentials,
+    pub timeout_seconds: i32,
+    pub allowed_tools: Option<Vec<String>>,
+    pub is_active: bool,
+}
+
+impl NewMcpServer {
+    /// Where the server is and how it is asked.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        endpoint(
+            &self.server_url,
+            self.credentials.clone(),
+            self.timeout_seconds,
+        )
+    }
+}
+
+/// What came of asking a server what it offers.
+pub type Discovered = std::result::Result<Vec<McpTool>, String>;
+
+struct Row {
+    id: McpServerId,
+    org_id: OrgId,
+    user_id: UserId,
+    name: String,
+    server_url: String,
+    transport: Transport,
+    credentials: Vec<u8>,
+    timeout_seconds: i32,
+    allowed_tools: Option<Vec<String>>,
+    is_active: bool,
+    discovered_tools: Json<Vec<McpTool>>,
+    last_synced_at: Option<DateTime<Utc>>,
+    sync_error: Option<String>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl Row {
+    fn opened(self, keys: &Keys) -> Result<(McpServer, Credentials)> {
+        let sealed = &self.credentials;
+        let credentials = Credentials::opened(keys, TABLE, self.org_id, self.id.0, sealed)?;
+        let shown = credentials.masked();
+        let server = McpServer {
+            id: self.id,
+            user_id: self.user_id,
+            name: self.name,
+            server_url: self.server_url,
+            transport: self.transport,
+            headers: shown.headers,
+            auth: shown.auth,
+            timeout_seconds: self.timeout_seconds,
+            allowed_tools: self.allowed_tools,
+            is_active: self.is_active,
+            discovered_tools: self.discovered_tools.0,
+            last_synced_at: self.last_synced_at,
+            sync_error: self.sync_error,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            org_id: self.org_id,
+        };
+        Ok((server, credentials))
+    }
+}
+
+fn endpoint(url: &str, credentials: Credentials, timeout_seconds: i32) -> Endpoint {
+    Endpoint {
+        url: url.to_owned(),
+        credentials,
+        timeout: Duration::from_secs(u64::try_from(timeout_seconds).unwrap_or(1)),
+    }
+}
+
+/// Creates a server for `owner`, with what came of asking it.
+///
+/// # Errors
+/// [`Error::NotFound`] for an owner out of sight, [`Error::Invalid`] for a mask in the place of
+/// a secret.
+pub async fn create(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    owner: UserId,
+    new: &NewMcpServer,
+    discovered: &Discovered,
+) -> Result<McpServer> {
+    let org = org_of(db, scope, owner).await?;
+    let id = McpServerId::new();
+    let sealed = seal(keys, org, id, &new.credentials)?;
+    sqlx::query!(
+        "insert into mcp_servers (id, org_id, user_id, name, server_url, credentials, timeout_seconds, allowed_tools,
+                                  is_active, transport)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        id as McpServerId,
+        org as OrgId,
+        owner as UserId,
+        new.name,
+        new.server_url,
+        sealed,
+        new.timeout_seconds,
+        new.allowed_tools.as_deref(),
+        new.is_active,
+        new.transport as Transport,
+    )
+    .execute(&mut *db)
+    .await?;
+    synced(db, keys, scope, id, discovered).await
+}
+
+/// A server in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: McpServerId,
+) -> Result<McpServer> {
+    Ok(find_with_endpoint(db, keys, scope, id).await?.0)
+}
+
+/// A server in the caller's sight, and how it is asked.
+///
+/// # Errors
+/// As [`find`].
+pub async fn find_with_endpoint(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: McpServerId,
+) -> Result<(McpServer, Endpoint)> {
+    let (server, credentials) = sqlx::query_as!(
+        Row,
+        r#"select id as "id: McpServerId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, server_url,
+                  transport as "transport: Transport", credentials, timeout_seconds, allowed_tools, is_active,
+                  discovered_tools as "discovered_tools: Json<Vec<McpTool>>", last_synced_at, sync_error, created_at,
+                  updated_at
+           from mcp_servers
+           where id = $1
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or user_id = $3)"#,
+        id as McpServerId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("MCP server"))?
+    .opened(keys)?;
+    let endpoint = endpoint(&server.server_url, credentials, server.timeout_seconds);
+    Ok((server, endpoint))
+}
+
+/// The newest servers in the caller's sight, at most a thousand.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    only_active: bool,
+) -> Result<Vec<McpServer>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select id as "id: McpServerId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, server_url,
+                  transport as "transport: Transport", credentials, timeout_seconds, allowed_tools, is_active,
+                  discovered_tools as "discovered_tools: Json<Vec<McpTool>>", last_synced_at, sync_error, created_at,
+                  updated_at
+           from mcp_servers
+           where ($1::uuid is null or org_id = $1)
+             and ($2::uuid is null or user_id = $2)
+             and (is_active or not $3)
+           order by id desc
+           limit $4"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        only_active,
+        LIST_LIMIT,
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|row| Ok(row.opened(keys)?.0))
+        .collect()
+}
+
+/// Replaces what the owner decided about a server, with what came of asking it.
+///
+/// # Errors
+/// As [`create`], and [`Error::NotFound`] for a server out of sight.
+pub async fn replace(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: McpServerId,
+    new: &NewMcpServer,
+    discovered: &Discovered,
+) -> Result<McpServer> {
+    lock(db, scope, id).await?;
+    let (before, stored) = find_with_endpoint(db, keys, scope, id).await?;
+    let credentials = new.credentials.clone().unmasked(&stored.credentials);
+    let sealed = seal(keys, before.org_id, id, &credentials)?;
+    sqlx::query!(
+        "update mcp_servers
+         set name = $2, server_url = $3, credentials = $4, timeout_seconds = $5, allowed_tools = $6, is_active = $7,
+             transport = $8, updated_at = now()
+         where id = $1",
+        id as McpServerId,
+        new.name,
+        new.server_url,
+        sealed,
+        new.timeout_seconds,
+        new.allowed_tools.as_deref(),
+        new.is_active,
+        new.transport as Transport,
+    )
+    .execute(&mut *db)
+    .await?;
+    synced(db, keys, scope, id, discovered).await
+}
+
+/// Stores what came of asking a server. What it offered before stays when it did not answer.
+///
+/// # Errors
+/// [`Error::NotFound`] for a server out of sight.
+pub async fn synced(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: McpServerId,
+    discovered: &Discovered,
+) -> Result<McpServer> {
+    sqlx::query!(
+        "update mcp_servers
+         set discovered_tools = coalesce($4, discovered_tools),
+             last_synced_at = case when $4::jsonb is null then last_synced_at else now() end,
+             sync_error = $5
+         where id = $1
+           and ($2::uuid is null or org_id = $2)
+           and ($3::uuid is null or user_id = $3)",
+        id as McpServerId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        discovered.as_ref().ok().map(Json) as Option<Json<&Vec<McpTool>>>,
+        discovered.as_ref().err(),
+    )
+    .execute(&mut *db)
+    .await?;
+    find(db, keys, scope, id).await
+}
+
+/// Says which of a server's tools agents may use; `None` allows all.
+///
+/// # Errors
+/// [`Error::NotFound`] for a server out of sight, [`Error::Invalid`] for a tool that it does
+/// not offer.
+pub async fn filter(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: McpServerId,
+    allowed: Option<&[String]>,
+) -> Result<McpServer> {
+    lock(db, scope, id).await?;
+    let server = find(db, keys, scope, id).await?;
+    let offers = |name: &String| {
+        server
+            .discovered_tools
+            .iter()
+            .any(|tool| &tool.name == name)
+    };
+    if let Some(unknown) = allowed.and_then(|names| names.iter().find(|name| !offers(name))) {
+        return Err(Error::field(
+            "allowed_tools",
+            "unknown_tool",
+            format!(
+                "the server does not offer {unknown:?}; ask it again with POST fetch_mcp_tools"
+            ),
+        ));
+    }
+    sqlx::query!(
+        "update mcp_servers set allowed_tools = $2, updated_at = now() where id = $1",
+        id as McpServerId,
+        allowed,
+    )
+    .execute(&mut *db)
+    .await?;
+    find(db, keys, scope, id).await
+}
+
+/// Makes a copy of a server for the same owner.
+///
+/// # Errors
+/// [`Error::NotFound`] for a server out of sight.
+pub async fn duplicate(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: McpServerId,
+) -> Result<McpServer> {
+    let (server, endpoint) = find_with_endpoint(db, keys, scope, id).await?;
+    let copy = McpServerId::new();
+    let sealed = seal(keys, server.org_id, copy, &endpoint.credentials)?;
+    sqlx::query!(
+        "insert into mcp_servers (id, org_id, user_id, name, server_url, transport, credentials, timeout_seconds,
+                                  allowed_tools, is_active, discovered_tools, last_synced_at, sync_error)
+         select $2, org_id, user_id, left(name, 193) || ' (copy)', server_url, transport, $3, timeout_seconds,
+                allowed_tools, is_active, discovered_tools, last_synced_at, sync_error
+         from mcp_servers
+         where id = $1",
+        id as McpServerId,
+        copy as McpServerId,
+        sealed,
+    )
+    .execute(&mut *db)
+    .await?;
+    find(db, keys, scope, copy).await
+}
+
+/// Deletes a server.
+///
+/// # Errors
+/// [`Error::NotFound`] for a server out of sight, [`Error::Conflict`] for one that agents have,
+/// unless `force`.
+pub async fn delete(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: McpServerId,
+    force: bool,
+) -> Result<McpServer> {
+    lock(db, scope, id).await?;
+    let server = find(db, keys, scope, id).await?;
+    usage::let_go(db, scope, id.0, force).await?;
+    sqlx::query!("delete from mcp_servers where id = $1", id as McpServerId)
+        .execute(db)
+        .await?;
+    Ok(server)
+}
+
+async fn lock(db: &mut PgConnection, scope: &Scope, id: McpServerId) -> Result<()> {
+    sqlx::query!(
+        "select
+         from mcp_servers
+         where id = $1
+           and ($2::uuid is null or org_id = $2)
+           and ($3::uuid is null or user_id = $3)
+         for update",
+        id as McpServerId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("MCP server"))?;
+    Ok(())
+}
+
+fn seal(keys: &Keys, org: OrgId, id: McpServerId, credentials: &Credentials) -> Result<Vec<u8>> {
+    if credentials.has_mask() {
+        return Err(Error::field(
+            "auth",
+            "masked",
+            "a masked secret (in auth or headers) keeps what is stored, and nothing is stored there: send the secret itself",
+        ));
+    }
+    credentials.sealed(keys, TABLE, org, id.0)
+}

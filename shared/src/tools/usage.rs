@@ -1,0 +1,64 @@
+//! What stands in the way of deleting a tool or a server: agents that have it, rules and
+//! workflows that call it.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::OrgId;
+
+/// Refuses to go on while something uses the tool or server `id`; with `force`, lets go of it:
+/// agents lose it, and rules that only called it become inactive.
+///
+/// # Errors
+/// [`Error::Conflict`] that counts what uses it.
+pub(super) async fn let_go(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: Uuid,
+    force: bool,
+) -> Result<()> {
+    let users = sqlx::query!(
+        r#"select (select count(*) from agent_tools
+                   where (tool_id = $1 or mcp_server_id = $1) and ($2::uuid is null or org_id = $2)) as "agents!",
+                  (select count(*) from analysis_rules
+                   where tool_id = $1 and ($2::uuid is null or org_id = $2)) as "rules!""#,
+        id,
+        scope.org() as Option<OrgId>,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if users.agents + users.rules == 0 {
+        return Ok(());
+    }
+    if !force {
+        return Err(Error::conflict(
+            "tool_in_use",
+            format!(
+                "{} agent(s) and {} analysis rule(s) use this: take it away from them, or send force=true",
+                users.agents, users.rules
+            ),
+        ));
+    }
+    sqlx::query!(
+        "delete from agent_tools
+         where (tool_id = $1 or mcp_server_id = $1)
+           and ($2::uuid is null or org_id = $2)",
+        id,
+        scope.org() as Option<OrgId>,
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "update analysis_rules
+         set tool_id = null, is_active = is_active and analysis_type <> 'integration', updated_at = now()
+         where tool_id = $1
+           and ($2::uuid is null or org_id = $2)",
+        id,
+        scope.org() as Option<OrgId>,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}

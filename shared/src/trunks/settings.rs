@@ -1,0 +1,278 @@
+//! Trunks as their administrators see them. Secrets go in and never come out. A trunk without
+//! an organisation is the platform's, and out of sight for everybody else.
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use rust_decimal::prelude::ToPrimitive;
+use serde::Serialize;
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use super::{rotated, seal, unseal};
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{OrgId, TrunkId};
+use crate::secret::{self, Keys};
+use crate::telephony::{CarrierKind, Credentials};
+
+/// A trunk.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Trunk {
+    pub id: TrunkId,
+    /// Null: the platform's own.
+    pub organization_id: Option<OrgId>,
+    pub name: String,
+    pub kind: CarrierKind,
+    /// The carrier's id of the account.
+    pub account_id: String,
+    /// `active`, or `paused`: nothing is dialled.
+    #[schema(value_type = String, example = "active")]
+    pub status: String,
+    /// Why it is paused.
+    pub status_reason: Option<String>,
+    /// Calls per second that the carrier grants.
+    pub cps: f64,
+    /// Calls at once that the carrier grants.
+    pub max_concurrent: i32,
+    /// How long a call rings.
+    pub ring_timeout_secs: i32,
+    pub live_calls: i64,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What can be changed at any time.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub name: String,
+    pub cps: Decimal,
+    pub max_concurrent: i32,
+    pub ring_timeout_secs: i32,
+}
+
+struct Row {
+    id: TrunkId,
+    org_id: Option<OrgId>,
+    name: String,
+    kind: CarrierKind,
+    account_id: String,
+    status: String,
+    status_reason: Option<String>,
+    cps: Decimal,
+    max_concurrent: i32,
+    ring_timeout_secs: i32,
+    live_calls: i64,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl From<Row> for Trunk {
+    fn from(row: Row) -> Self {
+        Self {
+            id: row.id,
+            organization_id: row.org_id,
+            name: row.name,
+            kind: row.kind,
+            account_id: row.account_id,
+            status: row.status,
+            status_reason: row.status_reason,
+            cps: row.cps.to_f64().unwrap_or_default(),
+            max_concurrent: row.max_concurrent,
+            ring_timeout_secs: row.ring_timeout_secs,
+            live_calls: row.live_calls,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+/// The trunks in the caller's sight, the oldest first; one of them when `id` says which.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(db: &mut PgConnection, scope: &Scope, id: Option<TrunkId>) -> Result<Vec<Trunk>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"select t.id as "id: TrunkId", t.org_id as "org_id: OrgId", t.name, t.kind as "kind: CarrierKind",
+                  t.account_id, t.status, t.status_reason, t.cps, t.max_concurrent, t.ring_timeout_secs,
+                  (select count(*) from calls c where c.trunk_id = t.id and c.live) as "live_calls!",
+                  t.created_at, t.updated_at
+           from trunks t
+           where t.deleted_at is null
+             and ($1::uuid is null or t.org_id = $1)
+             and ($2::uuid is null or t.id = $2)
+           order by t.created_at, t.id
+           limit 1000"#,
+        scope.org() as Option<OrgId>,
+        id as Option<TrunkId>,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(Trunk::from).collect())
+}
+
+/// A trunk in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: TrunkId) -> Result<Trunk> {
+    let found = list(db, scope, Some(id)).await?;
+    found.into_iter().next().ok_or(Error::NotFound("Trunk"))
+}
+
+/// Locks a trunk in the caller's sight and reads it.
+///
+/// # Errors
+/// [`Error::NotFound`] for a trunk out of sight, which is not locked.
+pub async fn lock(db: &mut PgConnection, scope: &Scope, id: TrunkId) -> Result<Trunk> {
+    sqlx::query!(
+        "select from trunks where id = $1 and ($2::uuid is null or org_id = $2) for no key update",
+        id as TrunkId,
+        scope.org() as Option<OrgId>,
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    .ok_or(Error::NotFound("Trunk"))?;
+    // Read with a snapshot taken behind the lock.
+    find(db, scope, id).await
+}
+
+/// Gives a locked trunk another name or other limits, from the next call on.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn change(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: TrunkId,
+    limits: &Limits,
+) -> Result<Trunk> {
+    sqlx::query!(
+        "update trunks
+         set name = $2, cps = $3, max_concurrent = $4, ring_timeout_secs = $5, updated_at = now()
+         where id = $1",
+        id as TrunkId,
+        limits.name,
+        limits.cps,
+        limits.max_concurrent,
+        limits.ring_timeout_secs,
+    )
+    .execute(&mut *db)
+    .await?;
+    find(db, scope, id).await
+}
+
+/// Gives a locked trunk other credentials. The secrets that signed callbacks so far go on doing
+/// so, for calls that are under way.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database, or when the stored secret does not open.
+pub async fn rotate(
+    db: &mut PgConnection,
+    scope: &Scope,
+    keys: &Keys,
+    id: TrunkId,
+    credentials: &Credentials,
+) -> Result<Trunk> {
+    let before = sqlx::query_scalar!(
+        "select credentials from trunks where id = $1",
+        id as TrunkId
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let credentials = rotated(credentials, unseal(keys, id, &before)?);
+    write_secret_unscoped(db, keys, id, &credentials).await?;
+    find(db, scope, id).await
+}
+
+async fn write_secret_unscoped(
+    db: &mut PgConnection,
+    keys: &Keys,
+    id: TrunkId,
+    credentials: &Credentials,
+) -> Result<()> {
+    sqlx::query!(
+        "update trunks set credentials = $2, updated_at = now() where id = $1",
+        id as TrunkId,
+        seal(keys, id, credentials)?,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Pauses a locked trunk with a reason, or lets it dial again without one. Calls that are on
+/// their way go on.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn set_paused(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: TrunkId,
+    reason: Option<&str>,
+) -> Result<Trunk> {
+    let status = match reason {
+        Some(_) => "paused",
+        None => "active",
+    };
+    sqlx::query!(
+        "update trunks set status = $2, status_reason = $3, updated_at = now() where id = $1",
+        id as TrunkId,
+        status,
+        reason,
+    )
+    .execute(&mut *db)
+    .await?;
+    find(db, scope, id).await
+}
+
+/// Deletes a trunk with its secrets. Calls of the past keep naming it.
+///
+/// # Errors
+/// [`Error::NotFound`], or [`Error::Conflict`] while calls go through it or numbers hang on it.
+pub async fn delete(
+    db: &mut PgConnection,
+    scope: &Scope,
+    keys: &Keys,
+    id: TrunkId,
+) -> Result<Trunk> {
+    let trunk = lock(db, scope, id).await?;
+    let used = sqlx::query!(
+        r#"select exists (select from calls where trunk_id = $1 and live)
+                  or exists (select from calls where trunk_id = $1 and queued) as "on_call!",
+                  (select count(*) from phone_numbers where trunk_id = $1 and deleted_at is null) as "numbers!""#,
+        id as TrunkId,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if used.on_call {
+        return Err(Error::conflict(
+            "trunk_in_use",
+            "calls go through the trunk: pause it, let them end, then delete it",
+        ));
+    }
+    if used.numbers > 0 {
+        return Err(Error::conflict(
+            "trunk_has_numbers",
+            format!(
+                "{} phone numbers hang on the trunk: delete them or move them to another first",
+                used.numbers
+            ),
+        ));
+    }
+    let forgotten = Credentials {
+        username: None,
+        // Nobody knows it, so nobody can sign with it either.
+        password: secret::new_api_key()?.into(),
+        signing_secrets: Vec::new(),
+    };
+    write_secret_unscoped(db, keys, id, &forgotten).await?;
+    sqlx::query!(
+        "update trunks set status = 'paused', status_reason = 'deleted', deleted_at = now() where id = $1",
+        id as TrunkId,
+    )
+    .execute(db)
+    .await?;
+    Ok(trunk)
+}

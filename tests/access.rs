@@ -1,0 +1,355 @@
+//! Who may do what, for every operation of the document: the table below says it, and the API
+//! is asked. An operation without a line fails, and so does a line without an operation.
+//!
+//! Then a stranger of every kind tries every operation on another organisation's things: they
+//! do not exist, and not one byte of that organisation changes. Once by the API as it is, and
+//! once with its own filters off, so that the database's row-level security stands alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgPool};
+use uuid::Uuid;
+
+use crate::harness::app::{App, Options};
+use crate::harness::beside::Beside;
+use crate::harness::cast::{Player, Who, people};
+use crate::harness::client::Client;
+use crate::harness::document::{Document, Operation};
+
+/// `anyone` needs no credential. `key` is any API key, the others are sessions.
+const TABLE: &str = "
+GET    /health                                                    anyone
+GET    /health/ready                                              anyone
+GET    /openapi.json                                              anyone
+GET    /docs                                                      anyone
+GET    /docs/rapidoc-9.3.8.min.js                                 anyone
+
+GET    /callbacks/{trunk}/{call}/{token}/answer                   anyone
+POST   /callbacks/{trunk}/{call}/{token}/answer                   anyone
+GET    /callbacks/{trunk}/{call}/{token}/machine                  anyone
+POST   /callbacks/{trunk}/{call}/{token}/machine                  anyone
+GET    /callbacks/{trunk}/{call}/{token}/recording                anyone
+POST   /callbacks/{trunk}/{call}/{token}/recording                anyone
+POST   /api/v1/batch-call/status-callback                         anyone
+GET    /api/v1/batch-call/status-callback/{trunk}/{call}/{token}  anyone
+POST   /api/v1/batch-call/status-callback/{trunk}/{call}/{token}  anyone
+
+POST   /api/call/create_call                                      key user org_admin super_admin
+GET    /api/call/{call_id}                                        key user org_admin super_admin
+
+POST   /api/v1/batch-call/create                                  key user org_admin super_admin
+GET    /api/v1/batch-call/me                                      key user org_admin super_admin
+GET    /api/v1/batch-call/browse                                  key user org_admin super_admin
+GET    /api/v1/batch-call/user/{user_id}                          key user org_admin super_admin
+GET    /api/v1/batch-call/{batch_id}                              key user org_admin super_admin
+DELETE /api/v1/batch-call/{batch_id}                              key user org_admin super_admin
+GET    /api/v1/batch-call/{batch_id}/status                       key user org_admin super_admin
+GET    /api/v1/batch-call/{batch_id}/readiness                    key user org_admin super_admin
+PATCH  /api/v1/batch-call/{batch_id}/variables                    key user org_admin super_admin
+POST   /api/v1/batch-call/start/{batch_id}                        key user org_admin super_admin
+POST   /api/v1/batch-call/pause/{batch_id}                        key user org_admin super_admin
+POST   /api/v1/batch-call/resume/{batch_id}                       key user org_admin super_admin
+POST   /api/v1/batch-call/stop/{batch_id}                         key user org_admin super_admin
+GET    /api/v1/batch-call/{batch_id}/events                       key user org_admin super_admin
+GET    /api/v1/batch-call/{batch_id}/data                         key user org_admin super_admin
+POST   /api/v1/batch-call/{batch_id}/data/upsert                  key user org_admin super_admin
+DELETE /api/v1/batch-call/{batch_id}/data/{item_id}               key user org_admin super_admin
+POST   /api/v1/batch-call/upload/{batch_id}                       key user org_admin super_admin
+POST   /api/v1/batch-call/upload-json/{batch_id}                  key user org_admin super_admin
+GET    /api/v1/batch-call/template/{batch_id}                     key user org_admin super_admin
+GET    /api/v1/batch-call/{batch_id}/template                     key user org_admin super_admin
+GET    /api/v1/batch-call/{batch_id}/ingests                      key user org_admin super_admin
+GET    /api/v1/batch-call/{batch_id}/ingests/{ingest_id}          key user org_admin super_admin
+GET    /api/v1/batch-call/{batch_id}/ingests/{ingest_id}/errors   key user org_admin super_admin
+";
+
+/// Names in the table, by operation.
+fn table() -> BTreeMap<String, BTreeSet<&'static str>> {
+    let lines = TABLE.lines().filter(|line| !line.is_empty());
+    let entries = lines.map(|line| {
+        let mut words = line.split_whitespace();
+        let (method, path) = (
+            words.next().expect("a method"),
+            words.next().expect("a path"),
+        );
+        (format!("{method} {path}"), words.collect())
+    });
+    let table: BTreeMap<_, BTreeSet<_>> = entries.collect();
+    let known = Who::ALL.map(Who::word);
+    for (operation, words) in &table {
+        let odd = words.iter().find(|word| !known.contains(word));
+        assert!(odd.is_none(), "{operation}: who is {odd:?}?");
+        assert!(!words.is_empty(), "{operation}: nobody may");
+    }
+    table
+}
+
+type Things = BTreeMap<&'static str, String>;
+
+/// Whether an operation is about a thing that its path names.
+fn names_a_thing(operation: &Operation<'_>) -> bool {
+    !operation.parameters("path").is_empty()
+}
+
+/// The request that an operation describes, about these things.
+async fn knock(
+    client: &Client,
+    player: &Player,
+    operation: &Operation<'_>,
+    things: &Things,
+) -> (StatusCode, String) {
+    let mut path = operation.path.to_owned();
+    for parameter in operation.parameters("path") {
+        let name = parameter["name"].as_str().expect("a name");
+        let is_open = operation.told["security"] == json!([{}]);
+        let value = match things.get(name) {
+            Some(value) => value.clone(),
+            None if is_open => Uuid::nil().to_string(),
+            None => panic!(
+                "{}: say in tests/harness/cast.rs, things(), what {name} is",
+                operation.name()
+            ),
+        };
+        path = path.replace(&format!("{{{name}}}"), &value);
+    }
+    let mut query = Vec::new();
+    for parameter in operation.parameters("query") {
+        let name = parameter["name"].as_str().expect("a name");
+        let example = parameter["example"].as_str().map(str::to_owned);
+        if let Some(value) = things.get(name).cloned().or(example) {
+            query.push((name, value));
+        }
+    }
+    let mut request = player
+        .request(client, operation.method.clone(), &path)
+        .query(&query);
+    request = match operation.body() {
+        Some(("multipart/form-data", _)) => request.multipart(people()),
+        Some(_) => {
+            let mut body = operation.body_example().unwrap_or(Value::Null);
+            set_things(&mut body, things);
+            request.json(&body)
+        }
+        None => request,
+    };
+    let response = request.send().await.expect("an answer");
+    let status = response.status();
+    let kind = response.headers().get("content-type");
+    let endless = kind.is_some_and(|kind| kind == "text/event-stream");
+    let text = match endless {
+        true => String::new(),
+        false => response.text().await.expect("a body"),
+    };
+    assert!(
+        !status.is_server_error() || operation.path.starts_with("/health"),
+        "{} of {}: {status} {text}",
+        operation.name(),
+        player.who.word()
+    );
+    (status, text)
+}
+
+/// Puts ids where an example has made-up ones.
+fn set_things(body: &mut Value, things: &Things) {
+    match body {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match things.get(name.as_str()) {
+                    Some(id) if value.is_string() => *value = json!(id),
+                    _ => set_things(value, things),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| set_things(item, things)),
+        _ => {}
+    }
+}
+
+async fn quiet() -> App {
+    App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_may_do_what_the_table_says_and_nothing_else() {
+    let app = quiet().await;
+    let document = Document::of_this_build();
+    let mut table = table();
+    let mut players = Vec::new();
+    for who in Who::ALL {
+        players.push(Player::new(&app.context, app.carrier.url(), who, who.word()).await);
+    }
+    // The most powerful key there is, for what keys may not do.
+    let mut root = players.last().expect("players").clone();
+    root.who = Who::Key;
+    let mut wrong = Vec::new();
+    for operation in document.operations() {
+        let name = operation.name();
+        let Some(allowed) = table.remove(&name) else {
+            wrong.push(format!("{name} is not in the table"));
+            continue;
+        };
+        let open = allowed.contains(Who::Anonymous.word());
+        let schemes = operation.told["security"].to_string();
+        if open != (schemes == "[{}]") || allowed.contains("key") != schemes.contains("api_key") {
+            wrong.push(format!(
+                "{name}: the table says {allowed:?}, the document {schemes}"
+            ));
+        }
+        let denied_root = (!open && !allowed.contains("key")).then_some(&root);
+        for player in players.iter().chain(denied_root) {
+            let things = player.things(&app).await;
+            let (status, text) = knock(&app, player, &operation, &things).await;
+            let known = !matches!(status.as_u16(), 401 | 403);
+            let right = match (open || allowed.contains(player.who.word()), player.who) {
+                (true, _) => known,
+                (false, Who::Anonymous) => status == 401,
+                (false, _) => status == 403,
+            };
+            if !right {
+                wrong.push(format!("{name} of {}: {status} {text}", player.who.word()));
+            }
+        }
+    }
+    wrong.extend(
+        table
+            .keys()
+            .map(|name| format!("{name} is not in the document")),
+    );
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    app.finish().await;
+}
+
+/// What every row of an organisation comes to, by table.
+async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
+    let tables: Vec<(String, bool)> = sqlx::query_as(
+        "select t.table_name::text, bool_or(c.column_name = 'org_id')
+         from information_schema.tables t
+         join information_schema.columns c using (table_schema, table_name)
+         where t.table_schema = 'public'
+           and t.table_type = 'BASE TABLE'
+         group by 1",
+    )
+    .fetch_all(pool)
+    .await
+    .expect("tables");
+    let theirs = |table: &str, has_org: bool| match table {
+        _ if has_org => Some("org_id = '{org}'"),
+        "organizations" => Some("id = '{org}'"),
+        "batch_progress" => {
+            Some("batch_id in (select id from call_batches where org_id = '{org}')")
+        }
+        "ingest_rejects" => Some("ingest_id in (select id from ingests where org_id = '{org}')"),
+        "pacers" => Some("trunk_id in (select id from trunks where org_id = '{org}')"),
+        "queues" | "zone_sets" | "_sqlx_migrations" => None,
+        other => panic!("say here which rows of {other} belong to an organisation"),
+    };
+    let parts: Vec<String> = tables
+        .iter()
+        .filter_map(|(table, has_org)| {
+            let theirs = theirs(table, *has_org)?.replace("{org}", org);
+            Some(format!(
+                "select '{table}', md5(coalesce(string_agg(t::text, ',' order by t::text), ''))
+                 from {table} t where {theirs}"
+            ))
+        })
+        .collect();
+    let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(parts.join(" union all ")))
+        .fetch_all(pool)
+        .await
+        .expect("a digest");
+    rows.into_iter().collect()
+}
+
+/// Strangers try every operation on the victim's things.
+async fn besiege(pool: &PgPool, client: &Client, strangers: &[Player], victim: &Player) {
+    let things = victim.things(client).await;
+    let org = victim.tenant.org.to_string();
+    let mut secrets: BTreeSet<&String> = things.values().collect();
+    secrets.insert(&org);
+    let document = Document::of_this_build();
+    let before = digest(pool, &org).await;
+    assert!(before.len() > 10, "{before:?}");
+    let mut wrong = Vec::new();
+    for operation in document.operations() {
+        for stranger in strangers {
+            let (status, text) = knock(client, stranger, &operation, &things).await;
+            let told = format!(
+                "{} of {}: {status} {text}",
+                operation.name(),
+                stranger.who.word()
+            );
+            let open = operation.told["security"] == json!([{}]);
+            if names_a_thing(&operation) && !open && !matches!(status.as_u16(), 403 | 404) {
+                wrong.push(format!("{told} (the thing is another organisation's)"));
+            }
+            if let Some(secret) = secrets.iter().find(|secret| text.contains(**secret)) {
+                wrong.push(format!("{told} (it tells of {secret})"));
+            }
+            let after = digest(pool, &org).await;
+            let changed: Vec<_> = before
+                .keys()
+                .filter(|t| before.get(*t) != after.get(*t))
+                .collect();
+            assert!(
+                changed.is_empty(),
+                "{told} changed {changed:?} of another organisation"
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The victim's own people find the things, so what strangers were told was about them.
+async fn relieve(client: &Client, victim: &Player) {
+    let things = victim.things(client).await;
+    let document = Document::of_this_build();
+    let about_things = document.operations();
+    let about_things = about_things.iter().filter(|operation| {
+        operation.method == Method::GET
+            && names_a_thing(operation)
+            && operation.told["security"] != json!([{}])
+    });
+    for operation in about_things {
+        let (status, text) = knock(client, victim, operation, &things).await;
+        assert!(status.is_success(), "{}: {status} {text}", operation.name());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_things_of_another_organisation_do_not_exist() {
+    let app = quiet().await;
+    let player = async |who, org| Player::new(&app.context, app.carrier.url(), who, org).await;
+    let victim = player(Who::OrgAdmin, "Victim").await;
+    let strangers = [
+        player(Who::User, "Stranger").await,
+        player(Who::OrgAdmin, "Rival").await,
+        player(Who::Key, "Robot").await,
+    ];
+    besiege(&app.context.pool, &app, &strangers, &victim).await;
+    relieve(&app, &victim).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_level_security_alone_keeps_organisations_apart() {
+    let app = quiet().await;
+    let blind = Beside::start(&app, "scope.blind=1").await;
+    let client = Client::new(blind.url.clone(), app.tenant.clone());
+    let player = async |who, org| Player::new(&app.context, app.carrier.url(), who, org).await;
+    let victim = player(Who::OrgAdmin, "Victim").await;
+    let strangers = [
+        player(Who::User, "Stranger").await,
+        player(Who::OrgAdmin, "Rival").await,
+        player(Who::Key, "Robot").await,
+    ];
+    besiege(&app.context.pool, &client, &strangers, &victim).await;
+    relieve(&client, &victim).await;
+    blind.stop().await;
+    app.finish().await;
+}

@@ -1,0 +1,745 @@
+//! Agents: every setting, who may see and change them, and what a running batch forbids.
+
+use peal_shared::access::Role;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::app::{App, Options, PATIENCE};
+use crate::harness::eventually;
+use crate::harness::members::{ask, audited, member};
+
+const BASE: &str = "/api/v1/agents";
+
+async fn quiet() -> App {
+    App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await
+}
+
+async fn put(app: &App, id: &str, force: bool, body: Value) -> crate::harness::app::Answer {
+    let path = format!("{BASE}/{id}?force_update={force}");
+    ask(app, &app.tenant, Method::PUT, &path, body).await
+}
+
+fn everything() -> Value {
+    json!({
+        "agent": {
+            "name": "Reminder", "description": "Reminds", "is_active": false, "recording_enabled": false,
+            "first_response_message": "Hello {{name}}", "apply_noise_reduction": true, "machine_detection": true,
+        },
+        "agent_model_config": {
+            "model_name": "gpt-4.1-mini", "temperature": 0.7, "max_tokens": 256, "system_prompt": "Be brief, {{name}}.",
+        },
+        "tts_config": {
+            "tts_model_name": null, "language": "en-GB", "voice_name": "Polly.Amy",
+            "voice_parameters": {"rate": "slow", "effects": {"echo": 1}},
+        },
+        "transcriber_config": {"transcriber_model_name": "nova-2", "language": "en-GB"},
+        "vad_config": {
+            "vad_provider_id": "silero", "threshold": 0.4, "min_speech_duration_ms": 200,
+            "min_silence_duration_ms": 400, "max_allowed_silence_duration": 30, "sampling_rate": 8000,
+        },
+        "agent_specific_config": {
+            "session_timeout": 300, "end_of_speech_timeout": 0.75, "llm_conversation_stop_enabled": true,
+            "auto_terminate_call": true, "max_output_tokens": 200, "timezone": "Europe/London",
+            "inbound_transfer_routes": [{
+                "route_id": "sales", "display_name": "Sales", "enabled": false,
+                "condition_when_to_transfer": "wants to buy", "phone_number": "+12125550199",
+            }],
+            "time_to_cut": 280, "message_of_cut": "I have to go.", "end_call_message_mode": "context_aware",
+            "background_noise_id": "office.wav", "background_noise_volume": 40,
+            "webhooks": {
+                "trigger_on_web_call": true, "trigger_on_phone_call": true,
+                "incoming": {"enabled": true, "attached_variables": [{"name": "city", "default_value": "Pune"}]},
+                "outgoing": {"enabled": true, "url": "https://crm.example.com/calls", "method": "PUT", "retry_count": 3},
+            },
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_setting_of_an_agent_comes_back_as_it_was_sent() {
+    let app = quiet().await;
+    let made = app.post(BASE, everything()).await.expect(201);
+    assert_eq!(made["validation_status"], "valid");
+    let id = made["agent"]["id"].as_str().expect("an id");
+    let shown = app.get(&format!("{BASE}/{id}")).await.expect(200);
+    assert_eq!(shown, made);
+    let sent = everything();
+    for (name, value) in sent["agent"].as_object().expect("an object") {
+        assert_eq!(&shown["agent"][name], value, "{name}");
+    }
+    for section in [
+        "agent_model_config",
+        "tts_config",
+        "transcriber_config",
+        "vad_config",
+        "agent_specific_config",
+    ] {
+        assert_eq!(shown["configurations"][section], sent[section], "{section}");
+    }
+    // What dialling reads stands in its own column and nowhere else.
+    let doubled = app
+        .count(
+            "select count(*) from agents
+             where model_config ? 'system_prompt' or tts_config ?| array['language', 'voice_name']
+                or specific_config ? 'session_timeout'",
+        )
+        .await;
+    assert_eq!(doubled, 0);
+    let read = app
+        .count(
+            "select count(*) from agents
+             where name = 'Reminder' and first_response_message = 'Hello {{name}}' and voice = 'Polly.Amy'
+               and language = 'en-GB' and system_prompt = 'Be brief, {{name}}.' and session_timeout_secs = 300
+               and machine_detection and not recording_enabled",
+        )
+        .await;
+    assert_eq!(read, 1);
+    assert_eq!(audited(&app, id).await, ["agent.create"]);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_simple_agent_has_every_default() {
+    let app = quiet().await;
+    let made = app
+        .post(
+            &format!("{BASE}/simple"),
+            json!({"name": " Quick ", "description": "All defaults"}),
+        )
+        .await
+        .expect(201);
+    let agent = &made["agent"];
+    assert_eq!(agent["name"], "Quick");
+    assert_eq!(
+        (
+            &agent["is_active"],
+            &agent["recording_enabled"],
+            &agent["apply_noise_reduction"]
+        ),
+        (&json!(true), &json!(true), &json!(false))
+    );
+    assert_eq!(
+        made["configurations"],
+        json!({
+            "agent_model_config": {"model_name": null, "temperature": null, "max_tokens": null, "system_prompt": ""},
+            "tts_config": {"tts_model_name": null, "language": "en-US", "voice_name": null, "voice_parameters": {}},
+            "transcriber_config": null,
+            "vad_config": null,
+            "agent_specific_config": {
+                "session_timeout": 180, "end_of_speech_timeout": 1.5, "llm_conversation_stop_enabled": false,
+                "auto_terminate_call": false, "max_output_tokens": 370, "timezone": "Asia/Kolkata",
+                "inbound_transfer_routes": [], "time_to_cut": null, "message_of_cut": null,
+                "end_call_message_mode": "fixed", "background_noise_id": null, "background_noise_volume": 100,
+                "webhooks": null,
+            },
+        })
+    );
+    // An agent that was set up otherwise reads the same way.
+    let theirs = app
+        .get(&format!("{BASE}/{}", app.tenant.agent))
+        .await
+        .expect(200);
+    assert_eq!(
+        theirs["configurations"]["agent_specific_config"]["session_timeout"],
+        180
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_wrong_with_an_agent_is_told_at_once() {
+    let app = quiet().await;
+    let wrong = json!({
+        "agent": {"name": " ", "description": "\u{1}"},
+        "agent_model_config": {"temperature": 2.1, "max_tokens": 0},
+        "tts_config": {"language": "english please", "voice_parameters": {"a": "\u{0}"}},
+        "transcriber_config": {"transcriber_model_name": "", "language": "hi_IN"},
+        "vad_config": {"vad_provider_id": "silero", "threshold": 1.5, "sampling_rate": 1},
+        "agent_specific_config": {
+            "session_timeout": 0, "end_of_speech_timeout": -1, "max_output_tokens": 0, "timezone": "Mars/Base",
+            "time_to_cut": 86401, "background_noise_volume": 101,
+            "inbound_transfer_routes": [
+                {"route_id": "a", "phone_number": "12"}, {"route_id": "a", "phone_number": "+12125550199"},
+            ],
+            "webhooks": {"outgoing": {"url": "http://user:pw@example.com", "retry_count": 11}},
+        },
+    });
+    let problem = app.post(BASE, wrong).await.expect(422);
+    let mut told: Vec<String> = problem["errors"]
+        .as_array()
+        .expect("errors")
+        .iter()
+        .map(|error| {
+            let loc: Vec<&str> = error["loc"].as_array().expect("a path")[1..]
+                .iter()
+                .filter_map(Value::as_str)
+                .collect();
+            loc.join(".")
+        })
+        .collect();
+    told.sort_unstable();
+    let specific = "agent_specific_config";
+    assert_eq!(
+        told,
+        [
+            "agent.description".to_owned(),
+            "agent.name".to_owned(),
+            "agent_model_config.max_tokens".to_owned(),
+            "agent_model_config.temperature".to_owned(),
+            format!("{specific}.background_noise_volume"),
+            format!("{specific}.end_of_speech_timeout"),
+            format!("{specific}.inbound_transfer_routes.0.phone_number"),
+            format!("{specific}.inbound_transfer_routes.1.route_id"),
+            format!("{specific}.max_output_tokens"),
+            format!("{specific}.session_timeout"),
+            format!("{specific}.time_to_cut"),
+            format!("{specific}.timezone"),
+            format!("{specific}.webhooks.outgoing.retry_count"),
+            format!("{specific}.webhooks.outgoing.url"),
+            "transcriber_config.language".to_owned(),
+            "transcriber_config.transcriber_model_name".to_owned(),
+            "tts_config.language".to_owned(),
+            "tts_config.voice_parameters".to_owned(),
+            "vad_config.sampling_rate".to_owned(),
+            "vad_config.threshold".to_owned(),
+        ]
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_is_not_there_or_not_known_is_named() {
+    let app = quiet().await;
+    for (body, field) in [
+        (json!({}), "agent"),
+        (json!({"agent": {}}), "name"),
+        (
+            json!({"agent": {"name": "A"}, "transcriber_config": {"language": "en"}}),
+            "transcriber_model_name",
+        ),
+        (
+            json!({"agent": {"name": "A", "org_id": app.tenant.org}}),
+            "org_id",
+        ),
+        (
+            json!({"agent": {"name": "A"}, "agent_specific_config": {"webhooks": {"outgoing": {
+            "url": "https://example.com", "headers": {"Authorization": "secret"}}}}}),
+            "headers",
+        ),
+    ] {
+        let problem = app.post(BASE, body).await.expect(422);
+        let loc = problem["errors"][0]["loc"]
+            .as_array()
+            .expect("a path")
+            .last();
+        assert_eq!(loc, Some(&json!(field)), "{problem}");
+    }
+    assert_eq!(app.count("select count(*) from agents").await, 1);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_merges_and_an_active_agent_takes_force() {
+    let app = quiet().await;
+    let made = app.post(BASE, everything()).await.expect(201);
+    let id = made["agent"]["id"].as_str().expect("an id");
+    let part = json!({
+        "agent": {"welcome_message": "Good day {{name}}", "is_active": true},
+        "tts_config": {"voice_parameters": {"rate": null, "effects": {"reverb": 2}}},
+        "agent_specific_config": {"background_noise_id": "", "webhooks": {"outgoing": {"retry_count": 5}}},
+        "vad_config": null,
+    });
+    let changed = put(&app, id, false, part).await.expect(200);
+    assert_eq!(
+        changed["agent"]["first_response_message"],
+        "Good day {{name}}"
+    );
+    assert_eq!(changed["agent"]["description"], "Reminds");
+    let configurations = &changed["configurations"];
+    assert_eq!(
+        configurations["tts_config"]["voice_parameters"],
+        json!({"effects": {"echo": 1, "reverb": 2}})
+    );
+    assert_eq!(
+        configurations["agent_specific_config"]["background_noise_id"],
+        Value::Null
+    );
+    let outgoing = &configurations["agent_specific_config"]["webhooks"]["outgoing"];
+    assert_eq!(
+        (&outgoing["retry_count"], &outgoing["method"]),
+        (&json!(5), &json!("PUT"))
+    );
+    assert_eq!(configurations["vad_config"], Value::Null);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_active_agent_is_changed_by_force_alone() {
+    let app = quiet().await;
+    let mut body = everything();
+    body["agent"]["is_active"] = json!(true);
+    body["vad_config"] = Value::Null;
+    let made = app.post(BASE, body).await.expect(201);
+    let id = made["agent"]["id"].as_str().expect("an id");
+    let refused = put(&app, id, false, json!({"agent": {"name": "Other"}}))
+        .await
+        .expect(400);
+    assert_eq!(refused["code"], "agent_active");
+    put(&app, id, true, json!({"agent": {"name": "Other"}}))
+        .await
+        .expect(200);
+    put(&app, id, true, json!({"agent": {"name": null}}))
+        .await
+        .expect(422);
+    put(&app, id, true, json!({"agents": {}})).await.expect(422);
+    put(
+        &app,
+        id,
+        true,
+        json!({"agent": {"user_id": app.tenant.agent}}),
+    )
+    .await
+    .expect(422);
+    put(&app, id, true, json!([1])).await.expect(422);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_an_agent_is_changed_by_its_own_route() {
+    let app = quiet().await;
+    let mut body = everything();
+    body["agent"]["is_active"] = json!(true);
+    body["vad_config"] = Value::Null;
+    let made = app.post(BASE, body).await.expect(201);
+    let id = made["agent"]["id"].as_str().expect("an id");
+    for (part, body, section) in [
+        (
+            "model-config",
+            json!({"temperature": 0.1}),
+            "agent_model_config",
+        ),
+        (
+            "tts-config",
+            json!({"voice_name": "Polly.Brian"}),
+            "tts_config",
+        ),
+        (
+            "transcriber-config",
+            json!({"language": ["en-IN"]}),
+            "transcriber_config",
+        ),
+        (
+            "vad-config",
+            json!({"vad_provider_id": "silero"}),
+            "vad_config",
+        ),
+    ] {
+        let path = format!("{BASE}/{id}/{part}");
+        let refused = ask(&app, &app.tenant, Method::PATCH, &path, body.clone()).await;
+        assert_eq!(refused.expect(400)["code"], "agent_active", "{part}");
+        let forced = format!("{path}?force_update=true");
+        let changed = ask(&app, &app.tenant, Method::PATCH, &forced, body.clone())
+            .await
+            .expect(200);
+        for (name, value) in body.as_object().expect("an object") {
+            let wanted = value
+                .as_array()
+                .and_then(|list| list.first())
+                .unwrap_or(value);
+            assert_eq!(&changed["configurations"][section][name], wanted, "{part}");
+        }
+        let odd = ask(&app, &app.tenant, Method::PATCH, &forced, json!({"odd": 1})).await;
+        odd.expect(422);
+    }
+    let shown = app.get(&format!("{BASE}/{id}")).await.expect(200);
+    assert_eq!(
+        shown["configurations"]["agent_model_config"]["max_tokens"],
+        256
+    );
+    assert_eq!(shown["configurations"]["vad_config"]["threshold"], 0.5);
+    let log = audited(&app, id).await;
+    assert_eq!(log.len(), 5, "{log:?}");
+    let changed: Vec<String> = sqlx::query_scalar(
+        "select unnest(changed) from audit_log where action = 'agent.update' order by id limit 1",
+    )
+    .fetch_all(&app.context.pool)
+    .await
+    .expect("the log");
+    assert_eq!(changed, ["agent"]);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_listed_by_pages_and_names() {
+    let app = quiet().await;
+    for name in ["Winter 50% off", "Summer", "Autumn"] {
+        app.post(&format!("{BASE}/simple"), json!({"name": name}))
+            .await
+            .expect(201);
+    }
+    let names = |list: &Value| -> Vec<String> {
+        let items = list.as_array().expect("a list").iter();
+        items
+            .filter_map(|agent| agent["name"].as_str().map(str::to_owned))
+            .collect()
+    };
+    let all = app.get(BASE).await;
+    assert_eq!(
+        names(&all.expect(200)),
+        ["Autumn", "Summer", "Winter 50% off", "Ada"]
+    );
+    assert_eq!(all.headers["x-total-count"], "4");
+    assert!(all.headers.get("x-truncated").is_none());
+    let second = app.get(&format!("{BASE}?page=2&page_size=3")).await;
+    assert_eq!(names(&second.expect(200)), ["Ada"]);
+    let first = app.get(&format!("{BASE}?page_size=3")).await;
+    assert_eq!(first.headers["x-truncated"], "true");
+    assert_eq!(
+        names(&app.get(&format!("{BASE}?q=0%25")).await.expect(200)),
+        ["Winter 50% off"]
+    );
+    assert_eq!(
+        names(&app.get(&format!("{BASE}?q=MM")).await.expect(200)),
+        ["Summer"]
+    );
+    for odd in [
+        "page=0",
+        "page_size=101",
+        "scope=theirs",
+        "platform_roles=king",
+    ] {
+        app.get(&format!("{BASE}?{odd}")).await.expect(422);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_copied_counted_and_deleted() {
+    let app = quiet().await;
+    let copy = app
+        .post(&format!("{BASE}/{}/clone", app.tenant.agent), Value::Null)
+        .await;
+    // A body that is null is none.
+    assert_eq!(copy.status, 422);
+    let path = format!("{BASE}/{}/clone", app.tenant.agent);
+    let copy = ask(&app, &app.tenant, Method::POST, &path, Value::Null)
+        .await
+        .expect(201);
+    assert_eq!(copy["agent"]["name"], "Ada (copy)");
+    assert_eq!(
+        copy["agent"]["first_response_message"],
+        "Hello {{name}}, this is Peal."
+    );
+    let named = ask(
+        &app,
+        &app.tenant,
+        Method::POST,
+        &path,
+        json!({"name": "Eve"}),
+    )
+    .await
+    .expect(201);
+    assert_eq!(named["agent"]["name"], "Eve");
+
+    let eve = named["agent"]["id"].as_str().expect("an id");
+    let path = format!("{BASE}/{eve}");
+    let refused = ask(&app, &app.tenant, Method::DELETE, &path, Value::Null).await;
+    assert_eq!(refused.expect(400)["code"], "agent_active");
+    let forced = format!("{path}?force_delete=true");
+    let gone = ask(&app, &app.tenant, Method::DELETE, &forced, Value::Null)
+        .await
+        .expect(200);
+    assert_eq!(gone["message"], "agent deleted");
+    app.get(&path).await.expect(404);
+    ask(&app, &app.tenant, Method::DELETE, &forced, Value::Null)
+        .await
+        .expect(404);
+    put(&app, eve, true, json!({"agent": {"is_active": true}}))
+        .await
+        .expect(404);
+    let batch = json!({"caller_phone_id": app.tenant.phone, "agent_id": eve, "batch_name": "Late"});
+    app.post("/api/v1/batch-call/create", batch)
+        .await
+        .expect(404);
+    assert_eq!(audited(&app, eve).await, ["agent.clone", "agent.delete"]);
+    let stats = app.get(&format!("{BASE}/stats")).await.expect(200);
+    assert_eq!(
+        stats,
+        json!({"total": 2, "active": 2, "inactive": 0, "in_batches": 0, "calls_under_way": 0})
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_tenants_agent_does_not_exist() {
+    let app = quiet().await;
+    let colleague = member(&app, "colleague@example.com", Role::User).await;
+    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let stranger = app.another_tenant("Other").await;
+    let mine = ask(&app, &colleague, Method::POST, BASE, everything())
+        .await
+        .expect(201);
+    let id = mine["agent"]["id"].as_str().expect("an id").to_owned();
+    let user = mine["agent"]["user_id"].clone();
+
+    let routes = [
+        (Method::GET, format!("{BASE}/{id}"), Value::Null),
+        (
+            Method::PUT,
+            format!("{BASE}/{id}?force_update=true"),
+            json!({"agent": {"name": "X"}}),
+        ),
+        (
+            Method::PATCH,
+            format!("{BASE}/{id}/model-config"),
+            json!({}),
+        ),
+        (Method::PATCH, format!("{BASE}/{id}/tts-config"), json!({})),
+        (
+            Method::PATCH,
+            format!("{BASE}/{id}/transcriber-config"),
+            json!({}),
+        ),
+        (Method::PATCH, format!("{BASE}/{id}/vad-config"), json!({})),
+        (Method::POST, format!("{BASE}/{id}/clone"), Value::Null),
+        (
+            Method::DELETE,
+            format!("{BASE}/{id}?force_delete=true"),
+            Value::Null,
+        ),
+    ];
+    for (method, path, body) in &routes {
+        let theirs = ask(&app, &stranger, method.clone(), path, body.clone()).await;
+        theirs.expect(404);
+        let nobody = app.anonymous(method.clone(), path).json(body);
+        crate::harness::app::answer(nobody).await.expect(401);
+    }
+    for path in [BASE.to_owned(), format!("{BASE}/stats")] {
+        crate::harness::app::answer(app.anonymous(Method::GET, &path))
+            .await
+            .expect(401);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_shows_what_the_role_reaches() {
+    let app = quiet().await;
+    let colleague = member(&app, "colleague@example.com", Role::User).await;
+    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let stranger = app.another_tenant("Other").await;
+    let mine = ask(&app, &colleague, Method::POST, BASE, everything())
+        .await
+        .expect(201);
+    let id = mine["agent"]["id"].as_str().expect("an id").to_owned();
+    let user = mine["agent"]["user_id"].clone();
+    // The administrator sees the member's agent, the member not the administrator's.
+    let ada = format!("{BASE}/{}", app.tenant.agent);
+    ask(&app, &colleague, Method::GET, &ada, Value::Null)
+        .await
+        .expect(404);
+    app.get(&format!("{BASE}/{id}")).await.expect(200);
+    let listed = |answer: Value| answer.as_array().expect("a list").len();
+    assert_eq!(
+        listed(
+            ask(&app, &colleague, Method::GET, BASE, Value::Null)
+                .await
+                .expect(200)
+        ),
+        1
+    );
+    assert_eq!(listed(app.get(BASE).await.expect(200)), 2);
+    assert_eq!(
+        listed(app.get(&format!("{BASE}?scope=mine")).await.expect(200)),
+        1
+    );
+    assert_eq!(
+        listed(
+            ask(&app, &root, Method::GET, BASE, Value::Null)
+                .await
+                .expect(200)
+        ),
+        3
+    );
+    for (query, count) in [
+        (format!("organization_ids={}", stranger.org), 1),
+        (
+            format!("owner_user_ids={}", user.as_str().expect("an id")),
+            1,
+        ),
+        ("platform_roles=user".to_owned(), 1),
+        ("scope=mine".to_owned(), 0),
+        ("page_size=2".to_owned(), 2),
+    ] {
+        let path = format!("{BASE}?{query}");
+        let answer = ask(&app, &root, Method::GET, &path, Value::Null)
+            .await
+            .expect(200);
+        assert_eq!(listed(answer), count, "{query}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_made_for_others_by_administrators() {
+    let app = quiet().await;
+    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let stranger = app.another_tenant("Other").await;
+    let colleague = member(&app, "colleague@example.com", Role::User).await;
+    let mine = ask(&app, &colleague, Method::POST, BASE, everything()).await;
+    let user = mine.expect(201)["agent"]["user_id"].clone();
+    // For somebody else: an administrator for a member, nobody else.
+    let for_member = json!({"user_id": user, "agent": {"name": "Gift"}});
+    let gift = app.post(BASE, for_member.clone()).await.expect(201);
+    assert_eq!(gift["agent"]["user_id"], user);
+    ask(&app, &stranger, Method::POST, BASE, for_member.clone())
+        .await
+        .expect(404);
+    let eve = member(&app, "eve@example.com", Role::User).await;
+    ask(&app, &eve, Method::POST, BASE, for_member)
+        .await
+        .expect(403);
+    let copied = ask(
+        &app,
+        &root,
+        Method::POST,
+        &format!("{BASE}/{}/clone", stranger.agent),
+        Value::Null,
+    )
+    .await;
+    let owner = copied.expect(201)["agent"]["user_id"].clone();
+    assert_ne!(owner, user);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
+    let mut app = quiet().await;
+    let batch = app.create_batch(json!({})).await;
+    app.add_people(&batch, 2).await;
+    app.start_batch(&batch).await;
+    let id = app.tenant.agent.to_string();
+    let path = format!("{BASE}/{id}?force_delete=true");
+    let refused = ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
+        .await
+        .expect(409);
+    assert_eq!(refused["code"], "agent_in_use");
+    assert!(
+        refused["detail"]
+            .as_str()
+            .expect("text")
+            .contains("A campaign"),
+        "{refused}"
+    );
+    let refused = put(&app, &id, true, json!({"agent": {"is_active": false}}))
+        .await
+        .expect(409);
+    assert_eq!(refused["code"], "agent_in_use");
+    let refused = put(
+        &app,
+        &id,
+        true,
+        json!({"agent": {"first_response_message": "Hi {{name}} of {{city}}"}}),
+    );
+    let refused = refused.await.expect(409);
+    assert_eq!(refused["code"], "missing_variables");
+    assert!(
+        refused["detail"]
+            .as_str()
+            .expect("text")
+            .contains("{{city}}"),
+        "{refused}"
+    );
+    put(
+        &app,
+        &id,
+        false,
+        json!({"agent": {"first_response_message": "Hi {{name}}"}}),
+    )
+    .await
+    .expect(400);
+    put(
+        &app,
+        &id,
+        true,
+        json!({"agent": {"first_response_message": "Hi {{name}}"}}),
+    )
+    .await
+    .expect(200);
+    let stats = app.get(&format!("{BASE}/stats")).await.expect(200);
+    assert_eq!(stats["in_batches"], 1);
+
+    app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
+        .await
+        .expect(200);
+    app.start_worker(&peal_worker::Role::ALL).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_batch_lets_its_agent_go() {
+    let mut app = quiet().await;
+    let batch = app.create_batch(json!({})).await;
+    app.add_people(&batch, 2).await;
+    app.start_batch(&batch).await;
+    let id = app.tenant.agent.to_string();
+    app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
+        .await
+        .expect(200);
+    put(&app, &id, true, json!({"agent": {"is_active": false}}))
+        .await
+        .expect(200);
+    ask(
+        &app,
+        &app.tenant,
+        Method::DELETE,
+        &format!("{BASE}/{id}"),
+        Value::Null,
+    )
+    .await
+    .expect(200);
+    // The batch remembers whom it spoke through.
+    let shown = app
+        .get(&format!("/api/v1/batch-call/{batch}"))
+        .await
+        .expect(200);
+    assert_eq!(shown["data"]["agent_id"], id);
+    app.start_worker(&peal_worker::Role::ALL).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_waits_keeps_its_agent() {
+    let mut app = quiet().await;
+    let path = format!(
+        "/api/call/create_call?phoneNumber=%2B12125550142&agent_id={}",
+        app.tenant.agent
+    );
+    app.post(&path, json!({})).await.expect(202);
+    let path = format!("{BASE}/{}?force_delete=true", app.tenant.agent);
+    let refused = ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
+        .await
+        .expect(409);
+    assert!(
+        refused["detail"]
+            .as_str()
+            .expect("text")
+            .contains("under way"),
+        "{refused}"
+    );
+    app.start_worker(&peal_worker::Role::ALL).await;
+    let over = || async {
+        app.count("select count(*) from calls where status <> 'final'")
+            .await
+            == 0
+    };
+    eventually("the call is over", PATIENCE, over).await;
+    ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
+        .await
+        .expect(200);
+    app.finish().await;
+}

@@ -1,0 +1,61 @@
+//! A second API beside an [`App`], on the same database, as a process of its own.
+
+use std::ffi::OsString;
+
+use nix::sys::signal::Signal;
+use peal_local::ports;
+use peal_local::processes::{Desk, Process, Spec};
+
+use super::app::{App, JWT_SECRET};
+use super::client::PATIENCE;
+use super::eventually;
+use super::plant::{built, environment};
+use super::setting;
+
+/// A running API.
+pub struct Beside {
+    pub url: String,
+    process: Process,
+}
+
+impl Beside {
+    /// Starts one with these faults and waits until it is ready.
+    pub async fn start(app: &App, faults: &str) -> Self {
+        let listen = format!("127.0.0.1:{}", ports::free().expect("a free port"));
+        let url = format!("http://{listen}");
+        let directory = app.directory();
+        let redis_url = setting("PEAL_TEST_REDIS_URL");
+        let mut envs = environment(app.database_url(), &redis_url, &listen, directory);
+        let prefix = &app.context.config.redis_prefix;
+        let own: [(&str, OsString); 3] = [
+            ("PEAL_REDIS_PREFIX", prefix.into()),
+            ("PEAL_JWT_SECRET", JWT_SECRET.into()),
+            ("PEAL_FAULT", faults.into()),
+        ];
+        envs.extend(own);
+        let spec = Spec {
+            name: "api-beside",
+            program: &built("peal-api"),
+            args: Vec::new(),
+            envs,
+            owner: None,
+            stop: Signal::SIGTERM,
+            mark: "peal-api",
+            detached: false,
+        };
+        let desk = Desk::under(directory).expect("logs");
+        let process = Process::spawn(spec, &desk).expect("start");
+        let ready = format!("{url}/health/ready");
+        let is_ready = || async {
+            let answer = reqwest::get(&ready).await;
+            answer.is_ok_and(|answer| answer.status().is_success())
+        };
+        eventually("the api beside is ready", PATIENCE, is_ready).await;
+        Self { url, process }
+    }
+
+    /// Stops it in good order.
+    pub async fn stop(self) {
+        self.process.stop(PATIENCE).await.expect("stop");
+    }
+}

@@ -1,0 +1,161 @@
+//! Everybody who may knock at the API, each with things of their own.
+
+use std::collections::BTreeMap;
+
+use peal_shared::access::Role;
+use peal_shared::context::Context;
+use peal_shared::ids::UserId;
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use super::app::{JWT_SECRET, Options, Tenant, answer, found_tenant};
+use super::client::Client;
+
+/// How somebody shows who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Who {
+    Anonymous,
+    /// By the API key of an org_admin.
+    Key,
+    User,
+    OrgAdmin,
+    SuperAdmin,
+}
+
+impl Who {
+    /// Everybody.
+    pub const ALL: [Self; 5] = [
+        Self::Anonymous,
+        Self::Key,
+        Self::User,
+        Self::OrgAdmin,
+        Self::SuperAdmin,
+    ];
+
+    /// The word for them in tables.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anyone",
+            Self::Key => "key",
+            Self::User => "user",
+            Self::OrgAdmin => "org_admin",
+            Self::SuperAdmin => "super_admin",
+        }
+    }
+}
+
+/// Somebody.
+#[derive(Clone)]
+pub struct Player {
+    pub who: Who,
+    pub user: UserId,
+    pub tenant: Tenant,
+}
+
+impl Player {
+    /// The first user of a fresh organisation, in the role that `who` says.
+    pub async fn new(context: &Context, carrier_url: &str, who: Who, org: &str) -> Self {
+        let tenant = found_tenant(context, org, carrier_url, &Options::default()).await;
+        let role = match who {
+            Who::User => Role::User,
+            Who::SuperAdmin => Role::SuperAdmin,
+            Who::Anonymous | Who::Key | Who::OrgAdmin => Role::OrgAdmin,
+        };
+        let user = sqlx::query_scalar("update users set role = $2 where org_id = $1 returning id")
+            .bind(tenant.org)
+            .bind(role)
+            .fetch_one(&context.pool)
+            .await
+            .expect("a user");
+        Self { who, user, tenant }
+    }
+
+    /// The header that this player sends.
+    pub fn credential(&self) -> Option<(&'static str, String)> {
+        match self.who {
+            Who::Anonymous => None,
+            Who::Key => Some(("x-api-key", self.tenant.api_key.clone())),
+            Who::User | Who::OrgAdmin | Who::SuperAdmin => {
+                Some(("authorization", format!("Bearer {}", session(self.user))))
+            }
+        }
+    }
+
+    /// A request of this player.
+    pub fn request(&self, client: &Client, method: Method, path: &str) -> RequestBuilder {
+        let request = client.anonymous(method, path);
+        match self.credential() {
+            Some((name, value)) => request.header(name, value),
+            None => request,
+        }
+    }
+
+    /// What paths, queries and bodies may name, by the parameter's name: made anew, out of
+    /// what this player's organisation has, by the organisation's key.
+    pub async fn things(&self, client: &Client) -> BTreeMap<&'static str, String> {
+        let tenant = &self.tenant;
+        let post = async |path: String, body: Value| {
+            let request = client.request_as(tenant, Method::POST, &path).json(&body);
+            let made = answer(request).await;
+            assert!(made.status.is_success(), "{path}: {}", made.text);
+            made.json()
+        };
+        let id = |value: &Value| value.as_str().expect("an id").to_owned();
+        let batches = "/api/v1/batch-call";
+        let created = post(
+            format!("{batches}/create"),
+            json!({"caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": "Theirs"}),
+        )
+        .await;
+        let batch = id(&created["data"]["id"]);
+        let person = json!({"items": [{"to_phonenumber": "+12125550111"}]});
+        let added = post(format!("{batches}/{batch}/data/upsert"), person).await;
+        let form = client
+            .request_as(tenant, Method::POST, &format!("{batches}/upload/{batch}"))
+            .multipart(people());
+        let uploaded = answer(form).await.expect(200);
+        let call = post(
+            format!(
+                "/api/call/create_call?phoneNumber=%2B12125550112&agent_id={}",
+                tenant.agent
+            ),
+            json!({}),
+        )
+        .await;
+        BTreeMap::from([
+            ("batch_id", batch),
+            ("item_id", id(&added["data"]["inserted_ids"][0])),
+            ("ingest_id", id(&uploaded["data"]["ingest_id"])),
+            ("call_id", id(&call["call_session_id"])),
+            ("user_id", self.user.to_string()),
+            ("owner_user_ids", self.user.to_string()),
+            ("organization_ids", tenant.org.to_string()),
+            ("agent_id", tenant.agent.to_string()),
+            ("caller_phone_id", tenant.phone.to_string()),
+            ("phone_number_id", tenant.phone.to_string()),
+        ])
+    }
+}
+
+/// A small file of people, as an upload's form.
+pub fn people() -> reqwest::multipart::Form {
+    let part = reqwest::multipart::Part::text("to_phonenumber\n+12125550113\n")
+        .file_name("people.csv")
+        .mime_str("text/csv")
+        .expect("mime");
+    reqwest::multipart::Form::new().part("file", part)
+}
+
+/// A session token of a user.
+pub fn session(user: UserId) -> String {
+    let now = chrono::Utc::now().timestamp();
+    let claims = json!({
+        "sub": user, "iss": "peal", "aud": "authenticated", "iat": now, "exp": now + 3600,
+    });
+    jsonwebtoken::encode(
+        &jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256),
+        &claims,
+        &jsonwebtoken::EncodingKey::from_secret(JWT_SECRET.as_bytes()),
+    )
+    .expect("a token")
+}

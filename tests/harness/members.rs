@@ -1,0 +1,44 @@
+//! Other people of the tenant's organisation, and how they ask.
+
+use peal_shared::access::Role;
+use peal_shared::{api_keys, users};
+use reqwest::Method;
+use serde_json::Value;
+
+use super::app::{App, Tenant};
+use super::client::{Answer, answer};
+
+/// Somebody of the tenant's organisation, with a key of their own.
+pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
+    let mut db = app.context.pool.acquire().await.expect("connection");
+    let org = app.tenant.org;
+    let user = users::ensure_user_unscoped(&mut db, org, email, role)
+        .await
+        .expect("user");
+    let keys = &app.context.config.keys;
+    let api_key = api_keys::create_unscoped(&mut db, keys, org, user, "tests")
+        .await
+        .expect("key");
+    Tenant {
+        api_key,
+        ..app.tenant.clone()
+    }
+}
+
+/// Sends a request as somebody, with a body unless it is null.
+pub async fn ask(app: &App, who: &Tenant, method: Method, path: &str, body: Value) -> Answer {
+    let mut request = app.request_as(who, method, path);
+    if !body.is_null() {
+        request = request.json(&body);
+    }
+    answer(request).await
+}
+
+/// The newest rows of the audit log about a thing, by their action, the oldest first.
+pub async fn audited(app: &App, subject: &str) -> Vec<String> {
+    sqlx::query_scalar("select action from audit_log where subject_id = $1 order by id")
+        .bind(subject)
+        .fetch_all(&app.context.pool)
+        .await
+        .expect("the log")
+}

@@ -1,0 +1,338 @@
+//! Trunks: what administrators may do with them, and that their secrets stay inside.
+
+use peal_shared::access::Role;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::app::{AUTH_TOKEN, Answer, App, Options, PATIENCE, Tenant, answer};
+use crate::harness::eventually;
+use crate::harness::members::{ask, audited, member};
+
+const BASE: &str = "/api/v1/trunks";
+const OTHER_TOKEN: &str = "ffeeddccbbaa99887766554433221100";
+
+async fn quiet() -> App {
+    App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await
+}
+
+async fn put(app: &App, id: &str, body: Value) -> Answer {
+    ask(app, &app.tenant, Method::PUT, &format!("{BASE}/{id}"), body).await
+}
+
+async fn step(app: &App, id: &str, what: &str, body: Value) -> Answer {
+    ask(
+        app,
+        &app.tenant,
+        Method::POST,
+        &format!("{BASE}/{id}/{what}"),
+        body,
+    )
+    .await
+}
+
+/// A trunk at the simulator, as a super_admin adds it.
+async fn add(app: &App, root: &Tenant, more: Value) -> Answer {
+    let mut body = json!({
+        "name": "Second", "account_id": "ACbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb", "password": AUTH_TOKEN,
+        "cps": 2.5, "max_concurrent": 10, "api_base_url": app.carrier.url(),
+    });
+    for (name, value) in more.as_object().expect("an object") {
+        body[name] = value.clone();
+    }
+    ask(app, root, Method::POST, BASE, body).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trunk_is_tried_at_its_carrier_before_it_is_kept() {
+    let app = quiet().await;
+    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let wrong = add(&app, &root, json!({"password": "wrong"}))
+        .await
+        .expect(400);
+    assert_eq!(wrong["code"], "carrier_refused");
+    let nobody = add(&app, &root, json!({"api_base_url": "http://127.0.0.1:9"})).await;
+    assert_eq!(nobody.expect(503)["code"], "outside_unavailable");
+    assert_eq!(app.count("select count(*) from trunks").await, 1);
+
+    let made = add(&app, &root, json!({"signing_secret": OTHER_TOKEN})).await;
+    let trunk = made.expect(201);
+    assert_eq!(
+        (
+            &trunk["cps"],
+            &trunk["max_concurrent"],
+            &trunk["ring_timeout_secs"],
+            &trunk["status"]
+        ),
+        (&json!(2.5), &json!(10), &json!(30), &json!("active"))
+    );
+    assert_eq!(trunk["organization_id"], json!(app.tenant.org));
+    let id = trunk["id"].as_str().expect("an id");
+    assert_eq!(app.count("select count(*) from pacers").await, 2);
+    let shown = app.get(&format!("{BASE}/{id}")).await;
+    let listed = app.get(BASE).await;
+    assert_eq!(shown.expect(200), trunk);
+    assert_eq!(listed.expect(200).as_array().expect("a list").len(), 2);
+    for text in [&made.text, &shown.text, &listed.text] {
+        assert!(
+            !text.contains(AUTH_TOKEN) && !text.contains(OTHER_TOKEN),
+            "{text}"
+        );
+    }
+    assert_eq!(audited(&app, id).await, ["trunk.create"]);
+
+    for (more, field) in [
+        (json!({"name": " "}), "name"),
+        (json!({"cps": 0}), "cps"),
+        (json!({"max_concurrent": 0}), "max_concurrent"),
+        (json!({"ring_timeout_secs": 5}), "ring_timeout_secs"),
+        (json!({"account_id": "AC/../x"}), "account_id"),
+        (json!({"password": ""}), "password"),
+        (json!({"api_base_url": "file:///etc"}), "api_base_url"),
+        (json!({"kind": "pigeon"}), "kind"),
+    ] {
+        let problem = add(&app, &root, more).await;
+        let told = problem.expect(422);
+        assert_eq!(told["errors"][0]["loc"], json!(["body", field]));
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_rotated_only_when_the_carrier_takes_it() {
+    let mut app = quiet().await;
+    let id = app.tenant.trunk.to_string();
+    let checked = step(&app, &id, "check", Value::Null).await.expect(200);
+    assert_eq!(checked, json!({"accepted": true, "reason": null}));
+    let refused = step(&app, &id, "rotate", json!({"password": "wrong"}))
+        .await
+        .expect(400);
+    assert_eq!(refused["code"], "carrier_refused");
+    let rotated = step(
+        &app,
+        &id,
+        "rotate",
+        json!({"password": AUTH_TOKEN, "signing_secret": OTHER_TOKEN}),
+    )
+    .await;
+    assert!(!rotated.text.contains(OTHER_TOKEN));
+    rotated.expect(200);
+    step(&app, &id, "rotate", json!({})).await.expect(422);
+    // What the old secret signs is still believed: the simulator goes on signing with it.
+    app.start_worker(&peal_worker::Role::ALL).await;
+    let batch = app.create_batch(json!({})).await;
+    app.add_people(&batch, 2).await;
+    app.start_batch(&batch).await;
+    let counts = app.wait_for(&batch, "completed").await;
+    assert_eq!(counts["completed"], 2);
+    let sealed: Vec<u8> = sqlx::query_scalar("select credentials from trunks where id = $1")
+        .bind(app.tenant.trunk)
+        .fetch_one(&app.context.pool)
+        .await
+        .expect("credentials");
+    assert!(!String::from_utf8_lossy(&sealed).contains(AUTH_TOKEN));
+    assert_eq!(audited(&app, &id).await, ["trunk.rotate"]);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_trunk_dials_nothing_until_it_is_resumed() {
+    let app = App::start().await;
+    let id = app.tenant.trunk.to_string();
+    step(&app, &id, "pause", json!({"reason": " "}))
+        .await
+        .expect(422);
+    let paused = step(&app, &id, "pause", json!({"reason": "Lines are mended"}))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&paused["status"], &paused["status_reason"]),
+        (&json!("paused"), &json!("Lines are mended"))
+    );
+    let batch = app.create_batch(json!({})).await;
+    app.add_people(&batch, 1).await;
+    let path = format!("/api/v1/batch-call/start/{batch}");
+    let refused = app.post(&path, json!({})).await.expect(400);
+    assert!(
+        refused["detail"]
+            .as_str()
+            .expect("text")
+            .contains("Lines are mended"),
+        "{refused}"
+    );
+    let resumed = step(&app, &id, "resume", Value::Null).await.expect(200);
+    assert_eq!(
+        (&resumed["status"], &resumed["status_reason"]),
+        (&json!("active"), &Value::Null)
+    );
+    app.start_batch(&batch).await;
+    app.wait_for(&batch, "completed").await;
+    let again = step(&app, &id, "pause", Value::Null).await.expect(200);
+    assert_eq!(again["status_reason"], "paused by its owner");
+    assert_eq!(
+        audited(&app, &id).await,
+        ["trunk.pause", "trunk.resume", "trunk.pause"]
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_changed_and_a_used_trunk_is_not_deleted() {
+    let mut app = quiet().await;
+    let id = app.tenant.trunk.to_string();
+    let changed = put(&app, &id, json!({"cps": 0.5, "max_concurrent": 7}))
+        .await
+        .expect(200);
+    assert_eq!(
+        (
+            &changed["name"],
+            &changed["cps"],
+            &changed["max_concurrent"]
+        ),
+        (&json!("Main"), &json!(0.5), &json!(7))
+    );
+    put(&app, &id, json!({"cps": 10_001})).await.expect(422);
+    put(&app, &id, json!({"password": "x"})).await.expect(422);
+    put(&app, &id, json!({"cps": 200})).await.expect(200);
+
+    let path = format!("{BASE}/{id}");
+    let call = format!(
+        "/api/call/create_call?phoneNumber=%2B12125550142&agent_id={}",
+        app.tenant.agent
+    );
+    app.post(&call, json!({})).await.expect(202);
+    let delete = async || ask(&app, &app.tenant, Method::DELETE, &path, Value::Null).await;
+    assert_eq!(delete().await.expect(409)["code"], "trunk_in_use");
+    app.start_worker(&peal_worker::Role::ALL).await;
+    let over = async || {
+        app.count("select count(*) from calls where status <> 'final'")
+            .await
+            == 0
+    };
+    eventually("the call is over", PATIENCE, over).await;
+    let delete = async || ask(&app, &app.tenant, Method::DELETE, &path, Value::Null).await;
+    assert_eq!(delete().await.expect(409)["code"], "trunk_has_numbers");
+    let number = format!("/api/v1/phone/{}", app.tenant.phone);
+    ask(&app, &app.tenant, Method::DELETE, &number, Value::Null)
+        .await
+        .expect(200);
+    delete().await.expect(200);
+    app.get(&path).await.expect(404);
+    delete().await.expect(404);
+    let back = json!({"phone_number": "+12125550100", "trunk_id": id});
+    app.post("/api/v1/phone", back).await.expect(404);
+    assert_eq!(
+        audited(&app, &id).await,
+        ["trunk.update", "trunk.update", "trunk.delete"]
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_platform_says_whose_a_trunk_is_and_where() {
+    let app = quiet().await;
+    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let stranger = app.another_tenant("Other").await;
+    let platform = add(&app, &root, json!({"platform": true}))
+        .await
+        .expect(201);
+    assert_eq!(platform["organization_id"], Value::Null);
+    let both = json!({"platform": true, "organization_id": app.tenant.org});
+    assert_eq!(
+        add(&app, &root, both).await.expect(400)["code"],
+        "platform_or_organization"
+    );
+    let nowhere = json!({"organization_id": uuid::Uuid::nil()});
+    add(&app, &root, nowhere).await.expect(404);
+    let gift = json!({"organization_id": stranger.org});
+    let theirs = add(&app, &root, gift.clone()).await.expect(201);
+    assert_eq!(theirs["organization_id"], json!(stranger.org));
+    for more in [
+        gift,
+        json!({"platform": true, "api_base_url": null}),
+        json!({}),
+    ] {
+        add(&app, &app.tenant, more).await.expect(403);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_tenants_trunk_does_not_exist() {
+    let app = quiet().await;
+    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let user = member(&app, "user@example.com", Role::User).await;
+    let stranger = app.another_tenant("Other").await;
+    let platform = add(&app, &root, json!({"platform": true}))
+        .await
+        .expect(201);
+    let theirs = add(&app, &root, json!({"organization_id": stranger.org}))
+        .await
+        .expect(201);
+    let mine = app.tenant.trunk.to_string();
+    let theirs = theirs["id"].as_str().expect("an id").to_owned();
+    let platform = platform["id"].as_str().expect("an id").to_owned();
+    let secret = json!({"password": AUTH_TOKEN});
+    for (method, rest, body) in [
+        (Method::PUT, "", json!({"name": "X"})),
+        (Method::POST, "/check", Value::Null),
+        (Method::POST, "/rotate", secret),
+        (Method::POST, "/pause", Value::Null),
+        (Method::POST, "/resume", Value::Null),
+        (Method::DELETE, "", Value::Null),
+    ] {
+        let path = |id: &str| format!("{BASE}/{id}{rest}");
+        ask(&app, &user, method.clone(), &path(&mine), body.clone())
+            .await
+            .expect(403);
+        for id in [&theirs, &platform] {
+            ask(&app, &app.tenant, method.clone(), &path(id), body.clone())
+                .await
+                .expect(404);
+        }
+        answer(app.anonymous(method, &path(&mine)).json(&body))
+            .await
+            .expect(401);
+    }
+    ask(&app, &user, Method::POST, BASE, json!({}))
+        .await
+        .expect(422);
+    let seen = |list: Value| list.as_array().expect("a list").len();
+    assert_eq!(
+        seen(
+            ask(&app, &user, Method::GET, BASE, Value::Null)
+                .await
+                .expect(200)
+        ),
+        1
+    );
+    assert_eq!(
+        seen(
+            ask(&app, &stranger, Method::GET, BASE, Value::Null)
+                .await
+                .expect(200)
+        ),
+        2
+    );
+    assert_eq!(
+        seen(
+            ask(&app, &root, Method::GET, BASE, Value::Null)
+                .await
+                .expect(200)
+        ),
+        4
+    );
+    app.get(&format!("{BASE}/{platform}")).await.expect(404);
+    let path = format!("{BASE}/{platform}/pause");
+    ask(&app, &root, Method::POST, &path, Value::Null)
+        .await
+        .expect(200);
+    assert_eq!(
+        audited(&app, &platform).await,
+        ["trunk.create", "trunk.pause"]
+    );
+    app.finish().await;
+}
