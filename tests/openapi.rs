@@ -217,19 +217,24 @@ fn no_two_types_on_the_wire_share_a_name() {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (path, text) in &files {
         for (at, _) in text.match_indices("ToSchema") {
-            let derive = text[..at].rfind("#[derive(");
-            let Some(rest) = derive.filter(|from| !text[*from..at].contains(")]")) else {
+            // Between the derive and the braces, where another attribute may rename the type.
+            let derived = text[..at].rfind("#[derive(");
+            let Some(from) = derived.filter(|from| !text[*from..at].contains(")]")) else {
                 continue;
             };
-            let Some(end) = text[at..].find('{').map(|end| at + end) else {
+            let declared = ["struct ", "enum "]
+                .iter()
+                .filter_map(|word| Some(at + text[at..].find(word)? + word.len()))
+                .min();
+            let Some(declared) = declared else { continue };
+            let renamed = text[from..declared].split("#[schema(as = ").nth(1);
+            let name = renamed.unwrap_or(&text[declared..]);
+            let name = name
+                .split(|c: char| !c.is_alphanumeric() && c != '$')
+                .next();
+            if name.is_some_and(|name| name.starts_with('$')) {
                 continue;
-            };
-            let head = &text[rest..end];
-            let head = head.replace("pub(super) ", "").replace("pub(crate) ", "");
-            let renamed = head.split("as = ").nth(1);
-            let declared = head.split("struct ").nth(1).or(head.split("enum ").nth(1));
-            let name = renamed.or(declared).unwrap_or_default();
-            let name = name.split(|c: char| !c.is_alphanumeric()).next();
+            }
             let place = path.display().to_string();
             places
                 .entry(name.unwrap_or_default().to_owned())
@@ -253,7 +258,7 @@ fn no_route_is_made_without_its_description() {
     let mut files = Vec::new();
     sources(&root().join("api/src"), &mut files);
     let undescribed = files.iter().filter(|(_, text)| {
-        [".route(", "route_service(", "axum::routing"]
+        ["axum::routing", ".route(\"", ".route(&", "route_service("]
             .iter()
             .any(|way| text.contains(way))
     });

@@ -120,7 +120,14 @@ async fn receive(
     tag = "Carrier callbacks",
     security(()),
     params(CallParams),
-    responses((status = 200, body = String, content_type = "application/xml", description = "In the carrier's language"), CallbackRefusals)
+    responses(
+        (
+            status = 200, body = String, content_type = "application/xml",
+            description = "In the carrier's language",
+            example = "<Response><Say>Hello</Say></Response>"
+        ),
+        CallbackRefusals
+    )
 )]
 async fn answer(
     State(api): State<Api>,
@@ -214,19 +221,19 @@ struct CallParams {
 enum CallbackRefusals {
     /// It cannot be read.
     #[response(status = 400, content_type = "application/problem+json")]
-    Unreadable(#[to_schema] ProblemDocument),
+    Unreadable(ProblemDocument),
     /// Not signed by the carrier.
     #[response(status = 403, content_type = "application/problem+json")]
-    Unsigned(#[to_schema] ProblemDocument),
+    Unsigned(ProblemDocument),
     /// The token is wrong, or there is no such call.
     #[response(status = 404, content_type = "application/problem+json")]
-    Missing(#[to_schema] ProblemDocument),
+    Missing(ProblemDocument),
     /// The body is larger than any callback.
     #[response(status = 413, content_type = "application/problem+json")]
-    TooLarge(#[to_schema] ProblemDocument),
+    TooLarge(ProblemDocument),
     /// It could not be written down; to be sent again.
     #[response(status = 503, content_type = "application/problem+json")]
-    Busy(#[to_schema] ProblemDocument),
+    Busy(ProblemDocument),
 }
 
 /// What stands in the path, as it came.

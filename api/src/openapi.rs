@@ -6,6 +6,8 @@
 //! route (limits of time and size, `Idempotency-Key`) is described by [`surrounded`], beside
 //! the layers that do it.
 
+use peal_shared::error::Blocker;
+use peal_shared::ids::TrunkId;
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{ObjectBuilder, Ref, Type};
 use utoipa::openapi::security::{
@@ -34,7 +36,7 @@ pub struct ProblemDocument {
     errors: Option<Vec<WrongField>>,
     /// Each reason, when a batch cannot start.
     #[schema(nullable = false)]
-    blockers: Option<Vec<peal_shared::error::Blocker>>,
+    blockers: Option<Vec<Blocker>>,
 }
 
 /// A wrong field of the input.
@@ -55,38 +57,38 @@ pub struct WrongField {
 pub enum Refusals {
     /// Nobody is known by this key or token.
     #[response(status = 401, content_type = "application/problem+json")]
-    Unauthorized(#[to_schema] ProblemDocument),
+    Unauthorized(ProblemDocument),
     /// The caller may not do this.
     #[response(status = 403, content_type = "application/problem+json")]
-    Forbidden(#[to_schema] ProblemDocument),
+    Forbidden(ProblemDocument),
     /// The input is invalid.
     #[response(status = 422, content_type = "application/problem+json")]
-    Invalid(#[to_schema] ProblemDocument),
+    Invalid(ProblemDocument),
     /// Too many requests; `Retry-After` says when to come again.
     #[response(status = 429, content_type = "application/problem+json")]
-    TooMany(#[to_schema] ProblemDocument),
+    TooMany(ProblemDocument),
     /// Too busy, or the database is away; `Retry-After` says when to come again.
     #[response(status = 503, content_type = "application/problem+json")]
-    Busy(#[to_schema] ProblemDocument),
+    Busy(ProblemDocument),
 }
 
 /// The input is well-formed, but breaks a rule across fields or with what is there.
 #[derive(IntoResponses)]
 #[response(status = 400, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
-pub struct Rejected(#[to_schema] ProblemDocument);
+pub struct Rejected(ProblemDocument);
 
 /// It does not exist, or not for the caller.
 #[derive(IntoResponses)]
 #[response(status = 404, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
-pub struct Missing(#[to_schema] ProblemDocument);
+pub struct Missing(ProblemDocument);
 
 /// The state of the thing does not allow this.
 #[derive(IntoResponses)]
 #[response(status = 409, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
-pub struct Conflicting(#[to_schema] ProblemDocument);
+pub struct Conflicting(ProblemDocument);
 
 /// What the document says before its first route.
 #[derive(utoipa::OpenApi)]
@@ -101,7 +103,8 @@ pub struct Conflicting(#[to_schema] ProblemDocument);
             does nothing and is answered as before.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    components(schemas(ProblemDocument, WrongField, peal_shared::error::Blocker)),
+    // What no body holds and a parameter or a refusal refers to.
+    components(schemas(ProblemDocument, WrongField, Blocker, TrunkId)),
     modifiers(&Schemes),
     tags(
         (name = "Batches", description = "Campaigns, from their creation to their end."),
@@ -153,6 +156,18 @@ pub fn complete(document: &mut OpenApi) {
                     .map(|scheme| SecurityRequirement::new(scheme, Vec::<String>::new()))
                     .into()
             });
+            for (status, response) in &mut operation.responses.responses {
+                if let RefOr::T(response) = response
+                    && response.description.is_empty()
+                {
+                    response.description = match status.as_str() {
+                        "201" => "Created",
+                        "202" => "Accepted",
+                        _ => "Done",
+                    }
+                    .to_owned();
+                }
+            }
             let tag = operation.tags.iter().flatten().next();
             let handler = operation.operation_id.take();
             let shared = handlers.iter().filter(|other| **other == handler).count() > 1;
