@@ -1,6 +1,7 @@
 //! Peal from the outside: every feature on a fresh, real database.
 
 mod access;
+mod agent_tools;
 mod agents;
 mod batches;
 mod bootstrap;
@@ -32,3 +33,4 @@ mod tools;
 mod traces;
 mod trunks;
 mod uploads;
+mod workflows;

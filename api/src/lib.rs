@@ -40,5 +40,6 @@ mod trunk_bodies;
 mod trunks;
 mod upload_body;
 mod uploads;
+mod workflows;
 
 pub use server::{document, listen, serve};

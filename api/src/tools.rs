@@ -413,7 +413,7 @@ struct Reveal {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Force {
-    /// Take it away from the agents and rules that use it.
+    /// Take it away from the agents that have it; rules and workflows that call it become inactive.
     pub force: Option<bool>,
 }
 

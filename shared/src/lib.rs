@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod agents;
+pub mod analysis;
 pub mod api_keys;
 pub mod audit;
 pub mod bells;
@@ -34,5 +35,6 @@ pub mod tools;
 pub mod traces;
 pub mod trunks;
 pub mod users;
+pub mod workflows;
 
 pub use error::{Error, Result};

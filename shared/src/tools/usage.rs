@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::ids::OrgId;
 
 /// Refuses to go on while something uses the tool or server `id`; with `force`, lets go of it:
-/// agents lose it, and rules that only called it become inactive.
+/// agents lose it, and the rules and workflows that call it become inactive.
 ///
 /// # Errors
 /// [`Error::Conflict`] that counts what uses it.
@@ -23,21 +23,23 @@ pub(super) async fn let_go(
         r#"select (select count(*) from agent_tools
                    where (tool_id = $1 or mcp_server_id = $1) and ($2::uuid is null or org_id = $2)) as "agents!",
                   (select count(*) from analysis_rules
-                   where tool_id = $1 and ($2::uuid is null or org_id = $2)) as "rules!""#,
+                   where tool_id = $1 and ($2::uuid is null or org_id = $2)) as "rules!",
+                  (select count(*) from workflow_tools
+                   where tool_id = $1 and ($2::uuid is null or org_id = $2)) as "workflows!""#,
         id,
         scope.org() as Option<OrgId>,
     )
     .fetch_one(&mut *db)
     .await?;
-    if users.agents + users.rules == 0 {
+    if users.agents + users.rules + users.workflows == 0 {
         return Ok(());
     }
     if !force {
         return Err(Error::conflict(
             "tool_in_use",
             format!(
-                "{} agent(s) and {} analysis rule(s) use this: take it away from them, or send force=true",
-                users.agents, users.rules
+                "{} agent(s), {} analysis rule(s) and {} workflow(s) use this: take it away from them, or send force=true",
+                users.agents, users.rules, users.workflows
             ),
         ));
     }
@@ -55,6 +57,21 @@ pub(super) async fn let_go(
          set tool_id = null, is_active = is_active and analysis_type <> 'integration', updated_at = now()
          where tool_id = $1
            and ($2::uuid is null or org_id = $2)",
+        id,
+        scope.org() as Option<OrgId>,
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "with untied as (
+             delete from workflow_tools
+             where tool_id = $1
+               and ($2::uuid is null or org_id = $2)
+             returning workflow_id
+         )
+         update workflows
+         set is_active = false, updated_at = now()
+         where id in (select workflow_id from untied)",
         id,
         scope.org() as Option<OrgId>,
     )

@@ -1,0 +1,203 @@
+//! `/api/v1/agents/{agent_id}/post-analysis`: which analysis rules an agent has.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::Error;
+use peal_shared::agents;
+use peal_shared::analysis::Rule;
+use peal_shared::analysis::attached::{self, Attachment};
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::{AgentId, RuleId};
+use serde::Deserialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+
+const MAX_RULES: usize = 50;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, attach))
+        .routes(routes!(rules, set))
+        .routes(routes!(rule_ids))
+}
+
+/// List what ties an agent to its analysis rules
+#[utoipa::path(
+    get,
+    path = "/api/v1/agents/{agent_id}/post-analysis",
+    tag = "Post-call analysis",
+    params(("agent_id" = AgentId, Path)),
+    responses(
+        (status = 200, body = [Attachment]),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent"),
+        Refusals
+    )
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(agent): Ids<AgentId>,
+) -> Result<Json<Vec<Attachment>>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(attached::list(&mut db, &caller.scope(), agent).await?))
+}
+
+/// Attach an analysis rule to an agent
+///
+/// A rule that the agent has is moved to its new place.
+#[utoipa::path(
+    post,
+    path = "/api/v1/agents/{agent_id}/post-analysis",
+    tag = "Post-call analysis",
+    params(("agent_id" = AgentId, Path)),
+    request_body = AttachBody,
+    responses(
+        (status = 200, body = Attachment),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The body names another agent than the path"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see the rule"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn attach(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(agent): Ids<AgentId>,
+    ValidJson(body): ValidJson<AttachBody>,
+) -> Result<(StatusCode, Json<Attachment>)> {
+    if body.agent_id != agent {
+        let told = "agent_id in the body must be the agent in the path";
+        return Err(Error::rejected("agents_differ", told).into());
+    }
+    let mut fields = Fields::default();
+    fields.check_range(body.sort_order.unwrap_or_default(), "sort_order", 0, 10_000);
+    fields.finish()?;
+    let scope = caller.scope();
+    let mut db = caller.change(&context).await?;
+    let org = agents::find(&mut db, &scope, agent).await?.org_id;
+    let attachment =
+        attached::attach(&mut db, &scope, agent, body.rule_id, body.sort_order).await?;
+    let note = Note::new("agent.attach_rule", org, agent.0).after(&attachment)?;
+    db.commit(note, StatusCode::OK, Json(attachment)).await
+}
+
+/// List the analysis rules of an agent
+///
+/// In the order in which they run.
+#[utoipa::path(
+    get,
+    path = "/api/v1/agents/{agent_id}/post-analysis/attached-rules",
+    tag = "Post-call analysis",
+    params(("agent_id" = AgentId, Path)),
+    responses(
+        (status = 200, body = [Rule]),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent"),
+        Refusals
+    )
+)]
+async fn rules(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(agent): Ids<AgentId>,
+) -> Result<Json<Vec<Rule>>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(
+        attached::rules(&mut db, &caller.scope(), agent).await?,
+    ))
+}
+
+/// Give an agent these analysis rules and no others
+///
+/// They run in the order in which they are sent. An unknown rule refuses the whole request.
+#[utoipa::path(
+    put,
+    path = "/api/v1/agents/{agent_id}/post-analysis/attached-rules",
+    tag = "Post-call analysis",
+    params(("agent_id" = AgentId, Path)),
+    request_body = RuleIds,
+    responses(
+        (status = 200, body = [Rule]),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see a rule"),
+        Refusals
+    )
+)]
+async fn set(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(agent): Ids<AgentId>,
+    ValidJson(body): ValidJson<RuleIds>,
+) -> Result<(StatusCode, Json<Vec<Rule>>)> {
+    let mut fields = Fields::default();
+    fields.check(
+        body.rule_ids.len() <= MAX_RULES,
+        "rule_ids",
+        "length",
+        "must be 50 rules or fewer",
+    );
+    fields.finish()?;
+    let scope = caller.scope();
+    let mut db = caller.change(&context).await?;
+    let org = agents::find(&mut db, &scope, agent).await?.org_id;
+    let before = attached::rules(&mut db, &scope, agent).await?;
+    let rules = attached::set(&mut db, &scope, agent, &body.rule_ids).await?;
+    let note = Note::new("agent.set_rules", org, agent.0)
+        .before(&before)?
+        .after(&rules)?;
+    db.commit(note, StatusCode::OK, Json(rules)).await
+}
+
+/// List the ids of an agent's analysis rules
+#[utoipa::path(
+    get,
+    path = "/api/v1/agents/{agent_id}/post-analysis/attached-rule-ids",
+    tag = "Post-call analysis",
+    params(("agent_id" = AgentId, Path)),
+    responses(
+        (status = 200, body = [RuleId]),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent"),
+        Refusals
+    )
+)]
+async fn rule_ids(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(agent): Ids<AgentId>,
+) -> Result<Json<Vec<RuleId>>> {
+    let mut db = caller.read(&context).await?;
+    let attachments = attached::list(&mut db, &caller.scope(), agent).await?;
+    let ids = attachments.into_iter().map(|attachment| attachment.rule_id);
+    Ok(Json(ids.collect()))
+}
+
+/// A rule to attach.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "agent_id": "0198c0de-0000-7000-8000-000000000001", "rule_id": "0198c0de-0000-7000-8000-000000000002"
+}))]
+struct AttachBody {
+    /// The agent in the path.
+    agent_id: AgentId,
+    rule_id: RuleId,
+    /// Its place; left out, it comes last or stays.
+    sort_order: Option<i32>,
+}
+
+/// All rules of an agent.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"rule_ids": ["0198c0de-0000-7000-8000-000000000002"]}))]
+struct RuleIds {
+    rule_ids: Vec<RuleId>,
+}

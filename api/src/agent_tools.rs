@@ -1,0 +1,218 @@
+//! `/api/v1/agents/{agent_id}/tools`: which tools an agent has.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::agents;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::AgentId;
+use peal_shared::tools::mapping::{self, AgentTool, NewAgentTool, ToolType, When};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+use crate::tools::{Told, yes};
+
+const MAX_TOOLS: usize = 100;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, add, replace))
+        .routes(routes!(remove))
+}
+
+/// List an agent's tools
+#[utoipa::path(
+    get,
+    path = "/api/v1/agents/{agent_id}/tools",
+    tag = "Agent tools",
+    params(("agent_id" = AgentId, Path)),
+    responses(
+        (status = 200, body = [AgentTool]),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent"),
+        Refusals
+    )
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(agent): Ids<AgentId>,
+) -> Result<Json<Vec<AgentTool>>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(mapping::list(&mut db, &caller.scope(), agent).await?))
+}
+
+/// Give an agent tools
+///
+/// A tool that the agent has is brought up to date. Answers with all of its tools.
+#[utoipa::path(
+    post,
+    path = "/api/v1/agents/{agent_id}/tools",
+    tag = "Agent tools",
+    params(("agent_id" = AgentId, Path)),
+    request_body = Vec<AgentToolBody>,
+    responses(
+        (status = 200, body = [AgentTool]),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see a tool"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn add(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(agent): Ids<AgentId>,
+    ValidJson(body): ValidJson<Vec<AgentToolBody>>,
+) -> Result<(StatusCode, Json<Vec<AgentTool>>)> {
+    let tools = validated(body)?;
+    let scope = caller.scope();
+    let mut db = caller.change(&context).await?;
+    let org = agents::find(&mut db, &scope, agent).await?.org_id;
+    let before = mapping::list(&mut db, &scope, agent).await?;
+    let after = mapping::add(&mut db, &scope, agent, &tools).await?;
+    let note = Note::new("agent.add_tools", org, agent.0)
+        .before(&before)?
+        .after(&after)?;
+    db.commit(note, StatusCode::OK, Json(after)).await
+}
+
+/// Give an agent these tools and no others
+#[utoipa::path(
+    patch,
+    path = "/api/v1/agents/{agent_id}/tools",
+    tag = "Agent tools",
+    params(("agent_id" = AgentId, Path), ForceUpdate),
+    request_body = Vec<AgentToolBody>,
+    responses(
+        (status = 200, body = [AgentTool]),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see a tool"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The agent is on calls, and force_update was not sent"),
+        Refusals
+    )
+)]
+async fn replace(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(agent): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
+    ValidJson(body): ValidJson<Vec<AgentToolBody>>,
+) -> Result<(StatusCode, Json<Vec<AgentTool>>)> {
+    let tools = validated(body)?;
+    let (scope, force) = (caller.scope(), query.force_update.unwrap_or_default());
+    let mut db = caller.change(&context).await?;
+    let org = agents::find(&mut db, &scope, agent).await?.org_id;
+    let before = mapping::list(&mut db, &scope, agent).await?;
+    let after = mapping::replace(&mut db, &scope, agent, &tools, force).await?;
+    let note = Note::new("agent.set_tools", org, agent.0)
+        .before(&before)?
+        .after(&after)?;
+    db.commit(note, StatusCode::OK, Json(after)).await
+}
+
+/// Take a tool away from an agent
+#[utoipa::path(
+    delete,
+    path = "/api/v1/agents/{agent_id}/tools/{tool_id}",
+    tag = "Agent tools",
+    params(("agent_id" = AgentId, Path), ("tool_id" = Uuid, Path), ForceUpdate),
+    responses(
+        (status = 200, body = Told),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or it does not have the tool"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The agent is on calls, and force_update was not sent"),
+        Refusals
+    )
+)]
+async fn remove(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids((agent, tool)): Ids<(AgentId, Uuid)>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
+) -> Result<(StatusCode, Json<Told>)> {
+    let (scope, force) = (caller.scope(), query.force_update.unwrap_or_default());
+    let mut db = caller.change(&context).await?;
+    let before = mapping::list(&mut db, &scope, agent).await?;
+    let owner = mapping::remove(&mut db, &scope, agent, tool, force).await?;
+    let note = Note::new("agent.remove_tool", owner.org_id, agent.0).before(&before)?;
+    db.commit(note, StatusCode::OK, Told::that("tool taken away"))
+        .await
+}
+
+/// A tool that an agent should have.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "tool_id": "0198c0de-0000-7000-8000-000000000001", "tool_type": "endpoint", "when": "during_call"
+}))]
+struct AgentToolBody {
+    /// The HTTP tool or the MCP server.
+    tool_id: Uuid,
+    tool_type: ToolType,
+    #[serde(default = "yes")]
+    enabled: bool,
+    #[serde(default = "during_call")]
+    when: When,
+    /// Of an MCP server, names of the tools that this agent may use; null: those that the
+    /// server allows.
+    allowed_tools: Option<Vec<String>>,
+    /// Arguments that are set here and not by the model.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    param_defaults: Map<String, Value>,
+    /// Place in the list; left out, as sent.
+    order: Option<i32>,
+}
+
+fn during_call() -> When {
+    When::DuringCall
+}
+
+fn validated(body: Vec<AgentToolBody>) -> Result<Vec<NewAgentTool>> {
+    let mut fields = Fields::default();
+    fields.check(
+        body.len() <= MAX_TOOLS,
+        "tools",
+        "length",
+        "must be 100 tools or fewer",
+    );
+    for (place, tool) in body.iter().enumerate() {
+        let path = format!("{place}.allowed_tools");
+        fields.check(
+            tool.allowed_tools.is_none() || tool.tool_type == ToolType::McpServer,
+            &path,
+            "value_error",
+            "is for MCP servers; an endpoint is one tool",
+        );
+        for name in tool.allowed_tools.iter().flatten() {
+            fields.check_text(name, &path, 1, 200);
+        }
+    }
+    fields.finish()?;
+    let tools = body.into_iter().zip(0..).map(|(tool, place)| NewAgentTool {
+        tool: tool.tool_id,
+        kind: tool.tool_type,
+        enabled: tool.enabled,
+        when: tool.when,
+        allowed_tools: tool.allowed_tools,
+        param_defaults: tool.param_defaults,
+        order: tool.order.unwrap_or(place),
+    });
+    Ok(tools.collect())
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ForceUpdate {
+    /// Go on although the agent is on calls.
+    force_update: Option<bool>,
+}

@@ -1,0 +1,331 @@
+//! `/api/v1/post-analysis/rules`: what is found out about conversations that have ended.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::analysis::rules::{self, FieldType};
+use peal_shared::analysis::{AnalysisType, NewRule, Rule, RuleField};
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::egress::Gate;
+use peal_shared::ids::{RuleId, ToolId, UserId};
+use serde::Deserialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+use crate::tools::{OfUser, Told, check_owner_stays, yes};
+
+const MAX_FIELDS: usize = 50;
+const MAX_PROMPT: usize = 8000;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show, replace, delete))
+        .routes(routes!(duplicate))
+}
+
+/// List analysis rules
+///
+/// The newest thousand.
+#[utoipa::path(
+    get,
+    path = "/api/v1/post-analysis/rules",
+    tag = "Post-call analysis",
+    params(OfUser),
+    responses((status = 200, body = [Rule]), Refusals)
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<OfUser>,
+) -> Result<Json<Vec<Rule>>> {
+    let scope = query.scope(&caller)?;
+    let mut db = caller.read(&context).await?;
+    Ok(Json(rules::list(&mut db, &scope).await?))
+}
+
+/// Create an analysis rule
+#[utoipa::path(
+    post,
+    path = "/api/v1/post-analysis/rules",
+    tag = "Post-call analysis",
+    request_body = RuleBody,
+    responses(
+        (status = 200, body = Rule),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool_id or user_id"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<RuleBody>,
+) -> Result<(StatusCode, Json<Rule>)> {
+    let owner = body.user_id.unwrap_or(caller.user);
+    let scope = caller.scope_of(owner)?;
+    let new = body.validated(&context.gate)?;
+    let mut db = caller.change(&context).await?;
+    let rule = rules::create(&mut db, &scope, owner, &new).await?;
+    let note = note("analysis_rule.create", &rule).after(&rule)?;
+    db.commit(note, StatusCode::OK, Json(rule)).await
+}
+
+/// Show an analysis rule
+#[utoipa::path(
+    get,
+    path = "/api/v1/post-analysis/rules/{rule_id}",
+    tag = "Post-call analysis",
+    params(("rule_id" = RuleId, Path)),
+    responses(
+        (status = 200, body = Rule),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule"),
+        Refusals
+    )
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<RuleId>,
+) -> Result<Json<Rule>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(rules::find(&mut db, &caller.scope(), id).await?))
+}
+
+/// Replace an analysis rule
+#[utoipa::path(
+    put,
+    path = "/api/v1/post-analysis/rules/{rule_id}",
+    tag = "Post-call analysis",
+    params(("rule_id" = RuleId, Path)),
+    request_body = RuleBody,
+    responses(
+        (status = 200, body = Rule),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule or tool_id"),
+        Refusals
+    )
+)]
+async fn replace(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<RuleId>,
+    ValidJson(body): ValidJson<RuleBody>,
+) -> Result<(StatusCode, Json<Rule>)> {
+    let mut fields = Fields::default();
+    check_owner_stays(&mut fields, body.user_id);
+    fields.finish()?;
+    let new = body.validated(&context.gate)?;
+    let scope = caller.scope();
+    let mut db = caller.change(&context).await?;
+    let before = rules::find(&mut db, &scope, id).await?;
+    let rule = rules::replace(&mut db, &scope, id, &new).await?;
+    let note = note("analysis_rule.update", &rule)
+        .before(&before)?
+        .after(&rule)?;
+    db.commit(note, StatusCode::OK, Json(rule)).await
+}
+
+/// Delete an analysis rule
+///
+/// Agents that have it lose it.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/post-analysis/rules/{rule_id}",
+    tag = "Post-call analysis",
+    params(("rule_id" = RuleId, Path)),
+    responses(
+        (status = 200, body = Told),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule"),
+        Refusals
+    )
+)]
+async fn delete(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<RuleId>,
+) -> Result<(StatusCode, Json<Told>)> {
+    let mut db = caller.change(&context).await?;
+    let rule = rules::delete(&mut db, &caller.scope(), id).await?;
+    let note = note("analysis_rule.delete", &rule).before(&rule)?;
+    db.commit(note, StatusCode::OK, Told::that("rule deleted"))
+        .await
+}
+
+/// Copy an analysis rule
+///
+/// The copy has the same owner, and is attached to no agent.
+#[utoipa::path(
+    post,
+    path = "/api/v1/post-analysis/rules/{rule_id}/duplicate",
+    tag = "Post-call analysis",
+    params(("rule_id" = RuleId, Path)),
+    responses(
+        (status = 200, body = Rule),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn duplicate(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<RuleId>,
+) -> Result<(StatusCode, Json<Rule>)> {
+    let mut db = caller.change(&context).await?;
+    let copy = rules::duplicate(&mut db, &caller.scope(), id).await?;
+    let note = note("analysis_rule.duplicate", &copy).after(&copy)?;
+    db.commit(note, StatusCode::OK, Json(copy)).await
+}
+
+/// A change of a rule, for the audit log.
+fn note(action: &'static str, rule: &Rule) -> Note {
+    Note::new(action, rule.org_id, rule.id.0)
+}
+
+/// A rule as its owner writes it.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "Intent", "analysis_type": "structured_output", "prompt": "What does the caller want?",
+    "fields": [{"name": "intent", "type": "enum", "description": "the intent", "enum_values": ["buy", "complain"]}]
+}))]
+struct RuleBody {
+    name: String,
+    description: Option<String>,
+    analysis_type: AnalysisType,
+    /// What a model is asked; an integration may do without.
+    prompt: Option<String>,
+    model_name: Option<String>,
+    /// Fields of a structured output.
+    #[serde(default)]
+    fields: Vec<RuleField>,
+    /// The HTTP tool of an integration.
+    tool_id: Option<ToolId>,
+    /// Where results are posted as well.
+    webhook_url: Option<String>,
+    #[serde(default = "yes")]
+    is_active: bool,
+    /// Whose rule it will be; an administrator may name a member.
+    user_id: Option<UserId>,
+}
+
+impl RuleBody {
+    fn validated(self, gate: &Gate) -> Result<NewRule> {
+        let mut fields = Fields::default();
+        let name = self.name.trim();
+        fields.check_text(name, "name", 1, 200);
+        let description = self.description.as_deref().unwrap_or_default();
+        fields.check_text(description, "description", 0, 2000);
+        let prompt = self.prompt.as_deref().map(str::trim);
+        let prompt = prompt.filter(|prompt| !prompt.is_empty());
+        fields.check_text(prompt.unwrap_or_default(), "prompt", 0, MAX_PROMPT);
+        let model = self.model_name.as_deref().unwrap_or_default();
+        fields.check_text(model, "model_name", 0, 200);
+        if let Some(Err(why)) = self.webhook_url.as_deref().map(|url| gate.target(url)) {
+            fields.check(false, "webhook_url", "url", why);
+        }
+        check_type(
+            &mut fields,
+            self.analysis_type,
+            prompt,
+            &self.fields,
+            self.tool_id,
+        );
+        check_fields(&mut fields, &self.fields);
+        fields.finish()?;
+        Ok(NewRule {
+            name: name.to_owned(),
+            prompt: prompt.map(str::to_owned),
+            description: self.description,
+            analysis_type: self.analysis_type,
+            model_name: self.model_name,
+            fields: self.fields,
+            tool: self.tool_id,
+            webhook_url: self.webhook_url,
+            is_active: self.is_active,
+        })
+    }
+}
+
+/// What each type needs and has no use for.
+fn check_type(
+    wrong: &mut Fields,
+    kind: AnalysisType,
+    prompt: Option<&str>,
+    fields: &[RuleField],
+    tool: Option<ToolId>,
+) {
+    let is_integration = kind == AnalysisType::Integration;
+    wrong.check(
+        is_integration || prompt.is_some(),
+        "prompt",
+        "missing",
+        "is missing: say what the model is to find out",
+    );
+    wrong.check(
+        is_integration == tool.is_some(),
+        "tool_id",
+        "value_error",
+        "names the HTTP tool of an integration; send it for that type and for no other",
+    );
+    let is_structured = kind == AnalysisType::StructuredOutput;
+    wrong.check(
+        is_structured != fields.is_empty(),
+        "fields",
+        "value_error",
+        "are those of a structured_output; send at least one for that type and none for others",
+    );
+}
+
+fn check_fields(wrong: &mut Fields, fields: &[RuleField]) {
+    wrong.check(
+        fields.len() <= MAX_FIELDS,
+        "fields",
+        "length",
+        "must be 50 or fewer",
+    );
+    let mut seen = HashSet::new();
+    for (place, field) in fields.iter().enumerate() {
+        let path = format!("fields.{place}");
+        let is_plain = (1..=64).contains(&field.name.len())
+            && field
+                .name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        wrong.check(
+            is_plain,
+            &format!("{path}.name"),
+            "identifier",
+            "must be 1 to 64 letters, digits and underscores",
+        );
+        wrong.check(
+            seen.insert(field.name.as_str()),
+            &format!("{path}.name"),
+            "duplicate",
+            "is there twice; remove one",
+        );
+        wrong.check_text(&field.description, &format!("{path}.description"), 0, 1000);
+        let values = field.enum_values.as_deref().unwrap_or_default();
+        let path = format!("{path}.enum_values");
+        wrong.check(
+            (field.kind == FieldType::Enum) != values.is_empty(),
+            &path,
+            "value_error",
+            "are those of an enum; send at least one for that type and none for others",
+        );
+        wrong.check(values.len() <= 100, &path, "length", "must be 100 or fewer");
+        for value in values {
+            wrong.check_text(value, &path, 1, 200);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! `/api/v1/workflows`: conversations that follow a graph.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::{AgentId, UserId, WorkflowId};
+use peal_shared::workflows::{Graph, NewWorkflow, Node, Transition, Workflow, kept};
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+use crate::tools::{OfUser, Told, yes};
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show, change, delete))
+        .routes(routes!(duplicate))
+}
+
+/// List workflows
+///
+/// The newest thousand.
+#[utoipa::path(
+    get,
+    path = "/api/v1/workflows",
+    tag = "Workflows",
+    params(OfUser),
+    responses((status = 200, body = Workflows), Refusals)
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<OfUser>,
+) -> Result<Json<Workflows>> {
+    let scope = query.scope(&caller)?;
+    let mut db = caller.read(&context).await?;
+    let workflows = kept::list(&mut db, &scope).await?;
+    Ok(Json(Workflows { workflows }))
+}
+
+/// Create a workflow
+///
+/// The graph must be one that can be walked: one start, every node reachable, an end in reach
+/// of every node. Errors name the node at fault.
+#[utoipa::path(
+    post,
+    path = "/api/v1/workflows",
+    tag = "Workflows",
+    request_body = CreateWorkflow,
+    responses(
+        (status = 201, body = Workflow),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent_id or user_id"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<CreateWorkflow>,
+) -> Result<(StatusCode, Json<Workflow>)> {
+    let owner = body.user_id.unwrap_or(caller.user);
+    let scope = caller.scope_of(owner)?;
+    let new = checked(NewWorkflow {
+        agent: body.agent_id,
+        name: body.name,
+        description: body.description,
+        graph: Graph {
+            nodes: body.nodes,
+            transitions: body.transitions,
+        },
+        is_active: body.is_active,
+    })?;
+    let mut db = caller.change(&context).await?;
+    let workflow = kept::create(&mut db, &scope, owner, &new).await?;
+    let note = note("workflow.create", &workflow).after(&workflow)?;
+    db.commit(note, StatusCode::CREATED, Json(workflow)).await
+}
+
+/// Show a workflow
+#[utoipa::path(
+    get,
+    path = "/api/v1/workflows/{workflow_id}",
+    tag = "Workflows",
+    params(("workflow_id" = WorkflowId, Path)),
+    responses(
+        (status = 200, body = Workflow),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such workflow"),
+        Refusals
+    )
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<WorkflowId>,
+) -> Result<Json<Workflow>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(kept::find(&mut db, &caller.scope(), id).await?))
+}
+
+/// Change a workflow
+///
+/// What is left out stays. Nodes and transitions are replaced as a whole, and judged together.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/workflows/{workflow_id}",
+    tag = "Workflows",
+    params(("workflow_id" = WorkflowId, Path)),
+    request_body = ChangeWorkflow,
+    responses(
+        (status = 200, body = Workflow),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such workflow or agent_id"),
+        Refusals
+    )
+)]
+async fn change(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<WorkflowId>,
+    ValidJson(body): ValidJson<ChangeWorkflow>,
+) -> Result<(StatusCode, Json<Workflow>)> {
+    let scope = caller.scope();
+    let mut db = caller.change(&context).await?;
+    let before = kept::lock(&mut db, &scope, id).await?;
+    let new = checked(body.onto(before.clone()))?;
+    let workflow = kept::replace(&mut db, &scope, id, &new).await?;
+    let note = note("workflow.update", &workflow)
+        .before(&before)?
+        .after(&workflow)?;
+    db.commit(note, StatusCode::OK, Json(workflow)).await
+}
+
+/// Delete a workflow
+#[utoipa::path(
+    delete,
+    path = "/api/v1/workflows/{workflow_id}",
+    tag = "Workflows",
+    params(("workflow_id" = WorkflowId, Path)),
+    responses(
+        (status = 200, body = Told),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such workflow"),
+        Refusals
+    )
+)]
+async fn delete(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<WorkflowId>,
+) -> Result<(StatusCode, Json<Told>)> {
+    let mut db = caller.change(&context).await?;
+    let workflow = kept::delete(&mut db, &caller.scope(), id).await?;
+    let note = note("workflow.delete", &workflow).before(&workflow)?;
+    db.commit(note, StatusCode::OK, Told::that("workflow deleted"))
+        .await
+}
+
+/// Copy a workflow
+///
+/// The copy has the same owner, agent and graph.
+#[utoipa::path(
+    post,
+    path = "/api/v1/workflows/{workflow_id}/clone",
+    tag = "Workflows",
+    params(("workflow_id" = WorkflowId, Path)),
+    responses(
+        (status = 201, body = Workflow),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such workflow"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn duplicate(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<WorkflowId>,
+) -> Result<(StatusCode, Json<Workflow>)> {
+    let mut db = caller.change(&context).await?;
+    let copy = kept::duplicate(&mut db, &caller.scope(), id).await?;
+    let note = note("workflow.clone", &copy).after(&copy)?;
+    db.commit(note, StatusCode::CREATED, Json(copy)).await
+}
+
+/// A change of a workflow, for the audit log.
+fn note(action: &'static str, workflow: &Workflow) -> Note {
+    Note::new(action, workflow.org_id, workflow.id.0)
+}
+
+/// A workflow to create.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "Survey",
+    "nodes": [
+        {"id": "ask", "start": true, "type": "gather", "text": "Press one to talk to us.", "input": "digits"},
+        {"id": "desk", "type": "transfer", "number": "+12125550100"},
+        {"id": "bye", "type": "hangup", "text": "Good bye."}
+    ],
+    "transitions": [{"from": "ask", "to": "desk", "when": "1"}, {"from": "ask", "to": "bye"}]
+}))]
+struct CreateWorkflow {
+    name: String,
+    description: Option<String>,
+    /// Whose voice and model it has.
+    agent_id: Option<AgentId>,
+    nodes: Vec<Node>,
+    #[serde(default)]
+    transitions: Vec<Transition>,
+    #[serde(default = "yes")]
+    is_active: bool,
+    /// Whose workflow it will be; an administrator may name a member.
+    user_id: Option<UserId>,
+}
+
+/// What to change; what is left out stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"name": "Survey of May", "is_active": false}))]
+struct ChangeWorkflow {
+    name: Option<String>,
+    /// Null takes it away.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    description: Option<Option<String>>,
+    /// Null takes it away.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<AgentId>)]
+    agent_id: Option<Option<AgentId>>,
+    nodes: Option<Vec<Node>>,
+    transitions: Option<Vec<Transition>>,
+    is_active: Option<bool>,
+}
+
+/// Tells null from what is left out.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    input: D,
+) -> std::result::Result<Option<Option<T>>, D::Error> {
+    Option::<T>::deserialize(input).map(Some)
+}
+
+impl ChangeWorkflow {
+    fn onto(self, workflow: Workflow) -> NewWorkflow {
+        let old = NewWorkflow::from(workflow);
+        NewWorkflow {
+            agent: self.agent_id.unwrap_or(old.agent),
+            name: self.name.unwrap_or(old.name),
+            description: self.description.unwrap_or(old.description),
+            graph: Graph {
+                nodes: self.nodes.unwrap_or(old.graph.nodes),
+                transitions: self.transitions.unwrap_or(old.graph.transitions),
+            },
+            is_active: self.is_active.unwrap_or(old.is_active),
+        }
+    }
+}
+
+fn checked(mut workflow: NewWorkflow) -> Result<NewWorkflow> {
+    let mut fields = Fields::default();
+    workflow.name = workflow.name.trim().to_owned();
+    fields.check_text(&workflow.name, "name", 1, 200);
+    let description = workflow.description.as_deref().unwrap_or_default();
+    fields.check_text(description, "description", 0, 2000);
+    fields.finish()?;
+    Ok(workflow)
+}
+
+#[derive(Serialize, ToSchema)]
+struct Workflows {
+    workflows: Vec<Workflow>,
+}

@@ -1,0 +1,176 @@
+//! Which rules an agent has, in which order. Only rules that the agent's owner may see.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{AnalysisType, Rule, RuleField};
+use crate::access::Scope;
+use crate::agents::{self, Agent};
+use crate::error::{Error, OnConstraint, Result};
+use crate::ids::{AgentId, OrgId, RuleId, ToolId, UserId};
+
+/// A rule of an agent.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Attachment {
+    pub id: Uuid,
+    pub agent_id: AgentId,
+    pub rule_id: RuleId,
+    pub sort_order: i32,
+    pub created_at: DateTime<Utc>,
+}
+
+/// What ties the agent to its rules, in their order.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is no such agent.
+pub async fn list(db: &mut PgConnection, scope: &Scope, agent: AgentId) -> Result<Vec<Attachment>> {
+    let agent = agents::find(db, scope, agent).await?;
+    let attachments = sqlx::query_as!(
+        Attachment,
+        r#"select id, agent_id as "agent_id: AgentId", rule_id as "rule_id: RuleId", sort_order, created_at
+           from agent_analysis_rules
+           where agent_id = $1
+             and org_id = $2
+           order by sort_order, id"#,
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(attachments)
+}
+
+/// The rules of an agent, in their order.
+///
+/// # Errors
+/// As [`list`].
+pub async fn rules(db: &mut PgConnection, scope: &Scope, agent: AgentId) -> Result<Vec<Rule>> {
+    let agent = agents::find(db, scope, agent).await?;
+    let rules = sqlx::query_as!(
+        Rule,
+        r#"select r.id as "id: RuleId", r.org_id as "org_id: OrgId", r.user_id as "user_id: UserId", name, description,
+                  analysis_type as "analysis_type: AnalysisType", prompt, model_name,
+                  fields as "fields: Json<Vec<RuleField>>", tool_id as "tool_id: ToolId", webhook_url, is_active,
+                  r.created_at, r.updated_at
+           from agent_analysis_rules a
+           join analysis_rules r on r.id = a.rule_id
+           where a.agent_id = $1
+             and a.org_id = $2
+           order by a.sort_order, a.id"#,
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rules)
+}
+
+/// Attaches a rule, or moves it when the agent has it. Without a place it comes last, or stays.
+///
+/// # Errors
+/// [`Error::NotFound`] for an agent out of sight or a rule that its owner cannot see.
+pub async fn attach(
+    db: &mut PgConnection,
+    scope: &Scope,
+    agent: AgentId,
+    rule: RuleId,
+    sort_order: Option<i32>,
+) -> Result<Attachment> {
+    let agent = agents::find(db, scope, agent).await?;
+    check_visible(db, &agent, &[rule]).await?;
+    sqlx::query!(
+        "insert into agent_analysis_rules (id, org_id, agent_id, rule_id, sort_order)
+         select $1, $2, $3, $4, coalesce($5, (select coalesce(max(sort_order) + 1, 0)
+                                              from agent_analysis_rules
+                                              where agent_id = $3))
+         on conflict on constraint rule_is_attached
+         do update set sort_order = coalesce($5, agent_analysis_rules.sort_order)",
+        AgentId::new().0,
+        agent.org_id as OrgId,
+        agent.id as AgentId,
+        rule as RuleId,
+        sort_order,
+    )
+    .execute(&mut *db)
+    .await?;
+    let all = list(db, scope, agent.id).await?;
+    all.into_iter()
+        .find(|attachment| attachment.rule_id == rule)
+        .ok_or(Error::NotFound("Rule"))
+}
+
+/// Gives an agent these rules and no others, in this order.
+///
+/// # Errors
+/// [`Error::NotFound`] for an agent out of sight or any rule that its owner cannot see,
+/// [`Error::Invalid`] for a rule that is there twice. Nothing is changed then.
+pub async fn set(
+    db: &mut PgConnection,
+    scope: &Scope,
+    agent: AgentId,
+    rules: &[RuleId],
+) -> Result<Vec<Rule>> {
+    let agent = agents::find(db, scope, agent).await?;
+    check_visible(db, &agent, rules).await?;
+    sqlx::query!(
+        "select from agents where id = $1 and org_id = $2 for no key update",
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    sqlx::query!(
+        "delete from agent_analysis_rules where agent_id = $1 and org_id = $2",
+        agent.id as AgentId,
+        agent.org_id as OrgId,
+    )
+    .execute(&mut *db)
+    .await?;
+    let ids: Vec<Uuid> = rules.iter().map(|_| RuleId::new().0).collect();
+    sqlx::query!(
+        "insert into agent_analysis_rules (id, org_id, agent_id, rule_id, sort_order)
+         select r.id, $1, $2, r.rule_id, r.place::integer - 1
+         from unnest($3::uuid[], $4::uuid[]) with ordinality as r (id, rule_id, place)",
+        agent.org_id as OrgId,
+        agent.id as AgentId,
+        &ids,
+        rules as &[RuleId],
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("rule_is_attached", || {
+        Error::field("rule_ids", "duplicate", "has a rule twice; remove one")
+    })?;
+    self::rules(db, scope, agent.id).await
+}
+
+async fn check_visible(db: &mut PgConnection, agent: &Agent, rules: &[RuleId]) -> Result<()> {
+    let hidden = sqlx::query_scalar!(
+        r#"select exists (
+               select
+               from unnest($1::uuid[]) as wanted (id)
+               where not exists (
+                   select
+                   from analysis_rules r, users u
+                   where r.id = wanted.id
+                     and r.org_id = $2
+                     and u.id = $3
+                     and (u.role <> 'user' or r.user_id = u.id)
+               )
+           ) as "hidden!""#,
+        rules as &[RuleId],
+        agent.org_id as OrgId,
+        agent.user_id as UserId,
+    )
+    .fetch_one(db)
+    .await?;
+    if hidden {
+        Err(Error::NotFound("Rule"))
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,277 @@
+//! Rules of post-call analysis as their owners keep them.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use utoipa::ToSchema;
+
+use crate::access::Scope;
+use crate::error::{Error, OnConstraint, Result};
+use crate::ids::{OrgId, RuleId, ToolId, UserId};
+use crate::tools::org_of;
+
+const LIST_LIMIT: i64 = 1000;
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum AnalysisType {
+    /// The prompt's answer is a text.
+    Summary,
+    /// The prompt's answer has fields.
+    StructuredOutput,
+    /// A tool is called.
+    Integration,
+}
+
+/// The type of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FieldType {
+    String,
+    Number,
+    Boolean,
+    Enum,
+}
+
+/// A field of a structured output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RuleField {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: FieldType,
+    #[serde(default)]
+    pub description: String,
+    /// What an `enum` may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enum_values: Option<Vec<String>>,
+}
+
+/// A rule.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Rule {
+    pub id: RuleId,
+    pub user_id: UserId,
+    pub name: String,
+    pub description: Option<String>,
+    pub analysis_type: AnalysisType,
+    pub prompt: Option<String>,
+    pub model_name: Option<String>,
+    #[schema(value_type = Vec<RuleField>)]
+    pub fields: Json<Vec<RuleField>>,
+    pub tool_id: Option<ToolId>,
+    pub webhook_url: Option<String>,
+    pub is_active: bool,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    pub org_id: OrgId,
+}
+
+/// What an owner decides about a rule.
+#[derive(Clone, Debug)]
+pub struct NewRule {
+    pub name: String,
+    pub description: Option<String>,
+    pub analysis_type: AnalysisType,
+    pub prompt: Option<String>,
+    pub model_name: Option<String>,
+    pub fields: Vec<RuleField>,
+    pub tool: Option<ToolId>,
+    pub webhook_url: Option<String>,
+    pub is_active: bool,
+}
+
+/// Creates a rule for `owner`.
+///
+/// # Errors
+/// [`Error::NotFound`] for an owner out of sight, or a tool that the owner cannot see.
+pub async fn create(
+    db: &mut PgConnection,
+    scope: &Scope,
+    owner: UserId,
+    new: &NewRule,
+) -> Result<Rule> {
+    let org = org_of(db, scope, owner).await?;
+    check_tool(db, org, owner, new.tool).await?;
+    let id = RuleId::new();
+    sqlx::query!(
+        "insert into analysis_rules (id, org_id, user_id, name, description, analysis_type, prompt, model_name, fields,
+                                     tool_id, webhook_url, is_active)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        id as RuleId,
+        org as OrgId,
+        owner as UserId,
+        new.name,
+        new.description,
+        new.analysis_type as AnalysisType,
+        new.prompt,
+        new.model_name,
+        Json(&new.fields) as Json<&Vec<RuleField>>,
+        new.tool as Option<ToolId>,
+        new.webhook_url,
+        new.is_active,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("tool_has_rules", || Error::NotFound("Tool"))?;
+    find(db, scope, id).await
+}
+
+/// A rule in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Result<Rule> {
+    sqlx::query_as!(
+        Rule,
+        r#"select id as "id: RuleId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description,
+                  analysis_type as "analysis_type: AnalysisType", prompt, model_name,
+                  fields as "fields: Json<Vec<RuleField>>", tool_id as "tool_id: ToolId", webhook_url, is_active,
+                  created_at, updated_at
+           from analysis_rules
+           where id = $1
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or user_id = $3)"#,
+        id as RuleId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Rule"))
+}
+
+/// The newest rules in the caller's sight, at most a thousand.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(db: &mut PgConnection, scope: &Scope) -> Result<Vec<Rule>> {
+    let rules = sqlx::query_as!(
+        Rule,
+        r#"select id as "id: RuleId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description,
+                  analysis_type as "analysis_type: AnalysisType", prompt, model_name,
+                  fields as "fields: Json<Vec<RuleField>>", tool_id as "tool_id: ToolId", webhook_url, is_active,
+                  created_at, updated_at
+           from analysis_rules
+           where ($1::uuid is null or org_id = $1)
+             and ($2::uuid is null or user_id = $2)
+           order by id desc
+           limit $3"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        LIST_LIMIT,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rules)
+}
+
+/// Replaces what the owner decided about a rule.
+///
+/// # Errors
+/// As [`create`], and [`Error::NotFound`] for a rule out of sight.
+pub async fn replace(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: RuleId,
+    new: &NewRule,
+) -> Result<Rule> {
+    let before = find(db, scope, id).await?;
+    check_tool(db, before.org_id, before.user_id, new.tool).await?;
+    sqlx::query!(
+        "update analysis_rules
+         set name = $2, description = $3, analysis_type = $4, prompt = $5, model_name = $6, fields = $7, tool_id = $8,
+             webhook_url = $9, is_active = $10, updated_at = now()
+         where id = $1
+           and org_id = $11",
+        id as RuleId,
+        new.name,
+        new.description,
+        new.analysis_type as AnalysisType,
+        new.prompt,
+        new.model_name,
+        Json(&new.fields) as Json<&Vec<RuleField>>,
+        new.tool as Option<ToolId>,
+        new.webhook_url,
+        new.is_active,
+        before.org_id as OrgId,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("tool_has_rules", || Error::NotFound("Tool"))?;
+    find(db, scope, id).await
+}
+
+/// Makes a copy of a rule for the same owner, attached to no agent.
+///
+/// # Errors
+/// [`Error::NotFound`] for a rule out of sight.
+pub async fn duplicate(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Result<Rule> {
+    let rule = find(db, scope, id).await?;
+    let copy = RuleId::new();
+    sqlx::query!(
+        "insert into analysis_rules (id, org_id, user_id, name, description, analysis_type, prompt, model_name, fields,
+                                     tool_id, webhook_url, is_active)
+         select $2, org_id, user_id, left(name, 193) || ' (copy)', description, analysis_type, prompt, model_name,
+                fields, tool_id, webhook_url, is_active
+         from analysis_rules
+         where id = $1
+           and org_id = $3",
+        id as RuleId,
+        copy as RuleId,
+        rule.org_id as OrgId,
+    )
+    .execute(&mut *db)
+    .await?;
+    find(db, scope, copy).await
+}
+
+/// Deletes a rule; agents that have it lose it.
+///
+/// # Errors
+/// [`Error::NotFound`] for a rule out of sight.
+pub async fn delete(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Result<Rule> {
+    let rule = find(db, scope, id).await?;
+    sqlx::query!(
+        "delete from analysis_rules where id = $1 and org_id = $2",
+        id as RuleId,
+        rule.org_id as OrgId,
+    )
+    .execute(db)
+    .await?;
+    Ok(rule)
+}
+
+/// A rule calls tools that its owner may see.
+async fn check_tool(
+    db: &mut PgConnection,
+    org: OrgId,
+    owner: UserId,
+    tool: Option<ToolId>,
+) -> Result<()> {
+    let Some(tool) = tool else { return Ok(()) };
+    let visible = sqlx::query_scalar!(
+        r#"select exists (
+               select
+               from tools t, users u
+               where t.id = $1
+                 and t.org_id = $2
+                 and u.id = $3
+                 and (u.role <> 'user' or t.user_id = u.id)
+           ) as "visible!""#,
+        tool as ToolId,
+        org as OrgId,
+        owner as UserId,
+    )
+    .fetch_one(db)
+    .await?;
+    if visible {
+        Ok(())
+    } else {
+        Err(Error::NotFound("Tool"))
+    }
+}

@@ -1,0 +1,307 @@
+//! Workflows as their owners keep them.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Graph, Node, Transition};
+use crate::access::Scope;
+use crate::agents;
+use crate::error::{Error, FieldError, OnConstraint, Result};
+use crate::ids::{AgentId, OrgId, ToolId, UserId, WorkflowId};
+use crate::tools::org_of;
+
+const LIST_LIMIT: i64 = 1000;
+
+/// A workflow.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Workflow {
+    pub id: WorkflowId,
+    pub user_id: UserId,
+    /// Whose voice and model it has.
+    pub agent_id: Option<AgentId>,
+    pub name: String,
+    pub description: Option<String>,
+    #[schema(value_type = Vec<Node>)]
+    pub nodes: Json<Vec<Node>>,
+    #[schema(value_type = Vec<Transition>)]
+    pub transitions: Json<Vec<Transition>>,
+    pub is_active: bool,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    #[serde(skip)]
+    pub org_id: OrgId,
+}
+
+/// What an owner decides about a workflow.
+#[derive(Clone, Debug)]
+pub struct NewWorkflow {
+    pub agent: Option<AgentId>,
+    pub name: String,
+    pub description: Option<String>,
+    pub graph: Graph,
+    pub is_active: bool,
+}
+
+impl From<Workflow> for NewWorkflow {
+    fn from(workflow: Workflow) -> Self {
+        Self {
+            agent: workflow.agent_id,
+            name: workflow.name,
+            description: workflow.description,
+            graph: Graph {
+                nodes: workflow.nodes.0,
+                transitions: workflow.transitions.0,
+            },
+            is_active: workflow.is_active,
+        }
+    }
+}
+
+/// Creates a workflow for `owner`.
+///
+/// # Errors
+/// [`Error::NotFound`] for an owner or agent out of sight, [`Error::Invalid`] for a graph that
+/// cannot be walked or names a tool that the owner cannot see.
+pub async fn create(
+    db: &mut PgConnection,
+    scope: &Scope,
+    owner: UserId,
+    new: &NewWorkflow,
+) -> Result<Workflow> {
+    let org = org_of(db, scope, owner).await?;
+    check(db, scope, org, owner, new).await?;
+    let id = WorkflowId::new();
+    sqlx::query!(
+        "insert into workflows (id, org_id, user_id, agent_id, name, description, nodes, transitions, is_active)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        id as WorkflowId,
+        org as OrgId,
+        owner as UserId,
+        new.agent as Option<AgentId>,
+        new.name,
+        new.description,
+        Json(&new.graph.nodes) as Json<&Vec<Node>>,
+        Json(&new.graph.transitions) as Json<&Vec<Transition>>,
+        new.is_active,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("agent_has_workflows", || Error::NotFound("Agent"))?;
+    tie_tools(db, scope, org, id, &new.graph).await?;
+    find(db, scope, id).await
+}
+
+/// A workflow in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Result<Workflow> {
+    sqlx::query_as!(
+        Workflow,
+        r#"select id as "id: WorkflowId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
+                  agent_id as "agent_id: AgentId", name, description, nodes as "nodes: Json<Vec<Node>>",
+                  transitions as "transitions: Json<Vec<Transition>>", is_active, created_at, updated_at
+           from workflows
+           where id = $1
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or user_id = $3)"#,
+        id as WorkflowId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Workflow"))
+}
+
+/// The newest workflows in the caller's sight, at most a thousand.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(db: &mut PgConnection, scope: &Scope) -> Result<Vec<Workflow>> {
+    let workflows = sqlx::query_as!(
+        Workflow,
+        r#"select id as "id: WorkflowId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
+                  agent_id as "agent_id: AgentId", name, description, nodes as "nodes: Json<Vec<Node>>",
+                  transitions as "transitions: Json<Vec<Transition>>", is_active, created_at, updated_at
+           from workflows
+           where ($1::uuid is null or org_id = $1)
+             and ($2::uuid is null or user_id = $2)
+           order by id desc
+           limit $3"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        LIST_LIMIT,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(workflows)
+}
+
+/// Locks a workflow for a change and reads it.
+///
+/// # Errors
+/// [`Error::NotFound`] for a workflow out of sight.
+pub async fn lock(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Result<Workflow> {
+    sqlx::query!(
+        "select
+         from workflows
+         where id = $1
+           and ($2::uuid is null or org_id = $2)
+           and ($3::uuid is null or user_id = $3)
+         for update",
+        id as WorkflowId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    .ok_or(Error::NotFound("Workflow"))?;
+    find(db, scope, id).await
+}
+
+/// Replaces what the owner decided about a workflow, which the caller has locked.
+///
+/// # Errors
+/// As [`create`], and [`Error::NotFound`] for a workflow out of sight.
+pub async fn replace(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: WorkflowId,
+    new: &NewWorkflow,
+) -> Result<Workflow> {
+    let before = find(db, scope, id).await?;
+    check(db, scope, before.org_id, before.user_id, new).await?;
+    sqlx::query!(
+        "update workflows
+         set agent_id = $3, name = $4, description = $5, nodes = $6, transitions = $7, is_active = $8,
+             updated_at = now()
+         where id = $1
+           and org_id = $2",
+        id as WorkflowId,
+        before.org_id as OrgId,
+        new.agent as Option<AgentId>,
+        new.name,
+        new.description,
+        Json(&new.graph.nodes) as Json<&Vec<Node>>,
+        Json(&new.graph.transitions) as Json<&Vec<Transition>>,
+        new.is_active,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("agent_has_workflows", || Error::NotFound("Agent"))?;
+    tie_tools(db, scope, before.org_id, id, &new.graph).await?;
+    find(db, scope, id).await
+}
+
+/// Makes a copy of a workflow for the same owner.
+///
+/// # Errors
+/// As [`create`].
+pub async fn duplicate(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Result<Workflow> {
+    let workflow = find(db, scope, id).await?;
+    let owner = workflow.user_id;
+    let mut copy = NewWorkflow::from(workflow);
+    copy.name = copy
+        .name
+        .chars()
+        .take(193)
+        .chain(" (copy)".chars())
+        .collect();
+    create(db, scope, owner, &copy).await
+}
+
+/// Deletes a workflow.
+///
+/// # Errors
+/// [`Error::NotFound`] for a workflow out of sight.
+pub async fn delete(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Result<Workflow> {
+    let workflow = lock(db, scope, id).await?;
+    sqlx::query!(
+        "delete from workflows where id = $1 and org_id = $2",
+        id as WorkflowId,
+        workflow.org_id as OrgId,
+    )
+    .execute(db)
+    .await?;
+    Ok(workflow)
+}
+
+/// Whether the graph can be walked and everything it names is there for the owner.
+async fn check(
+    db: &mut PgConnection,
+    scope: &Scope,
+    org: OrgId,
+    owner: UserId,
+    new: &NewWorkflow,
+) -> Result<()> {
+    let mut faults = new.graph.faults();
+    if let Some(agent) = new.agent
+        && agents::find(db, scope, agent).await?.org_id != org
+    {
+        return Err(Error::NotFound("Agent"));
+    }
+    let named: Vec<Uuid> = new.graph.tools().map(|(_, _, tool)| tool.0).collect();
+    let visible = sqlx::query_scalar!(
+        r#"select t.id as "id: ToolId"
+           from tools t, users u
+           where t.id = any($1)
+             and t.org_id = $2
+             and u.id = $3
+             and (u.role <> 'user' or t.user_id = u.id)"#,
+        &named,
+        org as OrgId,
+        owner as UserId,
+    )
+    .fetch_all(db)
+    .await?;
+    for (place, node, tool) in new.graph.tools() {
+        if !visible.contains(&tool) {
+            let path = ["nodes".to_owned(), place.to_string(), "tool_id".to_owned()];
+            let told = format!("node {node:?} calls a tool that its owner does not have");
+            faults.push(FieldError::new("body", path, "graph", told));
+        }
+    }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Invalid(faults))
+    }
+}
+
+/// Writes down which tools a workflow calls.
+async fn tie_tools(
+    db: &mut PgConnection,
+    scope: &Scope,
+    org: OrgId,
+    id: WorkflowId,
+    graph: &Graph,
+) -> Result<()> {
+    let tools: Vec<Uuid> = graph.tools().map(|(_, _, tool)| tool.0).collect();
+    sqlx::query!(
+        "delete from workflow_tools
+         where workflow_id = $1
+           and ($2::uuid is null or org_id = $2)",
+        id as WorkflowId,
+        scope.org() as Option<OrgId>,
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "insert into workflow_tools (org_id, workflow_id, tool_id)
+         select distinct $1::uuid, $2::uuid, tool
+         from unnest($3::uuid[]) as named (tool)",
+        org as OrgId,
+        id as WorkflowId,
+        &tools,
+    )
+    .execute(db)
+    .await
+    // It was there a moment ago.
+    .on_constraint("tool_has_workflows", || Error::NotFound("Tool"))?;
+    Ok(())
+}

@@ -1,0 +1,352 @@
+//! What agents have besides their words: tools, and rules of post-call analysis.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::app::{App, Options, answer};
+
+const TOOLS: &str = "/api/v1/tool-endpoint-defs";
+const RULES: &str = "/api/v1/post-analysis/rules";
+
+async fn quiet() -> App {
+    App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await
+}
+
+async fn tool(app: &App, name: &str) -> Value {
+    let body = json!({"name": name, "description": "does it", "url": "https://shop.test"});
+    app.post(TOOLS, body).await.expect(201)["id"].clone()
+}
+
+async fn server(app: &App) -> Value {
+    let body = json!({"name": "Shop", "server_url": "http://nowhere.invalid"});
+    let made = app.post("/api/v1/tools-mcp-server-defs", body).await;
+    made.expect(201)["id"].clone()
+}
+
+fn of_agent(app: &App, rest: &str) -> String {
+    format!("/api/v1/agents/{}/{rest}", app.tenant.agent)
+}
+
+fn ids(list: &Value, field: &str) -> Vec<Value> {
+    let items = list.as_array().expect("a list");
+    items.iter().map(|item| item[field].clone()).collect()
+}
+
+async fn run(app: &App, sql: &'static str) {
+    sqlx::query(sql)
+        .execute(&app.context.pool)
+        .await
+        .expect(sql);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_given_tools_and_loses_them() {
+    let app = quiet().await;
+    let (find, cancel, shop) = (
+        tool(&app, "find").await,
+        tool(&app, "cancel").await,
+        server(&app).await,
+    );
+    let path = of_agent(&app, "tools");
+    assert_eq!(app.get(&path).await.expect(200), json!([]));
+    let given = app
+        .post(
+            &path,
+            json!([
+                {"tool_id": find, "tool_type": "endpoint", "param_defaults": {"shop": "north"}},
+                {"tool_id": shop, "tool_type": "mcp_server", "when": "post_call", "allowed_tools": ["a"]},
+            ]),
+        )
+        .await
+        .expect(200);
+    assert_eq!(ids(&given, "tool_id"), [find.clone(), shop.clone()]);
+    assert_eq!(ids(&given, "tool_type"), ["endpoint", "mcp_server"]);
+    assert_eq!(ids(&given, "name"), ["find", "Shop"]);
+    assert_eq!(ids(&given, "when"), ["during_call", "post_call"]);
+    assert_eq!(given[0]["param_defaults"], json!({"shop": "north"}));
+
+    // The same again changes the mapping and adds none.
+    let again = json!([{"tool_id": find, "tool_type": "endpoint", "enabled": false}]);
+    let again = app.post(&path, again).await.expect(200);
+    assert_eq!(again.as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        (&again[0]["enabled"], &again[0]["id"]),
+        (&json!(false), &given[0]["id"])
+    );
+
+    let set = json!([
+        {"tool_id": cancel, "tool_type": "endpoint"},
+        {"tool_id": find, "tool_type": "endpoint"},
+    ]);
+    let set = answer(app.request(Method::PATCH, &path).json(&set))
+        .await
+        .expect(200);
+    assert_eq!(ids(&set, "tool_id"), [cancel.clone(), find.clone()]);
+    assert_eq!(set[1]["id"], given[0]["id"], "what stays keeps its id");
+    let one = format!("{path}/{}", find.as_str().expect("an id"));
+    answer(app.request(Method::DELETE, &one)).await.expect(200);
+    answer(app.request(Method::DELETE, &one)).await.expect(404);
+    let none = answer(app.request(Method::PATCH, &path).json(&json!([]))).await;
+    assert_eq!(none.expect(200), json!([]));
+    let log = "select count(*) from audit_log where action like 'agent.%'";
+    assert_eq!(app.count(log).await, 5);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_list_of_tools_changes_nothing() {
+    let app = quiet().await;
+    let path = of_agent(&app, "tools");
+    let find = tool(&app, "find").await;
+    app.post(&path, json!([{"tool_id": find, "tool_type": "endpoint"}]))
+        .await
+        .expect(200);
+    let stranger = app.another_tenant("Other").await;
+    let theirs = app.request_as(&stranger, Method::POST, TOOLS);
+    let body = json!({"name": "theirs", "description": "b", "url": "https://shop.test"});
+    let theirs = answer(theirs.json(&body)).await.expect(201)["id"].clone();
+    for (body, status) in [
+        (
+            json!([{"tool_id": find, "tool_type": "endpoint"}, {"tool_id": theirs, "tool_type": "endpoint"}]),
+            404,
+        ),
+        (json!([{"tool_id": find, "tool_type": "mcp_server"}]), 404),
+        (
+            json!([{"tool_id": find, "tool_type": "endpoint"}, {"tool_id": find, "tool_type": "endpoint"}]),
+            422,
+        ),
+        (
+            json!([{"tool_id": find, "tool_type": "endpoint", "allowed_tools": ["a"]}]),
+            422,
+        ),
+        (json!([{"tool_id": find, "tool_type": "function"}]), 422),
+        (json!({"tool_id": find}), 422),
+    ] {
+        for method in [Method::POST, Method::PATCH] {
+            answer(app.request(method, &path).json(&body))
+                .await
+                .expect(status);
+        }
+    }
+    assert_eq!(ids(&app.get(&path).await.expect(200), "tool_id"), [find]);
+    for method in [Method::GET, Method::PATCH, Method::POST] {
+        let request = app.request_as(&stranger, method, &path).json(&json!([]));
+        answer(request).await.expect(404);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_use_goes_only_by_force() {
+    let app = quiet().await;
+    let (find, shop) = (tool(&app, "find").await, server(&app).await);
+    let path = of_agent(&app, "tools");
+    let both = json!([
+        {"tool_id": find, "tool_type": "endpoint"}, {"tool_id": shop, "tool_type": "mcp_server"},
+    ]);
+    app.post(&path, both).await.expect(200);
+    let rule = json!({"name": "Tell", "analysis_type": "integration", "tool_id": find});
+    let rule = app.post(RULES, rule).await.expect(200);
+    let definition = format!("{TOOLS}/{}", find.as_str().expect("an id"));
+    let refused = answer(app.request(Method::DELETE, &definition))
+        .await
+        .expect(409);
+    assert_eq!(refused["code"], "tool_in_use");
+    assert!(
+        refused["detail"]
+            .as_str()
+            .expect("text")
+            .starts_with("1 agent(s), 1 analysis rule(s) and 0 workflow(s)")
+    );
+
+    app.create_batch(json!({})).await;
+    run(&app, "update call_batches set status = 'in_progress'").await;
+    let none = json!([]);
+    let busy = answer(app.request(Method::PATCH, &path).json(&none))
+        .await
+        .expect(409);
+    assert_eq!(busy["code"], "agent_in_use");
+    let one = format!("{path}/{}", shop.as_str().expect("an id"));
+    answer(app.request(Method::DELETE, &one)).await.expect(409);
+    assert_eq!(
+        app.get(&path).await.expect(200).as_array().map(Vec::len),
+        Some(2)
+    );
+    let forced = format!("{one}?force_update=true");
+    answer(app.request(Method::DELETE, &forced))
+        .await
+        .expect(200);
+    run(&app, "update call_batches set status = 'not_started'").await;
+
+    let forced = format!("{definition}?force=true");
+    answer(app.request(Method::DELETE, &forced))
+        .await
+        .expect(200);
+    assert_eq!(app.get(&path).await.expect(200), json!([]));
+    let left = app
+        .get(&format!("{RULES}/{}", rule["id"].as_str().expect("an id")))
+        .await;
+    let left = left.expect(200);
+    assert_eq!(
+        (&left["tool_id"], &left["is_active"]),
+        (&Value::Null, &json!(false))
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_is_kept_changed_copied_and_deleted() {
+    let app = quiet().await;
+    let body = json!({
+        "name": "Intent", "analysis_type": "structured_output", "prompt": "What do they want?",
+        "fields": [{"name": "intent", "type": "enum", "description": "", "enum_values": ["buy", "complain"]}],
+    });
+    let rule = app.post(RULES, body.clone()).await.expect(200);
+    let path = format!("{RULES}/{}", rule["id"].as_str().expect("an id"));
+    assert_eq!(app.get(&path).await.expect(200), rule);
+    assert_eq!(app.get(RULES).await.expect(200), json!([rule]));
+    let mut change = body.clone();
+    change["name"] = json!("Wish");
+    change["is_active"] = json!(false);
+    let changed = answer(app.request(Method::PUT, &path).json(&change))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&changed["name"], &changed["is_active"]),
+        (&json!("Wish"), &json!(false))
+    );
+    let copy = app
+        .post(&format!("{path}/duplicate"), json!({}))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&copy["name"], &copy["fields"]),
+        (&json!("Wish (copy)"), &rule["fields"])
+    );
+    assert_ne!(copy["id"], rule["id"]);
+
+    let stranger = app.another_tenant("Other").await;
+    for (method, path) in [
+        (Method::GET, path.clone()),
+        (Method::DELETE, path.clone()),
+        (Method::POST, format!("{path}/duplicate")),
+    ] {
+        answer(app.request_as(&stranger, method, &path))
+            .await
+            .expect(404);
+    }
+    let theirs = app.request_as(&stranger, Method::PUT, &path).json(&body);
+    answer(theirs).await.expect(404);
+    answer(app.request(Method::DELETE, &path)).await.expect(200);
+    app.get(&path).await.expect(404);
+    for (change, at) in [
+        (json!({"name": " "}), "name"),
+        (json!({"prompt": null}), "prompt"),
+        (json!({"fields": []}), "fields"),
+        (json!({"analysis_type": "summary"}), "fields"),
+        (json!({"tool_id": uuid::Uuid::nil()}), "tool_id"),
+        (json!({"fields": [{"name": "a", "type": "enum"}]}), "fields"),
+        (
+            json!({"fields": [{"name": "a b", "type": "string"}]}),
+            "fields",
+        ),
+        (
+            json!({"fields": [{"name": "a", "type": "string", "enum_values": ["x"]}]}),
+            "fields",
+        ),
+        (
+            json!({"webhook_url": "https://169.254.169.254/"}),
+            "webhook_url",
+        ),
+        (json!({"user_id": "me"}), "user_id"),
+    ] {
+        let mut odd = body.clone();
+        for (key, value) in change.as_object().expect("an object") {
+            odd[key] = value.clone();
+        }
+        let refused = app.post(RULES, odd).await.expect(422);
+        assert_eq!(refused["errors"][0]["loc"][1], at, "{refused}");
+    }
+    let foreign =
+        json!({"name": "a", "analysis_type": "integration", "tool_id": uuid::Uuid::nil()});
+    app.post(RULES, foreign).await.expect(404);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_are_attached_to_an_agent_in_an_order() {
+    let app = quiet().await;
+    let mut rules = Vec::new();
+    for name in ["a", "b", "c"] {
+        let body = json!({"name": name, "analysis_type": "summary", "prompt": "Sum up"});
+        rules.push(app.post(RULES, body).await.expect(200)["id"].clone());
+    }
+    let (attach, attached) = (
+        of_agent(&app, "post-analysis"),
+        of_agent(&app, "post-analysis/attached-rules"),
+    );
+    let id_list = of_agent(&app, "post-analysis/attached-rule-ids");
+    let put = |ids: Value| {
+        answer(
+            app.request(Method::PUT, &attached)
+                .json(&json!({"rule_ids": ids})),
+        )
+    };
+    let set = put(json!([rules[2], rules[0]])).await.expect(200);
+    assert_eq!(ids(&set, "name"), ["c", "a"]);
+    let row = json!({"agent_id": app.tenant.agent, "rule_id": rules[1]});
+    let row = app.post(&attach, row).await.expect(200);
+    assert_eq!(row["sort_order"], 2);
+    assert_eq!(
+        app.get(&id_list).await.expect(200),
+        json!([rules[2], rules[0], rules[1]])
+    );
+    let first = json!({"agent_id": app.tenant.agent, "rule_id": rules[1], "sort_order": 0});
+    assert_eq!(app.post(&attach, first).await.expect(200)["id"], row["id"]);
+    assert_eq!(
+        app.get(&attach).await.expect(200).as_array().map(Vec::len),
+        Some(3)
+    );
+
+    let other = json!({"agent_id": uuid::Uuid::nil(), "rule_id": rules[1]});
+    assert_eq!(
+        app.post(&attach, other).await.expect(400)["code"],
+        "agents_differ"
+    );
+    put(json!([rules[0], uuid::Uuid::nil()])).await.expect(404);
+    put(json!([rules[0], rules[0]])).await.expect(422);
+    let stranger = app.another_tenant("Other").await;
+    let theirs = app.request_as(&stranger, Method::PUT, &attached);
+    answer(theirs.json(&json!({"rule_ids": []})))
+        .await
+        .expect(404);
+    for path in [&attach, &attached, &id_list] {
+        answer(app.request_as(&stranger, Method::GET, path))
+            .await
+            .expect(404);
+    }
+    assert_eq!(
+        app.get(&attached)
+            .await
+            .expect(200)
+            .as_array()
+            .map(Vec::len),
+        Some(3)
+    );
+    let gone = format!("{RULES}/{}", rules[2].as_str().expect("an id"));
+    answer(app.request(Method::DELETE, &gone)).await.expect(200);
+    assert_eq!(
+        app.get(&attached)
+            .await
+            .expect(200)
+            .as_array()
+            .map(Vec::len),
+        Some(2)
+    );
+    assert_eq!(put(json!([])).await.expect(200), json!([]));
+    app.finish().await;
+}
