@@ -135,6 +135,7 @@ fn every_refusal_is_described_as_a_problem_document() {
             .filter(|status| !responses.contains_key(*status));
         let missing = missing.map(|status| format!("{status} is not described"));
         let odd = responses.iter().filter(|(status, answer)| {
+            let answer = operation.document.resolve(answer);
             let is_refusal = status.starts_with('4') || status.starts_with('5');
             let schema = &answer["content"][PROBLEM]["schema"]["$ref"];
             // What is not well says so in its own document.
@@ -145,7 +146,10 @@ fn every_refusal_is_described_as_a_problem_document() {
         let odd = odd.map(|(status, _)| format!("{status} is not a problem document"));
         let untold = responses
             .iter()
-            .filter(|(_, answer)| answer["description"].as_str().is_none_or(str::is_empty))
+            .filter(|(_, answer)| {
+                let answer = operation.document.resolve(answer);
+                answer["description"].as_str().is_none_or(str::is_empty)
+            })
             .map(|(status, _)| format!("{status} is not explained"));
         missing.chain(odd).chain(untold).collect()
     }));

@@ -111,6 +111,12 @@ pub struct Conflicting(ProblemDocument);
         (name = "Batch rows", description = "The people of a batch, one by one."),
         (name = "Uploads", description = "The people of a batch, by the file."),
         (name = "Calls", description = "One call to one person, outside any batch."),
+        (name = "Agents", description = "Who speaks, and how."),
+        (name = "Phone numbers", description = "The numbers that calls show."),
+        (name = "Phone mapping", description = "Which agent speaks on which number."),
+        (name = "Trunks", description = "Accounts at carriers, and their pace."),
+        (name = "Tools", description = "HTTP requests that an agent may make in a call."),
+        (name = "MCP servers", description = "Servers whose tools an agent may use in a call."),
         (name = "Carrier callbacks", description = "What carriers call. They have no key: the token in the path and the carrier's signature prove them."),
         (name = "Health", description = "For load balancers and people."),
         (name = "Description", description = "The API, described."),
@@ -146,6 +152,10 @@ pub fn head() -> OpenApi {
 /// session, and every operation is named after its tag and its handler, and its method where
 /// one handler takes several.
 pub fn complete(document: &mut OpenApi) {
+    let refusals = shared_refusals();
+    let components = document.components.get_or_insert_with(Components::new);
+    let named = refusals.iter().cloned();
+    components.responses.extend(named);
     for item in document.paths.paths.values_mut() {
         let handlers: Vec<_> = operations_of(item)
             .map(|(_, operation)| operation.operation_id.clone())
@@ -166,6 +176,14 @@ pub fn complete(document: &mut OpenApi) {
                         _ => "Done",
                     }
                     .to_owned();
+                }
+            }
+            for response in operation.responses.responses.values_mut() {
+                if let Some(name) = refusals
+                    .iter()
+                    .find_map(|(name, same)| (same == response).then_some(name))
+                {
+                    *response = RefOr::Ref(Ref::from_response_name(name));
                 }
             }
             let tag = operation.tags.iter().flatten().next();
@@ -215,6 +233,21 @@ pub fn surrounded(document: &mut OpenApi) {
             parameters.push(RefOr::T(key));
         }
     }
+}
+
+/// The refusals that most operations have, by name: written once and referred to.
+fn shared_refusals() -> Vec<(String, RefOr<Response>)> {
+    let refusals = [
+        Refusals::responses(),
+        Rejected::responses(),
+        Missing::responses(),
+        Conflicting::responses(),
+    ];
+    refusals
+        .into_iter()
+        .flatten()
+        .map(|(status, response)| (format!("Refused{status}"), response))
+        .collect()
 }
 
 fn problem(why: &str) -> Response {

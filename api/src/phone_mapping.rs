@@ -36,7 +36,7 @@ pub fn router() -> OpenApiRouter<Api> {
 #[utoipa::path(
     get,
     path = "/api/v1/phone/mapping",
-    tag = "Phone numbers",
+    tag = "Phone mapping",
     responses((status = 200, body = Mappings), Refusals)
 )]
 async fn list(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Mappings>> {
@@ -52,7 +52,7 @@ async fn list(State(context): State<Arc<Context>>, caller: Caller) -> Result<Jso
 #[utoipa::path(
     get,
     path = "/api/v1/phone/mapping/agent/{agent_id}",
-    tag = "Phone numbers",
+    tag = "Phone mapping",
     params(("agent_id" = AgentId, Path)),
     responses(
         (status = 200, body = Mappings),
@@ -82,7 +82,7 @@ async fn of_agent(
 #[utoipa::path(
     get,
     path = "/api/v1/phone/mapping/{id}",
-    tag = "Phone numbers",
+    tag = "Phone mapping",
     params(("id" = PhoneId, Path, description = "The phone number's id")),
     responses(
         (status = 200, body = OneMapping),
@@ -110,7 +110,7 @@ async fn of_phone(
 #[utoipa::path(
     post,
     path = "/api/v1/phone/mapping",
-    tag = "Phone numbers",
+    tag = "Phone mapping",
     request_body(content = CreateMapping, example = json!({
         "phone_number_id": "0198c0de-0000-7000-8000-000000000001",
         "agent_id": "0198c0de-0000-7000-8000-000000000002"
@@ -139,7 +139,7 @@ async fn create(
 #[utoipa::path(
     put,
     path = "/api/v1/phone/mapping/{id}",
-    tag = "Phone numbers",
+    tag = "Phone mapping",
     params(("id" = MappingId, Path, description = "The mapping's id")),
     request_body(content = UpdateMapping, example = json!({"agent_id": "0198c0de-0000-7000-8000-000000000002"})),
     responses(
@@ -180,7 +180,7 @@ async fn update(
 #[utoipa::path(
     delete,
     path = "/api/v1/phone/mapping/{id}",
-    tag = "Phone numbers",
+    tag = "Phone mapping",
     params(("id" = MappingId, Path, description = "The mapping's id")),
     responses(
         (status = 200, body = Said),

@@ -1,6 +1,7 @@
 //! Everybody who may knock at the API, each with things of their own.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use peal_shared::access::Role;
 use peal_shared::context::Context;
@@ -9,7 +10,10 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use super::app::{JWT_SECRET, Options, Tenant, answer, found_tenant};
-use super::client::Client;
+use super::client::{Client, number};
+
+/// Makes names and numbers differ.
+static MADE: AtomicU32 = AtomicU32::new(0);
 
 /// How somebody shows who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,6 +105,24 @@ impl Player {
             made.json()
         };
         let id = |value: &Value| value.as_str().expect("an id").to_owned();
+        let n = MADE.fetch_add(1, Ordering::Relaxed);
+        let agent = post(
+            "/api/v1/agents/simple".into(),
+            json!({"name": format!("Agent {n}")}),
+        )
+        .await;
+        let agent = id_in(&agent);
+        let phone = json!({"phone_number": number(90_000 + n), "trunk_id": tenant.trunk});
+        let phone = id_in(&post("/api/v1/phone".into(), phone).await);
+        let mapping = json!({"phone_number_id": phone, "agent_id": agent});
+        let mapping = id_in(&post("/api/v1/phone/mapping".into(), mapping).await);
+        let tool = json!({
+            "name": format!("tool_{n}"), "description": "Finds an order", "url": "https://shop.example.com/orders",
+        });
+        let tool = id_in(&post("/api/v1/tool-endpoint-defs".into(), tool).await);
+        let server =
+            json!({"name": format!("Server {n}"), "server_url": "https://mcp.example.com/mcp"});
+        let server = id_in(&post("/api/v1/tools-mcp-server-defs".into(), server).await);
         let batches = "/api/v1/batch-call";
         let created = post(
             format!("{batches}/create"),
@@ -130,11 +152,29 @@ impl Player {
             ("user_id", self.user.to_string()),
             ("owner_user_ids", self.user.to_string()),
             ("organization_ids", tenant.org.to_string()),
-            ("agent_id", tenant.agent.to_string()),
-            ("caller_phone_id", tenant.phone.to_string()),
-            ("phone_number_id", tenant.phone.to_string()),
+            ("agent_id", agent),
+            ("caller_phone_id", phone.clone()),
+            ("phone_number_id", phone.clone()),
+            ("phone_id", phone.clone()),
+            ("GET /api/v1/phone/mapping/{id}.id", phone),
+            ("Phone mapping.id", mapping),
+            ("trunk_id", tenant.trunk.to_string()),
+            ("Tools.tool_id", tool),
+            ("MCP servers.tool_id", server),
         ])
     }
+}
+
+/// The first id of an answer, wherever its envelope has it.
+fn id_in(answer: &Value) -> String {
+    fn find(value: &Value) -> Option<&str> {
+        let parts = value.as_object()?;
+        let own = parts.get("id").and_then(Value::as_str);
+        own.or_else(|| parts.values().find_map(find))
+    }
+    find(answer)
+        .unwrap_or_else(|| panic!("no id in {answer}"))
+        .to_owned()
 }
 
 /// A small file of people, as an upload's form.

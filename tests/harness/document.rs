@@ -15,7 +15,7 @@ pub struct Operation<'a> {
     pub method: Method,
     pub path: &'a str,
     pub told: &'a Value,
-    document: &'a Document,
+    pub document: &'a Document,
 }
 
 impl Document {
