@@ -11,7 +11,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::harness::app::{App, JWT_SECRET, Options, Tenant, answer};
+use crate::harness::app::{App, Options, Tenant, answer};
+use crate::harness::cast::session;
 
 const TOOLS: &str = "/api/v1/tool-endpoint-defs";
 const MASK: &str = "********";
@@ -56,16 +57,6 @@ async fn colleague(app: &App) -> Tenant {
         api_key,
         ..app.tenant.clone()
     }
-}
-
-/// A session token of a user, as the issuer would sign it.
-fn session_token(user: &str) -> String {
-    let claims = json!({
-        "sub": user, "iss": "peal", "aud": "authenticated", "iat": 1_000_000_000_i64,
-        "exp": 10_000_000_000_i64,
-    });
-    let key = jsonwebtoken::EncodingKey::from_secret(JWT_SECRET.as_bytes());
-    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token")
 }
 
 /// A request as the endpoint heard it.
@@ -141,7 +132,8 @@ async fn only_the_owner_in_a_session_sees_the_secrets() {
     let tool = create(&app, body("find_order", "https://shop.test")).await;
     let reveal = format!("{}?reveal_secret=true", path(&tool));
     app.get(&reveal).await.expect(403);
-    let token = session_token(tool["user_id"].as_str().expect("an id"));
+    let owner = tool["user_id"].as_str().expect("an id");
+    let token = session(owner.parse().expect("an id"));
     let shown = answer(app.anonymous(Method::GET, &reveal).bearer_auth(token)).await;
     let shown = shown.expect(200);
     assert_eq!(shown["auth"]["token"], "bearer-token-1");

@@ -36,7 +36,7 @@ pub fn router() -> OpenApiRouter<Api> {
 #[utoipa::path(
     get,
     path = "/api/v1/agents/{agent_id}/post-analysis",
-    tag = "Post-call analysis",
+    tag = "Agent analysis",
     params(("agent_id" = AgentId, Path)),
     responses(
         (status = 200, body = [Attachment]),
@@ -59,7 +59,7 @@ async fn list(
 #[utoipa::path(
     post,
     path = "/api/v1/agents/{agent_id}/post-analysis",
-    tag = "Post-call analysis",
+    tag = "Agent analysis",
     params(("agent_id" = AgentId, Path)),
     request_body = AttachBody,
     responses(
@@ -98,7 +98,7 @@ async fn attach(
 #[utoipa::path(
     get,
     path = "/api/v1/agents/{agent_id}/post-analysis/attached-rules",
-    tag = "Post-call analysis",
+    tag = "Agent analysis",
     params(("agent_id" = AgentId, Path)),
     responses(
         (status = 200, body = [Rule]),
@@ -123,7 +123,7 @@ async fn rules(
 #[utoipa::path(
     put,
     path = "/api/v1/agents/{agent_id}/post-analysis/attached-rules",
-    tag = "Post-call analysis",
+    tag = "Agent analysis",
     params(("agent_id" = AgentId, Path)),
     request_body = RuleIds,
     responses(
@@ -161,10 +161,10 @@ async fn set(
 #[utoipa::path(
     get,
     path = "/api/v1/agents/{agent_id}/post-analysis/attached-rule-ids",
-    tag = "Post-call analysis",
+    tag = "Agent analysis",
     params(("agent_id" = AgentId, Path)),
     responses(
-        (status = 200, body = [RuleId]),
+        (status = 200, body = [RuleId], example = json!(["0198c0de-0000-7000-8000-000000000006"])),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent"),
         Refusals
     )

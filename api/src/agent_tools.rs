@@ -10,6 +10,7 @@ use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::AgentId;
 use peal_shared::tools::mapping::{self, AgentTool, NewAgentTool, ToolType, When};
+use peal_shared::tools::schema::is_storable;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
@@ -192,6 +193,14 @@ fn validated(body: Vec<AgentToolBody>) -> Result<Vec<NewAgentTool>> {
             &path,
             "value_error",
             "is for MCP servers; an endpoint is one tool",
+        );
+        let storable =
+            |(name, value): (&String, &Value)| !name.contains('\0') && is_storable(value);
+        fields.check(
+            tool.param_defaults.iter().all(storable),
+            &format!("{place}.param_defaults"),
+            "characters",
+            "must not have a NUL character",
         );
         for name in tool.allowed_tools.iter().flatten() {
             fields.check_text(name, &path, 1, 200);

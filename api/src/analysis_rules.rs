@@ -40,7 +40,7 @@ pub fn router() -> OpenApiRouter<Api> {
 #[utoipa::path(
     get,
     path = "/api/v1/post-analysis/rules",
-    tag = "Post-call analysis",
+    tag = "Analysis rules",
     params(OfUser),
     responses((status = 200, body = [Rule]), Refusals)
 )]
@@ -58,7 +58,7 @@ async fn list(
 #[utoipa::path(
     post,
     path = "/api/v1/post-analysis/rules",
-    tag = "Post-call analysis",
+    tag = "Analysis rules",
     request_body = RuleBody,
     responses(
         (status = 200, body = Rule),
@@ -85,7 +85,7 @@ async fn create(
 #[utoipa::path(
     get,
     path = "/api/v1/post-analysis/rules/{rule_id}",
-    tag = "Post-call analysis",
+    tag = "Analysis rules",
     params(("rule_id" = RuleId, Path)),
     responses(
         (status = 200, body = Rule),
@@ -106,7 +106,7 @@ async fn show(
 #[utoipa::path(
     put,
     path = "/api/v1/post-analysis/rules/{rule_id}",
-    tag = "Post-call analysis",
+    tag = "Analysis rules",
     params(("rule_id" = RuleId, Path)),
     request_body = RuleBody,
     responses(
@@ -141,7 +141,7 @@ async fn replace(
 #[utoipa::path(
     delete,
     path = "/api/v1/post-analysis/rules/{rule_id}",
-    tag = "Post-call analysis",
+    tag = "Analysis rules",
     params(("rule_id" = RuleId, Path)),
     responses(
         (status = 200, body = Told),
@@ -167,7 +167,7 @@ async fn delete(
 #[utoipa::path(
     post,
     path = "/api/v1/post-analysis/rules/{rule_id}/duplicate",
-    tag = "Post-call analysis",
+    tag = "Analysis rules",
     params(("rule_id" = RuleId, Path)),
     responses(
         (status = 200, body = Rule),

@@ -34,12 +34,19 @@ const MAX_ALLOWED: usize = 200;
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
-        .routes(routes!(create, list))
+        .routes(routes!(list))
         .routes(routes!(list_active))
-        .routes(routes!(fetch))
-        .routes(routes!(show, replace, delete))
+        .routes(routes!(show, delete))
         .routes(routes!(duplicate))
         .routes(routes!(filter))
+}
+
+/// What waits for a server to say what it offers.
+pub fn outside_router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(create))
+        .routes(routes!(fetch))
+        .routes(routes!(replace))
 }
 
 /// Create an MCP server
@@ -129,9 +136,9 @@ async fn all(
     post,
     path = "/api/v1/tools-mcp-server-defs/fetch_mcp_tools",
     tag = "MCP servers",
-    request_body = Fetch,
+    request_body = FetchTools,
     responses(
-        (status = 200, body = Fetched),
+        (status = 200, body = FetchedTools),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Neither or both of tool_id and server_url"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
@@ -141,8 +148,8 @@ async fn all(
 async fn fetch(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidJson(body): ValidJson<Fetch>,
-) -> Result<(StatusCode, Json<Fetched>)> {
+    ValidJson(body): ValidJson<FetchTools>,
+) -> Result<(StatusCode, Json<FetchedTools>)> {
     let (keys, scope) = (&context.config.keys, caller.scope());
     let mut db = caller.change(&context).await?;
     let (org, subject, endpoint, kept) = match (body.tool_id, body.server_url) {
@@ -177,7 +184,7 @@ async fn fetch(
         servers::synced(&mut db, keys, &scope, id, &discovered).await?;
     }
     let sync_error = discovered.as_ref().err().cloned();
-    let fetched = Fetched {
+    let fetched = FetchedTools {
         success: sync_error.is_none(),
         tools: discovered.unwrap_or_default(),
         sync_error,
@@ -189,9 +196,9 @@ async fn fetch(
 /// Show an MCP server
 #[utoipa::path(
     get,
-    path = "/api/v1/tools-mcp-server-defs/{tool_id}",
+    path = "/api/v1/tools-mcp-server-defs/{server_id}",
     tag = "MCP servers",
-    params(("tool_id" = McpServerId, Path)),
+    params(("server_id" = McpServerId, Path)),
     responses(
         (status = 200, body = McpServer),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
@@ -213,9 +220,9 @@ async fn show(
 /// The server is asked again what it offers. A secret that is sent as its mask stays as it is.
 #[utoipa::path(
     put,
-    path = "/api/v1/tools-mcp-server-defs/{tool_id}",
+    path = "/api/v1/tools-mcp-server-defs/{server_id}",
     tag = "MCP servers",
-    params(("tool_id" = McpServerId, Path)),
+    params(("server_id" = McpServerId, Path)),
     request_body = McpServerBody,
     responses(
         (status = 200, body = McpServer),
@@ -251,9 +258,9 @@ async fn replace(
 /// Delete an MCP server
 #[utoipa::path(
     delete,
-    path = "/api/v1/tools-mcp-server-defs/{tool_id}",
+    path = "/api/v1/tools-mcp-server-defs/{server_id}",
     tag = "MCP servers",
-    params(("tool_id" = McpServerId, Path), Force),
+    params(("server_id" = McpServerId, Path), Force),
     responses(
         (status = 200, body = Told),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
@@ -280,9 +287,9 @@ async fn delete(
 /// The copy has the same owner and credentials, and is mapped to no agent.
 #[utoipa::path(
     post,
-    path = "/api/v1/tools-mcp-server-defs/{tool_id}/clone",
+    path = "/api/v1/tools-mcp-server-defs/{server_id}/clone",
     tag = "MCP servers",
-    params(("tool_id" = McpServerId, Path)),
+    params(("server_id" = McpServerId, Path)),
     responses(
         (status = 201, body = McpServer),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
@@ -304,10 +311,10 @@ async fn duplicate(
 /// Say which of a server's tools agents may use
 #[utoipa::path(
     put,
-    path = "/api/v1/tools-mcp-server-defs/{tool_id}/filter-tools",
+    path = "/api/v1/tools-mcp-server-defs/{server_id}/filter-tools",
     tag = "MCP servers",
-    params(("tool_id" = McpServerId, Path)),
-    request_body = Filter,
+    params(("server_id" = McpServerId, Path)),
+    request_body = AllowedTools,
     responses(
         (status = 200, body = McpServer),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
@@ -318,7 +325,7 @@ async fn filter(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<McpServerId>,
-    ValidJson(body): ValidJson<Filter>,
+    ValidJson(body): ValidJson<AllowedTools>,
 ) -> Result<(StatusCode, Json<McpServer>)> {
     let mut fields = Fields::default();
     check_allowed(&mut fields, body.allowed_tools.as_deref());
@@ -418,7 +425,7 @@ fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"server_url": "https://mcp.shop.example.com/mcp"}))]
-struct Fetch {
+struct FetchTools {
     /// A server that is kept.
     tool_id: Option<McpServerId>,
     /// Another one.
@@ -432,7 +439,11 @@ struct Fetch {
 }
 
 #[derive(Serialize, ToSchema)]
-struct Fetched {
+#[schema(example = json!({
+    "success": true, "sync_error": null,
+    "tools": [{"name": "find_order", "description": "Finds an order", "input_schema": {"type": "object"}}]
+}))]
+struct FetchedTools {
     success: bool,
     tools: Vec<McpTool>,
     /// Why the server could not be asked.
@@ -443,7 +454,7 @@ struct Fetched {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"allowed_tools": ["find_order"]}))]
-struct Filter {
+struct AllowedTools {
     allowed_tools: Option<Vec<String>>,
 }
 

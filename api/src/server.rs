@@ -110,6 +110,11 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(organizations::router())
         .merge(people::router())
         .route_layer(from_fn(shed))
+        .merge(
+            tools::outside_router()
+                .merge(mcp_servers::outside_router())
+                .route_layer(from_fn(shed_outside)),
+        )
         .merge(health::router())
         .merge(description::router())
         .merge(callbacks::router())

@@ -7,6 +7,7 @@
 //! | changes (start, pause, create ...) | `PEAL_LIMIT_CONTROL` |
 //! | reads | `PEAL_LIMIT_READS` |
 //! | uploads | `PEAL_LIMIT_UPLOADS` |
+//! | changes that wait for a user's own server (a tool's test, an MCP server's list) | [`WAITING_OUTSIDE`], and for each organisation by the gate |
 //! | event streams | `PEAL_LIMIT_STREAMS`, `PEAL_LIMIT_STREAMS_PER_ORG`; their beginning is a read |
 //!
 //! A request whose class is full waits a moment for its turn, if few others do, and gets 503
@@ -32,6 +33,10 @@ use crate::error::{Problem, Result};
 /// For each request under way, so many may wait: about as many as have their turn before they
 /// lose patience.
 const WAITING_PER_PLACE: usize = 64;
+
+/// Requests that wait for somebody else's server. They hold no connection to the database while
+/// they do, so there may be more than of others; in their class they hold up nobody else.
+const WAITING_OUTSIDE: usize = 256;
 
 /// The bound of a class.
 struct Gate {
@@ -101,6 +106,7 @@ impl Gate {
 pub struct Gates {
     reads: Arc<Gate>,
     changes: Arc<Gate>,
+    outside: Arc<Gate>,
 }
 
 impl Gates {
@@ -110,6 +116,7 @@ impl Gates {
         Self {
             reads: Arc::new(Gate::new(context, "reads", limits.reads)),
             changes: Arc::new(Gate::new(context, "changes", limits.control)),
+            outside: Arc::new(Gate::new(context, "outside", WAITING_OUTSIDE)),
         }
     }
 }
@@ -121,6 +128,18 @@ pub async fn shed(Extension(gates): Extension<Gates>, request: Request, next: Ne
         false => &gates.changes,
     };
     match gate.enter().await {
+        Ok(_place) => next.run(request).await,
+        Err(problem) => Problem::into_response(problem),
+    }
+}
+
+/// The same for requests that wait for somebody else's server.
+pub async fn shed_outside(
+    Extension(gates): Extension<Gates>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match gates.outside.enter().await {
         Ok(_place) => next.run(request).await,
         Err(problem) => Problem::into_response(problem),
     }

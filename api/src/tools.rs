@@ -33,7 +33,11 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(create, list))
         .routes(routes!(list_active))
         .routes(routes!(show, replace, delete))
-        .routes(routes!(test))
+}
+
+/// What waits for a tool's endpoint.
+pub fn outside_router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(test))
 }
 
 /// Create an HTTP tool
@@ -445,6 +449,7 @@ struct Tools {
 
 /// What was done.
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"message": "deleted"}))]
 pub struct Told {
     message: String,
 }

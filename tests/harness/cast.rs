@@ -144,7 +144,32 @@ impl Player {
             json!({}),
         )
         .await;
+        let tool = post(
+            "/api/v1/tool-endpoint-defs".to_owned(),
+            json!({"name": format!("t_{}", batch.replace('-', "")), "description": "Theirs", "url": "https://shop.invalid"}),
+        )
+        .await;
+        let server = post(
+            "/api/v1/tools-mcp-server-defs".to_owned(),
+            // Nobody listens there, so it is not waited for.
+            json!({"name": "Theirs", "server_url": "http://127.0.0.2:1/mcp"}),
+        )
+        .await;
+        let rule = post(
+            "/api/v1/post-analysis/rules".to_owned(),
+            json!({"name": "Theirs", "analysis_type": "summary", "prompt": "Sum up"}),
+        )
+        .await;
+        let workflow = post(
+            "/api/v1/workflows".to_owned(),
+            json!({"name": "Theirs", "nodes": [{"id": "bye", "start": true, "type": "hangup"}]}),
+        )
+        .await;
         BTreeMap::from([
+            ("tool_id", id(&tool["id"])),
+            ("server_id", id(&server["id"])),
+            ("rule_id", id(&rule["id"])),
+            ("workflow_id", id(&workflow["id"])),
             ("batch_id", batch),
             ("item_id", id(&added["data"]["inserted_ids"][0])),
             ("ingest_id", id(&uploaded["data"]["ingest_id"])),

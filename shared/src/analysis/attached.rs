@@ -15,6 +15,9 @@ use crate::ids::{AgentId, OrgId, RuleId, ToolId, UserId};
 
 /// A rule of an agent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000007", "agent_id": "0198c0de-0000-7000-8000-000000000005", "rule_id": "0198c0de-0000-7000-8000-000000000006", "sort_order": 0, "created_at": "2026-06-09T08:00:00Z"
+}))]
 pub struct Attachment {
     pub id: Uuid,
     pub agent_id: AgentId,

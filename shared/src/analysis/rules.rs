@@ -52,6 +52,13 @@ pub struct RuleField {
 
 /// A rule.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000006", "user_id": "0198c0de-0000-7000-8000-000000000002", "name": "Intent", "description": null, "analysis_type": "structured_output",
+    "prompt": "What does the caller want?", "model_name": null,
+    "fields": [{"name": "intent", "type": "enum", "description": "the intent", "enum_values": ["buy", "complain"]}],
+    "tool_id": null, "webhook_url": null, "is_active": true,
+    "created_at": "2026-06-09T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
+}))]
 pub struct Rule {
     pub id: RuleId,
     pub user_id: UserId,

@@ -32,6 +32,14 @@ pub enum ToolMethod {
 
 /// An HTTP tool. Secrets are masked.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000001", "user_id": "0198c0de-0000-7000-8000-000000000002", "name": "find_order", "description": "Finds an order by its number",
+    "url": "https://shop.example.com/orders/{{order_id}}", "method": "GET", "headers": {},
+    "auth": {"type": "bearer", "token": "********"}, "timeout_seconds": 5,
+    "tool_schema": {"type": "object", "properties": {"order_id": {"type": "string"}}, "required": ["order_id"]},
+    "required": ["order_id"], "output_schema": ["status"], "is_active": true,
+    "created_at": "2026-06-09T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
+}))]
 pub struct Tool {
     pub id: ToolId,
     pub user_id: UserId,

@@ -35,6 +35,10 @@ pub enum When {
 
 /// A tool of an agent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000004", "agent_id": "0198c0de-0000-7000-8000-000000000005", "tool_id": "0198c0de-0000-7000-8000-000000000001", "tool_type": "endpoint", "name": "find_order",
+    "enabled": true, "when": "during_call", "allowed_tools": null, "param_defaults": {}, "order": 0
+}))]
 pub struct AgentTool {
     pub id: Uuid,
     pub agent_id: AgentId,

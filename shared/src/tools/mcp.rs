@@ -110,6 +110,10 @@ async fn list(door: Door, url: &str) -> Result<Vec<McpTool>, String> {
         tracing::debug!(%error, "an MCP session did not end well");
     }
     let tools = listed?;
+    let written = serde_json::to_value(&tools).map_err(|error| error.to_string())?;
+    if !super::schema::is_storable(&written) {
+        return Err("the server describes its tools with NUL characters".to_owned());
+    }
     let size = serde_json::to_vec(&tools).map_or(usize::MAX, |json| json.len());
     if size > LARGEST_BYTES {
         return Err("the server describes its tools in more than 512 KB".to_owned());

@@ -21,6 +21,12 @@ const LONGEST_CHARS: usize = 16_000;
 
 /// One use of a tool, for its owner to look at.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "success": true, "error": null, "duration_ms": 84,
+    "request": {"method": "GET", "url": "https://shop.example.com/orders/A-17", "body": null,
+                "headers": {"authorization": "********"}},
+    "response": {"status": 200, "body": {"status": "sent"}, "truncated": false}
+}))]
 pub struct Use {
     /// Whether the endpoint answered with a status from 200 to 299.
     pub success: bool,
@@ -233,11 +239,13 @@ fn host_is_fixed(url: &str) -> bool {
 
 fn received(status: u16, text: &str, tool: &Tool) -> Received {
     let body = match serde_json::from_str::<Value>(text) {
+        // A text is a value too, and nobody keeps or says a NUL.
+        Ok(body) if !schema::is_storable(&body) => Value::String(text.replace('\0', "")),
         Ok(body) => match &tool.output_schema {
             Some(paths) => kept(&body, paths),
             None => body,
         },
-        Err(_) => Value::String(text.to_owned()),
+        Err(_) => Value::String(text.replace('\0', "")),
     };
     let whole = plain(&body);
     if whole.chars().count() <= LONGEST_CHARS {
@@ -396,7 +404,9 @@ mod tests {
             received(200, text, &tool).body,
             json!({"order": {"status": "sent"}, "items": [{"n": 1}]})
         );
-        assert_eq!(received(200, "plain", &tool).body, json!("plain"));
+        assert_eq!(received(200, "pl\0ain", &tool).body, json!("plain"));
+        let odd = received(200, r#"{"order": {"status": "\u0000"}}"#, &tool).body;
+        assert!(odd.is_string(), "{odd}");
         let long = received(200, &"ä".repeat(LONGEST_CHARS + 1), &tool);
         assert!(long.truncated);
         assert_eq!(long.body.as_str().unwrap().chars().count(), LONGEST_CHARS);

@@ -31,6 +31,9 @@ pub fn check(schema: &Value) -> Result<(), String> {
     if schema.to_string().len() > LARGEST_BYTES {
         return Err("must not be larger than 32 KB".to_owned());
     }
+    if !is_storable(schema) {
+        return Err("must not have a NUL character (\\u0000)".to_owned());
+    }
     if refers(schema) {
         return Err("must not use $ref; write the schema out in place".to_owned());
     }
@@ -80,6 +83,10 @@ pub fn demanding(mut schema: Value, names: &[String]) -> Value {
 #[must_use]
 pub fn faults(schema: &Value, arguments: &Map<String, Value>, place: &str) -> Vec<FieldError> {
     let arguments = Value::Object(arguments.clone());
+    if !is_storable(&arguments) {
+        let told = "must not have a NUL character (\\u0000)";
+        return vec![FieldError::new("body", [place], "characters", told)];
+    }
     let validator = match compiled(schema) {
         Ok(validator) => validator,
         Err(why) => return vec![FieldError::new("body", [place], "schema", why)],
@@ -103,6 +110,19 @@ fn compiled(schema: &Value) -> Result<Validator, String> {
         .with_pattern_options(PatternOptions::regex())
         .build(schema)
         .map_err(|error| format!("is not a JSON Schema: {}", error.masked()))
+}
+
+/// Whether the database can keep a value: its texts have no NUL.
+#[must_use]
+pub fn is_storable(value: &Value) -> bool {
+    match value {
+        Value::String(text) => !text.contains('\0'),
+        Value::Array(items) => items.iter().all(is_storable),
+        Value::Object(fields) => fields
+            .iter()
+            .all(|(name, value)| !name.contains('\0') && is_storable(value)),
+        _ => true,
+    }
 }
 
 fn refers(value: &Value) -> bool {
@@ -147,6 +167,7 @@ mod tests {
             json!({"type": "object", "properties": {"a": {"$ref": "#"}}}),
             json!({"type": "object", "properties": {"a": {"$ref": "https://example.com/a.json"}}}),
             json!({"type": "object", "description": "a".repeat(LARGEST_BYTES)}),
+            json!({"type": "object", "properties": {"a\0": {}}}),
         ] {
             assert!(check(&odd).is_err(), "{odd}");
         }

@@ -29,6 +29,13 @@ pub enum Transport {
 
 /// An MCP server. Secrets are masked.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000003", "user_id": "0198c0de-0000-7000-8000-000000000002", "name": "Shop", "server_url": "https://mcp.shop.example.com/mcp",
+    "transport": "streamable_http", "headers": {}, "auth": {"type": "none"}, "timeout_seconds": 10,
+    "allowed_tools": null, "is_active": true, "sync_error": null, "last_synced_at": "2026-06-09T08:00:00Z",
+    "discovered_tools": [{"name": "find_order", "description": "Finds an order", "input_schema": {"type": "object"}}],
+    "created_at": "2026-06-09T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
+}))]
 pub struct McpServer {
     pub id: McpServerId,
     pub user_id: UserId,

@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 use crate::error::FieldError;
 use crate::ids::ToolId;
 use crate::phone::E164;
+use crate::tools::schema::is_storable;
 
 const MOST_NODES: usize = 200;
 const MOST_TRANSITIONS: usize = 1000;
@@ -132,6 +133,10 @@ impl Graph {
         if self.transitions.len() > MOST_TRANSITIONS {
             let told = format!("must have {MOST_TRANSITIONS} transitions or fewer");
             faults.of_all("transitions", told);
+        }
+        let written = serde_json::to_value((&self.nodes, &self.transitions));
+        if !written.is_ok_and(|written| is_storable(&written)) {
+            faults.of_all("nodes", "must not have a NUL character".to_owned());
         }
         if !faults.0.is_empty() {
             return faults.0;

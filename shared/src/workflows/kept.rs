@@ -18,6 +18,11 @@ const LIST_LIMIT: i64 = 1000;
 
 /// A workflow.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000008", "user_id": "0198c0de-0000-7000-8000-000000000002", "agent_id": null, "name": "Survey", "description": null,
+    "nodes": [{"id": "bye", "start": true, "type": "hangup", "text": "Good bye."}], "transitions": [],
+    "is_active": true, "created_at": "2026-06-09T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
+}))]
 pub struct Workflow {
     pub id: WorkflowId,
     pub user_id: UserId,
