@@ -12,6 +12,7 @@ mod canary;
 mod changes;
 mod conformance;
 mod faults;
+mod feature_flags;
 mod harness;
 mod ingest;
 mod limits;

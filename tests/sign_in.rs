@@ -56,6 +56,33 @@ pub async fn with_token(
     answer(request).await
 }
 
+/// Somebody with a session.
+pub struct Person<'a> {
+    pub app: &'a App,
+    pub id: String,
+    pub token: String,
+}
+
+impl<'a> Person<'a> {
+    pub async fn new(app: &'a App, email: &str, org: &str, role: AdminRole) -> Self {
+        let id = person(app, email, org, role).await;
+        let token = session(app, email).await;
+        Self { app, id, token }
+    }
+
+    pub async fn send(&self, method: Method, path: &str, body: Value) -> Answer {
+        with_token(self.app, &self.token, method, path, Some(body)).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        with_token(self.app, &self.token, Method::GET, path, None).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        with_token(self.app, &self.token, Method::DELETE, path, None).await
+    }
+}
+
 async fn sees(client: &Client, token: &str) -> u16 {
     let seen = with_token(client, token, Method::GET, MINE, None).await;
     seen.status.as_u16()

@@ -3,11 +3,12 @@
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use peal_shared::access::Role;
+use peal_shared::api_keys::{self, credentials};
 use peal_shared::context::Context;
 use peal_shared::ids::{OrgId, UserId};
 use peal_shared::sign_in::passwords::{self, Hasher, weakness};
 use peal_shared::sign_in::sessions;
-use peal_shared::users;
+use peal_shared::{trunks, users};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
@@ -18,6 +19,8 @@ use crate::bootstrap::{email, name};
 pub enum Admin {
     /// Make a user, or give one a new role and password. Every session of theirs ends.
     CreateUser(CreateUser),
+    /// Seal stored secrets under PEAL_MASTER_KEY that are under one of PEAL_MASTER_KEY_PREVIOUS.
+    RotateMasterKey,
 }
 
 /// A user to make.
@@ -99,4 +102,29 @@ pub async fn create_user(context: &Context, wanted: &CreateUser) -> anyhow::Resu
         user_id: user,
         role,
     })
+}
+
+/// What was sealed anew, and what is still under an earlier master key.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Rotated {
+    pub trunks: u64,
+    pub provider_credentials: u64,
+    /// Keys that have to be used once, or revoked, before the earlier master key can go.
+    pub api_keys_left: i64,
+}
+
+/// Seals everything anew, or nothing. May be run again, and while requests are served.
+///
+/// # Errors
+/// When a secret opens under no key that is set, or with the database.
+pub async fn rotate_master_key(context: &Context) -> anyhow::Result<Rotated> {
+    let keys = &context.config.keys;
+    let mut db = context.pool.begin().await?;
+    let rotated = Rotated {
+        trunks: trunks::reseal_unscoped(&mut db, keys).await?,
+        provider_credentials: credentials::rewrap_unscoped(&mut db, keys).await?,
+        api_keys_left: api_keys::count_under_earlier_unscoped(&mut db, keys).await?,
+    };
+    db.commit().await.context("nothing was sealed anew")?;
+    Ok(rotated)
 }

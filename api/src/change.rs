@@ -81,21 +81,42 @@ impl Change {
     /// # Errors
     /// When the database does not answer; nothing is changed then, or it is not known.
     pub async fn commit<T: Serialize>(
-        mut self,
+        self,
         note: Note,
         status: StatusCode,
         Json(body): Json<T>,
     ) -> Result<(StatusCode, Json<T>)> {
+        self.write(note, status, &body).await?;
+        Ok((status, Json(body)))
+    }
+
+    /// Commits as [`Self::commit`] an answer with a secret, of which only `kept` is stored: the
+    /// same request sent again is answered without the secret.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub async fn commit_showing<T: Serialize>(
+        self,
+        note: Note,
+        status: StatusCode,
+        kept: &T,
+        Json(shown): Json<T>,
+    ) -> Result<(StatusCode, Json<T>)> {
+        self.write(note, status, kept).await?;
+        Ok((status, Json(shown)))
+    }
+
+    async fn write(mut self, note: Note, status: StatusCode, kept: &impl Serialize) -> Result<()> {
         audit::write_unscoped(&mut self.db, &self.actor, &note).await?;
         if let Some(claim) = &self.claim {
             let stored = Stored {
                 status: status.as_u16(),
-                body: serde_json::to_value(&body).map_err(peal_shared::Error::from)?,
+                body: serde_json::to_value(kept).map_err(peal_shared::Error::from)?,
             };
             idempotency::answer_unscoped(&mut self.db, &self.actor.principal, claim, &stored)
                 .await?;
         }
         self.db.commit().await?;
-        Ok((status, Json(body)))
+        Ok(())
     }
 }

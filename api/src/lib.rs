@@ -17,6 +17,7 @@ mod direct_calls;
 mod envelope;
 mod error;
 mod extract;
+mod feature_flags;
 mod health;
 mod inbox;
 mod mcp_servers;

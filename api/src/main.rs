@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use peal_api::admin::{Admin, create_user};
+use peal_api::admin::{Admin, create_user, rotate_master_key};
 use peal_api::bootstrap::{Bootstrap, bootstrap};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, Process, migrate};
@@ -64,6 +64,12 @@ async fn main() -> anyhow::Result<()> {
             let context = Context::connect(config, Process::Command).await?;
             let made = create_user(&context, &wanted).await?;
             println!("{}", serde_json::to_string(&made)?);
+            Ok(())
+        }
+        Command::Admin(Admin::RotateMasterKey) => {
+            let context = Context::connect(config, Process::Command).await?;
+            let rotated = rotate_master_key(&context).await?;
+            println!("{}", serde_json::to_string(&rotated)?);
             Ok(())
         }
     }

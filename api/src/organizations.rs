@@ -122,7 +122,11 @@ async fn detail(
     let scope = caller.scope();
     let mut db = caller.read(&context).await?;
     let organization = orgs::find(&mut db, &scope, id).await?;
-    let headcount = orgs::headcount(&mut db, &scope, id).await?;
+    // A reseller sees that its customer is there, and nobody inside.
+    let headcount = match scope.org().is_none_or(|own| own == id) {
+        true => Some(orgs::headcount(&mut db, &scope, id).await?),
+        false => None,
+    };
     Ok(Json(Detail {
         organization,
         headcount,
@@ -253,5 +257,5 @@ struct Detail {
     #[serde(flatten)]
     organization: Organization,
     #[serde(flatten)]
-    headcount: Headcount,
+    headcount: Option<Headcount>,
 }

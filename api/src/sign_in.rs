@@ -46,6 +46,7 @@ pub struct Door {
     by_ip: Pace,
     by_email: Pace,
     invites: Pace,
+    keys: Pace,
 }
 
 impl Default for Door {
@@ -59,6 +60,7 @@ impl Default for Door {
             by_ip: pace(20, 6),
             by_email: pace(10, 30),
             invites: pace(100, 36),
+            keys: pace(5, 12),
         }
     }
 }
@@ -73,6 +75,12 @@ impl Door {
     /// Takes a turn at sending mail to somebody who did not ask for it.
     pub fn invite(&self, org: OrgId) -> Result<()> {
         self.invites.take(org).map_err(Problem::too_soon)?;
+        Ok(())
+    }
+
+    /// Takes a turn at making a key: whoever could try many would learn which are taken.
+    pub fn make_key(&self, user: UserId) -> Result<()> {
+        self.keys.take(user).map_err(Problem::too_soon)?;
         Ok(())
     }
 

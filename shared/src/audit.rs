@@ -7,13 +7,15 @@
 
 use std::net::IpAddr;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::access::{Credential, Principal};
+use crate::access::{Credential, Principal, Scope};
 use crate::error::Result;
 use crate::ids::{ApiKeyId, AuditId, OrgId, UserId};
 
@@ -115,6 +117,81 @@ pub async fn write_unscoped(db: &mut PgConnection, actor: &Actor, note: &Note) -
     .execute(db)
     .await?;
     Ok(())
+}
+
+/// A row of the log.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Entry {
+    pub id: AuditId,
+    pub organization_id: OrgId,
+    pub actor_user_id: Option<UserId>,
+    /// `session`, `api_key` or `system`.
+    pub actor_kind: String,
+    pub api_key_id: Option<ApiKeyId>,
+    pub ip: Option<String>,
+    pub request_id: Option<String>,
+    /// The thing and the verb: `batch.create`.
+    pub action: String,
+    pub subject_id: String,
+    /// Names of the fields that were changed.
+    pub changed: Vec<String>,
+    pub created_at: DateTime<Utc>,
+}
+
+/// Which rows to read; what is `None` narrows nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub action: Option<String>,
+    pub subject: Option<String>,
+    pub actor: Option<UserId>,
+    pub org: Option<OrgId>,
+    pub from: Option<DateTime<Utc>>,
+    pub to: Option<DateTime<Utc>>,
+    /// Rows older than this one.
+    pub before: Option<AuditId>,
+}
+
+/// The newest rows in the caller's sight, at most `limit`.
+///
+/// # Errors
+/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<Entry>> {
+    let entries = sqlx::query_as!(
+        Entry,
+        r#"select id as "id: AuditId", org_id as "organization_id: OrgId",
+                  actor_user_id as "actor_user_id: UserId", actor_kind, api_key_id as "api_key_id: ApiKeyId",
+                  host(ip) as ip, request_id, action, subject_id, changed, created_at
+           from audit_log
+           where ($1::uuid is null or org_id = $1)
+             and ($2::uuid is null or actor_user_id = $2)
+             and ($3::text is null or action = $3)
+             and ($4::text is null or subject_id = $4)
+             and ($5::uuid is null or actor_user_id = $5)
+             and ($6::uuid is null or org_id = $6)
+             and ($7::timestamptz is null or created_at >= $7)
+             and ($8::timestamptz is null or created_at < $8)
+             and ($9::uuid is null or id < $9)
+           order by id desc
+           limit $10"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        filter.action,
+        filter.subject,
+        filter.actor as Option<UserId>,
+        filter.org as Option<OrgId>,
+        filter.from,
+        filter.to,
+        filter.before as Option<AuditId>,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(entries)
 }
 
 /// Keys of JSON objects are sorted, so the same thing has the same digest.

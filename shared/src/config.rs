@@ -41,6 +41,14 @@ pub struct Settings {
     /// 32 random bytes in base64 (`openssl rand -base64 32`): seals credentials, signs call URLs.
     #[arg(long, env = "PEAL_MASTER_KEY", hide_env_values = true, global = true)]
     pub master_key: Option<String>,
+    /// Earlier master keys, separated by commas, until nothing is under them any more.
+    #[arg(
+        long,
+        env = "PEAL_MASTER_KEY_PREVIOUS",
+        hide_env_values = true,
+        global = true
+    )]
+    pub master_key_previous: Option<String>,
     /// The address carriers reach the API at: https://peal.example.com
     #[arg(long, env = "PEAL_PUBLIC_URL", global = true)]
     pub public_url: Option<String>,
@@ -238,7 +246,10 @@ impl Config {
         );
         let keys = bad.check(
             "PEAL_MASTER_KEY",
-            master_key(settings.master_key.as_deref()),
+            master_keys(
+                settings.master_key.as_deref(),
+                settings.master_key_previous.as_deref(),
+            ),
         );
         let public_url = bad.check(
             "PEAL_PUBLIC_URL",
@@ -387,15 +398,21 @@ fn postgres_url(url: Option<&str>) -> Result<SecretString, String> {
     }
 }
 
-fn master_key(text: Option<&str>) -> Result<Keys, String> {
-    let text =
-        text.ok_or("is not set: make one with `openssl rand -base64 32` and keep it safe")?;
-    let bytes: [u8; 32] = STANDARD
-        .decode(text.trim())
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or("must be 32 bytes in base64 (`openssl rand -base64 32`)")?;
-    Keys::derive(&bytes).map_err(|error| error.to_string())
+fn master_keys(present: Option<&str>, earlier: Option<&str>) -> Result<Keys, String> {
+    let present =
+        present.ok_or("is not set: make one with `openssl rand -base64 32` and keep it safe")?;
+    let earlier = earlier.unwrap_or_default().split(',');
+    let earlier: Result<Vec<[u8; 32]>, String> = earlier
+        .filter(|text| !text.trim().is_empty())
+        .map(|text| master_key(text).map_err(|why| format!("and PEAL_MASTER_KEY_PREVIOUS {why}")))
+        .collect();
+    Keys::rotated(&master_key(present)?, &earlier?).map_err(|error| error.to_string())
+}
+
+fn master_key(text: &str) -> Result<[u8; 32], String> {
+    let bytes = STANDARD.decode(text.trim()).ok();
+    let key = bytes.and_then(|bytes| bytes.try_into().ok());
+    key.ok_or_else(|| "must be 32 bytes in base64 (`openssl rand -base64 32`)".to_owned())
 }
 
 fn public_url(text: Option<&str>) -> Result<Url, String> {

@@ -16,6 +16,7 @@ pub mod context;
 pub mod egress;
 pub mod error;
 pub mod fault;
+pub mod feature_flags;
 pub mod http;
 pub mod idempotency;
 pub mod ids;

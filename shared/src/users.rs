@@ -131,3 +131,24 @@ pub async fn is_seen(db: &mut PgConnection, scope: &Scope, user: UserId) -> Resu
     .await?;
     Ok(seen)
 }
+
+/// The organisation of a member in the caller's sight.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn org_of(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<Option<OrgId>> {
+    let org = sqlx::query_scalar!(
+        r#"select org_id as "org_id: OrgId"
+           from users
+           where id = $1
+             and removed_at is null
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or id = $3)"#,
+        user as UserId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(org)
+}

@@ -13,15 +13,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OriginalUri};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use peal_shared::access::Principal;
+use peal_shared::access::known::Known;
 use peal_shared::api_keys;
 use peal_shared::context::Context;
 use peal_shared::idempotency::Claim;
 use peal_shared::ids::SessionId;
+use peal_shared::secret::may_be_api_key;
 use peal_shared::sign_in::{sessions, strangers};
 
 use crate::error::Problem;
@@ -98,42 +100,42 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let context = Arc::<Context>::from_ref(state);
         let origin = Origin::of(parts);
-        let known = if let Some(key) = parts.headers.get(API_KEY_HEADER) {
+        let found = if let Some(key) = parts.headers.get(API_KEY_HEADER) {
             let key = key.to_str().map_err(|_e| Problem::unauthorized())?;
-            let principal = by_key(&context, &KeyCache::from_ref(state), key.trim()).await?;
-            principal.map(|principal| (principal, None))
+            let known = by_key(&context, &KeyCache::from_ref(state), key.trim()).await?;
+            known.map(|known| (known, None))
         } else if let Some(token) = bearer(&parts.headers) {
             by_token(&context, &Tokens::from_ref(state), token, origin.ip).await?
         } else {
             None
         };
-        let (principal, session) = known.ok_or_else(Problem::unauthorized)?;
+        let (known, session) = found.ok_or_else(Problem::unauthorized)?;
+        // Inside a nested router the path has lost its beginning.
+        let whole = parts.extensions.get::<OriginalUri>();
+        let path = whole.map_or_else(|| parts.uri.path(), |OriginalUri(uri)| uri.path());
+        known.allow(parts.method.as_str(), path)?;
         Ok(Self {
-            principal,
+            principal: known.principal,
             session,
             origin,
         })
     }
 }
 
-async fn by_key(
-    context: &Context,
-    cache: &KeyCache,
-    key: &str,
-) -> Result<Option<Principal>, Problem> {
-    if key.is_empty() || key.len() > MAX_KEY_BYTES {
+async fn by_key(context: &Context, cache: &KeyCache, key: &str) -> Result<Option<Known>, Problem> {
+    if key.is_empty() || key.len() > MAX_KEY_BYTES || !may_be_api_key(key) {
         return Ok(None);
     }
     let digest = context.config.keys.api_key_digest(key);
-    if let Some(principal) = cache.fresh(&digest) {
-        return Ok(Some(principal));
+    if let Some(known) = cache.fresh(&digest) {
+        return Ok(Some(known));
     }
     // What is read may be older than its arrival, but not older than this.
     let asked = Instant::now();
     let mut db = context.pool.acquire().await?;
     let found = api_keys::principal_unscoped(&mut db, &context.config.keys, key).await?;
-    if let Some(principal) = &found {
-        cache.keep(digest, asked, principal.clone());
+    if let Some(known) = &found {
+        cache.keep(digest, asked, known.clone());
     }
     Ok(found)
 }
@@ -143,7 +145,7 @@ async fn by_token(
     tokens: &Tokens,
     token: &str,
     ip: Option<IpAddr>,
-) -> Result<Option<(Principal, Option<SessionId>)>, Problem> {
+) -> Result<Option<(Known, Option<SessionId>)>, Problem> {
     let now = context.clock.now();
     let Some(bearer) = tokens.read(token, now).await else {
         return Ok(None);
@@ -152,19 +154,16 @@ async fn by_token(
     match bearer {
         Bearer::Member { session, user } => {
             let known = sessions::principal_unscoped(&mut db, session, user, now).await?;
-            Ok(known.map(|principal| (principal, Some(session))))
+            Ok(known.map(|known| (known, Some(session))))
         }
         Bearer::Stranger(stranger) => {
             let mut known = strangers::principal_unscoped(&mut db, &stranger).await?;
             if known.is_none() {
                 let sign_up = context.config.sign_in.sign_up;
-                known = strangers::take_in_unscoped(&mut db, &stranger, sign_up, ip).await?;
-            }
-            if known.is_none() {
-                // Another request of the same person may have been quicker.
+                strangers::take_in_unscoped(&mut db, &stranger, sign_up, ip).await?;
                 known = strangers::principal_unscoped(&mut db, &stranger).await?;
             }
-            Ok(known.map(|principal| (principal, None)))
+            Ok(known.map(|known| (known, None)))
         }
     }
 }
@@ -181,19 +180,19 @@ pub struct KeyCache {
 }
 
 /// When a key was looked up, and whose it is.
-type LookedUp = (Instant, Principal);
+type LookedUp = (Instant, Known);
 
 impl KeyCache {
-    fn fresh(&self, digest: &[u8; 32]) -> Option<Principal> {
+    fn fresh(&self, digest: &[u8; 32]) -> Option<Known> {
         let entries = self.entries.lock().ok()?;
-        let (looked_up, principal) = entries.get(digest)?;
-        (looked_up.elapsed() < KEY_TTL).then(|| principal.clone())
+        let (looked_up, known) = entries.get(digest)?;
+        (looked_up.elapsed() < KEY_TTL).then(|| known.clone())
     }
 
-    fn keep(&self, digest: [u8; 32], asked: Instant, principal: Principal) {
+    fn keep(&self, digest: [u8; 32], asked: Instant, known: Known) {
         if let Ok(mut entries) = self.entries.lock() {
             entries.retain(|_, (looked_up, _)| looked_up.elapsed() < KEY_TTL);
-            entries.insert(digest, (asked, principal));
+            entries.insert(digest, (asked, known));
         }
     }
 }

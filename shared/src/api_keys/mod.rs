@@ -1,17 +1,126 @@
-//! API keys. A key is shown once, when it is made; what is stored is its HMAC, by which it is
-//! found again, and enough of its text to recognise it in a list.
+//! API keys: who calls without a session, and what with.
+//!
+//! A key is shown once, when it is made; what is stored is its HMAC, by which it is found
+//! again, and enough of its text to recognise it in a list: its beginning when we made it, its
+//! last four characters either way. Somebody may bring a secret of their own ([`strength`]);
+//! such a key shows nothing but its end.
+//!
+//! A key acts for its user and ends with them. It may end earlier, and may be held to some
+//! routes ([`KeyScope`]). Revoking is a mark on the row: whoever asks next finds no key.
+//!
+//! The secret of a provider ([`credentials`]) is another thing in another table: it can be read
+//! again, and opens nothing here.
 
+pub mod credentials;
+pub mod strength;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::PgConnection;
+use sqlx::types::Json;
+use utoipa::ToSchema;
 
-use crate::access::{Credential, Principal, Role};
-use crate::error::Result;
+use crate::access::known::{KeyScope, Known};
+use crate::access::{Credential, Principal, Role, Scope};
+use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{ApiKeyId, OrgId, UserId};
 use crate::secret::{Keys, new_api_key};
 
-/// Makes a key for a user. Answers with its text, which cannot be had again.
+/// What the contract calls the provider of keys that open this API.
+pub const OURS: &str = "milli_chat_ai";
+/// Characters of a key of ours that are shown.
+const SHOWN: usize = 14;
+
+/// A key, or a provider's secret, without its text.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ApiKey {
+    pub id: ApiKeyId,
+    pub user_id: UserId,
+    pub organization_id: OrgId,
+    pub name: String,
+    /// `milli_chat_ai` for keys that open this API.
+    pub provider_name: String,
+    /// How the key begins; empty when somebody brought it.
+    pub key_prefix: String,
+    pub last4: String,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub last_used_at: Option<DateTime<Utc>>,
+    /// What the key may do; nothing listed is everything its user may.
+    pub scopes: Vec<KeyScope>,
+}
+
+/// A key to make.
+#[derive(Clone, Debug, Default)]
+pub struct NewKey {
+    pub name: String,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub scopes: Vec<KeyScope>,
+}
+
+/// Makes a key for a user, from the text that somebody brought or a new one.
 ///
 /// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// [`unfit`] for a text that is weak, or a key already: nobody learns which.
+pub async fn make_unscoped(
+    db: &mut PgConnection,
+    keys: &Keys,
+    (org, user): (OrgId, UserId),
+    brought: Option<&str>,
+    new: &NewKey,
+) -> Result<(ApiKeyId, String)> {
+    let text = match brought {
+        Some(brought) if !strength::is_strong(brought) => return Err(unfit()),
+        Some(brought) => brought.to_owned(),
+        None => new_api_key()?,
+    };
+    let shown = match brought {
+        Some(_) => "",
+        None => text.get(..SHOWN).unwrap_or_default(),
+    };
+    let last4 = text.get(text.len().saturating_sub(4)..).unwrap_or_default();
+    let id = ApiKeyId::new();
+    let paths: Vec<String> = new
+        .scopes
+        .iter()
+        .map(|s| s.allowed_path_prefix.clone())
+        .collect();
+    let methods: Vec<String> = new
+        .scopes
+        .iter()
+        .map(|s| s.allowed_method.clone())
+        .collect();
+    sqlx::query!(
+        "with made as (
+             insert into api_keys (id, org_id, user_id, name, prefix, last4, secret_hmac, hashed_under, expires_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $11, $8)
+             returning id, org_id
+         )
+         insert into api_key_scopes (id, org_id, api_key_id, allowed_path_prefix, allowed_method)
+         select gen_random_uuid(), made.org_id, made.id, scope.path, scope.method
+         from made, unnest($9::text[], $10::text[]) as scope (path, method)",
+        id as ApiKeyId,
+        org as OrgId,
+        user as UserId,
+        new.name,
+        shown,
+        last4,
+        &keys.api_key_digest(&text)[..],
+        new.expires_at,
+        &paths,
+        &methods,
+        keys.name(),
+    )
+    .execute(db)
+    .await
+    .on_constraint("api_key_exists", unfit)?;
+    Ok((id, text))
+}
+
+/// Makes a key with nothing but a name. Answers with its text, which cannot be had again.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
 pub async fn create_unscoped(
     db: &mut PgConnection,
     keys: &Keys,
@@ -19,45 +128,50 @@ pub async fn create_unscoped(
     user: UserId,
     name: &str,
 ) -> Result<String> {
-    let text = new_api_key()?;
-    let (prefix, last4) = (
-        text.get(..14).unwrap_or_default(),
-        text.get(text.len() - 4..).unwrap_or_default(),
-    );
-    sqlx::query!(
-        "insert into api_keys (id, org_id, user_id, name, prefix, last4, secret_hmac)
-         values ($1, $2, $3, $4, $5, $6, $7)",
-        ApiKeyId::new() as ApiKeyId,
-        org as OrgId,
-        user as UserId,
-        name,
-        prefix,
-        last4,
-        &keys.api_key_digest(&text)[..],
-    )
-    .execute(db)
-    .await?;
+    let new = NewKey {
+        name: name.to_owned(),
+        ..NewKey::default()
+    };
+    let (_id, text) = make_unscoped(db, keys, (org, user), None, &new).await?;
     Ok(text)
 }
 
-/// The caller behind a key, unless it is unknown or revoked. Its use is noted by the minute.
+/// What whoever brings a weak secret is told, and whoever brings one that is in use.
+fn unfit() -> Error {
+    Error::field(
+        "api_key",
+        "weak_secret",
+        "must be a fresh, random secret of 32 to 256 printable characters; leave it out and one is made for you",
+    )
+}
+
+/// The caller behind a key, unless it is unknown, has ended, or its user has gone. Its use is
+/// noted by the minute. A key that was hashed under an earlier master key is hashed anew.
 ///
 /// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// [`Error::Unexpected`] from the database.
 pub async fn principal_unscoped(
     db: &mut PgConnection,
     keys: &Keys,
     text: &str,
-) -> Result<Option<Principal>> {
+) -> Result<Option<Known>> {
+    let digests = keys.api_key_digests(text);
     let row = sqlx::query!(
         r#"select k.id as "id: ApiKeyId", k.user_id as "user_id: UserId", u.org_id as "org_id: OrgId", u.email,
                   u.role as "role: Role",
-                  coalesce(k.last_used_at < now() - interval '1 minute', true) as "stale!"
+                  k.secret_hmac <> $2 or coalesce(k.last_used_at < now() - interval '1 minute', true) as "stale!",
+                  array(select flag from feature_flags f where f.user_id = u.id and not f.enabled) as "off!",
+                  (select coalesce(jsonb_agg(jsonb_build_object('allowed_path_prefix', s.allowed_path_prefix,
+                                                                'allowed_method', s.allowed_method)), '[]')
+                   from api_key_scopes s
+                   where s.api_key_id = k.id) as "scopes!: Json<Vec<KeyScope>>"
            from api_keys k
            join users u on u.id = k.user_id
-           where k.secret_hmac = $1
+           where k.secret_hmac = any($1)
              and k.revoked_at is null
+             and (k.expires_at is null or k.expires_at > now())
              and u.removed_at is null"#,
+        &digests.iter().map(|digest| digest.to_vec()).collect::<Vec<_>>(),
         &keys.api_key_digest(text)[..],
     )
     .fetch_optional(&mut *db)
@@ -65,17 +179,153 @@ pub async fn principal_unscoped(
     let Some(row) = row else { return Ok(None) };
     if row.stale {
         sqlx::query!(
-            "update api_keys set last_used_at = now() where id = $1",
-            row.id as ApiKeyId
+            "update api_keys set last_used_at = now(), secret_hmac = $2, hashed_under = $3 where id = $1",
+            row.id as ApiKeyId,
+            &keys.api_key_digest(text)[..],
+            keys.name(),
         )
         .execute(db)
         .await?;
     }
-    Ok(Some(Principal {
-        user: row.user_id,
-        org: row.org_id,
-        role: row.role,
-        email: Some(row.email),
-        credential: Credential::ApiKey(row.id),
+    Ok(Some(Known {
+        principal: Principal {
+            user: row.user_id,
+            org: row.org_id,
+            role: row.role,
+            email: Some(row.email),
+            credential: Credential::ApiKey(row.id),
+        },
+        off: row.off,
+        scopes: row.scopes.0,
     }))
+}
+
+/// A user's keys and providers' secrets that are good, the newest first.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<Vec<ApiKey>> {
+    select(db, scope, Some(user), None).await
+}
+
+/// A good key or provider's secret in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: ApiKeyId) -> Result<ApiKey> {
+    let found = select(db, scope, None, Some(id)).await?;
+    found.into_iter().next().ok_or(Error::NotFound("API key"))
+}
+
+async fn select(
+    db: &mut PgConnection,
+    scope: &Scope,
+    user: Option<UserId>,
+    id: Option<ApiKeyId>,
+) -> Result<Vec<ApiKey>> {
+    let rows = sqlx::query!(
+        r#"select k.id as "id!: ApiKeyId", k.user_id as "user_id!: UserId", k.org_id as "org_id!: OrgId",
+                  k.name as "name!", k.provider as "provider!", k.prefix as "prefix!", k.last4 as "last4!",
+                  k.created_at as "created_at!", k.expires_at, k.last_used_at,
+                  (select coalesce(jsonb_agg(jsonb_build_object('allowed_path_prefix', s.allowed_path_prefix,
+                                                                'allowed_method', s.allowed_method)), '[]')
+                   from api_key_scopes s
+                   where s.api_key_id = k.id) as "scopes!: Json<Vec<KeyScope>>"
+           from (select id, org_id, user_id, name, $5::text as provider, prefix, last4, created_at, expires_at,
+                        last_used_at
+                 from api_keys
+                 where revoked_at is null and (expires_at is null or expires_at > now())
+                 union all
+                 select id, org_id, user_id, name, provider_name, '', last4, created_at, null, null
+                 from provider_credentials
+                 where revoked_at is null) k
+           where ($1::uuid is null or k.org_id = $1)
+             and ($2::uuid is null or k.user_id = $2)
+             and ($3::uuid is null or k.user_id = $3)
+             and ($4::uuid is null or k.id = $4)
+           order by k.created_at desc, k.id desc
+           limit 1000"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+        user as Option<UserId>,
+        id as Option<ApiKeyId>,
+        OURS,
+    )
+    .fetch_all(db)
+    .await?;
+    let keys = rows.into_iter().map(|row| ApiKey {
+        id: row.id,
+        user_id: row.user_id,
+        organization_id: row.org_id,
+        name: row.name,
+        provider_name: row.provider,
+        key_prefix: row.prefix,
+        last4: row.last4,
+        created_at: row.created_at,
+        expires_at: row.expires_at,
+        last_used_at: row.last_used_at,
+        scopes: row.scopes.0,
+    });
+    Ok(keys.collect())
+}
+
+/// Gives a key or a provider's secret another name.
+///
+/// # Errors
+/// As [`find`].
+pub async fn rename(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: ApiKeyId,
+    name: &str,
+) -> Result<(ApiKey, ApiKey)> {
+    let before = find(db, scope, id).await?;
+    sqlx::query!(
+        "with ours as (update api_keys set name = $2 where id = $1)
+         update provider_credentials set name = $2 where id = $1",
+        id as ApiKeyId,
+        name,
+    )
+    .execute(&mut *db)
+    .await?;
+    let after = ApiKey {
+        name: name.to_owned(),
+        ..before.clone()
+    };
+    Ok((before, after))
+}
+
+/// Ends a key or a provider's secret for good.
+///
+/// # Errors
+/// As [`find`].
+pub async fn revoke(db: &mut PgConnection, scope: &Scope, id: ApiKeyId) -> Result<ApiKey> {
+    let key = find(db, scope, id).await?;
+    sqlx::query!(
+        "with ours as (update api_keys set revoked_at = now() where id = $1 and revoked_at is null)
+         update provider_credentials set revoked_at = now() where id = $1 and revoked_at is null",
+        id as ApiKeyId,
+    )
+    .execute(db)
+    .await?;
+    Ok(key)
+}
+
+/// How many good keys are not known to be under the present master key, of all organisations.
+/// Each is hashed anew when it is used next.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn count_under_earlier_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<i64> {
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "n!"
+           from api_keys
+           where revoked_at is null
+             and (expires_at is null or expires_at > now())
+             and hashed_under is distinct from $1"#,
+        keys.name(),
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(count)
 }

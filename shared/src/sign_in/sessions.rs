@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
+use crate::access::known::Known;
 use crate::access::{Credential, Principal, Role};
 use crate::error::Result;
 use crate::ids::{OrgId, SessionId, UserId};
@@ -57,9 +58,10 @@ pub async fn principal_unscoped(
     session: SessionId,
     user: UserId,
     now: DateTime<Utc>,
-) -> Result<Option<Principal>> {
+) -> Result<Option<Known>> {
     let row = sqlx::query!(
-        r#"select u.org_id as "org_id: OrgId", u.email, u.role as "role: Role"
+        r#"select u.org_id as "org_id: OrgId", u.email, u.role as "role: Role",
+                  array(select flag from feature_flags f where f.user_id = u.id and not f.enabled) as "off!"
            from sessions s
            join users u on u.id = s.user_id
            where s.id = $1
@@ -73,12 +75,16 @@ pub async fn principal_unscoped(
     )
     .fetch_optional(db)
     .await?;
-    Ok(row.map(|row| Principal {
-        user,
-        org: row.org_id,
-        role: row.role,
-        email: Some(row.email),
-        credential: Credential::Session,
+    Ok(row.map(|row| Known {
+        principal: Principal {
+            user,
+            org: row.org_id,
+            role: row.role,
+            email: Some(row.email),
+            credential: Credential::Session,
+        },
+        off: row.off,
+        scopes: Vec::new(),
     }))
 }
 

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use sqlx::{Connection as _, PgConnection};
 
+use crate::access::known::Known;
 use crate::access::{Credential, Principal, Role};
 use crate::audit::{self, Actor, Note};
 use crate::config::SignUp;
@@ -37,10 +38,11 @@ impl Stranger {
 pub async fn principal_unscoped(
     db: &mut PgConnection,
     stranger: &Stranger,
-) -> Result<Option<Principal>> {
+) -> Result<Option<Known>> {
     let entered: Option<UserId> = stranger.subject.parse().ok();
     let row = sqlx::query!(
-        r#"select id as "id: UserId", org_id as "org_id: OrgId", email, role as "role: Role"
+        r#"select id as "id: UserId", org_id as "org_id: OrgId", email, role as "role: Role",
+                  array(select flag from feature_flags f where f.user_id = users.id and not f.enabled) as "off!"
            from users
            where removed_at is null
              and (external_subject = $1 or (external_subject is null and id = $2))
@@ -51,17 +53,22 @@ pub async fn principal_unscoped(
     )
     .fetch_optional(db)
     .await?;
-    Ok(row.map(|row| Principal {
-        user: row.id,
-        org: row.org_id,
-        role: row.role,
-        email: Some(row.email),
-        credential: Credential::Session,
+    Ok(row.map(|row| Known {
+        principal: Principal {
+            user: row.id,
+            org: row.org_id,
+            role: row.role,
+            email: Some(row.email),
+            credential: Credential::Session,
+        },
+        off: row.off,
+        scopes: Vec::new(),
     }))
 }
 
 /// Makes a user of somebody who was not here before: where they are invited, or in an
-/// organisation of their own. `None` when neither may be, or the address is in use already.
+/// organisation of their own. Does nothing when neither may be, when the address is in use, or
+/// when another request of the same person was quicker.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
@@ -70,9 +77,9 @@ pub async fn take_in_unscoped(
     stranger: &Stranger,
     sign_up: SignUp,
     ip: Option<IpAddr>,
-) -> Result<Option<Principal>> {
+) -> Result<()> {
     let Some(email) = stranger.email.as_deref().filter(|email| is_email(email)) else {
-        return Ok(None);
+        return Ok(());
     };
     let mut db = db.begin().await?;
     let invite = sqlx::query!(
@@ -92,10 +99,10 @@ pub async fn take_in_unscoped(
     let (org, role) = match (&invite, sign_up) {
         (Some(invite), _) => (invite.org_id, invite.role),
         (None, SignUp::Open) => (found_org(&mut db, email).await?, Role::OrgAdmin),
-        (None, SignUp::Invited) => return Ok(None),
+        (None, SignUp::Invited) => return Ok(()),
     };
     let Some(user) = enter(&mut db, stranger, email, org, role).await? else {
-        return Ok(None);
+        return Ok(());
     };
     if let Some(invite) = &invite {
         sqlx::query!(
@@ -113,13 +120,13 @@ pub async fn take_in_unscoped(
         credential: Credential::Session,
     };
     let actor = Actor {
-        principal: principal.clone(),
+        principal,
         ip,
         request_id: None,
     };
     audit::write_unscoped(&mut db, &actor, &Note::new("user.sign_up", org, user.0)).await?;
     db.commit().await?;
-    Ok(Some(principal))
+    Ok(())
 }
 
 /// Makes the user, unless another request of the same person was quicker or the address is

@@ -1,0 +1,387 @@
+//! `/api/v1/api-keys`: keys that open this API, and secrets of providers. The `provider_name`
+//! says which of the two is meant.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
+use peal_shared::Error;
+use peal_shared::access::Scope;
+use peal_shared::access::known::KeyScope;
+use peal_shared::api_keys::{self, ApiKey, NewKey, OURS, credentials};
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::{ApiKeyId, OrgId, UserId};
+use peal_shared::users;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::sign_in::Door;
+use crate::state::Api;
+
+const MAX_SCOPES: usize = 50;
+const METHODS: [&str; 8] = [
+    "*", "GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE",
+];
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(create))
+        .routes(routes!(fetch))
+        .routes(routes!(fetch_of))
+        .routes(routes!(exists))
+        .routes(routes!(rename, revoke))
+}
+
+/// Make an API key
+///
+/// The answer holds the key, once. A secret that is brought has to be fresh and random; with
+/// another `provider_name` it is that provider's, kept sealed, and opens nothing here. Takes a
+/// session: keys make no keys.
+#[utoipa::path(
+    post,
+    path = "/api/v1/api-keys",
+    tag = "API keys",
+    request_body(content = CreateKey, example = json!({"name": "CRM", "scopes": [
+        {"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "*"}
+    ]})),
+    responses(
+        (status = 200, body = Created),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
+        Refusals,
+    )
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    State(door): State<Door>,
+    caller: Caller,
+    ValidJson(body): ValidJson<CreateKey>,
+) -> Result<(StatusCode, Json<Created>)> {
+    caller.require_session()?;
+    let user = body.user_id.unwrap_or(caller.user);
+    let scope = caller.scope_of(user)?;
+    let (provider, new) = body.checked(context.clock.now())?;
+    door.make_key(caller.user)?;
+    let keys = &context.config.keys;
+    let mut db = caller.change(&context).await?;
+    let org = org_of(&mut db, &scope, user).await?;
+    let brought = body.api_key.as_ref();
+    let (id, text) = match (provider == OURS, brought) {
+        (true, brought) => {
+            let brought = brought.map(ExposeSecret::expose_secret);
+            let (id, text) =
+                api_keys::make_unscoped(&mut db, keys, (org, user), brought, &new).await?;
+            // What somebody brought, they have.
+            (id, brought.is_none().then_some(text))
+        }
+        (false, Some(secret)) => {
+            let whose = (org, user);
+            let id =
+                credentials::create_unscoped(&mut db, keys, whose, &provider, secret, &new.name)
+                    .await?;
+            (id, None)
+        }
+        (false, None) => return Err(Error::field("api_key", "missing", "is missing").into()),
+    };
+    let api_key = api_keys::find(&mut db, &scope, id).await?;
+    let note = Note::new("api_key.create", org, id.0).after(&api_key)?;
+    let told = |text| Created {
+        message: "the key is made; it is shown only now",
+        api_key: CreatedKey {
+            api_key: text,
+            key: api_key.clone(),
+        },
+    };
+    db.commit_showing(note, StatusCode::OK, &told(None), Json(told(text)))
+        .await
+}
+
+/// List one's own keys, or a user's
+#[utoipa::path(
+    get,
+    path = "/api/v1/api-keys/fetch",
+    tag = "API keys",
+    params(Whose),
+    responses(
+        (status = 200, body = Vec<ApiKey>),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
+        Refusals,
+    )
+)]
+async fn fetch(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Whose>,
+) -> Result<Json<Vec<ApiKey>>> {
+    let user = query.user_id.unwrap_or(caller.user);
+    of_user(&context, &caller, user).await
+}
+
+/// List a user's keys
+#[utoipa::path(
+    get,
+    path = "/api/v1/api-keys/fetch/{user_id}",
+    tag = "API keys",
+    params(("user_id" = UserId, Path)),
+    responses(
+        (status = 200, body = Vec<ApiKey>),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
+        Refusals,
+    )
+)]
+async fn fetch_of(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(user): Ids<UserId>,
+) -> Result<Json<Vec<ApiKey>>> {
+    of_user(&context, &caller, user).await
+}
+
+async fn of_user(context: &Context, caller: &Caller, user: UserId) -> Result<Json<Vec<ApiKey>>> {
+    let scope = caller.scope_of(user)?;
+    let mut db = caller.read(context).await?;
+    org_of(&mut db, &scope, user).await?;
+    Ok(Json(api_keys::list(&mut db, &scope, user).await?))
+}
+
+/// Ask whether a user has a good key
+#[utoipa::path(
+    post,
+    path = "/api/v1/api-keys/exists",
+    tag = "API keys",
+    request_body = Exists,
+    responses(
+        (status = 200, body = bool),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
+        Refusals,
+    )
+)]
+async fn exists(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<Exists>,
+) -> Result<Json<bool>> {
+    let Json(keys) = of_user(&context, &caller, body.user_id).await?;
+    let provider = body.provider_name.as_deref().unwrap_or(OURS);
+    Ok(Json(keys.iter().any(|key| key.provider_name == provider)))
+}
+
+/// Rename a key
+///
+/// An empty name takes it away.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/api-keys/{key_id}",
+    tag = "API keys",
+    params(("key_id" = ApiKeyId, Path), Whose),
+    request_body(content = Rename, example = json!({"name": "CRM"})),
+    responses(
+        (status = 200, body = Changed),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such key"),
+        Refusals,
+    )
+)]
+async fn rename(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<ApiKeyId>,
+    ValidQuery(query): ValidQuery<Whose>,
+    ValidJson(body): ValidJson<Rename>,
+) -> Result<(StatusCode, Json<Changed>)> {
+    caller.require_session()?;
+    let mut fields = Fields::default();
+    fields.check_text(&body.name, "name", 0, 200);
+    fields.finish()?;
+    let scope = query.scope(&caller)?;
+    let mut db = caller.change(&context).await?;
+    let (before, after) = api_keys::rename(&mut db, &scope, id, body.name.trim()).await?;
+    let note = Note::new("api_key.update", after.organization_id, id.0)
+        .before(&before)?
+        .after(&after)?;
+    let answer = Changed {
+        message: "the key is renamed",
+        api_key: after,
+    };
+    db.commit(note, StatusCode::OK, Json(answer)).await
+}
+
+/// Revoke a key
+///
+/// It is refused within a second, on every replica.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/api-keys/{key_id}",
+    tag = "API keys",
+    params(("key_id" = ApiKeyId, Path), Whose),
+    responses(
+        (status = 200, body = Changed),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such key"),
+        Refusals,
+    )
+)]
+async fn revoke(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<ApiKeyId>,
+    ValidQuery(query): ValidQuery<Whose>,
+) -> Result<(StatusCode, Json<Changed>)> {
+    caller.require_session()?;
+    let scope = query.scope(&caller)?;
+    let mut db = caller.change(&context).await?;
+    let api_key = api_keys::revoke(&mut db, &scope, id).await?;
+    let note = Note::new("api_key.delete", api_key.organization_id, id.0).before(&api_key)?;
+    let answer = Changed {
+        message: "the key is revoked",
+        api_key,
+    };
+    db.commit(note, StatusCode::OK, Json(answer)).await
+}
+
+/// The organisation of a user in the scope.
+async fn org_of(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<OrgId> {
+    let org = users::org_of(db, scope, user).await?;
+    Ok(org.ok_or(Error::NotFound("User"))?)
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CreateKey {
+    /// A secret of one's own; left out, one is made.
+    #[schema(value_type = Option<String>, format = Password)]
+    api_key: Option<SecretString>,
+    /// Whose key it is; one's own when left out.
+    user_id: Option<UserId>,
+    /// `milli_chat_ai` or left out: a key for this API. Otherwise the provider that the secret
+    /// belongs to, such as `openai`.
+    provider_name: Option<String>,
+    name: Option<String>,
+    expires_at: Option<DateTime<Utc>>,
+    /// What the key may do; left out, everything its user may.
+    #[serde(default)]
+    scopes: Vec<KeyScope>,
+}
+
+impl CreateKey {
+    fn checked(&self, now: DateTime<Utc>) -> Result<(String, NewKey)> {
+        let mut fields = Fields::default();
+        let name = self.name.as_deref().unwrap_or_default().trim();
+        fields.check_text(name, "name", 0, 200);
+        let provider = self.provider_name.as_deref().unwrap_or(OURS);
+        let is_word = (1..=60).contains(&provider.len())
+            && provider.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+            && provider
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.-".contains(&b));
+        let told = "must have 1 to 60 lowercase letters, digits, dots, dashes and underscores";
+        fields.check(is_word, "provider_name", "characters", told);
+        let in_future = self.expires_at.is_none_or(|at| at > now);
+        fields.check(
+            in_future,
+            "expires_at",
+            "value_error",
+            "must be in the future",
+        );
+        let told = "must be 50 at most";
+        fields.check(self.scopes.len() <= MAX_SCOPES, "scopes", "length", told);
+        for (at, scope) in self.scopes.iter().enumerate() {
+            let path = &scope.allowed_path_prefix;
+            let told = "must be a path such as /api/v1/batch-call";
+            let is_path = path.starts_with('/') && path.len() <= 500 && path.is_ascii();
+            fields.check(
+                is_path,
+                &format!("scopes.{at}.allowed_path_prefix"),
+                "value_error",
+                told,
+            );
+            let told = format!("must be one of {}", METHODS.join(", "));
+            let is_method = METHODS.contains(&scope.allowed_method.as_str());
+            fields.check(
+                is_method,
+                &format!("scopes.{at}.allowed_method"),
+                "enum",
+                told,
+            );
+        }
+        if provider != OURS {
+            let told = "belongs to keys for this API only";
+            fields.check(self.scopes.is_empty(), "scopes", "value_error", told);
+            fields.check(self.expires_at.is_none(), "expires_at", "value_error", told);
+            let chars = self
+                .api_key
+                .as_ref()
+                .map(|key| key.expose_secret().chars().count());
+            let told = "must have 1 to 4096 characters";
+            let fits = chars.is_none_or(|chars| (1..=4096).contains(&chars));
+            fields.check(fits, "api_key", "length", told);
+        }
+        fields.finish()?;
+        let new = NewKey {
+            name: name.to_owned(),
+            expires_at: self.expires_at,
+            scopes: self.scopes.clone(),
+        };
+        Ok((provider.to_owned(), new))
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Whose {
+    /// Whose keys; one's own when left out.
+    user_id: Option<UserId>,
+}
+
+impl Whose {
+    fn scope(&self, caller: &Caller) -> Result<Scope> {
+        Ok(match self.user_id {
+            Some(user) => caller.scope_of(user)?,
+            None => caller.scope(),
+        })
+    }
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Exists {
+    user_id: UserId,
+    /// `milli_chat_ai` when left out.
+    provider_name: Option<String>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Rename {
+    name: String,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Created {
+    message: &'static str,
+    api_key: CreatedKey,
+}
+
+#[derive(Serialize, ToSchema)]
+struct CreatedKey {
+    /// The key itself, when it was made here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key: Option<String>,
+    #[serde(flatten)]
+    key: ApiKey,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Changed {
+    message: &'static str,
+    api_key: ApiKey,
+}

@@ -1,0 +1,89 @@
+//! `/api/v1/audit-log`: who changed what, for administrators.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use chrono::{DateTime, Utc};
+use peal_shared::Error;
+use peal_shared::access::Role;
+use peal_shared::audit::{self, Entry, Filter};
+use peal_shared::context::Context;
+use peal_shared::ids::{AuditId, OrgId, UserId};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::ValidQuery;
+use crate::openapi::Refusals;
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(list))
+}
+
+/// List what was changed, the newest first
+///
+/// For org_admins (their organization) and super_admins. `next` is the `before` of the next
+/// page; without one this page is the last.
+#[utoipa::path(
+    get,
+    path = "/api/v1/audit-log",
+    tag = "Audit log",
+    params(Query),
+    responses((status = 200, body = Log), Refusals)
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Query>,
+) -> Result<Json<Log>> {
+    caller.require(Role::OrgAdmin)?;
+    let limit = query.limit.unwrap_or(50);
+    if !(1..=200).contains(&limit) {
+        return Err(Error::field("limit", "range", "must be between 1 and 200").into());
+    }
+    let filter = Filter {
+        action: query.action,
+        subject: query.subject_id,
+        actor: query.actor_user_id,
+        org: query.organization_id,
+        from: query.from_date,
+        to: query.to_date,
+        before: query.before,
+    };
+    let mut db = caller.read(&context).await?;
+    let entries = audit::list(&mut db, &caller.scope(), &filter, limit).await?;
+    let is_full = i64::try_from(entries.len()).is_ok_and(|n| n == limit);
+    let next = entries.last().map(|entry| entry.id).filter(|_| is_full);
+    Ok(Json(Log { entries, next }))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Query {
+    /// The thing and the verb: `batch.create`.
+    action: Option<String>,
+    /// Id of the thing that was changed.
+    subject_id: Option<String>,
+    actor_user_id: Option<UserId>,
+    organization_id: Option<OrgId>,
+    /// From this moment on.
+    from_date: Option<DateTime<Utc>>,
+    /// Before this moment.
+    to_date: Option<DateTime<Utc>>,
+    /// Entries older than this one.
+    before: Option<AuditId>,
+    /// 1 to 200; 50 when left out.
+    limit: Option<i64>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Log {
+    entries: Vec<Entry>,
+    next: Option<AuditId>,
+}

@@ -1,0 +1,124 @@
+//! `/api/v1/feature-flags`: what users may use.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::Error;
+use peal_shared::access::Role;
+use peal_shared::access::known::Feature;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::feature_flags::{self, Flags};
+use peal_shared::ids::UserId;
+use serde_json::{Map, Value};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(mine))
+        .routes(routes!(show, switch))
+}
+
+/// Show one's own feature flags
+#[utoipa::path(
+    get,
+    path = "/api/v1/feature-flags/me",
+    tag = "Feature flags",
+    responses(
+        (status = 200, body = BTreeMap<String, bool>, example = json!({"call_analytics": true, "call_logs": true, "outbound": true})),
+        Refusals,
+    )
+)]
+async fn mine(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Flags>> {
+    let scope = caller.scope_of(caller.user)?;
+    let mut db = caller.read(&context).await?;
+    let (_org, flags) = feature_flags::of_user(&mut db, &scope, caller.user).await?;
+    Ok(Json(flags))
+}
+
+/// Show a user's feature flags
+#[utoipa::path(
+    get,
+    path = "/api/v1/feature-flags/{user_id}",
+    tag = "Feature flags",
+    params(("user_id" = UserId, Path)),
+    responses(
+        (status = 200, body = BTreeMap<String, bool>),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
+        Refusals,
+    )
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(user): Ids<UserId>,
+) -> Result<Json<Flags>> {
+    let scope = caller.scope_of(user)?;
+    let mut db = caller.read(&context).await?;
+    let (_org, flags) = feature_flags::of_user(&mut db, &scope, user).await?;
+    Ok(Json(flags))
+}
+
+/// Switch a user's features on or off
+///
+/// What is left out stays. For org_admins (their members) and super_admins (anybody); nobody
+/// switches their own. It counts from the user's next request on.
+#[utoipa::path(
+    put,
+    path = "/api/v1/feature-flags/{user_id}",
+    tag = "Feature flags",
+    params(("user_id" = UserId, Path)),
+    request_body(content = BTreeMap<String, bool>, example = json!({"outbound": false})),
+    responses(
+        (status = 200, body = BTreeMap<String, bool>),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
+        Refusals,
+    )
+)]
+async fn switch(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(user): Ids<UserId>,
+    ValidJson(body): ValidJson<Map<String, Value>>,
+) -> Result<(StatusCode, Json<Flags>)> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    if user == caller.user {
+        let told = "Forbidden: nobody switches their own features; ask another administrator";
+        return Err(Error::Forbidden(told.into()).into());
+    }
+    let wanted = wanted(&body)?;
+    let mut db = caller.change(&context).await?;
+    let (org, before, after) =
+        feature_flags::switch(&mut db, &caller.scope(), user, &wanted).await?;
+    let note = Note::new("feature_flags.update", org, user.0)
+        .before(&before)?
+        .after(&after)?;
+    db.commit(note, StatusCode::OK, Json(after)).await
+}
+
+fn wanted(body: &Map<String, Value>) -> Result<Vec<(Feature, bool)>> {
+    let known = Feature::ALL.map(Feature::as_str).join(", ");
+    let (mut fields, mut wanted) = (Fields::default(), Vec::new());
+    for (name, value) in body {
+        match (Feature::named(name), value) {
+            (Some(feature), Value::Bool(on)) => wanted.push((feature, *on)),
+            (Some(_), _) => fields.check(false, name, "type_error", "must be true or false"),
+            (None, _) => {
+                let told = format!("is not a feature; known: {known}");
+                fields.check(false, name, "extra_forbidden", told);
+            }
+        }
+    }
+    fields.finish()?;
+    Ok(wanted)
+}

@@ -1,0 +1,121 @@
+//! Secrets of providers (models, voices), which we send to them and therefore can read.
+//!
+//! Each is sealed under a key of its own, which is sealed under the master key, both bound to
+//! their row: moved to another row or another organisation they do not open. A new master key
+//! seals the small keys anew and leaves the secrets alone.
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::PgConnection;
+
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{ApiKeyId, OrgId, UserId};
+use crate::secret::Keys;
+
+/// Stores a provider's secret for a user.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn create_unscoped(
+    db: &mut PgConnection,
+    keys: &Keys,
+    (org, user): (OrgId, UserId),
+    provider: &str,
+    secret: &SecretString,
+    name: &str,
+) -> Result<ApiKeyId> {
+    let id = ApiKeyId::new();
+    let text = secret.expose_secret();
+    let (data_key, sealed) = keys.seal_enveloped(&place(org, id), text.as_bytes())?;
+    let last4: String = match text.chars().count() {
+        // The end of a short secret is too much of it.
+        0..16 => String::new(),
+        length => text.chars().skip(length - 4).collect(),
+    };
+    sqlx::query!(
+        "insert into provider_credentials (id, org_id, user_id, provider_name, name, last4, data_key, secret)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        id as ApiKeyId,
+        org as OrgId,
+        user as UserId,
+        provider,
+        name,
+        last4,
+        data_key,
+        sealed,
+    )
+    .execute(db)
+    .await?;
+    Ok(id)
+}
+
+/// The newest secret that a user has stored for a provider.
+///
+/// # Errors
+/// [`Error::Unexpected`] when it was sealed elsewhere, or from the database.
+pub async fn read(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    user: UserId,
+    provider: &str,
+) -> Result<Option<SecretString>> {
+    let row = sqlx::query!(
+        r#"select id as "id: ApiKeyId", org_id as "org_id: OrgId", data_key, secret
+           from provider_credentials
+           where user_id = $1
+             and provider_name = $2
+             and revoked_at is null
+             and ($3::uuid is null or org_id = $3)
+             and ($4::uuid is null or user_id = $4)
+           order by created_at desc, id desc
+           limit 1"#,
+        user as UserId,
+        provider,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let place = place(row.org_id, row.id);
+    let plain = keys.open_enveloped(&place, &row.data_key, &row.secret)?;
+    let text = String::from_utf8(plain)
+        .map_err(|_bytes| Error::Unexpected(anyhow::anyhow!("a provider's secret is not text")))?;
+    Ok(Some(text.into()))
+}
+
+/// Seals every small key that is under an earlier master key under the present one, of all
+/// organisations: the platform's operator rotates. Answers how many.
+///
+/// # Errors
+/// [`Error::Unexpected`] when one opens under no key that is set.
+pub async fn rewrap_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+    let rows = sqlx::query!(
+        r#"select id as "id: ApiKeyId", org_id as "org_id: OrgId", data_key
+           from provider_credentials
+           order by id
+           for update"#,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut rewrapped = 0;
+    for row in rows {
+        let place = place(row.org_id, row.id);
+        if let Some(data_key) = keys.rewrap(&place, &row.data_key)? {
+            sqlx::query!(
+                "update provider_credentials set data_key = $2 where id = $1",
+                row.id as ApiKeyId,
+                data_key,
+            )
+            .execute(&mut *db)
+            .await?;
+            rewrapped += 1;
+        }
+    }
+    Ok(rewrapped)
+}
+
+fn place(org: OrgId, id: ApiKeyId) -> String {
+    format!("organizations/{org}/provider_credentials/{id}")
+}

@@ -1,0 +1,70 @@
+//! Feature flags: what a user may use. Everything is on until it is switched off. What a flag
+//! closes stands in [`Feature`](crate::access::known::Feature) and holds for sessions and keys.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+
+use crate::access::Scope;
+use crate::access::known::Feature;
+use crate::error::{Error, Result};
+use crate::ids::{OrgId, UserId};
+
+/// Every flag of a user, by name.
+pub type Flags = BTreeMap<&'static str, bool>;
+
+/// A user's organisation and flags.
+///
+/// # Errors
+/// [`Error::NotFound`] for a user out of sight.
+pub async fn of_user(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<(OrgId, Flags)> {
+    let row = sqlx::query!(
+        r#"select u.org_id as "org_id: OrgId",
+                  array(select flag from feature_flags f where f.user_id = u.id and not f.enabled) as "off!"
+           from users u
+           where u.id = $1
+             and u.removed_at is null
+             and ($2::uuid is null or u.org_id = $2)
+             and ($3::uuid is null or u.id = $3)"#,
+        user as UserId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("User"))?;
+    let is_on = |feature: Feature| !row.off.iter().any(|name| name == feature.as_str());
+    let flags = Feature::ALL.map(|feature| (feature.as_str(), is_on(feature)));
+    Ok((row.org_id, flags.into()))
+}
+
+/// Switches some of a user's flags; the others stay. Answers what they were and what they are.
+///
+/// # Errors
+/// As [`of_user`].
+pub async fn switch(
+    db: &mut PgConnection,
+    scope: &Scope,
+    user: UserId,
+    wanted: &[(Feature, bool)],
+) -> Result<(OrgId, Flags, Flags)> {
+    let (org, before) = of_user(db, scope, user).await?;
+    let (names, enabled): (Vec<String>, Vec<bool>) = wanted
+        .iter()
+        .map(|(feature, enabled)| (feature.as_str().to_owned(), *enabled))
+        .unzip();
+    sqlx::query!(
+        "insert into feature_flags (org_id, user_id, flag, enabled)
+         select $1, $2, wanted.flag, wanted.enabled
+         from unnest($3::text[], $4::bool[]) as wanted (flag, enabled)
+         on conflict (user_id, flag) do update set enabled = excluded.enabled, updated_at = now()",
+        org as OrgId,
+        user as UserId,
+        &names,
+        &enabled,
+    )
+    .execute(&mut *db)
+    .await?;
+    let (_org, after) = of_user(db, scope, user).await?;
+    Ok((org, before, after))
+}

@@ -1,0 +1,304 @@
+//! API keys: made by sessions, shown once, ended at once.
+
+use std::time::{Duration, Instant};
+
+use peal_api::admin::{AdminRole, rotate_master_key};
+use peal_shared::access::Principal;
+use peal_shared::api_keys::credentials;
+use peal_shared::users;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::app::{Answer, App, Client, answer};
+use crate::harness::eventually;
+use crate::sign_in::{Person, quiet, session, with_token};
+
+const KEYS: &str = "/api/v1/api-keys";
+const MINE: &str = "/api/v1/batch-call/me";
+
+async fn by_key(client: &Client, key: &str, method: Method, path: &str) -> Answer {
+    answer(client.anonymous(method, path).header("x-api-key", key)).await
+}
+
+/// Makes a key; answers it with its text.
+async fn make(person: &Person<'_>, body: Value) -> (Value, String) {
+    let made = person.send(Method::POST, KEYS, body).await.expect(200)["api_key"].clone();
+    let text = made["api_key"].as_str().unwrap_or_default().to_owned();
+    (made, text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_shown_once_and_ends_within_a_second_without_redis() {
+    let mut app = quiet().await;
+    let (other, _) = app.start_api(|settings| settings.redis_url = None).await;
+    let app = app;
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let (made, text) = make(&bob, json!({"name": "CRM"})).await;
+    assert!(text.starts_with("peal_live_") && text.len() == 59, "{text}");
+    assert_eq!(made["key_prefix"], text[..14]);
+    assert_eq!(made["last4"], text[text.len() - 4..]);
+    by_key(&other, &text, Method::GET, MINE).await.expect(200);
+    let listed = bob.get(&format!("{KEYS}/fetch")).await.expect(200);
+    assert_eq!(listed.as_array().map(Vec::len), Some(1));
+    assert!(!listed.to_string().contains(&text));
+    assert!(listed[0]["last_used_at"].is_string());
+    assert_eq!(
+        bob.get(&format!("{KEYS}/fetch/{}", bob.id))
+            .await
+            .expect(200),
+        listed
+    );
+    let exists = json!({"user_id": bob.id, "provider_name": "milli_chat_ai"});
+    let exists = async || {
+        bob.send(Method::POST, &format!("{KEYS}/exists"), exists.clone())
+            .await
+            .expect(200)
+    };
+    assert_eq!(exists().await, json!(true));
+
+    let path = format!("{KEYS}/{}", made["id"].as_str().unwrap());
+    let renamed = bob
+        .send(Method::PATCH, &path, json!({"name": ""}))
+        .await
+        .expect(200);
+    assert_eq!(renamed["api_key"]["name"], "");
+    by_key(&app, &text, Method::DELETE, &path).await.expect(403);
+    let minted = app.anonymous(Method::POST, KEYS).header("x-api-key", &text);
+    answer(minted.json(&json!({"name": "child"})))
+        .await
+        .expect(403);
+
+    bob.delete(&path).await.expect(200);
+    let revoked = Instant::now();
+    let refused = || async {
+        by_key(&other, &text, Method::GET, MINE)
+            .await
+            .status
+            .as_u16()
+            == 401
+    };
+    eventually("the key is refused", Duration::from_secs(1), refused).await;
+    assert!(revoked.elapsed() < Duration::from_secs(1));
+    assert_eq!(exists().await, json!(false));
+    bob.delete(&path).await.expect(404);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
+    let app = quiet().await;
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::User).await;
+    let brought = "Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gA";
+    let (made, text) = make(&bob, json!({"api_key": brought, "user_id": bob.id})).await;
+    assert_eq!(
+        (text.as_str(), &made["key_prefix"], &made["last4"]),
+        ("", &json!(""), &json!("F4gA"))
+    );
+    by_key(&app, brought, Method::GET, MINE).await.expect(200);
+    let taken = eve
+        .send(Method::POST, KEYS, json!({"api_key": brought}))
+        .await
+        .expect(422);
+    let weak = eve
+        .send(Method::POST, KEYS, json!({"api_key": "password"}))
+        .await
+        .expect(422);
+    assert_eq!(taken["errors"], weak["errors"]);
+    assert_eq!(taken["detail"], weak["detail"]);
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        let tried = eve
+            .send(Method::POST, KEYS, json!({"api_key": "password"}))
+            .await;
+        statuses.push(tried.status.as_u16());
+    }
+    assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
+    // Nothing keeps the secret, and an answer that is given again does not show one.
+    let request = || {
+        let request = app.anonymous(Method::POST, KEYS).bearer_auth(&bob.token);
+        request
+            .header("Idempotency-Key", "k-1")
+            .json(&json!({"name": "once"}))
+    };
+    let first = answer(request()).await.expect(200);
+    let again = answer(request()).await.expect(200);
+    assert_eq!(first["api_key"]["id"], again["api_key"]["id"]);
+    let shown = first["api_key"]["api_key"].as_str().expect("a key");
+    assert!(again["api_key"].get("api_key").is_none());
+    for secret in [shown, brought] {
+        let kept: bool = sqlx::query_scalar(
+            "select exists (select from idempotency_keys where body::text like '%' || $1 || '%')
+                 or exists (select from api_keys where api_keys::text like '%' || $1 || '%')
+                 or exists (select from audit_log where audit_log::text like '%' || $1 || '%')",
+        )
+        .bind(secret)
+        .fetch_one(&app.context.pool)
+        .await
+        .expect("a look");
+        assert!(!kept);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_keeps_to_its_scopes_and_its_time() {
+    let app = quiet().await;
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let soon = app.context.clock.now() + chrono::TimeDelta::hours(1);
+    let body = json!({"expires_at": soon, "scopes": [
+        {"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "GET"},
+    ]});
+    let (made, text) = make(&bob, body).await;
+    assert_eq!(made["scopes"][0]["allowed_method"], "GET");
+    by_key(&app, &text, Method::GET, MINE).await.expect(200);
+    for (method, path) in [
+        (Method::POST, "/api/v1/batch-call/create"),
+        (Method::GET, "/api/v1/me"),
+    ] {
+        let refused = app
+            .anonymous(method, path)
+            .header("x-api-key", &text)
+            .json(&json!({}));
+        let refused = answer(refused).await.expect(403);
+        assert_eq!(
+            refused["detail"],
+            "Forbidden: API Key does not have required scopes"
+        );
+    }
+    sqlx::query("update api_keys set expires_at = now() where expires_at is not null")
+        .execute(&app.context.pool)
+        .await
+        .expect("an update");
+    let over = || async { by_key(&app, &text, Method::GET, MINE).await.status.as_u16() == 401 };
+    eventually("the key is over", Duration::from_secs(1), over).await;
+    for wrong in [
+        json!({"expires_at": "2020-01-01T00:00:00Z"}),
+        json!({"scopes": [{"allowed_path_prefix": "api", "allowed_method": "GET"}]}),
+        json!({"scopes": [{"allowed_path_prefix": "/api", "allowed_method": "TRACE"}]}),
+        json!({"org_id": app.tenant.org}),
+    ] {
+        bob.send(Method::POST, KEYS, wrong).await.expect(422);
+    }
+    // A mistyped key is refused by its checksum alone.
+    let mut typo = text.clone();
+    typo.replace_range(20..21, if &text[20..21] == "A" { "B" } else { "A" });
+    by_key(&app, &typo, Method::GET, MINE).await.expect(401);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_others_are_for_their_administrators() {
+    let app = quiet().await;
+    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let (made, text) = make(&admin, json!({"user_id": bob.id, "name": "for Bob"})).await;
+    let me = by_key(&app, &text, Method::GET, "/api/v1/me")
+        .await
+        .expect(200);
+    assert_eq!(me["user_id"], bob.id);
+    let fetch = format!("{KEYS}/fetch?user_id={}", bob.id);
+    assert_eq!(admin.get(&fetch).await.expect(200)[0]["name"], "for Bob");
+    eve.get(&fetch).await.expect(404);
+    eve.send(Method::POST, KEYS, json!({"user_id": bob.id}))
+        .await
+        .expect(404);
+    bob.send(Method::POST, KEYS, json!({"user_id": admin.id}))
+        .await
+        .expect(403);
+    bob.get(&format!("{KEYS}/fetch/{}", admin.id))
+        .await
+        .expect(403);
+    let path = format!("{KEYS}/{}", made["id"].as_str().unwrap());
+    eve.delete(&path).await.expect(404);
+    eve.send(Method::PATCH, &path, json!({"name": "mine"}))
+        .await
+        .expect(404);
+    admin
+        .delete(&format!("{path}?user_id={}", admin.id))
+        .await
+        .expect(404);
+    admin
+        .delete(&format!("{path}?user_id={}", bob.id))
+        .await
+        .expect(200);
+    app.finish().await;
+}
+
+async fn principal(app: &App, user: &str) -> Principal {
+    let mut db = app.context.pool.acquire().await.expect("connection");
+    let user = user.parse().expect("an id");
+    let known = users::principal_unscoped(&mut db, user).await;
+    known.expect("a look").expect("somebody")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
+    let mut app = quiet().await;
+    let secret = "sk-Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gA";
+    let user = {
+        let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+        let body = json!({"provider_name": "openai", "api_key": secret, "name": "models"});
+        let (made, text) = make(&bob, body).await;
+        assert_eq!(
+            (text.as_str(), &made["provider_name"]),
+            ("", &json!("openai"))
+        );
+        by_key(&app, secret, Method::GET, MINE).await.expect(401);
+        let exists = json!({"user_id": bob.id, "provider_name": "openai"});
+        let exists = bob
+            .send(Method::POST, &format!("{KEYS}/exists"), exists)
+            .await;
+        assert_eq!(exists.expect(200), json!(true));
+        bob.send(Method::POST, KEYS, json!({"provider_name": "openai"}))
+            .await
+            .expect(422);
+        bob.id
+    };
+    let plain =
+        "select count(*) from provider_credentials where position('Zk3v'::bytea in secret) > 0";
+    assert_eq!(app.count(plain).await, 0);
+    let token = session(&app, "bob@example.com").await;
+
+    let (client, rotated) = app
+        .start_api(|settings| {
+            settings.master_key_previous = settings.master_key.take();
+            settings.master_key = Some("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned());
+        })
+        .await;
+    let app = app;
+    let done = rotate_master_key(&rotated).await.expect("a rotation");
+    assert_eq!(
+        (done.trunks, done.provider_credentials, done.api_keys_left),
+        (1, 1, 1)
+    );
+    // Keys and sessions from before go on, and a key that is used is under the new one.
+    client.get(MINE).await.expect(200);
+    with_token(&client, &token, Method::GET, MINE, None)
+        .await
+        .expect(200);
+    let again = rotate_master_key(&rotated).await.expect("a rotation");
+    assert_eq!(
+        (
+            again.trunks,
+            again.provider_credentials,
+            again.api_keys_left
+        ),
+        (0, 0, 0)
+    );
+    let bob = principal(&app, &user).await;
+    let mut db = app.context.pool.acquire().await.expect("connection");
+    let keys = &rotated.config.keys;
+    let read = credentials::read(&mut db, keys, &bob.scope(), bob.user, "openai").await;
+    let read = read.expect("a look").expect("a secret");
+    assert_eq!(secrecy::ExposeSecret::expose_secret(&read), secret);
+    let old = &app.context.config.keys;
+    assert!(
+        credentials::read(&mut db, old, &bob.scope(), bob.user, "openai")
+            .await
+            .is_err()
+    );
+    drop(db);
+    app.finish().await;
+}
