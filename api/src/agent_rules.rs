@@ -237,20 +237,23 @@ fn check_optional(fields: &mut Fields, text: Option<&str>, path: &str, least: us
     }
 }
 
-/// A language tag: `en`, `en-US`, `zh-Hant-TW`.
 fn check_language(fields: &mut Fields, language: &str, path: &str) {
-    let mut parts = language.split('-');
-    let first = parts.next().unwrap_or_default();
-    let is_tag = (2..=3).contains(&first.len())
-        && first.bytes().all(|b| b.is_ascii_alphabetic())
-        && parts.all(|part| {
-            (2..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
-        })
-        && language.len() <= 35;
     fields.check(
-        is_tag,
+        is_language(language),
         path,
         "language",
         "must be a language tag, such as en-US or hi-IN",
     );
+}
+
+/// Whether this is a language tag: `en`, `en-US`, `zh-Hant-TW`.
+pub fn is_language(tag: &str) -> bool {
+    let mut parts = tag.split('-');
+    let first = parts.next().unwrap_or_default();
+    (2..=3).contains(&first.len())
+        && first.bytes().all(|b| b.is_ascii_alphabetic())
+        && parts.all(|part| {
+            (2..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
+        })
+        && tag.len() <= 35
 }

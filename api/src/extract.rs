@@ -80,6 +80,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ValidQuery<T> 
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
         let pairs = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        if let Some((name, _)) = pairs.clone().find(|(_, value)| value.contains('\0')) {
+            let message = "must not have NUL characters";
+            let error = FieldError::new("query", [name], "characters", message);
+            return Err(Problem::invalid(vec![error]));
+        }
         typed(serde_urlencoded::Deserializer::new(pairs), "query").map(Self)
     }
 }

@@ -30,6 +30,7 @@ mod page;
 mod people;
 mod phone_mapping;
 mod phones;
+mod providers;
 mod request_key;
 mod server;
 mod shed;

@@ -55,6 +55,10 @@ ids! {
     PhoneId;
     /// Which agent a caller number speaks for.
     MappingId;
+    /// A provider of the catalogue.
+    ProviderId;
+    /// A voice of the catalogue.
+    VoiceId;
     /// A batch (`call_batches`), which managers call a campaign.
     BatchId;
     /// A batch row (`batch_data`).

@@ -1,11 +1,12 @@
 //! Other people of the tenant's organisation, and how they ask.
 
+use jsonwebtoken::{EncodingKey, Header, encode};
 use peal_shared::access::Role;
 use peal_shared::{api_keys, users};
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::app::{App, Tenant};
+use super::app::{App, JWT_SECRET, Tenant};
 use super::client::{Answer, answer};
 
 /// Somebody of the tenant's organisation, with a key of their own.
@@ -23,6 +24,20 @@ pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
         api_key,
         ..app.tenant.clone()
     }
+}
+
+/// A session token of somebody.
+pub async fn session(app: &App, email: &str) -> String {
+    let user: String = sqlx::query_scalar("select id::text from users where email = $1")
+        .bind(email)
+        .fetch_one(&app.context.pool)
+        .await
+        .expect("a user");
+    let now = app.context.clock.now().timestamp();
+    let claims =
+        json!({"sub": user, "iss": "peal", "aud": "authenticated", "iat": now, "exp": now + 600});
+    let key = EncodingKey::from_secret(JWT_SECRET.as_bytes());
+    encode(&Header::default(), &claims, &key).expect("a token")
 }
 
 /// Sends a request as somebody, with a body unless it is null.

@@ -4,7 +4,8 @@
 //! one place: those that dialling and answering read are columns of `agents` (the texts, the
 //! language, the voice, recording, machine detection, the longest call), all others are fields
 //! of one JSON column per configuration. [`setup`] puts both together as the contract's nested
-//! configurations and takes them apart again; nothing is stored twice.
+//! configurations and takes them apart again; nothing is stored twice. A voice that no carrier
+//! speaks with stays out of the column, because answer documents are written from it.
 //!
 //! A batch or a call that is under way reads its agent at every step. So an agent in use is not
 //! deleted or switched off, and its texts change only by force and only to variables that the

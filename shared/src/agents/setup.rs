@@ -15,6 +15,7 @@ use crate::access::{Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, OrgId, UserId};
 use crate::page::{Owners, Page};
+use crate::voices;
 
 /// An agent with all of its configurations.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -110,13 +111,14 @@ impl CompleteAgent {
 /// Sets up an agent for a user in the caller's sight.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a user out of sight.
+/// [`Error::NotFound`] for a user out of sight, [`Error::Invalid`] for a voice that there is not.
 pub async fn create(
     db: &mut PgConnection,
     scope: &Scope,
     owner: UserId,
     setup: &Setup,
 ) -> Result<CompleteAgent> {
+    voices::check(db, scope, &setup.tts_config).await?;
     let id = AgentId::new();
     let inserted = sqlx::query!(
         "insert into agents (id, org_id, user_id, name)
@@ -136,7 +138,7 @@ pub async fn create(
     if inserted.rows_affected() == 0 {
         return Err(Error::NotFound("User"));
     }
-    write(db, id, setup).await?;
+    write(db, scope, id, setup).await?;
     find(db, scope, id).await
 }
 
@@ -180,7 +182,7 @@ pub async fn list(
 ) -> Result<(Vec<AgentSummary>, Option<i64>)> {
     let rows = sqlx::query!(
         r#"select id as "id: AgentId", name, user_id as "user_id: UserId", is_active, description, language,
-                  voice, created_at, updated_at, count(*) over () as "total!"
+                  coalesce(voice, tts_config ->> 'voice_name') as voice, created_at, updated_at, count(*) over () as "total!"
            from agents
            where deleted_at is null
              and ($1::uuid is null or org_id = $1)
@@ -279,7 +281,8 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<C
 ///
 /// # Errors
 /// [`Error::Rejected`] when it is active and nobody insists, [`Error::Conflict`] when a running
-/// batch or a call under way does not allow the change.
+/// batch or a call under way does not allow the change, [`Error::Invalid`] for a voice that
+/// there is not.
 pub async fn change(
     db: &mut PgConnection,
     scope: &Scope,
@@ -298,7 +301,10 @@ pub async fn change(
         check_unused_unscoped(db, before, "changed").await?;
     }
     check_variables_unscoped(db, id, setup).await?;
-    write(db, id, setup).await?;
+    if setup.tts_config != before.configurations.tts_config {
+        voices::check(db, scope, &setup.tts_config).await?;
+    }
+    write(db, scope, id, setup).await?;
     find(db, scope, id).await
 }
 
@@ -336,7 +342,13 @@ pub async fn delete(
 }
 
 /// Writes all settings of an agent, each to its place.
-async fn write(db: &mut PgConnection, id: AgentId, setup: &Setup) -> Result<()> {
+async fn write(db: &mut PgConnection, scope: &Scope, id: AgentId, setup: &Setup) -> Result<()> {
+    // The column holds what carriers are told to speak with, and nobody else's voice.
+    let voice = &setup.tts_config;
+    let (spoken, columns): (_, &[&str]) = match voices::is_carriers(db, scope, voice).await? {
+        true => (voice.voice_name.as_deref(), &["language", "voice_name"]),
+        false => (None, &["language"]),
+    };
     let Profile {
         name,
         description,
@@ -362,11 +374,11 @@ async fn write(db: &mut PgConnection, id: AgentId, setup: &Setup) -> Result<()> 
         apply_noise_reduction,
         machine_detection,
         setup.agent_model_config.system_prompt,
-        setup.tts_config.language,
-        setup.tts_config.voice_name.as_deref(),
+        voice.language,
+        spoken,
         setup.agent_specific_config.session_timeout,
         rest(&setup.agent_model_config, &["system_prompt"])?,
-        rest(&setup.tts_config, &["language", "voice_name"])?,
+        rest(voice, columns)?,
         setup.transcriber_config.as_ref().map(serde_json::to_value).transpose()?,
         setup.vad_config.as_ref().map(serde_json::to_value).transpose()?,
         rest(&setup.agent_specific_config, &["session_timeout"])?,
@@ -413,6 +425,7 @@ struct Row {
 
 impl Row {
     fn complete(self, id: AgentId) -> Result<CompleteAgent> {
+        let tts: TtsConfig = typed(self.tts_config)?;
         Ok(CompleteAgent {
             agent: AgentProfile {
                 id,
@@ -434,8 +447,8 @@ impl Row {
                 },
                 tts_config: TtsConfig {
                     language: self.language,
-                    voice_name: self.voice,
-                    ..typed(self.tts_config)?
+                    voice_name: self.voice.or(tts.voice_name),
+                    ..tts
                 },
                 transcriber_config: self.transcriber_config.map(typed).transpose()?,
                 vad_config: self.vad_config.map(typed).transpose()?,

@@ -1,0 +1,122 @@
+//! `/api/v1/providers`: what agents can be made with.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use peal_shared::context::Context;
+use peal_shared::providers::{self, Provider, ProviderKind};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::openapi::Refusals;
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(models))
+        .routes(routes!(voices))
+        .routes(routes!(transcribers))
+        .routes(routes!(detectors))
+        .routes(routes!(all))
+}
+
+/// List models
+#[utoipa::path(
+    get,
+    path = "/api/v1/providers/model",
+    tag = "Providers",
+    responses((status = 200, body = Vec<Provider>), Refusals)
+)]
+async fn models(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+) -> Result<Json<Vec<Provider>>> {
+    of_kind(&context, &caller, ProviderKind::Model).await
+}
+
+/// List providers of voices
+#[utoipa::path(
+    get,
+    path = "/api/v1/providers/tts",
+    tag = "Providers",
+    responses((status = 200, body = Vec<Provider>), Refusals)
+)]
+async fn voices(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+) -> Result<Json<Vec<Provider>>> {
+    of_kind(&context, &caller, ProviderKind::Tts).await
+}
+
+/// List transcribers
+#[utoipa::path(
+    get,
+    path = "/api/v1/providers/stt",
+    tag = "Providers",
+    responses((status = 200, body = Vec<Provider>), Refusals)
+)]
+async fn transcribers(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+) -> Result<Json<Vec<Provider>>> {
+    of_kind(&context, &caller, ProviderKind::Stt).await
+}
+
+/// List detectors of voice activity
+#[utoipa::path(
+    get,
+    path = "/api/v1/providers/vad",
+    tag = "Providers",
+    responses((status = 200, body = Vec<Provider>), Refusals)
+)]
+async fn detectors(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+) -> Result<Json<Vec<Provider>>> {
+    of_kind(&context, &caller, ProviderKind::Vad).await
+}
+
+async fn of_kind(
+    context: &Context,
+    caller: &Caller,
+    kind: ProviderKind,
+) -> Result<Json<Vec<Provider>>> {
+    let mut db = caller.read(context).await?;
+    Ok(Json(
+        providers::list(&mut db, &caller.scope(), Some(kind)).await?,
+    ))
+}
+
+/// List all providers
+#[utoipa::path(
+    get,
+    path = "/api/v1/providers/all",
+    tag = "Providers",
+    responses((status = 200, body = AllProviders), Refusals)
+)]
+async fn all(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<AllProviders>> {
+    let mut db = caller.read(&context).await?;
+    let mut all = AllProviders::default();
+    for provider in providers::list(&mut db, &caller.scope(), None).await? {
+        match provider.kind {
+            ProviderKind::Model => all.model_providers.push(provider),
+            ProviderKind::Tts => all.tts_providers.push(provider),
+            ProviderKind::Stt => all.stt_providers.push(provider),
+            ProviderKind::Vad => all.vad_providers.push(provider),
+        }
+    }
+    Ok(Json(all))
+}
+
+#[derive(Default, Serialize, ToSchema)]
+struct AllProviders {
+    model_providers: Vec<Provider>,
+    tts_providers: Vec<Provider>,
+    stt_providers: Vec<Provider>,
+    vad_providers: Vec<Provider>,
+}

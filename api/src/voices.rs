@@ -1,0 +1,217 @@
+//! `/api/v1/tts-voices`: the voices that carriers speak with.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::access::Role;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::providers::{self, ProviderKind};
+use peal_shared::voices::{self, NewVoice, Voice, Wanted};
+use serde::Deserialize;
+use url::Url;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::agent_rules::is_language;
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show))
+        .routes(routes!(of_provider))
+}
+
+/// List voices
+#[utoipa::path(
+    get,
+    path = "/api/v1/tts-voices",
+    tag = "Voices",
+    params(ListVoices),
+    responses((status = 200, body = Vec<Voice>), Refusals)
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<ListVoices>,
+) -> Result<Json<Vec<Voice>>> {
+    let wanted = Wanted {
+        language: query.language,
+        ..Wanted::default()
+    };
+    let mut db = caller.read(&context).await?;
+    Ok(Json(voices::list(&mut db, &caller.scope(), &wanted).await?))
+}
+
+/// List a provider's voices
+#[utoipa::path(
+    get,
+    path = "/api/v1/tts-voices/provider/{provider_id}",
+    tag = "Voices",
+    params(("provider_id" = String, Path, description = "A provider's id or code")),
+    responses(
+        (status = 200, body = Vec<Voice>),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such provider"),
+        Refusals,
+    )
+)]
+async fn of_provider(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(name): Ids<String>,
+) -> Result<Json<Vec<Voice>>> {
+    let mut db = caller.read(&context).await?;
+    let scope = caller.scope();
+    let provider = providers::resolve(&mut db, &scope, ProviderKind::Tts, &name).await?;
+    let wanted = Wanted {
+        provider: Some(provider.id),
+        ..Wanted::default()
+    };
+    Ok(Json(voices::list(&mut db, &scope, &wanted).await?))
+}
+
+/// Show a voice
+#[utoipa::path(
+    get,
+    path = "/api/v1/tts-voices/{voice_id}",
+    tag = "Voices",
+    params(("voice_id" = String, Path, description = "A voice's id or its vendor's code")),
+    responses(
+        (status = 200, body = Voice),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such voice"),
+        Refusals,
+    )
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(name): Ids<String>,
+) -> Result<Json<Voice>> {
+    let mut db = caller.read(&context).await?;
+    Ok(Json(
+        voices::resolve(&mut db, &caller.scope(), &name).await?,
+    ))
+}
+
+/// List another voice
+///
+/// Takes a `super_admin`, signed in. Everybody may use it, unless it is not public.
+#[utoipa::path(
+    post,
+    path = "/api/v1/tts-voices",
+    tag = "Voices",
+    request_body(content = AddVoice, example = json!({
+        "provider_id": "polly", "voice_id": "Polly.Matthew-Generative", "voice_name": "Matthew (generative)",
+        "supported_languages": ["en-US"], "gender": "male"
+    })),
+    responses(
+        (status = 201, body = Voice),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such provider"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The provider has that voice"),
+        Refusals,
+    )
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<AddVoice>,
+) -> Result<(StatusCode, Json<Voice>)> {
+    caller.require(Role::SuperAdmin)?;
+    caller.require_session()?;
+    let mut fields = Fields::default();
+    fields.check_text(&body.voice_id, "voice_id", 1, 200);
+    fields.check_text(body.voice_name.trim(), "voice_name", 1, 200);
+    let languages = body.supported_languages.len();
+    fields.check(
+        (1..=100).contains(&languages),
+        "supported_languages",
+        "length",
+        "must have 1 to 100 languages",
+    );
+    for (place, language) in body.supported_languages.iter().enumerate() {
+        fields.check(
+            is_language(language),
+            &format!("supported_languages.{place}"),
+            "language",
+            "must be a language tag, such as en-US or hi-IN",
+        );
+    }
+    if let Some(url) = &body.preview_url {
+        let is_open = Url::parse(url).is_ok_and(|url| url.scheme() == "https") && url.len() <= 2000;
+        fields.check(is_open, "preview_url", "url", "must be an https address");
+    }
+    fields.finish()?;
+    let mut db = caller.change(&context).await?;
+    let scope = caller.scope();
+    let kind = ProviderKind::Tts;
+    let provider = providers::resolve(&mut db, &scope, kind, &body.provider_id).await?;
+    let new = NewVoice {
+        voice_id: body.voice_id,
+        voice_name: body.voice_name.trim().to_owned(),
+        supported_languages: body.supported_languages,
+        gender: body.gender.map(Gender::as_str),
+        preview_url: body.preview_url,
+        is_public: body.is_public,
+    };
+    let voice = voices::add(&mut db, &scope, provider.id, &new).await?;
+    let note = Note::new("voice.create", caller.org, voice.id.0).after(&voice)?;
+    db.commit(note, StatusCode::CREATED, Json(voice)).await
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ListVoices {
+    /// `en-US`, or `en` for every kind of English.
+    language: Option<String>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct AddVoice {
+    /// The provider's id or code.
+    provider_id: String,
+    /// The vendor's code, as answer documents name the voice.
+    #[schema(min_length = 1, max_length = 200)]
+    voice_id: String,
+    #[schema(min_length = 1, max_length = 200)]
+    voice_name: String,
+    #[schema(min_items = 1, max_items = 100)]
+    supported_languages: Vec<String>,
+    gender: Option<Gender>,
+    #[schema(max_length = 2000)]
+    preview_url: Option<String>,
+    /// Whether everybody may use it, or the platform alone.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    is_public: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Gender {
+    Female,
+    Male,
+    Neutral,
+}
+
+impl Gender {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Female => "female",
+            Self::Male => "male",
+            Self::Neutral => "neutral",
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The catalogue: providers, voices, and which voices an agent may have.
+
+use peal_shared::access::Role;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::app::{App, Options, answer};
+use crate::harness::members::{ask, audited, member, session};
+
+const BASE: &str = "/api/v1/tts-voices";
+
+async fn quiet() -> App {
+    App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await
+}
+
+fn codes(list: &Value) -> Vec<&str> {
+    let items = list.as_array().expect("a list").iter();
+    items
+        .filter_map(|voice| voice["voice_id"].as_str())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn providers_are_listed_by_what_they_are_for() {
+    let app = quiet().await;
+    let all = app.get("/api/v1/providers/all").await.expect(200);
+    for (kind, name) in [
+        ("model", "model_providers"),
+        ("tts", "tts_providers"),
+        ("stt", "stt_providers"),
+        ("vad", "vad_providers"),
+    ] {
+        let path = format!("/api/v1/providers/{kind}");
+        let listed = app.get(&path).await.expect(200);
+        assert_eq!(listed, all[name], "{kind}");
+        assert_eq!(listed[0]["is_default"], true, "{kind}");
+        let mut fields: Vec<&String> = listed[0].as_object().expect("an object").keys().collect();
+        fields.sort_unstable();
+        assert_eq!(
+            fields,
+            ["code", "id", "is_default", "model_name", "provider_name"]
+        );
+        answer(app.anonymous(Method::GET, &path)).await.expect(401);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn voices_are_found_by_id_code_provider_and_language() {
+    let app = quiet().await;
+    let all = app.get(BASE).await.expect(200);
+    assert!(codes(&all).len() > 300);
+    let joanna = app.get(&format!("{BASE}/Polly.Joanna")).await.expect(200);
+    assert_eq!(
+        (
+            &joanna["voice_name"],
+            &joanna["gender"],
+            &joanna["supported_languages"]
+        ),
+        (&json!("Joanna"), &json!("female"), &json!(["en-US"]))
+    );
+    let id = joanna["id"].as_str().expect("an id");
+    assert_eq!(app.get(&format!("{BASE}/{id}")).await.expect(200), joanna);
+    app.get(&format!("{BASE}/Polly.Nobody")).await.expect(404);
+    app.get(&format!("{BASE}/%00")).await.expect(404);
+    let hindi = app.get(&format!("{BASE}?language=hi")).await.expect(200);
+    assert!(
+        codes(&hindi).contains(&"Polly.Aditi") && codes(&hindi).contains(&"Google.hi-IN-Neural2-A")
+    );
+    assert!(!codes(&hindi).contains(&"Polly.Joanna"));
+    app.get(&format!("{BASE}?language=%00")).await.expect(422);
+
+    let provider = joanna["provider_id"].as_str().expect("an id");
+    let by_id = app
+        .get(&format!("{BASE}/provider/{provider}"))
+        .await
+        .expect(200);
+    let by_code = app.get(&format!("{BASE}/provider/polly")).await.expect(200);
+    assert_eq!(by_id, by_code);
+    assert!(codes(&by_id).iter().all(|code| code.starts_with("Polly.")));
+    app.get(&format!("{BASE}/provider/nobody"))
+        .await
+        .expect(404);
+    for path in [
+        BASE.to_owned(),
+        format!("{BASE}/{id}"),
+        format!("{BASE}/provider/polly"),
+    ] {
+        answer(app.anonymous(Method::GET, &path)).await.expect(401);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_platform_lists_voices_and_nobody_else() {
+    let app = quiet().await;
+    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let voice = json!({"provider_id": "polly", "voice_id": "Polly.Nova-Generative", "voice_name": "Nova",
+                       "supported_languages": ["en-US"], "gender": "neutral", "is_public": false});
+    app.post(BASE, voice.clone()).await.expect(403);
+    ask(&app, &root, Method::POST, BASE, voice.clone())
+        .await
+        .expect(403);
+    let token = session(&app, "root@example.com").await;
+    let post = async |body: &Value| {
+        answer(
+            app.anonymous(Method::POST, BASE)
+                .bearer_auth(&token)
+                .json(body),
+        )
+        .await
+    };
+    let added = post(&voice).await.expect(201);
+    assert_eq!(
+        (&added["source"], &added["user_id"]),
+        (&json!("catalog"), &Value::Null)
+    );
+    assert_eq!(post(&voice).await.expect(409)["code"], "voice_listed");
+    let id = added["id"].as_str().expect("an id");
+    assert_eq!(audited(&app, id).await, ["voice.create"]);
+    // It is not public.
+    app.get(&format!("{BASE}/{id}")).await.expect(404);
+    ask(
+        &app,
+        &root,
+        Method::GET,
+        &format!("{BASE}/{id}"),
+        Value::Null,
+    )
+    .await
+    .expect(200);
+    for (field, value, status) in [
+        ("provider_id", json!("nobody"), 404),
+        ("voice_id", json!(""), 422),
+        ("voice_name", json!(" "), 422),
+        ("supported_languages", json!([]), 422),
+        ("supported_languages", json!(["English"]), 422),
+        ("gender", json!("robot"), 422),
+        ("preview_url", json!("http://example.com"), 422),
+        ("user_id", json!(id), 422),
+    ] {
+        let mut wrong = voice.clone();
+        wrong[field] = value;
+        post(&wrong).await.expect(status);
+    }
+    let pool = &app.context.pool;
+    let mut tenant = pool
+        .begin_with("begin; set local role peal_tenant")
+        .await
+        .expect("begin");
+    let deleted = sqlx::query("delete from tts_voices")
+        .execute(&mut *tenant)
+        .await
+        .expect("delete");
+    assert_eq!(deleted.rows_affected(), 0);
+    let written = sqlx::query("insert into providers select * from providers")
+        .execute(&mut *tenant)
+        .await;
+    assert!(written.is_err());
+    drop(tenant);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_speaks_with_a_voice_that_there_is() {
+    let app = quiet().await;
+    let make = async |tts: Value| {
+        app.post(
+            "/api/v1/agents",
+            json!({"agent": {"name": "A"}, "tts_config": tts}),
+        )
+        .await
+    };
+    let problem = make(json!({"voice_name": "Polly.Johanna"}))
+        .await
+        .expect(422);
+    assert_eq!(
+        problem["errors"][0]["loc"],
+        json!(["body", "tts_config", "voice_name"])
+    );
+    assert!(
+        problem["detail"]
+            .as_str()
+            .expect("text")
+            .contains("Polly.Joanna"),
+        "{problem}"
+    );
+    let problem = make(json!({"voice_name": "Polly.Joanna", "language": "hi-IN"}))
+        .await
+        .expect(422);
+    assert_eq!(
+        problem["errors"][0]["loc"],
+        json!(["body", "tts_config", "language"])
+    );
+    assert!(
+        problem["detail"].as_str().expect("text").contains("en-US"),
+        "{problem}"
+    );
+    let elsewhere = json!({"tts_model_name": "google", "voice_name": "Polly.Joanna"});
+    make(elsewhere).await.expect(422);
+    for tts in [
+        json!({"voice_name": "Polly.Joanna"}),
+        json!({"voice_name": "Polly.Aditi", "language": "hi-in", "tts_model_name": "polly"}),
+        json!({"voice_name": "alice", "language": "pt-BR"}),
+        json!({"voice_name": null, "language": "xx-YY"}),
+    ] {
+        make(tts).await.expect(201);
+    }
+    assert_eq!(
+        app.count("select count(*) from agents where voice is not null")
+            .await,
+        3
+    );
+
+    // Another provider's voices cannot be known, and no carrier is told to speak with them.
+    let theirs =
+        json!({"tts_model_name": "bulbul:v2", "voice_name": "Anushka", "language": "hi-IN"});
+    let made = make(theirs.clone()).await.expect(201);
+    for (name, value) in theirs.as_object().expect("an object") {
+        assert_eq!(&made["configurations"]["tts_config"][name], value);
+    }
+    assert_eq!(
+        app.count("select count(*) from agents where voice is not null")
+            .await,
+        3
+    );
+    let id = made["agent"]["id"].as_str().expect("an id");
+    let path = format!("/api/v1/agents/{id}/tts-config?force_update=true");
+    let own = json!({"tts_model_name": null});
+    ask(&app, &app.tenant, Method::PATCH, &path, own)
+        .await
+        .expect(422);
+    let own = json!({"tts_model_name": null, "voice_name": "Polly.Kajal-Neural"});
+    let changed = ask(&app, &app.tenant, Method::PATCH, &path, own)
+        .await
+        .expect(200);
+    assert_eq!(
+        changed["configurations"]["tts_config"]["voice_name"],
+        "Polly.Kajal-Neural"
+    );
+    assert_eq!(
+        app.count("select count(*) from agents where voice is not null")
+            .await,
+        4
+    );
+    let doubled =
+        "select count(*) from agents where voice is not null and tts_config ? 'voice_name'";
+    assert_eq!(app.count(doubled).await, 0);
+
+    // What was set up otherwise can still be changed.
+    sqlx::query("update agents set voice = 'Polly.Old' where id = $1")
+        .bind(app.tenant.agent)
+        .execute(&app.context.pool)
+        .await
+        .expect("update");
+    let path = format!("/api/v1/agents/{}?force_update=true", app.tenant.agent);
+    let renamed = ask(
+        &app,
+        &app.tenant,
+        Method::PUT,
+        &path,
+        json!({"agent": {"name": "B"}}),
+    )
+    .await;
+    assert_eq!(
+        renamed.expect(200)["configurations"]["tts_config"]["voice_name"],
+        "Polly.Old"
+    );
+    app.finish().await;
+}
