@@ -119,6 +119,27 @@ PUT    /api/v1/tools-mcp-server-defs/{tool_id}                    key user org_a
 DELETE /api/v1/tools-mcp-server-defs/{tool_id}                    key user org_admin super_admin
 POST   /api/v1/tools-mcp-server-defs/{tool_id}/clone              key user org_admin super_admin
 PUT    /api/v1/tools-mcp-server-defs/{tool_id}/filter-tools       key user org_admin super_admin
+GET    /api/v1/agents/{agent_id}/tools                            key user org_admin super_admin
+POST   /api/v1/agents/{agent_id}/tools                            key user org_admin super_admin
+PATCH  /api/v1/agents/{agent_id}/tools                            key user org_admin super_admin
+DELETE /api/v1/agents/{agent_id}/tools/{tool_id}                  key user org_admin super_admin
+GET    /api/v1/post-analysis/rules                                key user org_admin super_admin
+POST   /api/v1/post-analysis/rules                                key user org_admin super_admin
+GET    /api/v1/post-analysis/rules/{rule_id}                      key user org_admin super_admin
+PUT    /api/v1/post-analysis/rules/{rule_id}                      key user org_admin super_admin
+DELETE /api/v1/post-analysis/rules/{rule_id}                      key user org_admin super_admin
+POST   /api/v1/post-analysis/rules/{rule_id}/duplicate            key user org_admin super_admin
+GET    /api/v1/agents/{agent_id}/post-analysis                    key user org_admin super_admin
+POST   /api/v1/agents/{agent_id}/post-analysis                    key user org_admin super_admin
+GET    /api/v1/agents/{agent_id}/post-analysis/attached-rules     key user org_admin super_admin
+PUT    /api/v1/agents/{agent_id}/post-analysis/attached-rules     key user org_admin super_admin
+GET    /api/v1/agents/{agent_id}/post-analysis/attached-rule-ids  key user org_admin super_admin
+GET    /api/v1/workflows                                          key user org_admin super_admin
+POST   /api/v1/workflows                                          key user org_admin super_admin
+GET    /api/v1/workflows/{workflow_id}                            key user org_admin super_admin
+PATCH  /api/v1/workflows/{workflow_id}                            key user org_admin super_admin
+DELETE /api/v1/workflows/{workflow_id}                            key user org_admin super_admin
+POST   /api/v1/workflows/{workflow_id}/clone                      key user org_admin super_admin
 ";
 
 /// Names in the table, by operation.

@@ -3,6 +3,8 @@
 mod access;
 mod agent_tools;
 mod agents;
+mod api_keys;
+mod audit_log;
 mod batches;
 mod bootstrap;
 mod callbacks;
@@ -34,4 +36,5 @@ mod tools;
 mod traces;
 mod trunks;
 mod uploads;
+mod voices;
 mod workflows;

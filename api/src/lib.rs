@@ -1,9 +1,14 @@
 //! Who may ask, and in what words: the HTTP API.
 
 pub mod admin;
+mod agent_analysis;
 mod agent_parts;
 mod agent_rules;
+mod agent_tools;
 mod agents;
+mod analysis_rules;
+mod api_keys;
+mod audit_log;
 mod auth;
 mod batch_events;
 mod batch_rows;
@@ -42,6 +47,7 @@ mod trunk_bodies;
 mod trunks;
 mod upload_body;
 mod uploads;
+mod voices;
 mod workflows;
 
 pub use server::{document, listen, serve};

@@ -30,11 +30,13 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::auth::{API_KEY_HEADER, RequestId};
 use crate::error::{Problem, written};
-use crate::shed::shed;
+use crate::shed::{shed, shed_outside};
 use crate::state::Api;
-use crate::{agents, batch_events, batch_rows, batches, callbacks, connections, description};
-use crate::{direct_calls, health, mcp_servers, measure, openapi, organizations, people};
-use crate::{phone_mapping, phones, request_key, sign_in, tools, trunks, uploads};
+use crate::{agent_analysis, agent_tools, agents, analysis_rules, api_keys, audit_log};
+use crate::{batch_events, batch_rows, batches, callbacks, connections, description};
+use crate::{direct_calls, feature_flags, health, mcp_servers, measure, openapi, organizations};
+use crate::{people, phone_mapping, phones, providers, request_key, sign_in, tools, trunks};
+use crate::{uploads, voices, workflows};
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
@@ -109,6 +111,11 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(sign_in::router())
         .merge(organizations::router())
         .merge(people::router())
+        .merge(api_keys::router())
+        .merge(feature_flags::router())
+        .merge(audit_log::router())
+        .merge(providers::router())
+        .merge(voices::router())
         .route_layer(from_fn(shed))
         .merge(
             tools::outside_router()

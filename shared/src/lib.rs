@@ -27,6 +27,7 @@ pub mod orgs;
 pub mod page;
 pub mod phone;
 pub mod phones;
+pub mod providers;
 pub mod queue;
 pub mod secret;
 pub mod sign_in;
@@ -36,6 +37,7 @@ pub mod tools;
 pub mod traces;
 pub mod trunks;
 pub mod users;
+pub mod voices;
 pub mod workflows;
 
 pub use error::{Error, Result};

@@ -389,6 +389,33 @@ pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result
     Ok(())
 }
 
+/// Seals every trunk's credentials that are under an earlier master key under the present one.
+/// Answers how many.
+///
+/// # Errors
+/// [`Error::Unexpected`] when some open under no key that is set.
+pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+    let trunks = sqlx::query!(
+        r#"select id as "id: TrunkId", credentials from trunks order by id for update"#
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut resealed = 0;
+    for trunk in trunks {
+        if let Some(credentials) = keys.reseal(&place(trunk.id), &trunk.credentials)? {
+            sqlx::query!(
+                "update trunks set credentials = $2 where id = $1",
+                trunk.id as TrunkId,
+                credentials,
+            )
+            .execute(&mut *db)
+            .await?;
+            resealed += 1;
+        }
+    }
+    Ok(resealed)
+}
+
 fn place(id: TrunkId) -> String {
     format!("trunks/{id}/credentials")
 }
