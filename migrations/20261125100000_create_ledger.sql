@@ -1,0 +1,227 @@
+-- Money: wallets, the double-entry ledger under them, grants and holds.
+--
+-- Amounts are whole micro-dollars (1e-6 USD). What moved stands in the ledger, for ever: a
+-- transaction's entries sum to zero and nothing there is changed or removed. Wallets and grants
+-- are projections of it that are locked and changed; `peal-worker ledger verify` recomputes them.
+
+-- Where money is. `mint`, `expiry`, `adjustment` and `platform_revenue` are the platform's sides
+-- of an organisation's money; nobody locks them and they have no running balance.
+create table ledger_accounts (
+    id        uuid primary key,
+    org_id    uuid not null references organizations (id),
+    kind      text not null check (kind in (
+                  'wallet', 'mint', 'expiry', 'adjustment', 'platform_revenue', 'reseller_earnings')),
+    wallet_id uuid,
+    currency  text not null default 'USD' check (currency = 'USD'),
+    unique (org_id, id),
+    constraint wallet_accounts_have_a_wallet check ((kind = 'wallet') = (wallet_id is not null)),
+    constraint ledger_account_exists unique nulls not distinct (org_id, kind, wallet_id, currency)
+);
+
+-- One per user and one per organisation; made with them, by trigger, so nobody lacks one.
+create table wallets (
+    id               uuid primary key,
+    org_id           uuid not null references organizations (id),
+    -- Null for the organisation's own wallet.
+    user_id          uuid,
+    account_id       uuid not null unique,
+    -- The sum of its entries, and of its open holds.
+    posted_micros    bigint not null default 0,
+    held_micros      bigint not null default 0 constraint held_is_not_negative check (held_micros >= 0),
+    -- How many entries it has: the next one's account_seq is one more.
+    entries          bigint not null default 0 check (entries >= 0),
+    -- The most that may be spent in a month; null is no limit.
+    cap_micros       bigint constraint cap_is_not_negative check (cap_micros >= 0),
+    -- The month, in the organisation's time zone, that the two numbers below are about.
+    cap_month        date not null default date '1970-01-01',
+    cap_spent_micros bigint not null default 0,
+    cap_held_micros  bigint not null default 0 check (cap_held_micros >= 0),
+    created_at       timestamptz not null default now(),
+    updated_at       timestamptz not null default now(),
+    unique (org_id, id),
+    constraint wallet_exists unique nulls not distinct (org_id, user_id),
+    foreign key (org_id, user_id) references users (org_id, id),
+    foreign key (org_id, account_id) references ledger_accounts (org_id, id) deferrable initially deferred
+) with (fillfactor = 50);
+
+create table ledger_transactions (
+    id                uuid primary key,
+    -- Whose money it is about.
+    org_id            uuid not null references organizations (id),
+    kind              text not null check (kind in (
+                          'grant', 'transfer', 'usage', 'adjustment', 'expiry', 'reversal')),
+    -- The same thing posted twice is one transaction.
+    idem_key          text not null check (length(idem_key) between 1 and 200),
+    reverses_id       uuid unique references ledger_transactions (id),
+    -- Null when the platform itself moved it.
+    actor_user_id     uuid,
+    reason            text,
+    -- Of usage and its reversal: what was folded into it. Negative in a reversal.
+    calls             integer not null default 0,
+    billed_seconds    bigint not null default 0,
+    base_micros       bigint not null default 0,
+    retail_micros     bigint not null default 0,
+    -- The reseller who earns from it, and for what.
+    reseller_org_id   uuid references organizations (id),
+    markup_micros     bigint not null default 0,
+    commission_micros bigint not null default 0,
+    created_at        timestamptz not null default clock_timestamp(),
+    unique (org_id, id),
+    constraint ledger_transaction_exists unique (org_id, kind, idem_key),
+    constraint adjustments_have_a_reason check (kind <> 'adjustment' or length(reason) > 0),
+    constraint only_resellers_earn check (
+        reseller_org_id is not null or (markup_micros = 0 and commission_micros = 0))
+);
+
+create index ledger_transactions_by_reseller on ledger_transactions (reseller_org_id, created_at)
+    where reseller_org_id is not null;
+
+create table ledger_entries (
+    id                   bigint generated always as identity primary key,
+    -- Of the account.
+    org_id               uuid not null,
+    transaction_id       uuid not null references ledger_transactions (id),
+    account_id           uuid not null,
+    entry_type           text not null check (entry_type in (
+                             'grant', 'transfer_in', 'transfer_out', 'usage', 'overage', 'adjustment',
+                             'expiry', 'reversal', 'revenue', 'markup', 'commission', 'mint')),
+    amount_micros        bigint not null constraint entries_move_something check (amount_micros <> 0),
+    grant_id             uuid,
+    -- Of wallets: their balance behind this entry, and its number in the wallet, without gaps.
+    balance_after_micros bigint,
+    account_seq          bigint check (account_seq > 0),
+    created_at           timestamptz not null default clock_timestamp(),
+    foreign key (org_id, account_id) references ledger_accounts (org_id, id),
+    constraint ledger_entry_has_its_number unique (account_id, account_seq)
+);
+
+create index ledger_entries_by_transaction on ledger_entries (transaction_id);
+create index ledger_entries_by_account on ledger_entries (account_id, id);
+
+create trigger ledger_entries_are_append_only before update or delete on ledger_entries
+    for each row execute function refuse_change();
+create trigger ledger_entries_are_never_emptied before truncate on ledger_entries
+    for each statement execute function refuse_change();
+create trigger ledger_transactions_are_append_only before update or delete on ledger_transactions
+    for each row execute function refuse_change();
+create trigger ledger_transactions_are_never_emptied before truncate on ledger_transactions
+    for each statement execute function refuse_change();
+create trigger ledger_accounts_are_append_only before update or delete on ledger_accounts
+    for each row execute function refuse_change();
+
+create function refuse_unbalanced() returns trigger
+    language plpgsql
+as $$
+begin
+    if (select sum(amount_micros) from ledger_entries where transaction_id = new.transaction_id) <> 0 then
+        raise exception 'ledger transaction % does not sum to zero', new.transaction_id
+            using errcode = 'check_violation', constraint = 'ledger_transaction_sums_to_zero';
+    end if;
+    return null;
+end
+$$;
+
+create constraint trigger ledger_transaction_sums_to_zero after insert on ledger_entries
+    deferrable initially deferred for each row execute function refuse_unbalanced();
+
+-- Money given for a purpose or a time. Spent by priority, then earliest expiry, then age; what a
+-- wallet has beyond its grants (adjustments, less overage) never expires and is spent last.
+create table grants (
+    id               uuid primary key,
+    org_id           uuid not null,
+    wallet_id        uuid not null,
+    source           text not null check (source in ('mint', 'transfer')),
+    amount_micros    bigint not null check (amount_micros > 0),
+    remaining_micros bigint not null,
+    -- Part of what remains that open holds have taken.
+    pinned_micros    bigint not null default 0,
+    priority         smallint not null default 50 check (priority between 0 and 100),
+    expires_at       timestamptz,
+    locked           boolean not null default false,
+    note             text,
+    transaction_id   uuid not null references ledger_transactions (id),
+    granted_by       uuid,
+    -- How often some of it expired: part of the key of each expiry.
+    expiries         integer not null default 0,
+    created_at       timestamptz not null default now(),
+    unique (org_id, id),
+    foreign key (org_id, wallet_id) references wallets (org_id, id),
+    constraint grants_hold_what_they_say check (
+        0 <= pinned_micros and pinned_micros <= remaining_micros and remaining_micros <= amount_micros)
+) with (fillfactor = 70);
+
+create index grants_to_spend on grants (wallet_id, priority, expires_at, created_at, id) where remaining_micros > 0;
+create index grants_of_wallet on grants (wallet_id, created_at desc);
+create index grants_to_expire on grants (expires_at) where remaining_micros > 0;
+
+-- What took from a grant; negative when it was given back. The ledger's view of grants.
+create table grant_uses (
+    transaction_id uuid not null references ledger_transactions (id),
+    grant_id       uuid not null references grants (id),
+    org_id         uuid not null,
+    amount_micros  bigint not null check (amount_micros <> 0),
+    primary key (transaction_id, grant_id)
+);
+
+create index grant_uses_by_grant on grant_uses (grant_id);
+create trigger grant_uses_are_append_only before update or delete on grant_uses
+    for each row execute function refuse_change();
+create trigger grant_uses_are_never_emptied before truncate on grant_uses
+    for each statement execute function refuse_change();
+
+do $$
+declare
+    walled text;
+begin
+    foreach walled in array array[
+        'ledger_accounts', 'wallets', 'ledger_transactions', 'ledger_entries', 'grants', 'grant_uses'
+    ] loop
+        perform wall(walled::regclass);
+    end loop;
+end
+$$;
+
+-- A reseller reads what it earned from its customers, and nothing else of theirs.
+create policy reseller_sees on ledger_transactions for select to peal_tenant
+    using (reseller_org_id = (select tenant()));
+
+create function open_wallet() returns trigger
+    language plpgsql
+as $$
+declare
+    wallet  uuid := gen_random_uuid();
+    account uuid := gen_random_uuid();
+    org     uuid;
+    person  uuid;
+begin
+    if tg_table_name = 'users' then
+        org := new.org_id;
+        person := new.id;
+    else
+        org := new.id;
+    end if;
+    insert into ledger_accounts (id, org_id, kind, wallet_id) values (account, org, 'wallet', wallet);
+    insert into wallets (id, org_id, user_id, account_id) values (wallet, org, person, account);
+    return null;
+end
+$$;
+
+create trigger organizations_open_a_wallet after insert on organizations
+    for each row execute function open_wallet();
+create trigger users_open_a_wallet after insert on users
+    for each row execute function open_wallet();
+
+-- Whoever is there already.
+with made as (
+    select gen_random_uuid() as wallet, gen_random_uuid() as account, o.id as org, null::uuid as person
+    from organizations o
+    union all
+    select gen_random_uuid(), gen_random_uuid(), u.org_id, u.id
+    from users u
+),
+accounts as (
+    insert into ledger_accounts (id, org_id, kind, wallet_id)
+    select account, org, 'wallet', wallet from made
+)
+insert into wallets (id, org_id, user_id, account_id)
+select wallet, org, person, account from made;
