@@ -52,7 +52,8 @@ create table ledger_transactions (
                           'grant', 'transfer', 'usage', 'adjustment', 'expiry', 'reversal')),
     -- The same thing posted twice is one transaction.
     idem_key          text not null check (length(idem_key) between 1 and 200),
-    reverses_id       uuid unique references ledger_transactions (id),
+    -- A reversal may take back a part: one call of the many that were folded into a transaction.
+    reverses_id       uuid references ledger_transactions (id),
     -- Null when the platform itself moved it.
     actor_user_id     uuid,
     reason            text,
@@ -68,6 +69,7 @@ create table ledger_transactions (
     created_at        timestamptz not null default clock_timestamp(),
     unique (org_id, id),
     constraint ledger_transaction_exists unique (org_id, kind, idem_key),
+    constraint reversals_reverse_something check ((kind = 'reversal') = (reverses_id is not null)),
     constraint adjustments_have_a_reason check (kind <> 'adjustment' or length(reason) > 0),
     constraint only_resellers_earn check (
         reseller_org_id is not null or (markup_micros = 0 and commission_micros = 0))

@@ -40,6 +40,21 @@ alter table organizations
         check (markup_percent between 0 and 1000),
     add column markup_currency text not null default 'USD' check (markup_currency = 'USD');
 
+-- Who earns from what an organisation spends, and on which terms: a reseller from its own calls
+-- and from those of its customers. Runs as the owner, because nobody else in an organisation
+-- may look at the one above it.
+create function reseller_terms(org uuid)
+    returns table (reseller_org_id uuid, org_type text, markup_percent numeric, commission_percent numeric)
+    language sql stable security definer set search_path = public
+as $$
+    select r.id, r.org_type, case when r.org_type = 'distributor' then r.markup_percent else 0 end,
+           r.commission_percent
+    from organizations o
+    join organizations r on r.id = case when o.org_type = 'internal' then o.parent_org_id else o.id end
+    where o.id = org
+      and r.org_type <> 'internal'
+$$;
+
 -- The prices of a call, frozen when it was claimed. Equal ones of an organisation are one row.
 create table price_snapshots (
     id                 uuid primary key,
@@ -73,6 +88,7 @@ create table holds (
     state             text not null default 'open' check (state in ('open', 'captured', 'voided')),
     created_at        timestamptz not null default now(),
     ended_at          timestamptz,
+    unique (org_id, call_id),
     foreign key (org_id, call_id) references calls (org_id, id),
     foreign key (org_id, wallet_id) references wallets (org_id, id),
     foreign key (org_id, price_snapshot_id) references price_snapshots (org_id, id),
@@ -104,6 +120,8 @@ create table charges (
     billed_seconds    integer not null,
     -- Usage lines: [{service, match, quantity, unit, price_usd, base_micros, retail_micros}]
     lines             jsonb not null,
+    -- What of it was taken from which grants, negative when given back: [{"grant": id, "micros": n}].
+    grants            jsonb not null default '[]',
     base_micros       bigint not null,
     retail_micros     bigint not null,
     markup_micros     bigint not null default 0,
@@ -112,7 +130,8 @@ create table charges (
     carrier_price     numeric(12, 6),
     carrier_currency  text,
     created_at        timestamptz not null default now(),
-    foreign key (org_id, call_id) references calls (org_id, id),
+    -- Not the call itself: a reference would lock its row, for which settling must not wait.
+    foreign key (org_id, call_id) references holds (org_id, call_id),
     foreign key (org_id, wallet_id) references wallets (org_id, id),
     foreign key (org_id, transaction_id) references ledger_transactions (org_id, id),
     foreign key (org_id, price_snapshot_id) references price_snapshots (org_id, id),
@@ -137,6 +156,8 @@ alter table call_batches
     add column starved_until timestamptz,
     add constraint starved_batches_have_a_reason check (
         (starved_since is null) = (starved_reason is null) and (starved_since is null) = (starved_until is null));
+
+create index call_batches_starved on call_batches (starved_since) where starved_since is not null;
 
 do $$
 declare

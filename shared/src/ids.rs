@@ -85,4 +85,16 @@ ids! {
     RuleId;
     /// A workflow.
     WorkflowId;
+    /// A wallet.
+    WalletId;
+    /// Money given to a wallet for a purpose or a time.
+    GrantId;
+    /// A transaction of the ledger.
+    TransactionId;
+    /// A price of the catalogue (`service_prices`).
+    PriceId;
+    /// The prices of a call, frozen (`price_snapshots`).
+    SnapshotId;
+    /// What a call cost.
+    ChargeId;
 }

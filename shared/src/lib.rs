@@ -23,6 +23,7 @@ pub mod ids;
 pub mod logging;
 pub mod mail;
 pub mod metrics;
+pub mod money;
 pub mod orgs;
 pub mod page;
 pub mod phone;
@@ -38,6 +39,7 @@ pub mod traces;
 pub mod trunks;
 pub mod users;
 pub mod voices;
+pub mod wallets;
 pub mod workflows;
 
 pub use error::{Error, Result};

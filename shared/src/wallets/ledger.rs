@@ -1,0 +1,462 @@
+//! The ledger: the one place where money moves.
+//!
+//! A posting is a transaction whose legs sum to zero. What it does to wallets (`posted`) and to
+//! grants (`remaining`) is written here too, in the same breath, so that the projections cannot
+//! drift from their entries. Whoever posts has locked the wallets ([`super::lock_unscoped`]);
+//! accounts that are no wallets have no running balance and are locked by nobody.
+
+use std::collections::BTreeMap;
+
+use anyhow::anyhow;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::error::{Error, OnConstraint, Result};
+use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
+use crate::money::Usd;
+
+/// What a transaction is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum Kind {
+    /// Money comes from the platform.
+    Grant,
+    /// Between two wallets of an organisation.
+    Transfer,
+    /// Calls were made.
+    Usage,
+    /// A person of the platform put something right.
+    Adjustment,
+    /// A grant's time was up.
+    Expiry,
+    /// What calls had cost is given back.
+    Reversal,
+}
+
+/// What one leg is, in words for the page of its account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum EntryType {
+    Grant,
+    TransferIn,
+    TransferOut,
+    /// What calls cost, up to what was held for them.
+    Usage,
+    /// What calls cost beyond that.
+    Overage,
+    Adjustment,
+    Expiry,
+    Reversal,
+    Revenue,
+    Markup,
+    Commission,
+    Mint,
+}
+
+/// Where money is. All but a reseller's belong to the organisation that the posting is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Account {
+    Wallet(WalletId),
+    Mint,
+    Expiry,
+    Adjustment,
+    PlatformRevenue,
+    ResellerEarnings(OrgId),
+}
+
+/// One side of a posting; positive amounts come into the account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leg {
+    pub account: Account,
+    pub entry: EntryType,
+    pub amount: Usd,
+    /// The grant that the leg makes, ends or moves, where it is about one.
+    pub grant: Option<GrantId>,
+}
+
+/// Calls that were folded into a posting; negative in a reversal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Folded {
+    pub calls: i32,
+    pub billed_seconds: i64,
+    pub base: Usd,
+    pub retail: Usd,
+    pub reseller: Option<OrgId>,
+    pub markup: Usd,
+    pub commission: Usd,
+}
+
+/// A transaction to post.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Posting {
+    /// Whose money it is about.
+    pub org: OrgId,
+    pub kind: Kind,
+    /// The same thing posted twice has the same key, and is refused.
+    pub idem_key: String,
+    /// Of a reversal: what it takes back, or a part of.
+    pub reverses: Option<TransactionId>,
+    /// None: the platform by itself.
+    pub actor: Option<UserId>,
+    /// Adjustments have one.
+    pub reason: Option<String>,
+    pub folded: Folded,
+    pub legs: Vec<Leg>,
+    /// What it takes from grants; negative where it gives back. Their remaining money is lowered
+    /// by it, so a grant that the posting makes is not among them.
+    pub uses: Vec<(GrantId, Usd)>,
+}
+
+/// Posts transactions, in order, on wallets that the caller has locked. Legs of nothing are left
+/// out. Answers with their ids. Who may move the money was decided by whoever calls.
+///
+/// # Errors
+/// [`Error::Conflict`] when one of them was posted before; [`Error::Unexpected`] when one does
+/// not sum to zero, or takes more from a grant than remains, or from the database. The caller's
+/// transaction is lost then.
+pub async fn post_unscoped(
+    db: &mut PgConnection,
+    postings: &[Posting],
+) -> Result<Vec<TransactionId>> {
+    if postings.is_empty() {
+        return Ok(Vec::new());
+    }
+    for posting in postings {
+        let sum: i128 = posting
+            .legs
+            .iter()
+            .map(|leg| i128::from(leg.amount.0))
+            .sum();
+        if sum != 0 {
+            let key = &posting.idem_key;
+            return Err(anyhow!("posting {key} is out of balance by {sum}").into());
+        }
+    }
+    let accounts = Accounts::of(db, postings).await?;
+    let ids: Vec<TransactionId> = postings.iter().map(|_| TransactionId::new()).collect();
+    insert_transactions(db, postings, &ids).await?;
+    let mut balances = move_wallets(db, postings).await?;
+    insert_entries(db, postings, &ids, &accounts, &mut balances).await?;
+    use_grants(db, postings, &ids).await?;
+    Ok(ids)
+}
+
+fn moves(posting: &Posting) -> impl Iterator<Item = &Leg> {
+    posting.legs.iter().filter(|leg| !leg.amount.is_zero())
+}
+
+/// The ids of the accounts that postings name.
+struct Accounts {
+    wallets: BTreeMap<WalletId, (OrgId, Uuid)>,
+    others: BTreeMap<(OrgId, &'static str), Uuid>,
+}
+
+impl Accounts {
+    /// Finds the accounts, and opens those that are not there yet.
+    async fn of(db: &mut PgConnection, postings: &[Posting]) -> Result<Self> {
+        let mut wallets = Vec::new();
+        let mut others = Vec::new();
+        for posting in postings {
+            for leg in moves(posting) {
+                match leg.account {
+                    Account::Wallet(wallet) => wallets.push(wallet),
+                    account => others.push(other(posting.org, account)),
+                }
+            }
+        }
+        wallets.sort_unstable();
+        wallets.dedup();
+        others.sort_unstable();
+        others.dedup();
+        let mut accounts = Self {
+            wallets: BTreeMap::new(),
+            others: BTreeMap::new(),
+        };
+        accounts.read(db, &wallets, &others).await?;
+        let missing: Vec<_> = others
+            .iter()
+            .filter(|key| !accounts.others.contains_key(*key))
+            .copied()
+            .collect();
+        if !missing.is_empty() {
+            open(db, &missing).await?;
+            accounts.read(db, &wallets, &others).await?;
+        }
+        Ok(accounts)
+    }
+
+    async fn read(
+        &mut self,
+        db: &mut PgConnection,
+        wallets: &[WalletId],
+        others: &[(OrgId, &'static str)],
+    ) -> Result<()> {
+        let (orgs, kinds): (Vec<OrgId>, Vec<&str>) = others.iter().copied().unzip();
+        let rows = sqlx::query!(
+            r#"select w.account_id as "id!", w.org_id as "org_id!: OrgId", w.id as "wallet_id: WalletId", '' as "kind!"
+               from wallets w
+               where w.id = any ($1)
+               union all
+               select a.id, a.org_id, null, a.kind
+               from unnest($2::uuid[], $3::text[]) as o (org_id, kind)
+               join ledger_accounts a on a.org_id = o.org_id and a.kind = o.kind and a.wallet_id is null"#,
+            wallets as &[WalletId],
+            &orgs as &[OrgId],
+            &kinds as &[&str],
+        )
+        .fetch_all(db)
+        .await?;
+        for row in rows {
+            if let Some(wallet) = row.wallet_id {
+                self.wallets.insert(wallet, (row.org_id, row.id));
+            } else if let Some(key) = others
+                .iter()
+                .find(|(org, kind)| *org == row.org_id && *kind == row.kind)
+            {
+                self.others.insert(*key, row.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, org: OrgId, account: Account) -> Result<(OrgId, Uuid)> {
+        let found = match account {
+            Account::Wallet(wallet) => self.wallets.get(&wallet).copied(),
+            account => {
+                let key = other(org, account);
+                self.others.get(&key).map(|id| (key.0, *id))
+            }
+        };
+        found.ok_or_else(|| anyhow!("there is no account {account:?} of {org}").into())
+    }
+}
+
+/// The organisation and kind of an account that is no wallet's.
+fn other(org: OrgId, account: Account) -> (OrgId, &'static str) {
+    match account {
+        Account::Wallet(_) => (org, "wallet"),
+        Account::Mint => (org, "mint"),
+        Account::Expiry => (org, "expiry"),
+        Account::Adjustment => (org, "adjustment"),
+        Account::PlatformRevenue => (org, "platform_revenue"),
+        Account::ResellerEarnings(reseller) => (reseller, "reseller_earnings"),
+    }
+}
+
+async fn open(db: &mut PgConnection, missing: &[(OrgId, &'static str)]) -> Result<()> {
+    let (orgs, kinds): (Vec<OrgId>, Vec<&str>) = missing.iter().copied().unzip();
+    sqlx::query!(
+        "insert into ledger_accounts (id, org_id, kind)
+         select gen_random_uuid(), m.org_id, m.kind
+         from unnest($1::uuid[], $2::text[]) as m (org_id, kind)
+         on conflict on constraint ledger_account_exists do nothing",
+        &orgs as &[OrgId],
+        &kinds as &[&str],
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+async fn insert_transactions(
+    db: &mut PgConnection,
+    postings: &[Posting],
+    ids: &[TransactionId],
+) -> Result<()> {
+    let of = |number: fn(&Folded) -> Usd| -> Vec<Usd> {
+        postings
+            .iter()
+            .map(|posting| number(&posting.folded))
+            .collect()
+    };
+    let orgs: Vec<OrgId> = postings.iter().map(|posting| posting.org).collect();
+    let kinds: Vec<Kind> = postings.iter().map(|posting| posting.kind).collect();
+    let keys: Vec<&str> = postings
+        .iter()
+        .map(|posting| posting.idem_key.as_str())
+        .collect();
+    let reverses: Vec<Option<TransactionId>> = postings.iter().map(|p| p.reverses).collect();
+    let actors: Vec<Option<UserId>> = postings.iter().map(|posting| posting.actor).collect();
+    let reasons: Vec<Option<&str>> = postings.iter().map(|p| p.reason.as_deref()).collect();
+    let calls: Vec<i32> = postings.iter().map(|p| p.folded.calls).collect();
+    let seconds: Vec<i64> = postings.iter().map(|p| p.folded.billed_seconds).collect();
+    let resellers: Vec<Option<OrgId>> = postings.iter().map(|p| p.folded.reseller).collect();
+    sqlx::query!(
+        "insert into ledger_transactions (id, org_id, kind, idem_key, reverses_id, actor_user_id, reason, calls,
+                                          billed_seconds, base_micros, retail_micros, reseller_org_id,
+                                          markup_micros, commission_micros)
+         select *
+         from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::uuid[], $7::text[],
+                     $8::integer[], $9::bigint[], $10::bigint[], $11::bigint[], $12::uuid[], $13::bigint[],
+                     $14::bigint[])",
+        ids as &[TransactionId],
+        &orgs as &[OrgId],
+        &kinds as &[Kind],
+        &keys as &[&str],
+        &reverses as &[Option<TransactionId>],
+        &actors as &[Option<UserId>],
+        &reasons as &[Option<&str>],
+        &calls,
+        &seconds,
+        &of(|folded| folded.base) as &[Usd],
+        &of(|folded| folded.retail) as &[Usd],
+        &resellers as &[Option<OrgId>],
+        &of(|folded| folded.markup) as &[Usd],
+        &of(|folded| folded.commission) as &[Usd],
+    )
+    .execute(db)
+    .await
+    .on_constraint("ledger_transaction_exists", || {
+        Error::conflict("posted_already", "this has been posted already")
+    })?;
+    Ok(())
+}
+
+/// A wallet's balance and number of entries.
+type Balance = (Usd, i64);
+
+/// Moves the wallets' balances to where the postings leave them; answers with where they were.
+async fn move_wallets(
+    db: &mut PgConnection,
+    postings: &[Posting],
+) -> Result<BTreeMap<WalletId, Balance>> {
+    let mut sums: BTreeMap<WalletId, Balance> = BTreeMap::new();
+    for leg in postings.iter().flat_map(moves) {
+        if let Account::Wallet(wallet) = leg.account {
+            let (sum, entries) = sums.entry(wallet).or_default();
+            *sum = sum.plus(leg.amount);
+            *entries = entries.saturating_add(1);
+        }
+    }
+    if sums.is_empty() {
+        return Ok(sums);
+    }
+    let wallets: Vec<WalletId> = sums.keys().copied().collect();
+    let (amounts, entries): (Vec<Usd>, Vec<i64>) = sums.values().copied().unzip();
+    let rows = sqlx::query!(
+        r#"update wallets w
+           set posted_micros = w.posted_micros + m.amount, entries = w.entries + m.entries, updated_at = now()
+           from unnest($1::uuid[], $2::bigint[], $3::bigint[]) as m (id, amount, entries)
+           where w.id = m.id
+           returning w.id as "id: WalletId", w.posted_micros - m.amount as "posted!: Usd",
+                     w.entries - m.entries as "entries!""#,
+        &wallets as &[WalletId],
+        &amounts as &[Usd],
+        &entries,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.id, (row.posted, row.entries)))
+        .collect())
+}
+
+/// Entries, column by column.
+#[derive(Default)]
+struct Entries {
+    orgs: Vec<OrgId>,
+    transactions: Vec<TransactionId>,
+    accounts: Vec<Uuid>,
+    types: Vec<EntryType>,
+    amounts: Vec<Usd>,
+    grants: Vec<Option<GrantId>>,
+    balances: Vec<Option<Usd>>,
+    numbers: Vec<Option<i64>>,
+}
+
+async fn insert_entries(
+    db: &mut PgConnection,
+    postings: &[Posting],
+    ids: &[TransactionId],
+    accounts: &Accounts,
+    balances: &mut BTreeMap<WalletId, Balance>,
+) -> Result<()> {
+    let mut entries = Entries::default();
+    for (posting, id) in postings.iter().zip(ids) {
+        for leg in moves(posting) {
+            let (org, account) = accounts.get(posting.org, leg.account)?;
+            let mut after = (None, None);
+            if let Account::Wallet(wallet) = leg.account
+                && let Some((balance, number)) = balances.get_mut(&wallet)
+            {
+                *balance = balance.plus(leg.amount);
+                *number = number.saturating_add(1);
+                after = (Some(*balance), Some(*number));
+            }
+            entries.orgs.push(org);
+            entries.transactions.push(*id);
+            entries.accounts.push(account);
+            entries.types.push(leg.entry);
+            entries.amounts.push(leg.amount);
+            entries.grants.push(leg.grant);
+            entries.balances.push(after.0);
+            entries.numbers.push(after.1);
+        }
+    }
+    sqlx::query!(
+        "insert into ledger_entries (org_id, transaction_id, account_id, entry_type, amount_micros, grant_id,
+                                     balance_after_micros, account_seq)
+         select *
+         from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[],
+                     $8::bigint[])",
+        &entries.orgs as &[OrgId],
+        &entries.transactions as &[TransactionId],
+        &entries.accounts,
+        &entries.types as &[EntryType],
+        &entries.amounts as &[Usd],
+        &entries.grants as &[Option<GrantId>],
+        &entries.balances as &[Option<Usd>],
+        &entries.numbers as &[Option<i64>],
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Writes down what was taken from grants, and takes it.
+async fn use_grants(
+    db: &mut PgConnection,
+    postings: &[Posting],
+    ids: &[TransactionId],
+) -> Result<()> {
+    let mut orgs = Vec::new();
+    let mut transactions = Vec::new();
+    let mut grants = Vec::new();
+    let mut amounts = Vec::new();
+    for (posting, id) in postings.iter().zip(ids) {
+        let mut folded: BTreeMap<GrantId, Usd> = BTreeMap::new();
+        for (grant, amount) in &posting.uses {
+            let sum = folded.entry(*grant).or_default();
+            *sum = sum.plus(*amount);
+        }
+        for (grant, amount) in folded.into_iter().filter(|(_, sum)| !sum.is_zero()) {
+            orgs.push(posting.org);
+            transactions.push(*id);
+            grants.push(grant);
+            amounts.push(amount);
+        }
+    }
+    if grants.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "with used as (
+             insert into grant_uses (transaction_id, grant_id, org_id, amount_micros)
+             select *
+             from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[])
+             returning grant_id, amount_micros
+         )
+         update grants g
+         set remaining_micros = g.remaining_micros - u.amount
+         from (select grant_id, sum(amount_micros)::bigint as amount from used group by grant_id) u
+         where g.id = u.grant_id",
+        &transactions as &[TransactionId],
+        &grants as &[GrantId],
+        &orgs as &[OrgId],
+        &amounts as &[Usd],
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
