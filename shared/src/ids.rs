@@ -97,4 +97,6 @@ ids! {
     SnapshotId;
     /// What a call cost.
     ChargeId;
+    /// A file of usage (`usage_exports`).
+    ExportId;
 }

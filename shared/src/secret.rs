@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngExt;
 use subtle::ConstantTimeEq;
 
-use crate::ids::{CallId, InviteId, TrunkId};
+use crate::ids::{CallId, ExportId, InviteId, OrgId, TrunkId, UserId};
 
 /// How many bytes of a call token's HMAC go into its URL: 160 bits.
 const CALL_TOKEN_BYTES: usize = 20;
@@ -26,6 +26,7 @@ struct Derived {
     api_keys: [u8; 32],
     sessions: [u8; 32],
     invites: [u8; 32],
+    exports: [u8; 32],
     name: [u8; 32],
     sealing: LessSafeKey,
 }
@@ -37,6 +38,7 @@ impl Derived {
             api_keys: mac(master, b"hash api keys"),
             sessions: mac(master, b"sign session tokens"),
             invites: mac(master, b"sign invitations"),
+            exports: mac(master, b"sign export links"),
             name: mac(master, b"name the master key"),
             sealing: sealing_key(&mac(master, b"seal credentials"))?,
         })
@@ -138,6 +140,27 @@ impl Keys {
         is_genuine.then_some(InviteId(id))
     }
 
+    /// What the link to a file of usage carries. It is good for its user alone.
+    #[must_use]
+    pub fn export_token(&self, export: ExportId, org: OrgId, user: UserId) -> String {
+        export_token(&self.present.exports, export, org, user)
+    }
+
+    /// Whether `token` opens the file for that user, in constant time.
+    #[must_use]
+    pub fn is_export_token(
+        &self,
+        export: ExportId,
+        org: OrgId,
+        user: UserId,
+        token: &str,
+    ) -> bool {
+        self.all().any(|keys| {
+            let genuine = export_token(&keys.exports, export, org, user);
+            genuine.as_bytes().ct_eq(token.as_bytes()).into()
+        })
+    }
+
     /// The secrets that sign the tokens of our own sessions; the first one makes them.
     #[must_use]
     pub fn session_secrets(&self) -> Vec<[u8; 32]> {
@@ -226,6 +249,11 @@ fn call_token(key: &[u8; 32], trunk: TrunkId, call: CallId) -> String {
     tail.copy_from_slice(call.0.as_bytes());
     let tag = mac(key, &subject);
     URL_SAFE_NO_PAD.encode(tag.get(..CALL_TOKEN_BYTES).unwrap_or_default())
+}
+
+fn export_token(key: &[u8; 32], export: ExportId, org: OrgId, user: UserId) -> String {
+    let subject = [export.0, org.0, user.0].map(uuid::Uuid::into_bytes);
+    URL_SAFE_NO_PAD.encode(mac(key, subject.as_flattened()))
 }
 
 fn sealing_key(bytes: &[u8]) -> anyhow::Result<LessSafeKey> {
@@ -365,6 +393,18 @@ mod tests {
         let mixed = format!("{}{}", &token[..22], &other[22..]);
         assert_eq!(keys(1).invite_of(&mixed), None);
         assert_eq!(keys(1).invite_of(""), None);
+    }
+
+    #[test]
+    fn the_link_to_an_export_is_good_for_its_user_alone() {
+        let (export, org, user) = (ExportId::new(), OrgId::new(), UserId::new());
+        let token = keys(1).export_token(export, org, user);
+        assert!(keys(1).is_export_token(export, org, user, &token));
+        assert!(!keys(1).is_export_token(export, org, UserId::new(), &token));
+        assert!(!keys(1).is_export_token(export, OrgId::new(), user, &token));
+        assert!(!keys(1).is_export_token(ExportId::new(), org, user, &token));
+        assert!(!keys(2).is_export_token(export, org, user, &token));
+        assert!(!keys(1).is_export_token(export, org, user, ""));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! - `dial`: claims due rows and places their calls, at each trunk's pace ([`dial`]).
 //! - `inbox`: applies what carriers reported ([`inbox`]).
 //! - `ingest`: reads uploaded files ([`queues`]).
-//! - `misc`: everything else: starts, mail, and the periodic repairs ([`schedule`]).
+//! - `misc`: everything else: starts, mail, exports, and the periodic repairs ([`schedule`]).
 //!
 //! On shutdown nothing more is claimed, what is under way is finished, and what was claimed but
 //! not begun is given back.
@@ -34,6 +34,8 @@ use crate::queues::{Queues, run_queues};
 const HANDS: usize = 8;
 /// Uploads that one process reads at once.
 const INGEST_HANDS: usize = 2;
+/// Exports that one process writes at once.
+const EXPORT_HANDS: usize = 1;
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,7 +98,11 @@ pub async fn run(
         hands.push((Queue::Ingest, INGEST_HANDS));
     }
     if roles.contains(&Role::Misc) {
-        hands.extend([(Queue::Control, HANDS), (Queue::Mail, HANDS)]);
+        hands.extend([
+            (Queue::Control, HANDS),
+            (Queue::Mail, HANDS),
+            (Queue::Export, EXPORT_HANDS),
+        ]);
         let (context, shutdown) = (Arc::clone(&context), shutdown.clone());
         running.spawn(async move {
             schedule::run(context, shutdown).await;

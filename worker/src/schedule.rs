@@ -9,6 +9,7 @@ use chrono::TimeDelta;
 use futures::stream::{self, StreamExt};
 use peal_shared::Result;
 use peal_shared::bells::Bell;
+use peal_shared::billing::export;
 use peal_shared::calls::apply::complete_finished_unscoped;
 use peal_shared::calls::inbox::{NewEvent, Source, append_unscoped};
 use peal_shared::calls::reconcile::{
@@ -45,6 +46,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     tokio::join!(
         every(REPAIR_EVERY, &shutdown, || repair(&context)),
         every(CLEAR_EVERY, &shutdown, || clear_uploads(&context)),
+        every(CLEAR_EVERY, &shutdown, || clear_exports(&context)),
         every(context.config.reconcile_every, &shutdown, || {
             ask_about_silent(&context, &shutdown)
         }),
@@ -105,6 +107,14 @@ async fn clear_uploads(context: &Context) -> Result<()> {
         context.bells.ring_job(&mail);
     }
     ingest::clear_away_unscoped(pool, store, &context.config.uploads).await?;
+    Ok(())
+}
+
+async fn clear_exports(context: &Context) -> Result<()> {
+    let cleared = export::clear_away_unscoped(&context.pool, &context.store).await?;
+    if cleared > 0 {
+        tracing::info!(files = cleared, "exports whose time is up were cleared away");
+    }
     Ok(())
 }
 

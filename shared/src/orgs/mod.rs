@@ -5,9 +5,13 @@
 //!
 //! A user belongs to one organisation. People come in by **invitation** ([`invites`]) and leave
 //! by removal ([`members`]), which ends everything they could do; what they made stays.
+//!
+//! How a reseller earns is its **business model** ([`pricing`]): a `channel_partner` a part of
+//! what its customers cost the platform, a `distributor` what it asks them beyond that.
 
 pub mod invites;
 pub mod members;
+pub mod pricing;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;

@@ -68,11 +68,13 @@ pub enum Queue {
     Ingest,
     /// E-mail.
     Mail,
+    /// Long files on their way out.
+    Export,
 }
 
 impl Queue {
     /// Every queue.
-    pub const ALL: [Self; 3] = [Self::Control, Self::Ingest, Self::Mail];
+    pub const ALL: [Self; 4] = [Self::Control, Self::Ingest, Self::Mail, Self::Export];
 
     /// The name in rows, keys and logs.
     #[must_use]
@@ -81,6 +83,7 @@ impl Queue {
             Self::Control => "control",
             Self::Ingest => "ingest",
             Self::Mail => "mail",
+            Self::Export => "export",
         }
     }
 

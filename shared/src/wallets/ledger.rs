@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::anyhow;
+use serde::Serialize;
 use sqlx::PgConnection;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{Error, OnConstraint, Result};
@@ -34,7 +36,8 @@ pub enum Kind {
 }
 
 /// What one leg is, in words for the page of its account.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum EntryType {
     Grant,

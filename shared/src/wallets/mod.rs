@@ -20,14 +20,20 @@
 //! pool      = posted - what remains of all grants - the part of open holds that no grant carries
 //! ```
 //!
+//! People move money by [`grants`], [`adjust`] and [`caps`], and look at it by [`view`].
+//!
 //! The truth is the [`ledger`]; wallets and grants are what follows from it, kept in step inside
 //! the statements that post. Locks are taken in one order: wallets by id, and nothing of a
 //! wallet (grants, holds, charges) changes without its lock. Whoever has a wallet's lock must
 //! not wait for calls, rows or batches that applying carriers' events may have.
 
+pub mod adjust;
+pub mod caps;
 pub mod expiry;
+pub mod grants;
 pub mod holds;
 pub mod ledger;
+pub mod view;
 
 use std::collections::BTreeMap;
 

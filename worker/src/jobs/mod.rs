@@ -8,6 +8,7 @@
 //! written by a later version: it is retried, so that a worker of that version gets it.
 
 mod cancel_calls;
+mod export_usage;
 mod ingest_csv;
 mod send_email;
 mod start_batch;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use peal_shared::billing::export::ExportUsage;
 use peal_shared::campaigns::ingest::IngestCsv;
 use peal_shared::campaigns::lifecycle::{CancelCalls, StartBatch};
 use peal_shared::context::Context;
@@ -95,4 +97,5 @@ pub fn registry() -> Registry<Context> {
         .with::<CancelCalls>()
         .with::<IngestCsv>()
         .with::<SendEmail>()
+        .with::<ExportUsage>()
 }

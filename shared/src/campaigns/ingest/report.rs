@@ -11,6 +11,7 @@ use super::{Counts, Failure, Reject, State};
 use crate::access::{Scope, wall};
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
+use crate::spreadsheet::{self, neutral, unwritable};
 
 /// Rejects per slice of the error file.
 const PAGE_ROWS: i64 = 1_000;
@@ -214,7 +215,7 @@ pub async fn rejects_csv(
 }
 
 fn page_csv(page: &[Reject], with_header: bool) -> Result<Bytes> {
-    let mut csv = csv_writer();
+    let mut csv = spreadsheet::writer();
     if with_header {
         csv.write_record(["line", "column", "value", "code", "message"])
             .map_err(unwritable)?;
@@ -230,9 +231,7 @@ fn page_csv(page: &[Reject], with_header: bool) -> Result<Bytes> {
         ])
         .map_err(unwritable)?;
     }
-    csv.into_inner()
-        .map(Bytes::from)
-        .map_err(|error| Error::Unexpected(error.into_error().into()))
+    spreadsheet::written(csv)
 }
 
 /// A file that a manager fills in: the header line only.
@@ -240,67 +239,18 @@ fn page_csv(page: &[Reject], with_header: bool) -> Result<Bytes> {
 /// # Errors
 /// None in practice: memory takes every byte.
 pub fn template(variable_names: &[String]) -> Result<String> {
-    let mut csv = csv_writer();
+    let mut csv = spreadsheet::writer();
     csv.write_record(
         std::iter::once(PHONE_COLUMN).chain(variable_names.iter().map(String::as_str)),
     )
     .map_err(unwritable)?;
-    let bytes = csv
-        .into_inner()
-        .map_err(|error| Error::Unexpected(error.into_error().into()))?;
-    String::from_utf8(bytes).map_err(|error| Error::Unexpected(error.into()))
-}
-
-fn csv_writer() -> csv::Writer<Vec<u8>> {
-    csv::WriterBuilder::new()
-        .terminator(csv::Terminator::CRLF)
-        .from_writer(Vec::new())
-}
-
-fn unwritable(error: csv::Error) -> Error {
-    Error::Unexpected(error.into())
-}
-
-/// The cell, with an apostrophe in front when a spreadsheet would run it. A phone number may
-/// begin with `+`, as long as nothing but digits and their separators follow.
-fn neutral(cell: &str) -> String {
-    let mut chars = cell.chars();
-    let is_formula = match chars.next() {
-        Some('+') => !chars.all(|c| c.is_ascii_digit() || matches!(c, ' ' | '(' | ')' | '.')),
-        Some(
-            '=' | '-' | '@' | '\t' | '\r' | '\n' | '\u{ff1d}' | '\u{ff0b}' | '\u{ff0d}'
-            | '\u{ff20}',
-        ) => true,
-        _ => false,
-    };
-    if is_formula {
-        format!("'{cell}")
-    } else {
-        cell.to_owned()
-    }
+    let bytes = spreadsheet::written(csv)?;
+    String::from_utf8(bytes.into()).map_err(|error| Error::Unexpected(error.into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cell_that_a_spreadsheet_would_run_is_made_text() {
-        for (cell, expected) in [
-            ("=1+1", "'=1+1"),
-            ("+1+cmd|' /C calc'!A0", "'+1+cmd|' /C calc'!A0"),
-            ("+91 98765 432", "+91 98765 432"),
-            ("-1", "'-1"),
-            ("@SUM(A1)", "'@SUM(A1)"),
-            ("\t=1", "'\t=1"),
-            ("\r=1", "'\r=1"),
-            ("\u{ff1d}1", "'\u{ff1d}1"),
-            ("Asha", "Asha"),
-            ("", ""),
-        ] {
-            assert_eq!(neutral(cell), expected);
-        }
-    }
 
     #[test]
     fn the_template_is_a_header_line_that_the_ingest_reads() {

@@ -1,0 +1,311 @@
+//! `/api/v1/service-prices`: what things cost. Everybody reads what they pay; the platform sets
+//! its own prices.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
+use peal_shared::access::Role;
+use peal_shared::audit::Note;
+use peal_shared::billing::prices::{
+    self, Direction, NewPrice, PriceChange, Service, ServicePrice, Wanted,
+};
+use peal_shared::context::Context;
+use peal_shared::ids::PriceId;
+use rust_decimal::Decimal;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::openapi::{Conflicting, Missing, Refusals};
+use crate::page::page;
+use crate::state::Api;
+
+/// A step in which calls are billed, in seconds.
+const INCREMENT_SECS: i32 = 60;
+/// Decimal places of a rate.
+const RATE_PLACES: u32 = 10;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show, update, delete))
+}
+
+/// List prices
+///
+/// For a super_admin the platform's own; for everybody else what their organization pays, with
+/// the markup of the distributor it buys from.
+#[utoipa::path(
+    get,
+    path = "/api/v1/service-prices",
+    tag = "Service prices",
+    params(PriceQuery),
+    responses((status = 200, body = ServicePrices), Refusals)
+)]
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<PriceQuery>,
+) -> Result<Json<ServicePrices>> {
+    let page = page(query.page, query.page_size)?;
+    let wanted = Wanted {
+        id: None,
+        service: query.service,
+        r#match: query.r#match,
+        direction: query.direction,
+        in_force: query.in_force,
+    };
+    let factor = factor(&context, &caller).await?;
+    let mut db = caller.read(&context).await?;
+    let bounds = (page.size, page.offset());
+    let (prices, total) = prices::list_unscoped(&mut db, &wanted, factor, bounds).await?;
+    Ok(Json(ServicePrices {
+        prices,
+        total,
+        page: page.number,
+        page_size: page.size,
+    }))
+}
+
+/// Show a price
+#[utoipa::path(
+    get,
+    path = "/api/v1/service-prices/{price_id}",
+    tag = "Service prices",
+    params(("price_id" = PriceId, Path)),
+    responses((status = 200, body = ServicePrice), Missing, Refusals)
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<PriceId>,
+) -> Result<Json<ServicePrice>> {
+    let factor = factor(&context, &caller).await?;
+    let mut db = caller.read(&context).await?;
+    Ok(Json(prices::find_unscoped(&mut db, id, factor).await?))
+}
+
+/// Add a price
+///
+/// For super_admins. The price of the same thing that is in force until then ends where this
+/// one begins. Calls that were claimed before keep the price of that moment.
+#[utoipa::path(
+    post,
+    path = "/api/v1/service-prices",
+    tag = "Service prices",
+    security(("session" = [])),
+    request_body(content = AddPrice, example = json!({
+        "service": "telephony", "match": "91", "price_usd": "0.035", "increment_secs": 60
+    })),
+    responses((status = 201, body = ServicePrice), Conflicting, Refusals)
+)]
+async fn create(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<AddPrice>,
+) -> Result<(StatusCode, Json<ServicePrice>)> {
+    caller.require_session()?;
+    caller.require(Role::SuperAdmin)?;
+    let new = body.checked()?;
+    let mut db = caller.change(&context).await?;
+    let price = prices::add_unscoped(&mut db, &new, caller.user).await?;
+    let note = Note::new("service_price.create", caller.org, price.id.0).after(&price)?;
+    db.commit(note, StatusCode::CREATED, Json(price)).await
+}
+
+/// Change a price that is still to come
+///
+/// For super_admins. What is left out stays. A price that has been in force stays as it is: add
+/// one that begins later.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/service-prices/{price_id}",
+    tag = "Service prices",
+    security(("session" = [])),
+    params(("price_id" = PriceId, Path)),
+    request_body(content = UpdatePrice, example = json!({"price_usd": "0.03"})),
+    responses((status = 200, body = ServicePrice), Missing, Conflicting, Refusals)
+)]
+async fn update(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<PriceId>,
+    ValidJson(body): ValidJson<UpdatePrice>,
+) -> Result<(StatusCode, Json<ServicePrice>)> {
+    caller.require_session()?;
+    caller.require(Role::SuperAdmin)?;
+    let mut fields = Fields::default();
+    check_rate(&mut fields, body.price_usd);
+    check_increment(&mut fields, body.increment_secs);
+    fields.finish()?;
+    let change = PriceChange {
+        price_usd: body.price_usd,
+        increment_secs: body.increment_secs,
+        valid_from: body.valid_from,
+    };
+    let mut db = caller.change(&context).await?;
+    let (before, after) = prices::change_unscoped(&mut db, id, &change).await?;
+    let note = Note::new("service_price.update", caller.org, id.0)
+        .before(&before)?
+        .after(&after)?;
+    db.commit(note, StatusCode::OK, Json(after)).await
+}
+
+/// Take a price back that is still to come
+///
+/// For super_admins. The price before it stays in force.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/service-prices/{price_id}",
+    tag = "Service prices",
+    security(("session" = [])),
+    params(("price_id" = PriceId, Path)),
+    responses((status = 200, body = PriceDeleted), Missing, Conflicting, Refusals)
+)]
+async fn delete(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<PriceId>,
+) -> Result<(StatusCode, Json<PriceDeleted>)> {
+    caller.require_session()?;
+    caller.require(Role::SuperAdmin)?;
+    let mut db = caller.change(&context).await?;
+    let price = prices::delete_unscoped(&mut db, id).await?;
+    let note = Note::new("service_price.delete", caller.org, id.0).before(&price)?;
+    let told = PriceDeleted {
+        message: "price taken back",
+    };
+    db.commit(note, StatusCode::OK, Json(told)).await
+}
+
+/// What the platform's prices are multiplied by for this caller.
+async fn factor(context: &Context, caller: &Caller) -> Result<Decimal> {
+    if caller.role == Role::SuperAdmin {
+        return Ok(Decimal::ONE);
+    }
+    let mut db = caller.read(context).await?;
+    Ok(prices::factor_unscoped(&mut db, caller.org).await?)
+}
+
+fn check_rate(fields: &mut Fields, rate: Option<Decimal>) {
+    let Some(rate) = rate else { return };
+    let told = "must be 0 to 1000 USD with at most 10 decimal places, such as \"0.014\"";
+    let is_rate = rate >= Decimal::ZERO
+        && rate <= Decimal::ONE_THOUSAND
+        && rate.normalize().scale() <= RATE_PLACES;
+    fields.check(is_rate, "price_usd", "range", told);
+}
+
+fn check_increment(fields: &mut Fields, secs: Option<i32>) {
+    if let Some(secs) = secs {
+        fields.check_range(secs, "increment_secs", 1, 3600);
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct PriceQuery {
+    #[param(inline)]
+    service: Option<Service>,
+    /// Exactly this; an empty text for the general prices.
+    r#match: Option<String>,
+    #[param(inline)]
+    direction: Option<Direction>,
+    /// Only those in force, or only the others.
+    in_force: Option<bool>,
+    /// From 1 on.
+    page: Option<i64>,
+    /// 1 to 100; 20 when left out.
+    page_size: Option<i64>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ServicePrices {
+    prices: Vec<ServicePrice>,
+    #[schema(example = 27)]
+    total: i64,
+    page: i64,
+    page_size: i64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct PriceDeleted {
+    #[schema(example = "price taken back")]
+    message: &'static str,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct AddPrice {
+    service: Service,
+    /// Of telephony the digits that a number begins with; of a model or a voice its name. Left
+    /// out or empty: everything that nothing else matches.
+    #[serde(default)]
+    r#match: String,
+    /// `outbound` unless told.
+    #[serde(default)]
+    direction: Direction,
+    /// Per minute; of `attempt`, per call.
+    #[schema(value_type = String)]
+    price_usd: Decimal,
+    /// 1 to 3600; 60 when left out.
+    increment_secs: Option<i32>,
+    /// At once when left out.
+    valid_from: Option<DateTime<Utc>>,
+}
+
+impl AddPrice {
+    fn checked(self) -> Result<NewPrice> {
+        let r#match = self.r#match.trim().to_owned();
+        let mut fields = Fields::default();
+        check_rate(&mut fields, Some(self.price_usd));
+        check_increment(&mut fields, self.increment_secs);
+        let (fits, told) = match self.service {
+            Service::Telephony => (
+                r#match.len() <= 15 && r#match.bytes().all(|b| b.is_ascii_digit()),
+                "must be up to 15 digits of a number, without +",
+            ),
+            Service::Model | Service::Speech => (
+                r#match.chars().count() <= 200 && !r#match.chars().any(char::is_control),
+                "must be a name of at most 200 characters",
+            ),
+            Service::Platform | Service::Attempt => (
+                r#match.is_empty(),
+                "must be left out: there is one price of this service",
+            ),
+        };
+        fields.check(fits, "match", "value_error", told);
+        fields.check(
+            self.service == Service::Telephony || self.direction == Direction::Outbound,
+            "direction",
+            "value_error",
+            "must be left out: only telephony has a price for inbound calls",
+        );
+        fields.finish()?;
+        Ok(NewPrice {
+            service: self.service,
+            r#match,
+            direction: self.direction,
+            price_usd: self.price_usd,
+            increment_secs: self.increment_secs.unwrap_or(INCREMENT_SECS),
+            valid_from: self.valid_from,
+        })
+    }
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct UpdatePrice {
+    #[schema(value_type = Option<String>)]
+    price_usd: Option<Decimal>,
+    increment_secs: Option<i32>,
+    valid_from: Option<DateTime<Utc>>,
+}

@@ -1,0 +1,448 @@
+//! Usage as a file: a CSV in the store, and a mail with the link to it.
+//!
+//! ```text
+//! waiting ──► finished ──► cleared away
+//!    └──────► failed
+//! ```
+//!
+//! Whoever asks gets a row and a job, in one transaction; asking again while that is under way
+//! is asking for the same. The job reads what its user may see at that moment, as far as it was
+//! charged before they asked, streams it into the store page by page, and then writes down in
+//! one transaction that the file is there and the mail about it. Run twice, it writes the same
+//! file over itself, and no second mail.
+//!
+//! The link is good for a day, and for the user who asked alone. Then the file is cleared away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::stream::{self, Stream};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::{PgConnection, PgPool};
+
+use super::usage::sessions::{self, Mark, Session};
+use super::usage::{Filter, UsageType};
+use crate::access::{Role, Scope};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::ids::{AgentId, ExportId, OrgId, UserId};
+use crate::mail::{self, NewEmail};
+use crate::queue::{self, Enqueued, Payload, Queue};
+use crate::spreadsheet::{self, neutral, unwritable};
+use crate::store::Store;
+use crate::{fault, users};
+
+/// Sessions per page of a file.
+const PAGE_ROWS: i64 = 1_000;
+/// No file is longer.
+const MAX_BYTES: u64 = 4_000_000_000;
+/// Files that one round clears away.
+const ROUND: i64 = 100;
+/// The columns; the last three are for the platform alone.
+const COLUMNS: [&str; 18] = [
+    "session_id",
+    "charged_at",
+    "started_at",
+    "ended_at",
+    "organization_id",
+    "user_id",
+    "agent_id",
+    "agent_name",
+    "batch_id",
+    "call_type",
+    "from_number",
+    "to_number",
+    "outcome",
+    "duration_seconds",
+    "billed_seconds",
+    "cost_usd",
+    "currency",
+    "services",
+];
+const SPLIT_COLUMNS: [&str; 3] = ["base_cost_usd", "markup_usd", "commission_usd"];
+
+/// What is asked for. Kept with the export as it is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Wanted {
+    pub usage_type: Option<UsageType>,
+    /// `outbound`, `inbound`, `web`; None is all of them.
+    pub session_types: Option<Vec<String>>,
+    pub agents: Option<Vec<AgentId>>,
+    pub from: Option<DateTime<Utc>>,
+    pub to: Option<DateTime<Utc>>,
+}
+
+impl Wanted {
+    /// As a filter of what was charged before a moment.
+    fn filter(self, before: DateTime<Utc>) -> Filter {
+        // All calls are outbound: whoever asks for other sessions alone asks for none.
+        let is_of_calls = self
+            .session_types
+            .is_none_or(|kinds| kinds.iter().any(|kind| kind == "outbound"));
+        Filter {
+            usage_type: match is_of_calls {
+                true => self.usage_type,
+                false => Some(UsageType::Chat),
+            },
+            from: self.from,
+            to: Some(self.to.map_or(before, |to| to.min(before))),
+            agents: self.agents,
+            ..Filter::default()
+        }
+    }
+}
+
+/// The job that writes a file.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ExportUsage {
+    pub export_id: ExportId,
+    pub org_id: OrgId,
+}
+
+impl Payload for ExportUsage {
+    const KIND: &'static str = "export_usage";
+    const QUEUE: Queue = Queue::Export;
+    const MAX_ATTEMPTS: i32 = 8;
+
+    fn dedupe_key(&self) -> Option<String> {
+        Some(self.export_id.to_string())
+    }
+
+    fn org(&self) -> Option<OrgId> {
+        Some(self.org_id)
+    }
+}
+
+/// Asks for a file on behalf of a user in the caller's sight.
+///
+/// # Errors
+/// [`Error::NotFound`] for a user out of sight.
+pub async fn ask(
+    db: &mut PgConnection,
+    scope: &Scope,
+    user: UserId,
+    to_address: &str,
+    wanted: &Wanted,
+) -> Result<(ExportId, Enqueued)> {
+    let org = users::org_of(db, scope, user)
+        .await?
+        .ok_or(Error::NotFound("User"))?;
+    let filters = serde_json::to_value(wanted)?;
+    let asked = sqlx::query_scalar!(
+        r#"insert into usage_exports (id, org_id, user_id, filters, to_address)
+           values ($1, $2, $3, $4, $5)
+           on conflict (user_id, md5(filters::text)) where finished_at is null and failed_at is null
+               do update set to_address = excluded.to_address
+           returning id as "id: ExportId""#,
+        ExportId::new() as ExportId,
+        org as OrgId,
+        user as UserId,
+        filters,
+        to_address,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let job = ExportUsage {
+        export_id: asked,
+        org_id: org,
+    };
+    Ok((asked, queue::enqueue(db, &job, None).await?))
+}
+
+/// An export that waits.
+struct Waiting {
+    org: OrgId,
+    user: UserId,
+    filters: Value,
+    created_at: DateTime<Utc>,
+}
+
+/// Writes the file of an export, and the mail about it. A job has no principal; what the file
+/// shows is what its user sees. One that has ended, or whose user is gone, is left alone.
+///
+/// # Errors
+/// The database's or the store's.
+pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqueued>> {
+    let waiting = sqlx::query_as!(
+        Waiting,
+        r#"select org_id as "org: OrgId", user_id as "user: UserId", filters, created_at
+           from usage_exports
+           where id = $1
+             and finished_at is null
+             and failed_at is null"#,
+        id as ExportId,
+    )
+    .fetch_optional(&context.pool)
+    .await?;
+    let Some(waiting) = waiting else {
+        return Ok(None);
+    };
+    let mut db = context.pool.acquire().await?;
+    let principal = users::principal_unscoped(&mut db, waiting.user).await?;
+    drop(db);
+    let Some(principal) = principal.filter(|known| known.org == waiting.org) else {
+        fail_unscoped(&context.pool, id).await?;
+        return Ok(None);
+    };
+    let wanted: Wanted = serde_json::from_value(waiting.filters)?;
+    let pages = Pages {
+        pool: context.pool.clone(),
+        scope: principal.scope(),
+        filter: wanted.filter(waiting.created_at),
+        with_split: principal.role == Role::SuperAdmin,
+    };
+    let rows = Arc::new(AtomicI64::new(0));
+    let key = key(waiting.org, id);
+    let csv = pages.csv(Arc::clone(&rows));
+    context.store.put_stream(&key, csv, MAX_BYTES).await?;
+    fault::point("export.stored");
+    let rows = rows.load(Ordering::SeqCst);
+    finish(context, id, rows).await
+}
+
+/// Notes that the file is there, and writes the mail.
+async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enqueued>> {
+    let mut db = context.pool.begin().await?;
+    let finished = sqlx::query!(
+        r#"update usage_exports
+           set finished_at = now(), expires_at = now() + interval '24 hours', rows = $2
+           where id = $1
+             and finished_at is null
+             and failed_at is null
+           returning org_id as "org: OrgId", user_id as "user: UserId", to_address"#,
+        id as ExportId,
+        rows,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(finished) = finished else {
+        return Ok(None);
+    };
+    let (org, user) = (finished.org, finished.user);
+    let token = context.config.keys.export_token(id, org, user);
+    let base = context.config.public_url.as_str().trim_end_matches('/');
+    let link = format!("{base}/api/v1/billing/exports/{id}/download?token={token}");
+    let body = format!(
+        "The usage you asked for is ready: {rows} sessions as CSV.\n\n{link}\n\n\
+         The link is good for 24 hours, and for you alone: open it signed in, or with your API \
+         key:\n\n    curl -H \"x-api-key: $PEAL_API_KEY\" -o usage.csv '{link}'\n"
+    );
+    let email = NewEmail {
+        org,
+        kind: "usage_export",
+        subject_id: id.0,
+        to: &finished.to_address,
+        subject: "Your usage is ready to be downloaded",
+        body: &body,
+    };
+    let mail = mail::write(&mut db, email).await?;
+    fault::point("export.uncommitted");
+    db.commit().await?;
+    Ok(mail)
+}
+
+/// Gives an export up. For the job, which acts for the platform.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn fail_unscoped(pool: &PgPool, id: ExportId) -> Result<()> {
+    sqlx::query!(
+        "update usage_exports set failed_at = now() where id = $1 and finished_at is null and failed_at is null",
+        id as ExportId,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// A file that can be read.
+#[derive(Debug)]
+pub struct Ready {
+    pub key: String,
+    pub created_at: DateTime<Utc>,
+}
+
+/// The file of a user's own export.
+///
+/// # Errors
+/// [`Error::NotFound`] when the user has no such export; [`Error::Conflict`] while it is being
+/// written; [`Error::Gone`] when its time is up, or it could not be written.
+pub async fn open(
+    db: &mut PgConnection,
+    scope: &Scope,
+    user: UserId,
+    id: ExportId,
+    now: DateTime<Utc>,
+) -> Result<Ready> {
+    let found = sqlx::query!(
+        r#"select org_id as "org: OrgId", created_at, expires_at, failed_at, cleared_at
+           from usage_exports
+           where id = $1
+             and user_id = $2
+             and ($3::uuid is null or org_id = $3)"#,
+        id as ExportId,
+        user as UserId,
+        scope.org() as Option<OrgId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Export"))?;
+    if found.failed_at.is_some() {
+        return Err(Error::Gone(
+            "this export could not be written; ask for it again".into(),
+        ));
+    }
+    match found.expires_at {
+        None => Err(Error::conflict(
+            "export_not_ready",
+            "the file is being written; you get a mail when it is there",
+        )),
+        Some(until) if until <= now || found.cleared_at.is_some() => Err(Error::Gone(
+            "this link was good for 24 hours; ask for the export again".into(),
+        )),
+        Some(_) => Ok(Ready {
+            key: key(found.org, id),
+            created_at: found.created_at,
+        }),
+    }
+}
+
+/// Removes the files whose links are good no more, and what is left of those that were given up.
+/// Runs for the platform, over all tenants.
+///
+/// # Errors
+/// The database's, or the store's; the next round begins anew.
+pub async fn clear_away_unscoped(pool: &PgPool, store: &Store) -> Result<usize> {
+    let over = sqlx::query!(
+        r#"select id as "id: ExportId", org_id as "org: OrgId"
+           from usage_exports
+           where cleared_at is null
+             and (expires_at < now() - interval '10 minutes' or failed_at < now() - interval '10 minutes')
+           order by created_at
+           limit $1"#,
+        ROUND,
+    )
+    .fetch_all(pool)
+    .await?;
+    for export in &over {
+        let key = key(export.org, export.id);
+        store.delete_parts(&key).await?;
+        store.delete(&key).await?;
+        sqlx::query!(
+            "update usage_exports set cleared_at = now() where id = $1",
+            export.id as ExportId,
+        )
+        .execute(pool)
+        .await?;
+    }
+    Ok(over.len())
+}
+
+fn key(org: OrgId, export: ExportId) -> String {
+    format!("exports/{org}/{export}.csv")
+}
+
+/// What a file is made of.
+struct Pages {
+    pool: PgPool,
+    scope: Scope,
+    filter: Filter,
+    with_split: bool,
+}
+
+/// Where the next page begins.
+enum At {
+    Start,
+    Behind(Mark),
+}
+
+impl Pages {
+    /// The file, page by page; counts its sessions.
+    fn csv(
+        self,
+        rows: Arc<AtomicI64>,
+    ) -> impl Stream<Item = Result<Bytes>> + Send {
+        stream::try_unfold((self, Some(At::Start)), move |(pages, at)| {
+            let rows = Arc::clone(&rows);
+            async move {
+                let Some(at) = at else { return Ok(None) };
+                let (mark, is_first) = match at {
+                    At::Start => (None, true),
+                    At::Behind(mark) => (Some(mark), false),
+                };
+                let (page, next) = pages.page(mark).await?;
+                let count = i64::try_from(page.len()).unwrap_or(i64::MAX);
+                rows.fetch_add(count, Ordering::SeqCst);
+                let text = page_csv(&page, is_first, pages.with_split)?;
+                Ok(Some((text, (pages, next.map(At::Behind)))))
+            }
+        })
+    }
+
+    async fn page(&self, after: Option<Mark>) -> Result<(Vec<Session>, Option<Mark>)> {
+        let mut db = self.pool.acquire().await?;
+        let (scope, filter) = (&self.scope, &self.filter);
+        sessions::after(&mut db, scope, filter, after, PAGE_ROWS, self.with_split).await
+    }
+}
+
+fn page_csv(page: &[Session], with_header: bool, with_split: bool) -> Result<Bytes> {
+    let split = SPLIT_COLUMNS.iter().filter(|_| with_split);
+    let mut csv = spreadsheet::writer();
+    if with_header {
+        csv.write_record(COLUMNS.iter().chain(split))
+            .map_err(unwritable)?;
+    }
+    for session in page {
+        csv.write_record(cells(session)).map_err(unwritable)?;
+    }
+    spreadsheet::written(csv)
+}
+
+/// A session's cells; whatever a user may have written is neutralised.
+fn cells(session: &Session) -> Vec<String> {
+    let moment = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339()).unwrap_or_default();
+    let services: Vec<String> = session
+        .services
+        .iter()
+        .map(|used| {
+            let name = serde_json::to_value(used.service).unwrap_or_default();
+            let name = name.as_str().unwrap_or_default().to_owned();
+            format!("{name} {} {} = {}", used.quantity, used.unit, used.cost_usd)
+        })
+        .collect();
+    let mut cells = vec![
+        session.session_id.to_string(),
+        moment(session.charged_at),
+        moment(Some(session.started_at)),
+        moment(session.ended_at),
+        session.organization_id.to_string(),
+        session.user_id.to_string(),
+        session.agent_id.to_string(),
+        neutral(&session.agent_name),
+        session
+            .batch_id
+            .map(|id| id.to_string())
+            .unwrap_or_default(),
+        session.call_type.to_owned(),
+        neutral(&session.from_number),
+        neutral(&session.to_number),
+        session.outcome.clone().unwrap_or_default(),
+        session.duration_seconds.to_string(),
+        session.billed_seconds.to_string(),
+        session.cost_usd.to_string(),
+        "USD".to_owned(),
+        neutral(&services.join("; ")),
+    ];
+    if let Some(split) = session.split {
+        cells.extend([
+            split.base_cost_usd.to_string(),
+            split.markup_usd.to_string(),
+            split.commission_usd.to_string(),
+        ]);
+    }
+    cells
+}

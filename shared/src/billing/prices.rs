@@ -1,0 +1,395 @@
+//! The platform's catalogue of prices.
+//!
+//! A price is of one thing (a service, what it matches, a direction) and in force from a moment
+//! on, until the next price of the same thing begins. What has been in force is never changed
+//! or removed: calls were sold at it. What is still to come may be both.
+//!
+//! The catalogue holds the platform's own prices. Whoever buys through a distributor is shown
+//! what they pay, which includes its markup.
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use crate::error::{Error, OnConstraint, Result};
+use crate::ids::{OrgId, PriceId, UserId};
+
+/// What is priced.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    sqlx::Type,
+    ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum Service {
+    /// The carrier's minutes, by the beginning of the number.
+    Telephony,
+    /// The language model, per minute.
+    Model,
+    /// The voice, per minute.
+    Speech,
+    /// The platform's own fee, per minute.
+    Platform,
+    /// Each call that the carrier took.
+    Attempt,
+}
+
+/// Who calls whom.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    sqlx::Type,
+    ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum Direction {
+    #[default]
+    Outbound,
+    Inbound,
+}
+
+/// A price.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ServicePrice {
+    pub id: PriceId,
+    pub service: Service,
+    /// Of telephony the digits that a number begins with, the longest match counts; of a model
+    /// or a voice its name. Empty: everything that nothing else matches.
+    #[schema(example = "91")]
+    pub r#match: String,
+    pub direction: Direction,
+    /// Per minute; of `attempt`, per call. With the markup of the caller's distributor.
+    #[schema(value_type = String, example = "0.04")]
+    pub price_usd: Decimal,
+    /// A call is billed in steps of so many seconds.
+    #[schema(example = 60)]
+    pub increment_secs: i32,
+    pub valid_from: DateTime<Utc>,
+    /// When the next price of the same thing begins.
+    pub valid_until: Option<DateTime<Utc>>,
+    pub in_force: bool,
+    pub created_at: DateTime<Utc>,
+}
+
+/// Which prices to list; what is `None` narrows nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    pub id: Option<PriceId>,
+    pub service: Option<Service>,
+    pub r#match: Option<String>,
+    pub direction: Option<Direction>,
+    pub in_force: Option<bool>,
+}
+
+/// A price to add.
+#[derive(Clone, Debug)]
+pub struct NewPrice {
+    pub service: Service,
+    pub r#match: String,
+    pub direction: Direction,
+    pub price_usd: Decimal,
+    pub increment_secs: i32,
+    /// `None`: from this moment on.
+    pub valid_from: Option<DateTime<Utc>>,
+}
+
+/// What to change of a price that is still to come; what is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub struct PriceChange {
+    pub price_usd: Option<Decimal>,
+    pub increment_secs: Option<i32>,
+    pub valid_from: Option<DateTime<Utc>>,
+}
+
+/// The prices, times `factor`, by what they are of; newest first. The catalogue is everybody's,
+/// so there is no scope.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn list_unscoped(
+    db: &mut PgConnection,
+    wanted: &Wanted,
+    factor: Decimal,
+    (limit, offset): (i64, i64),
+) -> Result<(Vec<ServicePrice>, i64)> {
+    let total = sqlx::query_scalar!(
+        r#"select count(*) as "n!"
+           from service_prices
+           where ($1::uuid is null or id = $1)
+             and ($2::text is null or service = $2)
+             and ($3::text is null or match = $3)
+             and ($4::text is null or direction = $4)
+             and ($5::boolean is null
+                  or $5 = (valid_from <= now() and (valid_until is null or valid_until > now())))"#,
+        wanted.id as Option<PriceId>,
+        wanted.service as Option<Service>,
+        wanted.r#match,
+        wanted.direction as Option<Direction>,
+        wanted.in_force,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let mut prices = sqlx::query_as!(
+        ServicePrice,
+        r#"select id as "id: PriceId", service as "service: Service", match, direction as "direction: Direction",
+                  price_usd, increment_secs, valid_from, valid_until,
+                  (valid_from <= now() and (valid_until is null or valid_until > now())) as "in_force!", created_at
+           from service_prices
+           where ($1::uuid is null or id = $1)
+             and ($2::text is null or service = $2)
+             and ($3::text is null or match = $3)
+             and ($4::text is null or direction = $4)
+             and ($5::boolean is null
+                  or $5 = (valid_from <= now() and (valid_until is null or valid_until > now())))
+           order by service, direction desc, match, valid_from desc
+           limit $6
+           offset $7"#,
+        wanted.id as Option<PriceId>,
+        wanted.service as Option<Service>,
+        wanted.r#match,
+        wanted.direction as Option<Direction>,
+        wanted.in_force,
+        limit,
+        offset,
+    )
+    .fetch_all(db)
+    .await?;
+    for price in &mut prices {
+        price.price_usd = with_markup(price.price_usd, factor);
+    }
+    Ok((prices, total))
+}
+
+/// A rate times a factor, as a rate is kept: ten places, half to even.
+fn with_markup(rate: Decimal, factor: Decimal) -> Decimal {
+    (rate * factor).round_dp(10).normalize()
+}
+
+/// A price, times `factor`.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find_unscoped(
+    db: &mut PgConnection,
+    id: PriceId,
+    factor: Decimal,
+) -> Result<ServicePrice> {
+    let wanted = Wanted {
+        id: Some(id),
+        ..Wanted::default()
+    };
+    let (mut found, _) = list_unscoped(db, &wanted, factor, (1, 0)).await?;
+    found.pop().ok_or(Error::NotFound("Price"))
+}
+
+/// What the platform's prices are multiplied by for the members of an organisation: one, and
+/// the markup of the distributor they buy from. That may be the organisation above their own,
+/// which they do not see; hence no scope.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn factor_unscoped(db: &mut PgConnection, org: OrgId) -> Result<Decimal> {
+    let markup = sqlx::query_scalar!(
+        r#"select markup_percent as "percent!" from reseller_terms($1)"#,
+        org as OrgId,
+    )
+    .fetch_optional(db)
+    .await?
+    .unwrap_or_default();
+    Ok(Decimal::ONE + markup / Decimal::ONE_HUNDRED)
+}
+
+/// Adds a price; the one before it ends where it begins. Only the platform does, so there is no
+/// scope.
+///
+/// # Errors
+/// [`Error::Invalid`] for one that would begin in the past, [`Error::Conflict`] when another
+/// price of the same thing begins at the same moment.
+pub async fn add_unscoped(
+    db: &mut PgConnection,
+    new: &NewPrice,
+    by: UserId,
+) -> Result<ServicePrice> {
+    hold_still(db).await?;
+    not_in_the_past(db, new.valid_from).await?;
+    let id = PriceId::new();
+    sqlx::query!(
+        "insert into service_prices (id, service, match, direction, price_usd, increment_secs, valid_from, created_by)
+         values ($1, $2, $3, $4, $5, $6, coalesce($7, now()), $8)",
+        id as PriceId,
+        new.service as Service,
+        new.r#match,
+        new.direction as Direction,
+        new.price_usd,
+        new.increment_secs,
+        new.valid_from,
+        by as UserId,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("price_begins_once", begins_once)?;
+    join_up(db, new.service, &new.r#match, new.direction).await?;
+    find_unscoped(db, id, Decimal::ONE).await
+}
+
+/// Changes a price that is still to come. Answers what it was and what it is.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Conflict`] when it has been in force; as [`add_unscoped`].
+pub async fn change_unscoped(
+    db: &mut PgConnection,
+    id: PriceId,
+    change: &PriceChange,
+) -> Result<(ServicePrice, ServicePrice)> {
+    hold_still(db).await?;
+    let before = to_come(db, id).await?;
+    not_in_the_past(db, change.valid_from).await?;
+    sqlx::query!(
+        "update service_prices
+         set price_usd = coalesce($2, price_usd),
+             increment_secs = coalesce($3, increment_secs),
+             valid_from = coalesce($4, valid_from),
+             valid_until = null
+         where id = $1",
+        id as PriceId,
+        change.price_usd,
+        change.increment_secs,
+        change.valid_from,
+    )
+    .execute(&mut *db)
+    .await
+    .on_constraint("price_begins_once", begins_once)?;
+    join_up(db, before.service, &before.r#match, before.direction).await?;
+    let after = find_unscoped(db, id, Decimal::ONE).await?;
+    Ok((before, after))
+}
+
+/// Takes a price back that is still to come; the one before it stays in force.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Conflict`] when it has been in force.
+pub async fn delete_unscoped(db: &mut PgConnection, id: PriceId) -> Result<ServicePrice> {
+    hold_still(db).await?;
+    let price = to_come(db, id).await?;
+    sqlx::query!("delete from service_prices where id = $1", id as PriceId)
+        .execute(&mut *db)
+        .await?;
+    join_up(db, price.service, &price.r#match, price.direction).await?;
+    Ok(price)
+}
+
+/// Whoever changes the catalogue does so alone; reading goes on.
+async fn hold_still(db: &mut PgConnection) -> Result<()> {
+    sqlx::query!("lock table service_prices in share row exclusive mode")
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+async fn not_in_the_past(db: &mut PgConnection, moment: Option<DateTime<Utc>>) -> Result<()> {
+    let past = sqlx::query_scalar!(
+        r#"select coalesce($1::timestamptz < now(), false) as "past!""#,
+        moment,
+    )
+    .fetch_one(db)
+    .await?;
+    match past {
+        true => Err(Error::field(
+            "valid_from",
+            "past",
+            "must not lie in the past; leave it out for a price that begins at once",
+        )),
+        false => Ok(()),
+    }
+}
+
+async fn to_come(db: &mut PgConnection, id: PriceId) -> Result<ServicePrice> {
+    let price = find_unscoped(db, id, Decimal::ONE).await?;
+    // One that has ended began before.
+    let begun = sqlx::query_scalar!(
+        r#"select valid_from <= now() as "begun!" from service_prices where id = $1"#,
+        id as PriceId,
+    )
+    .fetch_one(db)
+    .await?;
+    match begun {
+        true => Err(Error::conflict(
+            "price_was_in_force",
+            "this price has been in force, so it stays as it is; add one that begins later",
+        )),
+        false => Ok(price),
+    }
+}
+
+/// Lets every price of a thing end where the next one begins.
+async fn join_up(
+    db: &mut PgConnection,
+    service: Service,
+    r#match: &str,
+    direction: Direction,
+) -> Result<()> {
+    sqlx::query!(
+        "update service_prices p
+         set valid_until = n.next
+         from (select id, lead(valid_from) over (order by valid_from) as next
+               from service_prices
+               where service = $1
+                 and match = $2
+                 and direction = $3) n
+         where p.id = n.id
+           and p.valid_until is distinct from n.next",
+        service as Service,
+        r#match,
+        direction as Direction,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+fn begins_once() -> Error {
+    Error::conflict(
+        "price_exists",
+        "another price of the same thing begins at the same moment: change that one, or choose another moment",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_with_markup_keeps_ten_places() {
+        for (rate, factor, expected) in [
+            ("0.04", "1", "0.04"),
+            ("0.04", "1.25", "0.05"),
+            ("0.0000000001", "1.5", "0.0000000002"),
+            ("0.0000000001", "1.4", "0.0000000001"),
+        ] {
+            let rate = with_markup(rate.parse().unwrap(), factor.parse().unwrap());
+            assert_eq!(rate.to_string(), expected);
+        }
+    }
+}

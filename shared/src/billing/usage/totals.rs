@@ -1,0 +1,245 @@
+//! Sums over sessions: of a period and its parts, and of everything.
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono_tz::Tz;
+use serde::Serialize;
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use super::{Filter, Split, sessions};
+use crate::access::Scope;
+use crate::billing::period::{Bucket, Period, fill};
+use crate::error::Result;
+use crate::money::Usd;
+
+/// Sums over sessions.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub struct Totals {
+    #[schema(example = 1000)]
+    pub calls: i64,
+    #[schema(example = 42000)]
+    pub duration_seconds: i64,
+    #[schema(example = 60000)]
+    pub billed_seconds: i64,
+    pub cost_usd: Usd,
+    #[serde(flatten)]
+    pub split: Option<Split>,
+}
+
+impl Totals {
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        let split = self.split.zip(other.split).map(|(one, two)| Split {
+            base_cost_usd: one.base_cost_usd.plus(two.base_cost_usd),
+            markup_usd: one.markup_usd.plus(two.markup_usd),
+            commission_usd: one.commission_usd.plus(two.commission_usd),
+        });
+        Self {
+            calls: self.calls + other.calls,
+            duration_seconds: self.duration_seconds + other.duration_seconds,
+            billed_seconds: self.billed_seconds + other.billed_seconds,
+            cost_usd: self.cost_usd.plus(other.cost_usd),
+            split,
+        }
+    }
+}
+
+/// The sums of one part of a period.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct UsageBucket {
+    pub start: DateTime<Utc>,
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+/// Sums over a period and its parts.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Summary {
+    pub time_period: Period,
+    /// Null: since ever.
+    pub from: Option<DateTime<Utc>>,
+    pub to: DateTime<Utc>,
+    /// Whose midnight days begin at.
+    #[schema(example = "Asia/Kolkata")]
+    pub timezone: String,
+    pub bucket: Bucket,
+    pub buckets: Vec<UsageBucket>,
+    pub totals: Totals,
+    #[schema(example = "USD")]
+    pub currency: &'static str,
+}
+
+/// Everything, and what of it is this month's.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Overview {
+    pub total: Totals,
+    pub this_month: Totals,
+    /// When this month began.
+    pub month_began_at: DateTime<Utc>,
+    #[schema(example = "Asia/Kolkata")]
+    pub timezone: String,
+    #[schema(example = "USD")]
+    pub currency: &'static str,
+}
+
+struct Sums {
+    start: Option<NaiveDateTime>,
+    calls: i64,
+    duration_seconds: i64,
+    billed_seconds: i64,
+    retail: Usd,
+    base: Usd,
+    markup: Usd,
+    commission: Usd,
+}
+
+impl Sums {
+    fn totals(self, with_split: bool) -> Totals {
+        Totals {
+            calls: self.calls,
+            duration_seconds: self.duration_seconds,
+            billed_seconds: self.billed_seconds,
+            cost_usd: self.retail,
+            split: with_split.then_some(Split {
+                base_cost_usd: self.base,
+                markup_usd: self.markup,
+                commission_usd: self.commission,
+            }),
+        }
+    }
+}
+
+/// [`Sums`] of sessions, one for each value of the first column.
+macro_rules! sums {
+    ($start:tt, $tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
+        sessions!(
+            Sums,
+            $start + r#", count(*) as "calls!", coalesce(sum(c.duration_seconds), 0)::bigint as "duration_seconds!",
+                      coalesce(sum(spent.billed_seconds), 0)::bigint as "billed_seconds!",
+                      coalesce(sum(spent.retail), 0)::bigint as "retail!: Usd",
+                      coalesce(sum(spent.base), 0)::bigint as "base!: Usd",
+                      coalesce(sum(spent.markup), 0)::bigint as "markup!: Usd",
+                      coalesce(sum(spent.commission), 0)::bigint as "commission!: Usd""#,
+            r#"cross join lateral (
+                   select sum(e.billed_seconds) as billed_seconds, sum(e.retail_micros) as retail,
+                          sum(e.base_micros) as base, sum(e.markup_micros) as markup,
+                          sum(e.commission_micros) as commission
+                   from charges e
+                   where e.call_id = c.id) spent"#,
+            $tail,
+            $scope,
+            $filter,
+            $($more),*
+        )
+    };
+}
+
+/// Sums over the sessions in the caller's sight.
+///
+/// # Errors
+/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+pub async fn total(
+    db: &mut PgConnection,
+    scope: &Scope,
+    filter: &Filter,
+    with_split: bool,
+) -> Result<Totals> {
+    let sums = sums!(
+        r#"select null::timestamp as "start""#,
+        "and first.id is not null",
+        scope,
+        filter,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(sums.totals(with_split))
+}
+
+/// Everything in the caller's sight that the filter lets through, and what of it is this
+/// month's in a time zone.
+///
+/// # Errors
+/// As [`total`].
+pub async fn overview(
+    db: &mut PgConnection,
+    scope: &Scope,
+    filter: &Filter,
+    (now, zone): (DateTime<Utc>, Tz),
+    with_split: bool,
+) -> Result<Overview> {
+    let all = total(db, scope, filter, with_split).await?;
+    let month_began_at = Period::Month.begin(now, zone).unwrap_or(now);
+    let month = Filter {
+        from: Some(month_began_at),
+        ..filter.clone()
+    };
+    let this_month = total(db, scope, &month, with_split).await?;
+    Ok(Overview {
+        total: all,
+        this_month,
+        month_began_at,
+        timezone: zone.name().to_owned(),
+        currency: "USD",
+    })
+}
+
+/// Sums over a period and its parts, in a time zone.
+///
+/// # Errors
+/// As [`total`].
+pub async fn summary(
+    db: &mut PgConnection,
+    scope: &Scope,
+    filter: &Filter,
+    period: Period,
+    (now, zone): (DateTime<Utc>, Tz),
+    with_split: bool,
+) -> Result<Summary> {
+    let from = period.begin(now, zone);
+    let filter = Filter {
+        from,
+        ..filter.clone()
+    };
+    let bucket = period.bucket();
+    let sums = sums!(
+        r#"select date_trunc($10, first.created_at at time zone $11) as "start""#,
+        "and first.id is not null
+         group by 1
+         order by 1",
+        scope,
+        filter,
+        bucket.as_str(),
+        zone.name(),
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let parts = sums
+        .into_iter()
+        .filter_map(|sums| Some((sums.start?, Some(sums))))
+        .collect();
+    let nothing = Totals {
+        split: with_split.then(Split::default),
+        ..Totals::default()
+    };
+    let buckets: Vec<UsageBucket> = fill(period, now, zone, parts)
+        .into_iter()
+        .map(|(start, sums)| UsageBucket {
+            start,
+            totals: sums.map_or(nothing, |sums: Sums| sums.totals(with_split)),
+        })
+        .collect();
+    let totals = buckets
+        .iter()
+        .fold(nothing, |sum, bucket| sum.plus(&bucket.totals));
+    Ok(Summary {
+        time_period: period,
+        from,
+        to: now,
+        timezone: zone.name().to_owned(),
+        bucket,
+        buckets,
+        totals,
+        currency: "USD",
+    })
+}

@@ -1,0 +1,201 @@
+//! What a reseller earns, from the ledger alone: the transactions that name it say from what,
+//! the entries of its account say how much.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono_tz::Tz;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use crate::access::Scope;
+use crate::billing::period::{Bucket, Period, fill};
+use crate::error::Result;
+use crate::ids::OrgId;
+use crate::money::Usd;
+use crate::orgs::pricing::{self, OrgType};
+
+/// What was earned, and from what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Earned {
+    /// What the calls cost at the platform's own prices.
+    pub base_cost_usd: Usd,
+    /// What was paid for them.
+    pub retail_revenue_usd: Usd,
+    pub markup_earned_usd: Usd,
+    pub commission_earned_usd: Usd,
+    /// What came into the reseller's account.
+    pub total_earned_usd: Usd,
+    #[schema(example = 1000)]
+    pub calls: i64,
+    #[schema(example = 91230)]
+    pub billed_seconds: i64,
+    /// The same in minutes.
+    #[schema(value_type = String, example = "1520.5")]
+    pub minutes: Decimal,
+}
+
+impl Earned {
+    fn plus(self, other: &Self) -> Self {
+        Self {
+            base_cost_usd: self.base_cost_usd.plus(other.base_cost_usd),
+            retail_revenue_usd: self.retail_revenue_usd.plus(other.retail_revenue_usd),
+            markup_earned_usd: self.markup_earned_usd.plus(other.markup_earned_usd),
+            commission_earned_usd: self.commission_earned_usd.plus(other.commission_earned_usd),
+            total_earned_usd: self.total_earned_usd.plus(other.total_earned_usd),
+            calls: self.calls.saturating_add(other.calls),
+            billed_seconds: self.billed_seconds.saturating_add(other.billed_seconds),
+            minutes: minutes(self.billed_seconds.saturating_add(other.billed_seconds)),
+        }
+    }
+}
+
+/// What a reseller earned in a period.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Earnings {
+    pub organization_id: OrgId,
+    pub org_type: OrgType,
+    pub period: Period,
+    /// Null: since ever.
+    pub from: Option<DateTime<Utc>>,
+    pub to: DateTime<Utc>,
+    /// Whose midnight days begin at.
+    #[schema(example = "Asia/Kolkata")]
+    pub timezone: String,
+    #[schema(example = "USD")]
+    pub currency: &'static str,
+    #[serde(flatten)]
+    pub earned: Earned,
+}
+
+/// What was earned in one part of a period.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct EarningsBucket {
+    pub start: DateTime<Utc>,
+    #[serde(flatten)]
+    pub earned: Earned,
+}
+
+/// What a reseller earned in a period, by its parts.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Breakdown {
+    pub bucket: Bucket,
+    pub buckets: Vec<EarningsBucket>,
+    #[serde(flatten)]
+    pub whole: Earnings,
+}
+
+struct Part {
+    start: NaiveDateTime,
+    base: Usd,
+    retail: Usd,
+    markup: Usd,
+    commission: Usd,
+    calls: i64,
+    billed_seconds: i64,
+    earned: Usd,
+}
+
+/// What an organisation in the caller's own sight earned, whole and by parts, as the clocks of
+/// its time zone show them.
+///
+/// # Errors
+/// [`crate::Error::NotFound`] when there is none.
+pub async fn breakdown(
+    db: &mut PgConnection,
+    scope: &Scope,
+    org: OrgId,
+    period: Period,
+    (now, zone): (DateTime<Utc>, Tz),
+) -> Result<Breakdown> {
+    let pricing = pricing::find(db, scope, org).await?;
+    let (from, bucket) = (period.begin(now, zone), period.bucket());
+    let mut parts: BTreeMap<NaiveDateTime, Earned> = BTreeMap::new();
+    for part in parts_of(db, scope, org, from, bucket, zone).await? {
+        parts.insert(part.start, part.earned());
+    }
+    let buckets: Vec<EarningsBucket> = fill(period, now, zone, parts.into_iter().collect())
+        .into_iter()
+        .map(|(start, earned)| EarningsBucket { start, earned })
+        .collect();
+    let earned = buckets
+        .iter()
+        .fold(Earned::default(), |sum, part| sum.plus(&part.earned));
+    Ok(Breakdown {
+        bucket,
+        buckets,
+        whole: Earnings {
+            organization_id: org,
+            org_type: pricing.org_type,
+            period,
+            from,
+            to: now,
+            timezone: zone.name().to_owned(),
+            currency: "USD",
+            earned,
+        },
+    })
+}
+
+fn minutes(seconds: i64) -> Decimal {
+    (Decimal::from(seconds) / Decimal::from(60))
+        .round_dp(2)
+        .normalize()
+}
+
+impl Part {
+    fn earned(&self) -> Earned {
+        Earned {
+            base_cost_usd: self.base,
+            retail_revenue_usd: self.retail,
+            markup_earned_usd: self.markup,
+            commission_earned_usd: self.commission,
+            total_earned_usd: self.earned,
+            calls: self.calls,
+            billed_seconds: self.billed_seconds,
+            minutes: minutes(self.billed_seconds),
+        }
+    }
+}
+
+async fn parts_of(
+    db: &mut PgConnection,
+    scope: &Scope,
+    org: OrgId,
+    from: Option<DateTime<Utc>>,
+    bucket: Bucket,
+    zone: Tz,
+) -> Result<Vec<Part>> {
+    let parts = sqlx::query_as!(
+        Part,
+        r#"select date_trunc($4, t.created_at at time zone $5) as "start!",
+                  sum(t.base_micros)::bigint as "base!: Usd", sum(t.retail_micros)::bigint as "retail!: Usd",
+                  sum(t.markup_micros)::bigint as "markup!: Usd",
+                  sum(t.commission_micros)::bigint as "commission!: Usd",
+                  sum(t.calls)::bigint as "calls!", sum(t.billed_seconds)::bigint as "billed_seconds!",
+                  coalesce(sum(came.micros), 0)::bigint as "earned!: Usd"
+           from ledger_transactions t
+           left join lateral (
+               select sum(e.amount_micros) as micros
+               from ledger_entries e
+               join ledger_accounts a on a.id = e.account_id
+               where e.transaction_id = t.id
+                 and a.kind = 'reseller_earnings'
+                 and a.org_id = $1) came on true
+           where t.reseller_org_id = $1
+             and ($2::uuid is null or t.reseller_org_id = $2)
+             and ($3::timestamptz is null or t.created_at >= $3)
+           group by 1
+           order by 1"#,
+        org as OrgId,
+        scope.org() as Option<OrgId>,
+        from,
+        bucket.as_str(),
+        zone.name(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(parts)
+}

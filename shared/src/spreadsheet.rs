@@ -1,0 +1,73 @@
+//! CSV files that a spreadsheet opens as text. A cell that it would take for a formula begins
+//! with an apostrophe; lines end as RFC 4180 says.
+
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+
+/// Writes lines into memory.
+#[must_use]
+pub fn writer() -> csv::Writer<Vec<u8>> {
+    csv::WriterBuilder::new()
+        .terminator(csv::Terminator::CRLF)
+        .from_writer(Vec::new())
+}
+
+/// What was written.
+///
+/// # Errors
+/// None in practice: memory takes every byte.
+pub fn written(csv: csv::Writer<Vec<u8>>) -> Result<Bytes> {
+    csv.into_inner()
+        .map(Bytes::from)
+        .map_err(|error| Error::Unexpected(error.into_error().into()))
+}
+
+/// Why a line could not be written, which is a fault of ours.
+#[must_use]
+pub fn unwritable(error: csv::Error) -> Error {
+    Error::Unexpected(error.into())
+}
+
+/// The cell, with an apostrophe in front when a spreadsheet would run it. A phone number may
+/// begin with `+`, as long as nothing but digits and their separators follow.
+#[must_use]
+pub fn neutral(cell: &str) -> String {
+    let mut chars = cell.chars();
+    let is_formula = match chars.next() {
+        Some('+') => !chars.all(|c| c.is_ascii_digit() || matches!(c, ' ' | '(' | ')' | '.')),
+        Some(
+            '=' | '-' | '@' | '\t' | '\r' | '\n' | '\u{ff1d}' | '\u{ff0b}' | '\u{ff0d}'
+            | '\u{ff20}',
+        ) => true,
+        _ => false,
+    };
+    if is_formula {
+        format!("'{cell}")
+    } else {
+        cell.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_that_a_spreadsheet_would_run_is_made_text() {
+        for (cell, expected) in [
+            ("=1+1", "'=1+1"),
+            ("+1+cmd|' /C calc'!A0", "'+1+cmd|' /C calc'!A0"),
+            ("+91 98765 432", "+91 98765 432"),
+            ("-1", "'-1"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("\t=1", "'\t=1"),
+            ("\r=1", "'\r=1"),
+            ("\u{ff1d}1", "'\u{ff1d}1"),
+            ("Asha", "Asha"),
+            ("", ""),
+        ] {
+            assert_eq!(neutral(cell), expected);
+        }
+    }
+}

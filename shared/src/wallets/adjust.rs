@@ -1,0 +1,81 @@
+//! Adjustments: the platform puts a balance right, up or down, and says why. What it adds is no
+//! grant: it does not expire, and is spent last.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::grants::entry_of;
+use super::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
+use super::lock_unscoped;
+use super::view::{self, Wallet};
+use crate::access::Scope;
+use crate::error::{Error, Result};
+use crate::ids::{TransactionId, UserId, WalletId};
+use crate::money::Usd;
+
+/// A correction of a balance.
+#[derive(Clone, Debug)]
+pub struct Adjustment {
+    /// Not nothing.
+    pub delta: Usd,
+    pub reason: String,
+    /// Whether less than nothing may be left.
+    pub allow_negative: bool,
+    /// The same adjustment asked for twice has the same key.
+    pub idem_key: String,
+}
+
+/// Adjusts a wallet's balance. Answers with the wallet before and after, and with its line of the
+/// ledger. That a super_admin asks was made sure of before.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Conflict`] when less than nothing would be left, or when the
+/// same was done before.
+pub async fn adjust(
+    db: &mut PgConnection,
+    scope: &Scope,
+    wallet: WalletId,
+    adjustment: &Adjustment,
+    by: UserId,
+    now: DateTime<Utc>,
+) -> Result<(Wallet, Wallet, i64)> {
+    view::find(db, scope, wallet, now).await?;
+    let locked = lock_unscoped(db, &[wallet], now).await?;
+    let available = locked
+        .get(&wallet)
+        .ok_or(Error::NotFound("Wallet"))?
+        .available();
+    let before = view::find(db, scope, wallet, now).await?;
+    let takes = !adjustment.delta.is_positive();
+    if takes && !adjustment.allow_negative && available.plus(adjustment.delta) < Usd::ZERO {
+        let told = format!(
+            "the wallet has {available} USD to spend: take less, or send allow_negative"
+        );
+        return Err(Error::conflict("balance_would_be_negative", told));
+    }
+    let leg = |account, amount| Leg {
+        account,
+        entry: EntryType::Adjustment,
+        amount,
+        grant: None,
+    };
+    let posting = Posting {
+        org: before.organization_id,
+        kind: Kind::Adjustment,
+        idem_key: adjustment.idem_key.clone(),
+        reverses: None,
+        actor: Some(by),
+        reason: Some(adjustment.reason.clone()),
+        folded: Folded::default(),
+        legs: vec![
+            leg(Account::Wallet(wallet), adjustment.delta),
+            leg(Account::Adjustment, -adjustment.delta),
+        ],
+        uses: Vec::new(),
+    };
+    let posted = post_unscoped(db, &[posting]).await?;
+    let transaction = posted.first().copied().unwrap_or_else(TransactionId::new);
+    let entry = entry_of(db, wallet, transaction).await?;
+    let after = view::find(db, scope, wallet, now).await?;
+    Ok((before, after, entry))
+}

@@ -1,0 +1,308 @@
+//! Grants: money that comes into a wallet, and what is settled about it.
+//!
+//! The platform **mints** into any wallet. An organisation's administrators **transfer** from
+//! its wallet to a member's; money that would have expired there expires no later here, so the
+//! grant that a transfer makes has the earliest expiry of what it was taken from. Whatever the
+//! platform minted is for the platform alone to change; administrators change what they have
+//! transferred, and never so that it lasts longer.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
+use super::view::{self, Grant, Source, Wallet};
+use super::{Locked, lock_unscoped};
+use crate::access::{Principal, Role, Scope};
+use crate::error::{Error, Result};
+use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
+use crate::money::Usd;
+
+/// Money to give.
+#[derive(Clone, Debug)]
+pub struct NewGrant {
+    pub amount: Usd,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub priority: i16,
+    pub note: Option<String>,
+    /// The same grant asked for twice has the same key.
+    pub idem_key: String,
+}
+
+/// Money that was given.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    pub grant: Grant,
+    pub wallet: Wallet,
+    /// The wallet's line of its ledger.
+    pub entry: i64,
+}
+
+/// What to change of a grant; what is `None` stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GrantChange {
+    /// `Some(None)`: it does not expire any more.
+    pub expires_at: Option<Option<DateTime<Utc>>>,
+    pub locked: Option<bool>,
+    pub priority: Option<i16>,
+}
+
+/// Gives money of the platform to a wallet. That a super_admin asks was made sure of before.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Conflict`] when the same was given before.
+pub async fn mint(
+    db: &mut PgConnection,
+    scope: &Scope,
+    wallet: WalletId,
+    new: &NewGrant,
+    by: UserId,
+    now: DateTime<Utc>,
+) -> Result<Granted> {
+    not_over(new.expires_at, now)?;
+    let found = view::find(db, scope, wallet, now).await?;
+    lock_unscoped(db, &[wallet], now).await?;
+    let id = GrantId::new();
+    let leg = |account, entry, amount| Leg {
+        account,
+        entry,
+        amount,
+        grant: Some(id),
+    };
+    let posting = Posting {
+        org: found.organization_id,
+        kind: Kind::Grant,
+        idem_key: new.idem_key.clone(),
+        reverses: None,
+        actor: Some(by),
+        reason: new.note.clone(),
+        folded: Folded::default(),
+        legs: vec![
+            leg(Account::Wallet(wallet), EntryType::Grant, new.amount),
+            leg(Account::Mint, EntryType::Mint, -new.amount),
+        ],
+        uses: Vec::new(),
+    };
+    give(db, scope, (id, Source::Mint), wallet, new, posting, by, now).await
+}
+
+/// Gives money out of the wallet of the caller's organisation to a member's. That an org_admin
+/// asks was made sure of before.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Rejected`] for the organisation's own wallet;
+/// [`Error::InsufficientCredit`] when it has less; [`Error::Conflict`] when the same was given
+/// before.
+pub async fn transfer(
+    db: &mut PgConnection,
+    scope: &Scope,
+    wallet: WalletId,
+    new: &NewGrant,
+    by: UserId,
+    now: DateTime<Utc>,
+) -> Result<Granted> {
+    not_over(new.expires_at, now)?;
+    let to = view::find(db, scope, wallet, now).await?;
+    if to.user_id.is_none() {
+        return Err(Error::rejected(
+            "not_a_members_wallet",
+            "an organization's own wallet is filled by the platform; name the wallet of a member",
+        ));
+    }
+    let from = view::of_org(db, scope, to.organization_id, now).await?.id;
+    let mut locked = lock_unscoped(db, &[from, wallet], now).await?;
+    let source = locked.get_mut(&from).ok_or(Error::NotFound("Wallet"))?;
+    let available = source.available();
+    if available < new.amount {
+        let told = format!(
+            "the organization's wallet has {available} USD to give: give less, or ask the platform for credits"
+        );
+        return Err(Error::InsufficientCredit(told));
+    }
+    let (uses, earliest) = take(source, new.amount);
+    let id = GrantId::new();
+    let new = NewGrant {
+        expires_at: new.expires_at.into_iter().chain(earliest).min(),
+        ..new.clone()
+    };
+    let leg = |wallet, entry, amount, grant| Leg {
+        account: Account::Wallet(wallet),
+        entry,
+        amount,
+        grant,
+    };
+    let posting = Posting {
+        org: to.organization_id,
+        kind: Kind::Transfer,
+        idem_key: new.idem_key.clone(),
+        reverses: None,
+        actor: Some(by),
+        reason: new.note.clone(),
+        folded: Folded::default(),
+        legs: vec![
+            leg(from, EntryType::TransferOut, -new.amount, None),
+            leg(wallet, EntryType::TransferIn, new.amount, Some(id)),
+        ],
+        uses,
+    };
+    let kind = (id, Source::Transfer);
+    give(db, scope, kind, wallet, &new, posting, by, now).await
+}
+
+/// What an amount is taken from, and the earliest moment at which some of that would expire.
+fn take(
+    source: &mut Locked,
+    amount: Usd,
+) -> (Vec<(GrantId, Usd)>, Option<DateTime<Utc>>) {
+    let expiries: BTreeMap<GrantId, Option<DateTime<Utc>>> = source
+        .grants
+        .iter()
+        .map(|grant| (grant.id, grant.expires_at))
+        .collect();
+    let burn = source.burn(amount);
+    let earliest = burn
+        .grants
+        .iter()
+        .filter_map(|(grant, _)| *expiries.get(grant)?)
+        .min();
+    (burn.grants, earliest)
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what a grant is made of, by both who make one"
+)]
+async fn give(
+    db: &mut PgConnection,
+    scope: &Scope,
+    (id, source): (GrantId, Source),
+    wallet: WalletId,
+    new: &NewGrant,
+    posting: Posting,
+    by: UserId,
+    now: DateTime<Utc>,
+) -> Result<Granted> {
+    let org = posting.org;
+    let transactions = post_unscoped(db, &[posting]).await?;
+    let transaction = transactions.first().copied().unwrap_or(TransactionId(id.0));
+    sqlx::query!(
+        "insert into grants (id, org_id, wallet_id, source, amount_micros, remaining_micros, priority, expires_at,
+                             note, transaction_id, granted_by)
+         values ($1, $2, $3, $4, $5, $5, $6, $7, $8, $9, $10)",
+        id as GrantId,
+        org as OrgId,
+        wallet as WalletId,
+        source as Source,
+        new.amount as Usd,
+        new.priority,
+        new.expires_at,
+        new.note,
+        transaction as TransactionId,
+        by as UserId,
+    )
+    .execute(&mut *db)
+    .await?;
+    Ok(Granted {
+        grant: view::grant(db, scope, id, now).await?,
+        wallet: view::find(db, scope, wallet, now).await?,
+        entry: entry_of(db, wallet, transaction).await?,
+    })
+}
+
+/// The line that a transaction left in a wallet.
+pub(super) async fn entry_of(
+    db: &mut PgConnection,
+    wallet: WalletId,
+    transaction: TransactionId,
+) -> Result<i64> {
+    let entry = sqlx::query_scalar!(
+        "select e.id
+         from ledger_entries e
+         join wallets w on w.account_id = e.account_id
+         where w.id = $1
+           and e.transaction_id = $2",
+        wallet as WalletId,
+        transaction as TransactionId,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(entry)
+}
+
+/// Changes a grant in the caller's sight. Answers what it was and what it is.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Forbidden`] for what the platform minted or settled;
+/// [`Error::Conflict`] when it has expired or nothing is left of it.
+pub async fn edit(
+    db: &mut PgConnection,
+    scope: &Scope,
+    caller: &Principal,
+    id: GrantId,
+    change: &GrantChange,
+    now: DateTime<Utc>,
+) -> Result<(Grant, Grant)> {
+    if let Some(until) = change.expires_at {
+        not_over(until, now)?;
+    }
+    let wallet = view::grant(db, scope, id, now).await?.wallet_id;
+    lock_unscoped(db, &[wallet], now).await?;
+    let before = view::grant(db, scope, id, now).await?;
+    may_change(caller, &before, change)?;
+    if before.expires_at.is_some_and(|until| until <= now) || before.remaining_usd.is_zero() {
+        return Err(Error::conflict(
+            "grant_is_over",
+            "nothing is left of this grant that could be changed: make another one",
+        ));
+    }
+    sqlx::query!(
+        "update grants
+         set expires_at = case when $2 then $3 else expires_at end,
+             locked = coalesce($4, locked),
+             priority = coalesce($5, priority)
+         where id = $1",
+        id as GrantId,
+        change.expires_at.is_some(),
+        change.expires_at.flatten(),
+        change.locked,
+        change.priority,
+    )
+    .execute(&mut *db)
+    .await?;
+    let after = view::grant(db, scope, id, now).await?;
+    Ok((before, after))
+}
+
+fn may_change(caller: &Principal, grant: &Grant, change: &GrantChange) -> Result<()> {
+    if caller.role == Role::SuperAdmin {
+        return Ok(());
+    }
+    if grant.source == Source::Mint {
+        return Err(Error::Forbidden(
+            "Forbidden: the platform made this grant, and changes it".into(),
+        ));
+    }
+    let lasts_longer = |until: Option<DateTime<Utc>>| match (grant.expires_at, until) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some(before), Some(after)) => after > before,
+    };
+    if change.expires_at.is_some_and(lasts_longer) {
+        return Err(Error::Forbidden(
+            "Forbidden: only the platform lets a grant last longer; choose an earlier moment".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn not_over(until: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Result<()> {
+    match until {
+        Some(until) if until <= now => Err(Error::field(
+            "expires_at",
+            "past",
+            "must lie in the future",
+        )),
+        _ => Ok(()),
+    }
+}
