@@ -8,6 +8,7 @@ pub mod analysis;
 pub mod api_keys;
 pub mod audit;
 pub mod bells;
+pub mod billing;
 pub mod calls;
 pub mod campaigns;
 pub mod clock;

@@ -1,0 +1,23 @@
+//! Billing: what a call costs, and who gets it.
+//!
+//! ```text
+//! claim:  catalogue in force + the organisation's terms -> price snapshot -> hold
+//! end:    carrier's final duration + snapshot -> charge -> ledger
+//! ```
+//!
+//! A call is priced by what was in force when it was claimed ([`book`], [`quote`]); those prices
+//! are frozen in a snapshot ([`snapshots`]) and nothing that is edited later touches it. The
+//! settlement ([`settle`]) charges each call once, by what its carrier said of it, whatever came
+//! twice, late, or in the wrong order: it looks at a call whenever something about it may have
+//! changed, and corrects what it charged before by taking it back and charging anew.
+//!
+//! A call is billed its attempt when the carrier took it, and its minutes when somebody
+//! answered; nothing billed is no charge. A line costs `quantity x price`, rounded once, half to
+//! even; its retail price has the distributor's markup inside that rounding. What is left when
+//! the reseller has its part is the platform's, so the parts always add up.
+
+pub mod book;
+mod charge;
+pub mod quote;
+pub mod settle;
+pub mod snapshots;
