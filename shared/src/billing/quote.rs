@@ -136,6 +136,12 @@ impl Book {
             .collect()
     }
 
+    /// The prefix by whose price a number is called.
+    #[must_use]
+    pub fn prefix_of(&self, to: &E164) -> &str {
+        self.by_prefix(to).map_or("", |rate| rate.matched.as_str())
+    }
+
     fn by_prefix(&self, to: &E164) -> Option<&Rate> {
         let rates = self.rates.get(&Service::Telephony)?;
         let digits = to.as_str().trim_start_matches('+');
