@@ -105,7 +105,9 @@ create index holds_open on holds (wallet_id) where state = 'open';
 create table charges_due (
     id      bigint generated always as identity primary key,
     call_id uuid not null,
-    since   timestamptz not null default now()
+    since   timestamptz not null default now(),
+    -- Later than that where the database refused to settle the call.
+    look_at timestamptz not null default now()
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
 -- What a call cost. A correction is a row that takes the one before back, and a row of its own.

@@ -2,6 +2,7 @@
 //! at once, by name, so that an installation is not put right one restart at a time.
 
 mod limits;
+mod money;
 mod sign_in;
 mod watch;
 
@@ -20,6 +21,7 @@ use crate::egress;
 use crate::secret::Keys;
 
 pub use limits::{LimitSettings, ServerLimits};
+pub use money::MoneySettings;
 pub use sign_in::{SessionTokens, SignIn, SignInSettings, SignUp};
 pub use watch::{Tracing, WatchSettings, Watched};
 
@@ -153,6 +155,8 @@ pub struct Settings {
     #[command(flatten)]
     pub limits: LimitSettings,
     #[command(flatten)]
+    pub money: MoneySettings,
+    #[command(flatten)]
     pub sign_in: SignInSettings,
     #[command(flatten)]
     pub watch: WatchSettings,
@@ -188,6 +192,8 @@ pub struct Config {
     pub reconcile_every: Duration,
     pub inbox_capacity: usize,
     pub limits: ServerLimits,
+    /// Seconds of talk that money is held for, at most.
+    pub hold_max_secs: i32,
     pub watch: Watched,
     /// What users' URLs may reach.
     pub egress: egress::Policy,
@@ -293,6 +299,7 @@ impl Config {
             1_000_000,
         );
         let limits = settings.limits.check(pool, bad);
+        let hold_max_secs = settings.money.check(bad);
         let watch = settings.watch.check(bad);
         Some(Self {
             egress: egress?,
@@ -314,6 +321,7 @@ impl Config {
             reconcile_every: Duration::from_secs(reconcile?),
             inbox_capacity: inbox?,
             limits: limits?,
+            hold_max_secs: hold_max_secs?,
             watch: watch?,
         })
     }

@@ -409,9 +409,8 @@ fn cells(session: &Session) -> Vec<String> {
         .services
         .iter()
         .map(|used| {
-            let name = serde_json::to_value(used.service).unwrap_or_default();
-            let name = name.as_str().unwrap_or_default().to_owned();
-            format!("{name} {} {} = {}", used.quantity, used.unit, used.cost_usd)
+            let (service, unit) = (word(&used.service), word(&used.unit));
+            format!("{service} {} {unit} = {}", used.quantity, used.cost_usd)
         })
         .collect();
     let mut cells = vec![
@@ -445,4 +444,10 @@ fn cells(session: &Session) -> Vec<String> {
         ]);
     }
     cells
+}
+
+/// The word that JSON has for a value.
+fn word(value: &impl Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
 }

@@ -13,38 +13,9 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
+use super::quote::Service;
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{OrgId, PriceId, UserId};
-
-/// What is priced.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    sqlx::Type,
-    ToSchema,
-)]
-#[serde(rename_all = "snake_case")]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum Service {
-    /// The carrier's minutes, by the beginning of the number.
-    Telephony,
-    /// The language model, per minute.
-    Model,
-    /// The voice, per minute.
-    Speech,
-    /// The platform's own fee, per minute.
-    Platform,
-    /// Each call that the carrier took.
-    Attempt,
-}
 
 /// Who calls whom.
 #[derive(

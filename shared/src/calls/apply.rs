@@ -5,6 +5,8 @@
 //! in [`super::transition`]; this file loads, folds and writes back sets.
 //!
 //! Order of locks: calls by id, then rows, then the batches' counts (by trigger), then batches.
+//! No wallet is among them: a call whose end, or whose price, is news is only appended to those
+//! that are to be settled (`billing/settle.rs`).
 
 use std::collections::BTreeMap;
 
@@ -72,6 +74,34 @@ struct Loaded {
     progress: Progress,
     touched: bool,
     was_final: bool,
+    /// What its charge followed from, when it had ended before.
+    billed: Billed,
+}
+
+/// What the charge of a call follows from.
+#[derive(Clone, Debug, PartialEq)]
+struct Billed {
+    bound: bool,
+    duration_seconds: Option<i32>,
+    price: Option<Decimal>,
+}
+
+impl Billed {
+    fn of(progress: &Progress) -> Self {
+        Self {
+            bound: progress.carrier_call_id.is_some(),
+            duration_seconds: progress.duration_seconds,
+            price: progress.price,
+        }
+    }
+}
+
+impl Loaded {
+    /// Whether the call is to be settled, or settled again.
+    fn is_due(&self) -> bool {
+        self.progress.status == CallStatus::Final
+            && (!self.was_final || self.billed != Billed::of(&self.progress))
+    }
 }
 
 /// Applies changes, in the order given for each call. Carriers and workers have no principal.
@@ -189,6 +219,26 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
     .fetch_all(db)
     .await?;
     let loaded = rows.into_iter().map(|row| {
+        let progress = Progress {
+            status: row.status,
+            outcome: row.outcome,
+            reason: row.reason,
+            error_message: row.error_message,
+            carrier_call_id: row.carrier_call_id,
+            carrier_status: row.carrier_status,
+            carrier_code: row.carrier_code,
+            sip_code: row.sip_code,
+            answered_by: row.answered_by,
+            dialed_at: row.dialed_at,
+            ringing_at: row.ringing_at,
+            answered_at: row.answered_at,
+            ended_at: row.ended_at,
+            duration_seconds: row.duration_seconds,
+            price: row.carrier_price,
+            currency: row.carrier_currency,
+            recording_url: row.recording_url,
+            conflicts: row.conflicts,
+        };
         let call = Loaded {
             org: row.org_id,
             trunk: row.trunk_id,
@@ -205,26 +255,8 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
             },
             check_at: row.check_at,
             was_final: row.status == CallStatus::Final,
-            progress: Progress {
-                status: row.status,
-                outcome: row.outcome,
-                reason: row.reason,
-                error_message: row.error_message,
-                carrier_call_id: row.carrier_call_id,
-                carrier_status: row.carrier_status,
-                carrier_code: row.carrier_code,
-                sip_code: row.sip_code,
-                answered_by: row.answered_by,
-                dialed_at: row.dialed_at,
-                ringing_at: row.ringing_at,
-                answered_at: row.answered_at,
-                ended_at: row.ended_at,
-                duration_seconds: row.duration_seconds,
-                price: row.carrier_price,
-                currency: row.carrier_currency,
-                recording_url: row.recording_url,
-                conflicts: row.conflicts,
-            },
+            billed: Billed::of(&progress),
+            progress,
             touched: false,
         };
         (row.id, call)
@@ -254,6 +286,7 @@ struct StoredCall<'a> {
     recording_url: Option<&'a str>,
     conflicts: i32,
     check_at: Option<DateTime<Utc>>,
+    due: bool,
 }
 
 async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Result<()> {
@@ -283,6 +316,7 @@ async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Resul
             recording_url: call.progress.recording_url.as_deref(),
             conflicts: call.progress.conflicts,
             check_at: call.check_at,
+            due: call.is_due(),
         })
         .collect();
     sqlx::query_file!("src/calls/store.sql", serde_json::to_value(&stored)?)

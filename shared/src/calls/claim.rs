@@ -1,12 +1,13 @@
 //! The claim: one transaction that turns free send slots into calls.
 //!
 //! Order of locks, the same in every claim: the trunk's pacer, deferred calls, then the
-//! organisations by id, then rows (skipping locked ones). Under the pacer's lock nobody else
+//! organisations by id, then rows (skipping locked ones), then wallets by id. Under the pacer's lock nobody else
 //! gives out slots of this trunk, under the organisations' locks nobody else raises their number
 //! of live calls, so limits counted from live call rows are exact over any number of workers.
 //!
 //! Slots go first to deferred calls, which already occupy their place, then by turns
-//! ([`super::fair`]) to direct calls and batch rows. Every call leaves here in `submitting`,
+//! ([`super::fair`]) to direct calls, whose money is held since they were asked for, and to batch
+//! rows, which become calls only where their money can be held ([`super::take`]). Every call leaves here in `submitting`,
 //! committed before its request may be sent, and only the worker named in it may send it.
 
 use std::collections::HashMap;
@@ -19,10 +20,12 @@ use sqlx::{Connection, PgConnection, PgPool};
 use super::fair::{self, Division, Lane, Share};
 use super::pacer::{Lease, Pace};
 use super::server_time::Reading;
+use super::take::{self, Fate};
 use crate::error::Result;
 use crate::fault;
 use crate::ids::{BatchId, CallId, OrgId, TrunkId};
 use crate::phone::E164;
+use crate::wallets::holds::Refusal;
 
 /// A call that may be sent, once, by the worker that claimed it.
 #[derive(Clone, Debug)]
@@ -78,6 +81,8 @@ pub struct Ask<'a> {
     pub most: u32,
     /// Calls it claimed earlier whose slots were burned: they need slots only.
     pub held: u32,
+    /// Seconds of talk that money is held for, at most.
+    pub hold_max_secs: i32,
 }
 
 struct TrunkRow {
@@ -113,16 +118,19 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         turn: trunk.turn,
         ..Division::default()
     };
+    let mut fates = HashMap::new();
     if left > 0 {
         let orgs = lock_orgs(&mut db, ask.trunk).await?;
         let (shares, lanes) = lanes(&mut db, ask.trunk, left, &orgs).await?;
         division = fair::divide(left, trunk.turn, &shares, lanes);
         calls.extend(claim_direct(&mut db, ask, &division).await?);
-        calls.extend(claim_rows(&mut db, ask, &division).await?);
+        let taken = take::rows(&mut db, ask, &division, trunk.now).await?;
+        calls.extend(taken.calls);
+        fates = taken.fates;
     }
     let lease = free.at_most(count(calls.len()).saturating_add(ask.held.min(wanted)));
     let asked = Instant::now();
-    let now = advance(&mut db, ask.trunk, &lease, &division).await?;
+    let now = advance(&mut db, ask.trunk, &lease, &division, &fates).await?;
     let reading = Reading::new(now, asked);
     fault::point("claim.uncommitted");
     let committed = db.commit().await;
@@ -357,42 +365,14 @@ async fn submit(db: &mut PgConnection, ask: Ask<'_>, calls: &[CallId]) -> Result
     Ok(rows.into_iter().map(Claimed::from).collect())
 }
 
-/// Claims batch rows: each becomes a call, unless its number is on the phone already.
-async fn claim_rows(
-    db: &mut PgConnection,
-    ask: Ask<'_>,
-    division: &Division,
-) -> Result<Vec<Claimed>> {
-    let (batches, counts): (Vec<BatchId>, Vec<i64>) = division
-        .grants
-        .iter()
-        .filter_map(|grant| Some((grant.batch?, i64::from(grant.count))))
-        .unzip();
-    if batches.is_empty() {
-        return Ok(Vec::new());
-    }
-    let total = usize::try_from(counts.iter().sum::<i64>()).unwrap_or_default();
-    let ids: Vec<CallId> = std::iter::repeat_with(CallId::new).take(total).collect();
-    let rows = sqlx::query_file_as!(
-        ClaimedRow,
-        "src/calls/claim_rows.sql",
-        ask.trunk as TrunkId,
-        ask.worker,
-        &batches as &[BatchId],
-        &counts,
-        &ids as &[CallId],
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(rows.into_iter().map(Claimed::from).collect())
-}
-
-/// Moves the trunk's clock past the slots taken and everybody's turn past what they got.
+/// Moves the trunk's clock past the slots taken and everybody's turn past what they got, and
+/// writes down which batches found no money.
 async fn advance(
     db: &mut PgConnection,
     trunk: TrunkId,
     lease: &Lease,
     division: &Division,
+    fates: &HashMap<BatchId, Fate>,
 ) -> Result<DateTime<Utc>> {
     let (orgs, org_turns): (Vec<OrgId>, Vec<i64>) = division.org_turns.iter().copied().unzip();
     let (batches, batch_turns): (Vec<BatchId>, Vec<i64>) = division
@@ -406,27 +386,19 @@ async fn advance(
         .filter(|grant| grant.batch.is_none())
         .map(|grant| (grant.org, grant.turn))
         .unzip();
-    let now = sqlx::query_scalar!(
-        r#"with org_turns as (
-               insert into dial_shares (trunk_id, org_id, turn, direct_turn)
-               select $1, o.org_id, o.turn, coalesce(d.turn, 0)
-               from unnest($4::uuid[], $5::bigint[]) as o (org_id, turn)
-               left join unnest($8::uuid[], $9::bigint[]) as d (org_id, turn) on d.org_id = o.org_id
-               on conflict (trunk_id, org_id) do update
-               set turn = excluded.turn,
-                   direct_turn = greatest(dial_shares.direct_turn, excluded.direct_turn)
-           ),
-           batch_turns as (
-               update call_batches b
-               set turn = n.turn
-               from unnest($6::uuid[], $7::bigint[]) as n (id, turn)
-               where b.id = n.id
-           )
-           update pacers
-           set next_slot = case when $10 then $2 else next_slot end,
-               turn = $3
-           where trunk_id = $1
-           returning clock_timestamp() as "now!""#,
+    let fed: Vec<bool> = batches
+        .iter()
+        .map(|id| matches!(fates.get(id), Some(Fate::Fed)))
+        .collect();
+    let starved: Vec<Option<Refusal>> = batches
+        .iter()
+        .map(|id| match fates.get(id) {
+            Some(Fate::Starved(why)) => Some(*why),
+            _ => None,
+        })
+        .collect();
+    let now = sqlx::query_file_scalar!(
+        "src/calls/advance.sql",
         trunk as TrunkId,
         lease.next_slot(),
         division.turn,
@@ -437,23 +409,25 @@ async fn advance(
         &direct_orgs as &[OrgId],
         &direct_turns,
         lease.count > 0,
+        &fed,
+        &starved as &[Option<Refusal>],
     )
     .fetch_one(db)
     .await?;
     Ok(now)
 }
 
-struct ClaimedRow {
-    id: uuid::Uuid,
-    org_id: uuid::Uuid,
-    batch_id: Option<uuid::Uuid>,
-    to_number: E164,
-    from_number: E164,
-    submit_count: i32,
-    ring_timeout_secs: i32,
-    session_timeout_secs: i32,
-    recording_enabled: bool,
-    machine_detection: bool,
+pub(super) struct ClaimedRow {
+    pub id: uuid::Uuid,
+    pub org_id: uuid::Uuid,
+    pub batch_id: Option<uuid::Uuid>,
+    pub to_number: E164,
+    pub from_number: E164,
+    pub submit_count: i32,
+    pub ring_timeout_secs: i32,
+    pub session_timeout_secs: i32,
+    pub recording_enabled: bool,
+    pub machine_detection: bool,
 }
 
 impl From<ClaimedRow> for Claimed {

@@ -7,11 +7,13 @@ with lanes as (
            (select count(*) from (
                 select from batch_data d
                 where d.batch_id = b.id and d.status = 'not_started' and d.due_at <= now()
-                limit $2) waiting) as due
+                -- One that found no money tries with a single row.
+                limit case when b.starved_since is null then $2 else 1 end) waiting) as due
     from call_batches b
     where b.trunk_id = $1
       and b.status = 'in_progress'
       and b.launched_at is not null
+      and (b.starved_until is null or b.starved_until <= now())
       and b.org_id = any ($3)
     union all
     select q.org_id, null, 0, $2, 0, count(*)

@@ -195,6 +195,10 @@ pub async fn release_unscoped(db: &mut PgConnection) -> Result<Released> {
              where c.id = u.id
              returning c.id
          ),
+         due as (
+             insert into charges_due (call_id)
+             select id from ended
+         ),
          given_back as (
              update batch_data d
              set status = 'not_started', due_at = now(), updated_at = now()
@@ -207,12 +211,17 @@ pub async fn release_unscoped(db: &mut PgConnection) -> Result<Released> {
     .fetch_one(&mut *db)
     .await?;
     let expired = sqlx::query!(
-        "update calls
-         set status = 'final', outcome = 'expired', reason = 'expired', ended_at = now(), changed_at = now(),
-             error_message = 'the call waited too long for its slot and was dropped'
-         where batch_id is null
-           and (queued or deferred)
-           and created_at < now() - make_interval(secs => $1)",
+        "with ended as (
+             update calls
+             set status = 'final', outcome = 'expired', reason = 'expired', ended_at = now(), changed_at = now(),
+                 error_message = 'the call waited too long for its slot and was dropped'
+             where batch_id is null
+               and (queued or deferred)
+               and created_at < now() - make_interval(secs => $1)
+             returning id
+         )
+         insert into charges_due (call_id)
+         select id from ended",
         QUEUE_LIMIT.as_seconds_f64(),
     )
     .execute(db)

@@ -1,4 +1,18 @@
--- Writes folded calls back.
+-- Writes folded calls back, and appends those to be settled.
+with news as (
+    select *
+    from jsonb_to_recordset($1) as n (
+        id uuid, status text, outcome text, reason text, error_message text, carrier_call_id text,
+        carrier_status text, carrier_code text, sip_code integer, answered_by text, dialed_at timestamptz,
+        ringing_at timestamptz, answered_at timestamptz, ended_at timestamptz, duration_seconds integer,
+        price numeric, currency text, recording_url text, conflicts integer, check_at timestamptz, due boolean)
+),
+due as (
+    insert into charges_due (call_id)
+    select id
+    from news
+    where due
+)
 update calls c
 set status = n.status,
     outcome = n.outcome,
@@ -20,9 +34,5 @@ set status = n.status,
     conflicts = n.conflicts,
     check_at = n.check_at,
     changed_at = now()
-from jsonb_to_recordset($1) as n (
-    id uuid, status text, outcome text, reason text, error_message text, carrier_call_id text,
-    carrier_status text, carrier_code text, sip_code integer, answered_by text, dialed_at timestamptz,
-    ringing_at timestamptz, answered_at timestamptz, ended_at timestamptz, duration_seconds integer,
-    price numeric, currency text, recording_url text, conflicts integer, check_at timestamptz)
+from news n
 where c.id = n.id

@@ -111,6 +111,7 @@ impl Line {
                 worker: &self.worker,
                 most: CLAIM_LIMIT,
                 held,
+                hold_max_secs: self.context.config.hold_max_secs,
             };
             let asked = Instant::now();
             let began = self.context.traces.begin();

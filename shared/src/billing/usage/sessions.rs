@@ -1,8 +1,7 @@
 //! Calls that were charged, one by one.
 
 use chrono::{DateTime, Utc};
-use rust_decimal::Decimal;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
@@ -10,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Filter, Split, sessions};
 use crate::access::Scope;
-use crate::billing::prices::Service;
+use crate::billing::quote::{Line, Service, Unit};
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, CallId, OrgId, UserId};
 use crate::money::Usd;
@@ -54,10 +53,10 @@ pub struct ServiceUse {
     /// The digits or the name that the price is of; empty when it is the general one.
     #[schema(example = "1")]
     pub r#match: String,
-    #[schema(value_type = String, example = "1")]
-    pub quantity: Decimal,
-    #[schema(example = "minute")]
-    pub unit: String,
+    /// Seconds that were billed, or calls.
+    #[schema(example = 60)]
+    pub quantity: i64,
+    pub unit: Unit,
     pub cost_usd: Usd,
     /// For the platform alone.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,17 +93,6 @@ pub struct SessionDetail {
 pub struct Mark {
     at: DateTime<Utc>,
     charge: Uuid,
-}
-
-/// A usage line as a charge keeps it.
-#[derive(Deserialize)]
-struct Line {
-    service: Service,
-    r#match: String,
-    quantity: Decimal,
-    unit: String,
-    base_micros: i64,
-    retail_micros: i64,
 }
 
 struct Row {
@@ -144,7 +132,7 @@ impl Row {
         };
         let services = lines.into_iter().map(|line| ServiceUse {
             service: line.service,
-            r#match: line.r#match,
+            r#match: line.matched,
             quantity: line.quantity,
             unit: line.unit,
             cost_usd: Usd(line.retail_micros),

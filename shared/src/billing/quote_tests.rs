@@ -1,0 +1,185 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn rate(service: Service, matched: &str, price: &str, increment_secs: i32) -> Rate {
+    Rate {
+        service,
+        matched: matched.to_owned(),
+        price_usd: price.parse().unwrap(),
+        increment_secs,
+    }
+}
+
+fn distributor(markup: &str, commission: &str) -> Terms {
+    Terms {
+        reseller_org_id: Some(OrgId::new()),
+        org_type: "distributor".to_owned(),
+        markup_percent: markup.parse().unwrap(),
+        commission_percent: commission.parse().unwrap(),
+    }
+}
+
+fn answered(seconds: i32) -> Used {
+    Used {
+        attempted: true,
+        seconds,
+    }
+}
+
+#[test]
+fn the_longest_prefix_and_the_agents_own_names_count() {
+    let book: Book = [
+        rate(Service::Telephony, "", "0.25", 60),
+        rate(Service::Telephony, "33", "0.02", 60),
+        rate(Service::Telephony, "336", "0.04", 60),
+        rate(Service::Model, "", "0.02", 1),
+        rate(Service::Model, "big", "0.2", 1),
+        rate(Service::Platform, "", "0.01", 1),
+        rate(Service::Attempt, "", "0", 1),
+    ]
+    .into_iter()
+    .collect();
+    for (to, model, telephony, thinking) in [
+        ("+33612345678", None, "336", ""),
+        ("+33112345678", Some("big"), "33", "big"),
+        ("+12125550123", Some("unknown"), "", ""),
+    ] {
+        let to = E164::try_from(to.to_owned()).unwrap();
+        let rates = book.rates_for(&Destination {
+            to: &to,
+            model,
+            speech: Some("nobody"),
+        });
+        let found: Vec<_> = rates
+            .iter()
+            .map(|rate| (rate.service, rate.matched.as_str()))
+            .collect();
+        // Speech has no price at all, and attempts cost nothing: neither is on the bill.
+        let expected = [
+            (Service::Telephony, telephony),
+            (Service::Model, thinking),
+            (Service::Platform, ""),
+        ];
+        assert_eq!(found, expected, "{}", to.as_str());
+    }
+}
+
+#[test]
+fn minutes_are_billed_in_steps_and_only_when_somebody_answered() {
+    let prices = Prices {
+        rates: vec![
+            rate(Service::Telephony, "1", "0.014", 60),
+            rate(Service::Platform, "", "0.01", 1),
+            rate(Service::Attempt, "", "0.001", 1),
+        ],
+        terms: Terms::direct(),
+    };
+    for (seconds, attempted, billed, micros) in [
+        (0, false, 0, 0),
+        (0, true, 0, 1_000),
+        (1, true, 60, 14_000 + 167 + 1_000),
+        (60, true, 60, 14_000 + 10_000 + 1_000),
+        (61, true, 120, 28_000 + 10_167 + 1_000),
+        (-5, false, 0, 0),
+    ] {
+        let bill = price(&prices, Used { attempted, seconds });
+        assert_eq!(
+            (bill.billed_seconds, bill.retail),
+            (billed, Usd(micros)),
+            "{seconds}"
+        );
+        assert_eq!((bill.markup, bill.commission), (Usd::ZERO, Usd::ZERO));
+    }
+    assert_eq!(worst_case(&prices, 61), Usd(39_167));
+}
+
+#[test]
+fn a_distributor_earns_the_markup_and_a_partner_its_share_of_the_base() {
+    let rates = vec![rate(Service::Telephony, "1", "0.1", 60)];
+    let distributor = Prices {
+        rates: rates.clone(),
+        terms: distributor("25", "10"),
+    };
+    let bill = price(&distributor, answered(30));
+    assert_eq!((bill.base, bill.retail), (Usd(100_000), Usd(125_000)));
+    assert_eq!((bill.markup, bill.commission), (Usd(25_000), Usd(10_000)));
+    let partner = Prices {
+        rates,
+        terms: Terms {
+            org_type: "channel_partner".to_owned(),
+            markup_percent: Decimal::ZERO,
+            ..distributor.terms
+        },
+    };
+    let bill = price(&partner, answered(30));
+    assert_eq!((bill.retail, bill.markup), (Usd(100_000), Usd::ZERO));
+    assert_eq!(bill.commission, Usd(10_000));
+}
+
+#[test]
+fn a_line_is_rounded_once_half_to_even() {
+    for (price_usd, seconds, micros) in [
+        ("0.0000005", 60, 0),
+        ("0.0000015", 60, 2),
+        ("0.0000025", 60, 2),
+        ("0.00003", 1, 0),
+        ("0.00009", 1, 2),
+    ] {
+        let prices = Prices {
+            rates: vec![rate(Service::Platform, "", price_usd, 1)],
+            terms: Terms::direct(),
+        };
+        assert_eq!(
+            price(&prices, answered(seconds)).base,
+            Usd(micros),
+            "{price_usd}"
+        );
+    }
+}
+
+prop_compose! {
+    fn a_rate()(service in prop::sample::select(Service::ALL.to_vec()), tenths in 0_i64..2_000_000_000_000, step in 1_i32..120) -> Rate {
+        Rate {
+            service,
+            matched: String::new(),
+            price_usd: Decimal::new(tenths, 10),
+            increment_secs: step,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_parts_add_up_and_nobody_pays(
+        rates in prop::collection::vec(a_rate(), 0..6),
+        markup in 0_i64..1_000_000_000,
+        commission in 0_i64..=100_000_000,
+        seconds in 0_i32..86_400,
+        attempted: bool,
+    ) {
+        let terms = Terms {
+            reseller_org_id: Some(OrgId::new()),
+            org_type: "distributor".to_owned(),
+            markup_percent: Decimal::new(markup, 6),
+            commission_percent: Decimal::new(commission, 6),
+        };
+        let prices = Prices { rates, terms };
+        let bill = price(&prices, Used { attempted, seconds });
+        let platform = bill.retail.minus(bill.markup).minus(bill.commission);
+        prop_assert!(bill.markup >= Usd::ZERO && bill.commission >= Usd::ZERO && platform >= Usd::ZERO);
+        prop_assert_eq!(bill.lines.iter().map(|line| Usd(line.base_micros)).sum::<Usd>(), bill.base);
+        prop_assert_eq!(bill.lines.iter().map(|line| Usd(line.retail_micros)).sum::<Usd>(), bill.retail);
+        prop_assert!(worst_case(&prices, seconds) >= bill.retail);
+        prop_assert_eq!(bill.reversed().reversed(), bill);
+    }
+
+    #[test]
+    fn a_call_never_costs_more_than_a_longer_one(
+        rates in prop::collection::vec(a_rate(), 0..6),
+        seconds in 0_i32..86_399,
+    ) {
+        let prices = Prices { rates, terms: Terms::direct() };
+        prop_assert!(worst_case(&prices, seconds) <= worst_case(&prices, seconds + 1));
+    }
+}

@@ -1,0 +1,431 @@
+//! The settlement: every call that has ended is charged, once, for what its carrier said of it.
+//!
+//! Whoever ends a call or learns more of one that has ended appends it to `charges_due`, in the
+//! same transaction; here it is looked at. Many calls are settled in one transaction and folded
+//! into one posting per wallet and reseller, because a wallet's row is what everybody waits for.
+//!
+//! A call's charge cannot be made twice: holds and charges change only under their wallet's
+//! lock, a hold ends once, and a charge's version and a posting's key are unique. Calls are only
+//! read: nothing here waits for whoever is moving them.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, NaiveDate, Utc};
+use rust_decimal::Decimal;
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::charge::{Charge, Due, Held, Last, decide};
+use super::quote::{Bill, Line, Used};
+use super::snapshots;
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::ids::{CallId, ChargeId, GrantId, OrgId, SnapshotId, TransactionId, UserId, WalletId};
+use crate::money::Usd;
+use crate::wallets::holds::{Ended, Pin, Spent, end_unscoped};
+use crate::wallets::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
+use crate::wallets::lock_unscoped;
+
+/// How long a call waits that the database refused to settle.
+const REFUSED_PAUSE_SECS: f64 = 60.0;
+
+/// What settling came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Entries of `charges_due` that were done with.
+    pub taken: usize,
+    /// Calls that were charged, the corrected ones included.
+    pub charged: usize,
+    /// Calls whose charge was taken back.
+    pub taken_back: usize,
+    /// Calls for which nothing is billed.
+    pub voided: usize,
+}
+
+/// Calls that could not be settled.
+#[derive(Debug)]
+pub struct Refused {
+    pub error: Error,
+    /// The entries that were tried; none when the database could not even be asked for them.
+    pub due: Vec<i64>,
+}
+
+/// Settles up to `most` calls. Money is settled for every tenant.
+///
+/// # Errors
+/// [`Refused`]; the calls stay due then.
+pub async fn settle_due_unscoped(
+    pool: &PgPool,
+    most: i64,
+    now: DateTime<Utc>,
+) -> Result<Settled, Refused> {
+    let mut tried = Vec::new();
+    settle_due(pool, most, now, &mut tried)
+        .await
+        .map_err(|error| Refused { error, due: tried })
+}
+
+async fn settle_due(
+    pool: &PgPool,
+    most: i64,
+    now: DateTime<Utc>,
+    tried: &mut Vec<i64>,
+) -> Result<Settled> {
+    let mut connection = pool.acquire().await?;
+    let mut db = connection.begin().await?;
+    let taken = sqlx::query!(
+        r#"with due as (
+               delete from charges_due
+               where id = any (array (select id
+                                      from charges_due
+                                      where look_at <= now()
+                                      order by id
+                                      limit $1
+                                      for update skip locked))
+               returning id, call_id
+           )
+           select d.id as "id!", d.call_id as "call_id!: CallId", h.wallet_id as "wallet_id?: WalletId"
+           from due d
+           left join holds h on h.call_id = d.call_id"#,
+        most,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    if taken.is_empty() {
+        return Ok(Settled::default());
+    }
+    tried.extend(taken.iter().map(|row| row.id));
+    // A call without a hold was made before calls cost anything.
+    let mut calls: Vec<CallId> = taken
+        .iter()
+        .filter(|row| row.wallet_id.is_some())
+        .map(|row| row.call_id)
+        .collect();
+    calls.sort_unstable();
+    calls.dedup();
+    let mut wallets: Vec<WalletId> = taken.iter().filter_map(|row| row.wallet_id).collect();
+    wallets.sort_unstable();
+    wallets.dedup();
+    let mut settled = settle(&mut db, &calls, &wallets, now).await?;
+    settled.taken = taken.len();
+    fault::point("settle.uncommitted");
+    db.commit().await?;
+    fault::point("settle.committed");
+    Ok(settled)
+}
+
+async fn settle(
+    db: &mut PgConnection,
+    calls: &[CallId],
+    wallets: &[WalletId],
+    now: DateTime<Utc>,
+) -> Result<Settled> {
+    let mut locked = lock_unscoped(db, wallets, now).await?;
+    // Read behind the lock: from here on nobody else settles these calls.
+    let due = load(db, calls).await?;
+    let mut snapshots: Vec<SnapshotId> = due.iter().map(|due| due.snapshot).collect();
+    snapshots.sort_unstable();
+    snapshots.dedup();
+    let prices = snapshots::load_unscoped(db, &snapshots).await?;
+    let mut settled = Settled::default();
+    let mut batch = Batch::default();
+    for due in &due {
+        let (Some(wallet), Some(prices)) = (locked.get_mut(&due.wallet), prices.get(&due.snapshot))
+        else {
+            continue;
+        };
+        let decision = decide(wallet, due, prices);
+        if decision.ended.as_ref().is_some_and(|hold| !hold.captured) {
+            settled.voided += 1;
+        }
+        batch.ended.extend(decision.ended);
+        if !decision.spent.is_zero() {
+            batch.spent.push(Spent {
+                wallet: due.wallet,
+                month: due.hold.month,
+                amount: decision.spent,
+            });
+        }
+        for charge in decision.charges {
+            match charge.reverses {
+                Some(_) => settled.taken_back += 1,
+                None => settled.charged += 1,
+            }
+            batch.add(due, prices.terms.reseller_org_id, charge);
+        }
+    }
+    batch.write(db).await?;
+    if settled.taken_back > 0 {
+        // What went back to a grant whose time is up leaves with it.
+        lock_unscoped(db, wallets, now).await?;
+    }
+    Ok(settled)
+}
+
+/// Everything that a group of calls comes to.
+#[derive(Default)]
+struct Batch {
+    ended: Vec<Ended>,
+    spent: Vec<Spent>,
+    postings: Vec<Posting>,
+    /// Where in `postings` the calls of a wallet and a reseller are folded.
+    folds: BTreeMap<(WalletId, Option<OrgId>), usize>,
+    /// Charges, and the posting each is in.
+    charges: Vec<(StoredCharge, usize)>,
+}
+
+impl Batch {
+    fn add(&mut self, due: &Due, reseller: Option<OrgId>, charge: Charge) {
+        let fold = (due.wallet, reseller);
+        let known = match charge.reverses {
+            Some(_) => None,
+            None => self.folds.get(&fold).copied(),
+        };
+        let place = known.unwrap_or_else(|| {
+            self.postings.push(posting_for(due, reseller, &charge));
+            self.postings.len() - 1
+        });
+        if charge.reverses.is_none() {
+            self.folds.insert(fold, place);
+        }
+        if let Some(posting) = self.postings.get_mut(place) {
+            fold_in(posting, &charge);
+        }
+        self.charges.push((StoredCharge::of(due, charge), place));
+    }
+
+    async fn write(self, db: &mut PgConnection) -> Result<()> {
+        end_unscoped(db, &self.ended, &self.spent).await?;
+        if self.charges.is_empty() {
+            return Ok(());
+        }
+        let transactions = post_unscoped(db, &self.postings).await?;
+        let charges: Vec<StoredCharge> = self
+            .charges
+            .into_iter()
+            .map(|(charge, place)| StoredCharge {
+                transaction_id: transactions.get(place).copied(),
+                ..charge
+            })
+            .collect();
+        sqlx::query_file!(
+            "src/billing/store_charges.sql",
+            serde_json::to_value(&charges)?
+        )
+        .execute(db)
+        .await?;
+        Ok(())
+    }
+}
+
+/// An empty posting of the charge's kind: the legs that calls are folded into.
+fn posting_for(due: &Due, reseller: Option<OrgId>, charge: &Charge) -> Posting {
+    let wallet = Account::Wallet(due.wallet);
+    let leg = |account, entry| Leg {
+        account,
+        entry,
+        amount: Usd::ZERO,
+        grant: None,
+    };
+    let paid = match charge.reverses {
+        Some(_) => EntryType::Reversal,
+        None => EntryType::Usage,
+    };
+    let mut legs = vec![
+        leg(wallet, paid),
+        leg(wallet, EntryType::Overage),
+        leg(Account::PlatformRevenue, EntryType::Revenue),
+    ];
+    if let Some(reseller) = reseller {
+        let earnings = Account::ResellerEarnings(reseller);
+        legs.extend([
+            leg(earnings, EntryType::Markup),
+            leg(earnings, EntryType::Commission),
+        ]);
+    }
+    Posting {
+        org: due.org,
+        kind: match charge.reverses {
+            Some(_) => Kind::Reversal,
+            None => Kind::Usage,
+        },
+        idem_key: charge.id.to_string(),
+        reverses: charge.reverses.map(|(_, transaction)| transaction),
+        actor: None,
+        reason: None,
+        folded: Folded {
+            reseller,
+            ..Folded::default()
+        },
+        legs,
+        uses: Vec::new(),
+    }
+}
+
+fn fold_in(posting: &mut Posting, charge: &Charge) {
+    let bill = &charge.bill;
+    let folded = &mut posting.folded;
+    folded.calls += if charge.reverses.is_some() { -1 } else { 1 };
+    folded.billed_seconds += i64::from(bill.billed_seconds);
+    folded.base = folded.base.plus(bill.base);
+    folded.retail = folded.retail.plus(bill.retail);
+    folded.markup = folded.markup.plus(bill.markup);
+    folded.commission = folded.commission.plus(bill.commission);
+    for leg in &mut posting.legs {
+        let part = match leg.entry {
+            EntryType::Overage => -charge.beyond,
+            EntryType::Revenue => bill.retail.minus(bill.markup).minus(bill.commission),
+            EntryType::Markup => bill.markup,
+            EntryType::Commission => bill.commission,
+            _ => charge.beyond.minus(bill.retail),
+        };
+        leg.amount = leg.amount.plus(part);
+    }
+    posting.uses.extend(charge.uses.iter().copied());
+}
+
+/// A charge as it is stored.
+#[derive(Serialize)]
+struct StoredCharge {
+    id: ChargeId,
+    org_id: OrgId,
+    user_id: UserId,
+    wallet_id: WalletId,
+    call_id: CallId,
+    version: i32,
+    reverses_id: Option<ChargeId>,
+    transaction_id: Option<TransactionId>,
+    price_snapshot_id: SnapshotId,
+    billed_seconds: i32,
+    lines: Vec<Line>,
+    grants: Vec<Pin>,
+    base_micros: i64,
+    retail_micros: i64,
+    markup_micros: i64,
+    commission_micros: i64,
+    carrier_price: Option<Decimal>,
+    carrier_currency: Option<String>,
+}
+
+impl StoredCharge {
+    fn of(due: &Due, charge: Charge) -> Self {
+        Self {
+            id: charge.id,
+            org_id: due.org,
+            user_id: due.user,
+            wallet_id: due.wallet,
+            call_id: due.call,
+            version: charge.version,
+            reverses_id: charge.reverses.map(|(charge, _)| charge),
+            transaction_id: None,
+            price_snapshot_id: due.snapshot,
+            billed_seconds: charge.bill.billed_seconds,
+            lines: charge.bill.lines,
+            grants: Pin::all(&charge.uses),
+            base_micros: charge.bill.base.0,
+            retail_micros: charge.bill.retail.0,
+            markup_micros: charge.bill.markup.0,
+            commission_micros: charge.bill.commission.0,
+            carrier_price: due.carrier_price,
+            carrier_currency: due.carrier_currency.clone(),
+        }
+    }
+}
+
+struct DueRow {
+    call_id: CallId,
+    org_id: OrgId,
+    user_id: UserId,
+    duration_seconds: Option<i32>,
+    attempted: bool,
+    carrier_price: Option<Decimal>,
+    carrier_currency: Option<String>,
+    wallet_id: WalletId,
+    snapshot_id: SnapshotId,
+    held: Usd,
+    pins: Value,
+    cap_month: NaiveDate,
+    open: bool,
+    charge_id: Option<ChargeId>,
+    version: Option<i32>,
+    transaction_id: Option<TransactionId>,
+    billed_seconds: Option<i32>,
+    lines: Option<Value>,
+    grants: Option<Value>,
+    base: Option<Usd>,
+    retail: Option<Usd>,
+    markup: Option<Usd>,
+    commission: Option<Usd>,
+}
+
+impl DueRow {
+    fn last(&mut self) -> Result<Option<Last>> {
+        let (Some(id), Some(version), Some(transaction)) =
+            (self.charge_id, self.version, self.transaction_id)
+        else {
+            return Ok(None);
+        };
+        let bill = Bill {
+            billed_seconds: self.billed_seconds.unwrap_or_default(),
+            lines: serde_json::from_value(self.lines.take().unwrap_or_default())?,
+            base: self.base.unwrap_or_default(),
+            retail: self.retail.unwrap_or_default(),
+            markup: self.markup.unwrap_or_default(),
+            commission: self.commission.unwrap_or_default(),
+        };
+        Ok(Some(Last {
+            id,
+            version,
+            transaction,
+            bill,
+            grants: serde_json::from_value(self.grants.take().unwrap_or_default())?,
+        }))
+    }
+
+    fn into_due(mut self) -> Result<Due> {
+        Ok(Due {
+            last: self.last()?,
+            call: self.call_id,
+            org: self.org_id,
+            user: self.user_id,
+            wallet: self.wallet_id,
+            snapshot: self.snapshot_id,
+            used: Used {
+                attempted: self.attempted,
+                seconds: self.duration_seconds.unwrap_or_default(),
+            },
+            carrier_price: self.carrier_price,
+            carrier_currency: self.carrier_currency,
+            hold: Held {
+                amount: self.held,
+                pins: serde_json::from_value(self.pins)?,
+                month: self.cap_month,
+                open: self.open,
+            },
+        })
+    }
+}
+
+async fn load(db: &mut PgConnection, calls: &[CallId]) -> Result<Vec<Due>> {
+    let rows = sqlx::query_file_as!(DueRow, "src/billing/due.sql", calls as &[CallId])
+        .fetch_all(db)
+        .await?;
+    rows.into_iter().map(DueRow::into_due).collect()
+}
+
+/// Puts off a call that the database refuses to settle on its own: the others go on, and it is
+/// tried again shortly.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn put_off_unscoped(pool: &PgPool, due: i64) -> Result<()> {
+    sqlx::query!(
+        "update charges_due set look_at = now() + make_interval(secs => $2) where id = $1",
+        due,
+        REFUSED_PAUSE_SECS,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Prices of calls, frozen. Equal ones of an organisation are one row, so a campaign of a
+//! million calls has as many as there were prices while it ran.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::anyhow;
+use rust_decimal::Decimal;
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+
+use super::quote::{Prices, Rate, Terms};
+use crate::error::Result;
+use crate::ids::{OrgId, SnapshotId};
+
+/// What identifies a snapshot.
+type Key = (OrgId, Vec<u8>);
+
+/// Freezes prices of organisations; answers with their snapshots, in order. Organisations were
+/// found in somebody's scope, or by the dialler.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn freeze_unscoped(
+    db: &mut PgConnection,
+    wanted: &[(OrgId, Prices)],
+) -> Result<Vec<SnapshotId>> {
+    let mut keys = Vec::with_capacity(wanted.len());
+    let mut distinct: BTreeMap<Key, &Prices> = BTreeMap::new();
+    for (org, prices) in wanted {
+        let digest = Sha256::digest(serde_json::to_vec(prices)?).to_vec();
+        keys.push((*org, digest.clone()));
+        distinct.insert((*org, digest), prices);
+    }
+    let mut known = find(db, &distinct).await?;
+    distinct.retain(|key, _| !known.contains_key(key));
+    if !distinct.is_empty() {
+        insert(db, &distinct).await?;
+        known.extend(find(db, &distinct).await?);
+    }
+    keys.iter()
+        .map(|key| known.get(key).copied())
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| anyhow!("a price snapshot was not stored").into())
+}
+
+async fn find(
+    db: &mut PgConnection,
+    distinct: &BTreeMap<Key, &Prices>,
+) -> Result<HashMap<Key, SnapshotId>> {
+    let (orgs, digests): (Vec<OrgId>, Vec<Vec<u8>>) = distinct.keys().cloned().unzip();
+    let rows = sqlx::query!(
+        r#"select s.id as "id: SnapshotId", s.org_id as "org_id: OrgId", s.digest
+           from unnest($1::uuid[], $2::bytea[]) as w (org_id, digest)
+           join price_snapshots s on s.org_id = w.org_id and s.digest = w.digest"#,
+        &orgs as &[OrgId],
+        &digests,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| ((row.org_id, row.digest), row.id))
+        .collect())
+}
+
+/// Stores snapshots. Whoever stores the same one at the same time waits, in one order.
+async fn insert(db: &mut PgConnection, distinct: &BTreeMap<Key, &Prices>) -> Result<()> {
+    let (orgs, digests): (Vec<OrgId>, Vec<Vec<u8>>) = distinct.keys().cloned().unzip();
+    let ids: Vec<SnapshotId> = distinct.iter().map(|_| SnapshotId::new()).collect();
+    let rates = distinct
+        .values()
+        .map(|prices| serde_json::to_value(&prices.rates))
+        .collect::<Result<Vec<_>, _>>()?;
+    let terms: Vec<&Terms> = distinct.values().map(|prices| &prices.terms).collect();
+    let resellers: Vec<Option<OrgId>> = terms.iter().map(|terms| terms.reseller_org_id).collect();
+    let types: Vec<&str> = terms.iter().map(|terms| terms.org_type.as_str()).collect();
+    let markups: Vec<Decimal> = terms.iter().map(|terms| terms.markup_percent).collect();
+    let commissions: Vec<Decimal> = terms.iter().map(|terms| terms.commission_percent).collect();
+    sqlx::query!(
+        "insert into price_snapshots (id, org_id, digest, rates, reseller_org_id, org_type, markup_percent,
+                                      commission_percent)
+         select *
+         from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::jsonb[], $5::uuid[], $6::text[], $7::numeric[],
+                     $8::numeric[])
+         on conflict on constraint price_snapshot_exists do nothing",
+        &ids as &[SnapshotId],
+        &orgs as &[OrgId],
+        &digests,
+        &rates,
+        &resellers as &[Option<OrgId>],
+        &types as &[&str],
+        &markups,
+        &commissions,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Reads snapshots. They hold prices, and were found through their calls.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database, or when one cannot be read.
+pub async fn load_unscoped(
+    db: &mut PgConnection,
+    snapshots: &[SnapshotId],
+) -> Result<HashMap<SnapshotId, Prices>> {
+    let rows = sqlx::query!(
+        r#"select id as "id: SnapshotId", rates, reseller_org_id as "reseller_org_id: OrgId", org_type,
+                  markup_percent, commission_percent
+           from price_snapshots
+           where id = any ($1)"#,
+        snapshots as &[SnapshotId],
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let rates: Vec<Rate> = serde_json::from_value(row.rates)?;
+            let terms = Terms {
+                reseller_org_id: row.reseller_org_id,
+                org_type: row.org_type,
+                markup_percent: row.markup_percent.normalize(),
+                commission_percent: row.commission_percent.normalize(),
+            };
+            Ok((row.id, Prices { rates, terms }))
+        })
+        .collect()
+}

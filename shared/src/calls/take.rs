@@ -1,0 +1,280 @@
+//! From due rows to calls: pick, price, hold, make.
+//!
+//! Rows are locked, priced by what is in force, and become calls as far as their wallets can pay
+//! the worst case of each. The others stay where they are, with the reason, and their batch is
+//! left alone for a moment. What a call may cost is held before the call exists to anybody
+//! else: both are committed together.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use anyhow::anyhow;
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use sqlx::PgConnection;
+
+use super::claim::{Ask, Claimed, ClaimedRow};
+use super::fair::Division;
+use crate::billing::book;
+use crate::billing::quote::{Destination, Prices, Terms, worst_case};
+use crate::billing::snapshots::freeze_unscoped;
+use crate::error::Result;
+use crate::ids::{BatchId, CallId, OrgId, RowId, SnapshotId, TrunkId, WalletId};
+use crate::money::Usd;
+use crate::phone::E164;
+use crate::wallets::holds::{Refusal, Wanted, take, write_unscoped};
+use crate::wallets::{Locked, lock_unscoped};
+
+/// What became of a batch whose turn it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Money was held for at least one of its rows.
+    Fed,
+    /// Rows were due and there was no money for any.
+    Starved(Refusal),
+}
+
+/// Calls that were made of rows, and what became of their batches.
+#[derive(Default)]
+pub(super) struct Taken {
+    pub calls: Vec<Claimed>,
+    pub fates: HashMap<BatchId, Fate>,
+}
+
+struct Picked {
+    row_id: RowId,
+    to: E164,
+    batch_id: BatchId,
+    org_id: OrgId,
+    wallet_id: WalletId,
+    session_timeout_secs: i32,
+    model: Option<String>,
+    speech: Option<String>,
+    reseller_org_id: Option<OrgId>,
+    org_type: Option<String>,
+    markup_percent: Option<Decimal>,
+    commission_percent: Option<Decimal>,
+}
+
+impl Picked {
+    fn terms(&self) -> Terms {
+        let percent = |percent: Option<Decimal>| percent.unwrap_or_default().normalize();
+        match (self.reseller_org_id, &self.org_type) {
+            (Some(reseller), Some(org_type)) => Terms {
+                reseller_org_id: Some(reseller),
+                org_type: org_type.clone(),
+                markup_percent: percent(self.markup_percent),
+                commission_percent: percent(self.commission_percent),
+            },
+            _ => Terms::direct(),
+        }
+    }
+}
+
+/// Claims batch rows: each becomes a call, unless its number is on the phone already or there is
+/// no money for it.
+pub(super) async fn rows(
+    db: &mut PgConnection,
+    ask: Ask<'_>,
+    division: &Division,
+    now: DateTime<Utc>,
+) -> Result<Taken> {
+    let picked = pick(db, division).await?;
+    if picked.is_empty() {
+        return Ok(Taken::default());
+    }
+    let wanted = price(db, ask, &picked, now).await?;
+    let mut wallets: Vec<WalletId> = picked.iter().map(|row| row.wallet_id).collect();
+    wallets.sort_unstable();
+    wallets.dedup();
+    let locked = lock_unscoped(db, &wallets, now).await?;
+    let (affordable, refused) = afford(locked.clone(), &wanted);
+    let rows: Vec<RowId> = picked
+        .iter()
+        .zip(&wanted)
+        .filter(|(_, wanted)| affordable.contains(&wanted.call))
+        .map(|(row, _)| row.row_id)
+        .collect();
+    let calls = make(db, ask, &rows, &wanted, &affordable).await?;
+    hold(db, locked, &wanted, &calls).await?;
+    turn_away(db, &picked, &wanted, &refused).await?;
+    let mut fates = HashMap::new();
+    for (row, wanted) in picked.iter().zip(&wanted) {
+        if let Some(why) = refused.get(&wanted.call) {
+            fates.entry(row.batch_id).or_insert(Fate::Starved(*why));
+        } else {
+            fates.insert(row.batch_id, Fate::Fed);
+        }
+    }
+    Ok(Taken { calls, fates })
+}
+
+async fn pick(db: &mut PgConnection, division: &Division) -> Result<Vec<Picked>> {
+    let (batches, counts): (Vec<BatchId>, Vec<i64>) = division
+        .grants
+        .iter()
+        .filter_map(|grant| Some((grant.batch?, i64::from(grant.count))))
+        .unzip();
+    if batches.is_empty() {
+        return Ok(Vec::new());
+    }
+    let picked = sqlx::query_file_as!(
+        Picked,
+        "src/calls/pick_rows.sql",
+        &batches as &[BatchId],
+        &counts,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(picked)
+}
+
+/// What each row wants held, under prices that are frozen from here on. Rows of one batch that
+/// are called under the same prefix cost the same.
+async fn price(
+    db: &mut PgConnection,
+    ask: Ask<'_>,
+    picked: &[Picked],
+    now: DateTime<Utc>,
+) -> Result<Vec<Wanted>> {
+    let book = book::in_force_unscoped(db, now).await?;
+    let mut kinds: HashMap<(BatchId, &str), usize> = HashMap::new();
+    let mut prices: Vec<(OrgId, Prices)> = Vec::new();
+    let mut costs: Vec<Usd> = Vec::new();
+    let mut kind_of = Vec::with_capacity(picked.len());
+    for row in picked {
+        let kind = *kinds
+            .entry((row.batch_id, book.prefix_of(&row.to)))
+            .or_insert_with(|| {
+                let destination = Destination {
+                    to: &row.to,
+                    model: row.model.as_deref(),
+                    speech: row.speech.as_deref(),
+                };
+                let quoted = Prices {
+                    rates: book.rates_for(&destination),
+                    terms: row.terms(),
+                };
+                let seconds = row.session_timeout_secs.min(ask.hold_max_secs);
+                costs.push(worst_case(&quoted, seconds));
+                prices.push((row.org_id, quoted));
+                prices.len() - 1
+            });
+        kind_of.push(kind);
+    }
+    let snapshots: Vec<SnapshotId> = freeze_unscoped(db, &prices).await?;
+    picked
+        .iter()
+        .zip(kind_of)
+        .map(|(row, kind)| {
+            let (Some(snapshot), Some(cost)) = (snapshots.get(kind), costs.get(kind)) else {
+                return Err(anyhow!("a row has no price").into());
+            };
+            Ok(Wanted {
+                call: CallId::new(),
+                org: row.org_id,
+                wallet: row.wallet_id,
+                snapshot: *snapshot,
+                amount: *cost,
+            })
+        })
+        .collect()
+}
+
+/// Which of them can be paid, in order, and why the others cannot.
+fn afford(
+    mut wallets: BTreeMap<WalletId, Locked>,
+    wanted: &[Wanted],
+) -> (HashSet<CallId>, HashMap<CallId, Refusal>) {
+    let mut affordable = HashSet::new();
+    let mut refused = HashMap::new();
+    for wanted in wanted {
+        let Some(wallet) = wallets.get_mut(&wanted.wallet) else {
+            continue;
+        };
+        match take(wallet, wanted) {
+            Ok(_) => {
+                affordable.insert(wanted.call);
+            }
+            Err(why) => {
+                refused.insert(wanted.call, why);
+            }
+        }
+    }
+    (affordable, refused)
+}
+
+async fn make(
+    db: &mut PgConnection,
+    ask: Ask<'_>,
+    rows: &[RowId],
+    wanted: &[Wanted],
+    affordable: &HashSet<CallId>,
+) -> Result<Vec<Claimed>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let calls: Vec<CallId> = wanted
+        .iter()
+        .map(|wanted| wanted.call)
+        .filter(|call| affordable.contains(call))
+        .collect();
+    let made = sqlx::query_file_as!(
+        ClaimedRow,
+        "src/calls/make_calls.sql",
+        ask.trunk as TrunkId,
+        ask.worker,
+        rows as &[RowId],
+        &calls as &[CallId],
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(made.into_iter().map(Claimed::from).collect())
+}
+
+/// Holds the money of the calls that were made. They are no more than could be paid.
+async fn hold(
+    db: &mut PgConnection,
+    mut wallets: BTreeMap<WalletId, Locked>,
+    wanted: &[Wanted],
+    calls: &[Claimed],
+) -> Result<()> {
+    let made: HashSet<CallId> = calls.iter().map(|call| call.id).collect();
+    let mut holds = Vec::with_capacity(made.len());
+    for wanted in wanted.iter().filter(|wanted| made.contains(&wanted.call)) {
+        let hold = wallets
+            .get_mut(&wanted.wallet)
+            .and_then(|wallet| take(wallet, wanted).ok());
+        holds.push(hold.ok_or_else(|| anyhow!("a call was made without money for it"))?);
+    }
+    write_unscoped(db, &holds).await
+}
+
+/// Writes the reason on rows that found no money.
+async fn turn_away(
+    db: &mut PgConnection,
+    picked: &[Picked],
+    wanted: &[Wanted],
+    refused: &HashMap<CallId, Refusal>,
+) -> Result<()> {
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let (rows, reasons): (Vec<RowId>, Vec<Refusal>) = picked
+        .iter()
+        .zip(wanted)
+        .filter_map(|(row, wanted)| Some((row.row_id, *refused.get(&wanted.call)?)))
+        .unzip();
+    sqlx::query!(
+        "update batch_data d
+         set reason = n.reason, updated_at = now()
+         from unnest($1::uuid[], $2::text[]) as n (id, reason)
+         where d.id = n.id
+           and d.id = any ($1)
+           and d.reason is distinct from n.reason",
+        &rows as &[RowId],
+        &reasons as &[Refusal],
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
