@@ -64,7 +64,7 @@ pub fn owners(orgs: Option<&str>, users: Option<&str>, roles: Option<&str>) -> R
 }
 
 /// The items of a list, or None in it when there is no list; None when an item is wrong.
-fn comma_list<T, E>(
+pub fn comma_list<T, E>(
     text: Option<&str>,
     read: impl Fn(&str) -> std::result::Result<T, E>,
 ) -> Option<Option<Vec<T>>> {

@@ -9,14 +9,17 @@ use axum::middleware::Next;
 use axum::response::Response;
 use peal_shared::error::FieldError;
 use peal_shared::idempotency::Claim;
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::auth::Caller;
 use crate::error::{Problem, Result};
 use crate::server::BODY_LIMIT_BYTES;
 
 /// The header.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_KEY_BYTES: usize = 255;
+const INSANE: &str = "must be 1 to 255 printable ASCII characters, such as a UUID";
 
 /// Reads the key, if there is one, and leaves it as an extension of the request.
 pub async fn take(request: Request, next: Next) -> Result<Response> {
@@ -26,21 +29,11 @@ pub async fn take(request: Request, next: Next) -> Result<Response> {
     if request.method() != Method::POST {
         return Ok(next.run(request).await);
     }
-    let is_sane = (1..=MAX_KEY_BYTES).contains(&key.len())
-        && key
-            .as_bytes()
-            .iter()
-            .all(|byte| (b' '..=b'~').contains(byte));
-    let key = key.to_str().ok().filter(|_| is_sane).ok_or_else(|| {
-        let told = "must be 1 to 255 printable ASCII characters, such as a UUID";
-        Problem::invalid(vec![FieldError::new(
-            "header",
-            ["Idempotency-Key"],
-            "value_error",
-            told,
-        )])
-    })?;
-    let key = key.to_owned();
+    let is_sane = is_sane(key.as_bytes());
+    let key = key.to_str().ok().filter(|_| is_sane);
+    let key = key
+        .ok_or_else(|| wrong(("header", "Idempotency-Key"), "value_error", INSANE))?
+        .to_owned();
     let (mut parts, body) = request.into_parts();
     let body = to_bytes(body, BODY_LIMIT_BYTES).await.map_err(|_error| {
         Problem::new(
@@ -50,12 +43,71 @@ pub async fn take(request: Request, next: Next) -> Result<Response> {
         )
     })?;
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let fingerprint = Sha256::new()
-        .chain_update(path)
-        .chain_update([0])
-        .chain_update(&body)
-        .finalize()
-        .into();
+    let fingerprint = fingerprint(path, &body);
     parts.extensions.insert(Claim { key, fingerprint });
     Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
+}
+
+/// Makes sure that a request which moves money can be told from the same one sent again: by the
+/// header, or by the body's `idempotency_key`. Answers with a key for the ledger, where it is
+/// known for ever.
+///
+/// # Errors
+/// When there is no key, or there are two.
+pub fn demand(
+    caller: &mut Caller,
+    given: Option<&str>,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<String> {
+    let claim = &mut caller.origin.claim;
+    match (&claim, given) {
+        (Some(claim), Some(given)) if claim.key != given => {
+            let told = "is not the Idempotency-Key of the header: send one of them";
+            return Err(wrong(("body", "idempotency_key"), "value_error", told));
+        }
+        (Some(_), _) => {}
+        (None, Some(given)) if is_sane(given.as_bytes()) => {
+            let body = serde_json::to_vec(body).map_err(peal_shared::Error::from)?;
+            *claim = Some(Claim {
+                key: given.to_owned(),
+                fingerprint: fingerprint(path, &body),
+            });
+        }
+        (None, Some(_)) => {
+            return Err(wrong(("body", "idempotency_key"), "value_error", INSANE));
+        }
+        (None, None) => {}
+    }
+    let key = claim.as_ref().map(|claim| claim.key.clone());
+    let key = key.ok_or_else(|| {
+        let told = "is missing: send a key of your choice, such as a UUID, so that the request moves \
+                    money once even when it is sent twice (or idempotency_key in the body)";
+        wrong(("header", "Idempotency-Key"), "missing", told)
+    })?;
+    let mine = Sha256::new()
+        .chain_update(caller.user.0.as_bytes())
+        .chain_update(key);
+    Ok(mine
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+fn fingerprint(path: &str, body: &[u8]) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(path)
+        .chain_update([0])
+        .chain_update(body)
+        .finalize()
+        .into()
+}
+
+fn is_sane(key: &[u8]) -> bool {
+    (1..=MAX_KEY_BYTES).contains(&key.len()) && key.iter().all(|byte| (b' '..=b'~').contains(byte))
+}
+
+fn wrong((place, name): (&'static str, &str), kind: &'static str, told: &str) -> Problem {
+    Problem::invalid(vec![FieldError::new(place, [name], kind, told)])
 }

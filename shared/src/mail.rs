@@ -58,13 +58,19 @@ impl Payload for SendEmail {
     }
 }
 
+/// Whether mail can be sent to a text.
+#[must_use]
+pub fn is_address(text: &str) -> bool {
+    text.parse::<Mailbox>().is_ok()
+}
+
 /// Writes a message, and the job that sends it, in the caller's transaction. `None` when the
 /// message has been written before.
 ///
 /// # Errors
 /// [`Error::Invalid`] when `to` is not an e-mail address.
 pub async fn write(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<Enqueued>> {
-    if email.to.parse::<Mailbox>().is_err() {
+    if !is_address(email.to) {
         return Err(Error::field(
             "to",
             "email",

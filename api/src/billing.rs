@@ -1,0 +1,331 @@
+//! `/api/v1/billing` and `/billing`: what calls cost. Nothing is changed here: an API key reads
+//! what its user does, by GET, HEAD and OPTIONS.
+//!
+//! Users see what they pay. What the platform's own price was, and who earned from it, is for
+//! super_admins.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use chrono_tz::Tz;
+use peal_shared::Error;
+use peal_shared::access::{Role, Scope};
+use peal_shared::audit::Note;
+use peal_shared::billing::export;
+use peal_shared::billing::period::zone;
+use peal_shared::billing::usage::Filter;
+use peal_shared::billing::usage::sessions::{self, SessionDetail};
+use peal_shared::billing::usage::totals::{self, Overview, Summary};
+use peal_shared::context::Context;
+use peal_shared::ids::{CallId, ExportId};
+use peal_shared::mail::is_address;
+use peal_shared::orgs;
+use peal_shared::page::Owners;
+use peal_shared::users;
+use peal_shared::wallets::view;
+use sqlx::PgConnection;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::billing_bodies::{
+    CreditBalance, ExportAsked, ExportQuery, Grouped, Link, ListQuery, OverviewQuery,
+    RecordsQuery, SummaryQuery,
+};
+use crate::error::Result;
+use crate::extract::{Ids, ValidQuery};
+use crate::openapi::{Conflicting, Missing, ProblemDocument, Refusals, Rejected};
+use crate::state::Api;
+
+/// Sessions that a list without pages shows.
+const UNPAGED: i64 = 1_000;
+/// Says that there are more than that.
+const TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(usage_records))
+        .routes(routes!(records))
+        .routes(routes!(summary))
+        .routes(routes!(overview))
+        .routes(routes!(session))
+        .routes(routes!(export_usage))
+        .routes(routes!(download))
+        .routes(routes!(credit_balance))
+}
+
+/// What the platform's price was is for its own people alone.
+fn sees_split(caller: &Caller) -> bool {
+    caller.role == Role::SuperAdmin
+}
+
+/// Usage by call
+///
+/// The newest 1000, or a page. `X-Truncated: true` says that there are more.
+#[utoipa::path(
+    get,
+    path = "/usage-records",
+    tag = "Billing",
+    params(ListQuery),
+    responses((status = 200, body = Grouped), Refusals)
+)]
+async fn usage_records(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<ListQuery>,
+) -> Result<Response> {
+    let bounds = query.bounds(UNPAGED)?;
+    let filter = Filter {
+        owners: query.owners()?,
+        ..Filter::default()
+    };
+    let scope = query.scope(&caller)?;
+    let mut db = caller.read(&context).await?;
+    let split = sees_split(&caller);
+    let (grouped_sessions, total) =
+        sessions::list(&mut db, &scope, &filter, bounds, split).await?;
+    let grouped = Grouped::new(grouped_sessions, total, bounds);
+    let is_truncated = !query.is_paged() && total > UNPAGED;
+    let mut response = Json(grouped).into_response();
+    if is_truncated {
+        let yes = HeaderValue::from_static("true");
+        response.headers_mut().insert(TRUNCATED, yes);
+    }
+    Ok(response)
+}
+
+/// Usage by call, searched and paged
+///
+/// By `limit` and `offset`, or by `page` and `page_size`.
+#[utoipa::path(
+    get,
+    path = "/usage/records",
+    tag = "Billing",
+    params(RecordsQuery),
+    responses((status = 200, body = Grouped), Refusals)
+)]
+async fn records(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<RecordsQuery>,
+) -> Result<Json<Grouped>> {
+    let bounds = query.bounds()?;
+    let owners = query.owners()?;
+    let scope = query.scope(&caller)?;
+    let now = context.clock.now();
+    let mut db = caller.read(&context).await?;
+    let zone = zone_of(&mut db, &caller, &owners).await?;
+    let filter = query.filter(owners, now, zone)?;
+    let (grouped_sessions, total) =
+        sessions::list(&mut db, &scope, &filter, bounds, sees_split(&caller)).await?;
+    Ok(Json(Grouped::new(grouped_sessions, total, bounds)))
+}
+
+/// Usage over time
+///
+/// Sums of a period and of its hours, days or months, as the clocks of the organization's time
+/// zone show them.
+#[utoipa::path(
+    get,
+    path = "/usage/summary",
+    tag = "Billing",
+    params(SummaryQuery),
+    responses((status = 200, body = Summary), Refusals)
+)]
+async fn summary(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<SummaryQuery>,
+) -> Result<Json<Summary>> {
+    let owners = query.owners()?;
+    let scope = query.scope(&caller)?;
+    let now = context.clock.now();
+    let mut db = caller.read(&context).await?;
+    let zone = zone_of(&mut db, &caller, &owners).await?;
+    let filter = Filter {
+        owners,
+        ..Filter::default()
+    };
+    let (period, split) = (query.period(), sees_split(&caller));
+    let summary =
+        totals::summary(&mut db, &scope, &filter, period, (now, zone), split).await?;
+    Ok(Json(summary))
+}
+
+/// Usage in all, and this month
+#[utoipa::path(
+    get,
+    path = "/usage/overview",
+    tag = "Billing",
+    params(OverviewQuery),
+    responses((status = 200, body = Overview), Missing, Refusals)
+)]
+async fn overview(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<OverviewQuery>,
+) -> Result<Json<Overview>> {
+    let scope = match query.user_id {
+        Some(user) => caller.scope_of(user)?,
+        None => caller.scope(),
+    };
+    let now = context.clock.now();
+    let mut db = caller.read(&context).await?;
+    let mut owners = Owners::default();
+    if let Some(user) = query.user_id {
+        let org = users::org_of(&mut db, &scope, user).await?;
+        owners.orgs = Some(vec![org.ok_or(Error::NotFound("User"))?]);
+    }
+    let zone = zone_of(&mut db, &caller, &owners).await?;
+    let filter = Filter {
+        owners,
+        ..Filter::default()
+    };
+    let split = sees_split(&caller);
+    let overview = totals::overview(&mut db, &scope, &filter, (now, zone), split).await?;
+    Ok(Json(overview))
+}
+
+/// What one call cost
+///
+/// With the history of its charges: a correction takes one back and makes another.
+#[utoipa::path(
+    get,
+    path = "/usage/sessions/{session_id}",
+    tag = "Billing",
+    params(("session_id" = CallId, Path)),
+    responses((status = 200, body = SessionDetail), Missing, Refusals)
+)]
+async fn session(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<CallId>,
+) -> Result<Json<SessionDetail>> {
+    let mut db = caller.read(&context).await?;
+    let split = sees_split(&caller);
+    Ok(Json(
+        sessions::find(&mut db, &caller.scope(), id, split).await?,
+    ))
+}
+
+/// Mail usage as a file
+///
+/// Writes a CSV of what the caller sees, and mails them a link to it. The link is good for 24
+/// hours, for the same user.
+#[utoipa::path(
+    get,
+    path = "/usage/export",
+    tag = "Billing",
+    params(ExportQuery),
+    responses((status = 202, body = ExportAsked), Rejected, Refusals)
+)]
+async fn export_usage(
+    State(context): State<Arc<Context>>,
+    method: Method,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<ExportQuery>,
+) -> Result<Response> {
+    let scope = caller.scope_of(caller.user)?;
+    let email = caller.email.clone().filter(|email| is_address(email));
+    let email = email.ok_or_else(|| {
+        Error::rejected(
+            "no_email",
+            "your account has no e-mail address that the file could be sent to: ask your administrator to set one",
+        )
+    })?;
+    let now = context.clock.now();
+    let mut db = caller.change(&context).await?;
+    let zone = zone_of(&mut db, &caller, &Owners::default()).await?;
+    let wanted = query.wanted(now, zone)?;
+    if method == Method::HEAD {
+        // Whoever only looks gets no mail.
+        return Ok(StatusCode::ACCEPTED.into_response());
+    }
+    let (id, job) = export::ask(&mut db, &scope, caller.user, &email, &wanted).await?;
+    let note = Note::new("usage.export", caller.org, id.0).after(&wanted)?;
+    let answer = ExportAsked {
+        message: "your usage is being written; a link to it will be mailed to you",
+        export_id: id,
+        job_id: job.id,
+        email,
+    };
+    let answer = db.commit(note, StatusCode::ACCEPTED, Json(answer)).await?;
+    context.bells.ring_job(&job);
+    Ok(answer.into_response())
+}
+
+/// Download exported usage
+///
+/// What the mailed link opens, for the user who asked for it: signed in, or with their key.
+#[utoipa::path(
+    get,
+    path = "/exports/{export_id}/download",
+    tag = "Billing",
+    params(("export_id" = ExportId, Path), Link),
+    responses(
+        (status = 200, body = String, content_type = "text/csv", example = json!("session_id,charged_at,...\r\n")),
+        Missing,
+        (status = 410, body = ProblemDocument, content_type = "application/problem+json", description = "The link was good for 24 hours"),
+        Conflicting,
+        Refusals,
+    )
+)]
+async fn download(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<ExportId>,
+    ValidQuery(link): ValidQuery<Link>,
+) -> Result<Response> {
+    let keys = &context.config.keys;
+    if !keys.is_export_token(id, caller.org, caller.user, &link.token) {
+        return Err(Error::NotFound("Export").into());
+    }
+    let mut db = caller.read(&context).await?;
+    let now = context.clock.now();
+    let file = export::open(&mut db, &caller.scope(), caller.user, id, now).await?;
+    let name = format!("attachment; filename=\"usage-{}.csv\"", file.created_at.date_naive());
+    let csv = Body::from_stream(context.store.read(&file.key, 0));
+    let headers = [
+        (CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()),
+        (CONTENT_DISPOSITION, name),
+    ];
+    Ok((headers, csv).into_response())
+}
+
+/// Show what is left to spend
+#[utoipa::path(
+    get,
+    path = "/credit-balance",
+    tag = "Billing",
+    responses((status = 200, body = CreditBalance), Refusals)
+)]
+async fn credit_balance(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+) -> Result<Json<CreditBalance>> {
+    let scope = caller.scope_of(caller.user)?;
+    let mut db = caller.read(&context).await?;
+    let now = context.clock.now();
+    let wallet = view::of_user(&mut db, &scope, caller.user, now).await?;
+    Ok(Json(wallet.into()))
+}
+
+/// The time zone that days begin in: that of the one organisation that is asked about, else the
+/// caller's.
+async fn zone_of(db: &mut PgConnection, caller: &Caller, owners: &Owners) -> Result<Tz> {
+    let asked = match owners.orgs.as_deref() {
+        Some([only]) => *only,
+        _ => caller.org,
+    };
+    let scope: Scope = caller.scope();
+    let known = match orgs::find(db, &scope, asked).await {
+        Err(Error::NotFound(_)) => None,
+        known => Some(known?),
+    };
+    Ok(known.map_or(Tz::UTC, |org| zone(&org.timezone)))
+}

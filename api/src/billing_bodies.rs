@@ -1,0 +1,315 @@
+//! What the routes of billing are asked, and answer.
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use chrono_tz::Tz;
+use peal_shared::Error;
+use peal_shared::access::Scope;
+use peal_shared::billing::export::Wanted;
+use peal_shared::billing::period::{Period, midnight};
+use peal_shared::billing::usage::sessions::Session;
+use peal_shared::billing::usage::{Filter, UsageType};
+use peal_shared::ids::{AgentId, ExportId, JobId, UserId, WalletId};
+use peal_shared::money::Usd;
+use peal_shared::page::Owners;
+use peal_shared::wallets::view::Wallet;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::page::{self, Sight, comma_list, page, query_field};
+
+/// Sessions on a page of records, and the most.
+const LIMIT: i64 = 50;
+const MAX_LIMIT: i64 = 200;
+/// The longest search.
+const MAX_SEARCH_CHARS: usize = 200;
+/// The longest range of an export.
+const MAX_EXPORT_DAYS: i64 = 366;
+/// What sessions can be.
+const SESSION_TYPES: [&str; 3] = ["outbound", "inbound", "web"];
+
+macro_rules! whose {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Deserialize, IntoParams)]
+        #[serde(deny_unknown_fields)]
+        #[into_params(parameter_in = Query)]
+        pub struct $name {
+            $($(#[$field_doc])* $field: $type,)*
+            /// One's own, or all in sight, which is the default.
+            #[param(inline)]
+            scope: Option<Sight>,
+            /// Ids, separated by commas.
+            organization_ids: Option<String>,
+            /// Ids, separated by commas.
+            owner_user_ids: Option<String>,
+            /// Of `user`, `org_admin` and `super_admin`, separated by commas.
+            platform_roles: Option<String>,
+        }
+
+        impl $name {
+            /// Whose usage is asked for.
+            pub fn owners(&self) -> Result<Owners> {
+                page::owners(
+                    self.organization_ids.as_deref(),
+                    self.owner_user_ids.as_deref(),
+                    self.platform_roles.as_deref(),
+                )
+            }
+
+            /// How far the caller wants to see.
+            pub fn scope(&self, caller: &Caller) -> Result<Scope> {
+                Ok(match self.scope {
+                    Some(Sight::Mine) => caller.scope_of(caller.user)?,
+                    Some(Sight::All) | None => caller.scope(),
+                })
+            }
+        }
+    };
+}
+
+whose! {
+    /// Which page of all usage.
+    ListQuery {
+        /// From 1 on.
+        #[param(minimum = 1)]
+        page: Option<i64>,
+        /// 20 when only `page` is given.
+        #[param(minimum = 1, maximum = 100)]
+        page_size: Option<i64>,
+    }
+}
+
+whose! {
+    /// Which usage.
+    RecordsQuery {
+        /// First charged since then.
+        #[serde(default)]
+        #[param(inline)]
+        time_filter: Period,
+        /// Calls are all that is used.
+        #[param(inline)]
+        usage_type: Option<UsageType>,
+        /// A part of the agent's name, of the number that was called, or of the session's id.
+        search: Option<String>,
+        /// 50 unless told.
+        #[param(minimum = 1, maximum = 200)]
+        limit: Option<i64>,
+        #[param(minimum = 0)]
+        offset: Option<i64>,
+        /// Instead of `offset`, from 1 on.
+        #[param(minimum = 1)]
+        page: Option<i64>,
+        /// Instead of `limit`.
+        #[param(minimum = 1, maximum = 100)]
+        page_size: Option<i64>,
+    }
+}
+
+whose! {
+    /// Which period.
+    SummaryQuery {
+        #[serde(default)]
+        #[param(inline)]
+        time_period: Period,
+    }
+}
+
+impl SummaryQuery {
+    pub fn period(&self) -> Period {
+        self.time_period
+    }
+}
+
+impl ListQuery {
+    pub fn is_paged(&self) -> bool {
+        self.page.is_some() || self.page_size.is_some()
+    }
+
+    /// How many, and how many to pass over.
+    pub fn bounds(&self, unpaged: i64) -> Result<(i64, i64)> {
+        if !self.is_paged() {
+            return Ok((unpaged, 0));
+        }
+        let page = page(self.page, self.page_size)?;
+        Ok((page.size, page.offset()))
+    }
+}
+
+impl RecordsQuery {
+    /// How many, and how many to pass over.
+    pub fn bounds(&self) -> Result<(i64, i64)> {
+        if self.page.is_some() || self.page_size.is_some() {
+            let page = page(self.page, self.page_size)?;
+            return Ok((page.size, page.offset()));
+        }
+        let (limit, offset) = (self.limit.unwrap_or(LIMIT), self.offset.unwrap_or(0));
+        if !(1..=MAX_LIMIT).contains(&limit) {
+            return Err(query_field("limit", "must be between 1 and 200"));
+        }
+        if offset < 0 {
+            return Err(query_field("offset", "must be 0 or more"));
+        }
+        Ok((limit, offset))
+    }
+
+    pub fn filter(&self, owners: Owners, now: DateTime<Utc>, zone: Tz) -> Result<Filter> {
+        let search = self.search.as_deref().map(str::trim);
+        if search.is_some_and(|text| text.chars().count() > MAX_SEARCH_CHARS) {
+            return Err(query_field("search", "must have at most 200 characters"));
+        }
+        Ok(Filter {
+            owners,
+            usage_type: self.usage_type,
+            from: self.time_filter.begin(now, zone),
+            search: search.map(str::to_owned),
+            ..Filter::default()
+        })
+    }
+}
+
+/// Whose overview.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct OverviewQuery {
+    /// One user; everybody in sight when left out.
+    pub user_id: Option<UserId>,
+}
+
+/// What an export holds.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ExportQuery {
+    /// First charged since then.
+    #[serde(default)]
+    #[param(inline)]
+    time_filter: Period,
+    /// Calls are all that is used.
+    #[param(inline)]
+    usage_type: Option<UsageType>,
+    /// Of `outbound`, `inbound` and `web`, separated by commas.
+    session_types: Option<String>,
+    /// Ids, separated by commas.
+    agent_ids: Option<String>,
+    /// The first day, in the organization's time zone.
+    #[param(example = "2026-11-01")]
+    from_date: Option<NaiveDate>,
+    /// The last day.
+    #[param(example = "2026-11-30")]
+    to_date: Option<NaiveDate>,
+}
+
+impl ExportQuery {
+    pub fn wanted(self, now: DateTime<Utc>, zone: Tz) -> Result<Wanted> {
+        if let (Some(first), Some(last)) = (self.from_date, self.to_date) {
+            if first > last {
+                let told = "from_date is behind to_date: exchange them";
+                return Err(Error::rejected("range_reversed", told).into());
+            }
+            if last - first >= TimeDelta::days(MAX_EXPORT_DAYS) {
+                let told = "a file holds at most 366 days: ask for several";
+                return Err(Error::rejected("range_too_long", told).into());
+            }
+        }
+        let kind = |text: &str| match SESSION_TYPES.contains(&text) {
+            true => Ok(text.to_owned()),
+            false => Err(()),
+        };
+        let kinds = comma_list(self.session_types.as_deref(), kind)
+            .ok_or_else(|| query_field("session_types", "must be of outbound, inbound, web"))?;
+        let agents = comma_list(self.agent_ids.as_deref(), str::parse::<AgentId>)
+            .ok_or_else(|| query_field("agent_ids", "must be ids, separated by commas"))?;
+        let first = self.from_date.map(|day| midnight(day, zone));
+        let behind = self.to_date.and_then(|day| day.succ_opt());
+        Ok(Wanted {
+            usage_type: self.usage_type,
+            session_types: kinds,
+            agents,
+            // Both narrow.
+            from: first.max(self.time_filter.begin(now, zone)),
+            to: behind.map(|day| midnight(day, zone)),
+        })
+    }
+}
+
+/// What proves a link.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Link {
+    /// From the mail.
+    pub token: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct Grouped {
+    grouped_sessions: Vec<Session>,
+    /// How many there are in all.
+    #[schema(example = 1)]
+    total: i64,
+    #[schema(example = 50)]
+    limit: i64,
+    #[schema(example = 0)]
+    offset: i64,
+    #[schema(example = "USD")]
+    currency: &'static str,
+}
+
+impl Grouped {
+    pub fn new(sessions: Vec<Session>, total: i64, (limit, offset): (i64, i64)) -> Self {
+        Self {
+            grouped_sessions: sessions,
+            total,
+            limit,
+            offset,
+            currency: "USD",
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct ExportAsked {
+    #[schema(example = "your usage is being written; a link to it will be mailed to you")]
+    pub message: &'static str,
+    pub export_id: ExportId,
+    pub job_id: JobId,
+    #[schema(example = "ada@example.com")]
+    pub email: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct CreditBalance {
+    credit_balance_usd: Usd,
+    /// The same.
+    available_balance_usd: Usd,
+    /// For calls that are on their way.
+    held_usd: Usd,
+    /// null: there is none.
+    monthly_cap_usd: Option<Usd>,
+    month_spend_usd: Usd,
+    /// What the cap leaves; null without one.
+    cap_remaining_usd: Option<Usd>,
+    #[schema(example = "USD")]
+    currency: &'static str,
+    wallet_id: WalletId,
+    updated_at: DateTime<Utc>,
+}
+
+impl From<Wallet> for CreditBalance {
+    fn from(wallet: Wallet) -> Self {
+        Self {
+            credit_balance_usd: wallet.available_balance_usd,
+            available_balance_usd: wallet.available_balance_usd,
+            held_usd: wallet.held_usd,
+            monthly_cap_usd: wallet.monthly_cap_usd,
+            month_spend_usd: wallet.month_spend_usd,
+            cap_remaining_usd: wallet.cap_remaining_usd,
+            currency: wallet.currency,
+            wallet_id: wallet.id,
+            updated_at: wallet.updated_at,
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! `/api/v1/wallets`: who may spend how much. Whoever moves money signs in: keys only look.
+//!
+//! Credit is given by grants. The platform mints into any wallet, an organisation's
+//! administrators transfer from its wallet to a member's. Whatever moves money has a key of the
+//! client's choice, so that sent twice it moves once.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::access::Role;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::{GrantId, OrgId, WalletId};
+use peal_shared::wallets::adjust::{Adjustment, adjust as adjust_balance};
+use peal_shared::wallets::grants::{self, NewGrant};
+use peal_shared::wallets::view::{self, Grant, GrantState, Owner, Wallet};
+use peal_shared::wallets::{caps, resume};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Ids, ValidJson, ValidQuery};
+use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
+use crate::organizations::Paging;
+use crate::page::{page, query_field};
+use crate::request_key;
+use crate::state::Api;
+use crate::wallet_bodies::{
+    Adjusted, AdjustBalance, EditGrant, GiveCredit, Granted, LedgerQuery, MemberWallets, SetCap,
+    TooLittle, WalletDetail, WalletSet, Wallets,
+};
+
+/// Lines of the ledger on a page.
+const LEDGER_LINES: i64 = 50;
+const MAX_LEDGER_LINES: i64 = 200;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(mine))
+        .routes(routes!(of_users))
+        .routes(routes!(of_orgs))
+        .routes(routes!(of_members))
+        .routes(routes!(show))
+        .routes(routes!(give))
+        .routes(routes!(edit_grant))
+        .routes(routes!(set_cap))
+        .routes(routes!(adjust))
+}
+
+/// Show one's own wallet
+#[utoipa::path(
+    get,
+    path = "/api/v1/wallets/me",
+    tag = "Wallets",
+    responses((status = 200, body = Wallet), Refusals)
+)]
+async fn mine(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Wallet>> {
+    let scope = caller.scope_of(caller.user)?;
+    let mut db = caller.read(&context).await?;
+    let now = context.clock.now();
+    Ok(Json(view::of_user(&mut db, &scope, caller.user, now).await?))
+}
+
+/// List the wallets of all users
+///
+/// For super_admins.
+#[utoipa::path(
+    get,
+    path = "/api/v1/wallets/users",
+    tag = "Wallets",
+    security(("session" = [])),
+    params(Paging),
+    responses((status = 200, body = Wallets), Refusals)
+)]
+async fn of_users(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Paging>,
+) -> Result<Json<Wallets>> {
+    list(&context, &caller, Owner::User, query).await
+}
+
+/// List the wallets of all organizations
+///
+/// For super_admins.
+#[utoipa::path(
+    get,
+    path = "/api/v1/wallets/orgs",
+    tag = "Wallets",
+    security(("session" = [])),
+    params(Paging),
+    responses((status = 200, body = Wallets), Refusals)
+)]
+async fn of_orgs(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Paging>,
+) -> Result<Json<Wallets>> {
+    list(&context, &caller, Owner::Organization, query).await
+}
+
+async fn list(
+    context: &Context,
+    caller: &Caller,
+    owner: Owner,
+    query: Paging,
+) -> Result<Json<Wallets>> {
+    caller.require_session()?;
+    caller.require(Role::SuperAdmin)?;
+    let page = page(query.page, query.page_size)?;
+    let mut db = caller.read(context).await?;
+    let now = context.clock.now();
+    let (wallets, total) = view::list(&mut db, &caller.scope(), owner, None, page, now).await?;
+    Ok(Json(Wallets {
+        wallets,
+        total,
+        page: page.number,
+        page_size: page.size,
+    }))
+}
+
+/// List the wallets of an organization's members
+///
+/// For its org_admins, and super_admins. The organization's own wallet is told beside them.
+#[utoipa::path(
+    get,
+    path = "/api/v1/wallets/orgs/{org_id}/members",
+    tag = "Wallets",
+    security(("session" = [])),
+    params(("org_id" = OrgId, Path), Paging),
+    responses((status = 200, body = MemberWallets), Missing, Refusals)
+)]
+async fn of_members(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(org): Ids<OrgId>,
+    ValidQuery(query): ValidQuery<Paging>,
+) -> Result<Json<MemberWallets>> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    let page = page(query.page, query.page_size)?;
+    let (scope, now) = (caller.scope(), context.clock.now());
+    let mut db = caller.read(&context).await?;
+    let organization_wallet = view::of_org(&mut db, &scope, org, now).await?;
+    let (wallets, total) =
+        view::list(&mut db, &scope, Owner::User, Some(org), page, now).await?;
+    Ok(Json(MemberWallets {
+        organization_wallet,
+        wallets,
+        total,
+        page: page.number,
+        page_size: page.size,
+    }))
+}
+
+/// Show a wallet, its grants and a page of its ledger
+///
+/// One's own; an org_admin sees those of the organization, a super_admin all. Grants that can be
+/// spent come first, in the order in which they are. The ledger is told from its newest line
+/// back; `next` is the `after` of the page behind.
+#[utoipa::path(
+    get,
+    path = "/api/v1/wallets/{wallet_id}",
+    tag = "Wallets",
+    params(("wallet_id" = WalletId, Path), LedgerQuery),
+    responses((status = 200, body = WalletDetail), Missing, Refusals)
+)]
+async fn show(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<WalletId>,
+    ValidQuery(query): ValidQuery<LedgerQuery>,
+) -> Result<Json<WalletDetail>> {
+    let limit = query.limit.unwrap_or(LEDGER_LINES);
+    if !(1..=MAX_LEDGER_LINES).contains(&limit) {
+        return Err(query_field("limit", "must be between 1 and 200"));
+    }
+    let (scope, now) = (caller.scope(), context.clock.now());
+    let mut db = caller.read(&context).await?;
+    let wallet = view::find(&mut db, &scope, id, now).await?;
+    let grants = view::grants_of(&mut db, &scope, id, now).await?;
+    let ledger = view::ledger(&mut db, &scope, id, query.after, limit).await?;
+    Ok(Json(WalletDetail {
+        wallet,
+        upcoming_expiry: view::upcoming(&grants),
+        grants,
+        ledger,
+    }))
+}
+
+/// Give credit to a wallet
+///
+/// A super_admin mints it. An org_admin transfers it from the organization's wallet to a
+/// member's; what would have expired there expires here no later. Takes an `Idempotency-Key`, or
+/// `idempotency_key` in the body. Batches that waited for money go on by themselves when their
+/// `auto_resume` is set.
+#[utoipa::path(
+    post,
+    path = "/api/v1/wallets/{wallet_id}/grants",
+    tag = "Wallets",
+    security(("session" = [])),
+    params(("wallet_id" = WalletId, Path)),
+    request_body(content = GiveCredit, example = json!({
+        "amount_usd": "25.00", "note": "November", "idempotency_key": "0197d7a5-3c1e-7a10-8f00-00000000000f"
+    })),
+    responses((status = 201, body = Granted), Rejected, TooLittle, Missing, Conflicting, Refusals)
+)]
+async fn give(
+    State(context): State<Arc<Context>>,
+    mut caller: Caller,
+    Ids(id): Ids<WalletId>,
+    ValidJson(body): ValidJson<GiveCredit>,
+) -> Result<(StatusCode, Json<Granted>)> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    body.check()?;
+    let path = format!("/api/v1/wallets/{id}/grants");
+    let key = body.idempotency_key.as_deref();
+    let new = NewGrant {
+        idem_key: request_key::demand(&mut caller, key, &path, &body)?,
+        ..body.wanted()
+    };
+    let (scope, by, now) = (caller.scope(), caller.user, context.clock.now());
+    let mut db = caller.change(&context).await?;
+    let (message, granted) = match caller.role {
+        Role::SuperAdmin => (
+            "credit granted",
+            grants::mint(&mut db, &scope, id, &new, by, now).await?,
+        ),
+        Role::OrgAdmin | Role::User => (
+            "credit transferred",
+            grants::transfer(&mut db, &scope, id, &new, by, now).await?,
+        ),
+    };
+    let note = Note::new("wallet.grant", granted.wallet.organization_id, id.0)
+        .after(&granted.grant)?;
+    let answer = Granted {
+        message,
+        grant: granted.grant,
+        wallet: granted.wallet,
+        ledger_entry_id: granted.entry,
+    };
+    let answer = db.commit(note, StatusCode::CREATED, Json(answer)).await?;
+    resume(&context, id).await;
+    Ok(answer)
+}
+
+/// Change when a grant expires, whether it is locked, and its priority
+///
+/// What is left out stays. An org_admin changes what was transferred, but lets nothing last
+/// longer; a super_admin changes any.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/wallets/grants/{grant_id}",
+    tag = "Wallets",
+    security(("session" = [])),
+    params(("grant_id" = GrantId, Path)),
+    request_body(content = EditGrant, example = json!({"locked": true})),
+    responses((status = 200, body = Grant), Missing, Conflicting, Refusals)
+)]
+async fn edit_grant(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<GrantId>,
+    ValidJson(body): ValidJson<EditGrant>,
+) -> Result<(StatusCode, Json<Grant>)> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    let change = body.checked()?;
+    let (scope, now) = (caller.scope(), context.clock.now());
+    let mut db = caller.change(&context).await?;
+    let (before, after) = grants::edit(&mut db, &scope, &caller, id, &change, now).await?;
+    let (wallet, is_active) = (after.wallet_id, after.state == GrantState::Active);
+    let note = Note::new("grant.update", after.org_id, id.0)
+        .before(&before)?
+        .after(&after)?;
+    let answer = db.commit(note, StatusCode::OK, Json(after)).await?;
+    if is_active {
+        resume(&context, wallet).await;
+    }
+    Ok(answer)
+}
+
+/// Set or clear a wallet's monthly cap
+///
+/// For org_admins of the organization, and super_admins. What is spent and held in the calendar
+/// month of the organization's time zone stays below it; null clears it, 0 stops all calls.
+#[utoipa::path(
+    post,
+    path = "/api/v1/wallets/{wallet_id}/cap",
+    tag = "Wallets",
+    security(("session" = [])),
+    params(("wallet_id" = WalletId, Path)),
+    request_body(content = SetCap, example = json!({"monthly_cap_usd": "100.00"})),
+    responses((status = 200, body = WalletSet), Missing, Refusals)
+)]
+async fn set_cap(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<WalletId>,
+    ValidJson(body): ValidJson<SetCap>,
+) -> Result<(StatusCode, Json<WalletSet>)> {
+    caller.require_session()?;
+    caller.require(Role::OrgAdmin)?;
+    let cap = body.checked()?;
+    let (scope, now) = (caller.scope(), context.clock.now());
+    let mut db = caller.change(&context).await?;
+    let (before, after) = caps::set(&mut db, &scope, id, cap, now).await?;
+    let note = Note::new("wallet.set_cap", after.organization_id, id.0)
+        .before(&before)?
+        .after(&after)?;
+    let answer = WalletSet {
+        message: match cap {
+            Some(_) => "cap set",
+            None => "cap cleared",
+        },
+        wallet: after,
+    };
+    let answer = db.commit(note, StatusCode::OK, Json(answer)).await?;
+    resume(&context, id).await;
+    Ok(answer)
+}
+
+/// Put a wallet's balance right
+///
+/// For super_admins. Adds a line to the ledger, without a grant: what is added does not expire
+/// and is spent last. Takes an `Idempotency-Key`, or `idempotency_key` in the body.
+#[utoipa::path(
+    post,
+    path = "/api/v1/wallets/{wallet_id}/adjust",
+    tag = "Wallets",
+    security(("session" = [])),
+    params(("wallet_id" = WalletId, Path)),
+    request_body(content = AdjustBalance, example = json!({
+        "delta_usd": "-1.50", "reason": "Charged twice by hand", "idempotency_key": "0197d7a5-3c1e-7a10-8f00-000000000010"
+    })),
+    responses((status = 200, body = Adjusted), Missing, Conflicting, Refusals)
+)]
+async fn adjust(
+    State(context): State<Arc<Context>>,
+    mut caller: Caller,
+    Ids(id): Ids<WalletId>,
+    ValidJson(body): ValidJson<AdjustBalance>,
+) -> Result<(StatusCode, Json<Adjusted>)> {
+    caller.require_session()?;
+    caller.require(Role::SuperAdmin)?;
+    body.check()?;
+    let path = format!("/api/v1/wallets/{id}/adjust");
+    let key = body.idempotency_key.as_deref();
+    let wanted = Adjustment {
+        idem_key: request_key::demand(&mut caller, key, &path, &body)?,
+        delta: body.delta_usd,
+        reason: body.reason.trim().to_owned(),
+        allow_negative: body.allow_negative,
+    };
+    let (scope, by, now) = (caller.scope(), caller.user, context.clock.now());
+    let mut db = caller.change(&context).await?;
+    let (before, after, entry) =
+        adjust_balance(&mut db, &scope, id, &wanted, by, now).await?;
+    let note = Note::new("wallet.adjust", after.organization_id, id.0)
+        .before(&before)?
+        .after(&after)?;
+    let answer = Adjusted {
+        message: "balance adjusted",
+        wallet: after,
+        ledger_entry_id: entry,
+    };
+    let answer = db.commit(note, StatusCode::OK, Json(answer)).await?;
+    resume(&context, id).await;
+    Ok(answer)
+}
