@@ -78,6 +78,12 @@ pub enum Refusals {
 #[expect(dead_code, reason = "read by the macro alone")]
 pub struct Rejected(ProblemDocument);
 
+/// There is no money for it: `insufficient_credits`, or `monthly_cap_reached`.
+#[derive(IntoResponses)]
+#[response(status = 402, content_type = "application/problem+json")]
+#[expect(dead_code, reason = "read by the macro alone")]
+pub struct Unpaid(ProblemDocument);
+
 /// It does not exist, or not for the caller.
 #[derive(IntoResponses)]
 #[response(status = 404, content_type = "application/problem+json")]
@@ -244,6 +250,7 @@ fn shared_refusals() -> Vec<(String, RefOr<Response>)> {
     let refusals = [
         Refusals::responses(),
         Rejected::responses(),
+        Unpaid::responses(),
         Missing::responses(),
         Conflicting::responses(),
     ];

@@ -18,6 +18,7 @@
 
 pub mod book;
 mod charge;
+pub mod estimate;
 pub mod quote;
 pub mod settle;
 pub mod snapshots;
