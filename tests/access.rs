@@ -140,6 +140,45 @@ GET    /api/v1/workflows/{workflow_id}                            key user org_a
 PATCH  /api/v1/workflows/{workflow_id}                            key user org_admin super_admin
 DELETE /api/v1/workflows/{workflow_id}                            key user org_admin super_admin
 POST   /api/v1/workflows/{workflow_id}/clone                      key user org_admin super_admin
+
+GET    /api/v1/service-prices                                     key user org_admin super_admin
+GET    /api/v1/service-prices/{price_id}                          key user org_admin super_admin
+POST   /api/v1/service-prices                                     super_admin
+PATCH  /api/v1/service-prices/{price_id}                          super_admin
+DELETE /api/v1/service-prices/{price_id}                          super_admin
+POST   /api/v1/orgs/{org_id}/business-model                       super_admin
+POST   /api/v1/orgs/{org_id}/commission                           super_admin
+POST   /api/v1/orgs/{org_id}/markup                               org_admin super_admin
+GET    /api/v1/wallets/me                                         key user org_admin super_admin
+GET    /api/v1/wallets/users                                      super_admin
+GET    /api/v1/wallets/orgs                                       super_admin
+GET    /api/v1/wallets/orgs/{org_id}/members                      org_admin super_admin
+GET    /api/v1/wallets/{wallet_id}                                key user org_admin super_admin
+POST   /api/v1/wallets/{wallet_id}/grants                         org_admin super_admin
+PATCH  /api/v1/wallets/grants/{grant_id}                          org_admin super_admin
+POST   /api/v1/wallets/{wallet_id}/cap                            org_admin super_admin
+POST   /api/v1/wallets/{wallet_id}/adjust                         super_admin
+GET    /api/v1/billing/usage-records                              key user org_admin super_admin
+GET    /api/v1/billing/usage/records                              key user org_admin super_admin
+GET    /api/v1/billing/usage/summary                              key user org_admin super_admin
+GET    /api/v1/billing/usage/overview                             key user org_admin super_admin
+GET    /api/v1/billing/usage/sessions/{session_id}                key user org_admin super_admin
+GET    /api/v1/billing/usage/export                               key user org_admin super_admin
+GET    /api/v1/billing/exports/{export_id}/download               key user org_admin super_admin
+GET    /api/v1/billing/credit-balance                             key user org_admin super_admin
+GET    /billing/usage-records                                     key user org_admin super_admin
+GET    /billing/usage/records                                     key user org_admin super_admin
+GET    /billing/usage/summary                                     key user org_admin super_admin
+GET    /billing/usage/overview                                    key user org_admin super_admin
+GET    /billing/usage/sessions/{session_id}                       key user org_admin super_admin
+GET    /billing/usage/export                                      key user org_admin super_admin
+GET    /billing/exports/{export_id}/download                      key user org_admin super_admin
+GET    /billing/credit-balance                                    key user org_admin super_admin
+GET    /api/v1/earnings/me                                        org_admin super_admin
+GET    /api/v1/earnings/me/breakdown                              org_admin super_admin
+GET    /api/v1/earnings/orgs/{org_id}                             super_admin
+POST   /api/v1/organizations/{id}/billing/assign-credits          anyone
+POST   /organizations/{id}/billing/assign-credits                 anyone
 ";
 
 /// Names in the table, by operation.

@@ -478,13 +478,11 @@ async fn agents_are_copied_counted_and_deleted() {
 async fn another_tenants_agent_does_not_exist() {
     let app = quiet().await;
     let colleague = member(&app, "colleague@example.com", Role::User).await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
     let stranger = app.another_tenant("Other").await;
     let mine = ask(&app, &colleague, Method::POST, BASE, everything())
         .await
         .expect(201);
     let id = mine["agent"]["id"].as_str().expect("an id").to_owned();
-    let user = mine["agent"]["user_id"].clone();
 
     let routes = [
         (Method::GET, format!("{BASE}/{id}"), Value::Null),

@@ -75,7 +75,6 @@ async fn a_number_is_added_and_listed() {
         )
     );
     assert_eq!(phone["trunk_id"], json!(app.tenant.trunk));
-    let id = phone["id"].as_str().expect("an id").to_owned();
     let taken = app.post(BASE, body.clone()).await.expect(409);
     assert_eq!(taken["code"], "phone_number_taken");
 
@@ -412,7 +411,7 @@ async fn another_tenants_mapping_does_not_exist() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_leaves_through_the_line_that_was_chosen() {
-    let mut app = quiet().await;
+    let app = quiet().await;
     let call = |extra: &str| {
         let agent = app.tenant.agent;
         format!("/api/call/create_call?phoneNumber=%2B12125550142&agent_id={agent}{extra}")

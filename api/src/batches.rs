@@ -27,7 +27,7 @@ use crate::envelope::{Answer, AnswerWith, Envelope, Items, Said, done, said};
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::new_batch::{CreateBatch, check_variables};
-use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
+use crate::openapi::{Conflicting, Missing, Refusals, Rejected, Unpaid};
 use crate::page::{self, Sight, page};
 use crate::state::Api;
 
@@ -281,7 +281,7 @@ async fn readiness(
 ) -> Result<Json<Readiness>> {
     let mut db = caller.read(&context).await?;
     Ok(Json(
-        lifecycle::readiness(&mut db, &caller.scope(), id).await?,
+        lifecycle::readiness(&mut db, &caller.scope(), id, context.basis()).await?,
     ))
 }
 
@@ -335,6 +335,7 @@ async fn set_variables(
             }
         })),
         Rejected,
+        Unpaid,
         Missing,
         Conflicting,
         Refusals,
@@ -346,7 +347,7 @@ async fn start(
     Ids(id): Ids<BatchId>,
 ) -> Result<(StatusCode, Json<Accepted>)> {
     let mut db = caller.change(&context).await?;
-    let started = lifecycle::start(&mut db, &caller.scope(), id).await?;
+    let started = lifecycle::start(&mut db, &caller.scope(), id, context.basis()).await?;
     let accepted = Accepted {
         success: true,
         message: "the batch starts dialling".to_owned(),
@@ -397,6 +398,7 @@ async fn pause(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = Envelope<Batch>),
+        Unpaid,
         Missing,
         Conflicting,
         Refusals,
@@ -408,7 +410,7 @@ async fn resume(
     Ids(id): Ids<BatchId>,
 ) -> AnswerWith<Batch> {
     let mut db = caller.change(&context).await?;
-    let (batch, job) = lifecycle::resume(&mut db, &caller.scope(), id).await?;
+    let (batch, job) = lifecycle::resume(&mut db, &caller.scope(), id, context.basis()).await?;
     let note = note("batch.resume", &batch).after(&batch)?;
     let answer = db
         .commit(note, StatusCode::OK, done("the batch goes on", batch))

@@ -27,7 +27,7 @@ use crate::auth::Caller;
 use crate::error::{Problem, Result};
 use crate::extract::{Fields, Ids, OptionalJson, ValidQuery};
 use crate::new_batch::one_of;
-use crate::openapi::{Missing, Refusals, Rejected};
+use crate::openapi::{Missing, Refusals, Rejected, Unpaid};
 use crate::state::Api;
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -39,7 +39,8 @@ pub fn router() -> OpenApiRouter<Api> {
 /// Call one person
 ///
 /// Puts a call in the line and answers at once; it is dialled as soon as the trunk's pace
-/// allows.
+/// allows. What it may cost at most is held in the wallet of its user from then on; without
+/// that much there, or under a monthly cap that is reached, the answer is 402.
 #[utoipa::path(
     post,
     path = "/create_call",
@@ -55,6 +56,7 @@ pub fn router() -> OpenApiRouter<Api> {
             "source": "create_call"
         })),
         Rejected,
+        Unpaid,
         Missing,
         Refusals,
     )
@@ -94,6 +96,7 @@ async fn create_call(
         user,
         to: to.clone(),
         variable_values: Value::Object(body.variable_values),
+        basis: context.basis(),
     };
     let queued = request(&mut db, &scope, &agent, &line, &new).await?;
     let answer = Queued {

@@ -211,8 +211,8 @@ impl From<Error> for Problem {
                 ..Self::new(StatusCode::BAD_REQUEST, "not_ready", detail)
             },
             Error::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail),
-            Error::InsufficientCredit(_) => {
-                Self::new(StatusCode::PAYMENT_REQUIRED, "insufficient_credit", detail)
+            Error::InsufficientCredit { code, detail } => {
+                Self::new(StatusCode::PAYMENT_REQUIRED, code, detail)
             }
             Error::Gone(_) => Self::new(StatusCode::GONE, "gone", detail),
             Error::Busy(_) => Self::unavailable("busy", detail, None),
@@ -360,9 +360,12 @@ mod tests {
             (Error::NotReady(Vec::new()), 400, "not_ready"),
             (Error::TooLarge("big".into()), 413, "too_large"),
             (
-                Error::InsufficientCredit("x".into()),
+                Error::InsufficientCredit {
+                    code: "insufficient_credits",
+                    detail: "x".into(),
+                },
                 402,
-                "insufficient_credit",
+                "insufficient_credits",
             ),
             (Error::Gone("x".into()), 410, "gone"),
             (Error::Busy("x".into()), 503, "busy"),

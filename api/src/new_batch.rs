@@ -65,6 +65,9 @@ pub struct CreateBatch {
     /// Whether to dial again when it was never learnt what became of a call.
     #[serde(default)]
     retry_lost: bool,
+    /// Whether it goes on by itself when money arrives that it was paused for.
+    #[serde(default)]
+    auto_resume: bool,
     /// The country of numbers without a country code, such as IN.
     #[schema(min_length = 2, max_length = 2)]
     default_country: Option<String>,
@@ -132,6 +135,7 @@ impl CreateBatch {
             max_retries: self.max_retries,
             retry_delay_seconds: self.retry_delay_seconds,
             retry_lost: self.retry_lost,
+            auto_resume: self.auto_resume,
             default_country: country.and_then(std::result::Result::ok).map(String::from),
         })
     }

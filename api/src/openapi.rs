@@ -15,6 +15,9 @@ use utoipa::openapi::security::{
 };
 use utoipa::openapi::{Components, Content, OpenApi, RefOr, Required, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi as _, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::state::Api;
 
 /// A problem document (RFC 9457).
 #[derive(ToSchema)]
@@ -78,6 +81,12 @@ pub enum Refusals {
 #[expect(dead_code, reason = "read by the macro alone")]
 pub struct Rejected(ProblemDocument);
 
+/// There is no money for it: `insufficient_credits`, or `monthly_cap_reached`.
+#[derive(IntoResponses)]
+#[response(status = 402, content_type = "application/problem+json")]
+#[expect(dead_code, reason = "read by the macro alone")]
+pub struct Unpaid(ProblemDocument);
+
 /// It does not exist, or not for the caller.
 #[derive(IntoResponses)]
 #[response(status = 404, content_type = "application/problem+json")]
@@ -121,6 +130,11 @@ pub struct Conflicting(ProblemDocument);
         (name = "Analysis rules", description = "What is found out about conversations that have ended."),
         (name = "Agent analysis", description = "Which analysis rules an agent has."),
         (name = "Workflows", description = "Conversations that follow a graph."),
+        (name = "Wallets", description = "Who may spend how much: grants, caps, and the ledger. Keys only look."),
+        (name = "Billing", description = "What calls cost. Keys only look. The same under `/billing`."),
+        (name = "Service prices", description = "What things cost."),
+        (name = "Organization pricing", description = "How resellers earn."),
+        (name = "Earnings", description = "What resellers earn."),
         (name = "Carrier callbacks", description = "What carriers call. They have no key: the token in the path and the carrier's signature prove them."),
         (name = "Health", description = "For load balancers and people."),
         (name = "Description", description = "The API, described."),
@@ -150,6 +164,16 @@ impl Modify for Schemes {
 /// A document without routes.
 pub fn head() -> OpenApi {
     Head::openapi()
+}
+
+/// Routes that stand in a second place as well: their operations need other names there.
+pub fn alias(mut router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
+    let items = router.get_openapi_mut().paths.paths.values_mut();
+    for (_, operation) in items.flat_map(operations_of) {
+        let name = operation.operation_id.take();
+        operation.operation_id = name.map(|name| format!("{name}_alias"));
+    }
+    router
 }
 
 /// Completes the document of all routes: whoever does not say otherwise takes a key or a
@@ -244,6 +268,7 @@ fn shared_refusals() -> Vec<(String, RefOr<Response>)> {
     let refusals = [
         Refusals::responses(),
         Rejected::responses(),
+        Unpaid::responses(),
         Missing::responses(),
         Conflicting::responses(),
     ];

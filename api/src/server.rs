@@ -33,10 +33,10 @@ use crate::error::{Problem, written};
 use crate::shed::{shed, shed_outside};
 use crate::state::Api;
 use crate::{agent_analysis, agent_tools, agents, analysis_rules, api_keys, audit_log};
-use crate::{batch_events, batch_rows, batches, callbacks, connections, description};
-use crate::{direct_calls, feature_flags, health, mcp_servers, measure, openapi, organizations};
-use crate::{people, phone_mapping, phones, providers, request_key, sign_in, tools, trunks};
-use crate::{uploads, voices, workflows};
+use crate::{batch_events, batch_rows, batches, billing, callbacks, connections, description};
+use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, measure, openapi};
+use crate::{org_pricing, organizations, people, phone_mapping, phones, providers, request_key};
+use crate::{service_prices, sign_in, tools, trunks, uploads, voices, wallets, workflows};
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
@@ -116,6 +116,12 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(audit_log::router())
         .merge(providers::router())
         .merge(voices::router())
+        .merge(service_prices::router())
+        .merge(org_pricing::router())
+        .merge(wallets::router())
+        .nest("/api/v1/billing", billing::router())
+        .nest("/billing", openapi::alias(billing::router()))
+        .merge(earnings::router())
         .route_layer(from_fn(shed))
         .merge(
             tools::outside_router()
@@ -124,6 +130,8 @@ fn routes() -> OpenApiRouter<Api> {
         )
         .merge(health::router())
         .merge(description::router())
+        .nest("/api/v1", gone::router())
+        .merge(openapi::alias(gone::router()))
         .merge(callbacks::router())
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,

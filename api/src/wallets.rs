@@ -15,8 +15,8 @@ use peal_shared::context::Context;
 use peal_shared::ids::{GrantId, OrgId, WalletId};
 use peal_shared::wallets::adjust::{Adjustment, adjust as adjust_balance};
 use peal_shared::wallets::grants::{self, NewGrant};
-use peal_shared::wallets::view::{self, Grant, GrantState, Owner, Wallet};
-use peal_shared::wallets::{caps, resume};
+use peal_shared::wallets::view::{self, Grant, Owner, Wallet};
+use peal_shared::wallets::caps;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -243,9 +243,7 @@ async fn give(
         wallet: granted.wallet,
         ledger_entry_id: granted.entry,
     };
-    let answer = db.commit(note, StatusCode::CREATED, Json(answer)).await?;
-    resume(&context, id).await;
-    Ok(answer)
+    db.commit(note, StatusCode::CREATED, Json(answer)).await
 }
 
 /// Change when a grant expires, whether it is locked, and its priority
@@ -273,15 +271,10 @@ async fn edit_grant(
     let (scope, now) = (caller.scope(), context.clock.now());
     let mut db = caller.change(&context).await?;
     let (before, after) = grants::edit(&mut db, &scope, &caller, id, &change, now).await?;
-    let (wallet, is_active) = (after.wallet_id, after.state == GrantState::Active);
     let note = Note::new("grant.update", after.org_id, id.0)
         .before(&before)?
         .after(&after)?;
-    let answer = db.commit(note, StatusCode::OK, Json(after)).await?;
-    if is_active {
-        resume(&context, wallet).await;
-    }
-    Ok(answer)
+    db.commit(note, StatusCode::OK, Json(after)).await
 }
 
 /// Set or clear a wallet's monthly cap
@@ -319,9 +312,7 @@ async fn set_cap(
         },
         wallet: after,
     };
-    let answer = db.commit(note, StatusCode::OK, Json(answer)).await?;
-    resume(&context, id).await;
-    Ok(answer)
+    db.commit(note, StatusCode::OK, Json(answer)).await
 }
 
 /// Put a wallet's balance right
@@ -368,7 +359,5 @@ async fn adjust(
         wallet: after,
         ledger_entry_id: entry,
     };
-    let answer = db.commit(note, StatusCode::OK, Json(answer)).await?;
-    resume(&context, id).await;
-    Ok(answer)
+    db.commit(note, StatusCode::OK, Json(answer)).await
 }

@@ -11,6 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgPool};
 
 use crate::bells::Bells;
+use crate::billing::estimate::Basis;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::egress::Gate;
@@ -80,6 +81,15 @@ impl Process {
 }
 
 impl Context {
+    /// What a call would cost is estimated by this.
+    #[must_use]
+    pub fn basis(&self) -> Basis {
+        Basis {
+            at: self.clock.now(),
+            hold_max_secs: self.config.hold_max_secs,
+        }
+    }
+
     /// Connects to everything the configuration names. PostgreSQL must answer; Redis need not.
     /// To be called in a tokio runtime.
     ///

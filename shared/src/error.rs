@@ -79,8 +79,8 @@ pub enum Error {
     #[error("{0}")]
     TooLarge(String),
     /// No money for it.
-    #[error("{0}")]
-    InsufficientCredit(String),
+    #[error("{detail}")]
+    InsufficientCredit { code: &'static str, detail: String },
     /// The thing existed in an earlier version; holds what replaced it.
     #[error("{0}")]
     Gone(Cow<'static, str>),

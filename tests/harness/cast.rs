@@ -116,13 +116,6 @@ impl Player {
         let phone = id_in(&post("/api/v1/phone".into(), phone).await);
         let mapping = json!({"phone_number_id": phone, "agent_id": agent});
         let mapping = id_in(&post("/api/v1/phone/mapping".into(), mapping).await);
-        let tool = json!({
-            "name": format!("tool_{n}"), "description": "Finds an order", "url": "https://shop.example.com/orders",
-        });
-        let tool = id_in(&post("/api/v1/tool-endpoint-defs".into(), tool).await);
-        let server =
-            json!({"name": format!("Server {n}"), "server_url": "https://mcp.example.com/mcp"});
-        let server = id_in(&post("/api/v1/tools-mcp-server-defs".into(), server).await);
         let batches = "/api/v1/batch-call";
         let created = post(
             format!("{batches}/create"),
@@ -146,23 +139,23 @@ impl Player {
         .await;
         let tool = post(
             "/api/v1/tool-endpoint-defs".to_owned(),
-            json!({"name": format!("t_{}", batch.replace('-', "")), "description": "Theirs", "url": "https://shop.invalid"}),
+            json!({"name": format!("tool_{n}"), "description": "Theirs", "url": "https://shop.invalid"}),
         )
         .await;
         let server = post(
             "/api/v1/tools-mcp-server-defs".to_owned(),
             // Nobody listens there, so it is not waited for.
-            json!({"name": "Theirs", "server_url": "http://127.0.0.2:1/mcp"}),
+            json!({"name": format!("Server {n}"), "server_url": "http://127.0.0.2:1/mcp"}),
         )
         .await;
         let rule = post(
             "/api/v1/post-analysis/rules".to_owned(),
-            json!({"name": "Theirs", "analysis_type": "summary", "prompt": "Sum up"}),
+            json!({"name": format!("Rule {n}"), "analysis_type": "summary", "prompt": "Sum up"}),
         )
         .await;
         let workflow = post(
             "/api/v1/workflows".to_owned(),
-            json!({"name": "Theirs", "nodes": [{"id": "bye", "start": true, "type": "hangup"}]}),
+            json!({"name": format!("Workflow {n}"), "nodes": [{"id": "bye", "start": true, "type": "hangup"}]}),
         )
         .await;
         BTreeMap::from([
@@ -184,8 +177,6 @@ impl Player {
             ("GET /api/v1/phone/mapping/{id}.id", phone),
             ("Phone mapping.id", mapping),
             ("trunk_id", tenant.trunk.to_string()),
-            ("Tools.tool_id", tool),
-            ("MCP servers.tool_id", server),
         ])
     }
 }

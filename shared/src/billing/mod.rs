@@ -23,6 +23,7 @@
 
 pub mod book;
 mod charge;
+pub mod estimate;
 pub mod export;
 pub mod period;
 pub mod prices;

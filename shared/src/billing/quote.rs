@@ -75,6 +75,25 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// The terms of a reseller, or of nobody.
+    #[must_use]
+    pub fn of(
+        reseller: Option<OrgId>,
+        org_type: Option<String>,
+        markup_percent: Option<Decimal>,
+        commission_percent: Option<Decimal>,
+    ) -> Self {
+        let (Some(_), Some(org_type)) = (reseller, org_type) else {
+            return Self::direct();
+        };
+        Self {
+            reseller_org_id: reseller,
+            org_type,
+            markup_percent: markup_percent.unwrap_or_default().normalize(),
+            commission_percent: commission_percent.unwrap_or_default().normalize(),
+        }
+    }
+
     /// Nobody else earns.
     #[must_use]
     pub fn direct() -> Self {

@@ -1,16 +1,20 @@
 //! Direct calls: one person, now. They wait in the same line as the rows of batches and leave
-//! through the same claim.
+//! through the same claim; the money for them is held from the moment they are asked for.
 
 use serde::Serialize;
 use sqlx::PgConnection;
 
 use crate::access::Scope;
 use crate::agents::Agent;
+use crate::billing::estimate::{Basis, estimate_unscoped};
+use crate::billing::snapshots::freeze_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId, UserId};
 use crate::phone::E164;
 use crate::phones::Phone;
 use crate::trunks;
+use crate::wallets::holds::{Refusal, Wanted, take, write_unscoped};
+use crate::wallets::lock_unscoped;
 
 /// A direct call to make.
 #[derive(Clone, Debug)]
@@ -18,6 +22,8 @@ pub struct NewDirectCall {
     pub user: UserId,
     pub to: E164,
     pub variable_values: serde_json::Value,
+    /// By what the money for it is held.
+    pub basis: Basis,
 }
 
 /// A direct call that waits for its slot.
@@ -32,8 +38,9 @@ pub struct Queued {
 /// caller's scope. On a paused trunk it would wait there until it expires, so it is refused.
 ///
 /// # Errors
-/// [`Error::Conflict`] while the trunk is paused; [`Error::Unexpected`] from the database, also
-/// when the two belong to different organisations.
+/// [`Error::Conflict`] while the trunk is paused; [`Error::InsufficientCredit`] when its user's
+/// wallet cannot pay it; [`Error::Unexpected`] from the database, also when the two belong to
+/// different organisations.
 pub async fn request(
     db: &mut PgConnection,
     _scope: &Scope,
@@ -71,11 +78,38 @@ pub async fn request(
         new.to.as_str(),
         new.variable_values,
     )
-    .execute(db)
+    .execute(&mut *db)
     .await?;
+    hold(db, agent, new, id).await?;
     Ok(Queued {
         id,
         org_id: agent.org_id,
         trunk_id: line.trunk_id,
     })
+}
+
+/// Holds the money for a call that was put in the line.
+async fn hold(
+    db: &mut PgConnection,
+    agent: &Agent,
+    new: &NewDirectCall,
+    call: CallId,
+) -> Result<()> {
+    let basis = new.basis;
+    let estimate = estimate_unscoped(db, agent.id, new.user, &new.to, basis).await?;
+    let snapshots = freeze_unscoped(db, &[(estimate.org, estimate.prices)]).await?;
+    let mut wallets = lock_unscoped(db, &[estimate.wallet], basis.at).await?;
+    let (Some(wallet), Some(snapshot)) = (wallets.get_mut(&estimate.wallet), snapshots.first())
+    else {
+        return Err(Refusal::InsufficientCredits.error());
+    };
+    let wanted = Wanted {
+        call,
+        org: estimate.org,
+        wallet: estimate.wallet,
+        snapshot: *snapshot,
+        amount: estimate.worst,
+    };
+    let hold = take(wallet, &wanted).map_err(Refusal::error)?;
+    write_unscoped(db, &[hold]).await
 }

@@ -55,21 +55,6 @@ struct Picked {
     commission_percent: Option<Decimal>,
 }
 
-impl Picked {
-    fn terms(&self) -> Terms {
-        let percent = |percent: Option<Decimal>| percent.unwrap_or_default().normalize();
-        match (self.reseller_org_id, &self.org_type) {
-            (Some(reseller), Some(org_type)) => Terms {
-                reseller_org_id: Some(reseller),
-                org_type: org_type.clone(),
-                markup_percent: percent(self.markup_percent),
-                commission_percent: percent(self.commission_percent),
-            },
-            _ => Terms::direct(),
-        }
-    }
-}
-
 /// Claims batch rows: each becomes a call, unless its number is on the phone already or there is
 /// no money for it.
 pub(super) async fn rows(
@@ -152,7 +137,12 @@ async fn price(
                 };
                 let quoted = Prices {
                     rates: book.rates_for(&destination),
-                    terms: row.terms(),
+                    terms: Terms::of(
+                        row.reseller_org_id,
+                        row.org_type.clone(),
+                        row.markup_percent,
+                        row.commission_percent,
+                    ),
                 };
                 let seconds = row.session_timeout_secs.min(ask.hold_max_secs);
                 costs.push(worst_case(&quoted, seconds));

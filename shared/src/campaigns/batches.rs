@@ -8,6 +8,7 @@ use crate::access::{Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
 use crate::page::{Owners, Page};
+use crate::wallets::holds::Refusal;
 use crate::{agents, phones};
 
 /// Where a batch stands.
@@ -46,9 +47,9 @@ impl BatchStatus {
     "id": "0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b", "user_id": "0197d7a5-3c1e-7a10-8f00-00000000000a",
     "agent_id": "0197d7a5-3c1e-7a10-8f00-00000000000b", "workflow_id": null,
     "caller_phone_id": "0197d7a5-3c1e-7a10-8f00-00000000000c", "batch_name": "March reminders",
-    "description": null, "status": "not_started", "status_reason": null, "variable_names": ["name"],
+    "description": null, "status": "not_started", "status_reason": null, "status_reason_code": null, "variable_names": ["name"],
     "batch_size": 20, "max_retries": 1, "retry_delay_seconds": 60, "retry_lost": false,
-    "default_country": null, "started_at": null, "completed_at": null,
+    "auto_resume": false, "default_country": null, "started_at": null, "completed_at": null,
     "created_at": "2026-03-01T09:00:00Z", "updated_at": "2026-03-01T09:00:00Z"
 }))]
 pub struct Batch {
@@ -63,6 +64,8 @@ pub struct Batch {
     pub status: BatchStatus,
     /// Why it is paused, when Peal paused it.
     pub status_reason: Option<String>,
+    /// Set while there is no money for its calls.
+    pub status_reason_code: Option<Refusal>,
     pub variable_names: Vec<String>,
     /// Most calls at once.
     pub batch_size: i32,
@@ -71,6 +74,8 @@ pub struct Batch {
     pub retry_delay_seconds: i32,
     /// Whether to dial again when it was never learnt what became of a call.
     pub retry_lost: bool,
+    /// Whether it goes on by itself when money arrives that it was paused for.
+    pub auto_resume: bool,
     /// The country of numbers without a country code.
     pub default_country: Option<String>,
     pub started_at: Option<DateTime<Utc>>,
@@ -88,8 +93,9 @@ macro_rules! batches {
             $crate::campaigns::batches::Batch,
             r#"select id as "id: BatchId", user_id as "user_id: UserId", agent_id as "agent_id: AgentId",
                          null::uuid as workflow_id, caller_phone_id as "caller_phone_id: PhoneId", batch_name,
-                         description, status as "status: BatchStatus", status_reason, variable_names, batch_size,
-                         max_retries, retry_delay_seconds, retry_lost, default_country, started_at, completed_at,
+                         description, status as "status: BatchStatus", status_reason,
+                         starved_reason as "status_reason_code: Refusal", variable_names, batch_size, max_retries,
+                         retry_delay_seconds, retry_lost, auto_resume, default_country, started_at, completed_at,
                          created_at, updated_at, org_id as "org_id: OrgId"
                   from call_batches "# + $rest,
             $($argument)*
@@ -111,6 +117,7 @@ pub struct NewBatch {
     pub max_retries: i32,
     pub retry_delay_seconds: i32,
     pub retry_lost: bool,
+    pub auto_resume: bool,
     pub default_country: Option<String>,
 }
 
@@ -132,8 +139,8 @@ pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Res
     let inserted = sqlx::query!(
         "insert into call_batches (id, org_id, user_id, agent_id, caller_phone_id, batch_name, description,
                                    variable_names, batch_size, max_retries, retry_delay_seconds, retry_lost,
-                                   default_country)
-         select $1, u.org_id, u.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
+                                   default_country, auto_resume)
+         select $1, u.org_id, u.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $14
          from users u
          where u.id = $2
            and u.org_id = $13",
@@ -150,6 +157,7 @@ pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Res
         new.retry_lost,
         new.default_country,
         agent.org_id as OrgId,
+        new.auto_resume,
     )
     .execute(&mut *db)
     .await?;

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::batches::{Batch, BatchStatus, batches, find, lock};
+use super::starving::{is_starved, pause_for, shortage_of};
 use crate::access::Scope;
 use crate::agents;
+use crate::billing::estimate::Basis;
 use crate::calls::apply::complete_unscoped;
 use crate::error::{Blocker, Error, Result};
 use crate::ids::{AgentId, BatchId, OrgId, PhoneId, TrunkId, UserId};
@@ -80,9 +82,20 @@ pub struct Started {
 ///
 /// # Errors
 /// [`Error::NotFound`] for a batch out of sight.
-pub async fn readiness(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Readiness> {
+pub async fn readiness(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: BatchId,
+    basis: Basis,
+) -> Result<Readiness> {
     let batch = find(db, scope, id).await?;
     let (member_count, mut blockers) = blockers(db, &batch).await?;
+    if let Some(why) = shortage_of(db, &batch, basis).await? {
+        blockers.push(Blocker {
+            code: why.code(),
+            message: why.words().to_owned(),
+        });
+    }
     if let Err(refusal) = startable(&batch) {
         blockers.insert(
             0,
@@ -105,8 +118,14 @@ pub async fn readiness(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Res
 /// Accepts the start of a batch.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::NotReady`], or [`Error::Conflict`] when it runs or has run.
-pub async fn start(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Started> {
+/// [`Error::NotFound`], [`Error::NotReady`], [`Error::InsufficientCredit`] when its owner's wallet
+/// cannot pay a single call, or [`Error::Conflict`] when it runs or has run.
+pub async fn start(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: BatchId,
+    basis: Basis,
+) -> Result<Started> {
     let batch = lock(db, scope, id).await?;
     let (member_count, blockers) = blockers(db, &batch).await?;
     let payload = StartBatch {
@@ -124,9 +143,13 @@ pub async fn start(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<
         if !blockers.is_empty() {
             return Err(Error::NotReady(blockers));
         }
+        if let Some(why) = shortage_of(db, &batch, basis).await? {
+            return Err(why.error());
+        }
         sqlx::query!(
             "update call_batches
-             set status = 'in_progress', status_reason = null, launched_at = null,
+             set status = 'in_progress', status_reason = null, launched_at = null, starved_since = null, starved_reason = null,
+                 starved_until = null,
                  started_at = coalesce(started_at, now()), updated_at = now()
              where id = $1",
             id as BatchId,
@@ -147,7 +170,7 @@ pub async fn start(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId) -> Result<bool> {
+pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -> Result<bool> {
     sqlx::query!(
         "select from call_batches where id = $1 for no key update",
         id as BatchId
@@ -170,6 +193,10 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId) -> Result<bool>
         .await?;
         return Ok(false);
     }
+    if let Some(why) = shortage_of(db, &batch, basis).await? {
+        pause_for(db, id, why).await?;
+        return Ok(false);
+    }
     sqlx::query!(
         "update call_batches b
          set launched_at = now(), trunk_id = p.trunk_id, updated_at = now()
@@ -190,8 +217,9 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId) -> Result<bool>
 pub async fn pause(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
     let batch = lock(db, scope, id).await?;
     match batch.status {
-        BatchStatus::Paused => return Ok(batch),
-        BatchStatus::InProgress => {}
+        // One that was paused for want of money would go on by itself.
+        BatchStatus::Paused if !is_starved(&batch) => return Ok(batch),
+        BatchStatus::Paused | BatchStatus::InProgress => {}
         status => return Err(wrong_status("pause", "in progress", status)),
     }
     set_status(db, id, BatchStatus::Paused, Some("paused by its owner")).await?;
@@ -205,7 +233,8 @@ pub async fn pause(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<
 pub async fn pause_unscoped(db: &mut PgConnection, id: BatchId, why: &str) -> Result<()> {
     sqlx::query!(
         "update call_batches
-         set status = 'paused', status_reason = $2, updated_at = now()
+         set status = 'paused', status_reason = $2, starved_since = null, starved_reason = null,
+             starved_until = null, updated_at = now()
          where id = $1
            and status = 'in_progress'",
         id as BatchId,
@@ -219,11 +248,13 @@ pub async fn pause_unscoped(db: &mut PgConnection, id: BatchId, why: &str) -> Re
 /// Lets a paused batch go on.
 ///
 /// # Errors
-/// [`Error::NotFound`], or [`Error::Conflict`] when it is not paused.
+/// [`Error::NotFound`], [`Error::InsufficientCredit`] when its owner's wallet cannot pay a single
+/// call, or [`Error::Conflict`] when it is not paused.
 pub async fn resume(
     db: &mut PgConnection,
     scope: &Scope,
     id: BatchId,
+    basis: Basis,
 ) -> Result<(Batch, Enqueued)> {
     let batch = lock(db, scope, id).await?;
     match batch.status {
@@ -231,11 +262,16 @@ pub async fn resume(
         status => return Err(wrong_status("resume", "paused", status)),
     }
     if batch.status == BatchStatus::Paused {
+        if let Some(why) = shortage_of(db, &batch, basis).await? {
+            return Err(why.error());
+        }
         // The launch looks at everything again, so that a batch never resumes into the fault
         // that paused it.
         sqlx::query!(
             "update call_batches
-             set status = 'in_progress', status_reason = null, launched_at = null, updated_at = now()
+             set status = 'in_progress', status_reason = null, launched_at = null, starved_since = null, starved_reason = null,
+                 starved_until = null,
+                 updated_at = now()
              where id = $1",
             id as BatchId,
         )
@@ -319,7 +355,10 @@ async fn set_status(
     why: Option<&str>,
 ) -> Result<()> {
     sqlx::query!(
-        "update call_batches set status = $2, status_reason = $3, updated_at = now() where id = $1",
+        "update call_batches
+         set status = $2, status_reason = $3, starved_since = null, starved_reason = null, starved_until = null,
+             updated_at = now()
+         where id = $1",
         id as BatchId,
         status.as_str(),
         why,

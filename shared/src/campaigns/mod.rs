@@ -15,6 +15,8 @@
 //! feature only decides whether rows may be taken. Counts are kept by triggers inside the
 //! statements that move rows ([`progress`] reads them), so they cannot drift.
 //!
+//! A batch whose owner's wallet is empty waits, and is paused in the end ([`starving`]).
+//!
 //! Rows change only before the start; a running batch is the claim's.
 
 pub mod batches;
@@ -22,5 +24,6 @@ pub mod ingest;
 pub mod lifecycle;
 pub mod progress;
 pub mod rows;
+pub mod starving;
 
 pub use batches::{Batch, BatchStatus, NewBatch};

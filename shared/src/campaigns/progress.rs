@@ -10,6 +10,7 @@ use crate::access::Scope;
 use crate::error::Result;
 use crate::ids::BatchId;
 use crate::trunks;
+use crate::wallets::holds::Refusal;
 
 /// Over how long the rate is measured.
 const RATE_WINDOW_SECS: i32 = 10;
@@ -109,6 +110,7 @@ pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Resu
 
 struct Facts {
     launched: bool,
+    starved: Option<Refusal>,
     trunk_active: bool,
     trunk_reason: Option<String>,
     has_pacer: bool,
@@ -147,7 +149,11 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
             .await?;
             (facts.under_way == 0 || facts.rows_left).then(|| explain(&facts, batch))
         }
-        BatchStatus::Paused => why("paused", format!("the batch is paused: {reason}"), None),
+        BatchStatus::Paused => why(
+            batch.status_reason_code.map_or("paused", Refusal::code),
+            format!("the batch is paused: {reason}"),
+            None,
+        ),
         BatchStatus::Stopped => why("stopped", format!("the batch was stopped: {reason}"), None),
         BatchStatus::NotStarted => why(
             "not_started",
@@ -209,6 +215,11 @@ fn obstacles(facts: &Facts, batch: &Batch) -> Vec<(bool, &'static str, String)> 
             !facts.rows_left && facts.deferred_until.is_some(),
             "deferred",
             text("the carrier did not take the last calls; they are sent again"),
+        ),
+        (
+            facts.starved.is_some(),
+            facts.starved.map_or("", Refusal::code),
+            text(facts.starved.map_or("", Refusal::words)),
         ),
         (
             !facts.due,

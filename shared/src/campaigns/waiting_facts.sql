@@ -1,5 +1,6 @@
 -- Everything that can stand between a batch's rows and their calls.
 select b.launched_at is not null as "launched!",
+       b.starved_reason as "starved: Refusal",
        coalesce(t.status = 'active', false) as "trunk_active!",
        t.status_reason as "trunk_reason?",
        p.trunk_id is not null as "has_pacer!",

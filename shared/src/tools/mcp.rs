@@ -4,7 +4,6 @@
 //! whatever it does next (a stream, a session's end) meets the same limits.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -231,43 +230,39 @@ impl Door {
 impl StreamableHttpClient for Door {
     type Error = Failure;
 
-    fn post_message(
+    async fn post_message(
         &self,
         uri: Arc<str>,
         message: ClientJsonRpcMessage,
         session_id: Option<Arc<str>>,
         auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
-    ) -> impl Future<Output = Result<StreamableHttpPostResponse, Refusal>> + Send + '_ {
-        async move {
-            let body = Bytes::from(serde_json::to_vec(&message)?);
-            let session = session_id.as_deref();
-            let auth = auth_header.as_deref();
-            let sending = self.send(
-                Method::POST,
-                &uri,
-                session,
-                auth,
-                custom_headers,
-                Some(body),
-            );
-            read(sending.await?, session.is_some())
-        }
+    ) -> Result<StreamableHttpPostResponse, Refusal> {
+        let body = Bytes::from(serde_json::to_vec(&message)?);
+        let session = session_id.as_deref();
+        let auth = auth_header.as_deref();
+        let sending = self.send(
+            Method::POST,
+            &uri,
+            session,
+            auth,
+            custom_headers,
+            Some(body),
+        );
+        read(sending.await?, session.is_some())
     }
 
-    fn delete_session(
+    async fn delete_session(
         &self,
         uri: Arc<str>,
         session_id: Arc<str>,
         auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
-    ) -> impl Future<Output = Result<(), Refusal>> + Send + '_ {
-        async move {
-            let auth = auth_header.as_deref();
-            let session = Some(&*session_id);
-            let sending = self.send(Method::DELETE, &uri, session, auth, custom_headers, None);
-            sending.await.map(drop)
-        }
+    ) -> Result<(), Refusal> {
+        let auth = auth_header.as_deref();
+        let session = Some(&*session_id);
+        let sending = self.send(Method::DELETE, &uri, session, auth, custom_headers, None);
+        sending.await.map(drop)
     }
 
     /// What a server says of its own accord is not wanted.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::Locked;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{CallId, GrantId, OrgId, SnapshotId, WalletId};
 use crate::money::Usd;
 
@@ -33,7 +33,21 @@ pub struct Wanted {
 }
 
 /// Why there is no money for a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, sqlx::Type)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    sqlx::Type,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = NoMoney)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum Refusal {
     InsufficientCredits,
@@ -47,6 +61,15 @@ impl Refusal {
         match self {
             Self::InsufficientCredits => "insufficient_credits",
             Self::MonthlyCapReached => "monthly_cap_reached",
+        }
+    }
+
+    /// The refusal of what there is no money for.
+    #[must_use]
+    pub fn error(self) -> Error {
+        Error::InsufficientCredit {
+            code: self.code(),
+            detail: self.words().to_owned(),
         }
     }
 
@@ -97,13 +120,8 @@ pub struct Hold {
 /// Why not; the wallet is as before.
 pub fn take(wallet: &mut Locked, wanted: &Wanted) -> Result<Hold, Refusal> {
     let amount = wanted.amount;
-    if amount.is_positive() {
-        if wallet.available() < amount {
-            return Err(Refusal::InsufficientCredits);
-        }
-        if wallet.under_cap().is_some_and(|room| room < amount) {
-            return Err(Refusal::MonthlyCapReached);
-        }
+    if let Some(why) = wallet.refusal(amount) {
+        return Err(why);
     }
     let burn = wallet.burn(amount);
     wallet.held = wallet.held.plus(amount);

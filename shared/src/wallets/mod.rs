@@ -97,6 +97,20 @@ impl Locked {
             .map(|cap| cap.minus(self.cap_spent).minus(self.cap_held))
     }
 
+    /// Why an amount cannot be held; none when it can. Nothing can always be held.
+    #[must_use]
+    pub fn refusal(&self, amount: Usd) -> Option<holds::Refusal> {
+        if !amount.is_positive() {
+            None
+        } else if self.available() < amount {
+            Some(holds::Refusal::InsufficientCredits)
+        } else if self.under_cap().is_some_and(|room| room < amount) {
+            Some(holds::Refusal::MonthlyCapReached)
+        } else {
+            None
+        }
+    }
+
     /// Takes an amount, in the order of spending. What grants do not cover comes from the pool,
     /// even where that is not there: whether it may is for the caller to know.
     pub fn burn(&mut self, amount: Usd) -> Burn {
@@ -122,6 +136,25 @@ impl Locked {
     }
 }
 
+/// A query of wallets by id, with the month they are in; the caller says whether it locks.
+macro_rules! wallets {
+    ($lock:literal, $wallets:expr, $now:expr) => {
+        sqlx::query_as!(
+            WalletRow,
+            r#"select w.id as "id: WalletId", w.org_id as "org_id: OrgId", w.posted_micros as "posted: Usd",
+                      w.held_micros as "held: Usd", w.cap_micros as "cap: Usd", w.cap_month,
+                      w.cap_spent_micros as "cap_spent: Usd", w.cap_held_micros as "cap_held: Usd",
+                      date_trunc('month', $2::timestamptz at time zone o.timezone)::date as "month!"
+               from wallets w
+               join organizations o on o.id = w.org_id
+               where w.id = any ($1)
+               order by w.id "# + $lock,
+            $wallets as &[WalletId],
+            $now,
+        )
+    };
+}
+
 /// Locks wallets and reads them, having taken out what has expired by `now`. A wallet that does
 /// not exist is not answered. Whose wallets they are was decided by whoever calls.
 ///
@@ -136,57 +169,83 @@ pub async fn lock_unscoped(
     if wallets.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let (locked, expired) = read(db, wallets, now).await?;
+    let (locked, expired) = lock(db, wallets, now).await?;
     if expired.is_empty() {
         return Ok(locked);
     }
     expiry::expire(db, &expired).await?;
-    let (locked, _) = read(db, wallets, now).await?;
+    let (locked, _) = lock(db, wallets, now).await?;
     Ok(locked)
 }
 
-async fn read(
+/// Reads wallets as [`lock_unscoped`] does, without a lock and without moving anything: what is
+/// answered may be over already.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn look_unscoped(
+    db: &mut PgConnection,
+    wallets: &[WalletId],
+    now: DateTime<Utc>,
+) -> Result<BTreeMap<WalletId, Locked>> {
+    let rows = wallets!("", wallets, now).fetch_all(&mut *db).await?;
+    let (seen, _) = with_grants(db, rows, now).await?;
+    Ok(seen)
+}
+
+async fn lock(
     db: &mut PgConnection,
     wallets: &[WalletId],
     now: DateTime<Utc>,
 ) -> Result<(BTreeMap<WalletId, Locked>, Vec<expiry::Expired>)> {
-    let rows = sqlx::query!(
-        r#"select w.id as "id: WalletId", w.org_id as "org_id: OrgId", w.posted_micros as "posted: Usd",
-                  w.held_micros as "held: Usd", w.cap_micros as "cap: Usd", w.cap_month,
-                  w.cap_spent_micros as "cap_spent: Usd", w.cap_held_micros as "cap_held: Usd",
-                  date_trunc('month', $2::timestamptz at time zone o.timezone)::date as "month!"
-           from wallets w
-           join organizations o on o.id = w.org_id
-           where w.id = any ($1)
-           order by w.id
-           for no key update of w"#,
-        wallets as &[WalletId],
-        now,
-    )
-    .fetch_all(&mut *db)
-    .await?;
-    let mut locked: BTreeMap<WalletId, Locked> = rows
-        .into_iter()
-        .map(|row| {
-            // A month that has begun counts from nothing. One that a change of the time zone
-            // brings back has not.
-            let begins = row.month > row.cap_month;
-            let wallet = Locked {
-                id: row.id,
-                org: row.org_id,
-                posted: row.posted,
-                held: row.held,
-                pool: row.posted.minus(row.held),
-                grants: Vec::new(),
-                cap: row.cap,
-                month: row.month.max(row.cap_month),
-                cap_spent: if begins { Usd::ZERO } else { row.cap_spent },
-                cap_held: if begins { Usd::ZERO } else { row.cap_held },
-            };
-            (row.id, wallet)
-        })
-        .collect();
-    // A statement of its own: its snapshot must be taken behind the lock.
+    let rows = wallets!("for no key update of w", wallets, now)
+        .fetch_all(&mut *db)
+        .await?;
+    with_grants(db, rows, now).await
+}
+
+struct WalletRow {
+    id: WalletId,
+    org_id: OrgId,
+    posted: Usd,
+    held: Usd,
+    cap: Option<Usd>,
+    cap_month: NaiveDate,
+    cap_spent: Usd,
+    cap_held: Usd,
+    month: NaiveDate,
+}
+
+impl From<WalletRow> for Locked {
+    fn from(row: WalletRow) -> Self {
+        // A month that has begun counts from nothing. One that a change of the time zone brings
+        // back has not begun.
+        let begins = row.month > row.cap_month;
+        Self {
+            id: row.id,
+            org: row.org_id,
+            posted: row.posted,
+            held: row.held,
+            pool: row.posted.minus(row.held),
+            grants: Vec::new(),
+            cap: row.cap,
+            month: row.month.max(row.cap_month),
+            cap_spent: if begins { Usd::ZERO } else { row.cap_spent },
+            cap_held: if begins { Usd::ZERO } else { row.cap_held },
+        }
+    }
+}
+
+/// Adds their grants to wallets. A statement of its own: its snapshot must be taken behind the
+/// lock, where there is one.
+async fn with_grants(
+    db: &mut PgConnection,
+    rows: Vec<WalletRow>,
+    now: DateTime<Utc>,
+) -> Result<(BTreeMap<WalletId, Locked>, Vec<expiry::Expired>)> {
+    let mut wallets: BTreeMap<WalletId, Locked> =
+        rows.into_iter().map(|row| (row.id, row.into())).collect();
+    let ids: Vec<WalletId> = wallets.keys().copied().collect();
     let grants = sqlx::query!(
         r#"select id as "id: GrantId", wallet_id as "wallet_id: WalletId", remaining_micros as "remaining: Usd",
                   pinned_micros as "pinned: Usd", expires_at, locked, expiries
@@ -194,13 +253,13 @@ async fn read(
            where wallet_id = any ($1)
              and remaining_micros > 0
            order by wallet_id, priority, expires_at nulls last, created_at, id"#,
-        wallets as &[WalletId],
+        &ids as &[WalletId],
     )
     .fetch_all(db)
     .await?;
     let mut expired = Vec::new();
     for grant in grants {
-        let Some(wallet) = locked.get_mut(&grant.wallet_id) else {
+        let Some(wallet) = wallets.get_mut(&grant.wallet_id) else {
             continue;
         };
         let free = grant.remaining.minus(grant.pinned);
@@ -222,5 +281,5 @@ async fn read(
             });
         }
     }
-    Ok((locked, expired))
+    Ok((wallets, expired))
 }

@@ -12,7 +12,7 @@ impl Handle<Context> for StartBatch {
     async fn handle(self, context: &Context, _job: &Running) -> Outcome {
         let launched = async {
             let mut db = context.pool.begin().await?;
-            let launched = launch_unscoped(&mut db, self.batch_id).await?;
+            let launched = launch_unscoped(&mut db, self.batch_id, context.basis()).await?;
             fault::point("start.uncommitted");
             db.commit().await?;
             fault::point("start.committed");

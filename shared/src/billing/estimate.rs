@@ -1,0 +1,98 @@
+//! What one call would cost at most, before it is made.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::book;
+use super::quote::{Destination, Prices, Terms, worst_case};
+use crate::error::{Error, Result};
+use crate::ids::{AgentId, OrgId, UserId, WalletId};
+use crate::money::Usd;
+use crate::phone::E164;
+use crate::wallets::holds::Refusal;
+use crate::wallets::look_unscoped;
+
+/// What an estimate is based on.
+#[derive(Clone, Copy, Debug)]
+pub struct Basis {
+    /// Prices and grants are those of this moment.
+    pub at: DateTime<Utc>,
+    /// Seconds of talk that money is held for, at most.
+    pub hold_max_secs: i32,
+}
+
+/// What a call would cost, and who pays.
+#[derive(Clone, Debug)]
+pub struct Estimate {
+    pub org: OrgId,
+    pub wallet: WalletId,
+    pub prices: Prices,
+    /// What has to be held for it.
+    pub worst: Usd,
+}
+
+/// Estimates a call of an agent for a member of its organisation. Both were found in the caller's
+/// scope.
+///
+/// # Errors
+/// [`Error::NotFound`] when the user has no wallet in the agent's organisation;
+/// [`Error::Unexpected`] from the database.
+pub async fn estimate_unscoped(
+    db: &mut PgConnection,
+    agent: AgentId,
+    user: UserId,
+    to: &E164,
+    basis: Basis,
+) -> Result<Estimate> {
+    let facts = sqlx::query!(
+        r#"select a.org_id as "org_id: OrgId", w.id as "wallet_id: WalletId", a.session_timeout_secs,
+                  a.model_config ->> 'model_name' as model, a.tts_config ->> 'tts_model_name' as speech,
+                  t.reseller_org_id as "reseller_org_id?: OrgId", t.org_type as "org_type?",
+                  t.markup_percent as "markup_percent?", t.commission_percent as "commission_percent?"
+           from agents a
+           join wallets w on w.org_id = a.org_id and w.user_id = $2
+           left join lateral reseller_terms(a.org_id) t on true
+           where a.id = $1"#,
+        agent as AgentId,
+        user as UserId,
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    .ok_or(Error::NotFound("Wallet"))?;
+    let book = book::in_force_unscoped(db, basis.at).await?;
+    let destination = Destination {
+        to,
+        model: facts.model.as_deref(),
+        speech: facts.speech.as_deref(),
+    };
+    let prices = Prices {
+        rates: book.rates_for(&destination),
+        terms: Terms::of(
+            facts.reseller_org_id,
+            facts.org_type,
+            facts.markup_percent,
+            facts.commission_percent,
+        ),
+    };
+    let seconds = facts.session_timeout_secs.min(basis.hold_max_secs);
+    Ok(Estimate {
+        org: facts.org_id,
+        wallet: facts.wallet_id,
+        worst: worst_case(&prices, seconds),
+        prices,
+    })
+}
+
+impl Estimate {
+    /// Why its wallet could not pay it at the moment; none when it could.
+    ///
+    /// # Errors
+    /// [`Error::Unexpected`] from the database.
+    pub async fn shortage(&self, db: &mut PgConnection, basis: Basis) -> Result<Option<Refusal>> {
+        let wallets = look_unscoped(db, &[self.wallet], basis.at).await?;
+        let Some(wallet) = wallets.get(&self.wallet) else {
+            return Ok(Some(Refusal::InsufficientCredits));
+        };
+        Ok(wallet.refusal(self.worst))
+    }
+}

@@ -1,0 +1,178 @@
+//! Batches without money.
+//!
+//! ```text
+//! in_progress --no money for a row--> starving --30 s, and no call holds money--> paused
+//!      ^                                 |                                          |
+//!      '------ the next hold ------------'      money is there, and auto_resume ----'
+//! ```
+//!
+//! The claim notices that there is no money (`calls/take.rs`) and lets the batch be for two
+//! seconds at a time. While calls of the wallet are under way, what they do not use may still
+//! pay for another one; when there are none and nothing has come for a while, the batch is
+//! paused. It keeps its reason, so that money which arrives, by whatever way, can be told to let
+//! it go on; a batch that its owner pauses has none.
+
+use chrono::TimeDelta;
+use sqlx::{PgConnection, PgPool};
+
+use super::batches::{Batch, BatchStatus};
+use super::lifecycle::StartBatch;
+use crate::billing::estimate::{Basis, estimate_unscoped};
+use crate::error::Result;
+use crate::ids::{AgentId, BatchId, OrgId, UserId};
+use crate::phone::E164;
+use crate::queue::{Enqueued, enqueue};
+use crate::wallets::holds::Refusal;
+
+/// How long a batch starves before it is paused.
+const PATIENCE: TimeDelta = TimeDelta::seconds(30);
+/// Batches that are looked at in one round.
+const ROUND_LIMIT: i64 = 1000;
+
+/// Why the wallet of a batch's owner cannot pay its next call; none when it can, or when there
+/// is nothing to call. The batch was found in the caller's scope.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn shortage_unscoped(
+    db: &mut PgConnection,
+    batch: BatchId,
+    agent: AgentId,
+    owner: UserId,
+    basis: Basis,
+) -> Result<Option<Refusal>> {
+    let next = sqlx::query_scalar!(
+        r#"select to_phonenumber as "to: E164"
+           from batch_data
+           where batch_id = $1
+             and status = 'not_started'
+           order by due_at, row_no
+           limit 1"#,
+        batch as BatchId,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(to) = next else { return Ok(None) };
+    let estimate = estimate_unscoped(db, agent, owner, &to, basis).await?;
+    estimate.shortage(db, basis).await
+}
+
+/// Of a batch in hand.
+pub(super) async fn shortage_of(
+    db: &mut PgConnection,
+    batch: &Batch,
+    basis: Basis,
+) -> Result<Option<Refusal>> {
+    shortage_unscoped(db, batch.id, batch.agent_id, batch.user_id, basis).await
+}
+
+/// Pauses a batch whose wallet cannot pay its next call.
+pub(super) async fn pause_for(db: &mut PgConnection, batch: BatchId, why: Refusal) -> Result<()> {
+    sqlx::query!(
+        "update call_batches
+         set status = 'paused', status_reason = $2, starved_since = coalesce(starved_since, now()),
+             starved_reason = $3, starved_until = now(), updated_at = now()
+         where id = $1",
+        batch as BatchId,
+        why.words(),
+        why as Refusal,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Pauses batches that have starved for long and whose wallets have nothing held that could
+/// come free. Nobody asks for it, so it is done for every tenant.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn pause_starved_unscoped(pool: &PgPool) -> Result<Vec<(BatchId, Refusal)>> {
+    let starved = sqlx::query!(
+        r#"select b.id as "id: BatchId", b.starved_reason as "why!: Refusal"
+           from call_batches b
+           join wallets w on w.org_id = b.org_id and w.user_id = b.user_id
+           where b.status = 'in_progress'
+             and b.starved_since < now() - make_interval(secs => $1)
+             and w.held_micros = 0"#,
+        PATIENCE.as_seconds_f64(),
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut paused = Vec::new();
+    for batch in starved {
+        let done = sqlx::query!(
+            "update call_batches
+             set status = 'paused', status_reason = $2, updated_at = now()
+             where id = $1
+               and status = 'in_progress'
+               and starved_since < now() - make_interval(secs => $3)",
+            batch.id as BatchId,
+            batch.why.words(),
+            PATIENCE.as_seconds_f64(),
+        )
+        .execute(pool)
+        .await?;
+        if done.rows_affected() > 0 {
+            paused.push((batch.id, batch.why));
+        }
+    }
+    Ok(paused)
+}
+
+/// Lets batches go on that were paused for want of money, asked to go on by themselves, and can
+/// be paid. Nobody asks for it, so it is done for every tenant.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn resume_fed_unscoped(pool: &PgPool, basis: Basis) -> Result<Vec<(BatchId, Enqueued)>> {
+    let waiting = sqlx::query!(
+        r#"select id as "id: BatchId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
+                  agent_id as "agent_id: AgentId"
+           from call_batches
+           where starved_since is not null
+             and status = 'paused'
+             and auto_resume
+           order by starved_since
+           limit $1"#,
+        ROUND_LIMIT,
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut resumed = Vec::new();
+    for batch in waiting {
+        let mut db = pool.begin().await?;
+        let shortage =
+            shortage_unscoped(&mut db, batch.id, batch.agent_id, batch.user_id, basis).await?;
+        if shortage.is_some() {
+            continue;
+        }
+        let done = sqlx::query!(
+            "update call_batches
+             set status = 'in_progress', status_reason = null, launched_at = null, starved_since = null,
+                 starved_reason = null, starved_until = null, updated_at = now()
+             where id = $1
+               and status = 'paused'
+               and starved_since is not null",
+            batch.id as BatchId,
+        )
+        .execute(&mut *db)
+        .await?;
+        if done.rows_affected() == 0 {
+            continue;
+        }
+        let payload = StartBatch {
+            org_id: batch.org_id,
+            batch_id: batch.id,
+        };
+        let job = enqueue(&mut db, &payload, None).await?;
+        db.commit().await?;
+        resumed.push((batch.id, job));
+    }
+    Ok(resumed)
+}
+
+/// Whether a batch is paused for want of money.
+pub(super) fn is_starved(batch: &Batch) -> bool {
+    batch.status == BatchStatus::Paused && batch.status_reason_code.is_some()
+}
