@@ -34,8 +34,8 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::billing_bodies::{
-    CreditBalance, ExportAsked, ExportQuery, Grouped, Link, ListQuery, OverviewQuery,
-    RecordsQuery, SummaryQuery,
+    CreditBalance, ExportAsked, ExportQuery, Grouped, Link, ListQuery, OverviewQuery, RecordsQuery,
+    SummaryQuery,
 };
 use crate::error::Result;
 use crate::extract::{Ids, ValidQuery};
@@ -87,8 +87,7 @@ async fn usage_records(
     let scope = query.scope(&caller)?;
     let mut db = caller.read(&context).await?;
     let split = sees_split(&caller);
-    let (grouped_sessions, total) =
-        sessions::list(&mut db, &scope, &filter, bounds, split).await?;
+    let (grouped_sessions, total) = sessions::list(&mut db, &scope, &filter, bounds, split).await?;
     let grouped = Grouped::new(grouped_sessions, total, bounds);
     let is_truncated = !query.is_paged() && total > UNPAGED;
     let mut response = Json(grouped).into_response();
@@ -152,8 +151,7 @@ async fn summary(
         ..Filter::default()
     };
     let (period, split) = (query.period(), sees_split(&caller));
-    let summary =
-        totals::summary(&mut db, &scope, &filter, period, (now, zone), split).await?;
+    let summary = totals::summary(&mut db, &scope, &filter, period, (now, zone), split).await?;
     Ok(Json(summary))
 }
 
@@ -288,7 +286,10 @@ async fn download(
     let mut db = caller.read(&context).await?;
     let now = context.clock.now();
     let file = export::open(&mut db, &caller.scope(), caller.user, id, now).await?;
-    let name = format!("attachment; filename=\"usage-{}.csv\"", file.created_at.date_naive());
+    let name = format!(
+        "attachment; filename=\"usage-{}.csv\"",
+        file.created_at.date_naive()
+    );
     let csv = Body::from_stream(context.store.read(&file.key, 0));
     let headers = [
         (CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()),

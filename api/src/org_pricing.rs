@@ -62,7 +62,14 @@ async fn business_model(
         org_type: Some(body.org_type),
         ..PricingChange::default()
     };
-    set(&context, &caller, org, "organization.set_business_model", change).await
+    set(
+        &context,
+        &caller,
+        org,
+        "organization.set_business_model",
+        change,
+    )
+    .await
 }
 
 /// Set a reseller's commission
@@ -90,7 +97,14 @@ async fn commission(
         commission_percent: Some(body.percentage),
         ..PricingChange::default()
     };
-    set(&context, &caller, org, "organization.set_commission", change).await
+    set(
+        &context,
+        &caller,
+        org,
+        "organization.set_commission",
+        change,
+    )
+    .await
 }
 
 /// Set a reseller's markup

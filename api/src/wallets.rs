@@ -14,9 +14,9 @@ use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::{GrantId, OrgId, WalletId};
 use peal_shared::wallets::adjust::{Adjustment, adjust as adjust_balance};
+use peal_shared::wallets::caps;
 use peal_shared::wallets::grants::{self, NewGrant};
 use peal_shared::wallets::view::{self, Grant, Owner, Wallet};
-use peal_shared::wallets::caps;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -29,7 +29,7 @@ use crate::page::{page, query_field};
 use crate::request_key;
 use crate::state::Api;
 use crate::wallet_bodies::{
-    Adjusted, AdjustBalance, EditGrant, GiveCredit, Granted, LedgerQuery, MemberWallets, SetCap,
+    AdjustBalance, Adjusted, EditGrant, GiveCredit, Granted, LedgerQuery, MemberWallets, SetCap,
     TooLittle, WalletDetail, WalletSet, Wallets,
 };
 
@@ -61,7 +61,9 @@ async fn mine(State(context): State<Arc<Context>>, caller: Caller) -> Result<Jso
     let scope = caller.scope_of(caller.user)?;
     let mut db = caller.read(&context).await?;
     let now = context.clock.now();
-    Ok(Json(view::of_user(&mut db, &scope, caller.user, now).await?))
+    Ok(Json(
+        view::of_user(&mut db, &scope, caller.user, now).await?,
+    ))
 }
 
 /// List the wallets of all users
@@ -145,8 +147,7 @@ async fn of_members(
     let (scope, now) = (caller.scope(), context.clock.now());
     let mut db = caller.read(&context).await?;
     let organization_wallet = view::of_org(&mut db, &scope, org, now).await?;
-    let (wallets, total) =
-        view::list(&mut db, &scope, Owner::User, Some(org), page, now).await?;
+    let (wallets, total) = view::list(&mut db, &scope, Owner::User, Some(org), page, now).await?;
     Ok(Json(MemberWallets {
         organization_wallet,
         wallets,
@@ -235,8 +236,8 @@ async fn give(
             grants::transfer(&mut db, &scope, id, &new, by, now).await?,
         ),
     };
-    let note = Note::new("wallet.grant", granted.wallet.organization_id, id.0)
-        .after(&granted.grant)?;
+    let note =
+        Note::new("wallet.grant", granted.wallet.organization_id, id.0).after(&granted.grant)?;
     let answer = Granted {
         message,
         grant: granted.grant,
@@ -349,8 +350,7 @@ async fn adjust(
     };
     let (scope, by, now) = (caller.scope(), caller.user, context.clock.now());
     let mut db = caller.change(&context).await?;
-    let (before, after, entry) =
-        adjust_balance(&mut db, &scope, id, &wanted, by, now).await?;
+    let (before, after, entry) = adjust_balance(&mut db, &scope, id, &wanted, by, now).await?;
     let note = Note::new("wallet.adjust", after.organization_id, id.0)
         .before(&before)?
         .after(&after)?;

@@ -148,13 +148,7 @@ impl Keys {
 
     /// Whether `token` opens the file for that user, in constant time.
     #[must_use]
-    pub fn is_export_token(
-        &self,
-        export: ExportId,
-        org: OrgId,
-        user: UserId,
-        token: &str,
-    ) -> bool {
+    pub fn is_export_token(&self, export: ExportId, org: OrgId, user: UserId, token: &str) -> bool {
         self.all().any(|keys| {
             let genuine = export_token(&keys.exports, export, org, user);
             genuine.as_bytes().ct_eq(token.as_bytes()).into()

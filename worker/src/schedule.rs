@@ -113,7 +113,10 @@ async fn clear_uploads(context: &Context) -> Result<()> {
 async fn clear_exports(context: &Context) -> Result<()> {
     let cleared = export::clear_away_unscoped(&context.pool, &context.store).await?;
     if cleared > 0 {
-        tracing::info!(files = cleared, "exports whose time is up were cleared away");
+        tracing::info!(
+            files = cleared,
+            "exports whose time is up were cleared away"
+        );
     }
     Ok(())
 }

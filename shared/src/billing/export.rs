@@ -361,10 +361,7 @@ enum At {
 
 impl Pages {
     /// The file, page by page; counts its sessions.
-    fn csv(
-        self,
-        rows: Arc<AtomicI64>,
-    ) -> impl Stream<Item = Result<Bytes>> + Send {
+    fn csv(self, rows: Arc<AtomicI64>) -> impl Stream<Item = Result<Bytes>> + Send {
         stream::try_unfold((self, Some(At::Start)), move |(pages, at)| {
             let rows = Arc::clone(&rows);
             async move {

@@ -178,7 +178,10 @@ mod tests {
     fn parts_without_anything_are_there_too() {
         let at = |text: &str| text.parse::<NaiveDateTime>().unwrap();
         let now = "2026-11-04T20:00:00Z".parse().unwrap();
-        let found = vec![(at("2026-11-02T00:00:00"), 7), (at("2026-11-04T00:00:00"), 9)];
+        let found = vec![
+            (at("2026-11-02T00:00:00"), 7),
+            (at("2026-11-04T00:00:00"), 9),
+        ];
         let filled = fill(Period::Month, now, Tz::UTC, found);
         let values: Vec<i32> = filled.iter().map(|(_, value)| *value).collect();
         assert_eq!(values, [0, 7, 0, 9]);

@@ -48,9 +48,8 @@ pub async fn adjust(
     let before = view::find(db, scope, wallet, now).await?;
     let takes = !adjustment.delta.is_positive();
     if takes && !adjustment.allow_negative && available.plus(adjustment.delta) < Usd::ZERO {
-        let told = format!(
-            "the wallet has {available} USD to spend: take less, or send allow_negative"
-        );
+        let told =
+            format!("the wallet has {available} USD to spend: take less, or send allow_negative");
         return Err(Error::conflict("balance_would_be_negative", told));
     }
     let leg = |account, amount| Leg {

@@ -151,10 +151,7 @@ pub async fn transfer(
 }
 
 /// What an amount is taken from, and the earliest moment at which some of that would expire.
-fn take(
-    source: &mut Locked,
-    amount: Usd,
-) -> (Vec<(GrantId, Usd)>, Option<DateTime<Utc>>) {
+fn take(source: &mut Locked, amount: Usd) -> (Vec<(GrantId, Usd)>, Option<DateTime<Utc>>) {
     let expiries: BTreeMap<GrantId, Option<DateTime<Utc>>> = source
         .grants
         .iter()
@@ -290,7 +287,8 @@ fn may_change(caller: &Principal, grant: &Grant, change: &GrantChange) -> Result
     };
     if change.expires_at.is_some_and(lasts_longer) {
         return Err(Error::Forbidden(
-            "Forbidden: only the platform lets a grant last longer; choose an earlier moment".into(),
+            "Forbidden: only the platform lets a grant last longer; choose an earlier moment"
+                .into(),
         ));
     }
     Ok(())
@@ -298,11 +296,9 @@ fn may_change(caller: &Principal, grant: &Grant, change: &GrantChange) -> Result
 
 fn not_over(until: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Result<()> {
     match until {
-        Some(until) if until <= now => Err(Error::field(
-            "expires_at",
-            "past",
-            "must lie in the future",
-        )),
+        Some(until) if until <= now => {
+            Err(Error::field("expires_at", "past", "must lie in the future"))
+        }
         _ => Ok(()),
     }
 }

@@ -1,0 +1,317 @@
+//! What resellers earn, to the micro-dollar.
+
+use peal_api::admin::AdminRole;
+use reqwest::Method;
+use rust_decimal::{Decimal, RoundingStrategy};
+use serde_json::{Value, json};
+use sqlx::Row;
+
+use crate::harness::app::{App, Tenant, answer};
+use crate::harness::members::audited;
+use crate::harness::purse::{WALLETS, give, root, settled};
+use crate::sign_in::{Person, quiet};
+
+const EARNINGS: &str = "/api/v1/earnings";
+
+async fn settle_pricing(root: &Person<'_>, org: &str, model: &str, commission: &str, markup: &str) {
+    for (verb, body) in [
+        ("business-model", json!({"org_type": model})),
+        ("commission", json!({"percentage": commission})),
+        ("markup", json!({"percentage": markup, "currency": "USD"})),
+    ] {
+        let path = format!("/api/v1/orgs/{org}/{verb}");
+        root.send(Method::POST, &path, body).await.expect(200);
+    }
+}
+
+/// A customer of the app's tenant.
+async fn customer(app: &App, name: &str) -> Tenant {
+    let tenant = app.another_tenant(name).await;
+    sqlx::query("update organizations set parent_org_id = $1 where id = $2")
+        .bind(app.tenant.org)
+        .bind(tenant.org)
+        .execute(&app.context.pool)
+        .await
+        .expect("a customer");
+    tenant
+}
+
+/// Calls some people as a tenant that has money.
+async fn call(app: &App, root: &Person<'_>, tenant: &Tenant, people: u32) {
+    let mine = answer(app.request_as(tenant, Method::GET, &format!("{WALLETS}/me"))).await;
+    give(root, mine.expect(200)["id"].as_str().expect("an id"), "50").await;
+    for n in 0..people {
+        let path = format!(
+            "/api/call/create_call?phoneNumber=%2B1212555{:04}&agent_id={}",
+            1000 + n,
+            tenant.agent
+        );
+        answer(app.request_as(tenant, Method::POST, &path).json(&json!({})))
+            .await
+            .expect(202);
+    }
+    settled(app).await;
+}
+
+/// What calls of an organisation come to, worked out from how long they lasted alone.
+struct Worked {
+    base: i64,
+    retail: i64,
+    commission: i64,
+    calls: i64,
+}
+
+fn round(dollars: Decimal) -> i64 {
+    let micros = (dollars * Decimal::from(1_000_000))
+        .round_dp_with_strategy(0, RoundingStrategy::MidpointNearestEven);
+    micros.to_string().parse().expect("a whole number")
+}
+
+async fn work_out(app: &App, org: &Tenant, commission: i64, markup: i64) -> Worked {
+    let rows = sqlx::query(
+        "select duration_seconds from calls where org_id = $1 and duration_seconds > 0",
+    )
+    .bind(org.org)
+    .fetch_all(&app.context.pool)
+    .await
+    .expect("calls");
+    let factor = Decimal::ONE + Decimal::new(markup, 2);
+    let mut worked = Worked {
+        base: 0,
+        retail: 0,
+        commission: 0,
+        calls: 0,
+    };
+    for row in rows {
+        let seconds: i32 = row.get(0);
+        let whole = (seconds + 59) / 60 * 60;
+        let mut base = 0;
+        for (quantity, rate) in [
+            (whole, "0.014"),
+            (seconds, "0.02"),
+            (seconds, "0.01"),
+            (seconds, "0.01"),
+        ] {
+            let rate: Decimal = rate.parse().expect("a rate");
+            let exact = Decimal::from(quantity) * rate;
+            base += round(exact / Decimal::from(60));
+            worked.retail += round(exact * factor / Decimal::from(60));
+        }
+        worked.base += base;
+        worked.commission += round(Decimal::new(base, 6) * Decimal::new(commission, 2));
+        worked.calls += 1;
+    }
+    worked
+}
+
+fn amount(micros: i64) -> Value {
+    let part = format!("{:06}", micros % 1_000_000);
+    let shown = part.trim_end_matches('0').len().max(2);
+    json!(format!("{}.{}", micros / 1_000_000, &part[..shown]))
+}
+
+async fn entries(app: &App) -> i64 {
+    app.count(
+        "select coalesce(sum(e.amount_micros), 0)::bigint
+         from ledger_entries e
+         join ledger_accounts a on a.id = e.account_id
+         where a.kind = 'reseller_earnings'",
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_distributor_earns_its_markup_and_its_commission() {
+    let app = App::start().await;
+    let root = root(&app).await;
+    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let org = app.tenant.org.to_string();
+    settle_pricing(&root, &org, "distributor", "10", "25").await;
+    let customer = customer(&app, "Customer").await;
+    call(&app, &root, &customer, 6).await;
+    let worked = work_out(&app, &customer, 10, 25).await;
+    assert_eq!(worked.calls, 6);
+    let markup = worked.retail - worked.base;
+    for period in ["day", "week", "month", "year", "all"] {
+        let told = ada
+            .get(&format!("{EARNINGS}/me?period={period}"))
+            .await
+            .expect(200);
+        assert_eq!(
+            told["base_cost_usd"],
+            amount(worked.base),
+            "{period}: {told}"
+        );
+        assert_eq!(
+            told["retail_revenue_usd"],
+            amount(worked.retail),
+            "{period}"
+        );
+        assert_eq!(told["markup_earned_usd"], amount(markup), "{period}");
+        assert_eq!(
+            told["commission_earned_usd"],
+            amount(worked.commission),
+            "{period}"
+        );
+        assert_eq!(
+            told["total_earned_usd"],
+            amount(markup + worked.commission),
+            "{period}"
+        );
+        assert_eq!(told["calls"], 6);
+        assert_eq!(told["org_type"], "distributor");
+        let path = format!("{EARNINGS}/me/breakdown?period={period}");
+        let parts = ada.get(&path).await.expect(200);
+        assert_eq!(parts["total_earned_usd"], told["total_earned_usd"]);
+        let buckets = parts["buckets"].as_array().expect("buckets");
+        let calls: i64 = buckets.iter().filter_map(|one| one["calls"].as_i64()).sum();
+        assert_eq!(calls, 6, "{period}");
+        let path = format!("{EARNINGS}/orgs/{org}?period={period}");
+        let seen = root.get(&path).await.expect(200);
+        assert_eq!(seen["total_earned_usd"], told["total_earned_usd"]);
+    }
+    assert_eq!(
+        entries(&app).await,
+        markup + worked.commission,
+        "the ledger says the same"
+    );
+    // The customer sees what it pays, and nothing of the split.
+    let told = answer(app.request_as(&customer, Method::GET, "/billing/usage/overview")).await;
+    let told = told.expect(200);
+    assert_eq!(told["total"]["cost_usd"], amount(worked.retail));
+    assert!(told["total"].get("base_cost_usd").is_none() && !told.to_string().contains("markup"));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_partner_earns_its_commission_and_no_markup() {
+    let app = App::start().await;
+    let root = root(&app).await;
+    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let org = app.tenant.org.to_string();
+    settle_pricing(&root, &org, "channel_partner", "12.5", "25").await;
+    let customer = customer(&app, "Customer").await;
+    call(&app, &root, &customer, 4).await;
+    // Its own calls count as well.
+    call(&app, &root, &app.tenant, 3).await;
+    let (theirs, own) = (
+        work_out_fraction(&app, &customer).await,
+        work_out_fraction(&app, &app.tenant).await,
+    );
+    let told = ada.get(&format!("{EARNINGS}/me")).await.expect(200);
+    assert_eq!(told["period"], "month");
+    assert_eq!(told["calls"], 7);
+    assert_eq!(told["markup_earned_usd"], "0.00");
+    assert_eq!(told["base_cost_usd"], told["retail_revenue_usd"]);
+    assert_eq!(told["commission_earned_usd"], amount(theirs + own));
+    assert_eq!(told["total_earned_usd"], amount(theirs + own));
+    assert_eq!(entries(&app).await, theirs + own);
+    app.finish().await;
+}
+
+/// An eighth of the base of each call.
+async fn work_out_fraction(app: &App, tenant: &Tenant) -> i64 {
+    let rows = sqlx::query("select base_micros from charges where org_id = $1 and version = 1")
+        .bind(tenant.org)
+        .fetch_all(&app.context.pool)
+        .await
+        .expect("charges");
+    let eighth = |row: &sqlx::postgres::PgRow| {
+        let base: i64 = row.get(0);
+        round(Decimal::new(base, 6) / Decimal::from(8))
+    };
+    rows.iter().map(eighth).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_administrators_of_resellers_see_earnings() {
+    let app = quiet().await;
+    let root = root(&app).await;
+    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let org = app.tenant.org.to_string();
+    for path in ["me", "me/breakdown"] {
+        let refused = ada.get(&format!("{EARNINGS}/{path}")).await.expect(403);
+        assert_eq!(
+            refused["detail"],
+            "Forbidden: not a reseller org or not org_admin"
+        );
+    }
+    settle_pricing(&root, &org, "channel_partner", "5", "0").await;
+    let nothing = ada
+        .get(&format!("{EARNINGS}/me?period=all"))
+        .await
+        .expect(200);
+    assert_eq!(nothing["total_earned_usd"], "0.00");
+    bob.get(&format!("{EARNINGS}/me")).await.expect(403);
+    app.get(&format!("{EARNINGS}/me")).await.expect(403);
+    ada.get(&format!("{EARNINGS}/orgs/{org}")).await.expect(403);
+    root.get(&format!("{EARNINGS}/orgs/{org}"))
+        .await
+        .expect(200);
+    root.get(&format!("{EARNINGS}/orgs/{}", uuid::Uuid::new_v4()))
+        .await
+        .expect(404);
+    for wrong in ["decade", "4months"] {
+        ada.get(&format!("{EARNINGS}/me?period={wrong}"))
+            .await
+            .expect(422);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_platform_makes_resellers_and_they_set_their_markup() {
+    let app = quiet().await;
+    let root = root(&app).await;
+    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let org = app.tenant.org.to_string();
+    let set = async |who: &Person<'_>, verb: &str, body: Value| {
+        let path = format!("/api/v1/orgs/{org}/{verb}");
+        who.send(Method::POST, &path, body).await
+    };
+    let markup = json!({"percentage": 20});
+    let refused = set(&ada, "markup", markup.clone()).await.expect(403);
+    assert_eq!(
+        refused["detail"],
+        "Forbidden: not a reseller org or not org_admin"
+    );
+    assert_eq!(
+        set(&root, "commission", markup.clone()).await.expect(409)["code"],
+        "not_a_reseller"
+    );
+    for who in [&ada, &bob, &eve] {
+        set(who, "business-model", json!({"org_type": "distributor"}))
+            .await
+            .expect(403);
+        set(who, "commission", markup.clone()).await.expect(403);
+    }
+    let made = set(&root, "business-model", json!({"org_type": "distributor"})).await;
+    assert_eq!(made.expect(200)["pricing"]["org_type"], "distributor");
+    let marked = set(&ada, "markup", json!({"percentage": "12.345678"}))
+        .await
+        .expect(200);
+    assert_eq!(marked["pricing"]["markup_percent"], "12.345678");
+    set(&eve, "markup", markup.clone()).await.expect(404);
+    set(&bob, "markup", markup).await.expect(403);
+    for wrong in [
+        json!({"percentage": -1}),
+        json!({"percentage": 1001}),
+        json!({"percentage": "0.0000001"}),
+        json!({"percentage": 1, "currency": "EUR"}),
+        json!({}),
+    ] {
+        set(&ada, "markup", wrong).await.expect(422);
+    }
+    set(&root, "commission", json!({"percentage": 101}))
+        .await
+        .expect(422);
+    set(&root, "business-model", json!({"org_type": "club"}))
+        .await
+        .expect(422);
+    let said = ["organization.set_business_model", "organization.set_markup"];
+    assert_eq!(audited(&app, &org).await, said);
+    app.finish().await;
+}

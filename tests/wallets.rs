@@ -1,0 +1,604 @@
+//! Wallets over HTTP: who may give, move, cap and put right, and what everybody sees of it.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::future::join_all;
+use peal_api::admin::AdminRole;
+use rand::RngExt;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::app::{App, Options, answer};
+use crate::harness::members::audited;
+use crate::harness::purse::{
+    WALLETS, available, give, move_money, move_under, org_wallet, root, tenants_wallet, wallet_of,
+};
+use crate::sign_in::{Person, quiet};
+
+async fn ada(app: &App) -> Person<'_> {
+    Person::new(app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await
+}
+
+async fn bob(app: &App) -> Person<'_> {
+    Person::new(app, "bob@example.com", "Acme", AdminRole::User).await
+}
+
+fn grants(wallet: &str) -> String {
+    format!("{WALLETS}/{wallet}/grants")
+}
+
+/// Moments as the API writes them.
+fn moment(value: &Value) -> DateTime<Utc> {
+    value.as_str().expect("a moment").parse().expect("a moment")
+}
+
+/// No wallet says anything but its entries, and no entry is missing.
+async fn adds_up(app: &App) {
+    let drifted = app
+        .count(
+            "select count(*)
+             from wallets w
+             where w.posted_micros <> (select coalesce(sum(amount_micros), 0) from ledger_entries e
+                                       where e.account_id = w.account_id)
+                or w.entries <> (select count(*) from ledger_entries e where e.account_id = w.account_id)",
+        )
+        .await;
+    assert_eq!(drifted, 0, "wallets have drifted from their entries");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_platform_mints_and_administrators_hand_it_on() {
+    let app = quiet().await;
+    let (root, ada, bob) = (root(&app).await, ada(&app).await, bob(&app).await);
+    let org = app.tenant.org.to_string();
+    let (company, bobs) = (org_wallet(&ada, &org).await, wallet_of(&bob).await);
+    let minted = give(&root, &company, "100").await;
+    assert_eq!(minted["message"], "credit granted");
+    assert_eq!(minted["grant"]["source"], "mint");
+    assert_eq!(minted["wallet"]["available_balance_usd"], "100.00");
+    assert_eq!(minted["wallet"]["owner"], "organization");
+
+    let body = json!({"amount_usd": 12.5, "note": "for November"});
+    let moved = move_money(&ada, &grants(&bobs), body).await.expect(201);
+    assert_eq!(moved["message"], "credit transferred");
+    assert_eq!(moved["grant"]["source"], "transfer");
+    assert_eq!(moved["grant"]["amount_usd"], "12.50");
+    assert_eq!(moved["grant"]["granted_by"], json!(ada.id));
+    assert_eq!(available(&bob, &bobs).await, "12.50");
+    assert_eq!(available(&ada, &company).await, "87.50");
+    let entry = &bob.get(&format!("{WALLETS}/{bobs}")).await.expect(200)["ledger"]["entries"][0];
+    assert_eq!(entry["id"], moved["ledger_entry_id"]);
+    assert_eq!(entry["entry_type"], "transfer_in");
+    assert_eq!(entry["balance_after_usd"], "12.50");
+    assert_eq!(entry["note"], "for November");
+    assert_eq!(entry["reference_id"], moved["grant"]["id"]);
+
+    let more = json!({"amount_usd": "87.500001"});
+    let refused = move_money(&ada, &grants(&bobs), more).await.expect(402);
+    assert_eq!(refused["code"], "insufficient_credits");
+    let back = json!({"amount_usd": "1"});
+    let own = move_money(&ada, &grants(&company), back.clone()).await;
+    assert_eq!(own.expect(400)["code"], "not_a_members_wallet");
+    move_money(&bob, &grants(&bobs), back).await.expect(403);
+    for wrong in [
+        json!({"amount_usd": 0}),
+        json!({"amount_usd": "-1"}),
+        json!({"amount_usd": "0.0000001"}),
+        json!({"amount_usd": "1", "expires_at": "2020-01-01T00:00:00Z"}),
+        json!({"amount_usd": "1", "priority": 101}),
+        json!({"amount_usd": "1", "source": "mint"}),
+        json!({}),
+    ] {
+        move_money(&root, &grants(&bobs), wrong).await.expect(422);
+    }
+    assert_eq!(audited(&app, &bobs).await, ["wallet.grant"]);
+    adds_up(&app).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn money_that_is_handed_on_expires_no_later_than_before() {
+    let app = quiet().await;
+    let (root, ada, bob) = (root(&app).await, ada(&app).await, bob(&app).await);
+    let company = org_wallet(&ada, &app.tenant.org.to_string()).await;
+    let bobs = wallet_of(&bob).await;
+    let in_days = |days| (Utc::now() + TimeDelta::days(days)).to_rfc3339();
+    for (amount, days) in [("5", 30), ("5", 10)] {
+        let body = json!({"amount_usd": amount, "expires_at": in_days(days)});
+        move_money(&root, &grants(&company), body).await.expect(201);
+    }
+    give(&root, &company, "5").await;
+    let body = |amount: &str| json!({"amount_usd": amount, "expires_at": in_days(60)});
+    let near = move_money(&ada, &grants(&bobs), body("4"))
+        .await
+        .expect(201);
+    let until = moment(&near["grant"]["expires_at"]);
+    assert!(until < Utc::now() + TimeDelta::days(11), "{near}");
+    // The rest of the first, all of the second, and some that never expires.
+    let rest = move_money(&ada, &grants(&bobs), body("8"))
+        .await
+        .expect(201);
+    assert!(moment(&rest["grant"]["expires_at"]) < Utc::now() + TimeDelta::days(11));
+    let last = move_money(&ada, &grants(&bobs), json!({"amount_usd": "3"})).await;
+    assert_eq!(last.expect(201)["grant"]["expires_at"], Value::Null);
+
+    // What administrators handed on they may shorten, not lengthen; what was minted is not theirs.
+    let patch = async |who: &Person<'_>, id: &Value, body: Value| {
+        let path = format!("{WALLETS}/grants/{}", id.as_str().expect("an id"));
+        who.send(Method::PATCH, &path, body).await
+    };
+    let id = &near["grant"]["id"];
+    let longer = json!({"expires_at": in_days(90)});
+    patch(&ada, id, longer.clone()).await.expect(403);
+    patch(&ada, id, json!({"expires_at": null}))
+        .await
+        .expect(403);
+    patch(&bob, id, json!({"locked": false})).await.expect(403);
+    patch(&ada, id, json!({"expires_at": in_days(1)}))
+        .await
+        .expect(200);
+    patch(&ada, id, json!({"expires_at": "2020-01-01T00:00:00Z"}))
+        .await
+        .expect(422);
+    patch(&root, id, longer).await.expect(200);
+    let detail = ada.get(&format!("{WALLETS}/{company}")).await.expect(200);
+    let minted = &detail["grants"][0]["id"];
+    patch(&ada, minted, json!({"locked": true}))
+        .await
+        .expect(403);
+    let stranger = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    patch(&stranger, id, json!({"locked": true}))
+        .await
+        .expect(404);
+    adds_up(&app).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grants_are_listed_as_they_are_spent_and_expire_on_time() {
+    let app = quiet().await;
+    let (root, bob) = (root(&app).await, bob(&app).await);
+    let bobs = wallet_of(&bob).await;
+    let soon = Utc::now() + TimeDelta::days(2);
+    let later = (Utc::now() + TimeDelta::days(20)).to_rfc3339();
+    for body in [
+        json!({"amount_usd": "1", "note": "fourth"}),
+        json!({"amount_usd": "2", "note": "third", "expires_at": later}),
+        json!({"amount_usd": "3", "note": "second", "expires_at": soon.to_rfc3339()}),
+        json!({"amount_usd": "4", "note": "first", "priority": 10}),
+        json!({"amount_usd": "5", "note": "locked", "priority": 1}),
+    ] {
+        move_money(&root, &grants(&bobs), body).await.expect(201);
+    }
+    let show = async || bob.get(&format!("{WALLETS}/{bobs}")).await.expect(200);
+    let locked = show().await["grants"][0]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let path = format!("{WALLETS}/grants/{locked}");
+    let told = root
+        .send(Method::PATCH, &path, json!({"locked": true}))
+        .await;
+    assert_eq!(told.expect(200)["state"], "locked");
+    let seen = show().await;
+    let notes = |seen: &Value| -> Vec<String> {
+        let grants = seen["grants"].as_array().expect("grants");
+        grants
+            .iter()
+            .map(|grant| grant["note"].as_str().expect("a note").to_owned())
+            .collect()
+    };
+    assert_eq!(
+        notes(&seen),
+        ["first", "second", "third", "fourth", "locked"]
+    );
+    assert_eq!(seen["available_balance_usd"], "10.00");
+    assert_eq!(seen["posted_usd"], "15.00");
+    let expiring = seen["upcoming_expiry"].as_array().expect("a list");
+    let amounts: Vec<&Value> = expiring.iter().map(|one| &one["amount_usd"]).collect();
+    assert_eq!(amounts, ["3.00", "2.00"]);
+
+    app.context.clock.shift(TimeDelta::days(3));
+    // Sessions have ended by then; keys have not.
+    let seen = app.get(&format!("{WALLETS}/{bobs}")).await.expect(200);
+    assert_eq!(seen["available_balance_usd"], "7.00");
+    assert_eq!(
+        notes(&seen),
+        ["first", "third", "fourth", "locked", "second"]
+    );
+    assert_eq!(seen["grants"][4]["state"], "expired");
+    adds_up(&app).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_requests_under_one_key_move_money_once() {
+    let app = quiet().await;
+    let (root, bob) = (root(&app).await, bob(&app).await);
+    let bobs = wallet_of(&bob).await;
+    let path = grants(&bobs);
+    let body = json!({"amount_usd": "7"});
+    let all = (0..100).map(|_| move_under(&root, &path, "november", body.clone()));
+    let answers = join_all(all).await;
+    let mut entries: Vec<Value> = Vec::new();
+    for told in answers {
+        match told.status.as_u16() {
+            201 => entries.push(told.json()["ledger_entry_id"].clone()),
+            // Under way, or the database is asked too much at once: nothing was done.
+            409 | 503 => {}
+            _ => panic!("{} {}", told.status, told.text),
+        }
+    }
+    entries.dedup();
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    assert_eq!(available(&bob, &bobs).await, "7.00");
+    let again = move_under(&root, &path, "november", body).await;
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    assert_eq!(again.expect(201)["ledger_entry_id"], entries[0]);
+    let other = move_under(&root, &path, "november", json!({"amount_usd": "8"})).await;
+    other.expect(422);
+    assert_eq!(app.count("select count(*) from grants").await, 1);
+
+    // For ever, also when the answer is forgotten.
+    sqlx::query("delete from idempotency_keys")
+        .execute(&app.context.pool)
+        .await
+        .expect("forget");
+    let late = move_under(&root, &path, "november", json!({"amount_usd": "7"})).await;
+    assert_eq!(late.expect(409)["code"], "posted_already");
+    assert_eq!(available(&bob, &bobs).await, "7.00");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_moves_money_names_the_request() {
+    let app = quiet().await;
+    let (root, bob) = (root(&app).await, bob(&app).await);
+    let bobs = wallet_of(&bob).await;
+    for (verb, body) in [
+        ("grants", json!({"amount_usd": "2"})),
+        ("adjust", json!({"delta_usd": "2", "reason": "a gift"})),
+    ] {
+        let path = format!("{WALLETS}/{bobs}/{verb}");
+        let nameless = root
+            .send(Method::POST, &path, body.clone())
+            .await
+            .expect(422);
+        assert_eq!(
+            nameless["errors"][0]["loc"],
+            json!(["header", "Idempotency-Key"])
+        );
+        let detail = nameless["detail"].as_str().expect("a text");
+        assert!(detail.contains("idempotency_key"), "{detail}");
+        let mut named = body.clone();
+        named["idempotency_key"] = json!(format!("by body {verb}"));
+        let first = root.send(Method::POST, &path, named.clone()).await;
+        assert!(first.status.is_success(), "{}", first.text);
+        let second = root.send(Method::POST, &path, named.clone()).await;
+        assert_eq!(second.headers["idempotent-replayed"], "true");
+        assert_eq!(second.json(), first.json());
+        let both = move_under(&root, &path, "by header", named.clone()).await;
+        both.expect(422);
+        named["idempotency_key"] = json!("\n");
+        root.send(Method::POST, &path, named).await.expect(422);
+    }
+    assert_eq!(available(&bob, &bobs).await, "4.00");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_transfers_at_once_conserve_money() {
+    let app = App::with(Options {
+        workers: 0,
+        settings: |settings| settings.database_pool = "30".to_owned(),
+        ..Options::default()
+    })
+    .await;
+    let (root, ada) = (root(&app).await, ada(&app).await);
+    let company = org_wallet(&ada, &app.tenant.org.to_string()).await;
+    for _ in 0..5 {
+        give(&root, &company, "20").await;
+    }
+    let mut wallets = Vec::new();
+    for name in ["bob", "cyd", "dan", "eli"] {
+        let email = format!("{name}@example.com");
+        let person = Person::new(&app, &email, "Acme", AdminRole::User).await;
+        wallets.push(wallet_of(&person).await);
+    }
+    let mut dice = rand::rng();
+    let moves: Vec<(usize, u32, bool)> = (0..100)
+        .map(|_| {
+            (
+                dice.random_range(0..4),
+                dice.random_range(1..3_000_000),
+                dice.random_range(0..4) == 0,
+            )
+        })
+        .collect();
+    let all = moves.iter().map(async |(to, micros, takes)| {
+        let amount = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
+        match takes {
+            // Somebody of the platform works on the same wallets meanwhile.
+            true => {
+                let path = format!("{WALLETS}/{}/adjust", wallets[*to]);
+                let body = json!({"delta_usd": format!("-{amount}"), "reason": "test"});
+                move_money(&root, &path, body).await
+            }
+            false => {
+                let body = json!({"amount_usd": amount});
+                move_money(&ada, &grants(&wallets[*to]), body).await
+            }
+        }
+    });
+    for told in join_all(all).await {
+        let fine = matches!(told.status.as_u16(), 200 | 201 | 402 | 409);
+        assert!(fine, "{} {}", told.status, told.text);
+    }
+    adds_up(&app).await;
+    let all = "select coalesce(sum(w.posted_micros), 0)::bigint
+               - (select coalesce(sum(-e.amount_micros), 0) from ledger_entries e
+                  join ledger_accounts a on a.id = e.account_id and a.kind in ('mint', 'adjustment'))::bigint
+               from wallets w";
+    assert_eq!(app.count(all).await, 0, "money came or went");
+    let minted = "select sum(-e.amount_micros)::bigint from ledger_entries e
+                  join ledger_accounts a on a.id = e.account_id and a.kind = 'mint'";
+    assert_eq!(app.count(minted).await, 100_000_000);
+    let grants = "select count(*) from grants g
+                  where g.amount_micros - g.remaining_micros <> coalesce(
+                      (select sum(u.amount_micros) from grant_uses u where u.grant_id = g.id), 0)";
+    assert_eq!(
+        app.count(grants).await,
+        0,
+        "grants have drifted from their uses"
+    );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balance_is_put_right_with_a_reason_and_not_below_nothing() {
+    let app = quiet().await;
+    let (root, ada, bob) = (root(&app).await, ada(&app).await, bob(&app).await);
+    let bobs = wallet_of(&bob).await;
+    give(&root, &bobs, "5").await;
+    let path = format!("{WALLETS}/{bobs}/adjust");
+    let put = async |body: Value| move_money(&root, &path, body).await;
+    let more = put(json!({"delta_usd": "2.25", "reason": "a bad line"}))
+        .await
+        .expect(200);
+    assert_eq!(more["wallet"]["available_balance_usd"], "7.25");
+    let detail = bob.get(&format!("{WALLETS}/{bobs}")).await.expect(200);
+    assert_eq!(
+        detail["grants"].as_array().map(Vec::len),
+        Some(1),
+        "no grant is made"
+    );
+    assert_eq!(detail["ledger"]["entries"][0]["note"], "a bad line");
+    assert_eq!(detail["ledger"]["entries"][0]["entry_type"], "adjustment");
+    let below = json!({"delta_usd": "-7.250001", "reason": "too much"});
+    let refused = put(below.clone()).await.expect(409);
+    assert_eq!(refused["code"], "balance_would_be_negative");
+    let mut allowed = below;
+    allowed["allow_negative"] = json!(true);
+    assert_eq!(
+        put(allowed).await.expect(200)["wallet"]["available_balance_usd"],
+        "-0.000001"
+    );
+    for wrong in [
+        json!({"delta_usd": 0, "reason": "nothing"}),
+        json!({"delta_usd": 1, "reason": " "}),
+        json!({"delta_usd": 1}),
+    ] {
+        put(wrong).await.expect(422);
+    }
+    let body = json!({"delta_usd": "1", "reason": "mine"});
+    move_money(&ada, &path, body.clone()).await.expect(403);
+    move_money(&bob, &path, body).await.expect(403);
+    assert_eq!(
+        audited(&app, &bobs).await,
+        ["wallet.grant", "wallet.adjust", "wallet.adjust"]
+    );
+    adds_up(&app).await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cap_is_set_and_cleared_by_administrators() {
+    let app = quiet().await;
+    let (root, ada, bob) = (root(&app).await, ada(&app).await, bob(&app).await);
+    let bobs = wallet_of(&bob).await;
+    let path = format!("{WALLETS}/{bobs}/cap");
+    let set = async |who: &Person<'_>, cap: Value| {
+        who.send(Method::POST, &path, json!({"monthly_cap_usd": cap}))
+            .await
+    };
+    let capped = set(&ada, json!("40")).await.expect(200);
+    assert_eq!(capped["wallet"]["monthly_cap_usd"], "40.00");
+    assert_eq!(capped["wallet"]["cap_remaining_usd"], "40.00");
+    let balance = bob.get("/api/v1/billing/credit-balance").await.expect(200);
+    assert_eq!(balance["monthly_cap_usd"], "40.00");
+    assert_eq!(balance["month_spend_usd"], "0.00");
+    assert_eq!(balance["wallet_id"], json!(bobs));
+    let cleared = set(&root, Value::Null).await.expect(200);
+    assert_eq!(cleared["message"], "cap cleared");
+    assert_eq!(cleared["wallet"]["cap_remaining_usd"], Value::Null);
+    assert_eq!(
+        set(&root, json!(0)).await.expect(200)["wallet"]["monthly_cap_usd"],
+        "0.00"
+    );
+    set(&ada, json!(-1)).await.expect(422);
+    set(&bob, json!(10)).await.expect(403);
+    ada.send(Method::POST, &path, json!({})).await.expect(422);
+    let stranger = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    set(&stranger, json!(1)).await.expect(404);
+    assert_eq!(audited(&app, &bobs).await.len(), 3);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wallet_is_seen_by_its_owner_their_administrators_and_the_platform() {
+    let app = quiet().await;
+    let (root, ada, bob) = (root(&app).await, ada(&app).await, bob(&app).await);
+    let org = app.tenant.org.to_string();
+    let (bobs, company) = (wallet_of(&bob).await, org_wallet(&ada, &org).await);
+    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    for (who, wallet, status) in [
+        (&bob, &bobs, 200),
+        (&ada, &bobs, 200),
+        (&root, &bobs, 200),
+        (&eve, &bobs, 404),
+        (&bob, &company, 404),
+        (&ada, &company, 200),
+    ] {
+        let seen = who.get(&format!("{WALLETS}/{wallet}")).await;
+        assert_eq!(seen.status, status, "{}", seen.text);
+    }
+    let members = format!("{WALLETS}/orgs/{org}/members");
+    let seen = ada.get(&members).await.expect(200);
+    assert_eq!(seen["total"], 3, "{seen}");
+    assert_eq!(root.get(&members).await.expect(200)["total"], 3);
+    eve.get(&members).await.expect(404);
+    bob.get(&members).await.expect(403);
+    for (list, least) in [("users", 5), ("orgs", 3)] {
+        let path = format!("{WALLETS}/{list}");
+        let told = root.get(&path).await.expect(200);
+        assert_eq!(told["total"], least, "{told}");
+        let page = root
+            .get(&format!("{path}?page=2&page_size=2"))
+            .await
+            .expect(200);
+        assert!(!page["wallets"].as_array().expect("wallets").is_empty());
+        ada.get(&path).await.expect(403);
+        root.get(&format!("{path}?page_size=0")).await.expect(422);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_is_read_back_page_by_page() {
+    let app = quiet().await;
+    let (root, bob) = (root(&app).await, bob(&app).await);
+    let bobs = wallet_of(&bob).await;
+    for _ in 0..7 {
+        give(&root, &bobs, "1").await;
+    }
+    let (mut after, mut numbers) = (String::new(), Vec::new());
+    loop {
+        let path = format!("{WALLETS}/{bobs}?limit=3{after}");
+        let page = bob.get(&path).await.expect(200)["ledger"].clone();
+        let entries = page["entries"].as_array().expect("entries");
+        numbers.extend(
+            entries
+                .iter()
+                .map(|entry| entry["number"].as_i64().expect("a number")),
+        );
+        match page["next"].as_i64() {
+            Some(next) => after = format!("&after={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(numbers, [7, 6, 5, 4, 3, 2, 1]);
+    bob.get(&format!("{WALLETS}/{bobs}?limit=201"))
+        .await
+        .expect(422);
+    bob.get(&format!("{WALLETS}/{bobs}?after=x"))
+        .await
+        .expect(422);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_looks_at_money_and_moves_none() {
+    let app = quiet().await;
+    let root = root(&app).await;
+    let wallet = tenants_wallet(&app).await;
+    give(&root, &wallet, "5").await;
+    // The key of somebody who could do everything.
+    sqlx::query("update users set role = 'super_admin' where org_id = $1")
+        .bind(app.tenant.org)
+        .execute(&app.context.pool)
+        .await
+        .expect("promote");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let org = app.tenant.org;
+    let body = json!({"amount_usd": "1", "delta_usd": "1", "reason": "x", "idempotency_key": "k"});
+    let digest = "select count(*) + sum(posted_micros)::bigint from wallets";
+    let before = app.count(digest).await;
+    let mut paths = vec![
+        format!("/api/v1/orgs/{org}/business-model"),
+        format!("/api/v1/orgs/{org}/commission"),
+        format!("/api/v1/orgs/{org}/markup"),
+        "/api/v1/service-prices".to_owned(),
+    ];
+    for base in ["/api/v1", ""] {
+        for rest in [
+            "grants",
+            "cap",
+            "adjust",
+            "grants/",
+            "grants%2F",
+            "../wallets",
+        ] {
+            paths.push(format!("{base}/wallets/{wallet}/{rest}"));
+        }
+        for rest in [
+            "usage/records",
+            "usage/export",
+            "credit-balance",
+            "usage-records/",
+        ] {
+            paths.push(format!("{base}/billing/{rest}"));
+        }
+    }
+    for path in &paths {
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
+            let told = answer(app.request(method.clone(), path).json(&body)).await;
+            let refused = matches!(told.status.as_u16(), 403 | 404 | 405);
+            assert!(refused, "{method} {path}: {} {}", told.status, told.text);
+        }
+        for method in [Method::GET, Method::HEAD] {
+            let dressed = app
+                .request(method, path)
+                .header("x-http-method-override", "POST")
+                .json(&body);
+            let told = answer(dressed).await;
+            assert!(!told.status.is_server_error(), "{path}: {}", told.status);
+        }
+    }
+    assert_eq!(app.count(digest).await, before, "a key has moved money");
+    for base in ["/api/v1/billing", "/billing"] {
+        for path in [
+            "usage-records",
+            "usage/records",
+            "usage/summary",
+            "usage/overview",
+            "credit-balance",
+        ] {
+            for method in [Method::GET, Method::HEAD] {
+                let told = answer(app.request(method, &format!("{base}/{path}"))).await;
+                assert_eq!(told.status, 200, "{base}/{path} {}", told.text);
+            }
+        }
+    }
+    assert_eq!(app.get(&format!("{WALLETS}/{wallet}")).await.status, 200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credits_are_not_assigned_any_more() {
+    let app = quiet().await;
+    for base in ["/api/v1", ""] {
+        let path = format!(
+            "{base}/organizations/{}/billing/assign-credits",
+            app.tenant.org
+        );
+        let told = app.post(&path, json!({"amount": 5})).await.expect(410);
+        assert_eq!(told["code"], "gone");
+        let detail = told["detail"].as_str().expect("a text");
+        assert!(
+            detail.contains("POST /api/v1/wallets/{wallet_id}/grants"),
+            "{detail}"
+        );
+    }
+    app.finish().await;
+}
