@@ -22,3 +22,4 @@ pub mod estimate;
 pub mod quote;
 pub mod settle;
 pub mod snapshots;
+pub mod verify;

@@ -28,6 +28,8 @@
 pub mod expiry;
 pub mod holds;
 pub mod ledger;
+pub mod opening;
+pub mod verify;
 
 use std::collections::BTreeMap;
 
