@@ -10,10 +10,12 @@ use peal_shared::access::Role;
 use peal_shared::agents::{self, NewAgent};
 use peal_shared::context::Context;
 use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId, UserId};
+use peal_shared::money::{NoAmount, Usd};
 use peal_shared::phone::{Country, E164};
 use peal_shared::phones::{self, NewPhone};
 use peal_shared::telephony::{Account, CarrierKind, Credentials};
 use peal_shared::trunks::{self, NewTrunk};
+use peal_shared::wallets::opening;
 use peal_shared::{api_keys, users};
 use rust_decimal::Decimal;
 use secrecy::SecretString;
@@ -70,6 +72,10 @@ pub struct Bootstrap {
     /// Have the carrier record calls.
     #[arg(long)]
     pub recording: bool,
+    /// Dollars to put into the administrator's wallet, which calls are paid from, each time this
+    /// is run. Without money there nothing is dialled.
+    #[arg(long, value_name = "USD", default_value = "0", value_parser = credit)]
+    pub credit_usd: Usd,
 }
 
 /// A vendor, as it is typed.
@@ -87,7 +93,16 @@ pub struct Ready {
     pub trunk_id: TrunkId,
     pub phone_id: PhoneId,
     pub api_key: String,
+    /// What the administrator can spend.
+    pub available_usd: Usd,
+    /// What is left to do before calls can be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<&'static str>,
 }
+
+/// What somebody without money is told.
+const NO_MONEY: &str = "the wallet is empty, so nothing will be dialled: run this again with --credit-usd 100, \
+    or have a super_admin grant credits";
 
 /// Sets everything up, or nothing.
 ///
@@ -132,6 +147,11 @@ pub async fn bootstrap(context: &Context, wanted: &Bootstrap) -> anyhow::Result<
     .await?;
     let keys = &context.config.keys;
     let api_key = api_keys::create_unscoped(&mut db, keys, org, user, "bootstrap").await?;
+    let now = context.clock.now();
+    if wanted.credit_usd.is_positive() {
+        opening::give_unscoped(&mut db, user, wanted.credit_usd, now).await?;
+    }
+    let available_usd = opening::available_unscoped(&mut db, user, now).await?;
     db.commit().await.context("nothing was set up")?;
     Ok(Ready {
         org_id: org,
@@ -140,6 +160,8 @@ pub async fn bootstrap(context: &Context, wanted: &Bootstrap) -> anyhow::Result<
         trunk_id: trunk,
         phone_id: phone,
         api_key,
+        available_usd,
+        hint: (!available_usd.is_positive()).then_some(NO_MONEY),
     })
 }
 
@@ -207,6 +229,14 @@ fn secret(text: &str) -> Result<SecretString, String> {
     match text.trim() {
         "" => Err("must not be empty".to_owned()),
         secret => Ok(secret.into()),
+    }
+}
+
+fn credit(text: &str) -> Result<Usd, String> {
+    let amount: Usd = text.parse().map_err(|error: NoAmount| error.to_string())?;
+    match amount >= Usd::ZERO {
+        true => Ok(amount),
+        false => Err("must not be negative".to_owned()),
     }
 }
 

@@ -45,6 +45,8 @@ pub enum Bell {
     Dial,
     /// Carriers have told something.
     Inbox,
+    /// Calls have ended and are to be charged.
+    Settle,
 }
 
 impl Bell {
@@ -53,6 +55,7 @@ impl Bell {
             Self::Jobs(queue) => queue.name(),
             Self::Dial => "dial",
             Self::Inbox => "inbox",
+            Self::Settle => "settle",
         }
     }
 
@@ -60,7 +63,7 @@ impl Bell {
     fn cap(self) -> isize {
         match self {
             Self::Jobs(_) => 1000,
-            Self::Dial | Self::Inbox => 16,
+            Self::Dial | Self::Inbox | Self::Settle => 16,
         }
     }
 }

@@ -125,6 +125,10 @@ impl Error {
     /// the same statement can never succeed.
     #[must_use]
     pub fn is_data_fault(&self) -> bool {
+        self.sqlstate_is_in(&["22", "23"])
+    }
+
+    fn sqlstate_is_in(&self, classes: &[&str]) -> bool {
         let Self::Unexpected(cause) = self else {
             return false;
         };
@@ -133,7 +137,28 @@ impl Error {
         };
         error
             .code()
-            .is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+            .is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
+    }
+
+    /// Whether the database was not there, or went away.
+    #[must_use]
+    pub fn is_lost_connection(&self) -> bool {
+        let Self::Unexpected(cause) = self else {
+            return false;
+        };
+        // Connection exceptions, an administrator's shutdown, too many connections.
+        self.sqlstate_is_in(&["08", "57", "53"])
+            || matches!(
+            cause.downcast_ref::<sqlx::Error>(),
+            Some(
+                sqlx::Error::Io(_)
+                    | sqlx::Error::Tls(_)
+                    | sqlx::Error::Protocol(_)
+                    | sqlx::Error::PoolTimedOut
+                    | sqlx::Error::PoolClosed
+                    | sqlx::Error::WorkerCrashed
+            )
+        )
     }
 
     /// Whether doing the same again later can succeed without anybody changing the input.

@@ -46,6 +46,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
                 note_ends(&context, &applied, began);
                 if !applied.finals.is_empty() {
                     context.bells.ring(Bell::Dial);
+                    context.bells.ring(Bell::Settle);
                 }
                 for batch in &applied.completed {
                     tracing::info!(batch.id = %batch, "batch completed");

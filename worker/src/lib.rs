@@ -4,7 +4,7 @@
 //! database and need not know of each other:
 //!
 //! - `dial`: claims due rows and places their calls, at each trunk's pace ([`dial`]).
-//! - `inbox`: applies what carriers reported ([`inbox`]).
+//! - `inbox`: applies what carriers reported ([`inbox`]) and charges what has ended ([`settle`]).
 //! - `ingest`: reads uploaded files ([`queues`]).
 //! - `misc`: everything else: starts, mail, exports, and the periodic repairs ([`schedule`]).
 //!
@@ -17,6 +17,7 @@ pub mod jobs;
 pub mod operate;
 pub mod queues;
 pub mod schedule;
+pub mod settle;
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -89,7 +90,10 @@ pub async fn run(
     if roles.contains(&Role::Inbox) {
         let (context, shutdown) = (Arc::clone(&context), shutdown.clone());
         running.spawn(async move {
-            inbox::run(context, shutdown).await;
+            tokio::join!(
+                inbox::run(Arc::clone(&context), shutdown.clone()),
+                settle::run(context, shutdown),
+            );
             Ok(())
         });
     }

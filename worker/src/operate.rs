@@ -8,6 +8,7 @@ use peal_shared::context::Context;
 use peal_shared::ids::{JobId, TrunkId};
 use peal_shared::queue::{self, Queue};
 use peal_shared::trunks;
+use peal_shared::billing::verify::verify_unscoped;
 use serde::Serialize;
 
 /// How many dead jobs are shown.
@@ -30,6 +31,17 @@ pub enum Command {
     Trunks,
     /// Lets a paused trunk dial again.
     ResumeTrunk { trunk: TrunkId },
+    /// Looks into the books.
+    #[command(subcommand)]
+    Ledger(Books),
+}
+
+/// What can be asked of the books.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Books {
+    /// Recomputes everything from the entries and prints what does not add up; nothing printed
+    /// and exit code 0 is a clean bill.
+    Verify,
 }
 
 impl Command {
@@ -50,6 +62,14 @@ impl Command {
                 Ok(())
             }
             Self::Trunks => print(trunks::list_unscoped(&mut db).await?),
+            Self::Ledger(Books::Verify) => {
+                drop(db);
+                let offenders = verify_unscoped(&context.pool).await?;
+                let count = offenders.len();
+                print(offenders)?;
+                anyhow::ensure!(count == 0, "{count} things in the books do not add up");
+                Ok(())
+            }
             Self::ResumeTrunk { trunk } => {
                 trunks::resume_unscoped(&mut db, trunk).await?;
                 context.bells.ring(Bell::Dial);

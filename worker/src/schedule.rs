@@ -16,11 +16,13 @@ use peal_shared::calls::reconcile::{
     Released, Silent, abandon_submissions_unscoped, bound_unscoped, lost, release_unscoped,
     take_silent_unscoped,
 };
-use peal_shared::campaigns::ingest;
+use peal_shared::campaigns::{ingest, starving};
 use peal_shared::context::Context;
 use peal_shared::idempotency::forget_old_unscoped;
 use peal_shared::sign_in::sessions;
 use peal_shared::telephony::{CallEvent, CallStatus, Ending, Outcome, Search};
+use peal_shared::wallets::expiry::expire_due_unscoped;
+use peal_shared::billing::verify::verify_unscoped;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +30,12 @@ use tokio_util::sync::CancellationToken;
 const REPAIR_EVERY: Duration = Duration::from_secs(2);
 /// How often what is too old is forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
+/// How often batches without money are looked at.
+const FEED_EVERY: Duration = Duration::from_secs(2);
+/// How often grants are looked at whose time may be up.
+const EXPIRE_EVERY: Duration = Duration::from_secs(30);
+/// How often the books are looked through.
+const VERIFY_EVERY: Duration = Duration::from_secs(3600);
 /// How often uploads that nobody reads any more are cleared away.
 const CLEAR_EVERY: Duration = Duration::from_secs(60);
 /// Questions under way at once.
@@ -51,6 +59,9 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
             ask_about_silent(&context, &shutdown)
         }),
         every(FORGET_EVERY, &shutdown, || forget(&context)),
+        every(FEED_EVERY, &shutdown, || feed(&context)),
+        every(EXPIRE_EVERY, &shutdown, || expire(&context)),
+        every(VERIFY_EVERY, &shutdown, || look_through_books(&context)),
     );
 }
 
@@ -91,6 +102,36 @@ async fn forget(context: &Context) -> Result<()> {
     let mut db = context.pool.acquire().await?;
     forget_old_unscoped(&mut db, context.clock.now()).await?;
     sessions::forget_old_unscoped(&mut db, context.clock.now()).await?;
+    Ok(())
+}
+
+/// Pauses batches that have starved, and lets those go on for which there is money again.
+async fn feed(context: &Context) -> Result<()> {
+    for (batch, why) in starving::pause_starved_unscoped(&context.pool).await? {
+        tracing::info!(batch.id = %batch, why = why.code(), "batch paused");
+    }
+    for (batch, job) in starving::resume_fed_unscoped(&context.pool, context.basis()).await? {
+        tracing::info!(batch.id = %batch, "batch resumed: there is money again");
+        context.bells.ring_job(&job);
+    }
+    Ok(())
+}
+
+async fn expire(context: &Context) -> Result<()> {
+    let wallets = expire_due_unscoped(&context.pool, context.clock.now()).await?;
+    if wallets > 0 {
+        tracing::info!(wallets, "grants have expired");
+    }
+    Ok(())
+}
+
+/// Looks through the books. One replica after another does so: it only reads.
+async fn look_through_books(context: &Context) -> Result<()> {
+    let offenders = verify_unscoped(&context.pool).await?;
+    context.metrics.money.verified(offenders.len());
+    for offender in &offenders {
+        tracing::error!(check = offender.check, of = %offender.of, "the books do not add up");
+    }
     Ok(())
 }
 

@@ -31,3 +31,4 @@ pub mod quote;
 pub mod settle;
 pub mod snapshots;
 pub mod usage;
+pub mod verify;

@@ -429,3 +429,30 @@ pub async fn put_off_unscoped(pool: &PgPool, due: i64) -> Result<()> {
     .await?;
     Ok(())
 }
+
+/// What waits to be settled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backlog {
+    pub calls: i64,
+    pub oldest_secs: f64,
+}
+
+/// Counts what waits, up to a number, for operators.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn backlog_unscoped(db: &mut PgConnection, most: i64) -> Result<Backlog> {
+    let backlog = sqlx::query_as!(
+        Backlog,
+        r#"select count(*) as "calls!",
+                  coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::float8 as "oldest_secs!"
+           from (select since
+                 from charges_due
+                 order by id
+                 limit $1) waiting"#,
+        most,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(backlog)
+}

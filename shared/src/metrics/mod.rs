@@ -13,6 +13,7 @@
 mod dial;
 mod events;
 mod http;
+mod money;
 mod page;
 mod sample;
 
@@ -23,6 +24,7 @@ use prometheus_client::registry::Registry;
 pub use dial::{Dial, OfTrunk};
 pub use events::Events;
 pub use http::{Http, Route};
+pub use money::Money;
 pub use page::{listen, serve};
 
 #[cfg(doc)]
@@ -45,6 +47,7 @@ pub struct Metrics {
     pub dial: Dial,
     pub events: Events,
     pub http: Http,
+    pub money: Money,
     sampled: sample::Sampled,
 }
 
@@ -55,6 +58,7 @@ impl Default for Metrics {
             dial: Dial::register(&mut registry),
             events: Events::register(&mut registry),
             http: Http::register(&mut registry),
+            money: Money::register(&mut registry),
             sampled: sample::Sampled::register(&mut registry),
             registry,
         }

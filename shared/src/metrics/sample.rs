@@ -21,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::{Level, SECONDS};
 use crate::bells::Bells;
+use crate::billing::settle;
 use crate::context::Context;
 use crate::error::Result;
 use crate::queue;
@@ -101,6 +102,8 @@ pub struct Sampled {
     live: Family<Status, Gauge>,
     unapplied: Known<i64>,
     oldest_event: Known<f64>,
+    unsettled: Known<i64>,
+    oldest_charge: Known<f64>,
     trunk_calls: Family<Trunk, Gauge>,
     trunk_limit: Family<Trunk, Gauge>,
     trunk_pace: Family<Trunk, Level>,
@@ -124,6 +127,8 @@ impl Sampled {
             live: Family::default(),
             unapplied: Known::default(),
             oldest_event: Known::default(),
+            unsettled: Known::default(),
+            oldest_charge: Known::default(),
             trunk_calls: Family::default(),
             trunk_limit: Family::default(),
             trunk_pace: Family::default(),
@@ -178,6 +183,17 @@ impl Sampled {
             "How long the oldest unapplied event has waited",
             Unit::Seconds,
             self.oldest_event.clone(),
+        );
+        registry.register(
+            "peal_calls_unsettled",
+            "Ended calls that wait to be charged, up to 100000",
+            self.unsettled.clone(),
+        );
+        registry.register_with_unit(
+            "peal_settle_lag",
+            "How long the oldest call that waits to be charged has waited",
+            Unit::Seconds,
+            self.oldest_charge.clone(),
         );
     }
 
@@ -270,6 +286,9 @@ impl Sampled {
         self.unapplied.set(events);
         let oldest = state.as_ref().map(|state| state.oldest_event_secs);
         self.oldest_event.set(oldest);
+        self.unsettled.set(state.as_ref().map(|state| state.unsettled));
+        let oldest = state.as_ref().map(|state| state.oldest_charge_secs);
+        self.oldest_charge.set(oldest);
         self.trunk_calls.clear();
         self.trunk_limit.clear();
         self.trunk_pace.clear();
@@ -385,6 +404,8 @@ struct State {
     live: Vec<(CallStatus, i64)>,
     unapplied: i64,
     oldest_event_secs: f64,
+    unsettled: i64,
+    oldest_charge_secs: f64,
     trunks: Vec<trunks::TrunkState>,
 }
 
@@ -416,6 +437,7 @@ impl State {
         )
         .fetch_one(&mut *db)
         .await?;
+        let charges = settle::backlog_unscoped(&mut db, EVENTS_LIMIT).await?;
         let trunks = trunks::list_unscoped(&mut db).await?;
         db.rollback().await?;
         Ok(Self {
@@ -426,6 +448,8 @@ impl State {
                 .collect(),
             unapplied: events.waiting,
             oldest_event_secs: events.oldest_secs.unwrap_or(0.0),
+            unsettled: charges.calls,
+            oldest_charge_secs: charges.oldest_secs,
             trunks,
         })
     }

@@ -33,6 +33,8 @@ pub mod expiry;
 pub mod grants;
 pub mod holds;
 pub mod ledger;
+pub mod opening;
+pub mod verify;
 pub mod view;
 
 use std::collections::BTreeMap;

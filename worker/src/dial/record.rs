@@ -177,6 +177,7 @@ impl Recorder {
         note_ends(&self.context, &applied, began);
         if !applied.finals.is_empty() {
             self.context.bells.ring(Bell::Dial);
+            self.context.bells.ring(Bell::Settle);
         }
         for batch in applied.completed {
             tracing::info!(batch.id = %batch, "batch completed");

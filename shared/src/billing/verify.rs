@@ -1,0 +1,89 @@
+//! Whether everything that has to do with money adds up, recomputed from the rows.
+//!
+//! The ledger, wallets, grants and holds are judged by `wallets/verify.sql`; here each call that
+//! has ended is priced again, from its carrier's duration and its frozen prices, and compared
+//! with what it was charged. All of it is seen in one snapshot, so it can be asked for while
+//! calls are made.
+
+use futures::TryStreamExt;
+use serde_json::json;
+use sqlx::{PgConnection, PgPool};
+
+use super::quote::{Bill, Used, price};
+use super::snapshots;
+use crate::error::Result;
+use crate::ids::{CallId, SnapshotId};
+use crate::money::Usd;
+use crate::wallets::verify::{Offender, offenders_unscoped};
+
+/// Looks through the books; answers with what does not add up. Calls that wait to be settled are
+/// not judged by what they will be charged. Books are looked through for all tenants.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn verify_unscoped(pool: &PgPool) -> Result<Vec<Offender>> {
+    let mut db = pool
+        .begin_with("begin isolation level repeatable read read only")
+        .await?;
+    let mut offenders = offenders_unscoped(&mut db).await?;
+    offenders.extend(mispriced(&mut db).await?);
+    db.rollback().await?;
+    Ok(offenders)
+}
+
+/// Calls that were charged something else than they cost.
+async fn mispriced(db: &mut PgConnection) -> Result<Vec<Offender>> {
+    let snapshots = sqlx::query_scalar!(r#"select id as "id: SnapshotId" from price_snapshots"#)
+        .fetch_all(&mut *db)
+        .await?;
+    let prices = snapshots::load_unscoped(db, &snapshots).await?;
+    let mut offenders = Vec::new();
+    let mut calls = sqlx::query!(
+        r#"select c.id as "id: CallId", c.duration_seconds, c.carrier_call_id is not null as "attempted!",
+                  h.price_snapshot_id as "snapshot_id: SnapshotId", coalesce(k.seconds, 0) as "seconds!",
+                  coalesce(k.base, 0)::bigint as "base!: Usd", coalesce(k.retail, 0)::bigint as "retail!: Usd",
+                  coalesce(k.markup, 0)::bigint as "markup!: Usd",
+                  coalesce(k.commission, 0)::bigint as "commission!: Usd"
+           from holds h
+           join calls c on c.id = h.call_id
+           left join (
+               select call_id, sum(billed_seconds) as seconds, sum(base_micros) as base, sum(retail_micros) as retail,
+                      sum(markup_micros) as markup, sum(commission_micros) as commission
+               from charges
+               group by call_id
+           ) k on k.call_id = c.id
+           where c.status = 'final'
+             and not exists (select from charges_due d where d.call_id = c.id)"#,
+    )
+    .fetch(db);
+    while let Some(call) = calls.try_next().await? {
+        let used = Used {
+            attempted: call.attempted,
+            seconds: call.duration_seconds.unwrap_or_default(),
+        };
+        let bill = prices
+            .get(&call.snapshot_id)
+            .map(|prices| price(prices, used))
+            .unwrap_or_default();
+        let charged = [call.base, call.retail, call.markup, call.commission];
+        if !is_what_was_charged(&bill, call.seconds, charged) {
+            offenders.push(Offender {
+                check: "call_is_charged_its_price",
+                of: call.id.to_string(),
+                found: json!({
+                    "price": bill.retail, "charged": call.retail, "base": bill.base, "charged_base": call.base,
+                    "seconds": used.seconds, "billed_seconds": bill.billed_seconds, "charged_seconds": call.seconds,
+                }),
+            });
+        }
+    }
+    Ok(offenders)
+}
+
+/// A call for which nothing is billed has no charge, and so no seconds of one.
+fn is_what_was_charged(bill: &Bill, seconds: i64, charged: [Usd; 4]) -> bool {
+    if charged != [bill.base, bill.retail, bill.markup, bill.commission] {
+        return false;
+    }
+    bill.retail.is_zero() || seconds == i64::from(bill.billed_seconds)
+}

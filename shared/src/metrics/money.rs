@@ -1,0 +1,70 @@
+//! Numbers of money: calls are settled in groups, and the books are looked through.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::dial::as_number;
+use super::{GROUPS, SECONDS};
+use crate::billing::settle::Settled;
+
+/// What happened to money.
+#[derive(Debug)]
+pub struct Money {
+    settled: Histogram,
+    settle_time: Histogram,
+    put_off: Counter,
+    offenders: Gauge,
+}
+
+impl Money {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let new = Self {
+            settled: Histogram::new(GROUPS),
+            settle_time: Histogram::new(SECONDS),
+            put_off: Counter::default(),
+            offenders: Gauge::default(),
+        };
+        registry.register(
+            "peal_settled_calls",
+            "Calls that have ended, settled in one transaction",
+            new.settled.clone(),
+        );
+        registry.register_with_unit(
+            "peal_settle",
+            "How long a transaction that settled calls took",
+            Unit::Seconds,
+            new.settle_time.clone(),
+        );
+        registry.register(
+            "peal_settlements_put_off",
+            "Calls that the database refused to settle; they need a look",
+            new.put_off.clone(),
+        );
+        registry.register(
+            "peal_ledger_offenders",
+            "What does not add up, by the last look of this process through the books",
+            new.offenders.clone(),
+        );
+        new
+    }
+
+    /// One transaction settled calls and took so long.
+    pub fn settled(&self, settled: &Settled, took: Duration) {
+        self.settled.observe(as_number(settled.taken));
+        self.settle_time.observe(took.as_secs_f64());
+    }
+
+    /// A call cannot be settled.
+    pub fn put_off(&self) {
+        self.put_off.inc();
+    }
+
+    /// So much did not add up.
+    pub fn verified(&self, offenders: usize) {
+        self.offenders.set(i64::try_from(offenders).unwrap_or(i64::MAX));
+    }
+}

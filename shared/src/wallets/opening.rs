@@ -1,0 +1,88 @@
+//! Money that the platform's operator gives to a user from the command line, so that the first
+//! calls can be made.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
+use super::{Locked, lock_unscoped, look_unscoped};
+use crate::error::{Error, Result};
+use crate::ids::{GrantId, TransactionId, UserId, WalletId};
+use crate::money::Usd;
+
+/// Gives a user so much, as a grant that does not expire. The operator has no principal.
+///
+/// # Errors
+/// [`Error::NotFound`] for a user without a wallet; [`Error::Unexpected`] from the database.
+pub async fn give_unscoped(
+    db: &mut PgConnection,
+    user: UserId,
+    amount: Usd,
+    now: DateTime<Utc>,
+) -> Result<WalletId> {
+    let wallet = of(db, user).await?;
+    let locked = lock_unscoped(db, &[wallet], now).await?;
+    let org = locked.get(&wallet).ok_or(Error::NotFound("Wallet"))?.org;
+    let grant = GrantId::new();
+    let leg = |account, entry, amount| Leg {
+        account,
+        entry,
+        amount,
+        grant: Some(grant),
+    };
+    let posting = Posting {
+        org,
+        kind: Kind::Grant,
+        idem_key: grant.to_string(),
+        reverses: None,
+        actor: None,
+        reason: None,
+        folded: Folded::default(),
+        legs: vec![
+            leg(Account::Wallet(wallet), EntryType::Grant, amount),
+            leg(Account::Mint, EntryType::Mint, -amount),
+        ],
+        uses: Vec::new(),
+    };
+    let transactions = post_unscoped(db, &[posting]).await?;
+    sqlx::query!(
+        "insert into grants (id, org_id, wallet_id, source, amount_micros, remaining_micros, transaction_id)
+         select $1, w.org_id, w.id, 'mint', $3, $3, $4
+         from wallets w
+         where w.id = $2",
+        grant as GrantId,
+        wallet as WalletId,
+        amount as Usd,
+        transactions.first().copied() as Option<TransactionId>,
+    )
+    .execute(db)
+    .await?;
+    Ok(wallet)
+}
+
+/// What a user can spend. The operator has no principal.
+///
+/// # Errors
+/// As [`give_unscoped`].
+pub async fn available_unscoped(
+    db: &mut PgConnection,
+    user: UserId,
+    now: DateTime<Utc>,
+) -> Result<Usd> {
+    let wallet = of(db, user).await?;
+    let seen = look_unscoped(db, &[wallet], now).await?;
+    Ok(seen.get(&wallet).map(Locked::available).unwrap_or_default())
+}
+
+async fn of(db: &mut PgConnection, user: UserId) -> Result<WalletId> {
+    sqlx::query_scalar!(
+        r#"select w.id as "id: WalletId"
+           from users u
+           join wallets w on w.org_id = u.org_id and w.user_id = u.id
+           where u.id = $1"#,
+        user as UserId,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Wallet"))
+}

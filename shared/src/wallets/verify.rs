@@ -1,0 +1,63 @@
+//! Whether wallets, grants and holds are what the ledger and the calls say they are.
+
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use crate::error::Result;
+
+/// Something that does not add up.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Offender {
+    /// The rule that is broken.
+    pub check: &'static str,
+    /// The id of what breaks it.
+    pub of: String,
+    /// The numbers that should have been equal.
+    pub found: Value,
+}
+
+/// Recomputes every projection from its rows, in one statement and so in one snapshot. Books are
+/// looked through for all tenants.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn offenders_unscoped(db: &mut PgConnection) -> Result<Vec<Offender>> {
+    let rows = sqlx::query_file!("src/wallets/verify.sql")
+        .fetch_all(db)
+        .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Offender {
+            check: known(&row.rule),
+            of: row.of,
+            found: row.found,
+        })
+        .collect())
+}
+
+/// The rules that the statement looks at.
+const RULES: [&str; 15] = [
+    "transaction_sums_to_zero",
+    "transaction_has_entries",
+    "wallet_is_its_entries",
+    "entries_carry_the_balance",
+    "wallet_holds_its_holds",
+    "wallet_counts_its_month",
+    "grant_is_its_uses",
+    "grant_pins_its_holds",
+    "grant_was_posted",
+    "grants_pay_no_more_than_was_paid",
+    "charges_are_their_transaction",
+    "shares_are_the_retail_price",
+    "charges_are_numbered",
+    "hold_ends_with_its_call",
+    "calls_hold_money",
+];
+
+fn known(rule: &str) -> &'static str {
+    RULES
+        .into_iter()
+        .find(|known| *known == rule)
+        .unwrap_or("unknown_rule")
+}
