@@ -67,11 +67,11 @@ pub struct Split {
 /// A query of calls `c` that are in the caller's sight, with their agent `a` and, when they were
 /// charged, their first charge `first`. Behind the joins may stand another, behind the
 /// conditions whatever follows, whose arguments begin at `$10`.
-macro_rules! sessions {
-    ($type:ty, $head:tt, $join:tt, $tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
+macro_rules! of_sessions {
+    ($type:ty, [$($head:tt)+], $join:tt, $tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
         sqlx::query_as!(
             $type,
-            $head + r#"
+            $($head)+ + r#"
              from calls c
              join agents a on a.id = c.agent_id
              join users u on u.id = c.user_id
@@ -100,4 +100,4 @@ macro_rules! sessions {
         )
     };
 }
-use sessions;
+use of_sessions;

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Filter, Split, sessions};
+use super::{Filter, Split, of_sessions};
 use crate::access::Scope;
 use crate::billing::quote::{Line, Service, Unit};
 use crate::error::{Error, Result};
@@ -169,16 +169,16 @@ impl Row {
 /// [`Row`]s of sessions.
 macro_rules! session_rows {
     ($tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
-        sessions!(
+        of_sessions!(
             Row,
-            r#"select c.id as "session_id: CallId", first.id as "charge_id?", c.org_id as "organization_id: OrgId",
+            [r#"select c.id as "session_id: CallId", first.id as "charge_id?", c.org_id as "organization_id: OrgId",
                       c.user_id as "user_id: UserId", c.agent_id as "agent_id: AgentId", a.name as agent_name,
                       c.batch_id as "batch_id: BatchId", c.from_number, c.to_number, c.outcome,
                       c.created_at as started_at, c.ended_at,
                       coalesce(c.duration_seconds, 0)::bigint as "duration_seconds!",
                       spent.billed_seconds as "billed_seconds!", spent.retail as "retail!: Usd",
                       spent.base as "base!: Usd", spent.markup as "markup!: Usd",
-                      spent.commission as "commission!: Usd", spent.lines, first.created_at as "charged_at?""#,
+                      spent.commission as "commission!: Usd", spent.lines, first.created_at as "charged_at?""#],
             r#"cross join lateral (
                    select coalesce(sum(e.billed_seconds), 0)::bigint as billed_seconds,
                           coalesce(sum(e.retail_micros), 0)::bigint as retail,
@@ -215,9 +215,9 @@ pub async fn list(
     if !filter.is_of_calls() {
         return Ok((Vec::new(), 0));
     }
-    let counted = sessions!(
+    let counted = of_sessions!(
         Counted,
-        r#"select count(*) as "n!""#,
+        [r#"select count(*) as "n!""#],
         "",
         "and first.id is not null",
         scope,

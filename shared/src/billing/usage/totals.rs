@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
-use super::{Filter, Split, sessions};
+use super::{Filter, Split, of_sessions};
 use crate::access::Scope;
 use crate::billing::period::{Bucket, Period, fill};
 use crate::error::Result;
@@ -113,14 +113,14 @@ impl Sums {
 /// [`Sums`] of sessions, one for each value of the first column.
 macro_rules! sums {
     ($start:tt, $tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
-        sessions!(
+        of_sessions!(
             Sums,
-            $start + r#", count(*) as "calls!", coalesce(sum(c.duration_seconds), 0)::bigint as "duration_seconds!",
+            [$start + r#", count(*) as "calls!", coalesce(sum(c.duration_seconds), 0)::bigint as "duration_seconds!",
                       coalesce(sum(spent.billed_seconds), 0)::bigint as "billed_seconds!",
                       coalesce(sum(spent.retail), 0)::bigint as "retail!: Usd",
                       coalesce(sum(spent.base), 0)::bigint as "base!: Usd",
                       coalesce(sum(spent.markup), 0)::bigint as "markup!: Usd",
-                      coalesce(sum(spent.commission), 0)::bigint as "commission!: Usd""#,
+                      coalesce(sum(spent.commission), 0)::bigint as "commission!: Usd""#],
             r#"cross join lateral (
                    select sum(e.billed_seconds) as billed_seconds, sum(e.retail_micros) as retail,
                           sum(e.base_micros) as base, sum(e.markup_micros) as markup,
