@@ -29,6 +29,7 @@ pub mod expiry;
 pub mod holds;
 pub mod ledger;
 pub mod opening;
+pub mod overview;
 pub mod verify;
 
 use std::collections::BTreeMap;
