@@ -41,8 +41,8 @@ alter table organizations
     add column markup_currency text not null default 'USD' check (markup_currency = 'USD');
 
 -- Who earns from what an organisation spends, and on which terms: a reseller from its own calls
--- and from those of its customers. Runs as the owner, because nobody else in an organisation
--- may look at the one above it.
+-- and from those of its customers. Runs as peal_system, because nobody in an organisation may
+-- look at the one above it, and the owner of the tables is behind the wall as well.
 create function reseller_terms(org uuid)
     returns table (reseller_org_id uuid, org_type text, markup_percent numeric, commission_percent numeric)
     language sql stable security definer set search_path = public
@@ -54,6 +54,9 @@ as $$
     where o.id = org
       and r.org_type <> 'internal'
 $$;
+grant create on schema public to peal_system;
+alter function reseller_terms(uuid) owner to peal_system;
+revoke create on schema public from peal_system;
 
 -- The prices of a call, frozen when it was claimed. Equal ones of an organisation are one row.
 create table price_snapshots (
