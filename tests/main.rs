@@ -23,6 +23,7 @@ mod limits;
 mod mail;
 mod mcp;
 mod metrics;
+mod money;
 mod openapi;
 mod organizations;
 mod overload;

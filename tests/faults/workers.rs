@@ -20,7 +20,8 @@ async fn killed_workers_ring_nobody_twice_and_forget_nobody() {
             seed,
             Setup {
                 worker_faults: "claim.committed=0.02,claim.uncommitted=0.02,place.unsent=0.003,place.answered=0.003,\
-                                record.uncommitted=0.02,record.committed=0.02,inbox.uncommitted=0.02,inbox.committed=0.02",
+                                record.uncommitted=0.02,record.committed=0.02,inbox.uncommitted=0.02,inbox.committed=0.02,\
+                                settle.uncommitted=0.02,settle.committed=0.02",
                 ..Setup::default()
             },
         )

@@ -9,13 +9,17 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use peal_shared::access::Role as UserRole;
 use peal_shared::agents::{self, NewAgent};
+use peal_shared::billing::settle::settle_due_unscoped;
+use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::config::{Config, LimitSettings, Settings};
 use peal_shared::context::{Context, Process};
 use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId};
+use peal_shared::money::Usd;
 use peal_shared::phone::E164;
 use peal_shared::phones::{self, NewPhone};
 use peal_shared::telephony::{Account, CarrierKind, Credentials};
 use peal_shared::trunks::{self, NewTrunk};
+use peal_shared::wallets::opening;
 use peal_shared::{api_keys, users};
 use peal_simulator::{Callee, Config as Carrier, Running, Simulator};
 use peal_worker::Role;
@@ -42,6 +46,8 @@ pub struct Options {
     pub agent_message: &'static str,
     pub recording: bool,
     pub machine_detection: bool,
+    /// What the tenant's user has to spend.
+    pub credit: Usd,
     pub carrier: Carrier,
     pub settings: fn(&mut Settings),
 }
@@ -55,6 +61,7 @@ impl Default for Options {
             agent_message: "Hello {{name}}, this is Peal.",
             recording: false,
             machine_detection: false,
+            credit: Usd::dollars(1_000_000),
             carrier: everybody_answers(),
             settings: |_| {},
         }
@@ -235,6 +242,24 @@ impl App {
                 == 0
         };
         eventually("everything is done", PATIENCE, quiet).await;
+        self.settle().await;
+    }
+
+    /// Charges whatever has ended and was not charged yet.
+    pub async fn settle(&self) {
+        let context = &self.context;
+        while settle_due_unscoped(&context.pool, 500, context.clock.now())
+            .await
+            .expect("settle")
+            .taken
+            > 0
+        {}
+    }
+
+    /// Fails unless the books add up.
+    pub async fn verify(&self) {
+        let offenders = verify_unscoped(&self.context.pool).await.expect("verify");
+        assert!(offenders.is_empty(), "the books do not add up: {offenders:#?}");
     }
 
     /// Stops everything and fails the test if something was left over or went wrong unseen.
@@ -252,6 +277,9 @@ impl App {
         if let Some(api) = self.api.take() {
             api.await.expect("api").expect("the api stops well");
         }
+        // What a worker was charging when it stopped is charged here.
+        self.settle().await;
+        self.verify().await;
         let dead = self
             .count("select count(*) from jobs where state = 'dead'")
             .await;
@@ -409,6 +437,11 @@ pub async fn found_tenant(
     let user = users::ensure_user_unscoped(&mut db, org, &email, UserRole::OrgAdmin)
         .await
         .expect("user");
+    if options.credit.is_positive() {
+        opening::give_unscoped(&mut db, user, options.credit, context.clock.now())
+            .await
+            .expect("credit");
+    }
     let account = Account {
         kind: CarrierKind::Twilio,
         account_id: ACCOUNT.to_owned(),

@@ -2,6 +2,8 @@
 
 use jsonwebtoken::{EncodingKey, Header, encode};
 use peal_shared::access::Role;
+use peal_shared::money::Usd;
+use peal_shared::wallets::opening;
 use peal_shared::{api_keys, users};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -9,9 +11,12 @@ use serde_json::{Value, json};
 use super::app::{App, JWT_SECRET, Tenant};
 use super::client::{Answer, answer};
 
-/// Somebody of the tenant's organisation, with a key of their own.
+/// What a member has to spend.
+const CREDIT: Usd = Usd::dollars(1000);
+
+/// Somebody of the tenant's organisation, with a key and money of their own.
 pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
-    let mut db = app.context.pool.acquire().await.expect("connection");
+    let mut db = app.context.pool.begin().await.expect("transaction");
     let org = app.tenant.org;
     let user = users::ensure_user_unscoped(&mut db, org, email, role)
         .await
@@ -20,6 +25,11 @@ pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
     let api_key = api_keys::create_unscoped(&mut db, keys, org, user, "tests")
         .await
         .expect("key");
+    let now = app.context.clock.now();
+    opening::give_unscoped(&mut db, user, CREDIT, now)
+        .await
+        .expect("credit");
+    db.commit().await.expect("commit");
     Tenant {
         api_key,
         ..app.tenant.clone()

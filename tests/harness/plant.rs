@@ -26,6 +26,7 @@ use uuid::Uuid;
 use super::app::{Options, connect_with, everybody_answers, found_tenant, settings};
 use super::client::{Client, PATIENCE};
 use super::eventually;
+use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::context::MIGRATIONS;
 
 /// One plant at a time: the pace is judged by the clock of a machine that others use too.
@@ -400,7 +401,8 @@ impl Plant {
             "select (select count(*) from call_batches where id = '{batch}' and status <> 'completed')
                   + (select count(*) from jobs where state in ('ready', 'running'))
                   + (select count(*) from call_events where applied_at is null)
-                  + (select count(*) from calls where live)"
+                  + (select count(*) from calls where live)
+                  + (select count(*) from charges_due)"
         );
         let deadline = Instant::now() + PATIENCE;
         while self.count(&left).await != Some(0) {
@@ -439,6 +441,7 @@ impl Plant {
             oracle.worst_window
         );
         let verdict = self.judge_rows(batch, lost_limit).await;
+        self.verify().await;
         eprintln!(
             "seed {seed}: {verdict:?}, {} workers, worst second {worst} of {}, {:.1} s",
             self.workers_started,
@@ -447,6 +450,18 @@ impl Plant {
         );
         self.finished = true;
         verdict
+    }
+
+    /// Fails unless the books add up and no money is held any more.
+    pub async fn verify(&self) {
+        let seed = self.seed;
+        let offenders = verify_unscoped(&self.pool).await.expect("verify");
+        assert!(
+            offenders.is_empty(),
+            "seed {seed}: the books do not add up: {offenders:#?}"
+        );
+        let held = "select count(*) from wallets where held_micros <> 0";
+        assert_eq!(self.count(held).await, Some(0), "seed {seed}: money is held");
     }
 
     async fn judge_rows(&self, batch: &str, lost_limit: i64) -> Verdict {

@@ -8,6 +8,7 @@ use peal_shared::context::Context;
 use peal_shared::ids::{JobId, TrunkId};
 use peal_shared::queue::{self, Queue};
 use peal_shared::trunks;
+use peal_shared::wallets::overview;
 use peal_shared::billing::verify::verify_unscoped;
 use serde::Serialize;
 
@@ -39,6 +40,8 @@ pub enum Command {
 /// What can be asked of the books.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Books {
+    /// Every wallet through which money has gone: balance, holds, what can be spent.
+    Wallets,
     /// Recomputes everything from the entries and prints what does not add up; nothing printed
     /// and exit code 0 is a clean bill.
     Verify,
@@ -62,6 +65,9 @@ impl Command {
                 Ok(())
             }
             Self::Trunks => print(trunks::list_unscoped(&mut db).await?),
+            Self::Ledger(Books::Wallets) => {
+                print(overview::all_unscoped(&mut db, context.clock.now()).await?)
+            }
             Self::Ledger(Books::Verify) => {
                 drop(db);
                 let offenders = verify_unscoped(&context.pool).await?;

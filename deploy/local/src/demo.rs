@@ -13,6 +13,7 @@ use crate::rooms::Room;
 use crate::stack::{Stack, TRUNK_CPS};
 use crate::stop::{Stop, orphaned};
 use crate::summary::{Seen, Summary};
+use crate::wallet::{self, Wallet};
 
 const CSV: &str = "deploy/local/demo.csv";
 const VARIABLES: [&str; 3] = ["name", "city", "appointment"];
@@ -111,6 +112,8 @@ struct Played {
 
 async fn play(stack: &mut Stack, checkout: &Path) -> Result<Played> {
     let api = ApiClient::new(stack)?;
+    let before = Wallet::read(&stack.tools).await?;
+    say(&format!("the wallet has {} USD", before.balance));
     let batch = api
         .create(&stack.account, "Demo", &VARIABLES, BATCH_SIZE)
         .await?;
@@ -123,6 +126,8 @@ async fn play(stack: &mut Stack, checkout: &Path) -> Result<Played> {
     api.start(&batch).await?;
     let progress = watch(stack, &api, &batch, ingested.accepted).await?;
     let dialling = begin.elapsed();
+    let after = Wallet::at_rest(&stack.tools).await?;
+    let offenders = wallet::offenders(&stack.tools).await?;
     let oracle = fetch(&format!("{}/_sim/oracle", stack.simulator_url)).await?;
     Ok(Played {
         batch,
@@ -132,6 +137,9 @@ async fn play(stack: &mut Stack, checkout: &Path) -> Result<Played> {
             seen: Seen::read(&oracle)?,
             cps: TRUNK_CPS,
             dialling,
+            before,
+            after,
+            offenders,
         },
     })
 }

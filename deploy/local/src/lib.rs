@@ -32,4 +32,6 @@ pub mod services;
 pub mod stack;
 pub mod stop;
 pub mod summary;
+pub mod tools;
+pub mod wallet;
 pub mod with_services;

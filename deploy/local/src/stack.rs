@@ -12,7 +12,6 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,12 +19,12 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tokio::process::Command;
 
 use crate::ports;
-use crate::processes::{Desk, POLL, Process, Spec, dies_with_launcher};
+use crate::processes::{Desk, POLL, Process, Spec};
 use crate::rooms::{Room, local_dir};
 use crate::services::{Options, Services};
+use crate::tools::Tools;
 
 /// Calls per second that the demo's trunk allows.
 pub const TRUNK_CPS: u32 = 30;
@@ -40,6 +39,9 @@ const SIMULATOR_SEED: &str = "7";
 
 const AGENT_MESSAGE: &str = "Hello {{name}}, this is the Blue Door clinic in {{city}}. \
                              Can you come to your appointment on {{appointment}}?";
+
+/// What the demo's user gets to spend.
+const CREDIT_USD: &str = "500";
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_secs(15);
@@ -58,6 +60,8 @@ pub struct Stack {
     pub simulator_url: String,
     pub account: Account,
     pub logs: PathBuf,
+    /// Programs that do one thing and end.
+    pub tools: Tools,
     // In the order they started; see `stop`.
     processes: Vec<Process>,
     services: Services,
@@ -81,9 +85,11 @@ impl Stack {
             begin.elapsed().as_secs_f64()
         ));
         let mut starter = Starter {
-            programs: programs_dir()?,
+            tools: Tools {
+                programs: programs_dir()?,
+                envs: environment(checkout, dir, &database_url, &services.redis_url)?,
+            },
             desk,
-            envs: environment(checkout, dir, &database_url, &services.redis_url)?,
             processes: Vec::new(),
         };
         let simulator_url = starter
@@ -92,10 +98,11 @@ impl Stack {
             })
             .await?;
         starter.use_api_port(ports::remembered(&dir.join("api.port"))?);
-        starter.tool("peal-api", &["migrate"]).await?;
+        starter.tools.run("peal-api", &["migrate"]).await?;
         say("the database is migrated");
         let answer = starter
-            .tool(
+            .tools
+            .run(
                 "peal-api",
                 &bootstrap_args(&simulator_url, &TRUNK_CPS.to_string()),
             )
@@ -114,6 +121,7 @@ impl Stack {
             simulator_url,
             account,
             logs: starter.desk.logs.clone(),
+            tools: starter.tools,
             processes: starter.processes,
             services,
         })
@@ -138,9 +146,8 @@ impl Stack {
 
 /// Starts Peal's own programs, all with the same environment.
 struct Starter {
-    programs: PathBuf,
+    tools: Tools,
     desk: Desk,
-    envs: Vec<(&'static str, OsString)>,
     processes: Vec<Process>,
 }
 
@@ -176,21 +183,20 @@ impl Starter {
 
     fn use_api_port(&mut self, port: u16) {
         let address = format!("127.0.0.1:{port}");
-        self.envs
-            .retain(|(key, _)| *key != "PEAL_LISTEN" && *key != "PEAL_PUBLIC_URL");
-        self.envs
-            .push(("PEAL_PUBLIC_URL", format!("http://{address}").into()));
-        self.envs.push(("PEAL_LISTEN", address.into()));
+        let envs = &mut self.tools.envs;
+        envs.retain(|(key, _)| *key != "PEAL_LISTEN" && *key != "PEAL_PUBLIC_URL");
+        envs.push(("PEAL_PUBLIC_URL", format!("http://{address}").into()));
+        envs.push(("PEAL_LISTEN", address.into()));
     }
 
     fn spawn(&mut self, name: &str, program: &str, args: Vec<OsString>) -> Result<()> {
-        let path = self.program(program)?;
+        let path = self.tools.program(program)?;
         let process = Process::spawn(
             Spec {
                 name,
                 program: &path,
                 args,
-                envs: self.envs.clone(),
+                envs: self.tools.envs.clone(),
                 owner: None,
                 stop: Signal::SIGTERM,
                 mark: program,
@@ -228,33 +234,6 @@ impl Starter {
             }
             tokio::time::sleep(POLL).await;
         }
-    }
-
-    /// Runs a program to its end; returns what it printed.
-    async fn tool(&self, program: &str, args: &[&str]) -> Result<String> {
-        let path = self.program(program)?;
-        let output = Command::from(dies_with_launcher(path.as_os_str(), Signal::SIGTERM))
-            .args(args)
-            .envs(self.envs.iter().map(|(key, value)| (key, value)))
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output()
-            .await
-            .with_context(|| format!("running {program}"))?;
-        if !output.status.success() {
-            let task = args.first().copied().unwrap_or_default();
-            let complaint = String::from_utf8_lossy(&output.stderr);
-            bail!("`{program} {task}` failed: {}", complaint.trim());
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn program(&self, name: &str) -> Result<PathBuf> {
-        let path = self.programs.join(name);
-        if !path.is_file() {
-            bail!("{} is missing; `make build` makes it", path.display());
-        }
-        Ok(path)
     }
 }
 
@@ -346,6 +325,7 @@ fn bootstrap_args<'a>(simulator_url: &'a str, cps: &'a str) -> Vec<&'a str> {
         ["--trunk-max-concurrent", TRUNK_MAX_CONCURRENT],
         ["--number", "+15005550100"],
         ["--agent-message", AGENT_MESSAGE],
+        ["--credit-usd", CREDIT_USD],
     ];
     [&["bootstrap"], options.concat().as_slice()].concat()
 }

@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow};
 use serde_json::Value;
 
 use crate::api_client::{Ingested, Progress};
+use crate::wallet::Wallet;
 
 /// What the carrier saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,11 @@ pub struct Summary {
     pub seen: Seen,
     pub cps: u32,
     pub dialling: Duration,
+    /// The wallet that paid, before the first call and behind the last.
+    pub before: Wallet,
+    pub after: Wallet,
+    /// What `peal-worker ledger verify` found.
+    pub offenders: Vec<String>,
 }
 
 impl Summary {
@@ -84,6 +90,18 @@ impl Summary {
         check(
             seen.worst_second <= u64::from(self.cps),
             "the trunk's pace was exceeded",
+        );
+        check(
+            self.after.held.is_zero(),
+            "money is still held for calls that are over",
+        );
+        check(
+            self.after.balance < self.before.balance,
+            "the calls cost nothing",
+        );
+        check(
+            self.offenders.is_empty(),
+            &format!("the books do not add up: {}", self.offenders.join("; ")),
         );
         problems
     }
@@ -129,10 +147,18 @@ impl fmt::Display for Summary {
             "  pace      at most {} in any second, the trunk allows {}",
             self.seen.worst_second, self.cps
         )?;
-        write!(
+        writeln!(
             f,
             "  twice     {} numbers called twice",
             self.seen.called_twice
+        )?;
+        write!(
+            f,
+            "  money     {} USD before, {} after: the calls cost {}, {} things in the books do not add up",
+            self.before.balance,
+            self.after.balance,
+            self.before.balance - self.after.balance,
+            self.offenders.len()
         )
     }
 }
@@ -141,6 +167,13 @@ impl fmt::Display for Summary {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn wallet(balance: &str, held: &str) -> Wallet {
+        Wallet {
+            balance: balance.parse().unwrap(),
+            held: held.parse().unwrap(),
+        }
+    }
 
     fn sound() -> Summary {
         Summary {
@@ -164,6 +197,9 @@ mod tests {
             },
             cps: 5,
             dialling: Duration::from_secs(3),
+            before: wallet("500.00", "0.00"),
+            after: wallet("499.10", "0.00"),
+            offenders: Vec::new(),
         }
     }
 
@@ -174,12 +210,13 @@ mod tests {
         let text = summary.to_string();
         assert!(text.contains("12 read = 9 accepted + 2 duplicates + 1 rejected"));
         assert!(text.contains("9 in 3.0 s, 3.0 per second"));
+        assert!(text.contains("500.00 USD before, 499.10 after: the calls cost 0.90"));
     }
 
     #[test]
     fn every_rule_is_checked() {
         type Damage = fn(&mut Summary);
-        let damages: [(Damage, &str); 7] = [
+        let damages: [(Damage, &str); 10] = [
             (|s| s.ingested.read += 1, "rows read"),
             (|s| s.progress.completed -= 1, "outcome"),
             (|s| s.progress.calling = 1, "undialled"),
@@ -187,6 +224,9 @@ mod tests {
             (|s| s.seen.calls += 1, "one call for each"),
             (|s| s.seen.called_twice = 1, "twice"),
             (|s| s.seen.worst_second = 6, "pace"),
+            (|s| s.after.held = 1.into(), "still held"),
+            (|s| s.after.balance = s.before.balance, "cost nothing"),
+            (|s| s.offenders.push("x".to_owned()), "books"),
         ];
         for (damage, expected) in damages {
             let mut summary = sound();

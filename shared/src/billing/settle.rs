@@ -21,7 +21,7 @@ use super::quote::{Bill, Line, Used};
 use super::snapshots;
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::ids::{CallId, ChargeId, GrantId, OrgId, SnapshotId, TransactionId, UserId, WalletId};
+use crate::ids::{CallId, ChargeId, OrgId, SnapshotId, TransactionId, UserId, WalletId};
 use crate::money::Usd;
 use crate::wallets::holds::{Ended, Pin, Spent, end_unscoped};
 use crate::wallets::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};

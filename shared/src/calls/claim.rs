@@ -70,6 +70,8 @@ pub struct Claim {
     /// How long reading it took: so much earlier than `read_at` it may have been.
     pub read_within: Duration,
     pub idle: Option<Idle>,
+    /// How much of the claim went to prices and holds.
+    pub money_took: Duration,
 }
 
 /// What a worker asks for.
@@ -119,6 +121,7 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         ..Division::default()
     };
     let mut fates = HashMap::new();
+    let mut money_took = Duration::ZERO;
     if left > 0 {
         let orgs = lock_orgs(&mut db, ask.trunk).await?;
         let (shares, lanes) = lanes(&mut db, ask.trunk, left, &orgs).await?;
@@ -126,7 +129,7 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         calls.extend(claim_direct(&mut db, ask, &division).await?);
         let taken = take::rows(&mut db, ask, &division, trunk.now).await?;
         calls.extend(taken.calls);
-        fates = taken.fates;
+        (fates, money_took) = (taken.fates, taken.money_took);
     }
     let lease = free.at_most(count(calls.len()).saturating_add(ask.held.min(wanted)));
     let asked = Instant::now();
@@ -159,6 +162,7 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         read_at,
         read_within,
         idle,
+        money_took,
     })
 }
 
@@ -174,6 +178,7 @@ fn nothing(why: Idle) -> Claim {
         read_at: Instant::now(),
         read_within: Duration::ZERO,
         idle: Some(why),
+        money_took: Duration::ZERO,
     }
 }
 

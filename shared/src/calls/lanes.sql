@@ -8,7 +8,7 @@ with lanes as (
                 select from batch_data d
                 where d.batch_id = b.id and d.status = 'not_started' and d.due_at <= now()
                 -- One that found no money tries with a single row.
-                limit case when b.starved_since is null then $2 else 1 end) waiting) as due
+                limit case when b.starved_since is null then $2::bigint else 1 end) waiting) as due
     from call_batches b
     where b.trunk_id = $1
       and b.status = 'in_progress'

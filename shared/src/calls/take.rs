@@ -6,6 +6,7 @@
 //! else: both are committed together.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use chrono::{DateTime, Utc};
@@ -38,6 +39,8 @@ pub(super) enum Fate {
 pub(super) struct Taken {
     pub calls: Vec<Claimed>,
     pub fates: HashMap<BatchId, Fate>,
+    /// How long prices and holds took.
+    pub money_took: Duration,
 }
 
 struct Picked {
@@ -67,12 +70,14 @@ pub(super) async fn rows(
     if picked.is_empty() {
         return Ok(Taken::default());
     }
+    let asked = Instant::now();
     let wanted = price(db, ask, &picked, now).await?;
     let mut wallets: Vec<WalletId> = picked.iter().map(|row| row.wallet_id).collect();
     wallets.sort_unstable();
     wallets.dedup();
     let locked = lock_unscoped(db, &wallets, now).await?;
     let (affordable, refused) = afford(locked.clone(), &wanted);
+    let priced = asked.elapsed();
     let rows: Vec<RowId> = picked
         .iter()
         .zip(&wanted)
@@ -80,8 +85,10 @@ pub(super) async fn rows(
         .map(|(row, _)| row.row_id)
         .collect();
     let calls = make(db, ask, &rows, &wanted, &affordable).await?;
+    let asked = Instant::now();
     hold(db, locked, &wanted, &calls).await?;
     turn_away(db, &picked, &wanted, &refused).await?;
+    let money_took = priced + asked.elapsed();
     let mut fates = HashMap::new();
     for (row, wanted) in picked.iter().zip(&wanted) {
         if let Some(why) = refused.get(&wanted.call) {
@@ -90,7 +97,11 @@ pub(super) async fn rows(
             fates.insert(row.batch_id, Fate::Fed);
         }
     }
-    Ok(Taken { calls, fates })
+    Ok(Taken {
+        calls,
+        fates,
+        money_took,
+    })
 }
 
 async fn pick(db: &mut PgConnection, division: &Division) -> Result<Vec<Picked>> {

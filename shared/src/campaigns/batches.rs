@@ -94,7 +94,7 @@ macro_rules! batches {
             r#"select id as "id: BatchId", user_id as "user_id: UserId", agent_id as "agent_id: AgentId",
                          null::uuid as workflow_id, caller_phone_id as "caller_phone_id: PhoneId", batch_name,
                          description, status as "status: BatchStatus", status_reason,
-                         starved_reason as "status_reason_code: Refusal", variable_names, batch_size, max_retries,
+                         starved_reason as "status_reason_code: crate::wallets::holds::Refusal", variable_names, batch_size, max_retries,
                          retry_delay_seconds, retry_lost, auto_resume, default_country, started_at, completed_at,
                          created_at, updated_at, org_id as "org_id: OrgId"
                   from call_batches "# + $rest,

@@ -34,6 +34,7 @@ pub mod grants;
 pub mod holds;
 pub mod ledger;
 pub mod opening;
+pub mod overview;
 pub mod verify;
 pub mod view;
 

@@ -21,6 +21,7 @@ mod ingest;
 mod limits;
 mod load;
 mod machine;
+mod money;
 mod report;
 mod stack;
 
@@ -66,7 +67,7 @@ const SMALL: Scale = Scale {
     overload_secs: 4,
 };
 
-const ROWS: [&str; 10] = [
+const ROWS: [&str; 13] = [
     "ingest",
     "placing",
     "placing150",
@@ -77,6 +78,9 @@ const ROWS: [&str; 10] = [
     "pacing200",
     "start",
     "overload",
+    "settle",
+    "settle1000",
+    "claim",
 ];
 
 async fn measure(row: &str, scale: &Scale) -> anyhow::Result<Row> {
@@ -91,6 +95,9 @@ async fn measure(row: &str, scale: &Scale) -> anyhow::Result<Row> {
         "pacing200" => dialling::pacing(scale, 200).await,
         "start" => dialling::first_dial(scale).await,
         "overload" => callbacks::overload(scale).await,
+        "settle" => money::settling(scale, 1).await,
+        "settle1000" => money::settling(scale, 1000).await,
+        "claim" => money::claiming(scale).await,
         other => anyhow::bail!("there is no row {other:?}; choose from {}", ROWS.join(", ")),
     }
 }

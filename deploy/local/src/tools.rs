@@ -1,0 +1,51 @@
+//! Peal's programs, run for one thing: a migration, a question to the books.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use tokio::process::Command;
+
+use crate::processes::dies_with_launcher;
+
+/// The programs, and the settings that all of them get.
+pub struct Tools {
+    pub(crate) programs: PathBuf,
+    pub(crate) envs: Vec<(&'static str, OsString)>,
+}
+
+impl Tools {
+    /// Runs a program to its end; returns what it printed.
+    pub async fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let path = self.program(program)?;
+        let output = Command::from(dies_with_launcher(path.as_os_str(), Signal::SIGTERM))
+            .args(args)
+            .envs(self.envs.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .with_context(|| format!("running {program}"))?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let words = args.iter().take_while(|arg| !arg.starts_with("--"));
+            let task = words.copied().collect::<Vec<_>>().join(" ");
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            bail!(
+                "`{program} {task}` failed: {}\n{printed}",
+                complaint.trim()
+            );
+        }
+        Ok(printed)
+    }
+
+    pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
+        let path = self.programs.join(name);
+        if !path.is_file() {
+            bail!("{} is missing; `make build` makes it", path.display());
+        }
+        Ok(path)
+    }
+}

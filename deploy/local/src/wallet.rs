@@ -1,0 +1,83 @@
+//! What the demo knows of money: what the operator's commands say of the one wallet there is.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+use rust_decimal::Decimal;
+use serde_json::Value;
+
+use crate::tools::Tools;
+
+/// Calls are charged within moments of their end.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(250);
+
+/// A wallet, in dollars.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wallet {
+    pub balance: Decimal,
+    /// Part of it that calls under way may cost.
+    pub held: Decimal,
+}
+
+impl Wallet {
+    /// Reads the wallet.
+    pub async fn read(tools: &Tools) -> Result<Self> {
+        let printed = tools.run("peal-worker", &["ledger", "wallets"]).await?;
+        Self::of(&printed)
+    }
+
+    /// Waits until every call has been charged and reads the wallet.
+    pub async fn at_rest(tools: &Tools) -> Result<Self> {
+        let deadline = Instant::now() + SETTLE_DEADLINE;
+        loop {
+            let wallet = Self::read(tools).await?;
+            if wallet.held.is_zero() {
+                return Ok(wallet);
+            }
+            if Instant::now() > deadline {
+                bail!("calls that are over have not been charged: {wallet:?}");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn of(printed: &str) -> Result<Self> {
+        let line = printed.lines().next();
+        let wallet: Value = line
+            .and_then(|line| serde_json::from_str(line).ok())
+            .ok_or_else(|| anyhow!("there is no wallet with money in it: {printed:?}"))?;
+        let amount = |name: &str| {
+            let text = wallet.get(name).and_then(Value::as_str);
+            text.and_then(|text| text.parse().ok())
+                .ok_or_else(|| anyhow!("the wallet does not tell {name}: {wallet}"))
+        };
+        Ok(Self {
+            balance: amount("balance_usd")?,
+            held: amount("held_usd")?,
+        })
+    }
+}
+
+/// What does not add up, a line each.
+pub async fn offenders(tools: &Tools) -> Result<Vec<String>> {
+    match tools.run("peal-worker", &["ledger", "verify"]).await {
+        Ok(_) => Ok(Vec::new()),
+        Err(error) => Ok(vec![format!("{error:#}")]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wallet_is_read_from_what_is_printed() {
+        let printed = r#"{"wallet_id":"x","balance_usd":"12.50","held_usd":"0.00"}"#;
+        let wallet = Wallet::of(printed).unwrap();
+        assert_eq!(wallet.balance, Decimal::new(1250, 2));
+        assert!(wallet.held.is_zero());
+        assert!(Wallet::of("").is_err());
+        assert!(Wallet::of(r#"{"balance_usd":"12.50"}"#).is_err());
+    }
+}

@@ -1,0 +1,260 @@
+//! Rows about money: how fast ended calls are charged, and what holding costs a claim.
+//!
+//! Both run the workers' own functions in this process, on the durable server, against rows that
+//! are made beforehand.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::try_join_all;
+use peal_shared::billing::settle::settle_due_unscoped;
+use peal_shared::billing::verify::verify_unscoped;
+use peal_shared::calls::claim::{Ask, claim_unscoped};
+use peal_shared::context::Context;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::Scale;
+use crate::harness::app::{Options, Tenant, connect_with, found_tenant, settings};
+use crate::harness::db::{TestDatabase, fresh_database};
+use crate::harness::setting;
+use crate::load::per_second;
+use crate::machine::Watched;
+use crate::report::{Bound, Row};
+
+/// How many times as fast as single charges the folded ones must be.
+const FOLDED: f64 = 5.0;
+/// What a claim that holds money must reach of one that does not.
+const CLAIM_SHARE: f64 = 0.8;
+/// Clients of the limit.
+const CLIENTS: u32 = 8;
+/// Settlements in one transaction, as the workers have it.
+const GROUP: i64 = 500;
+/// Settlers of many wallets at once.
+const SETTLERS: usize = 4;
+
+/// Calls that have ended, of so many users with a wallet each, with their money held.
+const ENDED: &str = "
+    insert into users (id, org_id, email, role)
+    select gen_random_uuid(), '$org', 'payer-' || n || '@example.com', 'user' from generate_series(1, $wallets) n;
+    create temporary table payers as
+        select w.id as wallet, w.user_id, w.account_id, gen_random_uuid() as grant_id, gen_random_uuid() as posting,
+               row_number() over () as n
+        from wallets w join users u on u.id = w.user_id where u.email like 'payer-%';
+    insert into ledger_transactions (id, org_id, kind, idem_key) select posting, '$org', 'grant', posting::text from payers;
+    insert into ledger_entries (org_id, transaction_id, account_id, entry_type, amount_micros, grant_id,
+                                balance_after_micros, account_seq)
+        select '$org', posting, account_id, 'grant', 10000000000, grant_id, 10000000000, 1 from payers
+        union all
+        select '$org', p.posting, a.id, 'mint', -10000000000, null, null, null
+        from payers p, ledger_accounts a where a.org_id = '$org' and a.kind = 'mint';
+    insert into grants (id, org_id, wallet_id, source, amount_micros, remaining_micros, transaction_id)
+        select grant_id, '$org', wallet, 'mint', 10000000000, 10000000000, posting from payers;
+    insert into price_snapshots (id, org_id, digest, rates, org_type, markup_percent, commission_percent)
+        values ('$org', '$org', '', '[{\"service\":\"telephony\",\"match\":\"1\",\"price_usd\":\"0.014\",\"increment_secs\":60},
+                                      {\"service\":\"model\",\"match\":\"\",\"price_usd\":\"0.02\",\"increment_secs\":1},
+                                      {\"service\":\"platform\",\"match\":\"\",\"price_usd\":\"0.01\",\"increment_secs\":1}]',
+                'internal', 0, 0);
+    create temporary table made as
+        select gen_random_uuid() as id, p.*, c
+        from generate_series(1, $calls) c join payers p on p.n = c % $wallets + 1;
+    insert into calls (id, org_id, user_id, agent_id, phone_id, trunk_id, from_number, to_number, status, outcome,
+                       carrier_call_id, duration_seconds, ended_at)
+        select id, '$org', user_id, '$agent', '$phone', '$trunk', '+12125550100', '+12125550123', 'final', 'completed',
+               id::text, c % 90, now() from made;
+    insert into holds (call_id, org_id, wallet_id, price_snapshot_id, amount_micros, pins, cap_month)
+        select id, '$org', wallet, '$org', 132000, jsonb_build_array(jsonb_build_object('grant', grant_id, 'micros', 132000)),
+               date_trunc('month', now())::date from made;
+    update wallets w set posted_micros = 10000000000, entries = 1, held_micros = m.held, cap_held_micros = m.held,
+                         cap_month = date_trunc('month', now())::date
+        from (select wallet, count(*) * 132000 as held from made group by 1) m where w.id = m.wallet;
+    update grants g set pinned_micros = m.held
+        from (select grant_id, count(*) * 132000 as held from made group by 1) m where g.id = m.grant_id;
+    insert into charges_due (call_id) select id from made order by random();
+    drop table made; drop table payers;
+    analyze";
+
+/// What single charges take: a row that all of them update, and what each of them inserts.
+const SINGLE: &str = "
+    create table single_wallet (id integer primary key, posted bigint not null) with (fillfactor = 50);
+    insert into single_wallet values (1, 0);
+    create table single_entries (id bigint generated always as identity primary key, wallet integer not null,
+                                 amount bigint not null, created_at timestamptz not null default now());
+    create table single_charges (id uuid primary key, retail bigint not null)";
+
+struct Bank {
+    database: TestDatabase,
+    context: Arc<Context>,
+    tenant: Tenant,
+}
+
+impl Bank {
+    async fn open() -> anyhow::Result<Self> {
+        let database = fresh_database().await;
+        let redis_url = setting("PEAL_TEST_REDIS_URL");
+        let directory = std::env::temp_dir().join(&database.name);
+        let settings = settings(&database.url, &redis_url, "http://127.0.0.1:9", &directory);
+        let context = connect_with(settings).await;
+        let options = Options {
+            cps: 10_000,
+            max_concurrent: 100_000,
+            ..Options::default()
+        };
+        let tenant = found_tenant(&context, "Acme", "http://127.0.0.1:9", &options).await;
+        sqlx::query("update organizations set max_concurrent_calls = 100000")
+            .execute(&database.pool)
+            .await?;
+        Ok(Self {
+            database,
+            context,
+            tenant,
+        })
+    }
+
+    async fn run(&self, sql: &str) -> anyhow::Result<()> {
+        let tenant = &self.tenant;
+        let sql = sql
+            .replace("$org", &tenant.org.to_string())
+            .replace("$agent", &tenant.agent.to_string())
+            .replace("$phone", &tenant.phone.to_string())
+            .replace("$trunk", &tenant.trunk.to_string());
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .execute(&self.database.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The books add up behind every row.
+    async fn close(self) -> anyhow::Result<()> {
+        let offenders = verify_unscoped(&self.context.pool).await?;
+        anyhow::ensure!(offenders.is_empty(), "the books do not add up: {offenders:?}");
+        self.context.pool.close().await;
+        Ok(())
+    }
+}
+
+/// Calls of so many wallets that are charged in a second, beside single charges on one row.
+pub async fn settling(scale: &Scale, wallets: u32) -> anyhow::Result<Row> {
+    let bank = Bank::open().await?;
+    let calls = scale.campaign.saturating_mul(4);
+    let seed = ENDED
+        .replace("$wallets", &wallets.to_string())
+        .replace("$calls", &calls.to_string());
+    bank.run(&seed).await?;
+    bank.run(SINGLE).await?;
+    let single = single_charges(&bank.database.pool).await?;
+    let meter = Watched::default().meter();
+    let begin = Instant::now();
+    let settlers = match wallets {
+        1 => 1,
+        _ => SETTLERS,
+    };
+    let settling = (0..settlers).map(|_| settle_all(&bank.context));
+    try_join_all(settling).await?;
+    let rate = per_second(calls.into(), begin.elapsed());
+    let spent = meter.read();
+    bank.close().await?;
+    let what = match wallets {
+        1 => "settling, one wallet".to_owned(),
+        _ => format!("settling, {wallets} wallets"),
+    };
+    Ok(Row {
+        what,
+        measured: format!("{rate:.0} calls/s"),
+        limit: Some(format!(
+            "one UPDATE and two INSERTs a charge on one row, {CLIENTS} clients: {single:.0}/s"
+        )),
+        ratio: Some(rate / single),
+        bounds: vec![Bound::at_least("ratio", rate / single, FOLDED, "")],
+        spent,
+        details: json!({"calls": calls, "settlers": settlers, "group": GROUP}),
+    })
+}
+
+async fn settle_all(context: &Context) -> anyhow::Result<()> {
+    loop {
+        let settled = settle_due_unscoped(&context.pool, GROUP, context.clock.now())
+            .await
+            .map_err(|refused| refused.error)?;
+        if settled.taken == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Single charges a second: what a ledger does that locks its wallet for each of them.
+async fn single_charges(pool: &PgPool) -> anyhow::Result<f64> {
+    const SPAN: Duration = Duration::from_secs(5);
+    let begin = Instant::now();
+    let clients = (0..CLIENTS).map(async |_| {
+        let mut db = pool.acquire().await?;
+        let mut done = 0_u64;
+        while begin.elapsed() < SPAN {
+            for statement in [
+                "begin",
+                "update single_wallet set posted = posted - 5 where id = 1",
+                "insert into single_entries (wallet, amount) values (1, -5)",
+                "insert into single_charges values (gen_random_uuid(), 5)",
+                "commit",
+            ] {
+                sqlx::query(statement).execute(&mut *db).await?;
+            }
+            done += 1;
+        }
+        anyhow::Ok(done)
+    });
+    let done: u64 = try_join_all(clients).await?.into_iter().sum();
+    Ok(per_second(done, begin.elapsed()))
+}
+
+/// Calls claimed in a second of claiming, beside what it would be without prices and holds.
+pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
+    let bank = Bank::open().await?;
+    let calls = scale.campaign;
+    bank.run(&format!(
+        "insert into call_batches (id, org_id, user_id, agent_id, caller_phone_id, trunk_id, batch_name, status,
+                                   batch_size, launched_at, started_at)
+         select gen_random_uuid(), '$org', u.id, '$agent', '$phone', '$trunk', 'Claims', 'in_progress', 1000, now(), now()
+         from users u, generate_series(1, {calls} / 1000 + 1) where u.org_id = '$org';
+         insert into batch_data (id, org_id, batch_id, row_no, to_phonenumber)
+         select gen_random_uuid(), '$org', b.id, n, '+1212' || (2000000 + n + 1000 * b.place)
+         from (select id, row_number() over () as place from call_batches) b, generate_series(1, 1000) n;
+         analyze"
+    ))
+    .await?;
+    let meter = Watched::default().meter();
+    let (mut claimed, mut claims) = (0_u64, 0_u64);
+    let (mut took, mut money) = (Duration::ZERO, Duration::ZERO);
+    while claimed < u64::from(calls) {
+        let ask = Ask {
+            trunk: bank.tenant.trunk,
+            worker: "bench",
+            most: 50,
+            held: 0,
+            hold_max_secs: 600,
+        };
+        let asked = Instant::now();
+        let claim = claim_unscoped(&bank.context.pool, ask).await?;
+        if claim.calls.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        }
+        took += asked.elapsed();
+        money += claim.money_took;
+        claims += 1;
+        claimed += u64::try_from(claim.calls.len())?;
+    }
+    let spent = meter.read();
+    let with = per_second(claimed, took);
+    let without = per_second(claimed, took.saturating_sub(money));
+    bank.close().await?;
+    Ok(Row {
+        what: "claiming, money held for every call".to_owned(),
+        measured: format!("{with:.0} calls/s"),
+        limit: Some(format!("without prices and holds: {without:.0}/s")),
+        ratio: Some(with / without),
+        bounds: vec![Bound::at_least("ratio", with / without, CLAIM_SHARE, "")],
+        spent,
+        details: json!({"calls": claimed, "claims": claims}),
+    })
+}

@@ -1,0 +1,171 @@
+//! What the database itself refuses, whoever asks, and what the verifier sees.
+
+use peal_shared::billing::verify::verify_unscoped;
+use peal_shared::money::Usd;
+use reqwest::Method;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::{charge, end, idle_app, payer, run};
+use crate::harness::app::{App, answer, number};
+
+/// An app with one call that was charged.
+async fn charged() -> App {
+    let app = idle_app(Usd::dollars(100)).await;
+    charge(&app, "0", "0.6").await;
+    let call = call(&app, 0).await;
+    end(&app, call, 30).await;
+    app.settle().await;
+    app.verify().await;
+    app
+}
+
+/// Asks for a direct call.
+async fn call(app: &App, n: u32) -> peal_shared::ids::CallId {
+    let path = format!(
+        "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
+        number(n).trim_start_matches('+'),
+        app.tenant.agent
+    );
+    let queued = answer(app.request(Method::POST, &path).json(&json!({})))
+        .await
+        .expect(202);
+    queued["call_session_id"]
+        .as_str()
+        .expect("an id")
+        .parse()
+        .expect("an id")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_posted_is_never_changed_even_by_the_tables_owner() {
+    let app = charged().await;
+    // Not as one of the application's roles: as whoever owns the tables.
+    let mut owner = PgConnection::connect(app.database_url()).await.unwrap();
+    for table in [
+        "ledger_entries",
+        "ledger_transactions",
+        "ledger_accounts",
+        "charges",
+        "price_snapshots",
+    ] {
+        for change in [
+            format!("update {table} set org_id = org_id"),
+            format!("delete from {table}"),
+        ] {
+            let refused = sqlx::query(AssertSqlSafe(change.clone()))
+                .execute(&mut owner)
+                .await;
+            let refused = refused.expect_err(&change).to_string();
+            assert!(refused.contains("append-only"), "{change}: {refused}");
+        }
+    }
+    for table in ["ledger_entries", "ledger_transactions", "grant_uses", "charges"] {
+        let change = format!("truncate {table} cascade");
+        let refused = sqlx::query(AssertSqlSafe(change.clone()))
+            .execute(&mut owner)
+            .await;
+        let refused = refused.expect_err(&change).to_string();
+        assert!(refused.contains("append-only"), "{change}: {refused}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_does_not_sum_to_zero_cannot_be_committed() {
+    let app = charged().await;
+    let mut owner = PgConnection::connect(app.database_url()).await.unwrap();
+    for (what, amounts, balanced) in [
+        ("one leg", &[5_i64][..], false),
+        ("legs that differ", &[5, -4], false),
+        ("legs that match", &[5, -5], true),
+    ] {
+        let mut db = owner.begin().await.unwrap();
+        sqlx::query(
+            "insert into ledger_transactions (id, org_id, kind, idem_key)
+             select $1, org_id, 'grant', $2 from ledger_accounts limit 1",
+        )
+        .bind(peal_shared::ids::TransactionId::new())
+        .bind(what)
+        .execute(&mut *db)
+        .await
+        .unwrap();
+        for amount in amounts {
+            sqlx::query(
+                "insert into ledger_entries (org_id, transaction_id, account_id, entry_type, amount_micros)
+                 select t.org_id, t.id, a.id, 'mint', $2
+                 from ledger_transactions t
+                 join ledger_accounts a on a.org_id = t.org_id and a.kind = 'mint'
+                 where t.idem_key = $1",
+            )
+            .bind(what)
+            .bind(amount)
+            .execute(&mut *db)
+            .await
+            .unwrap();
+        }
+        // A transaction that holds is taken back, so that the books stay as they were.
+        let committed = sqlx::query("set constraints all immediate")
+            .execute(&mut *db)
+            .await;
+        assert_eq!(committed.is_ok(), balanced, "{what}: {committed:?}");
+        db.rollback().await.unwrap();
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_verifier_sees_every_kind_of_drift() {
+    let app = charged().await;
+    let (_, wallet) = payer(&app).await;
+    let held = call(&app, 1).await;
+    app.verify().await;
+    for (damage, repair, check) in [
+        (
+            "update wallets set posted_micros = posted_micros + 1",
+            "update wallets set posted_micros = posted_micros - 1",
+            "wallet_is_its_entries",
+        ),
+        (
+            "update wallets set held_micros = held_micros + 1",
+            "update wallets set held_micros = held_micros - 1",
+            "wallet_holds_its_holds",
+        ),
+        (
+            "update wallets set cap_spent_micros = cap_spent_micros + 1",
+            "update wallets set cap_spent_micros = cap_spent_micros - 1",
+            "wallet_counts_its_month",
+        ),
+        (
+            "update grants set remaining_micros = remaining_micros - 1",
+            "update grants set remaining_micros = remaining_micros + 1",
+            "grant_is_its_uses",
+        ),
+        (
+            "update grants set pinned_micros = pinned_micros - 1",
+            "update grants set pinned_micros = pinned_micros + 1",
+            "grant_pins_its_holds",
+        ),
+        (
+            "update calls set duration_seconds = 31 where status = 'final'",
+            "update calls set duration_seconds = 30 where status = 'final'",
+            "call_is_charged_its_price",
+        ),
+        (
+            "update holds set state = 'voided', ended_at = now() where state = 'open'",
+            "update holds set state = 'open', ended_at = null where state = 'voided'",
+            "hold_ends_with_its_call",
+        ),
+    ] {
+        run(&app, damage).await;
+        let found = verify_unscoped(&app.context.pool).await.unwrap();
+        assert!(
+            found.iter().any(|offender| offender.check == check),
+            "{damage}: {found:?}"
+        );
+        run(&app, repair).await;
+        app.verify().await;
+    }
+    assert_ne!(held.to_string(), wallet.to_string());
+    app.finish().await;
+}
