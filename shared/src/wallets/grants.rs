@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
+use super::holds::Refusal;
 use super::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
 use super::view::{self, Grant, Source, Wallet};
 use super::{Locked, lock_unscoped};
@@ -118,7 +119,10 @@ pub async fn transfer(
         let told = format!(
             "the organization's wallet has {available} USD to give: give less, or ask the platform for credits"
         );
-        return Err(Error::InsufficientCredit(told));
+        return Err(Error::InsufficientCredit {
+            code: Refusal::InsufficientCredits.code(),
+            detail: told,
+        });
     }
     let (uses, earliest) = take(source, new.amount);
     let id = GrantId::new();
