@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::harness::app::PATIENCE;
 use crate::harness::app::{Answer, App, answer};
 use crate::harness::eventually;
-use crate::harness::purse::{give, root, settled, tenants_wallet};
+use crate::purse::{give, root, settled, tenants_wallet};
 use crate::sign_in::{Person, quiet};
 
 const BILLING: &str = "/api/v1/billing";

@@ -8,7 +8,7 @@ use sqlx::Row;
 
 use crate::harness::app::{App, Tenant, answer};
 use crate::harness::members::audited;
-use crate::harness::purse::{WALLETS, give, root, settled};
+use crate::purse::{WALLETS, give, root, settled};
 use crate::sign_in::{Person, quiet};
 
 const EARNINGS: &str = "/api/v1/earnings";

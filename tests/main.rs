@@ -29,6 +29,7 @@ mod organizations;
 mod overload;
 mod phones;
 mod pools;
+mod purse;
 mod queue;
 mod service_prices;
 mod sign_in;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::app::App;
 use crate::harness::members::audited;
-use crate::harness::purse::root;
+use crate::purse::root;
 use crate::sign_in::{Person, quiet};
 
 const PRICES: &str = "/api/v1/service-prices";

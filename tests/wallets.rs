@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::app::{App, Options, answer};
 use crate::harness::members::audited;
-use crate::harness::purse::{
+use crate::purse::{
     WALLETS, available, give, move_money, move_under, org_wallet, root, tenants_wallet, wallet_of,
 };
 use crate::sign_in::{Person, quiet};

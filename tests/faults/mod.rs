@@ -5,6 +5,7 @@
 //! `PEAL_FAULT_SEEDS=100` runs each test with so many, from `PEAL_SEED` (or 1) on.
 
 mod carriers;
+mod exports;
 mod ingests;
 mod servers;
 mod skew;

@@ -8,7 +8,6 @@ pub mod db;
 pub mod document;
 pub mod members;
 pub mod plant;
-pub mod purse;
 pub mod redis;
 pub mod scrape;
 

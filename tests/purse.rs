@@ -5,8 +5,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::app::{Answer, App, PATIENCE, answer};
-use super::eventually;
+use crate::harness::app::{Answer, App, PATIENCE, answer};
+use crate::harness::eventually;
 use crate::sign_in::Person;
 
 /// Where wallets live.

@@ -1,0 +1,54 @@
+//! Processes that die over an export of usage: there is one file, and one mail.
+
+use std::path::{Path, PathBuf};
+
+use super::seeds;
+use crate::harness::plant::{Plant, Setup};
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return found;
+    };
+    for entry in entries {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => found.extend(files(&path)),
+            false => found.push(path),
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_whose_writers_die_is_one_file_and_one_mail() {
+    for seed in seeds(1) {
+        let setup = Setup {
+            workers: 0,
+            ..Setup::default()
+        };
+        let mut plant = Plant::start(seed, setup).await;
+        let path = "/api/v1/billing/usage/export";
+        let asked = plant.client.get(path).await.expect(202);
+        for _ in 0..2 {
+            plant.sacrifice("misc", "export.stored=1").await;
+            plant.sacrifice("misc", "export.uncommitted=1").await;
+        }
+        let told = "select count(*) from emails";
+        assert_eq!(plant.count(told).await, Some(0), "seed {seed}");
+        plant.start_worker();
+        let open = "select count(*) from jobs where state <> 'done'";
+        plant.until("the file is written", open, |n| n == 0).await;
+        assert_eq!(plant.count(told).await, Some(1), "seed {seed}");
+        let directory = plant.services.temporary_dir().expect("a directory");
+        let exported = files(&directory.join("store").join("exports"));
+        let id = asked["export_id"].as_str().expect("an id");
+        assert_eq!(exported.len(), 1, "{exported:?}");
+        let name = exported[0].file_name().expect("a name");
+        assert_eq!(name.to_string_lossy(), format!("{id}.csv"));
+        let text = std::fs::read_to_string(&exported[0]).expect("a file");
+        assert!(text.starts_with("session_id,"), "{text}");
+        assert_eq!(files(&directory.join("mail")).len(), 1, "seed {seed}");
+        plant.close().await;
+    }
+}
