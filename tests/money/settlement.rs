@@ -218,7 +218,7 @@ async fn charges_are_the_carriers_log_to_the_micro_dollar() {
         .await;
         app.status(&batch).await["batch"]["status"] == "completed"
     };
-    eventually("the batch completes", Duration::from_secs(200), done).await;
+    eventually("the batch completes", Duration::from_secs(400), done).await;
     app.drain().await;
     let log = log(&app).await;
     assert_eq!(log.len(), usize::try_from(CALLS).expect("few"));
