@@ -26,11 +26,13 @@ async fn idle_app(credit: Usd) -> App {
 
 /// The tenant's user, who pays.
 async fn payer(app: &App) -> (UserId, WalletId) {
-    sqlx::query_as("select u.id, w.id from users u join wallets w on w.user_id = u.id where u.org_id = $1")
-        .bind(app.tenant.org)
-        .fetch_one(&app.context.pool)
-        .await
-        .expect("a user with a wallet")
+    sqlx::query_as(
+        "select u.id, w.id from users u join wallets w on w.user_id = u.id where u.org_id = $1",
+    )
+    .bind(app.tenant.org)
+    .fetch_one(&app.context.pool)
+    .await
+    .expect("a user with a wallet")
 }
 
 /// Replaces the catalogue: so much for each call that a carrier takes, and so much for each

@@ -259,7 +259,10 @@ impl App {
     /// Fails unless the books add up.
     pub async fn verify(&self) {
         let offenders = verify_unscoped(&self.context.pool).await.expect("verify");
-        assert!(offenders.is_empty(), "the books do not add up: {offenders:#?}");
+        assert!(
+            offenders.is_empty(),
+            "the books do not add up: {offenders:#?}"
+        );
     }
 
     /// Stops everything and fails the test if something was left over or went wrong unseen.
@@ -438,9 +441,8 @@ pub async fn found_tenant(
         .await
         .expect("user");
     if options.credit.is_positive() {
-        opening::give_unscoped(&mut db, user, options.credit, context.clock.now())
-            .await
-            .expect("credit");
+        let given = opening::give_unscoped(&mut db, user, options.credit, context.clock.now());
+        given.await.expect("credit");
     }
     let account = Account {
         kind: CarrierKind::Twilio,
@@ -469,9 +471,7 @@ pub async fn found_tenant(
         trunk,
         number: E164::parse("+12125550100", None).expect("number"),
     };
-    let phone = phones::create_unscoped(&mut db, &phone)
-        .await
-        .expect("phone");
+    let phone = phones::create_unscoped(&mut db, &phone).await;
     let agent = NewAgent {
         org,
         user,
@@ -491,7 +491,7 @@ pub async fn found_tenant(
         org,
         agent,
         trunk,
-        phone,
+        phone: phone.expect("phone"),
         api_key,
     }
 }

@@ -461,7 +461,11 @@ impl Plant {
             "seed {seed}: the books do not add up: {offenders:#?}"
         );
         let held = "select count(*) from wallets where held_micros <> 0";
-        assert_eq!(self.count(held).await, Some(0), "seed {seed}: money is held");
+        assert_eq!(
+            self.count(held).await,
+            Some(0),
+            "seed {seed}: money is held"
+        );
     }
 
     async fn judge_rows(&self, batch: &str, lost_limit: i64) -> Verdict {

@@ -1,8 +1,10 @@
 //! The states of an ingest: what everything that can happen does in each of them, and what the
 //! schema refuses whoever asks.
 
+use peal_shared::billing::estimate::Basis;
 use peal_shared::campaigns::ingest::IngestCsv;
 use peal_shared::campaigns::{batches, lifecycle};
+use peal_shared::clock::Clock;
 use peal_shared::queue;
 use sqlx::AssertSqlSafe;
 
@@ -172,7 +174,20 @@ impl Bench {
                 self.sweep(id, dies).await;
                 None
             }
-            Start => lifecycle::start(&mut db, &self.scope, batch).await.err(),
+            Start => {
+                // Nobody here has money, so calls cost none.
+                sqlx::query("update service_prices set price_usd = 0")
+                    .execute(self.pool())
+                    .await
+                    .unwrap();
+                let basis = Basis {
+                    at: Clock::default().now(),
+                    hold_max_secs: 600,
+                };
+                lifecycle::start(&mut db, &self.scope, batch, basis)
+                    .await
+                    .err()
+            }
             Delete => batches::delete(&mut db, &self.scope, batch).await.err(),
         };
         db.commit().await.unwrap();

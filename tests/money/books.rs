@@ -60,7 +60,12 @@ async fn what_was_posted_is_never_changed_even_by_the_tables_owner() {
             assert!(refused.contains("append-only"), "{change}: {refused}");
         }
     }
-    for table in ["ledger_entries", "ledger_transactions", "grant_uses", "charges"] {
+    for table in [
+        "ledger_entries",
+        "ledger_transactions",
+        "grant_uses",
+        "charges",
+    ] {
         let change = format!("truncate {table} cascade");
         let refused = sqlx::query(AssertSqlSafe(change.clone()))
             .execute(&mut owner)

@@ -24,11 +24,22 @@ const COIN: i64 = 10_000;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Grant { coins: i64, priority: i16, lasts: Option<i64> },
-    Hold { coins: i64 },
+    Grant {
+        coins: i64,
+        priority: i16,
+        lasts: Option<i64>,
+    },
+    Hold {
+        coins: i64,
+    },
     /// Ends one of the calls that have a hold; or, if it has ended, corrects it.
-    End { which: usize, coins: i64 },
-    Pass { ticks: i64 },
+    End {
+        which: usize,
+        coins: i64,
+    },
+    Pass {
+        ticks: i64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -113,7 +124,12 @@ impl Purse {
             .collect();
         free.sort_by_key(|n| {
             let coin = &self.coins[*n];
-            (coin.priority, coin.expires.unwrap_or(i64::MAX), coin.grant, *n)
+            (
+                coin.priority,
+                coin.expires.unwrap_or(i64::MAX),
+                coin.grant,
+                *n,
+            )
         });
         free
     }
@@ -203,10 +219,13 @@ impl Purse {
             .map(|grant| {
                 let of = |wanted: fn(&Self, Place) -> bool| {
                     let coins = self.coins.iter();
-                    let coins = coins.filter(|coin| coin.grant == grant && wanted(self, coin.place));
+                    let coins =
+                        coins.filter(|coin| coin.grant == grant && wanted(self, coin.place));
                     i64::try_from(coins.count()).unwrap()
                 };
-                let pinned = of(|purse, place| matches!(place, Place::With(call) if !purse.calls[call].ended));
+                let pinned = of(
+                    |purse, place| matches!(place, Place::With(call) if !purse.calls[call].ended),
+                );
                 (of(|_, place| place == Place::Free) + pinned, pinned)
             })
             .collect()
@@ -264,7 +283,9 @@ impl<'a> Real<'a> {
 
     async fn grant(&mut self, now: i64, coins: i64, priority: i16, lasts: Option<i64>) {
         let mut db = self.app.context.pool.begin().await.unwrap();
-        lock_unscoped(&mut db, &[self.wallet], self.at(now)).await.unwrap();
+        lock_unscoped(&mut db, &[self.wallet], self.at(now))
+            .await
+            .unwrap();
         let grant = GrantId::new();
         let leg = |account, entry, amount| Leg {
             account,
@@ -325,7 +346,9 @@ impl<'a> Real<'a> {
         .execute(&mut *db)
         .await
         .unwrap();
-        let mut wallets = lock_unscoped(&mut db, &[self.wallet], self.at(now)).await.unwrap();
+        let mut wallets = lock_unscoped(&mut db, &[self.wallet], self.at(now))
+            .await
+            .unwrap();
         let wanted = Wanted {
             call,
             org: self.app.tenant.org,
@@ -352,9 +375,13 @@ impl<'a> Real<'a> {
 
     /// What there is: available, posted, held, and of each grant what remains and is pinned.
     async fn picture(&self, now: i64) -> (i64, i64, i64, Vec<(i64, i64)>) {
-        expire_due_unscoped(&self.app.context.pool, self.at(now)).await.unwrap();
+        expire_due_unscoped(&self.app.context.pool, self.at(now))
+            .await
+            .unwrap();
         let mut db = self.app.context.pool.acquire().await.unwrap();
-        let seen = look_unscoped(&mut db, &[self.wallet], self.at(now)).await.unwrap();
+        let seen = look_unscoped(&mut db, &[self.wallet], self.at(now))
+            .await
+            .unwrap();
         let wallet = &seen[&self.wallet];
         let coins = |amount: Usd| {
             assert_eq!(amount.0 % COIN, 0);
@@ -370,7 +397,12 @@ impl<'a> Real<'a> {
                     .unwrap();
             grants.push((coins(remaining), coins(pinned)));
         }
-        (coins(wallet.available()), coins(wallet.posted), coins(wallet.held), grants)
+        (
+            coins(wallet.available()),
+            coins(wallet.posted),
+            coins(wallet.held),
+            grants,
+        )
     }
 }
 
@@ -379,12 +411,21 @@ async fn play(app: &App, n: u32, steps: &[Step]) -> Result<(), TestCaseError> {
     let mut real = Real::new(app, n).await;
     for step in steps {
         match *step {
-            Step::Grant { coins, priority, lasts } => {
+            Step::Grant {
+                coins,
+                priority,
+                lasts,
+            } => {
                 purse.grant(coins, priority, lasts);
                 real.grant(purse.now, coins, priority, lasts).await;
             }
             Step::Hold { coins } => {
-                prop_assert_eq!(purse.hold(coins), real.hold(purse.now, coins).await, "{:?}", step);
+                prop_assert_eq!(
+                    purse.hold(coins),
+                    real.hold(purse.now, coins).await,
+                    "{:?}",
+                    step
+                );
             }
             Step::End { which, coins } => {
                 if which >= purse.calls.len() {
@@ -398,7 +439,12 @@ async fn play(app: &App, n: u32, steps: &[Step]) -> Result<(), TestCaseError> {
                 purse.sweep();
             }
         }
-        let expected = (purse.available(), purse.posted(), purse.held(), purse.grants());
+        let expected = (
+            purse.available(),
+            purse.posted(),
+            purse.held(),
+            purse.grants(),
+        );
         prop_assert_eq!(expected, real.picture(purse.now).await, "{:?}", step);
     }
     Ok(())

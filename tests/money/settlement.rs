@@ -23,18 +23,32 @@ async fn call(app: &App, n: u32) -> CallId {
         number(n).trim_start_matches('+'),
         app.tenant.agent
     );
-    let queued = answer(app.request(Method::POST, &path).json(&json!({}))).await.expect(202);
-    queued["call_session_id"].as_str().expect("an id").parse().expect("an id")
+    let queued = answer(app.request(Method::POST, &path).json(&json!({})))
+        .await
+        .expect(202);
+    queued["call_session_id"]
+        .as_str()
+        .expect("an id")
+        .parse()
+        .expect("an id")
 }
 
 /// Says once more that a call is to be settled.
 async fn due_again(app: &App, call: CallId) {
-    run(app, &format!("insert into charges_due (call_id) values ('{call}')")).await;
+    run(
+        app,
+        &format!("insert into charges_due (call_id) values ('{call}')"),
+    )
+    .await;
 }
 
 /// Learns that a call was answered for another time than was thought.
 async fn correct(app: &App, call: CallId, seconds: i32) {
-    run(app, &format!("update calls set duration_seconds = {seconds} where id = '{call}'")).await;
+    run(
+        app,
+        &format!("update calls set duration_seconds = {seconds} where id = '{call}'"),
+    )
+    .await;
     due_again(app, call).await;
 }
 
@@ -80,9 +94,17 @@ async fn a_correction_takes_the_charge_back_and_charges_anew() {
     ] {
         correct(&app, call, seconds).await;
         app.settle().await;
-        assert_eq!(app.count("select count(*) from charges").await, charges, "{seconds}");
+        assert_eq!(
+            app.count("select count(*) from charges").await,
+            charges,
+            "{seconds}"
+        );
         assert_eq!(amount(&app, SPENT).await, Usd(micros), "{seconds}");
-        assert_eq!(amount(&app, POSTED).await, Usd(10_000_000 - micros), "{seconds}");
+        assert_eq!(
+            amount(&app, POSTED).await,
+            Usd(10_000_000 - micros),
+            "{seconds}"
+        );
         app.verify().await;
     }
     app.finish().await;
@@ -95,7 +117,8 @@ async fn a_call_longer_than_its_hold_is_charged_and_the_next_hold_is_refused() {
     let call = call(&app, 0).await;
     end(&app, call, 300).await;
     app.settle().await;
-    let overage = "select sum(amount_micros)::bigint from ledger_entries where entry_type = 'overage'";
+    let overage =
+        "select sum(amount_micros)::bigint from ledger_entries where entry_type = 'overage'";
     assert_eq!(amount(&app, overage).await, Usd(-1_200_000));
     assert_eq!(amount(&app, POSTED).await, Usd::dollars(-1));
     let path = format!(
@@ -115,8 +138,13 @@ async fn a_call_longer_than_its_hold_is_charged_and_the_next_hold_is_refused() {
 
 /// The carrier's own account of its calls: seconds by sid.
 async fn log(app: &App) -> HashMap<String, i64> {
-    let http = reqwest::Client::builder().no_proxy().build().expect("client");
-    let mut next = Some(format!("/2010-04-01/Accounts/{ACCOUNT}/Calls.json?PageSize=1000"));
+    let http = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .expect("client");
+    let mut next = Some(format!(
+        "/2010-04-01/Accounts/{ACCOUNT}/Calls.json?PageSize=1000"
+    ));
     let mut calls = HashMap::new();
     while let Some(path) = next {
         let page: Value = http
@@ -129,7 +157,11 @@ async fn log(app: &App) -> HashMap<String, i64> {
             .await
             .expect("json");
         for call in page["calls"].as_array().expect("calls") {
-            let seconds = call["duration"].as_str().expect("an end").parse().expect("seconds");
+            let seconds = call["duration"]
+                .as_str()
+                .expect("an end")
+                .parse()
+                .expect("seconds");
             calls.insert(call["sid"].as_str().expect("a sid").to_owned(), seconds);
         }
         next = page["next_page_uri"].as_str().map(str::to_owned);
@@ -186,7 +218,7 @@ async fn charges_are_the_carriers_log_to_the_micro_dollar() {
         .await;
         app.status(&batch).await["batch"]["status"] == "completed"
     };
-    eventually("the batch completes", Duration::from_secs(200), done).await;
+    eventually("the batch completes", Duration::from_secs(400), done).await;
     app.drain().await;
     let log = log(&app).await;
     assert_eq!(log.len(), usize::try_from(CALLS).expect("few"));

@@ -4,12 +4,12 @@
 use anyhow::Context as _;
 use clap::Subcommand;
 use peal_shared::bells::Bell;
+use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::context::Context;
 use peal_shared::ids::{JobId, TrunkId};
 use peal_shared::queue::{self, Queue};
 use peal_shared::trunks;
 use peal_shared::wallets::overview;
-use peal_shared::billing::verify::verify_unscoped;
 use serde::Serialize;
 
 /// How many dead jobs are shown.

@@ -10,6 +10,7 @@ use futures::stream::{self, StreamExt};
 use peal_shared::Result;
 use peal_shared::bells::Bell;
 use peal_shared::billing::export;
+use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::calls::apply::complete_finished_unscoped;
 use peal_shared::calls::inbox::{NewEvent, Source, append_unscoped};
 use peal_shared::calls::reconcile::{
@@ -22,7 +23,6 @@ use peal_shared::idempotency::forget_old_unscoped;
 use peal_shared::sign_in::sessions;
 use peal_shared::telephony::{CallEvent, CallStatus, Ending, Outcome, Search};
 use peal_shared::wallets::expiry::expire_due_unscoped;
-use peal_shared::billing::verify::verify_unscoped;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -125,7 +125,7 @@ async fn expire(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Looks through the books. One replica after another does so: it only reads.
+/// Looks through the books. Every replica does so and shows what it found: it only reads.
 async fn look_through_books(context: &Context) -> Result<()> {
     let offenders = verify_unscoped(&context.pool).await?;
     context.metrics.money.verified(offenders.len());

@@ -33,10 +33,7 @@ impl Tools {
             let words = args.iter().take_while(|arg| !arg.starts_with("--"));
             let task = words.copied().collect::<Vec<_>>().join(" ");
             let complaint = String::from_utf8_lossy(&output.stderr);
-            bail!(
-                "`{program} {task}` failed: {}\n{printed}",
-                complaint.trim()
-            );
+            bail!("`{program} {task}` failed: {}\n{printed}", complaint.trim());
         }
         Ok(printed)
     }

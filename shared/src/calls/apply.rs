@@ -8,7 +8,7 @@
 //! No wallet is among them: a call whose end, or whose price, is news is only appended to those
 //! that are to be settled (`billing/settle.rs`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rust_decimal::Decimal;
@@ -193,9 +193,8 @@ fn still_submitting(call: &Loaded, submit_count: i32) -> bool {
 }
 
 async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<CallId, Loaded>> {
-    let mut ids: Vec<CallId> = changes.iter().map(|change| change.call).collect();
-    ids.sort_unstable();
-    ids.dedup();
+    let ids: BTreeSet<CallId> = changes.iter().map(|change| change.call).collect();
+    let ids: Vec<CallId> = ids.into_iter().collect();
     let rows = sqlx::query!(
         r#"select c.id as "id: CallId", c.org_id as "org_id: OrgId", c.trunk_id as "trunk_id: TrunkId",
                   c.batch_id as "batch_id: BatchId", c.row_id as "row_id: RowId", c.attempt_no, c.submit_count,

@@ -65,6 +65,7 @@ impl Money {
 
     /// So much did not add up.
     pub fn verified(&self, offenders: usize) {
-        self.offenders.set(i64::try_from(offenders).unwrap_or(i64::MAX));
+        self.offenders
+            .set(i64::try_from(offenders).unwrap_or(i64::MAX));
     }
 }

@@ -286,7 +286,8 @@ impl Sampled {
         self.unapplied.set(events);
         let oldest = state.as_ref().map(|state| state.oldest_event_secs);
         self.oldest_event.set(oldest);
-        self.unsettled.set(state.as_ref().map(|state| state.unsettled));
+        self.unsettled
+            .set(state.as_ref().map(|state| state.unsettled));
         let oldest = state.as_ref().map(|state| state.oldest_charge_secs);
         self.oldest_charge.set(oldest);
         self.trunk_calls.clear();

@@ -127,7 +127,10 @@ impl Bank {
     /// The books add up behind every row.
     async fn close(self) -> anyhow::Result<()> {
         let offenders = verify_unscoped(&self.context.pool).await?;
-        anyhow::ensure!(offenders.is_empty(), "the books do not add up: {offenders:?}");
+        anyhow::ensure!(
+            offenders.is_empty(),
+            "the books do not add up: {offenders:?}"
+        );
         self.context.pool.close().await;
         Ok(())
     }
