@@ -1,10 +1,11 @@
 -- Writes events of calls that exist and that are not known yet; answers which calls exist.
 with incoming as (
     select *
-    from jsonb_to_recordset($1) as i (
-        n bigint, call_id uuid, trunk_id uuid, source text, dedup_key text, carrier_call_id text, status text,
-        outcome text, reason text, carrier_status text, carrier_code text, sip_code integer, answered_by text,
-        duration_seconds integer, price numeric, currency text, recording_url text, occurred_at timestamptz)
+    from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::text[], $10::text[], $11::integer[], $12::text[], $13::integer[], $14::numeric[], $15::text[],
+                $16::text[], $17::timestamptz[]) with ordinality as i (
+        call_id, trunk_id, source, dedup_key, carrier_call_id, status, outcome, reason, carrier_status,
+        carrier_code, sip_code, answered_by, duration_seconds, price, currency, recording_url, occurred_at, n)
 ),
 known as (
     select i.*, c.org_id
