@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use chrono::TimeDelta;
 use peal_api::admin::AdminRole;
+use peal_shared::money::Usd;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::PATIENCE;
-use crate::harness::app::{Answer, App, answer};
+use crate::harness::app::{Answer, App, Options, PATIENCE, answer};
 use crate::harness::eventually;
 use crate::purse::{give, root, settled, tenants_wallet};
 use crate::sign_in::{Person, quiet};
@@ -17,9 +17,18 @@ const BILLING: &str = "/api/v1/billing";
 const RETAIL: &str = "select sum(retail_micros)::bigint from charges";
 const BASE: &str = "select sum(base_micros)::bigint from charges";
 
+/// An app whose tenant has no money.
+async fn penniless() -> App {
+    App::with(Options {
+        credit: Usd::ZERO,
+        ..Options::default()
+    })
+    .await
+}
+
 /// An app whose tenant has called some people, and paid for it.
 async fn called(people: u32) -> App {
-    let app = App::start().await;
+    let app = penniless().await;
     let root = root(&app).await;
     give(&root, &tenants_wallet(&app).await, "50").await;
     let batch = app.create_batch(json!({})).await;
@@ -258,7 +267,7 @@ fn link(app: &App, mail: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
-    let app = App::start().await;
+    let app = penniless().await;
     sqlx::query("update agents set name = '=cmd|'' /C calc''!A0' where org_id = $1")
         .bind(app.tenant.org)
         .execute(&app.context.pool)

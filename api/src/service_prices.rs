@@ -9,9 +9,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use peal_shared::access::Role;
 use peal_shared::audit::Note;
-use peal_shared::billing::prices::{
-    self, Direction, NewPrice, PriceChange, ServicePrice, Wanted,
-};
+use peal_shared::billing::prices::{self, Direction, NewPrice, PriceChange, ServicePrice, Wanted};
 use peal_shared::billing::quote::Service;
 use peal_shared::context::Context;
 use peal_shared::ids::PriceId;

@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use peal_shared::access::Role;
+use peal_shared::access::{Principal, Role};
 use peal_shared::context::Context;
-use peal_shared::ids::UserId;
+use peal_shared::ids::{GrantId, UserId, WalletId};
+use peal_shared::money::Usd;
+use peal_shared::secret::Keys;
+use peal_shared::users;
+use peal_shared::wallets::grants::{self, NewGrant};
+use peal_shared::wallets::view;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
@@ -54,6 +59,43 @@ pub struct Player {
     pub who: Who,
     pub user: UserId,
     pub tenant: Tenant,
+    /// Their own wallet, and what was handed on to it.
+    wallet: WalletId,
+    grant: GrantId,
+}
+
+/// Makes an organisation a reseller with money, and hands some of it on to its user.
+async fn purse(context: &Context, tenant: &Tenant, user: UserId) -> (WalletId, GrantId) {
+    let mut db = context.pool.begin().await.expect("transaction");
+    sqlx::query("update organizations set org_type = 'distributor' where id = $1")
+        .bind(tenant.org)
+        .execute(&mut *db)
+        .await
+        .expect("a reseller");
+    let principal = users::principal_unscoped(&mut db, user).await;
+    let admin = Principal {
+        role: Role::OrgAdmin,
+        ..principal.expect("a principal").expect("a user")
+    };
+    let (scope, now) = (admin.scope(), context.clock.now());
+    let company = view::of_org(&mut db, &scope, tenant.org, now).await;
+    let own = view::of_user(&mut db, &scope, user, now).await;
+    let (company, own) = (company.expect("a wallet").id, own.expect("a wallet").id);
+    let given = |dollars| NewGrant {
+        amount: Usd::dollars(dollars),
+        expires_at: None,
+        priority: 50,
+        note: None,
+        idem_key: GrantId::new().to_string(),
+    };
+    grants::mint(&mut db, &scope, company, &given(1000), user, now)
+        .await
+        .expect("minted");
+    let handed_on = grants::transfer(&mut db, &scope, own, &given(10), user, now)
+        .await
+        .expect("handed on");
+    db.commit().await.expect("commit");
+    (own, handed_on.grant.id)
 }
 
 impl Player {
@@ -71,7 +113,14 @@ impl Player {
             .fetch_one(&context.pool)
             .await
             .expect("a user");
-        Self { who, user, tenant }
+        let (wallet, grant) = purse(context, &tenant, user).await;
+        Self {
+            who,
+            user,
+            tenant,
+            wallet,
+            grant,
+        }
     }
 
     /// The header that this player sends.
@@ -158,7 +207,19 @@ impl Player {
             json!({"name": format!("Workflow {n}"), "nodes": [{"id": "bye", "start": true, "type": "hangup"}]}),
         )
         .await;
+        let path = "/api/v1/billing/usage/export";
+        let export = answer(client.request_as(tenant, Method::GET, path)).await;
+        let export = id(&export.expect(202)["export_id"]);
+        let keys = Keys::derive(&[7; 32]).expect("keys");
+        let token = keys.export_token(export.parse().expect("an id"), tenant.org, self.user);
         BTreeMap::from([
+            ("wallet_id", self.wallet.to_string()),
+            ("grant_id", self.grant.to_string()),
+            ("org_id", tenant.org.to_string()),
+            ("price_id", self.price(client, n).await),
+            ("session_id", id(&call["call_session_id"])),
+            ("export_id", export),
+            ("token", token),
             ("tool_id", id(&tool["id"])),
             ("server_id", id(&server["id"])),
             ("rule_id", id(&rule["id"])),
@@ -178,6 +239,26 @@ impl Player {
             ("Phone mapping.id", mapping),
             ("trunk_id", tenant.trunk.to_string()),
         ])
+    }
+
+    /// A price: one that is still to come where this player may add it, else any.
+    async fn price(&self, client: &Client, n: u32) -> String {
+        let path = "/api/v1/service-prices";
+        let price = match self.who {
+            Who::SuperAdmin => {
+                let body = json!({
+                    "service": "model", "match": format!("model {n}"), "price_usd": "0.01",
+                    "valid_from": "2099-01-01T00:00:00Z",
+                });
+                let request = self.request(client, Method::POST, path).json(&body);
+                answer(request).await.expect(201)
+            }
+            _ => {
+                let request = client.request_as(&self.tenant, Method::GET, path);
+                answer(request).await.expect(200)["prices"][0].clone()
+            }
+        };
+        price["id"].as_str().expect("an id").to_owned()
     }
 }
 

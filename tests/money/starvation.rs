@@ -86,7 +86,11 @@ async fn a_starving_batch_is_paused_and_resumes_by_itself_when_money_comes() {
         "insufficient_credits"
     );
     // While calls were started lately nobody asks why none are.
-    run(&app, "update calls set created_at = created_at - interval '1 minute'").await;
+    run(
+        &app,
+        "update calls set created_at = created_at - interval '1 minute'",
+    )
+    .await;
     let why = waiting(&app, &batch).await;
     assert_eq!(why["code"], "insufficient_credits", "{why}");
     assert_eq!(app.count("select count(*) from calls").await, 3);
