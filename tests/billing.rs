@@ -306,11 +306,11 @@ fn holds_what_was_charged(text: &str, retail: i64) {
         "a number stays one: {}",
         lines[1]
     );
-    let days: BTreeSet<&str> = lines[1..]
+    let sessions: BTreeSet<&str> = lines[1..]
         .iter()
-        .filter_map(|line| line.split(',').nth(1))
+        .filter_map(|line| line.split(',').next())
         .collect();
-    assert_eq!(days.len(), 5);
+    assert_eq!(sessions.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
