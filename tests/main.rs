@@ -3,6 +3,7 @@
 mod access;
 mod agent_tools;
 mod agents;
+mod allowances;
 mod api_keys;
 mod audit_log;
 mod batches;
@@ -13,6 +14,7 @@ mod campaign;
 mod canary;
 mod changes;
 mod conformance;
+mod every_change;
 mod faults;
 mod feature_flags;
 mod harness;
