@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use peal_shared::context::Context;
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 use crate::harness::app::{App, Options};
