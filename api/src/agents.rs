@@ -480,6 +480,7 @@ struct CloneAgent {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"message": "the agent is deleted", "data": {"id": "0198c0de-0000-7000-8000-00000000000a"}}))]
 struct Deleted {
     message: &'static str,
     data: DeletedAgent,

@@ -20,6 +20,7 @@ use peal_shared::idempotency::Stored;
 use serde::Serialize;
 
 use crate::pace::TooSoon;
+use crate::rates;
 
 /// Seconds after which a client may try again when we were too busy.
 const RETRY_AFTER_SECS: u32 = 1;
@@ -39,6 +40,8 @@ pub struct Problem {
     errors: Vec<FieldError>,
     blockers: Vec<Blocker>,
     retry_after_secs: Option<u32>,
+    /// How much was allowed, of which nothing is left.
+    used_up: Option<u32>,
     /// Logged, never shown.
     cause: Option<Arc<anyhow::Error>>,
     /// No problem at all: what the same request was answered with before.
@@ -59,6 +62,7 @@ impl Problem {
             errors: Vec::new(),
             blockers: Vec::new(),
             retry_after_secs: None,
+            used_up: None,
             cause: None,
             answered: None,
         }
@@ -96,6 +100,7 @@ impl Problem {
     pub fn too_soon(refused: TooSoon) -> Self {
         Self {
             retry_after_secs: Some(refused.wait_secs()),
+            used_up: Some(refused.limit),
             ..Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_requests",
@@ -313,6 +318,11 @@ pub fn written(mut response: Response, request_id: &str) -> Response {
     headers.remove(CONTENT_LENGTH);
     if let Some(seconds) = problem.retry_after_secs {
         headers.insert(RETRY_AFTER, seconds.into());
+        if let Some(limit) = problem.used_up {
+            headers.insert(rates::LIMIT, limit.into());
+            headers.insert(rates::REMAINING, 0.into());
+            headers.insert(rates::RESET, seconds.into());
+        }
     }
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

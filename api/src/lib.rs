@@ -41,6 +41,7 @@ mod people;
 mod phone_mapping;
 mod phones;
 mod providers;
+mod rates;
 mod request_key;
 mod server;
 mod service_prices;

@@ -66,6 +66,7 @@ async fn list(
     post,
     path = "/api/v1/organizations",
     tag = "Organizations",
+    security(("session" = [])),
     request_body(content = CreateOrganization, example = json!({
         "name": "Acme", "timezone": "Asia/Kolkata", "default_country": "IN"
     })),
@@ -140,6 +141,7 @@ async fn detail(
     patch,
     path = "/api/v1/organizations/{id}",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path)),
     request_body(content = UpdateOrganization, example = json!({"timezone": "Europe/Berlin", "default_country": null})),
     responses(
@@ -245,6 +247,11 @@ pub struct Paging {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"organizations": [{
+    "id": "0198c0de-0000-7000-8000-000000000001", "name": "Acme", "parent_organization_id": null,
+    "timezone": "Asia/Kolkata", "default_country": "IN", "hipaa_compliance": false, "max_concurrent_calls": 100,
+    "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
+}], "total": 1, "page": 1, "page_size": 20}))]
 struct Organizations {
     organizations: Vec<Organization>,
     total: i64,
@@ -253,6 +260,12 @@ struct Organizations {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000001", "name": "Acme", "parent_organization_id": null,
+    "timezone": "Asia/Kolkata", "default_country": "IN", "hipaa_compliance": false, "max_concurrent_calls": 100,
+    "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z",
+    "members": 3, "open_invites": 1
+}))]
 struct Detail {
     #[serde(flatten)]
     organization: Organization,

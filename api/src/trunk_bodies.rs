@@ -113,6 +113,7 @@ pub struct Pause {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"accepted": true, "reason": null}))]
 pub struct Checked {
     /// Whether the carrier accepts the account with its secret.
     pub accepted: bool,
@@ -121,6 +122,7 @@ pub struct Checked {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"message": "the trunk is deleted"}))]
 pub struct TrunkDeleted {
     pub message: &'static str,
 }

@@ -8,11 +8,12 @@ use peal_shared::context::Context;
 use peal_shared::ids::{GrantId, UserId, WalletId};
 use peal_shared::money::Usd;
 use peal_shared::secret::Keys;
-use peal_shared::users;
+use peal_shared::{api_keys, users};
 use peal_shared::wallets::grants::{self, NewGrant};
 use peal_shared::wallets::view;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::app::{JWT_SECRET, Options, Tenant, answer, found_tenant};
 use super::client::{Client, number};
@@ -129,7 +130,8 @@ impl Player {
             Who::Anonymous => None,
             Who::Key => Some(("x-api-key", self.tenant.api_key.clone())),
             Who::User | Who::OrgAdmin | Who::SuperAdmin => {
-                Some(("authorization", format!("Bearer {}", session(self.user))))
+                // Written as schemathesis looks for it, to see what happens without.
+                Some(("Authorization", format!("Bearer {}", session(self.user))))
             }
         }
     }
@@ -145,7 +147,11 @@ impl Player {
 
     /// What paths, queries and bodies may name, by the parameter's name: made anew, out of
     /// what this player's organisation has, by the organisation's key.
-    pub async fn things(&self, client: &Client) -> BTreeMap<&'static str, String> {
+    pub async fn things(
+        &self,
+        context: &Context,
+        client: &Client,
+    ) -> BTreeMap<&'static str, String> {
         let tenant = &self.tenant;
         let post = async |path: String, body: Value| {
             let request = client.request_as(tenant, Method::POST, &path).json(&body);
@@ -212,7 +218,12 @@ impl Player {
         let export = id(&export.expect(202)["export_id"]);
         let keys = Keys::derive(&[7; 32]).expect("keys");
         let token = keys.export_token(export.parse().expect("an id"), tenant.org, self.user);
-        BTreeMap::from([
+        let tools = json!([{"tool_id": tool["id"], "tool_type": "endpoint"}]);
+        post(format!("/api/v1/agents/{agent}/tools"), tools).await;
+        let rules = json!({"agent_id": agent, "rule_id": rule["id"]});
+        post(format!("/api/v1/agents/{agent}/post-analysis"), rules).await;
+        let mut things = self.people(context, n).await;
+        things.extend([
             ("wallet_id", self.wallet.to_string()),
             ("grant_id", self.grant.to_string()),
             ("org_id", tenant.org.to_string()),
@@ -228,9 +239,6 @@ impl Player {
             ("item_id", id(&added["data"]["inserted_ids"][0])),
             ("ingest_id", id(&uploaded["data"]["ingest_id"])),
             ("call_id", id(&call["call_session_id"])),
-            ("user_id", self.user.to_string()),
-            ("owner_user_ids", self.user.to_string()),
-            ("organization_ids", tenant.org.to_string()),
             ("agent_id", agent),
             ("caller_phone_id", phone.clone()),
             ("phone_number_id", phone.clone()),
@@ -238,6 +246,56 @@ impl Player {
             ("GET /api/v1/phone/mapping/{id}.id", phone),
             ("Phone mapping.id", mapping),
             ("trunk_id", tenant.trunk.to_string()),
+            ("voice_id", "Polly.Joanna".to_owned()),
+            ("provider_id", "polly".to_owned()),
+        ]);
+        things
+    }
+
+    /// The people of this player's organisation: another member, who is invited, and a key of
+    /// the player's. Only sessions make these over HTTP, and not so many in a minute.
+    async fn people(&self, context: &Context, n: u32) -> BTreeMap<&'static str, String> {
+        let (org, user) = (self.tenant.org, self.user);
+        let mut db = context.pool.acquire().await.expect("a connection");
+        let address = format!("member-{n}@example.com");
+        let member = users::ensure_user_unscoped(&mut db, org, &address, Role::User)
+            .await
+            .expect("a member");
+        let keys = &context.config.keys;
+        api_keys::create_unscoped(&mut db, keys, org, user, &address)
+            .await
+            .expect("a key");
+        let key: Uuid =
+            sqlx::query_scalar("select id from api_keys where org_id = $1 and name = $2")
+                .bind(org)
+                .bind(&address)
+                .fetch_one(&mut *db)
+                .await
+                .expect("its id");
+        let invite: Uuid = sqlx::query_scalar(
+            "insert into invites (id, org_id, invited_by, email, role, expires_at)
+             values (gen_random_uuid(), $1, $2, $3, 'user', now() + interval '1 day')
+             returning id",
+        )
+        .bind(org)
+        .bind(user)
+        .bind(format!("guest-{n}@example.com"))
+        .fetch_one(&mut *db)
+        .await
+        .expect("an invitation");
+        BTreeMap::from([
+            ("user_id", user.to_string()),
+            ("owner_user_ids", user.to_string()),
+            ("organization_ids", org.to_string()),
+            ("Organizations.id", org.to_string()),
+            ("Organizations.user_id", member.to_string()),
+            // Nobody switches their own.
+            (
+                "PUT /api/v1/feature-flags/{user_id}.user_id",
+                member.to_string(),
+            ),
+            ("invite_id", invite.to_string()),
+            ("key_id", key.to_string()),
         ])
     }
 

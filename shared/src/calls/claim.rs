@@ -40,6 +40,8 @@ pub struct Claimed {
     pub max_duration_secs: i32,
     pub recording_enabled: bool,
     pub machine_detection: bool,
+    /// By the database's clock.
+    pub claimed_at: DateTime<Utc>,
 }
 
 /// Why a claim gave nothing.
@@ -131,6 +133,9 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         calls.extend(taken.calls);
         (fates, money_took) = (taken.fates, taken.money_took);
     }
+    // Rows were looked for, priced and paid for meanwhile: slots that have passed are not taken.
+    let made = calls.iter().map(|call| call.claimed_at).max();
+    let free = trunk.pace.lease(made.unwrap_or(trunk.now));
     let lease = free.at_most(count(calls.len()).saturating_add(ask.held.min(wanted)));
     let asked = Instant::now();
     let now = advance(&mut db, ask.trunk, &lease, &division, &fates).await?;
@@ -361,7 +366,7 @@ async fn submit(db: &mut PgConnection, ask: Ask<'_>, calls: &[CallId]) -> Result
              and t.id = c.trunk_id
            returning c.id, c.org_id, c.batch_id, c.to_number as "to_number: E164", c.from_number as "from_number: E164",
                      c.submit_count, t.ring_timeout_secs, a.session_timeout_secs, a.recording_enabled,
-                     a.machine_detection"#,
+                     a.machine_detection, clock_timestamp() as "claimed_at!""#,
         ask.worker,
         calls as &[CallId],
     )
@@ -433,6 +438,7 @@ pub(super) struct ClaimedRow {
     pub session_timeout_secs: i32,
     pub recording_enabled: bool,
     pub machine_detection: bool,
+    pub claimed_at: DateTime<Utc>,
 }
 
 impl From<ClaimedRow> for Claimed {
@@ -448,6 +454,7 @@ impl From<ClaimedRow> for Claimed {
             max_duration_secs: row.session_timeout_secs,
             recording_enabled: row.recording_enabled,
             machine_detection: row.machine_detection,
+            claimed_at: row.claimed_at,
         }
     }
 }

@@ -26,7 +26,8 @@ moved as (
 select m.id as "id!", m.org_id as "org_id!", m.batch_id, m.to_number as "to_number!: E164",
        m.from_number as "from_number!: E164", m.submit_count as "submit_count!",
        t.ring_timeout_secs as "ring_timeout_secs!", a.session_timeout_secs as "session_timeout_secs!",
-       a.recording_enabled as "recording_enabled!", a.machine_detection as "machine_detection!"
+       a.recording_enabled as "recording_enabled!", a.machine_detection as "machine_detection!",
+       clock_timestamp() as "claimed_at!"
 from made m
 join agents a on a.id = m.agent_id
 join trunks t on t.id = $1
