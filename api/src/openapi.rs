@@ -16,6 +16,8 @@ use utoipa::openapi::security::{
 use utoipa::openapi::{Components, Content, OpenApi, RefOr, Required, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi as _, ToSchema};
 
+use crate::page::Sight;
+
 /// A problem document (RFC 9457).
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
@@ -104,7 +106,7 @@ pub struct Conflicting(ProblemDocument);
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     // What no body holds and a parameter or a refusal refers to.
-    components(schemas(ProblemDocument, WrongField, Blocker, TrunkId)),
+    components(schemas(ProblemDocument, WrongField, Blocker, TrunkId, Sight)),
     modifiers(&Schemes),
     tags(
         (name = "Sign in", description = "With an e-mail address and a password."),
