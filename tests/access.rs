@@ -272,6 +272,10 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
     for who in Who::ALL {
         players.push(Player::new(&app.context, app.carrier.url(), who, who.word()).await);
     }
+    let mut all_things = Vec::new();
+    for player in &players {
+        all_things.push(player.things(&app.context, &app).await);
+    }
     // The most powerful key there is, for what keys may not do.
     let mut root = players.last().expect("players").clone();
     root.who = Who::Key;
@@ -290,9 +294,14 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
             ));
         }
         let denied_root = (!open && !allowed.contains("key")).then_some(&root);
-        for player in players.iter().chain(denied_root) {
-            let things = player.things(&app.context, &app).await;
-            let (status, text) = knock(&app, player, &operation, &things).await;
+        for (at, player) in players.iter().chain(denied_root).enumerate() {
+            // The last two have the same things.
+            let things = &mut all_things[at.min(Who::ALL.len() - 1)];
+            let (status, text) = knock(&app, player, &operation, things).await;
+            if operation.method != Method::GET && status.is_success() {
+                // Some of them may be gone, or in another state.
+                *things = player.things(&app.context, &app).await;
+            }
             // The login refuses a wrong password, not its caller.
             let known = !matches!(status.as_u16(), 401 | 403) || text.contains("wrong_credentials");
             let right = match (open || allowed.contains(player.who.word()), player.who) {

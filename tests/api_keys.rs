@@ -226,6 +226,19 @@ async fn keys_of_others_are_for_their_administrators() {
     app.finish().await;
 }
 
+/// A tool and an MCP server, each with a secret.
+async fn add_tools(app: &App) {
+    let auth = json!({"type": "bearer", "token": "a token of a tool"});
+    let tool = json!({"name": "find", "description": "Finds", "url": "https://shop.invalid", "auth": auth});
+    app.post("/api/v1/tool-endpoint-defs", tool)
+        .await
+        .expect(201);
+    let server = json!({"name": "Shop", "server_url": "http://127.0.0.2:1/mcp", "auth": auth});
+    app.post("/api/v1/tools-mcp-server-defs", server)
+        .await
+        .expect(201);
+}
+
 async fn principal(app: &App, user: &str) -> Principal {
     let mut db = app.context.pool.acquire().await.expect("connection");
     let user = user.parse().expect("an id");
@@ -260,15 +273,7 @@ async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
         "select count(*) from provider_credentials where position('Zk3v'::bytea in secret) > 0";
     assert_eq!(app.count(plain).await, 0);
     let token = session(&app, "bob@example.com").await;
-    let auth = json!({"type": "bearer", "token": "a token of a tool"});
-    let tool = json!({"name": "find", "description": "Finds", "url": "https://shop.invalid", "auth": auth});
-    app.post("/api/v1/tool-endpoint-defs", tool)
-        .await
-        .expect(201);
-    let server = json!({"name": "Shop", "server_url": "http://127.0.0.2:1/mcp", "auth": auth});
-    app.post("/api/v1/tools-mcp-server-defs", server)
-        .await
-        .expect(201);
+    add_tools(&app).await;
 
     let (client, rotated) = app
         .start_api(|settings| {

@@ -345,6 +345,19 @@ async fn a_server_is_changed_asked_again_copied_narrowed_and_deleted() {
         .await
         .expect(400);
 
+    answer(app.request(Method::DELETE, &path(&made)))
+        .await
+        .expect(200);
+    app.get(&path(&made)).await.expect(404);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_narrowed_and_copied_and_not_for_strangers() {
+    let app = quiet().await;
+    let fetch = format!("{SERVERS}/fetch_mcp_tools");
+    let (url, heard) = server(Manner::Json).await;
+    let made = app.post(SERVERS, body(&url)).await.expect(201);
     let filter = format!("{}/filter-tools", path(&made));
     let put = |body: Value| answer(app.request(Method::PUT, &filter).json(&body));
     let narrowed = put(json!({"allowed_tools": ["find_order"]}))
@@ -376,7 +389,6 @@ async fn a_server_is_changed_asked_again_copied_narrowed_and_deleted() {
     answer(app.request(Method::DELETE, &path(&made)))
         .await
         .expect(200);
-    app.get(&path(&made)).await.expect(404);
     let left = app.get(SERVERS).await.expect(200);
     assert_eq!(left["tools"].as_array().map(Vec::len), Some(1));
     let stranger = app.another_tenant("Other").await;

@@ -38,7 +38,7 @@ pub struct Problem {
     code: &'static str,
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
-    blockers: Vec<Blocker>,
+    blockers: Box<[Blocker]>,
     retry_after_secs: Option<u32>,
     /// How much was allowed, of which nothing is left.
     used_up: Option<u32>,
@@ -60,7 +60,7 @@ impl Problem {
             code,
             detail: detail.into(),
             errors: Vec::new(),
-            blockers: Vec::new(),
+            blockers: Box::default(),
             retry_after_secs: None,
             used_up: None,
             cause: None,
@@ -212,7 +212,7 @@ impl From<Error> for Problem {
             Error::Rejected { code, detail } => Self::new(StatusCode::BAD_REQUEST, code, detail),
             Error::Conflict { code, detail } => Self::new(StatusCode::CONFLICT, code, detail),
             Error::NotReady(blockers) => Self {
-                blockers,
+                blockers: blockers.into(),
                 ..Self::new(StatusCode::BAD_REQUEST, "not_ready", detail)
             },
             Error::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail),

@@ -19,6 +19,8 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::state::Api;
 
+use crate::page::Sight;
+
 /// A problem document (RFC 9457).
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
@@ -113,7 +115,7 @@ pub struct Conflicting(ProblemDocument);
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     // What no body holds and a parameter or a refusal refers to.
-    components(schemas(ProblemDocument, WrongField, Blocker, TrunkId)),
+    components(schemas(ProblemDocument, WrongField, Blocker, TrunkId, Sight)),
     modifiers(&Schemes),
     tags(
         (name = "Sign in", description = "With an e-mail address and a password."),

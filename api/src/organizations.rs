@@ -14,7 +14,7 @@ use peal_shared::ids::OrgId;
 use peal_shared::orgs::{self, Headcount, NewOrganization, Organization, Settings, is_timezone};
 use peal_shared::phone::Country;
 use serde::{Deserialize, Deserializer, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -22,7 +22,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::page;
+use crate::page::{Paging, page};
 use crate::state::Api;
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -233,17 +233,6 @@ struct UpdateOrganization {
     default_country: Option<Option<String>>,
     hipaa_compliance: Option<bool>,
     max_concurrent_calls: Option<i32>,
-}
-
-/// Which page of a list.
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct Paging {
-    /// From 1 on.
-    pub page: Option<i64>,
-    /// 1 to 100; 20 when left out.
-    pub page_size: Option<i64>,
 }
 
 #[derive(Serialize, ToSchema)]

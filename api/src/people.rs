@@ -23,12 +23,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::{Caller, Origin};
-use crate::batches::Browse;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::organizations::Paging;
-use crate::page::page;
+use crate::page::{Browse, Paging, page};
 use crate::sign_in::{Door, check_password};
 use crate::state::Api;
 

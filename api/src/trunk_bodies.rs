@@ -133,14 +133,14 @@ pub struct TrunkDeleted {
 pub enum TrunkRefusals {
     /// The carrier does not accept the account.
     #[response(status = 400, content_type = "application/problem+json")]
-    Refused(#[to_schema] ProblemDocument),
+    Refused(ProblemDocument),
     /// No such trunk.
     #[response(status = 404, content_type = "application/problem+json")]
-    NotFound(#[to_schema] ProblemDocument),
+    NotFound(ProblemDocument),
     /// Calls go through it, or numbers hang on it.
     #[response(status = 409, content_type = "application/problem+json")]
-    InUse(#[to_schema] ProblemDocument),
+    InUse(ProblemDocument),
     /// The carrier does not answer as it should.
     #[response(status = 502, content_type = "application/problem+json")]
-    Outside(#[to_schema] ProblemDocument),
+    Outside(ProblemDocument),
 }

@@ -24,8 +24,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Ids, ValidJson, ValidQuery};
 use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
-use crate::organizations::Paging;
-use crate::page::{page, query_field};
+use crate::page::{Paging, page, query_field};
 use crate::request_key;
 use crate::state::Api;
 use crate::wallet_bodies::{

@@ -284,15 +284,6 @@ impl Config {
             1,
             3600,
         );
-        let store_url = scheme(settings.store_url, &["file", "s3", "memory"]);
-        let store_url = bad.check("PEAL_STORE_URL", store_url);
-        let redis_url = optional(settings.redis_url, &["redis", "rediss", "unix"]);
-        let redis_url = bad.check("PEAL_REDIS_URL", redis_url);
-        let smtp_url = bad.check(
-            "PEAL_SMTP_URL",
-            optional(settings.smtp_url, &["smtp", "smtps"]),
-        );
-        let mail_from = bad.check("PEAL_MAIL_FROM", sender(settings.mail_from));
         let pool = bad.number("PEAL_DATABASE_POOL", &settings.database_pool, 2, 1000);
         let deadline = &settings.unknown_deadline_secs;
         let deadline = bad.number("PEAL_UNKNOWN_DEADLINE_SECS", deadline, 0, 86_400);
@@ -307,20 +298,22 @@ impl Config {
         let hold_max_secs = settings.money.check(bad);
         let proxies = settings.proxies.check(bad);
         let watch = settings.watch.check(bad);
+        let services = services(&settings, bad);
+        let (store_url, redis_url, smtp_url, mail_from) = services?;
         Some(Self {
             egress: egress?,
             database_url: database_url?,
             database_pool: pool?,
-            redis_url: redis_url?,
+            redis_url,
             redis_prefix: settings.redis_prefix,
             keys: keys?,
             public_url: public_url?,
             listen: listen?,
             sign_in: sign_in?,
-            store_url: store_url?,
-            smtp_url: smtp_url?,
+            store_url,
+            smtp_url,
             mail_dir: settings.mail_dir,
-            mail_from: mail_from?,
+            mail_from,
             uploads: uploads?,
             upload_stall: Duration::from_secs(stall?),
             unknown_deadline: Duration::from_secs(deadline?),
@@ -332,6 +325,20 @@ impl Config {
             watch: watch?,
         })
     }
+}
+
+/// The store, Redis, the mail server, and the sender of mail.
+type Services = (String, Option<SecretString>, Option<SecretString>, String);
+
+fn services(settings: &Settings, bad: &mut Complaints) -> Option<Services> {
+    let store = scheme(settings.store_url.clone(), &["file", "s3", "memory"]);
+    let redis = optional(settings.redis_url.clone(), &["redis", "rediss", "unix"]);
+    let smtp = optional(settings.smtp_url.clone(), &["smtp", "smtps"]);
+    let store = bad.check("PEAL_STORE_URL", store);
+    let redis = bad.check("PEAL_REDIS_URL", redis);
+    let smtp = bad.check("PEAL_SMTP_URL", smtp);
+    let sender = bad.check("PEAL_MAIL_FROM", sender(settings.mail_from.clone()));
+    Some((store?, redis?, smtp?, sender?))
 }
 
 /// A URL that an installation may leave out; left empty it is not set.

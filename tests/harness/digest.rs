@@ -24,6 +24,7 @@ pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
             Some("batch_id in (select id from call_batches where org_id = '{org}')")
         }
         "ingest_rejects" => Some("ingest_id in (select id from ingests where org_id = '{org}')"),
+        "charges_due" => Some("call_id in (select id from calls where org_id = '{org}')"),
         "pacers" => Some("trunk_id in (select id from trunks where org_id = '{org}')"),
         "charges_due" => Some("call_id in (select id from calls where org_id = '{org}')"),
         "queues" | "zone_sets" | "_sqlx_migrations" => None,
