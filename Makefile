@@ -27,6 +27,7 @@ up: install ## Runs everything with data that stays, without the demo's calls.
 	$(IN_TARGET) '$(BUILD); $(LAUNCH) up'
 
 test: install ## Runs all tests on a private PostgreSQL and Redis.
+	@sh deploy/local/install.sh tests
 	$(IN_TARGET) '$(BUILD); \
 	    if cargo nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test; fi; \
 	    $(LAUNCH) with-services -- cargo "$$@" --workspace'

@@ -198,13 +198,18 @@ async fn what_is_in_use_goes_only_by_force() {
     app.finish().await;
 }
 
+/// A rule that finds out what somebody wants.
+fn intent() -> Value {
+    json!({
+        "name": "Intent", "analysis_type": "structured_output", "prompt": "What do they want?",
+        "fields": [{"name": "intent", "type": "enum", "description": "", "enum_values": ["buy", "complain"]}],
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rule_is_kept_changed_copied_and_deleted() {
     let app = quiet().await;
-    let body = json!({
-        "name": "Intent", "analysis_type": "structured_output", "prompt": "What do they want?",
-        "fields": [{"name": "intent", "type": "enum", "description": "", "enum_values": ["buy", "complain"]}],
-    });
+    let body = intent();
     let rule = app.post(RULES, body.clone()).await.expect(200);
     let path = format!("{RULES}/{}", rule["id"].as_str().expect("an id"));
     assert_eq!(app.get(&path).await.expect(200), rule);
@@ -243,6 +248,13 @@ async fn a_rule_is_kept_changed_copied_and_deleted() {
     answer(theirs).await.expect(404);
     answer(app.request(Method::DELETE, &path)).await.expect(200);
     app.get(&path).await.expect(404);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_of_a_rule_that_is_wrong_is_named() {
+    let app = quiet().await;
+    let body = intent();
     for (change, at) in [
         (json!({"name": " "}), "name"),
         (json!({"prompt": null}), "prompt"),
@@ -296,6 +308,13 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
                 .json(&json!({"rule_ids": ids})),
         )
     };
+    let count = async || {
+        app.get(&attached)
+            .await
+            .expect(200)
+            .as_array()
+            .map(Vec::len)
+    };
     let set = put(json!([rules[2], rules[0]])).await.expect(200);
     assert_eq!(ids(&set, "name"), ["c", "a"]);
     let row = json!({"agent_id": app.tenant.agent, "rule_id": rules[1]});
@@ -329,24 +348,10 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
             .await
             .expect(404);
     }
-    assert_eq!(
-        app.get(&attached)
-            .await
-            .expect(200)
-            .as_array()
-            .map(Vec::len),
-        Some(3)
-    );
+    assert_eq!(count().await, Some(3));
     let gone = format!("{RULES}/{}", rules[2].as_str().expect("an id"));
     answer(app.request(Method::DELETE, &gone)).await.expect(200);
-    assert_eq!(
-        app.get(&attached)
-            .await
-            .expect(200)
-            .as_array()
-            .map(Vec::len),
-        Some(2)
-    );
+    assert_eq!(count().await, Some(2));
     assert_eq!(put(json!([])).await.expect(200), json!([]));
     app.finish().await;
 }

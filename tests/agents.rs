@@ -369,7 +369,7 @@ async fn a_part_of_an_agent_is_changed_by_its_own_route() {
     .fetch_all(&app.context.pool)
     .await
     .expect("the log");
-    assert_eq!(changed, ["agent"]);
+    assert_eq!(changed, ["agent_model_config"]);
     app.finish().await;
 }
 

@@ -226,6 +226,19 @@ async fn keys_of_others_are_for_their_administrators() {
     app.finish().await;
 }
 
+/// A tool and an MCP server, each with a secret.
+async fn add_tools(app: &App) {
+    let auth = json!({"type": "bearer", "token": "a token of a tool"});
+    let tool = json!({"name": "find", "description": "Finds", "url": "https://shop.invalid", "auth": auth});
+    app.post("/api/v1/tool-endpoint-defs", tool)
+        .await
+        .expect(201);
+    let server = json!({"name": "Shop", "server_url": "http://127.0.0.2:1/mcp", "auth": auth});
+    app.post("/api/v1/tools-mcp-server-defs", server)
+        .await
+        .expect(201);
+}
+
 async fn principal(app: &App, user: &str) -> Principal {
     let mut db = app.context.pool.acquire().await.expect("connection");
     let user = user.parse().expect("an id");
@@ -260,6 +273,7 @@ async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
         "select count(*) from provider_credentials where position('Zk3v'::bytea in secret) > 0";
     assert_eq!(app.count(plain).await, 0);
     let token = session(&app, "bob@example.com").await;
+    add_tools(&app).await;
 
     let (client, rotated) = app
         .start_api(|settings| {
@@ -273,12 +287,14 @@ async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
         (done.trunks, done.provider_credentials, done.api_keys_left),
         (1, 1, 1)
     );
+    assert_eq!((done.tools, done.mcp_servers), (1, 1));
     // Keys and sessions from before go on, and a key that is used is under the new one.
     client.get(MINE).await.expect(200);
     with_token(&client, &token, Method::GET, MINE, None)
         .await
         .expect(200);
     let again = rotate_master_key(&rotated).await.expect("a rotation");
+    assert_eq!((again.tools, again.mcp_servers), (0, 0));
     assert_eq!(
         (
             again.trunks,

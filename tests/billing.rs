@@ -55,6 +55,16 @@ fn micros(amount: &Value) -> i64 {
     digits
 }
 
+/// A session's services come to its cost, and say nothing of the platform's own price.
+#[track_caller]
+fn shows_what_is_paid(session: &Value) {
+    let services = session["services"].as_array().expect("services");
+    let parts: i64 = services.iter().map(|one| micros(&one["cost_usd"])).sum();
+    assert_eq!(parts, micros(&session["cost_usd"]), "{session}");
+    assert!(!session.to_string().contains("base_cost_usd"), "{session}");
+    assert!(!session.to_string().contains("markup_usd"), "{session}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_and_sums_say_what_was_charged() {
     let app = called(7).await;
@@ -71,15 +81,7 @@ async fn lists_and_sums_say_what_was_charged() {
             .sum();
         assert_eq!(sum, retail, "the sessions of {mount}");
         for session in sessions {
-            let services = session["services"].as_array().expect("services");
-            let parts: i64 = services.iter().map(|one| micros(&one["cost_usd"])).sum();
-            assert_eq!(parts, micros(&session["cost_usd"]), "{session}");
-            assert!(session.get("base_cost_usd").is_none() && session.get("markup_usd").is_none());
-            assert!(
-                services
-                    .iter()
-                    .all(|one| one.get("base_cost_usd").is_none())
-            );
+            shows_what_is_paid(session);
         }
         let all = app.get(&format!("{mount}/usage-records")).await;
         assert!(!all.headers.contains_key("x-truncated"));
@@ -145,7 +147,7 @@ async fn root_of(app: &App) -> Person<'_> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn usage_is_searched_paged_and_narrowed() {
+async fn usage_is_searched_and_paged() {
     let app = called(6).await;
     let get = async |query: &str| app.get(&format!("{BILLING}/usage/records?{query}")).await;
     let ids = |told: Answer| -> Vec<String> {
@@ -189,8 +191,17 @@ async fn usage_is_searched_paged_and_narrowed() {
     ] {
         get(wrong).await.expect(422);
     }
+    app.finish().await;
+}
 
-    // Who sees whose.
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_seen_by_whom_it_concerns() {
+    let app = called(6).await;
+    let records = app
+        .get(&format!("{BILLING}/usage/records"))
+        .await
+        .expect(200);
+    let one = records["grouped_sessions"][0]["session_id"].clone();
     let root = root_of(&app).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
@@ -224,7 +235,7 @@ async fn usage_is_searched_paged_and_narrowed() {
             .expect(200);
         assert_eq!(summary["totals"]["calls"], total, "{query}");
     }
-    let session = format!("{BILLING}/usage/sessions/{}", all[0]);
+    let session = format!("{BILLING}/usage/sessions/{}", one.as_str().unwrap());
     for (who, status) in [(&bob, 404), (&ada, 200), (&eve, 404), (&root, 200)] {
         who.get(&session).await.expect(status);
     }
@@ -265,6 +276,43 @@ fn link(app: &App, mail: &str) -> String {
     rest[..end].to_owned()
 }
 
+/// A file of five calls whose agent has the name of a formula.
+#[track_caller]
+fn holds_what_was_charged(text: &str, retail: i64) {
+    let lines: Vec<&str> = text.trim_end().split("\r\n").collect();
+    assert_eq!(lines.len(), 6, "{}", text);
+    assert!(
+        lines[0].starts_with("session_id,charged_at,"),
+        "{}",
+        lines[0]
+    );
+    assert!(!lines[0].contains("base_cost_usd"), "{}", lines[0]);
+    let column = lines[0]
+        .split(',')
+        .position(|name| name == "cost_usd")
+        .expect("a cost");
+    let costs = lines[1..].iter().map(|line| {
+        // The only cell with quotes or commas in it would be the agent's name, which has none.
+        micros(&json!(line.split(',').nth(column).expect("a cell")))
+    });
+    assert_eq!(costs.sum::<i64>(), retail);
+    assert!(
+        lines[1].contains(",'=cmd|"),
+        "the name is made text: {}",
+        lines[1]
+    );
+    assert!(
+        lines[1].contains(",+1212"),
+        "a number stays one: {}",
+        lines[1]
+    );
+    let sessions: BTreeSet<&str> = lines[1..]
+        .iter()
+        .filter_map(|line| line.split(',').next())
+        .collect();
+    assert_eq!(sessions.len(), 5);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
     let app = penniless().await;
@@ -298,39 +346,7 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
     let file = app.get(&path).await;
     assert_eq!(file.status, 200, "{}", file.text);
     assert_eq!(file.headers["content-type"], "text/csv; charset=utf-8");
-    let lines: Vec<&str> = file.text.trim_end().split("\r\n").collect();
-    assert_eq!(lines.len(), 6, "{}", file.text);
-    assert!(
-        lines[0].starts_with("session_id,charged_at,"),
-        "{}",
-        lines[0]
-    );
-    assert!(!lines[0].contains("base_cost_usd"), "{}", lines[0]);
-    let retail = app.count(RETAIL).await;
-    let column = lines[0]
-        .split(',')
-        .position(|name| name == "cost_usd")
-        .expect("a cost");
-    let costs = lines[1..].iter().map(|line| {
-        // The only cell with quotes or commas in it would be the agent's name, which has none.
-        micros(&json!(line.split(',').nth(column).expect("a cell")))
-    });
-    assert_eq!(costs.sum::<i64>(), retail);
-    assert!(
-        lines[1].contains(",'=cmd|"),
-        "the name is made text: {}",
-        lines[1]
-    );
-    assert!(
-        lines[1].contains(",+1212"),
-        "a number stays one: {}",
-        lines[1]
-    );
-    let days: BTreeSet<&str> = lines[1..]
-        .iter()
-        .filter_map(|line| line.split(',').nth(1))
-        .collect();
-    assert_eq!(days.len(), 5);
+    holds_what_was_charged(&file.text, app.count(RETAIL).await);
 
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;

@@ -84,10 +84,11 @@ async fn a_refused_request_leaves_its_key_free() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_at_once_under_one_key_have_one_effect() {
+async fn a_hundred_at_once_under_one_key_have_one_effect() {
     let app = quiet().await;
     let march = body(&app.tenant, "March");
-    let answers = join_all((0..50).map(|_| answer(create(&app, &app.tenant, "k-1", &march)))).await;
+    let answers =
+        join_all((0..100).map(|_| answer(create(&app, &app.tenant, "k-1", &march)))).await;
     let mut made = BTreeSet::new();
     for answer in answers {
         match answer.status.as_u16() {

@@ -6,7 +6,7 @@ use rust_decimal::{Decimal, RoundingStrategy};
 use serde_json::{Value, json};
 use sqlx::Row;
 
-use crate::harness::app::{App, Tenant, answer};
+use crate::harness::app::{App, Tenant, answer, number};
 use crate::harness::members::audited;
 use crate::purse::{WALLETS, give, root, settled};
 use crate::sign_in::{Person, quiet};
@@ -42,8 +42,8 @@ async fn call(app: &App, root: &Person<'_>, tenant: &Tenant, people: u32) {
     give(root, mine.expect(200)["id"].as_str().expect("an id"), "50").await;
     for n in 0..people {
         let path = format!(
-            "/api/call/create_call?phoneNumber=%2B1212555{:04}&agent_id={}",
-            1000 + n,
+            "/api/call/create_call?phoneNumber={}&agent_id={}",
+            number(n).replace('+', "%2B"),
             tenant.agent
         );
         answer(app.request_as(tenant, Method::POST, &path).json(&json!({})))

@@ -3,6 +3,7 @@
 mod access;
 mod agent_tools;
 mod agents;
+mod allowances;
 mod api_keys;
 mod audit_log;
 mod batches;
@@ -15,6 +16,7 @@ mod canary;
 mod changes;
 mod conformance;
 mod earnings;
+mod every_change;
 mod faults;
 mod feature_flags;
 mod harness;

@@ -3,14 +3,18 @@
 use std::sync::{Arc, Mutex};
 
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post as routing_post};
 use axum::{Json, Router};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
 
-use crate::harness::app::{App, Options, answer};
+use crate::harness::app::{App, Options, PATIENCE, answer};
+use crate::harness::eventually;
+use crate::harness::python::installed;
 
 const SERVERS: &str = "/api/v1/tools-mcp-server-defs";
 const MASK: &str = "********";
@@ -53,15 +57,13 @@ async fn server(manner: Manner) -> (String, Heard) {
             .push(("DELETE".to_owned(), headers));
         StatusCode::OK
     };
-    let app = Router::new().route("/mcp", post(said).delete(over));
+    let app = Router::new().route("/mcp", routing_post(said).delete(over));
     tokio::spawn(async move { axum::serve(listener, app).await });
     (url, heard)
 }
 
-fn reply(manner: Manner, message: &Value) -> Response {
-    if matches!(manner, Manner::Refusing) {
-        return (StatusCode::UNAUTHORIZED, "who are you?").into_response();
-    }
+/// What is said to a message, if anything.
+fn answer_to(message: &Value) -> Option<Value> {
     let tool = |name: &str| {
         json!({"name": name, "description": format!("does {name}"),
                "inputSchema": {"type": "object", "properties": {"id": {"type": "string"}}}})
@@ -75,9 +77,18 @@ fn reply(manner: Manner, message: &Value) -> Response {
             json!({"tools": [tool("find_order")], "nextCursor": "more"})
         }
         Some("tools/list") => json!({"tools": [tool("cancel_order")]}),
-        _ => return StatusCode::ACCEPTED.into_response(),
+        _ => return None,
     };
-    let answer = json!({"jsonrpc": "2.0", "id": message["id"], "result": result});
+    Some(json!({"jsonrpc": "2.0", "id": message["id"], "result": result}))
+}
+
+fn reply(manner: Manner, message: &Value) -> Response {
+    if matches!(manner, Manner::Refusing) {
+        return (StatusCode::UNAUTHORIZED, "who are you?").into_response();
+    }
+    let Some(answer) = answer_to(message) else {
+        return StatusCode::ACCEPTED.into_response();
+    };
     let session = ("mcp-session-id", "session-1");
     match manner {
         Manner::EventStream => {
@@ -86,6 +97,115 @@ fn reply(manner: Manner, message: &Value) -> Response {
         }
         _ => ([session], Json(answer)).into_response(),
     }
+}
+
+/// A server that speaks the protocol's earlier transport, written from its specification: it
+/// says where to post, and answers with events. `post` is what it says.
+async fn events_server(post: &'static str) -> (String, Heard) {
+    let heard = Heard::default();
+    let log = Arc::clone(&heard);
+    let (say, said) = tokio::sync::mpsc::unbounded_channel::<Event>();
+    let said = Arc::new(Mutex::new(Some(said)));
+    say.send(Event::default().event("endpoint").data(post))
+        .expect("an open channel");
+    let open = async move || {
+        let said = said.lock().expect("events").take();
+        let said = said.expect("one conversation");
+        let events = futures::stream::unfold(said, async |mut said| {
+            let event = said.recv().await?;
+            Some((Ok::<_, std::convert::Infallible>(event), said))
+        });
+        Sse::new(events)
+    };
+    let hear = async move |headers: HeaderMap, Json(message): Json<Value>| {
+        let method = message["method"].as_str().unwrap_or_default().to_owned();
+        log.lock().expect("log").push((method, headers));
+        if let Some(answer) = answer_to(&message) {
+            say.send(Event::default().event("message").data(answer.to_string()))
+                .expect("an open channel");
+        }
+        StatusCode::ACCEPTED
+    };
+    let routes = Router::new()
+        .route("/sse", get(open))
+        .route("/messages", routing_post(hear));
+    let listener = TcpListener::bind("127.0.0.2:0").await.expect("a free port");
+    let url = format!("http://{}/sse", listener.local_addr().expect("address"));
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    (url, heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_the_earlier_transport_is_asked_too() {
+    let app = quiet().await;
+    let (url, heard) = events_server("/messages?session=1").await;
+    let mut wanted = body(&url);
+    wanted["transport"] = json!("sse");
+    let made = app.post(SERVERS, wanted).await.expect(201);
+    assert_eq!(made["sync_error"], Value::Null, "{made}");
+    assert_eq!(made["transport"], "sse");
+    assert_eq!(
+        names(&made, "discovered_tools"),
+        ["find_order", "cancel_order"]
+    );
+    let heard = heard.lock().expect("log").clone();
+    assert_eq!(heard.len(), 4, "{heard:?}");
+    for (method, headers) in &heard {
+        let token = &headers["authorization"];
+        assert_eq!(token, "Bearer bearer-token-1", "{method}");
+    }
+    // A server that has messages sent elsewhere gets none, and no credentials.
+    let (url, heard) = events_server("http://127.0.0.1:9/messages").await;
+    let fetch = format!("{SERVERS}/fetch_mcp_tools");
+    let wanted = json!({"server_url": url, "transport": "sse"});
+    let fetched = app.post(&fetch, wanted).await.expect(200);
+    assert_eq!(
+        fetched["sync_error"],
+        "the server does not speak MCP over SSE"
+    );
+    assert!(heard.lock().expect("log").is_empty());
+    // A server of the new transport does not answer the old one's question.
+    let (url, _) = server(Manner::Json).await;
+    let wanted = json!({"server_url": url, "transport": "sse"});
+    let fetched = app.post(&fetch, wanted).await.expect(200);
+    assert_eq!(fetched["success"], false);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_made_with_the_protocols_own_kit_are_understood() {
+    let Some(programs) = installed("mcp_kit").await else {
+        return;
+    };
+    let app = quiet().await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/mcp_kit/server.py");
+    for (transport, spoken, path) in [
+        ("streamable_http", "streamable-http", "mcp"),
+        ("sse", "sse", "sse"),
+    ] {
+        let port = TcpListener::bind("127.0.0.2:0").await.expect("a free port");
+        let address = port.local_addr().expect("address");
+        drop(port);
+        let _serving = Command::new(programs.join("python"))
+            .args([script, spoken, &address.port().to_string()])
+            .kill_on_drop(true)
+            .spawn()
+            .expect("a server");
+        let listens = || async { TcpStream::connect(address).await.is_ok() };
+        eventually("the kit's server listens", PATIENCE, listens).await;
+        let mut wanted = body(&format!("http://{address}/{path}"));
+        wanted["transport"] = json!(transport);
+        let made = app.post(SERVERS, wanted).await.expect(201);
+        assert_eq!(made["sync_error"], Value::Null, "{made}");
+        let tool = &made["discovered_tools"][0];
+        assert_eq!(
+            (&tool["name"], &tool["description"]),
+            (&json!("lend_book"), &json!("Lends a book")),
+            "{transport}"
+        );
+        assert_eq!(tool["input_schema"]["properties"]["isbn"]["type"], "string");
+    }
+    app.finish().await;
 }
 
 fn body(url: &str) -> Value {
@@ -178,9 +298,9 @@ async fn a_server_that_does_not_answer_is_saved_with_the_reason() {
         let refused = app.post(SERVERS, body(url)).await.expect(422);
         assert_eq!(refused["errors"][0]["loc"], json!(["body", "server_url"]));
     }
-    let mut old = body("https://shop.test");
-    old["transport"] = json!("sse");
-    let refused = app.post(SERVERS, old).await.expect(422);
+    let mut odd = body("https://shop.test");
+    odd["transport"] = json!("stdio");
+    let refused = app.post(SERVERS, odd).await.expect(422);
     assert_eq!(refused["errors"][0]["loc"], json!(["body", "transport"]));
     app.finish().await;
 }
@@ -225,6 +345,19 @@ async fn a_server_is_changed_asked_again_copied_narrowed_and_deleted() {
         .await
         .expect(400);
 
+    answer(app.request(Method::DELETE, &path(&made)))
+        .await
+        .expect(200);
+    app.get(&path(&made)).await.expect(404);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_narrowed_and_copied_and_not_for_strangers() {
+    let app = quiet().await;
+    let fetch = format!("{SERVERS}/fetch_mcp_tools");
+    let (url, heard) = server(Manner::Json).await;
+    let made = app.post(SERVERS, body(&url)).await.expect(201);
     let filter = format!("{}/filter-tools", path(&made));
     let put = |body: Value| answer(app.request(Method::PUT, &filter).json(&body));
     let narrowed = put(json!({"allowed_tools": ["find_order"]}))
@@ -256,7 +389,6 @@ async fn a_server_is_changed_asked_again_copied_narrowed_and_deleted() {
     answer(app.request(Method::DELETE, &path(&made)))
         .await
         .expect(200);
-    app.get(&path(&made)).await.expect(404);
     let left = app.get(SERVERS).await.expect(200);
     assert_eq!(left["tools"].as_array().map(Vec::len), Some(1));
     let stranger = app.another_tenant("Other").await;

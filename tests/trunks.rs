@@ -300,31 +300,15 @@ async fn another_tenants_trunk_does_not_exist() {
     ask(&app, &user, Method::POST, BASE, json!({}))
         .await
         .expect(422);
-    let seen = |list: Value| list.as_array().expect("a list").len();
-    assert_eq!(
-        seen(
-            ask(&app, &user, Method::GET, BASE, Value::Null)
-                .await
-                .expect(200)
-        ),
-        1
-    );
-    assert_eq!(
-        seen(
-            ask(&app, &stranger, Method::GET, BASE, Value::Null)
-                .await
-                .expect(200)
-        ),
-        2
-    );
-    assert_eq!(
-        seen(
-            ask(&app, &root, Method::GET, BASE, Value::Null)
-                .await
-                .expect(200)
-        ),
-        4
-    );
+    for (who, trunks) in [(&user, 1), (&stranger, 2), (&root, 4)] {
+        let list = ask(&app, who, Method::GET, BASE, Value::Null).await;
+        assert_eq!(
+            list.expect(200).as_array().map(Vec::len),
+            Some(trunks),
+            "{}",
+            list.text
+        );
+    }
     app.get(&format!("{BASE}/{platform}")).await.expect(404);
     let path = format!("{BASE}/{platform}/pause");
     ask(&app, &root, Method::POST, &path, Value::Null)

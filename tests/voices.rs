@@ -4,7 +4,7 @@ use peal_shared::access::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, Options, answer};
+use crate::harness::app::{Answer, App, Options, answer};
 use crate::harness::members::{ask, audited, member, session};
 
 const BASE: &str = "/api/v1/tts-voices";
@@ -165,16 +165,18 @@ async fn the_platform_lists_voices_and_nobody_else() {
     app.finish().await;
 }
 
+/// Tries to make an agent with this voice.
+async fn speaking(app: &App, tts: Value) -> Answer {
+    let agent = json!({"agent": {"name": "A"}, "tts_config": tts});
+    app.post("/api/v1/agents", agent).await
+}
+
+const VOICED: &str = "select count(*) from agents where voice is not null";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_speaks_with_a_voice_that_there_is() {
     let app = quiet().await;
-    let make = async |tts: Value| {
-        app.post(
-            "/api/v1/agents",
-            json!({"agent": {"name": "A"}, "tts_config": tts}),
-        )
-        .await
-    };
+    let make = async |tts: Value| speaking(&app, tts).await;
     let problem = make(json!({"voice_name": "Polly.Johanna"}))
         .await
         .expect(422);
@@ -210,24 +212,22 @@ async fn an_agent_speaks_with_a_voice_that_there_is() {
     ] {
         make(tts).await.expect(201);
     }
-    assert_eq!(
-        app.count("select count(*) from agents where voice is not null")
-            .await,
-        3
-    );
+    assert_eq!(app.count(VOICED).await, 3);
+    app.finish().await;
+}
 
-    // Another provider's voices cannot be known, and no carrier is told to speak with them.
+/// They cannot be known, and no carrier is told to speak with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_providers_voice_is_kept_as_it_is_named() {
+    let app = quiet().await;
+    let make = async |tts: Value| speaking(&app, tts).await;
     let theirs =
         json!({"tts_model_name": "bulbul:v2", "voice_name": "Anushka", "language": "hi-IN"});
     let made = make(theirs.clone()).await.expect(201);
     for (name, value) in theirs.as_object().expect("an object") {
         assert_eq!(&made["configurations"]["tts_config"][name], value);
     }
-    assert_eq!(
-        app.count("select count(*) from agents where voice is not null")
-            .await,
-        3
-    );
+    assert_eq!(app.count(VOICED).await, 0);
     let id = made["agent"]["id"].as_str().expect("an id");
     let path = format!("/api/v1/agents/{id}/tts-config?force_update=true");
     let own = json!({"tts_model_name": null});
@@ -242,16 +242,16 @@ async fn an_agent_speaks_with_a_voice_that_there_is() {
         changed["configurations"]["tts_config"]["voice_name"],
         "Polly.Kajal-Neural"
     );
-    assert_eq!(
-        app.count("select count(*) from agents where voice is not null")
-            .await,
-        4
-    );
+    assert_eq!(app.count(VOICED).await, 1);
     let doubled =
         "select count(*) from agents where voice is not null and tts_config ? 'voice_name'";
     assert_eq!(app.count(doubled).await, 0);
+    app.finish().await;
+}
 
-    // What was set up otherwise can still be changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_a_voice_that_is_gone_can_still_be_changed() {
+    let app = quiet().await;
     sqlx::query("update agents set voice = 'Polly.Old' where id = $1")
         .bind(app.tenant.agent)
         .execute(&app.context.pool)

@@ -79,21 +79,6 @@ async fn a_workflow_is_kept_changed_copied_and_deleted() {
     // The graph is judged with what stays of it.
     let half = change(json!({"transitions": [{"from": "bye", "to": "gone"}]})).await;
     half.expect(422);
-
-    let stranger = app.another_tenant("Other").await;
-    for (method, path) in [
-        (Method::GET, path(&made)),
-        (Method::DELETE, path(&made)),
-        (Method::POST, format!("{}/clone", path(&made))),
-    ] {
-        answer(app.request_as(&stranger, method, &path))
-            .await
-            .expect(404);
-    }
-    let theirs = app.request_as(&stranger, Method::PATCH, &path(&made));
-    answer(theirs.json(&json!({"name": "mine"})))
-        .await
-        .expect(404);
     answer(app.request(Method::DELETE, &path(&made)))
         .await
         .expect(200);
@@ -114,6 +99,28 @@ async fn a_workflow_is_kept_changed_copied_and_deleted() {
             "workflow.delete"
         ]
     );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_tenants_workflow_does_not_exist() {
+    let app = quiet().await;
+    let tool = tool(&app).await;
+    let made = app.post(WORKFLOWS, body(&tool)).await.expect(201);
+    let stranger = app.another_tenant("Other").await;
+    for (method, path) in [
+        (Method::GET, path(&made)),
+        (Method::DELETE, path(&made)),
+        (Method::POST, format!("{}/clone", path(&made))),
+    ] {
+        answer(app.request_as(&stranger, method, &path))
+            .await
+            .expect(404);
+    }
+    let theirs = app.request_as(&stranger, Method::PATCH, &path(&made));
+    answer(theirs.json(&json!({"name": "mine"})))
+        .await
+        .expect(404);
     app.finish().await;
 }
 

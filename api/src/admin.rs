@@ -8,6 +8,7 @@ use peal_shared::context::Context;
 use peal_shared::ids::{OrgId, UserId};
 use peal_shared::sign_in::passwords::{self, Hasher, weakness};
 use peal_shared::sign_in::sessions;
+use peal_shared::tools::{definitions, servers};
 use peal_shared::{trunks, users};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
@@ -109,6 +110,8 @@ pub async fn create_user(context: &Context, wanted: &CreateUser) -> anyhow::Resu
 pub struct Rotated {
     pub trunks: u64,
     pub provider_credentials: u64,
+    pub tools: u64,
+    pub mcp_servers: u64,
     /// Keys that have to be used once, or revoked, before the earlier master key can go.
     pub api_keys_left: i64,
 }
@@ -123,6 +126,8 @@ pub async fn rotate_master_key(context: &Context) -> anyhow::Result<Rotated> {
     let rotated = Rotated {
         trunks: trunks::reseal_unscoped(&mut db, keys).await?,
         provider_credentials: credentials::rewrap_unscoped(&mut db, keys).await?,
+        tools: definitions::reseal_unscoped(&mut db, keys).await?,
+        mcp_servers: servers::reseal_unscoped(&mut db, keys).await?,
         api_keys_left: api_keys::count_under_earlier_unscoped(&mut db, keys).await?,
     };
     db.commit().await.context("nothing was sealed anew")?;

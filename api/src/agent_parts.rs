@@ -3,8 +3,11 @@
 
 use peal_shared::agents::config::{ModelConfig, SpecificConfig, TtsConfig};
 use serde::Deserialize;
+use serde_json::Value;
 use utoipa::{IntoResponses, ToSchema};
 
+use crate::error::Result;
+use crate::extract::Fields;
 use crate::openapi::ProblemDocument;
 
 /// The parts of an agent to change.
@@ -78,17 +81,30 @@ pub struct VadPart {
     sampling_rate: Option<i32>,
 }
 
+/// A list would be taken for the fields of a part, in their order.
+///
+/// # Errors
+/// Every part that is none.
+pub fn parts_are_objects(parts: &Value) -> Result<()> {
+    let mut fields = Fields::default();
+    for (name, part) in parts.as_object().into_iter().flatten() {
+        let is_part = part.is_object() || part.is_null();
+        fields.check(is_part, name, "type_error", "must be an object");
+    }
+    fields.finish()
+}
+
 /// What a change of an agent may be refused with, besides what any operation may.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "its variants are read by the macro alone")]
 pub enum ChangeRefusals {
     /// The agent is active, and nobody insists.
     #[response(status = 400, content_type = "application/problem+json")]
-    Active(#[to_schema] ProblemDocument),
+    Active(ProblemDocument),
     /// No such agent.
     #[response(status = 404, content_type = "application/problem+json")]
-    NotFound(#[to_schema] ProblemDocument),
+    NotFound(ProblemDocument),
     /// A running batch, or a call under way, does not allow it.
     #[response(status = 409, content_type = "application/problem+json")]
-    InUse(#[to_schema] ProblemDocument),
+    InUse(ProblemDocument),
 }

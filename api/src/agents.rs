@@ -19,7 +19,9 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::agent_parts::{ChangeRefusals, TranscriberPart, UpdateAgent, VadPart};
+use crate::agent_parts::{
+    ChangeRefusals, TranscriberPart, UpdateAgent, VadPart, parts_are_objects,
+};
 use crate::agent_rules;
 use crate::auth::Caller;
 use crate::error::Result;
@@ -310,6 +312,7 @@ async fn change(
     query: Force,
     part: Value,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    parts_are_objects(&part)?;
     let mut db = caller.change(context).await?;
     let before = setup::lock(&mut db, &caller.scope(), id).await?;
     let was = before.setup();
@@ -480,6 +483,7 @@ struct CloneAgent {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"message": "the agent is deleted", "data": {"id": "0198c0de-0000-7000-8000-00000000000a"}}))]
 struct Deleted {
     message: &'static str,
     data: DeletedAgent,

@@ -52,6 +52,7 @@ pub fn router() -> OpenApiRouter<Api> {
     post,
     path = "/api/v1/api-keys",
     tag = "API keys",
+    security(("session" = [])),
     request_body(content = CreateKey, example = json!({"name": "CRM", "scopes": [
         {"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "*"}
     ]})),
@@ -161,7 +162,7 @@ async fn of_user(context: &Context, caller: &Caller, user: UserId) -> Result<Jso
     tag = "API keys",
     request_body = Exists,
     responses(
-        (status = 200, body = bool),
+        (status = 200, body = bool, content_type = "application/json", example = json!(true)),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
         Refusals,
     )
@@ -183,6 +184,7 @@ async fn exists(
     patch,
     path = "/api/v1/api-keys/{key_id}",
     tag = "API keys",
+    security(("session" = [])),
     params(("key_id" = ApiKeyId, Path), Whose),
     request_body(content = Rename, example = json!({"name": "CRM"})),
     responses(
@@ -222,6 +224,7 @@ async fn rename(
     delete,
     path = "/api/v1/api-keys/{key_id}",
     tag = "API keys",
+    security(("session" = [])),
     params(("key_id" = ApiKeyId, Path), Whose),
     responses(
         (status = 200, body = Changed),
@@ -353,6 +356,7 @@ impl Whose {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"user_id": "0198c0de-0000-7000-8000-000000000002", "provider_name": "milli_chat_ai"}))]
 struct Exists {
     user_id: UserId,
     /// `milli_chat_ai` when left out.
@@ -366,6 +370,14 @@ struct Rename {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"message": "the key is made; it is shown only now", "api_key": {
+    "api_key": "peal_live_Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gAZk3vQ9xT1mB7rF4gA",
+    "id": "0198c0de-0000-7000-8000-000000000005", "user_id": "0198c0de-0000-7000-8000-000000000002",
+    "organization_id": "0198c0de-0000-7000-8000-000000000001", "name": "CRM", "provider_name": "milli_chat_ai",
+    "key_prefix": "peal_live_Zk3v", "last4": "F4gA", "created_at": "2026-06-01T08:00:00Z", "expires_at": null,
+    "last_used_at": "2026-06-09T08:00:00Z",
+    "scopes": [{"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "*"}]
+}}))]
 struct Created {
     message: &'static str,
     api_key: CreatedKey,
@@ -381,6 +393,13 @@ struct CreatedKey {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"message": "the key is renamed", "api_key": {
+    "id": "0198c0de-0000-7000-8000-000000000005", "user_id": "0198c0de-0000-7000-8000-000000000002",
+    "organization_id": "0198c0de-0000-7000-8000-000000000001", "name": "CRM", "provider_name": "milli_chat_ai",
+    "key_prefix": "peal_live_Zk3v", "last4": "F4gA", "created_at": "2026-06-01T08:00:00Z", "expires_at": null,
+    "last_used_at": "2026-06-09T08:00:00Z",
+    "scopes": [{"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "*"}]
+}}))]
 struct Changed {
     message: &'static str,
     api_key: ApiKey,

@@ -83,6 +83,12 @@ struct Query {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"entries": [{
+    "id": "0198c0de-0000-7000-8000-000000000007", "organization_id": "0198c0de-0000-7000-8000-000000000001",
+    "actor_user_id": "0198c0de-0000-7000-8000-000000000002", "actor_kind": "session", "api_key_id": null,
+    "ip": "203.0.113.7", "request_id": "0198c0de-0000-7000-8000-000000000008", "action": "batch.create",
+    "subject_id": "0198c0de-0000-7000-8000-000000000009", "changed": [], "created_at": "2026-06-09T08:00:00Z"
+}], "next": null}))]
 struct Log {
     entries: Vec<Entry>,
     next: Option<AuditId>,

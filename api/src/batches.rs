@@ -18,7 +18,7 @@ use peal_shared::ids::{BatchId, JobId, UserId};
 use peal_shared::page::{Owners, Page};
 use peal_shared::users;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -28,7 +28,7 @@ use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::new_batch::{CreateBatch, check_variables};
 use crate::openapi::{Conflicting, Missing, Refusals, Rejected, Unpaid};
-use crate::page::{self, Sight, page};
+use crate::page::{Browse, Paging, Sight, page};
 use crate::state::Api;
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -463,54 +463,6 @@ fn note(action: &'static str, batch: &Batch) -> Note {
 #[schema(example = json!({"variable_names": ["name", "city"]}))]
 struct Variables {
     variable_names: Vec<String>,
-}
-
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-struct Paging {
-    /// From 1, which is the default.
-    #[param(minimum = 1)]
-    page: Option<i64>,
-    /// 20 unless told.
-    #[param(minimum = 1, maximum = 100)]
-    page_size: Option<i64>,
-}
-
-/// Pages as in [`Paging`], which cannot be flattened into a query. Lists are separated by commas. They narrow what the caller's role allows.
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct Browse {
-    /// From 1, which is the default.
-    #[param(minimum = 1)]
-    pub page: Option<i64>,
-    /// 20 unless told.
-    #[param(minimum = 1, maximum = 100)]
-    pub page_size: Option<i64>,
-    /// One's own, or all in sight, which is the default.
-    #[param(inline)]
-    scope: Option<Sight>,
-    /// Ids, separated by commas.
-    organization_ids: Option<String>,
-    /// Ids, separated by commas.
-    owner_user_ids: Option<String>,
-    /// Of `user`, `org_admin` and `super_admin`, separated by commas.
-    platform_roles: Option<String>,
-}
-
-impl Browse {
-    /// Whether only one's own things are asked for.
-    pub fn is_mine(&self) -> bool {
-        matches!(self.scope, Some(Sight::Mine))
-    }
-
-    /// Whose things are asked for.
-    pub fn owners(&self) -> Result<Owners> {
-        page::owners(
-            self.organization_ids.as_deref(),
-            self.owner_user_ids.as_deref(),
-            self.platform_roles.as_deref(),
-        )
-    }
 }
 
 #[derive(Serialize, ToSchema)]

@@ -20,6 +20,7 @@ use peal_shared::idempotency::Stored;
 use serde::Serialize;
 
 use crate::pace::TooSoon;
+use crate::rates;
 
 /// Seconds after which a client may try again when we were too busy.
 const RETRY_AFTER_SECS: u32 = 1;
@@ -37,8 +38,10 @@ pub struct Problem {
     code: &'static str,
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
-    blockers: Vec<Blocker>,
+    blockers: Box<[Blocker]>,
     retry_after_secs: Option<u32>,
+    /// How much was allowed, of which nothing is left.
+    used_up: Option<u32>,
     /// Logged, never shown.
     cause: Option<Arc<anyhow::Error>>,
     /// No problem at all: what the same request was answered with before.
@@ -57,8 +60,9 @@ impl Problem {
             code,
             detail: detail.into(),
             errors: Vec::new(),
-            blockers: Vec::new(),
+            blockers: Box::default(),
             retry_after_secs: None,
+            used_up: None,
             cause: None,
             answered: None,
         }
@@ -96,6 +100,7 @@ impl Problem {
     pub fn too_soon(refused: TooSoon) -> Self {
         Self {
             retry_after_secs: Some(refused.wait_secs()),
+            used_up: Some(refused.limit),
             ..Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_requests",
@@ -207,7 +212,7 @@ impl From<Error> for Problem {
             Error::Rejected { code, detail } => Self::new(StatusCode::BAD_REQUEST, code, detail),
             Error::Conflict { code, detail } => Self::new(StatusCode::CONFLICT, code, detail),
             Error::NotReady(blockers) => Self {
-                blockers,
+                blockers: blockers.into(),
                 ..Self::new(StatusCode::BAD_REQUEST, "not_ready", detail)
             },
             Error::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail),
@@ -313,6 +318,11 @@ pub fn written(mut response: Response, request_id: &str) -> Response {
     headers.remove(CONTENT_LENGTH);
     if let Some(seconds) = problem.retry_after_secs {
         headers.insert(RETRY_AFTER, seconds.into());
+        if let Some(limit) = problem.used_up {
+            headers.insert(rates::LIMIT, limit.into());
+            headers.insert(rates::REMAINING, 0.into());
+            headers.insert(rates::RESET, seconds.into());
+        }
     }
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

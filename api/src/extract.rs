@@ -8,7 +8,9 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use peal_shared::error::FieldError;
-use serde::de::{DeserializeOwned, Deserializer};
+use rust_decimal::Decimal;
+use serde::Deserialize as _;
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 use uuid::Uuid;
@@ -179,6 +181,30 @@ where
         }
         Problem::invalid(vec![FieldError::new(place, path, kind, told)])
     })
+}
+
+/// Reads a decimal number, written as a text or as a number.
+///
+/// # Errors
+/// When it is neither.
+pub fn decimal<'de, D: Deserializer<'de>>(input: D) -> std::result::Result<Decimal, D::Error> {
+    let written = match Value::deserialize(input)? {
+        Value::String(text) => text,
+        Value::Number(number) => number.to_string(),
+        _ => String::new(),
+    };
+    Decimal::from_str_exact(&written)
+        .map_err(|_error| D::Error::custom("must be a number, such as \"12.5\""))
+}
+
+/// Reads a decimal number that may be left out.
+///
+/// # Errors
+/// As [`decimal`].
+pub fn some_decimal<'de, D: Deserializer<'de>>(
+    input: D,
+) -> std::result::Result<Option<Decimal>, D::Error> {
+    decimal(input).map(Some)
 }
 
 /// What serde says in prose, as a stable kind and a sentence about the field. Serde repeats

@@ -52,7 +52,7 @@ async fn mine(State(context): State<Arc<Context>>, caller: Caller) -> Result<Jso
     tag = "Feature flags",
     params(("user_id" = UserId, Path)),
     responses(
-        (status = 200, body = BTreeMap<String, bool>),
+        (status = 200, body = BTreeMap<String, bool>, example = json!({"call_analytics": true, "call_logs": true, "outbound": false})),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
         Refusals,
     )
@@ -76,10 +76,11 @@ async fn show(
     put,
     path = "/api/v1/feature-flags/{user_id}",
     tag = "Feature flags",
+    security(("session" = [])),
     params(("user_id" = UserId, Path)),
     request_body(content = BTreeMap<String, bool>, example = json!({"outbound": false})),
     responses(
-        (status = 200, body = BTreeMap<String, bool>),
+        (status = 200, body = BTreeMap<String, bool>, example = json!({"call_analytics": true, "call_logs": true, "outbound": false})),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
         Refusals,
     )

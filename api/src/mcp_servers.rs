@@ -161,7 +161,7 @@ async fn fetch(
             let unnamed = McpServerBody {
                 name: "unnamed".to_owned(),
                 server_url,
-                transport: Transport::StreamableHttp,
+                transport: body.transport,
                 headers: body.headers,
                 auth: body.auth,
                 timeout_seconds: body.timeout_seconds,
@@ -430,6 +430,8 @@ struct FetchTools {
     tool_id: Option<McpServerId>,
     /// Another one.
     server_url: Option<String>,
+    #[serde(default = "streamable_http")]
+    transport: Transport,
     #[serde(default)]
     headers: BTreeMap<String, String>,
     #[serde(default)]

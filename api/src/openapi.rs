@@ -19,6 +19,8 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::state::Api;
 
+use crate::page::Sight;
+
 /// A problem document (RFC 9457).
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
@@ -113,9 +115,15 @@ pub struct Conflicting(ProblemDocument);
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     // What no body holds and a parameter or a refusal refers to.
-    components(schemas(ProblemDocument, WrongField, Blocker, TrunkId)),
+    components(schemas(ProblemDocument, WrongField, Blocker, TrunkId, Sight)),
     modifiers(&Schemes),
     tags(
+        (name = "Sign in", description = "With an e-mail address and a password."),
+        (name = "Me", description = "Who the caller is, and whom they see."),
+        (name = "Organizations", description = "Organizations, their members, and who is invited."),
+        (name = "API keys", description = "Keys that open this API, and secrets of providers."),
+        (name = "Feature flags", description = "What users may use."),
+        (name = "Audit log", description = "Who changed what."),
         (name = "Batches", description = "Campaigns, from their creation to their end."),
         (name = "Batch rows", description = "The people of a batch, one by one."),
         (name = "Uploads", description = "The people of a batch, by the file."),
@@ -130,6 +138,8 @@ pub struct Conflicting(ProblemDocument);
         (name = "Analysis rules", description = "What is found out about conversations that have ended."),
         (name = "Agent analysis", description = "Which analysis rules an agent has."),
         (name = "Workflows", description = "Conversations that follow a graph."),
+        (name = "Providers", description = "What agents can be made with."),
+        (name = "Voices", description = "The voices that carriers speak with."),
         (name = "Wallets", description = "Who may spend how much: grants, caps, and the ledger. Keys only look."),
         (name = "Billing", description = "What calls cost. Keys only look. The same under `/billing`."),
         (name = "Service prices", description = "What things cost."),

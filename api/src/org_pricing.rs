@@ -20,7 +20,7 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson};
+use crate::extract::{Fields, Ids, ValidJson, decimal};
 use crate::openapi::{Conflicting, Missing, Refusals};
 use crate::state::Api;
 
@@ -202,6 +202,7 @@ struct BusinessModel {
 #[serde(deny_unknown_fields)]
 struct Commission {
     /// 0 to 100.
+    #[serde(deserialize_with = "decimal")]
     #[schema(value_type = String)]
     percentage: Decimal,
 }
@@ -210,6 +211,7 @@ struct Commission {
 #[serde(deny_unknown_fields)]
 struct Markup {
     /// 0 to 1000.
+    #[serde(deserialize_with = "decimal")]
     #[schema(value_type = String)]
     percentage: Decimal,
     /// USD, which is the default.

@@ -14,7 +14,7 @@ use peal_shared::ids::OrgId;
 use peal_shared::orgs::{self, Headcount, NewOrganization, Organization, Settings, is_timezone};
 use peal_shared::phone::Country;
 use serde::{Deserialize, Deserializer, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -22,7 +22,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::page;
+use crate::page::{Paging, page};
 use crate::state::Api;
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -66,6 +66,7 @@ async fn list(
     post,
     path = "/api/v1/organizations",
     tag = "Organizations",
+    security(("session" = [])),
     request_body(content = CreateOrganization, example = json!({
         "name": "Acme", "timezone": "Asia/Kolkata", "default_country": "IN"
     })),
@@ -140,6 +141,7 @@ async fn detail(
     patch,
     path = "/api/v1/organizations/{id}",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path)),
     request_body(content = UpdateOrganization, example = json!({"timezone": "Europe/Berlin", "default_country": null})),
     responses(
@@ -233,18 +235,12 @@ struct UpdateOrganization {
     max_concurrent_calls: Option<i32>,
 }
 
-/// Which page of a list.
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct Paging {
-    /// From 1 on.
-    pub page: Option<i64>,
-    /// 1 to 100; 20 when left out.
-    pub page_size: Option<i64>,
-}
-
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"organizations": [{
+    "id": "0198c0de-0000-7000-8000-000000000001", "name": "Acme", "parent_organization_id": null,
+    "timezone": "Asia/Kolkata", "default_country": "IN", "hipaa_compliance": false, "max_concurrent_calls": 100,
+    "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
+}], "total": 1, "page": 1, "page_size": 20}))]
 struct Organizations {
     organizations: Vec<Organization>,
     total: i64,
@@ -253,6 +249,12 @@ struct Organizations {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000001", "name": "Acme", "parent_organization_id": null,
+    "timezone": "Asia/Kolkata", "default_country": "IN", "hipaa_compliance": false, "max_concurrent_calls": 100,
+    "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z",
+    "members": 3, "open_invites": 1
+}))]
 struct Detail {
     #[serde(flatten)]
     organization: Organization,

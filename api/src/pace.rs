@@ -25,6 +25,7 @@ type Limiter =
 #[derive(Clone)]
 pub struct Pace {
     limiter: Arc<Limiter>,
+    every: Duration,
     seed: RandomState,
     clock: DefaultClock,
 }
@@ -34,6 +35,8 @@ pub struct Pace {
 pub struct Left {
     pub limit: u32,
     pub remaining: u32,
+    /// Until all of it is there again.
+    pub whole_again: Duration,
 }
 
 /// How long to wait for the next turn.
@@ -46,11 +49,14 @@ pub struct TooSoon {
 impl TooSoon {
     /// In whole seconds, rounded up.
     pub fn wait_secs(self) -> u32 {
-        let whole = u32::try_from(self.wait.as_secs()).unwrap_or(u32::MAX);
-        whole
-            .saturating_add(u32::from(self.wait.subsec_nanos() > 0))
-            .max(1)
+        whole_secs(self.wait).max(1)
     }
+}
+
+/// In whole seconds, rounded up.
+pub fn whole_secs(time: Duration) -> u32 {
+    let whole = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    whole.saturating_add(u32::from(time.subsec_nanos() > 0))
 }
 
 impl Pace {
@@ -63,6 +69,7 @@ impl Pace {
         let limiter = RateLimiter::keyed(quota).with_middleware();
         Self {
             limiter: Arc::new(limiter),
+            every,
             seed: RandomState::new(),
             clock: DefaultClock::default(),
         }
@@ -75,10 +82,16 @@ impl Pace {
     pub fn take(&self, who: impl Hash) -> Result<Left, TooSoon> {
         let bucket = self.seed.hash_one(who) % BUCKETS;
         match self.limiter.check_key(&bucket) {
-            Ok(state) => Ok(Left {
-                limit: state.quota().burst_size().get(),
-                remaining: state.remaining_burst_capacity(),
-            }),
+            Ok(state) => {
+                let limit = state.quota().burst_size().get();
+                let remaining = state.remaining_burst_capacity();
+                let spent = limit.saturating_sub(remaining);
+                Ok(Left {
+                    limit,
+                    remaining,
+                    whole_again: self.every.saturating_mul(spent),
+                })
+            }
             Err(refused) => Err(TooSoon {
                 limit: refused.quota().burst_size().get(),
                 wait: refused.wait_time_from(self.clock.now()),
@@ -99,7 +112,8 @@ mod tests {
                 pace.take("a").unwrap(),
                 Left {
                     limit: 3,
-                    remaining
+                    remaining,
+                    whole_again: Duration::from_secs(60) * (3 - remaining),
                 }
             );
         }

@@ -7,7 +7,7 @@ use peal_shared::error::FieldError;
 use peal_shared::ids::{OrgId, UserId};
 use peal_shared::page::{Owners, Page};
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::error::{Problem, Result};
 
@@ -38,6 +38,56 @@ pub fn page(number: Option<i64>, size: Option<i64>) -> Result<Page> {
 pub enum Sight {
     Mine,
     All,
+}
+
+/// Which page of a list.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Paging {
+    /// From 1, which is the default.
+    #[param(minimum = 1)]
+    pub page: Option<i64>,
+    /// 20 unless told.
+    #[param(minimum = 1, maximum = 100)]
+    pub page_size: Option<i64>,
+}
+
+/// Pages as in [`Paging`], which cannot be flattened into a query. Lists are separated by
+/// commas. They narrow what the caller's role allows.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Browse {
+    /// From 1, which is the default.
+    #[param(minimum = 1)]
+    pub page: Option<i64>,
+    /// 20 unless told.
+    #[param(minimum = 1, maximum = 100)]
+    pub page_size: Option<i64>,
+    /// One's own, or all in sight, which is the default.
+    pub scope: Option<Sight>,
+    /// Ids, separated by commas.
+    organization_ids: Option<String>,
+    /// Ids, separated by commas.
+    owner_user_ids: Option<String>,
+    /// Of `user`, `org_admin` and `super_admin`, separated by commas.
+    platform_roles: Option<String>,
+}
+
+impl Browse {
+    /// Whether only one's own things are asked for.
+    pub fn is_mine(&self) -> bool {
+        matches!(self.scope, Some(Sight::Mine))
+    }
+
+    /// Whose things are asked for.
+    pub fn owners(&self) -> Result<Owners> {
+        owners(
+            self.organization_ids.as_deref(),
+            self.owner_user_ids.as_deref(),
+            self.platform_roles.as_deref(),
+        )
+    }
 }
 
 /// The owners whose rows a query asks for. Each list is separated by commas, and narrows what

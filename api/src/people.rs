@@ -23,12 +23,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::{Caller, Origin};
-use crate::batches::Browse;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::organizations::Paging;
-use crate::page::page;
+use crate::page::{Browse, Paging, page};
 use crate::sign_in::{Door, check_password};
 use crate::state::Api;
 
@@ -153,6 +151,7 @@ async fn list_members(
     patch,
     path = "/api/v1/organizations/{id}/users/{user_id}/org-role",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path), ("user_id" = UserId, Path)),
     request_body(content = NewRole, example = json!({"role": "org_admin"})),
     responses(
@@ -186,6 +185,7 @@ async fn set_role(
     delete,
     path = "/api/v1/organizations/{id}/users/{user_id}",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path), ("user_id" = UserId, Path)),
     responses(
         (status = 200, body = Removed),
@@ -217,6 +217,7 @@ async fn remove_member(
     post,
     path = "/api/v1/organizations/{id}/invites",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path)),
     request_body(content = NewInvite, example = json!({"email": "ada@example.com", "role": "user"})),
     responses(
@@ -303,6 +304,7 @@ async fn list_invites(
     delete,
     path = "/api/v1/organizations/{id}/invites/{invite_id}",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path), ("invite_id" = InviteId, Path)),
     responses(
         (status = 200, body = Removed),
@@ -337,7 +339,7 @@ async fn revoke_invite(
     security(()),
     request_body = Accept,
     responses(
-        (status = 201, body = Accepted),
+        (status = 201, body = Joined),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "The token is not genuine"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The address is in use elsewhere"),
         (status = 410, body = ProblemDocument, content_type = "application/problem+json", description = "The invitation was used, taken back, or is too old"),
@@ -351,7 +353,7 @@ async fn accept_invite(
     State(door): State<Door>,
     mut origin: Origin,
     ValidJson(body): ValidJson<Accept>,
-) -> Result<(StatusCode, Json<Accepted>)> {
+) -> Result<(StatusCode, Json<Joined>)> {
     let keys = &context.config.keys;
     if let Some(name) = &body.full_name {
         let mut fields = Fields::default();
@@ -378,7 +380,7 @@ async fn accept_invite(
     let mut db = caller.change(&context).await?;
     invites::accept_unscoped(&mut db, &caller, id, name, &hash).await?;
     let note = Note::new("invite.accept", invite.organization_id, id.0);
-    let answer = Accepted {
+    let answer = Joined {
         user_id: caller.user,
         organization_id: invite.organization_id,
         email: invite.email,
@@ -388,6 +390,10 @@ async fn accept_invite(
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "user_id": "0198c0de-0000-7000-8000-000000000002", "auth": "bearer", "email": "ada@example.com",
+    "full_name": "Ada Lovelace", "organization_id": "0198c0de-0000-7000-8000-000000000001", "role": "org_admin"
+}))]
 struct Me {
     user_id: UserId,
     /// `bearer` or `api_key`.
@@ -399,6 +405,10 @@ struct Me {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"users": [{
+    "id": "0198c0de-0000-7000-8000-000000000002", "organization_id": "0198c0de-0000-7000-8000-000000000001",
+    "email": "ada@example.com", "full_name": "Ada Lovelace", "role": "org_admin", "created_at": "2026-06-01T08:00:00Z"
+}], "total": 1, "page": 1, "page_size": 20}))]
 struct Members {
     users: Vec<Member>,
     total: i64,
@@ -427,18 +437,25 @@ fn user() -> Role {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"invites": [{
+    "id": "0198c0de-0000-7000-8000-000000000004", "organization_id": "0198c0de-0000-7000-8000-000000000001",
+    "email": "grace@example.com", "role": "user", "invited_by": "0198c0de-0000-7000-8000-000000000002",
+    "created_at": "2026-06-01T08:00:00Z", "expires_at": "2026-06-08T08:00:00Z"
+}]}))]
 struct Invites {
     invites: Vec<Invite>,
 }
 
 /// Good news.
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"message": "the user is removed"}))]
 struct Removed {
     message: &'static str,
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"token": "from the mail", "password": "correct horse battery", "full_name": "Grace Hopper"}))]
 struct Accept {
     /// From the mail.
     token: String,
@@ -449,7 +466,11 @@ struct Accept {
 }
 
 #[derive(Serialize, ToSchema)]
-struct Accepted {
+#[schema(example = json!({
+    "user_id": "0198c0de-0000-7000-8000-00000000000b", "organization_id": "0198c0de-0000-7000-8000-000000000001",
+    "email": "grace@example.com", "role": "user"
+}))]
+struct Joined {
     user_id: UserId,
     organization_id: OrgId,
     email: String,

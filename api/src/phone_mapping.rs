@@ -18,11 +18,11 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::auth::Caller;
+use crate::envelope::{Said, said};
 use crate::error::Result;
 use crate::extract::{Ids, ValidJson};
 use crate::new_batch::one_of;
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::phones::Said;
 use crate::state::Api;
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -196,11 +196,8 @@ async fn delete(
     let mut db = caller.change(&context).await?;
     let gone = mapping::delete(&mut db, &caller.scope(), id).await?;
     let note = note("phone_mapping.delete", &gone).before(&gone)?;
-    let told = Said {
-        success: true,
-        message: "phone mapping deleted",
-    };
-    db.commit(note, StatusCode::OK, Json(told)).await
+    db.commit(note, StatusCode::OK, said("phone mapping deleted"))
+        .await
 }
 
 /// A change of a mapping, for the audit log.

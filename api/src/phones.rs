@@ -21,6 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
+use crate::envelope::{Said, said};
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
@@ -280,11 +281,8 @@ async fn delete(
     let mut db = caller.change(&context).await?;
     let phone = phones::delete(&mut db, &caller.scope(), id).await?;
     let note = note("phone.delete", &phone).before(&phone)?;
-    let told = Said {
-        success: true,
-        message: "phone number deleted",
-    };
-    db.commit(note, StatusCode::OK, Json(told)).await
+    db.commit(note, StatusCode::OK, said("phone number deleted"))
+        .await
 }
 
 /// A change of a phone number, for the audit log.
@@ -391,11 +389,4 @@ struct PhonePage {
 struct OnePhone {
     success: bool,
     phone_number: Phone,
-}
-
-/// Good news.
-#[derive(Serialize, ToSchema)]
-pub struct Said {
-    pub success: bool,
-    pub message: &'static str,
 }

@@ -28,8 +28,9 @@ use tracing::Instrument as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::auth::{API_KEY_HEADER, RequestId};
+use crate::auth::{API_KEY_HEADER, RequestId, Sender};
 use crate::error::{Problem, written};
+use crate::rates::Allowance;
 use crate::shed::{shed, shed_outside};
 use crate::state::Api;
 use crate::{agent_analysis, agent_tools, agents, analysis_rules, api_keys, audit_log};
@@ -172,7 +173,13 @@ async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: 
     let (started, began) = (Instant::now(), context.traces.begin());
     let uri = began.map(|_traced| request.uri().clone());
     let id = request_id(&request);
+    let allowance = Allowance::default();
+    let sender = Sender::of(&request, &context.config.proxies);
     request.extensions_mut().insert(RequestId(id.clone()));
+    request.extensions_mut().insert(allowance.clone());
+    if let Some(sender) = sender {
+        request.extensions_mut().insert(sender);
+    }
     let method = request.method().clone();
     // The pattern, not the path: paths of callbacks hold tokens, queries hold phone numbers.
     let route = request
@@ -186,6 +193,7 @@ async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: 
         if let Ok(id) = HeaderValue::from_str(&id) {
             headers.insert(REQUEST_ID, id);
         }
+        allowance.tell(headers);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers
             .entry(CACHE_CONTROL)

@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery, decimal, some_decimal};
 use crate::openapi::{Conflicting, Missing, Refusals};
 use crate::page::page;
 use crate::state::Api;
@@ -253,6 +253,7 @@ struct AddPrice {
     #[serde(default)]
     direction: Direction,
     /// Per minute; of `attempt`, per call.
+    #[serde(deserialize_with = "decimal")]
     #[schema(value_type = String)]
     price_usd: Decimal,
     /// 1 to 3600; 60 when left out.
@@ -303,6 +304,7 @@ impl AddPrice {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct UpdatePrice {
+    #[serde(default, deserialize_with = "some_decimal")]
     #[schema(value_type = Option<String>)]
     price_usd: Option<Decimal>,
     increment_secs: Option<i32>,

@@ -27,6 +27,7 @@ use crate::error::{Problem, Result};
 use crate::extract::{Fields, ValidJson};
 use crate::openapi::{ProblemDocument, Refusals};
 use crate::pace::Pace;
+use crate::rates::neighbourhood;
 use crate::state::Api;
 
 /// Longer texts are neither addresses nor passwords.
@@ -68,7 +69,8 @@ impl Default for Door {
 impl Door {
     /// Takes a turn at guessing a secret, by the address the guess comes from.
     pub fn guess(&self, origin: &Origin) -> Result<()> {
-        self.by_ip.take(origin.ip).map_err(Problem::too_soon)?;
+        let from = origin.ip.map(neighbourhood);
+        self.by_ip.take(from).map_err(Problem::too_soon)?;
         Ok(())
     }
 
@@ -180,8 +182,9 @@ fn wrong() -> Problem {
     post,
     path = "/api/v1/auth/logout",
     tag = "Sign in",
+    security(("session" = [])),
     responses(
-        (status = 200, body = Said),
+        (status = 200, body = Assurance),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The token comes from another issuer"),
         Refusals,
     )
@@ -189,7 +192,7 @@ fn wrong() -> Problem {
 async fn logout(
     State(context): State<Arc<Context>>,
     caller: Caller,
-) -> Result<(StatusCode, Json<Said>)> {
+) -> Result<(StatusCode, Json<Assurance>)> {
     caller.require_session()?;
     let Some(session) = caller.session else {
         return Err(elsewhere("this session was opened elsewhere; sign out there").into());
@@ -197,7 +200,7 @@ async fn logout(
     let mut db = caller.change(&context).await?;
     sessions::end_unscoped(&mut db, caller.user, session).await?;
     let note = Note::new("session.end", caller.org, session.0);
-    db.commit(note, StatusCode::OK, Json(Said::new("signed out")))
+    db.commit(note, StatusCode::OK, Json(Assurance::new("signed out")))
         .await
 }
 
@@ -208,9 +211,10 @@ async fn logout(
     post,
     path = "/api/v1/auth/password",
     tag = "Sign in",
+    security(("session" = [])),
     request_body = ChangePassword,
     responses(
-        (status = 200, body = Said),
+        (status = 200, body = Assurance),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The current password is wrong, or kept by another issuer"),
         Refusals,
     )
@@ -220,7 +224,7 @@ async fn change_password(
     State(door): State<Door>,
     caller: Caller,
     ValidJson(body): ValidJson<ChangePassword>,
-) -> Result<(StatusCode, Json<Said>)> {
+) -> Result<(StatusCode, Json<Assurance>)> {
     caller.require_session()?;
     let email = caller.email.clone().unwrap_or_default();
     check_password(&body.new_password, "new_password", &email)?;
@@ -241,7 +245,8 @@ async fn change_password(
     sessions::end_all_unscoped(&mut db, caller.user, caller.session).await?;
     let note = Note::new("password.change", caller.org, caller.user.0);
     let told = "the password is changed; your other sessions have ended";
-    db.commit(note, StatusCode::OK, Json(Said::new(told))).await
+    db.commit(note, StatusCode::OK, Json(Assurance::new(told)))
+        .await
 }
 
 fn elsewhere(told: &'static str) -> Error {
@@ -267,6 +272,7 @@ struct Login {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"current_password": "correct horse battery", "new_password": "correct horse battery staple"}))]
 struct ChangePassword {
     #[schema(value_type = String, format = Password)]
     current_password: SecretString,
@@ -276,6 +282,11 @@ struct ChangePassword {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "access_token": "eyJhbGciOiJIUzI1NiIsImtpZCI6InBlYWwifQ.e30.c2lnbmF0dXJl", "token_type": "bearer", "expires_in": 43200,
+    "expires_at": "2026-06-09T20:00:00Z", "user": {"id": "0198c0de-0000-7000-8000-000000000002",
+    "email": "ada@example.com", "role": "org_admin", "organization_id": "0198c0de-0000-7000-8000-000000000001"}
+}))]
 struct SignedIn {
     access_token: String,
     token_type: &'static str,
@@ -295,11 +306,12 @@ struct SignedInUser {
 
 /// Good news.
 #[derive(Serialize, ToSchema)]
-pub struct Said {
+#[schema(example = json!({"message": "signed out"}))]
+pub struct Assurance {
     message: &'static str,
 }
 
-impl Said {
+impl Assurance {
     pub fn new(message: &'static str) -> Self {
         Self { message }
     }

@@ -10,6 +10,7 @@ use crate::auth::KeyCache;
 use crate::auth::tokens::Tokens;
 use crate::batch_events::Watches;
 use crate::inbox::Inbox;
+use crate::rates::Rates;
 use crate::shed::Gates;
 use crate::sign_in::Door;
 use crate::streams::Streams;
@@ -23,6 +24,7 @@ pub struct Api {
     pub known_keys: KeyCache,
     pub tokens: Tokens,
     pub door: Door,
+    pub rates: Rates,
     pub watches: Watches,
     pub streams: Streams,
     pub gates: Gates,
@@ -42,6 +44,7 @@ impl Api {
             known_keys: KeyCache::default(),
             tokens: Tokens::new(&context)?,
             door: Door::default(),
+            rates: Rates::new(&context.config.limits),
             watches: Watches::default(),
             streams: Streams::new(&context),
             gates: Gates::new(&context),

@@ -113,6 +113,7 @@ pub struct Pause {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"accepted": true, "reason": null}))]
 pub struct Checked {
     /// Whether the carrier accepts the account with its secret.
     pub accepted: bool,
@@ -121,6 +122,7 @@ pub struct Checked {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(example = json!({"message": "the trunk is deleted"}))]
 pub struct TrunkDeleted {
     pub message: &'static str,
 }
@@ -131,14 +133,14 @@ pub struct TrunkDeleted {
 pub enum TrunkRefusals {
     /// The carrier does not accept the account.
     #[response(status = 400, content_type = "application/problem+json")]
-    Refused(#[to_schema] ProblemDocument),
+    Refused(ProblemDocument),
     /// No such trunk.
     #[response(status = 404, content_type = "application/problem+json")]
-    NotFound(#[to_schema] ProblemDocument),
+    NotFound(ProblemDocument),
     /// Calls go through it, or numbers hang on it.
     #[response(status = 409, content_type = "application/problem+json")]
-    InUse(#[to_schema] ProblemDocument),
+    InUse(ProblemDocument),
     /// The carrier does not answer as it should.
     #[response(status = 502, content_type = "application/problem+json")]
-    Outside(#[to_schema] ProblemDocument),
+    Outside(ProblemDocument),
 }

@@ -15,20 +15,20 @@ use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures::stream::{self, Stream, TryStreamExt as _};
 use peal_shared::Error;
 use peal_shared::access::Principal;
 use peal_shared::audit::Note;
 use peal_shared::campaigns::batches;
 use peal_shared::campaigns::ingest::{
-    self, Failure, Ingest, IngestCsv, Record, Reject, State as IngestState, Target, Upload,
+    self, IngestCsv, Record, State as IngestState, Target, Upload,
 };
 use peal_shared::context::Context;
 use peal_shared::fault;
 use peal_shared::ids::{BatchId, IngestId};
 use peal_shared::queue::enqueue;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::Instrument as _;
 use utoipa::ToSchema;
@@ -40,9 +40,9 @@ use crate::envelope::{Answer, AnswerWith, Envelope, done};
 use crate::error::{Problem, Result};
 use crate::extract::{Fields, Ids, ValidJson};
 use crate::openapi::{Conflicting, Missing, ProblemDocument, Refusals, Rejected};
-use crate::server::BATCH_CALL;
 use crate::state::Api;
 use crate::upload_body::{Meter, UploadSlots, metered};
+use crate::upload_report::Report;
 
 /// The part of the form that holds the file.
 const FILE_FIELD: &str = "file";
@@ -496,83 +496,4 @@ struct Records {
     /// Each has `to_phonenumber`; what else it has are variables.
     #[schema(value_type = Vec<Object>, min_items = 1, max_items = 20_000)]
     records: Vec<Map<String, Value>>,
-}
-
-/// What became of the rows. The total is `inserted + duplicates + failed`.
-#[derive(Serialize, ToSchema)]
-#[schema(example = json!({
-    "ingest_id": "0197d7a5-3c1e-7a10-8f00-000000000010", "file_name": "people.csv", "status": "completed",
-    "total_rows": 1000, "inserted": 998, "updated": 0, "failed": 1, "duplicates": 1, "warnings": [],
-    "errors": [{
-        "row": 17, "column": "to_phonenumber", "value": "12", "code": "too_short",
-        "message": "the number is too short"
-    }],
-    "error_report_url": "/api/v1/batch-call/0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b/ingests/0197d7a5-3c1e-7a10-8f00-000000000010/errors",
-    "failure": null, "created_at": "2026-03-01T09:00:00Z", "finished_at": "2026-03-01T09:00:01Z"
-}))]
-struct Report {
-    /// None for records, which leave nothing to ask for.
-    ingest_id: Option<IngestId>,
-    file_name: Option<String>,
-    status: IngestState,
-    total_rows: i64,
-    inserted: i64,
-    updated: i64,
-    failed: i64,
-    duplicates: i64,
-    warnings: Vec<String>,
-    /// The first hundred; the error report has all.
-    errors: Vec<Reject>,
-    error_report_url: Option<String>,
-    failure: Option<Failure>,
-    created_at: Option<DateTime<Utc>>,
-    finished_at: Option<DateTime<Utc>>,
-}
-
-impl Report {
-    fn of(ingest: Ingest, errors: Vec<Reject>) -> Self {
-        Self {
-            ingest_id: Some(ingest.id),
-            file_name: Some(ingest.file_name),
-            status: ingest.state,
-            total_rows: ingest.counts.total_rows,
-            inserted: ingest.counts.inserted,
-            updated: 0,
-            failed: ingest.counts.rejected,
-            duplicates: ingest.counts.duplicates,
-            warnings: ingest.warnings,
-            errors,
-            error_report_url: (ingest.counts.rejected > 0).then(|| {
-                format!(
-                    "{BATCH_CALL}/{}/ingests/{}/errors",
-                    ingest.batch_id, ingest.id
-                )
-            }),
-            failure: ingest.failure,
-            created_at: Some(ingest.created_at),
-            finished_at: ingest.finished_at,
-        }
-    }
-
-    fn summary(&self) -> String {
-        format!(
-            "{} rows: {} added, {} duplicates, {} refused",
-            self.total_rows, self.inserted, self.duplicates, self.failed
-        )
-    }
-
-    fn failed(&self) -> Error {
-        let why = self
-            .failure
-            .as_ref()
-            .map(|failure| failure.message.as_str());
-        Error::rejected(
-            "ingest_failed",
-            format!(
-                "{} ({} rows before it were added)",
-                why.unwrap_or("the file could not be read"),
-                self.inserted
-            ),
-        )
-    }
 }

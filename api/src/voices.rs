@@ -108,6 +108,7 @@ async fn show(
     post,
     path = "/api/v1/tts-voices",
     tag = "Voices",
+    security(("session" = [])),
     request_body(content = AddVoice, example = json!({
         "provider_id": "polly", "voice_id": "Polly.Matthew-Generative", "voice_name": "Matthew (generative)",
         "supported_languages": ["en-US"], "gender": "male"

@@ -3,6 +3,9 @@
 # On Debian and Ubuntu through apt-get (with sudo unless root), elsewhere it says what to
 # install. It does nothing where all is there. Peal runs servers of its own; those that
 # the packages may start are left alone and unused.
+#
+# `install.sh tests` tries to install Python too, for the tests that need it; those say so
+# where it is missing.
 set -eu
 
 oldest=15
@@ -32,6 +35,10 @@ has_redis() {
 
 has_compiler() {
     command -v cc >/dev/null 2>&1
+}
+
+has_python() {
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1
 }
 
 is_ready() {
@@ -91,6 +98,13 @@ Then run this again."
 if ! command -v cargo >/dev/null 2>&1; then
     echo "Peal is built with Rust 1.95 or newer, and there is no cargo: see https://rustup.rs" >&2
     exit 1
+fi
+if [ "${1:-}" = tests ] && ! has_python; then
+    if command -v apt-get >/dev/null 2>&1 && as_root apt-get -o DPkg::Lock::Timeout=120 -q update >&2; then
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 -q \
+            install -y --no-install-recommends python3 python3-venv >&2 || true
+    fi
+    has_python || echo "Without Python 3 and its venv some tests will be skipped, and say so." >&2
 fi
 if is_ready; then
     exit 0

@@ -121,6 +121,12 @@ pub async fn write_unscoped(db: &mut PgConnection, actor: &Actor, note: &Note) -
 
 /// A row of the log.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000007", "organization_id": "0198c0de-0000-7000-8000-000000000001",
+    "actor_user_id": "0198c0de-0000-7000-8000-000000000002", "actor_kind": "session", "api_key_id": null,
+    "ip": "203.0.113.7", "request_id": "0198c0de-0000-7000-8000-000000000008", "action": "batch.create",
+    "subject_id": "0198c0de-0000-7000-8000-000000000009", "changed": [], "created_at": "2026-06-09T08:00:00Z"
+}))]
 pub struct Entry {
     pub id: AuditId,
     pub organization_id: OrgId,

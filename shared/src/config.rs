@@ -3,6 +3,7 @@
 
 mod limits;
 mod money;
+mod proxies;
 mod sign_in;
 mod watch;
 
@@ -22,6 +23,7 @@ use crate::secret::Keys;
 
 pub use limits::{LimitSettings, ServerLimits};
 pub use money::MoneySettings;
+pub use proxies::{Proxies, ProxySettings};
 pub use sign_in::{SessionTokens, SignIn, SignInSettings, SignUp};
 pub use watch::{Tracing, WatchSettings, Watched};
 
@@ -159,6 +161,8 @@ pub struct Settings {
     #[command(flatten)]
     pub sign_in: SignInSettings,
     #[command(flatten)]
+    pub proxies: ProxySettings,
+    #[command(flatten)]
     pub watch: WatchSettings,
     /// Ports that tools, MCP servers and webhooks may be reached at, such as 443,9000-9100. Unset: 443,8443.
     #[arg(long, env = "PEAL_EGRESS_PORTS", global = true)]
@@ -194,6 +198,7 @@ pub struct Config {
     pub limits: ServerLimits,
     /// Seconds of talk that money is held for, at most.
     pub hold_max_secs: i32,
+    pub proxies: Proxies,
     pub watch: Watched,
     /// What users' URLs may reach.
     pub egress: egress::Policy,
@@ -279,15 +284,6 @@ impl Config {
             1,
             3600,
         );
-        let store_url = scheme(settings.store_url, &["file", "s3", "memory"]);
-        let store_url = bad.check("PEAL_STORE_URL", store_url);
-        let redis_url = optional(settings.redis_url, &["redis", "rediss", "unix"]);
-        let redis_url = bad.check("PEAL_REDIS_URL", redis_url);
-        let smtp_url = bad.check(
-            "PEAL_SMTP_URL",
-            optional(settings.smtp_url, &["smtp", "smtps"]),
-        );
-        let mail_from = bad.check("PEAL_MAIL_FROM", sender(settings.mail_from));
         let pool = bad.number("PEAL_DATABASE_POOL", &settings.database_pool, 2, 1000);
         let deadline = &settings.unknown_deadline_secs;
         let deadline = bad.number("PEAL_UNKNOWN_DEADLINE_SECS", deadline, 0, 86_400);
@@ -300,21 +296,24 @@ impl Config {
         );
         let limits = settings.limits.check(pool, bad);
         let hold_max_secs = settings.money.check(bad);
+        let proxies = settings.proxies.check(bad);
         let watch = settings.watch.check(bad);
+        let services = services(&settings, bad);
+        let (store_url, redis_url, smtp_url, mail_from) = services?;
         Some(Self {
             egress: egress?,
             database_url: database_url?,
             database_pool: pool?,
-            redis_url: redis_url?,
+            redis_url,
             redis_prefix: settings.redis_prefix,
             keys: keys?,
             public_url: public_url?,
             listen: listen?,
             sign_in: sign_in?,
-            store_url: store_url?,
-            smtp_url: smtp_url?,
+            store_url,
+            smtp_url,
             mail_dir: settings.mail_dir,
-            mail_from: mail_from?,
+            mail_from,
             uploads: uploads?,
             upload_stall: Duration::from_secs(stall?),
             unknown_deadline: Duration::from_secs(deadline?),
@@ -322,9 +321,24 @@ impl Config {
             inbox_capacity: inbox?,
             limits: limits?,
             hold_max_secs: hold_max_secs?,
+            proxies: proxies?,
             watch: watch?,
         })
     }
+}
+
+/// The store, Redis, the mail server, and the sender of mail.
+type Services = (String, Option<SecretString>, Option<SecretString>, String);
+
+fn services(settings: &Settings, bad: &mut Complaints) -> Option<Services> {
+    let store = scheme(settings.store_url.clone(), &["file", "s3", "memory"]);
+    let redis = optional(settings.redis_url.clone(), &["redis", "rediss", "unix"]);
+    let smtp = optional(settings.smtp_url.clone(), &["smtp", "smtps"]);
+    let store = bad.check("PEAL_STORE_URL", store);
+    let redis = bad.check("PEAL_REDIS_URL", redis);
+    let smtp = bad.check("PEAL_SMTP_URL", smtp);
+    let sender = bad.check("PEAL_MAIL_FROM", sender(settings.mail_from.clone()));
+    Some((store?, redis?, smtp?, sender?))
 }
 
 /// A URL that an installation may leave out; left empty it is not set.
@@ -440,72 +454,4 @@ fn public_url(text: Option<&str>) -> Result<Url, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings() -> Settings {
-        Settings {
-            database_url: Some("postgres://peal@localhost/peal".into()),
-            database_pool: "20".into(),
-            redis_prefix: "peal".into(),
-            master_key: Some(STANDARD.encode([7; 32])),
-            public_url: Some("https://peal.example.com".into()),
-            listen: "127.0.0.1:8080".into(),
-            upload_max_mb: "200".into(),
-            upload_stall_secs: "30".into(),
-            batch_max_rows: "2000000".into(),
-            csv_max_columns: "50".into(),
-            csv_max_cell: "2000".into(),
-            unknown_deadline_secs: "300".into(),
-            reconcile_secs: "30".into(),
-            inbox_capacity: "512".into(),
-            store_url: "file:///var/lib/peal/store".into(),
-            mail_from: "Peal <peal@localhost>".into(),
-            ..Settings::default()
-        }
-    }
-
-    #[test]
-    fn good_settings_hold() {
-        let config = Config::from_settings(settings()).unwrap();
-        assert_eq!(config.uploads.max_bytes, 200_000_000);
-        assert!(config.sign_in.foreign.is_none());
-        assert!(!format!("{config:?}").contains("postgres://"));
-    }
-
-    #[test]
-    fn everything_wrong_is_reported_at_once() {
-        let complaint = Config::from_settings(Settings {
-            database_url: Some("mysql://x".into()),
-            master_key: Some("short".into()),
-            public_url: None,
-            jwt_secret: Some("short".into()),
-            upload_max_mb: "many".into(),
-            store_url: "ftp://store".into(),
-            redis_url: Some("localhost".into()),
-            smtp_url: Some("mail".into()),
-            mail_from: "nobody".into(),
-            egress_networks: Some("everything".into()),
-            ..settings()
-        })
-        .unwrap_err()
-        .to_string();
-        for name in [
-            "PEAL_DATABASE_URL",
-            "PEAL_MASTER_KEY",
-            "PEAL_PUBLIC_URL",
-            "PEAL_JWT_SECRET",
-            "PEAL_UPLOAD_MAX_MB",
-            "PEAL_STORE_URL",
-            "PEAL_REDIS_URL",
-            "PEAL_SMTP_URL",
-            "PEAL_MAIL_FROM",
-            "PEAL_EGRESS_NETWORKS",
-        ] {
-            assert!(
-                complaint.contains(name),
-                "{name} is missing from: {complaint}"
-            );
-        }
-    }
-}
+mod tests;

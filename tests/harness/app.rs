@@ -407,6 +407,8 @@ pub fn settings(
         // A busy machine is not what most tests are about.
         limits: LimitSettings {
             limit_wait_ms: Some("10000".to_owned()),
+            limit_requests_per_sec: Some("100000".to_owned()),
+            limit_refusals_per_min: Some("100000".to_owned()),
             ..LimitSettings::default()
         },
         // Servers of users stand on 127.0.0.2; 127.0.0.1 is closed as it is anywhere.

@@ -27,7 +27,13 @@ impl Beside {
         let redis_url = setting("PEAL_TEST_REDIS_URL");
         let mut envs = environment(app.database_url(), &redis_url, &listen, directory);
         let prefix = &app.context.config.redis_prefix;
-        let own: [(&str, OsString); 3] = [
+        let own: [(&str, OsString); 8] = [
+            // As in `app::settings`.
+            ("PEAL_EGRESS_HTTP", "true".into()),
+            ("PEAL_EGRESS_PORTS", "1-65535".into()),
+            ("PEAL_EGRESS_NETWORKS", "127.0.0.2/32".into()),
+            ("PEAL_LIMIT_REQUESTS_PER_SEC", "100000".into()),
+            ("PEAL_LIMIT_REFUSALS_PER_MIN", "100000".into()),
             ("PEAL_REDIS_PREFIX", prefix.into()),
             ("PEAL_JWT_SECRET", JWT_SECRET.into()),
             ("PEAL_FAULT", faults.into()),

@@ -8,13 +8,16 @@ use peal_shared::context::Context;
 use peal_shared::ids::{GrantId, UserId, WalletId};
 use peal_shared::money::Usd;
 use peal_shared::secret::Keys;
-use peal_shared::users;
+use peal_shared::telephony::{Account, CarrierKind, Credentials};
+use peal_shared::trunks::{self, NewTrunk};
 use peal_shared::wallets::grants::{self, NewGrant};
 use peal_shared::wallets::view;
-use reqwest::{Method, RequestBuilder};
+use peal_shared::{api_keys, users};
+use reqwest::{Method, RequestBuilder, Url};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
-use super::app::{JWT_SECRET, Options, Tenant, answer, found_tenant};
+use super::app::{AUTH_TOKEN, JWT_SECRET, Options, Tenant, answer, found_tenant};
 use super::client::{Client, number};
 
 /// Makes names and numbers differ.
@@ -62,6 +65,7 @@ pub struct Player {
     /// Their own wallet, and what was handed on to it.
     wallet: WalletId,
     grant: GrantId,
+    carrier: Url,
 }
 
 /// Makes an organisation a reseller with money, and hands some of it on to its user.
@@ -114,12 +118,14 @@ impl Player {
             .await
             .expect("a user");
         let (wallet, grant) = purse(context, &tenant, user).await;
+        let carrier = carrier_url.parse().expect("a URL");
         Self {
             who,
             user,
             tenant,
             wallet,
             grant,
+            carrier,
         }
     }
 
@@ -129,7 +135,8 @@ impl Player {
             Who::Anonymous => None,
             Who::Key => Some(("x-api-key", self.tenant.api_key.clone())),
             Who::User | Who::OrgAdmin | Who::SuperAdmin => {
-                Some(("authorization", format!("Bearer {}", session(self.user))))
+                // Written as schemathesis looks for it, to see what happens without.
+                Some(("Authorization", format!("Bearer {}", session(self.user))))
             }
         }
     }
@@ -145,99 +152,192 @@ impl Player {
 
     /// What paths, queries and bodies may name, by the parameter's name: made anew, out of
     /// what this player's organisation has, by the organisation's key.
-    pub async fn things(&self, client: &Client) -> BTreeMap<&'static str, String> {
+    pub async fn things(
+        &self,
+        context: &Context,
+        client: &Client,
+    ) -> BTreeMap<&'static str, String> {
         let tenant = &self.tenant;
-        let post = async |path: String, body: Value| {
-            let request = client.request_as(tenant, Method::POST, &path).json(&body);
-            let made = answer(request).await;
-            assert!(made.status.is_success(), "{path}: {}", made.text);
-            made.json()
-        };
-        let id = |value: &Value| value.as_str().expect("an id").to_owned();
         let n = MADE.fetch_add(1, Ordering::Relaxed);
-        let agent = post(
-            "/api/v1/agents/simple".into(),
-            json!({"name": format!("Agent {n}")}),
-        )
-        .await;
-        let agent = id_in(&agent);
+        let agent = json!({"name": format!("Agent {n}")});
+        let agent = id_in(&self.post(client, "/api/v1/agents/simple", agent).await);
         let phone = json!({"phone_number": number(90_000 + n), "trunk_id": tenant.trunk});
-        let phone = id_in(&post("/api/v1/phone".into(), phone).await);
+        let phone = id_in(&self.post(client, "/api/v1/phone", phone).await);
         let mapping = json!({"phone_number_id": phone, "agent_id": agent});
-        let mapping = id_in(&post("/api/v1/phone/mapping".into(), mapping).await);
-        let batches = "/api/v1/batch-call";
-        let created = post(
-            format!("{batches}/create"),
-            json!({"caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": "Theirs"}),
-        )
-        .await;
-        let batch = id(&created["data"]["id"]);
-        let person = json!({"items": [{"to_phonenumber": "+12125550111"}]});
-        let added = post(format!("{batches}/{batch}/data/upsert"), person).await;
-        let form = client
-            .request_as(tenant, Method::POST, &format!("{batches}/upload/{batch}"))
-            .multipart(people());
-        let uploaded = answer(form).await.expect(200);
-        let call = post(
-            format!(
-                "/api/call/create_call?phoneNumber=%2B12125550112&agent_id={}",
-                tenant.agent
-            ),
-            json!({}),
-        )
-        .await;
-        let tool = post(
-            "/api/v1/tool-endpoint-defs".to_owned(),
-            json!({"name": format!("tool_{n}"), "description": "Theirs", "url": "https://shop.invalid"}),
-        )
-        .await;
-        let server = post(
-            "/api/v1/tools-mcp-server-defs".to_owned(),
-            // Nobody listens there, so it is not waited for.
-            json!({"name": format!("Server {n}"), "server_url": "http://127.0.0.2:1/mcp"}),
-        )
-        .await;
-        let rule = post(
-            "/api/v1/post-analysis/rules".to_owned(),
-            json!({"name": format!("Rule {n}"), "analysis_type": "summary", "prompt": "Sum up"}),
-        )
-        .await;
-        let workflow = post(
-            "/api/v1/workflows".to_owned(),
-            json!({"name": format!("Workflow {n}"), "nodes": [{"id": "bye", "start": true, "type": "hangup"}]}),
-        )
-        .await;
-        let path = "/api/v1/billing/usage/export";
-        let export = answer(client.request_as(tenant, Method::GET, path)).await;
-        let export = id(&export.expect(202)["export_id"]);
-        let keys = Keys::derive(&[7; 32]).expect("keys");
-        let token = keys.export_token(export.parse().expect("an id"), tenant.org, self.user);
-        BTreeMap::from([
-            ("wallet_id", self.wallet.to_string()),
-            ("grant_id", self.grant.to_string()),
-            ("org_id", tenant.org.to_string()),
-            ("price_id", self.price(client, n).await),
+        let mapping = self.post(client, "/api/v1/phone/mapping", mapping).await;
+        let call = format!(
+            "/api/call/create_call?phoneNumber=%2B12125550112&agent_id={}",
+            tenant.agent
+        );
+        let call = self.post(client, &call, json!({})).await;
+        let mut things = self.people(context, n).await;
+        things.extend(self.batch(client).await);
+        things.extend(self.tools(client, n, &agent).await);
+        things.extend(self.money(client, n).await);
+        things.extend([
             ("session_id", id(&call["call_session_id"])),
-            ("export_id", export),
-            ("token", token),
-            ("tool_id", id(&tool["id"])),
-            ("server_id", id(&server["id"])),
-            ("rule_id", id(&rule["id"])),
-            ("workflow_id", id(&workflow["id"])),
-            ("batch_id", batch),
-            ("item_id", id(&added["data"]["inserted_ids"][0])),
-            ("ingest_id", id(&uploaded["data"]["ingest_id"])),
             ("call_id", id(&call["call_session_id"])),
-            ("user_id", self.user.to_string()),
-            ("owner_user_ids", self.user.to_string()),
-            ("organization_ids", tenant.org.to_string()),
             ("agent_id", agent),
             ("caller_phone_id", phone.clone()),
             ("phone_number_id", phone.clone()),
             ("phone_id", phone.clone()),
             ("GET /api/v1/phone/mapping/{id}.id", phone),
-            ("Phone mapping.id", mapping),
-            ("trunk_id", tenant.trunk.to_string()),
+            ("Phone mapping.id", id_in(&mapping)),
+            ("trunk_id", self.trunk(context, n).await),
+            ("voice_id", "Polly.Joanna".to_owned()),
+            ("provider_id", "polly".to_owned()),
+        ]);
+        things
+    }
+
+    async fn post(&self, client: &Client, path: &str, body: Value) -> Value {
+        let request = client.request_as(&self.tenant, Method::POST, path);
+        let made = answer(request.json(&body)).await;
+        assert!(made.status.is_success(), "{path}: {}", made.text);
+        made.json()
+    }
+
+    /// A batch with a row and a file.
+    async fn batch(&self, client: &Client) -> [(&'static str, String); 3] {
+        let (tenant, batches) = (&self.tenant, "/api/v1/batch-call");
+        let batch = json!({
+            "caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": "Theirs",
+        });
+        let created = self.post(client, &format!("{batches}/create"), batch).await;
+        let batch = id(&created["data"]["id"]);
+        let person = json!({"items": [{"to_phonenumber": "+12125550111"}]});
+        let added = format!("{batches}/{batch}/data/upsert");
+        let added = self.post(client, &added, person).await;
+        let form = client
+            .request_as(tenant, Method::POST, &format!("{batches}/upload/{batch}"))
+            .multipart(people());
+        let uploaded = answer(form).await.expect(200);
+        [
+            ("item_id", id(&added["data"]["inserted_ids"][0])),
+            ("ingest_id", id(&uploaded["data"]["ingest_id"])),
+            ("batch_id", batch),
+        ]
+    }
+
+    /// What an agent works with: a tool that it has, a rule that it has, and more.
+    async fn tools(&self, client: &Client, n: u32, agent: &str) -> [(&'static str, String); 4] {
+        let tool = json!({"name": format!("tool_{n}"), "description": "Theirs", "url": "https://shop.invalid"});
+        let tool = self.post(client, "/api/v1/tool-endpoint-defs", tool).await;
+        // Nobody listens there, so it is not waited for.
+        let server = json!({"name": format!("Server {n}"), "server_url": "http://127.0.0.2:1/mcp"});
+        let server = self
+            .post(client, "/api/v1/tools-mcp-server-defs", server)
+            .await;
+        let rule =
+            json!({"name": format!("Rule {n}"), "analysis_type": "summary", "prompt": "Sum up"});
+        let rule = self.post(client, "/api/v1/post-analysis/rules", rule).await;
+        let nodes = json!([{"id": "bye", "start": true, "type": "hangup"}]);
+        let workflow = json!({"name": format!("Workflow {n}"), "nodes": nodes});
+        let workflow = self.post(client, "/api/v1/workflows", workflow).await;
+        let tools = json!([{"tool_id": tool["id"], "tool_type": "endpoint"}]);
+        let of_agent = format!("/api/v1/agents/{agent}");
+        self.post(client, &format!("{of_agent}/tools"), tools).await;
+        let attached = json!({"agent_id": agent, "rule_id": rule["id"]});
+        self.post(client, &format!("{of_agent}/post-analysis"), attached)
+            .await;
+        [
+            ("tool_id", id(&tool["id"])),
+            ("server_id", id(&server["id"])),
+            ("rule_id", id(&rule["id"])),
+            ("workflow_id", id(&workflow["id"])),
+        ]
+    }
+
+    /// A trunk that nothing else hangs on.
+    async fn trunk(&self, context: &Context, n: u32) -> String {
+        let account = Account {
+            kind: CarrierKind::Twilio,
+            account_id: format!("AC{n:032x}"),
+            credentials: Credentials {
+                username: None,
+                password: AUTH_TOKEN.into(),
+                signing_secrets: Vec::new(),
+            },
+            api_base_url: Some(self.carrier.clone()),
+        };
+        let trunk = NewTrunk {
+            org: Some(self.tenant.org),
+            name: format!("Trunk {n}"),
+            account,
+            cps: 1.into(),
+            max_concurrent: 1,
+            ring_timeout_secs: 30,
+        };
+        let mut db = context.pool.begin().await.expect("a transaction");
+        let trunk = trunks::create_unscoped(&mut db, &context.config.keys, &trunk)
+            .await
+            .expect("a trunk");
+        db.commit().await.expect("commit");
+        trunk.to_string()
+    }
+
+    /// The people of this player's organisation: another member, who is invited, and a key of
+    /// the player's. Only sessions make these over HTTP, and not so many in a minute.
+    async fn people(&self, context: &Context, n: u32) -> BTreeMap<&'static str, String> {
+        let (org, user) = (self.tenant.org, self.user);
+        let mut db = context.pool.acquire().await.expect("a connection");
+        let address = format!("member-{n}@example.com");
+        let member = users::ensure_user_unscoped(&mut db, org, &address, Role::User)
+            .await
+            .expect("a member");
+        let keys = &context.config.keys;
+        api_keys::create_unscoped(&mut db, keys, org, user, &address)
+            .await
+            .expect("a key");
+        let key: Uuid =
+            sqlx::query_scalar("select id from api_keys where org_id = $1 and name = $2")
+                .bind(org)
+                .bind(&address)
+                .fetch_one(&mut *db)
+                .await
+                .expect("its id");
+        let invite: Uuid = sqlx::query_scalar(
+            "insert into invites (id, org_id, invited_by, email, role, expires_at)
+             values (gen_random_uuid(), $1, $2, $3, 'user', now() + interval '1 day')
+             returning id",
+        )
+        .bind(org)
+        .bind(user)
+        .bind(format!("guest-{n}@example.com"))
+        .fetch_one(&mut *db)
+        .await
+        .expect("an invitation");
+        BTreeMap::from([
+            ("user_id", user.to_string()),
+            ("owner_user_ids", user.to_string()),
+            ("organization_ids", org.to_string()),
+            ("Organizations.id", org.to_string()),
+            ("Organizations.user_id", member.to_string()),
+            // Nobody switches their own.
+            (
+                "PUT /api/v1/feature-flags/{user_id}.user_id",
+                member.to_string(),
+            ),
+            ("invite_id", invite.to_string()),
+            ("key_id", key.to_string()),
+        ])
+    }
+
+    /// The wallet of this player, and what is bought from it.
+    async fn money(&self, client: &Client, n: u32) -> BTreeMap<&'static str, String> {
+        let org = self.tenant.org;
+        let path = "/api/v1/billing/usage/export";
+        let export = answer(client.request_as(&self.tenant, Method::GET, path)).await;
+        let export = id(&export.expect(202)["export_id"]);
+        let keys = Keys::derive(&[7; 32]).expect("keys");
+        let token = keys.export_token(export.parse().expect("an id"), org, self.user);
+        BTreeMap::from([
+            ("wallet_id", self.wallet.to_string()),
+            ("grant_id", self.grant.to_string()),
+            ("org_id", org.to_string()),
+            ("price_id", self.price(client, n).await),
+            ("export_id", export),
+            ("token", token),
         ])
     }
 
@@ -260,6 +360,10 @@ impl Player {
         };
         price["id"].as_str().expect("an id").to_owned()
     }
+}
+
+fn id(value: &Value) -> String {
+    value.as_str().expect("an id").to_owned()
 }
 
 /// The first id of an answer, wherever its envelope has it.

@@ -5,9 +5,12 @@ pub mod beside;
 pub mod cast;
 pub mod client;
 pub mod db;
+pub mod digest;
 pub mod document;
+pub mod knock;
 pub mod members;
 pub mod plant;
+pub mod python;
 pub mod redis;
 pub mod scrape;
 

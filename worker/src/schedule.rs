@@ -77,7 +77,8 @@ async fn every<F: Future<Output = Result<()>>>(
             () = shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        if let Err(error) = work().await {
+        // In a box: all of them together are one task.
+        if let Err(error) = Box::pin(work()).await {
             tracing::warn!(%error, "a periodic repair failed; it runs again shortly");
         }
     }

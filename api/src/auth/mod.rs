@@ -14,12 +14,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OriginalUri};
-use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, Request};
 use peal_shared::access::Principal;
 use peal_shared::access::known::Known;
 use peal_shared::api_keys;
+use peal_shared::config::Proxies;
 use peal_shared::context::Context;
 use peal_shared::idempotency::Claim;
 use peal_shared::ids::SessionId;
@@ -27,8 +28,11 @@ use peal_shared::secret::may_be_api_key;
 use peal_shared::sign_in::{sessions, strangers};
 
 use crate::error::Problem;
+use crate::rates::{Allowance, Rates};
 use tokens::{Bearer, Tokens};
 
+/// Where a proxy writes whom a request comes from.
+const FORWARDED_FOR: &str = "x-forwarded-for";
 /// The header that holds an API key.
 pub const API_KEY_HEADER: &str = "x-api-key";
 /// How long a key that was looked up is believed; a revoked one works for this long.
@@ -64,9 +68,8 @@ pub struct Origin {
 
 impl Origin {
     fn of(parts: &Parts) -> Self {
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
         Self {
-            ip: peer.map(|peer| peer.ip().to_canonical()),
+            ip: parts.extensions.get::<Sender>().map(|Sender(ip)| *ip),
             request_id: parts
                 .extensions
                 .get::<RequestId>()
@@ -84,6 +87,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
     }
 }
 
+/// Where a request comes from, as an extension of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender(pub IpAddr);
+
+impl Sender {
+    /// The address of the connection, or what a trusted proxy says instead.
+    pub fn of<B>(request: &Request<B>, proxies: &Proxies) -> Option<Self> {
+        let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
+        let forwarded = request.headers().get_all(FORWARDED_FOR).iter();
+        let forwarded = forwarded.map(|line| line.to_str().unwrap_or_default());
+        Some(Self(proxies.client(peer.ip(), forwarded)))
+    }
+}
+
 /// The id of a request, as an extension of it.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
@@ -94,6 +111,7 @@ where
     Arc<Context>: FromRef<S>,
     KeyCache: FromRef<S>,
     Tokens: FromRef<S>,
+    Rates: FromRef<S>,
 {
     type Rejection = Problem;
 
@@ -101,7 +119,7 @@ where
         let context = Arc::<Context>::from_ref(state);
         let origin = Origin::of(parts);
         let found = if let Some(key) = parts.headers.get(API_KEY_HEADER) {
-            let key = key.to_str().map_err(|_e| Problem::unauthorized())?;
+            let key = key.to_str().unwrap_or_default();
             let known = by_key(&context, &KeyCache::from_ref(state), key.trim()).await?;
             known.map(|known| (known, None))
         } else if let Some(token) = bearer(&parts.headers) {
@@ -109,7 +127,12 @@ where
         } else {
             None
         };
-        let (known, session) = found.ok_or_else(Problem::unauthorized)?;
+        let rates = Rates::from_ref(state);
+        let (known, session) = found.ok_or_else(|| rates.unknown(origin.ip))?;
+        let left = rates.known(&known.principal)?;
+        if let Some(allowance) = parts.extensions.get::<Allowance>() {
+            allowance.note(left);
+        }
         // Inside a nested router the path has lost its beginning.
         let whole = parts.extensions.get::<OriginalUri>();
         let path = whole.map_or_else(|| parts.uri.path(), |OriginalUri(uri)| uri.path());

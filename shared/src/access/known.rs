@@ -112,7 +112,13 @@ impl Known {
 
 /// Where money is moved or priced: a key only looks.
 fn is_money(path: &str) -> bool {
-    let places = ["/billing", "/wallets", "/earnings", "/orgs"];
+    let places = [
+        "/billing",
+        "/wallets",
+        "/earnings",
+        "/orgs",
+        "/service-prices",
+    ];
     places.iter().any(|place| {
         within(path, place)
             || path
@@ -210,7 +216,7 @@ mod tests {
     #[test]
     fn a_key_only_looks_at_money() {
         let key = known(Credential::ApiKey(ApiKeyId::new()), &[], &[("/", "*")]);
-        for place in ["billing", "wallets", "earnings", "orgs"] {
+        for place in ["billing", "wallets", "earnings", "orgs", "service-prices"] {
             for base in ["/api/v1", ""] {
                 let path = format!("{base}/{place}/1/cap");
                 assert!(key.allow("GET", &path).is_ok(), "{path}");

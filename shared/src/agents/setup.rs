@@ -56,6 +56,11 @@ pub struct Configurations {
 
 /// An agent in a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-00000000000a", "name": "Ada", "user_id": "0198c0de-0000-7000-8000-000000000002",
+    "is_active": true, "description": null, "language": "en-US", "voice_name": "Polly.Joanna",
+    "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
+}))]
 pub struct AgentSummary {
     pub id: AgentId,
     pub name: String,
@@ -70,6 +75,7 @@ pub struct AgentSummary {
 
 /// How many agents the caller sees, and what they are doing.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({"total": 3, "active": 2, "inactive": 1, "in_batches": 1, "calls_under_way": 12}))]
 pub struct AgentStats {
     pub total: i64,
     pub active: i64,

@@ -33,6 +33,13 @@ const SHOWN: usize = 14;
 
 /// A key, or a provider's secret, without its text.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000005", "user_id": "0198c0de-0000-7000-8000-000000000002",
+    "organization_id": "0198c0de-0000-7000-8000-000000000001", "name": "CRM", "provider_name": "milli_chat_ai",
+    "key_prefix": "peal_live_Zk3v", "last4": "F4gA", "created_at": "2026-06-01T08:00:00Z", "expires_at": null,
+    "last_used_at": "2026-06-09T08:00:00Z",
+    "scopes": [{"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "*"}]
+}))]
 pub struct ApiKey {
     pub id: ApiKeyId,
     pub user_id: UserId,

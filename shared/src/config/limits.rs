@@ -3,6 +3,7 @@
 //! What is not set follows from the size of the database pool: reads may have half of its
 //! connections, changes a quarter, and the rest is left to uploads and event streams.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::Args;
@@ -39,6 +40,12 @@ pub struct LimitSettings {
     /// Seconds that one statement of the API may take [default: 5].
     #[arg(long, env = "PEAL_LIMIT_STATEMENT_SECS", global = true)]
     pub limit_statement_secs: Option<String>,
+    /// Requests of one API key, or of one signed-in user, in a second [default: 100].
+    #[arg(long, env = "PEAL_LIMIT_REQUESTS_PER_SEC", global = true)]
+    pub limit_requests_per_sec: Option<String>,
+    /// Requests of one address in a minute whose key or token is not good [default: 60].
+    #[arg(long, env = "PEAL_LIMIT_REFUSALS_PER_MIN", global = true)]
+    pub limit_refusals_per_min: Option<String>,
 }
 
 /// How much the API takes on.
@@ -56,6 +63,10 @@ pub struct ServerLimits {
     pub header: Duration,
     /// How long one statement may take.
     pub statement: Duration,
+    /// Requests of one caller.
+    pub requests_per_sec: NonZeroU32,
+    /// Requests of one address that nobody is known by.
+    pub refusals_per_min: NonZeroU32,
 }
 
 impl LimitSettings {
@@ -90,6 +101,10 @@ impl LimitSettings {
         );
         let statement = &self.limit_statement_secs;
         let statement = number("PEAL_LIMIT_STATEMENT_SECS", statement, 5, 1, 25);
+        let requests = &self.limit_requests_per_sec;
+        let requests = number("PEAL_LIMIT_REQUESTS_PER_SEC", requests, 100, 1, 1_000_000);
+        let refusals = &self.limit_refusals_per_min;
+        let refusals = number("PEAL_LIMIT_REFUSALS_PER_MIN", refusals, 60, 1, 1_000_000);
         let fits = match (reads, control, pool) {
             (Some(reads), Some(control), Some(pool)) if reads.saturating_add(control) > pool => {
                 Err(format!(
@@ -110,6 +125,8 @@ impl LimitSettings {
             connections: count(connections?),
             header: Duration::from_secs(header?.into()),
             statement: Duration::from_secs(statement?.into()),
+            requests_per_sec: NonZeroU32::new(requests?)?,
+            refusals_per_min: NonZeroU32::new(refusals?)?,
         })
     }
 }

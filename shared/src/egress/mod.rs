@@ -26,6 +26,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -84,6 +86,14 @@ pub struct Incoming {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
+}
+
+/// An answer that goes on.
+pub struct Ongoing {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    /// At most as much as a whole answer may be.
+    pub body: BoxStream<'static, Result<Bytes, Failure>>,
 }
 
 /// Why nothing came back, for the user.
@@ -150,24 +160,50 @@ impl Gate {
     /// # Errors
     /// Why there is no answer. The reason behind is logged.
     pub async fn send(&self, org: OrgId, request: Outgoing) -> Result<Incoming, Failure> {
-        let host = request
-            .target
-            .url()
-            .host_str()
-            .unwrap_or_default()
-            .to_owned();
-        let patience = request.timeout.min(LONGEST);
+        let (host, patience) = (host_of(&request), request.timeout);
         let exchange = async {
             let _slot = self.slot(org).await;
             self.exchange(request).await
         };
-        let failed = match timeout(patience, exchange).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(failed)) => failed,
-            Err(_elapsed) => Failed::new(Failure::TimedOut, "it took too long"),
+        within(org, &host, patience, exchange).await
+    }
+
+    /// Opens an answer that goes on, such as a stream of events. It keeps its place among the
+    /// exchanges of its organisation until it is dropped.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn listen(&self, org: OrgId, request: Outgoing) -> Result<Ongoing, Failure> {
+        let (host, patience) = (host_of(&request), request.timeout);
+        let opening = async {
+            let slot = self.slot(org).await;
+            Ok((self.begin(request).await?, slot))
         };
-        tracing::warn!(org.id = %org, host, reason = failed.reason, "a user's address failed");
-        Err(failed.failure)
+        let (response, slot) = within(org, &host, patience, opening).await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let begun = (response, LARGEST_BYTES, slot);
+        let body = stream::try_unfold(begun, async |(mut response, left, slot)| {
+            let next = response.chunk().await;
+            let Some(chunk) = next.map_err(|error| Failed::of_reading(error).failure)? else {
+                return Ok(None);
+            };
+            let left = usize::checked_sub(left, chunk.len()).ok_or(Failure::TooLarge)?;
+            Ok(Some((chunk, (response, left, slot))))
+        });
+        Ok(Ongoing {
+            status,
+            headers,
+            body: body.boxed(),
+        })
+    }
+
+    /// Sends a request that belongs to an answer which goes on, in its place.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn send_beside(&self, org: OrgId, request: Outgoing) -> Result<Incoming, Failure> {
+        let (host, patience) = (host_of(&request), request.timeout);
+        within(org, &host, patience, self.exchange(request)).await
     }
 
     /// A place among the exchanges of an organisation.
@@ -188,6 +224,18 @@ impl Gate {
     }
 
     async fn exchange(&self, request: Outgoing) -> Result<Incoming, Failed> {
+        let response = self.begin(request).await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = read(response).await?;
+        Ok(Incoming {
+            status,
+            headers,
+            body,
+        })
+    }
+
+    /// Sends a request; the head of its answer.
+    async fn begin(&self, request: Outgoing) -> Result<Response, Failed> {
         let mut headers = HeaderMap::new();
         for (name, value) in &request.headers {
             if is_forwarded(name) {
@@ -205,13 +253,7 @@ impl Gate {
         }
         let response = sending.send().await.map_err(Failed::of_sending)?;
         self.judge(&response)?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let body = read(response).await?;
-        Ok(Incoming {
-            status,
-            headers,
-            body,
-        })
+        Ok(response)
     }
 
     fn judge(&self, response: &Response) -> Result<(), Failed> {
@@ -228,6 +270,27 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+fn host_of(request: &Outgoing) -> String {
+    let host = request.target.url().host_str();
+    host.unwrap_or_default().to_owned()
+}
+
+/// Waits as long as may be, and logs why nothing came of it.
+async fn within<T>(
+    org: OrgId,
+    host: &str,
+    patience: Duration,
+    exchange: impl Future<Output = Result<T, Failed>>,
+) -> Result<T, Failure> {
+    let failed = match timeout(patience.min(LONGEST), exchange).await {
+        Ok(Ok(answer)) => return Ok(answer),
+        Ok(Err(failed)) => failed,
+        Err(_elapsed) => Failed::new(Failure::TimedOut, "it took too long"),
+    };
+    tracing::warn!(org.id = %org, host, reason = failed.reason, "a user's address failed");
+    Err(failed.failure)
 }
 
 /// Whether a user's header is sent along.

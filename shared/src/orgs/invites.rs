@@ -19,6 +19,11 @@ use crate::sign_in::passwords;
 
 /// An invitation that waits.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000004", "organization_id": "0198c0de-0000-7000-8000-000000000001",
+    "email": "grace@example.com", "role": "user", "invited_by": "0198c0de-0000-7000-8000-000000000002",
+    "created_at": "2026-06-01T08:00:00Z", "expires_at": "2026-06-08T08:00:00Z"
+}))]
 pub struct Invite {
     pub id: InviteId,
     pub organization_id: OrgId,

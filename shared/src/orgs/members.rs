@@ -14,6 +14,10 @@ use crate::sign_in::sessions;
 
 /// Somebody in an organisation.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000002", "organization_id": "0198c0de-0000-7000-8000-000000000001",
+    "email": "ada@example.com", "full_name": "Ada Lovelace", "role": "org_admin", "created_at": "2026-06-01T08:00:00Z"
+}))]
 pub struct Member {
     pub id: UserId,
     pub organization_id: OrgId,

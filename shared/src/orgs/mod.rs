@@ -24,6 +24,11 @@ use crate::ids::OrgId;
 
 /// An organisation.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "0198c0de-0000-7000-8000-000000000001", "name": "Acme", "parent_organization_id": null,
+    "timezone": "Asia/Kolkata", "default_country": "IN", "hipaa_compliance": false, "max_concurrent_calls": 100,
+    "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
+}))]
 pub struct Organization {
     pub id: OrgId,
     pub name: String,

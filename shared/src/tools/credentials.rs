@@ -218,6 +218,21 @@ impl Credentials {
         Ok(keys.seal(&place(table, org, id), &serde_json::to_vec(self)?)?)
     }
 
+    /// What was sealed for the row under an earlier master key, under the present one; `None`
+    /// when it is already.
+    ///
+    /// # Errors
+    /// As [`Self::opened`].
+    pub fn resealed(
+        keys: &Keys,
+        table: &str,
+        org: OrgId,
+        id: Uuid,
+        sealed: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
+        Ok(keys.reseal(&place(table, org, id), sealed)?)
+    }
+
     /// Opens what [`Self::sealed`] made for the same row.
     ///
     /// # Errors

@@ -311,6 +311,34 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: ToolId) -> Result<()> {
     Ok(())
 }
 
+/// Seals under the present master key what is under an earlier one, of all organisations: the
+/// platform's operator rotates. Answers how many.
+///
+/// # Errors
+/// [`Error::Unexpected`] when one opens under no key that is set.
+pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+    let tools = sqlx::query!(
+        r#"select id as "id: ToolId", org_id as "org_id: OrgId", credentials from tools order by id for update"#
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut resealed = 0;
+    for tool in tools {
+        let (org, id) = (tool.org_id, tool.id);
+        if let Some(sealed) = Credentials::resealed(keys, TABLE, org, id.0, &tool.credentials)? {
+            sqlx::query!(
+                "update tools set credentials = $2 where id = $1",
+                id as ToolId,
+                sealed,
+            )
+            .execute(&mut *db)
+            .await?;
+            resealed += 1;
+        }
+    }
+    Ok(resealed)
+}
+
 fn seal(keys: &Keys, org: OrgId, id: ToolId, credentials: &Credentials) -> Result<Vec<u8>> {
     if credentials.has_mask() {
         return Err(Error::field(

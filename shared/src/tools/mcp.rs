@@ -1,7 +1,10 @@
-//! What an MCP server offers, asked over streamable HTTP through the gate.
+//! What an MCP server offers, asked through the gate: over streamable HTTP, or over the
+//! protocol's earlier transport ([`events`]).
 //!
 //! The protocol's own library speaks it; it is given the gate as its only way out, so that
 //! whatever it does next (a stream, a session's end) meets the same limits.
+
+mod events;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,18 +16,20 @@ use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
+use rmcp::RoleClient;
 use rmcp::model::{ClientJsonRpcMessage, PaginatedRequestParams, ServerJsonRpcMessage};
-use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::streamable_http_client::{
     SseError, StreamableHttpClient, StreamableHttpClientTransportConfig, StreamableHttpError,
     StreamableHttpPostResponse,
 };
+use rmcp::transport::{IntoTransport, StreamableHttpClientTransport};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sse_stream::{Sse, SseStream};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
+use self::events::Events;
 use super::Credentials;
 use crate::egress::{Failure, Gate, Incoming, Outgoing};
 use crate::ids::OrgId;
@@ -35,6 +40,16 @@ const MOST_TOOLS: usize = 200;
 const MOST_PAGES: usize = 20;
 /// The largest description of all tools together.
 const LARGEST_BYTES: usize = 512 * 1024;
+
+/// How a server is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum Transport {
+    StreamableHttp,
+    /// HTTP with server-sent events, as the protocol had it before March 2025.
+    Sse,
+}
 
 /// A tool that an MCP server offers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -50,6 +65,7 @@ pub struct McpTool {
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     pub url: String,
+    pub transport: Transport,
     pub credentials: Credentials,
     pub timeout: Duration,
 }
@@ -88,20 +104,44 @@ impl McpClient for GatedClient {
             timeout: server.timeout,
         };
         // Boxed: the library's state machines are large.
-        match timeout(server.timeout, Box::pin(list(door, &server.url))).await {
+        match timeout(server.timeout, Box::pin(list(door, server))).await {
             Ok(listed) => listed,
             Err(_elapsed) => Err(Failure::TimedOut.to_string()),
         }
     }
 }
 
-async fn list(door: Door, url: &str) -> Result<Vec<McpTool>, String> {
-    let mut config = StreamableHttpClientTransportConfig::with_uri(url);
-    config.allow_stateless = true;
-    let transport = StreamableHttpClientTransport::with_client(door, config);
+async fn list(door: Door, server: &Endpoint) -> Result<Vec<McpTool>, String> {
+    match server.transport {
+        Transport::StreamableHttp => {
+            let mut config = StreamableHttpClientTransportConfig::with_uri(server.url.as_str());
+            config.allow_stateless = true;
+            let transport = StreamableHttpClientTransport::with_client(door, config);
+            list_over(
+                transport,
+                "the server does not speak MCP over streamable HTTP",
+            )
+            .await
+        }
+        Transport::Sse => {
+            let otherwise = "the server does not speak MCP over SSE";
+            let events = Events::open(door, &server.url).await;
+            let events = events.map_err(|error| told(&error, otherwise))?;
+            list_over(events, otherwise).await
+        }
+    }
+}
+
+async fn list_over<E, A>(
+    transport: impl IntoTransport<RoleClient, E, A>,
+    otherwise: &str,
+) -> Result<Vec<McpTool>, String>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
     let client = rmcp::serve_client((), transport).await.map_err(|error| {
         tracing::info!(%error, "an MCP server did not agree");
-        told(&error, "the server does not speak MCP over streamable HTTP")
+        told(&error, otherwise)
     })?;
     let listed = pages(&client).await;
     // Ends the session at the server, as far as it has one.
@@ -120,7 +160,7 @@ async fn list(door: Door, url: &str) -> Result<Vec<McpTool>, String> {
     Ok(tools)
 }
 
-async fn pages(client: &rmcp::Peer<rmcp::RoleClient>) -> Result<Vec<McpTool>, String> {
+async fn pages(client: &rmcp::Peer<RoleClient>) -> Result<Vec<McpTool>, String> {
     let mut tools = Vec::new();
     let mut cursor = None;
     for _ in 0..MOST_PAGES {
@@ -211,19 +251,27 @@ impl Door {
             let value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(wrong)?;
             headers.insert(AUTHORIZATION, value);
         }
-        let target = self
-            .gate
-            .target(uri)
-            .map_err(|_why| StreamableHttpError::Client(Failure::Unreachable))?;
-        let request = Outgoing {
+        let request = self.request(method, uri, headers, body);
+        let request = request.map_err(StreamableHttpError::Client)?;
+        let answer = self.gate.send(self.org, request).await;
+        answer.map_err(StreamableHttpError::Client)
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        uri: &str,
+        headers: HeaderMap,
+        body: Option<Bytes>,
+    ) -> Result<Outgoing, Failure> {
+        let target = self.gate.target(uri);
+        Ok(Outgoing {
             method,
-            target,
+            target: target.map_err(|_why| Failure::Unreachable)?,
             headers,
             body,
             timeout: self.timeout,
-        };
-        let answer = self.gate.send(self.org, request).await;
-        answer.map_err(StreamableHttpError::Client)
+        })
     }
 }
 

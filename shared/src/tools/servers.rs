@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 use utoipa::ToSchema;
 
+pub use super::mcp::Transport;
 use super::mcp::{Endpoint, McpTool};
 use super::{Auth, Credentials, org_of, usage};
 use crate::access::Scope;
@@ -18,14 +19,6 @@ use crate::secret::Keys;
 
 const TABLE: &str = "mcp_servers";
 const LIST_LIMIT: i64 = 1000;
-
-/// How a server is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum Transport {
-    StreamableHttp,
-}
 
 /// An MCP server. Secrets are masked.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -76,7 +69,7 @@ impl NewMcpServer {
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         endpoint(
-            &self.server_url,
+            (&self.server_url, self.transport),
             self.credentials.clone(),
             self.timeout_seconds,
         )
@@ -131,9 +124,14 @@ impl Row {
     }
 }
 
-fn endpoint(url: &str, credentials: Credentials, timeout_seconds: i32) -> Endpoint {
+fn endpoint(
+    (url, transport): (&str, Transport),
+    credentials: Credentials,
+    timeout_seconds: i32,
+) -> Endpoint {
     Endpoint {
         url: url.to_owned(),
+        transport,
         credentials,
         timeout: Duration::from_secs(u64::try_from(timeout_seconds).unwrap_or(1)),
     }
@@ -216,7 +214,11 @@ pub async fn find_with_endpoint(
     .await?
     .ok_or(Error::NotFound("MCP server"))?
     .opened(keys)?;
-    let endpoint = endpoint(&server.server_url, credentials, server.timeout_seconds);
+    let endpoint = endpoint(
+        (&server.server_url, server.transport),
+        credentials,
+        server.timeout_seconds,
+    );
     Ok((server, endpoint))
 }
 
@@ -424,6 +426,34 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: McpServerId) -> Result<(
     .await?
     .ok_or(Error::NotFound("MCP server"))?;
     Ok(())
+}
+
+/// Seals under the present master key what is under an earlier one, of all organisations: the
+/// platform's operator rotates. Answers how many.
+///
+/// # Errors
+/// [`Error::Unexpected`] when one opens under no key that is set.
+pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+    let servers = sqlx::query!(
+        r#"select id as "id: McpServerId", org_id as "org_id: OrgId", credentials from mcp_servers order by id for update"#
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut resealed = 0;
+    for server in servers {
+        let (org, id) = (server.org_id, server.id);
+        if let Some(sealed) = Credentials::resealed(keys, TABLE, org, id.0, &server.credentials)? {
+            sqlx::query!(
+                "update mcp_servers set credentials = $2 where id = $1",
+                id as McpServerId,
+                sealed,
+            )
+            .execute(&mut *db)
+            .await?;
+            resealed += 1;
+        }
+    }
+    Ok(resealed)
 }
 
 fn seal(keys: &Keys, org: OrgId, id: McpServerId, credentials: &Credentials) -> Result<Vec<u8>> {

@@ -1,0 +1,92 @@
+//! What became of an upload, as it is told.
+
+use chrono::{DateTime, Utc};
+use peal_shared::Error;
+use peal_shared::campaigns::ingest::{Failure, Ingest, Reject, State as IngestState};
+use peal_shared::ids::IngestId;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::server::BATCH_CALL;
+
+/// What became of the rows. The total is `inserted + duplicates + failed`.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "ingest_id": "0197d7a5-3c1e-7a10-8f00-000000000010", "file_name": "people.csv", "status": "completed",
+    "total_rows": 1000, "inserted": 998, "updated": 0, "failed": 1, "duplicates": 1, "warnings": [],
+    "errors": [{
+        "row": 17, "column": "to_phonenumber", "value": "12", "code": "too_short",
+        "message": "the number is too short"
+    }],
+    "error_report_url": "/api/v1/batch-call/0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b/ingests/0197d7a5-3c1e-7a10-8f00-000000000010/errors",
+    "failure": null, "created_at": "2026-03-01T09:00:00Z", "finished_at": "2026-03-01T09:00:01Z"
+}))]
+pub struct Report {
+    /// None for records, which leave nothing to ask for.
+    pub ingest_id: Option<IngestId>,
+    pub file_name: Option<String>,
+    pub status: IngestState,
+    pub total_rows: i64,
+    pub inserted: i64,
+    pub updated: i64,
+    pub failed: i64,
+    pub duplicates: i64,
+    pub warnings: Vec<String>,
+    /// The first hundred; the error report has all.
+    pub errors: Vec<Reject>,
+    pub error_report_url: Option<String>,
+    pub failure: Option<Failure>,
+    pub created_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl Report {
+    /// What became of an ingest.
+    pub fn of(ingest: Ingest, errors: Vec<Reject>) -> Self {
+        Self {
+            ingest_id: Some(ingest.id),
+            file_name: Some(ingest.file_name),
+            status: ingest.state,
+            total_rows: ingest.counts.total_rows,
+            inserted: ingest.counts.inserted,
+            updated: 0,
+            failed: ingest.counts.rejected,
+            duplicates: ingest.counts.duplicates,
+            warnings: ingest.warnings,
+            errors,
+            error_report_url: (ingest.counts.rejected > 0).then(|| {
+                format!(
+                    "{BATCH_CALL}/{}/ingests/{}/errors",
+                    ingest.batch_id, ingest.id
+                )
+            }),
+            failure: ingest.failure,
+            created_at: Some(ingest.created_at),
+            finished_at: ingest.finished_at,
+        }
+    }
+
+    /// In words.
+    pub fn summary(&self) -> String {
+        format!(
+            "{} rows: {} added, {} duplicates, {} refused",
+            self.total_rows, self.inserted, self.duplicates, self.failed
+        )
+    }
+
+    /// Why the file was given up.
+    pub fn failed(&self) -> Error {
+        let why = self
+            .failure
+            .as_ref()
+            .map(|failure| failure.message.as_str());
+        Error::rejected(
+            "ingest_failed",
+            format!(
+                "{} ({} rows before it were added)",
+                why.unwrap_or("the file could not be read"),
+                self.inserted
+            ),
+        )
+    }
+}

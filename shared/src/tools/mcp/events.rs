@@ -1,0 +1,141 @@
+//! MCP's earlier transport: what the server says comes as the events of one long answer, the
+//! first of which says where our messages are to be posted.
+//!
+//! The library has left this transport behind and many servers have not, so it is here, as one
+//! of the library's transports.
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use reqwest::{Method, StatusCode};
+use rmcp::RoleClient;
+use rmcp::model::{ClientJsonRpcMessage, ServerJsonRpcMessage};
+use rmcp::transport::Transport;
+use rmcp::transport::streamable_http_client::SseError;
+use sse_stream::{Sse, SseStream};
+use url::Url;
+
+use super::{Door, status_text};
+use crate::egress::Failure;
+
+/// Why a server cannot be spoken to, in words that [`told`](super::told) knows.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Refused(String);
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self(failure.to_string())
+    }
+}
+
+/// An open conversation.
+pub(super) struct Events {
+    door: Door,
+    /// Where our messages go.
+    post: String,
+    said: BoxStream<'static, Result<Sse, SseError>>,
+}
+
+impl Events {
+    /// Opens a conversation and waits until the server has said where to post.
+    ///
+    /// # Errors
+    /// Why it cannot be opened. Messages go to the server itself alone: they carry its
+    /// credentials.
+    pub(super) async fn open(door: Door, url: &str) -> Result<Self, Refused> {
+        let mut headers = door.headers.clone();
+        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        let request = door.request(Method::GET, url, headers, None)?;
+        let base = request.target.url().clone();
+        let answer = door.gate.listen(door.org, request).await?;
+        good(answer.status)?;
+        let mut said = SseStream::from_bytes_stream(answer.body).boxed();
+        while let Some(Ok(event)) = said.next().await {
+            if event.event.as_deref() == Some("endpoint") {
+                let post = endpoint(&base, event.data.as_deref().unwrap_or_default())?;
+                return Ok(Self { door, post, said });
+            }
+        }
+        Err(Refused("no event says where to post".to_owned()))
+    }
+}
+
+/// Where to post, as the server says it.
+fn endpoint(base: &Url, said: &str) -> Result<String, Refused> {
+    let post = base.join(said.trim()).ok();
+    let post = post.filter(|post| post.origin() == base.origin());
+    let told = || Refused("messages would go to another server".to_owned());
+    Ok(post.ok_or_else(told)?.into())
+}
+
+fn good(status: StatusCode) -> Result<(), Refused> {
+    match status.is_success() {
+        true => Ok(()),
+        false => Err(Refused(status_text(status.as_u16()))),
+    }
+}
+
+async fn post(door: Door, url: String, message: ClientJsonRpcMessage) -> Result<(), Refused> {
+    let body = serde_json::to_vec(&message).map_err(|error| Refused(error.to_string()))?;
+    let mut headers = door.headers.clone();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let request = door.request(Method::POST, &url, headers, Some(Bytes::from(body)))?;
+    let answer = door.gate.send_beside(door.org, request).await?;
+    good(answer.status)
+}
+
+impl Transport<RoleClient> for Events {
+    type Error = Refused;
+
+    fn send(
+        &mut self,
+        message: ClientJsonRpcMessage,
+    ) -> impl Future<Output = Result<(), Refused>> + Send + 'static {
+        post(self.door.clone(), self.post.clone(), message)
+    }
+
+    async fn receive(&mut self) -> Option<ServerJsonRpcMessage> {
+        loop {
+            let event = self.said.next().await?.ok()?;
+            let is_message = event.event.as_deref().is_none_or(|kind| kind == "message");
+            let message = event.data.as_deref().map(serde_json::from_str);
+            if let (true, Some(Ok(message))) = (is_message, message) {
+                return Some(message);
+            }
+        }
+    }
+
+    async fn close(&mut self) -> Result<(), Refused> {
+        self.said = stream::empty().boxed();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_go_to_the_server_itself_alone() {
+        let base: Url = "https://mcp.example.com/a/sse".parse().unwrap();
+        for (said, post) in [
+            (
+                "/messages?s=1",
+                Some("https://mcp.example.com/messages?s=1"),
+            ),
+            ("post", Some("https://mcp.example.com/a/post")),
+            (
+                "https://mcp.example.com/m",
+                Some("https://mcp.example.com/m"),
+            ),
+            ("https://evil.example.com/m", None),
+            ("//evil.example.com/m", None),
+            ("http://mcp.example.com/m", None),
+            ("https://mcp.example.com:8443/m", None),
+        ] {
+            assert_eq!(endpoint(&base, said).ok().as_deref(), post, "{said}");
+        }
+    }
+}

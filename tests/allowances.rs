@@ -1,0 +1,137 @@
+//! How often somebody may ask: each key for itself, and each address that nobody is known by.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::harness::app::{Answer, Client, answer};
+use crate::harness::eventually;
+use crate::sign_in::quiet;
+
+const MINE: &str = "/api/v1/batch-call/me";
+
+async fn asked_by(client: &Client, key: &str) -> Answer {
+    answer(client.anonymous(Method::GET, MINE).header("x-api-key", key)).await
+}
+
+fn told(answer: &Answer, header: &str) -> u32 {
+    let value = answer.headers.get(header);
+    let value = value.unwrap_or_else(|| panic!("no {header} in {:?}", answer.headers));
+    let value = value.to_str().expect("text");
+    value
+        .parse()
+        .unwrap_or_else(|_| panic!("{header}: {value}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_asks_too_often_waits_and_the_others_do_not() {
+    let mut app = quiet().await;
+    let (client, _) = app
+        .start_api(|settings| settings.limits.limit_requests_per_sec = Some("3".to_owned()))
+        .await;
+    let other = app.another_tenant("Other").await;
+    let first = client.get(MINE).await;
+    first.expect(200);
+    assert_eq!(told(&first, "ratelimit-limit"), 3);
+    assert!(told(&first, "ratelimit-remaining") <= 2);
+    assert_eq!(told(&first, "ratelimit-reset"), 1);
+    let mut last = first;
+    for _ in 0..200 {
+        last = client.get(MINE).await;
+        if last.status == 429 {
+            break;
+        }
+    }
+    let refused = last.expect(429);
+    assert_eq!(refused["code"], "too_many_requests");
+    assert_eq!(told(&last, "retry-after"), 1);
+    assert_eq!(told(&last, "ratelimit-limit"), 3);
+    assert_eq!(told(&last, "ratelimit-remaining"), 0);
+    asked_by(&client, &other.api_key).await.expect(200);
+    // A probe has no allowance, and neither has the description.
+    for path in ["/health", "/openapi.json"] {
+        let open = answer(client.anonymous(Method::GET, path)).await;
+        assert_eq!(open.status, 200);
+        assert!(open.headers.get("ratelimit-limit").is_none());
+    }
+    let again = || async { client.get(MINE).await.status == 200 };
+    eventually("the key may ask again", Duration::from_secs(5), again).await;
+    app.finish().await;
+}
+
+/// A text that could be a key which somebody has brought.
+fn guess(n: u64) -> String {
+    let mut state = n;
+    let letters = (0..40).map(|_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'a' + u8::try_from((state >> 33) % 26).expect("a letter"))
+    });
+    letters.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_guesses_find_nothing_and_are_slowed_down() {
+    let mut app = quiet().await;
+    let (client, _) = app
+        .start_api(|settings| settings.limits.limit_refusals_per_min = Some("60".to_owned()))
+        .await;
+    let statuses: Vec<u16> = stream::iter(0..10_000)
+        .map(async |n| asked_by(&client, &guess(n)).await.status.as_u16())
+        .buffer_unordered(32)
+        .collect()
+        .await;
+    let mut counts = BTreeMap::new();
+    for status in statuses {
+        *counts.entry(status).or_insert(0) += 1;
+    }
+    assert_eq!(counts.keys().copied().collect::<Vec<_>>(), [401, 429]);
+    assert!(counts[&401] < 500, "{counts:?}");
+    // A good key is not kept waiting by its neighbour's guesses.
+    client.get(MINE).await.expect(200);
+    let token = client.anonymous(Method::GET, MINE).bearer_auth("guess");
+    let refused = answer(token).await;
+    refused.expect(429);
+    assert!(told(&refused, "retry-after") >= 1);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_trusted_proxy_everybody_has_an_address_of_their_own() {
+    let mut app = quiet().await;
+    let (client, _) = app
+        .start_api(|settings| {
+            settings.limits.limit_refusals_per_min = Some("1".to_owned());
+            settings.proxies.trusted_proxies = Some("127.0.0.1".to_owned());
+        })
+        .await;
+    let from = async |address: &str| {
+        let request = client.anonymous(Method::GET, MINE);
+        let answer = answer(request.header("x-forwarded-for", address)).await;
+        answer.status.as_u16()
+    };
+    assert_eq!(from("198.51.100.1").await, 401);
+    assert_eq!(from("198.51.100.1").await, 429);
+    assert_eq!(from("203.0.113.7, 198.51.100.1").await, 429);
+    assert_eq!(from("198.51.100.2").await, 401);
+    let named = client
+        .request(Method::POST, "/api/v1/agents/simple")
+        .header("x-forwarded-for", "198.51.100.9")
+        .json(&json!({"name": "Grace"}));
+    answer(named).await.expect(201);
+    let log = "select count(*) from audit_log where host(ip) = '198.51.100.9'";
+    assert_eq!(app.count(log).await, 1);
+    // Whoever is trusted by nobody says what they like.
+    let direct = app
+        .request(Method::POST, "/api/v1/agents/simple")
+        .header("x-forwarded-for", "198.51.100.9")
+        .json(&json!({"name": "Hopper"}));
+    answer(direct).await.expect(201);
+    assert_eq!(app.count(log).await, 1);
+    app.finish().await;
+}

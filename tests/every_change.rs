@@ -1,0 +1,198 @@
+//! What every changing operation has in common, asked of each one by its own example: it leaves
+//! one row in the audit log, it happens once under one `Idempotency-Key`, and it takes nothing
+//! that it does not name.
+
+use std::collections::BTreeSet;
+
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::harness::app::App;
+use crate::harness::cast::{Player, Who};
+use crate::harness::digest::digest;
+use crate::harness::document::{Document, Operation};
+use crate::harness::knock::{Things, body, request, send};
+use crate::sign_in::quiet;
+
+/// What asks and changes nothing, by POST.
+const ASKING: [&str; 1] = ["POST /api/v1/api-keys/exists"];
+
+/// Operations that cannot be done with what `things` makes.
+const REFUSED: [&str; 0] = [];
+
+/// Fields that somebody might hope to set.
+const HOPED_FOR: [&str; 9] = [
+    "id",
+    "org_id",
+    "organization_id",
+    "role",
+    "is_super_admin",
+    "balance_usd",
+    "markup_percentage",
+    "created_at",
+    "surprise",
+];
+
+fn changes(document: &Document) -> Vec<Operation<'_>> {
+    let all = document.operations().into_iter();
+    let changes: Vec<_> = all
+        .filter(|operation| {
+            operation.method != Method::GET && operation.told["security"] != json!([{}])
+        })
+        .collect();
+    assert!(changes.len() > 50, "{} operations change", changes.len());
+    changes
+}
+
+async fn audited(app: &App) -> i64 {
+    app.count("select count(*) from audit_log").await
+}
+
+/// Everybody who is needed to do everything once.
+async fn doers(app: &App) -> [Player; 2] {
+    let player = async |who| Player::new(&app.context, app.carrier.url(), who, who.word()).await;
+    [player(Who::OrgAdmin).await, player(Who::SuperAdmin).await]
+}
+
+/// An operation about to be done by somebody who may, with everything it is about.
+struct Attempt<'a> {
+    app: &'a App,
+    operation: &'a Operation<'a>,
+    player: &'a Player,
+    things: Things,
+}
+
+impl<'a> Attempt<'a> {
+    async fn new(app: &'a App, operation: &'a Operation<'a>, doers: &'a [Player; 2]) -> Self {
+        let told = operation.told["description"].as_str().unwrap_or_default();
+        let [admin, root] = doers;
+        let player = match told.contains("super_admin") && !told.contains("org_admin") {
+            true => root,
+            false => admin,
+        };
+        let things = player.things(&app.context, app).await;
+        Self {
+            app,
+            operation,
+            player,
+            things,
+        }
+    }
+
+    fn request(&self, body: Option<Value>) -> RequestBuilder {
+        request(self.app, self.player, self.operation, &self.things, body)
+    }
+
+    fn body(&self) -> Option<Value> {
+        body(self.operation, &self.things)
+    }
+}
+
+/// Does an operation, and again under the same key. Answers what is wrong with that.
+async fn twice(attempt: &Attempt<'_>) -> Vec<String> {
+    let (name, mut wrong) = (attempt.operation.name(), Vec::new());
+    let headers = attempt.operation.parameters("header");
+    let takes_key = headers
+        .iter()
+        .any(|parameter| parameter["name"] == "Idempotency-Key");
+    let once = || {
+        let request = attempt.request(attempt.body());
+        match takes_key {
+            true => request.header("Idempotency-Key", &name),
+            false => request,
+        }
+    };
+    let expected = i64::from(!ASKING.contains(&name.as_str()));
+    let before = audited(attempt.app).await;
+    let (status, _, text) = send(once(), attempt.operation, attempt.player).await;
+    let rows = audited(attempt.app).await - before;
+    if !status.is_success() {
+        if !REFUSED.contains(&name.as_str()) {
+            wrong.push(format!("its example is refused: {status} {text}"));
+        }
+        if rows != 0 {
+            wrong.push(format!("refused, it left {rows} rows in the audit log"));
+        }
+        return wrong;
+    }
+    if rows != expected {
+        wrong.push(format!("it left {rows} rows in the audit log: {text}"));
+    }
+    if takes_key && expected == 1 {
+        let (again, headers, told) = send(once(), attempt.operation, attempt.player).await;
+        let replayed = headers.get("idempotent-replayed");
+        if again != status || replayed.is_none_or(|replayed| replayed != "true") {
+            wrong.push(format!(
+                "sent again, it was not answered as before: {again} {told}"
+            ));
+        }
+        if audited(attempt.app).await - before != rows {
+            wrong.push("sent again, it happened again".to_owned());
+        }
+    }
+    wrong
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_is_written_down_once_and_happens_once_under_its_key() {
+    let app = quiet().await;
+    let doers = doers(&app).await;
+    let document = Document::of_this_build();
+    let mut wrong = Vec::new();
+    for operation in changes(&document) {
+        let attempt = Attempt::new(&app, &operation, &doers).await;
+        let complaints = twice(&attempt).await.into_iter();
+        wrong.extend(complaints.map(|complaint| format!("{}: {complaint}", operation.name())));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    app.finish().await;
+}
+
+/// The names of the fields that a body may have, in any of its forms.
+fn fields<'a>(document: &'a Document, schema: &'a Value, found: &mut BTreeSet<&'a str>) {
+    let schema = document.resolve(schema);
+    let own = schema["properties"].as_object();
+    found.extend(own.into_iter().flatten().map(|(name, _)| name.as_str()));
+    for forms in ["oneOf", "anyOf", "allOf"] {
+        for form in schema[forms].as_array().into_iter().flatten() {
+            fields(document, form, found);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_change_takes_a_field_that_it_does_not_name() {
+    let app = quiet().await;
+    let doers = doers(&app).await;
+    let document = Document::of_this_build();
+    let mut wrong = Vec::new();
+    for operation in changes(&document) {
+        let Some(("application/json", told)) = operation.body() else {
+            continue;
+        };
+        let attempt = Attempt::new(&app, &operation, &doers).await;
+        let Some(Value::Object(example)) = attempt.body() else {
+            continue;
+        };
+        let mut known = BTreeSet::new();
+        fields(&document, &told["schema"], &mut known);
+        let org = attempt.player.tenant.org.to_string();
+        let before = digest(&app.context.pool, &org).await;
+        for hoped in HOPED_FOR.iter().filter(|name| !known.contains(*name)) {
+            let mut body = example.clone();
+            body.insert((*hoped).to_owned(), json!("super_admin"));
+            let request = attempt.request(Some(Value::Object(body)));
+            let (status, _, text) = send(request, &operation, attempt.player).await;
+            if status != 422 {
+                let name = operation.name();
+                wrong.push(format!("{name} with {hoped}: {status} {text}"));
+            }
+        }
+        let after = digest(&app.context.pool, &org).await;
+        if before != after {
+            wrong.push(format!("{} changed something", operation.name()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    app.finish().await;
+}

@@ -1,0 +1,49 @@
+//! What an organisation has, so that a test sees whether anything of it has changed.
+
+use std::collections::BTreeMap;
+
+use sqlx::{AssertSqlSafe, PgPool};
+
+/// What every row of an organisation comes to, by table.
+pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
+    let tables: Vec<(String, bool)> = sqlx::query_as(
+        "select t.table_name::text, bool_or(c.column_name = 'org_id')
+         from information_schema.tables t
+         join information_schema.columns c using (table_schema, table_name)
+         where t.table_schema = 'public'
+           and t.table_type = 'BASE TABLE'
+         group by 1",
+    )
+    .fetch_all(pool)
+    .await
+    .expect("tables");
+    let theirs = |table: &str, has_org: bool| match table {
+        _ if has_org => Some("org_id = '{org}'"),
+        "organizations" => Some("id = '{org}'"),
+        "batch_progress" => {
+            Some("batch_id in (select id from call_batches where org_id = '{org}')")
+        }
+        "ingest_rejects" => Some("ingest_id in (select id from ingests where org_id = '{org}')"),
+        "charges_due" => Some("call_id in (select id from calls where org_id = '{org}')"),
+        "pacers" => Some("trunk_id in (select id from trunks where org_id = '{org}')"),
+        "charges_due" => Some("call_id in (select id from calls where org_id = '{org}')"),
+        "queues" | "zone_sets" | "_sqlx_migrations" => None,
+        "providers" | "tts_voices" | "service_prices" => None,
+        other => panic!("say here which rows of {other} belong to an organisation"),
+    };
+    let parts: Vec<String> = tables
+        .iter()
+        .filter_map(|(table, has_org)| {
+            let theirs = theirs(table, *has_org)?.replace("{org}", org);
+            Some(format!(
+                "select '{table}', md5(coalesce(string_agg(t::text, ',' order by t::text), ''))
+                 from {table} t where {theirs}"
+            ))
+        })
+        .collect();
+    let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(parts.join(" union all ")))
+        .fetch_all(pool)
+        .await
+        .expect("a digest");
+    rows.into_iter().collect()
+}
