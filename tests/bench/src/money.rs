@@ -44,9 +44,9 @@ const ENDED: &str = "
     insert into ledger_transactions (id, org_id, kind, idem_key) select posting, '$org', 'grant', posting::text from payers;
     insert into ledger_entries (org_id, transaction_id, account_id, entry_type, amount_micros, grant_id,
                                 balance_after_micros, account_seq)
-        select '$org', posting, account_id, 'grant', 10000000000, grant_id, 10000000000, 1 from payers
+        select '$org'::uuid, posting, account_id, 'grant', 10000000000, grant_id, 10000000000, 1 from payers
         union all
-        select '$org', p.posting, a.id, 'mint', -10000000000, null, null, null
+        select '$org'::uuid, p.posting, a.id, 'mint', -10000000000, null, null, null
         from payers p, ledger_accounts a where a.org_id = '$org' and a.kind = 'mint';
     insert into grants (id, org_id, wallet_id, source, amount_micros, remaining_micros, transaction_id)
         select grant_id, '$org', wallet, 'mint', 10000000000, 10000000000, posting from payers;
