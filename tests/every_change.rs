@@ -15,10 +15,34 @@ use crate::harness::knock::{Things, body, request, send};
 use crate::sign_in::quiet;
 
 /// What asks and changes nothing, by POST.
-const ASKING: [&str; 1] = ["POST /api/v1/api-keys/exists"];
+const ASKING: [&str; 2] = [
+    "POST /api/v1/api-keys/exists",
+    "POST /api/v1/trunks/{trunk_id}/check",
+];
 
-/// Operations that cannot be done with what `things` makes.
-const REFUSED: [&str; 0] = [];
+/// Operations whose example is refused for what is there, each with a test of its own.
+const REFUSED: [&str; 14] = [
+    // The session is another issuer's.
+    "POST /api/v1/auth/logout",
+    "POST /api/v1/auth/password",
+    // The batch has not started, and cannot.
+    "POST /api/v1/batch-call/pause/{batch_id}",
+    "POST /api/v1/batch-call/resume/{batch_id}",
+    "POST /api/v1/batch-call/start/{batch_id}",
+    "POST /api/v1/batch-call/stop/{batch_id}",
+    // The agent had no such part before.
+    "PATCH /api/v1/agents/{agent_id}/transcriber-config",
+    "PATCH /api/v1/agents/{agent_id}/vad-config",
+    // There are several trunks to choose from; the number has its mapping.
+    "POST /api/v1/phone",
+    "POST /api/v1/phone/mapping",
+    // Another tool has the example's name; the server is down.
+    "PUT /api/v1/tool-endpoint-defs/{tool_id}",
+    "PUT /api/v1/tools-mcp-server-defs/{server_id}/filter-tools",
+    // The example's carrier is outside; ours does not take the example's secret.
+    "POST /api/v1/trunks",
+    "POST /api/v1/trunks/{trunk_id}/rotate",
+];
 
 /// Fields that somebody might hope to set.
 const HOPED_FOR: [&str; 9] = [

@@ -278,22 +278,14 @@ impl Config {
             bad,
         );
         let uploads = uploads(&settings, bad);
-        let stall = bad.number(
-            "PEAL_UPLOAD_STALL_SECS",
-            &settings.upload_stall_secs,
-            1,
-            3600,
-        );
+        let stall = &settings.upload_stall_secs;
+        let stall = bad.number("PEAL_UPLOAD_STALL_SECS", stall, 1, 3600);
         let pool = bad.number("PEAL_DATABASE_POOL", &settings.database_pool, 2, 1000);
         let deadline = &settings.unknown_deadline_secs;
         let deadline = bad.number("PEAL_UNKNOWN_DEADLINE_SECS", deadline, 0, 86_400);
         let reconcile = bad.number("PEAL_RECONCILE_SECS", &settings.reconcile_secs, 1, 3600);
-        let inbox = bad.number(
-            "PEAL_INBOX_CAPACITY",
-            &settings.inbox_capacity,
-            1,
-            1_000_000,
-        );
+        let inbox = &settings.inbox_capacity;
+        let inbox = bad.number("PEAL_INBOX_CAPACITY", inbox, 1, 1_000_000);
         let limits = settings.limits.check(pool, bad);
         let hold_max_secs = settings.money.check(bad);
         let proxies = settings.proxies.check(bad);

@@ -184,8 +184,11 @@ impl Player {
             ("GET /api/v1/phone/mapping/{id}.id", phone),
             ("Phone mapping.id", id_in(&mapping)),
             ("trunk_id", self.trunk(context, n).await),
-            ("voice_id", "Polly.Joanna".to_owned()),
-            ("provider_id", "polly".to_owned()),
+            ("Voices.voice_id", "Polly.Joanna".to_owned()),
+            ("Voices.provider_id", "polly".to_owned()),
+            ("force", "true".to_owned()),
+            ("force_update", "true".to_owned()),
+            ("force_delete", "true".to_owned()),
         ]);
         things
     }

@@ -78,6 +78,10 @@ pub fn request(
     let mut query = Vec::new();
     for parameter in operation.parameters("query") {
         let name = parameter["name"].as_str().expect("a name");
+        if name == "workflow_id" {
+            // Never together with agent_id.
+            continue;
+        }
         let example = parameter["example"].as_str().map(str::to_owned);
         if let Some(value) = things.get(name).cloned().or(example) {
             query.push((name, value));
@@ -118,8 +122,10 @@ fn set_things(body: &mut Value, things: &Things) {
     match body {
         Value::Object(fields) => {
             for (name, value) in fields {
-                match things.get(name.as_str()) {
-                    Some(id) if value.is_string() => *value = json!(id),
+                let one = name.strip_suffix('s').unwrap_or(name);
+                match (things.get(name.as_str()), things.get(one)) {
+                    (Some(id), _) if value.is_string() => *value = json!(id),
+                    (_, Some(id)) if value.is_array() => *value = json!([id]),
                     _ => set_things(value, things),
                 }
             }
