@@ -26,7 +26,6 @@ pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
         "ingest_rejects" => Some("ingest_id in (select id from ingests where org_id = '{org}')"),
         "charges_due" => Some("call_id in (select id from calls where org_id = '{org}')"),
         "pacers" => Some("trunk_id in (select id from trunks where org_id = '{org}')"),
-        "charges_due" => Some("call_id in (select id from calls where org_id = '{org}')"),
         "queues" | "zone_sets" | "_sqlx_migrations" => None,
         "providers" | "tts_voices" | "service_prices" => None,
         other => panic!("say here which rows of {other} belong to an organisation"),
