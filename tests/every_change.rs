@@ -120,7 +120,12 @@ async fn twice(attempt: &Attempt<'_>) -> Vec<String> {
         .iter()
         .any(|parameter| parameter["name"] == "Idempotency-Key");
     let once = || {
-        let request = attempt.request(attempt.body());
+        let mut body = attempt.body();
+        if let Some(fields) = body.as_mut().and_then(Value::as_object_mut) {
+            // Where a body may have the key as well, it is the header's.
+            fields.remove("idempotency_key");
+        }
+        let request = attempt.request(body);
         match takes_key {
             true => request.header("Idempotency-Key", &name),
             false => request,
@@ -169,6 +174,7 @@ async fn every_change_is_written_down_once_and_happens_once_under_its_key() {
         wrong.extend(complaints.map(|complaint| format!("{}: {complaint}", operation.name())));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    app.drop_exports().await;
     app.finish().await;
 }
 
@@ -218,5 +224,6 @@ async fn no_change_takes_a_field_that_it_does_not_name() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    app.drop_exports().await;
     app.finish().await;
 }

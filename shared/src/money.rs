@@ -136,6 +136,9 @@ impl TryFrom<Decimal> for Usd {
     }
 }
 
+/// Digits of the largest amount in front of its point.
+const MOST_DIGITS: usize = 13;
+
 impl FromStr for Usd {
     type Err = NoAmount;
 
@@ -145,10 +148,11 @@ impl FromStr for Usd {
         if !plain || digits.is_empty() {
             return Err(NoAmount::Malformed);
         }
-        let exact = Decimal::from_str_exact(text).map_err(|error| match error {
-            rust_decimal::Error::ExceedsMaximumPossibleValue => NoAmount::TooLarge,
-            _ => NoAmount::Malformed,
-        })?;
+        let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
+        if whole.trim_start_matches('0').len() > MOST_DIGITS && !part.contains('.') {
+            return Err(NoAmount::TooLarge);
+        }
+        let exact = Decimal::from_str_exact(text).map_err(|_malformed| NoAmount::Malformed)?;
         Self::try_from(exact)
     }
 }

@@ -55,7 +55,16 @@ pub fn is_strong(secret: &str) -> bool {
         && !WORDS.iter().any(|word| lower.contains(word))
         && !VENDORS.iter().any(|vendor| lower.starts_with(vendor))
         && !is_account_id(&lower)
-        && uuid::Uuid::try_parse(secret).is_err()
+        && !is_uuid(secret)
+}
+
+/// A UUID, as it is usually written, or without its hyphens one that is made of the time: there
+/// any other may as well be 32 random digits.
+fn is_uuid(secret: &str) -> bool {
+    uuid::Uuid::try_parse(secret).is_ok_and(|id| {
+        let is_of_time = id.get_version_num() == 1 && id.get_variant() == uuid::Variant::RFC4122;
+        secret.len() != 32 || is_of_time
+    })
 }
 
 /// What the secret's alphabet and length make possible.

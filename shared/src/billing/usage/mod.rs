@@ -54,7 +54,7 @@ impl Filter {
 }
 
 /// Who gets what of a cost; for the platform alone.
-#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Split {
     /// At the platform's own prices.
     pub base_cost_usd: Usd,
@@ -62,6 +62,21 @@ pub struct Split {
     pub markup_usd: Usd,
     /// What a reseller earns of the platform's price.
     pub commission_usd: Usd,
+}
+
+/// How a [`Split`] is described: whoever is not the platform does not get it.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "its fields are read by the macro alone")]
+pub struct ShownSplit {
+    /// At the platform's own prices; for a super_admin.
+    #[schema(nullable = false)]
+    base_cost_usd: Option<Usd>,
+    /// What a distributor earns; for a super_admin.
+    #[schema(nullable = false)]
+    markup_usd: Option<Usd>,
+    /// What a reseller earns of the platform's price; for a super_admin.
+    #[schema(nullable = false)]
+    commission_usd: Option<Usd>,
 }
 
 /// A query of calls `c` that are in the caller's sight, with their agent `a` and, when they were

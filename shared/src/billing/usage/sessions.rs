@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Filter, Split, of_sessions};
+use super::{Filter, ShownSplit, Split, of_sessions};
 use crate::access::Scope;
 use crate::billing::quote::{Line, Service, Unit};
 use crate::error::{Error, Result};
@@ -40,6 +40,7 @@ pub struct Session {
     pub billed_seconds: i64,
     pub cost_usd: Usd,
     #[serde(flatten)]
+    #[schema(value_type = ShownSplit)]
     pub split: Option<Split>,
     pub services: Vec<ServiceUse>,
     /// When it was first charged.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
-use super::{Filter, Split, of_sessions};
+use super::{Filter, ShownSplit, Split, of_sessions};
 use crate::access::Scope;
 use crate::billing::period::{Bucket, Period, fill};
 use crate::error::Result;
@@ -23,6 +23,7 @@ pub struct Totals {
     pub billed_seconds: i64,
     pub cost_usd: Usd,
     #[serde(flatten)]
+    #[schema(value_type = ShownSplit)]
     pub split: Option<Split>,
 }
 
