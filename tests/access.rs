@@ -327,7 +327,7 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
             .map(|name| format!("{name} is not in the document")),
     );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    app.drop_exports().await;
+    app.drop_jobs().await;
     app.finish().await;
 }
 
@@ -408,7 +408,7 @@ async fn the_things_of_another_organisation_do_not_exist() {
     ];
     besiege(&app.context, &app, &strangers, &victim).await;
     relieve(&app.context, &app, &victim).await;
-    app.drop_exports().await;
+    app.drop_jobs().await;
     app.finish().await;
 }
 
@@ -427,6 +427,6 @@ async fn row_level_security_alone_keeps_organisations_apart() {
     besiege(&app.context, &client, &strangers, &victim).await;
     relieve(&app.context, &client, &victim).await;
     blind.stop().await;
-    app.drop_exports().await;
+    app.drop_jobs().await;
     app.finish().await;
 }

@@ -111,6 +111,6 @@ async fn the_api_is_what_its_document_says_for_every_caller() {
     let ended = futures::future::join_all(runs).await;
     let failed: Vec<String> = ended.into_iter().filter_map(Result::err).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
-    app.drop_exports().await;
+    app.drop_jobs().await;
     app.finish().await;
 }

@@ -174,7 +174,7 @@ async fn every_change_is_written_down_once_and_happens_once_under_its_key() {
         wrong.extend(complaints.map(|complaint| format!("{}: {complaint}", operation.name())));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    app.drop_exports().await;
+    app.drop_jobs().await;
     app.finish().await;
 }
 
@@ -224,6 +224,6 @@ async fn no_change_takes_a_field_that_it_does_not_name() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    app.drop_exports().await;
+    app.drop_jobs().await;
     app.finish().await;
 }

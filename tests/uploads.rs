@@ -509,9 +509,8 @@ async fn anothers_uploads_rows_calls_and_numbers_do_not_exist() {
         .await
         .expect(404);
     assert_eq!(app.count("select count(*) from batch_data").await, 2);
-    for table in ["delete from jobs", "delete from calls"] {
-        sqlx::query(table).execute(&app.context.pool).await.unwrap();
-    }
+    app.drop_jobs().await;
+    app.drop_calls().await;
     app.finish().await;
 }
 

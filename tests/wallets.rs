@@ -574,7 +574,7 @@ async fn a_key_looks_at_money_and_moves_none() {
         }
     }
     // Looking at the export asks for it, and nobody works here.
-    app.drop_exports().await;
+    app.drop_jobs().await;
     assert_eq!(app.count(digest).await, before, "a key has moved money");
     for base in ["/api/v1/billing", "/billing"] {
         for path in [

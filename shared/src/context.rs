@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use secrecy::ExposeSecret;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, Executor, PgPool};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
 use crate::bells::Bells;
 use crate::billing::estimate::Basis;
@@ -26,6 +26,10 @@ use crate::trunks::AccountCache;
 
 /// PostgreSQL's code for a table that does not exist.
 const NO_SUCH_TABLE: &str = "42P01";
+/// PostgreSQL's code for a deadlock that was ended.
+const DEADLOCK: &str = "40P01";
+/// How often a migration may be in one.
+const DEADLOCKS: u32 = 20;
 /// The schema, up to date with this build.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 /// How long a request waits for a database connection.
@@ -198,6 +202,33 @@ async fn open_pool(config: &Config, process: Process) -> anyhow::Result<PgPool> 
         )
 }
 
+/// Runs migrations while other processes work. A migration locks tables one after the other, and
+/// so do they; when the server ends a deadlock at the migration's cost, nothing of it has
+/// happened and it is run again.
+///
+/// # Errors
+/// As the migrator, for whatever is no deadlock or keeps on being one.
+pub async fn run_migrations(
+    migrator: &Migrator,
+    db: &mut PgConnection,
+) -> std::result::Result<(), MigrateError> {
+    for _ in 0..DEADLOCKS {
+        match migrator.run(&mut *db).await {
+            Err(MigrateError::ExecuteMigration(sqlx::Error::Database(error), version))
+                if error.code().as_deref() == Some(DEADLOCK) =>
+            {
+                tracing::warn!(version, "a migration was in a deadlock and is run again");
+                // The migrator takes its lock again.
+                sqlx::raw_sql("select pg_advisory_unlock_all()")
+                    .execute(&mut *db)
+                    .await?;
+            }
+            ended => return ended,
+        }
+    }
+    migrator.run(db).await
+}
+
 /// Brings the database's schema up to date. Several processes may do so at once.
 ///
 /// # Errors
@@ -214,9 +245,8 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     // The schema only ever grows, so a build that was rolled back finds migrations it does not
     // know and has nothing to add.
     let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
-    migrator
-        .set_ignore_missing(true)
-        .run(&mut db)
+    migrator.set_ignore_missing(true);
+    run_migrations(&migrator, &mut db)
         .await
         .context("the schema could not be migrated")?;
     db.close().await?;

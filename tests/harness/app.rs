@@ -245,14 +245,28 @@ impl App {
         self.settle().await;
     }
 
-    /// Lets go of exports that were asked for where nobody works.
-    pub async fn drop_exports(&self) {
+    /// Lets go of jobs that were asked for where nobody works.
+    pub async fn drop_jobs(&self) {
+        sqlx::query("update jobs set state = 'done', finished_at = now() where state = 'ready'")
+            .execute(&self.context.pool)
+            .await
+            .expect("no jobs");
+    }
+
+    /// Ends direct calls that wait where nobody works.
+    pub async fn drop_calls(&self) {
         sqlx::query(
-            "update jobs set state = 'done', finished_at = now() where kind = 'export_usage'",
+            "with ended as (
+                 update calls
+                 set status = 'final', outcome = 'canceled', ended_at = now()
+                 where queued
+                 returning id
+             )
+             insert into charges_due (call_id) select id from ended",
         )
         .execute(&self.context.pool)
         .await
-        .expect("no export");
+        .expect("no calls");
     }
 
     /// Charges whatever has ended and was not charged yet.
