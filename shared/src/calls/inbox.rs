@@ -43,8 +43,7 @@ pub struct NewEvent {
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database; nothing is written then.
 pub async fn append_unscoped(db: &mut PgConnection, events: &[NewEvent]) -> Result<Vec<bool>> {
-    // Arrays of columns and not one document: the database would spend more on reading it than
-    // on writing the rows.
+    // Arrays of columns and not one document: nothing has to be parsed.
     let found = sqlx::query_file_scalar!(
         "src/calls/append.sql",
         &column(events, |new| new.call) as &[CallId],
