@@ -44,9 +44,7 @@ enum Mode {
     },
     /// Rewrite .sqlx/ from migrations/ and the statements in the source.
     Prepare {
-        #[arg(long, default_value = "peal-shared")]
-        package: String,
-        /// The root file of the package's library.
+        /// The root file of the library with the statements.
         #[arg(long, default_value = "shared/src/lib.rs")]
         root: PathBuf,
     },
@@ -75,8 +73,8 @@ async fn run(args: Args) -> Result<u8> {
             print!("{}", dev_db::start(checkout).await?);
             Ok(0)
         }
-        Mode::Prepare { package, root } => {
-            let count = prepare::run(checkout, &package, &root).await?;
+        Mode::Prepare { root } => {
+            let count = prepare::run(checkout, &root).await?;
             eprintln!(".sqlx/ describes {count} statements");
             Ok(0)
         }

@@ -18,9 +18,9 @@ use crate::services::{Options, Services};
 
 const DATABASE: &str = "prepare";
 
-/// Describes all statements of `package`, whose library starts at `root`; returns how
-/// many there are.
-pub async fn run(checkout: &Path, package: &str, root: &Path) -> Result<usize> {
+/// Describes all statements of the crate whose library starts at `root`; returns how many there
+/// are.
+pub async fn run(checkout: &Path, root: &Path) -> Result<usize> {
     let services = Services::start(Options::default()).await?;
     let postgres = services.postgres();
     postgres.run_sql("postgres", &format!("create database {DATABASE}"))?;
@@ -40,7 +40,8 @@ pub async fn run(checkout: &Path, package: &str, root: &Path) -> Result<usize> {
         .open(checkout.join(root))?
         .set_modified(SystemTime::now())?;
     let status = Command::new("cargo")
-        .args(["check", "--package", package, "--all-targets"])
+        // What lint checks, so that dependencies are compiled once for both.
+        .args(["check", "--workspace", "--all-targets"])
         .current_dir(checkout)
         .env("DATABASE_URL", postgres.url(SUPERUSER, DATABASE))
         .env("SQLX_OFFLINE", "false")
@@ -50,7 +51,7 @@ pub async fn run(checkout: &Path, package: &str, root: &Path) -> Result<usize> {
         .context("running cargo")?;
     services.stop().await?;
     if !status.success() {
-        bail!("{package} does not compile against migrations/; .sqlx/ is as it was");
+        bail!("the code does not compile against migrations/; .sqlx/ is as it was");
     }
     let kept = checkout.join(".sqlx");
     if kept.exists() {
