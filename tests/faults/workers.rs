@@ -2,46 +2,49 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::{StreamExt as _, stream};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{Dice, seeds};
-use crate::harness::plant::{Plant, Setup};
+use crate::harness::plant::{Plant, Setup, TOGETHER};
 
 /// Calls that a worker which dies can take with it: the slots of two horizons.
 const IN_HAND: i64 = 40;
+/// Where workers die, and how often.
+const FAULTS: &str = "claim.committed=0.02,claim.uncommitted=0.02,place.unsent=0.003,place.answered=0.003,\
+                      record.uncommitted=0.02,record.committed=0.02,inbox.uncommitted=0.02,inbox.committed=0.02,\
+                      settle.uncommitted=0.02,settle.committed=0.02";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_workers_ring_nobody_twice_and_forget_nobody() {
-    for seed in seeds(20) {
-        let mut dice = Dice::new(seed);
-        let mut plant = Plant::start(
-            seed,
-            Setup {
-                worker_faults: "claim.committed=0.02,claim.uncommitted=0.02,place.unsent=0.003,place.answered=0.003,\
-                                record.uncommitted=0.02,record.committed=0.02,inbox.uncommitted=0.02,inbox.committed=0.02,\
-                                settle.uncommitted=0.02,settle.committed=0.02",
-                ..Setup::default()
-            },
-        )
-        .await;
-        let batch = plant.campaign(240, json!({"batch_size": 100})).await;
-        let mut dialled = 0;
-        while dialled < 160 {
-            dialled += dice.draw(10..40);
-            // Calls that died unsent are claimed but never dialled, so claims tell the progress.
-            claimed(&mut plant, i64::try_from(dialled).expect("few")).await;
-            let victim = dice.draw(0..2);
-            plant
-                .replace_worker(usize::try_from(victim).expect("few"))
-                .await;
-        }
-        plant.mend().await;
-        // Some twenty workers die with the slots of a horizon in hand; whoever else is lost was
-        // forgotten.
-        plant.finish(&batch, 150).await;
+    let plants = stream::iter(seeds(20)).map(ring_everybody_while_workers_die);
+    plants.buffer_unordered(TOGETHER).collect::<()>().await;
+}
+
+async fn ring_everybody_while_workers_die(seed: u64) {
+    let mut dice = Dice::new(seed);
+    let setup = Setup {
+        worker_faults: FAULTS,
+        ..Setup::default()
+    };
+    let mut plant = Plant::start(seed, setup).await;
+    let batch = plant.campaign(240, json!({"batch_size": 100})).await;
+    let mut dialled = 0;
+    while dialled < 160 {
+        dialled += dice.draw(10..40);
+        // Calls that died unsent are claimed but never dialled, so claims tell the progress.
+        claimed(&mut plant, i64::try_from(dialled).expect("few")).await;
+        let victim = dice.draw(0..2);
+        plant
+            .replace_worker(usize::try_from(victim).expect("few"))
+            .await;
     }
+    plant.mend().await;
+    // Some twenty workers die with the slots of a horizon in hand; whoever else is lost was
+    // forgotten.
+    plant.finish(&batch, 150).await;
 }
 
 /// Waits until so many rows have become calls, while workers die at their fault points.

@@ -29,8 +29,10 @@ use super::eventually;
 use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::context::MIGRATIONS;
 
-/// One plant at a time: the pace is judged by the clock of a machine that others use too.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Plants at a time: much of their time is waiting, but the pace is judged by the clock of a
+/// machine that they share.
+pub const TOGETHER: usize = 2;
+static PLACES: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(TOGETHER);
 
 /// Calls that the carrier has fallen silent about are asked about after minutes; these are.
 const AGE_SILENT: &str = "update calls
@@ -100,7 +102,7 @@ pub struct Plant {
     workers_started: usize,
     begun: Instant,
     finished: bool,
-    _alone: tokio::sync::MutexGuard<'static, ()>,
+    _place: tokio::sync::SemaphorePermit<'static>,
 }
 
 /// What a campaign came to.
@@ -113,7 +115,7 @@ pub struct Verdict {
 impl Plant {
     /// Starts everything.
     pub async fn start(seed: u64, setup: Setup) -> Self {
-        let alone = ALONE.lock().await;
+        let place = PLACES.acquire().await.expect("never closed");
         let begun = Instant::now();
         let mut carrier = setup.carrier.clone();
         (carrier.behavior.seed, carrier.faults.seed) = (seed, seed);
@@ -169,7 +171,7 @@ impl Plant {
             workers_started: 0,
             begun,
             finished: false,
-            _alone: alone,
+            _place: place,
         };
         plant.start_api().await;
         for _ in 0..setup.workers {
