@@ -11,7 +11,7 @@
 //! by one, so that one that cannot be written stands in nobody's way.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peal_shared::bells::Bell;
 use peal_shared::calls::answer::{Answered, documents_unscoped};
@@ -36,6 +36,8 @@ const COMPANY: usize = 32;
 const GROUP_LIMIT: usize = 512;
 /// How long a carrier waits for the commit; it gives up itself after 15 seconds.
 const COMMIT_LIMIT: Duration = Duration::from_secs(8);
+/// How often to say that callbacks are turned away.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// An event in the line, and where to answer.
 struct Waiting {
@@ -56,6 +58,8 @@ enum Written {
 #[derive(Clone)]
 pub struct Inbox {
     line: mpsc::Sender<Waiting>,
+    /// When it was last said that the line is full.
+    complained: Arc<std::sync::Mutex<Option<Instant>>>,
 }
 
 impl Inbox {
@@ -66,7 +70,10 @@ impl Inbox {
         for _ in 0..WRITERS {
             tokio::spawn(write(Arc::clone(context), Arc::clone(&waiting)));
         }
-        Self { line }
+        Self {
+            line,
+            complained: Arc::default(),
+        }
     }
 
     /// Whether there is room in the line. To be asked before anything is done for a callback
@@ -76,7 +83,7 @@ impl Inbox {
     /// [`Error::Busy`]: the carrier is to come again.
     pub fn check_room(&self) -> Result<()> {
         match self.line.capacity() {
-            0 => Err(too_many()),
+            0 => Err(self.too_many()),
             _ => Ok(()),
         }
     }
@@ -109,12 +116,26 @@ impl Inbox {
         let (answer, answered) = oneshot::channel();
         self.line
             .try_send(Waiting { event, answer })
-            .map_err(|_full| too_many())?;
+            .map_err(|_full| self.too_many())?;
         match timeout(COMMIT_LIMIT, answered).await {
             Ok(Ok(written)) => written,
             Ok(Err(_gone)) => Err(Error::Busy("the inbox is closing; come again".into())),
             Err(_elapsed) => Err(Error::Busy("the inbox is slow; come again".into())),
         }
+    }
+
+    /// Carriers that are turned away are counted; a line for each would only make it worse.
+    fn too_many(&self) -> Error {
+        if let Ok(mut complained) = self.complained.try_lock()
+            && complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY)
+        {
+            *complained = Some(Instant::now());
+            tracing::warn!(
+                capacity = self.line.max_capacity(),
+                "callbacks are turned away: more come than can be written down"
+            );
+        }
+        Error::Busy("too many callbacks at once; come again".into())
     }
 }
 
@@ -258,10 +279,6 @@ async fn say(
 async fn documents(context: &Context, answered: &[Answered]) -> Result<Vec<(usize, Document)>> {
     let mut db = context.callbacks.acquire().await?;
     documents_unscoped(&mut db, answered).await
-}
-
-fn too_many() -> Error {
-    Error::Busy("too many callbacks at once; come again".into())
 }
 
 fn unanswered() -> Error {

@@ -60,4 +60,4 @@ mod wallet_bodies;
 mod wallets;
 mod workflows;
 
-pub use server::{document, listen, serve};
+pub use server::{document, listen, serve, serve_framed};

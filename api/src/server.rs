@@ -78,10 +78,31 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let routes = router(Api::new(Arc::clone(&context), shutdown.clone())?);
+    serve_framed(context, listener, routes, shutdown).await
+}
+
+/// Serves any routes as [`serve`] does its own: around them goes what goes around every route of
+/// the API, on the same kind of connections. The bench measures with it what both cost.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_framed(
+    context: Arc<Context>,
+    listener: TcpListener,
+    routes: Router,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let limits = context.config.limits;
     let open = context.metrics.http.connections.clone();
-    let routes = router(Api::new(context, shutdown.clone())?);
-    connections::serve(listener, routes, &limits, open, shutdown).await
+    let framed = routes
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(context, frame))
+        .layer(SetSensitiveRequestHeadersLayer::new([
+            AUTHORIZATION,
+            HeaderName::from_static(API_KEY_HEADER),
+        ]));
+    connections::serve(listener, framed, &limits, open, shutdown).await
 }
 
 /// The description of every route, without any state.
@@ -159,12 +180,6 @@ fn router(api: Api) -> Router {
         .layer(Extension(api.gates.clone()))
         .layer(Extension(Arc::clone(&api.context)))
         .fallback(async || Problem::no_route())
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(api.clone(), frame))
-        .layer(SetSensitiveRequestHeadersLayer::new([
-            AUTHORIZATION,
-            HeaderName::from_static(API_KEY_HEADER),
-        ]))
         .with_state(api)
 }
 
@@ -210,11 +225,13 @@ async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: 
     .await
 }
 
-/// Carriers and probes come by the hundred a second; their good answers are no news.
+/// Carriers and probes come by the hundred a second; their good answers are no news, and when
+/// there are too many, a line for each that is turned away would only make it worse.
 fn log(route: &str, status: StatusCode, took: Duration) {
     let (status, ms) = (status.as_u16(), took.as_millis());
     let is_frequent = route.starts_with("/health") || route.contains("callback");
-    if is_frequent && status < 400 && took < SLOW {
+    let is_usual = status < 400 || status == StatusCode::SERVICE_UNAVAILABLE.as_u16();
+    if is_frequent && is_usual && took < SLOW {
         tracing::debug!(status, ms, "answered");
     } else {
         tracing::info!(status, ms, "answered");
