@@ -23,9 +23,9 @@ use crate::stack::{Stack, carrier};
 const WORDS: [&str; 4] = ["initiated", "ringing", "in-progress", "completed"];
 /// Connections of a carrier that posts as fast as it gets answers.
 const CONNECTIONS: usize = 256;
-/// Connections of the overload, which are ten times the usual load's in flight.
-const OVERLOAD_CONNECTIONS: usize = 4096;
+/// How many times what the API can take is offered, and in flight.
 const OVERLOAD: f64 = 10.0;
+const OVERLOAD_CONNECTIONS: usize = CONNECTIONS * 10;
 const SIGNATURE: &str = "X-Twilio-Signature: ";
 const SHARE: f64 = 0.4;
 const HALF_LOAD_P99_MS: f64 = 50.0;
@@ -182,7 +182,7 @@ async fn unsigned(post: &Post, count: usize) -> anyhow::Result<f64> {
 pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
     let warm = scale.callbacks / 10;
     let post = Post::prepare(scale.callbacks * 3).await?;
-    let bare = BareCallbacks::start(post.stack.config.public_url.as_str()).await?;
+    let bare = BareCallbacks::start(&post.stack.quiet()).await?;
     let bare_load = Load::new(&bare.address, Arc::clone(&post.requests));
     let lanes = bare_load.connect(CONNECTIONS).await?;
     bare_load.send(lanes, warm, Pace::Flat, PATIENCE).await?;

@@ -1,6 +1,7 @@
 //! Programs that a row's limit is measured with, each as a process of its own like the program
 //! it stands beside: this one, started again with one of the words below.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -13,8 +14,11 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::post;
-use axum::serve::ListenerExt as _;
+use clap::Parser;
 use peal_shared::calls::urls::{STATUS_PATH, requested};
+use peal_shared::config::{Config, Settings};
+use peal_shared::context::{Context, Process};
+use peal_shared::logging;
 use peal_shared::secret::Keys;
 use peal_shared::telephony::{
     Account, Callback, CallbackKind, CarrierKind, Carriers, Credentials, NewCall, Placement,
@@ -22,6 +26,7 @@ use peal_shared::telephony::{
 use reqwest::Url;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::app::{ACCOUNT, AUTH_TOKEN};
 use crate::harness::client::number;
@@ -39,7 +44,7 @@ pub async fn run(words: &[String]) -> Option<anyhow::Result<()>> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         [BARE_CREATES, url, count] => Some(bare_creates(url, count).await),
-        [BARE_CALLBACKS, public_url] => Some(bare_callbacks(public_url).await),
+        [BARE_CALLBACKS] => Some(bare_callbacks().await),
         _ => None,
     }
 }
@@ -64,9 +69,10 @@ pub struct Limit {
 }
 
 impl Limit {
-    fn start(words: &[&str]) -> anyhow::Result<Self> {
+    fn start(words: &[&str], envs: &[(&'static str, OsString)]) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(words)
+            .envs(envs.iter().cloned())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
@@ -87,7 +93,7 @@ impl Limit {
 
 /// Creates a second that the dialler's own HTTP client makes in a loop that does nothing else.
 pub async fn creates(url: &str, count: u32) -> anyhow::Result<f64> {
-    let mut limit = Limit::start(&[BARE_CREATES, url, &count.to_string()])?;
+    let mut limit = Limit::start(&[BARE_CREATES, url, &count.to_string()], &[])?;
     let rate = limit.line().await?.parse()?;
     limit.child.wait().await?;
     Ok(rate)
@@ -132,18 +138,17 @@ async fn bare_creates(url: &str, count: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A server of the status route that proves and reads each callback as the API does, and
-/// acknowledges it without writing it down. It lacks also what the API puts around every route
-/// (ids, spans, time limits), so it is a little faster than the same route could ever be.
+/// A server of the status route that proves and reads each callback as the API does, inside all
+/// that goes around the API's routes, and acknowledges it without writing it down.
 pub struct BareCallbacks {
     limit: Limit,
     pub address: String,
 }
 
 impl BareCallbacks {
-    /// Starts it for callbacks that are signed for this public address.
-    pub async fn start(public_url: &str) -> anyhow::Result<Self> {
-        let mut limit = Limit::start(&[BARE_CALLBACKS, public_url])?;
+    /// Starts it with the settings of the API that it stands beside.
+    pub async fn start(envs: &[(&'static str, OsString)]) -> anyhow::Result<Self> {
+        let mut limit = Limit::start(&[BARE_CALLBACKS], envs)?;
         let address = limit.line().await?;
         Ok(Self { limit, address })
     }
@@ -163,16 +168,24 @@ impl BareCallbacks {
 struct Bare {
     keys: Keys,
     account: Account,
-    carriers: Carriers,
-    public_url: Url,
+    context: Arc<Context>,
 }
 
-async fn bare_callbacks(public_url: &str) -> anyhow::Result<()> {
+/// The settings, as the API takes them from the environment.
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+async fn bare_callbacks() -> anyhow::Result<()> {
+    logging::init();
+    let settings = Cli::parse_from([BARE_CALLBACKS]).settings;
+    let context = Context::connect(Config::from_settings(settings)?, Process::Api).await?;
     let bare = Arc::new(Bare {
         keys: Keys::derive(&MASTER_KEY)?,
         account: account(None)?,
-        carriers: Carriers::new()?,
-        public_url: public_url.parse()?,
+        context: Arc::clone(&context),
     });
     let listener = peal_api::listen("127.0.0.1:0".parse()?)?;
     writeln!(std::io::stdout(), "{}", listener.local_addr()?)?;
@@ -182,11 +195,7 @@ async fn bare_callbacks(public_url: &str) -> anyhow::Result<()> {
             post(status),
         )
         .with_state(bare);
-    let listener = listener.tap_io(|stream| {
-        let _kept_slow = stream.set_nodelay(true);
-    });
-    axum::serve(listener, router).await?;
-    Ok(())
+    peal_api::serve_framed(context, listener, router, CancellationToken::new()).await
 }
 
 async fn status(
@@ -202,13 +211,13 @@ async fn status(
     }
     let (parts, body) = request.into_parts();
     let sent_to = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let Some(url) = requested(&bare.public_url, sent_to) else {
+    let Some(url) = requested(&bare.context.config.public_url, sent_to) else {
         return StatusCode::NOT_FOUND;
     };
     let Ok(body) = to_bytes(body, BODY_LIMIT_BYTES).await else {
         return StatusCode::PAYLOAD_TOO_LARGE;
     };
-    let carrier = bare.carriers.of(bare.account.kind);
+    let carrier = bare.context.carriers.of(bare.account.kind);
     let text = |name: &str| {
         parts
             .headers

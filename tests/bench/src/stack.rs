@@ -82,10 +82,7 @@ impl Stack {
             .await?;
         let config = context.config.clone();
         context.pool.close().await;
-        let mut quiet = envs.clone();
-        // A row has callbacks with wrong signatures, each of which is worth a line.
-        quiet.push(("RUST_LOG", "error".into()));
-        let api = spawn("api", "peal-api", &[], &quiet, &desk)?;
+        let api = spawn("api", "peal-api", &[], &quiet(&envs), &desk)?;
         let stack = Self {
             client: Client::new(url, tenant),
             carrier,
@@ -106,6 +103,11 @@ impl Stack {
             })
             .await?;
         Ok(stack)
+    }
+
+    /// The settings of the API.
+    pub fn quiet(&self) -> Vec<(&'static str, OsString)> {
+        quiet(&self.envs)
     }
 
     /// Adds a worker process with these roles.
@@ -275,6 +277,13 @@ fn environment(
         ("PEAL_LOG", "text".into()),
         ("RUST_LOG", "warn,peal_worker::dial=debug".into()),
     ]
+}
+
+/// A row has callbacks with wrong signatures, each of which is worth a line.
+fn quiet(envs: &[(&'static str, OsString)]) -> Vec<(&'static str, OsString)> {
+    let mut quiet = envs.to_vec();
+    quiet.push(("RUST_LOG", "error".into()));
+    quiet
 }
 
 async fn postgres_pid(database: &TestDatabase) -> anyhow::Result<u32> {
