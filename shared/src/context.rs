@@ -12,6 +12,7 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
 use crate::bells::Bells;
 use crate::billing::estimate::Basis;
+use crate::billing::tariffs::Tariffs;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::egress::Gate;
@@ -54,6 +55,7 @@ pub struct Context {
     pub bells: Bells,
     pub carriers: Carriers,
     pub accounts: AccountCache,
+    pub tariffs: Tariffs,
     pub mailer: Mailer,
     pub store: Store,
     pub clock: Clock,
@@ -123,6 +125,7 @@ impl Context {
             bells,
             carriers: Carriers::new()?,
             accounts: AccountCache::default(),
+            tariffs: Tariffs::default(),
             mailer,
             store: Store::open(&config.store_url).context("PEAL_STORE_URL")?,
             clock,

@@ -1,5 +1,7 @@
 //! The catalogue's prices, as they are at one moment.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
@@ -31,4 +33,51 @@ pub async fn in_force_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Resu
             increment_secs: row.increment_secs,
         })
         .collect())
+}
+
+/// The prices of one edition of the catalogue while none of them begins or ends.
+#[derive(Debug)]
+pub struct Edition {
+    number: i64,
+    since: Option<DateTime<Utc>>,
+    until: Option<DateTime<Utc>>,
+    pub book: Arc<Book>,
+}
+
+impl Edition {
+    /// Whether these are the prices of an edition at a moment.
+    #[must_use]
+    pub fn is(&self, number: i64, at: DateTime<Utc>) -> bool {
+        self.number == number
+            && self.since.is_none_or(|since| since <= at)
+            && self.until.is_none_or(|until| at < until)
+    }
+}
+
+/// The edition of the catalogue that is in force at `at`.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn edition_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Result<Edition> {
+    // The number is read first. Prices that change behind it are read under an old number, and
+    // read again by whoever sees the new one.
+    let known = sqlx::query!(
+        r#"select b.edition as number, max(e.at) filter (where e.at <= $1) as since,
+                  min(e.at) filter (where e.at > $1) as until
+           from price_book b
+           left join (select valid_from as at from service_prices
+                      union all
+                      select valid_until from service_prices) e on true
+           group by b.edition"#,
+        at,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let book = in_force_unscoped(db, at).await?;
+    Ok(Edition {
+        number: known.number,
+        since: known.since,
+        until: known.until,
+        book: Arc::new(book),
+    })
 }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A call is priced by what was in force when it was claimed ([`book`], [`quote`]); those prices
-//! are frozen in a snapshot ([`snapshots`]) and nothing that is edited later touches it. The
+//! are frozen in a snapshot ([`snapshots`]) and nothing that is edited later touches it; workers
+//! remember both while they stay the same ([`tariffs`]). The
 //! settlement ([`settle`]) charges each call once, by what its carrier said of it, whatever came
 //! twice, late, or in the wrong order: it looks at a call whenever something about it may have
 //! changed, and corrects what it charged before by taking it back and charging anew.
@@ -30,5 +31,6 @@ pub mod prices;
 pub mod quote;
 pub mod settle;
 pub mod snapshots;
+pub mod tariffs;
 pub mod usage;
 pub mod verify;

@@ -12,42 +12,58 @@ use super::quote::{Prices, Rate, Terms};
 use crate::error::Result;
 use crate::ids::{OrgId, SnapshotId};
 
-/// What identifies a snapshot.
-type Key = (OrgId, Vec<u8>);
+/// What identifies a snapshot: whose it is, and the digest of its prices.
+pub type Key = (OrgId, [u8; 32]);
 
-/// Freezes prices of organisations; answers with their snapshots, in order. Organisations were
-/// found in somebody's scope, or by the dialler.
+/// Snapshots of prices.
+pub struct Frozen {
+    /// In the order in which they were wanted.
+    pub ids: Vec<SnapshotId>,
+    /// Those that were there before.
+    pub found: HashMap<Key, SnapshotId>,
+}
+
+/// What identifies the snapshot of these prices.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`], which cannot happen: prices can be written as JSON.
+pub fn key(org: OrgId, prices: &Prices) -> Result<Key> {
+    Ok((org, Sha256::digest(serde_json::to_vec(prices)?).into()))
+}
+
+/// Freezes prices of organisations. Organisations were found in somebody's scope, or by the
+/// dialler.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
-pub async fn freeze_unscoped(
-    db: &mut PgConnection,
-    wanted: &[(OrgId, Prices)],
-) -> Result<Vec<SnapshotId>> {
+pub async fn freeze_unscoped(db: &mut PgConnection, wanted: &[(OrgId, Prices)]) -> Result<Frozen> {
     let mut keys = Vec::with_capacity(wanted.len());
     let mut distinct: BTreeMap<Key, &Prices> = BTreeMap::new();
     for (org, prices) in wanted {
-        let digest = Sha256::digest(serde_json::to_vec(prices)?).to_vec();
-        keys.push((*org, digest.clone()));
-        distinct.insert((*org, digest), prices);
+        let key = key(*org, prices)?;
+        keys.push(key);
+        distinct.insert(key, prices);
     }
-    let mut known = find(db, &distinct).await?;
+    let found = find(db, &distinct).await?;
+    let mut known = found.clone();
     distinct.retain(|key, _| !known.contains_key(key));
     if !distinct.is_empty() {
         insert(db, &distinct).await?;
         known.extend(find(db, &distinct).await?);
     }
-    keys.iter()
+    let ids = keys
+        .iter()
         .map(|key| known.get(key).copied())
         .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| anyhow!("a price snapshot was not stored").into())
+        .ok_or_else(|| anyhow!("a price snapshot was not stored"))?;
+    Ok(Frozen { ids, found })
 }
 
 async fn find(
     db: &mut PgConnection,
     distinct: &BTreeMap<Key, &Prices>,
 ) -> Result<HashMap<Key, SnapshotId>> {
-    let (orgs, digests): (Vec<OrgId>, Vec<Vec<u8>>) = distinct.keys().cloned().unzip();
+    let (orgs, digests) = columns(distinct);
     let rows = sqlx::query!(
         r#"select s.id as "id: SnapshotId", s.org_id as "org_id: OrgId", s.digest
            from unnest($1::uuid[], $2::bytea[]) as w (org_id, digest)
@@ -57,15 +73,25 @@ async fn find(
     )
     .fetch_all(db)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| ((row.org_id, row.digest), row.id))
-        .collect())
+    rows.into_iter()
+        .map(|row| {
+            let digest = row.digest.try_into();
+            let digest = digest.map_err(|_| anyhow!("a price snapshot's digest is not one"))?;
+            Ok(((row.org_id, digest), row.id))
+        })
+        .collect()
+}
+
+fn columns(distinct: &BTreeMap<Key, &Prices>) -> (Vec<OrgId>, Vec<Vec<u8>>) {
+    distinct
+        .keys()
+        .map(|(org, digest)| (*org, digest.to_vec()))
+        .unzip()
 }
 
 /// Stores snapshots. Whoever stores the same one at the same time waits, in one order.
 async fn insert(db: &mut PgConnection, distinct: &BTreeMap<Key, &Prices>) -> Result<()> {
-    let (orgs, digests): (Vec<OrgId>, Vec<Vec<u8>>) = distinct.keys().cloned().unzip();
+    let (orgs, digests) = columns(distinct);
     let ids: Vec<SnapshotId> = distinct.iter().map(|_| SnapshotId::new()).collect();
     let rates = distinct
         .values()

@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rust_decimal::Decimal;
-use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::transition::{Effect, Progress, RetryPolicy, Verdict, after_call};
@@ -263,75 +262,52 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
     Ok(loaded.collect())
 }
 
-#[derive(Serialize)]
-struct StoredCall<'a> {
-    id: CallId,
-    status: CallStatus,
-    outcome: Option<Outcome>,
-    reason: Option<Reason>,
-    error_message: Option<&'a str>,
-    carrier_call_id: Option<&'a str>,
-    carrier_status: Option<&'a str>,
-    carrier_code: Option<&'a str>,
-    sip_code: Option<i32>,
-    answered_by: Option<AnsweredBy>,
-    dialed_at: Option<DateTime<Utc>>,
-    ringing_at: Option<DateTime<Utc>>,
-    answered_at: Option<DateTime<Utc>>,
-    ended_at: Option<DateTime<Utc>>,
-    duration_seconds: Option<i32>,
-    price: Option<Decimal>,
-    currency: Option<&'a str>,
-    recording_url: Option<&'a str>,
-    conflicts: i32,
-    check_at: Option<DateTime<Utc>>,
-    due: bool,
-}
-
 async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Result<()> {
     if calls.is_empty() {
         return Ok(());
     }
-    let stored: Vec<StoredCall<'_>> = calls
-        .iter()
-        .map(|(id, call)| StoredCall {
-            id: *id,
-            status: call.progress.status,
-            outcome: call.progress.outcome,
-            reason: call.progress.reason,
-            error_message: call.progress.error_message.as_deref(),
-            carrier_call_id: call.progress.carrier_call_id.as_deref(),
-            carrier_status: call.progress.carrier_status.as_deref(),
-            carrier_code: call.progress.carrier_code.as_deref(),
-            sip_code: call.progress.sip_code,
-            answered_by: call.progress.answered_by,
-            dialed_at: call.progress.dialed_at,
-            ringing_at: call.progress.ringing_at,
-            answered_at: call.progress.answered_at,
-            ended_at: call.progress.ended_at,
-            duration_seconds: call.progress.duration_seconds,
-            price: call.progress.price,
-            currency: call.progress.currency.as_deref(),
-            recording_url: call.progress.recording_url.as_deref(),
-            conflicts: call.progress.conflicts,
-            check_at: call.check_at,
-            due: call.is_due(),
-        })
-        .collect();
-    sqlx::query_file!("src/calls/store.sql", serde_json::to_value(&stored)?)
-        .execute(db)
-        .await?;
+    let ids: Vec<CallId> = calls.keys().copied().collect();
+    let calls: Vec<&Loaded> = calls.values().collect();
+    let progress: Vec<&Progress> = calls.iter().map(|call| &call.progress).collect();
+    // Arrays of columns and not one document: nothing has to be parsed.
+    sqlx::query_file!(
+        "src/calls/store.sql",
+        &ids as &[CallId],
+        &column(&progress, |p| p.status) as &[CallStatus],
+        &column(&progress, |p| p.outcome) as &[Option<Outcome>],
+        &column(&progress, |p| p.reason) as &[Option<Reason>],
+        &column(&progress, |p| p.error_message.as_deref()) as &[Option<&str>],
+        &column(&progress, |p| p.carrier_call_id.as_deref()) as &[Option<&str>],
+        &column(&progress, |p| p.carrier_status.as_deref()) as &[Option<&str>],
+        &column(&progress, |p| p.carrier_code.as_deref()) as &[Option<&str>],
+        &column(&progress, |p| p.sip_code) as &[Option<i32>],
+        &column(&progress, |p| p.answered_by) as &[Option<AnsweredBy>],
+        &column(&progress, |p| p.dialed_at) as &[Option<DateTime<Utc>>],
+        &column(&progress, |p| p.ringing_at) as &[Option<DateTime<Utc>>],
+        &column(&progress, |p| p.answered_at) as &[Option<DateTime<Utc>>],
+        &column(&progress, |p| p.ended_at) as &[Option<DateTime<Utc>>],
+        &column(&progress, |p| p.duration_seconds) as &[Option<i32>],
+        &column(&progress, |p| p.price) as &[Option<Decimal>],
+        &column(&progress, |p| p.currency.as_deref()) as &[Option<&str>],
+        &column(&progress, |p| p.recording_url.as_deref()) as &[Option<&str>],
+        &column(&progress, |p| p.conflicts),
+        &column(&calls, |call| call.check_at) as &[Option<DateTime<Utc>>],
+        &column(&calls, |call| call.is_due()),
+    )
+    .execute(db)
+    .await?;
     Ok(())
 }
 
-#[derive(Serialize)]
-struct StoredRow<'a> {
+fn column<'a, R, T>(rows: &[&'a R], of: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(|row| of(row)).collect()
+}
+
+/// What the end of a call makes of its row.
+struct EndedRow<'a> {
     id: RowId,
-    attempt_no: i32,
+    call: &'a Loaded,
     status: &'static str,
-    outcome: Option<Outcome>,
-    reason: Option<Reason>,
-    error_message: Option<&'a str>,
     due_at: Option<DateTime<Utc>>,
 }
 
@@ -368,29 +344,33 @@ async fn store_rows(
             Verdict::End(status) => (status, None),
         };
         batches.push(batch);
-        rows.push(StoredRow {
+        rows.push(EndedRow {
             id: row,
-            attempt_no: call.attempt_no,
+            call,
             status,
-            outcome: Some(outcome),
-            reason: call.progress.reason,
-            error_message: call.progress.error_message.as_deref(),
             due_at,
         });
     }
     if rows.is_empty() {
         return Ok(Vec::new());
     }
+    let rows: Vec<&EndedRow<'_>> = rows.iter().collect();
     sqlx::query!(
         "update batch_data d
          set status = n.status, outcome = n.outcome, reason = n.reason, error_message = n.error_message,
              due_at = coalesce(n.due_at, d.due_at), updated_at = now()
-         from jsonb_to_recordset($1) as n (id uuid, attempt_no integer, status text, outcome text, reason text,
-                                           error_message text, due_at timestamptz)
+         from unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+             as n (id, attempt_no, status, outcome, reason, error_message, due_at)
          where d.id = n.id
            and d.attempts = n.attempt_no
            and d.status <> 'not_started'",
-        serde_json::to_value(&rows)?,
+        &column(&rows, |row| row.id) as &[RowId],
+        &column(&rows, |row| row.call.attempt_no),
+        &column(&rows, |row| row.status) as &[&str],
+        &column(&rows, |row| row.call.progress.outcome) as &[Option<Outcome>],
+        &column(&rows, |row| row.call.progress.reason) as &[Option<Reason>],
+        &column(&rows, |row| row.call.progress.error_message.as_deref()) as &[Option<&str>],
+        &column(&rows, |row| row.due_at) as &[Option<DateTime<Utc>>],
     )
     .execute(db)
     .await?;

@@ -21,6 +21,7 @@ use super::fair::{self, Division, Lane, Share};
 use super::pacer::{Lease, Pace};
 use super::server_time::Reading;
 use super::take::{self, Fate};
+use crate::billing::tariffs::Tariffs;
 use crate::error::Result;
 use crate::fault;
 use crate::ids::{BatchId, CallId, OrgId, TrunkId};
@@ -87,6 +88,7 @@ pub struct Ask<'a> {
     pub held: u32,
     /// Seconds of talk that money is held for, at most.
     pub hold_max_secs: i32,
+    pub tariffs: &'a Tariffs,
 }
 
 struct TrunkRow {

@@ -8,13 +8,14 @@ with wanted as materialized (
     join call_batches b on b.id = w.batch_id and b.status = 'in_progress'
     join agents a on a.id = b.agent_id
     join wallets u on u.org_id = b.org_id and u.user_id = b.user_id
-    left join lateral reseller_terms(b.org_id) t on true
+    left join earning_terms t on t.org_id = b.org_id
 )
 select r.id as "row_id!: RowId", r.to_phonenumber as "to!: E164", w.batch_id as "batch_id!: BatchId",
        w.org_id as "org_id!: OrgId", w.wallet_id as "wallet_id!: WalletId",
        w.session_timeout_secs as "session_timeout_secs!", w.model, w.speech,
        w.reseller_org_id as "reseller_org_id?: OrgId", w.org_type as "org_type?",
-       w.markup_percent as "markup_percent?", w.commission_percent as "commission_percent?"
+       w.markup_percent as "markup_percent?", w.commission_percent as "commission_percent?",
+       (select edition from price_book) as "edition!"
 from wanted w
 cross join lateral (
     select d.id, d.to_phonenumber, d.due_at, d.row_no

@@ -97,7 +97,9 @@ async fn hold(
 ) -> Result<()> {
     let basis = new.basis;
     let estimate = estimate_unscoped(db, agent.id, new.user, &new.to, basis).await?;
-    let snapshots = freeze_unscoped(db, &[(estimate.org, estimate.prices)]).await?;
+    let snapshots = freeze_unscoped(db, &[(estimate.org, estimate.prices)])
+        .await?
+        .ids;
     let mut wallets = lock_unscoped(db, &[estimate.wallet], basis.at).await?;
     let (Some(wallet), Some(snapshot)) = (wallets.get_mut(&estimate.wallet), snapshots.first())
     else {

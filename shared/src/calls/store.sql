@@ -1,11 +1,13 @@
 -- Writes folded calls back, and appends those to be settled.
 with news as (
     select *
-    from jsonb_to_recordset($1) as n (
-        id uuid, status text, outcome text, reason text, error_message text, carrier_call_id text,
-        carrier_status text, carrier_code text, sip_code integer, answered_by text, dialed_at timestamptz,
-        ringing_at timestamptz, answered_at timestamptz, ended_at timestamptz, duration_seconds integer,
-        price numeric, currency text, recording_url text, conflicts integer, check_at timestamptz, due boolean)
+    from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::integer[], $10::text[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[],
+                $14::timestamptz[], $15::integer[], $16::numeric[], $17::text[], $18::text[], $19::integer[],
+                $20::timestamptz[], $21::boolean[]) as n (
+        id, status, outcome, reason, error_message, carrier_call_id, carrier_status, carrier_code, sip_code,
+        answered_by, dialed_at, ringing_at, answered_at, ended_at, duration_seconds, price, currency,
+        recording_url, conflicts, check_at, due)
 ),
 due as (
     insert into charges_due (call_id)

@@ -15,11 +15,9 @@ use sqlx::PgConnection;
 
 use super::claim::{Ask, Claimed, ClaimedRow};
 use super::fair::Division;
-use crate::billing::book;
 use crate::billing::quote::{Destination, Prices, Terms, worst_case};
-use crate::billing::snapshots::freeze_unscoped;
 use crate::error::Result;
-use crate::ids::{BatchId, CallId, OrgId, RowId, SnapshotId, TrunkId, WalletId};
+use crate::ids::{BatchId, CallId, OrgId, RowId, TrunkId, WalletId};
 use crate::money::Usd;
 use crate::phone::E164;
 use crate::wallets::holds::{Refusal, Wanted, take, write_unscoped};
@@ -56,6 +54,8 @@ struct Picked {
     org_type: Option<String>,
     markup_percent: Option<Decimal>,
     commission_percent: Option<Decimal>,
+    /// The edition of the catalogue.
+    edition: i64,
 }
 
 /// Claims batch rows: each becomes a call, unless its number is on the phone already or there is
@@ -132,7 +132,10 @@ async fn price(
     picked: &[Picked],
     now: DateTime<Utc>,
 ) -> Result<Vec<Wanted>> {
-    let book = book::in_force_unscoped(db, now).await?;
+    let Some(edition) = picked.first().map(|row| row.edition) else {
+        return Ok(Vec::new());
+    };
+    let book = ask.tariffs.in_force_unscoped(db, edition, now).await?;
     let mut kinds: HashMap<(BatchId, &str), usize> = HashMap::new();
     let mut prices: Vec<(OrgId, Prices)> = Vec::new();
     let mut costs: Vec<Usd> = Vec::new();
@@ -162,7 +165,7 @@ async fn price(
             });
         kind_of.push(kind);
     }
-    let snapshots: Vec<SnapshotId> = freeze_unscoped(db, &prices).await?;
+    let snapshots = ask.tariffs.freeze_unscoped(db, &prices).await?;
     picked
         .iter()
         .zip(kind_of)

@@ -235,6 +235,7 @@ pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
             most: 50,
             held: 0,
             hold_max_secs: 600,
+            tariffs: &bank.context.tariffs,
         };
         let asked = Instant::now();
         let claim = claim_unscoped(&bank.context.pool, ask).await?;

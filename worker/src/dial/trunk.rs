@@ -112,6 +112,7 @@ impl Line {
                 most: CLAIM_LIMIT,
                 held,
                 hold_max_secs: self.context.config.hold_max_secs,
+                tariffs: &self.context.tariffs,
             };
             let asked = Instant::now();
             let began = self.context.traces.begin();
