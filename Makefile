@@ -33,7 +33,7 @@ test: install ## Runs all tests on a private PostgreSQL and Redis.
 	    $(LAUNCH) with-services -- cargo "$$@" --workspace'
 
 bench: install ## Measures everything, each number beside a limit of the same run; SMALL=1 is a quick look.
-	$(IN_TARGET) 'cargo build --package peal-local; \
+	$(IN_TARGET) 'cargo build --workspace --bin peal-local; \
 	    cargo build --release --package peal-bench --package peal-api --package peal-worker; \
 	    export PEAL_BENCH_SMALL=$${SMALL:-$${PEAL_BENCH_SMALL:-}}; \
 	    $(LAUNCH) with-services --durable -- "$$CARGO_TARGET_DIR/release/peal-bench"'
@@ -41,7 +41,7 @@ bench: install ## Measures everything, each number beside a limit of the same ru
 soak: install ## Runs FAULT (killed workers) with SEEDS (100) seeds from FROM (1) on, printing each.
 	$(IN_TARGET) '$(BUILD); \
 	    export PEAL_SEED=$${FROM:-1} PEAL_FAULT_SEEDS=$${SEEDS:-100}; \
-	    $(LAUNCH) with-services -- cargo test --package peal-tests -- \
+	    $(LAUNCH) with-services -- cargo test --workspace --test all -- \
 	        --test-threads=1 --nocapture "faults::$${FAULT:-workers::killed}"'
 
 lint: install ## Checks formatting and lints.
@@ -49,10 +49,10 @@ lint: install ## Checks formatting and lints.
 	    exec cargo clippy --workspace --all-targets -- -D warnings'
 
 prepare: install ## Rewrites .sqlx/ after a statement or a migration has changed.
-	$(IN_TARGET) 'cargo build --package peal-local; $(LAUNCH) prepare'
+	$(IN_TARGET) 'cargo build --workspace --bin peal-local; $(LAUNCH) prepare'
 
 dev-db: ## Starts a PostgreSQL and a Redis that stay; eval "$(make -s dev-db)".
-	$(IN_TARGET) 'cargo build --quiet --package peal-local; $(LAUNCH) dev-db 9>&-'
+	$(IN_TARGET) 'cargo build --quiet --workspace --bin peal-local; $(LAUNCH) dev-db 9>&-'
 
 dev-db-stop: ## Stops what dev-db started.
-	$(IN_TARGET) 'cargo build --quiet --package peal-local; $(LAUNCH) dev-db --stop'
+	$(IN_TARGET) 'cargo build --quiet --workspace --bin peal-local; $(LAUNCH) dev-db --stop'
