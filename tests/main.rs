@@ -42,6 +42,7 @@ mod tokens;
 mod tools;
 mod traces;
 mod trunks;
+mod upload_keys;
 mod uploads;
 mod voices;
 mod wallets;

@@ -53,6 +53,7 @@ mod tools;
 mod trunk_bodies;
 mod trunks;
 mod upload_body;
+mod upload_form;
 mod upload_report;
 mod uploads;
 mod voices;
