@@ -34,6 +34,7 @@ mod pools;
 mod purse;
 mod queue;
 mod service_prices;
+mod shapes;
 mod sign_in;
 mod states;
 mod store;

@@ -45,6 +45,7 @@ mod rates;
 mod request_key;
 mod server;
 mod service_prices;
+mod shape;
 mod shed;
 mod sign_in;
 mod state;
