@@ -33,6 +33,7 @@ mod phones;
 mod pools;
 mod purse;
 mod queue;
+mod scoping;
 mod service_prices;
 mod shapes;
 mod sign_in;

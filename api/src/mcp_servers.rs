@@ -10,7 +10,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
-use peal_shared::access::Scope;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::egress::Gate;
@@ -27,8 +26,9 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::Whose;
 use crate::state::Api;
-use crate::tools::{Force, OfUser, Told, check_credentials, check_owner_stays, yes};
+use crate::tools::{Force, Told, check_credentials, check_owner_stays, yes};
 
 const MAX_ALLOWED: usize = 200;
 
@@ -90,15 +90,15 @@ async fn create(
     get,
     path = "/api/v1/tools-mcp-server-defs",
     tag = "MCP servers",
-    params(OfUser),
+    params(Whose),
     responses((status = 200, body = McpServers), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<OfUser>,
+    ValidQuery(query): ValidQuery<Whose>,
 ) -> Result<Json<McpServers>> {
-    all(&context, &caller, &query.scope(&caller)?, false).await
+    all(&context, &caller, &query, false).await
 }
 
 /// List the MCP servers that are active
@@ -106,25 +106,27 @@ async fn list(
     get,
     path = "/api/v1/tools-mcp-server-defs/active/servers",
     tag = "MCP servers",
-    params(OfUser),
+    params(Whose),
     responses((status = 200, body = McpServers), Refusals)
 )]
 async fn list_active(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<OfUser>,
+    ValidQuery(query): ValidQuery<Whose>,
 ) -> Result<Json<McpServers>> {
-    all(&context, &caller, &query.scope(&caller)?, true).await
+    all(&context, &caller, &query, true).await
 }
 
 async fn all(
     context: &Context,
     caller: &Caller,
-    scope: &Scope,
+    query: &Whose,
     only_active: bool,
 ) -> Result<Json<McpServers>> {
+    let (scope, owners) = query.rows(caller)?;
     let mut db = caller.read(context).await?;
-    let tools = servers::list(&mut db, &context.config.keys, scope, only_active).await?;
+    let keys = &context.config.keys;
+    let tools = servers::list(&mut db, keys, &scope, &owners, only_active).await?;
     Ok(Json(McpServers { tools }))
 }
 
