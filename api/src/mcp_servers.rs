@@ -37,6 +37,7 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(list))
         .routes(routes!(list_active))
         .routes(routes!(show, delete))
+        .routes(routes!(delete_own))
         .routes(routes!(duplicate))
         .routes(routes!(filter))
 }
@@ -282,6 +283,34 @@ async fn delete(
     let note = note("mcp_server.delete", &server).before(&server)?;
     db.commit(note, StatusCode::OK, Told::that("MCP server deleted"))
         .await
+}
+
+/// Delete all MCP servers of the caller
+///
+/// All or none: when one is in use, and `force` was not sent, none is deleted.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/tools-mcp-server-defs/user/all",
+    tag = "MCP servers",
+    params(Force),
+    responses(
+        (status = 200, body = Told),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "One is in use, and force was not sent"),
+        Refusals
+    )
+)]
+async fn delete_own(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Force>,
+) -> Result<(StatusCode, Json<Told>)> {
+    let force = query.force.unwrap_or_default();
+    let (scope, keys) = (caller.scope_of(caller.user)?, &context.config.keys);
+    let mut db = caller.change(&context).await?;
+    let own = servers::delete_all(&mut db, keys, &scope, force).await?;
+    let note = Note::new("mcp_server.delete_all", caller.org, caller.user.0).before(&own)?;
+    let told = format!("{} MCP servers deleted", own.len());
+    db.commit(note, StatusCode::OK, Told::that(told)).await
 }
 
 /// Copy an MCP server
