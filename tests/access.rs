@@ -160,6 +160,7 @@ POST   /api/v1/tools-mcp-server-defs/fetch_mcp_tools              key user org_a
 GET    /api/v1/tools-mcp-server-defs/{server_id}                  key user org_admin super_admin
 PUT    /api/v1/tools-mcp-server-defs/{server_id}                  key user org_admin super_admin
 DELETE /api/v1/tools-mcp-server-defs/{server_id}                  key user org_admin super_admin
+DELETE /api/v1/tools-mcp-server-defs/user/all                     key user org_admin super_admin
 POST   /api/v1/tools-mcp-server-defs/{server_id}/clone            key user org_admin super_admin
 PUT    /api/v1/tools-mcp-server-defs/{server_id}/filter-tools     key user org_admin super_admin
 GET    /api/v1/agents/{agent_id}/tools                            key user org_admin super_admin

@@ -405,5 +405,19 @@ async fn a_server_is_narrowed_and_copied_and_not_for_strangers() {
     answer(asked.json(&json!({"tool_id": copy["id"]})))
         .await
         .expect(404);
+    let all = format!("{SERVERS}/user/all");
+    let theirs = answer(app.request_as(&stranger, Method::DELETE, &all)).await;
+    assert_eq!(theirs.expect(200)["message"], "0 MCP servers deleted");
+    app.post(SERVERS, body(&url)).await.expect(201);
+    let agent = format!("/api/v1/agents/{}/tools", app.tenant.agent);
+    let mapped = json!([{"tool_id": copy["id"], "tool_type": "mcp_server"}]);
+    app.post(&agent, mapped).await.expect(200);
+    let refused = answer(app.request(Method::DELETE, &all)).await.expect(409);
+    assert_eq!(refused["code"], "tool_in_use");
+    let left = app.get(SERVERS).await.expect(200);
+    assert_eq!(left["tools"].as_array().map(Vec::len), Some(2));
+    let forced = format!("{all}?force=true");
+    let gone = answer(app.request(Method::DELETE, &forced)).await;
+    assert_eq!(gone.expect(200)["message"], "2 MCP servers deleted");
     app.finish().await;
 }

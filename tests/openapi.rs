@@ -155,6 +155,40 @@ fn every_refusal_is_described_as_a_problem_document() {
     }));
 }
 
+/// What is posted by nobody who is known, and so cannot be known again.
+const WITHOUT_KEY: [&str; 9] = [
+    // Its answer is a secret that is kept nowhere; a second session harms nobody.
+    "POST /api/v1/auth/login",
+    // The invitation's token is taken once, by whoever comes first.
+    "POST /api/v1/organizations/invites/accept",
+    // Carriers repeat themselves: what they say is known by what it says.
+    "POST /api/v1/batch-call/status-callback",
+    "POST /api/v1/batch-call/status-callback/{trunk}/{call}/{token}",
+    "POST /callbacks/{trunk}/{call}/{token}/answer",
+    "POST /callbacks/{trunk}/{call}/{token}/machine",
+    "POST /callbacks/{trunk}/{call}/{token}/recording",
+    // It is gone, and does nothing.
+    "POST /api/v1/organizations/{id}/billing/assign-credits",
+    "POST /organizations/{id}/billing/assign-credits",
+];
+
+#[test]
+fn every_post_may_be_sent_again_under_its_key() {
+    let document = Document::of_this_build();
+    let posts = document.operations().into_iter();
+    let posts = posts.filter(|operation| operation.method == Method::POST);
+    let without: BTreeSet<String> = posts
+        .filter(|operation| {
+            let headers = operation.parameters("header");
+            let mut names = headers.iter().map(|parameter| &parameter["name"]);
+            !names.any(|name| name == "Idempotency-Key")
+        })
+        .map(|operation| operation.name())
+        .collect();
+    let expected = WITHOUT_KEY.map(str::to_owned);
+    assert_eq!(without, BTreeSet::from(expected));
+}
+
 #[test]
 fn every_parameter_of_a_path_is_described() {
     none(complaints(|operation| {

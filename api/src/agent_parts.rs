@@ -3,11 +3,8 @@
 
 use peal_shared::agents::config::{ModelConfig, SpecificConfig, TtsConfig};
 use serde::Deserialize;
-use serde_json::Value;
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::error::Result;
-use crate::extract::Fields;
 use crate::openapi::ProblemDocument;
 
 /// The parts of an agent to change.
@@ -79,19 +76,6 @@ pub struct VadPart {
     max_allowed_silence_duration: Option<i32>,
     #[schema(nullable = false, minimum = 8_000, maximum = 48_000)]
     sampling_rate: Option<i32>,
-}
-
-/// A list would be taken for the fields of a part, in their order.
-///
-/// # Errors
-/// Every part that is none.
-pub fn parts_are_objects(parts: &Value) -> Result<()> {
-    let mut fields = Fields::default();
-    for (name, part) in parts.as_object().into_iter().flatten() {
-        let is_part = part.is_object() || part.is_null();
-        fields.check(is_part, name, "type_error", "must be an object");
-    }
-    fields.finish()
 }
 
 /// What a change of an agent may be refused with, besides what any operation may.

@@ -14,18 +14,16 @@ use peal_shared::context::Context;
 use peal_shared::ids::{AgentId, UserId};
 use peal_shared::page::Page;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::agent_parts::{
-    ChangeRefusals, TranscriberPart, UpdateAgent, VadPart, parts_are_objects,
-};
+use crate::agent_parts::{ChangeRefusals, TranscriberPart, UpdateAgent, VadPart};
 use crate::agent_rules;
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, OptionalJson, ValidJson, ValidQuery, typed_body};
+use crate::extract::{Fields, Ids, JsonObject, OptionalJson, ValidJson, ValidQuery, typed_body};
 use crate::openapi::{ProblemDocument, Refusals};
 use crate::page::{Sight, owners, page};
 use crate::state::Api;
@@ -220,7 +218,7 @@ async fn update(
     caller: Caller,
     Ids(id): Ids<AgentId>,
     ValidQuery(query): ValidQuery<Force>,
-    ValidJson(body): ValidJson<Map<String, Value>>,
+    JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     change(&context, &caller, id, query, Value::Object(body)).await
 }
@@ -239,7 +237,7 @@ async fn set_model(
     caller: Caller,
     Ids(id): Ids<AgentId>,
     ValidQuery(query): ValidQuery<Force>,
-    ValidJson(body): ValidJson<Map<String, Value>>,
+    JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let part = json!({"agent_model_config": body});
     change(&context, &caller, id, query, part).await
@@ -259,7 +257,7 @@ async fn set_voice(
     caller: Caller,
     Ids(id): Ids<AgentId>,
     ValidQuery(query): ValidQuery<Force>,
-    ValidJson(body): ValidJson<Map<String, Value>>,
+    JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let part = json!({"tts_config": body});
     change(&context, &caller, id, query, part).await
@@ -279,7 +277,7 @@ async fn set_transcriber(
     caller: Caller,
     Ids(id): Ids<AgentId>,
     ValidQuery(query): ValidQuery<Force>,
-    ValidJson(body): ValidJson<Map<String, Value>>,
+    JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let part = json!({"transcriber_config": body});
     change(&context, &caller, id, query, part).await
@@ -299,7 +297,7 @@ async fn set_vad(
     caller: Caller,
     Ids(id): Ids<AgentId>,
     ValidQuery(query): ValidQuery<Force>,
-    ValidJson(body): ValidJson<Map<String, Value>>,
+    JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let part = json!({"vad_config": body});
     change(&context, &caller, id, query, part).await
@@ -312,7 +310,6 @@ async fn change(
     query: Force,
     part: Value,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
-    parts_are_objects(&part)?;
     let mut db = caller.change(context).await?;
     let before = setup::lock(&mut db, &caller.scope(), id).await?;
     let was = before.setup();

@@ -21,8 +21,9 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::Whose;
 use crate::state::Api;
-use crate::tools::{OfUser, Told, check_owner_stays, yes};
+use crate::tools::{Told, check_owner_stays, yes};
 
 const MAX_FIELDS: usize = 50;
 const MAX_PROMPT: usize = 8000;
@@ -41,17 +42,17 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/post-analysis/rules",
     tag = "Analysis rules",
-    params(OfUser),
+    params(Whose),
     responses((status = 200, body = [Rule]), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<OfUser>,
+    ValidQuery(query): ValidQuery<Whose>,
 ) -> Result<Json<Vec<Rule>>> {
-    let scope = query.scope(&caller)?;
+    let (scope, owners) = query.rows(&caller)?;
     let mut db = caller.read(&context).await?;
-    Ok(Json(rules::list(&mut db, &scope).await?))
+    Ok(Json(rules::list(&mut db, &scope, &owners).await?))
 }
 
 /// Create an analysis rule

@@ -18,6 +18,7 @@ use peal_shared::Error;
 use peal_shared::error::{Blocker, FieldError};
 use peal_shared::idempotency::Stored;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::pace::TooSoon;
 use crate::rates;
@@ -35,15 +36,17 @@ pub type Result<T> = std::result::Result<T, Problem>;
 #[derive(Clone, Debug)]
 pub struct Problem {
     status: StatusCode,
-    code: &'static str,
+    code: Cow<'static, str>,
     detail: Cow<'static, str>,
-    errors: Vec<FieldError>,
+    errors: Box<[FieldError]>,
     blockers: Box<[Blocker]>,
     retry_after_secs: Option<u32>,
     /// How much was allowed, of which nothing is left.
     used_up: Option<u32>,
     /// Logged, never shown.
     cause: Option<Arc<anyhow::Error>>,
+    /// The same request was answered so before.
+    is_replayed: bool,
     /// No problem at all: what the same request was answered with before.
     answered: Option<Arc<Stored>>,
 }
@@ -57,13 +60,14 @@ impl Problem {
     ) -> Self {
         Self {
             status,
-            code,
+            code: code.into(),
             detail: detail.into(),
-            errors: Vec::new(),
+            errors: Box::default(),
             blockers: Box::default(),
             retry_after_secs: None,
             used_up: None,
             cause: None,
+            is_replayed: false,
             answered: None,
         }
     }
@@ -72,9 +76,27 @@ impl Problem {
     /// with the header `Idempotent-Replayed`.
     pub fn answered_before(stored: Stored) -> Self {
         let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::OK);
-        Self {
-            answered: Some(Arc::new(stored)),
-            ..Self::new(status, "answered_before", "")
+        let told = |name| stored.body.get(name).and_then(Value::as_str);
+        let told = |name| Cow::Owned(told(name).unwrap_or_default().to_owned());
+        let before = Self {
+            code: told("code"),
+            is_replayed: true,
+            ..Self::new(status, "answered_before", told("detail"))
+        };
+        match status.is_client_error() {
+            true => before,
+            false => Self {
+                answered: Some(Arc::new(stored)),
+                ..before
+            },
+        }
+    }
+
+    /// What is stored of a refusal whose request has left something behind.
+    pub fn to_be_stored(&self) -> Stored {
+        Stored {
+            status: self.status.as_u16(),
+            body: json!({"code": self.code, "detail": self.detail}),
         }
     }
 
@@ -125,7 +147,7 @@ impl Problem {
             several => format!("{} fields are invalid", several.len()),
         };
         Self {
-            errors,
+            errors: errors.into(),
             ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_input", detail)
         }
     }
@@ -259,12 +281,17 @@ impl From<anyhow::Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        if let Some(stored) = self.answered {
-            let replayed = [(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"))];
-            return (self.status, replayed, Json(&stored.body)).into_response();
+        let mut response = match &self.answered {
+            Some(stored) => (self.status, Json(&stored.body)).into_response(),
+            None => self.status.into_response(),
+        };
+        if self.is_replayed {
+            let replayed = HeaderValue::from_static("true");
+            response.headers_mut().insert(IDEMPOTENT_REPLAYED, replayed);
         }
-        let mut response = self.status.into_response();
-        response.extensions_mut().insert(self);
+        if self.answered.is_none() {
+            response.extensions_mut().insert(self);
+        }
         response
     }
 }
@@ -276,7 +303,7 @@ struct Document<'a> {
     title: &'static str,
     status: u16,
     detail: &'a str,
-    code: &'static str,
+    code: &'a str,
     request_id: &'a str,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldError],
@@ -298,7 +325,7 @@ pub fn written(mut response: Response, request_id: &str) -> Response {
     };
     if let Some(cause) = &problem.cause {
         tracing::error!(
-            code = problem.code,
+            code = %problem.code,
             error = format!("{cause:#}"),
             "a request failed"
         );
@@ -308,7 +335,7 @@ pub fn written(mut response: Response, request_id: &str) -> Response {
         title: status.canonical_reason().unwrap_or("Error"),
         status: status.as_u16(),
         detail: &problem.detail,
-        code: problem.code,
+        code: &problem.code,
         request_id,
         errors: &problem.errors,
         blockers: &problem.blockers,

@@ -11,14 +11,19 @@ use peal_shared::error::FieldError;
 use rust_decimal::Decimal;
 use serde::Deserialize as _;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::Problem;
+use crate::shape;
 
 /// A JSON body.
 pub struct ValidJson<T>(pub T);
+
+/// A JSON body that is an object, of whatever its handler makes of it.
+pub struct JsonObject(pub Map<String, Value>);
 
 /// A JSON body that may be left out.
 pub struct OptionalJson<T>(pub T);
@@ -29,7 +34,19 @@ pub struct Ids<T>(pub T);
 /// The query.
 pub struct ValidQuery<T>(pub T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ValidJson<T> {
+impl<S: Send + Sync, T: DeserializeOwned + ToSchema> FromRequest<S> for ValidJson<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(wrong_type());
+        }
+        let body = read(request, state).await?;
+        shaped(&body).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for JsonObject {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
@@ -41,7 +58,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ValidJson<T> {
     }
 }
 
-impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJson<T> {
+impl<S, T> FromRequest<S> for OptionalJson<T>
+where
+    S: Send + Sync,
+    T: DeserializeOwned + Default + ToSchema,
+{
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
@@ -49,7 +70,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJ
         let body = read(request, state).await?;
         match body.is_empty() {
             true => Ok(Self(T::default())),
-            false if is_json => parse(&body).map(Self),
+            false if is_json => shaped(&body).map(Self),
             false => Err(wrong_type()),
         }
     }
@@ -134,6 +155,15 @@ fn wrong_type() -> Problem {
     )
 }
 
+/// Parses a body, and looks whether its lists are where lists belong.
+fn shaped<T: DeserializeOwned + ToSchema>(body: &[u8]) -> Result<T, Problem> {
+    let typed = parse(body)?;
+    if body.contains(&b'[') {
+        shape::objects::<T>(&parse(body)?)?;
+    }
+    Ok(typed)
+}
+
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = typed(&mut json, "body")?;
@@ -149,7 +179,8 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 ///
 /// # Errors
 /// The field that is wrong.
-pub fn typed_body<T: DeserializeOwned>(body: Value) -> Result<T, Problem> {
+pub fn typed_body<T: DeserializeOwned + ToSchema>(body: Value) -> Result<T, Problem> {
+    shape::objects::<T>(&body)?;
     typed(body, "body")
 }
 

@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson};
+use crate::extract::{Fields, Ids, JsonObject};
 use crate::openapi::{ProblemDocument, Refusals};
 use crate::state::Api;
 
@@ -89,7 +89,7 @@ async fn switch(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(user): Ids<UserId>,
-    ValidJson(body): ValidJson<Map<String, Value>>,
+    JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<Flags>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;

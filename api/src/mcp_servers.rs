@@ -10,7 +10,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
-use peal_shared::access::Scope;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::egress::Gate;
@@ -27,8 +26,9 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::Whose;
 use crate::state::Api;
-use crate::tools::{Force, OfUser, Told, check_credentials, check_owner_stays, yes};
+use crate::tools::{Force, Told, check_credentials, check_owner_stays, yes};
 
 const MAX_ALLOWED: usize = 200;
 
@@ -37,6 +37,7 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(list))
         .routes(routes!(list_active))
         .routes(routes!(show, delete))
+        .routes(routes!(delete_own))
         .routes(routes!(duplicate))
         .routes(routes!(filter))
 }
@@ -90,15 +91,15 @@ async fn create(
     get,
     path = "/api/v1/tools-mcp-server-defs",
     tag = "MCP servers",
-    params(OfUser),
+    params(Whose),
     responses((status = 200, body = McpServers), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<OfUser>,
+    ValidQuery(query): ValidQuery<Whose>,
 ) -> Result<Json<McpServers>> {
-    all(&context, &caller, &query.scope(&caller)?, false).await
+    all(&context, &caller, &query, false).await
 }
 
 /// List the MCP servers that are active
@@ -106,25 +107,27 @@ async fn list(
     get,
     path = "/api/v1/tools-mcp-server-defs/active/servers",
     tag = "MCP servers",
-    params(OfUser),
+    params(Whose),
     responses((status = 200, body = McpServers), Refusals)
 )]
 async fn list_active(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<OfUser>,
+    ValidQuery(query): ValidQuery<Whose>,
 ) -> Result<Json<McpServers>> {
-    all(&context, &caller, &query.scope(&caller)?, true).await
+    all(&context, &caller, &query, true).await
 }
 
 async fn all(
     context: &Context,
     caller: &Caller,
-    scope: &Scope,
+    query: &Whose,
     only_active: bool,
 ) -> Result<Json<McpServers>> {
+    let (scope, owners) = query.rows(caller)?;
     let mut db = caller.read(context).await?;
-    let tools = servers::list(&mut db, &context.config.keys, scope, only_active).await?;
+    let keys = &context.config.keys;
+    let tools = servers::list(&mut db, keys, &scope, &owners, only_active).await?;
     Ok(Json(McpServers { tools }))
 }
 
@@ -280,6 +283,34 @@ async fn delete(
     let note = note("mcp_server.delete", &server).before(&server)?;
     db.commit(note, StatusCode::OK, Told::that("MCP server deleted"))
         .await
+}
+
+/// Delete all MCP servers of the caller
+///
+/// All or none: when one is in use, and `force` was not sent, none is deleted.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/tools-mcp-server-defs/user/all",
+    tag = "MCP servers",
+    params(Force),
+    responses(
+        (status = 200, body = Told),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "One is in use, and force was not sent"),
+        Refusals
+    )
+)]
+async fn delete_own(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(query): ValidQuery<Force>,
+) -> Result<(StatusCode, Json<Told>)> {
+    let force = query.force.unwrap_or_default();
+    let (scope, keys) = (caller.scope_of(caller.user)?, &context.config.keys);
+    let mut db = caller.change(&context).await?;
+    let own = servers::delete_all(&mut db, keys, &scope, force).await?;
+    let note = Note::new("mcp_server.delete_all", caller.org, caller.user.0).before(&own)?;
+    let told = format!("{} MCP servers deleted", own.len());
+    db.commit(note, StatusCode::OK, Told::that(told)).await
 }
 
 /// Copy an MCP server

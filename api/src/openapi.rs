@@ -238,8 +238,7 @@ pub fn complete(document: &mut OpenApi) {
 /// may be, and that a POST of a known caller may be sent again.
 pub fn surrounded(document: &mut OpenApi) {
     let items = document.paths.paths.values_mut();
-    for (method, operation) in items.flat_map(operations_of) {
-        let is_open = operation.security == Some(vec![SecurityRequirement::default()]);
+    for (_, operation) in items.flat_map(operations_of) {
         let mut refuse = |status: &str, why: &str| {
             let responses = &mut operation.responses.responses;
             let entry = responses.entry(status.to_owned());
@@ -250,26 +249,39 @@ pub fn surrounded(document: &mut OpenApi) {
             refuse("413", "The body is too large.");
             refuse("415", "The body has the wrong type.");
         }
-        if method == "post" && !is_open {
-            refuse("409", "A request with this `Idempotency-Key` is under way.");
-            let text = ObjectBuilder::new()
-                .schema_type(Type::String)
-                .min_length(Some(1))
-                .max_length(Some(255))
-                .build();
-            let key = ParameterBuilder::new()
-                .name("Idempotency-Key")
-                .parameter_in(ParameterIn::Header)
-                .required(Required::False)
-                .description(Some(
-                    "Sent again under the same key within two days, the request does nothing and \
-                     is answered as before, with `Idempotent-Replayed: true`.",
-                ))
-                .schema(Some(text))
-                .build();
-            let parameters = operation.parameters.get_or_insert_default();
-            parameters.push(RefOr::T(key));
+    }
+    sent_again(document);
+}
+
+/// Describes that a POST of a known caller may be sent again.
+pub fn sent_again(document: &mut OpenApi) {
+    let items = document.paths.paths.values_mut();
+    for (method, operation) in items.flat_map(operations_of) {
+        let is_open = operation.security == Some(vec![SecurityRequirement::default()]);
+        if method != "post" || is_open {
+            continue;
         }
+        let responses = &mut operation.responses.responses;
+        let conflict = responses.entry("409".to_owned());
+        let under_way = "A request with this `Idempotency-Key` is under way.";
+        conflict.or_insert_with(|| RefOr::T(problem(under_way)));
+        let text = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(255))
+            .build();
+        let key = ParameterBuilder::new()
+            .name("Idempotency-Key")
+            .parameter_in(ParameterIn::Header)
+            .required(Required::False)
+            .description(Some(
+                "Sent again under the same key within two days, the request does nothing and \
+                 is answered as before, with `Idempotent-Replayed: true`.",
+            ))
+            .schema(Some(text))
+            .build();
+        let parameters = operation.parameters.get_or_insert_default();
+        parameters.push(RefOr::T(key));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use peal_shared::access::Role;
+use peal_shared::access::{Principal, Role, Scope};
 use peal_shared::error::FieldError;
 use peal_shared::ids::{OrgId, UserId};
 use peal_shared::page::{Owners, Page};
@@ -87,6 +87,47 @@ impl Browse {
             self.owner_user_ids.as_deref(),
             self.platform_roles.as_deref(),
         )
+    }
+}
+
+/// Whose things a list without pages shows. Lists are separated by commas. They narrow what the
+/// caller's role allows.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Whose {
+    /// A member of the organisation, for its administrators; left out, everybody the caller sees.
+    user_id: Option<UserId>,
+    /// One's own, or all in sight, which is the default.
+    scope: Option<Sight>,
+    /// Ids, separated by commas.
+    organization_ids: Option<String>,
+    /// Ids, separated by commas.
+    owner_user_ids: Option<String>,
+    /// Of `user`, `org_admin` and `super_admin`, separated by commas.
+    platform_roles: Option<String>,
+}
+
+impl Whose {
+    /// The rows that the caller asks for.
+    ///
+    /// # Errors
+    /// When the caller may not ask for somebody else's, or an item of a list is none.
+    pub fn rows(&self, caller: &Principal) -> Result<(Scope, Owners)> {
+        let mut owners = owners(
+            self.organization_ids.as_deref(),
+            self.owner_user_ids.as_deref(),
+            self.platform_roles.as_deref(),
+        )?;
+        let scope = match self.user_id {
+            Some(user) => caller.scope_of(user)?,
+            None => caller.scope(),
+        };
+        if matches!(self.scope, Some(Sight::Mine)) {
+            let asked = owners.users.take();
+            let is_asked = asked.is_none_or(|asked| asked.contains(&caller.user));
+            owners.users = Some(is_asked.then_some(caller.user).into_iter().collect());
+        }
+        Ok((scope, owners))
     }
 }
 

@@ -1,10 +1,12 @@
 //! `Idempotency-Key`: a POST that carries one is read whole and fingerprinted before its handler
 //! runs, so that [`Caller::change`](crate::auth::Caller::change) can tell the same request from
-//! another one under the same key.
+//! another one under the same key. A body that is too long for that is fingerprinted by its
+//! handler, on its way through ([`StreamedKey`]).
 
 use axum::body::{Body, to_bytes};
-use axum::extract::Request;
-use axum::http::{HeaderName, Method, StatusCode};
+use axum::extract::{FromRequestParts, OriginalUri, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use peal_shared::error::FieldError;
@@ -23,17 +25,12 @@ const INSANE: &str = "must be 1 to 255 printable ASCII characters, such as a UUI
 
 /// Reads the key, if there is one, and leaves it as an extension of the request.
 pub async fn take(request: Request, next: Next) -> Result<Response> {
-    let Some(key) = request.headers().get(IDEMPOTENCY_KEY) else {
-        return Ok(next.run(request).await);
-    };
     if request.method() != Method::POST {
         return Ok(next.run(request).await);
     }
-    let is_sane = is_sane(key.as_bytes());
-    let key = key.to_str().ok().filter(|_| is_sane);
-    let key = key
-        .ok_or_else(|| wrong(("header", "Idempotency-Key"), "value_error", INSANE))?
-        .to_owned();
+    let Some(key) = sent(request.headers())? else {
+        return Ok(next.run(request).await);
+    };
     let (mut parts, body) = request.into_parts();
     let body = to_bytes(body, BODY_LIMIT_BYTES).await.map_err(|_error| {
         Problem::new(
@@ -46,6 +43,49 @@ pub async fn take(request: Request, next: Next) -> Result<Response> {
     let fingerprint = fingerprint(path, &body);
     parts.extensions.insert(Claim { key, fingerprint });
     Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
+}
+
+/// The key of a request whose body is longer than memory, if it has one.
+pub struct StreamedKey(pub Option<Unclaimed>);
+
+/// A key of which it is not known yet what it was sent with.
+pub struct Unclaimed {
+    pub key: String,
+    path: String,
+}
+
+impl Unclaimed {
+    /// The key with what it was sent with: something whose SHA-256 this is.
+    pub fn with(&self, sha256: &[u8; 32]) -> Claim {
+        Claim {
+            key: self.key.clone(),
+            fingerprint: fingerprint(&self.path, sha256),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for StreamedKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let Ok(OriginalUri(uri)) = OriginalUri::from_request_parts(parts, state).await;
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let key = sent(&parts.headers)?.map(|key| Unclaimed {
+            key,
+            path: path.to_owned(),
+        });
+        Ok(Self(key))
+    }
+}
+
+fn sent(headers: &HeaderMap) -> Result<Option<String>> {
+    let Some(key) = headers.get(IDEMPOTENCY_KEY) else {
+        return Ok(None);
+    };
+    let is_sane = is_sane(key.as_bytes());
+    let key = key.to_str().ok().filter(|_| is_sane);
+    key.map(|key| Some(key.to_owned()))
+        .ok_or_else(|| wrong(("header", "Idempotency-Key"), "value_error", INSANE))
 }
 
 /// Makes sure that a request which moves money can be told from the same one sent again: by the

@@ -162,12 +162,13 @@ fn routes() -> OpenApiRouter<Api> {
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
         .layer(from_fn(request_key::take));
     openapi::surrounded(ordinary.get_openapi_mut());
-    let unhurried = OpenApiRouter::new().nest(
+    let mut unhurried = OpenApiRouter::new().nest(
         BATCH_CALL,
         batch_events::router()
             .route_layer(from_fn(shed))
             .merge(uploads::upload_router()),
     );
+    openapi::sent_again(unhurried.get_openapi_mut());
     let mut routes = OpenApiRouter::with_openapi(openapi::head())
         .merge(ordinary)
         .merge(unhurried);

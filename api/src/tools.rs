@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
-use peal_shared::access::{Credential, Scope};
+use peal_shared::access::Credential;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::egress::Gate;
@@ -24,6 +24,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, OptionalJson, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::Whose;
 use crate::state::Api;
 
 const MAX_OUTPUT_FIELDS: usize = 50;
@@ -77,15 +78,15 @@ async fn create(
     get,
     path = "/api/v1/tool-endpoint-defs",
     tag = "Tools",
-    params(OfUser),
+    params(Whose),
     responses((status = 200, body = Tools), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<OfUser>,
+    ValidQuery(query): ValidQuery<Whose>,
 ) -> Result<Json<Tools>> {
-    all(&context, &caller, &query.scope(&caller)?, false).await
+    all(&context, &caller, &query, false).await
 }
 
 /// List the HTTP tools that are active
@@ -93,25 +94,27 @@ async fn list(
     get,
     path = "/api/v1/tool-endpoint-defs/active/endpoints",
     tag = "Tools",
-    params(OfUser),
+    params(Whose),
     responses((status = 200, body = Tools), Refusals)
 )]
 async fn list_active(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<OfUser>,
+    ValidQuery(query): ValidQuery<Whose>,
 ) -> Result<Json<Tools>> {
-    all(&context, &caller, &query.scope(&caller)?, true).await
+    all(&context, &caller, &query, true).await
 }
 
 async fn all(
     context: &Context,
     caller: &Caller,
-    scope: &Scope,
+    query: &Whose,
     only_active: bool,
 ) -> Result<Json<Tools>> {
+    let (scope, owners) = query.rows(caller)?;
     let mut db = caller.read(context).await?;
-    let tools = definitions::list(&mut db, &context.config.keys, scope, only_active).await?;
+    let keys = &context.config.keys;
+    let tools = definitions::list(&mut db, keys, &scope, &owners, only_active).await?;
     Ok(Json(Tools { tools }))
 }
 
@@ -419,27 +422,6 @@ struct Reveal {
 pub struct Force {
     /// Take it away from the agents that have it; rules and workflows that call it become inactive.
     pub force: Option<bool>,
-}
-
-/// Whose things to list.
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct OfUser {
-    /// A member of the organisation, for its administrators; left out, everybody the caller sees.
-    user_id: Option<UserId>,
-}
-
-impl OfUser {
-    /// The rows that the caller asks for.
-    ///
-    /// # Errors
-    /// When the caller may not ask for somebody else's.
-    pub fn scope(&self, caller: &Caller) -> Result<Scope> {
-        Ok(match self.user_id {
-            Some(user) => caller.scope_of(user)?,
-            None => caller.scope(),
-        })
-    }
 }
 
 #[derive(Serialize, ToSchema)]

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use peal_shared::Error;
-use peal_shared::campaigns::ingest::{Failure, Ingest, Reject, State as IngestState};
+use peal_shared::campaigns::ingest::{Failure, Ingest, Reject, State as IngestState, Upload};
 use peal_shared::ids::IngestId;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -63,6 +63,26 @@ impl Report {
             failure: ingest.failure,
             created_at: Some(ingest.created_at),
             finished_at: ingest.finished_at,
+        }
+    }
+
+    /// What is known of an upload before it is an ingest.
+    pub fn queued(upload: &Upload) -> Self {
+        Self {
+            ingest_id: Some(upload.ingest),
+            file_name: Some(upload.file_name.clone()),
+            status: IngestState::Queued,
+            total_rows: 0,
+            inserted: 0,
+            updated: 0,
+            failed: 0,
+            duplicates: 0,
+            warnings: upload.warnings.clone(),
+            errors: Vec::new(),
+            error_report_url: None,
+            failure: None,
+            created_at: None,
+            finished_at: None,
         }
     }
 

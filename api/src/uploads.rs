@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
-use axum::extract::multipart::{Field, Multipart, MultipartError, MultipartRejection};
+use axum::body::Body;
+use axum::extract::multipart::{Multipart, MultipartRejection};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
@@ -16,8 +16,6 @@ use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use chrono::TimeDelta;
-use futures::stream::{self, Stream, TryStreamExt as _};
-use peal_shared::Error;
 use peal_shared::access::Principal;
 use peal_shared::audit::Note;
 use peal_shared::campaigns::batches;
@@ -26,6 +24,7 @@ use peal_shared::campaigns::ingest::{
 };
 use peal_shared::context::Context;
 use peal_shared::fault;
+use peal_shared::idempotency::{Hold, Known, Stored, answer_unscoped, known_unscoped};
 use peal_shared::ids::{BatchId, IngestId};
 use peal_shared::queue::enqueue;
 use serde::Deserialize;
@@ -40,12 +39,12 @@ use crate::envelope::{Answer, AnswerWith, Envelope, done};
 use crate::error::{Problem, Result};
 use crate::extract::{Fields, Ids, ValidJson};
 use crate::openapi::{Conflicting, Missing, ProblemDocument, Refusals, Rejected};
+use crate::request_key::{StreamedKey, Unclaimed};
 use crate::state::Api;
 use crate::upload_body::{Meter, UploadSlots, metered};
+use crate::upload_form;
 use crate::upload_report::Report;
 
-/// The part of the form that holds the file.
-const FILE_FIELD: &str = "file";
 /// Files up to this size are run before the answer.
 const INLINE_LIMIT_BYTES: u64 = 1_000_000;
 /// When the job of an ingest that was run before the answer looks after it.
@@ -108,31 +107,67 @@ struct UploadForm {
 async fn upload(
     State(api): State<Api>,
     State(slots): State<UploadSlots>,
-    caller: Caller,
+    mut caller: Caller,
     Ids(batch): Ids<BatchId>,
+    StreamedKey(key): StreamedKey,
     Extension(meter): Extension<Arc<Meter>>,
     form: std::result::Result<Multipart, MultipartRejection>,
 ) -> AnswerWith<Report> {
     let mut db = caller.read(&api.context).await?;
+    if let Some(unclaimed) = &key
+        && let Some(known) = known_unscoped(&mut db, &caller.principal, &unclaimed.key).await?
+    {
+        drop(db);
+        return again(form, &slots, &meter, unclaimed, known).await;
+    }
     let target = ingest::target(&mut db, &caller.scope(), batch, caller.user).await?;
     drop(db);
-    let mut form = form.map_err(|_rejection| {
-        Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            "send the file as multipart/form-data, in the field file",
-        )
-    })?;
-    let slot = slots.take()?;
+    let (mut form, slot) = (form.map_err(no_form)?, slots.take()?);
     // In a task of its own, because a client may go away at any time, even while the store
     // makes the file appear: whatever has begun is finished or undone.
     let task = async move {
-        let received = receive(&api.context, &target, &mut form, &meter).await?;
-        drop((form, slot));
-        take_in(api, caller, target, received).await
+        let hold = match &key {
+            Some(Unclaimed { key, .. }) => {
+                Some(Hold::take_unscoped(&api.context.pool, &caller.principal, key).await?)
+            }
+            None => None,
+        };
+        let work = Box::pin(async move {
+            let received = upload_form::receive(&api.context, &target, &mut form, &meter).await?;
+            drop((form, slot));
+            caller.origin.claim = key.map(|unclaimed| unclaimed.with(&received.sha256));
+            take_in(api, caller, target, received).await
+        });
+        match hold {
+            Some(hold) => hold.during(work).await,
+            None => work.await,
+        }
     };
     let taken = tokio::spawn(task.in_current_span());
     taken.await.map_err(anyhow::Error::from)?
+}
+
+/// Answers an upload as it was answered before, whatever has become of the batch: it only has to
+/// be the same file.
+async fn again(
+    form: std::result::Result<Multipart, MultipartRejection>,
+    slots: &UploadSlots,
+    meter: &Meter,
+    unclaimed: &Unclaimed,
+    known: Known,
+) -> AnswerWith<Report> {
+    let (mut form, _slot) = (form.map_err(no_form)?, slots.take()?);
+    let sha256 = upload_form::digest(&mut form, meter).await?;
+    let stored = known.answer(&unclaimed.with(&sha256))?;
+    Err(Problem::answered_before(stored))
+}
+
+fn no_form(_rejection: MultipartRejection) -> Problem {
+    Problem::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        "send the file as multipart/form-data, in the field file",
+    )
 }
 
 /// Add people without a file
@@ -310,85 +345,60 @@ async fn errors(
     Ok(download("errors.csv", Body::from_stream(csv)))
 }
 
-/// Streams the form's only part, the file, into the store.
-async fn receive(
-    context: &Context,
-    target: &Target,
-    form: &mut Multipart,
-    meter: &Meter,
-) -> Result<Upload> {
-    let Some(field) = next_field(form, meter).await? else {
-        return Err(wrong_field(
-            FILE_FIELD,
-            "missing",
-            "is missing: it holds the CSV file",
-        ));
-    };
-    match field.name() {
-        Some(FILE_FIELD) => {}
-        name => {
-            let name = name.unwrap_or_default();
-            let msg = "is not a field of this form: send the CSV file in the field file, alone";
-            return Err(wrong_field(name, "extra_forbidden", msg));
-        }
-    }
-    let file_name = field.file_name().unwrap_or("upload.csv").to_owned();
-    let (pool, store, limits) = (&context.pool, &context.store, &context.config.uploads);
-    let mut broken_off = None;
-    let pieces = pieces(field, meter, &mut broken_off);
-    let upload = match ingest::receive(pool, store, target, limits, &file_name, pieces).await {
-        Ok(upload) => upload,
-        Err(error) => return Err(broken_off.unwrap_or_else(|| error.into())),
-    };
-    let rest = match next_field(form, meter).await {
-        Ok(None) => return Ok(upload),
-        Ok(Some(field)) => {
-            let name = field.name().unwrap_or_default().to_owned();
-            let msg = "comes after the file: send one file and nothing else";
-            wrong_field(&name, "extra_forbidden", msg)
-        }
-        Err(problem) => problem,
-    };
-    ingest::discard(pool, store, &upload).await;
-    Err(rest)
-}
-
 /// Makes an ingest of a stored file, and runs it when it is small.
 async fn take_in(api: Api, caller: Caller, target: Target, upload: Upload) -> AnswerWith<Report> {
-    let Api {
-        context, shutdown, ..
-    } = api;
     fault::point("upload.stored");
+    let context = &api.context;
     let inline = upload.bytes <= INLINE_LIMIT_BYTES;
-    if let Err(problem) = queue(&context, &caller, &target, &upload, inline).await {
+    if let Err(problem) = queue(context, &caller, &target, &upload, inline).await {
         ingest::discard(&context.pool, &context.store, &upload).await;
         return Err(problem);
     }
     if inline {
-        let Context {
-            pool,
-            store,
-            config,
-            ..
-        } = &*context;
-        let run = ingest::run_unscoped(pool, store, &config.uploads, upload.ingest, &shutdown);
+        let (pool, store, limits) = (&context.pool, &context.store, &context.config.uploads);
+        let run = ingest::run_unscoped(pool, store, limits, upload.ingest, &api.shutdown);
         // The job takes over what cannot be run here.
         if let Err(error) = run.await {
             tracing::warn!(ingest.id = %upload.ingest, error = format!("{error:#}"), "an ingest is left to its job");
         }
     }
-    let report = report(&context, &caller, target.batch, upload.ingest).await?;
-    Ok(match report.status {
-        IngestState::Queued | IngestState::Running => (
-            StatusCode::ACCEPTED,
-            done(
-                "the file is being read; ask for the ingest to see how it goes",
-                report,
-            ),
-        ),
-        IngestState::Failed => return Err(report.failed().into()),
-        IngestState::Completed => (StatusCode::OK, done(report.summary(), report)),
-    })
+    let report = report(context, &caller, target.batch, upload.ingest).await?;
+    let answer = match report.status {
+        IngestState::Queued | IngestState::Running => being_read(report),
+        IngestState::Failed => Err(report.failed().into()),
+        IngestState::Completed => Ok((StatusCode::OK, done(report.summary(), report))),
+    };
+    remember(context, &caller, &answer).await;
+    answer
+}
+
+fn being_read(report: Report) -> AnswerWith<Report> {
+    let told = "the file is being read; ask for the ingest to see how it goes";
+    Ok((StatusCode::ACCEPTED, done(told, report)))
+}
+
+/// Keeps what is answered under the upload's key, in place of what [`queue`] put there.
+async fn remember(context: &Context, caller: &Caller, answer: &AnswerWith<Report>) {
+    let Some(claim) = &caller.origin.claim else {
+        return;
+    };
+    let stored = match answer {
+        Ok((status, Json(body))) => serde_json::to_value(body).map(|body| Stored {
+            status: status.as_u16(),
+            body,
+        }),
+        Err(problem) => Ok(problem.to_be_stored()),
+    };
+    let kept = async {
+        let mut db = context.pool.acquire().await?;
+        answer_unscoped(&mut db, &caller.principal, claim, &stored?).await
+    };
+    if let Err(error) = kept.await {
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "an upload's answer was not kept under its key"
+        );
+    }
 }
 
 async fn queue(
@@ -407,51 +417,10 @@ async fn queue(
     ingest::create(&mut db, target, upload, !inline).await?;
     let job = enqueue(&mut db, &job, run_at).await?;
     let note = Note::new("batch.upload", target.org, upload.ingest.0);
-    let (_, Json(())) = db.commit(note, StatusCode::OK, Json(())).await?;
+    let (status, report) = being_read(Report::queued(upload))?;
+    let _answer = db.commit(note, status, report).await?;
     context.bells.ring_job(&job);
     Ok(())
-}
-
-/// The pieces of a part as they arrive; why they stop before its end is left in `broken_off`.
-fn pieces<'a>(
-    field: Field<'a>,
-    meter: &'a Meter,
-    broken_off: &'a mut Option<Problem>,
-) -> impl Stream<Item = peal_shared::Result<Bytes>> + Send + 'a {
-    let whole = stream::try_unfold(field, async move |mut field| {
-        match meter.within(field.chunk()).await? {
-            Ok(Some(piece)) => {
-                meter.passed(piece.len());
-                Ok(Some((piece, field)))
-            }
-            Ok(None) => Ok(None),
-            Err(error) => Err(broken(&error, meter)),
-        }
-    });
-    whole.map_err(|problem| {
-        *broken_off = Some(problem);
-        Error::rejected("upload_incomplete", "the upload broke off")
-    })
-}
-
-async fn next_field<'a>(form: &'a mut Multipart, meter: &Meter) -> Result<Option<Field<'a>>> {
-    let field = meter.within(form.next_field()).await?;
-    field.map_err(|error| broken(&error, meter))
-}
-
-fn broken(error: &MultipartError, meter: &Meter) -> Problem {
-    tracing::debug!(error = error.body_text(), "an upload broke off");
-    meter.refusal().unwrap_or_else(|| {
-        Error::rejected(
-            "upload_incomplete",
-            "the upload broke off, or is not a form; send it again",
-        )
-        .into()
-    })
-}
-
-fn wrong_field(name: &str, kind: &'static str, msg: &str) -> Problem {
-    Error::field(name, kind, msg).into()
 }
 
 /// One record, with its number as text whatever JSON calls it. What is missing or odd becomes

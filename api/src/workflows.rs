@@ -18,8 +18,9 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::Whose;
 use crate::state::Api;
-use crate::tools::{OfUser, Told, yes};
+use crate::tools::{Told, yes};
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -35,17 +36,17 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/workflows",
     tag = "Workflows",
-    params(OfUser),
+    params(Whose),
     responses((status = 200, body = Workflows), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<OfUser>,
+    ValidQuery(query): ValidQuery<Whose>,
 ) -> Result<Json<Workflows>> {
-    let scope = query.scope(&caller)?;
+    let (scope, owners) = query.rows(&caller)?;
     let mut db = caller.read(&context).await?;
-    let workflows = kept::list(&mut db, &scope).await?;
+    let workflows = kept::list(&mut db, &scope, &owners).await?;
     Ok(Json(Workflows { workflows }))
 }
 

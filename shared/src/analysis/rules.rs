@@ -6,9 +6,10 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use utoipa::ToSchema;
 
-use crate::access::Scope;
+use crate::access::{Role, Scope};
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{OrgId, RuleId, ToolId, UserId};
+use crate::page::Owners;
 use crate::tools::org_of;
 
 const LIST_LIMIT: i64 = 1000;
@@ -156,7 +157,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Result<Ru
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn list(db: &mut PgConnection, scope: &Scope) -> Result<Vec<Rule>> {
+pub async fn list(db: &mut PgConnection, scope: &Scope, owners: &Owners) -> Result<Vec<Rule>> {
     let rules = sqlx::query_as!(
         Rule,
         r#"select id as "id: RuleId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description,
@@ -166,10 +167,17 @@ pub async fn list(db: &mut PgConnection, scope: &Scope) -> Result<Vec<Rule>> {
            from analysis_rules
            where ($1::uuid is null or org_id = $1)
              and ($2::uuid is null or user_id = $2)
+             and ($3::uuid[] is null or org_id = any($3))
+             and ($4::uuid[] is null or user_id = any($4))
+             and ($5::text[] is null
+                  or exists (select from users u where u.id = analysis_rules.user_id and u.role = any($5)))
            order by id desc
-           limit $3"#,
+           limit $6"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
         LIST_LIMIT,
     )
     .fetch_all(db)

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 use super::{Auth, Credentials, org_of, schema, usage};
-use crate::access::Scope;
+use crate::access::{Role, Scope};
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{OrgId, ToolId, UserId};
+use crate::page::Owners;
 use crate::secret::Keys;
 
 /// The table, as sealed credentials name it.
@@ -206,6 +207,7 @@ pub async fn list(
     db: &mut PgConnection,
     keys: &Keys,
     scope: &Scope,
+    owners: &Owners,
     only_active: bool,
 ) -> Result<Vec<Tool>> {
     let rows = sqlx::query_as!(
@@ -217,11 +219,18 @@ pub async fn list(
            where ($1::uuid is null or org_id = $1)
              and ($2::uuid is null or user_id = $2)
              and (is_active or not $3)
+             and ($4::uuid[] is null or org_id = any($4))
+             and ($5::uuid[] is null or user_id = any($5))
+             and ($6::text[] is null
+                  or exists (select from users u where u.id = tools.user_id and u.role = any($6)))
            order by id desc
-           limit $4"#,
+           limit $7"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         only_active,
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
         LIST_LIMIT,
     )
     .fetch_all(db)

@@ -12,9 +12,10 @@ use utoipa::ToSchema;
 pub use super::mcp::Transport;
 use super::mcp::{Endpoint, McpTool};
 use super::{Auth, Credentials, org_of, usage};
-use crate::access::Scope;
+use crate::access::{Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{McpServerId, OrgId, UserId};
+use crate::page::Owners;
 use crate::secret::Keys;
 
 const TABLE: &str = "mcp_servers";
@@ -230,6 +231,7 @@ pub async fn list(
     db: &mut PgConnection,
     keys: &Keys,
     scope: &Scope,
+    owners: &Owners,
     only_active: bool,
 ) -> Result<Vec<McpServer>> {
     let rows = sqlx::query_as!(
@@ -242,11 +244,18 @@ pub async fn list(
            where ($1::uuid is null or org_id = $1)
              and ($2::uuid is null or user_id = $2)
              and (is_active or not $3)
+             and ($4::uuid[] is null or org_id = any($4))
+             and ($5::uuid[] is null or user_id = any($5))
+             and ($6::text[] is null
+                  or exists (select from users u where u.id = mcp_servers.user_id and u.role = any($6)))
            order by id desc
-           limit $4"#,
+           limit $7"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         only_active,
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
         LIST_LIMIT,
     )
     .fetch_all(db)
@@ -408,6 +417,23 @@ pub async fn delete(
         .execute(db)
         .await?;
     Ok(server)
+}
+
+/// Deletes the servers in the scope, as [`delete`] does.
+///
+/// # Errors
+/// [`Error::Conflict`] when agents have one of them, unless `force`.
+pub async fn delete_all(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    force: bool,
+) -> Result<Vec<McpServer>> {
+    let servers = list(db, keys, scope, &Owners::default(), false).await?;
+    for server in &servers {
+        delete(db, keys, scope, server.id, force).await?;
+    }
+    Ok(servers)
 }
 
 async fn lock(db: &mut PgConnection, scope: &Scope, id: McpServerId) -> Result<()> {

@@ -8,10 +8,11 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Graph, Node, Transition};
-use crate::access::Scope;
+use crate::access::{Role, Scope};
 use crate::agents;
 use crate::error::{Error, FieldError, OnConstraint, Result};
 use crate::ids::{AgentId, OrgId, ToolId, UserId, WorkflowId};
+use crate::page::Owners;
 use crate::tools::org_of;
 
 const LIST_LIMIT: i64 = 1000;
@@ -127,7 +128,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Resul
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn list(db: &mut PgConnection, scope: &Scope) -> Result<Vec<Workflow>> {
+pub async fn list(db: &mut PgConnection, scope: &Scope, owners: &Owners) -> Result<Vec<Workflow>> {
     let workflows = sqlx::query_as!(
         Workflow,
         r#"select id as "id: WorkflowId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
@@ -136,10 +137,17 @@ pub async fn list(db: &mut PgConnection, scope: &Scope) -> Result<Vec<Workflow>>
            from workflows
            where ($1::uuid is null or org_id = $1)
              and ($2::uuid is null or user_id = $2)
+             and ($3::uuid[] is null or org_id = any($3))
+             and ($4::uuid[] is null or user_id = any($4))
+             and ($5::text[] is null
+                  or exists (select from users u where u.id = workflows.user_id and u.role = any($5)))
            order by id desc
-           limit $3"#,
+           limit $6"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
+        owners.orgs.as_deref() as Option<&[OrgId]>,
+        owners.users.as_deref() as Option<&[UserId]>,
+        owners.roles.as_deref() as Option<&[Role]>,
         LIST_LIMIT,
     )
     .fetch_all(db)

@@ -1,0 +1,230 @@
+//! Objects are objects. serde's derived readers take a list as well wherever a struct or a
+//! tagged enum belongs, and read its items as the fields in their order. Nobody is told so, and
+//! a list that is sent by mistake would say something. A body is therefore held against the
+//! schema that describes it: where that has an object, a list is refused.
+
+use std::collections::HashMap;
+
+use peal_shared::error::FieldError;
+use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa::openapi::schema::{AdditionalProperties, ArrayItems, SchemaType, Type};
+use utoipa::openapi::{RefOr, Schema};
+
+use crate::error::{Problem, Result};
+
+/// Refuses lists where `T` has objects.
+///
+/// # Errors
+/// Every such place.
+pub fn objects<T: ToSchema>(body: &Value) -> Result<()> {
+    let mut parts = Vec::new();
+    T::schemas(&mut parts);
+    let shape = Shape(parts.into_iter().collect());
+    let mut lists = Vec::new();
+    shape.look(&T::schema(), body, &mut Vec::new(), &mut lists);
+    match lists.is_empty() {
+        true => Ok(()),
+        false => Err(Problem::invalid(lists)),
+    }
+}
+
+/// Schemas by their names.
+struct Shape(HashMap<String, RefOr<Schema>>);
+
+impl Shape {
+    fn at<'a>(&'a self, schema: &'a RefOr<Schema>) -> Option<&'a Schema> {
+        match schema {
+            RefOr::T(schema) => Some(schema),
+            RefOr::Ref(reference) => {
+                let name = reference.ref_location.rsplit('/').next()?;
+                self.at(self.0.get(name)?)
+            }
+        }
+    }
+
+    /// Whether a value of this type may stand here.
+    fn takes(&self, schema: &RefOr<Schema>, kind: &Type) -> bool {
+        let is_one = |told: &SchemaType| match told {
+            SchemaType::Type(one) => one == kind,
+            SchemaType::Array(several) => several.contains(kind),
+            SchemaType::AnyValue => true,
+        };
+        match self.at(schema) {
+            None => true,
+            Some(Schema::Object(object)) => is_one(&object.schema_type),
+            Some(Schema::Array(array)) => is_one(&array.schema_type),
+            Some(Schema::OneOf(forms)) => forms.items.iter().any(|form| self.takes(form, kind)),
+            Some(Schema::AnyOf(forms)) => forms.items.iter().any(|form| self.takes(form, kind)),
+            Some(Schema::AllOf(forms)) => forms.items.iter().all(|form| self.takes(form, kind)),
+            Some(_) => true,
+        }
+    }
+
+    fn look(
+        &self,
+        schema: &RefOr<Schema>,
+        value: &Value,
+        path: &mut Vec<String>,
+        lists: &mut Vec<FieldError>,
+    ) {
+        if value.is_array()
+            && self.takes(schema, &Type::Object)
+            && !self.takes(schema, &Type::Array)
+        {
+            let error = FieldError::new("body", path.clone(), "type_error", "must be an object");
+            lists.push(error);
+            return;
+        }
+        match (self.at(schema), value) {
+            (Some(Schema::Array(array)), Value::Array(items)) => {
+                if let ArrayItems::RefOrSchema(each) = &array.items {
+                    for (at, item) in items.iter().enumerate() {
+                        self.within(each, item, at.to_string(), path, lists);
+                    }
+                }
+            }
+            (Some(Schema::Object(object)), Value::Object(fields)) => {
+                for (name, field) in fields {
+                    let other = match object.additional_properties.as_deref() {
+                        Some(AdditionalProperties::RefOr(other)) => Some(other),
+                        _ => None,
+                    };
+                    if let Some(told) = object.properties.get(name).or(other) {
+                        self.within(told, field, name.clone(), path, lists);
+                    }
+                }
+            }
+            (Some(Schema::AllOf(forms)), _) => {
+                for form in &forms.items {
+                    self.look(form, value, path, lists);
+                }
+            }
+            (Some(Schema::OneOf(forms)), _) => self.look_at_any(&forms.items, value, path, lists),
+            (Some(Schema::AnyOf(forms)), _) => self.look_at_any(&forms.items, value, path, lists),
+            _ => {}
+        }
+    }
+
+    fn within(
+        &self,
+        schema: &RefOr<Schema>,
+        value: &Value,
+        name: String,
+        path: &mut Vec<String>,
+        lists: &mut Vec<FieldError>,
+    ) {
+        path.push(name);
+        self.look(schema, value, path, lists);
+        path.pop();
+    }
+
+    /// Whether the value may be of this form of an enum: its tag is not another one's.
+    fn fits(&self, form: &RefOr<Schema>, value: &Value) -> bool {
+        match self.at(form) {
+            Some(Schema::Object(object)) => object.properties.iter().all(|(name, told)| {
+                match (self.at(told), value.get(name)) {
+                    (Some(Schema::Object(told)), Some(tag)) => told
+                        .enum_values
+                        .as_ref()
+                        .is_none_or(|known| known.contains(tag)),
+                    _ => true,
+                }
+            }),
+            Some(Schema::AllOf(forms)) => forms.items.iter().all(|form| self.fits(form, value)),
+            _ => true,
+        }
+    }
+
+    /// A list is in its place when one of the forms has it there.
+    fn look_at_any(
+        &self,
+        forms: &[RefOr<Schema>],
+        value: &Value,
+        path: &mut Vec<String>,
+        lists: &mut Vec<FieldError>,
+    ) {
+        let kind = match value {
+            Value::Object(_) => Type::Object,
+            Value::Array(_) => Type::Array,
+            _ => return,
+        };
+        let mut fewest: Option<Vec<FieldError>> = None;
+        let fitting = |form: &&RefOr<Schema>| self.takes(form, &kind) && self.fits(form, value);
+        for form in forms.iter().filter(fitting) {
+            let mut found = Vec::new();
+            self.look(form, value, path, &mut found);
+            if fewest
+                .as_ref()
+                .is_none_or(|fewest| found.len() < fewest.len())
+            {
+                fewest = Some(found);
+            }
+        }
+        lists.extend(fewest.into_iter().flatten());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use utoipa::ToSchema;
+
+    use super::*;
+
+    #[derive(ToSchema)]
+    #[expect(dead_code, reason = "its fields are read by the macro alone")]
+    struct Body {
+        auth: Option<Auth>,
+        items: Vec<Item>,
+        by_name: HashMap<String, Item>,
+        anything: Value,
+        #[schema(value_type = Object)]
+        parameters: Value,
+    }
+
+    #[derive(ToSchema)]
+    #[serde(tag = "type", rename_all = "snake_case")]
+    #[expect(dead_code, reason = "read by the macro alone")]
+    enum Auth {
+        None,
+        Basic { user: Item, pets: Vec<String> },
+    }
+
+    #[derive(ToSchema)]
+    #[expect(dead_code, reason = "its fields are read by the macro alone")]
+    struct Item {
+        size: i32,
+    }
+
+    #[test]
+    fn a_list_is_refused_wherever_an_object_belongs_and_nowhere_else() {
+        for fine in [
+            json!({}),
+            json!({"auth": null, "items": [], "by_name": {}, "anything": [], "parameters": {}}),
+            json!({"auth": {"type": "basic", "user": {"size": 1}, "pets": ["a"]}}),
+            json!({"items": [{"size": 1}], "by_name": {"a": {"size": 2}}, "anything": [[]]}),
+            json!({"unknown": [1], "auth": {"type": "none", "surprise": []}}),
+        ] {
+            assert!(objects::<Body>(&fine).is_ok(), "{fine}");
+        }
+        assert!(objects::<Vec<Item>>(&json!([{"size": 1}])).is_ok());
+        for (body, place) in [
+            (json!([]), "body"),
+            (json!({"auth": ["none"]}), "body.auth"),
+            (
+                json!({"auth": {"type": "basic", "user": [1]}}),
+                "body.auth.user",
+            ),
+            (json!({"items": [{"size": 1}, [1]]}), "body.items.1"),
+            (json!({"by_name": {"a": [1]}}), "body.by_name.a"),
+            (json!({"parameters": []}), "body.parameters"),
+        ] {
+            let problem = objects::<Body>(&body).unwrap_err();
+            let errors = problem.errors().iter();
+            let places: Vec<_> = errors.map(|error| error.loc.join(".")).collect();
+            assert_eq!(places, [place], "{body}");
+        }
+        assert!(objects::<Vec<Item>>(&json!([[1]])).is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! The form of an upload, read as it comes: one part, the file, and nothing else.
+
+use axum::body::Bytes;
+use axum::extract::multipart::{Field, Multipart, MultipartError};
+use futures::stream::{self, Stream, TryStreamExt as _};
+use peal_shared::Error;
+use peal_shared::campaigns::ingest::{self, Target, Upload};
+use peal_shared::context::Context;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Problem, Result};
+use crate::upload_body::Meter;
+
+/// The part of the form that holds the file.
+const FILE_FIELD: &str = "file";
+
+/// Streams the file into the store. What the meter or the form refuses leaves nothing there.
+///
+/// # Errors
+/// What is wrong with the form or the file.
+pub async fn receive(
+    context: &Context,
+    target: &Target,
+    form: &mut Multipart,
+    meter: &Meter,
+) -> Result<Upload> {
+    let (pool, store, limits) = (&context.pool, &context.store, &context.config.uploads);
+    let field = file_field(form, meter).await?;
+    let file_name = field.file_name().unwrap_or("upload.csv").to_owned();
+    let mut broken_off = None;
+    let pieces = pieces(field, meter, &mut broken_off);
+    let upload = match ingest::receive(pool, store, target, limits, &file_name, pieces).await {
+        Ok(upload) => upload,
+        Err(error) => return Err(broken_off.unwrap_or_else(|| error.into())),
+    };
+    match nothing_else(form, meter).await {
+        Ok(()) => Ok(upload),
+        Err(problem) => {
+            ingest::discard(pool, store, &upload).await;
+            Err(problem)
+        }
+    }
+}
+
+/// Reads the file past, for its SHA-256.
+///
+/// # Errors
+/// What is wrong with the form.
+pub async fn digest(form: &mut Multipart, meter: &Meter) -> Result<[u8; 32]> {
+    let mut field = file_field(form, meter).await?;
+    let mut digest = Sha256::new();
+    while let Some(piece) = next_piece(&mut field, meter).await? {
+        digest.update(&piece);
+    }
+    drop(field);
+    nothing_else(form, meter).await?;
+    Ok(digest.finalize().into())
+}
+
+async fn file_field<'a>(form: &'a mut Multipart, meter: &Meter) -> Result<Field<'a>> {
+    let Some(field) = next_field(form, meter).await? else {
+        let msg = "is missing: it holds the CSV file";
+        return Err(wrong_field(FILE_FIELD, "missing", msg));
+    };
+    match field.name() {
+        Some(FILE_FIELD) => Ok(field),
+        name => {
+            let name = name.unwrap_or_default();
+            let msg = "is not a field of this form: send the CSV file in the field file, alone";
+            Err(wrong_field(name, "extra_forbidden", msg))
+        }
+    }
+}
+
+async fn nothing_else(form: &mut Multipart, meter: &Meter) -> Result<()> {
+    let Some(field) = next_field(form, meter).await? else {
+        return Ok(());
+    };
+    let msg = "comes after the file: send one file and nothing else";
+    Err(wrong_field(
+        field.name().unwrap_or_default(),
+        "extra_forbidden",
+        msg,
+    ))
+}
+
+/// The pieces of a part as they arrive; why they stop before its end is left in `broken_off`.
+fn pieces<'a>(
+    field: Field<'a>,
+    meter: &'a Meter,
+    broken_off: &'a mut Option<Problem>,
+) -> impl Stream<Item = peal_shared::Result<Bytes>> + Send + 'a {
+    let whole = stream::try_unfold(field, async move |mut field| {
+        let piece = next_piece(&mut field, meter).await?;
+        Ok(piece.map(|piece| (piece, field)))
+    });
+    whole.map_err(|problem| {
+        *broken_off = Some(problem);
+        Error::rejected("upload_incomplete", "the upload broke off")
+    })
+}
+
+async fn next_piece(field: &mut Field<'_>, meter: &Meter) -> Result<Option<Bytes>> {
+    let piece = meter.within(field.chunk()).await?;
+    let piece = piece.map_err(|error| broken(&error, meter))?;
+    if let Some(piece) = &piece {
+        meter.passed(piece.len());
+    }
+    Ok(piece)
+}
+
+async fn next_field<'a>(form: &'a mut Multipart, meter: &Meter) -> Result<Option<Field<'a>>> {
+    let field = meter.within(form.next_field()).await?;
+    field.map_err(|error| broken(&error, meter))
+}
+
+fn broken(error: &MultipartError, meter: &Meter) -> Problem {
+    tracing::debug!(error = error.body_text(), "an upload broke off");
+    meter.refusal().unwrap_or_else(|| {
+        Error::rejected(
+            "upload_incomplete",
+            "the upload broke off, or is not a form; send it again",
+        )
+        .into()
+    })
+}
+
+fn wrong_field(name: &str, kind: &'static str, msg: &str) -> Problem {
+    Error::field(name, kind, msg).into()
+}
