@@ -154,6 +154,9 @@ fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions
             IDLE_TRANSACTION_LIMIT,
         ),
         ("jit", "off"),
+        // Plans are kept. One that was made when a table was small reads all of it, and goes on
+        // doing so while a campaign fills it: looking up one call took 80 us instead of 5.
+        ("enable_seqscan", "off"),
         // Without this the rollback of `pool_options` would be warned of each time.
         ("client_min_messages", "error"),
     ]))

@@ -12,6 +12,7 @@ pub mod billing;
 pub mod calls;
 pub mod campaigns;
 pub mod clock;
+mod columns;
 pub mod config;
 pub mod context;
 pub mod earnings;

@@ -77,6 +77,75 @@ async fn what_was_posted_is_never_changed_even_by_the_tables_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn holds_and_charges_are_of_what_their_organisation_has() {
+    let app = charged().await;
+    call(&app, 1).await;
+    let mut owner = PgConnection::connect(app.database_url()).await.unwrap();
+    let other = "insert into organizations (id, name) values (gen_random_uuid(), 'Other')";
+    sqlx::query(other).execute(&mut owner).await.unwrap();
+    let others = "select id from wallets w where w.org_id = (select id from organizations where name = 'Other')";
+    let hold = |changed: &str| {
+        format!(
+            "with old as (delete from holds where state = 'open' returning *)
+             insert into holds select (jsonb_populate_record(old, jsonb_build_object({changed}))).* from old"
+        )
+    };
+    let charge = |changed: &str| {
+        format!(
+            "insert into charges
+             select (jsonb_populate_record(c, jsonb_build_object('id', gen_random_uuid(), 'version', 9, {changed}))).*
+             from charges c"
+        )
+    };
+    for (change, refusal) in [
+        (
+            hold(&format!("'wallet_id', ({others})")),
+            "a wallet or of prices that its organisation does not have",
+        ),
+        (
+            hold("'price_snapshot_id', gen_random_uuid()"),
+            "a wallet or of prices that its organisation does not have",
+        ),
+        (
+            format!("update holds set wallet_id = ({others})"),
+            "keeps its call, its wallet and its prices",
+        ),
+        (
+            charge("'transaction_id', gen_random_uuid()"),
+            "a transaction that its organisation does not have",
+        ),
+        (
+            charge(&format!("'wallet_id', ({others})")),
+            "charge_is_of_its_hold",
+        ),
+        (
+            charge("'price_snapshot_id', gen_random_uuid()"),
+            "charge_is_of_its_hold",
+        ),
+        (
+            format!("delete from wallets where id = ({others})"),
+            "append-only",
+        ),
+    ] {
+        let refused = sqlx::query(AssertSqlSafe(change.clone()))
+            .execute(&mut owner)
+            .await;
+        let refused = refused.expect_err(&change).to_string();
+        assert!(refused.contains(refusal), "{change}: {refused}");
+    }
+    // What none of them forbids is allowed: the changes above fail for what they say.
+    for change in [hold("'pins', '[]'::jsonb"), charge("'version', 9")] {
+        let mut db = owner.begin().await.unwrap();
+        let allowed = sqlx::query(AssertSqlSafe(change.clone()))
+            .execute(&mut *db)
+            .await;
+        allowed.unwrap_or_else(|refused| panic!("{change}: {refused}"));
+        db.rollback().await.unwrap();
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_does_not_sum_to_zero_cannot_be_committed() {
     let app = charged().await;
     let mut owner = PgConnection::connect(app.database_url()).await.unwrap();

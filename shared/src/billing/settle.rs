@@ -12,13 +12,13 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use rust_decimal::Decimal;
-use serde::Serialize;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::charge::{Charge, Due, Held, Last, decide};
-use super::quote::{Bill, Line, Used};
+use super::quote::{Bill, Used};
 use super::snapshots;
+use crate::columns::column;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::ids::{CallId, ChargeId, OrgId, SnapshotId, TransactionId, UserId, WalletId};
@@ -205,18 +205,47 @@ impl Batch {
             .charges
             .into_iter()
             .map(|(charge, place)| StoredCharge {
-                transaction_id: transactions.get(place).copied(),
+                transaction: transactions.get(place).copied(),
                 ..charge
             })
             .collect();
-        sqlx::query_file!(
-            "src/billing/store_charges.sql",
-            serde_json::to_value(&charges)?
-        )
-        .execute(db)
-        .await?;
-        Ok(())
+        store(db, &charges).await
     }
+}
+
+async fn store(db: &mut PgConnection, charges: &[StoredCharge]) -> Result<()> {
+    let lines = charges
+        .iter()
+        .map(|charge| serde_json::to_value(&charge.bill.lines))
+        .collect::<Result<Vec<_>, _>>()?;
+    let grants = charges
+        .iter()
+        .map(|charge| serde_json::to_value(&charge.grants))
+        .collect::<Result<Vec<_>, _>>()?;
+    sqlx::query_file!(
+        "src/billing/store_charges.sql",
+        &column(charges, |charge| charge.id) as &[ChargeId],
+        &column(charges, |charge| charge.org) as &[OrgId],
+        &column(charges, |charge| charge.user) as &[UserId],
+        &column(charges, |charge| charge.wallet) as &[WalletId],
+        &column(charges, |charge| charge.call) as &[CallId],
+        &column(charges, |charge| charge.version),
+        &column(charges, |charge| charge.reverses) as &[Option<ChargeId>],
+        &column(charges, |charge| charge.transaction) as &[Option<TransactionId>],
+        &column(charges, |charge| charge.snapshot) as &[SnapshotId],
+        &column(charges, |charge| charge.bill.billed_seconds),
+        &lines,
+        &grants,
+        &column(charges, |charge| charge.bill.base) as &[Usd],
+        &column(charges, |charge| charge.bill.retail) as &[Usd],
+        &column(charges, |charge| charge.bill.markup) as &[Usd],
+        &column(charges, |charge| charge.bill.commission) as &[Usd],
+        &column(charges, |charge| charge.carrier_price) as &[Option<Decimal>],
+        &column(charges, |charge| charge.carrier_currency.as_deref()) as &[Option<&str>],
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// An empty posting of the charge's kind: the legs that calls are folded into.
@@ -286,24 +315,18 @@ fn fold_in(posting: &mut Posting, charge: &Charge) {
 }
 
 /// A charge as it is stored.
-#[derive(Serialize)]
 struct StoredCharge {
     id: ChargeId,
-    org_id: OrgId,
-    user_id: UserId,
-    wallet_id: WalletId,
-    call_id: CallId,
+    org: OrgId,
+    user: UserId,
+    wallet: WalletId,
+    call: CallId,
     version: i32,
-    reverses_id: Option<ChargeId>,
-    transaction_id: Option<TransactionId>,
-    price_snapshot_id: SnapshotId,
-    billed_seconds: i32,
-    lines: Vec<Line>,
+    reverses: Option<ChargeId>,
+    transaction: Option<TransactionId>,
+    snapshot: SnapshotId,
+    bill: Bill,
     grants: Vec<Pin>,
-    base_micros: i64,
-    retail_micros: i64,
-    markup_micros: i64,
-    commission_micros: i64,
     carrier_price: Option<Decimal>,
     carrier_currency: Option<String>,
 }
@@ -312,21 +335,16 @@ impl StoredCharge {
     fn of(due: &Due, charge: Charge) -> Self {
         Self {
             id: charge.id,
-            org_id: due.org,
-            user_id: due.user,
-            wallet_id: due.wallet,
-            call_id: due.call,
+            org: due.org,
+            user: due.user,
+            wallet: due.wallet,
+            call: due.call,
             version: charge.version,
-            reverses_id: charge.reverses.map(|(charge, _)| charge),
-            transaction_id: None,
-            price_snapshot_id: due.snapshot,
-            billed_seconds: charge.bill.billed_seconds,
-            lines: charge.bill.lines,
+            reverses: charge.reverses.map(|(charge, _)| charge),
+            transaction: None,
+            snapshot: due.snapshot,
             grants: Pin::all(&charge.uses),
-            base_micros: charge.bill.base.0,
-            retail_micros: charge.bill.retail.0,
-            markup_micros: charge.bill.markup.0,
-            commission_micros: charge.bill.commission.0,
+            bill: charge.bill,
             carrier_price: due.carrier_price,
             carrier_currency: due.carrier_currency.clone(),
         }

@@ -16,15 +16,17 @@ use crate::ids::{CallId, SnapshotId};
 use crate::money::Usd;
 use crate::wallets::verify::{Offender, offenders_unscoped};
 
+/// One snapshot for all, by plans that read whole tables.
+const WHOLE_TABLES: &str =
+    "begin isolation level repeatable read read only; set local enable_seqscan = on";
+
 /// Looks through the books; answers with what does not add up. Calls that wait to be settled are
 /// not judged by what they will be charged. Books are looked through for all tenants.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
 pub async fn verify_unscoped(pool: &PgPool) -> Result<Vec<Offender>> {
-    let mut db = pool
-        .begin_with("begin isolation level repeatable read read only")
-        .await?;
+    let mut db = pool.begin_with(WHOLE_TABLES).await?;
     let mut offenders = offenders_unscoped(&mut db).await?;
     offenders.extend(mispriced(&mut db).await?);
     db.rollback().await?;

@@ -15,6 +15,7 @@ use rust_decimal::Decimal;
 use sqlx::PgConnection;
 
 use super::transition::{Effect, Progress, RetryPolicy, Verdict, after_call};
+use crate::columns::column;
 use crate::error::Result;
 use crate::ids::{BatchId, CallId, OrgId, RowId, TrunkId};
 use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
@@ -269,7 +270,6 @@ async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Resul
     let ids: Vec<CallId> = calls.keys().copied().collect();
     let calls: Vec<&Loaded> = calls.values().collect();
     let progress: Vec<&Progress> = calls.iter().map(|call| &call.progress).collect();
-    // Arrays of columns and not one document: nothing has to be parsed.
     sqlx::query_file!(
         "src/calls/store.sql",
         &ids as &[CallId],
@@ -297,10 +297,6 @@ async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Resul
     .execute(db)
     .await?;
     Ok(())
-}
-
-fn column<'a, R, T>(rows: &[&'a R], of: impl Fn(&'a R) -> T) -> Vec<T> {
-    rows.iter().map(|row| of(row)).collect()
 }
 
 /// What the end of a call makes of its row.
@@ -354,7 +350,6 @@ async fn store_rows(
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    let rows: Vec<&EndedRow<'_>> = rows.iter().collect();
     sqlx::query!(
         "update batch_data d
          set status = n.status, outcome = n.outcome, reason = n.reason, error_message = n.error_message,

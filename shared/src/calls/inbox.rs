@@ -10,6 +10,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::answer::{self, ANSWERED};
 use super::apply::{Applied, Change, What, apply_unscoped};
+use crate::columns::column;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::ids::{CallId, TrunkId};
@@ -43,7 +44,6 @@ pub struct NewEvent {
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database; nothing is written then.
 pub async fn append_unscoped(db: &mut PgConnection, events: &[NewEvent]) -> Result<Vec<bool>> {
-    // Arrays of columns and not one document: nothing has to be parsed.
     let found = sqlx::query_file_scalar!(
         "src/calls/append.sql",
         &column(events, |new| new.call) as &[CallId],
@@ -75,10 +75,6 @@ pub async fn append_unscoped(db: &mut PgConnection, events: &[NewEvent]) -> Resu
         }
     }
     Ok(known)
-}
-
-fn column<'a, T>(events: &'a [NewEvent], of: impl Fn(&'a NewEvent) -> T) -> Vec<T> {
-    events.iter().map(of).collect()
 }
 
 /// The calls that a carrier's account knows by this id, where the carrier does not name ours.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::Locked;
+use crate::columns::column;
 use crate::error::{Error, Result};
 use crate::ids::{CallId, GrantId, OrgId, SnapshotId, WalletId};
 use crate::money::Usd;
@@ -239,10 +240,6 @@ pub async fn end_unscoped(db: &mut PgConnection, ended: &[Ended], spent: &[Spent
         return Err(anyhow!("a hold has ended before: nothing is settled").into());
     }
     Ok(())
-}
-
-fn column<T, C>(rows: &[T], of: impl Fn(&T) -> C) -> Vec<C> {
-    rows.iter().map(of).collect()
 }
 
 fn by_grant<'a>(pins: impl Iterator<Item = &'a Pin>) -> (Vec<GrantId>, Vec<Usd>) {
