@@ -27,7 +27,7 @@ pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
         "charges_due" => Some("call_id in (select id from calls where org_id = '{org}')"),
         "pacers" => Some("trunk_id in (select id from trunks where org_id = '{org}')"),
         "queues" | "zone_sets" | "_sqlx_migrations" => None,
-        "providers" | "tts_voices" | "service_prices" => None,
+        "providers" | "tts_voices" | "service_prices" | "price_book" => None,
         other => panic!("say here which rows of {other} belong to an organisation"),
     };
     let parts: Vec<String> = tables

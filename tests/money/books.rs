@@ -87,13 +87,16 @@ async fn holds_and_charges_are_of_what_their_organisation_has() {
     let hold = |changed: &str| {
         format!(
             "with old as (delete from holds where state = 'open' returning *)
-             insert into holds select (jsonb_populate_record(old, jsonb_build_object({changed}))).* from old"
+             insert into holds
+             select (jsonb_populate_record(null::holds, to_jsonb(old) || jsonb_build_object({changed}))).*
+             from old"
         )
     };
     let charge = |changed: &str| {
         format!(
             "insert into charges
-             select (jsonb_populate_record(c, jsonb_build_object('id', gen_random_uuid(), 'version', 9, {changed}))).*
+             select (jsonb_populate_record(null::charges, to_jsonb(c)
+                         || jsonb_build_object('id', gen_random_uuid(), 'version', 9, {changed}))).*
              from charges c"
         )
     };
