@@ -76,7 +76,8 @@ async fn find(
     rows.into_iter()
         .map(|row| {
             let digest = row.digest.try_into();
-            let digest = digest.map_err(|_| anyhow!("a price snapshot's digest is not one"))?;
+            let digest =
+                digest.map_err(|_longer| anyhow!("a price snapshot's digest is not one"))?;
             Ok(((row.org_id, digest), row.id))
         })
         .collect()
