@@ -6,6 +6,8 @@ create trigger wallets_are_never_removed before delete on wallets
     for each row execute function refuse_change();
 create trigger wallets_are_never_emptied before truncate on wallets
     for each statement execute function refuse_change();
+create trigger wallets_stay_whose_they_are before update of id, org_id, user_id, account_id on wallets
+    for each row execute function refuse_change();
 create trigger price_snapshots_are_never_emptied before truncate on price_snapshots
     for each statement execute function refuse_change();
 
@@ -18,7 +20,7 @@ alter table charges
     drop constraint charges_org_id_price_snapshot_id_fkey,
     drop constraint charges_org_id_transaction_id_fkey,
     add constraint charge_is_of_its_hold foreign key (org_id, call_id, wallet_id, price_snapshot_id)
-        references holds (org_id, call_id, wallet_id, price_snapshot_id);
+        references holds (org_id, call_id, wallet_id, price_snapshot_id) not valid;
 alter table holds
     drop constraint holds_org_id_call_id_key,
     drop constraint holds_org_id_wallet_id_fkey,

@@ -72,6 +72,11 @@ impl Problem {
         }
     }
 
+    /// Whether it is the client's fault, and nothing was done.
+    pub fn is_refusal(&self) -> bool {
+        self.status.is_client_error()
+    }
+
     /// The same request came before, under the same `Idempotency-Key`. It gets the same answer
     /// with the header `Idempotent-Replayed`.
     pub fn answered_before(stored: Stored) -> Self {

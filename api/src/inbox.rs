@@ -58,7 +58,7 @@ enum Written {
 #[derive(Clone)]
 pub struct Inbox {
     line: mpsc::Sender<Waiting>,
-    /// When it was last said that the line is full.
+    /// When it was last said that callbacks are turned away.
     complained: Arc<std::sync::Mutex<Option<Instant>>>,
 }
 
@@ -120,22 +120,26 @@ impl Inbox {
         match timeout(COMMIT_LIMIT, answered).await {
             Ok(Ok(written)) => written,
             Ok(Err(_gone)) => Err(Error::Busy("the inbox is closing; come again".into())),
-            Err(_elapsed) => Err(Error::Busy("the inbox is slow; come again".into())),
+            Err(_elapsed) => {
+                self.complain("callbacks are turned away: their commit takes too long");
+                Err(Error::Busy("the inbox is slow; come again".into()))
+            }
         }
     }
 
-    /// Carriers that are turned away are counted; a line for each would only make it worse.
     fn too_many(&self) -> Error {
+        self.complain("callbacks are turned away: more come than can be written down");
+        Error::Busy("too many callbacks at once; come again".into())
+    }
+
+    /// Carriers that are turned away are counted; a line for each would only make it worse.
+    fn complain(&self, what: &'static str) {
         if let Ok(mut complained) = self.complained.try_lock()
             && complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY)
         {
             *complained = Some(Instant::now());
-            tracing::warn!(
-                capacity = self.line.max_capacity(),
-                "callbacks are turned away: more come than can be written down"
-            );
+            tracing::warn!(capacity = self.line.max_capacity(), what);
         }
-        Error::Busy("too many callbacks at once; come again".into())
     }
 }
 

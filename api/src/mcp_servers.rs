@@ -16,6 +16,7 @@ use peal_shared::egress::Gate;
 use peal_shared::ids::{McpServerId, UserId};
 use peal_shared::tools::mcp::{McpClient as _, McpTool};
 use peal_shared::tools::servers::{self, McpServer, NewMcpServer, Transport};
+use peal_shared::tools::sweep;
 use peal_shared::tools::{Auth, Credentials};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -307,7 +308,7 @@ async fn delete_own(
     let force = query.force.unwrap_or_default();
     let (scope, keys) = (caller.scope_of(caller.user)?, &context.config.keys);
     let mut db = caller.change(&context).await?;
-    let own = servers::delete_all(&mut db, keys, &scope, force).await?;
+    let own = sweep::delete_all(&mut db, keys, &scope, force).await?;
     let note = Note::new("mcp_server.delete_all", caller.org, caller.user.0).before(&own)?;
     let told = format!("{} MCP servers deleted", own.len());
     db.commit(note, StatusCode::OK, Told::that(told)).await

@@ -230,9 +230,10 @@ async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: 
 /// there are too many, a line for each that is turned away would only make it worse.
 fn log(route: &str, status: StatusCode, took: Duration) {
     let (status, ms) = (status.as_u16(), took.as_millis());
-    let is_frequent = route.starts_with("/health") || route.contains("callback");
-    let is_usual = status < 400 || status == StatusCode::SERVICE_UNAVAILABLE.as_u16();
-    if is_frequent && is_usual && took < SLOW {
+    let is_callback = route.contains("callback");
+    let is_turned_away = is_callback && status == StatusCode::SERVICE_UNAVAILABLE.as_u16();
+    let is_frequent = is_callback || route.starts_with("/health");
+    if is_turned_away || is_frequent && status < 400 && took < SLOW {
         tracing::debug!(status, ms, "answered");
     } else {
         tracing::info!(status, ms, "answered");

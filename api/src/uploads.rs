@@ -351,7 +351,11 @@ async fn take_in(api: Api, caller: Caller, target: Target, upload: Upload) -> An
     let context = &api.context;
     let inline = upload.bytes <= INLINE_LIMIT_BYTES;
     if let Err(problem) = queue(context, &caller, &target, &upload, inline).await {
-        ingest::discard(&context.pool, &context.store, &upload).await;
+        // Behind a failure of ours the commit may have happened all the same, and the ingest
+        // needs its file; one that nobody needs is cleared away later.
+        if problem.is_refusal() {
+            ingest::discard(&context.pool, &context.store, &upload).await;
+        }
         return Err(problem);
     }
     if inline {

@@ -244,6 +244,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
         .options([
             ("lock_timeout", "0"),
             ("idle_in_transaction_session_timeout", "0"),
+            ("enable_seqscan", "on"),
         ])
         .connect()
         .await

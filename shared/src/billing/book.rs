@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::quote::{Book, Rate, Service};
 use crate::error::Result;
@@ -38,7 +39,7 @@ pub async fn in_force_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Resu
 /// The prices of one edition of the catalogue while none of them begins or ends.
 #[derive(Debug)]
 pub struct Edition {
-    number: i64,
+    number: Uuid,
     since: Option<DateTime<Utc>>,
     until: Option<DateTime<Utc>>,
     pub book: Arc<Book>,
@@ -47,7 +48,7 @@ pub struct Edition {
 impl Edition {
     /// Whether these are the prices of an edition at a moment.
     #[must_use]
-    pub fn is(&self, number: i64, at: DateTime<Utc>) -> bool {
+    pub fn is(&self, number: Uuid, at: DateTime<Utc>) -> bool {
         self.number == number
             && self.since.is_none_or(|since| since <= at)
             && self.until.is_none_or(|until| at < until)
@@ -59,8 +60,8 @@ impl Edition {
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
 pub async fn edition_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Result<Edition> {
-    // The number is read first. Prices that change behind it are read under an old number, and
-    // read again by whoever sees the new one.
+    // It is read first. Prices that change behind it are read under an old edition, and read again
+    // by whoever sees the new one.
     let known = sqlx::query!(
         r#"select b.edition as number, max(e.at) filter (where e.at <= $1) as since,
                   min(e.at) filter (where e.at > $1) as until

@@ -1,16 +1,17 @@
 //! Prices as a worker remembers them from claim to claim.
 //!
-//! The catalogue has an edition, which every change of it counts up: a claim reads the edition
+//! The catalogue has an edition, and every change makes another: a claim reads the edition
 //! along with its rows, and asks for the prices only when it is another one, or when a price
 //! begins or ends in between. Snapshots are never changed, so one that was found is there for
 //! good; one that was just stored is not, until its transaction is committed, and is looked for
-//! again.
+//! again. A claim that fails has everything forgotten: the database may have been set back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::book::{Edition, edition_unscoped};
 use super::quote::{Book, Prices};
@@ -29,6 +30,12 @@ pub struct Tariffs {
 }
 
 impl Tariffs {
+    /// Forgets everything.
+    pub fn forget(&self) {
+        *lock(&self.edition) = None;
+        lock(&self.snapshots).clear();
+    }
+
     /// The prices in force at `at`, of the edition that the caller's transaction saw.
     ///
     /// # Errors
@@ -36,7 +43,7 @@ impl Tariffs {
     pub async fn in_force_unscoped(
         &self,
         db: &mut PgConnection,
-        edition: i64,
+        edition: Uuid,
         at: DateTime<Utc>,
     ) -> Result<Arc<Book>> {
         let known = lock(&self.edition).clone();

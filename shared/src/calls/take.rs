@@ -12,6 +12,7 @@ use anyhow::anyhow;
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::claim::{Ask, Claimed, ClaimedRow};
 use super::fair::Division;
@@ -55,7 +56,7 @@ struct Picked {
     markup_percent: Option<Decimal>,
     commission_percent: Option<Decimal>,
     /// The edition of the catalogue.
-    edition: i64,
+    edition: Uuid,
 }
 
 /// Claims batch rows: each becomes a call, unless its number is on the phone already or there is

@@ -16,6 +16,7 @@ pub mod mcp;
 pub mod request;
 pub mod schema;
 pub mod servers;
+pub mod sweep;
 mod usage;
 
 use sqlx::PgConnection;

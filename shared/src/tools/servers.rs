@@ -419,23 +419,6 @@ pub async fn delete(
     Ok(server)
 }
 
-/// Deletes the servers in the scope, as [`delete`] does.
-///
-/// # Errors
-/// [`Error::Conflict`] when agents have one of them, unless `force`.
-pub async fn delete_all(
-    db: &mut PgConnection,
-    keys: &Keys,
-    scope: &Scope,
-    force: bool,
-) -> Result<Vec<McpServer>> {
-    let servers = list(db, keys, scope, &Owners::default(), false).await?;
-    for server in &servers {
-        delete(db, keys, scope, server.id, force).await?;
-    }
-    Ok(servers)
-}
-
 async fn lock(db: &mut PgConnection, scope: &Scope, id: McpServerId) -> Result<()> {
     sqlx::query!(
         "select

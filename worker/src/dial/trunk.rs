@@ -131,6 +131,7 @@ impl Line {
                 }
                 Err(error) => {
                     tracing::warn!(%error, trunk.id = %self.trunk, "claim failed");
+                    self.context.tariffs.forget();
                     Pause::For(OUTAGE_PAUSE)
                 }
             };

@@ -1,0 +1,39 @@
+//! All MCP servers of somebody, deleted at once.
+
+use sqlx::PgConnection;
+
+use super::servers::{self, McpServer};
+use crate::access::Scope;
+use crate::error::Result;
+use crate::ids::{McpServerId, OrgId, UserId};
+use crate::secret::Keys;
+
+/// Deletes the servers in the scope, as [`servers::delete`] does.
+///
+/// # Errors
+/// [`crate::Error::Conflict`] when agents have one of them, unless `force`.
+pub async fn delete_all(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    force: bool,
+) -> Result<Vec<McpServer>> {
+    // Under their locks, so that none of them is deleted by somebody else meanwhile.
+    let ids = sqlx::query_scalar!(
+        r#"select id as "id: McpServerId"
+           from mcp_servers
+           where ($1::uuid is null or org_id = $1)
+             and ($2::uuid is null or user_id = $2)
+           order by id desc
+           for update"#,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut deleted = Vec::with_capacity(ids.len());
+    for id in ids {
+        deleted.push(servers::delete(db, keys, scope, id, force).await?);
+    }
+    Ok(deleted)
+}
