@@ -8,12 +8,16 @@ use peal_api::admin::{Admin, create_user, rotate_master_key};
 use peal_api::bootstrap::{Bootstrap, bootstrap};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, Process, migrate};
+use peal_shared::open_files::raise_limit;
 use peal_shared::{logging, metrics};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Files that are no client's connection: to the database, to Redis, to users' servers, uploads.
+const FILES_BESIDE: u64 = 512;
 
 /// The HTTP API of Peal, the outbound AI voice dialer.
 #[derive(Parser)]
@@ -75,8 +79,23 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
+/// Every connection is an open file, and an upload or a question to another server one more.
+fn warn_of_few_files(config: &Config) {
+    let files = raise_limit();
+    let connections = config.limits.connections;
+    let wanted = u64::try_from(connections).map_or(u64::MAX, |n| n.saturating_add(FILES_BESIDE));
+    if files < wanted {
+        tracing::warn!(
+            files,
+            connections,
+            "fewer files may be open than PEAL_LIMIT_CONNECTIONS asks for: raise the system's limit (ulimit -n) to {wanted}"
+        );
+    }
+}
+
 async fn serve(config: Config) -> anyhow::Result<()> {
     let context = Context::connect(config, Process::Api).await?;
+    warn_of_few_files(&context.config);
     let address = context.config.listen;
     let listener = peal_api::listen(address)
         .with_context(|| format!("PEAL_LISTEN: cannot listen on {address}"))?;

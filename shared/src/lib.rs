@@ -27,6 +27,7 @@ pub mod logging;
 pub mod mail;
 pub mod metrics;
 pub mod money;
+pub mod open_files;
 pub mod orgs;
 pub mod page;
 pub mod phone;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, Process, ensure_migrated};
+use peal_shared::open_files::raise_limit;
 use peal_shared::{logging, metrics};
 use peal_worker::Role;
 use peal_worker::operate::Command;
@@ -50,6 +51,7 @@ async fn main() -> anyhow::Result<()> {
     }
     let context = Context::connect(config, Process::Worker).await?;
     ensure_migrated(&context.pool).await?;
+    tracing::debug!(files = raise_limit(), "files may be open");
     let roles: BTreeSet<Role> = arguments.roles.into_iter().collect();
     let shutdown = CancellationToken::new();
     tokio::spawn(stop_on_signal(

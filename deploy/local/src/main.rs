@@ -53,6 +53,10 @@ enum Mode {
 // One thread: the kernel ends the children when the thread that started them ends.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    // Everything started here has the same limit; a shell's 1,024 files are too few for some.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        eprintln!("peal-local: the limit of open files cannot be raised: {error}");
+    }
     match run(Args::parse()).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

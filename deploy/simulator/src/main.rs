@@ -48,6 +48,8 @@ async fn main() -> anyhow::Result<()> {
     if no_suffixes {
         config.behavior.suffixes.clear();
     }
+    // Every call has connections.
+    rlimit::increase_nofile_limit(u64::MAX).context("raising the limit of open files")?;
     let listen = config.listen;
     let running = Simulator::start(config)
         .await
