@@ -289,3 +289,45 @@ async fn a_connection_that_says_nothing_is_closed_and_makes_room() {
     }
     app.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callback_without_a_place_is_turned_away_and_not_at_once() {
+    let app = App::with(Options {
+        settings: |settings| settings.inbox_capacity = "1".to_owned(),
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({})).await;
+    app.add_people(&batch, 1).await;
+    app.start_batch(&batch).await;
+    app.wait_for(&batch, "completed").await;
+
+    // Nothing can be written down.
+    let mut lock = app.context.pool.begin().await.unwrap();
+    sqlx::query("lock table call_events in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let waiting = "select count(*) from pg_locks
+                   where relation = 'call_events'::regclass and not granted and mode = 'RowExclusiveLock'";
+    let turned_away = async {
+        eventually("the place is taken", PATIENCE, || async {
+            app.count(waiting).await > 0
+        })
+        .await;
+        let began = Instant::now();
+        let answer = callback(&app, 101).await;
+        let kept = began.elapsed();
+        lock.rollback().await.unwrap();
+        (answer, kept)
+    };
+    let (taken, (refused, kept)) = tokio::join!(callback(&app, 100), turned_away);
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers["retry-after"], "1");
+    assert_eq!(refused.json()["code"], "busy");
+    assert!(kept > Duration::from_millis(400), "{kept:?}");
+    assert_eq!(taken.status, StatusCode::NO_CONTENT, "{}", taken.text);
+    let again = callback(&app, 101).await;
+    assert_eq!(again.status, StatusCode::NO_CONTENT, "{}", again.text);
+    app.finish().await;
+}

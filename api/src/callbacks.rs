@@ -103,7 +103,7 @@ async fn receive(
     request: Request,
 ) -> Result<StatusCode> {
     let call = path.proven(&api.context)?;
-    api.inbox.check_room()?;
+    let _place = api.inbox.enter().await?;
     let received = Received::read(&api.context, request).await?;
     let (_, event) = received.told(api, kind, call.trunk).await?;
     api.inbox.append(call.said(Source::Callback, event)).await?;
@@ -135,7 +135,7 @@ async fn answer(
     request: Request,
 ) -> Result<Response> {
     let call = path.0.proven(&api.context)?;
-    api.inbox.check_room()?;
+    let _place = api.inbox.enter().await?;
     let received = Received::read(&api.context, request).await?;
     let (account, event) = received
         .told(&api, CallbackKind::Answer, call.trunk)
@@ -163,6 +163,7 @@ async fn answer(
     )
 )]
 async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<StatusCode> {
+    let _place = api.inbox.enter().await?;
     let received = Received::read(&api.context, request).await?;
     let Some((kind, addressed)) = received.addressed(&api.context) else {
         return Err(Error::rejected(

@@ -1,13 +1,15 @@
 //! The inbox: events of carriers are written down many at a time, and each is acknowledged
 //! only behind the commit.
 //!
-//! A callback puts its event in a bounded line and waits. Two writers take turns: whoever is
+//! A callback takes one of so many places, puts its event in the line and waits. Two writers take turns: whoever is
 //! free takes all that stands in the line, writes it in one statement and answers everybody in
 //! it, so the busier it is, the larger the groups; while it is not busy, it waits some
 //! milliseconds for company, so that a hundred calls a second do not cost hundreds of commits.
 //! What answered calls say is read for the whole
-//! group at once, behind the commit that decides which carrier call came first. When the line is
-//! full, the carrier is told to come again. When a group is refused, its events are written one
+//! group at once, behind the commit that decides which carrier call came first. A place is had from
+//! before the callback is looked at until its answer. When none is free, the carrier is told to
+//! come again, but not at once: told so at once, thousands come right back, and turning them away
+//! again and again would take the time of those who have a place. When a group is refused, its events are written one
 //! by one, so that one that cannot be written stands in nobody's way.
 
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use peal_shared::context::Context;
 use peal_shared::fault;
 use peal_shared::telephony::Document;
 use peal_shared::{Error, Result};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::error::is_unreachable;
@@ -36,6 +38,8 @@ const COMPANY: usize = 32;
 const GROUP_LIMIT: usize = 512;
 /// How long a carrier waits for the commit; it gives up itself after 15 seconds.
 const COMMIT_LIMIT: Duration = Duration::from_secs(8);
+/// How long a callback that is turned away is kept waiting for that answer.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
 /// How often to say that callbacks are turned away.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -58,6 +62,7 @@ enum Written {
 #[derive(Clone)]
 pub struct Inbox {
     line: mpsc::Sender<Waiting>,
+    places: Arc<Semaphore>,
     /// When it was last said that callbacks are turned away.
     complained: Arc<std::sync::Mutex<Option<Instant>>>,
 }
@@ -72,20 +77,22 @@ impl Inbox {
         }
         Self {
             line,
+            places: Arc::new(Semaphore::new(context.config.inbox_capacity)),
             complained: Arc::default(),
         }
     }
 
-    /// Whether there is room in the line. To be asked before anything is done for a callback
-    /// that could not be taken anyway.
+    /// A place for a callback, to be kept until its answer. To be asked for before anything is
+    /// done for a callback that could not be taken anyway.
     ///
     /// # Errors
-    /// [`Error::Busy`]: the carrier is to come again.
-    pub fn check_room(&self) -> Result<()> {
-        match self.line.capacity() {
-            0 => Err(self.too_many()),
-            _ => Ok(()),
+    /// [`Error::Busy`], half a second later: the carrier is to come again.
+    pub async fn enter(&self) -> Result<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Ok(place);
         }
+        sleep(REFUSAL_PAUSE).await;
+        Err(self.too_many())
     }
 
     /// Writes an event down. Answers behind the commit.

@@ -146,7 +146,7 @@ pub struct Settings {
     /// Seconds between looks at calls whose fate is unknown or overdue.
     #[arg(long, env = "PEAL_RECONCILE_SECS", default_value = "30", global = true)]
     pub reconcile_secs: String,
-    /// Callbacks that may wait for their commit before carriers get 503.
+    /// Callbacks under way at once; beyond them carriers get 503, half a second later.
     #[arg(
         long,
         env = "PEAL_INBOX_CAPACITY",
