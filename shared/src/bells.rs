@@ -8,10 +8,12 @@
 //!
 //! Ringing never waits. Hints go through a channel to one task that sends what has gathered in
 //! one round trip; when Redis does not answer they are dropped and counted
-//! ([`Bells::missed`]). Keys are `prefix:{name}:bell`, one key per command, so any cluster
+//! ([`Bells::missed`]). A bell that says no more than "look" is rung at once, and then again only
+//! behind a short rest: however many listen, what comes in a burst is found by few looks. Keys are `prefix:{name}:bell`, one key per command, so any cluster
 //! layout will do. No personal data passes here: hints are job ids or `1`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::future::pending;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +37,10 @@ const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Durat
 const UNSENT_LIMIT: usize = 4096;
 /// Hints sent in one round trip.
 const SEND_LIMIT: usize = 256;
+/// The least time between two rings of a bell whose hints say nothing.
+const REST: Duration = Duration::from_millis(25);
+/// A hint that says nothing.
+const LOOK: &str = "1";
 
 /// What can be listened to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +63,11 @@ impl Bell {
             Self::Inbox => "inbox",
             Self::Settle => "settle",
         }
+    }
+
+    /// Whether its hints say nothing, so that one does for many.
+    fn rests(self) -> bool {
+        !matches!(self, Self::Jobs(_))
     }
 
     /// Most hints that the list keeps.
@@ -100,6 +111,8 @@ impl Bells {
             prefix: Arc::clone(&prefix),
             missed: Arc::clone(&missed),
             connection: None,
+            resting: HashMap::new(),
+            held: HashSet::new(),
         };
         tokio::spawn(ringer.work(unsent));
         let tower = Some(Tower {
@@ -129,7 +142,7 @@ impl Bells {
 
     /// Wakes one listener.
     pub fn ring(&self, bell: Bell) {
-        self.ring_with(bell, "1".to_owned());
+        self.ring_with(bell, LOOK.to_owned());
     }
 
     pub(crate) fn ring_with(&self, bell: Bell, hint: String) {
@@ -193,28 +206,67 @@ struct Ringer {
     prefix: Arc<str>,
     missed: Arc<AtomicU64>,
     connection: Option<MultiplexedConnection>,
+    /// Until when bells rest.
+    resting: HashMap<Bell, Instant>,
+    /// Bells that were rung while they rested.
+    held: HashSet<Bell>,
 }
 
 impl Ringer {
     async fn work(mut self, mut unsent: mpsc::Receiver<(Bell, String)>) {
         let mut hints = Vec::with_capacity(SEND_LIMIT);
-        while unsent.recv_many(&mut hints, SEND_LIMIT).await > 0 {
-            let count = hints.len();
+        loop {
+            tokio::select! {
+                count = unsent.recv_many(&mut hints, SEND_LIMIT) => if count == 0 {
+                    return;
+                },
+                () = rested(self.next()) => {}
+            }
             let mut bells: HashMap<Bell, Vec<String>> = HashMap::new();
             for (bell, hint) in hints.drain(..) {
-                bells.entry(bell).or_default().push(hint);
+                if bell.rests() {
+                    self.held.insert(bell);
+                } else {
+                    bells.entry(bell).or_default().push(hint);
+                }
             }
-            // A connection that Redis closed is found out by using it, hence a second try.
-            if self.send(&bells).await.is_ok() {
-                continue;
+            for bell in self.take_rested() {
+                bells.insert(bell, vec![LOOK.to_owned()]);
             }
+            if !bells.is_empty() {
+                self.send_or_miss(&bells).await;
+            }
+        }
+    }
+
+    /// When the next of the bells that are held may be rung.
+    fn next(&self) -> Option<Instant> {
+        let until = |bell| self.resting.get(bell).copied();
+        self.held.iter().filter_map(until).min()
+    }
+
+    /// The held bells that may be rung; they rest from now on.
+    fn take_rested(&mut self) -> Vec<Bell> {
+        let now = Instant::now();
+        let resting = &mut self.resting;
+        let rested = |bell: &Bell| resting.get(bell).is_none_or(|until| *until <= now);
+        let bells: Vec<Bell> = self.held.extract_if(rested).collect();
+        resting.extend(bells.iter().map(|bell| (*bell, now + REST)));
+        bells
+    }
+
+    async fn send_or_miss(&mut self, bells: &HashMap<Bell, Vec<String>>) {
+        // A connection that Redis closed is found out by using it, hence a second try.
+        if self.send(bells).await.is_ok() {
+            return;
+        }
+        self.connection = None;
+        if let Err(error) = self.send(bells).await {
             self.connection = None;
-            if let Err(error) = self.send(&bells).await {
-                self.connection = None;
-                let count = u64::try_from(count).unwrap_or(u64::MAX);
-                self.missed.fetch_add(count, Ordering::Relaxed);
-                tracing::debug!(%error, count, "bells could not be rung");
-            }
+            let count: usize = bells.values().map(Vec::len).sum();
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            self.missed.fetch_add(count, Ordering::Relaxed);
+            tracing::debug!(%error, count, "bells could not be rung");
         }
     }
 
@@ -230,6 +282,14 @@ impl Ringer {
             pipe.ltrim(&key, -bell.cap(), -1).ignore();
         }
         pipe.query_async(connection).await
+    }
+}
+
+/// Ends at an instant; never without one.
+async fn rested(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => pending().await,
     }
 }
 

@@ -107,7 +107,7 @@ impl Context {
         let callbacks = pool_options()
             .max_connections(CALLBACK_CONNECTIONS)
             .acquire_timeout(CALLBACK_ACQUIRE_TIMEOUT)
-            .connect_lazy_with(brief(options, &config));
+            .connect_lazy_with(planned_once(brief(options, &config)));
         let redis_url = config.redis_url.as_ref().map(ExposeSecret::expose_secret);
         let bells = Bells::new(redis_url, &config.redis_prefix).context("PEAL_REDIS_URL")?;
         let mailer = match &config.smtp_url {
@@ -167,6 +167,12 @@ fn system(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
     Ok(connection(config, process)?.options([("role", "peal_system")]))
 }
 
+/// Plans a statement once and not each time: those of workers and callbacks are few, look at what
+/// they name, and take longer to plan than to run. Lists with many filters are another matter.
+fn planned_once(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("plan_cache_mode", "force_generic_plan")])
+}
+
 /// Bounds a statement's time: somebody waits for the answer, and others for the connection.
 fn brief(options: PgConnectOptions, config: &Config) -> PgConnectOptions {
     let limit_ms = config.limits.statement.as_millis();
@@ -195,7 +201,8 @@ async fn open_pool(config: &Config, process: Process) -> anyhow::Result<PgPool> 
     let options = system(config, process.name())?;
     let options = match process {
         Process::Api => brief(options, config),
-        Process::Worker | Process::Command => options,
+        Process::Worker => planned_once(options),
+        Process::Command => options,
     };
     pool_options()
         .max_connections(config.database_pool)

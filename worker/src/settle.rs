@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 const GROUP_LIMIT: i64 = 500;
 /// How often to look when no bell rings.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The least time between two looks: what ends meanwhile is folded together.
-const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// The least time between two looks: what ends meanwhile is folded together, and claims do not
+/// wait for the wallet meanwhile.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Settles until `shutdown`.

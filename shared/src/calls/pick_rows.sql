@@ -1,5 +1,6 @@
 -- Locks due rows, with all that their price depends on. Rows that are locked are somebody
--- else's; a number that is on the phone waits.
+-- else's; a number that is on the phone waits. That is looked up row by row, hence the offset:
+-- a join would read all calls that are under way for a handful of rows.
 with wanted as materialized (
     select w.batch_id, w.n, w.place, b.org_id, u.id as wallet_id, a.session_timeout_secs,
            a.model_config ->> 'model_name' as model, a.tts_config ->> 'tts_model_name' as speech,
@@ -24,7 +25,8 @@ cross join lateral (
       and d.status = 'not_started'
       and d.due_at <= now()
       and not exists (select from calls l
-                      where l.org_id = d.org_id and l.to_number = d.to_phonenumber and l.live)
+                      where l.org_id = d.org_id and l.to_number = d.to_phonenumber and l.live
+                      offset 0)
     order by d.due_at, d.row_no
     limit w.n
     for update of d skip locked

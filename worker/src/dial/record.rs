@@ -26,6 +26,11 @@ use crate::inbox::{hang_up_foreign, note_ends};
 
 /// Results recorded in one transaction, at most.
 const GROUP_LIMIT: usize = 512;
+/// How long a small group waits for company, so that a hundred calls a second are not as many
+/// transactions.
+const GATHER: Duration = Duration::from_millis(25);
+/// Groups of so many results do not wait.
+const COMPANY: usize = 32;
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause of a call that the carrier keeps turning away.
 const DEFER_CAP_SECS: i64 = 60;
@@ -86,6 +91,14 @@ impl Recorder {
     pub async fn run(self, mut results: mpsc::Receiver<Result>) {
         let mut group = Vec::new();
         while results.recv_many(&mut group, GROUP_LIMIT).await > 0 {
+            if group.len() < COMPANY {
+                sleep(GATHER).await;
+                while group.len() < GROUP_LIMIT
+                    && let Ok(result) = results.try_recv()
+                {
+                    group.push(result);
+                }
+            }
             self.record_all(std::mem::take(&mut group)).await;
         }
     }

@@ -38,6 +38,9 @@ const IDLE_LIMIT: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// The least time between two claims, so that wake-ups are served in bulk.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
+/// How far the slots that others took may reach when the next ones are claimed: less than the
+/// horizon by as much as a claim should give, more than a claim takes.
+const CLAIM_AHEAD: TimeDelta = TimeDelta::milliseconds(150);
 const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
 /// How long the database's time may be on its way before its slots are no longer believed. A
 /// slot may be so much earlier than it seems; together with [`LATE_LIMIT`] this stays well below
@@ -123,7 +126,7 @@ impl Line {
                     {
                         last_work = Instant::now();
                     }
-                    let pause = pause_after(&claim, held);
+                    let pause = pause_after(&claim, held, asked.elapsed());
                     if !self.hand_over(claim, asked, slotless, &loads, counts).await {
                         return;
                     }
@@ -241,13 +244,14 @@ enum Pause {
     UntilWoken,
 }
 
-/// After slots were given, the next ones are leased when half of them are spent; when the
-/// horizon was full, as soon as a slot comes into it; otherwise something has to happen first.
-fn pause_after(claim: &Claim, held: u32) -> Pause {
+/// After slots were given, the next ones are leased when half of them are spent, or sooner when
+/// the next claim, taking as long as this one took, would come too late; when the
+/// horizon was full, as soon as a good part of it is free; otherwise something has to happen first.
+fn pause_after(claim: &Claim, held: u32, took: Duration) -> Pause {
     match claim.idle {
         Some(Idle::Paced) => {
             let until = claim.lease.first - claim.now;
-            let wait = (until - TimeDelta::milliseconds(200)).max(TimeDelta::milliseconds(5));
+            let wait = (until - CLAIM_AHEAD).max(TimeDelta::milliseconds(5));
             Pause::For(
                 wait.to_std()
                     .unwrap_or(LOOK_AGAIN)
@@ -258,8 +262,9 @@ fn pause_after(claim: &Claim, held: u32) -> Pause {
         Some(_) => Pause::UntilWoken,
         None if claim.lease.count > held || !claim.calls.is_empty() => {
             let spent = claim.lease.next_slot() - claim.now;
-            let half = spent.to_std().unwrap_or(Duration::ZERO) / 2;
-            Pause::For(half.clamp(CLAIM_PAUSE, LOOK_AGAIN))
+            let spent = spent.to_std().unwrap_or(Duration::ZERO);
+            let pause = (spent / 2).min(spent.saturating_sub(took.mul_f64(1.25)));
+            Pause::For(pause.min(LOOK_AGAIN))
         }
         None => Pause::For(CLAIM_PAUSE),
     }
