@@ -141,6 +141,35 @@ async fn a_wrong_list_of_tools_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_agent_holds_no_tool() {
+    let app = quiet().await;
+    let find = tool(&app, "find").await;
+    let given = json!([{"tool_id": find, "tool_type": "endpoint"}]);
+    app.post(&of_agent(&app, "tools"), given).await.expect(200);
+    let rule = app.post(RULES, intent()).await.expect(200);
+    let attached = answer(
+        app.request(
+            Method::PUT,
+            &of_agent(&app, "post-analysis/attached-rules"),
+        )
+        .json(&json!({"rule_ids": [rule["id"]]})),
+    )
+    .await;
+    attached.expect(200);
+    let agent = format!("/api/v1/agents/{}?force_delete=true", app.tenant.agent);
+    answer(app.request(Method::DELETE, &agent))
+        .await
+        .expect(200);
+    for path in [
+        format!("{TOOLS}/{}", find.as_str().expect("an id")),
+        format!("{RULES}/{}", rule["id"].as_str().expect("an id")),
+    ] {
+        answer(app.request(Method::DELETE, &path)).await.expect(200);
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_use_goes_only_by_force() {
     let app = quiet().await;
     let (find, shop) = (tool(&app, "find").await, server(&app).await);

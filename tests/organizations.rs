@@ -93,6 +93,10 @@ async fn organizations_are_founded_by_the_platform() {
         .send(Method::PATCH, &path, json!({"name": "Mine"}))
         .await
         .expect(404);
+    for people in ["users", "invites"] {
+        admin.get(&format!("{path}/{people}")).await.expect(404);
+        root.get(&format!("{path}/{people}")).await.expect(200);
+    }
 
     app.finish().await;
 }

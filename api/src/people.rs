@@ -11,7 +11,7 @@ use peal_shared::access::{Credential, Role};
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::{InviteId, OrgId, UserId};
-use peal_shared::orgs::find as find_org;
+use peal_shared::orgs::find_own;
 use peal_shared::orgs::invites::{self, Invite};
 use peal_shared::orgs::members::{self, Member};
 use peal_shared::page::Owners;
@@ -128,7 +128,7 @@ async fn list_members(
     let page = page(query.page, query.page_size)?;
     let scope = caller.scope();
     let mut db = caller.read(&context).await?;
-    find_org(&mut db, &scope, id).await?;
+    find_own(&mut db, &scope, id).await?;
     let owners = Owners {
         orgs: Some(vec![id]),
         ..Owners::default()

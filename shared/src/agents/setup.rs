@@ -333,7 +333,9 @@ pub async fn delete(
         ));
     }
     sqlx::query!(
-        "delete from phone_mappings where agent_id = $1",
+        "with lines as (delete from phone_mappings where agent_id = $1),
+              tools as (delete from agent_tools where agent_id = $1)
+         delete from agent_analysis_rules where agent_id = $1",
         id as AgentId
     )
     .execute(&mut *db)

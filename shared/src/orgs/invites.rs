@@ -9,7 +9,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
-use super::find;
+use super::find_own;
 use crate::access::{Credential, Principal, Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{InviteId, OrgId, UserId};
@@ -114,7 +114,7 @@ fn one_line(name: &str) -> String {
 /// # Errors
 /// [`Error::NotFound`] for an organisation out of sight.
 pub async fn list(db: &mut PgConnection, scope: &Scope, org: OrgId) -> Result<Vec<Invite>> {
-    find(db, scope, org).await?;
+    find_own(db, scope, org).await?;
     let invites = sqlx::query_as!(
         Invite,
         r#"select id as "id: InviteId", org_id as "organization_id: OrgId", email, role as "role: Role",

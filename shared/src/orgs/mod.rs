@@ -136,6 +136,18 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Result<Org
     .ok_or(Error::NotFound("Organization"))
 }
 
+/// An organisation whose people the caller may see: the own one, or any for super_admins. A
+/// reseller sees those below its own, but not who works there.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is none.
+pub async fn find_own(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Result<Organization> {
+    match scope.org() {
+        Some(own) if own != id => Err(Error::NotFound("Organization")),
+        _ => find(db, scope, id).await,
+    }
+}
+
 /// The organisations in the caller's sight by name, and how many there are.
 ///
 /// # Errors

@@ -254,7 +254,8 @@ fn latencies(came: &Came) -> Value {
     })
 }
 
-/// Ten times what the API can do, or as much of it as the connections and this machine allow.
+/// Ten times what the API can do, or as much of it as ten times the connections can send while
+/// those that are turned away are kept waiting for that answer.
 pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
     let warm = scale.callbacks / 2;
     let post = Post::prepare(scale.callbacks * 6).await?;
@@ -283,8 +284,7 @@ pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
     let p99 = came.percentile_ms(0.99);
     Ok(Row {
         what: format!(
-            "overload: {:.1} times the {capacity:.0}/s that it can, {OVERLOAD_CONNECTIONS} connections",
-            came.answered_rate() / capacity
+            "overload: {OVERLOAD_CONNECTIONS} connections, {OVERLOAD:.0} times as many as bring it to {capacity:.0}/s"
         ),
         measured: format!(
             "{:.0}/s accepted with p99 {p99:.0} ms, {:.0} % got 503, memory {before:.0} -> {first_half:.0} -> {second_half:.0} MiB, normal again after {recovery:.1} s",

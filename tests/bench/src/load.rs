@@ -49,11 +49,6 @@ impl Came {
         per_second(self.accepted(), self.over)
     }
 
-    /// Answered requests a second.
-    pub fn answered_rate(&self) -> f64 {
-        per_second(self.accepted() + self.refused, self.over)
-    }
-
     /// The latency in milliseconds that this share of the accepted stays below.
     #[expect(
         clippy::cast_precision_loss,
