@@ -141,18 +141,15 @@ async fn a_wrong_list_of_tools_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_agent_holds_no_tool() {
+async fn a_deleted_agent_holds_no_tool_and_no_rule() {
     let app = quiet().await;
     let find = tool(&app, "find").await;
     let given = json!([{"tool_id": find, "tool_type": "endpoint"}]);
     app.post(&of_agent(&app, "tools"), given).await.expect(200);
     let rule = app.post(RULES, intent()).await.expect(200);
     let attached = answer(
-        app.request(
-            Method::PUT,
-            &of_agent(&app, "post-analysis/attached-rules"),
-        )
-        .json(&json!({"rule_ids": [rule["id"]]})),
+        app.request(Method::PUT, &of_agent(&app, "post-analysis/attached-rules"))
+            .json(&json!({"rule_ids": [rule["id"]]})),
     )
     .await;
     attached.expect(200);

@@ -331,3 +331,57 @@ async fn a_callback_without_a_place_is_turned_away_and_not_at_once() {
     assert_eq!(again.status, StatusCode::NO_CONTENT, "{}", again.text);
     app.finish().await;
 }
+
+/// Somebody who has begun to send a body and does not go on.
+async fn dawdler(app: &App, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(app.url.trim_start_matches("http://"))
+        .await
+        .unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: peal\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_send_slowly_hold_up_each_other_alone() {
+    let app = App::with(Options {
+        settings: |settings| {
+            settings.inbox_capacity = "1".to_owned();
+            settings.limits.limit_control = Some("1".to_owned());
+            settings.limits.limit_wait_ms = Some("100".to_owned());
+        },
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({})).await;
+    app.add_people(&batch, 1).await;
+    app.start_batch(&batch).await;
+    app.wait_for(&batch, "completed").await;
+
+    let (_, under_way) = app.context.metrics.http.class("strangers");
+    let mut dawdlers = Vec::new();
+    for path in [
+        "/api/v1/auth/login",
+        "/api/v1/organizations/invites/accept",
+        "/api/v1/batch-call/status-callback",
+    ] {
+        dawdlers.push(dawdler(&app, path).await);
+        dawdlers.push(dawdler(&app, path).await);
+    }
+    eventually("they are being read", PATIENCE, || async {
+        under_way.get() == 4
+    })
+    .await;
+    let told = callback(&app, 100).await;
+    assert_eq!(told.status, StatusCode::NO_CONTENT, "{}", told.text);
+    let path = format!(
+        "/api/call/create_call?phoneNumber=%2B12125557777&agent_id={}",
+        peal_shared::ids::AgentId::new()
+    );
+    let change = at_once(app.request(Method::POST, &path).json(&json!({}))).await;
+    assert_eq!(change.status, StatusCode::NOT_FOUND, "{}", change.text);
+    drop(dawdlers);
+    app.finish().await;
+}

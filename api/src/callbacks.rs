@@ -28,6 +28,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::{Problem, Result};
+use crate::extract::in_time;
 use crate::openapi::ProblemDocument;
 use crate::state::Api;
 
@@ -163,7 +164,6 @@ async fn answer(
     )
 )]
 async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<StatusCode> {
-    let _place = api.inbox.enter().await?;
     let received = Received::read(&api.context, request).await?;
     let Some((kind, addressed)) = received.addressed(&api.context) else {
         return Err(Error::rejected(
@@ -176,6 +176,7 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
         account_id,
         carrier_call_id,
     } = addressed;
+    let _place = api.inbox.enter().await?;
     let mut db = api.context.callbacks.acquire().await?;
     let calls = of_carrier_unscoped(&mut db, &account_id, &carrier_call_id).await?;
     let trunks = match calls.is_empty() {
@@ -302,13 +303,15 @@ impl Received {
         };
         let sent_to = uri.path_and_query().map_or("/", |path| path.as_str());
         let url = requested(&context.config.public_url, sent_to).ok_or_else(Problem::no_route)?;
-        let body = to_bytes(body, BODY_LIMIT_BYTES).await.map_err(|_error| {
-            Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too_large",
-                "the body is incomplete, or larger than any callback",
-            )
-        })?;
+        let body = in_time(to_bytes(body, BODY_LIMIT_BYTES))
+            .await?
+            .map_err(|_error| {
+                Problem::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "too_large",
+                    "the body is incomplete, or larger than any callback",
+                )
+            })?;
         Ok(Self {
             method,
             url,

@@ -187,7 +187,7 @@ impl Problem {
     }
 
     /// What a bare error response of the framework means.
-    fn of_status(status: StatusCode) -> Self {
+    pub fn of_status(status: StatusCode) -> Self {
         let (code, detail) = match status {
             StatusCode::NOT_FOUND => return Self::no_route(),
             StatusCode::METHOD_NOT_ALLOWED => (

@@ -1,6 +1,8 @@
 //! What handlers take from a request: JSON bodies, ids in the path and the query, each refused
 //! in words that name the field.
 
+use std::time::Duration;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, RawPathParams, Request};
@@ -13,11 +15,15 @@ use serde::Deserialize as _;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
+use tokio::time::timeout;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::Problem;
 use crate::shape;
+
+/// How long a body may take that is read as a whole.
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// A JSON body.
 pub struct ValidJson<T>(pub T);
@@ -112,9 +118,20 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ValidQuery<T> 
     }
 }
 
-async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
-    Bytes::from_request(request, state)
+/// The end of the reading of a body, which must not take for ever: whoever reads one may hold a
+/// place that others wait for.
+///
+/// # Errors
+/// 408 when it takes too long.
+pub async fn in_time<T>(reading: impl Future<Output = T>) -> Result<T, Problem> {
+    timeout(BODY_TIME, reading)
         .await
+        .map_err(|_elapsed| Problem::of_status(StatusCode::REQUEST_TIMEOUT))
+}
+
+async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    in_time(Bytes::from_request(request, state))
+        .await?
         .map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(failure)
                 if failure.status() == StatusCode::PAYLOAD_TOO_LARGE =>

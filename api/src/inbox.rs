@@ -9,7 +9,8 @@
 //! group at once, behind the commit that decides which carrier call came first. A place is had from
 //! before the callback is looked at until its answer. When none is free, the carrier is told to
 //! come again, but not at once: told so at once, thousands come right back, and turning them away
-//! again and again would take the time of those who have a place. When a group is refused, its events are written one
+//! again and again would take the time of those who have a place. What comes in a short burst
+//! finds a place meanwhile. When a group is refused, its events are written one
 //! by one, so that one that cannot be written stands in nobody's way.
 
 use std::sync::Arc;
@@ -38,8 +39,10 @@ const COMPANY: usize = 32;
 const GROUP_LIMIT: usize = 512;
 /// How long a carrier waits for the commit; it gives up itself after 15 seconds.
 const COMMIT_LIMIT: Duration = Duration::from_secs(8);
+/// How long a callback may wait for a place: what is taken is answered soon.
+const PLACE_PATIENCE: Duration = Duration::from_millis(50);
 /// How long a callback that is turned away is kept waiting for that answer.
-const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
+const REFUSAL_PAUSE: Duration = Duration::from_millis(450);
 /// How often to say that callbacks are turned away.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -63,6 +66,8 @@ enum Written {
 pub struct Inbox {
     line: mpsc::Sender<Waiting>,
     places: Arc<Semaphore>,
+    /// Those who may wait without a place. The rest of the connections are for others.
+    patient: Arc<Semaphore>,
     /// When it was last said that callbacks are turned away.
     complained: Arc<std::sync::Mutex<Option<Instant>>>,
 }
@@ -78,6 +83,7 @@ impl Inbox {
         Self {
             line,
             places: Arc::new(Semaphore::new(context.config.inbox_capacity)),
+            patient: Arc::new(Semaphore::new(context.config.limits.connections / 2)),
             complained: Arc::default(),
         }
     }
@@ -88,10 +94,16 @@ impl Inbox {
     /// # Errors
     /// [`Error::Busy`], half a second later: the carrier is to come again.
     pub async fn enter(&self) -> Result<OwnedSemaphorePermit> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+        let places = Arc::clone(&self.places);
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             return Ok(place);
         }
-        sleep(REFUSAL_PAUSE).await;
+        if let Ok(_patience) = self.patient.try_acquire() {
+            if let Ok(Ok(place)) = timeout(PLACE_PATIENCE, places.acquire_owned()).await {
+                return Ok(place);
+            }
+            sleep(REFUSAL_PAUSE).await;
+        }
         Err(self.too_many())
     }
 

@@ -39,7 +39,11 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(remove_member))
         .routes(routes!(invite, list_invites))
         .routes(routes!(revoke_invite))
-        .routes(routes!(accept_invite))
+}
+
+/// What is asked by people who are nobody yet.
+pub fn strangers_router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(accept_invite))
 }
 
 /// Who the caller is

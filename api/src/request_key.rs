@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::auth::Caller;
 use crate::error::{Problem, Result};
+use crate::extract::in_time;
 use crate::server::BODY_LIMIT_BYTES;
 
 /// The header.
@@ -32,13 +33,15 @@ pub async fn take(request: Request, next: Next) -> Result<Response> {
         return Ok(next.run(request).await);
     };
     let (mut parts, body) = request.into_parts();
-    let body = to_bytes(body, BODY_LIMIT_BYTES).await.map_err(|_error| {
-        Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too_large",
-            "the body is incomplete, or larger than this route takes; split it",
-        )
-    })?;
+    let body = in_time(to_bytes(body, BODY_LIMIT_BYTES))
+        .await?
+        .map_err(|_error| {
+            Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "the body is incomplete, or larger than this route takes; split it",
+            )
+        })?;
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let fingerprint = fingerprint(path, &body);
     parts.extensions.insert(Claim { key, fingerprint });

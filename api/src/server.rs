@@ -31,7 +31,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::auth::{API_KEY_HEADER, RequestId, Sender};
 use crate::error::{Problem, written};
 use crate::rates::Allowance;
-use crate::shed::{shed, shed_outside};
+use crate::shed::{shed, shed_outside, shed_strangers};
 use crate::state::Api;
 use crate::{agent_analysis, agent_tools, agents, analysis_rules, api_keys, audit_log};
 use crate::{batch_events, batch_rows, batches, billing, callbacks, connections, description};
@@ -150,17 +150,22 @@ fn routes() -> OpenApiRouter<Api> {
                 .merge(mcp_servers::outside_router())
                 .route_layer(from_fn(shed_outside)),
         )
+        .merge(
+            sign_in::strangers_router()
+                .merge(people::strangers_router())
+                .route_layer(from_fn(shed_strangers)),
+        )
         .merge(health::router())
         .merge(description::router())
         .nest("/api/v1", gone::router())
         .merge(openapi::alias(gone::router()))
         .merge(callbacks::router())
+        .layer(from_fn(request_key::take))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
         ))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
-        .layer(from_fn(request_key::take));
+        .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));
     openapi::surrounded(ordinary.get_openapi_mut());
     let mut unhurried = OpenApiRouter::new().nest(
         BATCH_CALL,

@@ -3,16 +3,17 @@
 //!
 //! | class | bounded by |
 //! |---|---|
-//! | callbacks, health | the inbox's line; connections to the database that nobody else uses |
+//! | callbacks, health | the inbox's places; connections to the database that nobody else uses |
 //! | changes (start, pause, create ...) | `PEAL_LIMIT_CONTROL` |
 //! | reads | `PEAL_LIMIT_READS` |
 //! | uploads | `PEAL_LIMIT_UPLOADS` |
 //! | changes that wait for a user's own server (a tool's test, an MCP server's list) | [`WAITING_OUTSIDE`], and for each organisation by the gate |
+//! | what nobody needs to be anybody for (signing in, accepting an invitation) | [`STRANGERS`] |
 //! | event streams | `PEAL_LIMIT_STREAMS`, `PEAL_LIMIT_STREAMS_PER_ORG`; their beginning is a read |
 //!
 //! A request whose class is full waits a moment for its turn, if few others do, and gets 503
-//! with `Retry-After` otherwise: what is answered is answered soon, and the rest learns at once
-//! that it should come again.
+//! with `Retry-After` otherwise: what is answered is answered soon, and the rest learns soon that
+//! it should come again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,9 @@ const WAITING_PER_PLACE: usize = 64;
 /// Requests that wait for somebody else's server. They hold no connection to the database while
 /// they do, so there may be more than of others; in their class they hold up nobody else.
 const WAITING_OUTSIDE: usize = 256;
+
+/// Requests of strangers. However slowly they send, they hold up each other alone.
+const STRANGERS: usize = 64;
 
 /// The bound of a class.
 struct Gate {
@@ -107,6 +111,7 @@ pub struct Gates {
     reads: Arc<Gate>,
     changes: Arc<Gate>,
     outside: Arc<Gate>,
+    strangers: Arc<Gate>,
 }
 
 impl Gates {
@@ -117,6 +122,7 @@ impl Gates {
             reads: Arc::new(Gate::new(context, "reads", limits.reads)),
             changes: Arc::new(Gate::new(context, "changes", limits.control)),
             outside: Arc::new(Gate::new(context, "outside", WAITING_OUTSIDE)),
+            strangers: Arc::new(Gate::new(context, "strangers", STRANGERS)),
         }
     }
 }
@@ -127,10 +133,7 @@ pub async fn shed(Extension(gates): Extension<Gates>, request: Request, next: Ne
         true => &gates.reads,
         false => &gates.changes,
     };
-    match gate.enter().await {
-        Ok(_place) => next.run(request).await,
-        Err(problem) => Problem::into_response(problem),
-    }
+    through(gate, request, next).await
 }
 
 /// The same for requests that wait for somebody else's server.
@@ -139,7 +142,20 @@ pub async fn shed_outside(
     request: Request,
     next: Next,
 ) -> Response {
-    match gates.outside.enter().await {
+    through(&gates.outside, request, next).await
+}
+
+/// The same for requests of whoever comes.
+pub async fn shed_strangers(
+    Extension(gates): Extension<Gates>,
+    request: Request,
+    next: Next,
+) -> Response {
+    through(&gates.strangers, request, next).await
+}
+
+async fn through(gate: &Gate, request: Request, next: Next) -> Response {
+    match gate.enter().await {
         Ok(_place) => next.run(request).await,
         Err(problem) => Problem::into_response(problem),
     }

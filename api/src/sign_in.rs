@@ -35,9 +35,13 @@ const MAX_CHARS: usize = 512;
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
-        .routes(routes!(login))
         .routes(routes!(logout))
         .routes(routes!(change_password))
+}
+
+/// What is asked by people who are nobody yet.
+pub fn strangers_router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(login))
 }
 
 /// Hashes passwords and bounds how often somebody may try one.

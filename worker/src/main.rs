@@ -51,7 +51,8 @@ async fn main() -> anyhow::Result<()> {
     }
     let context = Context::connect(config, Process::Worker).await?;
     ensure_migrated(&context.pool).await?;
-    tracing::debug!(files = raise_limit(), "files may be open");
+    let files = raise_limit();
+    tracing::debug!(files, "files may be open");
     let roles: BTreeSet<Role> = arguments.roles.into_iter().collect();
     let shutdown = CancellationToken::new();
     tokio::spawn(stop_on_signal(

@@ -314,7 +314,8 @@ pub async fn change(
     find(db, scope, id).await
 }
 
-/// Deletes an agent with the mappings of its numbers. Batches and calls of the past keep naming it.
+/// Deletes an agent; its numbers, tools and rules are free again. Batches and calls of the past
+/// keep naming it.
 ///
 /// # Errors
 /// As [`change`].

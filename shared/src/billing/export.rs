@@ -380,7 +380,11 @@ impl Pages {
     }
 
     async fn page(&self, after: Option<Mark>) -> Result<(Vec<Session>, Option<Mark>)> {
-        let mut db = self.pool.acquire().await?;
+        let mut db = self.pool.begin().await?;
+        // Which index serves depends on the filters that are set.
+        sqlx::query("set local plan_cache_mode = auto")
+            .execute(&mut *db)
+            .await?;
         let (scope, filter) = (&self.scope, &self.filter);
         sessions::after(&mut db, scope, filter, after, PAGE_ROWS, self.with_split).await
     }

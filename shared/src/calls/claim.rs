@@ -335,7 +335,9 @@ async fn claim_direct(
                  and c.org_id = w.org_id
                  and c.queued
                  and not exists (select from calls l
-                                 where l.org_id = c.org_id and l.to_number = c.to_number and l.live)
+                                 where l.org_id = c.org_id and l.to_number = c.to_number and l.live
+                                 -- Looked up call by call, as in pick_rows.sql.
+                                 offset 0)
                  and not exists (select from calls e
                                  where e.trunk_id = $1 and e.org_id = c.org_id and e.to_number = c.to_number
                                    and e.queued and (e.created_at, e.id) < (c.created_at, c.id))

@@ -255,7 +255,7 @@ fn pause_after(claim: &Claim, held: u32, took: Duration) -> Pause {
             Pause::For(
                 wait.to_std()
                     .unwrap_or(LOOK_AGAIN)
-                    .mul_f64(1.0 + jitter() / 5.0),
+                    .mul_f64(1.0 - jitter() / 5.0),
             )
         }
         Some(Idle::Unsure) => Pause::For(OUTAGE_PAUSE),
@@ -264,7 +264,7 @@ fn pause_after(claim: &Claim, held: u32, took: Duration) -> Pause {
             let spent = claim.lease.next_slot() - claim.now;
             let spent = spent.to_std().unwrap_or(Duration::ZERO);
             let pause = (spent / 2).min(spent.saturating_sub(took.mul_f64(1.25)));
-            Pause::For(pause.min(LOOK_AGAIN))
+            Pause::For(pause.clamp(CLAIM_PAUSE, LOOK_AGAIN))
         }
         None => Pause::For(CLAIM_PAUSE),
     }
