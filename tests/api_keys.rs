@@ -226,6 +226,45 @@ async fn keys_of_others_are_for_their_administrators() {
     app.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_makes_changes_or_ends_keys_of_somebody_above_them() {
+    let app = quiet().await;
+    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let root = Person::new(&app, "root@example.com", "Acme", AdminRole::SuperAdmin).await;
+    let (own, text) = make(&root, json!({"name": "own"})).await;
+    for body in [
+        json!({"user_id": root.id}),
+        json!({"user_id": root.id, "provider_name": "openai", "api_key": "sk-1"}),
+    ] {
+        let refused = admin.send(Method::POST, KEYS, body).await.expect(403);
+        assert_eq!(
+            refused["detail"],
+            "Forbidden: this user's role is above yours"
+        );
+    }
+    let path = format!("{KEYS}/{}", own["id"].as_str().unwrap());
+    for path in [path.clone(), format!("{path}?user_id={}", root.id)] {
+        admin
+            .send(Method::PATCH, &path, json!({"name": "mine"}))
+            .await
+            .expect(403);
+        admin.delete(&path).await.expect(403);
+    }
+    by_key(&app, &text, Method::GET, MINE).await.expect(200);
+    assert_eq!(app.count("select count(*) from api_keys").await, 2);
+    let made = "select count(*) from provider_credentials";
+    assert_eq!(app.count(made).await, 0);
+    // Above is one matter, beside is another: an equal's keys are an administrator's to end.
+    let peer = Person::new(&app, "bob@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let (theirs, _) = make(&admin, json!({"user_id": peer.id})).await;
+    let path = format!("{KEYS}/{}", theirs["id"].as_str().unwrap());
+    root.delete(&path).await.expect(200);
+    root.delete(&format!("{KEYS}/{}", own["id"].as_str().unwrap()))
+        .await
+        .expect(200);
+    app.finish().await;
+}
+
 /// A tool and an MCP server, each with a secret.
 async fn add_tools(app: &App) {
     let auth = json!({"type": "bearer", "token": "a token of a tool"});

@@ -94,6 +94,15 @@ async fn flags_are_switched_by_administrators_and_only_flags() {
     bob.send(Method::PUT, &bobs, on.clone()).await.expect(403);
     eve.send(Method::PUT, &bobs, on.clone()).await.expect(404);
     eve.get(&bobs).await.expect(404);
+    let above = Person::new(&app, "top@example.com", "Acme", AdminRole::SuperAdmin).await;
+    let refused = admin
+        .send(Method::PUT, &format!("{FLAGS}/{}", above.id), on.clone())
+        .await
+        .expect(403);
+    assert_eq!(
+        refused["detail"],
+        "Forbidden: this user's role is above yours"
+    );
     root.send(Method::PUT, &bobs, on.clone()).await.expect(200);
     bob.get(&bobs).await.expect(200);
     bob.get(&format!("{FLAGS}/{}", admin.id)).await.expect(403);

@@ -76,6 +76,7 @@ async fn create(
     let keys = &context.config.keys;
     let mut db = caller.change(&context).await?;
     let org = org_of(&mut db, &scope, user).await?;
+    users::check_rank(&mut db, &scope, &caller, user).await?;
     let brought = body.api_key.as_ref();
     let (id, text) = match (provider == OURS, brought) {
         (true, brought) => {
@@ -206,7 +207,7 @@ async fn rename(
     fields.finish()?;
     let scope = query.scope(&caller)?;
     let mut db = caller.change(&context).await?;
-    let (before, after) = api_keys::rename(&mut db, &scope, id, body.name.trim()).await?;
+    let (before, after) = api_keys::rename(&mut db, &scope, &caller, id, body.name.trim()).await?;
     let note = Note::new("api_key.update", after.organization_id, id.0)
         .before(&before)?
         .after(&after)?;
@@ -241,7 +242,7 @@ async fn revoke(
     caller.require_session()?;
     let scope = query.scope(&caller)?;
     let mut db = caller.change(&context).await?;
-    let api_key = api_keys::revoke(&mut db, &scope, id).await?;
+    let api_key = api_keys::revoke(&mut db, &scope, &caller, id).await?;
     let note = Note::new("api_key.delete", api_key.organization_id, id.0).before(&api_key)?;
     let answer = Changed {
         message: "the key is revoked",

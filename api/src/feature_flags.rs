@@ -100,7 +100,7 @@ async fn switch(
     let wanted = wanted(&body)?;
     let mut db = caller.change(&context).await?;
     let (org, before, after) =
-        feature_flags::switch(&mut db, &caller.scope(), user, &wanted).await?;
+        feature_flags::switch(&mut db, &caller.scope(), &caller, user, &wanted).await?;
     let note = Note::new("feature_flags.update", org, user.0)
         .before(&before)?
         .after(&after)?;

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
-use crate::access::Scope;
 use crate::access::known::Feature;
+use crate::access::{Principal, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{OrgId, UserId};
+use crate::users;
 
 /// Every flag of a user, by name.
 pub type Flags = BTreeMap<&'static str, bool>;
@@ -41,14 +42,16 @@ pub async fn of_user(db: &mut PgConnection, scope: &Scope, user: UserId) -> Resu
 /// Switches some of a user's flags; the others stay. Answers what they were and what they are.
 ///
 /// # Errors
-/// As [`of_user`].
+/// As [`of_user`]; [`Error::Forbidden`] for a user whose role is above the caller's.
 pub async fn switch(
     db: &mut PgConnection,
     scope: &Scope,
+    caller: &Principal,
     user: UserId,
     wanted: &[(Feature, bool)],
 ) -> Result<(OrgId, Flags, Flags)> {
     let (org, before) = of_user(db, scope, user).await?;
+    users::check_rank(db, scope, caller, user).await?;
     let (names, enabled): (Vec<String>, Vec<bool>) = wanted
         .iter()
         .map(|(feature, enabled)| (feature.as_str().to_owned(), *enabled))

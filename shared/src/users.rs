@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use crate::access::{Credential, Principal, Role, Scope};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{OrgId, UserId};
 use crate::phone::Country;
 
@@ -130,6 +130,33 @@ pub async fn is_seen(db: &mut PgConnection, scope: &Scope, user: UserId) -> Resu
     .fetch_one(db)
     .await?;
     Ok(seen)
+}
+
+/// Refuses what is done to a user whose role is above the caller's: whoever acts for somebody
+/// would act with that role.
+///
+/// # Errors
+/// [`Error::Forbidden`]; [`Error::NotFound`] for a user out of sight.
+pub async fn check_rank(
+    db: &mut PgConnection,
+    scope: &Scope,
+    caller: &Principal,
+    user: UserId,
+) -> Result<()> {
+    let role = sqlx::query_scalar!(
+        r#"select role as "role: Role"
+           from users
+           where id = $1
+             and ($2::uuid is null or org_id = $2)
+             and ($3::uuid is null or id = $3)"#,
+        user as UserId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("User"))?;
+    caller.require_rank_of(role)
 }
 
 /// The organisation of a member in the caller's sight.

@@ -84,6 +84,19 @@ impl Principal {
         Err(Error::Forbidden(told.into()))
     }
 
+    /// Refuses callers below a role that somebody else has. For whatever is done to a user, or
+    /// lets somebody act as one.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] when the other role is above the caller's.
+    pub fn require_rank_of(&self, other: Role) -> Result<()> {
+        if other > self.role {
+            let told = "Forbidden: this user's role is above yours";
+            return Err(Error::Forbidden(told.into()));
+        }
+        Ok(())
+    }
+
     /// Refuses API keys. For operations that only a signed-in person may do.
     ///
     /// # Errors
@@ -197,6 +210,17 @@ mod tests {
                     let told = format!("Forbidden: this takes the role {}", least.as_str());
                     assert_eq!(refusal.to_string(), told);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_acts_on_somebody_above_them() {
+        let roles = [Role::User, Role::OrgAdmin, Role::SuperAdmin];
+        for (rank, role) in roles.into_iter().enumerate() {
+            for (others, other) in roles.into_iter().enumerate() {
+                let allowed = principal(role).require_rank_of(other);
+                assert_eq!(allowed.is_ok(), rank >= others, "{role:?} on {other:?}");
             }
         }
     }

@@ -25,6 +25,7 @@ use crate::access::{Credential, Principal, Role, Scope};
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{ApiKeyId, OrgId, UserId};
 use crate::secret::{Keys, new_api_key};
+use crate::users;
 
 /// What the contract calls the provider of keys that open this API.
 pub const OURS: &str = "milli_chat_ai";
@@ -279,14 +280,16 @@ async fn select(
 /// Gives a key or a provider's secret another name.
 ///
 /// # Errors
-/// As [`find`].
+/// As [`find`]; [`Error::Forbidden`] when the role of the key's user is above the caller's.
 pub async fn rename(
     db: &mut PgConnection,
     scope: &Scope,
+    caller: &Principal,
     id: ApiKeyId,
     name: &str,
 ) -> Result<(ApiKey, ApiKey)> {
     let before = find(db, scope, id).await?;
+    users::check_rank(db, scope, caller, before.user_id).await?;
     sqlx::query!(
         "with ours as (update api_keys set name = $2 where id = $1)
          update provider_credentials set name = $2 where id = $1",
@@ -305,9 +308,15 @@ pub async fn rename(
 /// Ends a key or a provider's secret for good.
 ///
 /// # Errors
-/// As [`find`].
-pub async fn revoke(db: &mut PgConnection, scope: &Scope, id: ApiKeyId) -> Result<ApiKey> {
+/// As [`rename`].
+pub async fn revoke(
+    db: &mut PgConnection,
+    scope: &Scope,
+    caller: &Principal,
+    id: ApiKeyId,
+) -> Result<ApiKey> {
     let key = find(db, scope, id).await?;
+    users::check_rank(db, scope, caller, key.user_id).await?;
     sqlx::query!(
         "with ours as (update api_keys set revoked_at = now() where id = $1 and revoked_at is null)
          update provider_credentials set revoked_at = now() where id = $1 and revoked_at is null",

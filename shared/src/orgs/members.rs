@@ -209,10 +209,7 @@ async fn lock_other(
         let told = "Forbidden: nobody changes their own membership; ask another administrator";
         return Err(Error::Forbidden(told.into()));
     }
-    if member.role > caller.role {
-        let told = "Forbidden: this user's role is above yours";
-        return Err(Error::Forbidden(told.into()));
-    }
+    caller.require_rank_of(member.role)?;
     Ok(member)
 }
 
