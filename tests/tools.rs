@@ -127,6 +127,49 @@ async fn a_tool_is_kept_changed_and_deleted_without_showing_its_secrets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tool_that_moves_to_another_server_takes_no_masked_secret_along() {
+    let app = quiet().await;
+    let (url, heard) = endpoint("{}").await;
+    let tool = create(&app, body("find_order", "https://shop.test/{{order_id}}")).await;
+    let mut change = body("find_order", &url);
+    change["auth"]["token"] = json!(MASK);
+    change["headers"]["X-Shop-Key"] = json!(MASK);
+    let put = |body: &Value| answer(app.request(Method::PUT, &path(&tool)).json(body));
+    for elsewhere in [
+        &*url,
+        "https://other.test/",
+        "https://shop.test.other.test/",
+    ] {
+        change["url"] = json!(elsewhere);
+        let refused = put(&change).await.expect(422);
+        let errors = refused["errors"].as_array().expect("errors");
+        let told: Vec<_> = errors.iter().map(|e| (&e["loc"], &e["type"])).collect();
+        let (key, token) = (
+            json!(["body", "headers", "X-Shop-Key"]),
+            json!(["body", "auth", "token"]),
+        );
+        let masked = json!("masked");
+        assert_eq!(told, [(&key, &masked), (&token, &masked)], "{elsewhere}");
+    }
+    assert_eq!(app.get(&path(&tool)).await.expect(200), tool);
+
+    // One secret that is sent does not let the other go along.
+    change["url"] = json!(url);
+    change["auth"]["token"] = json!("bearer-token-2");
+    put(&change).await.expect(422);
+    change["headers"]["X-Shop-Key"] = json!("shop-key-2");
+    put(&change).await.expect(200);
+    let sample = json!({"arguments": {"order_id": "1"}});
+    let used = app.post(&format!("{}/test", path(&tool)), sample).await;
+    used.expect(200);
+    let heard = heard.lock().expect("log").clone();
+    assert_eq!(heard.len(), 1);
+    assert_eq!(heard[0].1["authorization"], "Bearer bearer-token-2");
+    assert_eq!(heard[0].1["x-shop-key"], "shop-key-2");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_the_owner_in_a_session_sees_the_secrets() {
     let app = quiet().await;
     let tool = create(&app, body("find_order", "https://shop.test")).await;

@@ -222,6 +222,7 @@ async fn show(
 /// Replace an MCP server
 ///
 /// The server is asked again what it offers. A secret that is sent as its mask stays as it is.
+/// When the URL gets another scheme, host or port, secrets have to be sent again.
 #[utoipa::path(
     put,
     path = "/api/v1/tools-mcp-server-defs/{server_id}",
@@ -248,8 +249,7 @@ async fn replace(
     let mut db = caller.read(&context).await?;
     let (before, stored) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
     drop(db);
-    let mut endpoint = new.endpoint();
-    endpoint.credentials = endpoint.credentials.unmasked(&stored.credentials);
+    let endpoint = new.endpoint().unmasked(&stored)?;
     let discovered = context.mcp.tools(before.org_id, &endpoint).await;
     let mut db = caller.change(&context).await?;
     let server = servers::replace(&mut db, keys, &scope, id, &new, &discovered).await?;

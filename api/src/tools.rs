@@ -163,7 +163,8 @@ async fn show(
 
 /// Replace an HTTP tool
 ///
-/// A secret that is sent as its mask stays as it is.
+/// A secret that is sent as its mask stays as it is. When the URL gets another scheme, host or
+/// port, secrets have to be sent again.
 #[utoipa::path(
     put,
     path = "/api/v1/tool-endpoint-defs/{tool_id}",

@@ -1,5 +1,6 @@
 //! What a request to a user's endpoint proves itself with. It is sealed as one value, for its
-//! row alone, and shown with masks; a mask that comes back means what is stored.
+//! row alone, and shown with masks; a mask that comes back means what is stored, as long as the
+//! endpoint stays where it is.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,11 +10,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
+use url::Url;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::egress;
-use crate::error::Result;
+use crate::error::{Error, FieldError, Result};
 use crate::ids::OrgId;
 use crate::secret::Keys;
 
@@ -70,6 +72,16 @@ impl Auth {
             Self::Bearer { token } => Some(token),
             Self::ApiKey { value, .. } => Some(value),
             Self::Basic { password, .. } => Some(password),
+        }
+    }
+
+    /// The name of the field that holds the secret.
+    fn secret_field(&self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Bearer { .. } => Some("token"),
+            Self::ApiKey { .. } => Some("value"),
+            Self::Basic { .. } => Some("password"),
         }
     }
 
@@ -154,9 +166,21 @@ impl Credentials {
         masked
     }
 
-    /// Puts what is stored in the place of masks.
-    #[must_use]
-    pub fn unmasked(mut self, stored: &Self) -> Self {
+    /// Puts what is stored, for requests to `stored_url`, in the place of masks, for requests to
+    /// `url`. Whoever may change an address need not know the secrets, and must not have them
+    /// sent to a server of theirs.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for each mask when the two differ in scheme, host or port.
+    pub fn unmasked(mut self, url: &str, stored: &Self, stored_url: &str) -> Result<Self> {
+        let masks = self.masks();
+        if !masks.is_empty() && !is_same_server(url, stored_url) {
+            let told = "is masked, and the address changes: send the secret itself again";
+            let errors = masks
+                .into_iter()
+                .map(|path| FieldError::new("body", path, "masked", told));
+            return Err(Error::Invalid(errors.collect()));
+        }
         for (name, value) in &mut self.headers {
             if let Some(known) = stored.headers.get(name).filter(|_| value == MASK) {
                 value.clone_from(known);
@@ -169,13 +193,24 @@ impl Credentials {
         {
             known.clone_into(secret);
         }
-        self
+        Ok(self)
+    }
+
+    /// The paths of the masks that stand where secrets should.
+    fn masks(&self) -> Vec<[&str; 2]> {
+        let headers = self.headers.iter().filter(|(_, value)| *value == MASK);
+        let secret = self.auth.secret().filter(|secret| *secret == MASK);
+        let auth = secret.and(self.auth.secret_field());
+        headers
+            .map(|(name, _)| ["headers", name.as_str()])
+            .chain(auth.map(|field| ["auth", field]))
+            .collect()
     }
 
     /// Whether a mask stands where a secret should.
     #[must_use]
     pub fn has_mask(&self) -> bool {
-        self.headers.values().any(|value| value == MASK) || self.auth.secret() == Some(MASK)
+        !self.masks().is_empty()
     }
 
     /// The headers to send.
@@ -247,6 +282,12 @@ fn place(table: &str, org: OrgId, id: Uuid) -> String {
     format!("{table} {org} {id} credentials")
 }
 
+/// Whether two addresses have the same scheme, host and port.
+fn is_same_server(one: &str, other: &str) -> bool {
+    let origin = |url| Url::parse(url).ok().map(|url| url.origin());
+    origin(one).is_some_and(|origin_of_one| Some(origin_of_one) == origin(other))
+}
+
 /// Whether the value of a header of this name is a secret.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
@@ -291,14 +332,45 @@ mod tests {
         assert!(!serde_json::to_string(&shown).unwrap().contains("pass-word"));
         assert!(!format!("{stored:?}").contains("peal"));
         assert!(shown.has_mask() && !stored.has_mask());
-        assert_eq!(shown.unmasked(&stored), stored);
+        let (url, moved) = (
+            "https://shop.test/{{id}}",
+            "https://shop.test:443/v2?a={{id}}",
+        );
+        assert_eq!(shown.unmasked(moved, &stored, url).unwrap(), stored);
         let other = Credentials {
             headers: BTreeMap::from([("X-Other-Key".to_owned(), MASK.to_owned())]),
             auth: Auth::Bearer {
                 token: MASK.to_owned(),
             },
         };
-        assert!(other.unmasked(&stored).has_mask());
+        assert!(other.unmasked(url, &stored, url).unwrap().has_mask());
+    }
+
+    #[test]
+    fn no_mask_is_filled_in_for_another_server() {
+        let stored = credentials();
+        let url = "https://shop.test/orders";
+        for elsewhere in [
+            "https://evil.test/orders",
+            "https://www.shop.test/orders",
+            "https://shop.test.evil.test/orders",
+            "https://shop.test:8443/orders",
+            "http://shop.test/orders",
+            "data:,",
+            "",
+        ] {
+            let refused = stored.masked().unmasked(elsewhere, &stored, url);
+            let Err(Error::Invalid(errors)) = refused else {
+                panic!("{elsewhere}: {refused:?}");
+            };
+            let paths: Vec<&[String]> = errors.iter().map(|error| &error.loc[1..]).collect();
+            assert_eq!(paths, [["headers", "X-Api-Key"], ["auth", "password"]]);
+            // What is sent in full may go anywhere.
+            let sent = stored.clone().unmasked(elsewhere, &stored, url);
+            assert_eq!(sent.unwrap(), stored);
+        }
+        let nowhere = stored.masked().unmasked("data:,", &stored, "data:,");
+        assert!(nowhere.is_err(), "what has no host is no server");
     }
 
     #[test]

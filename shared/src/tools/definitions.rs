@@ -243,7 +243,8 @@ pub async fn list(
 /// Replaces what the owner decided about a tool. A masked secret stays as it is stored.
 ///
 /// # Errors
-/// As [`create`], and [`Error::NotFound`] for a tool out of sight.
+/// As [`create`], and [`Error::NotFound`] for a tool out of sight; [`Error::Invalid`] also for a
+/// mask when the tool moves to another server.
 pub async fn replace(
     db: &mut PgConnection,
     keys: &Keys,
@@ -253,12 +254,11 @@ pub async fn replace(
 ) -> Result<Tool> {
     lock(db, scope, id).await?;
     let (before, stored) = find_with_credentials(db, keys, scope, id).await?;
-    let sealed = seal(
-        keys,
-        before.org_id,
-        id,
-        &new.credentials.clone().unmasked(&stored),
-    )?;
+    let credentials = new
+        .credentials
+        .clone()
+        .unmasked(&new.url, &stored, &before.url)?;
+    let sealed = seal(keys, before.org_id, id, &credentials)?;
     sqlx::query!(
         "update tools
          set name = $2, description = $3, url = $4, method = $5, credentials = $6, timeout_seconds = $7,

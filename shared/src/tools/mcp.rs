@@ -70,6 +70,22 @@ pub struct Endpoint {
     pub timeout: Duration,
 }
 
+impl Endpoint {
+    /// The same with what is stored in the place of masks.
+    ///
+    /// # Errors
+    /// As [`Credentials::unmasked`].
+    pub fn unmasked(self, stored: &Self) -> crate::error::Result<Self> {
+        let credentials = self
+            .credentials
+            .unmasked(&self.url, &stored.credentials, &stored.url)?;
+        Ok(Self {
+            credentials,
+            ..self
+        })
+    }
+}
+
 /// The protocol outside.
 #[async_trait]
 pub trait McpClient: Send + Sync {

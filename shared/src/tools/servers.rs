@@ -268,7 +268,8 @@ pub async fn list(
 /// Replaces what the owner decided about a server, with what came of asking it.
 ///
 /// # Errors
-/// As [`create`], and [`Error::NotFound`] for a server out of sight.
+/// As [`create`], and [`Error::NotFound`] for a server out of sight; [`Error::Invalid`] also for
+/// a mask when the address changes.
 pub async fn replace(
     db: &mut PgConnection,
     keys: &Keys,
@@ -279,7 +280,7 @@ pub async fn replace(
 ) -> Result<McpServer> {
     lock(db, scope, id).await?;
     let (before, stored) = find_with_endpoint(db, keys, scope, id).await?;
-    let credentials = new.credentials.clone().unmasked(&stored.credentials);
+    let credentials = new.endpoint().unmasked(&stored)?.credentials;
     let sealed = seal(keys, before.org_id, id, &credentials)?;
     sqlx::query!(
         "update mcp_servers
