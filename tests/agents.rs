@@ -212,6 +212,42 @@ async fn everything_wrong_with_an_agent_is_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_leads_to_no_address_that_is_closed() {
+    let app = quiet().await;
+    let made = app.post(BASE, everything()).await.expect(201);
+    let id = made["agent"]["id"].as_str().expect("an id");
+    let long = format!("https://crm.example.com/{}", "a".repeat(2000));
+    for url in [
+        "https://169.254.169.254/latest",
+        "https://127.0.0.1/",
+        "https://localhost/",
+        "https://2130706433/",
+        "https://[::1]/",
+        "ftp://crm.example.com/",
+        "https://user@crm.example.com/",
+        "https://crm.example.com/#calls",
+        "crm",
+        &long,
+    ] {
+        let part = json!({"agent_specific_config": {"webhooks": {"outgoing": {"url": url}}}});
+        let refused = put(&app, id, true, part.clone()).await.expect(422);
+        let loc = json!([
+            "body",
+            "agent_specific_config",
+            "webhooks",
+            "outgoing",
+            "url"
+        ]);
+        assert_eq!(refused["errors"][0]["loc"], loc, "{url}");
+        let mut body = everything();
+        body["agent_specific_config"]["webhooks"]["outgoing"]["url"] = json!(url);
+        app.post(BASE, body).await.expect(422);
+    }
+    assert_eq!(app.get(&format!("{BASE}/{id}")).await.expect(200), made);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_not_there_or_not_known_is_named() {
     let app = quiet().await;
     for (body, field) in [

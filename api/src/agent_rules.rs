@@ -6,8 +6,8 @@ use chrono_tz::Tz;
 use peal_shared::agents::config::{
     ModelConfig, Profile, Setup, SpecificConfig, TransferRoute, TtsConfig, VadConfig, Webhooks,
 };
+use peal_shared::egress::Gate;
 use peal_shared::phone::E164;
-use url::Url;
 
 use crate::extract::Fields;
 
@@ -22,7 +22,7 @@ const MAX_ATTACHED: usize = 50;
 const DAY_SECS: i32 = 86_400;
 
 /// Notes everything that is wrong with an agent's settings.
-pub fn check(fields: &mut Fields, setup: &Setup) {
+pub fn check(fields: &mut Fields, gate: &Gate, setup: &Setup) {
     check_profile(fields, &setup.agent);
     check_model(fields, &setup.agent_model_config);
     check_voice(fields, &setup.tts_config);
@@ -34,7 +34,7 @@ pub fn check(fields: &mut Fields, setup: &Setup) {
     if let Some(vad) = &setup.vad_config {
         check_vad(fields, vad);
     }
-    check_specific(fields, &setup.agent_specific_config);
+    check_specific(fields, gate, &setup.agent_specific_config);
 }
 
 fn check_profile(fields: &mut Fields, agent: &Profile) {
@@ -113,7 +113,7 @@ fn check_vad(fields: &mut Fields, vad: &VadConfig) {
     fields.check_range(vad.sampling_rate, "vad_config.sampling_rate", 8_000, 48_000);
 }
 
-fn check_specific(fields: &mut Fields, specific: &SpecificConfig) {
+fn check_specific(fields: &mut Fields, gate: &Gate, specific: &SpecificConfig) {
     let path = |field: &str| format!("agent_specific_config.{field}");
     let timeout = specific.session_timeout;
     fields.check_range(timeout, &path("session_timeout"), 1, DAY_SECS);
@@ -154,7 +154,7 @@ fn check_specific(fields: &mut Fields, specific: &SpecificConfig) {
         &path("inbound_transfer_routes"),
     );
     if let Some(webhooks) = &specific.webhooks {
-        check_webhooks(fields, webhooks, &path("webhooks"));
+        check_webhooks(fields, gate, webhooks, &path("webhooks"));
     }
 }
 
@@ -199,7 +199,7 @@ fn check_routes(fields: &mut Fields, routes: &[TransferRoute], path: &str) {
     }
 }
 
-fn check_webhooks(fields: &mut Fields, webhooks: &Webhooks, path: &str) {
+fn check_webhooks(fields: &mut Fields, gate: &Gate, webhooks: &Webhooks, path: &str) {
     if let Some(incoming) = &webhooks.incoming {
         let path = format!("{path}.incoming.attached_variables");
         fields.check(
@@ -216,16 +216,11 @@ fn check_webhooks(fields: &mut Fields, webhooks: &Webhooks, path: &str) {
         }
     }
     if let Some(outgoing) = &webhooks.outgoing {
-        let url = Url::parse(&outgoing.url);
-        let open = url.is_ok_and(|url| {
-            url.scheme() == "https" && url.username().is_empty() && url.password().is_none()
-        });
-        fields.check(
-            open && outgoing.url.len() <= MAX_TEXT_CHARS,
-            &format!("{path}.outgoing.url"),
-            "url",
-            "must be an https address without a user name or password in it",
-        );
+        let url_path = format!("{path}.outgoing.url");
+        match gate.target(&outgoing.url) {
+            Ok(_target) => fields.check_text(&outgoing.url, &url_path, 1, MAX_TEXT_CHARS),
+            Err(why) => fields.check(false, &url_path, "url", why),
+        }
         let path = format!("{path}.outgoing.retry_count");
         fields.check_range(outgoing.retry_count, &path, 0, 10);
     }

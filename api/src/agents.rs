@@ -11,6 +11,7 @@ use peal_shared::agents::config::{
 use peal_shared::agents::setup::{self, AgentStats, AgentSummary, CompleteAgent};
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
+use peal_shared::egress::Gate;
 use peal_shared::ids::{AgentId, UserId};
 use peal_shared::page::Page;
 use serde::{Deserialize, Serialize};
@@ -158,7 +159,7 @@ async fn insert(
     owner: UserId,
     setup: Setup,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
-    let setup = checked(setup)?;
+    let setup = checked(&context.gate, setup)?;
     let scope = caller.scope_of(owner)?;
     let mut db = caller.change(context).await?;
     let agent = setup::create(&mut db, &scope, owner, &setup).await?;
@@ -313,7 +314,7 @@ async fn change(
     let mut db = caller.change(context).await?;
     let before = setup::lock(&mut db, &caller.scope(), id).await?;
     let was = before.setup();
-    let wanted = checked(typed_body(was.merged(part)?)?)?;
+    let wanted = checked(&context.gate, typed_body(was.merged(part)?)?)?;
     let agent = setup::change(
         &mut db,
         &caller.scope(),
@@ -384,7 +385,7 @@ async fn clone(
         let name: String = copy.agent.name.chars().take(193).collect();
         format!("{name} (copy)")
     });
-    let copy = checked(copy)?;
+    let copy = checked(&context.gate, copy)?;
     let owner = match original.org_id == caller.org {
         true => caller.user,
         false => original.agent.user_id,
@@ -395,9 +396,9 @@ async fn clone(
 }
 
 /// The settings, if nothing is wrong with them.
-fn checked(mut setup: Setup) -> Result<Setup> {
+fn checked(gate: &Gate, mut setup: Setup) -> Result<Setup> {
     let mut fields = Fields::default();
-    agent_rules::check(&mut fields, &setup);
+    agent_rules::check(&mut fields, gate, &setup);
     fields.finish()?;
     setup.agent.name = setup.agent.name.trim().to_owned();
     setup.complete();
