@@ -17,12 +17,13 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use chrono::TimeDelta;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use peal_api::admin::AdminRole;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::harness::app::{App, Client, JWT_SECRET, answer};
-use crate::sign_in::quiet;
+use crate::sign_in::{person, quiet};
 
 const ISSUER: &str = "https://project.example.com/auth/v1";
 const MINE: &str = "/api/v1/batch-call/me";
@@ -372,6 +373,72 @@ async fn a_first_token_makes_a_user_only_of_whom_was_invited() {
     assert_eq!(seen(&client, &eves).await, 401);
     let log = "select count(*) from audit_log where action = 'user.sign_up'";
     assert_eq!(app.count(log).await, 1);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subject_that_equals_the_id_of_somebody_with_a_password_is_not_them() {
+    let mut app = quiet().await;
+    let issuer = Issuer::start().await;
+    let (client, imported) = taking(&mut app, &issuer).await;
+    let ada = person(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let token = issuer.token(&claims(&ada, "ada@example.com"));
+    assert_eq!(seen(&client, &token).await, 401);
+    let other_address = issuer.token(&claims(&ada, "eve@example.com"));
+    assert_eq!(seen(&client, &other_address).await, 401);
+    // Whom the issuer brought along is known by it, and so is whom somebody linked.
+    let theirs = issuer.token(&claims(&imported, "acme@example.com"));
+    assert_eq!(seen(&client, &theirs).await, 200);
+    let linked = "update users set external_subject = $2 where id = $1::uuid";
+    sqlx::query(linked)
+        .bind(&ada)
+        .bind(format!("{ISSUER}|{ada}"))
+        .execute(&app.context.pool)
+        .await
+        .expect("a link");
+    assert_eq!(seen(&client, &token).await, 200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_nobody_verified_accepts_no_invitation() {
+    let mut app = quiet().await;
+    let issuer = Issuer::start().await;
+    let (client, _) = taking(&mut app, &issuer).await;
+    sqlx::query(
+        "insert into invites (id, org_id, invited_by, email, role, expires_at)
+         select gen_random_uuid(), org_id, id, 'bob@example.com', 'user', now() + interval '1 day' from users",
+    )
+    .execute(&app.context.pool)
+    .await
+    .expect("an invite");
+    let bob = uuid::Uuid::from_u128(1).to_string();
+    let said = |top: Value, metadata: Value| {
+        let mut said = claims(&bob, "bob@example.com");
+        said["email_verified"] = top;
+        said["user_metadata"] = metadata;
+        issuer.token(&said)
+    };
+    let unverified = [
+        (json!(false), json!({})),
+        (json!("false"), json!({})),
+        (json!(0), json!({})),
+        (json!(null), json!({"email_verified": false})),
+        (json!(true), json!({"email_verified": false})),
+        (json!(false), json!({"email_verified": true})),
+    ];
+    for (top, metadata) in unverified {
+        let token = said(top.clone(), metadata.clone());
+        assert_eq!(seen(&client, &token).await, 401, "{top} {metadata}");
+    }
+    let accepted = "select count(*) from invites where accepted_at is not null";
+    assert_eq!(app.count(accepted).await, 0);
+    let verified = said(json!("true"), json!({"email_verified": true}));
+    assert_eq!(seen(&client, &verified).await, 200);
+    assert_eq!(app.count(accepted).await, 1);
+    // Who is known is known by their subject.
+    let known = said(json!(false), json!(null));
+    assert_eq!(seen(&client, &known).await, 200);
     app.finish().await;
 }
 

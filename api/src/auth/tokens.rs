@@ -124,13 +124,27 @@ fn stranger(claims: Claims, rules: &SessionTokens) -> Option<Bearer> {
         .is_some_and(|role| NOT_A_PERSON.contains(&role.as_str()))
         && !claims.is_anonymous.unwrap_or_default()
         && !claims.sub.is_empty();
+    let in_metadata = claims
+        .user_metadata
+        .as_ref()
+        .and_then(|metadata| metadata.get("email_verified"));
+    let is_unverified = denies(claims.email_verified.as_ref()) || denies(in_metadata);
     is_person.then(|| {
         Bearer::Stranger(Stranger {
             issuer: rules.issuer.clone(),
             subject: claims.sub,
-            email: claims.email,
+            email: claims.email.filter(|_| !is_unverified),
         })
     })
+}
+
+/// Whether a claim says no. Some issuers write their truths as texts.
+fn denies(claim: Option<&Value>) -> bool {
+    match claim {
+        None | Some(Value::Null | Value::Bool(true)) => false,
+        Some(Value::String(text)) => !text.eq_ignore_ascii_case("true"),
+        Some(_) => true,
+    }
 }
 
 /// The part of a token's head that is believed: the id of its key.
@@ -172,6 +186,10 @@ struct Claims {
     sid: Option<SessionId>,
     role: Option<String>,
     email: Option<String>,
+    email_verified: Option<Value>,
+    /// Supabase says here whether the address is verified. Users write it themselves, so only a
+    /// no counts.
+    user_metadata: Option<Value>,
     is_anonymous: Option<bool>,
 }
 

@@ -4,6 +4,10 @@
 //! A user is never found by e-mail address alone: issuers differ in what they verify, and an
 //! address that matches would hand over somebody else's account. An invitation is different:
 //! whoever sent it named the address on purpose.
+//!
+//! A user may have been entered under the id that the issuer knows them by. That is not so of
+//! whom we gave a password: their id is ours, and an issuer's subject that equals it is chance
+//! or malice.
 
 use std::net::IpAddr;
 
@@ -21,6 +25,7 @@ use crate::ids::{InviteId, OrgId, UserId};
 pub struct Stranger {
     pub issuer: String,
     pub subject: String,
+    /// None when there is none, or when the issuer says that nobody verified it.
     pub email: Option<String>,
 }
 
@@ -31,7 +36,7 @@ impl Stranger {
 }
 
 /// The caller behind a token, if they have been here before, or were entered under the token's
-/// subject.
+/// subject and have no password of ours.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
@@ -45,7 +50,10 @@ pub async fn principal_unscoped(
                   array(select flag from feature_flags f where f.user_id = users.id and not f.enabled) as "off!"
            from users
            where removed_at is null
-             and (external_subject = $1 or (external_subject is null and id = $2))
+             and (external_subject = $1
+                  or (external_subject is null
+                      and id = $2
+                      and not exists (select from passwords p where p.user_id = users.id)))
            order by external_subject is null
            limit 1"#,
         stranger.key(),
