@@ -313,3 +313,88 @@ async fn a_removed_member_is_out_within_a_second_and_may_come_back() {
     login(&app, "acme@example.com", PASSWORD).await.expect(200);
     app.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_member_becomes_the_owner_of_nothing() {
+    let app = quiet().await;
+    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let server = "http://127.0.0.2:1/mcp";
+    let things = [
+        ("agents", json!({"agent": {"name": "Ada"}})),
+        ("phone", json!({"phone_number": "+12125550177"})),
+        (
+            "tool-endpoint-defs",
+            json!({"name": "find", "description": "Finds", "url": "https://shop.invalid"}),
+        ),
+        (
+            "tools-mcp-server-defs",
+            json!({"name": "Shop", "server_url": server}),
+        ),
+        (
+            "workflows",
+            json!({"name": "Bye", "nodes": [{"id": "bye", "start": true, "type": "hangup", "text": "Bye."}]}),
+        ),
+        (
+            "batch-call/create",
+            json!({"batch_name": "A", "agent_id": app.tenant.agent, "caller_phone_id": app.tenant.phone}),
+        ),
+        ("api-keys", json!({"name": "CRM"})),
+    ];
+    let make = async |path: &str, body: &Value| {
+        let mut body = body.clone();
+        body["user_id"] = json!(bob.id);
+        let path = format!("/api/v1/{path}");
+        admin.send(Method::POST, &path, body).await
+    };
+    for (path, body) in &things {
+        let made = make(path, body).await;
+        assert!(made.status.is_success(), "{path}: {}", made.text);
+    }
+    let member = format!("{ORGS}/{}/users/{}", app.tenant.org, bob.id);
+    admin.delete(&member).await.expect(200);
+    for (path, body) in &things {
+        let refused = make(path, body).await;
+        assert_eq!(refused.status.as_u16(), 404, "{path}: {}", refused.text);
+        assert_eq!(refused.json()["detail"], "User not found", "{path}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_stays_while_something_of_theirs_would_be_dialled_by_itself() {
+    let app = quiet().await;
+    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let acme: String =
+        sqlx::query_scalar("select id::text from users where email = 'acme@example.com'")
+            .fetch_one(&app.context.pool)
+            .await
+            .expect("a user");
+    let member = format!("{ORGS}/{}/users/{acme}", app.tenant.org);
+    let call = format!(
+        "/api/call/create_call?phoneNumber=%2B12125550123&agent_id={}",
+        app.tenant.agent
+    );
+    app.post(&call, json!({})).await.expect(202);
+    let refused = admin.delete(&member).await.expect(409);
+    assert_eq!(refused["code"], "member_has_queued_calls");
+    app.drop_calls().await;
+
+    let batch = app.create_batch(json!({"auto_resume": true})).await;
+    sqlx::query(
+        "update call_batches
+         set status = 'paused', starved_since = now(), starved_reason = 'insufficient_credits',
+             starved_until = now()",
+    )
+    .execute(&app.context.pool)
+    .await
+    .expect("a batch without money");
+    let refused = admin.delete(&member).await.expect(409);
+    assert_eq!(refused["code"], "member_has_running_batches");
+    // One that its owner pauses waits for somebody to ask.
+    app.post(&format!("/api/v1/batch-call/pause/{batch}"), json!({}))
+        .await
+        .expect(200);
+    admin.delete(&member).await.expect(200);
+    app.finish().await;
+}

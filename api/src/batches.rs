@@ -67,8 +67,9 @@ async fn create(
 ) -> AnswerWith<Batch> {
     let new = body.validated(&caller)?;
     let mut db = caller.change(&context).await?;
-    if new.user != caller.user && !users::is_seen(&mut db, &caller.scope(), new.user).await? {
-        return Err(Error::NotFound("User").into());
+    if new.user != caller.user {
+        let org = users::org_of(&mut db, &caller.scope(), new.user).await?;
+        org.ok_or(Error::NotFound("User"))?;
     }
     let batch = batches::create(&mut db, &caller.scope(), &new).await?;
     let note = note("batch.create", &batch).after(&batch)?;

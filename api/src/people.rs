@@ -194,7 +194,7 @@ async fn set_role(
     responses(
         (status = 200, body = Removed),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such member"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "Batches of the member run, or the organization would have no administrator"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "Batches or calls of the member run or wait, or the organization would have no administrator"),
         Refusals,
     )
 )]

@@ -131,6 +131,7 @@ pub async fn create(
          select $1, org_id, id, $3
          from users
          where id = $2
+           and removed_at is null
            and ($4::uuid is null or org_id = $4)
            and ($5::uuid is null or id = $5)",
         id as AgentId,

@@ -143,7 +143,8 @@ pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Res
          select $1, u.org_id, u.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $14
          from users u
          where u.id = $2
-           and u.org_id = $13",
+           and u.org_id = $13
+           and u.removed_at is null",
         id as BatchId,
         new.user as UserId,
         new.agent as AgentId,

@@ -150,7 +150,8 @@ pub async fn set_role(
 /// Removes a member: their sessions and keys end with the transaction, what they made stays.
 ///
 /// # Errors
-/// As [`set_role`], and [`Error::Conflict`] while batches of theirs run.
+/// As [`set_role`], and [`Error::Conflict`] while batches of theirs run or would go on by
+/// themselves, and while calls of theirs wait.
 pub async fn remove(
     db: &mut PgConnection,
     scope: &Scope,
@@ -162,22 +163,7 @@ pub async fn remove(
     if member.role != Role::User {
         keep_an_admin(db, org, user).await?;
     }
-    let running = sqlx::query_scalar!(
-        r#"select exists (
-               select from call_batches
-               where org_id = $1 and user_id = $2 and status in ('in_progress', 'scheduled')
-           ) as "running!""#,
-        org as OrgId,
-        user as UserId,
-    )
-    .fetch_one(&mut *db)
-    .await?;
-    if running {
-        return Err(Error::conflict(
-            "member_has_running_batches",
-            "batches of this user are running: stop them or let them end before you remove the user",
-        ));
-    }
+    check_at_rest(db, org, user).await?;
     sqlx::query!(
         "update users set removed_at = now() where id = $1",
         user as UserId
@@ -211,6 +197,62 @@ async fn lock_other(
     }
     caller.require_rank_of(member.role)?;
     Ok(member)
+}
+
+/// Refuses while anything of a member would be dialled although nobody asks any more.
+async fn check_at_rest(db: &mut PgConnection, org: OrgId, user: UserId) -> Result<()> {
+    let busy = sqlx::query!(
+        r#"select exists (
+                      select from call_batches
+                      where org_id = $1
+                        and user_id = $2
+                        and status in ('in_progress', 'scheduled')
+                  ) as "running!",
+                  exists (
+                      select from call_batches
+                      where org_id = $1
+                        and user_id = $2
+                        and status = 'paused'
+                        and starved_since is not null
+                        and auto_resume
+                  ) as "starved!",
+                  exists (
+                      select from calls
+                      where org_id = $1
+                        and user_id = $2
+                        and batch_id is null
+                        and queued
+                  ) or exists (
+                      select from calls
+                      where org_id = $1
+                        and user_id = $2
+                        and batch_id is null
+                        and deferred
+                  ) as "calling!""#,
+        org as OrgId,
+        user as UserId,
+    )
+    .fetch_one(db)
+    .await?;
+    let (code, told) = if busy.running {
+        (
+            "member_has_running_batches",
+            "batches of this user are running: stop them or let them end before you remove the user",
+        )
+    } else if busy.starved {
+        (
+            "member_has_running_batches",
+            "batches of this user wait for money and go on by themselves when there is some: pause or stop them before you remove the user",
+        )
+    } else if busy.calling {
+        (
+            "member_has_queued_calls",
+            "calls of this user wait to be dialled: let them end before you remove the user",
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::conflict(code, told))
 }
 
 async fn keep_an_admin(db: &mut PgConnection, org: OrgId, but: UserId) -> Result<()> {

@@ -18,6 +18,7 @@ use crate::error::{Error, OnConstraint as _, Result};
 use crate::ids::{AgentId, OrgId, PhoneId, TrunkId, UserId};
 use crate::page::{Owners, Page};
 use crate::phone::E164;
+use crate::users;
 
 /// A caller number.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -91,19 +92,9 @@ pub async fn add(
     number: &E164,
     details: &Details,
 ) -> Result<Phone> {
-    let org = sqlx::query_scalar!(
-        r#"select org_id as "org_id: OrgId"
-           from users
-           where id = $1
-             and ($2::uuid is null or org_id = $2)
-             and ($3::uuid is null or id = $3)"#,
-        user as UserId,
-        scope.org() as Option<OrgId>,
-        scope.user() as Option<UserId>,
-    )
-    .fetch_optional(&mut *db)
-    .await?
-    .ok_or(Error::NotFound("User"))?;
+    let org = users::org_of(db, scope, user)
+        .await?
+        .ok_or(Error::NotFound("User"))?;
     let trunk = match trunk {
         Some(trunk) => usable_trunk(db, scope, org, trunk).await?,
         None => only_trunk_unscoped(db, org).await?,

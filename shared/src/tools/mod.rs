@@ -26,23 +26,13 @@ pub use self::definitions::{NewTool, Tool, ToolMethod};
 use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{OrgId, UserId};
+use crate::users;
 
-/// The organisation of a user in the caller's sight.
+/// The organisation of a member in the caller's sight, who is to own something.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is no such user.
 pub(crate) async fn org_of(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<OrgId> {
-    sqlx::query_scalar!(
-        r#"select org_id as "org_id: OrgId"
-           from users
-           where id = $1
-             and ($2::uuid is null or org_id = $2)
-             and ($3::uuid is null or id = $3)"#,
-        user as UserId,
-        scope.org() as Option<OrgId>,
-        scope.user() as Option<UserId>,
-    )
-    .fetch_optional(db)
-    .await?
-    .ok_or(Error::NotFound("User"))
+    let org = users::org_of(db, scope, user).await?;
+    org.ok_or(Error::NotFound("User"))
 }
