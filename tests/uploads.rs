@@ -383,6 +383,31 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_with_as_many_variables_as_there_may_be_takes_its_own_template() {
+    let app = quiet().await;
+    let mut names: Vec<String> = (1..50).map(|n| format!("v{n}")).collect();
+    names.push("name".to_owned());
+    let id = app.create_batch(json!({ "variable_names": names })).await;
+    let template = app.get(&format!("{BASE}/template/{id}")).await.text;
+    let person = format!("{}{},Ada", number(1), ",x".repeat(49));
+    let list = format!("{},timezone\n{person},Asia/Tokyo\n", template.trim());
+    let report = app.upload(&id, &list).await;
+    assert_eq!(report["inserted"], 1, "{report}");
+    assert_eq!(report["warnings"], json!([]));
+    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200);
+    let values = &rows["data"][0]["variable_values"];
+    assert_eq!(values.as_object().map(serde_json::Map::len), Some(50));
+    assert_eq!(
+        (&values["v1"], &values["name"]),
+        (&json!("x"), &json!("Ada"))
+    );
+    let wider = format!("{},timezone,more\n{person},,\n", template.trim());
+    let refused = send(&app, &id, Form::new().part("file", csv(wider))).await;
+    assert_eq!(code(&refused.expect(400)), "too_many_columns");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_role_sees_its_own_the_organizations_or_everything() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;

@@ -124,7 +124,7 @@ pub struct Settings {
         global = true
     )]
     pub batch_max_rows: String,
-    /// Most columns a CSV may have.
+    /// Most columns a CSV may have beside the number and the time zone.
     #[arg(
         long,
         env = "PEAL_CSV_MAX_COLUMNS",

@@ -64,7 +64,7 @@ pub(super) fn open(head: &[u8], variables: &[String], limits: &Limits) -> Result
     }
     let whole = head.len() < HEAD_BYTES;
     let attempts = delimiters.iter().map(|&delimiter| {
-        let parser = Parser::new(delimiter, place, limits.max_columns, limits);
+        let parser = Parser::new(delimiter, place, limits.max_file_columns(), limits);
         attempt(rest, whole, delimiter, parser, variables, limits)
     });
     // A delimiter under which the phone column is found, else the one that splits the most; of
@@ -91,9 +91,9 @@ fn attempt(
         Err(failure) => return ((false, 0), Err(failure)),
     };
     let width = names.len();
-    if width > limits.max_columns {
+    if width > limits.max_file_columns() {
         let message = format!(
-            "the file has more than {} columns; remove those that no variable uses",
+            "the file has more than {} columns beside {PHONE_COLUMN} and {ZONE_COLUMN}; remove those that no variable uses",
             limits.max_columns
         );
         return (

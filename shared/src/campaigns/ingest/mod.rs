@@ -139,6 +139,7 @@ pub struct Limits {
     /// Of a file.
     pub max_bytes: u64,
     pub max_rows_per_batch: i64,
+    /// Columns that are variables.
     pub max_columns: usize,
     pub max_cell_chars: usize,
     /// Rows of one transaction, rejected ones included.
@@ -158,12 +159,17 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Columns of a file: those that are variables, the number and the time zone.
+    fn max_file_columns(&self) -> usize {
+        self.max_columns.saturating_add(2)
+    }
+
     /// All cells at their longest, in the widest characters, with quotes and delimiters.
     fn max_record_bytes(&self) -> usize {
         self.max_cell_chars
             .saturating_mul(4)
             .saturating_add(3)
-            .saturating_mul(self.max_columns)
+            .saturating_mul(self.max_file_columns())
     }
 }
 

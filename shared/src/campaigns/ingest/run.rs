@@ -109,7 +109,7 @@ async fn pass(
     let parser = Parser::new(
         checkpoint.delimiter,
         checkpoint.place,
-        limits.max_columns,
+        limits.max_file_columns(),
         limits,
     );
     let file = store.read(&job.file_key, checkpoint.place.offset);

@@ -295,6 +295,19 @@ fn only_variables_that_the_agent_speaks_of_need_a_value() {
 }
 
 #[test]
+fn the_number_and_the_zone_are_not_among_the_columns_that_are_counted() {
+    let most = ["to_phonenumber", "a", "b", "c", "d", "e", "timezone"];
+    assert_eq!(columns(&most).names, most);
+    let head = most.join(",") + ",f\n";
+    let refused = header::open(head.as_bytes(), &[], &LIMITS).unwrap_err();
+    assert_eq!(refused.code, "too_many_columns");
+    assert!(
+        refused.message.contains("more than 5 columns"),
+        "{refused:?}"
+    );
+}
+
+#[test]
 fn a_header_on_the_edge_of_the_first_bytes_is_found() {
     let Opening { place, .. } = header::open(b"to_phonenumber", &[], &LIMITS).unwrap();
     assert_eq!(place.offset, 14);
