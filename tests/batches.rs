@@ -7,7 +7,7 @@ use peal_shared::trunks;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, JWT_SECRET, Options, PATIENCE, Tenant, answer, number};
+use crate::harness::app::{App, JWT_SECRET, Options, PATIENCE, Tenant, answer, number, people};
 use crate::harness::eventually;
 
 const BASE: &str = "/api/v1/batch-call";
@@ -232,6 +232,66 @@ async fn readiness_names_every_blocker_and_the_start_obeys_it() {
             .await
             .expect(409);
     }
+    app.finish().await;
+}
+
+fn codes(blockers: &Value) -> Vec<&str> {
+    blockers
+        .as_array()
+        .expect("blockers")
+        .iter()
+        .map(|blocker| blocker["code"].as_str().expect("a code"))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_without_a_value_that_is_spoken_keep_a_batch_from_dialling() {
+    let mut app = quiet().await;
+    let id = app.create_batch(json!({"variable_names": []})).await;
+    assert_eq!(app.upload(&id, &people(3)).await["inserted"], 3);
+    let variables = format!("{BASE}/{id}/variables");
+    let names = json!({"variable_names": ["name", "city"]});
+    answer(app.request(Method::PATCH, &variables).json(&names))
+        .await
+        .expect(200);
+    assert_eq!(app.upload(&id, &people(3)).await["duplicates"], 3);
+    let readiness = async || app.get(&format!("{BASE}/{id}/readiness")).await.expect(200);
+    assert_eq!(
+        codes(&readiness().await["blockers"]),
+        ["rows_without_values"]
+    );
+    let start = format!("{BASE}/start/{id}");
+    let refused = app.post(&start, json!({})).await.expect(400);
+    let words = refused["blockers"][0]["message"].as_str().expect("words");
+    assert!(words.contains("no value for name,"), "{words}");
+    assert!(words.contains("/data/upsert"), "{words}");
+
+    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200)["data"].clone();
+    for (n, row) in (0..).zip(rows.as_array().expect("rows")) {
+        assert_eq!(readiness().await["can_start"], false);
+        let values = json!({"name": format!("Person {n}")});
+        let items = json!({"items": [
+            {"id": row["id"], "to_phonenumber": row["to_phonenumber"], "variable_values": values}
+        ]});
+        let upsert = format!("{BASE}/{id}/data/upsert");
+        let changed = app.post(&upsert, items).await.expect(200);
+        assert_eq!(changed["data"]["updated"], 1, "{changed}");
+    }
+    // Nobody speaks of the city.
+    assert_eq!(readiness().await["can_start"], true);
+
+    app.start_batch(&id).await;
+    let spaces =
+        "update batch_data set variable_values = jsonb_build_object('name', ' ') where row_no = 3";
+    sqlx::query(spaces)
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    app.start_worker(&peal_worker::Role::ALL).await;
+    app.wait_for(&id, "paused").await;
+    let why = app.status(&id).await["batch"]["status_reason"].clone();
+    assert!(why.to_string().contains("no value for name"), "{why}");
+    assert_eq!(app.carrier.oracle().accepted, 0);
     app.finish().await;
 }
 

@@ -9,9 +9,9 @@ use peal_shared::Error;
 use peal_shared::access::Scope;
 use peal_shared::audit::Note;
 use peal_shared::campaigns::batches;
-use peal_shared::campaigns::lifecycle::{self, Readiness};
 use peal_shared::campaigns::progress::{self, StatusCounts};
-use peal_shared::campaigns::{Batch, BatchStatus};
+use peal_shared::campaigns::readiness::{self, Readiness};
+use peal_shared::campaigns::{Batch, BatchStatus, lifecycle};
 use peal_shared::context::Context;
 use peal_shared::fault;
 use peal_shared::ids::{BatchId, JobId, UserId};
@@ -282,7 +282,7 @@ async fn readiness(
 ) -> Result<Json<Readiness>> {
     let mut db = caller.read(&context).await?;
     Ok(Json(
-        lifecycle::readiness(&mut db, &caller.scope(), id, context.basis()).await?,
+        readiness::readiness(&mut db, &caller.scope(), id, context.basis()).await?,
     ))
 }
 

@@ -8,15 +8,14 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::batches::{Batch, BatchStatus, batches, find, lock};
+use super::readiness::{ROWS_LOOKED_AT, blockers, rows_without_values, startable};
 use super::starving::{is_starved, pause_for, shortage_of};
 use crate::access::Scope;
-use crate::agents;
 use crate::billing::estimate::Basis;
 use crate::calls::apply::complete_unscoped;
-use crate::error::{Blocker, Error, Result};
-use crate::ids::{AgentId, BatchId, OrgId, PhoneId, TrunkId, UserId};
+use crate::error::{Error, Result};
+use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
 use crate::queue::{Enqueued, Payload, Queue, enqueue};
-use crate::trunks;
 
 /// Job: let a started batch dial.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,60 +58,12 @@ impl Payload for CancelCalls {
     }
 }
 
-/// Whether a batch could start now.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-pub struct Readiness {
-    pub can_start: bool,
-    pub member_count: i64,
-    pub has_agent_or_workflow: bool,
-    pub has_caller_phone: bool,
-    pub status: BatchStatus,
-    pub blockers: Vec<Blocker>,
-}
-
 /// A start that was accepted.
 #[derive(Debug)]
 pub struct Started {
     pub batch: Batch,
     pub member_count: i64,
     pub job: Enqueued,
-}
-
-/// What stands in the way of starting a batch in the caller's sight.
-///
-/// # Errors
-/// [`Error::NotFound`] for a batch out of sight.
-pub async fn readiness(
-    db: &mut PgConnection,
-    scope: &Scope,
-    id: BatchId,
-    basis: Basis,
-) -> Result<Readiness> {
-    let batch = find(db, scope, id).await?;
-    let (member_count, mut blockers) = blockers(db, &batch).await?;
-    if let Some(why) = shortage_of(db, &batch, basis).await? {
-        blockers.push(Blocker {
-            code: why.code(),
-            message: why.words().to_owned(),
-        });
-    }
-    if let Err(refusal) = startable(&batch) {
-        blockers.insert(
-            0,
-            Blocker {
-                code: "status",
-                message: refusal.to_string(),
-            },
-        );
-    }
-    Ok(Readiness {
-        can_start: blockers.is_empty(),
-        member_count,
-        has_agent_or_workflow: true,
-        has_caller_phone: true,
-        status: batch.status,
-        blockers,
-    })
 }
 
 /// Accepts the start of a batch.
@@ -127,19 +78,21 @@ pub async fn start(
     basis: Basis,
 ) -> Result<Started> {
     let batch = lock(db, scope, id).await?;
-    let (member_count, blockers) = blockers(db, &batch).await?;
+    let (member_count, mut blockers) = blockers(db, &batch).await?;
     let payload = StartBatch {
         org_id: batch.org_id,
         batch_id: id,
     };
     if !(batch.status == BatchStatus::InProgress && awaits_launch(db, id).await?) {
-        startable(&batch)?;
+        // Before its rows are counted: those that are being called may come back.
         if batch.status == BatchStatus::Stopped && has_live_calls(db, id).await? {
             return Err(Error::conflict(
                 "calls_in_flight",
                 "calls of the batch are still in flight: start it again when they have ended",
             ));
         }
+        startable(&batch, member_count)?;
+        blockers.extend(rows_without_values(db, &batch, Some(ROWS_LOOKED_AT)).await?);
         if !blockers.is_empty() {
             return Err(Error::NotReady(blockers));
         }
@@ -171,6 +124,12 @@ pub async fn start(
 /// # Errors
 /// [`Error::Unexpected`] from the database.
 pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -> Result<bool> {
+    let Some(batch) = waiting_for_launch(db, id).await? else {
+        return Ok(false);
+    };
+    // To look at each row of a large batch takes seconds, for which nobody should wait at its
+    // lock; once a batch was started, values do not change.
+    let without_values = rows_without_values(db, &batch, None).await?;
     sqlx::query!(
         "select from call_batches where id = $1 for no key update",
         id as BatchId
@@ -180,7 +139,8 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -
     let Some(batch) = waiting_for_launch(db, id).await? else {
         return Ok(false);
     };
-    let (rows, blockers) = blockers(db, &batch).await?;
+    let (rows, mut blockers) = blockers(db, &batch).await?;
+    blockers.extend(without_values);
     if rows > 0
         && let Some(blocker) = blockers.first()
     {
@@ -311,23 +271,6 @@ pub async fn stop(
     Ok((find(db, scope, id).await?, Some(job)))
 }
 
-fn startable(batch: &Batch) -> Result<()> {
-    let (code, detail) = match batch.status {
-        BatchStatus::NotStarted | BatchStatus::Stopped => return Ok(()),
-        BatchStatus::InProgress => ("batch_running", "the batch already has calls in flight"),
-        BatchStatus::Paused => ("batch_paused", "the batch is paused: resume it"),
-        BatchStatus::Scheduled => (
-            "batch_scheduled",
-            "the batch is scheduled and starts by itself",
-        ),
-        BatchStatus::Completed => (
-            "batch_completed",
-            "the batch is completed: create another one to call again",
-        ),
-    };
-    Err(Error::conflict(code, detail))
-}
-
 fn wrong_status(verb: &str, wanted: &str, status: BatchStatus) -> Error {
     Error::conflict(
         "batch_status",
@@ -382,71 +325,4 @@ async fn waiting_for_launch(db: &mut PgConnection, id: BatchId) -> Result<Option
     .fetch_optional(db)
     .await?;
     Ok(batch)
-}
-
-/// The rows that wait, and everything that keeps the batch from dialling them.
-async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i64, Vec<Blocker>)> {
-    let facts = sqlx::query!(
-        r#"select g.not_started,
-                  exists (select from ingests i where i.batch_id = b.id and i.state in ('queued', 'running'))
-                      as "ingesting!",
-                  a.is_active as agent_active, p.is_active as line_active, t.status = 'active' as "trunk_active!",
-                  t.status_reason as trunk_reason, p.trunk_id as "trunk_id: TrunkId",
-                  a.first_response_message, a.system_prompt
-           from call_batches b
-           join batch_progress g on g.batch_id = b.id
-           join agents a on a.id = b.agent_id
-           join phone_numbers p on p.id = b.caller_phone_id
-           join trunks t on t.id = p.trunk_id
-           where b.id = $1"#,
-        batch.id as BatchId,
-    )
-    .fetch_one(db)
-    .await?;
-    let mut missing: Vec<&str> = agents::placeholders(&facts.first_response_message)
-        .chain(agents::placeholders(&facts.system_prompt))
-        .filter(|name| !batch.variable_names.iter().any(|known| known == name))
-        .collect();
-    missing.sort_unstable();
-    missing.dedup();
-    let mut blockers = Vec::new();
-    let mut block = |is: bool, code: &'static str, message: String| {
-        if is {
-            blockers.push(Blocker { code, message });
-        }
-    };
-    block(
-        facts.not_started == 0 && !facts.ingesting,
-        "no_rows",
-        "the batch has no rows to call: upload a CSV first".to_owned(),
-    );
-    block(
-        facts.ingesting,
-        "ingest_running",
-        "an upload is still being read: start when it has finished".to_owned(),
-    );
-    block(
-        !facts.agent_active,
-        "agent_inactive",
-        "the agent is not active".to_owned(),
-    );
-    block(
-        !facts.line_active,
-        "line_inactive",
-        "the caller number is not active".to_owned(),
-    );
-    block(
-        !facts.trunk_active,
-        "trunk_paused",
-        trunks::paused_words(facts.trunk_reason.as_deref()),
-    );
-    block(
-        !missing.is_empty(),
-        "missing_variables",
-        format!(
-            "the agent speaks of {} which the batch does not have: add it to variable_names and upload the rows with it",
-            missing.join(", ")
-        ),
-    );
-    Ok((facts.not_started, blockers))
 }

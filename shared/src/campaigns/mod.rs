@@ -10,7 +10,8 @@
 //!                stopped -> in_progress            started again while rows are left
 //! ```
 //!
-//! The owner creates a batch, fills it ([`ingest`], [`rows`]), starts it ([`lifecycle`]). From
+//! The owner creates a batch, fills it ([`ingest`], [`rows`]), asks whether it could start
+//! ([`readiness`]) and starts it ([`lifecycle`]). From
 //! there the dialler's claim (`calls/claim.rs`) takes rows and the inbox gives them back; this
 //! feature only decides whether rows may be taken. Counts are kept by triggers inside the
 //! statements that move rows ([`progress`] reads them), so they cannot drift.
@@ -23,6 +24,7 @@ pub mod batches;
 pub mod ingest;
 pub mod lifecycle;
 pub mod progress;
+pub mod readiness;
 pub mod rows;
 pub mod starving;
 

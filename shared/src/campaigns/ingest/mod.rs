@@ -21,10 +21,11 @@
 //! read from. `total = inserted + duplicates + rejected` is a constraint of the table.
 //!
 //! A row that cannot be called, or has no value for a variable that the agent speaks of, is
-//! *rejected* with its line, column and reason, and never fails the file. A number that the batch has already is
-//! a *duplicate*: a number is called once per batch, so the same file a second time adds nothing.
-//! Both runs and [`insert_records`] put
-//! rows in by the same code, and only while the batch has not started.
+//! *rejected* with its line, column and reason, and never fails the file. A number that the batch
+//! has already is a *duplicate*: a number is called once per batch, so the same file a second time
+//! adds nothing. Both runs and [`insert_records`] put rows in by the same code, and only while the
+//! batch has not started. What the batch or its agent comes to speak of behind its rows is not
+//! looked at here but by the start ([`super::readiness`]).
 //!
 //! Memory is bounded whatever the file: one slice of it, one record, one chunk.
 //!
@@ -120,7 +121,7 @@ pub async fn target(
 
 /// The variables that the agent's texts speak of. One that the batch does not have is not
 /// among them: it is the launch that it blocks, not a row.
-fn spoken(texts: [&str; 2], variables: &[String]) -> Vec<String> {
+pub(super) fn spoken(texts: [&str; 2], variables: &[String]) -> Vec<String> {
     variables
         .iter()
         .filter(|variable| {
