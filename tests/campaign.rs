@@ -136,6 +136,28 @@ async fn starting_twice_is_starting_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_whose_job_is_gone_is_launched_all_the_same() {
+    let mut app = App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({})).await;
+    app.add_people(&batch, 10).await;
+    sqlx::query("update call_batches set status = 'in_progress', started_at = now()")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    let jobs = "select count(*) from jobs where kind = 'start_batch'";
+    assert_eq!(app.count(jobs).await, 0);
+    app.start_worker(&Role::ALL).await;
+    app.wait_for(&batch, "completed").await;
+    assert_eq!(app.carrier.oracle().accepted, 10);
+    assert_eq!(app.count(jobs).await, 1);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pause_holds_and_resume_goes_on() {
     let app = App::with(Options {
         cps: 20,

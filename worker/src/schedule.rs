@@ -1,6 +1,6 @@
 //! What is repaired without anybody asking: workers that died, carriers that fell silent,
-//! batches that ended unnoticed, files nobody reads any more. Every repair is one statement that any replica may run at any
-//! time; running it twice changes nothing.
+//! batches that ended unnoticed or wait for a launch that nobody does, files nobody reads any more.
+//! Any replica may run every repair at any time; running it twice changes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use peal_shared::calls::reconcile::{
     Released, Silent, abandon_submissions_unscoped, bound_unscoped, lost, release_unscoped,
     take_silent_unscoped,
 };
+use peal_shared::campaigns::lifecycle::start_forgotten_unscoped;
 use peal_shared::campaigns::{ingest, starving};
 use peal_shared::context::Context;
 use peal_shared::idempotency::forget_old_unscoped;
@@ -95,6 +96,10 @@ async fn repair(context: &Context) -> Result<()> {
     let completed = complete_finished_unscoped(&mut db).await?;
     if released != Released::default() || !completed.is_empty() {
         context.bells.ring(Bell::Dial);
+    }
+    for job in start_forgotten_unscoped(&mut db).await? {
+        tracing::warn!(job.id = %job.id, "a started batch had no job that would launch it");
+        context.bells.ring_job(&job);
     }
     Ok(())
 }

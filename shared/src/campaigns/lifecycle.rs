@@ -15,7 +15,10 @@ use crate::billing::estimate::Basis;
 use crate::calls::apply::complete_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
-use crate::queue::{Enqueued, Payload, Queue, enqueue};
+use crate::queue::{Enqueued, Payload, Queue, enqueue, enqueue_all};
+
+/// Batches whose launch is queued again in one round.
+const ROUND_LIMIT: i64 = 1000;
 
 /// Job: let a started batch dial.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -168,6 +171,42 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -
     .execute(&mut *db)
     .await?;
     Ok(complete_unscoped(db, &[id]).await?.is_empty())
+}
+
+/// Queues the launch of batches that wait for one and have no job that would do it: the job which
+/// a quick resume was answered with may have looked before, while the batch was paused. Nobody
+/// asks for it, so it is done for every tenant.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn start_forgotten_unscoped(db: &mut PgConnection) -> Result<Vec<Enqueued>> {
+    let forgotten = sqlx::query!(
+        r#"select b.id as "id: BatchId", b.org_id as "org_id: OrgId"
+           from call_batches b
+           where b.status = 'in_progress'
+             and b.launched_at is null
+             and not exists (select from jobs j
+                             where j.kind = $1
+                               and j.dedupe_key = b.id::text
+                               and j.state in ('ready', 'running'))
+           order by b.id
+           limit $2"#,
+        StartBatch::KIND,
+        ROUND_LIMIT,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let payloads: Vec<StartBatch> = forgotten
+        .into_iter()
+        .map(|batch| StartBatch {
+            org_id: batch.org_id,
+            batch_id: batch.id,
+        })
+        .collect();
+    if payloads.is_empty() {
+        return Ok(Vec::new());
+    }
+    enqueue_all(db, &payloads, None).await
 }
 
 /// Stops taking rows until the batch is resumed. Calls that are on their way go on.
