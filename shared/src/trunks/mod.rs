@@ -299,7 +299,7 @@ pub async fn list_unscoped(db: &mut PgConnection) -> Result<Vec<TrunkState>> {
         r#"select t.id as "id: TrunkId", t.org_id as "org_id: OrgId", t.name, t.status, t.status_reason, t.cps,
                   t.max_concurrent,
                   (select count(*) from calls c where c.trunk_id = t.id and c.live) as "live_calls!",
-                  1 + (p.slowdown - 1) * power(0.5, extract(epoch from now() - p.slowed_at)::float8 / 10) as slowdown
+                  1 + (p.slowdown - 1) * power(0.5, least(extract(epoch from now() - p.slowed_at), 600)::float8 / 10) as slowdown
            from trunks t
            left join pacers p on p.trunk_id = t.id
            where t.deleted_at is null
