@@ -436,6 +436,88 @@ async fn the_event_stream_says_why_nothing_is_dialled_and_ends_with_the_batch() 
     app.finish().await;
 }
 
+/// The first event of a batch's stream.
+async fn progress(app: &App, batch: &str) -> Value {
+    let path = format!("{BASE}/{batch}/events");
+    let mut events = app.request(Method::GET, &path).send().await.unwrap();
+    let mut text = String::new();
+    while !text.contains("\n\n") {
+        let piece = events.chunk().await.unwrap().expect("an event");
+        text.push_str(std::str::from_utf8(&piece).unwrap());
+    }
+    let data = text.lines().find_map(|line| line.strip_prefix("data:"));
+    serde_json::from_str(data.expect("data").trim()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trunk_that_is_slow_is_told_from_one_that_nobody_dials_for() {
+    let mut app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    app.add_people(&id, 3).await;
+    app.start_batch(&id).await;
+    app.start_worker(&[peal_worker::Role::Misc]).await;
+    let launched = "select count(*) from call_batches where launched_at is not null";
+    let is_launched = || async { app.count(launched).await == 1 };
+    eventually("the batch is launched", PATIENCE, is_launched).await;
+    // A slowdown halves every ten seconds: nothing is left of it after a day.
+    for (clock, code) in [
+        (
+            "next_slot = now() - interval '1 hour', slowdown = 32, slowed_at = now() - interval '1 day'",
+            "waiting_for_worker",
+        ),
+        (
+            "slowdown = 3, slowed_at = now() - interval '12 seconds'",
+            "carrier_pushback",
+        ),
+        (
+            "slowdown = 1, slowed_at = null, next_slot = now() + interval '1 hour'",
+            "pace",
+        ),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(format!("update pacers set {clock}")))
+            .execute(&app.context.pool)
+            .await
+            .unwrap();
+        // The watch of the last viewer may still tell what it saw.
+        let told = || async {
+            let waiting = progress(&app, &id).await["waiting"].clone();
+            waiting["code"] == code && waiting["until"].is_string()
+        };
+        eventually(code, PATIENCE, told).await;
+    }
+    app.post(&format!("{BASE}/stop/{id}"), json!({}))
+        .await
+        .expect(200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_was_paused_a_moment_ago_says_so() {
+    let app = App::with(Options {
+        cps: 20,
+        ..Options::default()
+    })
+    .await;
+    let id = app.create_batch(json!({})).await;
+    app.add_people(&id, 100).await;
+    app.start_batch(&id).await;
+    let dialled = || async { app.carrier.oracle().accepted >= 5 };
+    eventually("some calls are made", PATIENCE, dialled).await;
+    app.post(&format!("{BASE}/pause/{id}"), json!({}))
+        .await
+        .expect(200);
+    let progress = progress(&app, &id).await;
+    assert!(
+        progress["calls_per_second"].as_f64() > Some(0.0),
+        "{progress}"
+    );
+    assert_eq!(progress["waiting"]["code"], "paused", "{progress}");
+    app.post(&format!("{BASE}/stop/{id}"), json!({}))
+        .await
+        .expect(200);
+    app.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_direct_call_goes_through_the_same_line() {
     let app = App::start().await;

@@ -92,8 +92,9 @@ pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Resu
     let rate = started as f64 / f64::from(RATE_WINDOW_SECS);
     let left = counts.not_started;
     let dialling = batch.status == BatchStatus::InProgress && left > 0;
+    let starting = started > 0 && batch.status == BatchStatus::InProgress;
     // Rows that wait unsent inside a call wait as much as those that have none.
-    let waiting = if started > 0 || left + counts.calling == 0 {
+    let waiting = if starting || left + counts.calling == 0 {
         None
     } else {
         waiting(db, &batch).await?
@@ -127,6 +128,7 @@ struct Facts {
     busy: bool,
     slowdown: Option<f64>,
     next_slot: Option<DateTime<Utc>>,
+    pace_used: bool,
 }
 
 async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>> {
@@ -147,7 +149,7 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
             )
             .fetch_one(db)
             .await?;
-            (facts.under_way == 0 || facts.rows_left).then(|| explain(&facts, batch))
+            (facts.under_way == 0 || facts.rows_left).then(|| explain(&facts, batch.batch_size))
         }
         BatchStatus::Paused => why(
             batch.status_reason_code.map_or("paused", Refusal::code),
@@ -170,8 +172,8 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
 }
 
 /// The first thing that stands between a row and its call.
-fn explain(facts: &Facts, batch: &Batch) -> Waiting {
-    let first = obstacles(facts, batch)
+fn explain(facts: &Facts, batch_size: i32) -> Waiting {
+    let first = obstacles(facts, batch_size)
         .into_iter()
         .find(|(stands, ..)| *stands);
     let (_, code, message) = first.unwrap_or((
@@ -189,9 +191,9 @@ fn explain(facts: &Facts, batch: &Batch) -> Waiting {
 
 /// Everything that can stand in the way, in the order in which it is to be cleared: whether it
 /// does, its code, and a sentence for the batch's owner.
-fn obstacles(facts: &Facts, batch: &Batch) -> Vec<(bool, &'static str, String)> {
+fn obstacles(facts: &Facts, batch_size: i32) -> Vec<(bool, &'static str, String)> {
     let text = |text: &str| text.to_owned();
-    let (size, org_limit) = (batch.batch_size, facts.org_limit);
+    let org_limit = facts.org_limit;
     let trunk_full = facts
         .trunk_limit
         .is_some_and(|limit| facts.trunk_live >= i64::from(limit));
@@ -227,9 +229,9 @@ fn obstacles(facts: &Facts, batch: &Batch) -> Vec<(bool, &'static str, String)> 
             text("the rows that are left wait for their next attempt"),
         ),
         (
-            facts.batch_live >= i64::from(size),
+            facts.batch_live >= i64::from(batch_size),
             "batch_size",
-            format!("all {size} concurrent calls of the batch are in use (batch_size)"),
+            format!("all {batch_size} concurrent calls of the batch are in use (batch_size)"),
         ),
         (
             facts.org_live >= i64::from(org_limit),
@@ -251,6 +253,11 @@ fn obstacles(facts: &Facts, batch: &Batch) -> Vec<(bool, &'static str, String)> 
             "carrier_pushback",
             text("the carrier refuses the pace; dialling goes on slower"),
         ),
+        (
+            facts.pace_used,
+            "pace",
+            text("the trunk's calls per second are in use"),
+        ),
     ]
 }
 
@@ -259,7 +266,106 @@ fn until(code: &str, facts: &Facts) -> Option<DateTime<Utc>> {
     match code {
         "retry_later" => facts.next_due,
         "deferred" => facts.deferred_until,
-        "carrier_pushback" | "waiting_for_worker" => facts.next_slot,
+        "carrier_pushback" | "pace" | "waiting_for_worker" => facts.next_slot,
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BATCH_SIZE: i32 = 5;
+
+    fn at(secs: i64) -> Option<DateTime<Utc>> {
+        DateTime::from_timestamp(1_700_000_000 + secs, 0)
+    }
+
+    /// A batch with rows that are due, on a line that is free.
+    fn free() -> Facts {
+        Facts {
+            launched: true,
+            starved: None,
+            trunk_active: true,
+            trunk_reason: None,
+            has_pacer: true,
+            trunk_live: 3,
+            trunk_limit: Some(10),
+            org_live: 3,
+            org_limit: 100,
+            batch_live: 3,
+            under_way: 0,
+            deferred_until: None,
+            rows_left: true,
+            due: true,
+            next_due: at(0),
+            busy: false,
+            slowdown: Some(1.0),
+            next_slot: at(7),
+            pace_used: false,
+        }
+    }
+
+    #[test]
+    fn each_obstacle_is_told_with_its_end_before_those_behind_it() {
+        type Step = (fn(&mut Facts), &'static str, Option<i64>);
+        // From the last that is looked at to the first, one upon the other.
+        let steps: [Step; 13] = [
+            (|_| {}, "waiting_for_worker", Some(7)),
+            (|facts| facts.pace_used = true, "pace", Some(7)),
+            (
+                |facts| facts.slowdown = Some(1.6),
+                "carrier_pushback",
+                Some(7),
+            ),
+            (|facts| facts.busy = true, "number_busy", None),
+            (|facts| facts.trunk_live = 10, "trunk_limit", None),
+            (|facts| facts.org_live = 100, "organization_limit", None),
+            (|facts| facts.batch_live = 5, "batch_size", None),
+            (
+                |facts| (facts.due, facts.next_due) = (false, at(60)),
+                "retry_later",
+                Some(60),
+            ),
+            (
+                |facts| facts.starved = Some(Refusal::InsufficientCredits),
+                "insufficient_credits",
+                None,
+            ),
+            (
+                |facts| (facts.rows_left, facts.deferred_until) = (false, at(9)),
+                "deferred",
+                Some(9),
+            ),
+            (|facts| facts.has_pacer = false, "no_pacer", None),
+            (|facts| facts.trunk_active = false, "trunk_paused", None),
+            (|facts| facts.launched = false, "starting", None),
+        ];
+        let mut facts = free();
+        for (happens, code, until) in steps {
+            happens(&mut facts);
+            let told = explain(&facts, BATCH_SIZE);
+            assert_eq!((told.code, told.until), (code, until.and_then(at)));
+            assert!(!told.message.is_empty(), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_nearly_full_or_slow_is_no_obstacle() {
+        let facts = Facts {
+            trunk_live: 9,
+            org_live: 99,
+            batch_live: 4,
+            slowdown: Some(1.5),
+            deferred_until: at(9),
+            ..free()
+        };
+        assert_eq!(explain(&facts, BATCH_SIZE).code, "waiting_for_worker");
+        let unlimited = Facts {
+            trunk_limit: None,
+            slowdown: None,
+            ..free()
+        };
+        assert_eq!(explain(&unlimited, BATCH_SIZE).code, "waiting_for_worker");
     }
 }

@@ -22,10 +22,14 @@ select b.launched_at is not null as "launched!",
                      and not exists (select from calls c
                                      where c.org_id = d.org_id and c.to_number = d.to_phonenumber and c.live))
            as "busy!",
-       p.slowdown * (case when p.slowed_at is null then 1
-                          else power(0.5, extract(epoch from now() - p.slowed_at)::double precision / 10) end)
-           as "slowdown?",
-       p.next_slot as "next_slot?"
+       -- As the pacer reckons it; a power that is too small for a number would be an error.
+       case when p.slowed_at is null then 1
+            else 1 + (p.slowdown - 1)
+                     * power(0.5, least(greatest(extract(epoch from now() - p.slowed_at), 0), 600)::double precision / 10)
+       end as "slowdown?",
+       p.next_slot as "next_slot?",
+       -- The clock of a trunk stands still while nobody takes its slots.
+       coalesce(p.next_slot > clock_timestamp() - interval '5 seconds', false) as "pace_used!"
 from call_batches b
 join organizations o on o.id = b.org_id
 left join trunks t on t.id = b.trunk_id
