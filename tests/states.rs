@@ -1,6 +1,6 @@
 //! The states of a batch and what each of its buttons does in them.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::app::{App, Options};
 
@@ -64,5 +64,39 @@ async fn every_button_does_in_every_state_what_it_should() {
         .execute(&app.context.pool)
         .await
         .unwrap();
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_batch_that_has_called_everybody_does_not_start_again() {
+    let app = App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await;
+    let batch = app.create_batch(json!({})).await;
+    app.add_people(&batch, 1).await;
+    for change in [
+        "update batch_data set status = 'completed'",
+        "update call_batches set status = 'stopped'",
+    ] {
+        sqlx::query(change)
+            .execute(&app.context.pool)
+            .await
+            .unwrap();
+    }
+    let path = format!("/api/v1/batch-call/start/{batch}");
+    let refused = app.post(&path, json!({})).await.expect(409);
+    assert_eq!(refused["code"], "batch_completed");
+    let path = format!("/api/v1/batch-call/{batch}/readiness");
+    let readiness = app.get(&path).await.expect(200);
+    assert_eq!(readiness["can_start"], false);
+    assert_eq!(
+        readiness["blockers"].as_array().map(Vec::len),
+        Some(1),
+        "{readiness}"
+    );
+    assert_eq!(readiness["blockers"][0]["message"], refused["detail"]);
+    assert_ne!(refused["detail"], Value::Null);
     app.finish().await;
 }
