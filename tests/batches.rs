@@ -40,6 +40,7 @@ async fn a_batch_is_created_listed_changed_and_deleted() {
         ),
         (&json!("not_started"), &json!(1), &Value::Null)
     );
+    assert_eq!(batch.get("call_flow_id"), Some(&Value::Null));
     let id = batch["id"].as_str().unwrap();
 
     for path in [

@@ -39,7 +39,7 @@ pub struct CreateBatch {
     /// To be left out: workflows cannot place calls.
     workflow_id: Option<Uuid>,
     /// In the contract, always null.
-    #[schema(value_type = ())]
+    #[schema(value_type = (), required = false)]
     call_flow_id: Option<Value>,
     /// Whose batch it becomes: the caller's own unless an admin says otherwise.
     user_id: Option<UserId>,

@@ -45,7 +45,7 @@ impl BatchStatus {
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[schema(example = json!({
     "id": "0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b", "user_id": "0197d7a5-3c1e-7a10-8f00-00000000000a",
-    "agent_id": "0197d7a5-3c1e-7a10-8f00-00000000000b", "workflow_id": null,
+    "agent_id": "0197d7a5-3c1e-7a10-8f00-00000000000b", "workflow_id": null, "call_flow_id": null,
     "caller_phone_id": "0197d7a5-3c1e-7a10-8f00-00000000000c", "batch_name": "March reminders",
     "description": null, "status": "not_started", "status_reason": null, "status_reason_code": null, "variable_names": ["name"],
     "batch_size": 20, "max_retries": 1, "retry_delay_seconds": 60, "retry_lost": false,
@@ -58,6 +58,8 @@ pub struct Batch {
     pub agent_id: AgentId,
     /// Always null: workflows cannot place calls.
     pub workflow_id: Option<uuid::Uuid>,
+    /// Always null: call flows cannot place calls.
+    pub call_flow_id: Option<uuid::Uuid>,
     pub caller_phone_id: PhoneId,
     pub batch_name: String,
     pub description: Option<String>,
@@ -92,8 +94,8 @@ macro_rules! batches {
         sqlx::query_as!(
             $crate::campaigns::batches::Batch,
             r#"select id as "id: BatchId", user_id as "user_id: UserId", agent_id as "agent_id: AgentId",
-                         null::uuid as workflow_id, caller_phone_id as "caller_phone_id: PhoneId", batch_name,
-                         description, status as "status: BatchStatus", status_reason,
+                         null::uuid as workflow_id, null::uuid as call_flow_id,
+                         caller_phone_id as "caller_phone_id: PhoneId", batch_name, description, status as "status: BatchStatus", status_reason,
                          starved_reason as "status_reason_code: crate::wallets::holds::Refusal", variable_names, batch_size, max_retries,
                          retry_delay_seconds, retry_lost, auto_resume, default_country, started_at, completed_at,
                          created_at, updated_at, org_id as "org_id: OrgId"
@@ -281,7 +283,8 @@ pub(super) fn already_started() -> Error {
 /// Replaces the variable names of a batch before its launch.
 ///
 /// # Errors
-/// As [`lock_unstarted`].
+/// As [`lock_unstarted`], and [`Error::Conflict`] while a file is read into the batch: its columns
+/// are what they were when it was opened.
 pub async fn set_variables(
     db: &mut PgConnection,
     scope: &Scope,
@@ -289,6 +292,18 @@ pub async fn set_variables(
     names: &[String],
 ) -> Result<Batch> {
     lock_unstarted(db, scope, id).await?;
+    let ingesting = sqlx::query_scalar!(
+        r#"select exists (select from ingests where batch_id = $1 and state in ('queued', 'running')) as "is!""#,
+        id as BatchId,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if ingesting {
+        return Err(Error::conflict(
+            "ingest_running",
+            "an upload is still being read: change the variables when it has finished",
+        ));
+    }
     sqlx::query!(
         "update call_batches set variable_names = $2, updated_at = now() where id = $1",
         id as BatchId,
