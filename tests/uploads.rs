@@ -363,6 +363,13 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
     let errors = app.get(first["error_report_url"].as_str().unwrap()).await;
     assert_eq!(errors.headers["content-type"], "text/csv; charset=utf-8");
     assert!(
+        errors
+            .text
+            .starts_with("line,column,value,code,message\r\n"),
+        "{}",
+        errors.text
+    );
+    assert!(
         errors.text.contains("missing_variable") && errors.text.contains("nonsense"),
         "{}",
         errors.text
@@ -404,6 +411,43 @@ async fn a_batch_with_as_many_variables_as_there_may_be_takes_its_own_template()
     let wider = format!("{},timezone,more\n{person},,\n", template.trim());
     let refused = send(&app, &id, Form::new().part("file", csv(wider))).await;
     assert_eq!(code(&refused.expect(400)), "too_many_columns");
+    app.finish().await;
+}
+
+/// Gives the batch other variables.
+async fn rename(app: &App, batch: &str) -> Answer {
+    let path = format!("{BASE}/{batch}/variables");
+    let body = json!({"variable_names": ["name", "city"]});
+    answer(app.request(Method::PATCH, &path).json(&body)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_is_followed_and_keeps_the_variables_until_it_is_read() {
+    let mut app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    let mut list = String::from("to_phonenumber,name\n");
+    for n in 0..20_000 {
+        list.push_str(&format!("{},{}\n", number(n), "x".repeat(40)));
+    }
+    let bytes = list.len();
+    let taken = send(&app, &id, Form::new().part("file", csv(list))).await;
+    let report = taken.expect(202)["data"].clone();
+    assert_eq!(report["ingest_job_id"], report["ingest_id"]);
+    assert_eq!(
+        (&report["file_bytes"], &report["bytes_read"]),
+        (&json!(bytes), &json!(0))
+    );
+    let refused = rename(&app, &id).await.expect(409);
+    assert_eq!(code(&refused), "ingest_running");
+
+    app.start_worker(&peal_worker::Role::ALL).await;
+    let ingest = report["ingest_id"].as_str().expect("an id");
+    let path = format!("{BASE}/{id}/ingests/{ingest}");
+    let read = || async { app.get(&path).await.expect(200)["data"]["status"] == "completed" };
+    eventually("the file has been read", PATIENCE, read).await;
+    let report = app.get(&path).await.expect(200)["data"].clone();
+    assert_eq!(report["bytes_read"], json!(bytes), "{report}");
+    rename(&app, &id).await.expect(200);
     app.finish().await;
 }
 

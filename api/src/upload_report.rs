@@ -12,7 +12,8 @@ use crate::server::BATCH_CALL;
 /// What became of the rows. The total is `inserted + duplicates + failed`.
 #[derive(Serialize, ToSchema)]
 #[schema(example = json!({
-    "ingest_id": "0197d7a5-3c1e-7a10-8f00-000000000010", "file_name": "people.csv", "status": "completed",
+    "ingest_id": "0197d7a5-3c1e-7a10-8f00-000000000010", "ingest_job_id": "0197d7a5-3c1e-7a10-8f00-000000000010",
+    "file_name": "people.csv", "file_bytes": 24071, "bytes_read": 24071, "status": "completed",
     "total_rows": 1000, "inserted": 998, "updated": 0, "failed": 1, "duplicates": 1, "warnings": [],
     "errors": [{
         "row": 17, "column": "to_phonenumber", "value": "12", "code": "too_short",
@@ -24,7 +25,12 @@ use crate::server::BATCH_CALL;
 pub struct Report {
     /// None for records, which leave nothing to ask for.
     pub ingest_id: Option<IngestId>,
+    /// The contract's name for the work on the file: the ingest, which is asked for by this id.
+    pub ingest_job_id: Option<IngestId>,
     pub file_name: Option<String>,
+    pub file_bytes: Option<i64>,
+    /// Of the file, as far as its rows are in; all of it in the end.
+    pub bytes_read: Option<i64>,
     pub status: IngestState,
     pub total_rows: i64,
     pub inserted: i64,
@@ -45,7 +51,10 @@ impl Report {
     pub fn of(ingest: Ingest, errors: Vec<Reject>) -> Self {
         Self {
             ingest_id: Some(ingest.id),
+            ingest_job_id: Some(ingest.id),
             file_name: Some(ingest.file_name),
+            file_bytes: Some(ingest.file_bytes),
+            bytes_read: Some(ingest.bytes_read),
             status: ingest.state,
             total_rows: ingest.counts.total_rows,
             inserted: ingest.counts.inserted,
@@ -70,7 +79,10 @@ impl Report {
     pub fn queued(upload: &Upload) -> Self {
         Self {
             ingest_id: Some(upload.ingest),
+            ingest_job_id: Some(upload.ingest),
             file_name: Some(upload.file_name.clone()),
+            file_bytes: i64::try_from(upload.bytes).ok(),
+            bytes_read: Some(0),
             status: IngestState::Queued,
             total_rows: 0,
             inserted: 0,

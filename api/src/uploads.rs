@@ -209,7 +209,10 @@ async fn upload_json(
     let most = usize::try_from(MAX_ERRORS).unwrap_or(usize::MAX);
     let report = Report {
         ingest_id: None,
+        ingest_job_id: None,
         file_name: None,
+        file_bytes: None,
+        bytes_read: None,
         status: IngestState::Completed,
         total_rows: added.counts.total_rows,
         inserted: added.counts.inserted,
@@ -324,14 +327,17 @@ async fn show(
     Ok(done(report.summary(), report))
 }
 
-/// Get the refused rows as a CSV file, to be put right and uploaded again
+/// Get the refused rows as a CSV file
+///
+/// Each with its line in the uploaded file, its column and value, and why it was refused. Put them
+/// right in your file and upload it again.
 #[utoipa::path(
     get,
     path = "/{batch_id}/ingests/{ingest_id}/errors",
     tag = "Uploads",
     params(("batch_id" = BatchId, Path), ("ingest_id" = IngestId, Path)),
     responses(
-        (status = 200, body = String, content_type = "text/csv", example = "row,column,code,message,to_phonenumber,name\n"),
+        (status = 200, body = String, content_type = "text/csv", example = "line,column,value,code,message\r\n17,to_phonenumber,12,too_short,the number is too short\r\n"),
         Missing,
         Refusals,
     )

@@ -23,6 +23,8 @@ pub struct Ingest {
     pub batch_id: BatchId,
     pub file_name: String,
     pub file_bytes: i64,
+    /// Of the file, as far as its rows are in; all of it in the end.
+    pub bytes_read: i64,
     pub state: State,
     #[serde(flatten)]
     pub counts: Counts,
@@ -41,6 +43,7 @@ struct Stored {
     batch_id: BatchId,
     file_name: String,
     file_bytes: i64,
+    bytes_read: i64,
     state: State,
     total_rows: i64,
     inserted: i64,
@@ -62,6 +65,7 @@ impl From<Stored> for Ingest {
             batch_id: row.batch_id,
             file_name: row.file_name,
             file_bytes: row.file_bytes,
+            bytes_read: row.bytes_read,
             state: row.state,
             counts: Counts {
                 total_rows: row.total_rows,
@@ -115,6 +119,7 @@ async fn stored(
     let rows = sqlx::query_as!(
         Stored,
         r#"select i.id as "id: IngestId", i.batch_id as "batch_id: BatchId", i.file_name, i.file_bytes,
+                  coalesce((i.checkpoint -> 'place' ->> 'offset')::bigint, 0) as "bytes_read!",
                   i.state as "state: State", i.total_rows, i.inserted, i.duplicates, i.rejected,
                   i.warnings, i.failure_code, i.failure_message, i.notify, i.created_at,
                   i.started_at, i.finished_at
