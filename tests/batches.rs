@@ -467,7 +467,7 @@ async fn a_trunk_that_is_slow_is_told_from_one_that_nobody_dials_for() {
             "waiting_for_worker",
         ),
         (
-            "slowdown = 3, slowed_at = now() - interval '12 seconds'",
+            "slowdown = 20, slowed_at = now() - interval '38 seconds'",
             "carrier_pushback",
         ),
         (
