@@ -1,17 +1,18 @@
 //! The inbox: events of carriers are written down many at a time, and each is acknowledged
 //! only behind the commit.
 //!
-//! A callback takes one of so many places, puts its event in the line and waits. Two writers take turns: whoever is
-//! free takes all that stands in the line, writes it in one statement and answers everybody in
-//! it, so the busier it is, the larger the groups; while it is not busy, it waits some
-//! milliseconds for company, so that a hundred calls a second do not cost hundreds of commits.
-//! What answered calls say is read for the whole
-//! group at once, behind the commit that decides which carrier call came first. A place is had from
-//! before the callback is looked at until its answer. When none is free, the carrier is told to
-//! come again, but not at once: told so at once, thousands come right back, and turning them away
-//! again and again would take the time of those who have a place. What comes in a short burst
-//! finds a place meanwhile. When a group is refused, its events are written one
-//! by one, so that one that cannot be written stands in nobody's way.
+//! A callback takes one of so many places, puts its event in the line and waits. Two writers take
+//! turns: whoever is free takes all that stands in the line, writes it in one statement and
+//! answers everybody in it, so the busier it is, the larger the groups; while it is not busy, it
+//! waits some milliseconds for company, so that a hundred calls a second do not cost hundreds of
+//! commits. What answered calls say is read for the whole group at once, behind the commit that
+//! decides which carrier call came first. When a group is refused, its events are written one by
+//! one, so that one that cannot be written stands in nobody's way.
+//!
+//! A place is had from before the callback is looked at until its answer. What comes in a short
+//! burst waits a moment for one. When none is free by then, the carrier is told to come again, but
+//! not at once: told so at once, thousands come right back, and turning them away again and again
+//! would take the time of those who have a place.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -9,8 +9,9 @@
 //! Ringing never waits. Hints go through a channel to one task that sends what has gathered in
 //! one round trip; when Redis does not answer they are dropped and counted
 //! ([`Bells::missed`]). A bell that says no more than "look" is rung at once, and then again only
-//! behind a short rest: however many listen, what comes in a burst is found by few looks. Keys are `prefix:{name}:bell`, one key per command, so any cluster
-//! layout will do. No personal data passes here: hints are job ids or `1`.
+//! behind a short rest: however many listen, what comes in a burst is found by few looks. Keys
+//! are `prefix:{name}:bell`, one key per command, so any cluster layout will do. No personal data
+//! passes here: hints are job ids or `1`.
 
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
@@ -140,7 +141,7 @@ impl Bells {
         }
     }
 
-    /// Wakes one listener.
+    /// Wakes one listener, at once or when the bell has rested.
     pub fn ring(&self, bell: Bell) {
         self.ring_with(bell, LOOK.to_owned());
     }
