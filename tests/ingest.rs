@@ -281,9 +281,12 @@ async fn the_error_file_is_complete_safe_and_only_for_its_owner() {
     let text = String::from_utf8(slices.concat()).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 2_501);
-    assert_eq!(lines[0], "line,column,value,code,message");
+    assert_eq!(
+        lines[0],
+        "to_phonenumber,name,line,column,value,code,message"
+    );
     assert!(
-        lines[2_500].starts_with("2501,to_phonenumber,'=cmd|calc,not_a_number,"),
+        lines[2_500].starts_with("'=cmd|calc,x,2501,to_phonenumber,'=cmd|calc,not_a_number,"),
         "{}",
         lines[2_500]
     );

@@ -365,7 +365,7 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
     assert!(
         errors
             .text
-            .starts_with("line,column,value,code,message\r\n"),
+            .starts_with("to_phonenumber,name,city,line,column,value,code,message\r\n"),
         "{}",
         errors.text
     );
@@ -382,6 +382,66 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
     let path = format!("{BASE}/upload-json/{id}");
     let refused = app.post(&path, record).await.expect(200)["data"].clone();
     assert_eq!(counts(&refused), [0, 0, 1, 1]);
+    sqlx::query("delete from jobs")
+        .execute(&app.context.pool)
+        .await
+        .unwrap();
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_file_that_was_put_right_is_a_list_of_the_refused_rows() {
+    let app = quiet().await;
+    // A variable may be called as a reason is, whether the list has a column for it or not.
+    let id = app
+        .create_batch(json!({"variable_names": ["name", "code", "value"]}))
+        .await;
+    let list = format!(
+        "ref;name;timezone;code;to_phonenumber\n1;Ada;;=1+1;{}\n2;\"O;Neil\";Asia/Tokyo;=2+2;12\n3;;;-7;{}\n",
+        number(1),
+        number(2)
+    );
+    let ended = |report: &Value| ["inserted", "failed"].map(|key| report[key].as_i64().unwrap());
+    let first = app.upload(&id, &list).await;
+    assert_eq!(ended(&first), [1, 2]);
+    let errors = app
+        .get(first["error_report_url"].as_str().unwrap())
+        .await
+        .text;
+    let lines: Vec<&str> = errors.lines().collect();
+    assert_eq!(
+        lines[0],
+        "to_phonenumber,timezone,name,code,line,column,value,code,message"
+    );
+    assert!(
+        lines[1].starts_with("12,Asia/Tokyo,O;Neil,'=2+2,3,to_phonenumber,12,missing_country,"),
+        "{errors}"
+    );
+    assert!(
+        lines[2].starts_with(&format!("{},,,'-7,4,name,,missing_variable,", number(2))),
+        "{errors}"
+    );
+    assert_eq!(lines.len(), 3);
+
+    // As it is, it is refused for the same reasons.
+    let again = app.upload(&id, &errors).await;
+    assert_eq!(ended(&again), [0, 2]);
+    let right = errors
+        .replacen("\n12,", &format!("\n{},", number(3)), 1)
+        .replacen(",,,'-7", ",,Bo,'-7", 1);
+    let last = app.upload(&id, &right).await;
+    assert_eq!(ended(&last), [2, 0]);
+    let warnings = last["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{last}");
+    assert!(
+        warnings[0].as_str().unwrap().contains("\"value\""),
+        "{last}"
+    );
+    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200)["data"].clone();
+    let values = |row: usize| &rows[row]["variable_values"];
+    assert_eq!(values(0), &json!({"name": "Ada", "code": "=1+1"}));
+    assert_eq!(values(1), &json!({"name": "O;Neil", "code": "=2+2"}));
+    assert_eq!(values(2), &json!({"name": "Bo", "code": "-7"}));
     sqlx::query("delete from jobs")
         .execute(&app.context.pool)
         .await

@@ -329,15 +329,16 @@ async fn show(
 
 /// Get the refused rows as a CSV file
 ///
-/// Each with its line in the uploaded file, its column and value, and why it was refused. Put them
-/// right in your file and upload it again.
+/// Each as the file had it under the columns that the batch uses, then its line in that file, the
+/// column and value at fault, and why it was refused. Put them right here and upload this file: what
+/// it says about the reasons is passed over.
 #[utoipa::path(
     get,
     path = "/{batch_id}/ingests/{ingest_id}/errors",
     tag = "Uploads",
     params(("batch_id" = BatchId, Path), ("ingest_id" = IngestId, Path)),
     responses(
-        (status = 200, body = String, content_type = "text/csv", example = "line,column,value,code,message\r\n17,to_phonenumber,12,too_short,the number is too short\r\n"),
+        (status = 200, body = String, content_type = "text/csv", example = "to_phonenumber,name,line,column,value,code,message\r\n12,Ada,17,to_phonenumber,12,too_short,the number is too short\r\n"),
         Missing,
         Refusals,
     )

@@ -49,6 +49,15 @@ pub fn neutral(cell: &str) -> String {
     }
 }
 
+/// The cell that [`neutral`] was given.
+#[must_use]
+pub fn original(cell: &str) -> &str {
+    match cell.strip_prefix('\'') {
+        Some(rest) if neutral(rest) != rest => rest,
+        _ => cell,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +77,8 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(neutral(cell), expected);
+            assert_eq!(original(expected), cell);
         }
+        assert_eq!(original("'tis"), "'tis");
     }
 }

@@ -4,9 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::reader::{Parser, Place, Step};
+use super::reader::{Parser, Place, Record, Step};
 use super::{Failure, Limits};
 use crate::phone::is_invisible;
+use crate::spreadsheet;
 
 /// The column that every file must have.
 pub(super) const PHONE_COLUMN: &str = "to_phonenumber";
@@ -20,6 +21,8 @@ const PHONE_ALIASES: [&str; 5] = [
 ];
 /// The column that overrides the zones derived from the number.
 pub(super) const ZONE_COLUMN: &str = "timezone";
+/// What an error file says of each row, in its last columns: so it can be put right and uploaded.
+pub(super) const REASON_COLUMNS: [&str; 5] = ["line", "column", "value", "code", "message"];
 /// How much of a file is looked at; its header must end within.
 pub(super) const HEAD_BYTES: usize = 64 * 1024;
 
@@ -35,6 +38,34 @@ pub(super) struct Columns {
     pub zone: Option<usize>,
     /// Column and variable.
     pub variables: Vec<(usize, String)>,
+    /// The file is an error file: its cells were neutralised, its last columns are no variables.
+    #[serde(default)]
+    pub is_error_file: bool,
+}
+
+impl Columns {
+    /// What a record says under a column; empty when it is too short, or no text.
+    pub fn cell<'a>(&self, record: Record<'a>, column: usize) -> &'a str {
+        let cell = record.field(column).unwrap_or_default();
+        if self.is_error_file {
+            spreadsheet::original(cell)
+        } else {
+            cell
+        }
+    }
+
+    /// Whether a column says why an earlier upload refused the row.
+    pub fn is_reason(&self, column: usize) -> bool {
+        self.is_error_file && column >= self.names.len().saturating_sub(REASON_COLUMNS.len())
+    }
+
+    /// Those that an error file repeats, by their names there.
+    pub fn repeated(&self) -> impl Iterator<Item = (usize, &str)> {
+        let variables = self.variables.iter();
+        std::iter::once((self.phone, PHONE_COLUMN))
+            .chain(self.zone.map(|column| (column, ZONE_COLUMN)))
+            .chain(variables.map(|(column, name)| (*column, name.as_str())))
+    }
 }
 
 /// How to read the rest of a file.
@@ -90,8 +121,9 @@ fn attempt(
         Ok(names) => names,
         Err(failure) => return ((false, 0), Err(failure)),
     };
+    let reasons = reason_columns(&names);
     let width = names.len();
-    if width > limits.max_file_columns() {
+    if width - reasons > limits.max_file_columns() - REASON_COLUMNS.len() {
         let message = format!(
             "the file has more than {} columns beside {PHONE_COLUMN} and {ZONE_COLUMN}; remove those that no variable uses",
             limits.max_columns
@@ -205,10 +237,18 @@ fn clean(name: &str) -> String {
     visible.trim().to_owned()
 }
 
+/// How many of the columns, the last ones, are an error file's reasons: all or none.
+fn reason_columns(names: &[String]) -> usize {
+    let are_reasons = names.ends_with(&REASON_COLUMNS.map(str::to_owned));
+    if are_reasons { REASON_COLUMNS.len() } else { 0 }
+}
+
 /// Finds the phone column, the zone column and the variables among the names.
 fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<String>), Failure> {
     let mut warnings = Vec::new();
-    let find = |wanted: &str| names.iter().position(|name| same(name, wanted));
+    let reasons = reason_columns(&names);
+    let own = || names.iter().take(names.len() - reasons);
+    let find = |wanted: &str| own().position(|name| same(name, wanted));
     let phone = match find(PHONE_COLUMN) {
         Some(phone) => phone,
         None => {
@@ -227,7 +267,7 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
     let mut found = Vec::new();
     for variable in variables {
         // The exact name wins over one that differs in case.
-        let exact = names.iter().position(|name| name == variable);
+        let exact = own().position(|name| name == variable);
         match exact.or_else(|| find(variable)) {
             Some(column) => found.push((column, variable.clone())),
             None => warnings.push(format!(
@@ -235,7 +275,7 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
             )),
         }
     }
-    for (column, name) in names.iter().enumerate() {
+    for (column, name) in own().enumerate() {
         let first = find(name).unwrap_or(column);
         if column == phone || Some(column) == zone || found.iter().any(|(used, _)| *used == column)
         {
@@ -258,6 +298,7 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
         phone,
         zone,
         variables: found,
+        is_error_file: reasons > 0,
         names,
     };
     Ok((columns, warnings))

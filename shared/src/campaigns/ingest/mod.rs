@@ -160,9 +160,11 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Columns of a file: those that are variables, the number and the time zone.
+    /// Columns of a file: those that are variables, the number, the time zone, and the reasons of
+    /// an error file.
     fn max_file_columns(&self) -> usize {
-        self.max_columns.saturating_add(2)
+        self.max_columns
+            .saturating_add(2 + header::REASON_COLUMNS.len())
     }
 
     /// All cells at their longest, in the widest characters, with quotes and delimiters.

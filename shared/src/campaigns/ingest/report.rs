@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures::stream::{self, Stream};
+use futures::stream::{self, Stream, StreamExt as _};
 use serde::Serialize;
 use sqlx::PgPool;
 
-use super::header::PHONE_COLUMN;
+use super::header::{Columns, PHONE_COLUMN, REASON_COLUMNS};
+use super::rows::Rejected;
 use super::{Counts, Failure, Reject, State};
 use crate::access::{Scope, wall};
 use crate::error::{Error, Result};
@@ -152,7 +153,8 @@ pub async fn first_rejects(
     ingest: IngestId,
     limit: i64,
 ) -> Result<Vec<Reject>> {
-    rejects_after(pool, scope, ingest, 0, limit).await
+    let rejected = rejects_after(pool, scope, ingest, 0, limit).await?;
+    Ok(rejected.into_iter().map(|row| row.reject).collect())
 }
 
 async fn rejects_after(
@@ -161,11 +163,11 @@ async fn rejects_after(
     ingest: IngestId,
     line: i64,
     limit: i64,
-) -> Result<Vec<Reject>> {
+) -> Result<Vec<Rejected>> {
     let mut db = wall::begin(pool, scope).await?;
-    let rejects = sqlx::query_as!(
-        Reject,
-        r#"select r.line, r.column_name as "column", r.value, r.code, r.message
+    let rows = sqlx::query!(
+        r#"select r.line, r.column_name, r.value, r.code, r.message,
+                  array(select jsonb_array_elements_text(r.cells)) as "cells!"
          from ingests i
          join call_batches b on b.id = i.batch_id
          join ingest_rejects r on r.ingest_id = i.id
@@ -183,12 +185,43 @@ async fn rejects_after(
     )
     .fetch_all(&mut *db)
     .await?;
-    Ok(rejects)
+    let rejected = rows.into_iter().map(|row| Rejected {
+        reject: Reject {
+            line: row.line,
+            column: row.column_name,
+            value: row.value,
+            code: row.code.into(),
+            message: row.message,
+        },
+        cells: row.cells,
+    });
+    Ok(rejected.collect())
 }
 
-/// The error file: every reject with its line, column, value and reason, as CSV that a
-/// spreadsheet opens as text. Its cells are neutralised: one that a spreadsheet would take for
-/// a formula begins with an apostrophe.
+/// The names of an error file's first columns; none before the header was read.
+async fn repeated(pool: &PgPool, scope: &Scope, ingest: IngestId) -> Result<Vec<String>> {
+    let mut db = wall::begin(pool, scope).await?;
+    let columns = sqlx::query_scalar!(
+        "select checkpoint -> 'columns'
+         from ingests
+         where id = $1",
+        ingest as IngestId,
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    .flatten();
+    let Some(columns) = columns else {
+        return Ok(Vec::new());
+    };
+    let columns: Columns = serde_json::from_value(columns)?;
+    let names = columns.repeated().map(|(_, name)| name.to_owned());
+    Ok(names.collect())
+}
+
+/// The error file: every rejected row under the columns that the batch uses, then its line in
+/// the file, the column and value at fault, and the reason. Put right, it can be uploaded as it
+/// is. A spreadsheet opens it as text: a cell that it would take for a formula begins with an
+/// apostrophe.
 ///
 /// # Errors
 /// [`Error::NotFound`] when the ingest is outside the scope.
@@ -199,42 +232,49 @@ pub async fn rejects_csv(
     ingest: IngestId,
 ) -> Result<impl Stream<Item = Result<Bytes>> + Send + Unpin + 'static> {
     find(pool, scope, batch, ingest).await?;
+    let names = repeated(pool, scope, ingest).await?;
+    let width = names.len();
     let (pool, scope) = (pool.clone(), *scope);
-    // The line to go on after; nothing when the last page was not full.
-    let from = Some((0, true));
-    Ok(Box::pin(stream::try_unfold(from, move |from| {
+    let pages = stream::try_unfold(Some(0), move |from| {
         let pool = pool.clone();
         async move {
-            let Some((line, is_first)) = from else {
+            // Nothing to go on after when the last page was not full.
+            let Some(line) = from else {
                 return Ok(None);
             };
             let page = rejects_after(&pool, &scope, ingest, line, PAGE_ROWS).await?;
             let is_full = i64::try_from(page.len()).is_ok_and(|len| len == PAGE_ROWS);
-            let next = page
-                .last()
-                .filter(|_| is_full)
-                .map(|last| (last.line, false));
-            Ok(Some((page_csv(&page, is_first)?, next)))
+            let last = page.last().filter(|_| is_full);
+            let next = last.map(|last| last.reject.line);
+            Ok(Some((page_csv(&page, width)?, next)))
         }
-    })))
+    });
+    let head = head_csv(&names)?;
+    Ok(Box::pin(stream::iter([Ok(head)]).chain(pages)))
 }
 
-fn page_csv(page: &[Reject], with_header: bool) -> Result<Bytes> {
+fn head_csv(names: &[String]) -> Result<Bytes> {
     let mut csv = spreadsheet::writer();
-    if with_header {
-        csv.write_record(["line", "column", "value", "code", "message"])
-            .map_err(unwritable)?;
-    }
-    for reject in page {
-        let line = reject.line.to_string();
-        csv.write_record([
-            line.as_str(),
-            &neutral(&reject.column),
-            &neutral(&reject.value),
-            &reject.code,
-            &neutral(&reject.message),
-        ])
+    let reasons = REASON_COLUMNS.map(str::to_owned);
+    csv.write_record(names.iter().chain(&reasons).map(|name| neutral(name)))
         .map_err(unwritable)?;
+    spreadsheet::written(csv)
+}
+
+fn page_csv(page: &[Rejected], width: usize) -> Result<Bytes> {
+    let mut csv = spreadsheet::writer();
+    for Rejected { reject, cells } in page {
+        let cells = cells.iter().map(|cell| neutral(cell));
+        let reasons = [
+            reject.line.to_string(),
+            neutral(&reject.column),
+            neutral(&reject.value),
+            reject.code.to_string(),
+            neutral(&reject.message),
+        ];
+        // Rows that were rejected before their cells were kept have none.
+        let cells = cells.chain(std::iter::repeat(String::new())).take(width);
+        csv.write_record(cells.chain(reasons)).map_err(unwritable)?;
     }
     spreadsheet::written(csv)
 }

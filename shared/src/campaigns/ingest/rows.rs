@@ -79,6 +79,34 @@ impl Reject {
     }
 }
 
+/// A row of a file that may not be called, with its cells for the error file.
+#[derive(Debug)]
+pub(super) struct Rejected {
+    pub reject: Reject,
+    /// Under [`Columns::repeated`]. One that is too long is cut where it still is too long.
+    pub cells: Vec<String>,
+}
+
+impl Rejected {
+    pub fn new(reject: Reject, columns: &Columns, record: Record<'_>, limits: &Limits) -> Self {
+        let most = limits.max_cell_chars.saturating_add(1);
+        let text = |column| columns.cell(record, column).chars();
+        Self {
+            reject,
+            cells: columns
+                .repeated()
+                .map(|(column, _)| text(column).filter(|&c| c != '\0').take(most).collect())
+                .collect(),
+        }
+    }
+
+    /// What it takes to keep it, about.
+    pub fn bytes(&self) -> usize {
+        let cells: usize = self.cells.iter().map(String::len).sum();
+        cells + self.reject.value.len() + self.reject.message.len()
+    }
+}
+
 /// What turns raw cells into rows.
 #[derive(Clone, Copy)]
 pub(super) struct Rules<'a> {
@@ -93,6 +121,7 @@ impl Rules<'_> {
     pub fn record(&self, columns: &Columns, record: Record<'_>) -> Result<Option<Row>, Reject> {
         let line = record.line;
         let name = |column: usize| columns.names.get(column).map_or("", String::as_str);
+        let cell = |column: usize| columns.cell(record, column);
         if !record.is_utf8() {
             return Err(Reject::new(
                 line,
@@ -125,11 +154,11 @@ impl Rules<'_> {
             ));
         }
         let longest = (0..record.len())
-            .find_map(|column| Some((column, self.overlong(record.field(column)?)?)));
+            .filter(|&column| !columns.is_reason(column))
+            .find_map(|column| Some((column, self.overlong(cell(column))?)));
         if let Some((column, cell)) = longest {
             return Err(self.too_long(line, name(column), cell));
         }
-        let cell = |column: usize| record.field(column).unwrap_or_default();
         let told = columns.zone.map(|column| (name(column), cell(column)));
         let (number, zones) =
             self.destination(line, name(columns.phone), cell(columns.phone), told)?;

@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 use super::give_up::fail;
 use super::header::{self, Columns, HEAD_BYTES, Opening};
 use super::reader::{Parser, Place, Records};
-use super::rows::{Reject, Row, Rules};
+use super::rows::{Rejected, Row, Rules};
 use super::write::{self, ZoneIds};
 use super::{Counts, Failure, Finished, Limits, State, files};
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ use crate::ids::{BatchId, IngestId, OrgId};
 use crate::phone::Country;
 use crate::store::Store;
 
-/// A chunk ends early at this many bytes of variables and rejected values.
+/// A chunk ends early at this many bytes of variables and rejected rows.
 const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
 /// After this many records a run lets other tasks have the thread.
 const RECORDS_BETWEEN_YIELDS: usize = 250;
@@ -265,7 +265,7 @@ fn file_missing() -> Failure {
 /// Rows of one transaction.
 struct Chunk {
     rows: Vec<Row>,
-    rejects: Vec<Reject>,
+    rejects: Vec<Rejected>,
     end: End,
 }
 
@@ -302,15 +302,17 @@ impl Chunk {
                     break;
                 }
             }
-            match rules.record(columns, records.parser.record()) {
+            let record = records.parser.record();
+            match rules.record(columns, record) {
                 Ok(Some(row)) => {
                     bytes += row.variables.len();
                     chunk.rows.push(row);
                 }
                 Ok(None) => {}
                 Err(reject) => {
-                    bytes += reject.value.len() + reject.message.len();
-                    chunk.rejects.push(reject);
+                    let rejected = Rejected::new(reject, columns, record, rules.limits);
+                    bytes += rejected.bytes();
+                    chunk.rejects.push(rejected);
                 }
             }
             read += 1;
@@ -329,7 +331,7 @@ struct Write {
     batch: BatchId,
     rows: i64,
     copy_data: Vec<u8>,
-    rejects: Vec<Reject>,
+    rejects: Vec<Rejected>,
     is_last: bool,
     from: Value,
     to: Value,

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use sqlx::PgConnection;
 
-use super::rows::{Reject, Row, Zones};
+use super::rows::{Rejected, Row, Zones};
 use super::{Failure, Limits};
 use crate::campaigns::batches::already_started;
 use crate::error::{Error, Result};
@@ -263,37 +263,37 @@ pub(super) async fn resolve_zones(
     Ok(())
 }
 
-/// Keeps the rejects of a chunk.
+/// Keeps the rejected rows of a chunk.
 pub(super) async fn insert_rejects(
     db: &mut PgConnection,
     ingest: IngestId,
-    rejects: &[Reject],
+    rejected: &[Rejected],
 ) -> Result<()> {
-    if rejects.is_empty() {
+    if rejected.is_empty() {
         return Ok(());
     }
-    let lines: Vec<i64> = rejects.iter().map(|reject| reject.line).collect();
-    let columns: Vec<&str> = rejects
+    let rejects = || rejected.iter().map(|rejected| &rejected.reject);
+    let lines: Vec<i64> = rejects().map(|reject| reject.line).collect();
+    let columns: Vec<&str> = rejects().map(|reject| reject.column.as_str()).collect();
+    let values: Vec<&str> = rejects().map(|reject| reject.value.as_str()).collect();
+    let codes: Vec<&str> = rejects().map(|reject| reject.code.as_ref()).collect();
+    let messages: Vec<&str> = rejects().map(|reject| reject.message.as_str()).collect();
+    let cells = rejected
         .iter()
-        .map(|reject| reject.column.as_str())
-        .collect();
-    let values: Vec<&str> = rejects.iter().map(|reject| reject.value.as_str()).collect();
-    let codes: Vec<&str> = rejects.iter().map(|reject| reject.code.as_ref()).collect();
-    let messages: Vec<&str> = rejects
-        .iter()
-        .map(|reject| reject.message.as_str())
-        .collect();
+        .map(|rejected| serde_json::to_string(&rejected.cells))
+        .collect::<Result<Vec<String>, _>>()?;
     sqlx::query!(
-        "insert into ingest_rejects (ingest_id, line, column_name, value, code, message)
-         select $1, line, column_name, value, code, message
-         from unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[])
-              as r (line, column_name, value, code, message)",
+        "insert into ingest_rejects (ingest_id, line, column_name, value, code, message, cells)
+         select $1, line, column_name, value, code, message, cells::jsonb
+         from unnest($2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+              as r (line, column_name, value, code, message, cells)",
         ingest as IngestId,
         &lines,
         &columns as &[&str],
         &values as &[&str],
         &codes as &[&str],
         &messages as &[&str],
+        &cells,
     )
     .execute(db)
     .await?;
