@@ -7,12 +7,13 @@ use sqlx::{AssertSqlSafe, PgPool};
 /// What every row of an organisation comes to, by table.
 pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
     let tables: Vec<(String, bool)> = sqlx::query_as(
-        "select t.table_name::text, bool_or(c.column_name = 'org_id')
-         from information_schema.tables t
-         join information_schema.columns c using (table_schema, table_name)
-         where t.table_schema = 'public'
-           and t.table_type = 'BASE TABLE'
-         group by 1",
+        "select t.relname::text,
+                exists (select from pg_attribute a
+                        where a.attrelid = t.oid and a.attname = 'org_id' and not a.attisdropped)
+         from pg_class t
+         where t.relnamespace = 'public'::regnamespace
+           and t.relkind in ('r', 'p')
+         order by 1",
     )
     .fetch_all(pool)
     .await
