@@ -39,6 +39,7 @@ mod shapes;
 mod sign_in;
 mod states;
 mod store;
+mod supply_chain;
 mod tidy;
 mod tokens;
 mod tools;
