@@ -35,8 +35,10 @@ use crate::shed::{shed, shed_outside, shed_strangers};
 use crate::state::Api;
 use crate::{agent_analysis, agent_tools, agents, analysis_rules, api_keys, audit_log};
 use crate::{batch_events, batch_rows, batches, billing, callbacks, connections, description};
-use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, measure, openapi};
-use crate::{org_pricing, organizations, people, phone_mapping, phones, providers, request_key};
+use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, mcp_tools, measure};
+use crate::{
+    openapi, org_pricing, organizations, people, phone_mapping, phones, providers, request_key,
+};
 use crate::{service_prices, sign_in, tools, trunks, uploads, voices, wallets, workflows};
 
 /// Where the batch-call family lives.
@@ -124,6 +126,7 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(trunks::router())
         .merge(tools::router())
         .merge(mcp_servers::router())
+        .merge(mcp_tools::router())
         .merge(agent_tools::router())
         .merge(analysis_rules::router())
         .merge(agent_analysis::router())
@@ -148,6 +151,7 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(
             tools::outside_router()
                 .merge(mcp_servers::outside_router())
+                .merge(mcp_tools::outside_router())
                 .route_layer(from_fn(shed_outside)),
         )
         .merge(
