@@ -15,6 +15,7 @@ mod campaign;
 mod canary;
 mod changes;
 mod conformance;
+mod cors;
 mod earnings;
 mod every_change;
 mod faults;

@@ -19,6 +19,7 @@ pub mod bootstrap;
 mod callbacks;
 mod change;
 mod connections;
+mod cors;
 mod description;
 mod direct_calls;
 mod earnings;
