@@ -186,7 +186,7 @@ async fn complaints(app: &App, player: &Player, path: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pages_of_every_list_are_the_list_and_say_whether_more_follow() {
     let app = quiet().await;
-    let player = Player::new(&app.context, app.carrier.url(), Who::OrgAdmin, "Acme Lists").await;
+    let player = Player::new(&app.context, app.carrier.url(), Who::OrgAdmin, "Lister").await;
     let mut things = Things::new();
     for _ in 0..3 {
         things = player.things(&app.context, &app).await;
