@@ -120,6 +120,15 @@ impl Kit {
         ]
     }
 
+    /// Deletions of what the agent has, which it must let go of first.
+    fn deletions(&self) -> Vec<Ask> {
+        vec![
+            (Method::DELETE, at(TOOLS, &self.tool), Value::Null),
+            (Method::DELETE, at(TOOLS, &self.called), Value::Null),
+            (Method::DELETE, at(SERVERS, &self.server), Value::Null),
+        ]
+    }
+
     /// Changes of what the agent does not work with.
     fn elsewhere(&self) -> Vec<Ask> {
         vec![
@@ -189,6 +198,12 @@ async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
     );
     let refused = all(&app, kit.losses(), "", 409).await;
     say(refused, "\"March reminders\"");
+    for refusal in all(&app, kit.deletions(), "", 409).await {
+        assert_eq!(refusal["code"], "tool_in_use", "{refusal}");
+        let detail = refusal["detail"].as_str().expect("a text");
+        let by = "; the running batch \"March reminders\" uses this: take it away";
+        assert!(detail.contains(by), "{detail}");
+    }
     all(&app, kit.changes(), "?force_update=false", 409).await;
     assert_eq!(app.count(audited).await, before, "nothing has happened");
     all(&app, kit.elsewhere(), "", 200).await;
@@ -206,6 +221,10 @@ async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
     // What is paused goes on with what it finds.
     set(&app, "paused").await;
     all(&app, kit.changes(), "", 200).await;
+    for refusal in all(&app, kit.deletions(), "", 409).await {
+        let detail = refusal["detail"].as_str().expect("a text");
+        assert!(!detail.contains("running"), "{detail}");
+    }
     set(&app, "stopped").await;
     all(&app, kit.changes(), "", 200).await;
     all(&app, kit.losses(), "", 200).await;

@@ -20,6 +20,26 @@ struct Relying {
     is_on_call: bool,
 }
 
+impl Relying {
+    /// Who it is, and what ends it.
+    fn told(&self) -> Option<(String, &'static str)> {
+        let batches = self.batches.iter();
+        let quoted: Vec<String> = batches.map(|name| format!("\"{name}\"")).collect();
+        match (quoted.as_slice(), self.is_on_call) {
+            ([], false) => None,
+            ([], true) => Some(("calls under way use this".to_owned(), "let them end")),
+            ([one], _) => Some((
+                format!("the running batch {one} uses this"),
+                "pause or stop it",
+            )),
+            (several, _) => Some((
+                format!("the running batches {} use this", several.join(", ")),
+                "pause or stop them",
+            )),
+        }
+    }
+}
+
 /// What relies on the agent, tool, MCP server or rule with this id: ids are one of a kind, so it
 /// says by itself which of them is meant. A tool is relied on through the agents that have it and
 /// through the rules that call it, a rule through the agents that have it.
@@ -90,25 +110,25 @@ pub async fn check_idle_unscoped(db: &mut PgConnection, id: Uuid, force: bool) -
     if force {
         return Ok(());
     }
+    match relying_unscoped(db, id, true).await?.told() {
+        None => Ok(()),
+        Some((who, remedy)) => Err(Error::conflict(
+            "agent_in_use",
+            format!(
+                "{who}: {remedy} first, or send force_update=true to change it for the calls that follow"
+            ),
+        )),
+    }
+}
+
+/// The running batches or the calls that use a tool, a server or a rule, in words, for whoever
+/// refuses to delete it. In no scope, as [`check_idle_unscoped`].
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn running_unscoped(db: &mut PgConnection, id: Uuid) -> Result<Option<String>> {
     let relying = relying_unscoped(db, id, true).await?;
-    let quoted: Vec<String> = relying
-        .batches
-        .iter()
-        .map(|name| format!("\"{name}\""))
-        .collect();
-    let told = match (quoted.as_slice(), relying.is_on_call) {
-        ([], false) => return Ok(()),
-        ([], true) => "calls under way use this: let them end".to_owned(),
-        ([one], _) => format!("the running batch {one} uses this: pause or stop it"),
-        (several, _) => format!(
-            "the running batches {} use this: pause or stop them",
-            several.join(", ")
-        ),
-    };
-    Err(Error::conflict(
-        "agent_in_use",
-        format!("{told} first, or send force_update=true to change it for the calls that follow"),
-    ))
+    Ok(relying.told().map(|(who, _)| who))
 }
 
 /// Refuses texts that speak of something a running batch does not know of its people.
