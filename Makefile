@@ -2,7 +2,7 @@
 # cache, unless CARGO_TARGET_DIR is set; see deploy/local/target-dir.sh.
 
 .DEFAULT_GOAL := help
-.PHONY: help install build demo up test bench soak lint prepare dev-db dev-db-stop
+.PHONY: help install build demo up test bench soak lint audit prepare dev-db dev-db-stop
 
 # The macros of sqlx read .sqlx/ instead of asking a database.
 export SQLX_OFFLINE := true
@@ -47,6 +47,14 @@ soak: install ## Runs FAULT (killed workers) with SEEDS (100) seeds from FROM (1
 lint: install ## Checks formatting and lints.
 	$(IN_TARGET) 'cargo fmt --all --check; \
 	    exec cargo clippy --workspace --all-targets -- -D warnings'
+
+audit: ## Checks licences, sources and advisories of all dependencies (deny.toml); needs cargo-deny.
+	@if ! cargo deny --version >/dev/null 2>&1; then \
+	    echo "cargo-deny is missing: cargo install cargo-deny --locked" >&2; exit 1; fi
+	@cargo deny check bans licenses sources
+	@cargo deny check advisories || { \
+	    echo "Where the advisory database is out of reach: cargo deny check --disable-fetch advisories" >&2; \
+	    echo "takes the copy in ~/.cargo/advisory-dbs, if there is one." >&2; exit 1; }
 
 prepare: install ## Rewrites .sqlx/ after a statement or a migration has changed.
 	$(IN_TARGET) 'cargo build --workspace --bin peal-local; $(LAUNCH) prepare'

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use peal_shared::Error;
 use peal_shared::agents;
 use peal_shared::analysis::Rule;
-use peal_shared::analysis::attached::{self, Attachment};
+use peal_shared::analysis::attached::{self, Attachment, MAX_RULES};
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::{AgentId, RuleId};
@@ -19,11 +19,10 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson};
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::in_use::ForceUpdate;
 use crate::openapi::{ProblemDocument, Refusals};
 use crate::state::Api;
-
-const MAX_RULES: usize = 50;
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -55,18 +54,18 @@ async fn list(
 
 /// Attach an analysis rule to an agent
 ///
-/// A rule that the agent has is moved to its new place.
+/// A rule that the agent has is moved to its new place. An agent may have 50.
 #[utoipa::path(
     post,
     path = "/api/v1/agents/{agent_id}/post-analysis",
     tag = "Agent analysis",
-    params(("agent_id" = AgentId, Path)),
+    params(("agent_id" = AgentId, Path), ForceUpdate),
     request_body = AttachBody,
     responses(
         (status = 200, body = Attachment),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The body names another agent than the path"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see the rule"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent; or it would have too many rules"),
         Refusals
     )
 )]
@@ -74,6 +73,7 @@ async fn attach(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(agent): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<AttachBody>,
 ) -> Result<(StatusCode, Json<Attachment>)> {
     if body.agent_id != agent {
@@ -86,8 +86,8 @@ async fn attach(
     let scope = caller.scope();
     let mut db = caller.change(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
-    let attachment =
-        attached::attach(&mut db, &scope, agent, body.rule_id, body.sort_order).await?;
+    let wanted = (body.rule_id, body.sort_order);
+    let attachment = attached::attach(&mut db, &scope, agent, wanted, query.is_said()).await?;
     let note = Note::new("agent.attach_rule", org, agent.0).after(&attachment)?;
     db.commit(note, StatusCode::OK, Json(attachment)).await
 }
@@ -124,11 +124,12 @@ async fn rules(
     put,
     path = "/api/v1/agents/{agent_id}/post-analysis/attached-rules",
     tag = "Agent analysis",
-    params(("agent_id" = AgentId, Path)),
+    params(("agent_id" = AgentId, Path), ForceUpdate),
     request_body = RuleIds,
     responses(
         (status = 200, body = [Rule]),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see a rule"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent"),
         Refusals
     )
 )]
@@ -136,6 +137,7 @@ async fn set(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(agent): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<RuleIds>,
 ) -> Result<(StatusCode, Json<Vec<Rule>>)> {
     let mut fields = Fields::default();
@@ -143,14 +145,14 @@ async fn set(
         body.rule_ids.len() <= MAX_RULES,
         "rule_ids",
         "length",
-        "must be 50 rules or fewer",
+        format!("must be {MAX_RULES} rules or fewer"),
     );
     fields.finish()?;
     let scope = caller.scope();
     let mut db = caller.change(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
     let before = attached::rules(&mut db, &scope, agent).await?;
-    let rules = attached::set(&mut db, &scope, agent, &body.rule_ids).await?;
+    let rules = attached::set(&mut db, &scope, agent, &body.rule_ids, query.is_said()).await?;
     let note = Note::new("agent.set_rules", org, agent.0)
         .before(&before)?
         .after(&rules)?;

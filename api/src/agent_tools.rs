@@ -9,11 +9,11 @@ use peal_shared::agents;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::AgentId;
-use peal_shared::tools::mapping::{self, AgentTool, NewAgentTool, ToolType, When};
+use peal_shared::tools::mapping::{self, AgentTool, MAX_TOOLS, NewAgentTool, ToolType, When};
 use peal_shared::tools::schema::is_storable;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
@@ -21,11 +21,10 @@ use uuid::Uuid;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::in_use::ForceUpdate;
 use crate::openapi::{ProblemDocument, Refusals};
 use crate::state::Api;
 use crate::tools::{Told, yes};
-
-const MAX_TOOLS: usize = 100;
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -56,17 +55,18 @@ async fn list(
 
 /// Give an agent tools
 ///
-/// A tool that the agent has is brought up to date. Answers with all of its tools.
+/// A tool that the agent has is brought up to date. Answers with all of its tools, of which there
+/// may be 100.
 #[utoipa::path(
     post,
     path = "/api/v1/agents/{agent_id}/tools",
     tag = "Agent tools",
-    params(("agent_id" = AgentId, Path)),
+    params(("agent_id" = AgentId, Path), ForceUpdate),
     request_body = Vec<AgentToolBody>,
     responses(
         (status = 200, body = [AgentTool]),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see a tool"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent; or it would have too many tools"),
         Refusals
     )
 )]
@@ -74,14 +74,15 @@ async fn add(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(agent): Ids<AgentId>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<Vec<AgentToolBody>>,
 ) -> Result<(StatusCode, Json<Vec<AgentTool>>)> {
     let tools = validated(body)?;
-    let scope = caller.scope();
+    let (scope, force) = (caller.scope(), query.is_said());
     let mut db = caller.change(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
     let before = mapping::list(&mut db, &scope, agent).await?;
-    let after = mapping::add(&mut db, &scope, agent, &tools).await?;
+    let after = mapping::add(&mut db, &scope, agent, &tools, force).await?;
     let note = Note::new("agent.add_tools", org, agent.0)
         .before(&before)?
         .after(&after)?;
@@ -98,7 +99,7 @@ async fn add(
     responses(
         (status = 200, body = [AgentTool]),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see a tool"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The agent is on calls, and force_update was not sent"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent"),
         Refusals
     )
 )]
@@ -110,7 +111,7 @@ async fn replace(
     ValidJson(body): ValidJson<Vec<AgentToolBody>>,
 ) -> Result<(StatusCode, Json<Vec<AgentTool>>)> {
     let tools = validated(body)?;
-    let (scope, force) = (caller.scope(), query.force_update.unwrap_or_default());
+    let (scope, force) = (caller.scope(), query.is_said());
     let mut db = caller.change(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
     let before = mapping::list(&mut db, &scope, agent).await?;
@@ -130,7 +131,7 @@ async fn replace(
     responses(
         (status = 200, body = Told),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or it does not have the tool"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The agent is on calls, and force_update was not sent"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent"),
         Refusals
     )
 )]
@@ -140,7 +141,7 @@ async fn remove(
     Ids((agent, tool)): Ids<(AgentId, Uuid)>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
 ) -> Result<(StatusCode, Json<Told>)> {
-    let (scope, force) = (caller.scope(), query.force_update.unwrap_or_default());
+    let (scope, force) = (caller.scope(), query.is_said());
     let mut db = caller.change(&context).await?;
     let before = mapping::list(&mut db, &scope, agent).await?;
     let owner = mapping::remove(&mut db, &scope, agent, tool, force).await?;
@@ -184,7 +185,7 @@ fn validated(body: Vec<AgentToolBody>) -> Result<Vec<NewAgentTool>> {
         body.len() <= MAX_TOOLS,
         "tools",
         "length",
-        "must be 100 tools or fewer",
+        format!("must be {MAX_TOOLS} tools or fewer"),
     );
     for (place, tool) in body.iter().enumerate() {
         let path = format!("{place}.allowed_tools");
@@ -217,11 +218,4 @@ fn validated(body: Vec<AgentToolBody>) -> Result<Vec<NewAgentTool>> {
         order: tool.order.unwrap_or(place),
     });
     Ok(tools.collect())
-}
-
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-struct ForceUpdate {
-    /// Go on although the agent is on calls.
-    force_update: Option<bool>,
 }

@@ -13,7 +13,6 @@ use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::egress::Gate;
 use peal_shared::ids::{AgentId, UserId};
-use peal_shared::page::Page;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
@@ -26,13 +25,11 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, JsonObject, OptionalJson, ValidJson, ValidQuery, typed_body};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Sight, owners, page};
+use crate::page::{Listed, Sight, owners, page, page_or_whole};
 use crate::state::Api;
 
-/// The most agents that a list without pages shows.
-const MAX_LIST: i64 = 1000;
-const X_TOTAL_COUNT: HeaderName = HeaderName::from_static("x-total-count");
-const X_TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
+/// How many there are on all pages.
+pub const X_TOTAL_COUNT: HeaderName = HeaderName::from_static("x-total-count");
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -60,7 +57,7 @@ pub fn router() -> OpenApiRouter<Api> {
     responses(
         (status = 200, body = Vec<AgentSummary>, headers(
             ("X-Total-Count" = i64, description = "Agents on all pages; absent behind the last page"),
-            ("X-Truncated" = bool, description = "Whether there are more than are listed"),
+            ("X-Truncated" = bool, description = "Whether there are more behind these"),
         )),
         Refusals,
     )
@@ -69,7 +66,7 @@ async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<ListAgents>,
-) -> Result<(HeaderMap, Json<Vec<AgentSummary>>)> {
+) -> Result<(HeaderMap, Listed<Vec<AgentSummary>>)> {
     let scope = match query.scope {
         Some(Sight::Mine) => caller.scope_of(caller.user)?,
         Some(Sight::All) | None => caller.scope(),
@@ -79,13 +76,9 @@ async fn list(
         query.owner_user_ids.as_deref(),
         query.platform_roles.as_deref(),
     )?;
-    let is_paged = query.page.is_some() || query.page_size.is_some() || scope.org().is_none();
-    let page = match is_paged {
-        true => page(query.page, query.page_size)?,
-        false => Page {
-            number: 1,
-            size: MAX_LIST,
-        },
+    let page = match scope.org() {
+        Some(_) => page_or_whole(query.page, query.page_size)?,
+        None => page(query.page, query.page_size)?,
     };
     let q = query.q.as_deref().filter(|q| !q.is_empty());
     let mut db = caller.read(&context).await?;
@@ -93,11 +86,9 @@ async fn list(
     let mut headers = HeaderMap::new();
     if let Some(total) = total {
         headers.insert(X_TOTAL_COUNT, HeaderValue::from(total));
-        if total > page.offset().saturating_add(page.size) {
-            headers.insert(X_TRUNCATED, HeaderValue::from_static("true"));
-        }
     }
-    Ok((headers, Json(agents)))
+    let has_more = total.is_some_and(|total| page.is_exceeded_by(total));
+    Ok((headers, Listed::new(agents, has_more)))
 }
 
 /// Create an agent

@@ -20,8 +20,9 @@ use utoipa_axum::routes;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::in_use::ForceUpdate;
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::Whose;
+use crate::page::{Listed, Whose};
 use crate::state::Api;
 use crate::tools::{Told, check_owner_stays, yes};
 
@@ -37,22 +38,24 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List analysis rules
 ///
-/// The newest thousand.
+/// The newest first.
 #[utoipa::path(
     get,
     path = "/api/v1/post-analysis/rules",
     tag = "Analysis rules",
     params(Whose),
-    responses((status = 200, body = [Rule]), Refusals)
+    responses((status = 200, body = [Rule], headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Json<Vec<Rule>>> {
+) -> Result<Listed<Vec<Rule>>> {
     let (scope, owners) = query.rows(&caller)?;
+    let page = query.page()?;
     let mut db = caller.read(&context).await?;
-    Ok(Json(rules::list(&mut db, &scope, &owners).await?))
+    let rules = rules::list(&mut db, &scope, &owners, page).await?;
+    Ok(rules.into())
 }
 
 /// Create an analysis rule
@@ -108,11 +111,12 @@ async fn show(
     put,
     path = "/api/v1/post-analysis/rules/{rule_id}",
     tag = "Analysis rules",
-    params(("rule_id" = RuleId, Path)),
+    params(("rule_id" = RuleId, Path), ForceUpdate),
     request_body = RuleBody,
     responses(
         (status = 200, body = Rule),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule or tool_id"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses it, and force_update was not sent"),
         Refusals
     )
 )]
@@ -120,6 +124,7 @@ async fn replace(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<RuleId>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<RuleBody>,
 ) -> Result<(StatusCode, Json<Rule>)> {
     let mut fields = Fields::default();
@@ -129,7 +134,7 @@ async fn replace(
     let scope = caller.scope();
     let mut db = caller.change(&context).await?;
     let before = rules::find(&mut db, &scope, id).await?;
-    let rule = rules::replace(&mut db, &scope, id, &new).await?;
+    let rule = rules::replace(&mut db, &scope, id, &new, query.is_said()).await?;
     let note = note("analysis_rule.update", &rule)
         .before(&before)?
         .after(&rule)?;
@@ -143,10 +148,11 @@ async fn replace(
     delete,
     path = "/api/v1/post-analysis/rules/{rule_id}",
     tag = "Analysis rules",
-    params(("rule_id" = RuleId, Path)),
+    params(("rule_id" = RuleId, Path), ForceUpdate),
     responses(
         (status = 200, body = Told),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses it, and force_update was not sent"),
         Refusals
     )
 )]
@@ -154,9 +160,10 @@ async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<RuleId>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
 ) -> Result<(StatusCode, Json<Told>)> {
     let mut db = caller.change(&context).await?;
-    let rule = rules::delete(&mut db, &caller.scope(), id).await?;
+    let rule = rules::delete(&mut db, &caller.scope(), id, query.is_said()).await?;
     let note = note("analysis_rule.delete", &rule).before(&rule)?;
     db.commit(note, StatusCode::OK, Told::that("rule deleted"))
         .await

@@ -14,6 +14,7 @@ use peal_shared::api_keys::{self, ApiKey, NewKey, OURS, credentials};
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::{ApiKeyId, OrgId, UserId};
+use peal_shared::page::{Page, Slice};
 use peal_shared::users;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::{Listed, Part, page_or_whole};
 use crate::sign_in::Door;
 use crate::state::Api;
 
@@ -113,9 +115,9 @@ async fn create(
     get,
     path = "/api/v1/api-keys/fetch",
     tag = "API keys",
-    params(Whose),
+    params(WhoseKeys),
     responses(
-        (status = 200, body = Vec<ApiKey>),
+        (status = 200, body = Vec<ApiKey>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
         Refusals,
     )
@@ -123,10 +125,11 @@ async fn create(
 async fn fetch(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Json<Vec<ApiKey>>> {
+    ValidQuery(query): ValidQuery<WhoseKeys>,
+) -> Result<Listed<Vec<ApiKey>>> {
     let user = query.user_id.unwrap_or(caller.user);
-    of_user(&context, &caller, user).await
+    let page = page_or_whole(query.page, query.page_size)?;
+    Ok(of_user(&context, &caller, user, page).await?.into())
 }
 
 /// List a user's keys
@@ -134,9 +137,9 @@ async fn fetch(
     get,
     path = "/api/v1/api-keys/fetch/{user_id}",
     tag = "API keys",
-    params(("user_id" = UserId, Path)),
+    params(("user_id" = UserId, Path), Part),
     responses(
-        (status = 200, body = Vec<ApiKey>),
+        (status = 200, body = Vec<ApiKey>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
         Refusals,
     )
@@ -145,15 +148,22 @@ async fn fetch_of(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(user): Ids<UserId>,
-) -> Result<Json<Vec<ApiKey>>> {
-    of_user(&context, &caller, user).await
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Vec<ApiKey>>> {
+    let keys = of_user(&context, &caller, user, part.page()?).await?;
+    Ok(keys.into())
 }
 
-async fn of_user(context: &Context, caller: &Caller, user: UserId) -> Result<Json<Vec<ApiKey>>> {
+async fn of_user(
+    context: &Context,
+    caller: &Caller,
+    user: UserId,
+    page: Page,
+) -> Result<Slice<ApiKey>> {
     let scope = caller.scope_of(user)?;
     let mut db = caller.read(context).await?;
     org_of(&mut db, &scope, user).await?;
-    Ok(Json(api_keys::list(&mut db, &scope, user).await?))
+    Ok(api_keys::list(&mut db, &scope, user, page).await?)
 }
 
 /// Ask whether a user has a good key
@@ -173,9 +183,11 @@ async fn exists(
     caller: Caller,
     ValidJson(body): ValidJson<Exists>,
 ) -> Result<Json<bool>> {
-    let Json(keys) = of_user(&context, &caller, body.user_id).await?;
+    let keys = of_user(&context, &caller, body.user_id, Page::EVERYTHING).await?;
     let provider = body.provider_name.as_deref().unwrap_or(OURS);
-    Ok(Json(keys.iter().any(|key| key.provider_name == provider)))
+    Ok(Json(
+        keys.rows.iter().any(|key| key.provider_name == provider),
+    ))
 }
 
 /// Rename a key
@@ -336,6 +348,20 @@ impl CreateKey {
         };
         Ok((provider.to_owned(), new))
     }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct WhoseKeys {
+    /// Whose keys; one's own when left out.
+    user_id: Option<UserId>,
+    /// From 1. Without this and `page_size`, the newest 1000 are listed.
+    #[param(minimum = 1)]
+    page: Option<i64>,
+    /// 20 unless told.
+    #[param(minimum = 1, maximum = 100)]
+    page_size: Option<i64>,
 }
 
 #[derive(Deserialize, IntoParams)]

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
 use peal_shared::audit::Note;
 use peal_shared::campaigns::batches;
 use peal_shared::campaigns::ingest::{
@@ -25,6 +24,7 @@ use crate::envelope::{AnswerWith, Envelope, Said, done, said};
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
+use crate::page::Listed;
 use crate::state::Api;
 
 /// Most rows of one answer.
@@ -33,7 +33,6 @@ const MAX_ROWS: i64 = 1000;
 const MAX_BYTES: i64 = 8 * 1024 * 1024;
 /// Most items of one request.
 const MAX_ITEMS: usize = 1000;
-const TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -54,7 +53,7 @@ pub fn router() -> OpenApiRouter<Api> {
     responses(
         (
             status = 200, body = Envelope<Vec<Row>>,
-            headers(("X-Truncated" = Option<String>, description = "`true` when there are more rows"))
+            headers(("X-Truncated" = bool, description = "Whether there are more behind these"))
         ),
         Missing,
         Refusals,
@@ -65,7 +64,7 @@ async fn list(
     caller: Caller,
     Ids(batch): Ids<BatchId>,
     ValidQuery(query): ValidQuery<Which>,
-) -> Result<Response> {
+) -> Result<Listed<Envelope<Vec<Row>>>> {
     let most = query.limit.unwrap_or(MAX_ROWS).clamp(1, MAX_ROWS);
     let mut db = caller.read(&context).await?;
     let filter = Filter {
@@ -76,12 +75,8 @@ async fn list(
     };
     let (rows, truncated) = rows::list(&mut db, &caller.scope(), batch, filter).await?;
     let message = format!("{} rows", rows.len());
-    let mut response = done(message, rows).into_response();
-    if truncated {
-        let headers = response.headers_mut();
-        headers.insert(TRUNCATED, HeaderValue::from_static("true"));
-    }
-    Ok(response)
+    let Json(body) = done(message, rows);
+    Ok(Listed::new(body, truncated))
 }
 
 /// Add and change rows before the start

@@ -10,7 +10,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono_tz::Tz;
 use peal_shared::Error;
@@ -40,12 +40,12 @@ use crate::billing_bodies::{
 use crate::error::Result;
 use crate::extract::{Ids, ValidQuery};
 use crate::openapi::{Conflicting, Missing, ProblemDocument, Refusals, Rejected};
+use crate::page::Listed;
 use crate::state::Api;
 
 /// Sessions that a list without pages shows.
 const UNPAGED: i64 = 1_000;
 /// Says that there are more than that.
-const TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -72,13 +72,13 @@ fn sees_split(caller: &Caller) -> bool {
     path = "/usage-records",
     tag = "Billing",
     params(ListQuery),
-    responses((status = 200, body = Grouped), Refusals)
+    responses((status = 200, body = Grouped, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
 async fn usage_records(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<ListQuery>,
-) -> Result<Response> {
+) -> Result<Listed<Grouped>> {
     let bounds = query.bounds(UNPAGED)?;
     let filter = Filter {
         owners: query.owners()?,
@@ -88,14 +88,9 @@ async fn usage_records(
     let mut db = caller.read(&context).await?;
     let split = sees_split(&caller);
     let (grouped_sessions, total) = sessions::list(&mut db, &scope, &filter, bounds, split).await?;
+    let has_more = total > bounds.0.saturating_add(bounds.1);
     let grouped = Grouped::new(grouped_sessions, total, bounds);
-    let is_truncated = !query.is_paged() && total > UNPAGED;
-    let mut response = Json(grouped).into_response();
-    if is_truncated {
-        let yes = HeaderValue::from_static("true");
-        response.headers_mut().insert(TRUNCATED, yes);
-    }
-    Ok(response)
+    Ok(Listed::new(grouped, has_more))
 }
 
 /// Usage by call, searched and paged

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::middleware::from_fn;
 use peal_shared::Error;
 use peal_shared::agents::{self, Agent};
 use peal_shared::audit::Note;
@@ -24,6 +25,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::auth::Caller;
+use crate::cors::known_origin;
 use crate::error::{Problem, Result};
 use crate::extract::{Fields, Ids, OptionalJson, ValidQuery};
 use crate::new_batch::one_of;
@@ -33,6 +35,7 @@ use crate::state::Api;
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(create_call))
+        .route_layer(from_fn(known_origin))
         .routes(routes!(show))
 }
 
@@ -40,7 +43,8 @@ pub fn router() -> OpenApiRouter<Api> {
 ///
 /// Puts a call in the line and answers at once; it is dialled as soon as the trunk's pace
 /// allows. What it may cost at most is held in the wallet of its user from then on; without
-/// that much there, or under a monthly cap that is reached, the answer is 402.
+/// that much there, or under a monthly cap that is reached, the answer is 402. A page whose
+/// `Origin` is not known is refused with 403.
 #[utoipa::path(
     post,
     path = "/create_call",

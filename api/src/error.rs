@@ -25,7 +25,8 @@ use crate::rates;
 
 /// Seconds after which a client may try again when we were too busy.
 const RETRY_AFTER_SECS: u32 = 1;
-const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// The same request came before, and this is how it was answered.
+pub const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use peal_shared::Error;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::egress::Gate;
 use peal_shared::ids::{McpServerId, UserId};
-use peal_shared::tools::mcp::{McpClient as _, McpTool};
+use peal_shared::tools::mcp::McpClient as _;
 use peal_shared::tools::servers::{self, McpServer, NewMcpServer, Transport};
 use peal_shared::tools::sweep;
 use peal_shared::tools::{Auth, Credentials};
@@ -26,10 +25,11 @@ use utoipa_axum::routes;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::in_use::{Force, ForceUpdate};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::Whose;
+use crate::page::{Listed, Whose};
 use crate::state::Api;
-use crate::tools::{Force, Told, check_credentials, check_owner_stays, yes};
+use crate::tools::{Told, check_credentials, check_owner_stays, yes};
 
 const MAX_ALLOWED: usize = 200;
 
@@ -40,14 +40,12 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(show, delete))
         .routes(routes!(delete_own))
         .routes(routes!(duplicate))
-        .routes(routes!(filter))
 }
 
 /// What waits for a server to say what it offers.
 pub fn outside_router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(create))
-        .routes(routes!(fetch))
         .routes(routes!(replace))
 }
 
@@ -87,19 +85,19 @@ async fn create(
 
 /// List MCP servers
 ///
-/// The newest thousand.
+/// The newest first.
 #[utoipa::path(
     get,
     path = "/api/v1/tools-mcp-server-defs",
     tag = "MCP servers",
     params(Whose),
-    responses((status = 200, body = McpServers), Refusals)
+    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Json<McpServers>> {
+) -> Result<Listed<McpServers>> {
     all(&context, &caller, &query, false).await
 }
 
@@ -109,13 +107,13 @@ async fn list(
     path = "/api/v1/tools-mcp-server-defs/active/servers",
     tag = "MCP servers",
     params(Whose),
-    responses((status = 200, body = McpServers), Refusals)
+    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
 async fn list_active(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Json<McpServers>> {
+) -> Result<Listed<McpServers>> {
     all(&context, &caller, &query, true).await
 }
 
@@ -124,77 +122,13 @@ async fn all(
     caller: &Caller,
     query: &Whose,
     only_active: bool,
-) -> Result<Json<McpServers>> {
+) -> Result<Listed<McpServers>> {
     let (scope, owners) = query.rows(caller)?;
+    let page = query.page()?;
     let mut db = caller.read(context).await?;
     let keys = &context.config.keys;
-    let tools = servers::list(&mut db, keys, &scope, &owners, only_active).await?;
-    Ok(Json(McpServers { tools }))
-}
-
-/// Ask an MCP server what it offers
-///
-/// Either a server that is kept, by `tool_id`, whose list is brought up to date, or one at
-/// `server_url`, of which nothing is kept.
-#[utoipa::path(
-    post,
-    path = "/api/v1/tools-mcp-server-defs/fetch_mcp_tools",
-    tag = "MCP servers",
-    request_body = FetchTools,
-    responses(
-        (status = 200, body = FetchedTools),
-        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Neither or both of tool_id and server_url"),
-        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
-        Refusals
-    )
-)]
-async fn fetch(
-    State(context): State<Arc<Context>>,
-    caller: Caller,
-    ValidJson(body): ValidJson<FetchTools>,
-) -> Result<(StatusCode, Json<FetchedTools>)> {
-    let (keys, scope) = (&context.config.keys, caller.scope());
-    let mut db = caller.change(&context).await?;
-    let (org, subject, endpoint, kept) = match (body.tool_id, body.server_url) {
-        (Some(id), None) => {
-            let (server, endpoint) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
-            (server.org_id, id.0, endpoint, Some(id))
-        }
-        (None, Some(server_url)) => {
-            let unnamed = McpServerBody {
-                name: "unnamed".to_owned(),
-                server_url,
-                transport: body.transport,
-                headers: body.headers,
-                auth: body.auth,
-                timeout_seconds: body.timeout_seconds,
-                allowed_tools: None,
-                is_active: true,
-                user_id: None,
-            };
-            let endpoint = unnamed.validated(&context.gate)?.endpoint();
-            (caller.org, caller.user.0, endpoint, None)
-        }
-        _ => {
-            let told = "send exactly one of tool_id and server_url";
-            return Err(Error::rejected("tool_id_or_server_url", told).into());
-        }
-    };
-    drop(db);
-    let discovered = context.mcp.tools(org, &endpoint).await;
-    let mut db = caller.change(&context).await?;
-    if let Some(id) = kept {
-        servers::synced(&mut db, keys, &scope, id, &discovered).await?;
-    }
-    let sync_error = discovered.as_ref().err().cloned();
-    let fetched = FetchedTools {
-        success: sync_error.is_none(),
-        tools: discovered.unwrap_or_default(),
-        sync_error,
-    };
-    let note = Note::new("mcp_server.fetch", org, subject);
-    db.commit(note, StatusCode::OK, Json(fetched)).await
+    let tools = servers::list(&mut db, keys, &scope, &owners, only_active, page).await?;
+    Ok(Listed::of(tools, |tools| McpServers { tools }))
 }
 
 /// Show an MCP server
@@ -227,11 +161,12 @@ async fn show(
     put,
     path = "/api/v1/tools-mcp-server-defs/{server_id}",
     tag = "MCP servers",
-    params(("server_id" = McpServerId, Path)),
+    params(("server_id" = McpServerId, Path), ForceUpdate),
     request_body = McpServerBody,
     responses(
         (status = 200, body = McpServer),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses it, and force_update was not sent"),
         Refusals
     )
 )]
@@ -239,6 +174,7 @@ async fn replace(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<McpServerId>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<McpServerBody>,
 ) -> Result<(StatusCode, Json<McpServer>)> {
     let mut fields = Fields::default();
@@ -252,7 +188,15 @@ async fn replace(
     let endpoint = new.endpoint().unmasked(&stored)?;
     let discovered = context.mcp.tools(before.org_id, &endpoint).await;
     let mut db = caller.change(&context).await?;
-    let server = servers::replace(&mut db, keys, &scope, id, &new, &discovered).await?;
+    let server = servers::replace(
+        &mut db,
+        keys,
+        &scope,
+        id,
+        (&new, &discovered),
+        query.is_said(),
+    )
+    .await?;
     let note = note("mcp_server.update", &server)
         .before(&before)?
         .after(&server)?;
@@ -340,40 +284,8 @@ async fn duplicate(
     db.commit(note, StatusCode::CREATED, Json(copy)).await
 }
 
-/// Say which of a server's tools agents may use
-#[utoipa::path(
-    put,
-    path = "/api/v1/tools-mcp-server-defs/{server_id}/filter-tools",
-    tag = "MCP servers",
-    params(("server_id" = McpServerId, Path)),
-    request_body = AllowedTools,
-    responses(
-        (status = 200, body = McpServer),
-        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
-        Refusals
-    )
-)]
-async fn filter(
-    State(context): State<Arc<Context>>,
-    caller: Caller,
-    Ids(id): Ids<McpServerId>,
-    ValidJson(body): ValidJson<AllowedTools>,
-) -> Result<(StatusCode, Json<McpServer>)> {
-    let mut fields = Fields::default();
-    check_allowed(&mut fields, body.allowed_tools.as_deref());
-    fields.finish()?;
-    let (keys, scope) = (&context.config.keys, caller.scope());
-    let mut db = caller.change(&context).await?;
-    let before = servers::find(&mut db, keys, &scope, id).await?;
-    let server = servers::filter(&mut db, keys, &scope, id, body.allowed_tools.as_deref()).await?;
-    let note = note("mcp_server.filter", &server)
-        .before(&before)?
-        .after(&server)?;
-    db.commit(note, StatusCode::OK, Json(server)).await
-}
-
 /// A change of a server, for the audit log.
-fn note(action: &'static str, server: &McpServer) -> Note {
+pub fn note(action: &'static str, server: &McpServer) -> Note {
     Note::new(action, server.org_id, server.id.0)
 }
 
@@ -384,36 +296,36 @@ fn note(action: &'static str, server: &McpServer) -> Note {
     "name": "Shop", "server_url": "https://mcp.shop.example.com/mcp",
     "auth": {"type": "bearer", "token": "the shop's token"}, "timeout_seconds": 10
 }))]
-struct McpServerBody {
-    name: String,
-    server_url: String,
+pub struct McpServerBody {
+    pub name: String,
+    pub server_url: String,
     #[serde(default = "streamable_http")]
-    transport: Transport,
+    pub transport: Transport,
     #[serde(default)]
-    headers: BTreeMap<String, String>,
+    pub headers: BTreeMap<String, String>,
     #[serde(default)]
-    auth: Auth,
+    pub auth: Auth,
     /// How long asking the server may take, 1 to 15.
     #[serde(default = "ten")]
-    timeout_seconds: i32,
+    pub timeout_seconds: i32,
     /// Names of the tools that agents may use; null allows all.
-    allowed_tools: Option<Vec<String>>,
+    pub allowed_tools: Option<Vec<String>>,
     #[serde(default = "yes")]
-    is_active: bool,
+    pub is_active: bool,
     /// Whose server it will be; an administrator may name a member.
-    user_id: Option<UserId>,
+    pub user_id: Option<UserId>,
 }
 
-fn streamable_http() -> Transport {
+pub fn streamable_http() -> Transport {
     Transport::StreamableHttp
 }
 
-fn ten() -> i32 {
+pub fn ten() -> i32 {
     10
 }
 
 impl McpServerBody {
-    fn validated(self, gate: &Gate) -> Result<NewMcpServer> {
+    pub fn validated(self, gate: &Gate) -> Result<NewMcpServer> {
         let mut fields = Fields::default();
         let name = self.name.trim();
         fields.check_text(name, "name", 1, 200);
@@ -440,7 +352,7 @@ impl McpServerBody {
     }
 }
 
-fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
+pub fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
     let names = names.unwrap_or_default();
     fields.check(
         names.len() <= MAX_ALLOWED,
@@ -451,45 +363,6 @@ fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
     for (place, name) in names.iter().enumerate() {
         fields.check_text(name, &format!("allowed_tools.{place}"), 1, 200);
     }
-}
-
-/// Which server to ask.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({"server_url": "https://mcp.shop.example.com/mcp"}))]
-struct FetchTools {
-    /// A server that is kept.
-    tool_id: Option<McpServerId>,
-    /// Another one.
-    server_url: Option<String>,
-    #[serde(default = "streamable_http")]
-    transport: Transport,
-    #[serde(default)]
-    headers: BTreeMap<String, String>,
-    #[serde(default)]
-    auth: Auth,
-    #[serde(default = "ten")]
-    timeout_seconds: i32,
-}
-
-#[derive(Serialize, ToSchema)]
-#[schema(example = json!({
-    "success": true, "sync_error": null,
-    "tools": [{"name": "find_order", "description": "Finds an order", "input_schema": {"type": "object"}}]
-}))]
-struct FetchedTools {
-    success: bool,
-    tools: Vec<McpTool>,
-    /// Why the server could not be asked.
-    sync_error: Option<String>,
-}
-
-/// Names of tools; null allows all.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({"allowed_tools": ["find_order"]}))]
-struct AllowedTools {
-    allowed_tools: Option<Vec<String>>,
 }
 
 #[derive(Serialize, ToSchema)]

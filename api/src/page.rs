@@ -1,18 +1,27 @@
-//! What the queries of lists share: pages, and whose rows a list shows.
+//! What lists share: pages, whose rows a list shows, and how an answer says that there are more.
+//!
+//! A list whose answer counts all rows (`total`) is read by pages of 20. Any other one shows up
+//! to a thousand rows when no page is asked for, and says `X-Truncated: true` when there are
+//! more behind those that it shows.
 
 use std::str::FromStr;
 
+use axum::Json;
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
 use peal_shared::access::{Principal, Role, Scope};
 use peal_shared::error::FieldError;
 use peal_shared::ids::{OrgId, UserId};
-use peal_shared::page::{Owners, Page};
-use serde::Deserialize;
+use peal_shared::page::{Owners, Page, Slice};
+use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::error::{Problem, Result};
 
 const PAGE_SIZE: i64 = 20;
 const MAX_PAGE_SIZE: i64 = 100;
+/// Says that there are more rows behind those of the answer.
+pub const X_TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
 
 /// The page that a query asks for.
 ///
@@ -30,6 +39,51 @@ pub fn page(number: Option<i64>, size: Option<i64>) -> Result<Page> {
         return Err(query_field("page_size", "must be between 1 and 100"));
     }
     Ok(page)
+}
+
+/// The page that a query asks for, or the whole list when it asks for none.
+///
+/// # Errors
+/// When it is out of bounds.
+pub fn page_or_whole(number: Option<i64>, size: Option<i64>) -> Result<Page> {
+    match (number, size) {
+        (None, None) => Ok(Page::WHOLE),
+        _ => page(number, size),
+    }
+}
+
+/// The answer of a list that may have more rows than it shows.
+pub struct Listed<T> {
+    body: T,
+    has_more: bool,
+}
+
+impl<T> Listed<T> {
+    pub fn new(body: T, has_more: bool) -> Self {
+        Self { body, has_more }
+    }
+
+    /// The rows, in the body that they are answered in.
+    pub fn of<R>(slice: Slice<R>, body: impl FnOnce(Vec<R>) -> T) -> Self {
+        Self::new(body(slice.rows), slice.has_more)
+    }
+}
+
+impl<T> From<Slice<T>> for Listed<Vec<T>> {
+    fn from(slice: Slice<T>) -> Self {
+        Self::new(slice.rows, slice.has_more)
+    }
+}
+
+impl<T: Serialize> IntoResponse for Listed<T> {
+    fn into_response(self) -> Response {
+        let mut response = Json(self.body).into_response();
+        if self.has_more {
+            let yes = HeaderValue::from_static("true");
+            response.headers_mut().insert(X_TRUNCATED, yes);
+        }
+        response
+    }
 }
 
 /// Whether a list shows the caller's own rows alone.
@@ -51,6 +105,29 @@ pub struct Paging {
     /// 20 unless told.
     #[param(minimum = 1, maximum = 100)]
     pub page_size: Option<i64>,
+}
+
+/// Which page of a list that is answered as a whole unless a page is asked for.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Part {
+    /// From 1. Without this and `page_size`, the first 1000 rows are listed.
+    #[param(minimum = 1)]
+    page: Option<i64>,
+    /// 20 unless told.
+    #[param(minimum = 1, maximum = 100)]
+    page_size: Option<i64>,
+}
+
+impl Part {
+    /// The page.
+    ///
+    /// # Errors
+    /// When it is out of bounds.
+    pub fn page(&self) -> Result<Page> {
+        page_or_whole(self.page, self.page_size)
+    }
 }
 
 /// Pages as in [`Paging`], which cannot be flattened into a query. Lists are separated by
@@ -90,11 +167,17 @@ impl Browse {
     }
 }
 
-/// Whose things a list without pages shows. Lists are separated by commas. They narrow what the
-/// caller's role allows.
+/// Pages as in [`Part`], and whose things are listed. Lists are separated by commas. They narrow
+/// what the caller's role allows.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Whose {
+    /// From 1. Without this and `page_size`, the newest 1000 are listed.
+    #[param(minimum = 1)]
+    page: Option<i64>,
+    /// 20 unless told.
+    #[param(minimum = 1, maximum = 100)]
+    page_size: Option<i64>,
     /// A member of the organisation, for its administrators; left out, everybody the caller sees.
     user_id: Option<UserId>,
     /// One's own, or all in sight, which is the default.
@@ -108,6 +191,14 @@ pub struct Whose {
 }
 
 impl Whose {
+    /// The page.
+    ///
+    /// # Errors
+    /// When it is out of bounds.
+    pub fn page(&self) -> Result<Page> {
+        page_or_whole(self.page, self.page_size)
+    }
+
     /// The rows that the caller asks for.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use crate::auth::{Caller, Origin};
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Browse, Paging, page};
+use crate::page::{Browse, Listed, Paging, Part, page};
 use crate::sign_in::{Door, check_password};
 use crate::state::Api;
 
@@ -281,13 +281,15 @@ fn mail_text(context: &Context, id: InviteId, organization: &str) -> String {
 }
 
 /// List an organization's open invitations
+///
+/// The newest first.
 #[utoipa::path(
     get,
     path = "/api/v1/organizations/{id}/invites",
     tag = "Organizations",
-    params(("id" = OrgId, Path)),
+    params(("id" = OrgId, Path), Part),
     responses(
-        (status = 200, body = Invites),
+        (status = 200, body = Invites, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
         Refusals,
     )
@@ -296,11 +298,13 @@ async fn list_invites(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(org): Ids<OrgId>,
-) -> Result<Json<Invites>> {
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Invites>> {
     caller.require(Role::OrgAdmin)?;
+    let page = part.page()?;
     let mut db = caller.read(&context).await?;
-    let invites = invites::list(&mut db, &caller.scope(), org).await?;
-    Ok(Json(Invites { invites }))
+    let invites = invites::list(&mut db, &caller.scope(), org, page).await?;
+    Ok(Listed::of(invites, |invites| Invites { invites }))
 }
 
 /// Take an invitation back

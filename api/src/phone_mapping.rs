@@ -9,6 +9,7 @@ use peal_shared::Error;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::{AgentId, MappingId, PhoneId};
+use peal_shared::page::Page;
 use peal_shared::phones::mapping::{self, Mapping, Wanted};
 use peal_shared::{agents, phones};
 use serde::{Deserialize, Serialize};
@@ -20,9 +21,10 @@ use uuid::Uuid;
 use crate::auth::Caller;
 use crate::envelope::{Said, said};
 use crate::error::Result;
-use crate::extract::{Ids, ValidJson};
+use crate::extract::{Ids, ValidJson, ValidQuery};
 use crate::new_batch::one_of;
 use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::{Listed, Part};
 use crate::state::Api;
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -33,19 +35,24 @@ pub fn router() -> OpenApiRouter<Api> {
 }
 
 /// List phone mappings
+///
+/// The newest first.
 #[utoipa::path(
     get,
     path = "/api/v1/phone/mapping",
     tag = "Phone mapping",
-    responses((status = 200, body = Mappings), Refusals)
+    params(Part),
+    responses((status = 200, body = Mappings, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
-async fn list(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Mappings>> {
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Mappings>> {
+    let (page, wanted) = (part.page()?, Wanted::default());
     let mut db = caller.read(&context).await?;
-    let mappings = mapping::list(&mut db, &caller.scope(), Wanted::default()).await?;
-    Ok(Json(Mappings {
-        success: true,
-        mappings,
-    }))
+    let mappings = mapping::list(&mut db, &caller.scope(), wanted, page).await?;
+    Ok(Listed::of(mappings, several))
 }
 
 /// List an agent's phone mappings
@@ -53,9 +60,9 @@ async fn list(State(context): State<Arc<Context>>, caller: Caller) -> Result<Jso
     get,
     path = "/api/v1/phone/mapping/agent/{agent_id}",
     tag = "Phone mapping",
-    params(("agent_id" = AgentId, Path)),
+    params(("agent_id" = AgentId, Path), Part),
     responses(
-        (status = 200, body = Mappings),
+        (status = 200, body = Mappings, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such agent"),
         Refusals,
     )
@@ -64,18 +71,17 @@ async fn of_agent(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(agent): Ids<AgentId>,
-) -> Result<Json<Mappings>> {
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Mappings>> {
+    let page = part.page()?;
     let mut db = caller.read(&context).await?;
     agents::find(&mut db, &caller.scope(), agent).await?;
     let wanted = Wanted {
         agent: Some(agent),
         ..Wanted::default()
     };
-    let mappings = mapping::list(&mut db, &caller.scope(), wanted).await?;
-    Ok(Json(Mappings {
-        success: true,
-        mappings,
-    }))
+    let mappings = mapping::list(&mut db, &caller.scope(), wanted, page).await?;
+    Ok(Listed::of(mappings, several))
 }
 
 /// Show the mapping of a phone number
@@ -101,8 +107,8 @@ async fn of_phone(
         phone: Some(phone),
         ..Wanted::default()
     };
-    let found = mapping::list(&mut db, &caller.scope(), wanted).await?;
-    let found = found.into_iter().next();
+    let found = mapping::list(&mut db, &caller.scope(), wanted, Page::WHOLE).await?;
+    let found = found.rows.into_iter().next();
     Ok(one(found.ok_or(Error::NotFound("Mapping"))?))
 }
 
@@ -203,6 +209,13 @@ async fn delete(
 /// A change of a mapping, for the audit log.
 fn note(action: &'static str, mapping: &Mapping) -> Note {
     Note::new(action, mapping.org_id, mapping.id.0)
+}
+
+fn several(mappings: Vec<Mapping>) -> Mappings {
+    Mappings {
+        success: true,
+        mappings,
+    }
 }
 
 fn one(mapping: Mapping) -> Json<OneMapping> {

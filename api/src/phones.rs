@@ -25,11 +25,8 @@ use crate::envelope::{Said, said};
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Sight, owners, page};
+use crate::page::{Listed, Part, Sight, owners, page};
 use crate::state::Api;
-
-/// The most numbers that a list without pages shows.
-const MAX_LIST: i64 = 1000;
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -42,15 +39,20 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List phone numbers
 ///
-/// Those the caller sees, the oldest first; at most 1000. `/browse` has pages.
+/// Those the caller sees, the newest first. `/browse` narrows and counts them.
 #[utoipa::path(
     get,
     path = "/api/v1/phone",
     tag = "Phone numbers",
-    responses((status = 200, body = Phones), Refusals)
+    params(Part),
+    responses((status = 200, body = Phones, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
-async fn list(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Phones>> {
-    all(&context, &caller, &caller.scope(), false).await
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Phones>> {
+    all(&context, &caller, &caller.scope(), false, part.page()?).await
 }
 
 /// List active phone numbers
@@ -58,10 +60,15 @@ async fn list(State(context): State<Arc<Context>>, caller: Caller) -> Result<Jso
     get,
     path = "/api/v1/phone/active",
     tag = "Phone numbers",
-    responses((status = 200, body = Phones), Refusals)
+    params(Part),
+    responses((status = 200, body = Phones, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
-async fn active(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Phones>> {
-    all(&context, &caller, &caller.scope(), true).await
+async fn active(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Phones>> {
+    all(&context, &caller, &caller.scope(), true, part.page()?).await
 }
 
 /// List phone numbers by pages
@@ -103,9 +110,9 @@ async fn browse(
     get,
     path = "/api/v1/phone/user/{user_id}",
     tag = "Phone numbers",
-    params(("user_id" = UserId, Path)),
+    params(("user_id" = UserId, Path), Part),
     responses(
-        (status = 200, body = Phones),
+        (status = 200, body = Phones, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such user"),
         Refusals,
     )
@@ -114,14 +121,15 @@ async fn of_user(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(user): Ids<UserId>,
-) -> Result<Json<Phones>> {
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Phones>> {
     let scope = caller.scope_of(user)?;
     let mut db = caller.read(&context).await?;
     if !users::is_seen(&mut db, &scope, user).await? {
         return Err(Error::NotFound("User").into());
     }
     drop(db);
-    all(&context, &caller, &scope, false).await
+    all(&context, &caller, &scope, false, part.page()?).await
 }
 
 async fn all(
@@ -129,18 +137,16 @@ async fn all(
     caller: &Caller,
     scope: &Scope,
     only_active: bool,
-) -> Result<Json<Phones>> {
-    let page = Page {
-        number: 1,
-        size: MAX_LIST,
-    };
+    page: Page,
+) -> Result<Listed<Phones>> {
     let mut db = caller.read(context).await?;
     let owners = Owners::default();
-    let (phone_numbers, _) = phones::list(&mut db, scope, &owners, only_active, page).await?;
-    Ok(Json(Phones {
+    let (phone_numbers, total) = phones::list(&mut db, scope, &owners, only_active, page).await?;
+    let phones = Phones {
         success: true,
         phone_numbers,
-    }))
+    };
+    Ok(Listed::new(phones, page.is_exceeded_by(total)))
 }
 
 /// Show a phone number

@@ -4,6 +4,7 @@
 //! writing of problems ([`frame`]); a panic becomes a 500; ordinary routes have 30 seconds and
 //! two megabytes; what users ask for waits for a place in its class ([`crate::shed`]).
 //! Callbacks and health go past the classes. Uploads and event streams have limits of their own.
+//! Browsers are told which pages may use the API ([`crate::cors`]), except on carriers' routes.
 
 use std::any::Any;
 use std::io;
@@ -21,7 +22,9 @@ use peal_shared::context::Context;
 use peal_shared::ids::JobId;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::CorsLayer;
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::timeout::TimeoutLayer;
 use tracing::Instrument as _;
@@ -33,11 +36,14 @@ use crate::error::{Problem, written};
 use crate::rates::Allowance;
 use crate::shed::{shed, shed_outside, shed_strangers};
 use crate::state::Api;
+use crate::workflows;
 use crate::{agent_analysis, agent_tools, agents, analysis_rules, api_keys, audit_log};
-use crate::{batch_events, batch_rows, batches, billing, callbacks, connections, description};
-use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, measure, openapi};
-use crate::{org_pricing, organizations, people, phone_mapping, phones, providers, request_key};
-use crate::{service_prices, sign_in, tools, trunks, uploads, voices, wallets, workflows};
+use crate::{
+    batch_events, batch_rows, batches, billing, callbacks, connections, cors, description,
+};
+use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, mcp_tools, measure};
+use crate::{openapi, org_pricing, organizations, people, phone_mapping, phones, providers};
+use crate::{request_key, service_prices, sign_in, tools, trunks, uploads, voices, wallets};
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
@@ -51,7 +57,8 @@ pub const BODY_LIMIT_BYTES: usize = 2 * 1024 * 1024;
 /// Requests slower than this are worth a line whatever they are.
 const SLOW: Duration = Duration::from_secs(1);
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The name of a request, which answers repeat.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// Listens for clients.
@@ -108,22 +115,46 @@ pub async fn serve_framed(
 /// The description of every route, without any state.
 #[must_use]
 pub fn document() -> OpenApi {
-    routes().into_openapi()
+    routes(None).into_openapi()
 }
 
 /// Every route with its description. What layers want of the state comes as extensions, so that
 /// the routes can be described without one.
-fn routes() -> OpenApiRouter<Api> {
+fn routes(pages: Option<CorsLayer>) -> OpenApiRouter<Api> {
+    let mut ordinary = bounded(ordinary());
+    openapi::surrounded(ordinary.get_openapi_mut());
+    let mut carriers = bounded(callbacks::router());
+    openapi::surrounded(carriers.get_openapi_mut());
+    let mut unhurried = OpenApiRouter::new().nest(
+        BATCH_CALL,
+        batch_events::router()
+            .route_layer(from_fn(shed))
+            .merge(uploads::upload_router()),
+    );
+    openapi::sent_again(unhurried.get_openapi_mut());
+    let mut routes = OpenApiRouter::with_openapi(openapi::head())
+        .merge(ordinary)
+        .merge(unhurried)
+        .fallback(async || Problem::no_route())
+        .layer(option_layer(pages))
+        .merge(carriers);
+    openapi::complete(routes.get_openapi_mut());
+    routes
+}
+
+/// The routes of clients whose requests are short.
+fn ordinary() -> OpenApiRouter<Api> {
     let family = batches::router()
         .merge(batch_rows::router())
         .merge(uploads::router());
-    let mut ordinary = OpenApiRouter::new()
+    OpenApiRouter::new()
         .merge(agents::router())
         .merge(phones::router())
         .merge(phone_mapping::router())
         .merge(trunks::router())
         .merge(tools::router())
         .merge(mcp_servers::router())
+        .merge(mcp_tools::router())
         .merge(agent_tools::router())
         .merge(analysis_rules::router())
         .merge(agent_analysis::router())
@@ -148,6 +179,7 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(
             tools::outside_router()
                 .merge(mcp_servers::outside_router())
+                .merge(mcp_tools::outside_router())
                 .route_layer(from_fn(shed_outside)),
         )
         .merge(
@@ -159,33 +191,24 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(description::router())
         .nest("/api/v1", gone::router())
         .merge(openapi::alias(gone::router()))
-        .merge(callbacks::router())
+}
+
+/// Routes whose requests are bounded in time and size.
+fn bounded(routes: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
+    routes
         .layer(from_fn(request_key::take))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
         ))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES));
-    openapi::surrounded(ordinary.get_openapi_mut());
-    let mut unhurried = OpenApiRouter::new().nest(
-        BATCH_CALL,
-        batch_events::router()
-            .route_layer(from_fn(shed))
-            .merge(uploads::upload_router()),
-    );
-    openapi::sent_again(unhurried.get_openapi_mut());
-    let mut routes = OpenApiRouter::with_openapi(openapi::head())
-        .merge(ordinary)
-        .merge(unhurried);
-    openapi::complete(routes.get_openapi_mut());
-    routes
+        .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
 }
 
 fn router(api: Api) -> Router {
-    Router::from(routes())
+    let pages = cors::layer(&api.context.config.origins);
+    Router::from(routes(pages))
         .layer(Extension(api.gates.clone()))
         .layer(Extension(Arc::clone(&api.context)))
-        .fallback(async || Problem::no_route())
         .with_state(api)
 }
 

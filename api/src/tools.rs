@@ -23,8 +23,9 @@ use utoipa_axum::routes;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, OptionalJson, ValidJson, ValidQuery};
+use crate::in_use::{Force, ForceUpdate};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::Whose;
+use crate::page::{Listed, Whose};
 use crate::state::Api;
 
 const MAX_OUTPUT_FIELDS: usize = 50;
@@ -73,19 +74,19 @@ async fn create(
 
 /// List HTTP tools
 ///
-/// The newest thousand.
+/// The newest first.
 #[utoipa::path(
     get,
     path = "/api/v1/tool-endpoint-defs",
     tag = "Tools",
     params(Whose),
-    responses((status = 200, body = Tools), Refusals)
+    responses((status = 200, body = Tools, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Json<Tools>> {
+) -> Result<Listed<Tools>> {
     all(&context, &caller, &query, false).await
 }
 
@@ -95,13 +96,13 @@ async fn list(
     path = "/api/v1/tool-endpoint-defs/active/endpoints",
     tag = "Tools",
     params(Whose),
-    responses((status = 200, body = Tools), Refusals)
+    responses((status = 200, body = Tools, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
 async fn list_active(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Json<Tools>> {
+) -> Result<Listed<Tools>> {
     all(&context, &caller, &query, true).await
 }
 
@@ -110,12 +111,13 @@ async fn all(
     caller: &Caller,
     query: &Whose,
     only_active: bool,
-) -> Result<Json<Tools>> {
+) -> Result<Listed<Tools>> {
     let (scope, owners) = query.rows(caller)?;
+    let page = query.page()?;
     let mut db = caller.read(context).await?;
     let keys = &context.config.keys;
-    let tools = definitions::list(&mut db, keys, &scope, &owners, only_active).await?;
-    Ok(Json(Tools { tools }))
+    let tools = definitions::list(&mut db, keys, &scope, &owners, only_active, page).await?;
+    Ok(Listed::of(tools, |tools| Tools { tools }))
 }
 
 /// Show an HTTP tool
@@ -169,12 +171,12 @@ async fn show(
     put,
     path = "/api/v1/tool-endpoint-defs/{tool_id}",
     tag = "Tools",
-    params(("tool_id" = ToolId, Path)),
+    params(("tool_id" = ToolId, Path), ForceUpdate),
     request_body = ToolBody,
     responses(
         (status = 200, body = Tool),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The owner has another tool of this name"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The owner has another tool of this name; or a running batch or a call uses it, and force_update was not sent"),
         Refusals
     )
 )]
@@ -182,6 +184,7 @@ async fn replace(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<ToolId>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<ToolBody>,
 ) -> Result<(StatusCode, Json<Tool>)> {
     let mut fields = Fields::default();
@@ -191,7 +194,8 @@ async fn replace(
     let (keys, scope) = (&context.config.keys, caller.scope());
     let mut db = caller.change(&context).await?;
     let before = definitions::find(&mut db, keys, &scope, id).await?;
-    let tool = definitions::replace(&mut db, keys, &scope, id, &new).await?;
+    let force = query.is_said();
+    let tool = definitions::replace(&mut db, keys, &scope, id, &new, force).await?;
     let note = note("tool.update", &tool).before(&before)?.after(&tool)?;
     db.commit(note, StatusCode::OK, Json(tool)).await
 }
@@ -415,14 +419,6 @@ struct Sample {
 struct Reveal {
     /// Show the secrets themselves.
     reveal_secret: Option<bool>,
-}
-
-/// Whether to delete what is in use.
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct Force {
-    /// Take it away from the agents that have it; rules and workflows that call it become inactive.
-    pub force: Option<bool>,
 }
 
 #[derive(Serialize, ToSchema)]

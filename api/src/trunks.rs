@@ -24,8 +24,9 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, OptionalJson, ValidJson};
+use crate::extract::{Fields, Ids, OptionalJson, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::{Listed, Part};
 use crate::state::Api;
 use crate::trunk_bodies::{
     AddTrunk, Checked, Pause, Secret, TrunkDeleted, TrunkRefusals, UpdateTrunk,
@@ -43,16 +44,24 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List trunks
 ///
-/// Those of the caller's organisation; a `super_admin` sees all, the platform's own included.
+/// Those of the caller's organisation, the newest first; a `super_admin` sees all, the platform's
+/// own included.
 #[utoipa::path(
     get,
     path = "/api/v1/trunks",
     tag = "Trunks",
-    responses((status = 200, body = Vec<Trunk>), Refusals)
+    params(Part),
+    responses((status = 200, body = Vec<Trunk>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
-async fn list(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Vec<Trunk>>> {
+async fn list(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Vec<Trunk>>> {
+    let page = part.page()?;
     let mut db = caller.read(&context).await?;
-    Ok(Json(settings::list(&mut db, &caller.scope(), None).await?))
+    let trunks = settings::list(&mut db, &caller.scope(), None, page).await?;
+    Ok(trunks.into())
 }
 
 /// Add a trunk

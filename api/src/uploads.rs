@@ -37,8 +37,9 @@ use utoipa_axum::routes;
 use crate::auth::Caller;
 use crate::envelope::{Answer, AnswerWith, Envelope, done};
 use crate::error::{Problem, Result};
-use crate::extract::{Fields, Ids, ValidJson};
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{Conflicting, Missing, ProblemDocument, Refusals, Rejected};
+use crate::page::{Listed, Part};
 use crate::request_key::{StreamedKey, Unclaimed};
 use crate::state::Api;
 use crate::upload_body::{Meter, UploadSlots, metered};
@@ -51,7 +52,6 @@ const INLINE_LIMIT_BYTES: u64 = 1_000_000;
 const SAFETY_NET_AFTER: TimeDelta = TimeDelta::minutes(2);
 /// How many rejected rows an answer shows.
 const MAX_ERRORS: i64 = 100;
-const MAX_INGESTS: i64 = 100;
 const MAX_RECORDS: usize = 20_000;
 const PHONE_FIELD: &str = "to_phonenumber";
 
@@ -283,9 +283,9 @@ async fn header_line(context: &Context, caller: &Caller, batch: BatchId) -> Resu
     get,
     path = "/{batch_id}/ingests",
     tag = "Uploads",
-    params(("batch_id" = BatchId, Path)),
+    params(("batch_id" = BatchId, Path), Part),
     responses(
-        (status = 200, body = Envelope<Vec<Report>>),
+        (status = 200, body = Envelope<Vec<Report>>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
         Missing,
         Refusals,
     )
@@ -294,16 +294,21 @@ async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(batch): Ids<BatchId>,
-) -> Answer<Vec<Report>> {
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Envelope<Vec<Report>>>> {
+    let page = part.page()?;
     let mut db = caller.read(&context).await?;
     batches::find(&mut db, &caller.scope(), batch).await?;
     drop(db);
-    let ingests = ingest::list(&context.pool, &caller.scope(), batch, MAX_INGESTS).await?;
-    let reports: Vec<Report> = ingests
-        .into_iter()
-        .map(|ingest| Report::of(ingest, Vec::new()))
-        .collect();
-    Ok(done(format!("{} uploads", reports.len()), reports))
+    let ingests = ingest::list(&context.pool, &caller.scope(), batch, page).await?;
+    Ok(Listed::of(ingests, |ingests| {
+        let reports: Vec<Report> = ingests
+            .into_iter()
+            .map(|ingest| Report::of(ingest, Vec::new()))
+            .collect();
+        let Json(listed) = done(format!("{} uploads", reports.len()), reports);
+        listed
+    }))
 }
 
 /// Show an upload, and what became of its rows

@@ -21,6 +21,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
+use crate::page::{Listed, Part, page_or_whole};
 use crate::state::Api;
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -31,24 +32,28 @@ pub fn router() -> OpenApiRouter<Api> {
 }
 
 /// List voices
+///
+/// By provider and code.
 #[utoipa::path(
     get,
     path = "/api/v1/tts-voices",
     tag = "Voices",
     params(ListVoices),
-    responses((status = 200, body = Vec<Voice>), Refusals)
+    responses((status = 200, body = Vec<Voice>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<ListVoices>,
-) -> Result<Json<Vec<Voice>>> {
+) -> Result<Listed<Vec<Voice>>> {
+    let page = page_or_whole(query.page, query.page_size)?;
     let wanted = Wanted {
         language: query.language,
         ..Wanted::default()
     };
     let mut db = caller.read(&context).await?;
-    Ok(Json(voices::list(&mut db, &caller.scope(), &wanted).await?))
+    let voices = voices::list(&mut db, &caller.scope(), &wanted, page).await?;
+    Ok(voices.into())
 }
 
 /// List a provider's voices
@@ -56,9 +61,9 @@ async fn list(
     get,
     path = "/api/v1/tts-voices/provider/{provider_id}",
     tag = "Voices",
-    params(("provider_id" = String, Path, description = "A provider's id or code")),
+    params(("provider_id" = String, Path, description = "A provider's id or code"), Part),
     responses(
-        (status = 200, body = Vec<Voice>),
+        (status = 200, body = Vec<Voice>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such provider"),
         Refusals,
     )
@@ -67,7 +72,9 @@ async fn of_provider(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(name): Ids<String>,
-) -> Result<Json<Vec<Voice>>> {
+    ValidQuery(part): ValidQuery<Part>,
+) -> Result<Listed<Vec<Voice>>> {
+    let page = part.page()?;
     let mut db = caller.read(&context).await?;
     let scope = caller.scope();
     let provider = providers::resolve(&mut db, &scope, ProviderKind::Tts, &name).await?;
@@ -75,7 +82,7 @@ async fn of_provider(
         provider: Some(provider.id),
         ..Wanted::default()
     };
-    Ok(Json(voices::list(&mut db, &scope, &wanted).await?))
+    Ok(voices::list(&mut db, &scope, &wanted, page).await?.into())
 }
 
 /// Show a voice
@@ -172,6 +179,12 @@ async fn create(
 struct ListVoices {
     /// `en-US`, or `en` for every kind of English.
     language: Option<String>,
+    /// From 1. Without this and `page_size`, the first 1000 are listed.
+    #[param(minimum = 1)]
+    page: Option<i64>,
+    /// 20 unless told.
+    #[param(minimum = 1, maximum = 100)]
+    page_size: Option<i64>,
 }
 
 #[derive(Deserialize, ToSchema)]

@@ -24,7 +24,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Ids, ValidJson, ValidQuery};
 use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
-use crate::page::{Paging, page, query_field};
+use crate::page::{Listed, Paging, page, query_field};
 use crate::request_key;
 use crate::state::Api;
 use crate::wallet_bodies::{
@@ -159,21 +159,27 @@ async fn of_members(
 /// Show a wallet, its grants and a page of its ledger
 ///
 /// One's own; an org_admin sees those of the organization, a super_admin all. Grants that can be
-/// spent come first, in the order in which they are. The ledger is told from its newest line
-/// back; `next` is the `after` of the page behind.
+/// spent come first, in the order in which they are; of more than 500, the first are shown. The
+/// ledger is told from its newest line back; `next` is the `after` of the page behind.
 #[utoipa::path(
     get,
     path = "/api/v1/wallets/{wallet_id}",
     tag = "Wallets",
     params(("wallet_id" = WalletId, Path), LedgerQuery),
-    responses((status = 200, body = WalletDetail), Missing, Refusals)
+    responses(
+        (status = 200, body = WalletDetail, headers(
+            ("X-Truncated" = bool, description = "Whether there are more grants than are shown"),
+        )),
+        Missing,
+        Refusals,
+    )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<WalletId>,
     ValidQuery(query): ValidQuery<LedgerQuery>,
-) -> Result<Json<WalletDetail>> {
+) -> Result<Listed<WalletDetail>> {
     let limit = query.limit.unwrap_or(LEDGER_LINES);
     if !(1..=MAX_LEDGER_LINES).contains(&limit) {
         return Err(query_field("limit", "must be between 1 and 200"));
@@ -183,7 +189,7 @@ async fn show(
     let wallet = view::find(&mut db, &scope, id, now).await?;
     let grants = view::grants_of(&mut db, &scope, id, now).await?;
     let ledger = view::ledger(&mut db, &scope, id, query.after, limit).await?;
-    Ok(Json(WalletDetail {
+    Ok(Listed::of(grants, |grants| WalletDetail {
         wallet,
         upcoming_expiry: view::upcoming(&grants),
         grants,

@@ -18,7 +18,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::Whose;
+use crate::page::{Listed, Whose};
 use crate::state::Api;
 use crate::tools::{Told, yes};
 
@@ -31,23 +31,24 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List workflows
 ///
-/// The newest thousand.
+/// The newest first.
 #[utoipa::path(
     get,
     path = "/api/v1/workflows",
     tag = "Workflows",
     params(Whose),
-    responses((status = 200, body = Workflows), Refusals)
+    responses((status = 200, body = Workflows, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Json<Workflows>> {
+) -> Result<Listed<Workflows>> {
     let (scope, owners) = query.rows(&caller)?;
+    let page = query.page()?;
     let mut db = caller.read(&context).await?;
-    let workflows = kept::list(&mut db, &scope, &owners).await?;
-    Ok(Json(Workflows { workflows }))
+    let workflows = kept::list(&mut db, &scope, &owners, page).await?;
+    Ok(Listed::of(workflows, |workflows| Workflows { workflows }))
 }
 
 /// Create a workflow

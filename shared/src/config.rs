@@ -3,6 +3,7 @@
 
 mod limits;
 mod money;
+mod origins;
 mod proxies;
 mod sign_in;
 mod watch;
@@ -23,6 +24,7 @@ use crate::secret::Keys;
 
 pub use limits::{LimitSettings, ServerLimits};
 pub use money::MoneySettings;
+pub use origins::{OriginSettings, Origins};
 pub use proxies::{Proxies, ProxySettings};
 pub use sign_in::{SessionTokens, SignIn, SignInSettings, SignUp};
 pub use watch::{Tracing, WatchSettings, Watched};
@@ -163,6 +165,8 @@ pub struct Settings {
     #[command(flatten)]
     pub proxies: ProxySettings,
     #[command(flatten)]
+    pub origins: OriginSettings,
+    #[command(flatten)]
     pub watch: WatchSettings,
     /// Ports that tools, MCP servers and webhooks may be reached at, such as 443,9000-9100. Unset: 443,8443.
     #[arg(long, env = "PEAL_EGRESS_PORTS", global = true)]
@@ -199,6 +203,8 @@ pub struct Config {
     /// Seconds of talk that money is held for, at most.
     pub hold_max_secs: i32,
     pub proxies: Proxies,
+    /// Web pages that may use the API from a browser.
+    pub origins: Origins,
     pub watch: Watched,
     /// What users' URLs may reach.
     pub egress: egress::Policy,
@@ -289,6 +295,7 @@ impl Config {
         let limits = settings.limits.check(pool, bad);
         let hold_max_secs = settings.money.check(bad);
         let proxies = settings.proxies.check(bad);
+        let origins = settings.origins.check(bad);
         let watch = settings.watch.check(bad);
         let services = services(&settings, bad);
         let (store_url, redis_url, smtp_url, mail_from) = services?;
@@ -314,6 +321,7 @@ impl Config {
             limits: limits?,
             hold_max_secs: hold_max_secs?,
             proxies: proxies?,
+            origins: origins?,
             watch: watch?,
         })
     }

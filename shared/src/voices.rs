@@ -14,6 +14,7 @@ use crate::access::Scope;
 use crate::agents::config::TtsConfig;
 use crate::error::{Error, FieldError, OnConstraint as _, Result};
 use crate::ids::{ProviderId, VoiceId};
+use crate::page::{Page, Slice};
 use crate::providers::{self, ProviderKind};
 
 /// How many names are suggested for one that is not known.
@@ -68,7 +69,12 @@ pub struct Wanted {
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn list(db: &mut PgConnection, scope: &Scope, wanted: &Wanted) -> Result<Vec<Voice>> {
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    wanted: &Wanted,
+    page: Page,
+) -> Result<Slice<Voice>> {
     let voices = sqlx::query_as!(
         Voice,
         r#"select v.id as "id: VoiceId", v.provider_id as "provider_id: ProviderId", v.voice_id, v.voice_name,
@@ -82,16 +88,20 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, wanted: &Wanted) -> Resu
              and ($5::text is null
                   or exists (select from unnest(v.supported_languages) as l (tag)
                              where lower(l.tag) = lower($5) or starts_with(lower(l.tag), lower($5) || '-')))
-           order by v.provider_id, v.voice_id"#,
+           order by v.provider_id, v.voice_id
+           limit $6
+           offset $7"#,
         scope.org() as Option<crate::ids::OrgId>,
         wanted.id as Option<VoiceId>,
         wanted.code,
         wanted.provider as Option<ProviderId>,
         wanted.language,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(db)
     .await?;
-    Ok(voices)
+    Ok(page.slice(voices))
 }
 
 /// The voice that goes by a name: its id first, else the vendor's code.
@@ -109,11 +119,11 @@ pub async fn resolve(db: &mut PgConnection, scope: &Scope, name: &str) -> Result
         ..Wanted::default()
     };
     let mut found = match by_id.id {
-        Some(_) => list(db, scope, &by_id).await?,
+        Some(_) => list(db, scope, &by_id, Page::WHOLE).await?.rows,
         None => Vec::new(),
     };
     if found.is_empty() {
-        found = list(db, scope, &by_code).await?;
+        found = list(db, scope, &by_code, Page::WHOLE).await?.rows;
     }
     found.into_iter().next().ok_or(Error::NotFound("Voice"))
 }
@@ -151,8 +161,12 @@ pub async fn add(
         id: Some(id),
         ..Wanted::default()
     };
-    let added = list(db, scope, &wanted).await?;
-    added.into_iter().next().ok_or(Error::NotFound("Voice"))
+    let added = list(db, scope, &wanted, Page::WHOLE).await?;
+    added
+        .rows
+        .into_iter()
+        .next()
+        .ok_or(Error::NotFound("Voice"))
 }
 
 /// Whether an agent that is set up so speaks with a carrier's own voice.
@@ -194,7 +208,7 @@ pub async fn check(db: &mut PgConnection, scope: &Scope, config: &TtsConfig) -> 
         provider,
         ..Wanted::default()
     };
-    let voices = list(db, scope, &wanted).await?;
+    let voices = list(db, scope, &wanted, Page::EVERYTHING).await?.rows;
     let refuse = |field: &str, kind: &'static str, msg: String| {
         let path = ["tts_config", field];
         Err(Error::Invalid(vec![FieldError::new(

@@ -9,11 +9,13 @@
 //!
 //! A batch or a call that is under way reads its agent at every step. So an agent in use is not
 //! deleted or switched off, and its texts change only by force and only to variables that the
-//! batch has. A deleted agent keeps its row, which batches and calls of the past name.
+//! batch has. What an agent works with (its tools and rules, and what these are) changes under a
+//! running batch or a call only by force as well. A deleted agent keeps its row, which batches
+//! and calls of the past name.
 
 pub mod config;
 pub mod setup;
-mod usage;
+pub mod usage;
 
 use serde::Serialize;
 use sqlx::PgConnection;

@@ -9,9 +9,13 @@ use uuid::Uuid;
 
 use super::{AnalysisType, Rule, RuleField};
 use crate::access::Scope;
+use crate::agents::usage::check_idle_unscoped;
 use crate::agents::{self, Agent};
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{AgentId, OrgId, RuleId, ToolId, UserId};
+
+/// The most rules that an agent has, so that they are always listed together.
+pub const MAX_RULES: usize = 50;
 
 /// A rule of an agent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -75,16 +79,19 @@ pub async fn rules(db: &mut PgConnection, scope: &Scope, agent: AgentId) -> Resu
 /// Attaches a rule, or moves it when the agent has it. Without a place it comes last, or stays.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an agent out of sight or a rule that its owner cannot see.
+/// [`Error::NotFound`] for an agent out of sight or a rule that its owner cannot see,
+/// [`Error::Conflict`] when the agent would have too many, and while it is on calls, unless
+/// `force`.
 pub async fn attach(
     db: &mut PgConnection,
     scope: &Scope,
     agent: AgentId,
-    rule: RuleId,
-    sort_order: Option<i32>,
+    (rule, sort_order): (RuleId, Option<i32>),
+    force: bool,
 ) -> Result<Attachment> {
     let agent = agents::find(db, scope, agent).await?;
     check_visible(db, &agent, &[rule]).await?;
+    check_idle_unscoped(db, agent.id.0, force).await?;
     sqlx::query!(
         "insert into agent_analysis_rules (id, org_id, agent_id, rule_id, sort_order)
          select $1, $2, $3, $4, coalesce($5, (select coalesce(max(sort_order) + 1, 0)
@@ -101,6 +108,12 @@ pub async fn attach(
     .execute(&mut *db)
     .await?;
     let all = list(db, scope, agent.id).await?;
+    if all.len() > MAX_RULES {
+        return Err(Error::conflict(
+            "too_many_rules",
+            format!("an agent has at most {MAX_RULES} rules: take some away from it first"),
+        ));
+    }
     all.into_iter()
         .find(|attachment| attachment.rule_id == rule)
         .ok_or(Error::NotFound("Rule"))
@@ -110,15 +123,18 @@ pub async fn attach(
 ///
 /// # Errors
 /// [`Error::NotFound`] for an agent out of sight or any rule that its owner cannot see,
-/// [`Error::Invalid`] for a rule that is there twice. Nothing is changed then.
+/// [`Error::Invalid`] for a rule that is there twice, [`Error::Conflict`] while the agent is on
+/// calls, unless `force`. Nothing is changed then.
 pub async fn set(
     db: &mut PgConnection,
     scope: &Scope,
     agent: AgentId,
     rules: &[RuleId],
+    force: bool,
 ) -> Result<Vec<Rule>> {
     let agent = agents::find(db, scope, agent).await?;
     check_visible(db, &agent, rules).await?;
+    check_idle_unscoped(db, agent.id.0, force).await?;
     sqlx::query!(
         "select from agents where id = $1 and org_id = $2 for no key update",
         agent.id as AgentId,

@@ -7,12 +7,11 @@ use sqlx::types::Json;
 use utoipa::ToSchema;
 
 use crate::access::{Role, Scope};
+use crate::agents::usage::check_idle_unscoped;
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{OrgId, RuleId, ToolId, UserId};
-use crate::page::Owners;
+use crate::page::{Owners, Page, Slice};
 use crate::tools::org_of;
-
-const LIST_LIMIT: i64 = 1000;
 
 /// What a rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
@@ -153,11 +152,16 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Result<Ru
     .ok_or(Error::NotFound("Rule"))
 }
 
-/// The newest rules in the caller's sight, at most a thousand.
+/// Rules in the caller's sight, the newest first.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn list(db: &mut PgConnection, scope: &Scope, owners: &Owners) -> Result<Vec<Rule>> {
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    owners: &Owners,
+    page: Page,
+) -> Result<Slice<Rule>> {
     let rules = sqlx::query_as!(
         Rule,
         r#"select id as "id: RuleId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description,
@@ -172,30 +176,35 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, owners: &Owners) -> Resu
              and ($5::text[] is null
                   or exists (select from users u where u.id = analysis_rules.user_id and u.role = any($5)))
            order by id desc
-           limit $6"#,
+           limit $6
+           offset $7"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         owners.orgs.as_deref() as Option<&[OrgId]>,
         owners.users.as_deref() as Option<&[UserId]>,
         owners.roles.as_deref() as Option<&[Role]>,
-        LIST_LIMIT,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(db)
     .await?;
-    Ok(rules)
+    Ok(page.slice(rules))
 }
 
 /// Replaces what the owner decided about a rule.
 ///
 /// # Errors
-/// As [`create`], and [`Error::NotFound`] for a rule out of sight.
+/// As [`create`], and [`Error::NotFound`] for a rule out of sight; [`Error::Conflict`] while a
+/// running batch or a call uses it, unless `force`.
 pub async fn replace(
     db: &mut PgConnection,
     scope: &Scope,
     id: RuleId,
     new: &NewRule,
+    force: bool,
 ) -> Result<Rule> {
     let before = find(db, scope, id).await?;
+    check_idle_unscoped(db, id.0, force).await?;
     check_tool(db, before.org_id, before.user_id, new.tool).await?;
     sqlx::query!(
         "update analysis_rules
@@ -248,9 +257,11 @@ pub async fn duplicate(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Resu
 /// Deletes a rule; agents that have it lose it.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a rule out of sight.
-pub async fn delete(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Result<Rule> {
+/// [`Error::NotFound`] for a rule out of sight, [`Error::Conflict`] while a running batch or a
+/// call uses it, unless `force`.
+pub async fn delete(db: &mut PgConnection, scope: &Scope, id: RuleId, force: bool) -> Result<Rule> {
     let rule = find(db, scope, id).await?;
+    check_idle_unscoped(db, id.0, force).await?;
     sqlx::query!(
         "delete from analysis_rules where id = $1 and org_id = $2",
         id as RuleId,

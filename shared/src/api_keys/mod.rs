@@ -24,6 +24,7 @@ use crate::access::known::{KeyScope, Known};
 use crate::access::{Credential, Principal, Role, Scope};
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{ApiKeyId, OrgId, UserId};
+use crate::page::{Page, Slice};
 use crate::secret::{Keys, new_api_key};
 use crate::users;
 
@@ -212,8 +213,13 @@ pub async fn principal_unscoped(
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn list(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<Vec<ApiKey>> {
-    select(db, scope, Some(user), None).await
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    user: UserId,
+    page: Page,
+) -> Result<Slice<ApiKey>> {
+    select(db, scope, Some(user), None, page).await
 }
 
 /// A good key or provider's secret in the caller's sight.
@@ -221,8 +227,12 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<
 /// # Errors
 /// [`Error::NotFound`] when there is none.
 pub async fn find(db: &mut PgConnection, scope: &Scope, id: ApiKeyId) -> Result<ApiKey> {
-    let found = select(db, scope, None, Some(id)).await?;
-    found.into_iter().next().ok_or(Error::NotFound("API key"))
+    let found = select(db, scope, None, Some(id), Page::WHOLE).await?;
+    found
+        .rows
+        .into_iter()
+        .next()
+        .ok_or(Error::NotFound("API key"))
 }
 
 async fn select(
@@ -230,7 +240,8 @@ async fn select(
     scope: &Scope,
     user: Option<UserId>,
     id: Option<ApiKeyId>,
-) -> Result<Vec<ApiKey>> {
+    page: Page,
+) -> Result<Slice<ApiKey>> {
     let rows = sqlx::query!(
         r#"select k.id as "id!: ApiKeyId", k.user_id as "user_id!: UserId", k.org_id as "org_id!: OrgId",
                   k.name as "name!", k.provider as "provider!", k.prefix as "prefix!", k.last4 as "last4!",
@@ -252,12 +263,15 @@ async fn select(
              and ($3::uuid is null or k.user_id = $3)
              and ($4::uuid is null or k.id = $4)
            order by k.created_at desc, k.id desc
-           limit 1000"#,
+           limit $6
+           offset $7"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         user as Option<UserId>,
         id as Option<ApiKeyId>,
         OURS,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(db)
     .await?;
@@ -274,7 +288,7 @@ async fn select(
         last_used_at: row.last_used_at,
         scopes: row.scopes.0,
     });
-    Ok(keys.collect())
+    Ok(page.slice(keys.collect()))
 }
 
 /// Gives a key or a provider's secret another name.

@@ -46,6 +46,9 @@ fn everything_wrong_is_reported_at_once() {
         proxies: ProxySettings {
             trusted_proxies: Some("everybody".into()),
         },
+        origins: OriginSettings {
+            cors_origins: Some("*".into()),
+        },
         ..settings()
     })
     .unwrap_err()
@@ -62,6 +65,7 @@ fn everything_wrong_is_reported_at_once() {
         "PEAL_MAIL_FROM",
         "PEAL_EGRESS_NETWORKS",
         "PEAL_TRUSTED_PROXIES",
+        "PEAL_CORS_ORIGINS",
     ] {
         assert!(
             complaint.contains(name),

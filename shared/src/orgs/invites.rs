@@ -14,6 +14,7 @@ use crate::access::{Credential, Principal, Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{InviteId, OrgId, UserId};
 use crate::mail::{self, NewEmail};
+use crate::page::{Page, Slice};
 use crate::queue::Enqueued;
 use crate::sign_in::passwords;
 
@@ -113,7 +114,12 @@ fn one_line(name: &str) -> String {
 ///
 /// # Errors
 /// [`Error::NotFound`] for an organisation out of sight.
-pub async fn list(db: &mut PgConnection, scope: &Scope, org: OrgId) -> Result<Vec<Invite>> {
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    org: OrgId,
+    page: Page,
+) -> Result<Slice<Invite>> {
     find_own(db, scope, org).await?;
     let invites = sqlx::query_as!(
         Invite,
@@ -126,13 +132,16 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, org: OrgId) -> Result<Ve
              and revoked_at is null
              and expires_at > now()
            order by id desc
-           limit 1000"#,
+           limit $3
+           offset $4"#,
         org as OrgId,
         scope.org() as Option<OrgId>,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(db)
     .await?;
-    Ok(invites)
+    Ok(page.slice(invites))
 }
 
 /// Takes an invitation back.

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::access::Scope;
 use crate::error::{Error, OnConstraint as _, Result};
 use crate::ids::{AgentId, MappingId, OrgId, PhoneId, UserId};
+use crate::page::{Page, Slice};
 use crate::phone::E164;
 use crate::{agents, phones};
 
@@ -108,15 +109,24 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result
         id: Some(id),
         ..Wanted::default()
     };
-    let found = list(db, scope, wanted).await?;
-    found.into_iter().next().ok_or(Error::NotFound("Mapping"))
+    let found = list(db, scope, wanted, Page::WHOLE).await?;
+    found
+        .rows
+        .into_iter()
+        .next()
+        .ok_or(Error::NotFound("Mapping"))
 }
 
-/// The mappings in the caller's sight, the oldest first.
+/// The mappings in the caller's sight, the newest first.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn list(db: &mut PgConnection, scope: &Scope, wanted: Wanted) -> Result<Vec<Mapping>> {
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    wanted: Wanted,
+    page: Page,
+) -> Result<Slice<Mapping>> {
     let mappings = sqlx::query_as!(
         Mapping,
         r#"select m.id as "id!: MappingId", p.id as "phone_number_id!: PhoneId",
@@ -130,17 +140,20 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, wanted: Wanted) -> Resul
              and ($3::uuid is null or m.id = $3)
              and ($4::uuid is null or m.phone_id = $4)
              and ($5::uuid is null or m.agent_id = $5)
-           order by m.id
-           limit 1000"#,
+           order by m.id desc
+           limit $6
+           offset $7"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         wanted.id as Option<MappingId>,
         wanted.phone as Option<PhoneId>,
         wanted.agent as Option<AgentId>,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(db)
     .await?;
-    Ok(mappings)
+    Ok(page.slice(mappings))
 }
 
 async fn check_pair(

@@ -198,7 +198,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<P
     .ok_or(Error::NotFound("Phone number"))
 }
 
-/// Caller numbers in the caller's sight, the oldest first, and how many there are.
+/// Caller numbers in the caller's sight, the newest first, and how many there are.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
@@ -241,7 +241,7 @@ pub async fn list(
              and ($4::uuid[] is null or p.user_id = any($4))
              and ($5::text[] is null or exists (select from users u where u.id = p.user_id and u.role = any($5)))
              and (p.is_active or not $6)
-           order by p.created_at, p.id
+           order by p.created_at desc, p.id desc
            limit $7
            offset $8"#,
         scope.org() as Option<OrgId>,

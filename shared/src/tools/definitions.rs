@@ -9,15 +9,14 @@ use utoipa::ToSchema;
 
 use super::{Auth, Credentials, org_of, schema, usage};
 use crate::access::{Role, Scope};
+use crate::agents::usage::check_idle_unscoped;
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{OrgId, ToolId, UserId};
-use crate::page::Owners;
+use crate::page::{Owners, Page, Slice};
 use crate::secret::Keys;
 
 /// The table, as sealed credentials name it.
 const TABLE: &str = "tools";
-/// A list never has more; nobody's agent can choose between so many.
-const LIST_LIMIT: i64 = 1000;
 
 /// How a tool's endpoint is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
@@ -199,7 +198,7 @@ pub async fn find_with_credentials(
     .opened(keys)
 }
 
-/// The newest tools in the caller's sight, at most a thousand.
+/// Tools in the caller's sight, the newest first.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
@@ -209,7 +208,8 @@ pub async fn list(
     scope: &Scope,
     owners: &Owners,
     only_active: bool,
-) -> Result<Vec<Tool>> {
+    page: Page,
+) -> Result<Slice<Tool>> {
     let rows = sqlx::query_as!(
         Row,
         r#"select id as "id: ToolId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description, url,
@@ -224,35 +224,38 @@ pub async fn list(
              and ($6::text[] is null
                   or exists (select from users u where u.id = tools.user_id and u.role = any($6)))
            order by id desc
-           limit $7"#,
+           limit $7
+           offset $8"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         only_active,
         owners.orgs.as_deref() as Option<&[OrgId]>,
         owners.users.as_deref() as Option<&[UserId]>,
         owners.roles.as_deref() as Option<&[Role]>,
-        LIST_LIMIT,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(db)
     .await?;
-    rows.into_iter()
-        .map(|row| Ok(row.opened(keys)?.0))
-        .collect()
+    page.slice(rows).try_map(|row| Ok(row.opened(keys)?.0))
 }
 
 /// Replaces what the owner decided about a tool. A masked secret stays as it is stored.
 ///
 /// # Errors
 /// As [`create`], and [`Error::NotFound`] for a tool out of sight; [`Error::Invalid`] also for a
-/// mask when the tool moves to another server.
+/// mask when the tool moves to another server; [`Error::Conflict`] also while a running batch or
+/// a call uses it, unless `force`.
 pub async fn replace(
     db: &mut PgConnection,
     keys: &Keys,
     scope: &Scope,
     id: ToolId,
     new: &NewTool,
+    force: bool,
 ) -> Result<Tool> {
     lock(db, scope, id).await?;
+    check_idle_unscoped(db, id.0, force).await?;
     let (before, stored) = find_with_credentials(db, keys, scope, id).await?;
     let credentials = new
         .credentials

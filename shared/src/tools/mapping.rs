@@ -10,9 +10,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::access::Scope;
-use crate::agents::{self, Agent};
+use crate::agents::{self, Agent, usage};
 use crate::error::{Error, FieldError, OnConstraint, Result};
 use crate::ids::{AgentId, OrgId};
+
+/// The most tools that an agent has, so that they are always listed together.
+pub const MAX_TOOLS: usize = 100;
 
 /// What kind of thing a mapping names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
@@ -96,25 +99,36 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, agent: AgentId) -> Resul
 ///
 /// # Errors
 /// [`Error::NotFound`] for an agent out of sight or a tool that its owner cannot see,
-/// [`Error::Invalid`] for a tool that is there twice.
+/// [`Error::Invalid`] for a tool that is there twice, [`Error::Conflict`] when the agent would
+/// have too many, and while it is on calls, unless `force`: one more tool changes what it does,
+/// too.
 pub async fn add(
     db: &mut PgConnection,
     scope: &Scope,
     agent: AgentId,
     tools: &[NewAgentTool],
+    force: bool,
 ) -> Result<Vec<AgentTool>> {
     let agent = lock(db, scope, agent).await?;
     refuse_doubles(tools)?;
+    usage::check_idle_unscoped(db, agent.id.0, force).await?;
     for tool in tools {
         put(db, &agent, tool).await?;
     }
-    list(db, scope, agent.id).await
+    let all = list(db, scope, agent.id).await?;
+    if all.len() > MAX_TOOLS {
+        return Err(Error::conflict(
+            "too_many_tools",
+            format!("an agent has at most {MAX_TOOLS} tools: take some away from it first"),
+        ));
+    }
+    Ok(all)
 }
 
 /// Gives an agent these tools and no others. What stays keeps its id.
 ///
 /// # Errors
-/// As [`add`]; [`Error::Conflict`] while the agent is on calls, unless `force`.
+/// As [`add`].
 pub async fn replace(
     db: &mut PgConnection,
     scope: &Scope,
@@ -124,7 +138,7 @@ pub async fn replace(
 ) -> Result<Vec<AgentTool>> {
     let agent = lock(db, scope, agent).await?;
     refuse_doubles(tools)?;
-    refuse_in_use(db, &agent, force).await?;
+    usage::check_idle_unscoped(db, agent.id.0, force).await?;
     let ids: Vec<Uuid> = tools.iter().map(|tool| tool.tool).collect();
     sqlx::query!(
         "delete from agent_tools
@@ -170,7 +184,7 @@ pub async fn remove(
     if removed.rows_affected() == 0 {
         return Err(Error::NotFound("Tool of this agent"));
     }
-    refuse_in_use(db, &agent, force).await?;
+    usage::check_idle_unscoped(db, agent.id.0, force).await?;
     Ok(agent)
 }
 
@@ -256,25 +270,6 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<Agent
     .await?
     .ok_or(Error::NotFound("Agent"))?;
     Ok(agent)
-}
-
-/// Whoever is on the phone with an agent should not see its tools vanish.
-async fn refuse_in_use(db: &mut PgConnection, agent: &Agent, force: bool) -> Result<()> {
-    let in_use = sqlx::query_scalar!(
-        r#"select exists (select from call_batches where agent_id = $1 and org_id = $2 and status = 'in_progress')
-               or exists (select from calls where agent_id = $1 and org_id = $2 and live) as "in_use!""#,
-        agent.id as AgentId,
-        agent.org_id as OrgId,
-    )
-    .fetch_one(db)
-    .await?;
-    if in_use && !force {
-        return Err(Error::conflict(
-            "agent_in_use",
-            "the agent is on calls or its batch is running: pause that, or send force_update=true",
-        ));
-    }
-    Ok(())
 }
 
 fn refuse_doubles(tools: &[NewAgentTool]) -> Result<()> {

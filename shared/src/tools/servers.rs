@@ -13,13 +13,13 @@ pub use super::mcp::Transport;
 use super::mcp::{Endpoint, McpTool};
 use super::{Auth, Credentials, org_of, usage};
 use crate::access::{Role, Scope};
+use crate::agents::usage::check_idle_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::{McpServerId, OrgId, UserId};
-use crate::page::Owners;
+use crate::page::{Owners, Page, Slice};
 use crate::secret::Keys;
 
 const TABLE: &str = "mcp_servers";
-const LIST_LIMIT: i64 = 1000;
 
 /// An MCP server. Secrets are masked.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -223,7 +223,7 @@ pub async fn find_with_endpoint(
     Ok((server, endpoint))
 }
 
-/// The newest servers in the caller's sight, at most a thousand.
+/// Servers in the caller's sight, the newest first.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
@@ -233,7 +233,8 @@ pub async fn list(
     scope: &Scope,
     owners: &Owners,
     only_active: bool,
-) -> Result<Vec<McpServer>> {
+    page: Page,
+) -> Result<Slice<McpServer>> {
     let rows = sqlx::query_as!(
         Row,
         r#"select id as "id: McpServerId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, server_url,
@@ -249,36 +250,38 @@ pub async fn list(
              and ($6::text[] is null
                   or exists (select from users u where u.id = mcp_servers.user_id and u.role = any($6)))
            order by id desc
-           limit $7"#,
+           limit $7
+           offset $8"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         only_active,
         owners.orgs.as_deref() as Option<&[OrgId]>,
         owners.users.as_deref() as Option<&[UserId]>,
         owners.roles.as_deref() as Option<&[Role]>,
-        LIST_LIMIT,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(db)
     .await?;
-    rows.into_iter()
-        .map(|row| Ok(row.opened(keys)?.0))
-        .collect()
+    page.slice(rows).try_map(|row| Ok(row.opened(keys)?.0))
 }
 
 /// Replaces what the owner decided about a server, with what came of asking it.
 ///
 /// # Errors
 /// As [`create`], and [`Error::NotFound`] for a server out of sight; [`Error::Invalid`] also for
-/// a mask when the address changes.
+/// a mask when the address changes; [`Error::Conflict`] while a running batch or a call uses it,
+/// unless `force`.
 pub async fn replace(
     db: &mut PgConnection,
     keys: &Keys,
     scope: &Scope,
     id: McpServerId,
-    new: &NewMcpServer,
-    discovered: &Discovered,
+    (new, discovered): (&NewMcpServer, &Discovered),
+    force: bool,
 ) -> Result<McpServer> {
     lock(db, scope, id).await?;
+    check_idle_unscoped(db, id.0, force).await?;
     let (before, stored) = find_with_endpoint(db, keys, scope, id).await?;
     let credentials = new.endpoint().unmasked(&stored)?.credentials;
     let sealed = seal(keys, before.org_id, id, &credentials)?;
@@ -335,15 +338,17 @@ pub async fn synced(
 ///
 /// # Errors
 /// [`Error::NotFound`] for a server out of sight, [`Error::Invalid`] for a tool that it does
-/// not offer.
+/// not offer, [`Error::Conflict`] while a running batch or a call uses it, unless `force`.
 pub async fn filter(
     db: &mut PgConnection,
     keys: &Keys,
     scope: &Scope,
     id: McpServerId,
     allowed: Option<&[String]>,
+    force: bool,
 ) -> Result<McpServer> {
     lock(db, scope, id).await?;
+    check_idle_unscoped(db, id.0, force).await?;
     let server = find(db, keys, scope, id).await?;
     let offers = |name: &String| {
         server

@@ -5,6 +5,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::access::Scope;
+use crate::agents::usage::running_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::OrgId;
 
@@ -12,7 +13,7 @@ use crate::ids::OrgId;
 /// agents lose it, and the rules and workflows that call it become inactive.
 ///
 /// # Errors
-/// [`Error::Conflict`] that counts what uses it.
+/// [`Error::Conflict`] that counts what uses it, and names what runs.
 pub(super) async fn let_go(
     db: &mut PgConnection,
     scope: &Scope,
@@ -35,10 +36,12 @@ pub(super) async fn let_go(
         return Ok(());
     }
     if !force {
+        let running = running_unscoped(db, id).await?;
+        let running = running.map_or_else(String::new, |who| format!("; {who}"));
         return Err(Error::conflict(
             "tool_in_use",
             format!(
-                "{} agent(s), {} analysis rule(s) and {} workflow(s) use this: take it away from them, or send force=true",
+                "{} agent(s), {} analysis rule(s) and {} workflow(s) use this{running}: take it away from them, or send force=true",
                 users.agents, users.rules, users.workflows
             ),
         ));

@@ -12,6 +12,7 @@ use super::{rotated, seal, unseal};
 use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{OrgId, TrunkId};
+use crate::page::{Page, Slice};
 use crate::secret::{self, Keys};
 use crate::telephony::{CarrierKind, Credentials};
 
@@ -86,11 +87,16 @@ impl From<Row> for Trunk {
     }
 }
 
-/// The trunks in the caller's sight, the oldest first; one of them when `id` says which.
+/// The trunks in the caller's sight, the newest first; one of them when `id` says which.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn list(db: &mut PgConnection, scope: &Scope, id: Option<TrunkId>) -> Result<Vec<Trunk>> {
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    id: Option<TrunkId>,
+    page: Page,
+) -> Result<Slice<Trunk>> {
     let rows = sqlx::query_as!(
         Row,
         r#"select t.id as "id: TrunkId", t.org_id as "org_id: OrgId", t.name, t.kind as "kind: CarrierKind",
@@ -101,14 +107,17 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, id: Option<TrunkId>) -> 
            where t.deleted_at is null
              and ($1::uuid is null or t.org_id = $1)
              and ($2::uuid is null or t.id = $2)
-           order by t.created_at, t.id
-           limit 1000"#,
+           order by t.created_at desc, t.id desc
+           limit $3
+           offset $4"#,
         scope.org() as Option<OrgId>,
         id as Option<TrunkId>,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(Trunk::from).collect())
+    Ok(page.slice(rows.into_iter().map(Trunk::from).collect()))
 }
 
 /// A trunk in the caller's sight.
@@ -116,8 +125,12 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, id: Option<TrunkId>) -> 
 /// # Errors
 /// [`Error::NotFound`] when there is none.
 pub async fn find(db: &mut PgConnection, scope: &Scope, id: TrunkId) -> Result<Trunk> {
-    let found = list(db, scope, Some(id)).await?;
-    found.into_iter().next().ok_or(Error::NotFound("Trunk"))
+    let found = list(db, scope, Some(id), Page::WHOLE).await?;
+    found
+        .rows
+        .into_iter()
+        .next()
+        .ok_or(Error::NotFound("Trunk"))
 }
 
 /// Locks a trunk in the caller's sight and reads it.

@@ -10,10 +10,13 @@ use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
 use crate::money::Usd;
-use crate::page::Page;
+use crate::page::{Page, Slice};
 
 /// Grants that a wallet shows: the spendable first.
-const GRANTS_SHOWN: i64 = 500;
+const GRANTS_SHOWN: Page = Page {
+    number: 1,
+    size: 500,
+};
 
 /// Whose a wallet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -382,23 +385,30 @@ pub async fn grants_of(
     scope: &Scope,
     wallet: WalletId,
     now: DateTime<Utc>,
-) -> Result<Vec<Grant>> {
-    let mut grants = grants!(
+) -> Result<Slice<Grant>> {
+    let grants = grants!(
         "and g.wallet_id = $4
          order by (g.remaining_micros > 0) desc, g.priority, g.expires_at nulls last, g.created_at, g.id
          limit $5",
         scope,
         now,
         wallet as WalletId,
-        GRANTS_SHOWN,
+        GRANTS_SHOWN.limit(),
     )
     .fetch_all(db)
     .await?;
+    let Slice {
+        rows: mut grants,
+        has_more,
+    } = GRANTS_SHOWN.slice(grants);
     let others = grants.extract_if(.., |grant| grant.state != GrantState::Active);
     let mut others: Vec<Grant> = others.collect();
     others.sort_by_key(|grant| std::cmp::Reverse((grant.created_at, grant.id)));
     grants.append(&mut others);
-    Ok(grants)
+    Ok(Slice {
+        rows: grants,
+        has_more,
+    })
 }
 
 /// What of these grants will expire, the soonest first.

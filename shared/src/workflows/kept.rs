@@ -12,10 +12,8 @@ use crate::access::{Role, Scope};
 use crate::agents;
 use crate::error::{Error, FieldError, OnConstraint, Result};
 use crate::ids::{AgentId, OrgId, ToolId, UserId, WorkflowId};
-use crate::page::Owners;
+use crate::page::{Owners, Page, Slice};
 use crate::tools::org_of;
-
-const LIST_LIMIT: i64 = 1000;
 
 /// A workflow.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -124,11 +122,16 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Resul
     .ok_or(Error::NotFound("Workflow"))
 }
 
-/// The newest workflows in the caller's sight, at most a thousand.
+/// Workflows in the caller's sight, the newest first.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn list(db: &mut PgConnection, scope: &Scope, owners: &Owners) -> Result<Vec<Workflow>> {
+pub async fn list(
+    db: &mut PgConnection,
+    scope: &Scope,
+    owners: &Owners,
+    page: Page,
+) -> Result<Slice<Workflow>> {
     let workflows = sqlx::query_as!(
         Workflow,
         r#"select id as "id: WorkflowId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
@@ -142,17 +145,19 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, owners: &Owners) -> Resu
              and ($5::text[] is null
                   or exists (select from users u where u.id = workflows.user_id and u.role = any($5)))
            order by id desc
-           limit $6"#,
+           limit $6
+           offset $7"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         owners.orgs.as_deref() as Option<&[OrgId]>,
         owners.users.as_deref() as Option<&[UserId]>,
         owners.roles.as_deref() as Option<&[Role]>,
-        LIST_LIMIT,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(db)
     .await?;
-    Ok(workflows)
+    Ok(page.slice(workflows))
 }
 
 /// Locks a workflow for a change and reads it.

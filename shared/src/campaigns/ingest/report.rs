@@ -12,6 +12,7 @@ use super::{Counts, Failure, Reject, State};
 use crate::access::{Scope, wall};
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
+use crate::page::{Page, Slice};
 use crate::spreadsheet::{self, neutral, unwritable};
 
 /// Rejects per slice of the error file.
@@ -97,16 +98,21 @@ pub async fn find(
     batch: BatchId,
     ingest: IngestId,
 ) -> Result<Ingest> {
-    let mut found = stored(pool, scope, batch, Some(ingest), 1).await?;
-    found.pop().ok_or(Error::NotFound("Ingest"))
+    let mut found = stored(pool, scope, batch, Some(ingest), Page::WHOLE).await?;
+    found.rows.pop().ok_or(Error::NotFound("Ingest"))
 }
 
 /// The newest ingests of a batch within the scope; none when it is not.
 ///
 /// # Errors
 /// Only the database's.
-pub async fn list(pool: &PgPool, scope: &Scope, batch: BatchId, limit: i64) -> Result<Vec<Ingest>> {
-    stored(pool, scope, batch, None, limit).await
+pub async fn list(
+    pool: &PgPool,
+    scope: &Scope,
+    batch: BatchId,
+    page: Page,
+) -> Result<Slice<Ingest>> {
+    stored(pool, scope, batch, None, page).await
 }
 
 async fn stored(
@@ -114,8 +120,8 @@ async fn stored(
     scope: &Scope,
     batch: BatchId,
     ingest: Option<IngestId>,
-    limit: i64,
-) -> Result<Vec<Ingest>> {
+    page: Page,
+) -> Result<Slice<Ingest>> {
     let mut db = wall::begin(pool, scope).await?;
     let rows = sqlx::query_as!(
         Stored,
@@ -131,16 +137,18 @@ async fn stored(
            and ($3::uuid is null or b.org_id = $3)
            and ($4::uuid is null or b.user_id = $4)
          order by i.created_at desc, i.id desc
-         limit $5"#,
+         limit $5
+         offset $6"#,
         batch as BatchId,
         ingest as Option<IngestId>,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
-        limit,
+        page.limit(),
+        page.offset(),
     )
     .fetch_all(&mut *db)
     .await?;
-    Ok(rows.into_iter().map(Ingest::from).collect())
+    Ok(page.slice(rows.into_iter().map(Ingest::from).collect()))
 }
 
 /// The first rejects of an ingest within the scope, by line; none when it is not.

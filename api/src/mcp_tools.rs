@@ -1,0 +1,175 @@
+//! `/api/v1/tools-mcp-server-defs`: what MCP servers offer, and which of it agents may use.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::Error;
+use peal_shared::audit::Note;
+use peal_shared::context::Context;
+use peal_shared::ids::McpServerId;
+use peal_shared::tools::Auth;
+use peal_shared::tools::mcp::{McpClient as _, McpTool};
+use peal_shared::tools::servers::{self, McpServer, Transport};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::in_use::ForceUpdate;
+use crate::mcp_servers::{McpServerBody, check_allowed, note, streamable_http, ten};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(filter))
+}
+
+/// What waits for a server to say what it offers.
+pub fn outside_router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(fetch))
+}
+
+/// Ask an MCP server what it offers
+///
+/// Either a server that is kept, by `tool_id`, whose list is brought up to date, or one at
+/// `server_url`, of which nothing is kept.
+#[utoipa::path(
+    post,
+    path = "/api/v1/tools-mcp-server-defs/fetch_mcp_tools",
+    tag = "MCP servers",
+    request_body = FetchTools,
+    responses(
+        (status = 200, body = FetchedTools),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Neither or both of tool_id and server_url"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        Refusals
+    )
+)]
+async fn fetch(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    ValidJson(body): ValidJson<FetchTools>,
+) -> Result<(StatusCode, Json<FetchedTools>)> {
+    let (keys, scope) = (&context.config.keys, caller.scope());
+    let mut db = caller.change(&context).await?;
+    let (org, subject, endpoint, kept) = match (body.tool_id, body.server_url) {
+        (Some(id), None) => {
+            let (server, endpoint) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
+            (server.org_id, id.0, endpoint, Some(id))
+        }
+        (None, Some(server_url)) => {
+            let unnamed = McpServerBody {
+                name: "unnamed".to_owned(),
+                server_url,
+                transport: body.transport,
+                headers: body.headers,
+                auth: body.auth,
+                timeout_seconds: body.timeout_seconds,
+                allowed_tools: None,
+                is_active: true,
+                user_id: None,
+            };
+            let endpoint = unnamed.validated(&context.gate)?.endpoint();
+            (caller.org, caller.user.0, endpoint, None)
+        }
+        _ => {
+            let told = "send exactly one of tool_id and server_url";
+            return Err(Error::rejected("tool_id_or_server_url", told).into());
+        }
+    };
+    drop(db);
+    let discovered = context.mcp.tools(org, &endpoint).await;
+    let mut db = caller.change(&context).await?;
+    if let Some(id) = kept {
+        servers::synced(&mut db, keys, &scope, id, &discovered).await?;
+    }
+    let sync_error = discovered.as_ref().err().cloned();
+    let fetched = FetchedTools {
+        success: sync_error.is_none(),
+        tools: discovered.unwrap_or_default(),
+        sync_error,
+    };
+    let note = Note::new("mcp_server.fetch", org, subject);
+    db.commit(note, StatusCode::OK, Json(fetched)).await
+}
+
+/// Say which of a server's tools agents may use
+#[utoipa::path(
+    put,
+    path = "/api/v1/tools-mcp-server-defs/{server_id}/filter-tools",
+    tag = "MCP servers",
+    params(("server_id" = McpServerId, Path), ForceUpdate),
+    request_body = AllowedTools,
+    responses(
+        (status = 200, body = McpServer),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses it, and force_update was not sent"),
+        Refusals
+    )
+)]
+async fn filter(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<McpServerId>,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
+    ValidJson(body): ValidJson<AllowedTools>,
+) -> Result<(StatusCode, Json<McpServer>)> {
+    let mut fields = Fields::default();
+    check_allowed(&mut fields, body.allowed_tools.as_deref());
+    fields.finish()?;
+    let (keys, scope) = (&context.config.keys, caller.scope());
+    let mut db = caller.change(&context).await?;
+    let before = servers::find(&mut db, keys, &scope, id).await?;
+    let (allowed, force) = (body.allowed_tools.as_deref(), query.is_said());
+    let server = servers::filter(&mut db, keys, &scope, id, allowed, force).await?;
+    let note = note("mcp_server.filter", &server)
+        .before(&before)?
+        .after(&server)?;
+    db.commit(note, StatusCode::OK, Json(server)).await
+}
+
+/// Which server to ask.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"server_url": "https://mcp.shop.example.com/mcp"}))]
+struct FetchTools {
+    /// A server that is kept.
+    tool_id: Option<McpServerId>,
+    /// Another one.
+    server_url: Option<String>,
+    #[serde(default = "streamable_http")]
+    transport: Transport,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    auth: Auth,
+    #[serde(default = "ten")]
+    timeout_seconds: i32,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "success": true, "sync_error": null,
+    "tools": [{"name": "find_order", "description": "Finds an order", "input_schema": {"type": "object"}}]
+}))]
+struct FetchedTools {
+    success: bool,
+    tools: Vec<McpTool>,
+    /// Why the server could not be asked.
+    sync_error: Option<String>,
+}
+
+/// Names of tools; null allows all.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"allowed_tools": ["find_order"]}))]
+struct AllowedTools {
+    allowed_tools: Option<Vec<String>>,
+}

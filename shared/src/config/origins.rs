@@ -1,0 +1,125 @@
+//! Which web pages may use the API from a browser.
+//!
+//! A browser lets a page of another origin read an answer only when the answer says so. Keys and
+//! tokens travel in headers, so pages are named one by one.
+
+use clap::Args;
+use url::{Origin, Url};
+
+use super::Complaints;
+
+/// Settings of web pages, as they are typed.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OriginSettings {
+    /// Origins of the web pages that may use the API from a browser, separated by commas, such as
+    /// https://app.example.com. Unset: none but the API's own.
+    #[arg(long, env = "PEAL_CORS_ORIGINS", global = true)]
+    pub cors_origins: Option<String>,
+}
+
+/// Origins as browsers write them.
+#[derive(Clone, Debug, Default)]
+pub struct Origins(Vec<String>);
+
+impl OriginSettings {
+    pub(super) fn check(&self, bad: &mut Complaints) -> Option<Origins> {
+        let text = self.cors_origins.as_deref().unwrap_or_default();
+        let items = text
+            .split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty());
+        let origins: Result<Vec<String>, String> = items.map(origin).collect();
+        Some(Origins(bad.check("PEAL_CORS_ORIGINS", origins)?))
+    }
+}
+
+/// One origin, written as browsers do.
+fn origin(text: &str) -> Result<String, String> {
+    if text.contains('*') {
+        return Err(format!(
+            "must name each origin, not {text:?}: keys and tokens travel with the requests, so not every page may send them"
+        ));
+    }
+    let url = Url::parse(text).ok().filter(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none()
+    });
+    match url.map(|url| url.origin()) {
+        Some(origin @ Origin::Tuple(..)) => Ok(origin.ascii_serialization()),
+        _ => Err(format!(
+            "must be origins such as https://app.example.com, without a path, not {text:?}"
+        )),
+    }
+}
+
+impl Origins {
+    /// Whether pages of this origin may use the API. The origin is compared as it is.
+    #[must_use]
+    pub fn contains(&self, origin: &str) -> bool {
+        self.0.iter().any(|known| known == origin)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(text: &str) -> Result<Vec<String>, String> {
+        let mut bad = Complaints::default();
+        let settings = OriginSettings {
+            cors_origins: Some(text.to_owned()),
+        };
+        match settings.check(&mut bad) {
+            Some(origins) => Ok(origins.0),
+            None => Err(bad.0.join("; ")),
+        }
+    }
+
+    #[test]
+    fn origins_are_kept_as_browsers_write_them() {
+        let origins = checked(
+            " https://App.example.com:443/,http://localhost:5173, ,https://app.example.com:8443",
+        );
+        assert_eq!(
+            origins.unwrap(),
+            [
+                "https://app.example.com",
+                "http://localhost:5173",
+                "https://app.example.com:8443"
+            ]
+        );
+        assert_eq!(checked("").unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn what_would_let_in_others_is_refused() {
+        for odd in ["*", "https://*.example.com", "https://a.example.com,*"] {
+            let told = checked(odd).unwrap_err();
+            assert!(
+                told.contains("PEAL_CORS_ORIGINS must name each origin"),
+                "{told}"
+            );
+        }
+        for odd in [
+            "null",
+            "app.example.com",
+            "ftp://app.example.com",
+            "https://app.example.com/login",
+            "https://app.example.com?a",
+            "https://me@app.example.com",
+            "file:///tmp",
+        ] {
+            let told = checked(odd).unwrap_err();
+            assert!(told.contains("must be origins such as"), "{odd}: {told}");
+        }
+    }
+}
