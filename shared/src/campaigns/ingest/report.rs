@@ -165,9 +165,13 @@ async fn rejects_after(
     let mut db = wall::begin(pool, scope).await?;
     let rejects = sqlx::query_as!(
         Reject,
-        r#"select r.line, r.column_name as "column", r.value, r.code, r.message
+        r#"select r.line, r.column_name as "column",
+                  case when a.hipaa_compliance or o.hipaa_compliance then '' else r.value end as "value!",
+                  r.code, r.message
          from ingests i
          join call_batches b on b.id = i.batch_id
+         join agents a on a.id = b.agent_id
+         join organizations o on o.id = b.org_id
          join ingest_rejects r on r.ingest_id = i.id
          where i.id = $1
            and ($2::uuid is null or b.org_id = $2)
