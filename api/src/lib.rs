@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod agent_analysis;
+mod agent_copies;
 mod agent_parts;
 mod agent_rules;
 mod agent_tools;
@@ -30,8 +31,10 @@ mod gone;
 mod health;
 mod inbox;
 mod mcp_servers;
+mod me;
 mod measure;
 mod new_batch;
+mod noise_assets;
 mod openapi;
 mod org_pricing;
 mod organizations;

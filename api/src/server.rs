@@ -33,9 +33,12 @@ use crate::error::{Problem, written};
 use crate::rates::Allowance;
 use crate::shed::{shed, shed_outside, shed_strangers};
 use crate::state::Api;
-use crate::{agent_analysis, agent_tools, agents, analysis_rules, api_keys, audit_log};
+use crate::{
+    agent_analysis, agent_copies, agent_tools, agents, analysis_rules, api_keys, audit_log,
+};
 use crate::{batch_events, batch_rows, batches, billing, callbacks, connections, description};
-use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, measure, openapi};
+use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, me, measure};
+use crate::{noise_assets, openapi};
 use crate::{org_pricing, organizations, people, phone_mapping, phones, providers, request_key};
 use crate::{service_prices, sign_in, tools, trunks, uploads, voices, wallets, workflows};
 
@@ -119,6 +122,7 @@ fn routes() -> OpenApiRouter<Api> {
         .merge(uploads::router());
     let mut ordinary = OpenApiRouter::new()
         .merge(agents::router())
+        .merge(agent_copies::router())
         .merge(phones::router())
         .merge(phone_mapping::router())
         .merge(trunks::router())
@@ -132,11 +136,13 @@ fn routes() -> OpenApiRouter<Api> {
         .nest(BATCH_CALL, family)
         .merge(sign_in::router())
         .merge(organizations::router())
+        .merge(me::router())
         .merge(people::router())
         .merge(api_keys::router())
         .merge(feature_flags::router())
         .merge(audit_log::router())
         .merge(providers::router())
+        .merge(noise_assets::router())
         .merge(voices::router())
         .merge(service_prices::router())
         .merge(org_pricing::router())
