@@ -78,7 +78,8 @@ pub async fn list(
         r#"select d.id as "id: RowId", d.batch_id as "batch_id: BatchId", d.to_phonenumber as "to_phonenumber: E164",
                   d.variable_values as "variable_values: Variables",
                   a.hipaa_compliance or o.hipaa_compliance
-                  or exists (select from calls c where c.row_id = d.id and c.hipaa_compliance)
+                  -- Looked up row by row, as in pick_rows.sql.
+                  or exists (select from calls c where c.row_id = d.id and c.hipaa_compliance offset 0)
                       as "hipaa_compliance!",
                   d.status as "status: RowStatus", d.error_message, d.created_at, d.updated_at, d.outcome, d.reason,
                   d.attempts,
