@@ -193,7 +193,7 @@ async fn an_agent_whose_address_or_noise_is_good_no_more_changes_otherwise() {
     put(&app, id(&made), json!({"retry_count": 1}))
         .await
         .expect(200);
-    let refused = put(&app, id(&made), json!({"url": "https://127.0.0.2/"})).await;
+    let refused = put(&app, id(&made), json!({"url": "https://127.0.0.1/other"})).await;
     assert_eq!(places(&refused.expect(422)), ["url"]);
     let copy = ask(
         &app,
