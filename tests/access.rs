@@ -74,6 +74,8 @@ GET    /api/v1/providers/tts                                      key user org_a
 GET    /api/v1/providers/stt                                      key user org_admin super_admin
 GET    /api/v1/providers/vad                                      key user org_admin super_admin
 
+GET    /api/v1/noise-assets                                       key user org_admin super_admin
+
 GET    /api/v1/tts-voices                                         key user org_admin super_admin
 POST   /api/v1/tts-voices                                         super_admin
 GET    /api/v1/tts-voices/provider/{provider_id}                  key user org_admin super_admin

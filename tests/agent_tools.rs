@@ -1,9 +1,11 @@
 //! What agents have besides their words: tools, and rules of post-call analysis.
 
+use peal_shared::access::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::app::{App, Options, answer};
+use crate::harness::members::{ask, member};
 
 const TOOLS: &str = "/api/v1/tool-endpoint-defs";
 const RULES: &str = "/api/v1/post-analysis/rules";
@@ -379,5 +381,70 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
     answer(app.request(Method::DELETE, &gone)).await.expect(200);
     assert_eq!(count().await, Some(2));
     assert_eq!(put(json!([])).await.expect(200), json!([]));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
+    let app = quiet().await;
+    let (find, cancel, shop) = (
+        tool(&app, "find").await,
+        tool(&app, "cancel").await,
+        server(&app).await,
+    );
+    let colleague = member(&app, "colleague@example.com", Role::User).await;
+    let body = json!({"name": "theirs", "description": "does it", "url": "https://shop.test"});
+    let theirs = ask(&app, &colleague, Method::POST, TOOLS, body).await;
+    let theirs = theirs.expect(201)["id"].clone();
+    let given = json!([
+        {"tool_id": find, "tool_type": "endpoint", "order": 2, "param_defaults": {"shop": "north"}},
+        {"tool_id": theirs, "tool_type": "endpoint", "order": 1},
+        {"tool_id": shop, "tool_type": "mcp_server", "order": 1, "allowed_tools": ["a"], "when": "post_call"},
+        {"tool_id": cancel, "tool_type": "endpoint", "order": 0, "enabled": false},
+    ]);
+    let given = app.post(&of_agent(&app, "tools"), given).await.expect(200);
+    let mut rules = Vec::new();
+    for name in ["a", "b"] {
+        let body = json!({"name": name, "analysis_type": "summary", "prompt": "Sum up"});
+        rules.push(app.post(RULES, body).await.expect(200)["id"].clone());
+    }
+    let body = json!({"name": "c", "analysis_type": "summary", "prompt": "Sum up"});
+    let rule = ask(&app, &colleague, Method::POST, RULES, body).await;
+    rules.push(rule.expect(200)["id"].clone());
+    rules.reverse();
+    let attached = app.request(Method::PUT, &of_agent(&app, "post-analysis/attached-rules"));
+    let attached = answer(attached.json(&json!({ "rule_ids": rules }))).await;
+    attached.expect(200);
+
+    let copied = async || {
+        let copy = of_agent(&app, "clone");
+        let copy = ask(&app, &app.tenant, Method::POST, &copy, Value::Null).await;
+        let copy = copy.expect(201)["agent"]["id"].clone();
+        let base = format!("/api/v1/agents/{}", copy.as_str().expect("an id"));
+        let tools = app.get(&format!("{base}/tools")).await.expect(200);
+        let rules = format!("{base}/post-analysis/attached-rule-ids");
+        (tools, app.get(&rules).await.expect(200))
+    };
+    let (tools, ruled) = copied().await;
+    assert_eq!(ruled, json!(rules));
+    let told = |list: &Value| {
+        let mut list = list.as_array().expect("a list").clone();
+        for tool in &mut list {
+            let fields = tool.as_object_mut().expect("an object");
+            fields.retain(|name, _| name != "id" && name != "agent_id");
+        }
+        list
+    };
+    assert_eq!(told(&tools), told(&given));
+    assert_ne!(ids(&tools, "id"), ids(&given, "id"));
+    // Who is an administrator no more sees their own things only.
+    run(
+        &app,
+        "update users set role = 'user' where email = 'acme@example.com'",
+    )
+    .await;
+    let (tools, ruled) = copied().await;
+    assert_eq!(ids(&tools, "tool_id"), [cancel, shop, find]);
+    assert_eq!(ruled, json!(rules[1..]));
     app.finish().await;
 }

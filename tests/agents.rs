@@ -28,6 +28,7 @@ fn everything() -> Value {
         "agent": {
             "name": "Reminder", "description": "Reminds", "is_active": false, "recording_enabled": false,
             "first_response_message": "Hello {{name}}", "apply_noise_reduction": true, "machine_detection": true,
+            "hipaa_compliance": true,
         },
         "agent_model_config": {
             "model_name": "gpt-4.1-mini", "temperature": 0.7, "max_tokens": 256, "system_prompt": "Be brief, {{name}}.",
@@ -49,11 +50,14 @@ fn everything() -> Value {
                 "condition_when_to_transfer": "wants to buy", "phone_number": "+12125550199",
             }],
             "time_to_cut": 280, "message_of_cut": "I have to go.", "end_call_message_mode": "context_aware",
-            "background_noise_id": "office.wav", "background_noise_volume": 40,
+            "background_noise_id": "office", "background_noise_volume": 40,
             "webhooks": {
                 "trigger_on_web_call": true, "trigger_on_phone_call": true,
                 "incoming": {"enabled": true, "attached_variables": [{"name": "city", "default_value": "Pune"}]},
-                "outgoing": {"enabled": true, "url": "https://crm.example.com/calls", "method": "PUT", "retry_count": 3},
+                "outgoing": {
+                    "enabled": true, "url": "https://crm.example.com/calls", "method": "PUT", "retry_count": 3,
+                    "headers": {"X-Source": "peal"}, "auth": {"type": "none"},
+                },
             },
         },
     })
@@ -263,8 +267,8 @@ async fn a_field_that_is_not_there_or_not_known_is_named() {
         ),
         (
             json!({"agent": {"name": "A"}, "agent_specific_config": {"webhooks": {"outgoing": {
-            "url": "https://example.com", "headers": {"Authorization": "secret"}}}}}),
-            "headers",
+            "url": "https://example.com", "cookies": {"session": "secret"}}}}}),
+            "cookies",
         ),
     ] {
         let problem = app.post(BASE, body).await.expect(422);
@@ -325,6 +329,7 @@ async fn an_active_agent_is_changed_by_force_alone() {
         .await
         .expect(400);
     assert_eq!(refused["code"], "agent_active");
+    assert!(refused["detail"].to_string().contains("force_update=true"));
     put(&app, id, true, json!({"agent": {"name": "Other"}}))
         .await
         .expect(200);
@@ -484,7 +489,9 @@ async fn agents_are_copied_counted_and_deleted() {
     let eve = named["agent"]["id"].as_str().expect("an id");
     let path = format!("{BASE}/{eve}");
     let refused = ask(&app, &app.tenant, Method::DELETE, &path, Value::Null).await;
-    assert_eq!(refused.expect(400)["code"], "agent_active");
+    let refused = refused.expect(400);
+    assert_eq!(refused["code"], "agent_active");
+    assert!(refused["detail"].to_string().contains("force_delete=true"));
     let forced = format!("{path}?force_delete=true");
     let gone = ask(&app, &app.tenant, Method::DELETE, &forced, Value::Null)
         .await

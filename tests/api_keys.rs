@@ -276,6 +276,9 @@ async fn add_tools(app: &App) {
     app.post("/api/v1/tools-mcp-server-defs", server)
         .await
         .expect(201);
+    let webhooks = json!({"outgoing": {"url": "https://shop.invalid", "auth": auth}});
+    let agent = json!({"agent": {"name": "Eve"}, "agent_specific_config": {"webhooks": webhooks}});
+    app.post("/api/v1/agents", agent).await.expect(201);
 }
 
 async fn principal(app: &App, user: &str) -> Principal {
@@ -326,7 +329,7 @@ async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
         (done.trunks, done.provider_credentials, done.api_keys_left),
         (1, 1, 1)
     );
-    assert_eq!((done.tools, done.mcp_servers), (1, 1));
+    assert_eq!((done.tools, done.mcp_servers, done.webhooks), (1, 1, 1));
     // Keys and sessions from before go on, and a key that is used is under the new one.
     client.get(MINE).await.expect(200);
     with_token(&client, &token, Method::GET, MINE, None)
@@ -334,7 +337,7 @@ async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
         .expect(200);
     let again = rotate_master_key(&rotated).await.expect("a rotation");
     let resealed = again.trunks + again.provider_credentials + again.tools + again.mcp_servers;
-    assert_eq!((resealed, again.api_keys_left), (0, 0));
+    assert_eq!((resealed, again.webhooks, again.api_keys_left), (0, 0, 0));
     let bob = principal(&app, &user).await;
     let mut db = app.context.pool.acquire().await.expect("connection");
     let keys = &rotated.config.keys;

@@ -1,7 +1,7 @@
-//! What is known of a call when it is over.
+//! Single calls: what they may be told, and what is known of one when it is over.
 
 use peal_simulator::{Callee, Mix, Span};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::harness::app::{App, Options, PATIENCE, everybody_answers};
 use crate::harness::eventually;
@@ -41,5 +41,55 @@ async fn a_machine_is_told_from_a_person_and_what_was_said_is_recorded() {
         .await
         .expect(200);
     assert_eq!(rows["data"][0]["status"], "completed");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_call_is_told_no_more_than_a_row() {
+    let app = App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await;
+    let path = format!(
+        "/api/call/create_call?phoneNumber=%2B12125550142&agent_id={}",
+        app.tenant.agent
+    );
+    let many = |count: usize| -> Value {
+        let names = (0..count).map(|n| (format!("v{n}"), json!(n)));
+        Value::Object(names.collect::<Map<_, _>>())
+    };
+    for (values, place) in [
+        (many(51), vec!["variable_values"]),
+        (
+            json!({"name": "x".repeat(2001)}),
+            vec!["variable_values", "name"],
+        ),
+        (json!({"name": "a\0b"}), vec!["variable_values", "name"]),
+        (json!({"name": ["Ada"]}), vec!["variable_values", "name"]),
+        (json!({"name": {"a": 1}}), vec!["variable_values", "name"]),
+        (
+            json!({"first name": "Ada"}),
+            vec!["variable_values", "first name"],
+        ),
+        (json!({"1st": "Ada"}), vec!["variable_values", "1st"]),
+        (
+            json!({"TimeZone": "Asia/Kolkata"}),
+            vec!["variable_values", "TimeZone"],
+        ),
+    ] {
+        let refused = app.post(&path, json!({ "variable_values": values })).await;
+        let refused = refused.expect(422);
+        let loc: Vec<&str> = std::iter::once("body").chain(place).collect();
+        assert_eq!(refused["errors"][0]["loc"], json!(loc), "{refused}");
+        assert_eq!(refused["errors"].as_array().map(Vec::len), Some(1));
+    }
+    assert_eq!(app.count("select count(*) from calls").await, 0);
+    let mut most = many(50);
+    most["v0"] = json!("ä".repeat(2000));
+    most["v1"] = Value::Null;
+    let body = json!({ "variable_values": most });
+    app.post(&path, body).await.expect(202);
+    app.drop_calls().await;
     app.finish().await;
 }

@@ -98,6 +98,7 @@ impl Bench {
                 variable_names: vec!["name".to_owned(), "city".to_owned()],
                 spoken: Vec::new(),
                 default_country: Some("IN".parse().unwrap()),
+                is_private: false,
             },
             scope: principal.scope(),
         }

@@ -2,6 +2,7 @@
 
 mod access;
 mod agent_tools;
+mod agent_webhooks;
 mod agents;
 mod allowances;
 mod api_keys;
@@ -34,6 +35,7 @@ mod organizations;
 mod overload;
 mod phones;
 mod pools;
+mod privacy;
 mod purse;
 mod queue;
 mod scoping;

@@ -23,8 +23,9 @@ async fn everybody_sees_who_they_are_and_admins_who_else_is_there() {
     let me = user.get("/api/v1/me").await.expect(200);
     assert_eq!(
         me,
-        json!({"user_id": user.id, "auth": "bearer", "email": "bob@example.com", "full_name": null,
-               "organization_id": acme, "role": "user"})
+        json!({"user_id": user.id, "auth": "bearer", "email": "bob@example.com", "phone": null,
+               "profile_image_url": null, "full_name": null, "user_metadata": {}, "organization_id": acme,
+               "role": "user"})
     );
     assert_eq!(app.get("/api/v1/me").await.expect(200)["auth"], "api_key");
 

@@ -232,6 +232,52 @@ fn whoever_touches_tenant_rows_takes_a_scope_or_says_that_it_does_not() {
 }
 
 #[test]
+fn what_is_private_of_a_call_is_named_where_that_is_known() {
+    // Who shows one of these columns shows nothing of a call under HIPAA (shared/src/privacy.rs).
+    let known: [(&str, &[&str]); 3] = [
+        (
+            "variable_values",
+            &[
+                "calls/answer.rs",             // speaks them
+                "calls/log.rs",                // shows them
+                "calls/make_calls.sql",        // copies them from the row
+                "calls/request.rs",            // writes them
+                "campaigns/ingest/records.rs", // writes them
+                "campaigns/ingest/write.rs",   // writes them
+                "campaigns/readiness.rs",      // looks for empty ones
+                "campaigns/rows.rs",           // shows them
+            ],
+        ),
+        ("call_turns", &["calls/answer.rs"]), // writes them
+        (
+            "recording_url",
+            // All of them carry it from the carrier's event to the call.
+            &[
+                "calls/append.sql",
+                "calls/apply.rs",
+                "calls/inbox.rs",
+                "calls/store.sql",
+            ],
+        ),
+    ];
+    let files = sources(&["shared/src"], &[".rs", ".sql"]);
+    let mut offences = Vec::new();
+    for (column, known) in known {
+        let named = files.iter().filter(|file| {
+            let has_sql = file.path.ends_with(".sql") || file.text.contains("sqlx::query");
+            has_sql && !is_test(&file.path) && file.text.contains(column)
+        });
+        let paths = named.filter_map(|file| file.path.strip_prefix("shared/src/"));
+        let unknown = paths.filter(|path| !known.contains(path));
+        offences.extend(unknown.map(|path| format!("{path} names {column}")));
+    }
+    none(
+        offences,
+        "say here why it may, once it hides what is private",
+    );
+}
+
+#[test]
 fn there_is_one_place_that_asks_a_carrier_to_dial() {
     let mut places = Vec::new();
     for file in sources(&["shared/src", "worker/src", "api/src"], &[".rs"]) {

@@ -466,3 +466,61 @@ async fn an_open_installation_gives_everybody_an_organisation() {
     assert_eq!(seen(&client, &issuer.token(&nameless)).await, 401);
     app.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_tokens_tell_of_their_user_is_kept_and_shown_to_them() {
+    let mut app = quiet().await;
+    let issuer = Issuer::start().await;
+    let url = issuer.url.clone();
+    let (client, _) = app
+        .start_api(|settings| {
+            settings.jwt_issuer = ISSUER.to_owned();
+            settings.sign_in.jwt_jwks_url = Some(url);
+            settings.sign_in.sign_up = Some("open".to_owned());
+        })
+        .await;
+    let subject = uuid::Uuid::from_u128(9).to_string();
+    let mut said = claims(&subject, "dora@example.com");
+    let now = said["iat"].as_i64().expect("a moment");
+    let me = async |said: &Value| {
+        let request = client.anonymous(Method::GET, "/api/v1/me");
+        let me = answer(request.bearer_auth(issuer.token(said))).await;
+        let me = me.expect(200);
+        ["full_name", "phone", "profile_image_url", "user_metadata"].map(|name| me[name].clone())
+    };
+    said["phone"] = json!("12125550123");
+    said["user_metadata"] = json!({
+        "full_name": "Dora", "avatar_url": "https://img.test/d.png", "email_verified": true, "role": "super_admin",
+    });
+    let told = [
+        json!("Dora"),
+        json!("12125550123"),
+        json!("https://img.test/d.png"),
+        said["user_metadata"].clone(),
+    ];
+    assert_eq!(me(&said).await, told);
+    // The next one tells otherwise; the one before changes nothing any more.
+    let mut next = said.clone();
+    next["iat"] = json!(now + 1);
+    next["phone"] = json!("");
+    next["user_metadata"] = json!({"name": "Dora D.", "note": "x".repeat(4096)});
+    let news = [json!("Dora D."), Value::Null, Value::Null, json!({})];
+    assert_eq!(me(&next).await, news);
+    assert_eq!(me(&said).await, news);
+    // Nor does one that tells nothing.
+    let silent = next.as_object_mut().expect("claims");
+    silent.insert("iat".to_owned(), json!(now + 2));
+    silent.remove("phone");
+    silent.remove("user_metadata");
+    assert_eq!(me(&next).await, news);
+    let key = app.get("/api/v1/me").await.expect(200);
+    assert_eq!(
+        (
+            &key["phone"],
+            &key["profile_image_url"],
+            &key["user_metadata"]
+        ),
+        (&Value::Null, &Value::Null, &json!({}))
+    );
+    app.finish().await;
+}

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use peal_shared::access::Role;
+use peal_shared::agents::webhooks;
 use peal_shared::api_keys::{self, credentials};
 use peal_shared::context::Context;
 use peal_shared::ids::{OrgId, UserId};
@@ -112,6 +113,8 @@ pub struct Rotated {
     pub provider_credentials: u64,
     pub tools: u64,
     pub mcp_servers: u64,
+    /// Outgoing webhooks of agents.
+    pub webhooks: u64,
     /// Keys that have to be used once, or revoked, before the earlier master key can go.
     pub api_keys_left: i64,
 }
@@ -128,6 +131,7 @@ pub async fn rotate_master_key(context: &Context) -> anyhow::Result<Rotated> {
         provider_credentials: credentials::rewrap_unscoped(&mut db, keys).await?,
         tools: definitions::reseal_unscoped(&mut db, keys).await?,
         mcp_servers: servers::reseal_unscoped(&mut db, keys).await?,
+        webhooks: webhooks::reseal_unscoped(&mut db, keys).await?,
         api_keys_left: api_keys::count_under_earlier_unscoped(&mut db, keys).await?,
     };
     db.commit().await.context("nothing was sealed anew")?;

@@ -46,6 +46,9 @@ pub struct ProfilePart {
     apply_noise_reduction: Option<bool>,
     #[schema(nullable = false)]
     machine_detection: Option<bool>,
+    /// Covers the calls that are made from then on; those that were made under it stay so.
+    #[schema(nullable = false)]
+    hipaa_compliance: Option<bool>,
 }
 
 /// The ears. Both fields are needed the first time.

@@ -4,9 +4,11 @@ use std::collections::HashSet;
 
 use chrono_tz::Tz;
 use peal_shared::agents::config::{
-    ModelConfig, Profile, Setup, SpecificConfig, TransferRoute, TtsConfig, VadConfig, Webhooks,
+    ModelConfig, Profile, Setup, SpecificConfig, TransferRoute, TtsConfig, VadConfig,
 };
+use peal_shared::agents::webhooks::{IncomingWebhook, OUTGOING, OutgoingWebhook};
 use peal_shared::egress::Gate;
+use peal_shared::noises;
 use peal_shared::phone::E164;
 
 use crate::extract::Fields;
@@ -21,8 +23,10 @@ const MAX_ROUTES: usize = 20;
 const MAX_ATTACHED: usize = 50;
 const DAY_SECS: i32 = 86_400;
 
-/// Notes everything that is wrong with an agent's settings.
-pub fn check(fields: &mut Fields, gate: &Gate, setup: &Setup) {
+/// Notes everything that is wrong with an agent's settings. Where its webhook leads and which
+/// noise it has is looked at when that changes: an agent whose address or noise is good no more
+/// can still be changed otherwise.
+pub fn check(fields: &mut Fields, gate: &Gate, setup: &Setup, before: Option<&Setup>) {
     check_profile(fields, &setup.agent);
     check_model(fields, &setup.agent_model_config);
     check_voice(fields, &setup.tts_config);
@@ -34,7 +38,22 @@ pub fn check(fields: &mut Fields, gate: &Gate, setup: &Setup) {
     if let Some(vad) = &setup.vad_config {
         check_vad(fields, vad);
     }
-    check_specific(fields, gate, &setup.agent_specific_config);
+    check_specific(fields, &setup.agent_specific_config);
+    let noise = |setup: &Setup| setup.agent_specific_config.background_noise_id.clone();
+    if let Some(id) = noise(setup)
+        && before.and_then(noise).as_ref() != Some(&id)
+    {
+        fields.check(
+            noises::is_known(&id),
+            "agent_specific_config.background_noise_id",
+            "unknown",
+            "must be an id that GET /api/v1/noise-assets lists, or null for none",
+        );
+    }
+    if let Some(outgoing) = setup.outgoing() {
+        let before = before.and_then(Setup::outgoing);
+        check_outgoing(fields, gate, outgoing, before);
+    }
 }
 
 fn check_profile(fields: &mut Fields, agent: &Profile) {
@@ -113,7 +132,7 @@ fn check_vad(fields: &mut Fields, vad: &VadConfig) {
     fields.check_range(vad.sampling_rate, "vad_config.sampling_rate", 8_000, 48_000);
 }
 
-fn check_specific(fields: &mut Fields, gate: &Gate, specific: &SpecificConfig) {
+fn check_specific(fields: &mut Fields, specific: &SpecificConfig) {
     let path = |field: &str| format!("agent_specific_config.{field}");
     let timeout = specific.session_timeout;
     fields.check_range(timeout, &path("session_timeout"), 1, DAY_SECS);
@@ -138,14 +157,6 @@ fn check_specific(fields: &mut Fields, gate: &Gate, specific: &SpecificConfig) {
         0,
         MAX_TEXT_CHARS,
     );
-    let noise = specific.background_noise_id.as_deref();
-    check_optional(
-        fields,
-        noise,
-        &path("background_noise_id"),
-        1,
-        MAX_CODE_CHARS,
-    );
     let volume = specific.background_noise_volume;
     fields.check_range(volume, &path("background_noise_volume"), 0, 100);
     check_routes(
@@ -153,8 +164,9 @@ fn check_specific(fields: &mut Fields, gate: &Gate, specific: &SpecificConfig) {
         &specific.inbound_transfer_routes,
         &path("inbound_transfer_routes"),
     );
-    if let Some(webhooks) = &specific.webhooks {
-        check_webhooks(fields, gate, webhooks, &path("webhooks"));
+    let webhooks = specific.webhooks.as_ref();
+    if let Some(incoming) = webhooks.and_then(|webhooks| webhooks.incoming.as_ref()) {
+        check_incoming(fields, incoming, &path("webhooks.incoming"));
     }
 }
 
@@ -199,31 +211,39 @@ fn check_routes(fields: &mut Fields, routes: &[TransferRoute], path: &str) {
     }
 }
 
-fn check_webhooks(fields: &mut Fields, gate: &Gate, webhooks: &Webhooks, path: &str) {
-    if let Some(incoming) = &webhooks.incoming {
-        let path = format!("{path}.incoming.attached_variables");
-        fields.check(
-            incoming.attached_variables.len() <= MAX_ATTACHED,
-            &path,
-            "length",
-            format!("at most {MAX_ATTACHED} variables can be attached"),
-        );
-        for (place, variable) in incoming.attached_variables.iter().enumerate() {
-            fields.check_text(&variable.name, &format!("{path}.{place}.name"), 1, 64);
-            let default = variable.default_value.as_deref();
-            let path = format!("{path}.{place}.default_value");
-            check_optional(fields, default, &path, 0, MAX_TEXT_CHARS);
-        }
+fn check_incoming(fields: &mut Fields, incoming: &IncomingWebhook, path: &str) {
+    let path = format!("{path}.attached_variables");
+    fields.check(
+        incoming.attached_variables.len() <= MAX_ATTACHED,
+        &path,
+        "length",
+        format!("at most {MAX_ATTACHED} variables can be attached"),
+    );
+    for (place, variable) in incoming.attached_variables.iter().enumerate() {
+        fields.check_text(&variable.name, &format!("{path}.{place}.name"), 1, 64);
+        let default = variable.default_value.as_deref();
+        let path = format!("{path}.{place}.default_value");
+        check_optional(fields, default, &path, 0, MAX_TEXT_CHARS);
     }
-    if let Some(outgoing) = &webhooks.outgoing {
-        let url_path = format!("{path}.outgoing.url");
+}
+
+fn check_outgoing(
+    fields: &mut Fields,
+    gate: &Gate,
+    outgoing: &OutgoingWebhook,
+    before: Option<&OutgoingWebhook>,
+) {
+    let path = |field: &str| format!("{}.{field}", OUTGOING.join("."));
+    if before.is_none_or(|before| before.url != outgoing.url) {
         match gate.target(&outgoing.url) {
-            Ok(_target) => fields.check_text(&outgoing.url, &url_path, 1, MAX_TEXT_CHARS),
-            Err(why) => fields.check(false, &url_path, "url", why),
+            Ok(_target) => fields.check_text(&outgoing.url, &path("url"), 1, MAX_TEXT_CHARS),
+            Err(why) => fields.check(false, &path("url"), "url", why),
         }
-        let path = format!("{path}.outgoing.retry_count");
-        fields.check_range(outgoing.retry_count, &path, 0, 10);
     }
+    for (field, why) in outgoing.credentials().complaints() {
+        fields.check(false, &path(&field), "value_error", why);
+    }
+    fields.check_range(outgoing.retry_count, &path("retry_count"), 0, 10);
 }
 
 fn check_optional(fields: &mut Fields, text: Option<&str>, path: &str, least: usize, most: usize) {

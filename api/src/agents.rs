@@ -5,10 +5,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use peal_shared::agents::browse::{self, AgentStats, AgentSummary};
 use peal_shared::agents::config::{
     ModelConfig, Profile, Setup, SpecificConfig, TranscriberConfig, TtsConfig, VadConfig,
 };
-use peal_shared::agents::setup::{self, AgentStats, AgentSummary, CompleteAgent};
+use peal_shared::agents::setup::{self, CompleteAgent};
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::egress::Gate;
@@ -23,7 +24,7 @@ use crate::agent_parts::{ChangeRefusals, TranscriberPart, UpdateAgent, VadPart};
 use crate::agent_rules;
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, JsonObject, OptionalJson, ValidJson, ValidQuery, typed_body};
+use crate::extract::{Fields, Ids, JsonObject, ValidJson, ValidQuery, typed_body};
 use crate::openapi::{ProblemDocument, Refusals};
 use crate::page::{Listed, Sight, owners, page, page_or_whole};
 use crate::state::Api;
@@ -41,7 +42,6 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(set_voice))
         .routes(routes!(set_transcriber))
         .routes(routes!(set_vad))
-        .routes(routes!(clone))
 }
 
 /// List agents
@@ -82,7 +82,7 @@ async fn list(
     };
     let q = query.q.as_deref().filter(|q| !q.is_empty());
     let mut db = caller.read(&context).await?;
-    let (agents, total) = setup::list(&mut db, &scope, &owners, q, page).await?;
+    let (agents, total) = browse::list(&mut db, &scope, &owners, q, page).await?;
     let mut headers = HeaderMap::new();
     if let Some(total) = total {
         headers.insert(X_TOTAL_COUNT, HeaderValue::from(total));
@@ -94,6 +94,7 @@ async fn list(
 /// Create an agent
 ///
 /// What is left out has its default. An `org_admin` may create one for a member, by `user_id`.
+/// Secrets of its outgoing webhook are sealed and never shown again.
 #[utoipa::path(
     post,
     path = "/api/v1/agents",
@@ -150,11 +151,11 @@ async fn insert(
     owner: UserId,
     setup: Setup,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
-    let setup = checked(&context.gate, setup)?;
+    let setup = checked(&context.gate, setup, None)?;
     let scope = caller.scope_of(owner)?;
     let mut db = caller.change(context).await?;
-    let agent = setup::create(&mut db, &scope, owner, &setup).await?;
-    let note = note("agent.create", &agent).after(&setup)?;
+    let agent = setup::create(&mut db, &context.config.keys, &scope, owner, &setup, None).await?;
+    let note = note("agent.create", &agent).after(&agent.setup())?;
     db.commit(note, StatusCode::CREATED, Json(agent)).await
 }
 
@@ -167,7 +168,7 @@ async fn insert(
 )]
 async fn stats(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<AgentStats>> {
     let mut db = caller.read(&context).await?;
-    Ok(Json(setup::stats(&mut db, &caller.scope()).await?))
+    Ok(Json(browse::stats(&mut db, &caller.scope()).await?))
 }
 
 /// Show an agent
@@ -188,12 +189,15 @@ async fn show(
     Ids(id): Ids<AgentId>,
 ) -> Result<Json<CompleteAgent>> {
     let mut db = caller.read(&context).await?;
-    Ok(Json(setup::find(&mut db, &caller.scope(), id).await?))
+    let keys = &context.config.keys;
+    Ok(Json(setup::find(&mut db, keys, &caller.scope(), id).await?))
 }
 
 /// Change an agent
 ///
-/// What is left out stays as it is; objects are merged at every depth, lists are replaced.
+/// What is left out stays as it is; objects are merged at every depth, lists are replaced. A
+/// masked secret of the outgoing webhook stays as it is stored, unless the webhook's URL gets
+/// another scheme, host or port: then it has to be sent again.
 #[utoipa::path(
     put,
     path = "/api/v1/agents/{agent_id}",
@@ -303,18 +307,17 @@ async fn change(
     part: Value,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let mut db = caller.change(context).await?;
-    let before = setup::lock(&mut db, &caller.scope(), id).await?;
+    let (keys, scope) = (&context.config.keys, caller.scope());
+    let before = setup::lock(&mut db, keys, &scope, id).await?;
     let was = before.setup();
-    let wanted = checked(&context.gate, typed_body(was.merged(part)?)?)?;
-    let agent = setup::change(
-        &mut db,
-        &caller.scope(),
-        &before,
-        &wanted,
-        query.force_update,
-    )
-    .await?;
-    let note = note("agent.update", &agent).before(&was)?.after(&wanted)?;
+    let wanted = typed_body(was.merged(part)?)?;
+    let wanted = checked(&context.gate, wanted, Some(&was))?;
+    let force = query.force_update;
+    let agent = setup::change(&mut db, keys, &scope, &before, &wanted, force).await?;
+    // As it is shown: what was sent has secrets.
+    let note = note("agent.update", &agent)
+        .before(&was)?
+        .after(&agent.setup())?;
     db.commit(note, StatusCode::OK, Json(agent)).await
 }
 
@@ -339,7 +342,14 @@ async fn delete(
     ValidQuery(query): ValidQuery<ForceDelete>,
 ) -> Result<(StatusCode, Json<Deleted>)> {
     let mut db = caller.change(&context).await?;
-    let agent = setup::delete(&mut db, &caller.scope(), id, query.force_delete).await?;
+    let agent = setup::delete(
+        &mut db,
+        &context.config.keys,
+        &caller.scope(),
+        id,
+        query.force_delete,
+    )
+    .await?;
     let note = note("agent.delete", &agent).before(&agent.setup())?;
     let told = Deleted {
         message: "agent deleted",
@@ -348,48 +358,11 @@ async fn delete(
     db.commit(note, StatusCode::OK, Json(told)).await
 }
 
-/// Copy an agent
-///
-/// The copy belongs to whoever makes it, unless the agent is of another organisation.
-#[utoipa::path(
-    post,
-    path = "/api/v1/agents/{agent_id}/clone",
-    tag = "Agents",
-    params(("agent_id" = AgentId, Path)),
-    request_body(content = Option<CloneAgent>, example = json!({"name": "Reminder, in Hindi"})),
-    responses(
-        (status = 201, body = CompleteAgent),
-        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such agent"),
-        Refusals,
-    )
-)]
-async fn clone(
-    State(context): State<Arc<Context>>,
-    caller: Caller,
-    Ids(id): Ids<AgentId>,
-    OptionalJson(body): OptionalJson<CloneAgent>,
-) -> Result<(StatusCode, Json<CompleteAgent>)> {
-    let mut db = caller.change(&context).await?;
-    let original = setup::find(&mut db, &caller.scope(), id).await?;
-    let mut copy = original.setup();
-    copy.agent.name = body.name.unwrap_or_else(|| {
-        let name: String = copy.agent.name.chars().take(193).collect();
-        format!("{name} (copy)")
-    });
-    let copy = checked(&context.gate, copy)?;
-    let owner = match original.org_id == caller.org {
-        true => caller.user,
-        false => original.agent.user_id,
-    };
-    let agent = setup::create(&mut db, &caller.scope(), owner, &copy).await?;
-    let note = note("agent.clone", &agent).after(&copy)?;
-    db.commit(note, StatusCode::CREATED, Json(agent)).await
-}
-
-/// The settings, if nothing is wrong with them.
-fn checked(gate: &Gate, mut setup: Setup) -> Result<Setup> {
+/// The settings, if nothing is wrong with them. What leads outside, or to something that may be
+/// gone, is looked at when it differs from what there was.
+pub fn checked(gate: &Gate, mut setup: Setup, before: Option<&Setup>) -> Result<Setup> {
     let mut fields = Fields::default();
-    agent_rules::check(&mut fields, gate, &setup);
+    agent_rules::check(&mut fields, gate, &setup, before);
     fields.finish()?;
     setup.agent.name = setup.agent.name.trim().to_owned();
     setup.complete();
@@ -397,7 +370,7 @@ fn checked(gate: &Gate, mut setup: Setup) -> Result<Setup> {
 }
 
 /// A change of an agent, for the audit log.
-fn note(action: &'static str, agent: &CompleteAgent) -> Note {
+pub fn note(action: &'static str, agent: &CompleteAgent) -> Note {
     Note::new(action, agent.org_id, agent.agent.id.0)
 }
 
@@ -461,14 +434,6 @@ struct SimpleAgent {
     name: String,
     #[schema(max_length = 2000)]
     description: Option<String>,
-}
-
-#[derive(Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct CloneAgent {
-    /// The name of the copy; `... (copy)` when absent.
-    #[schema(min_length = 1, max_length = 200)]
-    name: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]

@@ -17,6 +17,7 @@ use peal_shared::error::FieldError;
 use peal_shared::ids::{AgentId, CallId, PhoneId, UserId};
 use peal_shared::phone::E164;
 use peal_shared::phones::{self, Phone};
+use peal_shared::privacy::Variables;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
@@ -28,7 +29,7 @@ use crate::auth::Caller;
 use crate::cors::known_origin;
 use crate::error::{Problem, Result};
 use crate::extract::{Fields, Ids, OptionalJson, ValidQuery};
-use crate::new_batch::one_of;
+use crate::new_batch::{check_values, one_of};
 use crate::openapi::{Missing, Refusals, Rejected, Unpaid};
 use crate::state::Api;
 
@@ -45,6 +46,9 @@ pub fn router() -> OpenApiRouter<Api> {
 /// allows. What it may cost at most is held in the wallet of its user from then on; without
 /// that much there, or under a monthly cap that is reached, the answer is 402. A page whose
 /// `Origin` is not known is refused with 403.
+///
+/// The call is made under HIPAA when the agent or its organization has the flag
+/// `hipaa_compliance` at this moment: it is not recorded, and its variables are shown to nobody.
 #[utoipa::path(
     post,
     path = "/create_call",
@@ -73,14 +77,7 @@ async fn create_call(
 ) -> Result<(StatusCode, Json<Queued>)> {
     let to = query.number()?;
     let mut fields = Fields::default();
-    fields.check(
-        !Value::Object(body.variable_values.clone())
-            .to_string()
-            .contains("\\u0000"),
-        "variable_values",
-        "characters",
-        "must not have NUL characters",
-    );
+    check_values(&mut fields, &body.variable_values, &context.config.uploads);
     fields.finish()?;
     let agent_id = one_of(query.agent_id, query.workflow_id)?;
     let scope = caller.scope();
@@ -99,7 +96,7 @@ async fn create_call(
     let new = NewDirectCall {
         user,
         to: to.clone(),
-        variable_values: Value::Object(body.variable_values),
+        variable_values: Variables::of(body.variable_values),
         basis: context.basis(),
     };
     let queued = request(&mut db, &scope, &agent, &line, &new).await?;
@@ -191,7 +188,8 @@ impl CreateCall {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"variable_values": {"name": "Ada"}}))]
 struct CallBody {
-    /// What the agent's `{{names}}` stand for.
+    /// What the agent's `{{names}}` stand for: at most 50 texts of 2000 characters, numbers or
+    /// truths, named as a batch's variables are.
     #[serde(default)]
     #[schema(value_type = Object)]
     variable_values: Map<String, Value>,

@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod agent_analysis;
+mod agent_copies;
 mod agent_parts;
 mod agent_rules;
 mod agent_tools;
@@ -33,8 +34,10 @@ mod in_use;
 mod inbox;
 mod mcp_servers;
 mod mcp_tools;
+mod me;
 mod measure;
 mod new_batch;
+mod noise_assets;
 mod openapi;
 mod org_pricing;
 mod organizations;

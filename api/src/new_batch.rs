@@ -5,11 +5,12 @@ use std::str::FromStr as _;
 
 use peal_shared::Error;
 use peal_shared::access::Principal;
+use peal_shared::campaigns::ingest::Limits;
 use peal_shared::campaigns::{BatchStatus, NewBatch};
 use peal_shared::ids::{AgentId, PhoneId, UserId};
 use peal_shared::phone::Country;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -173,20 +174,7 @@ pub fn check_variables(fields: &mut Fields, names: &[String]) {
     let mut seen = HashSet::new();
     for (place, name) in names.iter().enumerate() {
         let path = format!("{path}.{place}");
-        fields.check(
-            is_identifier(name),
-            &path,
-            "identifier",
-            format!(
-                "must be 1 to {MAX_VARIABLE_CHARS} letters, digits and underscores, and not begin with a digit"
-            ),
-        );
-        fields.check(
-            !RESERVED_NAMES.contains(&name.to_ascii_lowercase().as_str()),
-            &path,
-            "reserved",
-            "is the name of a column with a meaning of its own; choose another",
-        );
+        check_name(fields, name, &path);
         fields.check(
             seen.insert(name),
             &path,
@@ -194,6 +182,69 @@ pub fn check_variables(fields: &mut Fields, names: &[String]) {
             "is there twice; remove one",
         );
     }
+}
+
+/// The variables of one call: named as a batch's, and no larger than a row's.
+pub fn check_values(fields: &mut Fields, values: &Map<String, Value>, limits: &Limits) {
+    let path = "variable_values";
+    let most = MAX_VARIABLES.min(limits.max_columns);
+    fields.check(
+        values.len() <= most,
+        path,
+        "length",
+        format!("a call has at most {most} variables"),
+    );
+    for (name, value) in values.iter().take(most) {
+        // What is no name may be anything, of any length; the path shows its beginning.
+        let shown: String = name
+            .chars()
+            .filter(|c| *c != '.')
+            .take(MAX_VARIABLE_CHARS)
+            .collect();
+        let path = format!("{path}.{shown}");
+        check_name(fields, name, &path);
+        check_value(fields, value, &path, limits.max_cell_chars);
+    }
+}
+
+fn check_value(fields: &mut Fields, value: &Value, path: &str, most: usize) {
+    fields.check(
+        !value.is_array() && !value.is_object(),
+        path,
+        "not_flat",
+        "is a list or an object; a variable is a text, a number or true/false",
+    );
+    if let Value::String(text) = value {
+        fields.check(
+            text.chars().count() <= most,
+            path,
+            "length",
+            format!("must have at most {most} characters"),
+        );
+        fields.check(
+            !text.contains('\0'),
+            path,
+            "characters",
+            "must not have NUL characters",
+        );
+    }
+}
+
+fn check_name(fields: &mut Fields, name: &str, path: &str) {
+    fields.check(
+        is_identifier(name),
+        path,
+        "identifier",
+        format!(
+            "must be 1 to {MAX_VARIABLE_CHARS} letters, digits and underscores, and not begin with a digit"
+        ),
+    );
+    fields.check(
+        !RESERVED_NAMES.contains(&name.to_ascii_lowercase().as_str()),
+        path,
+        "reserved",
+        "is the name of a column with a meaning of its own; choose another",
+    );
 }
 
 fn is_identifier(name: &str) -> bool {

@@ -217,6 +217,8 @@ struct CreateOrganization {
     /// Name of an IANA time zone; UTC when left out.
     timezone: Option<String>,
     default_country: Option<String>,
+    /// Whether all calls that are made from then on are under HIPAA: not recorded, and their
+    /// variables shown to nobody. Calls of before stay as they were made.
     hipaa_compliance: Option<bool>,
     max_concurrent_calls: Option<i32>,
 }
@@ -231,6 +233,8 @@ struct UpdateOrganization {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     default_country: Option<Option<String>>,
+    /// Whether all calls that are made from then on are under HIPAA: not recorded, and their
+    /// variables shown to nobody. Calls of before stay as they were made.
     hipaa_compliance: Option<bool>,
     max_concurrent_calls: Option<i32>,
 }

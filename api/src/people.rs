@@ -1,5 +1,5 @@
-//! `/api/v1/me` and the people in `/api/v1/organizations/{id}`: members, their roles, and
-//! invitations.
+//! The people that a caller sees (`/api/v1/me/users`) and those in `/api/v1/organizations/{id}`:
+//! members, their roles, and invitations.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
-use peal_shared::access::{Credential, Role};
+use peal_shared::access::Role;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::{InviteId, OrgId, UserId};
@@ -32,7 +32,6 @@ use crate::state::Api;
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
-        .routes(routes!(me))
         .routes(routes!(visible_users))
         .routes(routes!(list_members))
         .routes(routes!(set_role))
@@ -44,25 +43,6 @@ pub fn router() -> OpenApiRouter<Api> {
 /// What is asked by people who are nobody yet.
 pub fn strangers_router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(accept_invite))
-}
-
-/// Who the caller is
-#[utoipa::path(get, path = "/api/v1/me", tag = "Me", responses((status = 200, body = Me), Refusals))]
-async fn me(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Me>> {
-    let scope = caller.scope_of(caller.user)?;
-    let mut db = caller.read(&context).await?;
-    let member = members::find(&mut db, &scope, caller.org, caller.user).await?;
-    Ok(Json(Me {
-        user_id: member.id,
-        auth: match caller.credential {
-            Credential::Session => "bearer",
-            Credential::ApiKey(_) => "api_key",
-        },
-        email: member.email,
-        full_name: member.full_name,
-        organization_id: member.organization_id,
-        role: member.role,
-    }))
 }
 
 /// List the users that the caller may see
@@ -395,21 +375,6 @@ async fn accept_invite(
         role: invite.role,
     };
     db.commit(note, StatusCode::CREATED, Json(answer)).await
-}
-
-#[derive(Serialize, ToSchema)]
-#[schema(example = json!({
-    "user_id": "0198c0de-0000-7000-8000-000000000002", "auth": "bearer", "email": "ada@example.com",
-    "full_name": "Ada Lovelace", "organization_id": "0198c0de-0000-7000-8000-000000000001", "role": "org_admin"
-}))]
-struct Me {
-    user_id: UserId,
-    /// `bearer` or `api_key`.
-    auth: &'static str,
-    email: String,
-    full_name: Option<String>,
-    organization_id: OrgId,
-    role: Role,
 }
 
 #[derive(Serialize, ToSchema)]

@@ -37,13 +37,16 @@ use crate::rates::Allowance;
 use crate::shed::{shed, shed_outside, shed_strangers};
 use crate::state::Api;
 use crate::workflows;
-use crate::{agent_analysis, agent_tools, agents, analysis_rules, api_keys, audit_log};
+use crate::{
+    agent_analysis, agent_copies, agent_tools, agents, analysis_rules, api_keys, audit_log,
+};
 use crate::{
     batch_events, batch_rows, batches, billing, callbacks, connections, cors, description,
 };
-use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, mcp_tools, measure};
-use crate::{openapi, org_pricing, organizations, people, phone_mapping, phones, providers};
-use crate::{request_key, service_prices, sign_in, tools, trunks, uploads, voices, wallets};
+use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, mcp_tools, me};
+use crate::{measure, noise_assets, openapi, org_pricing, organizations, people, phone_mapping};
+use crate::{phones, providers, request_key, service_prices, sign_in, tools, trunks, uploads};
+use crate::{voices, wallets};
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
@@ -149,6 +152,7 @@ fn ordinary() -> OpenApiRouter<Api> {
         .merge(uploads::router());
     OpenApiRouter::new()
         .merge(agents::router())
+        .merge(agent_copies::router())
         .merge(phones::router())
         .merge(phone_mapping::router())
         .merge(trunks::router())
@@ -163,11 +167,13 @@ fn ordinary() -> OpenApiRouter<Api> {
         .nest(BATCH_CALL, family)
         .merge(sign_in::router())
         .merge(organizations::router())
+        .merge(me::router())
         .merge(people::router())
         .merge(api_keys::router())
         .merge(feature_flags::router())
         .merge(audit_log::router())
         .merge(providers::router())
+        .merge(noise_assets::router())
         .merge(voices::router())
         .merge(service_prices::router())
         .merge(org_pricing::router())

@@ -121,6 +121,18 @@ impl Error {
         }
     }
 
+    /// The same, about fields of an object that stands at this path of the body.
+    #[must_use]
+    pub fn within(mut self, path: &[&str]) -> Self {
+        if let Self::Invalid(errors) = &mut self {
+            for error in errors {
+                let place = path.iter().map(|name| (*name).to_owned());
+                drop(error.loc.splice(1..1, place));
+            }
+        }
+        self
+    }
+
     /// Whether the database refused the values themselves (SQLSTATE classes 22 and 23), so that
     /// the same statement can never succeed.
     #[must_use]

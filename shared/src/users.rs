@@ -111,6 +111,35 @@ pub async fn principal_unscoped(db: &mut PgConnection, user: UserId) -> Result<O
     }))
 }
 
+/// How somebody may be reached and shown, as their tokens told.
+#[derive(Clone, Debug)]
+pub struct About {
+    pub phone: Option<String>,
+    pub profile_image_url: Option<String>,
+    pub user_metadata: serde_json::Value,
+}
+
+/// What the tokens of a user in the caller's sight told of them.
+///
+/// # Errors
+/// [`Error::NotFound`] for a user out of sight.
+pub async fn about(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<About> {
+    sqlx::query_as!(
+        About,
+        "select phone, profile_image_url, user_metadata
+         from users
+         where id = $1
+           and ($2::uuid is null or org_id = $2)
+           and ($3::uuid is null or id = $3)",
+        user as UserId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("User"))
+}
+
 /// Whether a user exists in the caller's sight.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ use peal_shared::context::Context;
 use peal_shared::ids::{SessionId, UserId};
 use peal_shared::sign_in::sessions::Session;
 use peal_shared::sign_in::strangers::Stranger;
+use peal_shared::sign_in::told::Told;
 use secrecy::ExposeSecret as _;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -129,11 +130,14 @@ fn stranger(claims: Claims, rules: &SessionTokens) -> Option<Bearer> {
         .as_ref()
         .and_then(|metadata| metadata.get("email_verified"));
     let is_unverified = denies(claims.email_verified.as_ref()) || denies(in_metadata);
+    let told = Told::of(claims.phone.as_ref(), claims.user_metadata.as_ref());
     is_person.then(|| {
         Bearer::Stranger(Stranger {
             issuer: rules.issuer.clone(),
             subject: claims.sub,
             email: claims.email.filter(|_| !is_unverified),
+            told,
+            issued_at: DateTime::from_timestamp(claims.iat, 0).unwrap_or_default(),
         })
     })
 }
@@ -187,6 +191,7 @@ struct Claims {
     role: Option<String>,
     email: Option<String>,
     email_verified: Option<Value>,
+    phone: Option<Value>,
     /// Supabase says here whether the address is verified. Users write it themselves, so only a
     /// no counts.
     user_metadata: Option<Value>,

@@ -5,6 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::webhooks::{self, OutgoingWebhook, Webhooks};
+
 /// Everything an agent is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -50,6 +52,14 @@ pub struct Profile {
     #[serde(default)]
     #[schema(default = false)]
     pub machine_detection: bool,
+    /// Calls that are made from here on are under HIPAA, as all calls of an organization with
+    /// the flag are: they are not recorded, whatever `recording_enabled` says, and nobody is
+    /// shown their variables' values. That stays so when the flag is taken away again; calls
+    /// that were made before it are as they were. The rows of the agent's batches show no values
+    /// while it has the flag. It may be changed (by force) while a batch runs.
+    #[serde(default)]
+    #[schema(default = false)]
+    pub hipaa_compliance: bool,
 }
 
 /// The model that thinks of what to say.
@@ -231,66 +241,16 @@ pub enum EndCallMessageMode {
     ContextAware,
 }
 
-/// When and where others are told of calls. What such a request authenticates with is secret
-/// and no part of this.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Webhooks {
-    #[schema(default = false)]
-    pub trigger_on_web_call: bool,
-    #[schema(default = false)]
-    pub trigger_on_phone_call: bool,
-    pub incoming: Option<IncomingWebhook>,
-    pub outgoing: Option<OutgoingWebhook>,
-}
-
-/// What may be told to the agent when a call begins.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct IncomingWebhook {
-    #[schema(default = false)]
-    pub enabled: bool,
-    #[schema(max_items = 50)]
-    pub attached_variables: Vec<AttachedVariable>,
-}
-
-/// A variable that a request may bring.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AttachedVariable {
-    #[schema(min_length = 1, max_length = 64)]
-    pub name: String,
-    #[schema(max_length = 2000)]
-    pub default_value: Option<String>,
-}
-
-/// Who is told when a call has ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct OutgoingWebhook {
-    #[serde(default)]
-    #[schema(default = false)]
-    pub enabled: bool,
-    #[schema(max_length = 2000, example = "https://crm.example.com/calls")]
-    pub url: String,
-    #[serde(default)]
-    pub method: WebhookMethod,
-    #[serde(default)]
-    #[schema(default = 0, minimum = 0, maximum = 10)]
-    pub retry_count: i32,
-}
-
-/// How a webhook is sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum WebhookMethod {
-    #[default]
-    Post,
-    Put,
-    Patch,
-}
-
 impl Setup {
+    /// Who is told when its calls have ended.
+    #[must_use]
+    pub fn outgoing(&self) -> Option<&OutgoingWebhook> {
+        self.agent_specific_config
+            .webhooks
+            .as_ref()
+            .and_then(|webhooks| webhooks.outgoing.as_ref())
+    }
+
     /// Gives every transfer route an id, and removes parameters that are null.
     pub fn complete(&mut self) {
         self.tts_config
@@ -329,7 +289,9 @@ impl Setup {
                 section.insert(name.to_owned(), value);
             }
         }
+        webhooks::make_room(&mut whole, &part);
         merge(&mut whole, part);
+        webhooks::drop_nulls(&mut whole);
         Ok(whole)
     }
 }
@@ -447,6 +409,33 @@ mod tests {
         let ears = changed.transcriber_config.unwrap();
         assert_eq!(ears.transcriber_model_name, "whisper");
         assert_eq!(ears.language, "hi-IN");
+    }
+
+    #[test]
+    fn a_part_of_a_webhook_changes_its_headers_and_its_authentication() {
+        let outgoing = |outgoing: Value| json!({"agent_specific_config": {"webhooks": {"outgoing": outgoing}}});
+        let mut whole = outgoing(json!({
+            "url": "https://crm.test", "headers": {"X-Key": "a", "X-Tenant": "b", "Accept": "*/*"},
+            "auth": {"type": "bearer", "token": "c"},
+        }));
+        whole["agent"] = json!({"name": "Ada"});
+        let ada = setup(whole);
+        let part = outgoing(json!({
+            "headers": {"x-key": "d", "X-Tenant": null},
+            "auth": {"type": "basic", "username": "e", "password": "f"},
+        }));
+        let changed = setup(ada.merged(part).unwrap());
+        let changed = serde_json::to_value(changed.outgoing().unwrap()).unwrap();
+        assert_eq!(changed["headers"], json!({"Accept": "*/*", "x-key": "d"}));
+        assert_eq!(
+            changed["auth"],
+            json!({"type": "basic", "username": "e", "password": "f"})
+        );
+        let part = outgoing(json!({"auth": {"token": "g"}}));
+        let changed = setup(ada.merged(part).unwrap());
+        let changed = serde_json::to_value(changed.outgoing().unwrap()).unwrap();
+        assert_eq!(changed["auth"], json!({"type": "bearer", "token": "g"}));
+        assert!(!format!("{ada:?}").contains("X-Key"));
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! language, the voice, recording, machine detection, the longest call), all others are fields
 //! of one JSON column per configuration. [`setup`] puts both together as the contract's nested
 //! configurations and takes them apart again; nothing is stored twice. A voice that no carrier
-//! speaks with stays out of the column, because answer documents are written from it.
+//! speaks with stays out of the column, because answer documents are written from it. What its
+//! outgoing webhook proves itself with is sealed in a column of its own ([`webhooks`]).
 //!
 //! A batch or a call that is under way reads its agent at every step. So an agent in use is not
 //! deleted or switched off, and its texts change only by force and only to variables that the
@@ -13,9 +14,11 @@
 //! running batch or a call only by force as well. A deleted agent keeps its row, which batches
 //! and calls of the past name.
 
+pub mod browse;
 pub mod config;
 pub mod setup;
 pub mod usage;
+pub mod webhooks;
 
 use serde::Serialize;
 use sqlx::PgConnection;

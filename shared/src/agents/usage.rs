@@ -74,26 +74,55 @@ async fn relying_unscoped(db: &mut PgConnection, id: Uuid, only_running: bool) -
     Ok(relying)
 }
 
+/// What is about to be done to an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Intent {
+    /// Something that force does as well.
+    Change,
+    /// What leaves it inactive.
+    ChangeInactive,
+    Deactivate,
+    Delete,
+}
+
+impl Intent {
+    /// What is refused, and the query parameter that helps, or the one that does not.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Change => ("changed", ", or send force_update=true in the query"),
+            Self::ChangeInactive => (
+                "changed while it is inactive",
+                ", or activate it in the same request with force_update=true in the query",
+            ),
+            Self::Deactivate => ("deactivated", " (force_update=true does not help here)"),
+            Self::Delete => ("deleted", " (force_delete=true does not help here)"),
+        }
+    }
+}
+
 /// Refuses when a batch that may dial, or a call, relies on the agent.
 ///
 /// # Errors
-/// [`Error::Conflict`] with who does.
+/// [`Error::Conflict`] with who does, and what to do about it.
 pub(super) async fn check_unused_unscoped(
     db: &mut PgConnection,
     agent: &CompleteAgent,
-    what: &str,
+    intent: Intent,
 ) -> Result<()> {
     let relying = relying_unscoped(db, agent.agent.id.0, false).await?;
     let by = match (relying.batches.first(), relying.is_on_call) {
         (Some(batch), _) => {
-            format!("the batch \"{batch}\" runs or is paused with it: stop the batch")
+            format!(
+                "the batch \"{batch}\" is scheduled, running or paused with it: stop the batch first"
+            )
         }
-        (None, true) => "calls of it are under way: let them end".to_owned(),
+        (None, true) => "calls of it wait or are under way: let them end first".to_owned(),
         (None, false) => return Ok(()),
     };
+    let (what, force) = intent.words();
     Err(Error::conflict(
         "agent_in_use",
-        format!("the agent cannot be {what} so, because {by} first"),
+        format!("the agent cannot be {what}, because {by}{force}"),
     ))
 }
 

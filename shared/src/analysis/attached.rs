@@ -167,6 +167,37 @@ pub async fn set(
     self::rules(db, scope, agent.id).await
 }
 
+/// Gives an agent without rules those of another one of its organisation, in their order, as far
+/// as its owner sees them.
+///
+/// # Errors
+/// [`Error::NotFound`] when one of the two is out of sight.
+pub async fn copy(
+    db: &mut PgConnection,
+    scope: &Scope,
+    from: AgentId,
+    to: AgentId,
+) -> Result<Vec<Rule>> {
+    let from = agents::find(db, scope, from).await?;
+    let owner = agents::find(db, scope, to).await?;
+    let seen = sqlx::query_scalar!(
+        r#"select a.rule_id as "rule_id: RuleId"
+           from agent_analysis_rules a
+           join analysis_rules r on r.id = a.rule_id
+           join users u on u.id = $3
+           where a.agent_id = $1
+             and a.org_id = $2
+             and (u.role <> 'user' or r.user_id = u.id)
+           order by a.sort_order, a.id"#,
+        from.id as AgentId,
+        owner.org_id as OrgId,
+        owner.user_id as UserId,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    set(db, scope, to, &seen).await
+}
+
 async fn check_visible(db: &mut PgConnection, agent: &Agent, rules: &[RuleId]) -> Result<()> {
     let hidden = sqlx::query_scalar!(
         r#"select exists (

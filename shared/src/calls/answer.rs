@@ -12,6 +12,7 @@ use sqlx::PgConnection;
 use crate::agents::fill_in;
 use crate::error::Result;
 use crate::ids::CallId;
+use crate::privacy::Variables;
 use crate::telephony::{CallStatus, Document, Verb};
 
 /// The key of the event that says that a carrier fetched the answer document; the first one of
@@ -43,7 +44,7 @@ pub async fn documents_unscoped(
     let calls: Vec<CallId> = answered.iter().map(|answered| answered.call).collect();
     let rows = sqlx::query!(
         r#"select c.id as "id!: CallId", c.status as "status!: CallStatus", c.carrier_call_id,
-                  c.variable_values as "variable_values!", a.first_response_message as "first_response_message!",
+                  c.variable_values as "variable_values!: Variables", a.first_response_message as "first_response_message!",
                   a.language as "language!", a.voice,
                   b.status as "batch_status?", e.carrier_call_id as "first_answer?"
            from calls c
@@ -67,7 +68,10 @@ pub async fn documents_unscoped(
             CallStatus::Canceling | CallStatus::Final | CallStatus::Queued
         ) && row.batch_status.as_deref() != Some("stopped");
         let opening = opening(
-            fill_in(&row.first_response_message, &row.variable_values),
+            fill_in(
+                &row.first_response_message,
+                row.variable_values.to_be_spoken(),
+            ),
             row.language,
             row.voice,
         );
@@ -112,7 +116,7 @@ pub async fn note_first_turns_unscoped(db: &mut PgConnection, calls: &[CallId]) 
         return Ok(());
     }
     let rows = sqlx::query!(
-        r#"select c.id as "id: CallId", c.variable_values, a.first_response_message
+        r#"select c.id as "id: CallId", c.variable_values as "variable_values: Variables", a.first_response_message
            from calls c
            join agents a on a.id = c.agent_id
            where c.id = any($1)
@@ -127,7 +131,10 @@ pub async fn note_first_turns_unscoped(db: &mut PgConnection, calls: &[CallId]) 
         .map(|row| {
             (
                 row.id,
-                fill_in(&row.first_response_message, &row.variable_values),
+                fill_in(
+                    &row.first_response_message,
+                    row.variable_values.to_be_spoken(),
+                ),
             )
         })
         .unzip();

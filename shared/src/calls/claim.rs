@@ -39,6 +39,7 @@ pub struct Claimed {
     pub submit_count: i32,
     pub ring_timeout_secs: i32,
     pub max_duration_secs: i32,
+    /// Never on a call under HIPAA.
     pub recording_enabled: bool,
     pub machine_detection: bool,
     /// By the database's clock.
@@ -369,8 +370,9 @@ async fn submit(db: &mut PgConnection, ask: Ask<'_>, calls: &[CallId]) -> Result
              and a.id = c.agent_id
              and t.id = c.trunk_id
            returning c.id, c.org_id, c.batch_id, c.to_number as "to_number: E164", c.from_number as "from_number: E164",
-                     c.submit_count, t.ring_timeout_secs, a.session_timeout_secs, a.recording_enabled,
-                     a.machine_detection, clock_timestamp() as "claimed_at!""#,
+                     c.submit_count, t.ring_timeout_secs, a.session_timeout_secs,
+                     a.recording_enabled and not c.hipaa_compliance as "recording_enabled!", a.machine_detection,
+                     clock_timestamp() as "claimed_at!""#,
         ask.worker,
         calls as &[CallId],
     )

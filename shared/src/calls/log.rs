@@ -8,6 +8,7 @@ use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, CallId, OrgId, RowId, UserId};
 use crate::phone::E164;
+use crate::privacy::Variables;
 use crate::telephony::{AnsweredBy, CallStatus, Outcome, Reason};
 
 /// A call as its owner sees it. Vendor names and prices stay inside.
@@ -21,8 +22,12 @@ pub struct Call {
     pub attempt_number: i32,
     pub from_number: E164,
     pub to_number: E164,
+    /// Empty on a call under HIPAA.
     #[schema(value_type = Object)]
     pub variable_values: serde_json::Value,
+    /// Whether the call was made under HIPAA. What is private of it is shown to nobody then, and
+    /// it was not recorded.
+    pub hipaa_compliance: bool,
     pub status: CallStatus,
     pub outcome: Option<Outcome>,
     pub reason: Option<Reason>,
@@ -40,13 +45,12 @@ pub struct Call {
 /// # Errors
 /// [`Error::NotFound`] when there is none.
 pub async fn find(db: &mut PgConnection, scope: &Scope, id: CallId) -> Result<Call> {
-    sqlx::query_as!(
-        Call,
+    let row = sqlx::query!(
         r#"select id as "id: CallId", user_id as "user_id: UserId", agent_id as "agent_id: AgentId",
                   batch_id as "batch_id: BatchId", row_id as "batch_row_id: RowId", attempt_no as attempt_number,
-                  from_number as "from_number: E164", to_number as "to_number: E164", variable_values,
-                  status as "status: CallStatus", outcome as "outcome: Outcome", reason as "reason: Reason",
-                  error_message, answered_by as "answered_by: AnsweredBy", submitted_at, answered_at, ended_at,
+                  from_number as "from_number: E164", to_number as "to_number: E164",
+                  variable_values as "variable_values: Variables", hipaa_compliance, status as "status: CallStatus", outcome as "outcome: Outcome", reason as "reason: Reason", error_message,
+                  answered_by as "answered_by: AnsweredBy", submitted_at, answered_at, ended_at,
                   duration_seconds, created_at
            from calls
            where id = $1
@@ -58,5 +62,27 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: CallId) -> Result<Ca
     )
     .fetch_optional(db)
     .await?
-    .ok_or(Error::NotFound("Call"))
+    .ok_or(Error::NotFound("Call"))?;
+    Ok(Call {
+        id: row.id,
+        user_id: row.user_id,
+        agent_id: row.agent_id,
+        batch_id: row.batch_id,
+        batch_row_id: row.batch_row_id,
+        attempt_number: row.attempt_number,
+        from_number: row.from_number,
+        to_number: row.to_number,
+        variable_values: row.variable_values.shown(row.hipaa_compliance),
+        hipaa_compliance: row.hipaa_compliance,
+        status: row.status,
+        outcome: row.outcome,
+        reason: row.reason,
+        error_message: row.error_message,
+        answered_by: row.answered_by,
+        submitted_at: row.submitted_at,
+        answered_at: row.answered_at,
+        ended_at: row.ended_at,
+        duration_seconds: row.duration_seconds,
+        created_at: row.created_at,
+    })
 }

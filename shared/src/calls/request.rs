@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId, UserId};
 use crate::phone::E164;
 use crate::phones::Phone;
+use crate::privacy::Variables;
 use crate::trunks;
 use crate::wallets::holds::{Refusal, Wanted, take, write_unscoped};
 use crate::wallets::lock_unscoped;
@@ -21,7 +22,7 @@ use crate::wallets::lock_unscoped;
 pub struct NewDirectCall {
     pub user: UserId,
     pub to: E164,
-    pub variable_values: serde_json::Value,
+    pub variable_values: Variables,
     /// By what the money for it is held.
     pub basis: Basis,
 }
@@ -66,8 +67,12 @@ pub async fn request(
     let id = CallId::new();
     sqlx::query!(
         "insert into calls (id, org_id, user_id, agent_id, phone_id, trunk_id, from_number, to_number,
-                            variable_values, status)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'queued')",
+                            variable_values, status, hipaa_compliance)
+         select $1, a.org_id, $3, a.id, $5, $6, $7, $8, $9, 'queued', a.hipaa_compliance or o.hipaa_compliance
+         from agents a
+         join organizations o on o.id = a.org_id
+         where a.id = $4
+           and a.org_id = $2",
         id as CallId,
         agent.org_id as OrgId,
         new.user as UserId,
@@ -76,7 +81,7 @@ pub async fn request(
         line.trunk_id as TrunkId,
         line.phone_number.as_str(),
         new.to.as_str(),
-        new.variable_values,
+        &new.variable_values as &Variables,
     )
     .execute(&mut *db)
     .await?;

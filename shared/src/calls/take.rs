@@ -49,6 +49,8 @@ struct Picked {
     org_id: OrgId,
     wallet_id: WalletId,
     session_timeout_secs: i32,
+    /// Whether its call is made under HIPAA.
+    hipaa_compliance: bool,
     model: Option<String>,
     speech: Option<String>,
     reseller_org_id: Option<OrgId>,
@@ -79,13 +81,7 @@ pub(super) async fn rows(
     let locked = lock_unscoped(db, &wallets, now).await?;
     let (affordable, refused) = afford(locked.clone(), &wanted);
     let priced = asked.elapsed();
-    let rows: Vec<RowId> = picked
-        .iter()
-        .zip(&wanted)
-        .filter(|(_, wanted)| affordable.contains(&wanted.call))
-        .map(|(row, _)| row.row_id)
-        .collect();
-    let calls = make(db, ask, &rows, &wanted, &affordable).await?;
+    let calls = make(db, ask, &picked, &wanted, &affordable).await?;
     let asked = Instant::now();
     hold(db, locked, &wanted, &calls).await?;
     turn_away(db, &picked, &wanted, &refused).await?;
@@ -208,28 +204,33 @@ fn afford(
     (affordable, refused)
 }
 
+/// Makes calls of the rows that can be paid.
 async fn make(
     db: &mut PgConnection,
     ask: Ask<'_>,
-    rows: &[RowId],
+    picked: &[Picked],
     wanted: &[Wanted],
     affordable: &HashSet<CallId>,
 ) -> Result<Vec<Claimed>> {
-    if rows.is_empty() {
+    let paid: Vec<(&Picked, CallId)> = picked
+        .iter()
+        .zip(wanted.iter().map(|wanted| wanted.call))
+        .filter(|(_, call)| affordable.contains(call))
+        .collect();
+    if paid.is_empty() {
         return Ok(Vec::new());
     }
-    let calls: Vec<CallId> = wanted
-        .iter()
-        .map(|wanted| wanted.call)
-        .filter(|call| affordable.contains(call))
-        .collect();
+    let (rows, calls): (Vec<RowId>, Vec<CallId>) =
+        paid.iter().map(|(row, call)| (row.row_id, *call)).unzip();
+    let private: Vec<bool> = paid.iter().map(|(row, _)| row.hipaa_compliance).collect();
     let made = sqlx::query_file_as!(
         ClaimedRow,
         "src/calls/make_calls.sql",
         ask.trunk as TrunkId,
         ask.worker,
-        rows as &[RowId],
+        &rows as &[RowId],
         &calls as &[CallId],
+        &private,
     )
     .fetch_all(db)
     .await?;

@@ -9,6 +9,7 @@ use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, OrgId, RowId};
 use crate::phone::E164;
+use crate::privacy::Variables;
 
 /// Where a row stands, in the contract's words.
 #[derive(
@@ -30,8 +31,12 @@ pub struct Row {
     pub id: RowId,
     pub batch_id: BatchId,
     pub to_phonenumber: E164,
+    /// Empty while the row is private.
     #[schema(value_type = Object)]
     pub variable_values: serde_json::Value,
+    /// Whether the row is private: its batch's agent or organization has the flag, or a call of
+    /// it was made under it. A change without `variable_values` leaves the hidden ones alone.
+    pub hipaa_compliance: bool,
     pub status: RowStatus,
     pub error_message: Option<String>,
     pub created_at: DateTime<Utc>,
@@ -68,6 +73,56 @@ pub async fn list(
     filter: Filter,
 ) -> Result<(Vec<Row>, bool)> {
     find(db, scope, batch).await?;
+    let (last, more) = end_of_page(db, batch, filter).await?;
+    let rows = sqlx::query!(
+        r#"select d.id as "id: RowId", d.batch_id as "batch_id: BatchId", d.to_phonenumber as "to_phonenumber: E164",
+                  d.variable_values as "variable_values: Variables",
+                  a.hipaa_compliance or o.hipaa_compliance
+                  -- Looked up row by row, as in pick_rows.sql.
+                  or exists (select from calls c where c.row_id = d.id and c.hipaa_compliance offset 0)
+                      as "hipaa_compliance!",
+                  d.status as "status: RowStatus", d.error_message, d.created_at, d.updated_at, d.outcome, d.reason,
+                  d.attempts,
+                  case when d.status = 'not_started' and d.attempts > 0 then d.due_at end as next_attempt_at,
+                  d.row_no
+           from batch_data d
+           join call_batches b on b.id = d.batch_id
+           join agents a on a.id = b.agent_id
+           join organizations o on o.id = b.org_id
+           where d.batch_id = $1
+             and d.row_no > $2
+             and ($3::text is null or d.status = $3)
+             and d.row_no <= $4
+           order by d.row_no"#,
+        batch as BatchId,
+        filter.after,
+        filter.status as Option<RowStatus>,
+        last,
+    )
+    .fetch_all(db)
+    .await?;
+    let rows = rows.into_iter().map(|row| Row {
+        id: row.id,
+        batch_id: row.batch_id,
+        to_phonenumber: row.to_phonenumber,
+        variable_values: row.variable_values.shown(row.hipaa_compliance),
+        hipaa_compliance: row.hipaa_compliance,
+        status: row.status,
+        error_message: row.error_message,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+        outcome: row.outcome,
+        reason: row.reason,
+        attempts: row.attempts,
+        next_attempt_at: row.next_attempt_at,
+        row_no: row.row_no,
+    });
+    let rows = rows.collect();
+    Ok((rows, more))
+}
+
+/// The last row of a page, and whether there are more behind it.
+async fn end_of_page(db: &mut PgConnection, batch: BatchId, filter: Filter) -> Result<(i64, bool)> {
     let page = sqlx::query!(
         r#"with behind as (
                select row_no, octet_length(variable_values::text) as bytes
@@ -92,28 +147,9 @@ pub async fn list(
         filter.most,
         filter.most_bytes,
     )
-    .fetch_one(&mut *db)
+    .fetch_one(db)
     .await?;
-    let rows = sqlx::query_as!(
-        Row,
-        r#"select id as "id: RowId", batch_id as "batch_id: BatchId", to_phonenumber as "to_phonenumber: E164",
-                  variable_values, status as "status: RowStatus", error_message, created_at, updated_at, outcome,
-                  reason, attempts,
-                  case when status = 'not_started' and attempts > 0 then due_at end as next_attempt_at, row_no
-           from batch_data
-           where batch_id = $1
-             and row_no > $2
-             and ($3::text is null or status = $3)
-             and row_no <= $4
-           order by row_no"#,
-        batch as BatchId,
-        filter.after,
-        filter.status as Option<RowStatus>,
-        page.last,
-    )
-    .fetch_all(db)
-    .await?;
-    Ok((rows, page.more))
+    Ok((page.last, page.more))
 }
 
 /// Removes one row from a batch that is not started.

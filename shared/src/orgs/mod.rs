@@ -38,6 +38,8 @@ pub struct Organization {
     pub timezone: String,
     /// ISO 3166 code that completes numbers without a country code.
     pub default_country: Option<String>,
+    /// Whether calls that are made from here on are under HIPAA, as those of an agent with the
+    /// flag are.
     pub hipaa_compliance: bool,
     pub max_concurrent_calls: i32,
     pub created_at: DateTime<Utc>,

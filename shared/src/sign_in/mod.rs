@@ -12,3 +12,4 @@
 pub mod passwords;
 pub mod sessions;
 pub mod strangers;
+pub mod told;

@@ -11,8 +11,10 @@
 
 use std::net::IpAddr;
 
+use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection};
 
+use super::told::Told;
 use crate::access::known::Known;
 use crate::access::{Credential, Principal, Role};
 use crate::audit::{self, Actor, Note};
@@ -27,6 +29,10 @@ pub struct Stranger {
     pub subject: String,
     /// None when there is none, or when the issuer says that nobody verified it.
     pub email: Option<String>,
+    /// What the token tells besides; None when it is no such token.
+    pub told: Option<Told>,
+    /// When the token was issued.
+    pub issued_at: DateTime<Utc>,
 }
 
 impl Stranger {
@@ -36,7 +42,8 @@ impl Stranger {
 }
 
 /// The caller behind a token, if they have been here before, or were entered under the token's
-/// subject and have no password of ours.
+/// subject and have no password of ours. What the token tells of them is kept when it is news,
+/// and the token no older than the last one that told some.
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] from the database.
@@ -45,9 +52,13 @@ pub async fn principal_unscoped(
     stranger: &Stranger,
 ) -> Result<Option<Known>> {
     let entered: Option<UserId> = stranger.subject.parse().ok();
+    let told = stranger.told.as_ref();
     let row = sqlx::query!(
         r#"select id as "id: UserId", org_id as "org_id: OrgId", email, role as "role: Role",
-                  array(select flag from feature_flags f where f.user_id = users.id and not f.enabled) as "off!"
+                  array(select flag from feature_flags f where f.user_id = users.id and not f.enabled) as "off!",
+                  coalesce(told_at < $3, $3::timestamptz is not null)
+                  and (phone, profile_image_url, user_metadata, full_name)
+                      is distinct from ($4::text, $5::text, $6::jsonb, coalesce($7::text, full_name)) as "is_news!"
            from users
            where removed_at is null
              and (external_subject = $1
@@ -58,9 +69,19 @@ pub async fn principal_unscoped(
            limit 1"#,
         stranger.key(),
         entered as Option<UserId>,
+        told.map(|_| stranger.issued_at),
+        told.and_then(|told| told.phone.as_deref()),
+        told.and_then(|told| told.profile_image_url.as_deref()),
+        told.map(|told| &told.user_metadata),
+        told.and_then(|told| told.full_name.as_deref()),
     )
-    .fetch_optional(db)
+    .fetch_optional(&mut *db)
     .await?;
+    if let (Some(row), Some(told)) = (&row, told)
+        && row.is_news
+    {
+        keep_unscoped(db, row.id, told, stranger.issued_at).await?;
+    }
     Ok(row.map(|row| Known {
         principal: Principal {
             user: row.id,
@@ -72,6 +93,32 @@ pub async fn principal_unscoped(
         off: row.off,
         scopes: Vec::new(),
     }))
+}
+
+/// Keeps what a token told of its user, unless a newer one was quicker. The user is known by the
+/// token, which nobody else has.
+async fn keep_unscoped(
+    db: &mut PgConnection,
+    user: UserId,
+    told: &Told,
+    issued_at: DateTime<Utc>,
+) -> Result<()> {
+    sqlx::query!(
+        "update users
+         set phone = $3, profile_image_url = $4, user_metadata = $5, full_name = coalesce($6, full_name),
+             told_at = $2
+         where id = $1
+           and coalesce(told_at < $2, true)",
+        user as UserId,
+        issued_at,
+        told.phone.as_deref(),
+        told.profile_image_url.as_deref(),
+        told.user_metadata,
+        told.full_name.as_deref(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Makes a user of somebody who was not here before: where they are invited, or in an
@@ -146,9 +193,11 @@ async fn enter(
     org: OrgId,
     role: Role,
 ) -> Result<Option<UserId>> {
+    let told = stranger.told.as_ref();
     let user = sqlx::query_scalar!(
-        r#"insert into users (id, org_id, email, role, external_subject)
-           values ($1, $2, $3, $4, $5)
+        r#"insert into users (id, org_id, email, role, external_subject, full_name, phone, profile_image_url,
+                              user_metadata, told_at)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, '{}'::jsonb), $10)
            on conflict do nothing
            returning id as "id: UserId""#,
         UserId::new() as UserId,
@@ -156,6 +205,11 @@ async fn enter(
         email,
         role as Role,
         stranger.key(),
+        told.and_then(|told| told.full_name.as_deref()),
+        told.and_then(|told| told.phone.as_deref()),
+        told.and_then(|told| told.profile_image_url.as_deref()),
+        told.map(|told| &told.user_metadata),
+        told.map(|_| stranger.issued_at),
     )
     .fetch_optional(db)
     .await?;

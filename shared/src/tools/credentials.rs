@@ -207,10 +207,21 @@ impl Credentials {
             .collect()
     }
 
-    /// Whether a mask stands where a secret should.
-    #[must_use]
-    pub fn has_mask(&self) -> bool {
-        !self.masks().is_empty()
+    /// The same, if no mask stands where a secret should.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for each mask.
+    pub fn without_masks(self) -> Result<Self> {
+        let told = "is masked, which keeps what is stored, and nothing is stored there: send the secret itself";
+        let errors: Vec<FieldError> = self
+            .masks()
+            .into_iter()
+            .map(|path| FieldError::new("body", path, "masked", told))
+            .collect();
+        match errors.is_empty() {
+            true => Ok(self),
+            false => Err(Error::Invalid(errors)),
+        }
     }
 
     /// The headers to send.
@@ -331,7 +342,8 @@ mod tests {
         assert_eq!(shown.headers["Accept"], "application/json");
         assert!(!serde_json::to_string(&shown).unwrap().contains("pass-word"));
         assert!(!format!("{stored:?}").contains("peal"));
-        assert!(shown.has_mask() && !stored.has_mask());
+        assert!(shown.clone().without_masks().is_err());
+        assert_eq!(stored.clone().without_masks().unwrap(), stored);
         let (url, moved) = (
             "https://shop.test/{{id}}",
             "https://shop.test:443/v2?a={{id}}",
@@ -343,7 +355,8 @@ mod tests {
                 token: MASK.to_owned(),
             },
         };
-        assert!(other.unmasked(url, &stored, url).unwrap().has_mask());
+        let filled = other.unmasked(url, &stored, url).unwrap();
+        assert!(filled.without_masks().is_err());
     }
 
     #[test]

@@ -188,6 +188,56 @@ pub async fn remove(
     Ok(agent)
 }
 
+/// Gives an agent without tools those of another one of its organisation, in their order, as far
+/// as its owner sees them.
+///
+/// # Errors
+/// [`Error::NotFound`] when one of the two is out of sight.
+pub async fn copy(
+    db: &mut PgConnection,
+    scope: &Scope,
+    from: AgentId,
+    to: AgentId,
+) -> Result<Vec<AgentTool>> {
+    let from = agents::find(db, scope, from).await?;
+    let to = agents::find(db, scope, to).await?;
+    let seen = sqlx::query_scalar!(
+        "select m.id
+         from agent_tools m
+         join users owner on owner.id = $3
+         left join tools t on t.id = m.tool_id
+         left join mcp_servers s on s.id = m.mcp_server_id
+         where m.agent_id = $1
+           and m.org_id = $2
+           and (owner.role <> 'user' or coalesce(t.user_id, s.user_id) = owner.id)
+         order by m.position, m.id",
+        from.id as AgentId,
+        to.org_id as OrgId,
+        to.user_id.0,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    // Ids in this order, by which tools of one place are listed.
+    let ids: Vec<Uuid> = seen.iter().map(|_| AgentId::new().0).collect();
+    sqlx::query!(
+        "insert into agent_tools (id, org_id, agent_id, tool_id, mcp_server_id, enabled, used, allowed_tools,
+                                  param_defaults, position)
+         select c.id, m.org_id, $1, m.tool_id, m.mcp_server_id, m.enabled, m.used, m.allowed_tools,
+                m.param_defaults, m.position
+         from unnest($2::uuid[], $3::uuid[]) as c (id, original)
+         join agent_tools m on m.id = c.original",
+        to.id as AgentId,
+        &ids,
+        &seen,
+    )
+    .execute(&mut *db)
+    .await
+    // It was there a moment ago.
+    .on_constraint("tool_is_mapped", || Error::NotFound("Tool"))
+    .map(drop)?;
+    list(db, scope, to.id).await
+}
+
 async fn put(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Result<()> {
     let (endpoint, server) = match tool.kind {
         ToolType::Endpoint => (Some(tool.tool), None),

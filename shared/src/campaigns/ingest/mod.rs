@@ -78,6 +78,8 @@ pub struct Target {
     pub spoken: Vec<String>,
     /// How to read numbers without a country code.
     pub default_country: Option<Country>,
+    /// Whether nobody is told the values of rows, nor those that are rejected.
+    pub is_private: bool,
 }
 
 /// The batch as a place to put rows into, in the caller's sight.
@@ -97,7 +99,8 @@ pub async fn target(
     }
     let facts = sqlx::query!(
         r#"select coalesce(b.default_country, o.default_country) as "default_country: Country",
-                  a.first_response_message, a.system_prompt
+                  a.first_response_message, a.system_prompt,
+                  a.hipaa_compliance or o.hipaa_compliance as "is_private!"
            from call_batches b
            join organizations o on o.id = b.org_id
            join agents a on a.id = b.agent_id
@@ -116,6 +119,7 @@ pub async fn target(
         ),
         variable_names: batch.variable_names,
         default_country: facts.default_country,
+        is_private: facts.is_private,
     })
 }
 

@@ -60,7 +60,7 @@ pub async fn insert_records(
         } = record;
         match rules.item(place, to_phonenumber, variables, &target.variable_names) {
             Ok(row) => rows.push(row),
-            Err(reject) => rejects.push(reject),
+            Err(reject) => rejects.push(reject.kept_private(target.is_private)),
         }
     }
     let mut zone_ids = ZoneIds::new();

@@ -174,11 +174,15 @@ async fn rejects_after(
 ) -> Result<Vec<Rejected>> {
     let mut db = wall::begin(pool, scope).await?;
     let rows = sqlx::query!(
-        r#"select r.line, r.column_name, r.value, r.code, r.message,
-                  array(select jsonb_array_elements_text(r.cells)) as "cells!"
+        r#"select r.line, r.column_name, case when p.private then '' else r.value end as "value!",
+                  r.code, r.message,
+                  array(select jsonb_array_elements_text(case when not p.private then r.cells end)) as "cells!"
          from ingests i
          join call_batches b on b.id = i.batch_id
+         join agents a on a.id = b.agent_id
+         join organizations o on o.id = b.org_id
          join ingest_rejects r on r.ingest_id = i.id
+         cross join lateral (select a.hipaa_compliance or o.hipaa_compliance as private) p
          where i.id = $1
            and ($2::uuid is null or b.org_id = $2)
            and ($3::uuid is null or b.user_id = $3)

@@ -51,7 +51,7 @@ pub struct Reject {
     #[serde(rename = "row")]
     pub line: i64,
     pub column: String,
-    /// The value, cut to 200 characters.
+    /// The value, cut to 200 characters; empty when the batch is private.
     pub value: String,
     pub code: Cow<'static, str>,
     pub message: String,
@@ -76,6 +76,14 @@ impl Reject {
             code: code.into(),
             message: message.into(),
         }
+    }
+
+    /// The same, without the value when that is private. Messages hold none.
+    pub(super) fn kept_private(mut self, is_private: bool) -> Self {
+        if is_private {
+            self.value.clear();
+        }
+        self
     }
 }
 

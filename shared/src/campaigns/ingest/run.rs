@@ -46,6 +46,7 @@ struct Job {
     /// As in [`super::Target`].
     spoken: Vec<String>,
     default_country: Option<Country>,
+    is_private: bool,
 }
 
 /// What a chunk's transaction found.
@@ -157,6 +158,7 @@ async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
                   i.state as "state: State", i.checkpoint, i.total_rows, i.inserted,
                   i.duplicates, i.rejected, i.warnings, i.failure_code, i.failure_message,
                   b.variable_names, a.first_response_message, a.system_prompt,
+                  a.hipaa_compliance or o.hipaa_compliance as "is_private!",
                   coalesce(b.default_country, o.default_country) as "default_country: Country"
          from ingests i
          join call_batches b on b.id = i.batch_id
@@ -195,6 +197,7 @@ async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
         ),
         variables: row.variable_names,
         default_country: row.default_country,
+        is_private: row.is_private,
     })
 }
 
@@ -350,7 +353,11 @@ impl Write {
             batch: job.batch,
             rows: i64::try_from(chunk.rows.len()).unwrap_or(i64::MAX),
             copy_data: write::copy_data(&chunk.rows, zone_ids),
-            rejects: chunk.rejects,
+            rejects: chunk
+                .rejects
+                .into_iter()
+                .map(|reject| reject.kept_private(job.is_private))
+                .collect(),
             is_last: matches!(chunk.end, End::OfFile),
             from: serde_json::to_value(from)?,
             to: serde_json::to_value(to)?,

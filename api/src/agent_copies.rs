@@ -1,0 +1,80 @@
+//! `/api/v1/agents/{agent_id}/clone`: an agent again, with all that it works with.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use peal_shared::agents::setup::{self, CompleteAgent};
+use peal_shared::analysis::attached;
+use peal_shared::context::Context;
+use peal_shared::ids::AgentId;
+use peal_shared::tools::mapping;
+use serde::Deserialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::agents::{checked, note};
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::extract::{Ids, OptionalJson};
+use crate::openapi::{ProblemDocument, Refusals};
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(clone))
+}
+
+/// Copy an agent
+///
+/// The copy belongs to whoever makes it, unless the agent is of another organization. It has
+/// the same settings and the same secrets of its webhook, and those of the tools and analysis
+/// rules that its owner sees.
+#[utoipa::path(
+    post,
+    path = "/api/v1/agents/{agent_id}/clone",
+    tag = "Agents",
+    params(("agent_id" = AgentId, Path)),
+    request_body(content = Option<CloneAgent>, example = json!({"name": "Reminder, in Hindi"})),
+    responses(
+        (status = 201, body = CompleteAgent),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such agent"),
+        Refusals,
+    )
+)]
+async fn clone(
+    State(context): State<Arc<Context>>,
+    caller: Caller,
+    Ids(id): Ids<AgentId>,
+    OptionalJson(body): OptionalJson<CloneAgent>,
+) -> Result<(StatusCode, Json<CompleteAgent>)> {
+    let (keys, scope) = (&context.config.keys, caller.scope());
+    let mut db = caller.change(&context).await?;
+    let original = setup::find(&mut db, keys, &scope, id).await?;
+    let was = original.setup();
+    let mut copy = was.clone();
+    copy.agent.name = body.name.unwrap_or_else(|| {
+        let name: String = copy.agent.name.chars().take(193).collect();
+        format!("{name} (copy)")
+    });
+    let copy = checked(&context.gate, copy, Some(&was))?;
+    let owner = match original.org_id == caller.org {
+        true => caller.user,
+        false => original.agent.user_id,
+    };
+    let stored = original.stored();
+    let agent = setup::create(&mut db, keys, &scope, owner, &copy, stored.as_ref()).await?;
+    mapping::copy(&mut db, &scope, id, agent.agent.id).await?;
+    attached::copy(&mut db, &scope, id, agent.agent.id).await?;
+    let note = note("agent.clone", &agent).after(&agent.setup())?;
+    db.commit(note, StatusCode::CREATED, Json(agent)).await
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CloneAgent {
+    /// The name of the copy; `... (copy)` when absent.
+    #[schema(min_length = 1, max_length = 200)]
+    name: Option<String>,
+}

@@ -1,0 +1,74 @@
+//! `/api/v1/me`: who the caller is.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use peal_shared::access::{Credential, Role};
+use peal_shared::context::Context;
+use peal_shared::ids::{OrgId, UserId};
+use peal_shared::orgs::members;
+use peal_shared::users;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::openapi::Refusals;
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(me))
+}
+
+/// Who the caller is
+///
+/// `phone`, `profile_image_url` and `user_metadata` are what the session tokens of another
+/// issuer told last.
+#[utoipa::path(get, path = "/api/v1/me", tag = "Me", responses((status = 200, body = Me), Refusals))]
+async fn me(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Me>> {
+    let scope = caller.scope_of(caller.user)?;
+    let mut db = caller.read(&context).await?;
+    let member = members::find(&mut db, &scope, caller.org, caller.user).await?;
+    let about = users::about(&mut db, &scope, caller.user).await?;
+    Ok(Json(Me {
+        user_id: member.id,
+        auth: match caller.credential {
+            Credential::Session => "bearer",
+            Credential::ApiKey(_) => "api_key",
+        },
+        email: member.email,
+        phone: about.phone,
+        profile_image_url: about.profile_image_url,
+        full_name: member.full_name,
+        user_metadata: about.user_metadata,
+        organization_id: member.organization_id,
+        role: member.role,
+    }))
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "user_id": "0198c0de-0000-7000-8000-000000000002", "auth": "bearer", "email": "ada@example.com",
+    "phone": "12125550123", "profile_image_url": "https://img.example.com/ada.png", "full_name": "Ada Lovelace",
+    "user_metadata": {"full_name": "Ada Lovelace"}, "organization_id": "0198c0de-0000-7000-8000-000000000001",
+    "role": "org_admin"
+}))]
+struct Me {
+    user_id: UserId,
+    /// `bearer` or `api_key`.
+    auth: &'static str,
+    email: String,
+    /// As their issuer writes it.
+    phone: Option<String>,
+    profile_image_url: Option<String>,
+    full_name: Option<String>,
+    /// At most 4096 bytes.
+    #[schema(value_type = Object)]
+    user_metadata: Value,
+    organization_id: OrgId,
+    role: Role,
+}

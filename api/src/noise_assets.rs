@@ -1,0 +1,28 @@
+//! `/api/v1/noise-assets`: what may be heard behind an agent's voice.
+
+use axum::Json;
+use peal_shared::noises::{self, Noise};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::openapi::Refusals;
+use crate::state::Api;
+
+pub fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(list))
+}
+
+/// List background noises
+///
+/// An agent names one of them by its id, as `background_noise_id`.
+#[utoipa::path(
+    get,
+    path = "/api/v1/noise-assets",
+    tag = "Providers",
+    responses((status = 200, body = Vec<Noise>), Refusals)
+)]
+async fn list(_caller: Caller) -> Result<Json<Vec<Noise>>> {
+    Ok(Json(noises::ALL.to_vec()))
+}

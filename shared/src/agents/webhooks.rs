@@ -1,0 +1,228 @@
+//! When and where others are told of an agent's calls.
+//!
+//! An outgoing webhook proves itself as a tool does, with headers and authentication. They are
+//! sealed for the agent's row and stand nowhere else; whoever reads the agent sees masks, and a
+//! mask that is sent back means what is stored while the webhook stays at its server.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use crate::error::Result;
+use crate::ids::{AgentId, OrgId};
+use crate::secret::Keys;
+use crate::tools::{Auth, Credentials};
+
+/// The table, as sealed credentials name it.
+const TABLE: &str = "agents";
+/// Where a body has an outgoing webhook.
+pub const OUTGOING: [&str; 3] = ["agent_specific_config", "webhooks", "outgoing"];
+
+/// When and where others are told of calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Webhooks {
+    #[schema(default = false)]
+    pub trigger_on_web_call: bool,
+    #[schema(default = false)]
+    pub trigger_on_phone_call: bool,
+    pub incoming: Option<IncomingWebhook>,
+    pub outgoing: Option<OutgoingWebhook>,
+}
+
+/// What may be told to the agent when a call begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct IncomingWebhook {
+    #[schema(default = false)]
+    pub enabled: bool,
+    #[schema(max_items = 50)]
+    pub attached_variables: Vec<AttachedVariable>,
+}
+
+/// A variable that a request may bring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttachedVariable {
+    #[schema(min_length = 1, max_length = 64)]
+    pub name: String,
+    #[schema(max_length = 2000)]
+    pub default_value: Option<String>,
+}
+
+/// Who is told when a call has ended.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OutgoingWebhook {
+    #[serde(default)]
+    #[schema(default = false)]
+    pub enabled: bool,
+    /// When it gets another scheme, host or port, secrets have to be sent again.
+    #[schema(max_length = 2000, example = "https://crm.example.com/calls")]
+    pub url: String,
+    #[serde(default)]
+    pub method: WebhookMethod,
+    /// At most 30. Values of headers whose names sound like secrets are masked on read, and a
+    /// mask that is sent back keeps what is stored. In a change, a null removes a header.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Replaced as a whole when its `type` changes.
+    #[serde(default)]
+    pub auth: Auth,
+    #[serde(default)]
+    #[schema(default = 0, minimum = 0, maximum = 10)]
+    pub retry_count: i32,
+}
+
+impl fmt::Debug for OutgoingWebhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutgoingWebhook")
+            .field("enabled", &self.enabled)
+            .field("url", &self.url)
+            .field("method", &self.method)
+            .field("retry_count", &self.retry_count)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a webhook is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum WebhookMethod {
+    #[default]
+    Post,
+    Put,
+    Patch,
+}
+
+impl OutgoingWebhook {
+    /// What its requests prove themselves with, as it was sent or is shown.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            headers: self.headers.clone(),
+            auth: self.auth.clone(),
+        }
+    }
+
+    /// Shows what is stored, with masks.
+    pub(super) fn show(&mut self, stored: &Credentials) {
+        let Credentials { headers, auth } = stored.masked();
+        (self.headers, self.auth) = (headers, auth);
+    }
+}
+
+/// What an agent's requests prove themselves with, and where these go.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub url: String,
+    pub credentials: Credentials,
+}
+
+/// Seals what a webhook proves itself with for its agent; None when that is nothing. Masks mean
+/// what is stored, for the same agent or the one that it is a copy of.
+///
+/// # Errors
+/// [`Error::Invalid`](crate::Error::Invalid) for each mask that stands for nothing, or whose
+/// webhook moves to another server.
+pub(super) fn sealed(
+    keys: &Keys,
+    (org, id): (OrgId, AgentId),
+    outgoing: Option<&OutgoingWebhook>,
+    stored: Option<&Stored>,
+) -> Result<Option<Vec<u8>>> {
+    let Some(outgoing) = outgoing else {
+        return Ok(None);
+    };
+    let sent = outgoing.credentials();
+    let whole = match stored {
+        Some(Stored { url, credentials }) => sent.unmasked(&outgoing.url, credentials, url),
+        None => Ok(sent),
+    };
+    let whole = whole
+        .and_then(Credentials::without_masks)
+        .map_err(|error| error.within(&OUTGOING))?;
+    if whole == Credentials::default() {
+        return Ok(None);
+    }
+    whole.sealed(keys, TABLE, org, id.0).map(Some)
+}
+
+/// Opens what [`sealed`] made.
+pub(super) fn opened(
+    keys: &Keys,
+    (org, id): (OrgId, AgentId),
+    sealed: Option<&[u8]>,
+) -> Result<Credentials> {
+    match sealed {
+        None => Ok(Credentials::default()),
+        Some(sealed) => Credentials::opened(keys, TABLE, org, id.0, sealed),
+    }
+}
+
+/// Makes room in the whole for the part that will be merged into it: an `auth` of another type
+/// shares no field with the one before, and a header has one name, however it is written.
+pub(super) fn make_room(whole: &mut Value, part: &Value) {
+    let pointer = format!("/{}", OUTGOING.join("/"));
+    let (Some(whole), Some(part)) = (whole.pointer_mut(&pointer), part.pointer(&pointer)) else {
+        return;
+    };
+    let kind = &part["auth"]["type"];
+    if !kind.is_null() && *kind != whole["auth"]["type"] {
+        whole["auth"] = Value::Null;
+    }
+    if let (Some(known), Some(sent)) = (
+        whole.get_mut("headers").and_then(Value::as_object_mut),
+        part.get("headers").and_then(Value::as_object),
+    ) {
+        let is_again = |name: &String| {
+            sent.keys()
+                .any(|other| other != name && other.eq_ignore_ascii_case(name))
+        };
+        known.retain(|name, _| !is_again(name));
+    }
+}
+
+/// Removes the headers that are null.
+pub(super) fn drop_nulls(whole: &mut Value) {
+    let pointer = format!("/{}/headers", OUTGOING.join("/"));
+    if let Some(headers) = whole.pointer_mut(&pointer).and_then(Value::as_object_mut) {
+        headers.retain(|_, value| !value.is_null());
+    }
+}
+
+/// Seals under the present master key what is under an earlier one, of all organisations: the
+/// platform's operator rotates. Answers how many.
+///
+/// # Errors
+/// [`Error::Unexpected`](crate::Error::Unexpected) when one opens under no key that is set.
+pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+    let agents = sqlx::query!(
+        r#"select id as "id: AgentId", org_id as "org_id: OrgId", webhook_credentials as "credentials!"
+           from agents
+           where webhook_credentials is not null
+           order by id
+           for update"#
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut resealed = 0;
+    for agent in agents {
+        let (org, id) = (agent.org_id, agent.id);
+        if let Some(sealed) = Credentials::resealed(keys, TABLE, org, id.0, &agent.credentials)? {
+            sqlx::query!(
+                "update agents set webhook_credentials = $2 where id = $1",
+                id as AgentId,
+                sealed,
+            )
+            .execute(&mut *db)
+            .await?;
+            resealed += 1;
+        }
+    }
+    Ok(resealed)
+}

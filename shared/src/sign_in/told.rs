@@ -1,0 +1,121 @@
+//! What another issuer's token tells of somebody besides who they are: how they may be reached
+//! and shown. Nothing follows from it, and only they are shown it.
+//!
+//! Supabase has a claim `phone` and puts the rest in `user_metadata`, which users write
+//! themselves; so whatever is not of the expected kind and size is left out.
+
+use serde_json::{Map, Value};
+use url::Url;
+
+const MAX_NAME_CHARS: usize = 200;
+const MAX_PHONE_CHARS: usize = 40;
+const MAX_URL_CHARS: usize = 2000;
+/// Larger metadata is not kept.
+const MAX_METADATA_BYTES: usize = 4096;
+
+/// What a token tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    pub full_name: Option<String>,
+    pub phone: Option<String>,
+    pub profile_image_url: Option<String>,
+    pub user_metadata: Value,
+}
+
+impl Told {
+    /// What these claims tell; None when there are none.
+    #[must_use]
+    pub fn of(phone: Option<&Value>, metadata: Option<&Value>) -> Option<Self> {
+        let metadata = metadata.and_then(Value::as_object);
+        let phone = phone.and_then(Value::as_str);
+        if metadata.is_none() && phone.is_none_or(str::is_empty) {
+            return None;
+        }
+        let nothing = Map::new();
+        let metadata = metadata.unwrap_or(&nothing);
+        let first = |names: [&str; 2], most| {
+            let texts = names.into_iter().filter_map(|name| metadata.get(name));
+            texts
+                .filter_map(Value::as_str)
+                .find_map(|text| line(text, most))
+        };
+        Some(Self {
+            full_name: first(["full_name", "name"], MAX_NAME_CHARS),
+            phone: phone.and_then(|phone| line(phone, MAX_PHONE_CHARS)),
+            profile_image_url: first(["avatar_url", "picture"], MAX_URL_CHARS)
+                .filter(|url| is_web_address(url)),
+            user_metadata: Value::Object(match is_storable(metadata) {
+                true => metadata.clone(),
+                false => Map::new(),
+            }),
+        })
+    }
+}
+
+/// A text of one line, if it is one.
+fn line(text: &str, most: usize) -> Option<String> {
+    let text = text.trim();
+    let fits = (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    fits.then(|| text.to_owned())
+}
+
+fn is_web_address(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "https" | "http"))
+}
+
+/// Whether the database takes it, and would not be filled with it.
+fn is_storable(metadata: &Map<String, Value>) -> bool {
+    let text = serde_json::to_string(metadata).unwrap_or_default();
+    (2..=MAX_METADATA_BYTES).contains(&text.len()) && !text.contains("\\u0000")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_supabase_tells_is_read() {
+        let metadata = json!({
+            "full_name": " Ada Lovelace ", "avatar_url": "https://img.test/ada.png", "theme": {"dark": true},
+        });
+        let told = Told::of(Some(&json!("12125550123")), Some(&metadata)).unwrap();
+        assert_eq!(told.full_name.as_deref(), Some("Ada Lovelace"));
+        assert_eq!(told.phone.as_deref(), Some("12125550123"));
+        assert_eq!(
+            told.profile_image_url.as_deref(),
+            Some("https://img.test/ada.png")
+        );
+        assert_eq!(told.user_metadata, metadata);
+        let others = json!({"full_name": 1, "name": "Ada", "picture": "http://img.test/a"});
+        let told = Told::of(Some(&json!("")), Some(&others)).unwrap();
+        assert_eq!((told.full_name.as_deref(), told.phone), (Some("Ada"), None));
+        assert_eq!(told.profile_image_url.as_deref(), Some("http://img.test/a"));
+    }
+
+    #[test]
+    fn a_token_without_such_claims_tells_nothing() {
+        assert_eq!(Told::of(None, None), None);
+        assert_eq!(Told::of(Some(&json!("")), Some(&Value::Null)), None);
+        assert_eq!(Told::of(Some(&json!(1)), Some(&json!([]))), None);
+    }
+
+    #[test]
+    fn what_is_odd_or_large_is_left_out() {
+        for metadata in [
+            json!({"a": "x".repeat(MAX_METADATA_BYTES)}),
+            json!({"a": "\0"}),
+            json!({"full_name": "a\nb", "avatar_url": "javascript:alert(1)", "a\0": 1}),
+            json!({"full_name": "x".repeat(201), "avatar_url": "https://", "a": "\0"}),
+        ] {
+            let long = json!("1".repeat(41));
+            let told = Told::of(Some(&long), Some(&metadata)).unwrap();
+            let nothing = Told {
+                user_metadata: json!({}),
+                ..Told::default()
+            };
+            assert_eq!(told, nothing);
+        }
+    }
+}
