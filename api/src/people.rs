@@ -115,6 +115,7 @@ async fn visible_users(
     get,
     path = "/api/v1/organizations/{id}/users",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path), Paging),
     responses(
         (status = 200, body = Members),
@@ -285,6 +286,7 @@ fn mail_text(context: &Context, id: InviteId, organization: &str) -> String {
     get,
     path = "/api/v1/organizations/{id}/invites",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path)),
     responses(
         (status = 200, body = Invites),
@@ -379,6 +381,7 @@ async fn accept_invite(
     let caller = Caller {
         principal: invites::guest(&invite),
         session: None,
+        until: None,
         origin,
     };
     let mut db = caller.change(&context).await?;

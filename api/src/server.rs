@@ -36,8 +36,10 @@ use crate::state::Api;
 use crate::{agent_analysis, agent_tools, agents, analysis_rules, api_keys, audit_log};
 use crate::{batch_events, batch_rows, batches, billing, callbacks, connections, description};
 use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, measure, openapi};
-use crate::{org_pricing, organizations, people, phone_mapping, phones, providers, request_key};
-use crate::{service_prices, sign_in, tools, trunks, uploads, voices, wallets, workflows};
+use crate::{org_pricing, organizations, people, phone_mapping, phones, providers, refusals};
+use crate::{
+    request_key, service_prices, sign_in, tools, trunks, uploads, voices, wallets, workflows,
+};
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
@@ -78,8 +80,11 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let routes = router(Api::new(Arc::clone(&context), shutdown.clone())?);
-    serve_framed(context, listener, routes, shutdown).await
+    let api = Api::new(Arc::clone(&context), shutdown.clone())?;
+    let refusals = api.refusals.clone();
+    let served = serve_framed(context, listener, router(api), shutdown).await;
+    refusals.close().await;
+    served
 }
 
 /// Serves any routes as [`serve`] does its own: around them goes what goes around every route of
@@ -183,6 +188,7 @@ fn routes() -> OpenApiRouter<Api> {
 
 fn router(api: Api) -> Router {
     Router::from(routes())
+        .layer(from_fn_with_state(api.clone(), refusals::note))
         .layer(Extension(api.gates.clone()))
         .layer(Extension(Arc::clone(&api.context)))
         .fallback(async || Problem::no_route())
