@@ -3,35 +3,30 @@
 //! Saving a server asks it what it offers. A server that is down is saved all the same, with
 //! the reason in `sync_error`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use peal_shared::Error;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
-use peal_shared::egress::Gate;
-use peal_shared::ids::{McpServerId, UserId};
-use peal_shared::tools::mcp::{McpClient as _, McpTool};
-use peal_shared::tools::servers::{self, McpServer, NewMcpServer, Transport};
+use peal_shared::ids::McpServerId;
+use peal_shared::tools::mcp::McpClient as _;
+use peal_shared::tools::servers::{self, McpServer};
 use peal_shared::tools::sweep;
-use peal_shared::tools::{Auth, Credentials};
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::mcp_bodies::{
+    AllowedTools, Asked, FetchTools, FetchedTools, McpServerBody, McpServers, check_allowed,
+};
 use crate::openapi::{ProblemDocument, Refusals};
 use crate::page::Whose;
 use crate::state::Api;
-use crate::tools::{Force, Told, check_credentials, check_owner_stays, yes};
-
-const MAX_ALLOWED: usize = 200;
+use crate::tools::{Force, Told, check_owner_stays};
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -75,14 +70,16 @@ async fn create(
     let owner = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(owner)?;
     let new = body.validated(&context.gate)?;
-    // Asked without a transaction; a request that was answered before ends here.
-    drop(caller.change(&context).await?);
-    let discovered = context.mcp.tools(caller.org, &new.endpoint()).await;
-    let mut db = caller.change(&context).await?;
-    let keys = &context.config.keys;
-    let server = servers::create(&mut db, keys, &scope, owner, &new, &discovered).await?;
-    let note = note("mcp_server.create", &server).after(&server)?;
-    db.commit(note, StatusCode::CREATED, Json(server)).await
+    let created = caller.once(context, move |context, caller| async move {
+        // Asked without a transaction.
+        let discovered = context.mcp.tools(caller.org, &new.endpoint()).await;
+        let mut db = caller.change(&context).await?;
+        let keys = &context.config.keys;
+        let server = servers::create(&mut db, keys, &scope, owner, &new, &discovered).await?;
+        let note = note("mcp_server.create", &server).after(&server)?;
+        db.commit(note, StatusCode::CREATED, Json(server)).await
+    });
+    created.await
 }
 
 /// List MCP servers
@@ -154,47 +151,27 @@ async fn fetch(
     caller: Caller,
     ValidJson(body): ValidJson<FetchTools>,
 ) -> Result<(StatusCode, Json<FetchedTools>)> {
-    let (keys, scope) = (&context.config.keys, caller.scope());
-    let mut db = caller.change(&context).await?;
-    let (org, subject, endpoint, kept) = match (body.tool_id, body.server_url) {
-        (Some(id), None) => {
-            let (server, endpoint) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
-            (server.org_id, id.0, endpoint, Some(id))
+    let asked = body.asked(&context.gate)?;
+    let fetched = caller.once(context, move |context, caller| async move {
+        let (keys, scope) = (&context.config.keys, caller.scope());
+        let (org, subject, endpoint, kept) = match asked {
+            Asked::Kept(id) => {
+                let mut db = caller.read(&context).await?;
+                let found = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
+                (found.0.org_id, id.0, found.1, Some(id))
+            }
+            Asked::Unkept(new) => (caller.org, caller.user.0, new.endpoint(), None),
+        };
+        let discovered = context.mcp.tools(org, &endpoint).await;
+        let mut db = caller.change(&context).await?;
+        if let Some(id) = kept {
+            servers::synced(&mut db, keys, &scope, id, &discovered).await?;
         }
-        (None, Some(server_url)) => {
-            let unnamed = McpServerBody {
-                name: "unnamed".to_owned(),
-                server_url,
-                transport: body.transport,
-                headers: body.headers,
-                auth: body.auth,
-                timeout_seconds: body.timeout_seconds,
-                allowed_tools: None,
-                is_active: true,
-                user_id: None,
-            };
-            let endpoint = unnamed.validated(&context.gate)?.endpoint();
-            (caller.org, caller.user.0, endpoint, None)
-        }
-        _ => {
-            let told = "send exactly one of tool_id and server_url";
-            return Err(Error::rejected("tool_id_or_server_url", told).into());
-        }
-    };
-    drop(db);
-    let discovered = context.mcp.tools(org, &endpoint).await;
-    let mut db = caller.change(&context).await?;
-    if let Some(id) = kept {
-        servers::synced(&mut db, keys, &scope, id, &discovered).await?;
-    }
-    let sync_error = discovered.as_ref().err().cloned();
-    let fetched = FetchedTools {
-        success: sync_error.is_none(),
-        tools: discovered.unwrap_or_default(),
-        sync_error,
-    };
-    let note = Note::new("mcp_server.fetch", org, subject);
-    db.commit(note, StatusCode::OK, Json(fetched)).await
+        let fetched = FetchedTools::of(discovered);
+        let note = Note::new("mcp_server.fetch", org, subject);
+        db.commit(note, StatusCode::OK, Json(fetched)).await
+    });
+    fetched.await
 }
 
 /// Show an MCP server
@@ -375,124 +352,4 @@ async fn filter(
 /// A change of a server, for the audit log.
 fn note(action: &'static str, server: &McpServer) -> Note {
     Note::new(action, server.org_id, server.id.0)
-}
-
-/// An MCP server as its owner writes it.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({
-    "name": "Shop", "server_url": "https://mcp.shop.example.com/mcp",
-    "auth": {"type": "bearer", "token": "the shop's token"}, "timeout_seconds": 10
-}))]
-struct McpServerBody {
-    name: String,
-    server_url: String,
-    #[serde(default = "streamable_http")]
-    transport: Transport,
-    #[serde(default)]
-    headers: BTreeMap<String, String>,
-    #[serde(default)]
-    auth: Auth,
-    /// How long asking the server may take, 1 to 15.
-    #[serde(default = "ten")]
-    timeout_seconds: i32,
-    /// Names of the tools that agents may use; null allows all.
-    allowed_tools: Option<Vec<String>>,
-    #[serde(default = "yes")]
-    is_active: bool,
-    /// Whose server it will be; an administrator may name a member.
-    user_id: Option<UserId>,
-}
-
-fn streamable_http() -> Transport {
-    Transport::StreamableHttp
-}
-
-fn ten() -> i32 {
-    10
-}
-
-impl McpServerBody {
-    fn validated(self, gate: &Gate) -> Result<NewMcpServer> {
-        let mut fields = Fields::default();
-        let name = self.name.trim();
-        fields.check_text(name, "name", 1, 200);
-        fields.check_range(self.timeout_seconds, "timeout_seconds", 1, 15);
-        if let Err(why) = gate.target(&self.server_url) {
-            fields.check(false, "server_url", "url", why);
-        }
-        check_allowed(&mut fields, self.allowed_tools.as_deref());
-        let credentials = Credentials {
-            headers: self.headers,
-            auth: self.auth,
-        };
-        check_credentials(&mut fields, &credentials);
-        fields.finish()?;
-        Ok(NewMcpServer {
-            name: name.to_owned(),
-            server_url: self.server_url,
-            transport: self.transport,
-            credentials,
-            timeout_seconds: self.timeout_seconds,
-            allowed_tools: self.allowed_tools,
-            is_active: self.is_active,
-        })
-    }
-}
-
-fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
-    let names = names.unwrap_or_default();
-    fields.check(
-        names.len() <= MAX_ALLOWED,
-        "allowed_tools",
-        "length",
-        "must be 200 names or fewer",
-    );
-    for (place, name) in names.iter().enumerate() {
-        fields.check_text(name, &format!("allowed_tools.{place}"), 1, 200);
-    }
-}
-
-/// Which server to ask.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({"server_url": "https://mcp.shop.example.com/mcp"}))]
-struct FetchTools {
-    /// A server that is kept.
-    tool_id: Option<McpServerId>,
-    /// Another one.
-    server_url: Option<String>,
-    #[serde(default = "streamable_http")]
-    transport: Transport,
-    #[serde(default)]
-    headers: BTreeMap<String, String>,
-    #[serde(default)]
-    auth: Auth,
-    #[serde(default = "ten")]
-    timeout_seconds: i32,
-}
-
-#[derive(Serialize, ToSchema)]
-#[schema(example = json!({
-    "success": true, "sync_error": null,
-    "tools": [{"name": "find_order", "description": "Finds an order", "input_schema": {"type": "object"}}]
-}))]
-struct FetchedTools {
-    success: bool,
-    tools: Vec<McpTool>,
-    /// Why the server could not be asked.
-    sync_error: Option<String>,
-}
-
-/// Names of tools; null allows all.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({"allowed_tools": ["find_order"]}))]
-struct AllowedTools {
-    allowed_tools: Option<Vec<String>>,
-}
-
-#[derive(Serialize, ToSchema)]
-struct McpServers {
-    tools: Vec<McpServer>,
 }
