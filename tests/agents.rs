@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::app::{App, Options, PATIENCE};
 use crate::harness::eventually;
-use crate::harness::members::{ask, audited, member};
+use crate::harness::members::{ask, audited, member, signed_in};
 
 const BASE: &str = "/api/v1/agents";
 
@@ -578,12 +578,18 @@ async fn a_list_shows_what_the_role_reaches() {
         .expect(201);
     let id = mine["agent"]["id"].as_str().expect("an id").to_owned();
     let user = mine["agent"]["user_id"].clone();
-    // The administrator sees the member's agent, the member not the administrator's.
+    // The administrator sees the member's agent, the member not the administrator's, and the
+    // administrator's key neither.
+    let admin = signed_in(&app, &app.tenant).await;
     let ada = format!("{BASE}/{}", app.tenant.agent);
     ask(&app, &colleague, Method::GET, &ada, Value::Null)
         .await
         .expect(404);
-    app.get(&format!("{BASE}/{id}")).await.expect(200);
+    let theirs = format!("{BASE}/{id}");
+    ask(&app, &admin, Method::GET, &theirs, Value::Null)
+        .await
+        .expect(200);
+    app.get(&theirs).await.expect(404);
     let listed = |answer: Value| answer.as_array().expect("a list").len();
     assert_eq!(
         listed(
@@ -593,11 +599,14 @@ async fn a_list_shows_what_the_role_reaches() {
         ),
         1
     );
-    assert_eq!(listed(app.get(BASE).await.expect(200)), 2);
-    assert_eq!(
-        listed(app.get(&format!("{BASE}?scope=mine")).await.expect(200)),
-        1
-    );
+    for (who, path, count) in [
+        (&admin, BASE.to_owned(), 2),
+        (&admin, format!("{BASE}?scope=mine"), 1),
+        (&app.tenant, BASE.to_owned(), 1),
+    ] {
+        let shown = ask(&app, who, Method::GET, &path, Value::Null).await;
+        assert_eq!(listed(shown.expect(200)), count, "{path}");
+    }
     assert_eq!(
         listed(
             ask(&app, &root, Method::GET, BASE, Value::Null)
@@ -635,8 +644,13 @@ async fn agents_are_made_for_others_by_administrators() {
     let user = mine.expect(201)["agent"]["user_id"].clone();
     // For somebody else: an administrator for a member, nobody else.
     let for_member = json!({"user_id": user, "agent": {"name": "Gift"}});
-    let gift = app.post(BASE, for_member.clone()).await.expect(201);
+    let admin = signed_in(&app, &app.tenant).await;
+    let gift = ask(&app, &admin, Method::POST, BASE, for_member.clone())
+        .await
+        .expect(201);
     assert_eq!(gift["agent"]["user_id"], user);
+    app.post(BASE, for_member.clone()).await.expect(403);
+    let stranger = signed_in(&app, &stranger).await;
     ask(&app, &stranger, Method::POST, BASE, for_member.clone())
         .await
         .expect(404);

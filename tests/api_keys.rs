@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use peal_api::admin::{AdminRole, rotate_master_key};
 use peal_shared::access::Principal;
+use peal_shared::api_keys;
 use peal_shared::api_keys::credentials;
 use peal_shared::users;
 use reqwest::Method;
@@ -262,6 +263,50 @@ async fn nobody_makes_changes_or_ends_keys_of_somebody_above_them() {
     root.delete(&format!("{KEYS}/{}", own["id"].as_str().unwrap()))
         .await
         .expect(200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_does_not_reach_keys_that_were_made_before() {
+    let app = quiet().await;
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let batch = app.create_batch(json!({})).await;
+    let batch = format!("/api/v1/batch-call/{batch}");
+    let owner = app.get("/api/v1/me").await.expect(200)["user_id"].clone();
+    let others = format!("/api/v1/batch-call/user/{}", owner.as_str().expect("an id"));
+    let (_, before) = make(&bob, json!({})).await;
+    for role in ["org_admin", "super_admin"] {
+        sqlx::query("update users set role = $1 where email = 'bob@example.com'")
+            .bind(role)
+            .execute(&app.context.pool)
+            .await
+            .expect("a promotion");
+        bob.get(&batch).await.expect(200);
+        // Nor one that is made afterwards: keys have no rank.
+        let keys = &app.context.config.keys;
+        let mut db = app.context.pool.acquire().await.expect("a connection");
+        let user = bob.id.parse().expect("an id");
+        let after = api_keys::create_unscoped(&mut db, keys, app.tenant.org, user, role)
+            .await
+            .expect("a key");
+        drop(db);
+        for key in [&before, &after] {
+            let ask = async |method: Method, path: &str| {
+                let request = app.anonymous(method, path).header("x-api-key", key);
+                answer(request.json(&json!({}))).await.status.as_u16()
+            };
+            assert_eq!(ask(Method::GET, &batch).await, 404);
+            assert_eq!(ask(Method::DELETE, &batch).await, 404);
+            assert_eq!(ask(Method::GET, &others).await, 403);
+            let org = format!("/api/v1/organizations/{}", app.tenant.org);
+            for path in ["/users", "/invites"] {
+                assert_eq!(ask(Method::GET, &format!("{org}{path}")).await, 403);
+            }
+            assert_eq!(ask(Method::GET, "/api/v1/audit-log").await, 403);
+            assert_eq!(ask(Method::GET, "/api/v1/wallets/users").await, 403);
+            assert_eq!(ask(Method::GET, "/api/v1/batch-call/me").await, 200);
+        }
+    }
     app.finish().await;
 }
 

@@ -1,9 +1,12 @@
 //! The audit log over HTTP.
 
 use peal_api::admin::AdminRole;
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 
-use crate::sign_in::{Person, quiet};
+use crate::harness::app::{App, PATIENCE, answer};
+use crate::harness::eventually;
+use crate::sign_in::{Person, login, quiet};
 
 const LOG: &str = "/api/v1/audit-log";
 
@@ -58,6 +61,170 @@ async fn administrators_read_who_changed_what_page_by_page() {
     bob.get(LOG).await.expect(403);
     for wrong in ["limit=0", "limit=201", "actor_user_id=x", "colour=red"] {
         admin.get(&format!("{LOG}?{wrong}")).await.expect(422);
+    }
+    app.finish().await;
+}
+
+/// What a place of the log says of refusals, the oldest first.
+async fn refusals(person: &Person<'_>, query: &str) -> Vec<Value> {
+    let mut all = Vec::new();
+    for action in ["auth.refused", "login.failed", "credential.refused"] {
+        let path = format!("{LOG}?action={action}&limit=200&{query}");
+        let page = person.get(&path).await.expect(200);
+        all.extend(
+            page["entries"]
+                .as_array()
+                .expect("entries")
+                .iter()
+                .rev()
+                .cloned(),
+        );
+    }
+    all
+}
+
+/// Is turned away for every reason there is, as somebody and as nobody. Answers the key that was revoked.
+async fn try_everything(app: &App, bob: &Person<'_>) -> Value {
+    bob.get(LOG).await.expect(403);
+    let members = format!("/api/v1/wallets/orgs/{}/members", app.tenant.org);
+    bob.get(&members).await.expect(403);
+    app.get(LOG).await.expect(403);
+    for email in ["bob@example.com", "stranger@example.com"] {
+        login(app, email, "secret and wrong").await.expect(401);
+    }
+    let key = "peal_live_secretsecretsecret";
+    let shown = app.anonymous(Method::GET, LOG).header("x-api-key", key);
+    answer(shown).await.expect(401);
+    let shown = app
+        .anonymous(Method::GET, LOG)
+        .bearer_auth("ey.secret.token");
+    answer(shown.header("x-request-id", "r-17"))
+        .await
+        .expect(401);
+    // Who shows nothing has shown nothing wrong.
+    answer(app.anonymous(Method::GET, LOG)).await.expect(401);
+    let keys = "/api/v1/api-keys";
+    let made = bob.send(Method::POST, keys, json!({})).await.expect(200)["api_key"].clone();
+    let path = format!("{keys}/{}", made["id"].as_str().expect("an id"));
+    bob.delete(&path).await.expect(200);
+    let key = made["api_key"].as_str().expect("a key");
+    let revoked = app.anonymous(Method::GET, LOG).header("x-api-key", key);
+    answer(revoked).await.expect(401);
+    let logout = "/api/v1/auth/logout";
+    bob.send(Method::POST, logout, json!({})).await.expect(200);
+    bob.get(LOG).await.expect(401);
+    made
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_turned_away_is_written_down_without_what_they_showed() {
+    let app = quiet().await;
+    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let root = Person::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
+    let made = try_everything(&app, &bob).await;
+    let written = || async { refusals(&root, "").await.len() == 9 };
+    eventually("it is written down", PATIENCE, written).await;
+    let ours: Vec<_> = refusals(&admin, "").await;
+    let told = |entry: &Value| {
+        let words = ["action", "actor_kind", "subject_id"].map(|name| entry[name].clone());
+        words.map(|word| word.as_str().expect("a text").to_owned())
+    };
+    let seen: Vec<_> = ours.iter().map(told).collect();
+    let expected = [
+        ["auth.refused", "session", "GET /api/v1/audit-log"],
+        [
+            "auth.refused",
+            "session",
+            "GET /api/v1/wallets/orgs/{org_id}/members",
+        ],
+        ["auth.refused", "api_key", "GET /api/v1/audit-log"],
+        ["login.failed", "unproven", "POST /api/v1/auth/login"],
+        ["credential.refused", "unproven", "GET /api/v1/audit-log"],
+        ["credential.refused", "unproven", "GET /api/v1/audit-log"],
+    ];
+    assert_eq!(seen, expected.map(|entry| entry.map(str::to_owned)));
+    assert_eq!(ours[0]["actor_user_id"], bob.id);
+    assert_eq!(
+        (&ours[0]["ip"], &ours[0]["left_out"]),
+        (&json!("127.0.0.1"), &json!(0))
+    );
+    assert!(ours[2]["api_key_id"].is_string());
+    for unproven in &ours[3..] {
+        assert_eq!(unproven["actor_user_id"], bob.id);
+    }
+    assert_eq!(ours[4]["api_key_id"], made["id"]);
+    assert_eq!(refusals(&eve, "").await.len(), 0);
+    let nobodys: Vec<_> = refusals(&root, "").await;
+    let nobodys: Vec<_> = nobodys
+        .iter()
+        .filter(|entry| entry["organization_id"].is_null())
+        .collect();
+    assert_eq!(nobodys.len(), 3);
+    assert!(nobodys.iter().any(|entry| entry["request_id"] == "r-17"));
+    let whole = "select count(*) from refusals
+                 where refusals::text like '%secret%' or refusals::text like '%stranger%'";
+    assert_eq!(app.count(whole).await, 0);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_refusals_does_not_fill_the_log() {
+    let app = quiet().await;
+    for _ in 0..50 {
+        app.get(LOG).await.expect(403);
+    }
+    // Of somebody else, behind it in the line.
+    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    bob.get(LOG).await.expect(403);
+    let rows = "select count(*) from refusals where actor_kind = 'session'";
+    eventually("it is written down", PATIENCE, || async {
+        app.count(rows).await == 1
+    })
+    .await;
+    let rows = "select count(*) from refusals where actor_kind = 'api_key'";
+    // Ten, and ten more if a minute ended meanwhile, with one that counts.
+    let written = app.count(rows).await;
+    assert!((10..=21).contains(&written), "{written} rows");
+    let refused = sqlx::query("delete from refusals")
+        .execute(&app.context.pool)
+        .await;
+    assert!(refused.is_err(), "the log is append-only");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changes_digests_are_shown_and_a_bad_limit_is_found_in_the_query() {
+    let app = quiet().await;
+    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let batch = app.create_batch(json!({})).await;
+    let path = format!("/api/v1/batch-call/{batch}/variables");
+    for names in [json!(["a"]), json!(["b"])] {
+        let changed = app.request(Method::PATCH, &path);
+        answer(changed.json(&json!({"variable_names": names})))
+            .await
+            .expect(200);
+    }
+    let log = admin
+        .get(&format!("{LOG}?subject_id={batch}"))
+        .await
+        .expect(200);
+    let [second, first, made] = log["entries"].as_array().expect("entries").as_slice() else {
+        panic!("three changes: {log}");
+    };
+    assert_eq!(made["before_digest"], Value::Null);
+    assert_eq!(made["after_digest"], first["before_digest"]);
+    assert_eq!(first["after_digest"], second["before_digest"]);
+    assert_ne!(first["after_digest"], second["after_digest"]);
+    let digest = second["after_digest"].as_str().expect("a digest");
+    assert!(
+        digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{digest}"
+    );
+    for limit in ["0", "201"] {
+        let told = admin.get(&format!("{LOG}?limit={limit}")).await.expect(422);
+        assert_eq!(told["errors"][0]["loc"], json!(["query", "limit"]));
     }
     app.finish().await;
 }

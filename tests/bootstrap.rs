@@ -37,6 +37,7 @@ async fn set_up(app: &App, more: &[&str]) -> Client {
         trunk: ready.trunk_id,
         phone: ready.phone_id,
         api_key: ready.api_key,
+        session: None,
     };
     Client::new(app.url.clone(), tenant)
 }

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::app::{
-    ACCOUNT, AUTH_TOKEN, Answer, App, Options, PATIENCE, answer, everybody_answers,
+    ACCOUNT, AUTH_TOKEN, Answer, App, Options, PATIENCE, Tenant, answer, everybody_answers,
 };
 use crate::harness::eventually;
 
@@ -235,6 +235,11 @@ async fn a_word_nobody_knows_is_kept_and_moves_nothing() {
     ringing.finish().await;
 }
 
+/// The place that a trunk's credentials are sealed to.
+fn sealed_to(tenant: &Tenant) -> String {
+    format!("trunks/{}/{}/credentials", tenant.org, tenant.trunk)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
     let ringing = Ringing::start().await;
@@ -243,7 +248,7 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
         .config
         .keys
         .seal(
-            &format!("trunks/{}/credentials", ringing.app.tenant.trunk),
+            &sealed_to(&ringing.app.tenant),
             json!({"password": AUTH_TOKEN, "signing_secrets": ["old secret", "new secret"]})
                 .to_string()
                 .as_bytes(),
@@ -278,7 +283,7 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
         .config
         .keys
         .seal(
-            &format!("trunks/{}/credentials", ringing.app.tenant.trunk),
+            &sealed_to(&ringing.app.tenant),
             json!({"password": AUTH_TOKEN}).to_string().as_bytes(),
         )
         .unwrap();

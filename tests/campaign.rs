@@ -6,7 +6,7 @@ use peal_simulator::{Callee, Chance, Faults, Mix};
 use peal_worker::Role;
 use serde_json::json;
 
-use crate::harness::app::{App, Options, PATIENCE, everybody_answers, number, people};
+use crate::harness::app::{AUTH_TOKEN, App, Options, PATIENCE, everybody_answers, number, people};
 use crate::harness::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -401,7 +401,11 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
     })
     .await;
     // Both organisations on one trunk of the platform's.
-    sqlx::query("update trunks set org_id = null")
+    let place = format!("trunks/platform/{}/credentials", app.tenant.trunk);
+    let secret = json!({"password": AUTH_TOKEN}).to_string();
+    let sealed = app.context.config.keys.seal(&place, secret.as_bytes());
+    sqlx::query("update trunks set org_id = null, credentials = $1")
+        .bind(sealed.unwrap())
         .execute(&app.context.pool)
         .await
         .unwrap();

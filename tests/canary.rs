@@ -1,16 +1,25 @@
 //! Nothing personal and nothing secret leaves its place: not into logs, not into jobs, not into
-//! Redis, not into metrics.
+//! Redis, not into metrics; secrets also not into mail that was sent, the audit log, the answers
+//! that are kept for requests sent again, or refusals.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use peal_shared::ids::{CallId, TrunkId};
+use axum::Router;
+use axum::http::{HeaderMap, StatusCode};
+use peal_api::admin::AdminRole;
+use peal_shared::ids::{CallId, InviteId, TrunkId};
 use peal_simulator::{Chance, Faults};
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+use tokio::net::TcpListener;
 
-use crate::harness::app::{AUTH_TOKEN, App, PATIENCE, number};
+use crate::harness::app::{AUTH_TOKEN, Answer, App, PATIENCE, answer, number};
+use crate::harness::members::session;
 use crate::harness::scrape::show;
 use crate::harness::{eventually, setting};
+use crate::sign_in::{PASSWORD, Person, login, with_token};
 
 /// Everything that was logged.
 #[derive(Clone, Default)]
@@ -58,6 +67,7 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
     .expect(422);
     app.start_batch(&batch).await;
     app.wait_for(&batch, "completed").await;
+    let used = Used::by_everybody(&app).await;
     let jobs = "select count(*) from jobs where args::text ~ '[0-9]{9,}(?![0-9a-f-])' or args::text like '%Canary%'";
     assert_eq!(app.count(jobs).await, 0);
 
@@ -79,17 +89,241 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
     ];
     secrets.extend(call_tokens(&app).await);
     secrets.extend((0..20).map(|n| number(n).trim_start_matches('+').to_owned()));
+    let stored = in_tables(&app).await;
+    let told = used.refusals.join("\n");
+    assert!(stored.contains("tool.test") && told.contains("wrong_credentials"));
+    let everywhere = [("the logs", &logged), ("Redis", &kept), ("metrics", &shown)];
+    let of_secrets = [("tables", &stored), ("refusals", &told)];
     for secret in secrets {
-        for (place, text) in [("the logs", &logged), ("Redis", &kept), ("metrics", &shown)] {
-            let line = text.lines().find(|line| line.contains(&secret));
-            assert!(
-                line.is_none(),
-                "{place} hold {secret}: {}",
-                line.unwrap_or_default()
-            );
-        }
+        look_for(&secret, &everywhere);
+    }
+    for secret in used.secrets {
+        look_for(&secret, &everywhere);
+        look_for(&secret, &of_secrets);
     }
     app.finish().await;
+}
+
+fn look_for(secret: &str, places: &[(&str, &String)]) {
+    assert!(secret.len() >= 6, "{secret} is found by chance");
+    for (place, text) in places {
+        let line = text.lines().find(|line| line.contains(secret));
+        assert!(
+            line.is_none(),
+            "{place} hold {secret}: {}",
+            line.unwrap_or_default()
+        );
+    }
+}
+
+/// Secrets that were used, and what was said to those who used wrong ones.
+#[derive(Default)]
+struct Used {
+    secrets: Vec<String>,
+    refusals: Vec<String>,
+}
+
+impl Used {
+    /// Uses every kind of secret there is, right and wrong.
+    async fn by_everybody(app: &App) -> Self {
+        let mut used = Self::default();
+        let ada = Person::new(app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+        used.secrets
+            .extend([PASSWORD.to_owned(), ada.token.clone()]);
+        used.people(app, &ada).await;
+        used.keys(app, &ada).await;
+        used.tools(app, &ada).await;
+        used.trunks(app, &ada).await;
+        used
+    }
+
+    fn keep(&mut self, secret: &str) -> String {
+        self.secrets.push(secret.to_owned());
+        secret.to_owned()
+    }
+
+    /// Notes a refusal.
+    fn refused(&mut self, answer: Answer) {
+        assert!(answer.status.is_client_error(), "{}", answer.text);
+        self.refusals.push(answer.text);
+    }
+
+    /// Passwords, sessions and invitations.
+    async fn people(&mut self, app: &App, ada: &Person<'_>) {
+        let wrong = self.keep("canary wrong password");
+        self.refused(login(app, "ada@example.com", &wrong).await);
+        self.refused(login(app, "nobody@example.com", &wrong).await);
+        let forged = self.keep("eyJhbGciOiJub25lIn0.eyJzdWIiOiJjYW5hcnkifQ.canary");
+        self.refused(with_token(app, &forged, Method::GET, "/api/v1/me", None).await);
+        let of_issuer = session(app, "acme@example.com").await;
+        self.secrets.push(of_issuer.clone());
+        with_token(app, &of_issuer, Method::GET, "/api/v1/me", None)
+            .await
+            .expect(200);
+
+        let orgs = format!("/api/v1/organizations/{}/invites", app.tenant.org);
+        let guest = json!({"email": "bob@example.com"});
+        let invite = ada.send(Method::POST, &orgs, guest).await.expect(201);
+        let id: InviteId = invite["id"]
+            .as_str()
+            .expect("an id")
+            .parse()
+            .expect("an id");
+        let token = app.context.config.keys.invite_token(id);
+        self.secrets.push(token.clone());
+        let sent = "select count(*) from emails where sent_at is null";
+        eventually("mail is sent", PATIENCE, || async {
+            app.count(sent).await == 0
+        })
+        .await;
+        let accept = "/api/v1/organizations/invites/accept";
+        let weak = json!({"token": token, "password": self.keep("bob@example.com1")});
+        self.refused(app.post(accept, weak).await);
+        let strong = json!({"token": token, "password": self.keep("canary first password")});
+        app.post(accept, strong.clone()).await.expect(201);
+        self.refused(app.post(accept, strong).await);
+
+        let opened = login(app, "bob@example.com", "canary first password").await;
+        let token = opened.expect(200)["access_token"]
+            .as_str()
+            .expect("a token")
+            .to_owned();
+        self.secrets.push(token.clone());
+        for (current, status) in [
+            ("canary wrong password", 400),
+            ("canary first password", 200),
+        ] {
+            let next = self.keep("canary second password");
+            let body = json!({"current_password": current, "new_password": next});
+            let path = "/api/v1/auth/password";
+            let changed = with_token(app, &token, Method::POST, path, Some(body)).await;
+            assert_eq!(changed.status.as_u16(), status, "{}", changed.text);
+            if status != 200 {
+                self.refused(changed);
+            }
+        }
+    }
+
+    /// Keys of ours and of others.
+    async fn keys(&mut self, app: &App, ada: &Person<'_>) {
+        let path = "/api/v1/api-keys";
+        let make = async |body: Value| {
+            let request = app.anonymous(Method::POST, path).bearer_auth(&ada.token);
+            let key = format!("make {}", body["name"]);
+            answer(request.header("Idempotency-Key", key).json(&body)).await
+        };
+        let made = make(json!({"name": "made"})).await.expect(200);
+        let made = made["api_key"]["api_key"]
+            .as_str()
+            .expect("a key")
+            .to_owned();
+        let brought = self.keep("Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gA");
+        make(json!({"name": "brought", "api_key": brought}))
+            .await
+            .expect(200);
+        let vendor = self.keep("sk-canary-Zk3vQ9xT1mB7rL5wY0cH8n");
+        let provider = json!({"name": "vendor", "provider_name": "openai", "api_key": vendor});
+        make(provider).await.expect(200);
+        let weak = self.keep("canarycanarycanarycanarycanary00");
+        self.refused(make(json!({"name": "weak", "api_key": weak})).await);
+        let odd = json!({"name": "odd", "api_key": self.keep("canary odd key"), "role": "king"});
+        self.refused(make(odd).await);
+        let unknown = self.keep("peal_live_canarycanarycanarycanarycanarycanarycanary012345");
+        for (key, status) in [
+            (&made, 200),
+            (&brought, 200),
+            (&unknown, 401),
+            (&vendor, 401),
+        ] {
+            let asked = app
+                .anonymous(Method::GET, "/api/v1/me")
+                .header("x-api-key", key);
+            let told = answer(asked).await;
+            assert_eq!(told.status.as_u16(), status, "{}", told.text);
+            if status != 200 {
+                self.refused(told);
+            }
+        }
+        self.secrets.push(made);
+    }
+
+    /// What tools and MCP servers authenticate with, used at a server that repeats it.
+    async fn tools(&mut self, app: &App, ada: &Person<'_>) {
+        let url = echo().await;
+        let (token, header) = (
+            self.keep("canary-bearer-token"),
+            self.keep("canary-header-value"),
+        );
+        let auth = json!({"type": "bearer", "token": token});
+        let headers = json!({"X-Shop-Key": header});
+        let tool = json!({"name": "find", "description": "Finds", "url": url, "auth": auth, "headers": headers});
+        let tools = "/api/v1/tool-endpoint-defs";
+        let made = ada
+            .send(Method::POST, tools, tool.clone())
+            .await
+            .expect(201);
+        self.refused(ada.send(Method::POST, tools, tool).await);
+        let test = format!("{tools}/{}/test", made["id"].as_str().expect("an id"));
+        let request = app.anonymous(Method::POST, &test).bearer_auth(&ada.token);
+        let tried = answer(request.header("Idempotency-Key", "test").json(&json!({}))).await;
+        assert!(tried.expect(200)["request"].is_object(), "{}", tried.text);
+        self.refusals.push(tried.text);
+        let servers = "/api/v1/tools-mcp-server-defs";
+        let server = json!({"name": "Shop", "server_url": url, "auth": auth, "headers": headers});
+        let made = ada.send(Method::POST, servers, server).await;
+        assert!(made.expect(201)["sync_error"].is_string(), "{}", made.text);
+        self.refusals.push(made.text);
+        let fetch = json!({"server_url": url, "auth": auth, "headers": headers});
+        let fetched = ada
+            .send(Method::POST, &format!("{servers}/fetch_mcp_tools"), fetch)
+            .await;
+        fetched.expect(200);
+        self.refusals.push(fetched.text);
+        let odd = json!({"name": "Odd", "server_url": "ftp://shop.test", "auth": auth, "headers": headers});
+        self.refused(ada.send(Method::POST, servers, odd).await);
+    }
+
+    /// What trunks authenticate with.
+    async fn trunks(&mut self, app: &App, ada: &Person<'_>) {
+        let rotate = format!("/api/v1/trunks/{}/rotate", app.tenant.trunk);
+        let wrong = json!({"password": self.keep("canary-wrong-carrier-secret")});
+        self.refused(ada.send(Method::POST, &rotate, wrong).await);
+        let signing = self.keep("canary-signing-secret");
+        let good = json!({"password": self.keep(AUTH_TOKEN), "signing_secret": signing});
+        ada.send(Method::POST, &rotate, good).await.expect(200);
+    }
+}
+
+/// A server of somebody else's that repeats what it is sent.
+async fn echo() -> String {
+    let listener = TcpListener::bind("127.0.0.2:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    let app = Router::new().fallback(async |headers: HeaderMap| {
+        (StatusCode::INTERNAL_SERVER_ERROR, format!("{headers:?}"))
+    });
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    url
+}
+
+/// The tables that many look into, and those that keep answers.
+async fn in_tables(app: &App) -> String {
+    let mut all = String::new();
+    for table in [
+        "jobs",
+        "emails",
+        "audit_log",
+        "refusals",
+        "idempotency_keys",
+        "idempotency_holds",
+    ] {
+        let sql = format!("select t::text from {table} t");
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_all(&app.context.pool)
+            .await
+            .expect(table);
+        all.push_str(&rows.join("\n"));
+    }
+    all
 }
 
 /// What every process shows of itself. Labels name no call, no batch and no organisation.

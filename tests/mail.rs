@@ -140,6 +140,20 @@ fn message(org: OrgId, subject_id: Uuid) -> NewEmail<'static> {
     }
 }
 
+/// The text that is kept of a message to somebody, and whether it was given up.
+async fn kept(db: &TestDatabase, to: &str) -> (String, bool) {
+    sqlx::query_as(
+        "select body, failed_at is not null
+         from emails
+         where to_address like '%' || $1 || '%'
+           and subject = 'Your export is ready'",
+    )
+    .bind(to)
+    .fetch_one(&db.pool)
+    .await
+    .unwrap()
+}
+
 #[tokio::test]
 async fn a_message_is_written_once_and_survives_three_redeliveries() {
     let db = fresh_database().await;
@@ -181,7 +195,7 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
     for round in 0..3 {
         if round == 2 {
             // As after a crash between sending and remembering it: the same file once more.
-            sqlx::query("update emails set sent_at = null")
+            sqlx::query("update emails set sent_at = null, body = 'Fetch it within a day.'")
                 .execute(&db.pool)
                 .await
                 .unwrap();
@@ -207,6 +221,7 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
         .await
         .unwrap();
     assert!(resent > first_sent);
+    assert_eq!(kept(&db, "ada@example.com").await, (String::new(), false));
     shutdown.cancel();
     workers.await.unwrap().unwrap();
 }
@@ -240,7 +255,7 @@ async fn a_server_is_asked_again_unless_it_refuses_for_good() {
         settings.smtp_url = Some(server.url.clone());
     })
     .await;
-    let bells = context.bells.clone();
+    let (bells, bells_again) = (context.bells.clone(), context.bells.clone());
     let (shutdown, workers) = work(context);
     let mut connection = db.pool.acquire().await.unwrap();
     let mut send = async |to: &'static str| {
@@ -277,6 +292,16 @@ async fn a_server_is_asked_again_unless_it_refuses_for_good() {
     let dead = queue::dead(&mut connection, 1).await.unwrap();
     let why = dead[0].why.clone().unwrap();
     assert!(why.contains("550") && !why.contains('@'), "{why}");
+    // Nobody needs the texts any more; that there were messages, to whom and about what stays.
+    for (to, failed) in [("gone@example.com", true), ("ada@example.com", false)] {
+        assert_eq!(kept(&db, to).await, (String::new(), failed), "{to}");
+    }
+    let again = queue::revive(&mut connection, refused.id).await.unwrap();
+    bells_again.ring_job(&again);
+    assert_eq!(ended(refused.id).await, ("dead".into(), 1));
+    let dead = queue::dead(&mut connection, 1).await.unwrap();
+    let why = dead[0].why.clone().unwrap();
+    assert!(why.contains("its text was forgotten"), "{why}");
     let received = server.received.lock().unwrap().clone();
     assert_eq!(received.len(), 1);
     assert!(received[0].contains("Fetch it within a day."));

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use peal_api::admin::AdminRole;
+use peal_shared::ids::InviteId;
 use peal_worker::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -140,16 +141,10 @@ async fn an_organization_is_settled_by_its_admins() {
     app.finish().await;
 }
 
-/// The token in an invitation's mail.
-async fn token(app: &App, invite: &Value) -> String {
-    let id: uuid::Uuid = invite["id"].as_str().unwrap().parse().unwrap();
-    let body: String = sqlx::query_scalar("select body from emails where subject_id = $1")
-        .bind(id)
-        .fetch_one(&app.context.pool)
-        .await
-        .expect("a mail");
-    let after = body.split("token=").nth(1).expect("a link");
-    after.split_whitespace().next().unwrap().to_owned()
+/// The token that an invitation's mail brings.
+fn token(app: &App, invite: &Value) -> String {
+    let id: InviteId = invite["id"].as_str().unwrap().parse().unwrap();
+    app.context.config.keys.invite_token(id)
 }
 
 async fn accept(app: &App, token: &str, password: &str) -> Answer {
@@ -183,7 +178,22 @@ async fn an_invitation_arrives_by_mail_and_is_accepted_once() {
             == 2
     };
     eventually("both mails are sent", PATIENCE, sent).await;
-    let (replaced, good) = (token(&app, &first).await, token(&app, &second).await);
+    let (replaced, good) = (token(&app, &first), token(&app, &second));
+    // Each is in its mail, and nowhere else.
+    let mails = std::fs::read_dir(app.directory().join("mail")).unwrap();
+    let mails: String = mails
+        .map(|mail| std::fs::read_to_string(mail.unwrap().path()).unwrap())
+        .collect();
+    let mails = mails.replace("=\r\n", "");
+    assert!(
+        mails.contains(&replaced) && mails.contains(&good),
+        "{mails}"
+    );
+    assert_eq!(
+        app.count("select count(*) from emails where body <> ''")
+            .await,
+        0
+    );
     accept(&app, &replaced, PASSWORD).await.expect(410);
     accept(&app, "bm9ib2R5", PASSWORD).await.expect(404);
     accept(&app, &good, "short").await.expect(422);
@@ -219,7 +229,7 @@ async fn who_cannot_be_invited_is_told_and_who_is_elsewhere_is_not_betrayed() {
     person(&app, "dan@example.com", "Other", AdminRole::User).await;
     let dan = json!({"email": "dan@example.com"});
     let theirs = admin.send(Method::POST, &invites, dan).await.expect(201);
-    let refused = accept(&app, &token(&app, &theirs).await, PASSWORD)
+    let refused = accept(&app, &token(&app, &theirs), PASSWORD)
         .await
         .expect(409);
     assert_eq!(refused["code"], "email_in_use");

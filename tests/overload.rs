@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use peal_simulator::sign;
 use reqwest::{Method, StatusCode};
-use secrecy::ExposeSecret;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -187,8 +186,7 @@ async fn deleting_a_batch_may_take_longer_than_other_statements() {
     })
     .await;
     let batch = app.create_batch(json!({})).await;
-    let url = app.context.config.database_url.expose_secret();
-    let mut owner = PgConnection::connect(url).await.unwrap();
+    let mut owner = PgConnection::connect(app.database_url()).await.unwrap();
     for statement in [
         "create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1.5); return old; end'",
         "create trigger slow before delete on call_batches for each row execute function slow()",

@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::app::{ACCOUNT, App, Options, answer};
-use crate::harness::members::{ask, audited, member};
+use crate::harness::members::{ask, audited, member, signed_in};
 
 const BASE: &str = "/api/v1/phone";
 
@@ -193,7 +193,10 @@ async fn numbers_hang_on_trunks_that_their_owner_may_use() {
         .expect("a user");
     let mut gift = on(&platform);
     gift["user_id"] = json!(user);
-    app.post(BASE, gift.clone()).await.expect(404);
+    let admin = signed_in(&app, &app.tenant).await;
+    let refused = ask(&app, &admin, Method::POST, BASE, gift.clone()).await;
+    refused.expect(404);
+    app.post(BASE, gift.clone()).await.expect(403);
     let given = ask(&app, &root, Method::POST, BASE, gift).await.expect(201);
     let id = given["phone_number"]["id"]
         .as_str()

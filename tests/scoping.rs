@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::app::{App, Tenant, answer, number};
 use crate::harness::document::Document;
-use crate::harness::members::{ask, member};
+use crate::harness::members::{ask, member, signed_in};
 use crate::purse::settled;
 
 const SCOPING: [&str; 4] = [
@@ -208,9 +208,9 @@ async fn every_list_is_narrowed_by_the_owners_of_its_rows() {
     let eve = app.another_tenant("Other").await;
     let root = member(&app, "root@example.com", Role::SuperAdmin).await;
     let owners = [
-        Owner::new(&app, app.tenant.clone(), 1).await,
+        Owner::new(&app, signed_in(&app, &app.tenant).await, 1).await,
         Owner::new(&app, bob, 2).await,
-        Owner::new(&app, eve, 4).await,
+        Owner::new(&app, signed_in(&app, &eve).await, 4).await,
         Owner::new(&app, root, 0).await,
     ];
     let (lists, queries) = (lists(), queries(&owners));

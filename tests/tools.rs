@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::harness::app::{App, Options, Tenant, answer};
 use crate::harness::cast::session;
+use crate::harness::members::signed_in;
 
 const TOOLS: &str = "/api/v1/tool-endpoint-defs";
 const MASK: &str = "********";
@@ -221,13 +222,22 @@ async fn tools_of_others_do_not_exist() {
     given["user_id"] = Value::Null;
     let request = app.request_as(&colleague, Method::POST, TOOLS);
     let theirs = answer(request.json(&given)).await.expect(201);
-    let all = app.get(TOOLS).await.expect(200);
+    let admin = signed_in(&app, &app.tenant).await;
+    let seen = async |path: &str| {
+        answer(app.request_as(&admin, Method::GET, path))
+            .await
+            .expect(200)
+    };
+    let all = seen(TOOLS).await;
     assert_eq!(all["tools"].as_array().map(Vec::len), Some(2));
+    let by_key = app.get(TOOLS).await.expect(200);
+    assert_eq!(by_key["tools"].as_array().map(Vec::len), Some(1));
     let one = format!(
         "{TOOLS}?user_id={}",
         theirs["user_id"].as_str().expect("id")
     );
-    assert_eq!(app.get(&one).await.expect(200), json!({"tools": [theirs]}));
+    assert_eq!(seen(&one).await, json!({"tools": [theirs]}));
+    app.get(&one).await.expect(403);
     app.finish().await;
 }
 

@@ -1,12 +1,15 @@
 //! Trunks: what administrators may do with them, and that their secrets stay inside.
 
+use peal_api::admin::rotate_master_key;
 use peal_shared::access::Role;
+use peal_shared::ids::OrgId;
+use peal_shared::trunks;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::app::{AUTH_TOKEN, Answer, App, Options, PATIENCE, Tenant, answer};
 use crate::harness::eventually;
-use crate::harness::members::{ask, audited, member};
+use crate::harness::members::{ask, audited, by_key, member, signed_in};
 
 const BASE: &str = "/api/v1/trunks";
 const OTHER_TOKEN: &str = "ffeeddccbbaa99887766554433221100";
@@ -20,18 +23,14 @@ async fn quiet() -> App {
 }
 
 async fn put(app: &App, id: &str, body: Value) -> Answer {
-    ask(app, &app.tenant, Method::PUT, &format!("{BASE}/{id}"), body).await
+    let admin = signed_in(app, &app.tenant).await;
+    ask(app, &admin, Method::PUT, &format!("{BASE}/{id}"), body).await
 }
 
 async fn step(app: &App, id: &str, what: &str, body: Value) -> Answer {
-    ask(
-        app,
-        &app.tenant,
-        Method::POST,
-        &format!("{BASE}/{id}/{what}"),
-        body,
-    )
-    .await
+    let admin = signed_in(app, &app.tenant).await;
+    let path = format!("{BASE}/{id}/{what}");
+    ask(app, &admin, Method::POST, &path, body).await
 }
 
 /// A trunk at the simulator, as a super_admin adds it.
@@ -134,7 +133,7 @@ async fn a_secret_is_rotated_only_when_the_carrier_takes_it() {
         .await
         .expect("credentials");
     assert!(!String::from_utf8_lossy(&sealed).contains(AUTH_TOKEN));
-    assert_eq!(audited(&app, &id).await, ["trunk.rotate"]);
+    assert_eq!(audited(&app, &id).await, ["trunk.check", "trunk.rotate"]);
     app.finish().await;
 }
 
@@ -204,7 +203,8 @@ async fn limits_are_changed_and_a_used_trunk_is_not_deleted() {
         app.tenant.agent
     );
     app.post(&call, json!({})).await.expect(202);
-    let delete = async || ask(&app, &app.tenant, Method::DELETE, &path, Value::Null).await;
+    let admin = signed_in(&app, &app.tenant).await;
+    let delete = async || ask(&app, &admin, Method::DELETE, &path, Value::Null).await;
     assert_eq!(delete().await.expect(409)["code"], "trunk_in_use");
     app.start_worker(&peal_worker::Role::ALL).await;
     let over = async || {
@@ -213,7 +213,7 @@ async fn limits_are_changed_and_a_used_trunk_is_not_deleted() {
             == 0
     };
     eventually("the call is over", PATIENCE, over).await;
-    let delete = async || ask(&app, &app.tenant, Method::DELETE, &path, Value::Null).await;
+    let delete = async || ask(&app, &admin, Method::DELETE, &path, Value::Null).await;
     assert_eq!(delete().await.expect(409)["code"], "trunk_has_numbers");
     let number = format!("/api/v1/phone/{}", app.tenant.phone);
     ask(&app, &app.tenant, Method::DELETE, &number, Value::Null)
@@ -250,12 +250,15 @@ async fn only_the_platform_says_whose_a_trunk_is_and_where() {
     let gift = json!({"organization_id": stranger.org});
     let theirs = add(&app, &root, gift.clone()).await.expect(201);
     assert_eq!(theirs["organization_id"], json!(stranger.org));
+    let admin = signed_in(&app, &app.tenant).await;
     for more in [
         gift,
         json!({"platform": true, "api_base_url": null}),
         json!({}),
     ] {
-        add(&app, &app.tenant, more).await.expect(403);
+        add(&app, &admin, more.clone()).await.expect(403);
+        // A key sets up no trunks, whoever its user is.
+        add(&app, &by_key(&root), more).await.expect(403);
     }
     app.finish().await;
 }
@@ -272,6 +275,7 @@ async fn another_tenants_trunk_does_not_exist() {
     let theirs = add(&app, &root, json!({"organization_id": stranger.org}))
         .await
         .expect(201);
+    let admin = signed_in(&app, &app.tenant).await;
     let mine = app.tenant.trunk.to_string();
     let theirs = theirs["id"].as_str().expect("an id").to_owned();
     let platform = platform["id"].as_str().expect("an id").to_owned();
@@ -289,7 +293,7 @@ async fn another_tenants_trunk_does_not_exist() {
             .await
             .expect(403);
         for id in [&theirs, &platform] {
-            ask(&app, &app.tenant, method.clone(), &path(id), body.clone())
+            ask(&app, &admin, method.clone(), &path(id), body.clone())
                 .await
                 .expect(404);
         }
@@ -318,5 +322,45 @@ async fn another_tenants_trunk_does_not_exist() {
         audited(&app, &platform).await,
         ["trunk.create", "trunk.pause"]
     );
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_open_at_their_own_organisation_alone() {
+    let app = quiet().await;
+    let (keys, pool) = (&app.context.config.keys, &app.context.pool);
+    let (stranger, trunk) = (app.another_tenant("Other").await, app.tenant.trunk);
+    let owned_by = async |org: OrgId| {
+        sqlx::query("update trunks set org_id = $1 where id = $2")
+            .bind(org)
+            .bind(trunk)
+            .execute(pool)
+            .await
+            .expect("an update");
+        trunks::account_unscoped(pool, keys, trunk).await
+    };
+    assert!(owned_by(stranger.org).await.is_err());
+    assert!(owned_by(app.tenant.org).await.is_ok());
+
+    // What was sealed before the organisation counted opens, until it is sealed anew.
+    let earlier = keys.seal(
+        &format!("trunks/{trunk}/credentials"),
+        json!({"password": AUTH_TOKEN}).to_string().as_bytes(),
+    );
+    sqlx::query("update trunks set credentials = $1 where id = $2")
+        .bind(earlier.expect("sealed"))
+        .bind(trunk)
+        .execute(pool)
+        .await
+        .expect("an update");
+    assert!(owned_by(stranger.org).await.is_ok());
+    assert!(owned_by(app.tenant.org).await.is_ok());
+    let done = rotate_master_key(&app.context).await.expect("a rotation");
+    assert_eq!(done.trunks, 1);
+    assert!(owned_by(app.tenant.org).await.is_ok());
+    assert!(owned_by(stranger.org).await.is_err());
+    assert!(owned_by(app.tenant.org).await.is_ok());
+    let again = rotate_master_key(&app.context).await.expect("a rotation");
+    assert_eq!(again.trunks, 0);
     app.finish().await;
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream;
 use peal_shared::access::Role;
-use peal_shared::{api_keys, users};
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Method};
 use serde_json::{Value, json};
@@ -16,6 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::app::{Answer, App, Options, Tenant, answer, number, people};
 use crate::harness::eventually;
+use crate::harness::members::{by_key, member, signed_in};
 
 const BASE: &str = "/api/v1/batch-call";
 const NOBODY: &str = "0197d7a5-0000-7000-8000-000000000000";
@@ -65,23 +65,6 @@ async fn assert_nothing_is_left(app: &App) {
         files(&store) == 0
     })
     .await;
-}
-
-/// Somebody of the tenant's organisation, with a key of their own.
-async fn member(app: &App, email: &str, role: Role) -> Tenant {
-    let mut db = app.context.pool.acquire().await.unwrap();
-    let org = app.tenant.org;
-    let user = users::ensure_user_unscoped(&mut db, org, email, role)
-        .await
-        .unwrap();
-    let keys = &app.context.config.keys;
-    let api_key = api_keys::create_unscoped(&mut db, keys, org, user, "tests")
-        .await
-        .unwrap();
-    Tenant {
-        api_key,
-        ..app.tenant.clone()
-    }
 }
 
 async fn status(app: &App, tenant: &Tenant, method: Method, path: &str, body: Value) -> u16 {
@@ -519,16 +502,19 @@ async fn a_role_sees_its_own_the_organizations_or_everything() {
     let admin = member(&app, "admin@example.com", Role::OrgAdmin).await;
     let other = app.another_tenant("Other").await;
     let root = Tenant {
-        api_key: member(&app, "root@example.com", Role::SuperAdmin)
+        session: member(&app, "root@example.com", Role::SuperAdmin)
             .await
-            .api_key,
+            .session,
         ..other.clone()
     };
+    // A key sees what is its user's, whatever the user sees.
+    let key = by_key(&admin);
     let paths = ["", "/status", "/data", "/readiness", "/ingests"];
     for path in paths.map(|rest| format!("{BASE}/{id}{rest}")) {
         for (tenant, expected) in [
             (&colleague, 404),
             (&admin, 200),
+            (&key, 404),
             (&root, 200),
             (&other, 404),
         ] {
@@ -542,6 +528,7 @@ async fn a_role_sees_its_own_the_organizations_or_everything() {
     };
     assert_eq!(batches(&colleague).await, 0);
     assert_eq!(batches(&admin).await, 1);
+    assert_eq!(batches(&key).await, 0);
     assert_eq!(batches(&root).await, 1);
     assert_eq!(batches(&other).await, 0);
     app.finish().await;
@@ -566,11 +553,13 @@ async fn a_batch_is_created_for_oneself_or_a_member() {
         json!({"caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": "March",
                "user_id": user, "call_flow_id": null})
     };
+    let admin = signed_in(&app, &app.tenant).await;
     for (caller, body, expected) in [
         (&colleague, body(&app.tenant, Some(ours)), 403),
-        (&app.tenant, body(&app.tenant, Some(theirs)), 404),
+        (&app.tenant, body(&app.tenant, Some(theirs)), 403),
+        (&admin, body(&app.tenant, Some(theirs)), 404),
         (
-            &app.tenant,
+            &admin,
             body(&app.tenant, Some(NOBODY.parse().unwrap())),
             404,
         ),

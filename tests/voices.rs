@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::app::{Answer, App, Options, answer};
-use crate::harness::members::{ask, audited, member, session};
+use crate::harness::members::{ask, audited, by_key, member, session};
 
 const BASE: &str = "/api/v1/tts-voices";
 
@@ -102,9 +102,8 @@ async fn the_platform_lists_voices_and_nobody_else() {
     let voice = json!({"provider_id": "polly", "voice_id": "Polly.Nova-Generative", "voice_name": "Nova",
                        "supported_languages": ["en-US"], "gender": "neutral", "is_public": false});
     app.post(BASE, voice.clone()).await.expect(403);
-    ask(&app, &root, Method::POST, BASE, voice.clone())
-        .await
-        .expect(403);
+    let refused = ask(&app, &by_key(&root), Method::POST, BASE, voice.clone()).await;
+    refused.expect(403);
     let token = session(&app, "root@example.com").await;
     let post = async |body: &Value| {
         answer(

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
 use peal_api::admin::AdminRole;
+use peal_shared::api_keys;
 use rand::RngExt;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -200,8 +201,18 @@ async fn grants_are_listed_as_they_are_spent_and_expire_on_time() {
     assert_eq!(amounts, ["3.00", "2.00"]);
 
     app.context.clock.shift(TimeDelta::days(3));
-    // Sessions have ended by then; keys have not.
-    let seen = app.get(&format!("{WALLETS}/{bobs}")).await.expect(200);
+    // Sessions have ended by then; keys have not, and each looks into its user's own wallet.
+    app.get(&format!("{WALLETS}/{bobs}")).await.expect(404);
+    let key = {
+        let keys = &app.context.config.keys;
+        let (org, bob) = (app.tenant.org, bob.id.parse().expect("an id"));
+        let mut db = app.context.pool.acquire().await.expect("a connection");
+        api_keys::create_unscoped(&mut db, keys, org, bob, "tests")
+            .await
+            .expect("a key")
+    };
+    let own = app.anonymous(Method::GET, &format!("{WALLETS}/{bobs}"));
+    let seen = answer(own.header("x-api-key", key)).await.expect(200);
     assert_eq!(seen["available_balance_usd"], "7.00");
     assert_eq!(
         notes(&seen),

@@ -1,11 +1,10 @@
-//! `/api/v1/audit-log`: who changed what, for administrators.
+//! `/api/v1/audit-log`: who changed what and who was turned away, for administrators.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
-use peal_shared::Error;
 use peal_shared::access::Role;
 use peal_shared::audit::{self, Entry, Filter};
 use peal_shared::context::Context;
@@ -19,20 +18,24 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::ValidQuery;
 use crate::openapi::Refusals;
+use crate::page::query_field;
 use crate::state::Api;
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(list))
 }
 
-/// List what was changed, the newest first
+/// List what was changed and what was refused, the newest first
 ///
-/// For org_admins (their organization) and super_admins. `next` is the `before` of the next
+/// For org_admins (their organization) and super_admins, who alone see refusals of whom nobody
+/// knows. Of many refusals of one caller or address in a minute the first ten are listed, and
+/// `left_out` of one more says how many others there were. `next` is the `before` of the next
 /// page; without one this page is the last.
 #[utoipa::path(
     get,
     path = "/api/v1/audit-log",
     tag = "Audit log",
+    security(("session" = [])),
     params(Query),
     responses((status = 200, body = Log), Refusals)
 )]
@@ -44,7 +47,7 @@ async fn list(
     caller.require(Role::OrgAdmin)?;
     let limit = query.limit.unwrap_or(50);
     if !(1..=200).contains(&limit) {
-        return Err(Error::field("limit", "range", "must be between 1 and 200").into());
+        return Err(query_field("limit", "must be between 1 and 200"));
     }
     let filter = Filter {
         action: query.action,
@@ -68,7 +71,7 @@ async fn list(
 struct Query {
     /// The thing and the verb: `batch.create`.
     action: Option<String>,
-    /// Id of the thing that was changed.
+    /// Id of the thing that was changed; of refusals the route.
     subject_id: Option<String>,
     actor_user_id: Option<UserId>,
     organization_id: Option<OrgId>,
@@ -87,7 +90,9 @@ struct Query {
     "id": "0198c0de-0000-7000-8000-000000000007", "organization_id": "0198c0de-0000-7000-8000-000000000001",
     "actor_user_id": "0198c0de-0000-7000-8000-000000000002", "actor_kind": "session", "api_key_id": null,
     "ip": "203.0.113.7", "request_id": "0198c0de-0000-7000-8000-000000000008", "action": "batch.create",
-    "subject_id": "0198c0de-0000-7000-8000-000000000009", "changed": [], "created_at": "2026-06-09T08:00:00Z"
+    "subject_id": "0198c0de-0000-7000-8000-000000000009", "changed": [], "before_digest": null,
+    "after_digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "left_out": 0,
+    "created_at": "2026-06-09T08:00:00Z"
 }], "next": null}))]
 struct Log {
     entries: Vec<Entry>,

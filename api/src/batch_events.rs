@@ -1,7 +1,8 @@
 //! `/api/v1/batch-call/{batch_id}/events`: a batch as it goes on, as server-sent events.
 //!
 //! `progress` comes when the state has changed, at most once a second; `end` comes last, when
-//! the batch is completed, or stopped with its last call over. Viewers of one batch share one
+//! the batch is completed, or stopped with its last call over. `unauthorized` comes last when the
+//! viewer would not be let in any more. Viewers of one batch share one
 //! query a second: the first one starts a watch, the watch ends with the last one.
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::Ids;
 use crate::openapi::{Missing, Refusals};
+use crate::standings::Watched;
 use crate::state::Api;
 use crate::streams::OpenStream;
 
@@ -40,6 +42,8 @@ const LOOKS_AT_ONCE: usize = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A stream ends after this long; the viewer's next one is authenticated again.
 const STREAM_LIMIT: Duration = Duration::from_secs(3600);
+/// What a viewer is told last who would not be let in any more.
+const TURNED_AWAY: &str = r#"{"code": "unauthorized", "detail": "the key or session has ended, or the rights of its user have changed: ask again with one that is good"}"#;
 /// Asks proxies to pass events on at once.
 const UNBUFFERED: [(HeaderName, &str); 1] = [(HeaderName::from_static("x-accel-buffering"), "no")];
 
@@ -51,7 +55,8 @@ pub fn router() -> OpenApiRouter<Api> {
 ///
 /// Server-sent events: `progress` when the state has changed, at most once a second, and `end`
 /// when the batch is completed, or stopped with its last call over. While nothing is dialled,
-/// `waiting` says why.
+/// `waiting` says why. When the key or session ends, or its user's rights change, the last event
+/// is `unauthorized`.
 #[utoipa::path(
     get,
     path = "/{batch_id}/events",
@@ -77,8 +82,9 @@ async fn events(
     batches::find(&mut db, &scope, batch).await?;
     drop(db);
     let stream = api.streams.open(caller.org)?;
+    let caller = api.standings.watch(&api.context, &caller);
     let seen = api.watches.join(&api, batch, scope);
-    let events = Sse::new(Viewer::new(seen, api.shutdown, stream).told())
+    let events = Sse::new(Viewer::new(seen, caller, api.shutdown, stream).told())
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok((UNBUFFERED, events).into_response())
 }
@@ -209,6 +215,7 @@ fn is_over(snapshot: &Snapshot) -> bool {
 struct Viewer {
     _stream: OpenStream,
     seen: watch::Receiver<Seen>,
+    caller: Watched,
     shutdown: CancellationToken,
     until: Instant,
     stage: Stage,
@@ -222,10 +229,16 @@ enum Stage {
 }
 
 impl Viewer {
-    fn new(seen: watch::Receiver<Seen>, shutdown: CancellationToken, stream: OpenStream) -> Self {
+    fn new(
+        seen: watch::Receiver<Seen>,
+        caller: Watched,
+        shutdown: CancellationToken,
+        stream: OpenStream,
+    ) -> Self {
         Self {
             _stream: stream,
             seen,
+            caller,
             shutdown,
             until: Instant::now() + STREAM_LIMIT,
             stage: Stage::Progress,
@@ -243,11 +256,15 @@ impl Viewer {
         let name = match self.stage {
             Stage::Progress => {
                 let changed = timeout_at(self.until, self.seen.changed());
-                self.shutdown
-                    .run_until_cancelled(changed)
-                    .await?
-                    .ok()?
-                    .ok()?;
+                tokio::select! {
+                    biased;
+                    () = self.shutdown.cancelled() => return None,
+                    () = self.caller.gone() => {
+                        self.stage = Stage::Nothing;
+                        return Some(Event::default().event("unauthorized").data(TURNED_AWAY));
+                    }
+                    changed = changed => changed.ok()?.ok()?,
+                }
                 "progress"
             }
             Stage::End => "end",

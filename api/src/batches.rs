@@ -399,6 +399,7 @@ async fn pause(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = Envelope<Batch>),
+        Rejected,
         Unpaid,
         Missing,
         Conflicting,

@@ -14,9 +14,9 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono_tz::Tz;
 use peal_shared::Error;
-use peal_shared::access::{Role, Scope};
+use peal_shared::access::{Credential, Role, Scope};
 use peal_shared::audit::Note;
-use peal_shared::billing::export;
+use peal_shared::billing::export::{self, Wanted};
 use peal_shared::billing::period::zone;
 use peal_shared::billing::usage::Filter;
 use peal_shared::billing::usage::sessions::{self, SessionDetail};
@@ -234,7 +234,10 @@ async fn export_usage(
     let now = context.clock.now();
     let mut db = caller.change(&context).await?;
     let zone = zone_of(&mut db, &caller, &Owners::default()).await?;
-    let wanted = query.wanted(now, zone)?;
+    let wanted = Wanted {
+        by_key: matches!(caller.credential, Credential::ApiKey(_)),
+        ..query.wanted(now, zone)?
+    };
     if method == Method::HEAD {
         // Whoever only looks gets no mail.
         return Ok(StatusCode::ACCEPTED.into_response());

@@ -231,6 +231,7 @@ impl ExportQuery {
             // Both narrow.
             from: first.max(self.time_filter.begin(now, zone)),
             to: behind.map(|day| midnight(day, zone)),
+            by_key: false,
         })
     }
 }

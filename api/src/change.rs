@@ -6,15 +6,17 @@
 //! does nothing and is answered as before.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use axum::Json;
 use axum::http::StatusCode;
 use peal_shared::access::wall;
 use peal_shared::audit::{self, Actor, Note};
 use peal_shared::context::Context;
-use peal_shared::idempotency::{self, Claim, Stored};
+use peal_shared::idempotency::{self, Claim, Hold, Stored};
 use serde::Serialize;
 use sqlx::{PgConnection, Postgres, Transaction};
+use tracing::Instrument as _;
 
 use crate::auth::Caller;
 use crate::error::{Problem, Result};
@@ -33,6 +35,40 @@ impl Caller {
     /// When the database does not answer.
     pub async fn read(&self, context: &Context) -> Result<Transaction<'static, Postgres>> {
         Ok(wall::begin(&context.pool, &self.scope()).await?)
+    }
+
+    /// Does what asks somebody else's server before it changes something. The request's key is
+    /// held meanwhile, so of two that are sent at once only one asks; and what it has asked is
+    /// written down though its client goes away: it goes on in a task of its own.
+    ///
+    /// # Errors
+    /// As `work`; when the `Idempotency-Key` is in use or was used for another request.
+    pub async fn once<T, F>(
+        self,
+        context: Arc<Context>,
+        work: impl FnOnce(Arc<Context>, Self) -> F,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let Some(claim) = self.origin.claim.clone() else {
+            return Box::pin(work(context, self)).await;
+        };
+        let (pool, principal) = (context.pool.clone(), self.principal.clone());
+        let hold = Hold::take_unscoped(&pool, &principal, &claim.key).await?;
+        let work = Box::pin(work(context, self));
+        let work = async move {
+            let mut db = pool.acquire().await?;
+            let known = idempotency::known_unscoped(&mut db, &principal, &claim.key).await?;
+            drop(db);
+            match known {
+                Some(known) => Err(Problem::answered_before(known.answer(&claim)?)),
+                None => work.await,
+            }
+        };
+        let done = tokio::spawn(hold.during(work).in_current_span());
+        done.await.map_err(anyhow::Error::from)?
     }
 
     /// Opens a transaction to change something in. A request that was answered before ends

@@ -69,7 +69,7 @@ async fn health(State(context): State<Arc<Context>>) -> Response {
     responses(
         (status = 200, body = Ready, example = json!({
             "status": "ready", "database": "connected", "migrations": "current", "redis": "connected",
-            "stopping": false
+            "database_role": "restricted", "stopping": false
         })),
         (status = 503, body = Ready, description = "Send requests elsewhere"),
     )
@@ -85,7 +85,7 @@ async fn ready(
             Ok(Ok(true))
         );
     let stopping = shutdown.is_cancelled();
-    let is_ready = connected && migrated && !stopping;
+    let is_ready = connected && migrated && context.breach.is_none() && !stopping;
     let body = Ready {
         status: if is_ready { "ready" } else { "not_ready" },
         database: if connected {
@@ -99,6 +99,10 @@ async fn ready(
             Some(false) => "disconnected",
             None => "not_configured",
         },
+        database_role: context
+            .breach
+            .clone()
+            .unwrap_or_else(|| "restricted".to_owned()),
         stopping,
     };
     (status(is_ready), Json(body)).into_response()
@@ -142,5 +146,7 @@ struct Ready {
     database: &'static str,
     migrations: &'static str,
     redis: &'static str,
+    /// `restricted`, or why row-level security does not bind this process.
+    database_role: String,
     stopping: bool,
 }

@@ -3,7 +3,6 @@
 //! Saving a server asks it what it offers. A server that is down is saved all the same, with
 //! the reason in `sync_error`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,14 +10,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
-use peal_shared::egress::Gate;
-use peal_shared::ids::{McpServerId, UserId};
+use peal_shared::ids::McpServerId;
 use peal_shared::tools::mcp::McpClient as _;
-use peal_shared::tools::servers::{self, McpServer, NewMcpServer, Transport};
+use peal_shared::tools::servers::{self, McpServer};
 use peal_shared::tools::sweep;
-use peal_shared::tools::{Auth, Credentials};
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -26,12 +21,11 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::in_use::{Force, ForceUpdate};
+use crate::mcp_bodies::{McpServerBody, McpServers};
 use crate::openapi::{ProblemDocument, Refusals};
 use crate::page::{Listed, Whose};
 use crate::state::Api;
-use crate::tools::{Told, check_credentials, check_owner_stays, yes};
-
-const MAX_ALLOWED: usize = 200;
+use crate::tools::{Told, check_owner_stays};
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -73,14 +67,16 @@ async fn create(
     let owner = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(owner)?;
     let new = body.validated(&context.gate)?;
-    // Asked without a transaction; a request that was answered before ends here.
-    drop(caller.change(&context).await?);
-    let discovered = context.mcp.tools(caller.org, &new.endpoint()).await;
-    let mut db = caller.change(&context).await?;
-    let keys = &context.config.keys;
-    let server = servers::create(&mut db, keys, &scope, owner, &new, &discovered).await?;
-    let note = note("mcp_server.create", &server).after(&server)?;
-    db.commit(note, StatusCode::CREATED, Json(server)).await
+    let created = caller.once(context, move |context, caller| async move {
+        // Asked without a transaction.
+        let discovered = context.mcp.tools(caller.org, &new.endpoint()).await;
+        let mut db = caller.change(&context).await?;
+        let keys = &context.config.keys;
+        let server = servers::create(&mut db, keys, &scope, owner, &new, &discovered).await?;
+        let note = note("mcp_server.create", &server).after(&server)?;
+        db.commit(note, StatusCode::CREATED, Json(server)).await
+    });
+    created.await
 }
 
 /// List MCP servers
@@ -287,85 +283,4 @@ async fn duplicate(
 /// A change of a server, for the audit log.
 pub fn note(action: &'static str, server: &McpServer) -> Note {
     Note::new(action, server.org_id, server.id.0)
-}
-
-/// An MCP server as its owner writes it.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({
-    "name": "Shop", "server_url": "https://mcp.shop.example.com/mcp",
-    "auth": {"type": "bearer", "token": "the shop's token"}, "timeout_seconds": 10
-}))]
-pub struct McpServerBody {
-    pub name: String,
-    pub server_url: String,
-    #[serde(default = "streamable_http")]
-    pub transport: Transport,
-    #[serde(default)]
-    pub headers: BTreeMap<String, String>,
-    #[serde(default)]
-    pub auth: Auth,
-    /// How long asking the server may take, 1 to 15.
-    #[serde(default = "ten")]
-    pub timeout_seconds: i32,
-    /// Names of the tools that agents may use; null allows all.
-    pub allowed_tools: Option<Vec<String>>,
-    #[serde(default = "yes")]
-    pub is_active: bool,
-    /// Whose server it will be; an administrator may name a member.
-    pub user_id: Option<UserId>,
-}
-
-pub fn streamable_http() -> Transport {
-    Transport::StreamableHttp
-}
-
-pub fn ten() -> i32 {
-    10
-}
-
-impl McpServerBody {
-    pub fn validated(self, gate: &Gate) -> Result<NewMcpServer> {
-        let mut fields = Fields::default();
-        let name = self.name.trim();
-        fields.check_text(name, "name", 1, 200);
-        fields.check_range(self.timeout_seconds, "timeout_seconds", 1, 15);
-        if let Err(why) = gate.target(&self.server_url) {
-            fields.check(false, "server_url", "url", why);
-        }
-        check_allowed(&mut fields, self.allowed_tools.as_deref());
-        let credentials = Credentials {
-            headers: self.headers,
-            auth: self.auth,
-        };
-        check_credentials(&mut fields, &credentials);
-        fields.finish()?;
-        Ok(NewMcpServer {
-            name: name.to_owned(),
-            server_url: self.server_url,
-            transport: self.transport,
-            credentials,
-            timeout_seconds: self.timeout_seconds,
-            allowed_tools: self.allowed_tools,
-            is_active: self.is_active,
-        })
-    }
-}
-
-pub fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
-    let names = names.unwrap_or_default();
-    fields.check(
-        names.len() <= MAX_ALLOWED,
-        "allowed_tools",
-        "length",
-        "must be 200 names or fewer",
-    );
-    for (place, name) in names.iter().enumerate() {
-        fields.check_text(name, &format!("allowed_tools.{place}"), 1, 200);
-    }
-}
-
-#[derive(Serialize, ToSchema)]
-struct McpServers {
-    tools: Vec<McpServer>,
 }

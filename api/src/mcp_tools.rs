@@ -1,20 +1,15 @@
 //! `/api/v1/tools-mcp-server-defs`: what MCP servers offer, and which of it agents may use.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use peal_shared::Error;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::McpServerId;
-use peal_shared::tools::Auth;
-use peal_shared::tools::mcp::{McpClient as _, McpTool};
-use peal_shared::tools::servers::{self, McpServer, Transport};
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use peal_shared::tools::mcp::McpClient as _;
+use peal_shared::tools::servers::{self, McpServer};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -22,7 +17,8 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
 use crate::in_use::ForceUpdate;
-use crate::mcp_servers::{McpServerBody, check_allowed, note, streamable_http, ten};
+use crate::mcp_bodies::{AllowedTools, Asked, FetchTools, FetchedTools, check_allowed};
+use crate::mcp_servers::note;
 use crate::openapi::{ProblemDocument, Refusals};
 use crate::state::Api;
 
@@ -57,47 +53,27 @@ async fn fetch(
     caller: Caller,
     ValidJson(body): ValidJson<FetchTools>,
 ) -> Result<(StatusCode, Json<FetchedTools>)> {
-    let (keys, scope) = (&context.config.keys, caller.scope());
-    let mut db = caller.change(&context).await?;
-    let (org, subject, endpoint, kept) = match (body.tool_id, body.server_url) {
-        (Some(id), None) => {
-            let (server, endpoint) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
-            (server.org_id, id.0, endpoint, Some(id))
+    let asked = body.asked(&context.gate)?;
+    let fetched = caller.once(context, move |context, caller| async move {
+        let (keys, scope) = (&context.config.keys, caller.scope());
+        let (org, subject, endpoint, kept) = match asked {
+            Asked::Kept(id) => {
+                let mut db = caller.read(&context).await?;
+                let found = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
+                (found.0.org_id, id.0, found.1, Some(id))
+            }
+            Asked::Unkept(new) => (caller.org, caller.user.0, new.endpoint(), None),
+        };
+        let discovered = context.mcp.tools(org, &endpoint).await;
+        let mut db = caller.change(&context).await?;
+        if let Some(id) = kept {
+            servers::synced(&mut db, keys, &scope, id, &discovered).await?;
         }
-        (None, Some(server_url)) => {
-            let unnamed = McpServerBody {
-                name: "unnamed".to_owned(),
-                server_url,
-                transport: body.transport,
-                headers: body.headers,
-                auth: body.auth,
-                timeout_seconds: body.timeout_seconds,
-                allowed_tools: None,
-                is_active: true,
-                user_id: None,
-            };
-            let endpoint = unnamed.validated(&context.gate)?.endpoint();
-            (caller.org, caller.user.0, endpoint, None)
-        }
-        _ => {
-            let told = "send exactly one of tool_id and server_url";
-            return Err(Error::rejected("tool_id_or_server_url", told).into());
-        }
-    };
-    drop(db);
-    let discovered = context.mcp.tools(org, &endpoint).await;
-    let mut db = caller.change(&context).await?;
-    if let Some(id) = kept {
-        servers::synced(&mut db, keys, &scope, id, &discovered).await?;
-    }
-    let sync_error = discovered.as_ref().err().cloned();
-    let fetched = FetchedTools {
-        success: sync_error.is_none(),
-        tools: discovered.unwrap_or_default(),
-        sync_error,
-    };
-    let note = Note::new("mcp_server.fetch", org, subject);
-    db.commit(note, StatusCode::OK, Json(fetched)).await
+        let fetched = FetchedTools::of(discovered);
+        let note = Note::new("mcp_server.fetch", org, subject);
+        db.commit(note, StatusCode::OK, Json(fetched)).await
+    });
+    fetched.await
 }
 
 /// Say which of a server's tools agents may use
@@ -133,43 +109,4 @@ async fn filter(
         .before(&before)?
         .after(&server)?;
     db.commit(note, StatusCode::OK, Json(server)).await
-}
-
-/// Which server to ask.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({"server_url": "https://mcp.shop.example.com/mcp"}))]
-struct FetchTools {
-    /// A server that is kept.
-    tool_id: Option<McpServerId>,
-    /// Another one.
-    server_url: Option<String>,
-    #[serde(default = "streamable_http")]
-    transport: Transport,
-    #[serde(default)]
-    headers: BTreeMap<String, String>,
-    #[serde(default)]
-    auth: Auth,
-    #[serde(default = "ten")]
-    timeout_seconds: i32,
-}
-
-#[derive(Serialize, ToSchema)]
-#[schema(example = json!({
-    "success": true, "sync_error": null,
-    "tools": [{"name": "find_order", "description": "Finds an order", "input_schema": {"type": "object"}}]
-}))]
-struct FetchedTools {
-    success: bool,
-    tools: Vec<McpTool>,
-    /// Why the server could not be asked.
-    sync_error: Option<String>,
-}
-
-/// Names of tools; null allows all.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({"allowed_tools": ["find_order"]}))]
-struct AllowedTools {
-    allowed_tools: Option<Vec<String>>,
 }

@@ -158,7 +158,7 @@ impl Modify for Schemes {
     fn modify(&self, document: &mut OpenApi) {
         let key = ApiKeyValue::with_description(
             crate::auth::API_KEY_HEADER,
-            "Acts for the user who made it.",
+            "Acts for its user, on what is that user's own.",
         );
         let session = Http::builder()
             .scheme(HttpAuthScheme::Bearer)

@@ -95,6 +95,7 @@ async fn visible_users(
     get,
     path = "/api/v1/organizations/{id}/users",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path), Paging),
     responses(
         (status = 200, body = Members),
@@ -267,6 +268,7 @@ fn mail_text(context: &Context, id: InviteId, organization: &str) -> String {
     get,
     path = "/api/v1/organizations/{id}/invites",
     tag = "Organizations",
+    security(("session" = [])),
     params(("id" = OrgId, Path), Part),
     responses(
         (status = 200, body = Invites, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
@@ -363,6 +365,7 @@ async fn accept_invite(
     let caller = Caller {
         principal: invites::guest(&invite),
         session: None,
+        until: None,
         origin,
     };
     let mut db = caller.change(&context).await?;

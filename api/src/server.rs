@@ -45,8 +45,8 @@ use crate::{
 };
 use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, mcp_tools, me};
 use crate::{measure, noise_assets, openapi, org_pricing, organizations, people, phone_mapping};
-use crate::{phones, providers, request_key, service_prices, sign_in, tools, trunks, uploads};
-use crate::{voices, wallets};
+use crate::{phones, providers, refusals, request_key, service_prices, sign_in, tools, trunks};
+use crate::{uploads, voices, wallets};
 
 /// Where the batch-call family lives.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
@@ -88,8 +88,11 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let routes = router(Api::new(Arc::clone(&context), shutdown.clone())?);
-    serve_framed(context, listener, routes, shutdown).await
+    let api = Api::new(Arc::clone(&context), shutdown.clone())?;
+    let refusals = api.refusals.clone();
+    let served = serve_framed(context, listener, router(api), shutdown).await;
+    refusals.close().await;
+    served
 }
 
 /// Serves any routes as [`serve`] does its own: around them goes what goes around every route of
@@ -213,6 +216,7 @@ fn bounded(routes: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
 fn router(api: Api) -> Router {
     let pages = cors::layer(&api.context.config.origins);
     Router::from(routes(pages))
+        .layer(from_fn_with_state(api.clone(), refusals::note))
         .layer(Extension(api.gates.clone()))
         .layer(Extension(Arc::clone(&api.context)))
         .with_state(api)

@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use peal_shared::access::Role;
-use peal_shared::audit::Note;
+use peal_shared::audit::{Note, Turned};
 use peal_shared::context::Context;
 use peal_shared::ids::{OrgId, UserId};
 use peal_shared::sign_in::passwords::{self, Hasher, weakness};
@@ -136,9 +136,12 @@ async fn login(
     let known = passwords::of_email_unscoped(&mut db, body.email.trim()).await?;
     // Hashing takes a while; somebody else may have the connection.
     drop(db);
-    let (user, hash) = known.unzip();
+    let (named, hash) = known.unzip();
+    if let Some((org, user)) = named {
+        origin.asker.is(Turned::As(org, user, None));
+    }
     let matches = door.hasher.matches(body.password, hash).await?;
-    let Some(user) = user.filter(|_| matches) else {
+    let Some((_org, user)) = named.filter(|_| matches) else {
         return Err(wrong());
     };
     let mut db = context.pool.acquire().await?;
@@ -150,6 +153,7 @@ async fn login(
     let caller = Caller {
         principal,
         session: None,
+        until: None,
         origin,
     };
     let mut db = caller.change(&context).await?;

@@ -11,8 +11,10 @@ use crate::auth::tokens::Tokens;
 use crate::batch_events::Watches;
 use crate::inbox::Inbox;
 use crate::rates::Rates;
+use crate::refusals::Refusals;
 use crate::shed::Gates;
 use crate::sign_in::Door;
+use crate::standings::Standings;
 use crate::streams::Streams;
 use crate::upload_body::UploadSlots;
 
@@ -25,7 +27,9 @@ pub struct Api {
     pub tokens: Tokens,
     pub door: Door,
     pub rates: Rates,
+    pub refusals: Refusals,
     pub watches: Watches,
+    pub standings: Standings,
     pub streams: Streams,
     pub gates: Gates,
     pub uploads: UploadSlots,
@@ -45,7 +49,9 @@ impl Api {
             tokens: Tokens::new(&context)?,
             door: Door::default(),
             rates: Rates::new(&context.config.limits),
+            refusals: Refusals::open(&context),
             watches: Watches::default(),
+            standings: Standings::default(),
             streams: Streams::new(&context),
             gates: Gates::new(&context),
             uploads: UploadSlots::new(context.config.limits.uploads),

@@ -252,15 +252,19 @@ async fn test(
     Ids(id): Ids<ToolId>,
     OptionalJson(sample): OptionalJson<Sample>,
 ) -> Result<(StatusCode, Json<Use>)> {
-    // No transaction stays open while a stranger's server takes its time.
-    let (keys, scope) = (&context.config.keys, caller.scope());
-    let mut db = caller.change(&context).await?;
-    let (tool, credentials) = definitions::find_with_credentials(&mut db, keys, &scope, id).await?;
-    drop(db);
-    let used = request::send(&context.gate, &tool, &credentials, &sample.arguments).await?;
-    let db = caller.change(&context).await?;
-    db.commit(note("tool.test", &tool), StatusCode::OK, Json(used))
-        .await
+    let used = caller.once(context, move |context, caller| async move {
+        // No transaction stays open while a stranger's server takes its time.
+        let (keys, scope) = (&context.config.keys, caller.scope());
+        let mut db = caller.read(&context).await?;
+        let found = definitions::find_with_credentials(&mut db, keys, &scope, id).await?;
+        let (tool, credentials) = found;
+        drop(db);
+        let used = request::send(&context.gate, &tool, &credentials, &sample.arguments).await?;
+        let db = caller.change(&context).await?;
+        db.commit(note("tool.test", &tool), StatusCode::OK, Json(used))
+            .await
+    });
+    used.await
 }
 
 /// A change of a tool, for the audit log.

@@ -1,5 +1,5 @@
-//! `/api/v1/trunks`: accounts with carriers. Administrators set them up; secrets go in and
-//! never come out. Whatever a trunk authenticates with is tried at the carrier before it is
+//! `/api/v1/trunks`: accounts with carriers. Administrators set them up, in person: a key has no
+//! rank. Secrets go in and never come out. Whatever a trunk authenticates with is tried at the carrier before it is
 //! kept.
 //!
 //! Where the carrier's API is may be said by a `super_admin` alone: Peal sends requests there.
@@ -71,6 +71,7 @@ async fn list(
     post,
     path = "/api/v1/trunks",
     tag = "Trunks",
+    security(("session" = [])),
     request_body(content = AddTrunk, example = json!({
         "name": "Main", "account_id": "AC00000000000000000000000000000000", "password": "the auth token",
         "cps": 1, "max_concurrent": 50
@@ -92,12 +93,15 @@ async fn create(
         .into());
     }
     let new = wanted(&caller, body)?;
-    try_at_carrier(&context, &new.account).await?;
-    let mut db = caller.change(&context).await?;
-    let id = trunks::create_unscoped(&mut db, &context.config.keys, &new).await?;
-    let trunk = settings::find(&mut db, &caller.scope(), id).await?;
-    let note = note("trunk.create", &caller, &trunk).after(&trunk)?;
-    db.commit(note, StatusCode::CREATED, Json(trunk)).await
+    let created = caller.once(context, move |context, caller| async move {
+        try_at_carrier(&context, &new.account).await?;
+        let mut db = caller.change(&context).await?;
+        let id = trunks::create_unscoped(&mut db, &context.config.keys, &new).await?;
+        let trunk = settings::find(&mut db, &caller.scope(), id).await?;
+        let note = note("trunk.create", &caller, &trunk).after(&trunk)?;
+        db.commit(note, StatusCode::CREATED, Json(trunk)).await
+    });
+    created.await
 }
 
 /// The trunk that a body asks for.
@@ -192,6 +196,7 @@ async fn show(
     put,
     path = "/api/v1/trunks/{trunk_id}",
     tag = "Trunks",
+    security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
     request_body(content = UpdateTrunk, example = json!({"cps": 2.5, "max_concurrent": 100})),
     responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
@@ -232,11 +237,12 @@ async fn update(
 
 /// Try a trunk's account at its carrier
 ///
-/// Takes an `org_admin`. Changes nothing.
+/// Takes an `org_admin`. Changes nothing but the audit log.
 #[utoipa::path(
     post,
     path = "/api/v1/trunks/{trunk_id}/check",
     tag = "Trunks",
+    security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
     responses((status = 200, body = Checked), TrunkRefusals, Refusals)
 )]
@@ -244,20 +250,26 @@ async fn check(
     State(context): State<Arc<Context>>,
     caller: Caller,
     Ids(id): Ids<TrunkId>,
-) -> Result<Json<Checked>> {
+) -> Result<(StatusCode, Json<Checked>)> {
     caller.require(Role::OrgAdmin)?;
-    let account = account(&context, &caller, id).await?;
-    let standing = context.carriers.of(account.kind).check(&account).await?;
-    Ok(Json(match standing {
-        Standing::Good => Checked {
-            accepted: true,
-            reason: None,
-        },
-        Standing::Refused(why) => Checked {
-            accepted: false,
-            reason: Some(why),
-        },
-    }))
+    let checked = caller.once(context, move |context, caller| async move {
+        let (trunk, account) = account(&context, &caller, id).await?;
+        let standing = context.carriers.of(account.kind).check(&account).await?;
+        let checked = match standing {
+            Standing::Good => Checked {
+                accepted: true,
+                reason: None,
+            },
+            Standing::Refused(why) => Checked {
+                accepted: false,
+                reason: Some(why),
+            },
+        };
+        let db = caller.change(&context).await?;
+        let note = note("trunk.check", &caller, &trunk);
+        db.commit(note, StatusCode::OK, Json(checked)).await
+    });
+    checked.await
 }
 
 /// Replace a trunk's secret
@@ -268,6 +280,7 @@ async fn check(
     post,
     path = "/api/v1/trunks/{trunk_id}/rotate",
     tag = "Trunks",
+    security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
     request_body(content = Secret, example = json!({"password": "the new auth token"})),
     responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
@@ -282,17 +295,20 @@ async fn rotate(
     let mut fields = Fields::default();
     let credentials = body.checked(&mut fields);
     fields.finish()?;
-    let account = Account {
-        credentials: credentials.clone(),
-        ..account(&context, &caller, id).await?
-    };
-    try_at_carrier(&context, &account).await?;
-    let keys = &context.config.keys;
-    let mut db = caller.change(&context).await?;
-    settings::lock(&mut db, &caller.scope(), id).await?;
-    let trunk = settings::rotate(&mut db, &caller.scope(), keys, id, &credentials).await?;
-    let note = note("trunk.rotate", &caller, &trunk);
-    db.commit(note, StatusCode::OK, Json(trunk)).await
+    let rotated = caller.once(context, move |context, caller| async move {
+        let account = Account {
+            credentials: credentials.clone(),
+            ..account(&context, &caller, id).await?.1
+        };
+        try_at_carrier(&context, &account).await?;
+        let keys = &context.config.keys;
+        let mut db = caller.change(&context).await?;
+        settings::lock(&mut db, &caller.scope(), id).await?;
+        let trunk = settings::rotate(&mut db, &caller.scope(), keys, id, &credentials).await?;
+        let note = note("trunk.rotate", &caller, &trunk);
+        db.commit(note, StatusCode::OK, Json(trunk)).await
+    });
+    rotated.await
 }
 
 /// Pause a trunk
@@ -303,6 +319,7 @@ async fn rotate(
     post,
     path = "/api/v1/trunks/{trunk_id}/pause",
     tag = "Trunks",
+    security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
     request_body(content = Option<Pause>, example = json!({"reason": "The carrier works on its lines"})),
     responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
@@ -330,6 +347,7 @@ async fn pause(
     post,
     path = "/api/v1/trunks/{trunk_id}/resume",
     tag = "Trunks",
+    security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
     responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
 )]
@@ -368,6 +386,7 @@ async fn set_paused(
     delete,
     path = "/api/v1/trunks/{trunk_id}",
     tag = "Trunks",
+    security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
     responses((status = 200, body = TrunkDeleted), TrunkRefusals, Refusals)
 )]
@@ -387,12 +406,13 @@ async fn delete(
     db.commit(note, StatusCode::OK, Json(told)).await
 }
 
-/// The account of a trunk in the caller's sight.
-async fn account(context: &Context, caller: &Caller, id: TrunkId) -> Result<Account> {
+/// A trunk in the caller's sight, and its account.
+async fn account(context: &Context, caller: &Caller, id: TrunkId) -> Result<(Trunk, Account)> {
     let mut db = caller.read(context).await?;
-    settings::find(&mut db, &caller.scope(), id).await?;
+    let trunk = settings::find(&mut db, &caller.scope(), id).await?;
     drop(db);
-    Ok(trunks::account_unscoped(&context.pool, &context.config.keys, id).await?)
+    let account = trunks::account_unscoped(&context.pool, &context.config.keys, id).await?;
+    Ok((trunk, account))
 }
 
 /// Refuses an account that its carrier does not accept.

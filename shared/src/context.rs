@@ -10,6 +10,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
+use crate::access::wall;
 use crate::bells::Bells;
 use crate::billing::estimate::Basis;
 use crate::billing::tariffs::Tariffs;
@@ -50,6 +51,8 @@ const CALLBACK_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
 pub struct Context {
     pub config: Config,
     pub pool: PgPool,
+    /// Why row-level security does not bind this process, if it does not; as it was at its start.
+    pub breach: Option<String>,
     /// Connections for carriers alone, so that whatever users do, callbacks get through.
     pub callbacks: PgPool,
     pub bells: Bells,
@@ -103,6 +106,10 @@ impl Context {
     /// Says what could not be reached or opened.
     pub async fn connect(config: Config, process: Process) -> anyhow::Result<Arc<Self>> {
         let pool = open_pool(&config, process).await?;
+        let breach = wall::breach_unscoped(&mut *pool.acquire().await?).await?;
+        if let Some(breach) = &breach {
+            tracing::error!("tenants are not kept apart: {breach}");
+        }
         let options = system(&config, "peal-callbacks")?;
         let callbacks = pool_options()
             .max_connections(CALLBACK_CONNECTIONS)
@@ -121,6 +128,7 @@ impl Context {
         let gate = Gate::new(config.egress.clone())?;
         Ok(Arc::new(Self {
             pool,
+            breach,
             callbacks,
             bells,
             carriers: Carriers::new()?,

@@ -6,6 +6,9 @@
 //! again sends nothing. Only a crash between those two steps repeats a message, and then its
 //! Message-ID, date and text are the same, by which mailboxes tell duplicates.
 //!
+//! A text may hold a secret, such as an invitation's token. It is forgotten with the statement
+//! that says how the message ended; whom it went to, its subject and when stay.
+//!
 //! Without an SMTP server messages are written to a directory as `<email id>.eml`, which any
 //! mail program opens.
 
@@ -13,7 +16,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use lettre::message::Mailbox;
 use lettre::message::header::ContentType;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
@@ -26,6 +29,9 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::ids::{EmailId, OrgId};
 use crate::queue::{self, Enqueued, Payload, Queue};
+
+/// A message that waits longer than this has no job any more that would send it.
+const UNSENT_FOR: TimeDelta = TimeDelta::days(7);
 
 /// A message to write.
 #[derive(Clone, Debug)]
@@ -108,12 +114,13 @@ pub async fn write(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<
 /// for the system: whoever wrote the message was checked then.
 ///
 /// # Errors
-/// [`Error::Outside`] when the server refuses the message, for now or for good.
+/// [`Error::Outside`] when the server refuses the message, for now or for good;
+/// [`Error::Rejected`] when it was [given up](give_up_unscoped).
 pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Result<()> {
     let unsent = sqlx::query_as!(
         Unsent,
         r#"
-        select id as "id: EmailId", to_address, subject, body, created_at
+        select id as "id: EmailId", to_address, subject, body, created_at, failed_at is not null as "failed!"
         from emails
         where id = $1
             and sent_at is null
@@ -125,14 +132,53 @@ pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Resul
     let Some(email) = unsent else {
         return Ok(());
     };
+    if email.failed {
+        return Err(Error::rejected(
+            "email_forgotten",
+            "the message failed before and its text was forgotten: do again what it was about",
+        ));
+    }
     mailer.send(email).await?;
     sqlx::query!(
-        "update emails set sent_at = now() where id = $1 and sent_at is null",
+        "update emails set sent_at = now(), body = '' where id = $1 and sent_at is null",
         id as EmailId,
     )
     .execute(pool)
     .await?;
     Ok(())
+}
+
+/// Gives up a message that cannot be sent. The job acts for the system.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn give_up_unscoped(pool: &PgPool, id: EmailId) -> Result<()> {
+    sqlx::query!(
+        "update emails set failed_at = now(), body = '' where id = $1 and sent_at is null",
+        id as EmailId,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Gives up messages that are older than any job tries to send them, of all organisations: the
+/// worker that tried last may have died over it.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
+    let forgotten = sqlx::query!(
+        "update emails
+         set failed_at = now(), body = ''
+         where sent_at is null
+           and failed_at is null
+           and created_at < $1",
+        now - UNSENT_FOR,
+    )
+    .execute(db)
+    .await?;
+    Ok(forgotten.rows_affected())
 }
 
 struct Unsent {
@@ -141,6 +187,7 @@ struct Unsent {
     subject: String,
     body: String,
     created_at: DateTime<Utc>,
+    failed: bool,
 }
 
 /// Takes messages out of the house.

@@ -140,6 +140,22 @@ pub async fn about(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result
     .ok_or(Error::NotFound("User"))
 }
 
+/// Keeps a member a member until the transaction ends, for whoever begins to dial for them: a
+/// removal waits for it, and then sees what is dialled. Whoever asks has a thing of the user's in
+/// hand. False when they have been removed.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn keep_unscoped(db: &mut PgConnection, user: UserId) -> Result<bool> {
+    let kept = sqlx::query!(
+        "select from users where id = $1 and removed_at is null for share",
+        user as UserId,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(kept.is_some())
+}
+
 /// Whether a user exists in the caller's sight.
 ///
 /// # Errors

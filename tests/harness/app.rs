@@ -87,6 +87,8 @@ pub struct Tenant {
     pub trunk: TrunkId,
     pub phone: PhoneId,
     pub api_key: String,
+    /// What is sent instead of the key, for what only administrators in person may do.
+    pub session: Option<String>,
 }
 
 /// A running Peal. Its test must end with [`App::finish`], where what was left over is seen.
@@ -168,9 +170,14 @@ impl App {
         &self.directory
     }
 
-    /// The database of this test.
+    /// The database of this test, as its owner.
     pub fn database_url(&self) -> &str {
         &self.database.url
+    }
+
+    /// The same, as programs log in.
+    pub fn program_url(&self) -> &str {
+        &self.database.program_url
     }
 
     /// Adds a replica of the API, with connections and settings of its own.
@@ -392,7 +399,7 @@ async fn connect_as(
     change: impl FnOnce(&mut Settings),
 ) -> Arc<Context> {
     let redis_url = setting("PEAL_TEST_REDIS_URL");
-    let mut settings = settings(&database.url, &redis_url, url, directory);
+    let mut settings = settings(&database.program_url, &redis_url, url, directory);
     settings.redis_prefix = database.name.clone();
     change(&mut settings);
     let config = Config::from_settings(settings).expect("settings");
@@ -519,5 +526,6 @@ pub async fn found_tenant(
         trunk,
         phone: phone.expect("phone"),
         api_key,
+        session: None,
     }
 }

@@ -25,7 +25,7 @@ impl Beside {
         let url = format!("http://{listen}");
         let directory = app.directory();
         let redis_url = setting("PEAL_TEST_REDIS_URL");
-        let mut envs = environment(app.database_url(), &redis_url, &listen, directory);
+        let mut envs = environment(app.program_url(), &redis_url, &listen, directory);
         let prefix = &app.context.config.redis_prefix;
         let own: [(&str, OsString); 8] = [
             // As in `app::settings`.

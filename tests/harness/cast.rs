@@ -27,7 +27,7 @@ static MADE: AtomicU32 = AtomicU32::new(0);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     Anonymous,
-    /// By the API key of an org_admin.
+    /// By the API key of an org_admin, which acts as a plain user.
     Key,
     User,
     OrgAdmin,
@@ -126,6 +126,33 @@ impl Player {
             wallet,
             grant,
             carrier,
+        }
+    }
+
+    /// Somebody else of this player's organisation: a plain user, or the key of an administrator.
+    pub async fn colleague(&self, context: &Context, who: Who) -> Self {
+        let role = match who {
+            Who::Key => Role::OrgAdmin,
+            _ => Role::User,
+        };
+        let email = format!("colleague-{}@example.com", who.word());
+        let mut db = context.pool.acquire().await.expect("a connection");
+        let user = users::ensure_user_unscoped(&mut db, self.tenant.org, &email, role)
+            .await
+            .expect("a user");
+        let keys = &context.config.keys;
+        let api_key = api_keys::create_unscoped(&mut db, keys, self.tenant.org, user, "tests")
+            .await
+            .expect("a key");
+        let tenant = Tenant {
+            api_key,
+            ..self.tenant.clone()
+        };
+        Self {
+            who,
+            user,
+            tenant,
+            ..self.clone()
         }
     }
 

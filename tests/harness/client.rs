@@ -57,15 +57,18 @@ impl Client {
         self.request_as(&self.tenant, method, path)
     }
 
-    /// A request with another tenant's key.
+    /// A request with another tenant's key, or the session of whoever has signed in.
     pub fn request_as(
         &self,
         tenant: &Tenant,
         method: Method,
         path: &str,
     ) -> reqwest::RequestBuilder {
-        self.anonymous(method, path)
-            .header("x-api-key", &tenant.api_key)
+        let request = self.anonymous(method, path);
+        match &tenant.session {
+            Some(token) => request.bearer_auth(token),
+            None => request.header("x-api-key", &tenant.api_key),
+        }
     }
 
     /// A request without any key.

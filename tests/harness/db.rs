@@ -17,10 +17,17 @@ use super::setting;
 /// Names the lock under which the template is built: "pealtest" in ASCII.
 const TEMPLATE_LOCK: i64 = 0x7065_616c_7465_7374;
 
+/// What programs log in as: nobody special, as anywhere.
+const LOGIN: &str = "peal_test";
+
 /// A fresh database, dropped with this value unless the test has failed.
 pub struct TestDatabase {
+    /// As the server's administrator, who owns the tables.
     pub pool: PgPool,
+    /// The administrator's address.
     pub url: String,
+    /// The address that programs are given.
+    pub program_url: String,
     pub name: String,
 }
 
@@ -44,7 +51,14 @@ pub async fn fresh_database() -> TestDatabase {
         .await
         .expect("connect to the fresh database");
     let url = options.to_url_lossy().to_string();
-    TestDatabase { pool, url, name }
+    let program = options.username(LOGIN).password(LOGIN);
+    let program_url = program.to_url_lossy().to_string();
+    TestDatabase {
+        pool,
+        url,
+        program_url,
+        name,
+    }
 }
 
 fn server() -> PgConnectOptions {
@@ -86,6 +100,15 @@ async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String
             .expect("connect to the template");
         MIGRATIONS.run(&mut connection).await.expect("migrate");
         connection.close().await.expect("close");
+        run(
+            admin,
+            format!(
+                "do $$ begin create role {LOGIN} login password '{LOGIN}'; \
+                 exception when duplicate_object then null; end $$; \
+                 grant peal_system, peal_tenant to {LOGIN}"
+            ),
+        )
+        .await;
         run(admin, format!("alter database {draft} rename to {name}")).await;
     }
     sqlx::query("select pg_advisory_unlock($1)")

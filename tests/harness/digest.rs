@@ -31,14 +31,47 @@ pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
         "providers" | "tts_voices" | "service_prices" | "price_book" => None,
         other => panic!("say here which rows of {other} belong to an organisation"),
     };
-    let parts: Vec<String> = tables
+    let parts = tables.iter().filter_map(|(table, has_org)| {
+        let theirs = theirs(table, *has_org)?.replace("{org}", org);
+        Some((table.as_str(), theirs))
+    });
+    digests(pool, parts).await
+}
+
+/// What every row that is a user's own comes to, by table.
+pub async fn digest_of_user(pool: &PgPool, user: &str) -> BTreeMap<String, String> {
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select t.table_name::text
+         from information_schema.tables t
+         join information_schema.columns c using (table_schema, table_name)
+         where t.table_schema = 'public'
+           and t.table_type = 'BASE TABLE'
+           and c.column_name = 'user_id'",
+    )
+    .fetch_all(pool)
+    .await
+    .expect("tables");
+    let rows = "batch_id in (select id from call_batches where user_id = '{user}')";
+    let own = tables
         .iter()
-        .filter_map(|(table, has_org)| {
-            let theirs = theirs(table, *has_org)?.replace("{org}", org);
-            Some(format!(
+        .map(|table| (table.as_str(), "user_id = '{user}'"));
+    let parts = own
+        .chain([("batch_data", rows)])
+        .map(|(table, theirs)| (table, theirs.replace("{user}", user)));
+    digests(pool, parts).await
+}
+
+/// The digests of these rows of these tables.
+async fn digests<'a>(
+    pool: &PgPool,
+    parts: impl Iterator<Item = (&'a str, String)>,
+) -> BTreeMap<String, String> {
+    let parts: Vec<String> = parts
+        .map(|(table, theirs)| {
+            format!(
                 "select '{table}', md5(coalesce(string_agg(t::text, ',' order by t::text), ''))
                  from {table} t where {theirs}"
-            ))
+            )
         })
         .collect();
     let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(parts.join(" union all ")))

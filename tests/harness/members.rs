@@ -9,12 +9,36 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::app::{App, JWT_SECRET, Tenant};
+use super::cast;
 use super::client::{Answer, answer};
 
 /// What a member has to spend.
 const CREDIT: Usd = Usd::dollars(1000);
 
-/// Somebody of the tenant's organisation, with a key and money of their own.
+/// The tenant's administrator in person, who sees the whole organisation.
+pub async fn signed_in(app: &App, tenant: &Tenant) -> Tenant {
+    let user =
+        sqlx::query_scalar("select id from users where org_id = $1 order by created_at limit 1")
+            .bind(tenant.org)
+            .fetch_one(&app.context.pool)
+            .await
+            .expect("a user");
+    Tenant {
+        session: Some(cast::session(user)),
+        ..tenant.clone()
+    }
+}
+
+/// The same person by their key.
+pub fn by_key(tenant: &Tenant) -> Tenant {
+    Tenant {
+        session: None,
+        ..tenant.clone()
+    }
+}
+
+/// Somebody of the tenant's organisation, with a key and money of their own; administrators come
+/// in person.
 pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
     let mut db = app.context.pool.begin().await.expect("transaction");
     let org = app.tenant.org;
@@ -32,6 +56,7 @@ pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
     db.commit().await.expect("commit");
     Tenant {
         api_key,
+        session: (role != Role::User).then(|| cast::session(user)),
         ..app.tenant.clone()
     }
 }

@@ -21,6 +21,7 @@ use peal_shared::campaigns::lifecycle::start_forgotten_unscoped;
 use peal_shared::campaigns::{ingest, starving};
 use peal_shared::context::Context;
 use peal_shared::idempotency::forget_old_unscoped;
+use peal_shared::mail;
 use peal_shared::sign_in::sessions;
 use peal_shared::telephony::{CallEvent, CallStatus, Ending, Outcome, Search};
 use peal_shared::wallets::expiry::expire_due_unscoped;
@@ -108,6 +109,7 @@ async fn forget(context: &Context) -> Result<()> {
     let mut db = context.pool.acquire().await?;
     forget_old_unscoped(&mut db, context.clock.now()).await?;
     sessions::forget_old_unscoped(&mut db, context.clock.now()).await?;
+    mail::forget_old_unscoped(&mut db, context.clock.now()).await?;
     Ok(())
 }
 

@@ -17,9 +17,11 @@ use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OriginalUri};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request};
+use chrono::{DateTime, Utc};
 use peal_shared::access::Principal;
 use peal_shared::access::known::Known;
 use peal_shared::api_keys;
+use peal_shared::audit::Turned;
 use peal_shared::config::Proxies;
 use peal_shared::context::Context;
 use peal_shared::idempotency::Claim;
@@ -29,6 +31,7 @@ use peal_shared::sign_in::{sessions, strangers};
 
 use crate::error::Problem;
 use crate::rates::{Allowance, Rates};
+use crate::refusals::Asker;
 use tokens::{Bearer, Tokens};
 
 /// Where a proxy writes whom a request comes from.
@@ -46,7 +49,16 @@ pub struct Caller {
     pub principal: Principal,
     /// The session of the built-in login that the token belongs to.
     pub session: Option<SessionId>,
+    /// When the token of another issuer ends.
+    pub until: Option<DateTime<Utc>>,
     pub origin: Origin,
+}
+
+/// A caller who was found by what they show.
+struct Found {
+    known: Known,
+    session: Option<SessionId>,
+    until: Option<DateTime<Utc>>,
 }
 
 impl std::ops::Deref for Caller {
@@ -64,6 +76,8 @@ pub struct Origin {
     pub request_id: Option<String>,
     /// The `Idempotency-Key`, if one was sent.
     pub claim: Option<Claim>,
+    /// Tells who it is to what goes around the request.
+    pub asker: Asker,
 }
 
 impl Origin {
@@ -75,6 +89,7 @@ impl Origin {
                 .get::<RequestId>()
                 .map(|RequestId(id)| id.clone()),
             claim: parts.extensions.get::<Claim>().cloned(),
+            asker: parts.extensions.get::<Asker>().cloned().unwrap_or_default(),
         }
     }
 }
@@ -120,15 +135,22 @@ where
         let origin = Origin::of(parts);
         let found = if let Some(key) = parts.headers.get(API_KEY_HEADER) {
             let key = key.to_str().unwrap_or_default();
-            let known = by_key(&context, &KeyCache::from_ref(state), key.trim()).await?;
-            known.map(|known| (known, None))
+            let cache = KeyCache::from_ref(state);
+            let known = by_key(&context, &cache, key.trim(), &origin.asker).await?;
+            known.map(|known| Found {
+                known,
+                session: None,
+                until: None,
+            })
         } else if let Some(token) = bearer(&parts.headers) {
-            by_token(&context, &Tokens::from_ref(state), token, origin.ip).await?
+            by_token(&context, &Tokens::from_ref(state), token, &origin).await?
         } else {
             None
         };
         let rates = Rates::from_ref(state);
-        let (known, session) = found.ok_or_else(|| rates.unknown(origin.ip))?;
+        let found = found.ok_or_else(|| rates.unknown(origin.ip))?;
+        let known = found.known;
+        origin.asker.is(Turned::Known(known.principal.clone()));
         let left = rates.known(&known.principal)?;
         if let Some(allowance) = parts.extensions.get::<Allowance>() {
             allowance.note(left);
@@ -139,13 +161,19 @@ where
         known.allow(parts.method.as_str(), path)?;
         Ok(Self {
             principal: known.principal,
-            session,
+            session: found.session,
+            until: found.until,
             origin,
         })
     }
 }
 
-async fn by_key(context: &Context, cache: &KeyCache, key: &str) -> Result<Option<Known>, Problem> {
+async fn by_key(
+    context: &Context,
+    cache: &KeyCache,
+    key: &str,
+    asker: &Asker,
+) -> Result<Option<Known>, Problem> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES || !may_be_api_key(key) {
         return Ok(None);
     }
@@ -159,6 +187,10 @@ async fn by_key(context: &Context, cache: &KeyCache, key: &str) -> Result<Option
     let found = api_keys::principal_unscoped(&mut db, &context.config.keys, key).await?;
     if let Some(known) = &found {
         cache.keep(digest, asked, known.clone());
+    } else if let Some((org, user, key)) =
+        api_keys::ended_unscoped(&mut db, &context.config.keys, key).await?
+    {
+        asker.is(Turned::As(org, user, Some(key)));
     }
     Ok(found)
 }
@@ -167,8 +199,8 @@ async fn by_token(
     context: &Context,
     tokens: &Tokens,
     token: &str,
-    ip: Option<IpAddr>,
-) -> Result<Option<(Known, Option<SessionId>)>, Problem> {
+    origin: &Origin,
+) -> Result<Option<Found>, Problem> {
     let now = context.clock.now();
     let Some(bearer) = tokens.read(token, now).await else {
         return Ok(None);
@@ -177,16 +209,29 @@ async fn by_token(
     match bearer {
         Bearer::Member { session, user } => {
             let known = sessions::principal_unscoped(&mut db, session, user, now).await?;
-            Ok(known.map(|known| (known, Some(session))))
+            if known.is_none()
+                && let Some(org) = sessions::ended_unscoped(&mut db, session, user).await?
+            {
+                origin.asker.is(Turned::As(org, user, None));
+            }
+            Ok(known.map(|known| Found {
+                known,
+                session: Some(session),
+                until: None,
+            }))
         }
-        Bearer::Stranger(stranger) => {
+        Bearer::Stranger { stranger, until } => {
             let mut known = strangers::principal_unscoped(&mut db, &stranger).await?;
             if known.is_none() {
                 let sign_up = context.config.sign_in.sign_up;
-                strangers::take_in_unscoped(&mut db, &stranger, sign_up, ip).await?;
+                strangers::take_in_unscoped(&mut db, &stranger, sign_up, origin.ip).await?;
                 known = strangers::principal_unscoped(&mut db, &stranger).await?;
             }
-            Ok(known.map(|known| (known, None)))
+            Ok(known.map(|known| Found {
+                known,
+                session: None,
+                until,
+            }))
         }
     }
 }

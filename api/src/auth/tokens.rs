@@ -45,8 +45,11 @@ const NOT_A_PERSON: [&str; 2] = ["service_role", "anon"];
 pub enum Bearer {
     /// Somebody with a session here.
     Member { session: SessionId, user: UserId },
-    /// Somebody whom another issuer vouches for.
-    Stranger(Stranger),
+    /// Somebody whom another issuer vouches for, until then.
+    Stranger {
+        stranger: Stranger,
+        until: Option<DateTime<Utc>>,
+    },
 }
 
 /// Reads session tokens, and writes our own.
@@ -131,14 +134,19 @@ fn stranger(claims: Claims, rules: &SessionTokens) -> Option<Bearer> {
         .and_then(|metadata| metadata.get("email_verified"));
     let is_unverified = denies(claims.email_verified.as_ref()) || denies(in_metadata);
     let told = Told::of(claims.phone.as_ref(), claims.user_metadata.as_ref());
-    is_person.then(|| {
-        Bearer::Stranger(Stranger {
+    let until = claims
+        .exp
+        .saturating_add(LEEWAY.as_secs().try_into().unwrap_or(0));
+    let until = DateTime::from_timestamp(until, 0);
+    is_person.then(|| Bearer::Stranger {
+        stranger: Stranger {
             issuer: rules.issuer.clone(),
             subject: claims.sub,
             email: claims.email.filter(|_| !is_unverified),
             told,
             issued_at: DateTime::from_timestamp(claims.iat, 0).unwrap_or_default(),
-        })
+        },
+        until,
     })
 }
 

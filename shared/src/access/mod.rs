@@ -6,6 +6,7 @@
 //! the scope does not exist for the caller: foreign ids answer 404, never 403.
 
 pub mod known;
+pub mod standing;
 pub mod wall;
 
 use serde::{Deserialize, Serialize};
@@ -57,7 +58,8 @@ impl Role {
 pub enum Credential {
     /// A session token.
     Session,
-    /// An API key; it acts for its user, with fewer rights.
+    /// An API key. It acts for its user as a [`Role::User`], on that user's own rows: a key that
+    /// leaks opens no organisation, and whoever is promoted has not promoted their old keys.
     ApiKey(ApiKeyId),
 }
 
@@ -80,7 +82,14 @@ impl Principal {
         if self.role >= role {
             return Ok(());
         }
-        let told = format!("Forbidden: this takes the role {}", role.as_str());
+        let told = match self.credential {
+            Credential::Session => format!("Forbidden: this takes the role {}", role.as_str()),
+            Credential::ApiKey(_) => format!(
+                "Forbidden: this takes the role {}, and API keys have none; send a session token \
+                 in Authorization: Bearer",
+                role.as_str()
+            ),
+        };
         Err(Error::Forbidden(told.into()))
     }
 
@@ -108,6 +117,15 @@ impl Principal {
                 "Forbidden: API keys may not do this; send a session token in Authorization: Bearer"
                     .into(),
             )),
+        }
+    }
+
+    /// The same person with nothing but their own rows: what their API keys act as.
+    #[must_use]
+    pub fn without_rank(self) -> Self {
+        Self {
+            role: Role::User,
+            ..self
         }
     }
 

@@ -195,7 +195,7 @@ pub async fn copy(
     )
     .fetch_all(&mut *db)
     .await?;
-    set(db, scope, to, &seen).await
+    set(db, scope, to, &seen, false).await
 }
 
 async fn check_visible(db: &mut PgConnection, agent: &Agent, rules: &[RuleId]) -> Result<()> {

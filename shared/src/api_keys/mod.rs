@@ -167,7 +167,6 @@ pub async fn principal_unscoped(
     let digests = keys.api_key_digests(text);
     let row = sqlx::query!(
         r#"select k.id as "id: ApiKeyId", k.user_id as "user_id: UserId", u.org_id as "org_id: OrgId", u.email,
-                  u.role as "role: Role",
                   k.secret_hmac <> $2 or coalesce(k.last_used_at < now() - interval '1 minute', true) as "stale!",
                   array(select flag from feature_flags f where f.user_id = u.id and not f.enabled) as "off!",
                   (select coalesce(jsonb_agg(jsonb_build_object('allowed_path_prefix', s.allowed_path_prefix,
@@ -200,13 +199,38 @@ pub async fn principal_unscoped(
         principal: Principal {
             user: row.user_id,
             org: row.org_id,
-            role: row.role,
+            // Whatever its user is or becomes: see [`Credential::ApiKey`].
+            role: Role::User,
             email: Some(row.email),
             credential: Credential::ApiKey(row.id),
         },
         off: row.off,
         scopes: row.scopes.0,
     }))
+}
+
+/// Whose a key was that is no good any more: revoked, expired, or of somebody who has left.
+///
+/// # Errors
+/// [`Error::Unexpected`] from the database.
+pub async fn ended_unscoped(
+    db: &mut PgConnection,
+    keys: &Keys,
+    text: &str,
+) -> Result<Option<(OrgId, UserId, ApiKeyId)>> {
+    let digests = keys.api_key_digests(text);
+    let row = sqlx::query!(
+        r#"select id as "id: ApiKeyId", org_id as "org_id: OrgId", user_id as "user_id: UserId"
+           from api_keys
+           where secret_hmac = any($1)"#,
+        &digests
+            .iter()
+            .map(|digest| digest.to_vec())
+            .collect::<Vec<_>>(),
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(|row| (row.org_id, row.user_id, row.id)))
 }
 
 /// A user's keys and providers' secrets that are good, the newest first.

@@ -14,6 +14,7 @@ use crate::phone::E164;
 use crate::phones::Phone;
 use crate::privacy::Variables;
 use crate::trunks;
+use crate::users;
 use crate::wallets::holds::{Refusal, Wanted, take, write_unscoped};
 use crate::wallets::lock_unscoped;
 
@@ -39,7 +40,7 @@ pub struct Queued {
 /// caller's scope. On a paused trunk it would wait there until it expires, so it is refused.
 ///
 /// # Errors
-/// [`Error::Conflict`] while the trunk is paused; [`Error::InsufficientCredit`] when its user's
+/// [`Error::Conflict`] while the trunk is paused, or when its user is no member any more; [`Error::InsufficientCredit`] when its user's
 /// wallet cannot pay it; [`Error::Unexpected`] from the database, also when the two belong to
 /// different organisations.
 pub async fn request(
@@ -62,6 +63,12 @@ pub async fn request(
                 "{}; call again when it has been resumed",
                 trunks::paused_words(trunk.status_reason.as_deref())
             ),
+        ));
+    }
+    if !users::keep_unscoped(db, new.user).await? {
+        return Err(Error::conflict(
+            "owner_removed",
+            "the call's user is no member of the organization any more",
         ));
     }
     let id = CallId::new();

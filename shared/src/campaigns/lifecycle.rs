@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::batches::{Batch, BatchStatus, batches, find, lock};
-use super::readiness::{ROWS_LOOKED_AT, blockers, rows_without_values, startable};
+use super::readiness::{ROWS_LOOKED_AT, blockers, owner_removed, rows_without_values, startable};
 use super::starving::{is_starved, pause_for, shortage_of};
 use crate::access::Scope;
 use crate::billing::estimate::Basis;
@@ -16,6 +16,7 @@ use crate::calls::apply::complete_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
 use crate::queue::{Enqueued, Payload, Queue, enqueue, enqueue_all};
+use crate::users::keep_unscoped;
 
 /// Batches whose launch is queued again in one round.
 const ROUND_LIMIT: i64 = 1000;
@@ -81,6 +82,8 @@ pub async fn start(
     basis: Basis,
 ) -> Result<Started> {
     let batch = lock(db, scope, id).await?;
+    // Whether they are a member is among the blockers.
+    let _is_member = keep_unscoped(db, batch.user_id).await?;
     let (member_count, mut blockers) = blockers(db, &batch).await?;
     let payload = StartBatch {
         org_id: batch.org_id,
@@ -142,6 +145,7 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -
     let Some(batch) = waiting_for_launch(db, id).await? else {
         return Ok(false);
     };
+    let _is_member = keep_unscoped(db, batch.user_id).await?;
     let (rows, mut blockers) = blockers(db, &batch).await?;
     blockers.extend(without_values);
     if rows > 0
@@ -247,8 +251,9 @@ pub async fn pause_unscoped(db: &mut PgConnection, id: BatchId, why: &str) -> Re
 /// Lets a paused batch go on.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::InsufficientCredit`] when its owner's wallet cannot pay a single
-/// call, or [`Error::Conflict`] when it is not paused.
+/// [`Error::NotFound`], [`Error::NotReady`] when its owner has been removed,
+/// [`Error::InsufficientCredit`] when its owner's wallet cannot pay a single call, or
+/// [`Error::Conflict`] when it is not paused.
 pub async fn resume(
     db: &mut PgConnection,
     scope: &Scope,
@@ -261,6 +266,9 @@ pub async fn resume(
         status => return Err(wrong_status("resume", "paused", status)),
     }
     if batch.status == BatchStatus::Paused {
+        if !keep_unscoped(db, batch.user_id).await? {
+            return Err(Error::NotReady(vec![owner_removed()]));
+        }
         if let Some(why) = shortage_of(db, &batch, basis).await? {
             return Err(why.error());
         }

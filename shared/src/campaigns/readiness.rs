@@ -97,18 +97,20 @@ pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i6
                       as "ingesting!",
                   a.is_active as agent_active, p.is_active as line_active, t.status = 'active' as "trunk_active!",
                   t.status_reason as trunk_reason, p.trunk_id as "trunk_id: TrunkId",
+                  u.removed_at is not null as "owner_removed!",
                   a.first_response_message, a.system_prompt
            from call_batches b
            join batch_progress g on g.batch_id = b.id
            join agents a on a.id = b.agent_id
            join phone_numbers p on p.id = b.caller_phone_id
            join trunks t on t.id = p.trunk_id
+           join users u on u.id = b.user_id
            where b.id = $1"#,
         batch.id as BatchId,
     )
     .fetch_one(db)
     .await?;
-    let mut blockers = Vec::new();
+    let mut blockers = Vec::from_iter(facts.owner_removed.then(owner_removed));
     let mut block = |is: bool, code: &'static str, message: String| {
         if is {
             blockers.push(Blocker { code, message });
@@ -146,6 +148,14 @@ pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i6
     ];
     blockers.extend(missing_variables(batch, texts));
     Ok((facts.not_started, blockers))
+}
+
+/// Nobody is called for somebody who has left: what they made stays, and who pays for it does not.
+pub(super) fn owner_removed() -> Blocker {
+    Blocker {
+        code: "owner_removed",
+        message: "the batch's owner is no member of the organization any more: call its people by a batch of somebody who is".to_owned(),
+    }
 }
 
 /// Variables that the agent's texts speak of and the batch does not have.

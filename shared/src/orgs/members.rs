@@ -199,8 +199,16 @@ async fn lock_other(
     Ok(member)
 }
 
-/// Refuses while anything of a member would be dialled although nobody asks any more.
+/// Refuses while anything of a member would be dialled although nobody asks any more. Whoever
+/// begins to dial for a member [keeps](crate::users::keep_unscoped) them first, so that what has
+/// begun is seen here, and what has not finds them gone.
 async fn check_at_rest(db: &mut PgConnection, org: OrgId, user: UserId) -> Result<()> {
+    sqlx::query!(
+        "select from users where id = $1 for no key update",
+        user as UserId,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
     let busy = sqlx::query!(
         r#"select exists (
                       select from call_batches

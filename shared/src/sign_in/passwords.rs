@@ -139,17 +139,17 @@ pub fn weakness(password: &str, email: &str) -> Option<&'static str> {
     }
 }
 
-/// Whoever may sign in with an e-mail address, and the hash of their password. Nobody is signed
-/// in yet, so there is no scope.
+/// Whoever may sign in with an e-mail address, with their organisation, and the hash of their
+/// password. Nobody is signed in yet, so there is no scope.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
 pub async fn of_email_unscoped(
     db: &mut PgConnection,
     email: &str,
-) -> Result<Option<(UserId, String)>> {
+) -> Result<Option<((OrgId, UserId), String)>> {
     let row = sqlx::query!(
-        r#"select u.id as "id: UserId", p.hash
+        r#"select u.id as "id: UserId", u.org_id as "org_id: OrgId", p.hash
            from users u
            join passwords p on p.user_id = u.id
            where lower(u.email) = lower($1)
@@ -158,7 +158,7 @@ pub async fn of_email_unscoped(
     )
     .fetch_optional(db)
     .await?;
-    Ok(row.map(|row| (row.id, row.hash)))
+    Ok(row.map(|row| ((row.org_id, row.id), row.hash)))
 }
 
 /// The hash of a user's own password; `None` for who signs in elsewhere.

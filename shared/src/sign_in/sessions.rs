@@ -88,6 +88,25 @@ pub async fn principal_unscoped(
     }))
 }
 
+/// The organisation of a session that has ended.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] from the database.
+pub async fn ended_unscoped(
+    db: &mut PgConnection,
+    session: SessionId,
+    user: UserId,
+) -> Result<Option<OrgId>> {
+    let org = sqlx::query_scalar!(
+        r#"select org_id as "org_id: OrgId" from sessions where id = $1 and user_id = $2"#,
+        session as SessionId,
+        user as UserId,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(org)
+}
+
 /// Ends one session of a user.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 //! A trunk that the carrier refuses (wrong secret, no money) is paused with the reason, because
 //! every further call would fail the same way and burn somebody's row; its owner resumes it.
 
+mod sealed;
 pub mod settings;
 
 use std::collections::HashMap;
@@ -12,10 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
-use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use sqlx::{Connection, PgConnection, PgPool};
 use url::Url;
+
+pub use sealed::reseal_unscoped;
+use sealed::{rotated, seal, unseal};
 
 use crate::calls::pacer::Pace;
 use crate::error::{Error, OnConstraint as _, Result};
@@ -25,9 +28,6 @@ use crate::telephony::{Account, CarrierKind, Credentials};
 
 /// How long a replica may act on an account it has read.
 const CACHE_TTL: Duration = Duration::from_secs(5);
-
-/// Secrets that may sign at once while they are rotated.
-const SIGNING_SECRETS_LIMIT: usize = 3;
 
 /// A trunk to set up.
 #[derive(Clone, Debug)]
@@ -39,14 +39,6 @@ pub struct NewTrunk {
     pub cps: Decimal,
     pub max_concurrent: i32,
     pub ring_timeout_secs: i32,
-}
-
-/// What is sealed into a trunk's row.
-#[derive(Serialize)]
-struct SealedCredentials<'a> {
-    username: Option<&'a str>,
-    password: &'a str,
-    signing_secrets: Vec<&'a str>,
 }
 
 /// Sets up a trunk and its pacer, which grants its first slot one horizon from now.
@@ -73,7 +65,7 @@ async fn write(
     trunk: &NewTrunk,
     credentials: &Credentials,
 ) -> Result<()> {
-    let sealed = seal(keys, id, credentials)?;
+    let sealed = seal(keys, (trunk.org, id), credentials)?;
     sqlx::query!(
         "with written as (
              insert into trunks (id, org_id, name, kind, account_id, credentials, api_base_url,
@@ -160,19 +152,6 @@ pub async fn on_account_unscoped(
     Ok(trunks)
 }
 
-fn seal(keys: &Keys, trunk: TrunkId, credentials: &Credentials) -> Result<Vec<u8>> {
-    let plain = serde_json::to_vec(&SealedCredentials {
-        username: credentials.username.as_deref(),
-        password: credentials.password.expose_secret(),
-        signing_secrets: credentials
-            .signing_secrets
-            .iter()
-            .map(ExposeSecret::expose_secret)
-            .collect(),
-    })?;
-    Ok(keys.seal(&place(trunk), &plain)?)
-}
-
 /// Replaces what a trunk authenticates with and how fast it is. Numbers stay as they are, and
 /// the secrets that signed callbacks so far go on doing so, for calls that are under way.
 ///
@@ -184,39 +163,20 @@ pub async fn replace_unscoped(
     id: TrunkId,
     trunk: &NewTrunk,
 ) -> Result<()> {
-    let before = sqlx::query_scalar!(
-        "select credentials from trunks where id = $1 for update",
+    let before = sqlx::query!(
+        r#"select org_id as "org_id: OrgId", credentials from trunks where id = $1 for update"#,
         id as TrunkId
     )
     .fetch_optional(&mut *db)
     .await?
     .ok_or(Error::NotFound("Trunk"))?;
-    let credentials = rotated(&trunk.account.credentials, unseal(keys, id, &before)?);
-    write(db, keys, id, trunk, &credentials).await
-}
-
-/// New credentials under which the old ones still sign, the newest first.
-fn rotated(new: &Credentials, old: Credentials) -> Credentials {
-    let mut signing: Vec<SecretString> = new.signing_secrets.clone();
-    let candidates = [new.password.clone(), old.password]
-        .into_iter()
-        .chain(old.signing_secrets);
-    for secret in candidates {
-        let known = |other: &SecretString| other.expose_secret() == secret.expose_secret();
-        if signing.len() < SIGNING_SECRETS_LIMIT && !signing.iter().any(known) {
-            signing.push(secret);
-        }
-    }
-    Credentials {
-        signing_secrets: signing,
-        ..new.clone()
-    }
-}
-
-fn unseal(keys: &Keys, trunk: TrunkId, sealed: &[u8]) -> Result<Credentials> {
-    let plain = keys.open(&place(trunk), sealed)?;
-    let credentials = serde_json::from_slice(&plain).context("the trunk's credentials")?;
-    Ok(credentials)
+    let old = unseal(keys, (before.org_id, id), &before.credentials)?;
+    let credentials = rotated(&trunk.account.credentials, old);
+    let kept = NewTrunk {
+        org: before.org_id,
+        ..trunk.clone()
+    };
+    write(db, keys, id, &kept, &credentials).await
 }
 
 /// Reads a trunk's account. Carriers and workers act for the platform, not for a principal.
@@ -225,7 +185,7 @@ fn unseal(keys: &Keys, trunk: TrunkId, sealed: &[u8]) -> Result<Credentials> {
 /// [`Error::NotFound`] for an unknown trunk, [`Error::Unexpected`] when its secret does not open.
 pub async fn account_unscoped(pool: &PgPool, keys: &Keys, id: TrunkId) -> Result<Account> {
     let row = sqlx::query!(
-        r#"select kind as "kind: CarrierKind", account_id, credentials, api_base_url
+        r#"select org_id as "org_id: OrgId", kind as "kind: CarrierKind", account_id, credentials, api_base_url
            from trunks
            where id = $1"#,
         id as TrunkId,
@@ -233,7 +193,7 @@ pub async fn account_unscoped(pool: &PgPool, keys: &Keys, id: TrunkId) -> Result
     .fetch_optional(pool)
     .await?
     .ok_or(Error::NotFound("trunk"))?;
-    let credentials = unseal(keys, id, &row.credentials)?;
+    let credentials = unseal(keys, (row.org_id, id), &row.credentials)?;
     let api_base_url = row
         .api_base_url
         .map(|url| Url::parse(&url))
@@ -389,37 +349,6 @@ pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result
     Ok(())
 }
 
-/// Seals every trunk's credentials that are under an earlier master key under the present one.
-/// Answers how many.
-///
-/// # Errors
-/// [`Error::Unexpected`] when some open under no key that is set.
-pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
-    let trunks = sqlx::query!(
-        r#"select id as "id: TrunkId", credentials from trunks order by id for update"#
-    )
-    .fetch_all(&mut *db)
-    .await?;
-    let mut resealed = 0;
-    for trunk in trunks {
-        if let Some(credentials) = keys.reseal(&place(trunk.id), &trunk.credentials)? {
-            sqlx::query!(
-                "update trunks set credentials = $2 where id = $1",
-                trunk.id as TrunkId,
-                credentials,
-            )
-            .execute(&mut *db)
-            .await?;
-            resealed += 1;
-        }
-    }
-    Ok(resealed)
-}
-
-fn place(id: TrunkId) -> String {
-    format!("trunks/{id}/credentials")
-}
-
 /// Accounts read lately. Callbacks arrive by the hundred a second and each needs its trunk's
 /// secrets; a changed secret takes effect within five seconds.
 #[derive(Clone, Default)]
@@ -451,41 +380,5 @@ impl AccountCache {
         let entries = self.entries.lock().ok()?;
         let (read_at, account) = entries.get(&id)?;
         (read_at.elapsed() < CACHE_TTL).then(|| Arc::clone(account))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn credentials(password: &str, signing: &[&str]) -> Credentials {
-        Credentials {
-            username: None,
-            password: password.into(),
-            signing_secrets: signing
-                .iter()
-                .map(|secret| SecretString::from(*secret))
-                .collect(),
-        }
-    }
-
-    #[test]
-    fn a_replaced_secret_goes_on_signing_and_old_ones_run_out() {
-        let signing = |credentials: &Credentials| -> Vec<String> {
-            let secrets = credentials.signing_secrets.iter();
-            secrets
-                .map(|secret| secret.expose_secret().to_owned())
-                .collect()
-        };
-        let second = rotated(&credentials("b", &[]), credentials("a", &[]));
-        assert_eq!(signing(&second), ["b", "a"]);
-        let third = rotated(&credentials("c", &[]), second);
-        assert_eq!(signing(&third), ["c", "b", "a"]);
-        let again = rotated(&credentials("c", &[]), third);
-        assert_eq!(signing(&again), ["c", "b", "a"]);
-        assert_eq!(
-            signing(&rotated(&credentials("d", &[]), again)),
-            ["d", "c", "b"]
-        );
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
-use super::{rotated, seal, unseal};
+use super::sealed::{OwnedTrunk, rotated, seal, unseal};
 use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{OrgId, TrunkId};
@@ -187,27 +187,28 @@ pub async fn rotate(
     id: TrunkId,
     credentials: &Credentials,
 ) -> Result<Trunk> {
-    let before = sqlx::query_scalar!(
-        "select credentials from trunks where id = $1",
+    let before = sqlx::query!(
+        r#"select org_id as "org_id: OrgId", credentials from trunks where id = $1"#,
         id as TrunkId
     )
     .fetch_one(&mut *db)
     .await?;
-    let credentials = rotated(credentials, unseal(keys, id, &before)?);
-    write_secret_unscoped(db, keys, id, &credentials).await?;
+    let owned = (before.org_id, id);
+    let credentials = rotated(credentials, unseal(keys, owned, &before.credentials)?);
+    write_secret_unscoped(db, keys, owned, &credentials).await?;
     find(db, scope, id).await
 }
 
 async fn write_secret_unscoped(
     db: &mut PgConnection,
     keys: &Keys,
-    id: TrunkId,
+    trunk: OwnedTrunk,
     credentials: &Credentials,
 ) -> Result<()> {
     sqlx::query!(
         "update trunks set credentials = $2, updated_at = now() where id = $1",
-        id as TrunkId,
-        seal(keys, id, credentials)?,
+        trunk.1 as TrunkId,
+        seal(keys, trunk, credentials)?,
     )
     .execute(db)
     .await?;
@@ -280,7 +281,8 @@ pub async fn delete(
         password: secret::new_api_key()?.into(),
         signing_secrets: Vec::new(),
     };
-    write_secret_unscoped(db, keys, id, &forgotten).await?;
+    let owned = (trunk.organization_id, id);
+    write_secret_unscoped(db, keys, owned, &forgotten).await?;
     sqlx::query!(
         "update trunks set status = 'paused', status_reason = 'deleted', deleted_at = now() where id = $1",
         id as TrunkId,

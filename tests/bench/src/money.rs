@@ -93,7 +93,12 @@ impl Bank {
         let database = fresh_database().await;
         let redis_url = setting("PEAL_TEST_REDIS_URL");
         let directory = std::env::temp_dir().join(&database.name);
-        let settings = settings(&database.url, &redis_url, "http://127.0.0.1:9", &directory);
+        let settings = settings(
+            &database.program_url,
+            &redis_url,
+            "http://127.0.0.1:9",
+            &directory,
+        );
         let context = connect_with(settings).await;
         let options = Options {
             cps: 10_000,

@@ -67,7 +67,7 @@ impl Stack {
         let directory = std::env::temp_dir().join(&database.name);
         let desk = Desk::under(&directory)?;
         let redis_url = setting("PEAL_TEST_REDIS_URL");
-        let mut settings = settings(&database.url, &redis_url, &url, &directory);
+        let mut settings = settings(&database.program_url, &redis_url, &url, &directory);
         settings.redis_prefix = database.name.clone();
         let envs = environment(&database, &redis_url, &listen, &directory);
         let context = connect_with(settings).await;
@@ -263,7 +263,7 @@ fn environment(
     directory: &std::path::Path,
 ) -> Vec<(&'static str, OsString)> {
     vec![
-        ("PEAL_DATABASE_URL", database.url.clone().into()),
+        ("PEAL_DATABASE_URL", database.program_url.clone().into()),
         ("PEAL_REDIS_URL", redis_url.into()),
         ("PEAL_REDIS_PREFIX", database.name.clone().into()),
         ("PEAL_MASTER_KEY", STANDARD.encode(MASTER_KEY).into()),

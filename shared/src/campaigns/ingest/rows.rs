@@ -108,6 +108,17 @@ impl Rejected {
         }
     }
 
+    /// The same, without what the row said when that is private.
+    pub fn kept_private(mut self, is_private: bool) -> Self {
+        if is_private {
+            self.cells.clear();
+        }
+        Self {
+            reject: self.reject.kept_private(is_private),
+            ..self
+        }
+    }
+
     /// What it takes to keep it, about.
     pub fn bytes(&self) -> usize {
         let cells: usize = self.cells.iter().map(String::len).sum();

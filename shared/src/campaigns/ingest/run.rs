@@ -356,7 +356,7 @@ impl Write {
             rejects: chunk
                 .rejects
                 .into_iter()
-                .map(|reject| reject.kept_private(job.is_private))
+                .map(|rejected| rejected.kept_private(job.is_private))
                 .collect(),
             is_last: matches!(chunk.end, End::OfFile),
             from: serde_json::to_value(from)?,

@@ -1,0 +1,192 @@
+//! What is said to and by the routes of [`crate::mcp_servers`] and [`crate::mcp_tools`].
+
+use std::collections::BTreeMap;
+
+use peal_shared::Error;
+use peal_shared::egress::Gate;
+use peal_shared::ids::{McpServerId, UserId};
+use peal_shared::tools::mcp::McpTool;
+use peal_shared::tools::servers::{McpServer, NewMcpServer, Transport};
+use peal_shared::tools::{Auth, Credentials};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::error::Result;
+use crate::extract::Fields;
+use crate::tools::{check_credentials, yes};
+
+const MAX_ALLOWED: usize = 200;
+
+/// An MCP server as its owner writes it.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "Shop", "server_url": "https://mcp.shop.example.com/mcp",
+    "auth": {"type": "bearer", "token": "the shop's token"}, "timeout_seconds": 10
+}))]
+pub struct McpServerBody {
+    name: String,
+    server_url: String,
+    #[serde(default = "streamable_http")]
+    transport: Transport,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    auth: Auth,
+    /// How long asking the server may take, 1 to 15.
+    #[serde(default = "ten")]
+    timeout_seconds: i32,
+    /// Names of the tools that agents may use; null allows all.
+    allowed_tools: Option<Vec<String>>,
+    #[serde(default = "yes")]
+    is_active: bool,
+    /// Whose server it will be; an administrator may name a member.
+    pub user_id: Option<UserId>,
+}
+
+fn streamable_http() -> Transport {
+    Transport::StreamableHttp
+}
+
+fn ten() -> i32 {
+    10
+}
+
+impl McpServerBody {
+    /// The server, if nothing is wrong with it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn validated(self, gate: &Gate) -> Result<NewMcpServer> {
+        let mut fields = Fields::default();
+        let name = self.name.trim();
+        fields.check_text(name, "name", 1, 200);
+        fields.check_range(self.timeout_seconds, "timeout_seconds", 1, 15);
+        if let Err(why) = gate.target(&self.server_url) {
+            fields.check(false, "server_url", "url", why);
+        }
+        check_allowed(&mut fields, self.allowed_tools.as_deref());
+        let credentials = Credentials {
+            headers: self.headers,
+            auth: self.auth,
+        };
+        check_credentials(&mut fields, &credentials);
+        fields.finish()?;
+        Ok(NewMcpServer {
+            name: name.to_owned(),
+            server_url: self.server_url,
+            transport: self.transport,
+            credentials,
+            timeout_seconds: self.timeout_seconds,
+            allowed_tools: self.allowed_tools,
+            is_active: self.is_active,
+        })
+    }
+}
+
+/// Notes what is wrong with a list of names.
+pub fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
+    let names = names.unwrap_or_default();
+    fields.check(
+        names.len() <= MAX_ALLOWED,
+        "allowed_tools",
+        "length",
+        "must be 200 names or fewer",
+    );
+    for (place, name) in names.iter().enumerate() {
+        fields.check_text(name, &format!("allowed_tools.{place}"), 1, 200);
+    }
+}
+
+/// Which server to ask.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"server_url": "https://mcp.shop.example.com/mcp"}))]
+pub struct FetchTools {
+    /// A server that is kept.
+    tool_id: Option<McpServerId>,
+    /// Another one.
+    server_url: Option<String>,
+    #[serde(default = "streamable_http")]
+    transport: Transport,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    auth: Auth,
+    #[serde(default = "ten")]
+    timeout_seconds: i32,
+}
+
+/// The server that is asked.
+pub enum Asked {
+    Kept(McpServerId),
+    Unkept(NewMcpServer),
+}
+
+impl FetchTools {
+    /// Which server is meant.
+    ///
+    /// # Errors
+    /// When it is none or two; everything that is wrong with one that is not kept.
+    pub fn asked(self, gate: &Gate) -> Result<Asked> {
+        match (self.tool_id, self.server_url) {
+            (Some(id), None) => Ok(Asked::Kept(id)),
+            (None, Some(server_url)) => {
+                let unnamed = McpServerBody {
+                    name: "unnamed".to_owned(),
+                    server_url,
+                    transport: self.transport,
+                    headers: self.headers,
+                    auth: self.auth,
+                    timeout_seconds: self.timeout_seconds,
+                    allowed_tools: None,
+                    is_active: true,
+                    user_id: None,
+                };
+                unnamed.validated(gate).map(Asked::Unkept)
+            }
+            _ => {
+                let told = "send exactly one of tool_id and server_url";
+                Err(Error::rejected("tool_id_or_server_url", told).into())
+            }
+        }
+    }
+}
+
+/// What a server offers.
+#[derive(Serialize, ToSchema)]
+#[schema(example = json!({
+    "success": true, "sync_error": null,
+    "tools": [{"name": "find_order", "description": "Finds an order", "input_schema": {"type": "object"}}]
+}))]
+pub struct FetchedTools {
+    success: bool,
+    tools: Vec<McpTool>,
+    /// Why the server could not be asked.
+    sync_error: Option<String>,
+}
+
+impl FetchedTools {
+    /// As the server answered, or did not.
+    pub fn of(discovered: std::result::Result<Vec<McpTool>, String>) -> Self {
+        let sync_error = discovered.as_ref().err().cloned();
+        Self {
+            success: sync_error.is_none(),
+            tools: discovered.unwrap_or_default(),
+            sync_error,
+        }
+    }
+}
+
+/// Names of tools; null allows all.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"allowed_tools": ["find_order"]}))]
+pub struct AllowedTools {
+    pub allowed_tools: Option<Vec<String>>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct McpServers {
+    pub tools: Vec<McpServer>,
+}

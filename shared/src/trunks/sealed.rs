@@ -1,0 +1,173 @@
+//! What a trunk authenticates with, as it is stored: sealed to its row and its organisation, so
+//! that in any other row, or at any other organisation, it does not open.
+
+use anyhow::Context as _;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use crate::error::Result;
+use crate::ids::{OrgId, TrunkId};
+use crate::secret::Keys;
+use crate::telephony::Credentials;
+
+/// Secrets that may sign at once while they are rotated.
+const SIGNING_SECRETS_LIMIT: usize = 3;
+
+/// A trunk, and whose it is: None is the platform.
+pub(super) type OwnedTrunk = (Option<OrgId>, TrunkId);
+
+/// What is sealed into a trunk's row.
+#[derive(Serialize)]
+struct SealedCredentials<'a> {
+    username: Option<&'a str>,
+    password: &'a str,
+    signing_secrets: Vec<&'a str>,
+}
+
+pub(super) fn seal(keys: &Keys, trunk: OwnedTrunk, credentials: &Credentials) -> Result<Vec<u8>> {
+    let plain = serde_json::to_vec(&SealedCredentials {
+        username: credentials.username.as_deref(),
+        password: credentials.password.expose_secret(),
+        signing_secrets: credentials
+            .signing_secrets
+            .iter()
+            .map(ExposeSecret::expose_secret)
+            .collect(),
+    })?;
+    Ok(keys.seal(&place(trunk), &plain)?)
+}
+
+/// New credentials under which the old ones still sign, the newest first.
+pub(super) fn rotated(new: &Credentials, old: Credentials) -> Credentials {
+    let mut signing: Vec<SecretString> = new.signing_secrets.clone();
+    let candidates = [new.password.clone(), old.password]
+        .into_iter()
+        .chain(old.signing_secrets);
+    for secret in candidates {
+        let known = |other: &SecretString| other.expose_secret() == secret.expose_secret();
+        if signing.len() < SIGNING_SECRETS_LIMIT && !signing.iter().any(known) {
+            signing.push(secret);
+        }
+    }
+    Credentials {
+        signing_secrets: signing,
+        ..new.clone()
+    }
+}
+
+pub(super) fn unseal(keys: &Keys, trunk: OwnedTrunk, sealed: &[u8]) -> Result<Credentials> {
+    let plain = match keys.open(&place(trunk), sealed) {
+        Ok(plain) => plain,
+        Err(closed) => keys
+            .open(&earlier_place(trunk.1), sealed)
+            .map_err(|_closed_too| closed)?,
+    };
+    let credentials = serde_json::from_slice(&plain).context("the trunk's credentials")?;
+    Ok(credentials)
+}
+
+/// Seals anew, under the present master key and at their [`place`], the credentials of every
+/// trunk that are sealed otherwise. Answers how many.
+///
+/// # Errors
+/// [`crate::Error::Unexpected`] when some open under no key that is set.
+pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+    let trunks = sqlx::query!(
+        r#"select id as "id: TrunkId", org_id as "org_id: OrgId", credentials
+           from trunks
+           order by id
+           for update"#
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut resealed = 0;
+    for trunk in trunks {
+        let place = place((trunk.org_id, trunk.id));
+        let moved = match keys.open(&earlier_place(trunk.id), &trunk.credentials) {
+            Ok(plain) => Some(keys.seal(&place, &plain)?),
+            Err(_sealed_later) => keys.reseal(&place, &trunk.credentials)?,
+        };
+        if let Some(credentials) = moved {
+            sqlx::query!(
+                "update trunks set credentials = $2 where id = $1",
+                trunk.id as TrunkId,
+                credentials,
+            )
+            .execute(&mut *db)
+            .await?;
+            resealed += 1;
+        }
+    }
+    Ok(resealed)
+}
+
+/// What credentials are sealed to: in the row of another trunk, or of the same one at another
+/// organisation, they do not open.
+fn place((org, id): OwnedTrunk) -> String {
+    match org {
+        Some(org) => format!("trunks/{org}/{id}/credentials"),
+        None => format!("trunks/platform/{id}/credentials"),
+    }
+}
+
+/// What credentials were sealed to before their organisation was part of it. They open until
+/// they are sealed anew: by a rotation of theirs, or of the master key.
+fn earlier_place(id: TrunkId) -> String {
+    format!("trunks/{id}/credentials")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials(password: &str, signing: &[&str]) -> Credentials {
+        Credentials {
+            username: None,
+            password: password.into(),
+            signing_secrets: signing
+                .iter()
+                .map(|secret| SecretString::from(*secret))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_row_that_was_copied_to_another_organisation_does_not_open() {
+        let keys = Keys::derive(&[7; 32]).unwrap();
+        let (org, id) = (OrgId::new(), TrunkId::new());
+        let sealed = seal(&keys, (Some(org), id), &credentials("a", &["b"])).unwrap();
+        let opened = unseal(&keys, (Some(org), id), &sealed).unwrap();
+        assert_eq!(opened.password.expose_secret(), "a");
+        for (owner, row) in [
+            (Some(OrgId::new()), id),
+            (None, id),
+            (Some(org), TrunkId::new()),
+        ] {
+            assert!(unseal(&keys, (owner, row), &sealed).is_err());
+        }
+        let earlier = keys.seal(&earlier_place(id), br#"{"password": "c"}"#);
+        let opened = unseal(&keys, (Some(org), id), &earlier.unwrap()).unwrap();
+        assert_eq!(opened.password.expose_secret(), "c");
+    }
+
+    #[test]
+    fn a_replaced_secret_goes_on_signing_and_old_ones_run_out() {
+        let signing = |credentials: &Credentials| -> Vec<String> {
+            let secrets = credentials.signing_secrets.iter();
+            secrets
+                .map(|secret| secret.expose_secret().to_owned())
+                .collect()
+        };
+        let second = rotated(&credentials("b", &[]), credentials("a", &[]));
+        assert_eq!(signing(&second), ["b", "a"]);
+        let third = rotated(&credentials("c", &[]), second);
+        assert_eq!(signing(&third), ["c", "b", "a"]);
+        let again = rotated(&credentials("c", &[]), third);
+        assert_eq!(signing(&again), ["c", "b", "a"]);
+        assert_eq!(
+            signing(&rotated(&credentials("d", &[]), again)),
+            ["d", "c", "b"]
+        );
+    }
+}

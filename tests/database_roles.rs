@@ -1,0 +1,43 @@
+//! What the programs are in the database: nobody whom row-level security does not bind.
+
+use reqwest::Method;
+use sqlx::{Connection as _, PgConnection};
+
+use crate::harness::app::{Client, answer};
+use crate::sign_in::quiet;
+
+async fn ready(client: &Client) -> (u16, String) {
+    let told = answer(client.anonymous(Method::GET, "/health/ready")).await;
+    let role = told.json()["database_role"]
+        .as_str()
+        .expect("a role")
+        .to_owned();
+    (told.status.as_u16(), role)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_whom_row_level_security_does_not_bind_is_not_ready() {
+    let mut app = quiet().await;
+    assert_eq!(ready(&app).await, (200, "restricted".to_owned()));
+
+    let (owner, admin) = (app.database_url().to_owned(), app.database_url().to_owned());
+    let (special, _) = app
+        .start_api(|settings| settings.database_url = Some(admin))
+        .await;
+    let (status, role) = ready(&special).await;
+    assert_eq!(status, 503);
+    assert!(role.contains("is a superuser"), "{role}");
+
+    let mut owner = PgConnection::connect(&owner).await.expect("a connection");
+    sqlx::query("alter table batch_data owner to peal_system")
+        .execute(&mut owner)
+        .await
+        .expect("another owner");
+    let (owning, _) = app.start_api(|_| {}).await;
+    let (status, role) = ready(&owning).await;
+    assert_eq!(status, 503);
+    assert!(role.contains("peal_system owns tables"), "{role}");
+    // It was looked at once: whoever is asked often has nothing to look for.
+    assert_eq!(ready(&app).await.0, 200);
+    app.finish().await;
+}
