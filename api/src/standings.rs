@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use peal_shared::Error;
 use peal_shared::access::known::Feature;
 use peal_shared::access::standing::{Standing, stand_unscoped};
 use peal_shared::context::Context;
@@ -101,8 +100,7 @@ impl Standings {
             let standings: Vec<Standing> = callers.iter().map(|one| one.standing).collect();
             let looked = async {
                 let mut db = context.pool.acquire().await?;
-                let looked = stand_unscoped(&mut db, &standings, Feature::Outbound, now);
-                Ok::<_, Error>(looked.await?)
+                stand_unscoped(&mut db, &standings, Feature::Outbound, now).await
             };
             let standing = match looked.await {
                 Ok(standing) => standing,
