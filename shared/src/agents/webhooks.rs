@@ -171,9 +171,12 @@ pub(super) fn make_room(whole: &mut Value, part: &Value) {
     let (Some(whole), Some(part)) = (whole.pointer_mut(&pointer), part.pointer(&pointer)) else {
         return;
     };
-    let kind = &part["auth"]["type"];
-    if !kind.is_null() && *kind != whole["auth"]["type"] {
-        whole["auth"] = Value::Null;
+    let kind = part.pointer("/auth/type");
+    if kind.is_some()
+        && kind != whole.pointer("/auth/type")
+        && let Some(whole) = whole.as_object_mut()
+    {
+        whole.remove("auth");
     }
     if let (Some(known), Some(sent)) = (
         whole.get_mut("headers").and_then(Value::as_object_mut),
