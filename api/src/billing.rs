@@ -45,7 +45,6 @@ use crate::state::Api;
 
 /// Sessions that a list without pages shows.
 const UNPAGED: i64 = 1_000;
-/// Says that there are more than that.
 
 pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
