@@ -29,11 +29,12 @@ pub fn unwritable(error: csv::Error) -> Error {
     Error::Unexpected(error.into())
 }
 
-/// The cell, with an apostrophe in front when a spreadsheet would run it. A phone number may
-/// begin with `+`, as long as nothing but digits and their separators follow.
+/// The cell, with an apostrophe in front when a spreadsheet would run it, or when it already looks
+/// like one that was treated so. A phone number may begin with `+`, as long as nothing but digits
+/// and their separators follow.
 #[must_use]
 pub fn neutral(cell: &str) -> String {
-    let mut chars = cell.chars();
+    let mut chars = cell.trim_start_matches('\'').chars();
     let is_formula = match chars.next() {
         Some('+') => !chars.all(|c| c.is_ascii_digit() || matches!(c, ' ' | '(' | ')' | '.')),
         Some(
@@ -53,7 +54,7 @@ pub fn neutral(cell: &str) -> String {
 #[must_use]
 pub fn original(cell: &str) -> &str {
     match cell.strip_prefix('\'') {
-        Some(rest) if neutral(rest) != rest => rest,
+        Some(rest) if neutral(rest) == cell => rest,
         _ => cell,
     }
 }
@@ -73,12 +74,13 @@ mod tests {
             ("\t=1", "'\t=1"),
             ("\r=1", "'\r=1"),
             ("\u{ff1d}1", "'\u{ff1d}1"),
+            ("'=1+1", "''=1+1"),
+            ("'tis", "'tis"),
             ("Asha", "Asha"),
             ("", ""),
         ] {
             assert_eq!(neutral(cell), expected);
             assert_eq!(original(expected), cell);
         }
-        assert_eq!(original("'tis"), "'tis");
     }
 }

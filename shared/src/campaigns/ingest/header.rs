@@ -2,12 +2,10 @@
 //! is what. Judged on the first bytes alone, so that an upload with a wrong header is refused
 //! before it is stored.
 
-use serde::{Deserialize, Serialize};
-
-use super::reader::{Parser, Place, Record, Step};
+use super::columns::{Columns, find_reasons, is_reason};
+use super::reader::{Parser, Place, Step};
 use super::{Failure, Limits};
 use crate::phone::is_invisible;
-use crate::spreadsheet;
 
 /// The column that every file must have.
 pub(super) const PHONE_COLUMN: &str = "to_phonenumber";
@@ -21,52 +19,11 @@ const PHONE_ALIASES: [&str; 5] = [
 ];
 /// The column that overrides the zones derived from the number.
 pub(super) const ZONE_COLUMN: &str = "timezone";
-/// What an error file says of each row, in its last columns: so it can be put right and uploaded.
-pub(super) const REASON_COLUMNS: [&str; 5] = ["line", "column", "value", "code", "message"];
 /// How much of a file is looked at; its header must end within.
 pub(super) const HEAD_BYTES: usize = 64 * 1024;
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
-
-/// Which column is what.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Columns {
-    /// The names as the file has them, cleaned.
-    pub names: Vec<String>,
-    pub phone: usize,
-    pub zone: Option<usize>,
-    /// Column and variable.
-    pub variables: Vec<(usize, String)>,
-    /// The file is an error file: its cells were neutralised, its last columns are no variables.
-    #[serde(default)]
-    pub is_error_file: bool,
-}
-
-impl Columns {
-    /// What a record says under a column; empty when it is too short, or no text.
-    pub fn cell<'a>(&self, record: Record<'a>, column: usize) -> &'a str {
-        let cell = record.field(column).unwrap_or_default();
-        if self.is_error_file {
-            spreadsheet::original(cell)
-        } else {
-            cell
-        }
-    }
-
-    /// Whether a column says why an earlier upload refused the row.
-    pub fn is_reason(&self, column: usize) -> bool {
-        self.is_error_file && column >= self.names.len().saturating_sub(REASON_COLUMNS.len())
-    }
-
-    /// Those that an error file repeats, by their names there.
-    pub fn repeated(&self) -> impl Iterator<Item = (usize, &str)> {
-        let variables = self.variables.iter();
-        std::iter::once((self.phone, PHONE_COLUMN))
-            .chain(self.zone.map(|column| (column, ZONE_COLUMN)))
-            .chain(variables.map(|(column, name)| (*column, name.as_str())))
-    }
-}
 
 /// How to read the rest of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,9 +78,10 @@ fn attempt(
         Ok(names) => names,
         Err(failure) => return ((false, 0), Err(failure)),
     };
-    let reasons = reason_columns(&names);
+    let reasons = find_reasons(&names, variables);
     let width = names.len();
-    if width - reasons > limits.max_file_columns() - REASON_COLUMNS.len() {
+    let own = (0..width).filter(|&column| !is_reason(reasons, column));
+    if own.count() > limits.max_columns.saturating_add(2) {
         let message = format!(
             "the file has more than {} columns beside {PHONE_COLUMN} and {ZONE_COLUMN}; remove those that no variable uses",
             limits.max_columns
@@ -237,18 +195,18 @@ fn clean(name: &str) -> String {
     visible.trim().to_owned()
 }
 
-/// How many of the columns, the last ones, are an error file's reasons: all or none.
-fn reason_columns(names: &[String]) -> usize {
-    let are_reasons = names.ends_with(&REASON_COLUMNS.map(str::to_owned));
-    if are_reasons { REASON_COLUMNS.len() } else { 0 }
-}
-
 /// Finds the phone column, the zone column and the variables among the names.
 fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<String>), Failure> {
     let mut warnings = Vec::new();
-    let reasons = reason_columns(&names);
-    let own = || names.iter().take(names.len() - reasons);
-    let find = |wanted: &str| own().position(|name| same(name, wanted));
+    let reasons = find_reasons(&names, variables);
+    let own = || {
+        let columns = names.iter().enumerate();
+        columns.filter(|(column, _)| !is_reason(reasons, *column))
+    };
+    let find = |wanted: &str| {
+        let found = own().find(|(_, name)| same(name, wanted));
+        found.map(|(column, _)| column)
+    };
     let phone = match find(PHONE_COLUMN) {
         Some(phone) => phone,
         None => {
@@ -267,7 +225,8 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
     let mut found = Vec::new();
     for variable in variables {
         // The exact name wins over one that differs in case.
-        let exact = own().position(|name| name == variable);
+        let exact = own().find(|(_, name)| *name == variable);
+        let exact = exact.map(|(column, _)| column);
         match exact.or_else(|| find(variable)) {
             Some(column) => found.push((column, variable.clone())),
             None => warnings.push(format!(
@@ -275,7 +234,7 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
             )),
         }
     }
-    for (column, name) in own().enumerate() {
+    for (column, name) in own() {
         let first = find(name).unwrap_or(column);
         if column == phone || Some(column) == zone || found.iter().any(|(used, _)| *used == column)
         {
@@ -298,7 +257,7 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
         phone,
         zone,
         variables: found,
-        is_error_file: reasons > 0,
+        reasons,
         names,
     };
     Ok((columns, warnings))
@@ -325,6 +284,7 @@ fn same(name: &str, wanted: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::columns::REASON_COLUMNS;
     use super::*;
 
     fn names(names: &[&str]) -> Vec<String> {
@@ -338,6 +298,31 @@ mod tests {
 
     fn refusal(head: &[u8]) -> Failure {
         open(head, &[], &Limits::default()).unwrap_err()
+    }
+
+    #[test]
+    fn the_reasons_of_an_error_file_are_no_variables_unless_there_are_no_others() {
+        let reasons = |head: &str, variables: &[&str]| {
+            let columns = opening(head.as_bytes(), variables).columns;
+            let used: Vec<usize> = columns.variables.iter().map(|(at, _)| *at).collect();
+            (columns.reasons, used)
+        };
+        let five = REASON_COLUMNS.join(",");
+        let own = format!("to_phonenumber,name,{five}\n");
+        assert_eq!(reasons(&own, &["name", "code"]), (Some(2), vec![1]));
+        let noted = format!("to_phonenumber,name,{five},done\n");
+        assert_eq!(reasons(&noted, &["name", "value"]), (Some(2), vec![1]));
+        let template = format!("to_phonenumber,{five}\n");
+        assert_eq!(
+            reasons(&template, &REASON_COLUMNS),
+            (None, vec![1, 2, 3, 4, 5])
+        );
+        let both = format!("to_phonenumber,{five},{five}\n");
+        assert_eq!(
+            reasons(&both, &REASON_COLUMNS),
+            (Some(6), vec![1, 2, 3, 4, 5])
+        );
+        assert_eq!(reasons("to_phonenumber,line\n", &["line"]), (None, vec![1]));
     }
 
     #[test]

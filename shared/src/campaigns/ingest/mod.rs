@@ -32,6 +32,7 @@
 //! The queue, the answer to the uploader and the rules of who may upload are not here.
 
 mod announce;
+mod columns;
 mod files;
 mod give_up;
 mod header;
@@ -168,7 +169,7 @@ impl Limits {
     /// an error file.
     fn max_file_columns(&self) -> usize {
         self.max_columns
-            .saturating_add(2 + header::REASON_COLUMNS.len())
+            .saturating_add(2 + columns::REASON_COLUMNS.len())
     }
 
     /// All cells at their longest, in the widest characters, with quotes and delimiters.

@@ -6,7 +6,8 @@ use futures::stream::{self, Stream, StreamExt as _};
 use serde::Serialize;
 use sqlx::PgPool;
 
-use super::header::{Columns, PHONE_COLUMN, REASON_COLUMNS};
+use super::columns::{Columns, REASON_COLUMNS};
+use super::header::PHONE_COLUMN;
 use super::rows::Rejected;
 use super::{Counts, Failure, Reject, State};
 use crate::access::{Scope, wall};
@@ -15,8 +16,9 @@ use crate::ids::{BatchId, IngestId, OrgId, UserId};
 use crate::page::{Page, Slice};
 use crate::spreadsheet::{self, neutral, unwritable};
 
-/// Rejects per slice of the error file.
+/// Rejects per slice of the error file, and about how many bytes of their cells.
 const PAGE_ROWS: i64 = 1_000;
+const PAGE_BYTES: i64 = 1_000_000;
 
 /// One upload and what became of it.
 #[derive(Clone, Debug, Serialize)]
@@ -161,39 +163,63 @@ pub async fn first_rejects(
     ingest: IngestId,
     limit: i64,
 ) -> Result<Vec<Reject>> {
-    let rejected = rejects_after(pool, scope, ingest, 0, limit).await?;
+    let rejected = rejects_after(pool, scope, ingest, (0, limit), Cells::Left).await?;
     Ok(rejected.into_iter().map(|row| row.reject).collect())
+}
+
+/// A query for rejects must say how much it may bring: the cells of a row are up to 400 KB.
+#[derive(Clone, Copy)]
+enum Cells {
+    Left,
+    /// At least one row's, then no more than this many bytes.
+    Most(i64),
 }
 
 async fn rejects_after(
     pool: &PgPool,
     scope: &Scope,
     ingest: IngestId,
-    line: i64,
-    limit: i64,
+    (line, limit): (i64, i64),
+    cells: Cells,
 ) -> Result<Vec<Rejected>> {
+    let most_bytes = match cells {
+        Cells::Left => None,
+        Cells::Most(bytes) => Some(bytes),
+    };
     let mut db = wall::begin(pool, scope).await?;
     let rows = sqlx::query!(
-        r#"select r.line, r.column_name, case when p.private then '' else r.value end as "value!",
-                  r.code, r.message,
-                  array(select jsonb_array_elements_text(case when not p.private then r.cells end)) as "cells!"
+        r#"with behind as materialized (
+             select r.line, coalesce(octet_length(r.cells::text), 0) as bytes
+             from ingest_rejects r
+             where r.ingest_id = $1
+               and r.line > $4
+             order by r.line
+             limit $5
+         ), measured as (
+             select line, sum(bytes) over (order by line) - bytes as bytes_before
+             from behind
+         )
+         select r.line, r.column_name, case when p.private then '' else r.value end as "value!",
+                r.code, r.message,
+                array(select jsonb_array_elements_text(
+                    case when $6::bigint is not null and not p.private then r.cells end)) as "cells!"
          from ingests i
          join call_batches b on b.id = i.batch_id
          join agents a on a.id = b.agent_id
          join organizations o on o.id = b.org_id
-         join ingest_rejects r on r.ingest_id = i.id
+         join measured m on $6::bigint is null or m.bytes_before < $6
+         join ingest_rejects r on r.ingest_id = i.id and r.line = m.line
          cross join lateral (select a.hipaa_compliance or o.hipaa_compliance as private) p
          where i.id = $1
            and ($2::uuid is null or b.org_id = $2)
            and ($3::uuid is null or b.user_id = $3)
-           and r.line > $4
-         order by r.line
-         limit $5"#,
+         order by r.line"#,
         ingest as IngestId,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
         line,
         limit,
+        most_bytes,
     )
     .fetch_all(&mut *db)
     .await?;
@@ -247,18 +273,15 @@ pub async fn rejects_csv(
     let names = repeated(pool, scope, ingest).await?;
     let width = names.len();
     let (pool, scope) = (pool.clone(), *scope);
-    let pages = stream::try_unfold(Some(0), move |from| {
+    let pages = stream::try_unfold(0, move |line| {
         let pool = pool.clone();
         async move {
-            // Nothing to go on after when the last page was not full.
-            let Some(line) = from else {
+            let (from, cells) = ((line, PAGE_ROWS), Cells::Most(PAGE_BYTES));
+            let page = rejects_after(&pool, &scope, ingest, from, cells).await?;
+            let Some(last) = page.last().map(|last| last.reject.line) else {
                 return Ok(None);
             };
-            let page = rejects_after(&pool, &scope, ingest, line, PAGE_ROWS).await?;
-            let is_full = i64::try_from(page.len()).is_ok_and(|len| len == PAGE_ROWS);
-            let last = page.last().filter(|_| is_full);
-            let next = last.map(|last| last.reject.line);
-            Ok(Some((page_csv(&page, width)?, next)))
+            Ok(Some((page_csv(&page, width)?, last)))
         }
     });
     let head = head_csv(&names)?;

@@ -8,7 +8,8 @@ use serde::ser::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::Limits;
-use super::header::{Columns, PHONE_COLUMN, ZONE_COLUMN};
+use super::columns::Columns;
+use super::header::{PHONE_COLUMN, ZONE_COLUMN};
 use super::reader::Record;
 use crate::ids::RowId;
 use crate::phone::{Country, E164, ZoneSet};

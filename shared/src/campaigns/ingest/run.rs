@@ -8,8 +8,9 @@ use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::columns::Columns;
 use super::give_up::fail;
-use super::header::{self, Columns, HEAD_BYTES, Opening};
+use super::header::{self, HEAD_BYTES, Opening};
 use super::reader::{Parser, Place, Records};
 use super::rows::{Rejected, Row, Rules};
 use super::write::{self, ZoneIds};
@@ -336,7 +337,7 @@ struct Write {
     copy_data: Vec<u8>,
     rejects: Vec<Rejected>,
     is_last: bool,
-    from: Value,
+    from: Checkpoint,
     to: Value,
 }
 
@@ -359,7 +360,7 @@ impl Write {
                 .map(|rejected| rejected.kept_private(job.is_private))
                 .collect(),
             is_last: matches!(chunk.end, End::OfFile),
-            from: serde_json::to_value(from)?,
+            from: from.clone(),
             to: serde_json::to_value(to)?,
         };
         Ok((write, chunk.end))
@@ -395,7 +396,12 @@ impl Write {
         .fetch_optional(&mut *tx)
         .await?
         .ok_or(Error::NotFound("Ingest"))?;
-        if standing.state != State::Running || standing.checkpoint.as_ref() != Some(&self.from) {
+        // What it says is compared and not its text, which other versions write otherwise.
+        let checkpoint = standing
+            .checkpoint
+            .map(serde_json::from_value)
+            .transpose()?;
+        if standing.state != State::Running || checkpoint != Some(self.from.clone()) {
             return Ok(Committed::Overtaken);
         }
         let mut inserted = 0;

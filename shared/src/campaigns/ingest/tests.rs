@@ -5,7 +5,8 @@ use futures::stream;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::header::{self, Columns, Opening};
+use super::columns::Columns;
+use super::header::{self, Opening};
 use super::reader::{Fault, Parser, Place, Records};
 use super::rows::{Reject, Row, Rules, Zones};
 use super::*;
