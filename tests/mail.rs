@@ -327,7 +327,11 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
     let context = connect(&db, "http://127.0.0.1:1", &directory.0, |_| {}).await;
     let mut connection = db.pool.acquire().await.unwrap();
     let mut written = Vec::new();
-    for to in ["waiting@example.com", "dead@example.com", "sent@example.com"] {
+    for to in [
+        "waiting@example.com",
+        "dead@example.com",
+        "sent@example.com",
+    ] {
         let email = NewEmail {
             to,
             ..message(org, JobId::new().0)
