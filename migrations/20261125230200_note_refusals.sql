@@ -22,9 +22,15 @@ create table refusals (
 
 create index refusals_by_org on refusals (org_id, id desc);
 
-create trigger refusals_are_append_only before update or delete on refusals
+-- Old ones are looked for; those of nobody are kept for a shorter time.
+create index refusals_by_age on refusals (created_at);
+create index refusals_of_nobody_by_age on refusals (created_at) where org_id is null;
+
+create trigger refusals_are_never_changed before update on refusals
     for each row execute function refuse_change();
 create trigger refusals_are_never_emptied before truncate on refusals
     for each statement execute function refuse_change();
 
 select wall('refusals');
+-- Only the platform forgets them.
+revoke update, delete on refusals from peal_tenant;

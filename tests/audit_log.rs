@@ -1,6 +1,7 @@
 //! The audit log over HTTP.
 
 use peal_api::admin::AdminRole;
+use peal_worker::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -187,10 +188,64 @@ async fn a_flood_of_refusals_does_not_fill_the_log() {
     // Ten, and ten more if a minute ended meanwhile, with one that counts.
     let written = app.count(rows).await;
     assert!((10..=21).contains(&written), "{written} rows");
+    for change in ["update refusals set left_out = 1", "truncate refusals"] {
+        let refused = sqlx::query(change).execute(&app.context.pool).await;
+        assert!(refused.is_err(), "nobody may: {change}");
+    }
+    let mut tenant = app
+        .context
+        .pool
+        .begin_with("begin; set local role peal_tenant")
+        .await
+        .expect("a transaction");
     let refused = sqlx::query("delete from refusals")
-        .execute(&app.context.pool)
+        .execute(&mut *tenant)
         .await;
-    assert!(refused.is_err(), "the log is append-only");
+    assert!(refused.is_err(), "a request forgets nothing");
+    drop(tenant);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_forgotten_after_a_year_and_those_of_nobody_after_a_month() {
+    let mut app = quiet().await;
+    let ages = "insert into refusals (id, org_id, actor_kind, action, target, created_at)
+                select gen_random_uuid(), case when n % 2 = 0 then $1::uuid end, 'unproven',
+                       'credential.refused', 'GET /' || age, now() - make_interval(days => age)
+                from unnest(array[29, 31, 399, 401]) as age, generate_series(1, 2400) as n";
+    sqlx::query(ages)
+        .bind(app.tenant.org)
+        .execute(&app.context.pool)
+        .await
+        .expect("old refusals");
+    app.start_worker(&[Role::Misc]).await;
+    let left = "select count(*) from refusals";
+    eventually("the old ones are forgotten", PATIENCE, || async {
+        app.count(left).await == 4 * 1200
+    })
+    .await;
+    let known = "select count(*) from refusals where org_id is not null and target <> 'GET /401'";
+    assert_eq!(app.count(known).await, 3 * 1200);
+    let nobodys = "select count(*) from refusals where org_id is null and target = 'GET /29'";
+    assert_eq!(app.count(nobodys).await, 1200);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_found_by_their_route_and_not_among_changes() {
+    let app = quiet().await;
+    let root = Person::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
+    app.get(LOG).await.expect(403);
+    let route = format!("{LOG}?subject_id=GET%20/api/v1/audit-log");
+    let found = || async {
+        let page = root.get(&route).await.expect(200);
+        page["entries"].as_array().map(Vec::len) == Some(1)
+    };
+    eventually("it is found by its route", PATIENCE, found).await;
+    for none in ["batch.create", "auth.refused&subject_id=17"] {
+        let page = root.get(&format!("{LOG}?action={none}")).await.expect(200);
+        assert_eq!(page["entries"], json!([]), "{none}");
+    }
     app.finish().await;
 }
 

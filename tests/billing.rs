@@ -338,6 +338,7 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
         mail.contains("acme@example.com") && mail.contains("5 sessions"),
         "{mail}"
     );
+    assert!(mail.contains("x-api-key: $PEAL_API_KEY"), "{mail}");
     let path = link(&app, &mail);
     assert!(
         path.contains(asked["export_id"].as_str().expect("an id")),
@@ -360,6 +361,26 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
     app.get(bare).await.expect(422);
     app.context.clock.shift(TimeDelta::hours(25));
     assert_eq!(app.get(&path).await.expect(410)["code"], "gone");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_does_not_open_what_its_users_session_asked_for() {
+    let app = App::start().await;
+    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let made = ada.send(Method::POST, "/api/v1/api-keys", json!({})).await;
+    let key = made.expect(200)["api_key"]["api_key"].clone();
+    let key = key.as_str().expect("a key");
+    ada.get(&format!("{BILLING}/usage/export"))
+        .await
+        .expect(202);
+    let mail = mailed(&app).await;
+    assert!(!mail.contains("x-api-key"), "{mail}");
+    assert!(mail.contains("Authorization: Bearer $PEAL_TOKEN"), "{mail}");
+    let path = link(&app, &mail);
+    let shown = app.anonymous(Method::GET, &path).header("x-api-key", key);
+    answer(shown).await.expect(404);
+    assert_eq!(ada.get(&path).await.status, 200);
     app.finish().await;
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::{Json, Router};
-use peal_shared::access::Role;
+use peal_shared::access::{Credential, Principal, Role};
+use peal_shared::idempotency::Hold;
+use peal_shared::ids::UserId;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -116,6 +118,28 @@ async fn two_at_once_under_one_key_ask_the_others_server_once() {
     answer(theirs).await.expect(200);
     let list = ask(&app, &root, Method::GET, TRUNKS, Value::Null).await;
     assert_eq!(list.expect(200).as_array().map(Vec::len), Some(3));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_panics_lets_go_of_its_key() {
+    let app = quiet().await;
+    let principal = Principal {
+        user: UserId::new(),
+        org: app.tenant.org,
+        role: Role::User,
+        email: None,
+        credential: Credential::Session,
+    };
+    let pool = app.context.pool.clone();
+    let take = || Hold::take_unscoped(&pool, &principal, "k-1");
+    let hold = take().await.expect("a hold");
+    assert!(take().await.is_err(), "it is held");
+    let work = async { panic!("as a bug would") };
+    let ended = tokio::spawn(hold.during::<()>(work)).await;
+    assert!(ended.expect_err("it is told").is_panic());
+    let again = take().await.expect("nobody holds it");
+    again.during(async {}).await;
     app.finish().await;
 }
 

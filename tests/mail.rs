@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use peal_shared::Error;
 use peal_shared::context::Context;
 use peal_shared::ids::{EmailId, JobId, OrgId};
@@ -73,11 +74,12 @@ fn work(context: Arc<Context>) -> (CancellationToken, JoinHandle<anyhow::Result<
     (shutdown, workers)
 }
 
-/// A mail server that knows no `gone@`, puts off the first message to anybody else, and keeps
-/// what it was sent.
+/// A mail server that knows no `gone@` until it is told to, puts off the first message to anybody
+/// else, and keeps what it was sent.
 struct MailServer {
     url: String,
     received: Arc<Mutex<Vec<String>>>,
+    knows_all: Arc<AtomicBool>,
 }
 
 impl MailServer {
@@ -86,19 +88,26 @@ impl MailServer {
         let url = format!("smtp://{}", listener.local_addr().unwrap());
         let received: Arc<Mutex<Vec<String>>> = Arc::default();
         let put_off: Arc<AtomicBool> = Arc::default();
-        let inbox = Arc::clone(&received);
+        let knows_all: Arc<AtomicBool> = Arc::default();
+        let (inbox, everybody) = (Arc::clone(&received), Arc::clone(&knows_all));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(converse(stream, Arc::clone(&put_off), Arc::clone(&inbox)));
+                let (put_off, everybody) = (Arc::clone(&put_off), Arc::clone(&everybody));
+                tokio::spawn(converse(stream, put_off, everybody, Arc::clone(&inbox)));
             }
         });
-        Self { url, received }
+        Self {
+            url,
+            received,
+            knows_all,
+        }
     }
 }
 
 async fn converse(
     stream: TcpStream,
     put_off: Arc<AtomicBool>,
+    knows_all: Arc<AtomicBool>,
     received: Arc<Mutex<Vec<String>>>,
 ) -> std::io::Result<()> {
     let (input, mut output) = stream.into_split();
@@ -106,7 +115,9 @@ async fn converse(
     output.write_all(b"220 localhost\r\n").await?;
     while let Some(line) = lines.next_line().await? {
         let reply = match line.get(..4).unwrap_or_default() {
-            "RCPT" if line.contains("gone@") => "550 no such mailbox",
+            "RCPT" if line.contains("gone@") && !knows_all.load(Ordering::SeqCst) => {
+                "550 no such mailbox"
+            }
             "RCPT" if !put_off.swap(true, Ordering::SeqCst) => "451 try later",
             "DATA" => {
                 output.write_all(b"354 go on\r\n").await?;
@@ -245,7 +256,7 @@ async fn an_address_that_is_none_is_refused_before_anything_is_written() {
 }
 
 #[tokio::test]
-async fn a_server_is_asked_again_unless_it_refuses_for_good() {
+async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_revived() {
     let db = fresh_database().await;
     let org = organization(&db).await;
     let server = MailServer::start().await;
@@ -292,19 +303,79 @@ async fn a_server_is_asked_again_unless_it_refuses_for_good() {
     let dead = queue::dead(&mut connection, 1).await.unwrap();
     let why = dead[0].why.clone().unwrap();
     assert!(why.contains("550") && !why.contains('@'), "{why}");
-    // Nobody needs the texts any more; that there were messages, to whom and about what stays.
-    for (to, failed) in [("gone@example.com", true), ("ada@example.com", false)] {
-        assert_eq!(kept(&db, to).await, (String::new(), failed), "{to}");
-    }
+    // Nobody needs the text of what was sent; what was refused may be sent yet.
+    let text = "Fetch it within a day.".to_owned();
+    assert_eq!(kept(&db, "ada@example.com").await, (String::new(), false));
+    assert_eq!(kept(&db, "gone@example.com").await, (text.clone(), false));
+    server.knows_all.store(true, Ordering::SeqCst);
     let again = queue::revive(&mut connection, refused.id).await.unwrap();
     bells_again.ring_job(&again);
-    assert_eq!(ended(refused.id).await, ("dead".into(), 1));
-    let dead = queue::dead(&mut connection, 1).await.unwrap();
+    assert_eq!(ended(refused.id).await, ("done".into(), 1));
+    assert_eq!(kept(&db, "gone@example.com").await, (String::new(), false));
+    let received = server.received.lock().unwrap().clone();
+    assert_eq!(received.len(), 2);
+    assert!(received.iter().all(|message| message.contains(&text)));
+    shutdown.cancel();
+    workers.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
+    let db = fresh_database().await;
+    let org = organization(&db).await;
+    let directory = Directory::new();
+    let context = connect(&db, "http://127.0.0.1:1", &directory.0, |_| {}).await;
+    let mut connection = db.pool.acquire().await.unwrap();
+    let mut written = Vec::new();
+    for to in [
+        "waiting@example.com",
+        "dead@example.com",
+        "sent@example.com",
+    ] {
+        let email = NewEmail {
+            to,
+            ..message(org, JobId::new().0)
+        };
+        written.push(mail::write(&mut connection, email).await.unwrap().unwrap());
+    }
+    sqlx::query("update jobs set state = 'dead', finished_at = now() where id = $1")
+        .bind(written[1].id)
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    // As a process of the version before leaves it.
+    sqlx::query("update emails set sent_at = now() where to_address = 'sent@example.com'")
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    let text = "Fetch it within a day.".to_owned();
+    let forget = async |days| {
+        let mut connection = db.pool.acquire().await.unwrap();
+        let now = context.clock.now() + TimeDelta::days(days);
+        mail::forget_old_unscoped(&mut connection, now).await
+    };
+    assert_eq!(forget(6).await.unwrap(), 0);
+    assert_eq!(kept(&db, "dead@example.com").await, (text.clone(), false));
+    assert_eq!(kept(&db, "sent@example.com").await, (String::new(), false));
+    assert_eq!(forget(8).await.unwrap(), 1);
+    assert_eq!(kept(&db, "waiting@example.com").await, (text, false));
+    assert_eq!(kept(&db, "dead@example.com").await, (String::new(), true));
+
+    // Whoever revives it later learns that there is nothing to send.
+    queue::revive(&mut connection, written[1].id).await.unwrap();
+    let (shutdown, workers) = work(context);
+    let ended = || async {
+        sqlx::query_scalar::<_, i64>("select count(*) from jobs where state in ('done', 'dead')")
+            .fetch_one(&db.pool)
+            .await
+            .unwrap()
+            == 3
+    };
+    eventually("all jobs end", PATIENCE, ended).await;
+    let dead = queue::dead(&mut connection, 5).await.unwrap();
+    assert_eq!(dead.len(), 1);
     let why = dead[0].why.clone().unwrap();
     assert!(why.contains("its text was forgotten"), "{why}");
-    let received = server.received.lock().unwrap().clone();
-    assert_eq!(received.len(), 1);
-    assert!(received[0].contains("Fetch it within a day."));
     shutdown.cancel();
     workers.await.unwrap().unwrap();
 }

@@ -504,12 +504,25 @@ async fn what_tokens_tell_of_their_user_is_kept_and_shown_to_them() {
     next["iat"] = json!(now + 1);
     next["phone"] = json!("");
     next["user_metadata"] = json!({"name": "Dora D.", "note": "x".repeat(4096)});
-    let news = [json!("Dora D."), Value::Null, Value::Null, json!({})];
+    let mut news = [json!("Dora D."), Value::Null, Value::Null, json!({})];
     assert_eq!(me(&next).await, news);
     assert_eq!(me(&said).await, news);
+    // Nobody waits for a row that somebody holds: the next request tells it.
+    let mut held = app.context.pool.begin().await.expect("a transaction");
+    sqlx::query("select from users where email = 'dora@example.com' for share")
+        .execute(&mut *held)
+        .await
+        .expect("a lock");
+    let mut later = next.clone();
+    later["iat"] = json!(now + 2);
+    later["phone"] = json!("12125550124");
+    assert_eq!(me(&later).await, news);
+    held.rollback().await.expect("it is let go");
+    news[1] = json!("12125550124");
+    assert_eq!(me(&later).await, news);
     // Nor does one that tells nothing.
     let silent = next.as_object_mut().expect("claims");
-    silent.insert("iat".to_owned(), json!(now + 2));
+    silent.insert("iat".to_owned(), json!(now + 3));
     silent.remove("phone");
     silent.remove("user_metadata");
     assert_eq!(me(&next).await, news);

@@ -256,7 +256,8 @@ async fn export_usage(
 
 /// Download exported usage
 ///
-/// What the mailed link opens, for the user who asked for it: signed in, or with their key.
+/// What the mailed link opens, for the user who asked for it: signed in, or with a key of theirs
+/// if it was asked for with a key.
 #[utoipa::path(
     get,
     path = "/exports/{export_id}/download",
@@ -282,7 +283,7 @@ async fn download(
     }
     let mut db = caller.read(&context).await?;
     let now = context.clock.now();
-    let file = export::open(&mut db, &caller.scope(), caller.user, id, now).await?;
+    let file = export::open(&mut db, &caller.scope(), &caller, id, now).await?;
     let name = format!(
         "attachment; filename=\"usage-{}.csv\"",
         file.created_at.date_naive()

@@ -101,8 +101,8 @@ async fn ready(
         },
         database_role: context
             .breach
-            .clone()
-            .unwrap_or_else(|| "restricted".to_owned()),
+            .as_ref()
+            .map_or("restricted", |breach| breach.word),
         stopping,
     };
     (status(is_ready), Json(body)).into_response()
@@ -146,7 +146,8 @@ struct Ready {
     database: &'static str,
     migrations: &'static str,
     redis: &'static str,
-    /// `restricted`, or why row-level security does not bind this process.
-    database_role: String,
+    /// `restricted`; or why row-level security does not bind this process: `superuser`,
+    /// `bypasses row-level security`, `owns tables`.
+    database_role: &'static str,
     stopping: bool,
 }

@@ -2,9 +2,10 @@
 //! failed sign-ins, and keys and tokens that are no good (401, and 429 when they are too many).
 //!
 //! Whoever is turned away can come back as often as they like, so what is written down is
-//! bounded: of each caller or address [`EACH`] rows a minute, [`ALL`] of everybody, and at the
-//! minute's end one more that counts the rest. Nobody waits for it to be written, and what is
-//! written names the route and never what was shown.
+//! bounded: of each caller or address [`EACH`] rows a minute, [`ALL`] of all strangers together,
+//! and at the minute's end one more that counts the rest. Callers who are known share nothing with
+//! strangers: a flood of these hides none of theirs. Nobody waits for it to be written, and what
+//! is written names the route and never what was shown.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -30,15 +31,18 @@ use crate::rates::neighbourhood;
 
 /// Rows a minute of one caller or address.
 const EACH: i64 = 10;
-/// Rows a minute of everybody, besides those that count the rest.
+/// Rows a minute of all strangers, besides those that count the rest.
 const ALL: i64 = 300;
-/// Rows that count the rest, each of one caller or address; the others share one.
+/// Rows that count the rest, each of one address, and as many of callers; the others share one.
 const COUNTS: usize = 100;
-/// Callers and addresses that are told apart in a minute.
+/// Addresses that are told apart in a minute, and callers.
 const TOLD_APART: usize = 10_000;
+const CALLERS: usize = 5_000;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Refusals that wait to be written; further ones are only counted.
 const WAITING: usize = 1024;
+/// Of these, what strangers leave free for callers.
+const CALLERS_WAITING: usize = 256;
 /// How long a stopping process waits for the last rows.
 const LAST_ROWS: Duration = Duration::from_secs(2);
 const LOGIN: &str = "/api/v1/auth/login";
@@ -82,7 +86,9 @@ impl Refusals {
     }
 
     fn tell(&self, refusal: Refusal) {
-        if self.line.try_send(Some(refusal)).is_err() {
+        let is_known = matches!(refusal.who, Turned::Known(_));
+        let has_room = is_known || self.line.capacity() > CALLERS_WAITING;
+        if !has_room || self.line.try_send(Some(refusal)).is_err() {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -202,20 +208,25 @@ struct Share {
     last: Refusal,
 }
 
-/// The refusals of a minute.
+/// The refusals of a minute of callers, or of strangers.
 #[derive(Default)]
-struct Sample {
+struct Crowd {
     rows: i64,
     shares: HashMap<Sharer, Share>,
     /// Of those who are not told apart any more.
     others: i64,
 }
 
-impl Sample {
-    /// The refusal, if it is to be written.
-    fn take(&mut self, refusal: Refusal) -> Option<Refusal> {
-        let sharer = Sharer::of(&refusal);
-        if self.shares.len() >= TOLD_APART && !self.shares.contains_key(&sharer) {
+impl Crowd {
+    /// The refusal, if it is to be written: of so many who are told apart, and of so many rows.
+    fn take(
+        &mut self,
+        sharer: Sharer,
+        refusal: Refusal,
+        apart: usize,
+        all: i64,
+    ) -> Option<Refusal> {
+        if self.shares.len() >= apart && !self.shares.contains_key(&sharer) {
             self.others += 1;
             return None;
         }
@@ -224,7 +235,7 @@ impl Sample {
             left_out: 0,
             last: refusal.clone(),
         });
-        if share.rows < EACH && self.rows < ALL {
+        if share.rows < EACH && self.rows < all {
             share.rows += 1;
             self.rows += 1;
             return Some(refusal);
@@ -234,20 +245,45 @@ impl Sample {
         None
     }
 
-    /// Ends the minute. Answers the rows that count what was left out, `missed` of whoever it was
-    /// included.
-    fn turn(&mut self, missed: i64) -> Vec<Refusal> {
-        let minute = std::mem::take(self);
-        let shares = minute.shares.into_values();
+    /// The rows that count what was left out, and how many are in none.
+    fn counted(self) -> (Vec<Refusal>, i64) {
+        let shares = self.shares.into_values();
         let mut left: Vec<Share> = shares.filter(|share| share.left_out > 0).collect();
         left.sort_unstable_by_key(|share| std::cmp::Reverse(share.left_out));
         let rest = left.split_off(left.len().min(COUNTS));
-        let others = missed + minute.others + rest.iter().map(|share| share.left_out).sum::<i64>();
+        let others = self.others + rest.iter().map(|share| share.left_out).sum::<i64>();
         let counted = left.into_iter().map(|share| Refusal {
             left_out: share.left_out,
             ..share.last
         });
-        let mut rows: Vec<Refusal> = counted.collect();
+        (counted.collect(), others)
+    }
+}
+
+/// The refusals of a minute.
+#[derive(Default)]
+struct Sample {
+    callers: Crowd,
+    strangers: Crowd,
+}
+
+impl Sample {
+    /// The refusal, if it is to be written.
+    fn take(&mut self, refusal: Refusal) -> Option<Refusal> {
+        match Sharer::of(&refusal) {
+            caller @ Sharer::Caller(..) => self.callers.take(caller, refusal, CALLERS, i64::MAX),
+            address @ Sharer::Address(_) => self.strangers.take(address, refusal, TOLD_APART, ALL),
+        }
+    }
+
+    /// Ends the minute. Answers the rows that count what was left out, `missed` of whoever it was
+    /// included.
+    fn turn(&mut self, missed: i64) -> Vec<Refusal> {
+        let minute = std::mem::take(self);
+        let (mut rows, of_callers) = minute.callers.counted();
+        let (counted, of_strangers) = minute.strangers.counted();
+        rows.extend(counted);
+        let others = missed + of_callers + of_strangers;
         if others > 0 {
             rows.push(Refusal {
                 who: Turned::Nobody,
@@ -264,6 +300,9 @@ impl Sample {
 
 #[cfg(test)]
 mod tests {
+    use peal_shared::access::{Principal, Role};
+    use peal_shared::ids::{OrgId, UserId};
+
     use super::*;
 
     fn refusal(address: u32) -> Refusal {
@@ -304,6 +343,31 @@ mod tests {
         assert_eq!(counted.len(), COUNTS + 1);
         let left_out: i64 = counted.iter().map(|row| row.left_out).sum();
         assert_eq!(rows + left_out, i64::from(addresses) + 7);
+    }
+
+    #[test]
+    fn a_flood_of_strangers_hides_no_caller() {
+        let mut sample = Sample::default();
+        for address in 0..20_000 {
+            taken(&mut sample, address, 2);
+        }
+        let member = Refusal {
+            who: Turned::Known(Principal {
+                user: UserId::new(),
+                org: OrgId::new(),
+                role: Role::User,
+                email: None,
+                credential: Credential::Session,
+            }),
+            action: "auth.refused",
+            ..refusal(1)
+        };
+        let rows = (0..15).filter_map(|_| sample.take(member.clone()));
+        assert_eq!(i64::try_from(rows.count()).unwrap(), EACH);
+        let counted = sample.turn(0);
+        let of_callers = counted.iter().filter(|row| row.action == "auth.refused");
+        assert_eq!(of_callers.map(|row| row.left_out).sum::<i64>(), 15 - EACH);
+        assert_eq!(counted.len(), COUNTS + 2);
     }
 
     #[test]

@@ -64,6 +64,27 @@ impl Drop for Watched {
     }
 }
 
+/// Somebody who looks. When that ends though there is somebody to look at, by a panic, these are
+/// shown nothing more, and whoever comes next is looked at again.
+struct Looking {
+    standings: Standings,
+    is_over: bool,
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let open = &self.standings.open;
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.looked_at = false;
+        for caller in open.callers.values() {
+            caller.gone.cancel();
+        }
+    }
+}
+
 impl Standings {
     /// Looks at a caller from now on.
     pub fn watch(&self, context: &Arc<Context>, caller: &Caller) -> Watched {
@@ -89,11 +110,16 @@ impl Standings {
 
     /// Looks until there is nobody to look at.
     async fn look(self, context: Arc<Context>) {
+        let mut looking = Looking {
+            standings: self.clone(),
+            is_over: false,
+        };
         let mut pace = interval(LOOK_EVERY);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             pace.tick().await;
             let Some(callers) = self.callers() else {
+                looking.is_over = true;
                 return;
             };
             let now = context.clock.now();
@@ -125,5 +151,44 @@ impl Standings {
         open.looked_at = !open.callers.is_empty();
         open.looked_at
             .then(|| open.callers.values().cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peal_shared::access::{Credential, Principal, Role};
+    use peal_shared::ids::{OrgId, UserId};
+
+    use super::*;
+
+    #[test]
+    fn whoever_is_not_looked_at_any_more_is_shown_nothing_more() {
+        let standings = Standings::default();
+        let principal = Principal {
+            user: UserId::new(),
+            org: OrgId::new(),
+            role: Role::User,
+            email: None,
+            credential: Credential::Session,
+        };
+        let gone = CancellationToken::new();
+        let caller = Entry {
+            standing: Standing::of(&principal, None),
+            until: None,
+            gone: gone.clone(),
+        };
+        {
+            let mut open = standings.open.lock().unwrap();
+            open.callers.insert(0, caller);
+            open.looked_at = true;
+        }
+        let looking = |is_over| Looking {
+            standings: standings.clone(),
+            is_over,
+        };
+        drop(looking(true));
+        assert!(standings.open.lock().unwrap().looked_at && !gone.is_cancelled());
+        drop(looking(false));
+        assert!(!standings.open.lock().unwrap().looked_at && gone.is_cancelled());
     }
 }

@@ -1,16 +1,17 @@
-//! Who changed what, and who was turned away. Every change that a request makes leaves one row here, in the change's own
-//! transaction: a change without its row cannot be committed by the API, and a row without its
-//! change cannot exist.
+//! Who changed what, and who was turned away. Every change that a request makes leaves one row
+//! here, in the change's own transaction: a change without its row cannot be committed by the API,
+//! and a row without its change cannot exist.
 //!
 //! A row says what became different (names of fields and digests), never what it was: the log
 //! is read by more people than the things it speaks of.
 //!
 //! Whom the API turned away is written down as well ([`Refusal`]), in a table of its own: nothing
-//! was changed, so nothing hangs on it, and whoever writes it may leave some out.
+//! was changed, so nothing hangs on it, whoever writes it may leave some out, and it is forgotten
+//! after a time.
 
 use std::net::IpAddr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -21,6 +22,12 @@ use uuid::Uuid;
 use crate::access::{Credential, Principal, Scope};
 use crate::error::Result;
 use crate::ids::{ApiKeyId, AuditId, OrgId, UserId};
+
+/// How long a refusal is kept, and one of whom nobody knows.
+const KEPT: TimeDelta = TimeDelta::days(400);
+const NOBODYS_KEPT: TimeDelta = TimeDelta::days(30);
+/// Refusals that one round forgets.
+const ROUND: i64 = 1_000;
 
 /// Who makes a change, and from where.
 #[derive(Clone, Debug)]
@@ -215,6 +222,42 @@ pub async fn refused_unscoped(db: &mut PgConnection, refusals: &[Refusal]) -> Re
     Ok(())
 }
 
+/// Forgets refusals that are too old, of all organisations: age knows no tenant.
+///
+/// # Errors
+/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+pub async fn forget_refusals_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
+    let mut forgotten = 0;
+    loop {
+        let round = sqlx::query!(
+            "delete from refusals
+             where id = any (array(select id
+                                   from refusals
+                                   where created_at < $1
+                                   order by created_at
+                                   limit $3
+                                   for update skip locked))
+                or id = any (array(select id
+                                   from refusals
+                                   where org_id is null
+                                     and created_at < $2
+                                   order by created_at
+                                   limit $3
+                                   for update skip locked))",
+            now - KEPT,
+            now - NOBODYS_KEPT,
+            ROUND,
+        )
+        .execute(&mut *db)
+        .await?
+        .rows_affected();
+        forgotten += round;
+        if i64::try_from(round).is_ok_and(|rows| rows < ROUND) {
+            return Ok(forgotten);
+        }
+    }
+}
+
 /// A row of the log.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({
@@ -301,7 +344,10 @@ pub async fn list(
                (select id, org_id, actor_user_id, actor_kind, api_key_id, ip, request_id, action, target, '{}'::text[],
                        null, null, left_out, created_at
                 from refusals
-                where ($1::uuid is null or org_id = $1)
+                -- What no refusal can be is not looked for among them.
+                where ($3::text is null or $3 in ('auth.refused', 'login.failed', 'credential.refused'))
+                  and ($4::text is null or $4 like '% /%' or $4 = '*')
+                  and ($1::uuid is null or org_id = $1)
                   and ($2::uuid is null or actor_user_id = $2)
                   and ($3::text is null or action = $3)
                   and ($4::text is null or target = $4)

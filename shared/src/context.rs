@@ -10,7 +10,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
-use crate::access::wall;
+use crate::access::wall::{self, Breach};
 use crate::bells::Bells;
 use crate::billing::estimate::Basis;
 use crate::billing::tariffs::Tariffs;
@@ -52,7 +52,7 @@ pub struct Context {
     pub config: Config,
     pub pool: PgPool,
     /// Why row-level security does not bind this process, if it does not; as it was at its start.
-    pub breach: Option<String>,
+    pub breach: Option<Breach>,
     /// Connections for carriers alone, so that whatever users do, callbacks get through.
     pub callbacks: PgPool,
     pub bells: Bells,
@@ -108,7 +108,7 @@ impl Context {
         let pool = open_pool(&config, process).await?;
         let breach = wall::breach_unscoped(&mut *pool.acquire().await?).await?;
         if let Some(breach) = &breach {
-            tracing::error!("tenants are not kept apart: {breach}");
+            tracing::error!("tenants are not kept apart: {}", breach.why);
         }
         let options = system(&config, "peal-callbacks")?;
         let callbacks = pool_options()

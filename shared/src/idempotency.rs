@@ -9,9 +9,11 @@
 //! long as its process lives, and takes it at the end like any other.
 
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::Duration as StdDuration;
 
 use chrono::{DateTime, Duration, Utc};
+use futures::FutureExt as _;
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
 use tokio::time::{MissedTickBehavior, interval};
@@ -173,14 +175,19 @@ impl Hold {
         }
     }
 
-    /// Does the request, and lets go of the key.
+    /// Does the request, and lets go of the key, also when the request panics.
     pub async fn during<T>(self, work: impl Future<Output = T>) -> T {
+        // What a panic may leave half done is not looked at again.
+        let work = AssertUnwindSafe(work).catch_unwind();
         let done = tokio::select! {
             done = work => done,
             never = self.renew() => match never {},
         };
         self.release().await;
-        done
+        match done {
+            Ok(done) => done,
+            Err(panic) => resume_unwind(panic),
+        }
     }
 
     async fn release(&self) {

@@ -7,7 +7,9 @@
 //! Message-ID, date and text are the same, by which mailboxes tell duplicates.
 //!
 //! A text may hold a secret, such as an invitation's token. It is forgotten with the statement
-//! that says how the message ended; whom it went to, its subject and when stay.
+//! that says that the message was sent; whom it went to, its subject and when stay. A message that
+//! the server refuses keeps its text for some days: whoever corrects what was wrong revives its
+//! job.
 //!
 //! Without an SMTP server messages are written to a directory as `<email id>.eml`, which any
 //! mail program opens.
@@ -30,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::ids::{EmailId, OrgId};
 use crate::queue::{self, Enqueued, Payload, Queue};
 
-/// A message that waits longer than this has no job any more that would send it.
+/// How long a message that nobody sends keeps its text.
 const UNSENT_FOR: TimeDelta = TimeDelta::days(7);
 
 /// A message to write.
@@ -115,7 +117,7 @@ pub async fn write(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<
 ///
 /// # Errors
 /// [`Error::Outside`] when the server refuses the message, for now or for good;
-/// [`Error::Rejected`] when it was [given up](give_up_unscoped).
+/// [`Error::Rejected`] when its text was [forgotten](forget_old_unscoped).
 pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Result<()> {
     let unsent = sqlx::query_as!(
         Unsent,
@@ -135,7 +137,7 @@ pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Resul
     if email.failed {
         return Err(Error::rejected(
             "email_forgotten",
-            "the message failed before and its text was forgotten: do again what it was about",
+            "the message was not sent for days and its text was forgotten: do again what it was about",
         ));
     }
     mailer.send(email).await?;
@@ -148,22 +150,9 @@ pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Resul
     Ok(())
 }
 
-/// Gives up a message that cannot be sent. The job acts for the system.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
-pub async fn give_up_unscoped(pool: &PgPool, id: EmailId) -> Result<()> {
-    sqlx::query!(
-        "update emails set failed_at = now(), body = '' where id = $1 and sent_at is null",
-        id as EmailId,
-    )
-    .execute(pool)
-    .await?;
-    Ok(())
-}
-
-/// Gives up messages that are older than any job tries to send them, of all organisations: the
-/// worker that tried last may have died over it.
+/// Gives up messages that were not sent for days and that no job will send, and forgets their
+/// texts, of all organisations. Forgets as well the texts of those that a process of an earlier
+/// version has sent.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
@@ -173,11 +162,18 @@ pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> R
          set failed_at = now(), body = ''
          where sent_at is null
            and failed_at is null
-           and created_at < $1",
+           and created_at < $1
+           and not exists (select from jobs j
+                           where j.kind = 'send_email'
+                             and j.state in ('ready', 'running')
+                             and j.args ->> 'email_id' = emails.id::text)",
         now - UNSENT_FOR,
     )
-    .execute(db)
+    .execute(&mut *db)
     .await?;
+    sqlx::query!("update emails set body = '' where sent_at is not null and body <> ''")
+        .execute(db)
+        .await?;
     Ok(forgotten.rows_affected())
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use futures::stream::{self, StreamExt};
 use peal_shared::Result;
+use peal_shared::audit::forget_refusals_unscoped;
 use peal_shared::bells::Bell;
 use peal_shared::billing::export;
 use peal_shared::billing::verify::verify_unscoped;
@@ -110,6 +111,7 @@ async fn forget(context: &Context) -> Result<()> {
     forget_old_unscoped(&mut db, context.clock.now()).await?;
     sessions::forget_old_unscoped(&mut db, context.clock.now()).await?;
     mail::forget_old_unscoped(&mut db, context.clock.now()).await?;
+    forget_refusals_unscoped(&mut db, context.clock.now()).await?;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use axum::http::{HeaderMap, Request};
 use chrono::{DateTime, Utc};
 use peal_shared::access::Principal;
 use peal_shared::access::known::Known;
-use peal_shared::api_keys;
+use peal_shared::api_keys::{self, Holder};
 use peal_shared::audit::Turned;
 use peal_shared::config::Proxies;
 use peal_shared::context::Context;
@@ -184,15 +184,17 @@ async fn by_key(
     // What is read may be older than its arrival, but not older than this.
     let asked = Instant::now();
     let mut db = context.pool.acquire().await?;
-    let found = api_keys::principal_unscoped(&mut db, &context.config.keys, key).await?;
-    if let Some(known) = &found {
-        cache.keep(digest, asked, known.clone());
-    } else if let Some((org, user, key)) =
-        api_keys::ended_unscoped(&mut db, &context.config.keys, key).await?
-    {
-        asker.is(Turned::As(org, user, Some(key)));
+    match api_keys::holder_unscoped(&mut db, &context.config.keys, key).await? {
+        Holder::Caller(known) => {
+            cache.keep(digest, asked, known.clone());
+            Ok(Some(known))
+        }
+        Holder::Ended(org, user, key) => {
+            asker.is(Turned::As(org, user, Some(key)));
+            Ok(None)
+        }
+        Holder::Nobody => Ok(None),
     }
-    Ok(found)
 }
 
 async fn by_token(

@@ -24,6 +24,15 @@ pub async fn begin(pool: &PgPool, scope: &Scope) -> Result<Transaction<'static, 
     Ok(pool.begin_with(AssertSqlSafe(begin)).await?)
 }
 
+/// Why the wall does not stand.
+#[derive(Clone, Debug)]
+pub struct Breach {
+    /// In words that anybody may read.
+    pub word: &'static str,
+    /// In a sentence for the log: it names the role, and what to do.
+    pub why: String,
+}
+
 /// A database role that a process uses.
 #[derive(Debug)]
 struct DatabaseRole {
@@ -37,25 +46,29 @@ struct DatabaseRole {
 
 impl DatabaseRole {
     /// Why the wall does not stand before this role.
-    fn breach(&self) -> Option<String> {
+    fn breach(&self) -> Option<Breach> {
         let name = &self.name;
-        if self.is_superuser {
-            Some(format!(
+        let (word, why) = if self.is_superuser {
+            let why = format!(
                 "the database role {name} is a superuser, whom row-level security does not bind: \
                  connect as a role without special rights"
-            ))
+            );
+            ("superuser", why)
         } else if self.bypasses {
-            Some(format!(
+            let why = format!(
                 "the database role {name} bypasses row-level security: run `alter role {name} nobypassrls`"
-            ))
+            );
+            ("bypasses row-level security", why)
         } else if self.acts && self.owns {
-            Some(format!(
+            let why = format!(
                 "the database role {name} owns tables and could take their policies away: \
                  give them to the role that migrates"
-            ))
+            );
+            ("owns tables", why)
         } else {
-            None
-        }
+            return None;
+        };
+        Some(Breach { word, why })
     }
 }
 
@@ -65,7 +78,7 @@ impl DatabaseRole {
 ///
 /// # Errors
 /// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
-pub async fn breach_unscoped(db: &mut PgConnection) -> Result<Option<String>> {
+pub async fn breach_unscoped(db: &mut PgConnection) -> Result<Option<Breach>> {
     let roles = sqlx::query_as!(
         DatabaseRole,
         r#"select r.rolname::text as "name!", r.rolsuper as "is_superuser!", r.rolbypassrls as "bypasses!",
@@ -100,13 +113,17 @@ mod tests {
             (role(false, false, false, true), None),
             (role(false, false, true, false), None),
             (role(false, false, true, true), Some("owns tables")),
-            (role(false, true, false, false), Some("nobypassrls")),
+            (
+                role(false, true, false, false),
+                Some("bypasses row-level security"),
+            ),
             (role(true, true, false, false), Some("superuser")),
             (role(true, false, false, true), Some("superuser")),
         ] {
-            let told = role.breach();
-            assert_eq!(told.is_some(), word.is_some(), "{role:?}");
-            assert!(told.unwrap_or_default().contains(word.unwrap_or_default()));
+            let breach = role.breach();
+            let told = breach.as_ref().map(|breach| breach.word);
+            assert_eq!(told, word, "{role:?}");
+            assert!(breach.is_none_or(|breach| breach.why.contains("role r ")));
         }
     }
 }

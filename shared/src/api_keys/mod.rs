@@ -154,16 +154,23 @@ fn unfit() -> Error {
     )
 }
 
-/// The caller behind a key, unless it is unknown, has ended, or its user has gone. Its use is
-/// noted by the minute. A key that was hashed under an earlier master key is hashed anew.
+/// Whose a text is that was shown as a key.
+#[derive(Clone, Debug)]
+pub enum Holder {
+    /// The caller behind a good key.
+    Caller(Known),
+    /// Whoever had a key that is no good any more: it was revoked, has expired, or they have left.
+    Ended(OrgId, UserId, ApiKeyId),
+    /// No key has this text.
+    Nobody,
+}
+
+/// Whose a key is, by one statement whether it is good or not. The use of a good one is noted by
+/// the minute, and one that was hashed under an earlier master key is hashed anew.
 ///
 /// # Errors
 /// [`Error::Unexpected`] from the database.
-pub async fn principal_unscoped(
-    db: &mut PgConnection,
-    keys: &Keys,
-    text: &str,
-) -> Result<Option<Known>> {
+pub async fn holder_unscoped(db: &mut PgConnection, keys: &Keys, text: &str) -> Result<Holder> {
     let digests = keys.api_key_digests(text);
     let row = sqlx::query!(
         r#"select k.id as "id: ApiKeyId", k.user_id as "user_id: UserId", u.org_id as "org_id: OrgId", u.email,
@@ -172,19 +179,26 @@ pub async fn principal_unscoped(
                   (select coalesce(jsonb_agg(jsonb_build_object('allowed_path_prefix', s.allowed_path_prefix,
                                                                 'allowed_method', s.allowed_method)), '[]')
                    from api_key_scopes s
-                   where s.api_key_id = k.id) as "scopes!: Json<Vec<KeyScope>>"
+                   where s.api_key_id = k.id) as "scopes!: Json<Vec<KeyScope>>",
+                  k.revoked_at is null
+                  and (k.expires_at is null or k.expires_at > now())
+                  and u.removed_at is null as "good!"
            from api_keys k
            join users u on u.id = k.user_id
            where k.secret_hmac = any($1)
-             and k.revoked_at is null
-             and (k.expires_at is null or k.expires_at > now())
-             and u.removed_at is null"#,
+           order by "good!" desc
+           limit 1"#,
         &digests.iter().map(|digest| digest.to_vec()).collect::<Vec<_>>(),
         &keys.api_key_digest(text)[..],
     )
     .fetch_optional(&mut *db)
     .await?;
-    let Some(row) = row else { return Ok(None) };
+    let Some(row) = row else {
+        return Ok(Holder::Nobody);
+    };
+    if !row.good {
+        return Ok(Holder::Ended(row.org_id, row.user_id, row.id));
+    }
     if row.stale {
         sqlx::query!(
             "update api_keys set last_used_at = now(), secret_hmac = $2, hashed_under = $3 where id = $1",
@@ -195,7 +209,7 @@ pub async fn principal_unscoped(
         .execute(db)
         .await?;
     }
-    Ok(Some(Known {
+    Ok(Holder::Caller(Known {
         principal: Principal {
             user: row.user_id,
             org: row.org_id,
@@ -207,30 +221,6 @@ pub async fn principal_unscoped(
         off: row.off,
         scopes: row.scopes.0,
     }))
-}
-
-/// Whose a key was that is no good any more: revoked, expired, or of somebody who has left.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
-pub async fn ended_unscoped(
-    db: &mut PgConnection,
-    keys: &Keys,
-    text: &str,
-) -> Result<Option<(OrgId, UserId, ApiKeyId)>> {
-    let digests = keys.api_key_digests(text);
-    let row = sqlx::query!(
-        r#"select id as "id: ApiKeyId", org_id as "org_id: OrgId", user_id as "user_id: UserId"
-           from api_keys
-           where secret_hmac = any($1)"#,
-        &digests
-            .iter()
-            .map(|digest| digest.to_vec())
-            .collect::<Vec<_>>(),
-    )
-    .fetch_optional(db)
-    .await?;
-    Ok(row.map(|row| (row.org_id, row.user_id, row.id)))
 }
 
 /// A user's keys and providers' secrets that are good, the newest first.

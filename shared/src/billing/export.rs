@@ -11,7 +11,8 @@
 //! one transaction that the file is there and the mail about it. Run twice, it writes the same
 //! file over itself, and no second mail.
 //!
-//! The link is good for a day, and for the user who asked alone. Then the file is cleared away.
+//! The link is good for a day, and for the user who asked alone; with an API key if they asked with
+//! one, whose file shows no more than a key may see. Then the file is cleared away.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -25,7 +26,7 @@ use sqlx::{PgConnection, PgPool};
 
 use super::usage::sessions::{self, Mark, Session};
 use super::usage::{Filter, UsageType};
-use crate::access::{Role, Scope};
+use crate::access::{Credential, Principal, Role, Scope};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, ExportId, OrgId, UserId};
@@ -219,7 +220,8 @@ async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enq
            where id = $1
              and finished_at is null
              and failed_at is null
-           returning org_id as "org: OrgId", user_id as "user: UserId", to_address"#,
+           returning org_id as "org: OrgId", user_id as "user: UserId", to_address,
+                     coalesce(filters ->> 'by_key' = 'true', false) as "by_key!""#,
         id as ExportId,
         rows,
     )
@@ -232,10 +234,20 @@ async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enq
     let token = context.config.keys.export_token(id, org, user);
     let base = context.config.public_url.as_str().trim_end_matches('/');
     let link = format!("{base}/api/v1/billing/exports/{id}/download?token={token}");
+    let (how, header) = match finished.by_key {
+        true => (
+            "open it signed in, or with your API key",
+            "x-api-key: $PEAL_API_KEY",
+        ),
+        false => (
+            "open it signed in, with the token of your session",
+            "Authorization: Bearer $PEAL_TOKEN",
+        ),
+    };
     let body = format!(
         "The usage you asked for is ready: {rows} sessions as CSV.\n\n{link}\n\n\
-         The link is good for 24 hours, and for you alone: open it signed in, or with your API \
-         key:\n\n    curl -H \"x-api-key: $PEAL_API_KEY\" -o usage.csv '{link}'\n"
+         The link is good for 24 hours, and for you alone: {how}:\n\n    \
+         curl -H \"{header}\" -o usage.csv '{link}'\n"
     );
     let email = NewEmail {
         org,
@@ -272,7 +284,8 @@ pub struct Ready {
     pub created_at: DateTime<Utc>,
 }
 
-/// The file of a user's own export.
+/// The file of a user's own export. An API key opens those alone that one asked for: a session's
+/// may show more than a key may see.
 ///
 /// # Errors
 /// [`Error::NotFound`] when the user has no such export; [`Error::Conflict`] while it is being
@@ -280,7 +293,7 @@ pub struct Ready {
 pub async fn open(
     db: &mut PgConnection,
     scope: &Scope,
-    user: UserId,
+    caller: &Principal,
     id: ExportId,
     now: DateTime<Utc>,
 ) -> Result<Ready> {
@@ -289,10 +302,12 @@ pub async fn open(
            from usage_exports
            where id = $1
              and user_id = $2
-             and ($3::uuid is null or org_id = $3)"#,
+             and ($3::uuid is null or org_id = $3)
+             and (not $4::boolean or filters ->> 'by_key' = 'true')"#,
         id as ExportId,
-        user as UserId,
+        caller.user as UserId,
         scope.org() as Option<OrgId>,
+        matches!(caller.credential, Credential::ApiKey(_)),
     )
     .fetch_optional(db)
     .await?

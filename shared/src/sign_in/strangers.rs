@@ -95,8 +95,9 @@ pub async fn principal_unscoped(
     }))
 }
 
-/// Keeps what a token told of its user, unless a newer one was quicker. The user is known by the
-/// token, which nobody else has.
+/// Keeps what a token told of its user, unless a newer one was quicker or somebody holds the row:
+/// nobody waits for that to be let in, and the next request tells it again. The user is known by
+/// the token, which nobody else has.
 async fn keep_unscoped(
     db: &mut PgConnection,
     user: UserId,
@@ -107,8 +108,11 @@ async fn keep_unscoped(
         "update users
          set phone = $3, profile_image_url = $4, user_metadata = $5, full_name = coalesce($6, full_name),
              told_at = $2
-         where id = $1
-           and coalesce(told_at < $2, true)",
+         where id = (select id
+                     from users
+                     where id = $1
+                       and coalesce(told_at < $2, true)
+                     for no key update skip locked)",
         user as UserId,
         issued_at,
         told.phone.as_deref(),
