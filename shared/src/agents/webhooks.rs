@@ -199,7 +199,7 @@ pub(super) fn drop_nulls(whole: &mut Value) {
 }
 
 /// Seals under the present master key what is under an earlier one, of all organisations: the
-/// platform's operator rotates. Answers how many.
+/// platform's operator rotates. Answers how many. Its locks let calls of the agents begin.
 ///
 /// # Errors
 /// [`Error::Unexpected`](crate::Error::Unexpected) when one opens under no key that is set.
@@ -209,7 +209,7 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
            from agents
            where webhook_credentials is not null
            order by id
-           for update"#
+           for no key update"#
     )
     .fetch_all(&mut *db)
     .await?;

@@ -450,7 +450,10 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: McpServerId) -> Result<(
 /// [`Error::Unexpected`] when one opens under no key that is set.
 pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
     let servers = sqlx::query!(
-        r#"select id as "id: McpServerId", org_id as "org_id: OrgId", credentials from mcp_servers order by id for update"#
+        r#"select id as "id: McpServerId", org_id as "org_id: OrgId", credentials
+           from mcp_servers
+           order by id
+           for no key update"#
     )
     .fetch_all(&mut *db)
     .await?;
