@@ -104,6 +104,11 @@ impl Kit {
                 format!("{}/filter-tools", at(SERVERS, &self.server)),
                 json!({"allowed_tools": null}),
             ),
+            (
+                Method::POST,
+                format!("{SERVERS}/fetch_mcp_tools"),
+                json!({"tool_id": self.server}),
+            ),
             (Method::PUT, at(RULES, &self.rule), tell),
         ]
     }
