@@ -208,6 +208,8 @@ async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
         let detail = refusal["detail"].as_str().expect("a text");
         let by = "; the running batch \"March reminders\" uses this: take it away";
         assert!(detail.contains(by), "{detail}");
+        let force = "send force=true, which takes it from these agents";
+        assert!(detail.contains(force), "{detail}");
     }
     all(&app, kit.changes(), "?force_update=false", 409).await;
     assert_eq!(app.count(audited).await, before, "nothing has happened");
