@@ -141,6 +141,29 @@ async fn secrets_of_a_webhook_are_sealed_masked_and_stay_with_its_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mask_finds_its_header_in_other_letters_and_nulls_remove_what_there_is() {
+    let app = quiet().await;
+    let made = app.post(BASE, body()).await.expect(201);
+    for name in ["x-api-key", "X-Api-Key"] {
+        let part = json!({"headers": {name: MASK}});
+        let changed = put(&app, id(&made), part).await.expect(200);
+        let shown = json!({name: MASK, "X-Source": "peal"});
+        assert_eq!(outgoing(&changed)["headers"], shown);
+    }
+    assert_eq!(stored(&app, id(&made)).await, Some(secrets()));
+    let open = put(&app, id(&made), json!({"auth": null}))
+        .await
+        .expect(200);
+    assert_eq!(outgoing(&open)["auth"], json!({"type": "none"}));
+    assert_eq!(outgoing(&open)["headers"], outgoing(&made)["headers"]);
+    let bare = json!({"headers": null});
+    let bare = put(&app, id(&made), bare).await.expect(200);
+    assert_eq!(outgoing(&bare)["headers"], json!({}));
+    assert_eq!(stored(&app, id(&made)).await, None);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_webhook_cannot_prove_itself_with_is_named() {
     let app = quiet().await;
     for (field, value, place) in [

@@ -104,6 +104,11 @@ impl Kit {
                 format!("{}/filter-tools", at(SERVERS, &self.server)),
                 json!({"allowed_tools": null}),
             ),
+            (
+                Method::POST,
+                format!("{SERVERS}/fetch_mcp_tools"),
+                json!({"tool_id": self.server}),
+            ),
             (Method::PUT, at(RULES, &self.rule), tell),
         ]
     }
@@ -203,6 +208,8 @@ async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
         let detail = refusal["detail"].as_str().expect("a text");
         let by = "; the running batch \"March reminders\" uses this: take it away";
         assert!(detail.contains(by), "{detail}");
+        let force = "send force=true, which takes it from these agents";
+        assert!(detail.contains(force), "{detail}");
     }
     all(&app, kit.changes(), "?force_update=false", 409).await;
     assert_eq!(app.count(audited).await, before, "nothing has happened");
@@ -268,14 +275,8 @@ async fn nothing_changes_under_a_call_and_everything_when_it_is_over() {
     app.finish().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
-    let app = App::with(Options {
-        workers: 0,
-        ..Options::default()
-    })
-    .await;
-    let kit = Kit::of(&app).await;
+/// Makes 99 tools like the agent's own.
+async fn make_tools(app: &App) -> Vec<String> {
     sqlx::query(
         "insert into tools (id, org_id, user_id, name, description, url, method, credentials, timeout_seconds,
                             tool_schema, is_active)
@@ -287,11 +288,43 @@ async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
     .execute(&app.context.pool)
     .await
     .expect("tools");
-    let ids: Vec<String> =
-        sqlx::query_scalar("select id::text from tools where name like 'tool\\_%' order by name")
-            .fetch_all(&app.context.pool)
-            .await
-            .expect("ids");
+    sqlx::query_scalar("select id::text from tools where name like 'tool\\_%' order by name")
+        .fetch_all(&app.context.pool)
+        .await
+        .expect("ids")
+}
+
+/// Makes rules with these numbers, which the agent has, whatever its limit is.
+async fn give_rules(app: &App, from: i32, to: i32) {
+    sqlx::query(
+        "with made as (
+             insert into analysis_rules (id, org_id, user_id, name, analysis_type, prompt, fields, is_active)
+             select gen_random_uuid(), org_id, user_id, 'Rule ' || n, analysis_type, prompt, fields, true
+             from analysis_rules, generate_series($2::int, $3::int) n
+             where name = 'Spare'
+             returning id, org_id
+         )
+         insert into agent_analysis_rules (id, org_id, agent_id, rule_id, sort_order)
+         select gen_random_uuid(), org_id, $1, id, 1
+         from made",
+    )
+    .bind(app.tenant.agent)
+    .bind(from)
+    .bind(to)
+    .execute(&app.context.pool)
+    .await
+    .expect("rules");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
+    let app = App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await;
+    let kit = Kit::of(&app).await;
+    let ids = make_tools(&app).await;
     let path = format!("{}/tools", kit.agent);
     let given = |ids: &[String]| {
         let tools = ids.iter();
@@ -307,25 +340,61 @@ async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
     let kept = app.get(&path).await.expect(200);
     assert_eq!(kept.as_array().map(Vec::len), Some(100));
 
-    sqlx::query(
-        "with made as (
-             insert into analysis_rules (id, org_id, user_id, name, analysis_type, prompt, fields, is_active)
-             select gen_random_uuid(), org_id, user_id, 'Rule ' || n, analysis_type, prompt, fields, true
-             from analysis_rules, generate_series(1, 49) n
-             where name = 'Spare'
-             returning id, org_id
-         )
-         insert into agent_analysis_rules (id, org_id, agent_id, rule_id, sort_order)
-         select gen_random_uuid(), org_id, $1, id, 1
-         from made",
-    )
-    .bind(app.tenant.agent)
-    .execute(&app.context.pool)
-    .await
-    .expect("rules");
+    give_rules(&app, 1, 49).await;
     let attach = json!({"agent_id": app.tenant.agent, "rule_id": kit.spare_rule});
     let path = format!("{}/post-analysis", kit.agent);
     let refused = app.post(&path, attach).await.expect(409);
     assert_eq!(refused["code"], "too_many_rules");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_at_once_do_not_pass_the_limit_and_what_is_beyond_it_can_be_changed() {
+    let app = App::with(Options {
+        workers: 0,
+        ..Options::default()
+    })
+    .await;
+    let kit = Kit::of(&app).await;
+    give_rules(&app, 1, 48).await;
+    let other = app.post(RULES, summary("Other")).await.json()["id"].clone();
+    let path = format!("{}/post-analysis", kit.agent);
+    let attach = async |rule: &Value| {
+        let body = json!({"agent_id": app.tenant.agent, "rule_id": rule, "sort_order": 7});
+        app.post(&path, body).await
+    };
+    let (one, two) = tokio::join!(attach(&kit.spare_rule), attach(&other));
+    let mut told = [one.status.as_u16(), two.status.as_u16()];
+    told.sort_unstable();
+    assert_eq!(told, [200, 409], "{} {}", one.text, two.text);
+
+    give_rules(&app, 49, 50).await;
+    let had = "select count(*) from agent_analysis_rules";
+    assert_eq!(app.count(had).await, 52);
+    let moved = attach(&kit.rule).await.expect(200);
+    assert_eq!(moved["sort_order"], 7);
+    let left_out = match one.status.as_u16() {
+        409 => &kit.spare_rule,
+        _ => &other,
+    };
+    assert_eq!(attach(left_out).await.expect(409)["code"], "too_many_rules");
+
+    make_tools(&app).await;
+    sqlx::query(
+        "insert into agent_tools (id, org_id, agent_id, tool_id, enabled, used, param_defaults, position)
+         select gen_random_uuid(), org_id, $1, id, true, 'during_call', '{}', 1
+         from tools
+         where name like 'tool\\_%'",
+    )
+    .bind(app.tenant.agent)
+    .execute(&app.context.pool)
+    .await
+    .expect("mapped");
+    let path = format!("{}/tools", kit.agent);
+    let tool = |id: &Value| json!([{"tool_id": id, "tool_type": "endpoint", "enabled": false}]);
+    let changed = app.post(&path, tool(&kit.tool)).await.expect(200);
+    assert_eq!(changed.as_array().map(Vec::len), Some(101));
+    let refused = app.post(&path, tool(&kit.spare)).await.expect(409);
+    assert_eq!(refused["code"], "too_many_tools");
     app.finish().await;
 }

@@ -429,3 +429,46 @@ async fn a_server_is_narrowed_and_copied_and_not_for_strangers() {
     assert_eq!(gone.expect(200)["message"], "2 MCP servers deleted");
     app.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_a_running_batch_uses_is_not_asked_unless_somebody_insists() {
+    let app = quiet().await;
+    let fetch = format!("{SERVERS}/fetch_mcp_tools");
+    let (url, heard) = server(Manner::Json).await;
+    let made = app.post(SERVERS, body(&url)).await.expect(201);
+    let mapped = json!([{"tool_id": made["id"], "tool_type": "mcp_server"}]);
+    let tools = format!("/api/v1/agents/{}/tools", app.tenant.agent);
+    app.post(&tools, mapped).await.expect(200);
+    app.create_batch(json!({})).await;
+    let set = async |status: &str| {
+        sqlx::query("update call_batches set status = $1")
+            .bind(status)
+            .execute(&app.context.pool)
+            .await
+            .expect("a batch");
+    };
+    let asked = || {
+        let heard = heard.lock().expect("log");
+        let begun = heard.iter().filter(|(method, _)| method == "initialize");
+        begun.count()
+    };
+    set("in_progress").await;
+    let kept = json!({"tool_id": made["id"]});
+    let refused = app.post(&fetch, kept.clone()).await.expect(409);
+    assert_eq!(refused["code"], "agent_in_use");
+    let put = |query: &str| {
+        let path = format!("{}{query}", path(&made));
+        answer(app.request(Method::PUT, &path).json(&body(&url)))
+    };
+    assert_eq!(put("").await.expect(409)["code"], "agent_in_use");
+    assert_eq!(asked(), 1, "when it was made");
+    // Of one that is not kept nobody's list changes.
+    let unkept = json!({"server_url": url});
+    app.post(&fetch, unkept).await.expect(200);
+    let forced = format!("{fetch}?force_update=true");
+    app.post(&forced, kept).await.expect(200);
+    put("?force_update=true").await.expect(200);
+    assert_eq!(asked(), 4);
+    set("stopped").await;
+    app.finish().await;
+}

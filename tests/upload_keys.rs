@@ -124,6 +124,34 @@ async fn a_refused_file_leaves_its_key_free_and_a_failed_one_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_refused_rows_said_is_told_once() {
+    let app = quiet().await;
+    let id = app.create_batch(json!({})).await;
+    let file = "to_phonenumber,name\n+12125550123,Ada\n12-odd,Eve\n";
+    let records = json!({"records": [{"to_phonenumber": "12-odd", "name": "Eve"}]});
+    let add = async || {
+        let path = format!("{BASE}/upload-json/{id}");
+        let request = app.request(Method::POST, &path);
+        let told = answer(request.header("idempotency-key", "json").json(&records)).await;
+        let replayed = told.headers.get("idempotent-replayed").is_some();
+        (told.expect(200), replayed)
+    };
+    let mut first = [sent(&app, &id, "file", file, 200).await, add().await];
+    for (body, replayed) in &mut first {
+        assert!(!*replayed);
+        assert_eq!(body["data"]["errors"][0]["value"], "12-odd");
+        body["data"]["errors"][0]["value"] = json!("");
+        *replayed = true;
+    }
+    let again = [sent(&app, &id, "file", file, 200).await, add().await];
+    assert_eq!(again, first);
+    let said = "select count(*) from idempotency_keys where body::text like '%12-odd%'";
+    assert_eq!(app.count(said).await, 0);
+    app.drop_jobs().await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn twenty_at_once_under_one_key_are_one_upload() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;

@@ -126,8 +126,8 @@ impl Change {
         Ok((status, Json(body)))
     }
 
-    /// Commits as [`Self::commit`] an answer with a secret, of which only `kept` is stored: the
-    /// same request sent again is answered without the secret.
+    /// Commits as [`Self::commit`] an answer with something that is shown once, of which only
+    /// `kept` is stored: the same request sent again is answered without it.
     ///
     /// # Errors
     /// As [`Self::commit`].

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use peal_shared::agents::usage::check_idle_unscoped;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::McpServerId;
@@ -180,6 +181,8 @@ async fn replace(
     let (keys, scope) = (&context.config.keys, caller.scope());
     let mut db = caller.read(&context).await?;
     let (before, stored) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
+    // Refused before its server is asked, and again by `replace`, behind its lock.
+    check_idle_unscoped(&mut db, id.0, query.is_said()).await?;
     drop(db);
     let endpoint = new.endpoint().unmasked(&stored)?;
     let discovered = context.mcp.tools(before.org_id, &endpoint).await;

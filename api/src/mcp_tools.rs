@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use peal_shared::agents::usage::check_idle_unscoped;
 use peal_shared::audit::Note;
 use peal_shared::context::Context;
 use peal_shared::ids::McpServerId;
@@ -39,27 +40,30 @@ pub fn outside_router() -> OpenApiRouter<Api> {
     post,
     path = "/api/v1/tools-mcp-server-defs/fetch_mcp_tools",
     tag = "MCP servers",
+    params(ForceUpdate),
     request_body = FetchTools,
     responses(
         (status = 200, body = FetchedTools),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Neither or both of tool_id and server_url"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the server that is kept, and force_update was not sent; or the Idempotency-Key is in use"),
         Refusals
     )
 )]
 async fn fetch(
     State(context): State<Arc<Context>>,
     caller: Caller,
+    ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<FetchTools>,
 ) -> Result<(StatusCode, Json<FetchedTools>)> {
-    let asked = body.asked(&context.gate)?;
+    let (asked, force) = (body.asked(&context.gate)?, query.is_said());
     let fetched = caller.once(context, move |context, caller| async move {
         let (keys, scope) = (&context.config.keys, caller.scope());
         let (org, subject, endpoint, kept) = match asked {
             Asked::Kept(id) => {
                 let mut db = caller.read(&context).await?;
                 let found = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
+                check_idle_unscoped(&mut db, id.0, force).await?;
                 (found.0.org_id, id.0, found.1, Some(id))
             }
             Asked::Unkept(new) => (caller.org, caller.user.0, new.endpoint(), None),
@@ -67,7 +71,7 @@ async fn fetch(
         let discovered = context.mcp.tools(org, &endpoint).await;
         let mut db = caller.change(&context).await?;
         if let Some(id) = kept {
-            servers::synced(&mut db, keys, &scope, id, &discovered).await?;
+            servers::sync(&mut db, keys, &scope, id, &discovered, force).await?;
         }
         let fetched = FetchedTools::of(discovered);
         let note = Note::new("mcp_server.fetch", org, subject);

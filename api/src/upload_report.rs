@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::server::BATCH_CALL;
 
 /// What became of the rows. The total is `inserted + duplicates + failed`.
-#[derive(Serialize, ToSchema)]
+#[derive(Clone, Serialize, ToSchema)]
 #[schema(example = json!({
     "ingest_id": "0197d7a5-3c1e-7a10-8f00-000000000010", "ingest_job_id": "0197d7a5-3c1e-7a10-8f00-000000000010",
     "file_name": "people.csv", "file_bytes": 24071, "bytes_read": 24071, "status": "completed",
@@ -38,7 +38,8 @@ pub struct Report {
     pub failed: i64,
     pub duplicates: i64,
     pub warnings: Vec<String>,
-    /// The first hundred; the error report has all.
+    /// The first hundred; the error report has all. They have no values in an answer that is
+    /// given again under its `Idempotency-Key`.
     pub errors: Vec<Reject>,
     pub error_report_url: Option<String>,
     pub failure: Option<Failure>,
@@ -96,6 +97,16 @@ impl Report {
             created_at: None,
             finished_at: None,
         }
+    }
+
+    /// As it is kept for days under an `Idempotency-Key`: without what rows said, since the batch
+    /// may become private meanwhile.
+    pub fn without_values(&self) -> Self {
+        let mut kept = self.clone();
+        for error in &mut kept.errors {
+            error.value.clear();
+        }
+        kept
     }
 
     /// In words.

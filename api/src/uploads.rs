@@ -227,8 +227,9 @@ async fn upload_json(
         finished_at: None,
     };
     let note = Note::new("batch.add_records", target.org, batch.0);
-    db.commit(note, StatusCode::OK, done(report.summary(), report))
-        .await
+    let Json(kept) = done(report.summary(), report.without_values());
+    let shown = done(report.summary(), report);
+    db.commit_showing(note, StatusCode::OK, &kept, shown).await
 }
 
 /// Get a CSV file to fill in
@@ -379,13 +380,17 @@ async fn take_in(api: Api, caller: Caller, target: Target, upload: Upload) -> An
         }
     }
     let report = report(context, &caller, target.batch, upload.ingest).await?;
-    let answer = match report.status {
+    remember(context, &caller, &answered(report.without_values())).await;
+    answered(report)
+}
+
+/// What is answered when this has become of an upload so far.
+fn answered(report: Report) -> AnswerWith<Report> {
+    match report.status {
         IngestState::Queued | IngestState::Running => being_read(report),
         IngestState::Failed => Err(report.failed().into()),
         IngestState::Completed => Ok((StatusCode::OK, done(report.summary(), report))),
-    };
-    remember(context, &caller, &answer).await;
-    answer
+    }
 }
 
 fn being_read(report: Report) -> AnswerWith<Report> {

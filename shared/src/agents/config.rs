@@ -435,6 +435,11 @@ mod tests {
         let changed = setup(ada.merged(part).unwrap());
         let changed = serde_json::to_value(changed.outgoing().unwrap()).unwrap();
         assert_eq!(changed["auth"], json!({"type": "bearer", "token": "g"}));
+        let part = outgoing(json!({"headers": null, "auth": null}));
+        let changed = setup(ada.merged(part).unwrap());
+        let changed = serde_json::to_value(changed.outgoing().unwrap()).unwrap();
+        assert_eq!(changed["headers"], json!({}));
+        assert_eq!(changed["auth"], json!({"type": "none"}));
         assert!(!format!("{ada:?}").contains("X-Key"));
     }
 

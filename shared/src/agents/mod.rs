@@ -144,6 +144,35 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<A
     .ok_or(Error::NotFound("Agent"))
 }
 
+/// Locks an agent in the caller's sight and reads it, so that what it has is changed by one
+/// request at a time.
+///
+/// # Errors
+/// [`Error::NotFound`] for an agent out of sight, which is not locked.
+pub async fn find_locked(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<Agent> {
+    lock(db, scope, id).await?;
+    // Read with a snapshot taken behind the lock.
+    find(db, scope, id).await
+}
+
+async fn lock(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<()> {
+    sqlx::query!(
+        "select
+         from agents
+         where id = $1
+           and ($2::uuid is null or org_id = $2)
+           and ($3::uuid is null or user_id = $3)
+         for no key update",
+        id as AgentId,
+        scope.org() as Option<OrgId>,
+        scope.user() as Option<UserId>,
+    )
+    .fetch_optional(db)
+    .await?
+    .ok_or(Error::NotFound("Agent"))?;
+    Ok(())
+}
+
 /// The names between `{{` and `}}`, trimmed.
 pub fn placeholders(text: &str) -> impl Iterator<Item = &str> {
     text.split("{{")

@@ -179,20 +179,7 @@ pub async fn lock(
     scope: &Scope,
     id: AgentId,
 ) -> Result<CompleteAgent> {
-    sqlx::query!(
-        "select
-         from agents
-         where id = $1
-           and ($2::uuid is null or org_id = $2)
-           and ($3::uuid is null or user_id = $3)
-         for no key update",
-        id as AgentId,
-        scope.org() as Option<OrgId>,
-        scope.user() as Option<UserId>,
-    )
-    .fetch_optional(&mut *db)
-    .await?
-    .ok_or(Error::NotFound("Agent"))?;
+    super::lock(db, scope, id).await?;
     // Read with a snapshot taken behind the lock.
     find(db, keys, scope, id).await
 }

@@ -67,10 +67,11 @@ pub struct OutgoingWebhook {
     #[serde(default)]
     pub method: WebhookMethod,
     /// At most 30. Values of headers whose names sound like secrets are masked on read, and a
-    /// mask that is sent back keeps what is stored. In a change, a null removes a header.
+    /// mask that is sent back keeps what is stored. In a change, a null in the place of a value
+    /// removes that header, and a null in the place of all removes them all.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Replaced as a whole when its `type` changes.
+    /// Replaced as a whole when its `type` changes. In a change, a null removes it.
     #[serde(default)]
     pub auth: Auth,
     #[serde(default)]
@@ -190,16 +191,20 @@ pub(super) fn make_room(whole: &mut Value, part: &Value) {
     }
 }
 
-/// Removes the headers that are null.
+/// Removes the headers that are null, and `headers` and `auth` when they are.
 pub(super) fn drop_nulls(whole: &mut Value) {
-    let pointer = format!("/{}/headers", OUTGOING.join("/"));
-    if let Some(headers) = whole.pointer_mut(&pointer).and_then(Value::as_object_mut) {
+    let pointer = format!("/{}", OUTGOING.join("/"));
+    let Some(outgoing) = whole.pointer_mut(&pointer).and_then(Value::as_object_mut) else {
+        return;
+    };
+    outgoing.retain(|name, value| !(value.is_null() && (name == "headers" || name == "auth")));
+    if let Some(headers) = outgoing.get_mut("headers").and_then(Value::as_object_mut) {
         headers.retain(|_, value| !value.is_null());
     }
 }
 
 /// Seals under the present master key what is under an earlier one, of all organisations: the
-/// platform's operator rotates. Answers how many.
+/// platform's operator rotates. Answers how many. Its locks let calls of the agents begin.
 ///
 /// # Errors
 /// [`Error::Unexpected`](crate::Error::Unexpected) when one opens under no key that is set.
@@ -209,7 +214,7 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
            from agents
            where webhook_credentials is not null
            order by id
-           for update"#
+           for no key update"#
     )
     .fetch_all(&mut *db)
     .await?;

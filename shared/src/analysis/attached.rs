@@ -89,9 +89,10 @@ pub async fn attach(
     (rule, sort_order): (RuleId, Option<i32>),
     force: bool,
 ) -> Result<Attachment> {
-    let agent = agents::find(db, scope, agent).await?;
+    let agent = agents::find_locked(db, scope, agent).await?;
     check_visible(db, &agent, &[rule]).await?;
     check_idle_unscoped(db, agent.id.0, force).await?;
+    let had = list(db, scope, agent.id).await?.len();
     sqlx::query!(
         "insert into agent_analysis_rules (id, org_id, agent_id, rule_id, sort_order)
          select $1, $2, $3, $4, coalesce($5, (select coalesce(max(sort_order) + 1, 0)
@@ -108,7 +109,8 @@ pub async fn attach(
     .execute(&mut *db)
     .await?;
     let all = list(db, scope, agent.id).await?;
-    if all.len() > MAX_RULES {
+    // One that has more already may keep and move them.
+    if all.len() > MAX_RULES.max(had) {
         return Err(Error::conflict(
             "too_many_rules",
             format!("an agent has at most {MAX_RULES} rules: take some away from it first"),
@@ -132,16 +134,9 @@ pub async fn set(
     rules: &[RuleId],
     force: bool,
 ) -> Result<Vec<Rule>> {
-    let agent = agents::find(db, scope, agent).await?;
+    let agent = agents::find_locked(db, scope, agent).await?;
     check_visible(db, &agent, rules).await?;
     check_idle_unscoped(db, agent.id.0, force).await?;
-    sqlx::query!(
-        "select from agents where id = $1 and org_id = $2 for no key update",
-        agent.id as AgentId,
-        agent.org_id as OrgId,
-    )
-    .fetch_optional(&mut *db)
-    .await?;
     sqlx::query!(
         "delete from agent_analysis_rules where agent_id = $1 and org_id = $2",
         agent.id as AgentId,

@@ -95,7 +95,7 @@ pub async fn rewrap_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
         r#"select id as "id: ApiKeyId", org_id as "org_id: OrgId", data_key
            from provider_credentials
            order by id
-           for update"#,
+           for no key update"#,
     )
     .fetch_all(&mut *db)
     .await?;

@@ -182,7 +182,7 @@ impl Credentials {
             return Err(Error::Invalid(errors.collect()));
         }
         for (name, value) in &mut self.headers {
-            if let Some(known) = stored.headers.get(name).filter(|_| value == MASK) {
+            if let Some(known) = stored.header(name).filter(|_| value == MASK) {
                 value.clone_from(known);
             }
         }
@@ -194,6 +194,15 @@ impl Credentials {
             known.clone_into(secret);
         }
         Ok(self)
+    }
+
+    /// The value of a header, however its name is written.
+    fn header(&self, name: &str) -> Option<&String> {
+        self.headers.get(name).or_else(|| {
+            let mut all = self.headers.iter();
+            let same = all.find(|(other, _)| other.eq_ignore_ascii_case(name));
+            same.map(|(_, value)| value)
+        })
     }
 
     /// The paths of the masks that stand where secrets should.
@@ -349,6 +358,13 @@ mod tests {
             "https://shop.test:443/v2?a={{id}}",
         );
         assert_eq!(shown.unmasked(moved, &stored, url).unwrap(), stored);
+        let mask = |name: &str| Credentials {
+            headers: BTreeMap::from([(name.to_owned(), MASK.to_owned())]),
+            auth: Auth::None,
+        };
+        let small = mask("x-api-key").unmasked(url, &stored, url).unwrap();
+        let key = BTreeMap::from([("x-api-key".to_owned(), "key-123456".to_owned())]);
+        assert_eq!(small.headers, key);
         let other = Credentials {
             headers: BTreeMap::from([("X-Other-Key".to_owned(), MASK.to_owned())]),
             auth: Auth::Bearer {

@@ -330,7 +330,10 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: ToolId) -> Result<()> {
 /// [`Error::Unexpected`] when one opens under no key that is set.
 pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
     let tools = sqlx::query!(
-        r#"select id as "id: ToolId", org_id as "org_id: OrgId", credentials from tools order by id for update"#
+        r#"select id as "id: ToolId", org_id as "org_id: OrgId", credentials
+           from tools
+           order by id
+           for no key update"#
     )
     .fetch_all(&mut *db)
     .await?;

@@ -109,14 +109,16 @@ pub async fn add(
     tools: &[NewAgentTool],
     force: bool,
 ) -> Result<Vec<AgentTool>> {
-    let agent = lock(db, scope, agent).await?;
+    let agent = agents::find_locked(db, scope, agent).await?;
     refuse_doubles(tools)?;
     usage::check_idle_unscoped(db, agent.id.0, force).await?;
+    let had = list(db, scope, agent.id).await?.len();
     for tool in tools {
         put(db, &agent, tool).await?;
     }
     let all = list(db, scope, agent.id).await?;
-    if all.len() > MAX_TOOLS {
+    // One that has more already may keep and change them.
+    if all.len() > MAX_TOOLS.max(had) {
         return Err(Error::conflict(
             "too_many_tools",
             format!("an agent has at most {MAX_TOOLS} tools: take some away from it first"),
@@ -136,7 +138,7 @@ pub async fn replace(
     tools: &[NewAgentTool],
     force: bool,
 ) -> Result<Vec<AgentTool>> {
-    let agent = lock(db, scope, agent).await?;
+    let agent = agents::find_locked(db, scope, agent).await?;
     refuse_doubles(tools)?;
     usage::check_idle_unscoped(db, agent.id.0, force).await?;
     let ids: Vec<Uuid> = tools.iter().map(|tool| tool.tool).collect();
@@ -169,7 +171,7 @@ pub async fn remove(
     tool: Uuid,
     force: bool,
 ) -> Result<Agent> {
-    let agent = lock(db, scope, agent).await?;
+    let agent = agents::find_locked(db, scope, agent).await?;
     let removed = sqlx::query!(
         "delete from agent_tools
          where agent_id = $1
@@ -306,20 +308,6 @@ async fn put(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Resul
     // It was there a moment ago.
     .on_constraint("tool_is_mapped", || Error::NotFound("Tool"))
     .map(drop)
-}
-
-/// Locks an agent, so that its tools are changed by one request at a time.
-async fn lock(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<Agent> {
-    let agent = agents::find(db, scope, id).await?;
-    sqlx::query!(
-        "select from agents where id = $1 and org_id = $2 for no key update",
-        id as AgentId,
-        agent.org_id as OrgId,
-    )
-    .fetch_optional(db)
-    .await?
-    .ok_or(Error::NotFound("Agent"))?;
-    Ok(agent)
 }
 
 fn refuse_doubles(tools: &[NewAgentTool]) -> Result<()> {

@@ -304,11 +304,26 @@ pub async fn replace(
     synced(db, keys, scope, id, discovered).await
 }
 
-/// Stores what came of asking a server. What it offered before stays when it did not answer.
+/// Stores what came of asking a server again.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a server out of sight.
-pub async fn synced(
+/// [`Error::NotFound`] for a server out of sight, [`Error::Conflict`] while a running batch or a
+/// call uses it, unless `force`.
+pub async fn sync(
+    db: &mut PgConnection,
+    keys: &Keys,
+    scope: &Scope,
+    id: McpServerId,
+    discovered: &Discovered,
+    force: bool,
+) -> Result<McpServer> {
+    lock(db, scope, id).await?;
+    check_idle_unscoped(db, id.0, force).await?;
+    synced(db, keys, scope, id, discovered).await
+}
+
+/// Stores what came of asking a server. What it offered before stays when it did not answer.
+async fn synced(
     db: &mut PgConnection,
     keys: &Keys,
     scope: &Scope,
@@ -450,7 +465,10 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: McpServerId) -> Result<(
 /// [`Error::Unexpected`] when one opens under no key that is set.
 pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
     let servers = sqlx::query!(
-        r#"select id as "id: McpServerId", org_id as "org_id: OrgId", credentials from mcp_servers order by id for update"#
+        r#"select id as "id: McpServerId", org_id as "org_id: OrgId", credentials
+           from mcp_servers
+           order by id
+           for no key update"#
     )
     .fetch_all(&mut *db)
     .await?;

@@ -41,7 +41,8 @@ pub(super) async fn let_go(
         return Err(Error::conflict(
             "tool_in_use",
             format!(
-                "{} agent(s), {} analysis rule(s) and {} workflow(s) use this{running}: take it away from them, or send force=true",
+                "{} agent(s), {} analysis rule(s) and {} workflow(s) use this{running}: take it away from them, \
+                 or send force=true, which takes it from these agents and makes these rules and workflows inactive",
                 users.agents, users.rules, users.workflows
             ),
         ));

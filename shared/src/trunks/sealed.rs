@@ -77,7 +77,7 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
         r#"select id as "id: TrunkId", org_id as "org_id: OrgId", credentials
            from trunks
            order by id
-           for update"#
+           for no key update"#
     )
     .fetch_all(&mut *db)
     .await?;
