@@ -362,7 +362,7 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
     assert_eq!(kept(&db, "dead@example.com").await, (String::new(), true));
 
     // Whoever revives it later learns that there is nothing to send.
-    queue::revive(&mut connection, written[1].id).await.unwrap();
+    let _unrung = queue::revive(&mut connection, written[1].id).await.unwrap();
     let (shutdown, workers) = work(context);
     let ended = || async {
         sqlx::query_scalar::<_, i64>("select count(*) from jobs where state in ('done', 'dead')")
