@@ -338,11 +338,13 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
         };
         written.push(mail::write(&mut connection, email).await.unwrap().unwrap());
     }
-    sqlx::query("update jobs set state = 'dead', finished_at = now() where id = $1")
-        .bind(written[1].id)
-        .execute(&mut *connection)
-        .await
-        .unwrap();
+    sqlx::query(
+        "update jobs set state = 'dead', finished_at = now(), last_error = 'refused' where id = $1",
+    )
+    .bind(written[1].id)
+    .execute(&mut *connection)
+    .await
+    .unwrap();
     // As a process of the version before leaves it.
     sqlx::query("update emails set sent_at = now() where to_address = 'sent@example.com'")
         .execute(&mut *connection)
