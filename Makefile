@@ -48,7 +48,7 @@ lint: install ## Checks formatting and lints.
 	$(IN_TARGET) 'cargo fmt --all --check; \
 	    exec cargo clippy --workspace --all-targets -- -D warnings'
 
-audit: ## Checks licences, sources and advisories of all dependencies (deny.toml); needs cargo-deny.
+audit: ## Checks licences, sources and advisories of all dependencies (.deny.toml); needs cargo-deny.
 	@if ! cargo deny --version >/dev/null 2>&1; then \
 	    echo "cargo-deny is missing: cargo install cargo-deny --locked" >&2; exit 1; fi
 	@cargo deny check bans licenses sources

@@ -186,14 +186,14 @@ fn no_crate_of_ours_may_have_unsafe_code() {
 
 #[test]
 fn deny_toml_bans_what_is_too_old_here() {
-    let deny = read("deny.toml");
+    let deny = read(".deny.toml");
     for name in ["jsonwebtoken", "sqlx", "h2", "zip", "lettre"] {
         let (_, Version(major, minor, patch)) = LEAST
             .into_iter()
             .find(|(known, _)| *known == name)
             .expect("known");
         let ban = format!("crate = \"{name}:<{major}.{minor}.{patch}\"");
-        assert!(deny.contains(&ban), "deny.toml lacks {ban}");
+        assert!(deny.contains(&ban), ".deny.toml lacks {ban}");
     }
 }
 
