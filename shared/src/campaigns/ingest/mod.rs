@@ -21,11 +21,12 @@
 //! read from. `total = inserted + duplicates + rejected` is a constraint of the table.
 //!
 //! A row that cannot be called, or has no value for a variable that the agent speaks of, is
-//! *rejected* with its line, column and reason, and never fails the file. A number that the batch
-//! has already is a *duplicate*: a number is called once per batch, so the same file a second time
-//! adds nothing. Both runs and [`insert_records`] put rows in by the same code, and only while the
-//! batch has not started. What the batch or its agent comes to speak of behind its rows is not
-//! looked at here but by the start ([`super::readiness`]).
+//! *rejected* with its line, column and reason, and never fails the file; the cells that the batch
+//! uses are kept beside them, so that the error file can be put right and uploaded. A number that
+//! the batch has already is a *duplicate*: a number is called once per batch, so the same file a
+//! second time adds nothing. Both runs and [`insert_records`] put rows in by the same code, and
+//! only while the batch has not started. What the batch or its agent comes to speak of behind its
+//! rows is not looked at here but by the start ([`super::readiness`]).
 //!
 //! Memory is bounded whatever the file: one slice of it, one record, one chunk.
 //!
