@@ -442,8 +442,8 @@ async fn an_address_that_nobody_verified_accepts_no_invitation() {
     app.finish().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_open_installation_gives_everybody_an_organisation() {
+/// An API that takes everybody in whom the issuer vouches for.
+async fn open_to_everybody() -> (App, Issuer, Client) {
     let mut app = quiet().await;
     let issuer = Issuer::start().await;
     let url = issuer.url.clone();
@@ -454,6 +454,12 @@ async fn an_open_installation_gives_everybody_an_organisation() {
             settings.sign_in.sign_up = Some("open".to_owned());
         })
         .await;
+    (app, issuer, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_installation_gives_everybody_an_organisation() {
+    let (app, issuer, client) = open_to_everybody().await;
     let subject = uuid::Uuid::from_u128(7).to_string();
     let token = issuer.token(&claims(&subject, "carol@example.com"));
     assert_eq!(seen(&client, &token).await, 200);
@@ -469,16 +475,7 @@ async fn an_open_installation_gives_everybody_an_organisation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_tokens_tell_of_their_user_is_kept_and_shown_to_them() {
-    let mut app = quiet().await;
-    let issuer = Issuer::start().await;
-    let url = issuer.url.clone();
-    let (client, _) = app
-        .start_api(|settings| {
-            settings.jwt_issuer = ISSUER.to_owned();
-            settings.sign_in.jwt_jwks_url = Some(url);
-            settings.sign_in.sign_up = Some("open".to_owned());
-        })
-        .await;
+    let (app, issuer, client) = open_to_everybody().await;
     let subject = uuid::Uuid::from_u128(9).to_string();
     let mut said = claims(&subject, "dora@example.com");
     let now = said["iat"].as_i64().expect("a moment");
