@@ -1,6 +1,7 @@
 //! Usage and what it cost, over HTTP: lists, sums and files say what was charged.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
 use peal_api::admin::AdminRole;
@@ -251,17 +252,23 @@ async fn usage_is_seen_by_whom_it_concerns() {
     app.finish().await;
 }
 
+/// The files of the messages that are whole.
+fn messages(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let paths = entries.map(|entry| entry.expect("a file").path());
+    paths
+        .filter(|path| path.extension().is_some_and(|ending| ending == "eml"))
+        .collect()
+}
+
 /// The one message about an export, as it was written to its file.
 async fn mailed(app: &App) -> String {
     let directory = app.directory().join("mail");
-    let there = || async {
-        let files = std::fs::read_dir(&directory);
-        files.is_ok_and(|files| files.count() == 1)
-    };
+    let there = || async { messages(&directory).len() == 1 };
     eventually("one mail is there", PATIENCE, there).await;
-    let mut files = std::fs::read_dir(&directory).expect("a directory");
-    let path = files.next().expect("a file").expect("a file").path();
-    let text = std::fs::read_to_string(path).expect("a mail");
+    let text = std::fs::read_to_string(&messages(&directory)[0]).expect("a mail");
     // Long lines are wrapped with a `=` at their end, which itself is written `=3D`.
     text.replace("=\r\n", "")
         .replace("=\n", "")
