@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::app::{Answer, App, Options, PATIENCE, answer};
 use crate::harness::eventually;
-use crate::purse::{give, root, settled, tenants_wallet};
+use crate::purse::{at_noon, give, root, settled, tenants_wallet};
 use crate::sign_in::{Person, quiet};
 
 const BILLING: &str = "/api/v1/billing";
@@ -31,6 +31,7 @@ async fn penniless() -> App {
 async fn called(people: u32) -> App {
     let app = penniless().await;
     let root = root(&app).await;
+    at_noon(&app).await;
     give(&root, &tenants_wallet(&app).await, "50").await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, people).await;

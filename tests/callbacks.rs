@@ -7,7 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::app::{
-    ACCOUNT, AUTH_TOKEN, Answer, App, Options, PATIENCE, Tenant, answer, everybody_answers,
+    ACCOUNT, AUTH_TOKEN, Answer, App, Options, PATIENCE, Tenant, answer, end_at_the_carrier,
+    everybody_answers,
 };
 use crate::harness::eventually;
 
@@ -31,6 +32,11 @@ impl Ringing {
             ..Options::default()
         })
         .await;
+        // For as long as the test takes.
+        sqlx::query("update trunks set ring_timeout_secs = 600")
+            .execute(&app.context.pool)
+            .await
+            .unwrap();
         let path = format!(
             "/api/call/create_call?phoneNumber=%2B12125557777&agent_id={}",
             app.tenant.agent
@@ -115,19 +121,7 @@ impl Ringing {
 
     /// Ends the call at the simulator, which has not been told what the test said for it.
     async fn finish(self) {
-        let url = format!(
-            "{}/2010-04-01/Accounts/{ACCOUNT}/Calls/{}.json",
-            self.app.carrier.url(),
-            self.carrier_call_id
-        );
-        let ended = reqwest::Client::new()
-            .post(url)
-            .basic_auth(ACCOUNT, Some(AUTH_TOKEN))
-            .form(&[("Status", "completed")])
-            .send()
-            .await
-            .unwrap();
-        assert!(ended.status().is_success());
+        end_at_the_carrier(&self.app, &self.carrier_call_id).await;
         self.app.finish().await;
     }
 }

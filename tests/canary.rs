@@ -68,8 +68,6 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
     app.start_batch(&batch).await;
     app.wait_for(&batch, "completed").await;
     let used = Used::by_everybody(&app).await;
-    let jobs = "select count(*) from jobs where args::text ~ '[0-9]{9,}(?![0-9a-f-])' or args::text like '%Canary%'";
-    assert_eq!(app.count(jobs).await, 0);
 
     let kept = in_redis(&app).await;
     let shown = in_metrics(&app).await;
@@ -101,6 +99,11 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
         look_for(&secret, &everywhere);
         look_for(&secret, &of_secrets);
     }
+    // Last, for a statement that takes long is logged. An id may end like a number.
+    let jobs = "select count(*) from jobs
+                where regexp_replace(args::text, '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', '', 'g') ~ '[0-9]{9,}'
+                   or args::text like '%Canary%'";
+    assert_eq!(app.count(jobs).await, 0);
     app.finish().await;
 }
 

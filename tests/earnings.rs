@@ -8,7 +8,7 @@ use sqlx::Row;
 
 use crate::harness::app::{App, Tenant, answer, number};
 use crate::harness::members::audited;
-use crate::purse::{WALLETS, give, root, settled};
+use crate::purse::{WALLETS, at_noon, give, root, settled};
 use crate::sign_in::{Person, quiet};
 
 const EARNINGS: &str = "/api/v1/earnings";
@@ -38,6 +38,7 @@ async fn customer(app: &App, name: &str) -> Tenant {
 
 /// Calls some people as a tenant that has money.
 async fn call(app: &App, root: &Person<'_>, tenant: &Tenant, people: u32) {
+    at_noon(app).await;
     let mine = answer(app.request_as(tenant, Method::GET, &format!("{WALLETS}/me"))).await;
     give(root, mine.expect(200)["id"].as_str().expect("an id"), "50").await;
     for n in 0..people {

@@ -1,10 +1,9 @@
 //! Nothing that a running batch or a call works with changes under it unless somebody insists.
 
-use peal_simulator::Span;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, Options, PATIENCE, answer, everybody_answers};
+use crate::harness::app::{App, Options, PATIENCE, answer, end_at_the_carrier, everybody_answers};
 use crate::harness::eventually;
 
 const TOOLS: &str = "/api/v1/tool-endpoint-defs";
@@ -241,9 +240,8 @@ async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_changes_under_a_call_and_everything_when_it_is_over() {
     let mut carrier = everybody_answers();
-    // Five seconds of this world.
-    carrier.behavior.talk_secs = Span::new(100.0, 100.0).expect("a span");
-    carrier.speed = 20.0;
+    // It rings until it is told to end.
+    carrier.speed = 0.001;
     let mut app = App::with(Options {
         workers: 0,
         carrier,
@@ -269,6 +267,10 @@ async fn nothing_changes_under_a_call_and_everything_when_it_is_over() {
     say(refused, "calls under way use this");
     all(&app, kit.elsewhere(), "", 200).await;
 
+    let there = || async { !app.carrier.creates().is_empty() };
+    eventually("it is at the carrier", PATIENCE, there).await;
+    let sid = app.carrier.creates()[0].sid.clone().expect("a call");
+    end_at_the_carrier(&app, &sid).await;
     app.drain().await;
     all(&app, kit.changes(), "", 200).await;
     all(&app, kit.losses(), "", 200).await;

@@ -6,8 +6,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::app::{Answer, App, PATIENCE};
-use crate::harness::eventually;
 use crate::harness::members::{ask, signed_in};
+use crate::harness::{eventually, somebody_waits};
 use crate::sign_in::{Person, quiet};
 
 const BATCHES: &str = "/api/v1/batch-call";
@@ -22,16 +22,6 @@ async fn batch(app: &App) -> String {
 async fn owner(app: &App) -> String {
     let me = app.get("/api/v1/me").await.expect(200);
     me["user_id"].as_str().expect("an id").to_owned()
-}
-
-/// Waits until a statement of this database waits for a lock.
-async fn somebody_waits(app: &App) {
-    let waiting = "select count(*) from pg_stat_activity
-                   where datname = current_database() and cardinality(pg_blocking_pids(pid)) > 0";
-    eventually("somebody waits", PATIENCE, || async {
-        app.count(waiting).await > 0
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,7 +75,7 @@ async fn a_start_behind_its_owners_removal_is_refused() {
         .expect("going");
     let start = format!("{BATCHES}/start/{id}");
     let commit = async {
-        somebody_waits(&app).await;
+        somebody_waits(&app.context.pool).await;
         removal.commit().await.expect("gone");
     };
     let (refused, ()) = tokio::join!(app.post(&start, json!({})), commit);
@@ -110,7 +100,7 @@ async fn a_removal_behind_a_start_is_refused() {
         .expect("kept");
     let member = format!("/api/v1/organizations/{}/users/{owner}", app.tenant.org);
     let commit = async {
-        somebody_waits(&app).await;
+        somebody_waits(&app.context.pool).await;
         sqlx::query("update call_batches set status = 'in_progress', started_at = now() where id::text = $1")
             .bind(&id)
             .execute(&mut *start)

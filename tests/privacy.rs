@@ -2,11 +2,12 @@
 //! stays so.
 
 use peal_shared::access::Role;
+use peal_simulator::Span;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
-use crate::harness::app::{App, Options, PATIENCE, answer, number};
+use crate::harness::app::{App, Options, PATIENCE, answer, everybody_answers, number};
 use crate::harness::document::Document;
 use crate::harness::eventually;
 use crate::harness::members::{ask, member, session};
@@ -112,12 +113,16 @@ async fn campaign(app: &App, first: u32) -> Vec<(&'static str, String)> {
     );
     let body = json!({"variable_values": {"name": format!("{CANARY}Direct")}});
     let call = app.post(&path, body).await.expect(202);
+    let call = call["call_session_id"].as_str().expect("an id").to_owned();
     app.wait_for(&batch, "completed").await;
+    let path = format!("/api/call/{call}");
+    let over = || async { app.get(&path).await.expect(200)["status"] == "final" };
+    eventually("the direct call is over", PATIENCE, over).await;
+    // Then its last callbacks are on their way.
     app.drain().await;
     let me = app.get("/api/v1/me").await.expect(200);
     let user = me["user_id"].as_str().expect("an id").to_owned();
     let (export, token) = export(app, &user).await;
-    let call = call["call_session_id"].as_str().expect("an id").to_owned();
     let ingest = uploaded["ingest_id"]
         .as_str()
         .expect("an ingest")
@@ -220,8 +225,12 @@ async fn spilled(app: &App) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_call_under_hipaa_was_told_is_shown_to_nobody_ever() {
+    let mut carrier = everybody_answers();
+    // Whoever answers hears all of it.
+    carrier.behavior.talk_secs = Span::new(3600.0, 3600.0).expect("a span");
     let app = App::with(Options {
         recording: true,
+        carrier,
         ..Options::default()
     })
     .await;

@@ -1,5 +1,6 @@
 //! Money of people in tests: whose wallet is whose, and how it comes in.
 
+use chrono::Timelike as _;
 use peal_api::admin::AdminRole;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -15,6 +16,16 @@ pub const WALLETS: &str = "/api/v1/wallets";
 /// Somebody of the platform.
 pub async fn root(app: &App) -> Person<'_> {
     Person::new(app, "root@example.com", "Platform", AdminRole::SuperAdmin).await
+}
+
+/// Puts everybody where it is noon, so that no test passes midnight.
+pub async fn at_noon(app: &App) {
+    let hour = i64::from(app.context.clock.now().hour());
+    sqlx::query("update organizations set timezone = $1")
+        .bind(format!("Etc/GMT{:+}", hour - 12))
+        .execute(&app.context.pool)
+        .await
+        .expect("a zone");
 }
 
 /// The id of a person's own wallet.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rsa::{KeyPair, KeySize};
@@ -200,7 +201,7 @@ async fn no_forged_token_is_taken() {
         assert_eq!(status, 401, "{claim} = {value}");
     }
     let mut late = good.clone();
-    late["exp"] = json!(now - 10);
+    late["exp"] = json!(chrono::Utc::now().timestamp() - 10);
     assert_eq!(
         seen(&client, &issuer.token(&late)).await,
         200,
@@ -295,6 +296,7 @@ fn wrongly_signed(issuer: &Issuer, claims: &Value) -> Vec<(&'static str, String)
 async fn a_thousand_unknown_keys_ask_the_issuer_once() {
     let mut app = quiet().await;
     let issuer = Issuer::start().await;
+    let began = Instant::now();
     let (client, user) = taking(&mut app, &issuer).await;
     let claims = claims(&user, "acme@example.com");
     for n in 0..1000 {
@@ -302,7 +304,10 @@ async fn a_thousand_unknown_keys_ask_the_issuer_once() {
         let status = seen(&client, &unknown).await;
         assert!(matches!(status, 401 | 429), "{status}");
     }
-    assert!(issuer.asked() <= 2, "asked {} times", issuer.asked());
+    // Once, and again every half minute.
+    let most = 1 + began.elapsed().as_secs() / 30;
+    let asked = u64::try_from(issuer.asked()).expect("few");
+    assert!(asked <= most, "asked {asked} times");
     app.finish().await;
 }
 

@@ -2,7 +2,6 @@
 //! and by however many it is sent, and every time is answered as the first.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use futures::future::join_all;
 use reqwest::multipart::{Form, Part};
@@ -11,11 +10,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::app::{App, Options, Tenant, answer, people};
+use crate::harness::app::{App, Options, PATIENCE, Tenant, answer, people};
 use crate::harness::eventually;
 
 const BASE: &str = "/api/v1/batch-call";
-const PATIENCE: Duration = Duration::from_secs(20);
 const INGESTS: &str = "select count(*) from ingests";
 const HOLDS: &str = "select count(*) from idempotency_holds";
 const FILES: &str = "select count(*) from upload_files";

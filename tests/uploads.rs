@@ -2,7 +2,7 @@
 //! upload leaves nothing. Then whose uploads, rows and calls one may see.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::stream;
@@ -13,13 +13,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::app::{Answer, App, Options, Tenant, answer, number, people};
-use crate::harness::eventually;
+use crate::harness::app::{Answer, App, Options, PATIENCE, Tenant, answer, number, people};
 use crate::harness::members::{by_key, member, signed_in};
+use crate::harness::{eventually, refused_within_a_second};
 
 const BASE: &str = "/api/v1/batch-call";
 const NOBODY: &str = "0197d7a5-0000-7000-8000-000000000000";
-const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn quiet() -> App {
     App::with(Options {
@@ -28,6 +27,14 @@ async fn quiet() -> App {
         ..Options::default()
     })
     .await
+}
+
+/// A thousand people, and more bytes than are read before the answer.
+fn heavy() -> String {
+    let name = "x".repeat(1_200);
+    (0..1_000).fold("to_phonenumber,name\n".to_owned(), |csv, n| {
+        csv + &format!("{},{name}\n", number(n))
+    })
 }
 
 fn csv(text: impl Into<String>) -> Part {
@@ -236,7 +243,7 @@ async fn an_upload_that_stalls_is_told_so_and_leaves_nothing() {
 async fn an_upload_that_breaks_off_leaves_nothing() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let whole = form(&people(40_000));
+    let whole = form(&heavy());
     for sent in [40, 200_000, whole.len() - 5] {
         let mut socket = begin(&app, &id, whole.len()).await;
         socket.write_all(&whole.as_bytes()[..sent]).await.unwrap();
@@ -260,7 +267,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
         files(&app.store()) == 0
     })
     .await;
-    assert_eq!(app.count("select count(*) from batch_data").await, 40_000);
+    assert_eq!(app.count("select count(*) from batch_data").await, 1_000);
     answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
         .await
         .expect(200);
@@ -271,7 +278,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
 async fn an_upload_whose_job_dies_is_given_up_and_its_uploader_is_told() {
     let mut app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let whole = form(&people(40_000));
+    let whole = form(&heavy());
     for death in [
         // Its last attempt fails: nobody can read this checkpoint.
         "with broken as (
@@ -468,10 +475,7 @@ async fn rename(app: &App, batch: &str) -> Answer {
 async fn a_large_file_is_followed_and_keeps_the_variables_until_it_is_read() {
     let mut app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let mut list = String::from("to_phonenumber,name\n");
-    for n in 0..20_000 {
-        list.push_str(&format!("{},{}\n", number(n), "x".repeat(40)));
-    }
+    let list = heavy();
     let bytes = list.len();
     let taken = send(&app, &id, Form::new().part("file", csv(list))).await;
     let report = taken.expect(202)["data"].clone();
@@ -641,10 +645,8 @@ async fn a_revoked_key_stops_within_a_second() {
         .execute(&app.context.pool)
         .await
         .unwrap();
-    eventually("the key is refused", Duration::from_secs(1), || async {
-        app.get(&path).await.status.as_u16() == 401
-    })
-    .await;
+    let ask = || async { app.get(&path).await.status.as_u16() };
+    refused_within_a_second(Instant::now(), ask).await;
     app.finish().await;
 }
 

@@ -347,7 +347,8 @@ async fn a_hundred_transfers_at_once_conserve_money() {
         }
     });
     for told in join_all(all).await {
-        let fine = matches!(told.status.as_u16(), 200 | 201 | 402 | 409);
+        // Whoever waits too long for their turn is told so, and nothing is done.
+        let fine = matches!(told.status.as_u16(), 200 | 201 | 402 | 409 | 503);
         assert!(fine, "{} {}", told.status, told.text);
     }
     adds_up(&app).await;

@@ -19,6 +19,7 @@ use crate::auth::Caller;
 
 /// How often they are looked at. What is heard of within a second is looked for twice in it.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+const _: () = assert!(LOOK_EVERY.as_millis() * 2 <= 1000);
 
 /// The callers of this process's long answers, all of them about batches.
 #[derive(Clone, Default)]

@@ -279,12 +279,15 @@ impl App {
     /// Charges whatever has ended and was not charged yet.
     pub async fn settle(&self) {
         let context = &self.context;
-        while settle_due_unscoped(&context.pool, 500, context.clock.now())
-            .await
-            .expect("settle")
-            .taken
-            > 0
-        {}
+        let due = "select count(*) from charges_due where look_at <= now()";
+        // What a worker has taken is charged when it commits, and counts until then.
+        let charged = || async {
+            settle_due_unscoped(&context.pool, 500, context.clock.now())
+                .await
+                .expect("settle");
+            self.count(due).await == 0
+        };
+        eventually("everything is charged", PATIENCE, charged).await;
     }
 
     /// Fails unless the books add up.
@@ -528,4 +531,20 @@ pub async fn found_tenant(
         api_key,
         session: None,
     }
+}
+
+/// Ends a call as the carrier's customer.
+pub async fn end_at_the_carrier(app: &App, carrier_call_id: &str) {
+    let url = format!(
+        "{}/2010-04-01/Accounts/{ACCOUNT}/Calls/{carrier_call_id}.json",
+        app.carrier.url()
+    );
+    let ended = reqwest::Client::new()
+        .post(url)
+        .basic_auth(ACCOUNT, Some(AUTH_TOKEN))
+        .form(&[("Status", "completed")])
+        .send()
+        .await
+        .expect("an answer");
+    assert!(ended.status().is_success());
 }

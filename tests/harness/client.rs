@@ -1,6 +1,6 @@
 //! The API as its users see it: requests with a tenant's key, and the steps of a campaign.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -153,11 +153,30 @@ impl Client {
             .clone()
     }
 
-    /// Waits until the batch has this status.
+    /// Waits until the batch has this status, while anything happens in it.
     pub async fn wait_for(&self, batch: &str, status: &str) -> Value {
-        let reached = || async { self.status(batch).await["batch"]["status"] == status };
-        eventually(&format!("the batch is {status}"), PATIENCE, reached).await;
-        self.status(batch).await["status_counts"].clone()
+        self.wait_doing(batch, status, async || {}).await
+    }
+
+    /// The same, and does something again and again meanwhile.
+    pub async fn wait_doing(&self, batch: &str, status: &str, meanwhile: impl AsyncFn()) -> Value {
+        let (mut seen, mut since) = (Value::Null, Instant::now());
+        loop {
+            let now = self.status(batch).await;
+            if now["batch"]["status"] == status {
+                return now["status_counts"].clone();
+            }
+            if now["status_counts"] != seen["status_counts"] || now["batch"] != seen["batch"] {
+                (seen, since) = (now, Instant::now());
+            }
+            let waited = since.elapsed();
+            assert!(
+                waited < PATIENCE,
+                "for {waited:?} nothing moves, and it is not {status}: {seen}"
+            );
+            meanwhile().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 

@@ -16,6 +16,10 @@ pub mod scrape;
 
 use std::time::{Duration, Instant};
 
+use sqlx::PgPool;
+
+use client::PATIENCE;
+
 /// Waits until `holds` answers true, and fails the test when it does not within `patience`.
 pub async fn eventually<F>(what: &str, patience: Duration, mut holds: impl FnMut() -> F)
 where
@@ -26,6 +30,37 @@ where
         assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Asks until the answer is 401, which whoever asks a second after `since` must get.
+pub async fn refused_within_a_second<F>(since: Instant, mut ask: impl FnMut() -> F)
+where
+    F: Future<Output = u16>,
+{
+    loop {
+        let sent = since.elapsed();
+        match ask().await {
+            401 => return,
+            told => assert!(
+                told < 500 && sent < Duration::from_secs(1),
+                "{told} {sent:?} later"
+            ),
+        }
+    }
+}
+
+/// Waits until a session of the database waits for another.
+pub async fn somebody_waits(pool: &PgPool) {
+    let waiting = "select count(*) from pg_stat_activity
+                   where datname = current_database() and cardinality(pg_blocking_pids(pid)) > 0";
+    let waits = || async {
+        let waiting: i64 = sqlx::query_scalar(waiting)
+            .fetch_one(pool)
+            .await
+            .expect("sessions");
+        waiting > 0
+    };
+    eventually("somebody waits", PATIENCE, waits).await;
 }
 
 /// A setting of the test run.

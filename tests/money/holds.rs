@@ -1,6 +1,6 @@
 //! Money is held before a call is dialled, and never more than there is.
 
-use futures::future::join_all;
+use futures::stream::{self, StreamExt as _};
 use peal_shared::money::Usd;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -13,7 +13,8 @@ const HELD: &str = "select coalesce(sum(amount_micros), 0)::bigint from holds wh
 
 /// Asks for so many direct calls at once; answers with how many were taken, and the refusals.
 async fn call_at_once(app: &App, calls: u32) -> (usize, Vec<Value>) {
-    let requests = (0..calls).map(async |n| {
+    // No more at once than may wait for their turn.
+    let requests = stream::iter(0..calls).map(async |n| {
         let path = format!(
             "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
             number(n).trim_start_matches('+'),
@@ -27,7 +28,7 @@ async fn call_at_once(app: &App, calls: u32) -> (usize, Vec<Value>) {
             }
         }
     });
-    let answers = join_all(requests).await;
+    let answers: Vec<_> = requests.buffer_unordered(150).collect().await;
     let refused: Vec<Value> = answers
         .iter()
         .filter(|answer| answer.status != StatusCode::ACCEPTED)

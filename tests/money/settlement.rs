@@ -1,7 +1,6 @@
 //! A call is charged once, for what its carrier says it was.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use peal_shared::billing::settle::settle_due_unscoped;
 use peal_shared::ids::CallId;
@@ -12,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::{amount, charge, end, idle_app, run, top_up};
 use crate::harness::app::{ACCOUNT, AUTH_TOKEN, App, Options, answer, everybody_answers, number};
-use crate::harness::eventually;
 
 const SPENT: &str = "select coalesce(sum(retail_micros), 0)::bigint from charges";
 const POSTED: &str = "select posted_micros from wallets where user_id is not null and entries > 0";
@@ -208,7 +206,7 @@ async fn charges_are_the_carriers_log_to_the_micro_dollar() {
     app.add_people(&batch, CALLS).await;
     app.start_batch(&batch).await;
     // Silence is made older, as in the campaign's tests.
-    let done = || async {
+    let silence = async || {
         run(
             &app,
             "update calls set changed_at = changed_at - interval '10 minutes', check_at = null
@@ -216,9 +214,8 @@ async fn charges_are_the_carriers_log_to_the_micro_dollar() {
                and changed_at < now() - interval '3 seconds'",
         )
         .await;
-        app.status(&batch).await["batch"]["status"] == "completed"
     };
-    eventually("the batch completes", Duration::from_secs(400), done).await;
+    app.wait_doing(&batch, "completed", silence).await;
     app.drain().await;
     let log = log(&app).await;
     assert_eq!(log.len(), usize::try_from(CALLS).expect("few"));
