@@ -7,6 +7,7 @@ use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post as routing_post};
 use axum::{Json, Router};
+use peal_local::ports;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -183,9 +184,8 @@ async fn servers_made_with_the_protocols_own_kit_are_understood() {
         ("streamable_http", "streamable-http", "mcp"),
         ("sse", "sse", "sse"),
     ] {
-        let port = TcpListener::bind("127.0.0.2:0").await.expect("a free port");
-        let address = port.local_addr().expect("address");
-        drop(port);
+        let port = ports::Held::on([127, 0, 0, 2].into()).expect("a free port");
+        let address = port.address();
         let _serving = Command::new(programs.join("python"))
             .args([script, spoken, &address.port().to_string()])
             .kill_on_drop(true)

@@ -16,12 +16,15 @@ use super::setting;
 pub struct Beside {
     pub url: String,
     process: Process,
+    // Nobody else is to be given it before the process has it.
+    _port: ports::Held,
 }
 
 impl Beside {
     /// Starts one with these faults and waits until it is ready.
     pub async fn start(app: &App, faults: &str) -> Self {
-        let listen = format!("127.0.0.1:{}", ports::free().expect("a free port"));
+        let port = ports::Held::any().expect("a free port");
+        let listen = port.address().to_string();
         let url = format!("http://{listen}");
         let directory = app.directory();
         let redis_url = setting("PEAL_TEST_REDIS_URL");
@@ -57,7 +60,11 @@ impl Beside {
             answer.is_ok_and(|answer| answer.status().is_success())
         };
         eventually("the api beside is ready", PATIENCE, is_ready).await;
-        Self { url, process }
+        Self {
+            url,
+            process,
+            _port: port,
+        }
     }
 
     /// Stops it in good order.

@@ -1,10 +1,10 @@
 //! A Redis server of the test's own, to be killed and started again.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use peal_local::ports::Held;
 use peal_shared::ids::JobId;
 use tokio::process::{Child, Command};
 
@@ -13,19 +13,17 @@ use super::eventually;
 /// A private server; ends with this value.
 pub struct PrivateRedis {
     child: Child,
-    port: u16,
+    port: Held,
     directory: PathBuf,
 }
 
 impl PrivateRedis {
     /// Starts a server on a free port, without persistence.
     pub async fn start() -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = free.local_addr().expect("address").port();
-        drop(free);
+        let port = Held::any().expect("a free port");
         let directory = std::env::temp_dir().join(format!("redis-{}", JobId::new()));
         std::fs::create_dir(&directory).expect("directory");
-        let child = spawn(port, &directory);
+        let child = spawn(port.port(), &directory);
         let server = Self {
             child,
             port,
@@ -36,7 +34,7 @@ impl PrivateRedis {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.port.port())
     }
 
     /// Kills the server the hard way, and everything it knew.
@@ -46,7 +44,7 @@ impl PrivateRedis {
 
     /// Starts it again, empty.
     pub async fn restart(&mut self) {
-        self.child = spawn(self.port, &self.directory);
+        self.child = spawn(self.port.port(), &self.directory);
         self.answers().await;
     }
 

@@ -1,20 +1,53 @@
 //! Free ports on the loopback interface.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use tokio::net::TcpSocket;
 
 /// How often a server is tried on another port when somebody took the one it was given.
 pub const ATTEMPTS: usize = 5;
 
-/// A port that nobody listens on at this moment. Between this answer and its use another
-/// process may take it, so whoever starts a server on it tries again on a clash.
-pub fn free() -> Result<u16> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
-    Ok(listener.local_addr()?.port())
+/// A port that nobody is given who asks for any, as long as this lives.
+///
+/// A socket that is bound to it and does not listen keeps it; whoever connects is refused.
+/// A server that is told its number gets it nevertheless, again and again: servers set
+/// `SO_REUSEADDR`.
+#[derive(Debug)]
+pub struct Held {
+    address: SocketAddr,
+    _socket: TcpSocket,
+}
+
+impl Held {
+    /// A free port of 127.0.0.1.
+    pub fn any() -> Result<Self> {
+        Self::on(Ipv4Addr::LOCALHOST)
+    }
+
+    /// A free port of an address of this machine.
+    pub fn on(host: Ipv4Addr) -> Result<Self> {
+        let held = || -> std::io::Result<Self> {
+            let socket = TcpSocket::new_v4()?;
+            socket.set_reuseaddr(true)?;
+            socket.bind((host, 0).into())?;
+            Ok(Self {
+                address: socket.local_addr()?,
+                _socket: socket,
+            })
+        };
+        held().with_context(|| format!("no free port on {host}"))
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
 }
 
 /// The port that `file` remembers if it is still free, else a free one, remembered: an
@@ -26,7 +59,7 @@ pub fn remembered(file: &Path) -> Result<u16> {
     {
         return Ok(port);
     }
-    let port = free()?;
+    let port = Held::any()?.port();
     fs::write(file, port.to_string()).with_context(|| format!("writing {file:?}"))?;
     Ok(port)
 }
@@ -34,7 +67,27 @@ pub fn remembered(file: &Path) -> Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpStream;
     use uuid::Uuid;
+
+    #[tokio::test]
+    async fn a_held_port_is_for_whoever_is_told_it() {
+        let held = Held::any().unwrap();
+        TcpStream::connect(held.address()).unwrap_err();
+        let others: Vec<_> = (0..1_000)
+            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+            .collect();
+        assert!(
+            others
+                .iter()
+                .all(|other| other.local_addr().unwrap() != held.address())
+        );
+        for _ in 0..2 {
+            let server = TcpListener::bind(held.address()).unwrap();
+            TcpStream::connect(held.address()).unwrap();
+            drop(server);
+        }
+    }
 
     #[test]
     fn a_port_is_remembered_while_it_is_free() {

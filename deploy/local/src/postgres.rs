@@ -70,7 +70,7 @@ pub struct Postgres {
     owner: Option<Owner>,
     detached: bool,
     desk: Desk,
-    port: u16,
+    port: ports::Held,
     server: Option<Process>,
 }
 
@@ -89,28 +89,21 @@ impl Postgres {
             owner: Owner::for_servers()?,
             detached,
             desk: desk.clone(),
-            port: 0,
+            port: ports::Held::any()?,
             server: None,
         };
         postgres.create_cluster()?;
-        for attempt in 1.. {
-            postgres.port = ports::free()?;
-            match postgres.start_server().await {
-                Ok(()) => break,
-                Err(error) if attempt < ports::ATTEMPTS && is_port_clash(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        postgres.start_server().await?;
         Ok(postgres)
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.port()
     }
 
     /// The address of `database` for `user`.
     pub fn url(&self, user: &str, database: &str) -> String {
-        url(self.port, user, database)
+        url(self.port(), user, database)
     }
 
     /// Starts the stopped server again, on the port it had.
@@ -118,7 +111,7 @@ impl Postgres {
         let program = self.programs.join("postgres");
         let data = self.data.to_string_lossy().into_owned();
         let mut args: Vec<OsString> = vec!["-D".into(), self.data.clone().into()];
-        let port = format!("port={}", self.port);
+        let port = format!("port={}", self.port());
         let fixed = [
             port.as_str(),
             "listen_addresses=127.0.0.1",
@@ -145,7 +138,7 @@ impl Postgres {
             &self.desk,
         )?;
         let deadline = Instant::now() + START_DEADLINE;
-        while !is_ready(&self.programs, self.port) {
+        while !is_ready(&self.programs, self.port()) {
             server.ensure_running()?;
             if Instant::now() > deadline {
                 bail!("PostgreSQL does not get ready:\n{}", server.log_tail());
@@ -291,10 +284,6 @@ fn client(command: &mut Command) -> &mut Command {
         command.env_remove(name);
     }
     command.stdin(Stdio::null())
-}
-
-fn is_port_clash(error: &anyhow::Error) -> bool {
-    error.to_string().contains("Address already in use")
 }
 
 /// The directory with the newest PostgreSQL programs on this machine.

@@ -24,7 +24,7 @@ pub struct Redis {
     program: PathBuf,
     detached: bool,
     desk: Desk,
-    port: u16,
+    port: ports::Held,
     server: Option<Process>,
 }
 
@@ -34,32 +34,25 @@ impl Redis {
             program: find_program()?,
             detached,
             desk: desk.clone(),
-            port: 0,
+            port: ports::Held::any()?,
             server: None,
         };
-        for attempt in 1.. {
-            redis.port = ports::free()?;
-            match redis.start_server().await {
-                Ok(()) => break,
-                Err(error) if attempt < ports::ATTEMPTS && is_port_clash(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        redis.start_server().await?;
         Ok(redis)
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.port()
     }
 
     /// The address of its first database.
     pub fn url(&self) -> String {
-        url(self.port)
+        url(self.port())
     }
 
     /// Starts the stopped server again, on the port it had, empty.
     pub async fn start_server(&mut self) -> Result<()> {
-        let port = self.port.to_string();
+        let port = self.port().to_string();
         let args = [
             ["--port", port.as_str()],
             ["--bind", "127.0.0.1"],
@@ -84,7 +77,7 @@ impl Redis {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             server.ensure_running()?;
-            match process_at(self.port).await {
+            match process_at(self.port()).await {
                 Some(pid) if pid == server.id() => break,
                 Some(_) => bail!("Address already in use by another Redis"),
                 None if Instant::now() > deadline => {
@@ -139,10 +132,6 @@ async fn server_info(port: u16) -> std::io::Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
-}
-
-fn is_port_clash(error: &anyhow::Error) -> bool {
-    error.to_string().contains("Address already in use")
 }
 
 fn find_program() -> Result<PathBuf> {

@@ -55,6 +55,8 @@ pub struct Stack {
     directory: PathBuf,
     redis_pid: u32,
     postgres_pid: u32,
+    // The API's, which is started again on it.
+    _port: ports::Held,
 }
 
 impl Stack {
@@ -62,7 +64,8 @@ impl Stack {
     pub async fn start(cps: i64, carrier: Carrier) -> anyhow::Result<Self> {
         let database = fresh_database().await;
         let carrier = Simulator::start(carrier).await?;
-        let listen = format!("127.0.0.1:{}", ports::free()?);
+        let port = ports::Held::any()?;
+        let listen = port.address().to_string();
         let url = format!("http://{listen}");
         let directory = std::env::temp_dir().join(&database.name);
         let desk = Desk::under(&directory)?;
@@ -95,6 +98,7 @@ impl Stack {
             redis_pid: redis_pid(&redis_url).await?,
             postgres_pid: postgres_pid(&database).await?,
             database,
+            _port: port,
         };
         stack
             .until("the api is ready", async || {
