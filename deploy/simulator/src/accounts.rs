@@ -32,10 +32,10 @@ impl Customer {
         }
     }
 
-    /// When a call created at `now` is dialled; `None` refuses it.
-    pub(crate) fn slot(&mut self, now: Micros) -> Option<Micros> {
+    /// When a call that arrived then is dialled; `None` refuses it.
+    pub(crate) fn slot(&mut self, arrived: Micros) -> Option<Micros> {
         self.pace
-            .slot(now, self.settings.cps, self.settings.over_cps)
+            .slot(arrived, self.settings.cps, self.settings.over_cps)
     }
 
     fn admits(&self, user: &str, password: &str) -> bool {
@@ -55,19 +55,19 @@ impl Customer {
 pub(crate) struct Pace(VecDeque<Micros>);
 
 impl Pace {
-    fn slot(&mut self, now: Micros, cps: u32, over: OverCps) -> Option<Micros> {
+    fn slot(&mut self, arrived: Micros, cps: u32, over: OverCps) -> Option<Micros> {
         let limit = usize::try_from(cps).unwrap_or(usize::MAX);
         if limit == 0 {
-            return Some(now);
+            return Some(arrived);
         }
         while self.0.len() > limit {
             self.0.pop_front();
         }
-        let mut at = now;
+        let mut at = arrived;
         if self.0.len() == limit {
             let oldest = self.0.front().copied().unwrap_or(0);
-            at = now.max(oldest.saturating_add(SECOND));
-            if at > now && over == OverCps::Refuse {
+            at = arrived.max(oldest.saturating_add(SECOND));
+            if at > arrived && over == OverCps::Refuse {
                 return None;
             }
             self.0.pop_front();

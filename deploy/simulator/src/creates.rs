@@ -98,7 +98,8 @@ impl Switchboard {
                 ..Decision::refuse(refusal)
             };
         }
-        let slot = self.accounts.get_mut(account).and_then(|c| c.slot(now));
+        let customer = self.accounts.get_mut(account);
+        let slot = customer.and_then(|customer| customer.slot(arrival.at));
         let Some(dial_at) = slot else {
             arrival.verdict = Verdict::Refused(20429);
             return Decision {
@@ -106,7 +107,7 @@ impl Switchboard {
                 ..Decision::refuse(Refusal::too_many_requests())
             };
         };
-        let early = dial_at == now && self.fault("early_callback", |f| f.early_callback, &key, nth);
+        let early = dial_at <= now && self.fault("early_callback", |f| f.early_callback, &key, nth);
         let drop = self.fault("drop_after", |f| f.drop_after, &key, nth);
         let error = !drop && self.fault("error_after", |f| f.error_after, &key, nth);
         let call = self.accept(now, dial_at, account, request, arrival, nth);
@@ -183,7 +184,7 @@ impl Switchboard {
             ended: None,
             hidden_until: now.saturating_add(hidden_ms.saturating_mul(1000)),
             duration_secs: 0,
-            queue_ms: u32::try_from((dial_at - now) / 1000).unwrap_or(u32::MAX),
+            queue_ms: u32::try_from((dial_at - arrival.at) / 1000).unwrap_or(u32::MAX),
             sip_code: 0,
             rang: false,
             recorded: false,
@@ -197,7 +198,8 @@ impl Switchboard {
             tally.max_live = tally.max_live.max(tally.live);
         });
         let call = self.reference(index);
-        self.schedule(dial_at, call, What::Dial);
+        // The turn counts from the arrival, but the form may have come after it.
+        self.schedule(dial_at.max(now), call, What::Dial);
         call
     }
 

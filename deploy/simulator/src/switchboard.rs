@@ -1,10 +1,14 @@
 //! Everything the carrier knows, under one lock.
 //!
 //! The switchboard never waits: its functions change state and leave behind
-//! timers (one heap, fired by one task) and actions (requests to make), which
+//! timers (one heap) and actions (requests to make), which
 //! [`crate::world::World`] performs after the lock is released. The lock is held
 //! for microseconds at a time, and a call that merely rings or talks costs
 //! nothing but its place in the heap.
+//!
+//! A timer happens at the time it was set for, and before anything later: whoever
+//! takes the lock fires first what is due. So the lives of calls are the same
+//! however late the machine lets anybody look; only their callbacks leave later.
 
 use std::{
     cmp::Reverse,
@@ -215,15 +219,13 @@ impl Switchboard {
         self.timers.peek().map(|Reverse(timer)| timer.at)
     }
 
-    /// Fires due timers, at most so many that the lock stays short.
+    /// Fires every timer that is due by `now`, in order, those too that others set meanwhile.
+    /// All of them: one left behind would happen after something later.
     pub(crate) fn fire_due(&mut self, now: Micros) {
-        for _ in 0..256 {
-            if self.next_due().is_none_or(|at| at > now) {
-                return;
-            }
+        while self.next_due().is_some_and(|at| at <= now) {
             if let Some(Reverse(timer)) = self.timers.pop() {
                 let call = self.reference(timer.index);
-                self.fire(now, call, timer.what);
+                self.fire(timer.at, call, timer.what);
             }
         }
     }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use tokio::{
+    runtime::Handle,
     sync::Notify,
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout_at},
@@ -34,9 +35,12 @@ pub(crate) struct World {
     settled: Notify,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// Where requests are made, whoever fires the timers that ask for them.
+    runtime: Handle,
 }
 
 impl World {
+    /// To be called in the runtime that makes its requests.
     pub(crate) fn new(config: &Config, base_url: Arc<str>) -> Result<Arc<Self>, reqwest::Error> {
         let clock = Clock::start(config.speed);
         Ok(Arc::new(Self {
@@ -47,10 +51,11 @@ impl World {
             settled: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
         }))
     }
 
-    /// Runs `f` under the lock, then starts what it asked for.
+    /// Runs `f` under the lock, after the timers that are due, then starts what it asked for.
     pub(crate) fn with<R>(self: &Arc<Self>, f: impl FnOnce(&mut Switchboard, Micros) -> R) -> R {
         let (result, actions) = self.locked(f);
         for action in actions {
@@ -59,18 +64,24 @@ impl World {
         result
     }
 
-    /// Like [`World::with`], but leaves starting the actions to the caller.
+    /// Like [`World::with`], but leaves starting the actions of `f` to the caller.
     pub(crate) fn locked<R>(
-        &self,
+        self: &Arc<Self>,
         f: impl FnOnce(&mut Switchboard, Micros) -> R,
     ) -> (R, Vec<Action>) {
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         let before = board.next_due();
-        let result = f(&mut board, self.clock.now());
+        let now = self.clock.now();
+        board.fire_due(now);
+        let fired = std::mem::take(&mut board.actions);
+        let result = f(&mut board, now);
         let actions = std::mem::take(&mut board.actions);
         let after = board.next_due();
         let settled = board.unsettled == 0;
         drop(board);
+        for action in fired {
+            self.perform(action);
+        }
         if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
             self.wake.notify_one();
         }
@@ -80,14 +91,10 @@ impl World {
         (result, actions)
     }
 
-    /// Fires timers as they fall due, until stopped.
+    /// Takes the lock when the next timer is due, which fires it, until stopped.
     pub(crate) async fn run_timers(self: Arc<Self>) {
         loop {
-            let next = self.with(|board, now| {
-                board.fire_due(now);
-                board.next_due()
-            });
-            match next {
+            match self.with(|board, _| board.next_due()) {
                 Some(at) => tokio::select! {
                     () = sleep_until(self.clock.instant(at)) => {}
                     () = self.wake.notified() => {}
@@ -114,18 +121,16 @@ impl World {
 
     pub(crate) fn perform(self: &Arc<Self>, action: Action) -> JoinHandle<Option<()>> {
         let world = Arc::clone(self);
-        let stop = self.stop.clone();
         match action {
-            Action::Drain(call) => self
-                .tasks
-                .spawn(stop.run_until_cancelled_owned(world.drain(call))),
-            Action::Late(call, post, delay) => self
-                .tasks
-                .spawn(stop.run_until_cancelled_owned(world.post_late(call, post, delay))),
-            Action::Fetch(call, fetch) => self
-                .tasks
-                .spawn(stop.run_until_cancelled_owned(world.fetch(call, fetch))),
+            Action::Drain(call) => self.spawn(world.drain(call)),
+            Action::Late(call, post, delay) => self.spawn(world.post_late(call, post, delay)),
+            Action::Fetch(call, fetch) => self.spawn(world.fetch(call, fetch)),
         }
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<Option<()>> {
+        let work = self.stop.clone().run_until_cancelled_owned(work);
+        self.tasks.spawn_on(work, &self.runtime)
     }
 
     async fn drain(self: Arc<Self>, call: CallRef) {

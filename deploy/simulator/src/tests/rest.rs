@@ -3,6 +3,8 @@
 use super::*;
 use crate::{Account, OverCps};
 
+const SECOND: u64 = 1_000_000;
+
 #[tokio::test]
 async fn a_create_answers_with_the_documented_resource() {
     let stage = Stage::open(quick()).await;
@@ -110,23 +112,23 @@ async fn lists_filter_by_status_and_day() {
     let (answered, _) = stage.life("+14155551000", &[]).await;
     assert_eq!(sids(&stage.list("Status=busy").await), [&*busy]);
     assert_eq!(sids(&stage.list("Status=completed").await), [&*answered]);
-    let start = stage.fetch(&busy).await["start_time"].clone();
-    let start = chrono::DateTime::parse_from_rfc2822(start.as_str().unwrap()).unwrap();
-    let day = start.date_naive();
-    assert_eq!(
-        sids(&stage.list(&format!("StartTime={day}")).await).len(),
-        2
-    );
-    for (query, count) in [
-        (
-            format!("StartTime>={}", day.succ_opt().unwrap().succ_opt().unwrap()),
-            0,
-        ),
-        (format!("StartTime<={day}"), 2),
-        (format!("EndTime<={}", day.pred_opt().unwrap()), 0),
-        (format!("StartTime>={day}T00:00:00Z"), 2),
+    let day = async |sid: &str| {
+        let start = stage.fetch(sid).await["start_time"].clone();
+        let start = chrono::DateTime::parse_from_rfc2822(start.as_str().unwrap()).unwrap();
+        start.date_naive()
+    };
+    // Midnight may have come between the two.
+    let (first, last) = (day(&busy).await, day(&answered).await);
+    let both = [&*answered, &*busy];
+    let of_first = if first == last { &both[..] } else { &both[1..] };
+    for (query, expected) in [
+        (format!("StartTime={first}"), of_first),
+        (format!("StartTime>={}", last.succ_opt().unwrap()), &[]),
+        (format!("StartTime<={last}"), &both),
+        (format!("EndTime<={}", first.pred_opt().unwrap()), &[]),
+        (format!("StartTime>={first}T00:00:00Z"), &both),
     ] {
-        assert_eq!(sids(&stage.list(&query).await).len(), count, "{query}");
+        assert_eq!(sids(&stage.list(&query).await), expected, "{query}");
     }
     // Waiting its turn, a call has no start time.
     stage.sim.set_account(
@@ -136,10 +138,13 @@ async fn lists_filter_by_status_and_day() {
             ..Account::default()
         },
     );
-    stage.create("+14155551005", &[]).await;
+    // With so many ahead of it, its turn is a minute away.
+    for n in 2000..2060 {
+        stage.create(&format!("+1415555{n}"), &[]).await;
+    }
     let queued = stage.create("+14155551006", &[]).await;
     let by_day = stage
-        .list(&format!("To=%2B14155551006&StartTime={day}"))
+        .list(&format!("To=%2B14155551006&StartTime>={first}"))
         .await;
     assert!(sids(&by_day).is_empty());
     assert_eq!(sids(&stage.list("To=%2B14155551006").await), [&*queued]);
@@ -197,25 +202,36 @@ async fn creates_above_the_pace_wait_their_turn() {
     };
     stage.sim.set_account(ACCOUNT, paced(OverCps::Queue));
     let mut queue_times = Vec::new();
-    for n in 0..5 {
-        let fields = stage.fields(&format!("+1415555100{n}"));
+    for n in 1000..1120 {
+        let fields = stage.fields(&format!("+1415555{n}"));
         let (status, body) = stage.create_with(&fields).await.unwrap();
         assert_eq!(status, 201);
         let queue_ms: u64 = body["queue_time"].as_str().unwrap().parse().unwrap();
         queue_times.push(queue_ms);
     }
-    assert_eq!(queue_times[..2], [0, 0]);
-    assert!((1..=1000).contains(&queue_times[2]), "{queue_times:?}");
-    assert!((1001..=2000).contains(&queue_times[4]), "{queue_times:?}");
-    stage.sim.reset();
-    stage.sim.set_account(ACCOUNT, paced(OverCps::Refuse));
-    let mut statuses = Vec::new();
-    for n in 0..3 {
-        let fields = stage.fields(&format!("+1415555100{n}"));
-        statuses.push(stage.create_with(&fields).await.unwrap().0);
+    let mut turns: Vec<u64> = Vec::new();
+    let mut expected = Vec::new();
+    for (n, create) in stage.sim.creates().iter().enumerate() {
+        let free = n.checked_sub(2).map_or(0, |before| turns[before] + SECOND);
+        turns.push(free.max(create.at_micros));
+        expected.push((turns[n] - create.at_micros) / 1000);
     }
-    assert_eq!(statuses, [201, 201, 429]);
+    assert_eq!(queue_times, expected);
+    // The last turn is a minute away, so there is no place for another.
+    stage.sim.set_account(ACCOUNT, paced(OverCps::Refuse));
+    let create = async |to: &str| {
+        let fields = stage.fields(to);
+        stage.create_with(&fields).await.unwrap().0
+    };
+    assert_eq!(create("+14155551000").await, 429);
     assert_eq!(stage.sim.oracle().verdicts["refused_20429"], 1);
+    stage.sim.reset();
+    assert_eq!(create("+14155551000").await, 201);
+    assert_eq!(create("+14155551001").await, 201);
+    let third = create("+14155551002").await;
+    let log = stage.sim.creates();
+    let too_soon = log[2].at_micros < log[0].at_micros + SECOND;
+    assert_eq!(third, if too_soon { 429 } else { 201 });
 }
 
 #[tokio::test]
