@@ -4,9 +4,11 @@
 //! launcher leaves none behind. Whoever enters a room first ends the processes that an
 //! earlier launcher lost there.
 
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
@@ -20,6 +22,10 @@ pub const CLUSTER: &str = "postgres";
 
 const LOCK: &str = "lock";
 const TEMPORARY_PREFIX: &str = "peal-services-";
+
+/// A temporary room has its hidden name while it is made or removed, which takes moments; one
+/// that still has it after so long was left by a launcher that was killed meanwhile.
+const HIDDEN_AT_MOST: Duration = Duration::from_secs(3600);
 
 /// More demos than this at once in one checkout are surely a mistake.
 const MOST_SIBLINGS: usize = 9;
@@ -70,9 +76,9 @@ impl Room {
         let base = std::env::temp_dir();
         sweep(&base)?;
         let name = format!("{TEMPORARY_PREFIX}{}", Uuid::new_v4().simple());
-        // It gets its real name only once it is locked, so that no sweep takes it away.
-        let unlocked = base.join(format!(".{name}"));
         let path = base.join(name);
+        // It gets its real name only once it is locked, so that no sweep takes it away.
+        let unlocked = hidden(&path);
         fs::DirBuilder::new()
             .mode(0o755)
             .create(&unlocked)
@@ -115,9 +121,28 @@ impl Drop for Room {
     fn drop(&mut self) {
         if self.temporary {
             let _ = owner::remove_dir(&self.path.join(CLUSTER));
-            let _ = fs::remove_dir_all(&self.path);
+            remove(&self.path);
         }
     }
+}
+
+/// The name of a temporary room under which no other launcher enters it.
+fn hidden(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    path.with_file_name(name)
+}
+
+/// Removes a temporary room that we have locked. It leaves under its hidden name: under its
+/// own, a sweep that comes when the lock is removed but the rest is not would lock it anew.
+fn remove(path: &Path) {
+    let leaving = hidden(path);
+    let path = match fs::rename(path, &leaving) {
+        Ok(()) => leaving.as_path(),
+        Err(_) => path,
+    };
+    // What is left is found by a later sweep.
+    let _ = fs::remove_dir_all(path);
 }
 
 /// `<checkout>/.local`, created when missing.
@@ -133,17 +158,32 @@ fn sweep(base: &Path) -> Result<()> {
         let path = entry.path();
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        if !name.starts_with(TEMPORARY_PREFIX) || !is_our_dir(&path) {
+        let shown = name.strip_prefix('.').unwrap_or(name);
+        if !shown.starts_with(TEMPORARY_PREFIX) || !is_our_dir(&path) {
+            continue;
+        }
+        if shown != name {
+            if is_forgotten(&path) {
+                let _ = fs::remove_dir_all(&path);
+            }
             continue;
         }
         // Somebody else may be sweeping it at the same moment.
         if let Ok(Some(_lock)) = try_lock(&path) {
             leftovers::end_all(&path.join("pids"))?;
             owner::remove_dir(&path.join(CLUSTER))?;
-            let _ = fs::remove_dir_all(&path);
+            remove(&path);
         }
     }
     Ok(())
+}
+
+/// Whether nobody has touched a hidden room for too long. It needs no lock: nothing runs in it,
+/// and should its launcher be removing it after all, two that only remove do no harm.
+fn is_forgotten(path: &Path) -> bool {
+    fs::symlink_metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > HIDDEN_AT_MOST))
 }
 
 /// The temporary directory is everybody's: what others wrote there must not decide which
@@ -234,15 +274,22 @@ mod tests {
         let alive = base.0.join(format!("{TEMPORARY_PREFIX}alive"));
         let foreign = base.0.join("something-else");
         let open_to_all = base.0.join(format!("{TEMPORARY_PREFIX}open"));
-        for dir in [&dead, &alive, &foreign, &open_to_all] {
+        let coming = base.0.join(format!(".{TEMPORARY_PREFIX}coming"));
+        let forgotten = base.0.join(format!(".{TEMPORARY_PREFIX}forgotten"));
+        for dir in [&dead, &alive, &foreign, &open_to_all, &coming, &forgotten] {
             fs::create_dir(dir).unwrap();
         }
+        let long_ago = std::time::UNIX_EPOCH;
+        let untouched = File::open(&forgotten).unwrap();
+        untouched.set_modified(long_ago).unwrap();
         fs::set_permissions(&open_to_all, fs::Permissions::from_mode(0o777)).unwrap();
         let _lock = try_lock(&alive).unwrap().unwrap();
 
         sweep(&base.0).unwrap();
 
-        assert!(!dead.exists());
+        assert!(!dead.exists() && !hidden(&dead).exists());
+        assert!(!forgotten.exists());
+        assert!(coming.exists());
         assert!(alive.exists());
         assert!(foreign.exists());
         assert!(open_to_all.exists());
@@ -254,6 +301,6 @@ mod tests {
         let path = room.path().to_owned();
         fs::write(path.join("note"), "x").unwrap();
         drop(room);
-        assert!(!path.exists());
+        assert!(!path.exists() && !hidden(&path).exists());
     }
 }
