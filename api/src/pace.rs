@@ -109,7 +109,7 @@ mod tests {
         let pace = Pace::new(NonZeroU32::new(3).unwrap(), Duration::from_secs(60));
         for remaining in [2, 1, 0] {
             assert_eq!(
-                pace.take("a").unwrap(),
+                pace.take('a').unwrap(),
                 Left {
                     limit: 3,
                     remaining,
@@ -117,9 +117,12 @@ mod tests {
                 }
             );
         }
-        let refused = pace.take("a").unwrap_err();
+        let refused = pace.take('a').unwrap_err();
         assert!((1..=60).contains(&refused.wait_secs()), "{refused:?}");
-        assert!(pace.take("b").is_ok());
+        // Somebody who does not share the bucket by chance.
+        let bucket = |who: char| pace.seed.hash_one(who) % BUCKETS;
+        let other = ('b'..='z').find(|who| bucket(*who) != bucket('a'));
+        assert!(pace.take(other.unwrap()).is_ok());
     }
 
     #[test]

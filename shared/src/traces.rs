@@ -304,18 +304,32 @@ impl HttpClient for Client {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+
+    /// A call's id with the `nth` end of so many that lie evenly over all ends there are.
+    fn call_at(nth: u64, of: u64) -> CallId {
+        let mut id = *CallId::new().0.as_bytes();
+        let end = u32::try_from((nth << 32) / of).unwrap();
+        id[12..].copy_from_slice(&end.to_be_bytes());
+        CallId(Uuid::from_bytes(id))
+    }
 
     #[test]
     fn the_part_of_calls_that_is_traced_is_the_part_asked_for() {
-        let calls: Vec<CallId> = std::iter::repeat_with(CallId::new).take(20_000).collect();
-        for (ratio, least, most) in [(0.0, 0, 0), (0.25, 4_700, 5_300), (1.0, 20_000, 20_000)] {
+        let calls: Vec<CallId> = (0..20_000).map(|nth| call_at(nth, 20_000)).collect();
+        for (ratio, expected) in [(0.0, 0), (0.25, 5_000), (1.0, 20_000)] {
             let traced = calls
                 .iter()
                 .filter(|call| is_sampled(**call, ratio))
                 .count();
-            assert!((least..=most).contains(&traced), "{ratio}: {traced}");
+            assert_eq!(traced, expected, "{ratio}");
         }
+        // Ids end at random, so a thousand of them never lie all in one half.
+        let halves = std::iter::repeat_with(|| is_sampled(CallId::new(), 0.5));
+        let halves: Vec<bool> = halves.take(1_000).collect();
+        assert!(halves.contains(&true) && halves.contains(&false));
     }
 
     #[test]

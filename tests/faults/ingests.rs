@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Method};
@@ -52,25 +51,36 @@ fn upload(plant: &Plant, batch: &str, file: impl Into<Body>) -> reqwest::Request
     request.multipart(Form::new().part("file", part))
 }
 
-/// Kills a worker some chunks on.
+/// Kills a worker some chunks on, in the middle of one that it cannot end before: it waits for
+/// whoever holds the advisory lock.
 async fn kill_at_random(plant: &mut Plant, dice: &mut Dice) {
-    let before = plant.count(ROWS_READ).await.expect("a count");
+    let before = plant.number(ROWS_READ).await;
     let further = i64::try_from(dice.draw(0..12_000)).expect("few");
+    let held = (before + further).min(RECORDS.into());
+    plant
+        .run(&format!(
+            "create or replace function hold() returns trigger language plpgsql as $$
+                 begin
+                     if new.total_rows >= {held} then perform pg_advisory_xact_lock_shared(1); end if;
+                     return null;
+                 end $$;
+             create or replace trigger hold after update on ingests
+                 for each row execute function hold()"
+        ))
+        .await;
+    let mut holder = plant.pool().begin().await.expect("transaction");
+    sqlx::query("select pg_advisory_xact_lock(1)")
+        .execute(&mut *holder)
+        .await
+        .expect("lock");
     plant.start_worker();
-    let claimed = "select count(*) from jobs where kind = 'ingest_csv' and state = 'running'";
-    let deadline = Instant::now() + PATIENCE;
-    let busy = async |plant: &Plant| {
-        plant.count(claimed).await == Some(1)
-            && plant.count(ROWS_READ).await.expect("a count") >= before + further
-    };
-    while !busy(plant).await {
-        if Instant::now() > deadline {
-            plant.complain("a worker reads on").await;
-        }
-    }
+    let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+    plant
+        .until("a worker has read so far", waiting, |n| n == 1)
+        .await;
     let worker = plant.workers.pop().expect("it was started");
-    tokio::time::sleep(Duration::from_millis(dice.draw(0..200))).await;
     worker.kill().await.expect("kill");
+    holder.rollback().await.expect("release");
     plant.miss_the_dead().await;
 }
 
@@ -95,9 +105,9 @@ async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
                 1 => plant.sacrifice("ingest", "ingest.uncommitted=1").await,
                 _ => kill_at_random(&mut plant, &mut dice).await,
             }
-            assert_eq!(plant.count(whole).await, Some(1), "half a chunk is in");
+            assert_eq!(plant.number(whole).await, 1, "half a chunk is in");
         }
-        let read = plant.count(ROWS_READ).await.expect("a count");
+        let read = plant.number(ROWS_READ).await;
         assert!(read < i64::from(RECORDS), "seed {seed}: it was read before");
         plant.start_worker();
         let open = "select count(*) from jobs where state <> 'done'";
@@ -113,7 +123,7 @@ async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
         ] {
             assert_eq!(report[count], expected, "seed {seed}: {count} of {report}");
         }
-        assert_eq!(plant.count(whole).await, Some(1), "seed {seed}");
+        assert_eq!(plant.number(whole).await, 1, "seed {seed}");
         let errors = plant.client.get(&format!("{path}/errors")).await.text;
         let mut errors = csv::Reader::from_reader(errors.as_bytes());
         let header = errors.headers().expect("a header");
@@ -133,7 +143,7 @@ async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
             "seed {seed}"
         );
         let told = "select count(*) from emails where sent_at is not null";
-        assert_eq!(plant.count(told).await, Some(1), "seed {seed}");
+        assert_eq!(plant.number(told).await, 1, "seed {seed}");
         assert_eq!(stored(&plant).len(), 0, "seed {seed}");
         plant.close().await;
     }
@@ -146,20 +156,20 @@ async fn a_start_whose_workers_are_killed_starts_the_batch_once() {
         let batch = plant.campaign(40, json!({"batch_size": 100})).await;
         let launched = "select count(*) from call_batches where launched_at is not null";
         plant.sacrifice("misc", "start.uncommitted=1").await;
-        assert_eq!(plant.count(launched).await, Some(0), "seed {seed}");
+        assert_eq!(plant.number(launched).await, 0, "seed {seed}");
         plant.sacrifice("misc", "start.committed=1").await;
-        assert_eq!(plant.count(launched).await, Some(1), "seed {seed}");
+        assert_eq!(plant.number(launched).await, 1, "seed {seed}");
         let when = "select (extract(epoch from launched_at) * 1e6)::bigint from call_batches";
-        let first = plant.count(when).await;
+        let first = plant.number(when).await;
         plant.start_worker();
         plant.completes(&batch).await;
         assert_eq!(
-            plant.count(when).await,
+            plant.number(when).await,
             first,
             "seed {seed}: launched again"
         );
         let claims = "select attempts::bigint from jobs where kind = 'start_batch'";
-        assert_eq!(plant.count(claims).await, Some(3), "seed {seed}");
+        assert_eq!(plant.number(claims).await, 3, "seed {seed}");
         plant.finish(&batch, 0).await;
     }
 }

@@ -2,7 +2,8 @@
 //! the carrier's own log says whether anybody was rung twice or forgotten.
 //!
 //! Every test draws what it does from a seed and prints it. `PEAL_SEED=7` repeats one;
-//! `PEAL_FAULT_SEEDS=100` runs each test with so many, from `PEAL_SEED` (or 1) on.
+//! `PEAL_FAULT_SEEDS=100` runs each test with so many, from `PEAL_SEED` (or 1) on. Tests that are
+//! parts of one (`_1_of_4`) share the seeds.
 
 mod carriers;
 mod exports;

@@ -25,7 +25,6 @@ use uuid::Uuid;
 
 use super::app::{Options, connect_with, everybody_answers, found_tenant, settings};
 use super::client::{Client, PATIENCE};
-use super::eventually;
 use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::context::MIGRATIONS;
 
@@ -38,13 +37,16 @@ const AGE_SILENT: &str = "update calls
      where live
        and status in ('accepted', 'dialing', 'ringing', 'in_progress', 'canceling')
        and changed_at between now() - interval '5 minutes' and now() - interval '3 seconds'";
-/// Calls of unknown fate that the carrier has no request for ($1 are those it has): looking for
-/// them until the deadline finds nothing either.
-const AGE_HOPELESS: &str = "update calls
-     set submitted_at = submitted_at - interval '5 minutes', check_at = now()
+/// Calls of unknown fate, held as they are.
+const UNKNOWN: &str = "select id from calls
      where live
        and status = 'unknown'
-       and id <> all ($1)
+     for no key update skip locked";
+/// Those of them that the carrier has no request for: looking for them until the deadline finds
+/// nothing either.
+const AGE_HOPELESS: &str = "update calls
+     set submitted_at = submitted_at - interval '5 minutes', check_at = now()
+     where id = any ($1)
        and submitted_at > now() - interval '4 minutes'";
 /// Half a minute behind the death of every worker.
 const ABANDON: &str = "update calls
@@ -92,6 +94,8 @@ pub struct Plant {
     pub services: Services,
     pub workers: Vec<Process>,
     pool: PgPool,
+    /// Soon gives up, for whoever asks again.
+    hasty: PgPool,
     cps: i64,
     max_concurrent: i32,
     api: Option<Process>,
@@ -103,6 +107,8 @@ pub struct Plant {
     workers_started: usize,
     begun: Instant,
     finished: bool,
+    // The API's, which is started again on it.
+    _port: ports::Held,
     _alone: tokio::sync::MutexGuard<'static, ()>,
 }
 
@@ -129,17 +135,10 @@ impl Plant {
             .postgres()
             .create_owned_database("peal")
             .expect("database");
-        let patient: PgConnectOptions = database_url.parse().expect("url");
-        // The test itself waits for nobody's locks.
-        let impatient = patient.options([("lock_timeout", "2s")]);
-        let pool = PgPoolOptions::new()
-            .max_connections(4)
-            .acquire_timeout(Duration::from_secs(2))
-            .connect_with(impatient)
-            .await
-            .expect("connect");
+        let (pool, hasty) = pools(&database_url);
         MIGRATIONS.run(&pool).await.expect("migrate");
-        let listen = format!("127.0.0.1:{}", ports::free().expect("a free port"));
+        let port = ports::Held::any().expect("a free port");
+        let listen = port.address().to_string();
         let url = format!("http://{listen}");
         let context = connect_with(settings(
             &database_url,
@@ -160,6 +159,7 @@ impl Plant {
             client: Client::new(url.clone(), tenant),
             carrier,
             pool,
+            hasty,
             cps: setup.cps,
             max_concurrent: setup.max_concurrent,
             api: None,
@@ -172,6 +172,7 @@ impl Plant {
             workers_started: 0,
             begun,
             finished: false,
+            _port: port,
             _alone: alone,
         };
         plant.start_api().await;
@@ -181,15 +182,26 @@ impl Plant {
         plant
     }
 
-    /// Starts the API and waits until it is ready.
+    /// Starts the API and waits until it is ready, or has died of its faults: a carrier does not
+    /// wait until it is known to be ready.
     pub async fn start_api(&mut self) {
         self.api = Some(self.spawn("api", "peal-api", &[], self.api_faults));
         let ready = format!("{}/health/ready", self.client.url);
-        let is_ready = || async {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let answer = reqwest::get(&ready).await;
-            answer.is_ok_and(|answer| answer.status().is_success())
-        };
-        eventually("the api is ready", PATIENCE, is_ready).await;
+            if answer.is_ok_and(|answer| answer.status().is_success()) {
+                return;
+            }
+            if self.api_has_died() {
+                assert!(!self.api_faults.is_empty(), "the api does not start");
+                return;
+            }
+            if Instant::now() > deadline {
+                self.complain("the api is ready").await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Ends the API as a crash does, unless it has crashed by itself.
@@ -325,10 +337,23 @@ impl Plant {
 
     /// Waits until the carrier has accepted so many calls.
     pub async fn dialled(&mut self, calls: u64) {
+        self.reach(calls, false).await;
+    }
+
+    /// The same where callbacks were lost: calls whose end nobody has heard of keep their places
+    /// until their silence is noticed.
+    pub async fn dialled_through_silence(&mut self, calls: u64) {
+        self.reach(calls, true).await;
+    }
+
+    async fn reach(&mut self, calls: u64, through_silence: bool) {
         let what = format!("{calls} calls are dialled");
         let deadline = Instant::now() + PATIENCE;
         while self.carrier.oracle().accepted < calls {
             self.revive();
+            if through_silence {
+                self.age().await;
+            }
             if Instant::now() > deadline {
                 self.complain(&what).await;
             }
@@ -336,12 +361,19 @@ impl Plant {
         }
     }
 
-    /// One number from the database; none while it is away.
+    /// One number from the database, for whoever asks again; none while it is away.
     pub async fn count(&self, sql: &str) -> Option<i64> {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
-            .fetch_one(&self.pool)
+            .fetch_one(&self.hasty)
             .await
             .ok()
+    }
+
+    /// One number from the database, for whoever asks once.
+    pub async fn number(&self, sql: &str) -> i64 {
+        let number = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
+        let number = number.fetch_one(&self.pool).await;
+        number.unwrap_or_else(|error| panic!("{error}: {sql}"))
     }
 
     /// Waits until the number is as it should be.
@@ -363,7 +395,7 @@ impl Plant {
             .expect("statement");
     }
 
-    /// Connections to the plant's database.
+    /// Connections to the plant's database, for what must be done.
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }
@@ -382,20 +414,25 @@ impl Plant {
 
     /// Lets the time pass after which silence is noticed.
     pub async fn age(&self) {
-        let known: Vec<Uuid> = self
-            .carrier
-            .creates()
-            .iter()
-            .map(|c| call_of(&c.url))
-            .collect();
-        let silent = sqlx::raw_sql(AGE_SILENT).execute(&self.pool).await;
-        let hopeless = sqlx::query(AGE_HOPELESS)
-            .bind(&known)
-            .execute(&self.pool)
-            .await;
-        if let Err(error) = silent.and(hopeless) {
+        let silent = sqlx::raw_sql(AGE_SILENT).execute(&self.hasty).await;
+        let hopeless = self.age_hopeless().await;
+        if let Err(error) = silent.map(drop).and(hopeless) {
             eprintln!("rows could not be made older: {error}");
         }
+    }
+
+    /// First the calls, then the carrier's log: whatever came for one of them is in it.
+    async fn age_hopeless(&self) -> sqlx::Result<()> {
+        let mut tx = self.hasty.begin().await?;
+        let mut calls: Vec<Uuid> = sqlx::query_scalar(UNKNOWN).fetch_all(&mut *tx).await?;
+        let creates = self.carrier.creates().into_iter();
+        let known: HashSet<Uuid> = creates.map(|create| call_of(&create.url)).collect();
+        calls.retain(|call| !known.contains(call));
+        sqlx::query(AGE_HOPELESS)
+            .bind(&calls)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await
     }
 
     /// Waits until the batch is completed and nothing is left to do.
@@ -464,18 +501,14 @@ impl Plant {
             "seed {seed}: the books do not add up: {offenders:#?}"
         );
         let held = "select count(*) from wallets where held_micros <> 0";
-        assert_eq!(
-            self.count(held).await,
-            Some(0),
-            "seed {seed}: money is held"
-        );
+        assert_eq!(self.number(held).await, 0, "seed {seed}: money is held");
     }
 
     async fn judge_rows(&self, batch: &str, lost_limit: i64) -> Verdict {
         let seed = self.seed;
         let one = async |sql: &str| {
             let sql = sql.replace("$batch", &format!("'{batch}'"));
-            self.count(&sql).await.unwrap_or_else(|| panic!("{sql}"))
+            self.number(&sql).await
         };
         let open = "select count(*) from batch_data
                     where batch_id = $batch and status not in ('completed', 'failed', 'no_answer')";
@@ -535,7 +568,7 @@ impl Plant {
                               from pg_stat_activity where state <> 'idle' and datname = current_database()),
                  'live', (select jsonb_agg(to_jsonb(l) - 'variable_values' - 'to_number') from (select * from calls where live limit 3) l))",
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.hasty)
         .await
         .ok();
         panic!(
@@ -572,6 +605,21 @@ impl Drop for Plant {
             "the test has not asked Plant::finish() for the verdict"
         );
     }
+}
+
+/// Connections to a plant's database: patient ones, and such as soon give up on a server that is
+/// away or a lock that somebody holds.
+fn pools(database_url: &str) -> (PgPool, PgPool) {
+    let options: PgConnectOptions = database_url.parse().expect("url");
+    let hasty = options.clone().options([("lock_timeout", "2s")]);
+    let pool = |patience| {
+        let pool = PgPoolOptions::new().max_connections(4);
+        pool.acquire_timeout(patience)
+    };
+    (
+        pool(PATIENCE).connect_lazy_with(options),
+        pool(Duration::from_secs(2)).connect_lazy_with(hasty),
+    )
 }
 
 /// The call that a request to the carrier was about, by its answer URL.
@@ -617,29 +665,27 @@ pub fn built(program: &str) -> PathBuf {
     let Ok(made) = path.metadata().and_then(|meta| meta.modified()) else {
         panic!("{} is missing; `make build` makes it", path.display());
     };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the root");
-    let own = program.trim_start_matches("peal-");
-    for source in [root.join("shared/src"), root.join(own).join("src")] {
-        if let Some(newer) = newer_than(&source, made) {
-            panic!(
-                "{program} is older than {}; `make build` renews it",
-                newer.display()
-            );
-        }
+    for source in made_of(&path) {
+        let changed = source.metadata().and_then(|meta| meta.modified());
+        assert!(
+            changed.is_ok_and(|changed| changed <= made),
+            "{program} is older than {}; `make build` renews it",
+            source.display()
+        );
     }
     path
 }
 
-fn newer_than(directory: &Path, time: SystemTime) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(directory).expect("a folder");
-    entries.flatten().find_map(|entry| {
-        let path = entry.path();
-        if path.is_dir() {
-            return newer_than(&path, time);
-        }
-        let changed = entry.metadata().and_then(|meta| meta.modified());
-        changed.is_ok_and(|changed| changed > time).then_some(path)
-    })
+/// The files of ours that a program is made of. Cargo notes them beside it, as make would: the
+/// program, a colon, and the files, a blank in whose names has a backslash before it.
+fn made_of(program: &Path) -> Vec<PathBuf> {
+    let notes = program.with_extension("d");
+    let text = std::fs::read_to_string(&notes)
+        .unwrap_or_else(|error| panic!("{}: {error}; `make build` makes it", notes.display()));
+    let (_, files) = text.split_once(": ").expect("a program and its files");
+    let files = files.trim_end().replace("\\ ", "\0");
+    files
+        .split(' ')
+        .map(|file| file.replace('\0', " ").into())
+        .collect()
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use peal_shared::bells::{Bell, Bells};
-use peal_shared::queue::Queue;
+use peal_shared::queue::{self, Queue};
 
 use super::{House, Other, PATIENCE, Probe};
 use crate::harness::eventually;
@@ -15,10 +15,8 @@ async fn jobs_are_found_without_redis() {
     let house = House::with_redis(None).await;
     let workers = house.work(4);
     for n in 0..3 {
-        let added = Instant::now();
         let job = house.add(Probe { n }).await;
         house.becomes(&job, "done").await;
-        assert!(added.elapsed() < Duration::from_secs(6));
     }
     workers.stop().await;
 }
@@ -28,18 +26,27 @@ async fn a_bell_wakes_an_idle_worker_before_it_would_look() {
     let mut house = House::new().await;
     house.timing.poll = Duration::from_secs(5);
     let workers = house.work(4);
-    let mut slowest = Duration::ZERO;
-    for n in 0..20 {
+    let (mut rung, mut unrung) = (Vec::new(), Vec::new());
+    for n in 0..24 {
+        let mut db = house.db.pool.acquire().await.unwrap();
         let added = Instant::now();
-        let _ = house.add(Probe { n }).await;
-        let runs = usize::try_from(n).unwrap() + 1;
-        eventually("it ran", PATIENCE, || async { house.log.count() == runs }).await;
-        // The first may be found by the look at the start.
-        slowest = slowest.max(added.elapsed());
+        let job = queue::enqueue(&mut db, &Probe { n }, None).await.unwrap();
+        drop(db);
+        let times = if n % 8 == 7 {
+            &mut unrung
+        } else {
+            house.bells.ring_job(&job);
+            &mut rung
+        };
+        house.becomes(&job, "done").await;
+        times.push(added.elapsed());
     }
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
-    assert_eq!(house.bells.missed(), 0);
     workers.stop().await;
+    // How long looking takes is measured on the same machine. One that stands still may keep a
+    // job waiting or lose a bell, but not every fourth.
+    rung.sort();
+    unrung.sort();
+    assert!(rung[15] < unrung[1], "{rung:?} beside {unrung:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! The adapter against a scripted listener: what it sends, how often, and what it makes of
 //! the answers.
 
-use std::net::TcpListener;
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -242,9 +241,10 @@ async fn a_create_request_without_an_answer_is_unknown() {
 
 #[tokio::test]
 async fn a_call_that_could_not_reach_the_carrier_may_be_sent_again() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Bound, so that nobody else gets the port, and not listening, so that it refuses.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let port = closed.local_addr().unwrap().port();
-    drop(closed);
     // Plain HTTP behind an address that promises TLS.
     let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let no_tls = format!("https://{}", plain.local_addr().unwrap());
