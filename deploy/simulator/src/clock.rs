@@ -40,6 +40,11 @@ impl Clock {
         micros(self.started.elapsed())
     }
 
+    /// So long ago in real time, at the earliest when it started.
+    pub(crate) fn before(&self, ago: Duration) -> Micros {
+        self.now().saturating_sub(micros(ago))
+    }
+
     pub(crate) fn unix_micros(&self, at: Micros) -> u64 {
         self.started_unix_micros.saturating_add(at)
     }

@@ -148,7 +148,7 @@ pub use crate::{
 };
 use crate::{
     faults::FaultState,
-    wire::{Scissors, Wire},
+    wire::{Connection, Wire},
     world::World,
 };
 
@@ -174,7 +174,7 @@ impl Simulator {
         let routes = api::router()
             .merge(control::router())
             .with_state(Arc::clone(&world))
-            .into_make_service_with_connect_info::<Scissors>();
+            .into_make_service_with_connect_info::<Connection>();
         let stopped = world.stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
             let serving = axum::serve(Wire(listener), routes).with_graceful_shutdown(stopped);

@@ -25,20 +25,20 @@ use crate::{
     life::Update,
     refusal::Refusal,
     switchboard::Switchboard,
-    wire::Scissors,
+    wire::Connection,
     world::World,
 };
 
 const FORM_BYTES_MAX: usize = 64 * 1024;
 
-/// Creates a call. The arrival is timed before the body is read.
+/// Creates a call. It has arrived when the kernel received it, whenever it is read.
 pub(super) async fn create(
     State(world): State<Arc<World>>,
     Path(account): Path<String>,
-    ConnectInfo(scissors): ConnectInfo<Scissors>,
+    ConnectInfo(connection): ConnectInfo<Connection>,
     request: Request,
 ) -> Response {
-    let arrived = world.clock.now();
+    let arrived = world.clock.before(connection.received_ago());
     let (parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, FORM_BYTES_MAX).await else {
         return Refusal::bad(20001, "The form is too long").into_response();
@@ -68,15 +68,15 @@ pub(super) async fn create(
         // An aborted task only means that the simulator is stopping.
         futures::future::join_all(tasks).await;
     }
-    answer(decision, created, &scissors).await
+    answer(decision, created, &connection).await
 }
 
-async fn answer(decision: Decision, created: Option<Value>, scissors: &Scissors) -> Response {
+async fn answer(decision: Decision, created: Option<Value>, connection: &Connection) -> Response {
     if !decision.latency.is_zero() {
         tokio::time::sleep(decision.latency).await;
     }
     if decision.cut_connection {
-        scissors.cut();
+        connection.cut();
     }
     match (decision.outcome, created) {
         (Err(refusal), _) => refusal.into_response(),
