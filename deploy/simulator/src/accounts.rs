@@ -49,8 +49,8 @@ impl Customer {
     }
 }
 
-/// Dials at most `cps` calls in any window of a second: the n-th waits until a
-/// second after the one `cps` places before it.
+/// Gives at most `cps` turns in any window of a second: the n-th comes at the earliest
+/// a second after the one `cps` places before it.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(VecDeque<Micros>);
 

@@ -3,12 +3,13 @@
 //! The switchboard never waits: its functions change state and leave behind
 //! timers (one heap) and actions (requests to make), which
 //! [`crate::world::World`] performs after the lock is released. The lock is held
-//! for microseconds at a time, and a call that merely rings or talks costs
-//! nothing but its place in the heap.
+//! for microseconds at a time, but when much has fallen due at once, and a call
+//! that merely rings or talks costs nothing but its place in the heap.
 //!
 //! A timer happens at the time it was set for, and before anything later: whoever
-//! takes the lock fires first what is due. So the lives of calls are the same
-//! however late the machine lets anybody look; only their callbacks leave later.
+//! takes the lock fires first what is due. So a late look does not stretch the
+//! lives of calls. Callbacks leave and documents arrive when they can: on a machine
+//! that stands still a callee may have hung up before the first document is read.
 
 use std::{
     cmp::Reverse,

@@ -73,13 +73,15 @@ impl World {
         let before = board.next_due();
         let now = self.clock.now();
         board.fire_due(now);
-        let fired = std::mem::take(&mut board.actions);
+        let fired = board.actions.len();
         let result = f(&mut board, now);
-        let actions = std::mem::take(&mut board.actions);
+        let mut asked = std::mem::take(&mut board.actions);
+        // Fewer when `f` was a reset, which forgets them.
+        let actions = asked.split_off(fired.min(asked.len()));
         let after = board.next_due();
         let settled = board.unsettled == 0;
         drop(board);
-        for action in fired {
+        for action in asked {
             self.perform(action);
         }
         if after.is_some_and(|after| before.is_none_or(|before| after < before)) {

@@ -153,7 +153,7 @@ async fn lists_filter_by_status_and_day() {
 #[tokio::test]
 async fn a_call_can_be_canceled_before_the_answer_and_completed_after() {
     let mut config = quick();
-    config.speed = 1.0;
+    config.speed = 0.001;
     let stage = Stage::open(config).await;
     let ringing = stage.create("+14155551000", &[]).await;
     let (status, body) = stage.update(&ringing, ("Status", "canceled".into())).await;
