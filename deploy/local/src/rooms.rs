@@ -164,6 +164,8 @@ fn sweep(base: &Path) -> Result<()> {
         }
         if shown != name {
             if is_forgotten(&path) {
+                leftovers::end_all(&path.join("pids"))?;
+                owner::remove_dir(&path.join(CLUSTER))?;
                 let _ = fs::remove_dir_all(&path);
             }
             continue;
@@ -178,8 +180,8 @@ fn sweep(base: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether nobody has touched a hidden room for too long. It needs no lock: nothing runs in it,
-/// and should its launcher be removing it after all, two that only remove do no harm.
+/// Whether nobody has touched a hidden room for too long. It needs no lock: should its launcher
+/// be removing it after all, two that only remove do no harm.
 fn is_forgotten(path: &Path) -> bool {
     fs::symlink_metadata(path)
         .and_then(|metadata| metadata.modified())
