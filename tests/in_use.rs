@@ -240,7 +240,7 @@ async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_changes_under_a_call_and_everything_when_it_is_over() {
     let mut carrier = everybody_answers();
-    // It rings until it is told to end.
+    // It goes on until it is told to end.
     carrier.speed = 0.001;
     let mut app = App::with(Options {
         workers: 0,

@@ -292,7 +292,7 @@ impl House {
             .unwrap()
     }
 
-    /// Waits until the job's lease has been extended twice, and sweeps.
+    /// Waits until the job's lease has been extended twice.
     async fn extended_twice(&self, id: JobId) {
         for _ in 0..2 {
             let before = self.lease_until(id).await;
@@ -301,7 +301,6 @@ impl House {
             })
             .await;
         }
-        queue::sweep(&self.db.pool, &self.bells).await.unwrap();
     }
 
     /// Lets the lease of the job's `fence`th claim run out, and sweeps.

@@ -7,6 +7,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Dice, seeds};
+use crate::harness::client::PATIENCE;
 use crate::harness::plant::{IN_HAND, Plant, Setup};
 
 /// People of the campaign whose workers are killed.
@@ -69,7 +70,7 @@ async fn ring_everybody_while_workers_die(seed: u64) {
 
 /// Waits until so many rows have become calls, while workers die at their fault points.
 async fn claimed(plant: &mut Plant, calls: i64) {
-    let deadline = Instant::now() + Duration::from_secs(40);
+    let deadline = Instant::now() + PATIENCE;
     let made = "select count(*) from calls";
     while plant.count(made).await.is_none_or(|n| n < calls) {
         plant.revive();
@@ -213,7 +214,7 @@ async fn give_up_frozen(plant: &mut Plant) {
              where live and status = 'submitting' and submitted_at < now() - interval '11 seconds'",
         )
         .await;
-    let deadline = Instant::now() + Duration::from_secs(40);
+    let deadline = Instant::now() + PATIENCE;
     let given_up = "select count(*) from calls where status = 'unknown'";
     while plant.count(given_up).await != Some(0) {
         plant.age().await;
