@@ -210,7 +210,7 @@ async fn charges_are_the_carriers_log_to_the_micro_dollar() {
         run(
             &app,
             "update calls set changed_at = changed_at - interval '10 minutes', check_at = null
-             where live and status <> 'submitting' and changed_at > now() - interval '5 minutes'
+             where status in ('accepted', 'dialing', 'ringing', 'in_progress') and changed_at > now() - interval '5 minutes'
                and changed_at < now() - interval '3 seconds'",
         )
         .await;

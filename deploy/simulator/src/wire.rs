@@ -203,10 +203,13 @@ mod stamped {
             Some(&mut told),
             MsgFlags::empty(),
         )?;
-        let received = message.cmsgs()?.find_map(|one| match one {
-            ControlMessageOwned::ScmTimestampns(at) => micros(at),
-            _ => None,
-        });
+        let told = message.cmsgs().into_iter().flatten();
+        let received = told
+            .filter_map(|one| match one {
+                ControlMessageOwned::ScmTimestampns(at) => micros(at),
+                _ => None,
+            })
+            .last();
         Ok((message.bytes, received))
     }
 
