@@ -1,10 +1,11 @@
-//! Who may do what, for every operation of the document: the table below says it, and the API
-//! is asked. An operation without a line fails, and so does a line without an operation.
+//! Access matrix: the callers that may use each operation of the OpenAPI document, checked against
+//! the running API. An operation without a line fails the test, and so does a line without an
+//! operation.
 //!
-//! Then a stranger of every kind tries every operation on another organisation's things: they
-//! do not exist, and not one byte of that organisation changes. Once by the API as it is, and
-//! once with its own filters off, so that the database's row-level security stands alone. Then
-//! colleagues do so inside one organisation.
+//! Then callers of every kind try every operation on another organisation's resources: these must
+//! appear not to exist, and no row of that organisation may change. This runs once against the
+//! normal API, and once with the API's own filters off, where only row-level security protects the
+//! rows. Then colleagues try the same inside one organisation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,8 @@ use crate::harness::digest::{digest, digest_of_user};
 use crate::harness::document::{Document, Operation};
 use crate::harness::knock::knock;
 
-/// `anyone` needs no credential. `key` is any API key, the others are sessions.
+/// Callers that may use each operation. `anyone` needs no credential, `key` is any API key, and the
+/// others are sessions.
 const TABLE: &str = "
 GET    /health                                                    anyone
 GET    /health/ready                                              anyone
@@ -228,7 +230,7 @@ POST   /api/v1/organizations/{id}/billing/assign-credits          anyone
 POST   /organizations/{id}/billing/assign-credits                 anyone
 ";
 
-/// Names in the table, by operation.
+/// Parses the table: names of callers, by operation.
 fn table() -> BTreeMap<String, BTreeSet<&'static str>> {
     let lines = TABLE.lines().filter(|line| !line.is_empty());
     let entries = lines.map(|line| {
@@ -240,16 +242,17 @@ fn table() -> BTreeMap<String, BTreeSet<&'static str>> {
         (format!("{method} {path}"), words.collect())
     });
     let table: BTreeMap<_, BTreeSet<_>> = entries.collect();
+
     let known = Who::ALL.map(Who::word);
     for (operation, words) in &table {
         let odd = words.iter().find(|word| !known.contains(word));
-        assert!(odd.is_none(), "{operation}: who is {odd:?}?");
-        assert!(!words.is_empty(), "{operation}: nobody may");
+        assert!(odd.is_none(), "{operation}: unknown caller {odd:?}");
+        assert!(!words.is_empty(), "{operation}: no caller");
     }
     table
 }
 
-/// Parameters that name what belongs to everybody.
+/// Parameters that do not name a resource of one organisation.
 const COMMON: [&str; 6] = [
     "voice_id",
     "provider_id",
@@ -259,7 +262,7 @@ const COMMON: [&str; 6] = [
     "force_delete",
 ];
 
-/// Whether an operation is about somebody's thing that its path names.
+/// True when an operation's path names a resource of one organisation.
 fn names_a_thing(operation: &Operation<'_>) -> bool {
     let names = operation.parameters("path").into_iter();
     let mut names = names.filter_map(|parameter| parameter["name"].as_str());
@@ -279,17 +282,22 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
     let app = quiet().await;
     let document = Document::of_this_build();
     let mut table = table();
-    let mut players = Vec::new();
-    for who in Who::ALL {
-        players.push(Player::new(&app.context, app.carrier.url(), who, who.word()).await);
+
+    // 1. Create one actor of each kind, with its resources.
+    let mut actors = Vec::new();
+    for kind in Who::ALL {
+        actors.push(Player::new(&app.context, app.carrier.url(), kind, kind.word()).await);
     }
-    let mut all_things = Vec::new();
-    for player in &players {
-        all_things.push(player.things(&app.context, &app).await);
+    let mut all_path_ids = Vec::new();
+    for actor in &actors {
+        all_path_ids.push(actor.things(&app.context, &app).await);
     }
-    // The most powerful key there is, for what keys may not do.
-    let mut root = players.last().expect("players").clone();
+
+    // The API key of a super_admin, for operations that no key may do.
+    let mut root = actors.last().expect("actors").clone();
     root.who = Who::Key;
+
+    // 2. Compare every operation with the table and the document.
     let mut wrong = Vec::new();
     for operation in document.operations() {
         let name = operation.name();
@@ -297,6 +305,7 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
             wrong.push(format!("{name} is not in the table"));
             continue;
         };
+
         let open = allowed.contains(Who::Anonymous.word());
         let schemes = operation.told["security"].to_string();
         if open != (schemes == "[{}]") || allowed.contains("key") != schemes.contains("api_key") {
@@ -304,69 +313,78 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
                 "{name}: the table says {allowed:?}, the document {schemes}"
             ));
         }
+
         let denied_root = (!open && !allowed.contains("key")).then_some(&root);
-        for (at, player) in players.iter().chain(denied_root).enumerate() {
-            // The last two have the same things.
-            let things = &mut all_things[at.min(Who::ALL.len() - 1)];
-            let (status, text) = knock(&app, player, &operation, things).await;
+        for (at, actor) in actors.iter().chain(denied_root).enumerate() {
+            // The last two actors share their resources.
+            let path_ids = &mut all_path_ids[at.min(Who::ALL.len() - 1)];
+            let (status, text) = knock(&app, actor, &operation, path_ids).await;
             if operation.method == Method::DELETE && status.is_success() {
-                // One of them is gone.
-                *things = player.things(&app.context, &app).await;
+                // A resource is deleted, so create a fresh set.
+                *path_ids = actor.things(&app.context, &app).await;
             }
-            // The login refuses a wrong password, not its caller.
+            // A 401 of the login is about the password, not about access.
             let known = !matches!(status.as_u16(), 401 | 403) || text.contains("wrong_credentials");
-            let right = match (open || allowed.contains(player.who.word()), player.who) {
+            let right = match (open || allowed.contains(actor.who.word()), actor.who) {
                 (true, _) => known,
                 (false, Who::Anonymous) => status == 401,
                 (false, _) => status == 403,
             };
             if !right {
-                wrong.push(format!("{name} of {}: {status} {text}", player.who.word()));
+                wrong.push(format!("{name} of {}: {status} {text}", actor.who.word()));
             }
         }
     }
+
     wrong.extend(
         table
             .keys()
             .map(|name| format!("{name} is not in the document")),
     );
+
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     app.drop_jobs().await;
     app.finish().await;
 }
 
-/// Strangers try every operation on the victim's things.
+/// Fails when callers of other organisations reach or change a resource of `victim`.
 async fn besiege(context: &Context, client: &Client, strangers: &[Player], victim: &Player) {
     let pool = &context.pool;
-    let things = victim.things(context, client).await;
+    let path_ids = victim.things(context, client).await;
     let org = victim.tenant.org.to_string();
-    let theirs = things.iter().filter(|(name, _)| {
+
+    let theirs = path_ids.iter().filter(|(name, _)| {
         let name = name.rsplit('.').next().unwrap_or(name);
         !COMMON.contains(&name)
     });
     let mut secrets: BTreeSet<&String> = theirs.map(|(_, id)| id).collect();
     secrets.insert(&org);
+
     let document = Document::of_this_build();
     let before = digest(pool, &org).await;
     assert!(before.len() > 10, "{before:?}");
     let mut wrong = Vec::new();
+
     for operation in document.operations() {
         for stranger in strangers {
-            let (status, text) = knock(client, stranger, &operation, &things).await;
-            let told = format!(
+            let (status, text) = knock(client, stranger, &operation, &path_ids).await;
+
+            let response = format!(
                 "{} of {}: {status} {text}",
                 operation.name(),
                 stranger.who.word()
             );
+
             let open = operation.told["security"] == json!([{}]);
             let names_theirs = names_a_thing(&operation);
             if names_theirs && !open && !matches!(status.as_u16(), 403 | 404) {
-                wrong.push(format!("{told} (the thing is another organisation's)"));
+                wrong.push(format!("{response} (another organisation's resource)"));
             }
             if let Some(secret) = secrets.iter().find(|secret| text.contains(**secret)) {
-                wrong.push(format!("{told} (it tells of {secret})"));
+                wrong.push(format!("{response} (it reveals {secret})"));
             }
         }
+
         let after = digest(pool, &org).await;
         let changed: Vec<_> = before
             .keys()
@@ -374,24 +392,25 @@ async fn besiege(context: &Context, client: &Client, strangers: &[Player], victi
             .collect();
         assert!(
             changed.is_empty(),
-            "{} of a stranger changed {changed:?} of another organisation",
+            "{} changed {changed:?} of another organisation",
             operation.name()
         );
     }
+
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What everybody in an organisation sees, whoever made it.
+/// Operations on resources that every member of an organisation may see.
 const SHARED: [&str; 2] = [
     "GET /api/v1/organizations/{id}/detail",
     "GET /api/v1/trunks/{trunk_id}",
 ];
-/// Parameters that name what is shared like that.
+/// Parameters that name such resources.
 const SHARED_NAMES: [&str; 5] = ["id", "org_id", "organization_ids", "trunk_id", "price_id"];
 
-/// Whether an operation on a colleague's thing was answered as it must be: what a role may do at
-/// all it does to its own things, and others' do not exist. Users are named by ids that are no
-/// secret inside their organisation, so asking for one of them is refused.
+/// True when an operation on a colleague's resource has the expected status: 404 when the role may
+/// use the operation, else 403. Ids of users are no secret inside their organisation, so operations
+/// that name a user may also be answered with 403.
 fn is_right_for_a_colleague(operation: &Operation<'_>, may: bool, status: StatusCode) -> bool {
     let in_query = operation.parameters("query").into_iter();
     let names_user = operation.path.contains("{user_id}")
@@ -405,26 +424,30 @@ fn is_right_for_a_colleague(operation: &Operation<'_>, may: bool, status: Status
     }
 }
 
-/// Row-level security keeps organisations apart, and knows no users: inside one there is no
-/// second wall, so this is asked of the API as it is alone.
+/// Row-level security separates organisations, not users, so inside one organisation only the API's
+/// own filters are tested.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_things_of_a_colleague_do_not_exist() {
     let app = quiet().await;
     let url = app.carrier.url();
     let victim = Player::new(&app.context, url, Who::OrgAdmin, "Victim").await;
-    let things = victim.things(&app.context, &app).await;
+    let path_ids = victim.things(&app.context, &app).await;
+
     let colleagues = [
         victim.colleague(&app.context, Who::User).await,
         victim.colleague(&app.context, Who::Key).await,
     ];
-    let secrets = things.iter().filter(|(name, _)| {
+
+    let secrets = path_ids.iter().filter(|(name, _)| {
         let name = name.rsplit('.').next().unwrap_or(name);
         !COMMON.contains(&name) && !SHARED_NAMES.contains(&name)
     });
     let secrets: BTreeSet<&String> = secrets.map(|(_, id)| id).collect();
+
     let (pool, user) = (&app.context.pool, victim.user.to_string());
     let before = digest_of_user(pool, &user).await;
     assert!(before.len() > 10, "{before:?}");
+
     let (document, table) = (Document::of_this_build(), table());
     let mut wrong = Vec::new();
     for operation in document.operations() {
@@ -432,18 +455,20 @@ async fn the_things_of_a_colleague_do_not_exist() {
         if allowed.contains(Who::Anonymous.word()) {
             continue;
         }
+
         for colleague in &colleagues {
             let word = colleague.who.word();
-            let (status, text) = knock(&app, colleague, &operation, &things).await;
-            let told = format!("{} of {word}: {status} {text}", operation.name());
+            let (status, text) = knock(&app, colleague, &operation, &path_ids).await;
+            let response = format!("{} of {word}: {status} {text}", operation.name());
             let may = allowed.contains(word);
             if names_a_thing(&operation) && !is_right_for_a_colleague(&operation, may, status) {
-                wrong.push(format!("{told} (the thing is a colleague's)"));
+                wrong.push(format!("{response} (a colleague's resource)"));
             }
             if let Some(secret) = secrets.iter().find(|secret| text.contains(**secret)) {
-                wrong.push(format!("{told} (it tells of {secret})"));
+                wrong.push(format!("{response} (it reveals {secret})"));
             }
         }
+
         let after = digest_of_user(pool, &user).await;
         if before != after {
             let changed = before.keys().filter(|t| before.get(*t) != after.get(*t));
@@ -451,26 +476,29 @@ async fn the_things_of_a_colleague_do_not_exist() {
             panic!("{} changed {changed:?} of a colleague", operation.name());
         }
     }
+
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
     relieve(&app.context, &app, &victim).await;
     app.drop_jobs().await;
     app.finish().await;
 }
 
-/// The victim's own people find the things, so what strangers were told was about them.
+/// Checks that `victim` can read the resources, so that the 404s before were about access.
 async fn relieve(context: &Context, client: &Client, victim: &Player) {
-    let things = victim.things(context, client).await;
+    let path_ids = victim.things(context, client).await;
     let document = Document::of_this_build();
-    let about_things = document.operations();
+    let reads = document.operations();
     let table = table();
-    let about_things = about_things.iter().filter(|operation| {
+    let reads = reads.iter().filter(|operation| {
         operation.method == Method::GET
             && names_a_thing(operation)
             && table[&operation.name()].contains(victim.who.word())
     });
-    for operation in about_things {
-        let (status, text) = knock(client, victim, operation, &things).await;
-        // What nobody works on here is not ready, but it is there.
+
+    for operation in reads {
+        let (status, text) = knock(client, victim, operation, &path_ids).await;
+        // Without workers an export is not ready (409), but it exists.
         let found = status.is_success() || status == StatusCode::CONFLICT;
         assert!(found, "{}: {status} {text}", operation.name());
     }
@@ -479,12 +507,12 @@ async fn relieve(context: &Context, client: &Client, victim: &Player) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_things_of_another_organisation_do_not_exist() {
     let app = quiet().await;
-    let player = async |who, org| Player::new(&app.context, app.carrier.url(), who, org).await;
-    let victim = player(Who::OrgAdmin, "Victim").await;
+    let actor = async |kind, org| Player::new(&app.context, app.carrier.url(), kind, org).await;
+    let victim = actor(Who::OrgAdmin, "Victim").await;
     let strangers = [
-        player(Who::User, "Stranger").await,
-        player(Who::OrgAdmin, "Rival").await,
-        player(Who::Key, "Robot").await,
+        actor(Who::User, "Stranger").await,
+        actor(Who::OrgAdmin, "Rival").await,
+        actor(Who::Key, "Robot").await,
     ];
     besiege(&app.context, &app, &strangers, &victim).await;
     relieve(&app.context, &app, &victim).await;
@@ -497,12 +525,12 @@ async fn row_level_security_alone_keeps_organisations_apart() {
     let app = quiet().await;
     let blind = Beside::start(&app, "scope.blind=1").await;
     let client = Client::new(blind.url.clone(), app.tenant.clone());
-    let player = async |who, org| Player::new(&app.context, app.carrier.url(), who, org).await;
-    let victim = player(Who::OrgAdmin, "Victim").await;
+    let actor = async |kind, org| Player::new(&app.context, app.carrier.url(), kind, org).await;
+    let victim = actor(Who::OrgAdmin, "Victim").await;
     let strangers = [
-        player(Who::User, "Stranger").await,
-        player(Who::OrgAdmin, "Rival").await,
-        player(Who::Key, "Robot").await,
+        actor(Who::User, "Stranger").await,
+        actor(Who::OrgAdmin, "Rival").await,
+        actor(Who::Key, "Robot").await,
     ];
     besiege(&app.context, &client, &strangers, &victim).await;
     relieve(&app.context, &client, &victim).await;

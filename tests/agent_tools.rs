@@ -1,4 +1,4 @@
-//! What agents have besides their words: tools, and rules of post-call analysis.
+//! Tools and post-call analysis rules of agents.
 
 use peal_shared::access::Role;
 use reqwest::Method;
@@ -53,8 +53,10 @@ async fn an_agent_is_given_tools_and_loses_them() {
         tool(&app, "cancel").await,
         server(&app).await,
     );
+
     let path = of_agent(&app, "tools");
     assert_eq!(app.get(&path).await.expect(200), json!([]));
+
     let given = app
         .post(
             &path,
@@ -71,7 +73,7 @@ async fn an_agent_is_given_tools_and_loses_them() {
     assert_eq!(ids(&given, "when"), ["during_call", "post_call"]);
     assert_eq!(given[0]["param_defaults"], json!({"shop": "north"}));
 
-    // The same again changes the mapping and adds none.
+    // Posting the same tool again changes its mapping and adds none.
     let again = json!([{"tool_id": find, "tool_type": "endpoint", "enabled": false}]);
     let again = app.post(&path, again).await.expect(200);
     assert_eq!(again.as_array().map(Vec::len), Some(2));
@@ -88,12 +90,17 @@ async fn an_agent_is_given_tools_and_loses_them() {
         .await
         .expect(200);
     assert_eq!(ids(&set, "tool_id"), [cancel.clone(), find.clone()]);
-    assert_eq!(set[1]["id"], given[0]["id"], "what stays keeps its id");
+    assert_eq!(
+        set[1]["id"], given[0]["id"],
+        "a mapping that stays keeps its id"
+    );
+
     let one = format!("{path}/{}", find.as_str().expect("an id"));
     answer(app.request(Method::DELETE, &one)).await.expect(200);
     answer(app.request(Method::DELETE, &one)).await.expect(404);
     let none = answer(app.request(Method::PATCH, &path).json(&json!([]))).await;
     assert_eq!(none.expect(200), json!([]));
+
     let log = "select count(*) from audit_log where action like 'agent.%'";
     assert_eq!(app.count(log).await, 5);
     app.finish().await;
@@ -107,10 +114,12 @@ async fn a_wrong_list_of_tools_changes_nothing() {
     app.post(&path, json!([{"tool_id": find, "tool_type": "endpoint"}]))
         .await
         .expect(200);
+
     let stranger = app.another_tenant("Other").await;
     let theirs = app.request_as(&stranger, Method::POST, TOOLS);
     let body = json!({"name": "theirs", "description": "b", "url": "https://shop.test"});
     let theirs = answer(theirs.json(&body)).await.expect(201)["id"].clone();
+
     for (body, status) in [
         (
             json!([{"tool_id": find, "tool_type": "endpoint"}, {"tool_id": theirs, "tool_type": "endpoint"}]),
@@ -134,7 +143,9 @@ async fn a_wrong_list_of_tools_changes_nothing() {
                 .expect(status);
         }
     }
+
     assert_eq!(ids(&app.get(&path).await.expect(200), "tool_id"), [find]);
+
     for method in [Method::GET, Method::PATCH, Method::POST] {
         let request = app.request_as(&stranger, method, &path).json(&json!([]));
         answer(request).await.expect(404);
@@ -148,6 +159,7 @@ async fn a_deleted_agent_holds_no_tool_and_no_rule() {
     let find = tool(&app, "find").await;
     let given = json!([{"tool_id": find, "tool_type": "endpoint"}]);
     app.post(&of_agent(&app, "tools"), given).await.expect(200);
+
     let rule = app.post(RULES, intent()).await.expect(200);
     let attached = answer(
         app.request(Method::PUT, &of_agent(&app, "post-analysis/attached-rules"))
@@ -155,10 +167,12 @@ async fn a_deleted_agent_holds_no_tool_and_no_rule() {
     )
     .await;
     attached.expect(200);
+
     let agent = format!("/api/v1/agents/{}?force_delete=true", app.tenant.agent);
     answer(app.request(Method::DELETE, &agent))
         .await
         .expect(200);
+
     for path in [
         format!("{TOOLS}/{}", find.as_str().expect("an id")),
         format!("{RULES}/{}", rule["id"].as_str().expect("an id")),
@@ -179,6 +193,7 @@ async fn what_is_in_use_goes_only_by_force() {
     app.post(&path, both).await.expect(200);
     let rule = json!({"name": "Tell", "analysis_type": "integration", "tool_id": find});
     let rule = app.post(RULES, rule).await.expect(200);
+
     let definition = format!("{TOOLS}/{}", find.as_str().expect("an id"));
     let refused = answer(app.request(Method::DELETE, &definition))
         .await
@@ -226,7 +241,7 @@ async fn what_is_in_use_goes_only_by_force() {
     app.finish().await;
 }
 
-/// A rule that finds out what somebody wants.
+/// A rule that extracts the intent of the person called.
 fn intent() -> Value {
     json!({
         "name": "Intent", "analysis_type": "structured_output", "prompt": "What do they want?",
@@ -242,6 +257,7 @@ async fn a_rule_is_kept_changed_copied_and_deleted() {
     let path = format!("{RULES}/{}", rule["id"].as_str().expect("an id"));
     assert_eq!(app.get(&path).await.expect(200), rule);
     assert_eq!(app.get(RULES).await.expect(200), json!([rule]));
+
     let mut change = body.clone();
     change["name"] = json!("Wish");
     change["is_active"] = json!(false);
@@ -252,6 +268,7 @@ async fn a_rule_is_kept_changed_copied_and_deleted() {
         (&changed["name"], &changed["is_active"]),
         (&json!("Wish"), &json!(false))
     );
+
     let copy = app
         .post(&format!("{path}/duplicate"), json!({}))
         .await
@@ -283,6 +300,7 @@ async fn a_rule_is_kept_changed_copied_and_deleted() {
 async fn a_field_of_a_rule_that_is_wrong_is_named() {
     let app = quiet().await;
     let body = intent();
+
     for (change, at) in [
         (json!({"name": " "}), "name"),
         (json!({"prompt": null}), "prompt"),
@@ -311,6 +329,7 @@ async fn a_field_of_a_rule_that_is_wrong_is_named() {
         let refused = app.post(RULES, odd).await.expect(422);
         assert_eq!(refused["errors"][0]["loc"][1], at, "{refused}");
     }
+
     let foreign =
         json!({"name": "a", "analysis_type": "integration", "tool_id": uuid::Uuid::nil()});
     app.post(RULES, foreign).await.expect(404);
@@ -325,6 +344,7 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
         let body = json!({"name": name, "analysis_type": "summary", "prompt": "Sum up"});
         rules.push(app.post(RULES, body).await.expect(200)["id"].clone());
     }
+
     let (attach, attached) = (
         of_agent(&app, "post-analysis"),
         of_agent(&app, "post-analysis/attached-rules"),
@@ -343,8 +363,10 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
             .as_array()
             .map(Vec::len)
     };
+
     let set = put(json!([rules[2], rules[0]])).await.expect(200);
     assert_eq!(ids(&set, "name"), ["c", "a"]);
+
     let row = json!({"agent_id": app.tenant.agent, "rule_id": rules[1]});
     let row = app.post(&attach, row).await.expect(200);
     assert_eq!(row["sort_order"], 2);
@@ -352,6 +374,7 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
         app.get(&id_list).await.expect(200),
         json!([rules[2], rules[0], rules[1]])
     );
+
     let first = json!({"agent_id": app.tenant.agent, "rule_id": rules[1], "sort_order": 0});
     assert_eq!(app.post(&attach, first).await.expect(200)["id"], row["id"]);
     assert_eq!(
@@ -366,6 +389,7 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
     );
     put(json!([rules[0], uuid::Uuid::nil()])).await.expect(404);
     put(json!([rules[0], rules[0]])).await.expect(422);
+
     let stranger = app.another_tenant("Other").await;
     let theirs = app.request_as(&stranger, Method::PUT, &attached);
     answer(theirs.json(&json!({"rule_ids": []})))
@@ -376,6 +400,7 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
             .await
             .expect(404);
     }
+
     assert_eq!(count().await, Some(3));
     let gone = format!("{RULES}/{}", rules[2].as_str().expect("an id"));
     answer(app.request(Method::DELETE, &gone)).await.expect(200);
@@ -392,10 +417,12 @@ async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
         tool(&app, "cancel").await,
         server(&app).await,
     );
+
     let colleague = member(&app, "colleague@example.com", Role::User).await;
     let body = json!({"name": "theirs", "description": "does it", "url": "https://shop.test"});
     let theirs = ask(&app, &colleague, Method::POST, TOOLS, body).await;
     let theirs = theirs.expect(201)["id"].clone();
+
     let given = json!([
         {"tool_id": find, "tool_type": "endpoint", "order": 2, "param_defaults": {"shop": "north"}},
         {"tool_id": theirs, "tool_type": "endpoint", "order": 1},
@@ -403,6 +430,7 @@ async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
         {"tool_id": cancel, "tool_type": "endpoint", "order": 0, "enabled": false},
     ]);
     let given = app.post(&of_agent(&app, "tools"), given).await.expect(200);
+
     let mut rules = Vec::new();
     for name in ["a", "b"] {
         let body = json!({"name": name, "analysis_type": "summary", "prompt": "Sum up"});
@@ -412,6 +440,7 @@ async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
     let rule = ask(&app, &colleague, Method::POST, RULES, body).await;
     rules.push(rule.expect(200)["id"].clone());
     rules.reverse();
+
     let attached = app.request(Method::PUT, &of_agent(&app, "post-analysis/attached-rules"));
     let attached = answer(attached.json(&json!({ "rule_ids": rules }))).await;
     attached.expect(200);
@@ -425,9 +454,11 @@ async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
         let rules = format!("{base}/post-analysis/attached-rule-ids");
         (tools, app.get(&rules).await.expect(200))
     };
-    let (tools, ruled) = copied().await;
-    assert_eq!(ruled, json!(rules));
-    let told = |list: &Value| {
+
+    let (tools, copied_rules) = copied().await;
+    assert_eq!(copied_rules, json!(rules));
+
+    let without_ids = |list: &Value| {
         let mut list = list.as_array().expect("a list").clone();
         for tool in &mut list {
             let fields = tool.as_object_mut().expect("an object");
@@ -435,16 +466,17 @@ async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
         }
         list
     };
-    assert_eq!(told(&tools), told(&given));
+    assert_eq!(without_ids(&tools), without_ids(&given));
     assert_ne!(ids(&tools, "id"), ids(&given, "id"));
-    // Who is an administrator no more sees their own things only.
+
+    // After the demotion the owner sees only their own tools and rules.
     run(
         &app,
         "update users set role = 'user' where email = 'acme@example.com'",
     )
     .await;
-    let (tools, ruled) = copied().await;
+    let (tools, copied_rules) = copied().await;
     assert_eq!(ids(&tools, "tool_id"), [cancel, shop, find]);
-    assert_eq!(ruled, json!(rules[1..]));
+    assert_eq!(copied_rules, json!(rules[1..]));
     app.finish().await;
 }

@@ -1,4 +1,4 @@
-//! Outgoing webhooks of agents and what they prove themselves with; noises behind the voice.
+//! Outgoing webhooks of agents and their credentials; background noises.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ fn secrets() -> Credentials {
     }
 }
 
-/// A change of the outgoing webhook alone.
+/// Changes only the outgoing webhook.
 async fn put(app: &App, id: &str, outgoing: Value) -> Answer {
     let part = json!({"agent_specific_config": {"webhooks": {"outgoing": outgoing}}});
     ask(app, &app.tenant, Method::PUT, &format!("{BASE}/{id}"), part).await
@@ -52,7 +52,7 @@ fn id(agent: &Value) -> &str {
     agent["agent"]["id"].as_str().expect("an id")
 }
 
-/// What is sealed for an agent.
+/// Unsealed webhook credentials of an agent.
 async fn stored(app: &App, agent: &str) -> Option<Credentials> {
     let (org, id, sealed): (OrgId, AgentId, Option<Vec<u8>>) =
         sqlx::query_as("select org_id, id, webhook_credentials from agents where id::text = $1")
@@ -66,7 +66,7 @@ async fn stored(app: &App, agent: &str) -> Option<Credentials> {
     })
 }
 
-/// Where errors are, below the outgoing webhook.
+/// Locations of errors, relative to the outgoing webhook.
 fn places(refused: &Value) -> Vec<String> {
     let errors = refused["errors"].as_array().expect("errors").iter();
     let places = errors.map(|error| {
@@ -91,6 +91,7 @@ async fn secrets_of_a_webhook_are_sealed_masked_and_stay_with_its_server() {
         outgoing(&made)["auth"],
         json!({"type": "bearer", "token": MASK})
     );
+
     let path = format!("{BASE}/{}", id(&made));
     assert_eq!(app.get(&path).await.expect(200), made);
     assert_eq!(stored(&app, id(&made)).await, Some(secrets()));
@@ -98,7 +99,7 @@ async fn secrets_of_a_webhook_are_sealed_masked_and_stay_with_its_server() {
         "select count(*) from agents a where a::text like '%123456%' or a::text like '%X-Source%'";
     assert_eq!(app.count(plain).await, 0);
 
-    // What is left out, or goes back with its masks, stays.
+    // Secrets that are left out or sent back masked stay.
     for part in [
         json!({"retry_count": 5}),
         json!({"url": "https://crm.example.com/v2/calls"}),
@@ -107,7 +108,7 @@ async fn secrets_of_a_webhook_are_sealed_masked_and_stay_with_its_server() {
         put(&app, id(&made), part.clone()).await.expect(200);
         assert_eq!(stored(&app, id(&made)).await, Some(secrets()), "{part}");
     }
-    // To another server nothing goes along.
+    // Masked secrets are not sent to another server.
     for url in [
         "https://evil.example.com/calls",
         "https://crm.example.com:8443/calls",
@@ -119,6 +120,7 @@ async fn secrets_of_a_webhook_are_sealed_masked_and_stay_with_its_server() {
         assert_eq!(refused["errors"][0]["type"], "masked");
     }
     assert_eq!(outgoing(&app.get(&path).await.expect(200)), outgoing(&made));
+
     let moved = json!({
         "url": "https://other.example.com", "headers": {"x-api-key": "key-2", "X-Source": null},
         "auth": {"type": "basic", "username": "peal", "password": "password-2"},
@@ -133,6 +135,7 @@ async fn secrets_of_a_webhook_are_sealed_masked_and_stay_with_its_server() {
         },
     };
     assert_eq!(stored(&app, id(&made)).await, Some(wanted));
+
     let gone = put(&app, id(&made), Value::Null).await.expect(200);
     assert_eq!(*outgoing(&gone), Value::Null);
     assert_eq!(stored(&app, id(&made)).await, None);
@@ -144,6 +147,7 @@ async fn secrets_of_a_webhook_are_sealed_masked_and_stay_with_its_server() {
 async fn a_mask_finds_its_header_in_other_letters_and_nulls_remove_what_there_is() {
     let app = quiet().await;
     let made = app.post(BASE, body()).await.expect(201);
+
     for name in ["x-api-key", "X-Api-Key"] {
         let part = json!({"headers": {name: MASK}});
         let changed = put(&app, id(&made), part).await.expect(200);
@@ -151,11 +155,13 @@ async fn a_mask_finds_its_header_in_other_letters_and_nulls_remove_what_there_is
         assert_eq!(outgoing(&changed)["headers"], shown);
     }
     assert_eq!(stored(&app, id(&made)).await, Some(secrets()));
+
     let open = put(&app, id(&made), json!({"auth": null}))
         .await
         .expect(200);
     assert_eq!(outgoing(&open)["auth"], json!({"type": "none"}));
     assert_eq!(outgoing(&open)["headers"], outgoing(&made)["headers"]);
+
     let bare = json!({"headers": null});
     let bare = put(&app, id(&made), bare).await.expect(200);
     assert_eq!(outgoing(&bare)["headers"], json!({}));
@@ -196,6 +202,8 @@ async fn what_a_webhook_cannot_prove_itself_with_is_named() {
 async fn an_agent_whose_address_or_noise_is_good_no_more_changes_otherwise() {
     let app = quiet().await;
     let made = app.post(BASE, body()).await.expect(201);
+
+    // 1. Store an address and a noise that are not valid.
     sqlx::query(
         r#"update agents
            set specific_config = jsonb_set(
@@ -207,6 +215,8 @@ async fn an_agent_whose_address_or_noise_is_good_no_more_changes_otherwise() {
     .execute(&app.context.pool)
     .await
     .expect("an old agent");
+
+    // 2. Other changes still work.
     let path = format!("{BASE}/{}", id(&made));
     let rename = json!({"agent": {"name": "Other"}});
     let changed = ask(&app, &app.tenant, Method::PUT, &path, rename)
@@ -216,8 +226,10 @@ async fn an_agent_whose_address_or_noise_is_good_no_more_changes_otherwise() {
     put(&app, id(&made), json!({"retry_count": 1}))
         .await
         .expect(200);
+
     let refused = put(&app, id(&made), json!({"url": "https://127.0.0.1/other"})).await;
     assert_eq!(places(&refused.expect(422)), ["url"]);
+
     let copy = ask(
         &app,
         &app.tenant,
@@ -253,7 +265,7 @@ async fn a_noise_is_one_of_those_that_are_listed() {
     let error = &refused["errors"][0];
     let loc = json!(["body", "agent_specific_config", "background_noise_id"]);
     assert_eq!(error["loc"], loc);
-    let told = error["msg"].as_str().expect("a text");
-    assert!(told.contains("GET /api/v1/noise-assets"), "{told}");
+    let message = error["msg"].as_str().expect("a text");
+    assert!(message.contains("GET /api/v1/noise-assets"), "{message}");
     app.finish().await;
 }

@@ -1,4 +1,4 @@
-//! Agents: every setting, who may see and change them, and what a running batch forbids.
+//! Agents: settings, access, and changes that a running batch forbids.
 
 use peal_shared::access::Role;
 use reqwest::Method;
@@ -30,6 +30,7 @@ fn everything() -> Value {
             "first_response_message": "Hello {{name}}", "apply_noise_reduction": true, "machine_detection": true,
             "hipaa_compliance": true,
         },
+
         "agent_model_config": {
             "model_name": "gpt-4.1-mini", "temperature": 0.7, "max_tokens": 256, "system_prompt": "Be brief, {{name}}.",
         },
@@ -38,10 +39,12 @@ fn everything() -> Value {
             "voice_parameters": {"rate": "slow", "effects": {"echo": 1}},
         },
         "transcriber_config": {"transcriber_model_name": "nova-2", "language": "en-GB"},
+
         "vad_config": {
             "vad_provider_id": "silero", "threshold": 0.4, "min_speech_duration_ms": 200,
             "min_silence_duration_ms": 400, "max_allowed_silence_duration": 30, "sampling_rate": 8000,
         },
+
         "agent_specific_config": {
             "session_timeout": 300, "end_of_speech_timeout": 0.75, "llm_conversation_stop_enabled": true,
             "auto_terminate_call": true, "max_output_tokens": 200, "timezone": "Europe/London",
@@ -69,8 +72,10 @@ async fn every_setting_of_an_agent_comes_back_as_it_was_sent() {
     let made = app.post(BASE, everything()).await.expect(201);
     assert_eq!(made["validation_status"], "valid");
     let id = made["agent"]["id"].as_str().expect("an id");
+
     let shown = app.get(&format!("{BASE}/{id}")).await.expect(200);
     assert_eq!(shown, made);
+
     let sent = everything();
     for (name, value) in sent["agent"].as_object().expect("an object") {
         assert_eq!(&shown["agent"][name], value, "{name}");
@@ -84,7 +89,8 @@ async fn every_setting_of_an_agent_comes_back_as_it_was_sent() {
     ] {
         assert_eq!(shown["configurations"][section], sent[section], "{section}");
     }
-    // What dialling reads stands in its own column and nowhere else.
+
+    // Settings that dialling reads are in their own columns and nowhere else.
     let doubled = app
         .count(
             "select count(*) from agents
@@ -93,6 +99,7 @@ async fn every_setting_of_an_agent_comes_back_as_it_was_sent() {
         )
         .await;
     assert_eq!(doubled, 0);
+
     let read = app
         .count(
             "select count(*) from agents
@@ -102,6 +109,7 @@ async fn every_setting_of_an_agent_comes_back_as_it_was_sent() {
         )
         .await;
     assert_eq!(read, 1);
+
     assert_eq!(audited(&app, id).await, ["agent.create"]);
     app.finish().await;
 }
@@ -116,7 +124,9 @@ async fn a_simple_agent_has_every_default() {
         )
         .await
         .expect(201);
+
     let agent = &made["agent"];
+
     assert_eq!(agent["name"], "Quick");
     assert_eq!(
         (
@@ -142,7 +152,8 @@ async fn a_simple_agent_has_every_default() {
             },
         })
     );
-    // An agent that was set up otherwise reads the same way.
+
+    // An agent created by another route has the same defaults.
     let theirs = app
         .get(&format!("{BASE}/{}", app.tenant.agent))
         .await
@@ -172,8 +183,9 @@ async fn everything_wrong_with_an_agent_is_told_at_once() {
             "webhooks": {"outgoing": {"url": "http://user:pw@example.com", "retry_count": 11}},
         },
     });
+
     let problem = app.post(BASE, wrong).await.expect(422);
-    let mut told: Vec<String> = problem["errors"]
+    let mut fields: Vec<String> = problem["errors"]
         .as_array()
         .expect("errors")
         .iter()
@@ -185,10 +197,11 @@ async fn everything_wrong_with_an_agent_is_told_at_once() {
             loc.join(".")
         })
         .collect();
-    told.sort_unstable();
+    fields.sort_unstable();
+
     let specific = "agent_specific_config";
     assert_eq!(
-        told,
+        fields,
         [
             "agent.description".to_owned(),
             "agent.name".to_owned(),
@@ -220,6 +233,7 @@ async fn a_webhook_leads_to_no_address_that_is_closed() {
     let app = quiet().await;
     let made = app.post(BASE, everything()).await.expect(201);
     let id = made["agent"]["id"].as_str().expect("an id");
+
     let long = format!("https://crm.example.com/{}", "a".repeat(2000));
     for url in [
         "https://169.254.169.254/latest",
@@ -235,6 +249,7 @@ async fn a_webhook_leads_to_no_address_that_is_closed() {
     ] {
         let part = json!({"agent_specific_config": {"webhooks": {"outgoing": {"url": url}}}});
         let refused = put(&app, id, true, part.clone()).await.expect(422);
+
         let loc = json!([
             "body",
             "agent_specific_config",
@@ -243,10 +258,12 @@ async fn a_webhook_leads_to_no_address_that_is_closed() {
             "url"
         ]);
         assert_eq!(refused["errors"][0]["loc"], loc, "{url}");
+
         let mut body = everything();
         body["agent_specific_config"]["webhooks"]["outgoing"]["url"] = json!(url);
         app.post(BASE, body).await.expect(422);
     }
+
     assert_eq!(app.get(&format!("{BASE}/{id}")).await.expect(200), made);
     app.finish().await;
 }
@@ -278,6 +295,7 @@ async fn a_field_that_is_not_there_or_not_known_is_named() {
             .last();
         assert_eq!(loc, Some(&json!(field)), "{problem}");
     }
+
     assert_eq!(app.count("select count(*) from agents").await, 1);
     app.finish().await;
 }
@@ -287,18 +305,21 @@ async fn a_change_merges_and_an_active_agent_takes_force() {
     let app = quiet().await;
     let made = app.post(BASE, everything()).await.expect(201);
     let id = made["agent"]["id"].as_str().expect("an id");
+
     let part = json!({
         "agent": {"welcome_message": "Good day {{name}}", "is_active": true},
         "tts_config": {"voice_parameters": {"rate": null, "effects": {"reverb": 2}}},
         "agent_specific_config": {"background_noise_id": "", "webhooks": {"outgoing": {"retry_count": 5}}},
         "vad_config": null,
     });
+
     let changed = put(&app, id, false, part).await.expect(200);
     assert_eq!(
         changed["agent"]["first_response_message"],
         "Good day {{name}}"
     );
     assert_eq!(changed["agent"]["description"], "Reminds");
+
     let configurations = &changed["configurations"];
     assert_eq!(
         configurations["tts_config"]["voice_parameters"],
@@ -308,6 +329,7 @@ async fn a_change_merges_and_an_active_agent_takes_force() {
         configurations["agent_specific_config"]["background_noise_id"],
         Value::Null
     );
+
     let outgoing = &configurations["agent_specific_config"]["webhooks"]["outgoing"];
     assert_eq!(
         (&outgoing["retry_count"], &outgoing["method"]),
@@ -325,11 +347,13 @@ async fn an_active_agent_is_changed_by_force_alone() {
     body["vad_config"] = Value::Null;
     let made = app.post(BASE, body).await.expect(201);
     let id = made["agent"]["id"].as_str().expect("an id");
+
     let refused = put(&app, id, false, json!({"agent": {"name": "Other"}}))
         .await
         .expect(400);
     assert_eq!(refused["code"], "agent_active");
     assert!(refused["detail"].to_string().contains("force_update=true"));
+
     put(&app, id, true, json!({"agent": {"name": "Other"}}))
         .await
         .expect(200);
@@ -357,6 +381,7 @@ async fn a_part_of_an_agent_is_changed_by_its_own_route() {
     body["vad_config"] = Value::Null;
     let made = app.post(BASE, body).await.expect(201);
     let id = made["agent"]["id"].as_str().expect("an id");
+
     for (part, body, section) in [
         (
             "model-config",
@@ -382,6 +407,7 @@ async fn a_part_of_an_agent_is_changed_by_its_own_route() {
         let path = format!("{BASE}/{id}/{part}");
         let refused = ask(&app, &app.tenant, Method::PATCH, &path, body.clone()).await;
         assert_eq!(refused.expect(400)["code"], "agent_active", "{part}");
+
         let forced = format!("{path}?force_update=true");
         let changed = ask(&app, &app.tenant, Method::PATCH, &forced, body.clone())
             .await
@@ -393,15 +419,18 @@ async fn a_part_of_an_agent_is_changed_by_its_own_route() {
                 .unwrap_or(value);
             assert_eq!(&changed["configurations"][section][name], wanted, "{part}");
         }
+
         let odd = ask(&app, &app.tenant, Method::PATCH, &forced, json!({"odd": 1})).await;
         odd.expect(422);
     }
+
     let shown = app.get(&format!("{BASE}/{id}")).await.expect(200);
     assert_eq!(
         shown["configurations"]["agent_model_config"]["max_tokens"],
         256
     );
     assert_eq!(shown["configurations"]["vad_config"]["threshold"], 0.5);
+
     let log = audited(&app, id).await;
     assert_eq!(log.len(), 5, "{log:?}");
     let changed: Vec<String> = sqlx::query_scalar(
@@ -422,12 +451,14 @@ async fn agents_are_listed_by_pages_and_names() {
             .await
             .expect(201);
     }
+
     let names = |list: &Value| -> Vec<String> {
         let items = list.as_array().expect("a list").iter();
         items
             .filter_map(|agent| agent["name"].as_str().map(str::to_owned))
             .collect()
     };
+
     let all = app.get(BASE).await;
     assert_eq!(
         names(&all.expect(200)),
@@ -435,7 +466,9 @@ async fn agents_are_listed_by_pages_and_names() {
     );
     assert_eq!(all.headers["x-total-count"], "4");
     assert!(all.headers.get("x-truncated").is_none());
+
     let second = app.get(&format!("{BASE}?page=2&page_size=3")).await;
+
     assert_eq!(names(&second.expect(200)), ["Ada"]);
     let first = app.get(&format!("{BASE}?page_size=3")).await;
     assert_eq!(first.headers["x-truncated"], "true");
@@ -447,6 +480,7 @@ async fn agents_are_listed_by_pages_and_names() {
         names(&app.get(&format!("{BASE}?q=MM")).await.expect(200)),
         ["Summer"]
     );
+
     for odd in [
         "page=0",
         "page_size=101",
@@ -464,8 +498,9 @@ async fn agents_are_copied_counted_and_deleted() {
     let copy = app
         .post(&format!("{BASE}/{}/clone", app.tenant.agent), Value::Null)
         .await;
-    // A body that is null is none.
+    // A body of null is not an empty body.
     assert_eq!(copy.status, 422);
+
     let path = format!("{BASE}/{}/clone", app.tenant.agent);
     let copy = ask(&app, &app.tenant, Method::POST, &path, Value::Null)
         .await
@@ -475,6 +510,7 @@ async fn agents_are_copied_counted_and_deleted() {
         copy["agent"]["first_response_message"],
         "Hello {{name}}, this is Peal."
     );
+
     let named = ask(
         &app,
         &app.tenant,
@@ -492,6 +528,7 @@ async fn agents_are_copied_counted_and_deleted() {
     let refused = refused.expect(400);
     assert_eq!(refused["code"], "agent_active");
     assert!(refused["detail"].to_string().contains("force_delete=true"));
+
     let forced = format!("{path}?force_delete=true");
     let gone = ask(&app, &app.tenant, Method::DELETE, &forced, Value::Null)
         .await
@@ -501,6 +538,7 @@ async fn agents_are_copied_counted_and_deleted() {
     ask(&app, &app.tenant, Method::DELETE, &forced, Value::Null)
         .await
         .expect(404);
+
     put(&app, eve, true, json!({"agent": {"is_active": true}}))
         .await
         .expect(404);
@@ -509,6 +547,7 @@ async fn agents_are_copied_counted_and_deleted() {
         .await
         .expect(404);
     assert_eq!(audited(&app, eve).await, ["agent.clone", "agent.delete"]);
+
     let stats = app.get(&format!("{BASE}/stats")).await.expect(200);
     assert_eq!(
         stats,
@@ -553,12 +592,14 @@ async fn another_tenants_agent_does_not_exist() {
             Value::Null,
         ),
     ];
+
     for (method, path, body) in &routes {
         let theirs = ask(&app, &stranger, method.clone(), path, body.clone()).await;
         theirs.expect(404);
         let nobody = app.anonymous(method.clone(), path).json(body);
         crate::harness::app::answer(nobody).await.expect(401);
     }
+
     for path in [BASE.to_owned(), format!("{BASE}/stats")] {
         crate::harness::app::answer(app.anonymous(Method::GET, &path))
             .await
@@ -573,11 +614,13 @@ async fn a_list_shows_what_the_role_reaches() {
     let colleague = member(&app, "colleague@example.com", Role::User).await;
     let root = member(&app, "root@example.com", Role::SuperAdmin).await;
     let stranger = app.another_tenant("Other").await;
+
     let mine = ask(&app, &colleague, Method::POST, BASE, everything())
         .await
         .expect(201);
     let id = mine["agent"]["id"].as_str().expect("an id").to_owned();
     let user = mine["agent"]["user_id"].clone();
+
     // The administrator sees the member's agent, the member not the administrator's, and the
     // administrator's key neither.
     let admin = signed_in(&app, &app.tenant).await;
@@ -590,6 +633,7 @@ async fn a_list_shows_what_the_role_reaches() {
         .await
         .expect(200);
     app.get(&theirs).await.expect(404);
+
     let listed = |answer: Value| answer.as_array().expect("a list").len();
     assert_eq!(
         listed(
@@ -599,12 +643,14 @@ async fn a_list_shows_what_the_role_reaches() {
         ),
         1
     );
+
     for (who, path, count) in [
         (&admin, BASE.to_owned(), 2),
         (&admin, format!("{BASE}?scope=mine"), 1),
         (&app.tenant, BASE.to_owned(), 1),
     ] {
         let shown = ask(&app, who, Method::GET, &path, Value::Null).await;
+
         assert_eq!(listed(shown.expect(200)), count, "{path}");
     }
     assert_eq!(
@@ -615,6 +661,7 @@ async fn a_list_shows_what_the_role_reaches() {
         ),
         3
     );
+
     for (query, count) in [
         (format!("organization_ids={}", stranger.org), 1),
         (
@@ -642,13 +689,15 @@ async fn agents_are_made_for_others_by_administrators() {
     let colleague = member(&app, "colleague@example.com", Role::User).await;
     let mine = ask(&app, &colleague, Method::POST, BASE, everything()).await;
     let user = mine.expect(201)["agent"]["user_id"].clone();
-    // For somebody else: an administrator for a member, nobody else.
+
+    // Only an administrator may create an agent for a member.
     let for_member = json!({"user_id": user, "agent": {"name": "Gift"}});
     let admin = signed_in(&app, &app.tenant).await;
     let gift = ask(&app, &admin, Method::POST, BASE, for_member.clone())
         .await
         .expect(201);
     assert_eq!(gift["agent"]["user_id"], user);
+
     app.post(BASE, for_member.clone()).await.expect(403);
     let stranger = signed_in(&app, &stranger).await;
     ask(&app, &stranger, Method::POST, BASE, for_member.clone())
@@ -658,6 +707,7 @@ async fn agents_are_made_for_others_by_administrators() {
     ask(&app, &eve, Method::POST, BASE, for_member)
         .await
         .expect(403);
+
     let copied = ask(
         &app,
         &root,
@@ -678,6 +728,7 @@ async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
     app.add_people(&batch, 2).await;
     app.start_batch(&batch).await;
     let id = app.tenant.agent.to_string();
+
     let path = format!("{BASE}/{id}?force_delete=true");
     let refused = ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
         .await
@@ -690,10 +741,12 @@ async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
             .contains("A campaign"),
         "{refused}"
     );
+
     let refused = put(&app, &id, true, json!({"agent": {"is_active": false}}))
         .await
         .expect(409);
     assert_eq!(refused["code"], "agent_in_use");
+
     let refused = put(
         &app,
         &id,
@@ -709,6 +762,7 @@ async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
             .contains("{{city}}"),
         "{refused}"
     );
+
     put(
         &app,
         &id,
@@ -725,6 +779,7 @@ async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
     )
     .await
     .expect(200);
+
     let stats = app.get(&format!("{BASE}/stats")).await.expect(200);
     assert_eq!(stats["in_batches"], 1);
 
@@ -742,6 +797,7 @@ async fn a_stopped_batch_lets_its_agent_go() {
     app.add_people(&batch, 2).await;
     app.start_batch(&batch).await;
     let id = app.tenant.agent.to_string();
+
     app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
         .await
         .expect(200);
@@ -757,12 +813,14 @@ async fn a_stopped_batch_lets_its_agent_go() {
     )
     .await
     .expect(200);
-    // The batch remembers whom it spoke through.
+
+    // The batch still shows its agent.
     let shown = app
         .get(&format!("/api/v1/batch-call/{batch}"))
         .await
         .expect(200);
     assert_eq!(shown["data"]["agent_id"], id);
+
     app.start_worker(&peal_worker::Role::ALL).await;
     app.finish().await;
 }
@@ -775,6 +833,7 @@ async fn a_call_that_waits_keeps_its_agent() {
         app.tenant.agent
     );
     app.post(&path, json!({})).await.expect(202);
+
     let path = format!("{BASE}/{}?force_delete=true", app.tenant.agent);
     let refused = ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
         .await
@@ -786,6 +845,7 @@ async fn a_call_that_waits_keeps_its_agent() {
             .contains("under way"),
         "{refused}"
     );
+
     app.start_worker(&peal_worker::Role::ALL).await;
     let over = || async {
         app.count("select count(*) from calls where status <> 'final'")
@@ -793,6 +853,7 @@ async fn a_call_that_waits_keeps_its_agent() {
             == 0
     };
     eventually("the call is over", PATIENCE, over).await;
+
     ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
         .await
         .expect(200);

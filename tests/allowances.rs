@@ -1,4 +1,4 @@
-//! How often somebody may ask: each key for itself, and each address that nobody is known by.
+//! Rate limits: one for each API key, and one for each address without a valid credential.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,11 +34,13 @@ async fn a_key_that_asks_too_often_waits_and_the_others_do_not() {
         .start_api(|settings| settings.limits.limit_requests_per_sec = Some("3".to_owned()))
         .await;
     let other = app.another_tenant("Other").await;
+
     let first = client.get(MINE).await;
     first.expect(200);
     assert_eq!(told(&first, "ratelimit-limit"), 3);
     assert!(told(&first, "ratelimit-remaining") <= 2);
     assert_eq!(told(&first, "ratelimit-reset"), 1);
+
     let mut last = first;
     for _ in 0..200 {
         last = client.get(MINE).await;
@@ -46,24 +48,28 @@ async fn a_key_that_asks_too_often_waits_and_the_others_do_not() {
             break;
         }
     }
+
     let refused = last.expect(429);
     assert_eq!(refused["code"], "too_many_requests");
     assert_eq!(told(&last, "retry-after"), 1);
     assert_eq!(told(&last, "ratelimit-limit"), 3);
     assert_eq!(told(&last, "ratelimit-remaining"), 0);
+
     asked_by(&client, &other.api_key).await.expect(200);
-    // A probe has no allowance, and neither has the description.
+
+    // Probes and the OpenAPI document have no rate limit.
     for path in ["/health", "/openapi.json"] {
         let open = answer(client.anonymous(Method::GET, path)).await;
         assert_eq!(open.status, 200);
         assert!(open.headers.get("ratelimit-limit").is_none());
     }
+
     let again = || async { client.get(MINE).await.status == 200 };
-    eventually("the key may ask again", Duration::from_secs(5), again).await;
+    eventually("the key is accepted again", Duration::from_secs(5), again).await;
     app.finish().await;
 }
 
-/// A text that could be a key which somebody has brought.
+/// A random text in the form of a caller's own key.
 fn guess(n: u64) -> String {
     let mut state = n;
     let letters = (0..40).map(|_| {
@@ -81,20 +87,24 @@ async fn ten_thousand_guesses_find_nothing_and_are_slowed_down() {
     let (client, _) = app
         .start_api(|settings| settings.limits.limit_refusals_per_min = Some("60".to_owned()))
         .await;
+
     let statuses: Vec<u16> = stream::iter(0..10_000)
         .map(async |n| asked_by(&client, &guess(n)).await.status.as_u16())
         .buffer_unordered(32)
         .collect()
         .await;
+
     let mut counts = BTreeMap::new();
     for status in statuses {
         *counts.entry(status).or_insert(0) += 1;
     }
     assert_eq!(counts.keys().copied().collect::<Vec<_>>(), [401, 429]);
     assert!(counts[&401] < 500, "{counts:?}");
-    // A good key is not kept waiting by its neighbour's guesses.
+
+    // A valid key from the same address is not limited by the guesses.
     client.get(MINE).await.expect(200);
-    // One more guess is allowed every second, and may be by now.
+
+    // The limit refills one guess a second, so the next may still be allowed.
     let guess = async || answer(client.anonymous(Method::GET, MINE).bearer_auth("guess")).await;
     let mut refused = guess().await;
     for _ in 0..50 {
@@ -103,6 +113,7 @@ async fn ten_thousand_guesses_find_nothing_and_are_slowed_down() {
         }
         refused = guess().await;
     }
+
     refused.expect(429);
     assert!(told(&refused, "retry-after") >= 1);
     app.finish().await;
@@ -117,15 +128,18 @@ async fn behind_a_trusted_proxy_everybody_has_an_address_of_their_own() {
             settings.proxies.trusted_proxies = Some("127.0.0.1".to_owned());
         })
         .await;
+
     let from = async |address: &str| {
         let request = client.anonymous(Method::GET, MINE);
         let answer = answer(request.header("x-forwarded-for", address)).await;
         answer.status.as_u16()
     };
+
     assert_eq!(from("198.51.100.1").await, 401);
     assert_eq!(from("198.51.100.1").await, 429);
     assert_eq!(from("203.0.113.7, 198.51.100.1").await, 429);
     assert_eq!(from("198.51.100.2").await, 401);
+
     let named = client
         .request(Method::POST, "/api/v1/agents/simple")
         .header("x-forwarded-for", "198.51.100.9")
@@ -133,7 +147,8 @@ async fn behind_a_trusted_proxy_everybody_has_an_address_of_their_own() {
     answer(named).await.expect(201);
     let log = "select count(*) from audit_log where host(ip) = '198.51.100.9'";
     assert_eq!(app.count(log).await, 1);
-    // Whoever is trusted by nobody says what they like.
+
+    // Without a trusted proxy the header is ignored.
     let direct = app
         .request(Method::POST, "/api/v1/agents/simple")
         .header("x-forwarded-for", "198.51.100.9")

@@ -1,4 +1,4 @@
-//! API keys: made by sessions, shown once, ended at once.
+//! API keys: created by sessions, shown once, revoked within a second.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ async fn by_key(client: &Client, key: &str, method: Method, path: &str) -> Answe
     answer(client.anonymous(method, path).header("x-api-key", key)).await
 }
 
-/// Makes a key; answers it with its text.
+/// Creates a key; returns the response and the key's text.
 async fn make(person: &Person<'_>, body: Value) -> (Value, String) {
     let made = person.send(Method::POST, KEYS, body).await.expect(200)["api_key"].clone();
     let text = made["api_key"].as_str().unwrap_or_default().to_owned();
@@ -33,12 +33,14 @@ async fn a_key_is_shown_once_and_ends_within_a_second_without_redis() {
     let mut app = quiet().await;
     let (other, _) = app.start_api(|settings| settings.redis_url = None).await;
     let app = app;
+
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let (made, text) = make(&bob, json!({"name": "CRM"})).await;
     assert!(text.starts_with("peal_live_") && text.len() == 59, "{text}");
     assert_eq!(made["key_prefix"], text[..14]);
     assert_eq!(made["last4"], text[text.len() - 4..]);
     by_key(&other, &text, Method::GET, MINE).await.expect(200);
+
     let listed = bob.get(&format!("{KEYS}/fetch")).await.expect(200);
     assert_eq!(listed.as_array().map(Vec::len), Some(1));
     assert!(!listed.to_string().contains(&text));
@@ -49,6 +51,7 @@ async fn a_key_is_shown_once_and_ends_within_a_second_without_redis() {
             .expect(200),
         listed
     );
+
     let exists = json!({"user_id": bob.id, "provider_name": "milli_chat_ai"});
     let exists = async || {
         bob.send(Method::POST, &format!("{KEYS}/exists"), exists.clone())
@@ -71,8 +74,8 @@ async fn a_key_is_shown_once_and_ends_within_a_second_without_redis() {
 
     bob.delete(&path).await.expect(200);
     let ask = || async {
-        let told = by_key(&other, &text, Method::GET, MINE).await;
-        told.status.as_u16()
+        let response = by_key(&other, &text, Method::GET, MINE).await;
+        response.status.as_u16()
     };
     refused_within_a_second(Instant::now(), ask).await;
     assert_eq!(exists().await, json!(false));
@@ -85,6 +88,7 @@ async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
     let app = quiet().await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::User).await;
+
     let brought = "Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gA";
     let (made, text) = make(&bob, json!({"api_key": brought, "user_id": bob.id})).await;
     assert_eq!(
@@ -92,6 +96,7 @@ async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
         ("", &json!(""), &json!("F4gA"))
     );
     by_key(&app, brought, Method::GET, MINE).await.expect(200);
+
     let taken = eve
         .send(Method::POST, KEYS, json!({"api_key": brought}))
         .await
@@ -102,7 +107,8 @@ async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
         .expect(422);
     assert_eq!(taken["errors"], weak["errors"]);
     assert_eq!(taken["detail"], weak["detail"]);
-    // One more attempt is allowed every twelve seconds, and may be by now.
+
+    // The limit refills one attempt every twelve seconds, so the next may still be allowed.
     let attempt = async || {
         eve.send(Method::POST, KEYS, json!({"api_key": "password"}))
             .await
@@ -115,18 +121,21 @@ async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
         tried = attempt().await;
     }
     tried.expect(429);
-    // Nothing keeps the secret, and an answer that is given again does not show one.
+
+    // No table stores the secret, and a replayed response does not show it.
     let request = || {
         let request = app.anonymous(Method::POST, KEYS).bearer_auth(&bob.token);
         request
             .header("Idempotency-Key", "k-1")
             .json(&json!({"name": "once"}))
     };
+
     let first = answer(request()).await.expect(200);
     let again = answer(request()).await.expect(200);
     assert_eq!(first["api_key"]["id"], again["api_key"]["id"]);
     let shown = first["api_key"]["api_key"].as_str().expect("a key");
     assert!(again["api_key"].get("api_key").is_none());
+
     for secret in [shown, brought] {
         let kept: bool = sqlx::query_scalar(
             "select exists (select from idempotency_keys where body::text like '%' || $1 || '%')
@@ -136,7 +145,7 @@ async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
         .bind(secret)
         .fetch_one(&app.context.pool)
         .await
-        .expect("a look");
+        .expect("a query");
         assert!(!kept);
     }
     app.finish().await;
@@ -146,6 +155,7 @@ async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
 async fn a_key_keeps_to_its_scopes_and_its_time() {
     let app = quiet().await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+
     let soon = app.context.clock.now() + chrono::TimeDelta::hours(1);
     let body = json!({"expires_at": soon, "scopes": [
         {"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "GET"},
@@ -153,6 +163,7 @@ async fn a_key_keeps_to_its_scopes_and_its_time() {
     let (made, text) = make(&bob, body).await;
     assert_eq!(made["scopes"][0]["allowed_method"], "GET");
     by_key(&app, &text, Method::GET, MINE).await.expect(200);
+
     for (method, path) in [
         (Method::POST, "/api/v1/batch-call/create"),
         (Method::GET, "/api/v1/me"),
@@ -167,15 +178,17 @@ async fn a_key_keeps_to_its_scopes_and_its_time() {
             "Forbidden: API Key does not have required scopes"
         );
     }
+
     sqlx::query("update api_keys set expires_at = now() where expires_at is not null")
         .execute(&app.context.pool)
         .await
         .expect("an update");
     let ask = || async {
-        let told = by_key(&app, &text, Method::GET, MINE).await;
-        told.status.as_u16()
+        let response = by_key(&app, &text, Method::GET, MINE).await;
+        response.status.as_u16()
     };
     refused_within_a_second(Instant::now(), ask).await;
+
     for wrong in [
         json!({"expires_at": "2020-01-01T00:00:00Z"}),
         json!({"scopes": [{"allowed_path_prefix": "api", "allowed_method": "GET"}]}),
@@ -184,7 +197,8 @@ async fn a_key_keeps_to_its_scopes_and_its_time() {
     ] {
         bob.send(Method::POST, KEYS, wrong).await.expect(422);
     }
-    // A mistyped key is refused by its checksum alone.
+
+    // A mistyped key is rejected by its checksum.
     let mut typo = text.clone();
     typo.replace_range(20..21, if &text[20..21] == "A" { "B" } else { "A" });
     by_key(&app, &typo, Method::GET, MINE).await.expect(401);
@@ -197,11 +211,13 @@ async fn keys_of_others_are_for_their_administrators() {
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+
     let (made, text) = make(&admin, json!({"user_id": bob.id, "name": "for Bob"})).await;
     let me = by_key(&app, &text, Method::GET, "/api/v1/me")
         .await
         .expect(200);
     assert_eq!(me["user_id"], bob.id);
+
     let fetch = format!("{KEYS}/fetch?user_id={}", bob.id);
     assert_eq!(admin.get(&fetch).await.expect(200)[0]["name"], "for Bob");
     eve.get(&fetch).await.expect(404);
@@ -214,6 +230,7 @@ async fn keys_of_others_are_for_their_administrators() {
     bob.get(&format!("{KEYS}/fetch/{}", admin.id))
         .await
         .expect(403);
+
     let path = format!("{KEYS}/{}", made["id"].as_str().unwrap());
     eve.delete(&path).await.expect(404);
     eve.send(Method::PATCH, &path, json!({"name": "mine"}))
@@ -235,6 +252,7 @@ async fn nobody_makes_changes_or_ends_keys_of_somebody_above_them() {
     let app = quiet().await;
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let root = Person::new(&app, "root@example.com", "Acme", AdminRole::SuperAdmin).await;
+
     let (own, text) = make(&root, json!({"name": "own"})).await;
     for body in [
         json!({"user_id": root.id}),
@@ -246,6 +264,7 @@ async fn nobody_makes_changes_or_ends_keys_of_somebody_above_them() {
             "Forbidden: this user's role is above yours"
         );
     }
+
     let path = format!("{KEYS}/{}", own["id"].as_str().unwrap());
     for path in [path.clone(), format!("{path}?user_id={}", root.id)] {
         admin
@@ -254,11 +273,13 @@ async fn nobody_makes_changes_or_ends_keys_of_somebody_above_them() {
             .expect(403);
         admin.delete(&path).await.expect(403);
     }
+
     by_key(&app, &text, Method::GET, MINE).await.expect(200);
     assert_eq!(app.count("select count(*) from api_keys").await, 2);
     let made = "select count(*) from provider_credentials";
     assert_eq!(app.count(made).await, 0);
-    // Above is one matter, beside is another: an equal's keys are an administrator's to end.
+
+    // An administrator may revoke the keys of an equal, but not of a higher role.
     let peer = Person::new(&app, "bob@example.com", "Acme", AdminRole::OrgAdmin).await;
     let (theirs, _) = make(&admin, json!({"user_id": peer.id})).await;
     let path = format!("{KEYS}/{}", theirs["id"].as_str().unwrap());
@@ -273,11 +294,13 @@ async fn nobody_makes_changes_or_ends_keys_of_somebody_above_them() {
 async fn a_promotion_does_not_reach_keys_that_were_made_before() {
     let app = quiet().await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+
     let batch = app.create_batch(json!({})).await;
     let batch = format!("/api/v1/batch-call/{batch}");
     let owner = app.get("/api/v1/me").await.expect(200)["user_id"].clone();
     let others = format!("/api/v1/batch-call/user/{}", owner.as_str().expect("an id"));
     let (_, before) = make(&bob, json!({})).await;
+
     for role in ["org_admin", "super_admin"] {
         sqlx::query("update users set role = $1 where email = 'bob@example.com'")
             .bind(role)
@@ -285,7 +308,8 @@ async fn a_promotion_does_not_reach_keys_that_were_made_before() {
             .await
             .expect("a promotion");
         bob.get(&batch).await.expect(200);
-        // Nor one that is made afterwards: keys have no rank.
+
+        // A key created after the promotion has no more rights either.
         let keys = &app.context.config.keys;
         let mut db = app.context.pool.acquire().await.expect("a connection");
         let user = bob.id.parse().expect("an id");
@@ -293,6 +317,7 @@ async fn a_promotion_does_not_reach_keys_that_were_made_before() {
             .await
             .expect("a key");
         drop(db);
+
         for key in [&before, &after] {
             let ask = async |method: Method, path: &str| {
                 let request = app.anonymous(method, path).header("x-api-key", key);
@@ -313,7 +338,7 @@ async fn a_promotion_does_not_reach_keys_that_were_made_before() {
     app.finish().await;
 }
 
-/// A tool and an MCP server, each with a secret.
+/// Creates a tool, an MCP server and a webhook, each with a secret.
 async fn add_tools(app: &App) {
     let auth = json!({"type": "bearer", "token": "a token of a tool"});
     let tool = json!({"name": "find", "description": "Finds", "url": "https://shop.invalid", "auth": auth});
@@ -333,7 +358,7 @@ async fn principal(app: &App, user: &str) -> Principal {
     let mut db = app.context.pool.acquire().await.expect("connection");
     let user = user.parse().expect("an id");
     let known = users::principal_unscoped(&mut db, user).await;
-    known.expect("a look").expect("somebody")
+    known.expect("a query").expect("a principal")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -359,6 +384,7 @@ async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
             .expect(422);
         bob.id
     };
+
     let plain =
         "select count(*) from provider_credentials where position('Zk3v'::bytea in secret) > 0";
     assert_eq!(app.count(plain).await, 0);
@@ -372,25 +398,29 @@ async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
         })
         .await;
     let app = app;
+
     let done = rotate_master_key(&rotated).await.expect("a rotation");
     assert_eq!(
         (done.trunks, done.provider_credentials, done.api_keys_left),
         (1, 1, 1)
     );
     assert_eq!((done.tools, done.mcp_servers, done.webhooks), (1, 1, 1));
-    // Keys and sessions from before go on, and a key that is used is under the new one.
+
+    // Old keys and sessions still work, and a key is rehashed under the new master key when used.
     client.get(MINE).await.expect(200);
     with_token(&client, &token, Method::GET, MINE, None)
         .await
         .expect(200);
+
     let again = rotate_master_key(&rotated).await.expect("a rotation");
     let resealed = again.trunks + again.provider_credentials + again.tools + again.mcp_servers;
     assert_eq!((resealed, again.webhooks, again.api_keys_left), (0, 0, 0));
+
     let bob = principal(&app, &user).await;
     let mut db = app.context.pool.acquire().await.expect("connection");
     let keys = &rotated.config.keys;
     let read = credentials::read(&mut db, keys, &bob.scope(), bob.user, "openai").await;
-    let read = read.expect("a look").expect("a secret");
+    let read = read.expect("a query").expect("a secret");
     assert_eq!(secrecy::ExposeSecret::expose_secret(&read), secret);
     let old = &app.context.config.keys;
     assert!(

@@ -17,11 +17,13 @@ async fn administrators_read_who_changed_what_page_by_page() {
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+
     let mut batches = Vec::new();
     for n in 0..3 {
         let named = json!({"batch_name": format!("Batch {n}")});
         batches.push(app.create_batch(named).await);
     }
+
     let first = admin
         .get(&format!("{LOG}?action=batch.create&limit=2"))
         .await
@@ -30,6 +32,7 @@ async fn administrators_read_who_changed_what_page_by_page() {
     assert_eq!(first["entries"][0]["actor_kind"], "api_key");
     assert_eq!(first["entries"][0]["ip"], "127.0.0.1");
     assert_eq!(first["entries"].as_array().map(Vec::len), Some(2));
+
     let next = first["next"].as_str().expect("another page");
     let second = format!("{LOG}?action=batch.create&limit=2&before={next}");
     let second = admin.get(&second).await.expect(200);
@@ -41,24 +44,29 @@ async fn administrators_read_who_changed_what_page_by_page() {
         .await
         .expect(200);
     assert_eq!(one["entries"].as_array().map(Vec::len), Some(1));
+
     let own = admin
         .get(&format!("{LOG}?actor_user_id={}", admin.id))
         .await
         .expect(200);
     assert_eq!(own["entries"][0]["action"], "session.open");
+
     let none = admin
         .get(&format!("{LOG}?to_date=2020-01-01T00:00:00Z"))
         .await
         .expect(200);
     assert_eq!(none["entries"], json!([]));
+
     let theirs = eve.get(LOG).await.expect(200);
     assert_eq!(
         theirs["entries"].as_array().map(Vec::len),
         Some(1),
         "{theirs}"
     );
+
     let foreign = format!("{LOG}?organization_id={}", app.tenant.org);
     assert_eq!(eve.get(&foreign).await.expect(200)["entries"], json!([]));
+
     bob.get(LOG).await.expect(403);
     for wrong in ["limit=0", "limit=201", "actor_user_id=x", "colour=red"] {
         admin.get(&format!("{LOG}?{wrong}")).await.expect(422);
@@ -66,7 +74,7 @@ async fn administrators_read_who_changed_what_page_by_page() {
     app.finish().await;
 }
 
-/// What a place of the log says of refusals, the oldest first.
+/// Refusals in the log that match a query, by action, oldest first.
 async fn refusals(person: &Person<'_>, query: &str) -> Vec<Value> {
     let mut all = Vec::new();
     for action in ["auth.refused", "login.failed", "credential.refused"] {
@@ -84,15 +92,17 @@ async fn refusals(person: &Person<'_>, query: &str) -> Vec<Value> {
     all
 }
 
-/// Is turned away for every reason there is, as somebody and as nobody. Answers the key that was revoked.
+/// Provokes every kind of refusal, with and without a known caller. Returns the revoked key.
 async fn try_everything(app: &App, bob: &Person<'_>) -> Value {
     bob.get(LOG).await.expect(403);
     let members = format!("/api/v1/wallets/orgs/{}/members", app.tenant.org);
     bob.get(&members).await.expect(403);
     app.get(LOG).await.expect(403);
+
     for email in ["bob@example.com", "stranger@example.com"] {
         login(app, email, "secret and wrong").await.expect(401);
     }
+
     let key = "peal_live_secretsecretsecret";
     let shown = app.anonymous(Method::GET, LOG).header("x-api-key", key);
     answer(shown).await.expect(401);
@@ -102,8 +112,10 @@ async fn try_everything(app: &App, bob: &Person<'_>) -> Value {
     answer(shown.header("x-request-id", "r-17"))
         .await
         .expect(401);
-    // Who shows nothing has shown nothing wrong.
+
+    // A request without a credential is not recorded.
     answer(app.anonymous(Method::GET, LOG)).await.expect(401);
+
     let keys = "/api/v1/api-keys";
     let made = bob.send(Method::POST, keys, json!({})).await.expect(200)["api_key"].clone();
     let path = format!("{keys}/{}", made["id"].as_str().expect("an id"));
@@ -111,6 +123,7 @@ async fn try_everything(app: &App, bob: &Person<'_>) -> Value {
     let key = made["api_key"].as_str().expect("a key");
     let revoked = app.anonymous(Method::GET, LOG).header("x-api-key", key);
     answer(revoked).await.expect(401);
+
     let logout = "/api/v1/auth/logout";
     bob.send(Method::POST, logout, json!({})).await.expect(200);
     bob.get(LOG).await.expect(401);
@@ -124,15 +137,18 @@ async fn whoever_is_turned_away_is_written_down_without_what_they_showed() {
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
     let root = Person::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
+
     let made = try_everything(&app, &bob).await;
     let written = || async { refusals(&root, "").await.len() == 9 };
-    eventually("it is written down", PATIENCE, written).await;
+    eventually("the refusals are recorded", PATIENCE, written).await;
+
     let ours: Vec<_> = refusals(&admin, "").await;
-    let told = |entry: &Value| {
+    let summary = |entry: &Value| {
         let words = ["action", "actor_kind", "subject_id"].map(|name| entry[name].clone());
         words.map(|word| word.as_str().expect("a text").to_owned())
     };
-    let seen: Vec<_> = ours.iter().map(told).collect();
+
+    let seen: Vec<_> = ours.iter().map(summary).collect();
     let expected = [
         ["auth.refused", "session", "GET /api/v1/audit-log"],
         [
@@ -146,24 +162,28 @@ async fn whoever_is_turned_away_is_written_down_without_what_they_showed() {
         ["credential.refused", "unproven", "GET /api/v1/audit-log"],
     ];
     assert_eq!(seen, expected.map(|entry| entry.map(str::to_owned)));
+
     assert_eq!(ours[0]["actor_user_id"], bob.id);
     assert_eq!(
         (&ours[0]["ip"], &ours[0]["left_out"]),
         (&json!("127.0.0.1"), &json!(0))
     );
     assert!(ours[2]["api_key_id"].is_string());
+
     for unproven in &ours[3..] {
         assert_eq!(unproven["actor_user_id"], bob.id);
     }
     assert_eq!(ours[4]["api_key_id"], made["id"]);
+
     assert_eq!(refusals(&eve, "").await.len(), 0);
-    let nobodys: Vec<_> = refusals(&root, "").await;
-    let nobodys: Vec<_> = nobodys
+    let anonymous: Vec<_> = refusals(&root, "").await;
+    let anonymous: Vec<_> = anonymous
         .iter()
         .filter(|entry| entry["organization_id"].is_null())
         .collect();
-    assert_eq!(nobodys.len(), 3);
-    assert!(nobodys.iter().any(|entry| entry["request_id"] == "r-17"));
+    assert_eq!(anonymous.len(), 3);
+    assert!(anonymous.iter().any(|entry| entry["request_id"] == "r-17"));
+
     let whole = "select count(*) from refusals
                  where refusals::text like '%secret%' or refusals::text like '%stranger%'";
     assert_eq!(app.count(whole).await, 0);
@@ -176,22 +196,26 @@ async fn a_flood_of_refusals_does_not_fill_the_log() {
     for _ in 0..50 {
         app.get(LOG).await.expect(403);
     }
-    // Of somebody else, behind it in the line.
+
+    // A refusal of another caller, queued after the flood.
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     bob.get(LOG).await.expect(403);
     let rows = "select count(*) from refusals where actor_kind = 'session'";
-    eventually("it is written down", PATIENCE, || async {
+    eventually("the refusal is recorded", PATIENCE, || async {
         app.count(rows).await == 1
     })
     .await;
+
     let rows = "select count(*) from refusals where actor_kind = 'api_key'";
-    // Ten, and ten more if a minute ended meanwhile, with one that counts.
+    // Ten rows a minute; a second minute adds ten and one row with the count of omitted ones.
     let written = app.count(rows).await;
     assert!((10..=21).contains(&written), "{written} rows");
+
     for change in ["update refusals set left_out = 1", "truncate refusals"] {
         let refused = sqlx::query(change).execute(&app.context.pool).await;
-        assert!(refused.is_err(), "nobody may: {change}");
+        assert!(refused.is_err(), "must be forbidden: {change}");
     }
+
     let mut tenant = app
         .context
         .pool
@@ -201,7 +225,7 @@ async fn a_flood_of_refusals_does_not_fill_the_log() {
     let refused = sqlx::query("delete from refusals")
         .execute(&mut *tenant)
         .await;
-    assert!(refused.is_err(), "a request forgets nothing");
+    assert!(refused.is_err(), "a request must not delete refusals");
     drop(tenant);
     app.finish().await;
 }
@@ -218,16 +242,18 @@ async fn refusals_are_forgotten_after_a_year_and_those_of_nobody_after_a_month()
         .execute(&app.context.pool)
         .await
         .expect("old refusals");
+
     app.start_worker(&[Role::Misc]).await;
     let left = "select count(*) from refusals";
-    eventually("the old ones are forgotten", PATIENCE, || async {
+    eventually("old refusals are deleted", PATIENCE, || async {
         app.count(left).await == 4 * 1200
     })
     .await;
+
     let known = "select count(*) from refusals where org_id is not null and target <> 'GET /401'";
     assert_eq!(app.count(known).await, 3 * 1200);
-    let nobodys = "select count(*) from refusals where org_id is null and target = 'GET /29'";
-    assert_eq!(app.count(nobodys).await, 1200);
+    let anonymous = "select count(*) from refusals where org_id is null and target = 'GET /29'";
+    assert_eq!(app.count(anonymous).await, 1200);
     app.finish().await;
 }
 
@@ -241,7 +267,7 @@ async fn refusals_are_found_by_their_route_and_not_among_changes() {
         let page = root.get(&route).await.expect(200);
         page["entries"].as_array().map(Vec::len) == Some(1)
     };
-    eventually("it is found by its route", PATIENCE, found).await;
+    eventually("the refusal is found by its route", PATIENCE, found).await;
     for none in ["batch.create", "auth.refused&subject_id=17"] {
         let page = root.get(&format!("{LOG}?action={none}")).await.expect(200);
         assert_eq!(page["entries"], json!([]), "{none}");
@@ -253,6 +279,7 @@ async fn refusals_are_found_by_their_route_and_not_among_changes() {
 async fn a_changes_digests_are_shown_and_a_bad_limit_is_found_in_the_query() {
     let app = quiet().await;
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+
     let batch = app.create_batch(json!({})).await;
     let path = format!("/api/v1/batch-call/{batch}/variables");
     for names in [json!(["a"]), json!(["b"])] {
@@ -261,13 +288,16 @@ async fn a_changes_digests_are_shown_and_a_bad_limit_is_found_in_the_query() {
             .await
             .expect(200);
     }
+
     let log = admin
         .get(&format!("{LOG}?subject_id={batch}"))
         .await
         .expect(200);
+
     let [second, first, made] = log["entries"].as_array().expect("entries").as_slice() else {
         panic!("three changes: {log}");
     };
+
     assert_eq!(made["before_digest"], Value::Null);
     assert_eq!(made["after_digest"], first["before_digest"]);
     assert_eq!(first["after_digest"], second["before_digest"]);
@@ -277,9 +307,10 @@ async fn a_changes_digests_are_shown_and_a_bad_limit_is_found_in_the_query() {
         digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()),
         "{digest}"
     );
+
     for limit in ["0", "201"] {
-        let told = admin.get(&format!("{LOG}?limit={limit}")).await.expect(422);
-        assert_eq!(told["errors"][0]["loc"], json!(["query", "limit"]));
+        let refused = admin.get(&format!("{LOG}?limit={limit}")).await.expect(422);
+        assert_eq!(refused["errors"][0]["loc"], json!(["query", "limit"]));
     }
     app.finish().await;
 }

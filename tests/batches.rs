@@ -1,4 +1,4 @@
-//! The batch-call routes, as the contract words them: envelopes, statuses, refusals.
+//! The batch-call routes of the HTTP contract: envelopes, statuses, errors.
 
 use futures::StreamExt;
 use peal_shared::trunks;
@@ -29,6 +29,7 @@ async fn a_batch_is_created_listed_changed_and_deleted() {
         .await
         .expect(201);
     assert_eq!(created["success"], true);
+
     let batch = &created["data"];
     assert_eq!(
         (
@@ -50,6 +51,7 @@ async fn a_batch_is_created_listed_changed_and_deleted() {
         assert_eq!(page["data"]["total"], 1, "{path}");
         assert_eq!(page["data"]["items"][0]["id"], id, "{path}");
     }
+
     let changed = answer(
         app.request(Method::PATCH, &format!("{BASE}/{id}/variables"))
             .json(&json!({"variable_names": ["name", "city"]})),
@@ -57,6 +59,7 @@ async fn a_batch_is_created_listed_changed_and_deleted() {
     .await
     .expect(200);
     assert_eq!(changed["data"]["variable_names"], json!(["name", "city"]));
+
     let template = app.get(&format!("{BASE}/template/{id}")).await;
     assert_eq!(template.text.trim(), "to_phonenumber,name,city");
     let status = app.get(&format!("{BASE}/{id}/status")).await.expect(200);
@@ -64,6 +67,7 @@ async fn a_batch_is_created_listed_changed_and_deleted() {
         status["data"]["status_counts"],
         json!({"not_started": 0, "calling": 0, "completed": 0, "failed": 0, "no_answer": 0, "total": 0})
     );
+
     answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
         .await
         .expect(200);
@@ -76,6 +80,7 @@ async fn a_batch_is_created_listed_changed_and_deleted() {
 async fn a_wrong_batch_is_refused_with_what_to_do() {
     let app = quiet().await;
     let good = json!({"caller_phone_id": app.tenant.phone, "agent_id": app.tenant.agent, "batch_name": "March"});
+
     let cases = [
         (json!({"batch_name": ""}), 422, "batch_name"),
         (json!({"batch_size": 0}), 422, "batch_size"),
@@ -114,11 +119,13 @@ async fn a_wrong_batch_is_refused_with_what_to_do() {
             "Agent",
         ),
     ];
+
     for (change, status, word) in cases {
         let mut body = good.clone();
         for (key, value) in change.as_object().unwrap() {
             body[key] = value.clone();
         }
+
         let refused = app.post(&format!("{BASE}/create"), body).await;
         let content_type = refused.headers["content-type"].to_str().unwrap().to_owned();
         let problem = refused.expect(status);
@@ -129,6 +136,7 @@ async fn a_wrong_batch_is_refused_with_what_to_do() {
             "{problem}"
         );
     }
+
     assert_eq!(app.count("select count(*) from call_batches").await, 0);
     app.finish().await;
 }
@@ -144,6 +152,7 @@ async fn rows_are_added_changed_and_removed_only_before_the_start() {
         {"to_phonenumber": "9.19E+11"},
         {"to_phonenumber": number(7), "variable_values": {"name": "Bob"}},
     ]});
+
     let added = app.post(&upsert, items).await.expect(200)["data"].clone();
     assert_eq!(
         (&added["inserted"], &added["duplicates"], &added["failed"]),
@@ -167,6 +176,7 @@ async fn rows_are_added_changed_and_removed_only_before_the_start() {
     answer(app.request(Method::DELETE, &format!("{BASE}/{id}/data/{row}")))
         .await
         .expect(200);
+
     let filtered = app
         .get(&format!("{BASE}/{id}/data?status=not_started"))
         .await
@@ -182,6 +192,7 @@ async fn rows_are_added_changed_and_removed_only_before_the_start() {
         .await
         .expect(409);
     assert_eq!(late["detail"], "batch already started");
+
     let path = format!("{BASE}/{id}/variables");
     answer(
         app.request(Method::PATCH, &path)
@@ -192,6 +203,7 @@ async fn rows_are_added_changed_and_removed_only_before_the_start() {
     answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
         .await
         .expect(409);
+
     sqlx::query("update call_batches set status = 'stopped'")
         .execute(&app.context.pool)
         .await
@@ -248,17 +260,20 @@ async fn rows_without_a_value_that_is_spoken_keep_a_batch_from_dialling() {
     let mut app = quiet().await;
     let id = app.create_batch(json!({"variable_names": []})).await;
     assert_eq!(app.upload(&id, &people(3)).await["inserted"], 3);
+
     let variables = format!("{BASE}/{id}/variables");
     let names = json!({"variable_names": ["name", "city"]});
     answer(app.request(Method::PATCH, &variables).json(&names))
         .await
         .expect(200);
     assert_eq!(app.upload(&id, &people(3)).await["duplicates"], 3);
+
     let readiness = async || app.get(&format!("{BASE}/{id}/readiness")).await.expect(200);
     assert_eq!(
         codes(&readiness().await["blockers"]),
         ["rows_without_values"]
     );
+
     let start = format!("{BASE}/start/{id}");
     let refused = app.post(&start, json!({})).await.expect(400);
     let words = refused["blockers"][0]["message"].as_str().expect("words");
@@ -276,10 +291,11 @@ async fn rows_without_a_value_that_is_spoken_keep_a_batch_from_dialling() {
         let changed = app.post(&upsert, items).await.expect(200);
         assert_eq!(changed["data"]["updated"], 1, "{changed}");
     }
-    // Nobody speaks of the city.
+    // The agent's message does not use the city.
     assert_eq!(readiness().await["can_start"], true);
 
     app.start_batch(&id).await;
+
     let spaces =
         "update batch_data set variable_values = jsonb_build_object('name', ' ') where row_no = 3";
     sqlx::query(spaces)
@@ -288,13 +304,14 @@ async fn rows_without_a_value_that_is_spoken_keep_a_batch_from_dialling() {
         .unwrap();
     app.start_worker(&peal_worker::Role::ALL).await;
     app.wait_for(&id, "paused").await;
+
     let why = app.status(&id).await["batch"]["status_reason"].clone();
     assert!(why.to_string().contains("no value for name"), "{why}");
     assert_eq!(app.carrier.oracle().accepted, 0);
     app.finish().await;
 }
 
-/// Every route that names a batch, with a body that would be right for its owner.
+/// Every route that names a batch, with a body that is valid for its owner.
 fn routes_of(id: &str) -> Vec<(Method, String, Value)> {
     let rows = json!({"items": [{"to_phonenumber": number(1)}]});
     let records = json!({"records": [{"to_phonenumber": number(1)}]});
@@ -327,6 +344,7 @@ async fn another_tenants_batch_does_not_exist_and_nothing_works_without_a_key() 
     let other = app.another_tenant("Other").await;
     let id = app.create_batch(json!({})).await;
     app.add_people(&id, 1).await;
+
     let send = async |tenant: Option<&Tenant>, (method, path, body): &(Method, String, Value)| {
         let mut request = match tenant {
             Some(tenant) => app.request_as(tenant, method.clone(), path),
@@ -337,16 +355,19 @@ async fn another_tenants_batch_does_not_exist_and_nothing_works_without_a_key() 
         }
         answer(request).await.status.as_u16()
     };
+
     for route in &routes_of(&id) {
         let (foreign, anonymous) = (send(Some(&other), route).await, send(None, route).await);
         assert_eq!(foreign, 404, "{route:?}");
         assert_eq!(anonymous, 401, "{route:?}");
     }
+
     let counts = app.status(&id).await["status_counts"].clone();
     assert_eq!(
         (&counts["not_started"], &counts["total"]),
         (&json!(1), &json!(1))
     );
+
     let revoked = answer(
         app.anonymous(Method::GET, &format!("{BASE}/me"))
             .header("x-api-key", "peal_live_wrong"),
@@ -373,6 +394,7 @@ async fn session_tokens_are_taken_only_as_configured() {
         .fetch_one(&app.context.pool)
         .await
         .unwrap();
+
     let now = chrono::Utc::now().timestamp();
     let good =
         json!({"sub": user, "iss": "peal", "aud": "authenticated", "iat": now, "exp": now + 600});
@@ -382,6 +404,7 @@ async fn session_tokens_are_taken_only_as_configured() {
         claims
     };
     let hs256 = jsonwebtoken::Algorithm::HS256;
+
     let me = async |token: String| {
         let request = app
             .anonymous(Method::GET, &format!("{BASE}/me"))
@@ -389,6 +412,7 @@ async fn session_tokens_are_taken_only_as_configured() {
         answer(request).await.status.as_u16()
     };
     assert_eq!(me(token(&good, JWT_SECRET, hs256)).await, 200);
+
     let refused = [
         token(&good, "another secret of thirty-two bytes..", hs256),
         token(&good, JWT_SECRET, jsonwebtoken::Algorithm::HS384),
@@ -405,6 +429,7 @@ async fn session_tokens_are_taken_only_as_configured() {
         token(&json!({"sub": user}), JWT_SECRET, hs256),
         "not.a.token".to_owned(),
     ];
+
     for token in refused {
         assert_eq!(me(token.clone()).await, 401, "{token}");
     }
@@ -455,10 +480,12 @@ async fn a_trunk_that_is_slow_is_told_from_one_that_nobody_dials_for() {
     app.add_people(&id, 3).await;
     app.start_batch(&id).await;
     app.start_worker(&[peal_worker::Role::Misc]).await;
+
     let launched = "select count(*) from call_batches where launched_at is not null";
     let is_launched = || async { app.count(launched).await == 1 };
     eventually("the batch is launched", PATIENCE, is_launched).await;
-    // A slowdown halves every ten seconds: nothing is left of it after a day.
+
+    // A slowdown halves every ten seconds, so it is gone after a day.
     for (clock, code) in [
         (
             "next_slot = now() - interval '1 hour', slowdown = 32, slowed_at = now() - interval '1 day'",
@@ -477,13 +504,15 @@ async fn a_trunk_that_is_slow_is_told_from_one_that_nobody_dials_for() {
             .execute(&app.context.pool)
             .await
             .unwrap();
-        // The watch of the last viewer may still tell what it saw.
-        let told = || async {
+
+        // The watcher of the previous stream may still report its last state.
+        let reported = || async {
             let waiting = progress(&app, &id).await["waiting"].clone();
             waiting["code"] == code && waiting["until"].is_string()
         };
-        eventually(code, PATIENCE, told).await;
+        eventually(code, PATIENCE, reported).await;
     }
+
     app.post(&format!("{BASE}/stop/{id}"), json!({}))
         .await
         .expect(200);
@@ -497,25 +526,29 @@ async fn a_batch_that_was_paused_a_moment_ago_says_so() {
         ..Options::default()
     })
     .await;
+
     let id = app.create_batch(json!({})).await;
     app.add_people(&id, 100).await;
-    // It cannot be through before it is paused.
+    // Keeps the batch from completing before it is paused.
     sqlx::query("update batch_data set due_at = now() + interval '1 hour' where row_no = 100")
         .execute(&app.context.pool)
         .await
         .unwrap();
+
     app.start_batch(&id).await;
     let dialled = || async { app.carrier.oracle().accepted >= 5 };
     eventually("some calls are made", PATIENCE, dialled).await;
     app.post(&format!("{BASE}/pause/{id}"), json!({}))
         .await
         .expect(200);
+
     let progress = progress(&app, &id).await;
     assert!(
         progress["calls_per_second"].as_f64() > Some(0.0),
         "{progress}"
     );
     assert_eq!(progress["waiting"]["code"], "paused", "{progress}");
+
     app.post(&format!("{BASE}/stop/{id}"), json!({}))
         .await
         .expect(200);
@@ -527,6 +560,7 @@ async fn a_direct_call_goes_through_the_same_line() {
     let app = App::start().await;
     let agent = app.tenant.agent;
     let path = format!("/api/call/create_call?phoneNumber=%2B12125559999&agent_id={agent}");
+
     let queued = app
         .post(&path, json!({"variable_values": {"name": "Ada"}}))
         .await
@@ -536,10 +570,12 @@ async fn a_direct_call_goes_through_the_same_line() {
         (&json!("queued"), &json!("create_call"))
     );
     assert_eq!(queued["target_number"], "+12125559999");
+
     let path = format!("/api/call/{}", queued["call_session_id"].as_str().unwrap());
     let ended = || async { app.get(&path).await.expect(200)["outcome"] == "completed" };
     eventually("the call ends", PATIENCE, ended).await;
-    // Two for one person go one after the other.
+
+    // Two calls to one number are placed one after the other.
     let path = format!("/api/call/create_call?phoneNumber=%2B12125558888&agent_id={agent}");
     for _ in 0..2 {
         app.post(&path, json!({})).await.expect(202);
@@ -556,6 +592,7 @@ async fn a_direct_call_goes_through_the_same_line() {
     )
     .await
     .expect(400);
+
     let all = || async {
         app.count("select count(*) from calls where outcome = 'completed'")
             .await
@@ -599,24 +636,27 @@ async fn a_large_upload_is_read_by_the_job_and_its_uploader_is_told() {
         csv.push_str(&format!("{},{}\n", number(n), "x".repeat(1_200)));
     }
     csv.push_str("nonsense,Nobody\n");
+
     let ingest = app.upload(&id, &csv).await;
     assert_eq!(
         (&ingest["inserted"], &ingest["failed"]),
         (&json!(1_000), &json!(1)),
         "{ingest}"
     );
+
     let path = format!(
         "{BASE}/{id}/ingests/{}/errors",
         ingest["ingest_id"].as_str().unwrap()
     );
     let errors = app.get(&path).await;
     assert!(errors.text.contains("1002"), "{}", errors.text);
-    let told = || async {
+
+    let mailed = || async {
         app.count("select count(*) from emails where sent_at is not null")
             .await
             == 1
     };
-    eventually("the uploader has mail", PATIENCE, told).await;
+    eventually("the uploader is notified", PATIENCE, mailed).await;
     app.finish().await;
 }
 

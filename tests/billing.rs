@@ -1,4 +1,4 @@
-//! Usage and what it cost, over HTTP: lists, sums and files say what was charged.
+//! Usage and its cost over HTTP: lists, sums and exports match the charges.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const BILLING: &str = "/api/v1/billing";
 const RETAIL: &str = "select sum(retail_micros)::bigint from charges";
 const BASE: &str = "select sum(base_micros)::bigint from charges";
 
-/// An app whose tenant has no money.
+/// An app whose tenant has no credit.
 async fn penniless() -> App {
     App::with(Options {
         credit: Usd::ZERO,
@@ -27,7 +27,7 @@ async fn penniless() -> App {
     .await
 }
 
-/// An app whose tenant has called some people, and paid for it.
+/// An app whose tenant has called this many people, with settled charges.
 async fn called(people: u32) -> App {
     let app = penniless().await;
     let root = root(&app).await;
@@ -42,22 +42,22 @@ async fn called(people: u32) -> App {
     assert_eq!(
         charged,
         i64::from(people),
-        "everybody answers, and is charged"
+        "every call is answered and charged"
     );
     app
 }
 
-/// Micro-dollars of an amount.
+/// Parses an amount in dollars into micro-dollars.
 fn micros(amount: &Value) -> i64 {
     let amount = amount
         .as_str()
-        .unwrap_or_else(|| panic!("{amount} is no amount"));
+        .unwrap_or_else(|| panic!("{amount} is not an amount"));
     let (whole, part) = amount.split_once('.').expect("decimal places");
     let digits: i64 = format!("{whole}{part:0<6}").parse().expect("digits");
     digits
 }
 
-/// A session's services come to its cost, and say nothing of the platform's own price.
+/// Fails unless a session's services add up to its cost and hide the platform's own price.
 #[track_caller]
 fn shows_what_is_paid(session: &Value) {
     let services = session["services"].as_array().expect("services");
@@ -72,10 +72,13 @@ async fn lists_and_sums_say_what_was_charged() {
     let app = called(7).await;
     let (retail, base) = (app.count(RETAIL).await, app.count(BASE).await);
     assert!(retail > 0);
+
     let root = root_of(&app).await;
+
     for mount in [BILLING, "/billing"] {
         let records = app.get(&format!("{mount}/usage/records")).await.expect(200);
         assert_eq!(records["total"], 7);
+
         let sessions = records["grouped_sessions"].as_array().expect("sessions");
         let sum: i64 = sessions
             .iter()
@@ -85,12 +88,14 @@ async fn lists_and_sums_say_what_was_charged() {
         for session in sessions {
             shows_what_is_paid(session);
         }
+
         let all = app.get(&format!("{mount}/usage-records")).await;
         assert!(!all.headers.contains_key("x-truncated"));
         assert_eq!(
             all.expect(200)["grouped_sessions"],
             records["grouped_sessions"]
         );
+
         let overview = app
             .get(&format!("{mount}/usage/overview"))
             .await
@@ -99,11 +104,12 @@ async fn lists_and_sums_say_what_was_charged() {
             assert_eq!(micros(&overview[part]["cost_usd"]), retail, "{part}");
             assert_eq!(overview[part]["calls"], 7);
         }
+
         for period in ["day", "week", "month", "4months", "year", "all"] {
             let path = format!("{mount}/usage/summary?time_period={period}");
-            let told = app.get(&path).await.expect(200);
-            assert_eq!(micros(&told["totals"]["cost_usd"]), retail, "{period}");
-            let buckets = told["buckets"].as_array().expect("buckets");
+            let summary = app.get(&path).await.expect(200);
+            assert_eq!(micros(&summary["totals"]["cost_usd"]), retail, "{period}");
+            let buckets = summary["buckets"].as_array().expect("buckets");
             let sum: i64 = buckets.iter().map(|one| micros(&one["cost_usd"])).sum();
             assert_eq!(sum, retail, "the buckets of {period}");
             let calls: i64 = buckets.iter().filter_map(|one| one["calls"].as_i64()).sum();
@@ -111,6 +117,7 @@ async fn lists_and_sums_say_what_was_charged() {
             let seen = root.get(&path).await.expect(200);
             assert_eq!(micros(&seen["totals"]["base_cost_usd"]), base, "{period}");
         }
+
         let one = sessions[0]["session_id"].as_str().expect("an id");
         let detail = app
             .get(&format!("{mount}/usage/sessions/{one}"))
@@ -120,6 +127,7 @@ async fn lists_and_sums_say_what_was_charged() {
         assert_eq!(detail["charges"][0]["version"], 1);
         assert_eq!(detail["held_usd"], "0.00");
     }
+
     let balance = app
         .get(&format!("{BILLING}/credit-balance"))
         .await
@@ -136,7 +144,7 @@ async fn lists_and_sums_say_what_was_charged() {
     app.finish().await;
 }
 
-/// Signs in as the platform's person that the app has already.
+/// The platform's super_admin that the app has already, with a session.
 async fn root_of(app: &App) -> Person<'_> {
     let email = "root@example.com";
     let id: String = sqlx::query_scalar("select id::text from users where email = $1")
@@ -152,9 +160,10 @@ async fn root_of(app: &App) -> Person<'_> {
 async fn usage_is_searched_and_paged() {
     let app = called(6).await;
     let get = async |query: &str| app.get(&format!("{BILLING}/usage/records?{query}")).await;
-    let ids = |told: Answer| -> Vec<String> {
-        let told = told.expect(200);
-        let sessions = told["grouped_sessions"]
+
+    let ids = |answer: Answer| -> Vec<String> {
+        let answer = answer.expect(200);
+        let sessions = answer["grouped_sessions"]
             .as_array()
             .expect("sessions")
             .clone();
@@ -163,19 +172,25 @@ async fn usage_is_searched_and_paged() {
             .map(|one| one["session_id"].as_str().expect("an id").to_owned())
             .collect()
     };
+
     let all = ids(get("").await);
+
     let mut paged = ids(get("limit=4").await);
     paged.extend(ids(get("limit=4&offset=4").await));
     assert_eq!(paged, all);
     let mut paged = ids(get("page=1&page_size=5").await);
     paged.extend(ids(get("page=2&page_size=5").await));
     assert_eq!(paged, all);
+
     assert_eq!(get("offset=100").await.expect(200)["total"], 6);
+
     for period in ["day", "week", "month", "4months", "year", "all"] {
         assert_eq!(ids(get(&format!("time_filter={period}")).await), all);
     }
+
     assert_eq!(ids(get("usage_type=calls").await), all);
     assert!(ids(get("usage_type=chat").await).is_empty());
+
     assert_eq!(
         ids(get(&format!("search={}", all[2])).await),
         [all[2].clone()]
@@ -183,6 +198,7 @@ async fn usage_is_searched_and_paged() {
     assert_eq!(ids(get("search=ada").await), all, "the agent's name");
     assert_eq!(ids(get("search=%2B12122001003").await).len(), 1, "a number");
     assert!(ids(get("search=%25").await).is_empty(), "no wildcards");
+
     for wrong in [
         "limit=0",
         "limit=201",
@@ -204,10 +220,12 @@ async fn usage_is_seen_by_whom_it_concerns() {
         .await
         .expect(200);
     let one = records["grouped_sessions"][0]["session_id"].clone();
+
     let root = root_of(&app).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+
     let org = app.tenant.org;
     for (who, query, total) in [
         (&bob, String::new(), 0),
@@ -221,26 +239,30 @@ async fn usage_is_seen_by_whom_it_concerns() {
         (&root, "platform_roles=org_admin".to_owned(), 6),
         (&root, "scope=mine".to_owned(), 0),
     ] {
-        let told = who
+        let usage = who
             .get(&format!("{BILLING}/usage/records?{query}"))
             .await
             .expect(200);
-        assert_eq!(told["total"], total, "{query}");
+        assert_eq!(usage["total"], total, "{query}");
+
         let records = who
             .get(&format!("{BILLING}/usage-records?{query}"))
             .await
             .expect(200);
         assert_eq!(records["total"], total, "{query}");
+
         let summary = who
             .get(&format!("{BILLING}/usage/summary?{query}"))
             .await
             .expect(200);
         assert_eq!(summary["totals"]["calls"], total, "{query}");
     }
+
     let session = format!("{BILLING}/usage/sessions/{}", one.as_str().unwrap());
     for (who, status) in [(&bob, 404), (&ada, 200), (&eve, 404), (&root, 200)] {
         who.get(&session).await.expect(status);
     }
+
     let caller = app.get("/api/v1/me").await.expect(200)["user_id"].clone();
     let of = format!(
         "{BILLING}/usage/overview?user_id={}",
@@ -249,11 +271,12 @@ async fn usage_is_seen_by_whom_it_concerns() {
     for (who, status) in [(&bob, 403), (&ada, 200), (&eve, 404), (&root, 200)] {
         who.get(&of).await.expect(status);
     }
+
     assert_eq!(ada.get(&of).await.expect(200)["total"]["calls"], 6);
     app.finish().await;
 }
 
-/// The files of the messages that are whole.
+/// Files of complete messages.
 fn messages(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
@@ -264,19 +287,19 @@ fn messages(directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The one message about an export, as it was written to its file.
+/// Waits for the one message about an export and returns its decoded text.
 async fn mailed(app: &App) -> String {
     let directory = app.directory().join("mail");
     let there = || async { messages(&directory).len() == 1 };
     eventually("one mail is there", PATIENCE, there).await;
     let text = std::fs::read_to_string(&messages(&directory)[0]).expect("a mail");
-    // Long lines are wrapped with a `=` at their end, which itself is written `=3D`.
+    // Decodes quoted-printable: a line wrap is `=` at the end of a line, and `=` is `=3D`.
     text.replace("=\r\n", "")
         .replace("=\n", "")
         .replace("=3D", "=")
 }
 
-/// The path of the link in a message.
+/// Path of the link in a message.
 fn link(app: &App, mail: &str) -> String {
     let begin = mail.find(&app.url).expect("a link") + app.url.len();
     let rest = &mail[begin..];
@@ -284,7 +307,7 @@ fn link(app: &App, mail: &str) -> String {
     rest[..end].to_owned()
 }
 
-/// A file of five calls whose agent has the name of a formula.
+/// Fails unless the file has five charged calls, and the agent's name, a formula, is made text.
 #[track_caller]
 fn holds_what_was_charged(text: &str, retail: i64) {
     let lines: Vec<&str> = text.trim_end().split("\r\n").collect();
@@ -295,15 +318,18 @@ fn holds_what_was_charged(text: &str, retail: i64) {
         lines[0]
     );
     assert!(!lines[0].contains("base_cost_usd"), "{}", lines[0]);
+
     let column = lines[0]
         .split(',')
         .position(|name| name == "cost_usd")
         .expect("a cost");
+
     let costs = lines[1..].iter().map(|line| {
-        // The only cell with quotes or commas in it would be the agent's name, which has none.
+        // No cell has quotes or commas, so splitting at commas is enough.
         micros(&json!(line.split(',').nth(column).expect("a cell")))
     });
     assert_eq!(costs.sum::<i64>(), retail);
+
     assert!(
         lines[1].contains(",'=cmd|"),
         "the name is made text: {}",
@@ -314,6 +340,7 @@ fn holds_what_was_charged(text: &str, retail: i64) {
         "a number stays one: {}",
         lines[1]
     );
+
     let sessions: BTreeSet<&str> = lines[1..]
         .iter()
         .filter_map(|line| line.split(',').next())
@@ -329,18 +356,22 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
         .execute(&app.context.pool)
         .await
         .expect("a name");
+
     let root = root(&app).await;
     give(&root, &tenants_wallet(&app).await, "50").await;
+
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 5).await;
     app.start_batch(&batch).await;
     app.wait_for(&batch, "completed").await;
     settled(&app).await;
+
     let asked = app
         .get(&format!("{BILLING}/usage/export?session_types=outbound"))
         .await
         .expect(202);
     assert_eq!(asked["email"], "acme@example.com");
+
     let mail = mailed(&app).await;
     assert!(
         mail.contains("acme@example.com") && mail.contains("5 sessions"),
@@ -352,6 +383,7 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
         path.contains(asked["export_id"].as_str().expect("an id")),
         "{path}"
     );
+
     let file = app.get(&path).await;
     assert_eq!(file.status, 200, "{}", file.text);
     assert_eq!(file.headers["content-type"], "text/csv; charset=utf-8");
@@ -363,10 +395,12 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
     ada.get(&path).await.expect(404);
     root.get(&path).await.expect(404);
     assert_eq!(answer(app.anonymous(Method::GET, &path)).await.status, 401);
+
     let forged = path.replace("token=", "token=A");
     app.get(&forged).await.expect(404);
     let (bare, _) = path.split_once('?').expect("a query");
     app.get(bare).await.expect(422);
+
     app.context.clock.shift(TimeDelta::hours(25));
     assert_eq!(app.get(&path).await.expect(410)["code"], "gone");
     app.finish().await;
@@ -395,14 +429,16 @@ async fn a_key_does_not_open_what_its_users_session_asked_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
     let app = quiet().await;
+
     let path = format!("{BILLING}/usage/export");
     for (query, code) in [
         ("from_date=2026-11-02&to_date=2026-11-01", "range_reversed"),
         ("from_date=2025-01-01&to_date=2026-01-02", "range_too_long"),
     ] {
-        let told = app.get(&format!("{path}?{query}")).await.expect(400);
-        assert_eq!(told["code"], code);
+        let refused = app.get(&format!("{path}?{query}")).await.expect(400);
+        assert_eq!(refused["code"], code);
     }
+
     for wrong in [
         "session_types=phone",
         "agent_ids=x",
@@ -411,19 +447,23 @@ async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
     ] {
         app.get(&format!("{path}?{wrong}")).await.expect(422);
     }
-    let looked = answer(app.request(Method::HEAD, &path)).await;
-    assert_eq!(looked.status, 202);
+
+    let head = answer(app.request(Method::HEAD, &path)).await;
+    assert_eq!(head.status, 202);
     let jobs = "select count(*) from jobs where kind = 'export_usage'";
-    assert_eq!(app.count(jobs).await, 0, "HEAD asks for nothing");
+    assert_eq!(app.count(jobs).await, 0, "HEAD starts no export");
+
     sqlx::query("update users set email = 'nobody' where org_id = $1")
         .bind(app.tenant.org)
         .execute(&app.context.pool)
         .await
         .expect("no address");
-    // What is known of a key is believed for half a second.
+
+    // The API caches a key's user for half a second.
     let refused = || async { app.get(&path).await.status == 400 };
     eventually("the account has no e-mail", PATIENCE, refused).await;
     assert_eq!(app.get(&path).await.expect(400)["code"], "no_email");
+
     sqlx::query("update users set email = 'acme@example.com' where org_id = $1")
         .bind(app.tenant.org)
         .execute(&app.context.pool)
@@ -431,14 +471,16 @@ async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
         .expect("an address");
     let taken = || async { app.get(&path).await.status == 202 };
     eventually("the account has an e-mail", PATIENCE, taken).await;
+
     let first = app.get(&path).await.expect(202);
     let again = app.get(&path).await.expect(202);
     assert_eq!(
         first, again,
-        "while one is under way, asking again asks for it"
+        "a request during an export returns the same export"
     );
     let exports = "select count(*) from usage_exports";
     assert_eq!(app.count(exports).await, 1);
+
     let download = format!(
         "{BILLING}/exports/{}/download?token={}",
         first["export_id"].as_str().unwrap(),
@@ -448,14 +490,15 @@ async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
         app.get(&download).await.expect(409)["code"],
         "export_not_ready"
     );
+
     sqlx::query("update jobs set state = 'done', finished_at = now() where kind = 'export_usage'")
         .execute(&app.context.pool)
         .await
-        .expect("nobody works here");
+        .expect("no jobs");
     app.finish().await;
 }
 
-/// What the link of an export would carry.
+/// Token in the link of an export.
 async fn token(app: &App, asked: &Value) -> String {
     let me = app.get("/api/v1/me").await.expect(200);
     let export = asked["export_id"].as_str().unwrap().parse().unwrap();

@@ -1,4 +1,4 @@
-//! `peal-api bootstrap`, as an operator types it.
+//! The `peal-api bootstrap` command.
 
 use clap::Parser;
 use peal_api::bootstrap::{Bootstrap, bootstrap};
@@ -12,7 +12,7 @@ struct Typed {
     wanted: Bootstrap,
 }
 
-/// What is wanted by an operator who types this behind the required arguments.
+/// Parses the required arguments and these.
 fn typed(more: &[&str]) -> Result<Bootstrap, clap::Error> {
     let required = [
         "peal-api",
@@ -26,7 +26,7 @@ fn typed(more: &[&str]) -> Result<Bootstrap, clap::Error> {
     Typed::try_parse_from([&required, more].concat()).map(|typed| typed.wanted)
 }
 
-/// The organisation, set up as typed.
+/// Bootstraps an organisation with these arguments and returns a client for it.
 async fn set_up(app: &App, more: &[&str]) -> Client {
     let ready = bootstrap(&app.context, &typed(more).unwrap())
         .await
@@ -42,7 +42,7 @@ async fn set_up(app: &App, more: &[&str]) -> Client {
     Client::new(app.url.clone(), tenant)
 }
 
-/// What becomes of an Indian number without its country code.
+/// Uploads an Indian number without its country code; returns the inserted count and error code.
 async fn national(client: &Client, batch: Value) -> (Value, Value) {
     let batch = client.create_batch(batch).await;
     let report = client
@@ -71,14 +71,17 @@ async fn an_organisations_country_reads_numbers_unless_their_batch_has_one() {
     let client = set_up(&app, &["--default-country", "in"]).await;
     let added = (json!(1), Value::Null);
     assert_eq!(national(&client, json!({})).await, added);
+
     let us = json!({"default_country": "US"});
     assert_eq!(national(&client, us).await, rejected("invalid_for_country"));
+
     let stored = "select count(*) from batch_data where to_phonenumber = '+919876543210'";
     assert_eq!(app.count(stored).await, 1);
 
-    // Bootstrapping again for another reason does not take the country away.
+    // Bootstrapping again with other arguments keeps the country.
     let client = set_up(&app, &["--trunk-cps", "2"]).await;
     assert_eq!(national(&client, json!({})).await, added);
+
     sqlx::query("delete from jobs")
         .execute(&app.context.pool)
         .await
@@ -90,7 +93,10 @@ async fn an_organisations_country_reads_numbers_unless_their_batch_has_one() {
 fn a_country_is_two_letters_of_iso_3166() {
     for wrong in ["XX", "IND", "India", "91", ""] {
         let refused = typed(&["--default-country", wrong]).unwrap_err();
-        let told = refused.to_string();
-        assert!(told.contains("two letters, such as IN or US"), "{told}");
+        let message = refused.to_string();
+        assert!(
+            message.contains("two letters, such as IN or US"),
+            "{message}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What carriers say, and what only looks like it.
+//! Carrier callbacks, genuine and forged.
 
 use peal_shared::calls::urls::CallUrls;
 use peal_shared::ids::{CallId, TrunkId};
@@ -12,7 +12,7 @@ use crate::harness::app::{
 };
 use crate::harness::eventually;
 
-/// A call that rings for as long as the test takes, and a way to speak for its carrier.
+/// A call that rings for the whole test, with a way to send callbacks as its carrier.
 struct Ringing {
     app: App,
     call: CallId,
@@ -32,11 +32,13 @@ impl Ringing {
             ..Options::default()
         })
         .await;
-        // For as long as the test takes.
+
+        // Keeps the call ringing for the whole test.
         sqlx::query("update trunks set ring_timeout_secs = 600")
             .execute(&app.context.pool)
             .await
             .unwrap();
+
         let path = format!(
             "/api/call/create_call?phoneNumber=%2B12125557777&agent_id={}",
             app.tenant.agent
@@ -45,17 +47,20 @@ impl Ringing {
             .post(&path, json!({"variable_values": {"name": "Ada"}}))
             .await
             .expect(202);
+
         let call: CallId = queued["call_session_id"]
             .as_str()
             .expect("an id")
             .parse()
             .expect("an id");
+
         let rings = || async {
             app.count("select count(*) from calls where status = 'ringing'")
                 .await
                 == 1
         };
         eventually("the phone rings", PATIENCE, rings).await;
+
         let (trunk, carrier_call_id): (TrunkId, String) =
             sqlx::query_as("select trunk_id, carrier_call_id from calls")
                 .fetch_one(&app.context.pool)
@@ -63,6 +68,7 @@ impl Ringing {
                 .unwrap();
         let config = &app.context.config;
         let urls = CallUrls::new(&config.public_url, &config.keys, trunk, call);
+
         Self {
             app,
             call,
@@ -91,7 +97,7 @@ impl Ringing {
         answer(request).await
     }
 
-    /// As the carrier would.
+    /// Sends a correctly signed callback.
     async fn say(&self, form: &Form) -> Answer {
         let url = self.urls.status.as_str();
         self.post(url, form, Some(&sign(AUTH_TOKEN, url, form)))
@@ -116,10 +122,10 @@ impl Ringing {
                 .await
                 == 0
         };
-        eventually("everything said is applied", PATIENCE, waiting).await;
+        eventually("every event is applied", PATIENCE, waiting).await;
     }
 
-    /// Ends the call at the simulator, which has not been told what the test said for it.
+    /// Ends the call at the simulator, which does not know of the test's own callbacks.
     async fn finish(self) {
         end_at_the_carrier(&self.app, &self.carrier_call_id).await;
         self.app.finish().await;
@@ -154,11 +160,12 @@ async fn a_forged_callback_changes_nothing() {
             .post(&format!("{url}?more=1"), &form, Some(&good))
             .await,
     ];
+
     for answer in refused {
         assert_eq!(answer.status.as_u16(), 403, "{}", answer.text);
     }
 
-    // With a good signature but not the call's own address.
+    // A valid signature for a URL that is not the call's own.
     let config = &ringing.app.context.config;
     let token = config
         .keys
@@ -171,12 +178,14 @@ async fn a_forged_callback_changes_nothing() {
         ringing.app.tenant.trunk,
         CallId::new(),
     );
+
     for url in [guessed, other.status.to_string()] {
         let answer = ringing
             .post(&url, &form, Some(&sign(AUTH_TOKEN, &url, &form)))
             .await;
         assert_eq!(answer.status.as_u16(), 404, "{}", answer.text);
     }
+
     assert_eq!(ringing.events().await, before);
     assert_eq!(ringing.call().await["status"], "ringing");
     ringing.finish().await;
@@ -198,13 +207,16 @@ async fn a_late_no_answer_does_not_reopen_a_completed_call() {
     let ringing = Ringing::start().await;
     ringing.say(&ringing.form(6, "completed")).await;
     ringing.applied().await;
+
     let call = ringing.call().await;
     assert_eq!(call["outcome"], "completed");
     assert_eq!(call["duration_seconds"], 7);
+
     for (sequence, status) in [(7, "no-answer"), (2, "ringing"), (3, "in-progress")] {
-        let said = ringing.say(&ringing.form(sequence, status)).await;
-        assert_eq!(said.status.as_u16(), 204);
+        let answer = ringing.say(&ringing.form(sequence, status)).await;
+        assert_eq!(answer.status.as_u16(), 204);
     }
+
     ringing.applied().await;
     assert_eq!(ringing.call().await["outcome"], "completed");
     assert_eq!(
@@ -220,8 +232,8 @@ async fn a_late_no_answer_does_not_reopen_a_completed_call() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_word_nobody_knows_is_kept_and_moves_nothing() {
     let ringing = Ringing::start().await;
-    let said = ringing.say(&ringing.form(4, "levitating")).await;
-    assert_eq!(said.status.as_u16(), 204);
+    let answer = ringing.say(&ringing.form(4, "levitating")).await;
+    assert_eq!(answer.status.as_u16(), 204);
     ringing.applied().await;
     assert_eq!(ringing.call().await["status"], "ringing");
     let kept = "select count(*) from call_events where carrier_status = 'levitating'";
@@ -229,7 +241,7 @@ async fn a_word_nobody_knows_is_kept_and_moves_nothing() {
     ringing.finish().await;
 }
 
-/// The place that a trunk's credentials are sealed to.
+/// Row path that a trunk's credentials are sealed to.
 fn sealed_to(tenant: &Tenant) -> String {
     format!("trunks/{}/{}/credentials", tenant.org, tenant.trunk)
 }
@@ -238,6 +250,8 @@ fn sealed_to(tenant: &Tenant) -> String {
 async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
     let ringing = Ringing::start().await;
     let context = &ringing.app.context;
+
+    // 1. Store two signing secrets beside the account's own.
     let sealed = context
         .config
         .keys
@@ -253,6 +267,8 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
         .execute(&context.pool)
         .await
         .unwrap();
+
+    // 2. Both of them sign, and the account's own does not.
     let url = ringing.urls.status.to_string();
     let form = ringing.form(4, "ringing");
     let rotated = || async {
@@ -265,6 +281,7 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
             == 204
     };
     eventually("the new secret takes effect", PATIENCE, rotated).await;
+
     let old = ringing
         .post(&url, &form, Some(&sign("old secret", &url, &form)))
         .await;
@@ -273,6 +290,8 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
         .post(&url, &form, Some(&sign(AUTH_TOKEN, &url, &form)))
         .await;
     assert_eq!(retired.status.as_u16(), 403);
+
+    // 3. Without signing secrets the account's own signs again.
     let sealed = context
         .config
         .keys
@@ -286,6 +305,7 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
         .execute(&context.pool)
         .await
         .unwrap();
+
     let back = || async {
         ringing
             .say(&ringing.form(4, "ringing"))
@@ -304,6 +324,7 @@ async fn the_answer_document_speaks_with_the_rows_variables_and_is_the_same_twic
     let url = ringing.urls.answer.to_string();
     let form = ringing.form(3, "in-progress");
     let signature = sign(AUTH_TOKEN, &url, &form);
+
     let first = ringing.post(&url, &form, Some(&signature)).await;
     assert_eq!(first.status.as_u16(), 200);
     assert!(
@@ -313,6 +334,7 @@ async fn the_answer_document_speaks_with_the_rows_variables_and_is_the_same_twic
     );
     let content_type = first.headers["content-type"].to_str().unwrap();
     assert!(content_type.contains("xml"), "{content_type}");
+
     let second = ringing.post(&url, &form, Some(&signature)).await;
     assert_eq!(first.text, second.text);
     ringing.applied().await;
@@ -351,8 +373,8 @@ async fn a_callback_larger_than_any_carrier_sends_is_refused() {
     let ringing = Ringing::start().await;
     let mut form = ringing.form(5, "completed");
     form.push(("Padding", "x".repeat(100_000)));
-    let said = ringing.say(&form).await;
-    assert_eq!(said.status.as_u16(), 413, "{}", said.text);
+    let answer = ringing.say(&form).await;
+    assert_eq!(answer.status.as_u16(), 413, "{}", answer.text);
     ringing.finish().await;
 }
 
@@ -363,12 +385,14 @@ async fn the_contracts_bare_address_finds_the_call_by_its_carriers_id() {
     let form = ringing.form(6, "busy");
     let forged = ringing.post(&url, &form, Some("forged")).await;
     assert_eq!(forged.status.as_u16(), 403, "{}", forged.text);
+
     let mut strange = form.clone();
     for (name, value) in &mut strange {
         if *name == "CallSid" {
             *value = format!("CA{}", "0".repeat(32));
         }
     }
+
     let events = "select count(*) from call_events";
     let before = ringing.app.count(events).await;
     let unknown = ringing
@@ -378,10 +402,11 @@ async fn the_contracts_bare_address_finds_the_call_by_its_carriers_id() {
     let forged = ringing.post(&url, &strange, Some("forged")).await;
     assert_eq!(forged.status.as_u16(), 403, "{}", forged.text);
     assert_eq!(ringing.app.count(events).await, before);
-    let said = ringing
+
+    let good = ringing
         .post(&url, &form, Some(&sign(AUTH_TOKEN, &url, &form)))
         .await;
-    assert_eq!(said.status.as_u16(), 204, "{}", said.text);
+    assert_eq!(good.status.as_u16(), 204, "{}", good.text);
     ringing.applied().await;
     assert_eq!(ringing.call().await["outcome"], "busy");
     ringing.finish().await;

@@ -1,4 +1,4 @@
-//! Single calls: what they may be told, and what is known of one when it is over.
+//! Direct calls: limits on their variables, and the data recorded about a call.
 
 use peal_simulator::{Callee, Mix, Span};
 use serde_json::{Map, Value, json};
@@ -10,7 +10,7 @@ use crate::harness::eventually;
 async fn a_machine_is_told_from_a_person_and_what_was_said_is_recorded() {
     let mut carrier = everybody_answers();
     carrier.behavior.mix = Mix::only(Callee::Machine);
-    // The verdict comes while the agent still speaks; our own answer takes call seconds too.
+    // Detection must end while the agent still speaks; our own answer takes call seconds too.
     carrier.behavior.detection_secs = Span::new(0.5, 1.0).expect("a span");
     carrier.speed = 10.0;
     let app = App::with(Options {
@@ -20,11 +20,13 @@ async fn a_machine_is_told_from_a_person_and_what_was_said_is_recorded() {
         ..Options::default()
     })
     .await;
+
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 5).await;
     app.start_batch(&batch).await;
     let counts = app.wait_for(&batch, "completed").await;
     assert_eq!(counts["completed"], 5);
+
     app.drain().await;
     let machines =
         "select count(*) from calls where outcome = 'machine' and answered_by = 'machine'";
@@ -36,6 +38,7 @@ async fn a_machine_is_told_from_a_person_and_what_was_said_is_recorded() {
         known,
     )
     .await;
+
     let rows = app
         .get(&format!("/api/v1/batch-call/{batch}/data"))
         .await
@@ -51,14 +54,17 @@ async fn a_direct_call_is_told_no_more_than_a_row() {
         ..Options::default()
     })
     .await;
+
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B12125550142&agent_id={}",
         app.tenant.agent
     );
+
     let many = |count: usize| -> Value {
         let names = (0..count).map(|n| (format!("v{n}"), json!(n)));
         Value::Object(names.collect::<Map<_, _>>())
     };
+
     for (values, place) in [
         (many(51), vec!["variable_values"]),
         (
@@ -84,7 +90,9 @@ async fn a_direct_call_is_told_no_more_than_a_row() {
         assert_eq!(refused["errors"][0]["loc"], json!(loc), "{refused}");
         assert_eq!(refused["errors"].as_array().map(Vec::len), Some(1));
     }
+
     assert_eq!(app.count("select count(*) from calls").await, 0);
+
     let mut most = many(50);
     most["v0"] = json!("ä".repeat(2000));
     most["v1"] = Value::Null;

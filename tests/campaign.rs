@@ -1,4 +1,4 @@
-//! A batch from its file to its last call, and what goes wrong on the way.
+//! Batches from their upload to their last call, with faults of carriers and workers.
 
 use peal_simulator::{Callee, Chance, Create, Faults, Mix};
 use peal_worker::Role;
@@ -51,6 +51,7 @@ async fn two_workers_never_make_two_calls_of_one_row() {
 async fn every_fate_ends_in_its_status() {
     let app = App::start().await;
     let batch = app.create_batch(json!({})).await;
+
     let csv = "to_phonenumber,name\n\
                +12125550000,Answers\n\
                +12125560001,Busy\n\
@@ -63,11 +64,13 @@ async fn every_fate_ends_in_its_status() {
                +12125560008,Unknown\n";
     app.upload(&batch, csv).await;
     app.start_batch(&batch).await;
+
     let counts = app.wait_for(&batch, "completed").await;
     assert_eq!(
         counts,
         json!({"not_started": 0, "calling": 0, "completed": 3, "failed": 4, "no_answer": 2, "total": 9})
     );
+
     let rows = app
         .get(&format!("/api/v1/batch-call/{batch}/data"))
         .await
@@ -78,6 +81,7 @@ async fn every_fate_ends_in_its_status() {
             .unwrap_or_default()
             .to_owned()
     };
+
     assert_eq!(outcome(1), "busy");
     assert_eq!(outcome(2), "no_answer");
     assert_eq!(outcome(4), "failed");
@@ -107,15 +111,16 @@ async fn a_busy_line_is_tried_again_as_often_as_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn starting_twice_is_starting_once() {
-    let app = App::with(Options {
+    let mut app = App::with(Options {
         workers: 0,
         ..Options::default()
     })
     .await;
-    let mut app = app;
+
     let batch = app.create_batch(json!({})).await;
     app.start_worker(&[Role::Ingest]).await;
     app.add_people(&batch, 10).await;
+
     let (one, two) = tokio::join!(app.start_batch(&batch), app.start_batch(&batch));
     assert_eq!(one["data"]["job_id"], two["data"]["job_id"]);
     assert_eq!(
@@ -123,9 +128,11 @@ async fn starting_twice_is_starting_once() {
             .await,
         1
     );
+
     app.start_worker(&Role::ALL).await;
     app.wait_for(&batch, "completed").await;
     assert_eq!(app.carrier.oracle().accepted, 10);
+
     let again = app
         .post(&format!("/api/v1/batch-call/start/{batch}"), json!({}))
         .await;
@@ -162,6 +169,7 @@ async fn pause_holds_and_resume_goes_on() {
         ..Options::default()
     })
     .await;
+
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 60).await;
     let due = async |sql| {
@@ -170,8 +178,10 @@ async fn pause_holds_and_resume_goes_on() {
             .await
             .expect("due");
     };
-    // It cannot be through before it is paused.
+
+    // Keeps the batch from completing before it is paused.
     due("update batch_data set due_at = now() + interval '1 hour' where row_no > 30").await;
+
     app.start_batch(&batch).await;
     let dialled = || async { app.carrier.oracle().accepted >= 10 };
     eventually("some calls are made", PATIENCE, dialled).await;
@@ -179,13 +189,16 @@ async fn pause_holds_and_resume_goes_on() {
         .await
         .expect(200);
     app.drain().await;
+
     let held = app.carrier.oracle().accepted;
     due("update batch_data set due_at = now() where status = 'not_started'").await;
     app.drain().await;
     assert_eq!(app.carrier.oracle().accepted, held, "it is paused");
+
     let status = app.status(&batch).await;
     assert_eq!(status["batch"]["status"], "paused");
     assert_eq!(status["status_counts"]["not_started"], json!(60 - held));
+
     app.post(&format!("/api/v1/batch-call/resume/{batch}"), json!({}))
         .await
         .expect(200);
@@ -206,13 +219,16 @@ async fn stop_cancels_what_rings_and_keeps_the_rest() {
         ..Options::default()
     })
     .await;
+
     let batch = app.create_batch(json!({"batch_size": 5})).await;
     app.add_people(&batch, 20).await;
-    // For as long as the test takes.
+
+    // Keeps the calls ringing for the whole test.
     sqlx::query("update trunks set ring_timeout_secs = 600")
         .execute(&app.context.pool)
         .await
         .unwrap();
+
     app.start_batch(&batch).await;
     let ringing = || async {
         app.count("select count(*) from calls where status = 'ringing'")
@@ -220,10 +236,12 @@ async fn stop_cancels_what_rings_and_keeps_the_rest() {
             == 5
     };
     eventually("five phones ring", PATIENCE, ringing).await;
+
     app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
         .await
         .expect(200);
     app.drain().await;
+
     let cancels = "select count(*) from jobs where kind = 'cancel_calls' and state = 'done'";
     assert_eq!(app.count(cancels).await, 1);
     assert_eq!(
@@ -231,6 +249,7 @@ async fn stop_cancels_what_rings_and_keeps_the_rest() {
             .await,
         5
     );
+
     let status = app.status(&batch).await;
     assert_eq!(status["batch"]["status"], "stopped");
     assert_eq!(status["status_counts"]["not_started"], 15);
@@ -311,14 +330,16 @@ async fn creates_that_never_arrived_are_lost_and_not_repeated() {
         drop_before: Chance::next(3),
         ..Faults::default()
     });
-    let mut carrier_quick = app.create_batch(json!({})).await;
+
+    let batch = app.create_batch(json!({})).await;
     sqlx::query("update trunks set ring_timeout_secs = 15")
         .execute(&app.context.pool)
         .await
         .unwrap();
-    let batch = std::mem::take(&mut carrier_quick);
+
     app.add_people(&batch, 10).await;
     app.start_batch(&batch).await;
+
     let counts = app.wait_for(&batch, "completed").await;
     assert_eq!(
         (counts["completed"].clone(), counts["failed"].clone()),
@@ -359,14 +380,16 @@ async fn callbacks_lost_doubled_late_and_out_of_order_end_the_same() {
         early_callback: Chance::Rate(0.3),
         ..Faults::default()
     });
-    // A call whose last word was lost is asked about after its ring time and a minute; the
-    // database's clock cannot be turned, so its silence is made older instead.
+
+    // A call whose final callback was lost is reconciled a minute after its ring time. The
+    // database's clock cannot be moved, so such calls are aged instead.
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 100).await;
     app.start_batch(&batch).await;
+
     let silence = async || {
         let oracle = app.carrier.oracle();
-        // What the carrier has nothing more to say about is silent.
+        // Once the carrier has no live call left, no callback will follow.
         if oracle.accepted == 100 && oracle.live == 0 {
             sqlx::query(
                 "update calls set changed_at = changed_at - interval '10 minutes', check_at = null
@@ -379,6 +402,7 @@ async fn callbacks_lost_doubled_late_and_out_of_order_end_the_same() {
             .unwrap();
         }
     };
+
     let counts = app.wait_doing(&batch, "completed", silence).await;
     assert_eq!(counts["completed"], 100);
     assert_eq!(app.carrier.oracle().accepted, 100);
@@ -392,19 +416,23 @@ async fn a_trunk_the_carrier_refuses_is_paused_and_costs_nobody_a_row() {
         .execute(&app.context.pool)
         .await
         .unwrap();
+
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 5).await;
     app.start_batch(&batch).await;
+
     let paused = || async {
         app.count("select count(*) from trunks where status = 'paused'")
             .await
             == 1
     };
     eventually("the trunk is paused", PATIENCE, paused).await;
+
     app.post(&format!("/api/v1/batch-call/pause/{batch}"), json!({}))
         .await
         .expect(200);
     app.drain().await;
+
     let counts = app.status(&batch).await["status_counts"].clone();
     assert_eq!(counts["not_started"], 5);
     app.finish().await;
@@ -417,7 +445,8 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
         ..Options::default()
     })
     .await;
-    // Both organisations on one trunk of the platform's.
+
+    // Both organisations use one trunk of the platform.
     let place = format!("trunks/platform/{}/credentials", app.tenant.trunk);
     let secret = json!({"password": AUTH_TOKEN}).to_string();
     let sealed = app.context.config.keys.seal(&place, secret.as_bytes());
@@ -426,6 +455,7 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
         .execute(&app.context.pool)
         .await
         .unwrap();
+
     let other = app.another_tenant("Other").await;
     sqlx::query(
         "update phone_numbers set trunk_id = $1, phone_number = '+12125550111' where org_id = $2",
@@ -435,11 +465,13 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
     .execute(&app.context.pool)
     .await
     .unwrap();
+
     let big = app.create_batch(json!({})).await;
     app.add_people(&big, 1_000).await;
     app.start_batch(&big).await;
     let under_way = || async { app.carrier.oracle().accepted >= 20 };
-    eventually("the big batch is under way", PATIENCE, under_way).await;
+    eventually("the big batch has begun", PATIENCE, under_way).await;
+
     let small = BatchOf {
         app: &app,
         tenant: &other,
@@ -447,15 +479,18 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
     let id = small.run(25).await;
     let status = small.status(&id).await;
     assert_eq!(status["status_counts"]["completed"], 25);
+
     app.post(&format!("/api/v1/batch-call/stop/{big}"), json!({}))
         .await
         .expect(200);
-    // It was served while the big one was, in turns but for what was claimed before.
+    // Both batches were served in turns, except for rows claimed before.
     let log = app.carrier.creates();
+
     let is_small = |create: &Create| create.from == "+12125550111";
     let first = log.iter().position(is_small).expect("a call");
     let last = log.iter().rposition(is_small).expect("a call");
     assert!(first < 600, "the small batch waited for {first} calls");
+
     let between = log[first..=last].iter().filter(|create| !is_small(create));
     let between = between.count();
     assert!(
@@ -465,7 +500,7 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
     app.finish().await;
 }
 
-/// A batch of another tenant.
+/// Client for the batch of another tenant.
 struct BatchOf<'a> {
     app: &'a App,
     tenant: &'a crate::harness::app::Tenant,
@@ -498,11 +533,14 @@ impl BatchOf<'_> {
                        "variable_names": ["name"], "batch_size": 100}),
             )
             .await;
+
         let id = created["data"]["id"].as_str().unwrap().to_owned();
         let records: Vec<_> = (0..people)
             .map(|n| json!({"to_phonenumber": number(20_000 + n), "name": "Somebody"}))
             .collect();
+
         let path = format!("/api/v1/batch-call/upload-json/{id}");
+
         self.send(reqwest::Method::POST, &path, json!({ "records": records }))
             .await;
         self.send(
@@ -511,6 +549,7 @@ impl BatchOf<'_> {
             json!({}),
         )
         .await;
+
         let done = || async { self.status(&id).await["batch"]["status"] == "completed" };
         eventually("the small batch completes", PATIENCE, done).await;
         id

@@ -1,6 +1,5 @@
-//! Nothing personal and nothing secret leaves its place: not into logs, not into jobs, not into
-//! Redis, not into metrics; secrets also not into mail that was sent, the audit log, the answers
-//! that are kept for requests sent again, or refusals.
+//! Leak test: no phone number, name or secret may reach logs, jobs, Redis or metrics. Secrets may
+//! not reach sent mail, the audit log, stored idempotent responses or error responses either.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -21,7 +20,7 @@ use crate::harness::scrape::show;
 use crate::harness::{eventually, setting};
 use crate::sign_in::{PASSWORD, Person, login, with_token};
 
-/// Everything that was logged.
+/// Captured log output.
 #[derive(Clone, Default)]
 struct Logs(Arc<Mutex<Vec<u8>>>);
 
@@ -44,14 +43,17 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
         .with_env_filter("warn,peal_api=trace,peal_worker=trace,peal_shared=trace")
         .with_writer(move || writer.clone())
         .init();
+
+    // 1. Run a campaign under faults, and use every secret.
     let app = App::start().await;
-    // Rough weather, so that the paths that complain are walked too.
+    // Faults, so that the code paths that log warnings run too.
     app.carrier.set_faults(Faults {
         refuse_429: Chance::next(2),
         drop_after: Chance::next(2),
         callbacks_duplicated: Chance::Rate(0.5),
         ..Faults::default()
     });
+
     let batch = app.create_batch(json!({})).await;
     let mut csv = String::from("to_phonenumber,name\n");
     for n in 0..20 {
@@ -59,6 +61,7 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
     }
     csv.push_str("+1212555000000000,Canary99\n");
     app.upload(&batch, &csv).await;
+
     app.post(
         "/api/call/create_call?phoneNumber=%2B121255&agent_id=00000000-0000-7000-8000-000000000000",
         json!({}),
@@ -69,8 +72,10 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
     app.wait_for(&batch, "completed").await;
     let used = Used::by_everybody(&app).await;
 
+    // 2. Collect all output.
     let kept = in_redis(&app).await;
     let shown = in_metrics(&app).await;
+
     let written = || async { !logs.0.lock().expect("logs").is_empty() };
     eventually("something is logged", PATIENCE, written).await;
     let logged = String::from_utf8_lossy(&logs.0.lock().expect("logs")).into_owned();
@@ -78,6 +83,7 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
         logged.contains("place") || logged.contains("batch completed"),
         "the logs were not captured"
     );
+
     let mut secrets = vec![
         "Canary".to_owned(),
         AUTH_TOKEN.to_owned(),
@@ -87,11 +93,14 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
     ];
     secrets.extend(call_tokens(&app).await);
     secrets.extend((0..20).map(|n| number(n).trim_start_matches('+').to_owned()));
+
     let stored = in_tables(&app).await;
-    let told = used.refusals.join("\n");
-    assert!(stored.contains("tool.test") && told.contains("wrong_credentials"));
+    let refusals = used.refusals.join("\n");
+    assert!(stored.contains("tool.test") && refusals.contains("wrong_credentials"));
     let everywhere = [("the logs", &logged), ("Redis", &kept), ("metrics", &shown)];
-    let of_secrets = [("tables", &stored), ("refusals", &told)];
+    let of_secrets = [("tables", &stored), ("refusals", &refusals)];
+
+    // 3. Search for secrets.
     for secret in secrets {
         look_for(&secret, &everywhere);
     }
@@ -99,7 +108,8 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
         look_for(&secret, &everywhere);
         look_for(&secret, &of_secrets);
     }
-    // Last, for a statement that takes long is logged. An id may end like a number.
+
+    // Last, because a slow statement is logged. Ids are removed, as one may look like a number.
     let jobs = "select count(*) from jobs
                 where regexp_replace(args::text, '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', '', 'g') ~ '[0-9]{9,}'
                    or args::text like '%Canary%'";
@@ -108,18 +118,18 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
 }
 
 fn look_for(secret: &str, places: &[(&str, &String)]) {
-    assert!(secret.len() >= 6, "{secret} is found by chance");
+    assert!(secret.len() >= 6, "{secret} is too short to search for");
     for (place, text) in places {
         let line = text.lines().find(|line| line.contains(secret));
         assert!(
             line.is_none(),
-            "{place} hold {secret}: {}",
+            "{place} contain {secret}: {}",
             line.unwrap_or_default()
         );
     }
 }
 
-/// Secrets that were used, and what was said to those who used wrong ones.
+/// Secrets that the test used, and the responses to wrong ones.
 #[derive(Default)]
 struct Used {
     secrets: Vec<String>,
@@ -127,7 +137,7 @@ struct Used {
 }
 
 impl Used {
-    /// Uses every kind of secret there is, right and wrong.
+    /// Uses every kind of secret, right and wrong.
     async fn by_everybody(app: &App) -> Self {
         let mut used = Self::default();
         let ada = Person::new(app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
@@ -145,17 +155,18 @@ impl Used {
         secret.to_owned()
     }
 
-    /// Notes a refusal.
+    /// Keeps the text of an error response.
     fn refused(&mut self, answer: Answer) {
         assert!(answer.status.is_client_error(), "{}", answer.text);
         self.refusals.push(answer.text);
     }
 
-    /// Passwords, sessions and invitations.
+    /// Uses passwords, sessions and invitations.
     async fn people(&mut self, app: &App, ada: &Person<'_>) {
         let wrong = self.keep("canary wrong password");
         self.refused(login(app, "ada@example.com", &wrong).await);
         self.refused(login(app, "nobody@example.com", &wrong).await);
+
         let forged = self.keep("eyJhbGciOiJub25lIn0.eyJzdWIiOiJjYW5hcnkifQ.canary");
         self.refused(with_token(app, &forged, Method::GET, "/api/v1/me", None).await);
         let of_issuer = session(app, "acme@example.com").await;
@@ -174,11 +185,13 @@ impl Used {
             .expect("an id");
         let token = app.context.config.keys.invite_token(id);
         self.secrets.push(token.clone());
+
         let sent = "select count(*) from emails where sent_at is null";
         eventually("mail is sent", PATIENCE, || async {
             app.count(sent).await == 0
         })
         .await;
+
         let accept = "/api/v1/organizations/invites/accept";
         let weak = json!({"token": token, "password": self.keep("bob@example.com1")});
         self.refused(app.post(accept, weak).await);
@@ -192,6 +205,7 @@ impl Used {
             .expect("a token")
             .to_owned();
         self.secrets.push(token.clone());
+
         for (current, status) in [
             ("canary wrong password", 400),
             ("canary first password", 200),
@@ -207,7 +221,7 @@ impl Used {
         }
     }
 
-    /// Keys of ours and of others.
+    /// Uses API keys of Peal and keys of vendors.
     async fn keys(&mut self, app: &App, ada: &Person<'_>) {
         let path = "/api/v1/api-keys";
         let make = async |body: Value| {
@@ -215,6 +229,7 @@ impl Used {
             let key = format!("make {}", body["name"]);
             answer(request.header("Idempotency-Key", key).json(&body)).await
         };
+
         let made = make(json!({"name": "made"})).await.expect(200);
         let made = made["api_key"]["api_key"]
             .as_str()
@@ -224,13 +239,16 @@ impl Used {
         make(json!({"name": "brought", "api_key": brought}))
             .await
             .expect(200);
+
         let vendor = self.keep("sk-canary-Zk3vQ9xT1mB7rL5wY0cH8n");
         let provider = json!({"name": "vendor", "provider_name": "openai", "api_key": vendor});
         make(provider).await.expect(200);
+
         let weak = self.keep("canarycanarycanarycanarycanary00");
         self.refused(make(json!({"name": "weak", "api_key": weak})).await);
         let odd = json!({"name": "odd", "api_key": self.keep("canary odd key"), "role": "king"});
         self.refused(make(odd).await);
+
         let unknown = self.keep("peal_live_canarycanarycanarycanarycanarycanarycanary012345");
         for (key, status) in [
             (&made, 200),
@@ -241,52 +259,59 @@ impl Used {
             let asked = app
                 .anonymous(Method::GET, "/api/v1/me")
                 .header("x-api-key", key);
-            let told = answer(asked).await;
-            assert_eq!(told.status.as_u16(), status, "{}", told.text);
+            let answer = answer(asked).await;
+            assert_eq!(answer.status.as_u16(), status, "{}", answer.text);
             if status != 200 {
-                self.refused(told);
+                self.refused(answer);
             }
         }
+
         self.secrets.push(made);
     }
 
-    /// What tools and MCP servers authenticate with, used at a server that repeats it.
+    /// Uses credentials of tools and MCP servers at a server that echoes them.
     async fn tools(&mut self, app: &App, ada: &Person<'_>) {
         let url = echo().await;
         let (token, header) = (
             self.keep("canary-bearer-token"),
             self.keep("canary-header-value"),
         );
+
         let auth = json!({"type": "bearer", "token": token});
         let headers = json!({"X-Shop-Key": header});
         let tool = json!({"name": "find", "description": "Finds", "url": url, "auth": auth, "headers": headers});
+
         let tools = "/api/v1/tool-endpoint-defs";
         let made = ada
             .send(Method::POST, tools, tool.clone())
             .await
             .expect(201);
         self.refused(ada.send(Method::POST, tools, tool).await);
+
         let test = format!("{tools}/{}/test", made["id"].as_str().expect("an id"));
         let request = app.anonymous(Method::POST, &test).bearer_auth(&ada.token);
         let tried = answer(request.header("Idempotency-Key", "test").json(&json!({}))).await;
         assert!(tried.expect(200)["request"].is_object(), "{}", tried.text);
         self.refusals.push(tried.text);
+
         let servers = "/api/v1/tools-mcp-server-defs";
         let server = json!({"name": "Shop", "server_url": url, "auth": auth, "headers": headers});
         let made = ada.send(Method::POST, servers, server).await;
         assert!(made.expect(201)["sync_error"].is_string(), "{}", made.text);
         self.refusals.push(made.text);
+
         let fetch = json!({"server_url": url, "auth": auth, "headers": headers});
         let fetched = ada
             .send(Method::POST, &format!("{servers}/fetch_mcp_tools"), fetch)
             .await;
         fetched.expect(200);
         self.refusals.push(fetched.text);
+
         let odd = json!({"name": "Odd", "server_url": "ftp://shop.test", "auth": auth, "headers": headers});
         self.refused(ada.send(Method::POST, servers, odd).await);
     }
 
-    /// What trunks authenticate with.
+    /// Uses credentials of trunks.
     async fn trunks(&mut self, app: &App, ada: &Person<'_>) {
         let rotate = format!("/api/v1/trunks/{}/rotate", app.tenant.trunk);
         let wrong = json!({"password": self.keep("canary-wrong-carrier-secret")});
@@ -297,7 +322,7 @@ impl Used {
     }
 }
 
-/// A server of somebody else's that repeats what it is sent.
+/// Starts a server that answers 500 and echoes its request headers.
 async fn echo() -> String {
     let listener = TcpListener::bind("127.0.0.2:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("address"));
@@ -308,7 +333,7 @@ async fn echo() -> String {
     url
 }
 
-/// The tables that many look into, and those that keep answers.
+/// Contents of the tables for jobs, mail, audit records and stored responses.
 async fn in_tables(app: &App) -> String {
     let mut all = String::new();
     for table in [
@@ -329,7 +354,7 @@ async fn in_tables(app: &App) -> String {
     all
 }
 
-/// What every process shows of itself. Labels name no call, no batch and no organisation.
+/// Metrics of every process. Fails when a label names a call, a batch or an organisation.
 async fn in_metrics(app: &App) -> String {
     let mut shown = String::new();
     for context in app.worker_contexts.iter().chain([&app.context]) {
@@ -350,7 +375,7 @@ async fn in_metrics(app: &App) -> String {
     shown
 }
 
-/// The tokens in the addresses of calls.
+/// Tokens in the callback URLs of calls.
 async fn call_tokens(app: &App) -> Vec<String> {
     let calls: Vec<(CallId, TrunkId)> = sqlx::query_as("select id, trunk_id from calls")
         .fetch_all(&app.context.pool)
@@ -363,7 +388,7 @@ async fn call_tokens(app: &App) -> Vec<String> {
     tokens.collect()
 }
 
-/// Every key and value that this installation has put into Redis.
+/// Every key and value that this app has put into Redis.
 async fn in_redis(app: &App) -> String {
     let client = redis::Client::open(setting("PEAL_TEST_REDIS_URL")).expect("url");
     let mut connection = client

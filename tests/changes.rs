@@ -1,5 +1,5 @@
-//! What every changing request has in common: it may be sent twice under one key, it leaves
-//! one row in the audit log, and the database keeps it inside its organisation.
+//! Rules of every changing request: it happens once under one `Idempotency-Key`, it leaves one row
+//! in the audit log, and row-level security keeps it inside its organisation.
 
 use std::collections::BTreeSet;
 
@@ -40,18 +40,22 @@ async fn the_same_request_under_one_key_happens_once() {
     let march = body(&app.tenant, "March");
     let first = answer(create(&app, &app.tenant, "k-1", &march)).await;
     assert!(first.headers.get("idempotent-replayed").is_none());
+
     let again = answer(create(&app, &app.tenant, "k-1", &march)).await;
     assert_eq!(again.headers["idempotent-replayed"], "true");
+
     let id = first.expect(201)["data"]["id"].clone();
     assert_eq!(again.expect(201)["data"]["id"], id);
 
     let other = answer(create(&app, &app.tenant, "k-1", &body(&app.tenant, "May"))).await;
     let problem = other.expect(422);
     assert_eq!(problem["errors"][0]["type"], "key_reused");
+
     let stranger = app.another_tenant("Other").await;
     let theirs = answer(create(&app, &stranger, "k-1", &body(&stranger, "March"))).await;
     assert_ne!(theirs.expect(201)["data"]["id"], id);
     assert_eq!(app.count("select count(*) from call_batches").await, 2);
+
     for odd in ["", "\u{7f}", &"k".repeat(256)] {
         let refused = app.request(Method::POST, CREATE).json(&march);
         let refused = refused.header(
@@ -89,6 +93,7 @@ async fn a_hundred_at_once_under_one_key_have_one_effect() {
     let march = body(&app.tenant, "March");
     let answers =
         join_all((0..100).map(|_| answer(create(&app, &app.tenant, "k-1", &march)))).await;
+
     let mut made = BTreeSet::new();
     for answer in answers {
         match answer.status.as_u16() {
@@ -99,6 +104,7 @@ async fn a_hundred_at_once_under_one_key_have_one_effect() {
             odd => panic!("{odd}: {}", answer.json()),
         }
     }
+
     assert_eq!(made.len(), 1);
     assert_eq!(app.count("select count(*) from call_batches").await, 1);
     assert_eq!(app.count("select count(*) from audit_log").await, 1);
@@ -110,18 +116,21 @@ async fn every_change_leaves_one_row_in_the_audit_log() {
     let app = quiet().await;
     let batch = app.create_batch(json!({})).await;
     let path = |rest: &str| format!("/api/v1/batch-call/{rest}");
+
     let request = app
         .request(Method::PATCH, &path(&format!("{batch}/variables")))
         .header("x-request-id", "asked-by-me")
         .json(&json!({"variable_names": ["name", "city"]}));
     answer(request).await.expect(200);
+
     app.post(
         &path(&format!("upload-json/{batch}")),
         json!({"records": [{"to_phonenumber": "+12025550123"}]}),
     )
     .await
     .expect(200);
-    // A refused change leaves nothing.
+
+    // A refused change leaves no row.
     app.post(&path(&format!("pause/{batch}")), json!({}))
         .await
         .expect(409);
@@ -137,6 +146,7 @@ async fn every_change_leaves_one_row_in_the_audit_log() {
     .fetch_all(&app.context.pool)
     .await
     .expect("the log");
+
     let actions: Vec<&str> = rows.iter().map(|row| row.get("action")).collect();
     assert_eq!(
         actions,
@@ -147,6 +157,7 @@ async fn every_change_leaves_one_row_in_the_audit_log() {
             "batch.delete"
         ]
     );
+
     let change = &rows[1];
     assert_eq!(change.get::<&str, _>("request_id"), "asked-by-me");
     assert_eq!(change.get::<&str, _>("actor_kind"), "api_key");
@@ -154,6 +165,7 @@ async fn every_change_leaves_one_row_in_the_audit_log() {
     let changed: Vec<String> = change.get("changed");
     assert_eq!(changed, ["updated_at", "variable_names"]);
     assert!(rows[0].get("fresh") && rows[3].get("gone"));
+
     for tampering in [
         "update audit_log set action = 'batch.nothing'",
         "delete from audit_log",
@@ -165,7 +177,7 @@ async fn every_change_leaves_one_row_in_the_audit_log() {
     app.finish().await;
 }
 
-/// Tables that hold nothing of a tenant.
+/// Tables without data of tenants.
 const SHARED: [&str; 3] = ["_sqlx_migrations", "queues", "zone_sets"];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,6 +186,7 @@ async fn a_bound_transaction_sees_its_own_organisation_alone() {
     let stranger = app.another_tenant("Other").await;
     app.create_batch(json!({})).await;
     let pool = &app.context.pool;
+
     let open: Vec<String> = sqlx::query_scalar(
         "select relname::text from pg_class
          where relnamespace = 'public'::regnamespace and relkind = 'r'
@@ -185,7 +198,7 @@ async fn a_bound_transaction_sees_its_own_organisation_alone() {
     .expect("tables");
     assert_eq!(
         open, SHARED,
-        "wall every table in the migration that makes it"
+        "enable row-level security in the migration that creates a table"
     );
 
     let mut db = pool.acquire().await.expect("connection");
@@ -197,8 +210,9 @@ async fn a_bound_transaction_sees_its_own_organisation_alone() {
     let them = users::principal_unscoped(&mut db, theirs)
         .await
         .expect("a principal")
-        .expect("somebody");
+        .expect("a principal");
     drop(db);
+
     let mut bound = wall::begin(pool, &them.scope()).await.expect("begin");
     let seen: (i64, i64, i64) = sqlx::query_as(
         "select (select count(*) from call_batches), (select count(*) from organizations),
@@ -209,6 +223,7 @@ async fn a_bound_transaction_sees_its_own_organisation_alone() {
     .await
     .expect("counts");
     assert_eq!(seen, (0, 1, 0));
+
     let smuggled = sqlx::query("update agents set org_id = $1")
         .bind(app.tenant.org)
         .execute(&mut *bound)
@@ -226,6 +241,7 @@ async fn a_bound_transaction_sees_its_own_organisation_alone() {
         .expect("count");
     assert_eq!(seen, 0);
     drop(unbound);
+
     let role: String = sqlx::query_scalar("select current_user::text")
         .fetch_one(pool)
         .await

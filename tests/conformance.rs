@@ -1,9 +1,9 @@
-//! The API keeps what its document promises: schemathesis reads the document and makes up
-//! requests, right ones and wrong ones, as every kind of caller. No answer may be a 5xx, have a
-//! status or a shape that is not described, or accept what the document forbids.
+//! Conformance of the API to its OpenAPI document: schemathesis generates valid and invalid
+//! requests from the document, for every kind of caller. No response may be a 5xx, have a status or
+//! a shape that is not described, or accept what the document forbids.
 //!
-//! schemathesis is a Python program; see [`python`](crate::harness::python). With
-//! `PEAL_EXAMPLES` each operation gets that many requests from every caller.
+//! schemathesis is a Python program; see [`python`](crate::harness::python). `PEAL_EXAMPLES` sets
+//! the number of requests for each operation and caller.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,25 +18,26 @@ use crate::harness::document::Document;
 use crate::harness::knock::{Things, thing};
 use crate::harness::python::{installed, run};
 
-/// What is looked at in every answer.
+/// Checks on every response.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
     response_headers_conformance,response_schema_conformance,negative_data_rejection,\
     missing_required_header,unsupported_method,allow_header_conformance,ignored_auth";
-/// How long one caller's run may take beside the others.
+/// Longest time of one caller's run, with all callers running at once.
 const LIMIT: Duration = Duration::from_secs(900);
-/// Requests made up for each operation, beyond those that the document's bounds ask for, by
-/// whoever may do the most; the others are let in to less.
+/// Generated requests for each operation by a super_admin, beyond those that the document's bounds
+/// ask for; other callers reach fewer operations and send fewer requests.
 const EXAMPLES: &str = "5";
 const EXAMPLES_OF_OTHERS: &str = "2";
 
-/// Made-up ids are nobody's; with some real ones, answers are more than 404.
-fn settings(things: &Things) -> String {
+/// Configuration with ids of existing resources, because generated ids only lead to 404.
+fn settings(path_ids: &Things) -> String {
     let document = Document::of_this_build();
-    // Its carrier is outside, where tests have nobody: that is told with 503.
+    // The example's carrier cannot be reached from tests, which leads to 503.
     let mut text = "[[operations]]\ninclude-name = \"POST /api/v1/trunks\"\n\
          [operations.checks.not_a_server_error]\n\
          expected-statuses = [\"2xx\", \"3xx\", \"4xx\", \"503\"]\n"
         .to_owned();
+
     for operation in document.operations() {
         let parameters = operation.parameters("path");
         if operation.told["security"] == serde_json::json!([{}]) || parameters.is_empty() {
@@ -48,37 +49,43 @@ fn settings(things: &Things) -> String {
             operation.name()
         );
         text.push_str("[operations.parameters]\n");
+
         for parameter in parameters {
             let name = parameter["name"].as_str().expect("a name");
-            let value = thing(&operation, things, name);
+            let value = thing(&operation, path_ids, name);
             let _written = writeln!(text, "\"path.{name}\" = {value:?}");
         }
     }
     text
 }
 
-async fn tried(app: &App, schemathesis: &Path, who: Who) -> Result<(), String> {
-    let player = Player::new(&app.context, app.carrier.url(), who, who.word()).await;
-    let things = player.things(&app.context, app).await;
-    let config = app.directory().join(format!("{}.toml", who.word()));
-    fs::write(&config, settings(&things)).expect("write");
+async fn tried(app: &App, schemathesis: &Path, kind: Who) -> Result<(), String> {
+    let actor = Player::new(&app.context, app.carrier.url(), kind, kind.word()).await;
+    let path_ids = actor.things(&app.context, app).await;
+
+    let config = app.directory().join(format!("{}.toml", kind.word()));
+    fs::write(&config, settings(&path_ids)).expect("write");
+
     let examples = std::env::var("PEAL_EXAMPLES").ok();
     let patience = match &examples {
         Some(_) => LIMIT * 20,
         None => LIMIT,
     };
-    // What the document's bounds ask for is the same for everybody: whoever may do the most
-    // tries it.
-    let (phases, examples) = match (who, examples.as_deref()) {
+
+    // The requests for the document's bounds are the same for every caller, so only the super_admin
+    // sends them.
+    let (phases, examples) = match (kind, examples.as_deref()) {
         (_, Some(examples)) => ("examples,coverage,fuzzing", examples),
         (Who::SuperAdmin, None) => ("examples,coverage,fuzzing", EXAMPLES),
         _ => ("examples,fuzzing", EXAMPLES_OF_OTHERS),
     };
-    let checks = match who {
-        // Where only a session will do, a key is refused for what it is, with 403.
+
+    let checks = match kind {
+        // An operation for sessions only answers a key with 403.
         Who::Key => CHECKS.replace("missing_required_header,", ""),
         _ => CHECKS.to_owned(),
     };
+
     let mut command = Command::new(schemathesis);
     command
         .current_dir(app.directory())
@@ -90,13 +97,15 @@ async fn tried(app: &App, schemathesis: &Path, who: Who) -> Result<(), String> {
         .args(["--max-examples", examples])
         .args(["--seed", "1", "--generation-database", "none"])
         .args(["--request-timeout", "20", "--warnings", "off"])
-        // It ends with its batch, an hour from here.
+        // This stream ends with its batch, after an hour.
         .args(["--exclude-operation-id", "batches_events"]);
-    if let Some((name, value)) = player.credential() {
+
+    if let Some((name, value)) = actor.credential() {
         command.args(["--header", &format!("{name}: {value}")]);
     }
+
     let ran = run(patience, &mut command).await;
-    ran.map_err(|why| format!("as {}:\n{why}", who.word()))
+    ran.map_err(|why| format!("as {}:\n{why}", kind.word()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,7 +119,7 @@ async fn the_api_is_what_its_document_says_for_every_caller() {
         ..Options::default()
     })
     .await;
-    let runs = Who::ALL.map(|who| tried(&app, &schemathesis, who));
+    let runs = Who::ALL.map(|kind| tried(&app, &schemathesis, kind));
     let ended = futures::future::join_all(runs).await;
     let failed: Vec<String> = ended.into_iter().filter_map(Result::err).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));

@@ -1,5 +1,4 @@
-//! Web pages of other origins: which may use the API from a browser, and what else every answer
-//! says to browsers.
+//! CORS: the origins that may use the API from a browser, and security headers of every response.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +19,7 @@ fn with_a_dashboard(settings: &mut Settings) {
     settings.origins = OriginSettings {
         cors_origins: Some(format!("{DASHBOARD},http://localhost:5173")),
     };
-    // One wrong word and an address has to wait.
+    // One failed authentication limits the address.
     settings.limits.limit_refusals_per_min = Some("1".to_owned());
 }
 
@@ -39,7 +38,7 @@ fn said(headers: &HeaderMap, name: &str) -> String {
     values.collect::<Vec<_>>().join(",")
 }
 
-/// The words of a header that is a list.
+/// Items of a list header.
 fn words(headers: &HeaderMap, name: &str) -> BTreeSet<String> {
     let text = said(headers, name);
     text.split(',').map(|word| word.trim().to_owned()).collect()
@@ -50,7 +49,7 @@ fn is_silent(headers: &HeaderMap) -> bool {
     names.all(|name| !name.as_str().starts_with("access-control-"))
 }
 
-/// What a browser asks before it sends a request of a page.
+/// A browser's preflight request.
 fn preflight(app: &App, path: &str, method: &str, origin: &str) -> RequestBuilder {
     app.anonymous(Method::OPTIONS, path)
         .header("Origin", origin)
@@ -66,28 +65,35 @@ async fn a_known_page_is_let_in_on_every_route_but_those_of_carriers() {
     let app = with_pages().await;
     let document = Document::of_this_build();
     let (mut wrong, mut carriers) = (Vec::new(), 0);
+
     for operation in document.operations() {
         let path = operation.path.replace(['{', '}'], "");
         let method = operation.method.as_str();
-        let told = answer(preflight(&app, &path, method, DASHBOARD)).await;
-        let allowed = said(&told.headers, "access-control-allow-origin");
+        let preflighted = answer(preflight(&app, &path, method, DASHBOARD)).await;
+
+        let allowed = said(&preflighted.headers, "access-control-allow-origin");
         let right = match operation.told["tags"][0] == CARRIERS {
             true => {
                 carriers += 1;
-                is_silent(&told.headers)
+                is_silent(&preflighted.headers)
             }
             false => {
-                let methods = words(&told.headers, "access-control-allow-methods");
-                told.status == 200
+                let methods = words(&preflighted.headers, "access-control-allow-methods");
+                preflighted.status == 200
                     && allowed == DASHBOARD
                     && methods.contains(&method.to_lowercase())
             }
         };
+
         if !right {
             let name = operation.name();
-            wrong.push(format!("{name}: {} {:?}", told.status, told.headers));
+            wrong.push(format!(
+                "{name}: {} {:?}",
+                preflighted.status, preflighted.headers
+            ));
         }
     }
+
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(carriers >= 4, "{carriers} routes of carriers");
     app.finish().await;
@@ -96,8 +102,8 @@ async fn a_known_page_is_let_in_on_every_route_but_those_of_carriers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_is_told_what_a_page_may_send_and_read() {
     let app = with_pages().await;
-    let told = answer(preflight(&app, "/api/v1/agents", "POST", DASHBOARD)).await;
-    let headers = words(&told.headers, "access-control-allow-headers");
+    let preflighted = answer(preflight(&app, "/api/v1/agents", "POST", DASHBOARD)).await;
+    let headers = words(&preflighted.headers, "access-control-allow-headers");
     for name in [
         "authorization",
         "x-api-key",
@@ -107,11 +113,12 @@ async fn a_browser_is_told_what_a_page_may_send_and_read() {
     ] {
         assert!(headers.contains(name), "{name} is not in {headers:?}");
     }
-    assert_eq!(said(&told.headers, "access-control-max-age"), "3600");
-    assert!(words(&told.headers, "vary").contains("origin"));
-    // No cookies: what a page knows, it sends itself.
+
+    assert_eq!(said(&preflighted.headers, "access-control-max-age"), "3600");
+    assert!(words(&preflighted.headers, "vary").contains("origin"));
+    // No cookies: pages send credentials in headers.
     assert!(
-        !told
+        !preflighted
             .headers
             .contains_key("access-control-allow-credentials")
     );
@@ -126,6 +133,7 @@ async fn a_browser_is_told_what_a_page_may_send_and_read() {
         words(&answer.headers, "access-control-expose-headers")
     };
     let get = |path: &str| app.request(Method::GET, path).header("Origin", DASHBOARD);
+
     let exposed = read(&answer(get("/api/v1/agents")).await);
     for name in [
         "x-request-id",
@@ -138,10 +146,12 @@ async fn a_browser_is_told_what_a_page_may_send_and_read() {
     ] {
         assert!(exposed.contains(name), "{name} is not in {exposed:?}");
     }
-    // Refusals are there to be read as well: 422, 401, 429, 404.
+
+    // Pages can read error responses too: 422, 401, 429, 404.
     let refused = answer(get("/api/v1/agents?page=0")).await;
     refused.expect(422);
     read(&refused);
+
     let anonymous = || {
         let request = app.anonymous(Method::GET, "/api/v1/agents");
         answer(request.header("Origin", DASHBOARD))
@@ -150,10 +160,12 @@ async fn a_browser_is_told_what_a_page_may_send_and_read() {
     assert_eq!((first.status.as_u16(), second.status.as_u16()), (401, 429));
     read(&first);
     read(&second);
+
     let nowhere = answer(get("/api/v1/nowhere")).await;
     nowhere.expect(404);
     read(&nowhere);
-    // And what a browser asks beforehand is not counted.
+
+    // A preflight request is not rate-limited.
     let again = answer(preflight(&app, "/api/v1/agents", "GET", DASHBOARD)).await;
     assert_eq!(again.status, 200);
     app.finish().await;
@@ -169,8 +181,9 @@ async fn another_page_is_told_nothing() {
         "https://app.example.com:8443",
         "https://app.example.com.evil.example.net",
     ] {
-        let told = answer(preflight(&app, "/api/v1/agents", "GET", origin)).await;
-        assert!(!told.headers.contains_key("access-control-allow-origin"));
+        let response = answer(preflight(&app, "/api/v1/agents", "GET", origin)).await;
+        assert!(!response.headers.contains_key("access-control-allow-origin"));
+
         let read = app.request(Method::GET, "/api/v1/agents");
         let read = answer(read.header("Origin", origin)).await;
         assert_eq!(read.status, 200);
@@ -182,11 +195,11 @@ async fn another_page_is_told_nothing() {
     app.finish().await;
 
     let closed = quiet().await;
-    let told = answer(preflight(&closed, "/api/v1/agents", "GET", DASHBOARD)).await;
-    assert_eq!(told.status, 405);
+    let response = answer(preflight(&closed, "/api/v1/agents", "GET", DASHBOARD)).await;
+    assert_eq!(response.status, 405);
     let read = closed.request(Method::GET, "/api/v1/agents");
     let read = answer(read.header("Origin", DASHBOARD)).await;
-    assert!(is_silent(&told.headers) && is_silent(&read.headers));
+    assert!(is_silent(&response.headers) && is_silent(&read.headers));
     closed.finish().await;
 }
 
@@ -201,6 +214,7 @@ async fn only_known_pages_place_a_call() {
         let request = app.request(Method::POST, &path).json(&json!({}));
         answer(request.header("Origin", origin))
     };
+
     for origin in [STRANGER, "null", "", "https://app.example.com."] {
         let refused = call(origin).await.expect(403);
         assert_eq!(refused["code"], "bad_origin", "{origin}");
@@ -215,7 +229,8 @@ async fn only_known_pages_place_a_call() {
         said(&called.headers, "access-control-allow-origin"),
         DASHBOARD
     );
-    // The API's own page, and what is no page at all.
+
+    // The API's own page, and a client that is no browser.
     app.drop_calls().await;
     call(&app.url).await.expect(202);
     app.drop_calls().await;
@@ -228,6 +243,7 @@ async fn only_known_pages_place_a_call() {
 async fn every_answer_keeps_browsers_from_guessing_and_names_no_program() {
     let app = quiet().await;
     let body = json!({"name": ""});
+
     for (request, status) in [
         (app.anonymous(Method::GET, "/health"), 200),
         (app.anonymous(Method::GET, "/docs"), 200),
@@ -245,14 +261,16 @@ async fn every_answer_keeps_browsers_from_guessing_and_names_no_program() {
             400,
         ),
     ] {
-        let told = answer(request).await;
-        assert_eq!(told.status.as_u16(), status, "{}", told.text);
-        assert_eq!(said(&told.headers, "x-content-type-options"), "nosniff");
-        assert!(told.headers.contains_key("cache-control"));
-        assert!(told.headers.contains_key("x-request-id"));
+        let response = answer(request).await;
+        assert_eq!(response.status.as_u16(), status, "{}", response.text);
+        assert_eq!(said(&response.headers, "x-content-type-options"), "nosniff");
+        assert!(response.headers.contains_key("cache-control"));
+        assert!(response.headers.contains_key("x-request-id"));
+
         for banner in ["server", "x-powered-by", "via"] {
-            assert!(!told.headers.contains_key(banner), "{banner}");
+            assert!(!response.headers.contains_key(banner), "{banner}");
         }
     }
+
     app.finish().await;
 }

@@ -1,4 +1,4 @@
-//! What the programs are in the database: nobody whom row-level security does not bind.
+//! Database roles of the programs, which row-level security must bind.
 
 use reqwest::Method;
 use sqlx::{Connection as _, PgConnection};
@@ -8,19 +8,19 @@ use crate::harness::eventually;
 use crate::sign_in::quiet;
 
 async fn ready(client: &Client) -> (u16, String) {
-    let told = answer(client.anonymous(Method::GET, "/health/ready")).await;
-    let role = told.json()["database_role"]
+    let health = answer(client.anonymous(Method::GET, "/health/ready")).await;
+    let role = health.json()["database_role"]
         .as_str()
         .expect("a role")
         .to_owned();
-    (told.status.as_u16(), role)
+    (health.status.as_u16(), role)
 }
 
-/// Waits until an API whom row-level security binds is ready: its first connection may take
-/// longer than the question waits.
+/// Waits until an API with a restricted role is ready: its first connection may take longer than
+/// one readiness check.
 async fn is_ready(client: &Client) {
     let restricted = || async { ready(client).await == (200, "restricted".to_owned()) };
-    eventually("it is ready", PATIENCE, restricted).await;
+    eventually("the API is ready", PATIENCE, restricted).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,7 +34,10 @@ async fn an_api_whom_row_level_security_does_not_bind_is_not_ready() {
         .await;
     let (status, role) = ready(&special).await;
     assert_eq!(status, 503);
-    assert_eq!(role, "superuser", "the role's name is nobody's business");
+    assert_eq!(
+        role, "superuser",
+        "the response must not show the role's name"
+    );
 
     let mut owner = PgConnection::connect(&owner).await.expect("a connection");
     sqlx::query("alter table batch_data owner to peal_system")
@@ -45,7 +48,7 @@ async fn an_api_whom_row_level_security_does_not_bind_is_not_ready() {
     let (status, role) = ready(&owning).await;
     assert_eq!(status, 503);
     assert_eq!(role, "owns tables");
-    // It was looked at once: whoever is asked often has nothing to look for.
+    // The role is checked once at startup, so the first API stays ready.
     is_ready(&app).await;
     app.finish().await;
 }

@@ -1,4 +1,4 @@
-//! What resellers earn, to the micro-dollar.
+//! Earnings of resellers, to the micro-dollar.
 
 use peal_api::admin::AdminRole;
 use reqwest::Method;
@@ -24,7 +24,7 @@ async fn settle_pricing(root: &Person<'_>, org: &str, model: &str, commission: &
     }
 }
 
-/// A customer of the app's tenant.
+/// Creates a customer of the app's tenant.
 async fn customer(app: &App, name: &str) -> Tenant {
     let tenant = app.another_tenant(name).await;
     sqlx::query("update organizations set parent_org_id = $1 where id = $2")
@@ -36,7 +36,7 @@ async fn customer(app: &App, name: &str) -> Tenant {
     tenant
 }
 
-/// Calls some people as a tenant that has money.
+/// Gives a tenant credit and calls this many people as that tenant.
 async fn call(app: &App, root: &Person<'_>, tenant: &Tenant, people: u32) {
     at_noon(app).await;
     let mine = answer(app.request_as(tenant, Method::GET, &format!("{WALLETS}/me"))).await;
@@ -54,7 +54,7 @@ async fn call(app: &App, root: &Person<'_>, tenant: &Tenant, people: u32) {
     settled(app).await;
 }
 
-/// What calls of an organisation come to, worked out from how long they lasted alone.
+/// Amounts for an organisation's calls, computed independently from their durations.
 struct Worked {
     base: i64,
     retail: i64,
@@ -76,6 +76,7 @@ async fn work_out(app: &App, org: &Tenant, commission: i64, markup: i64) -> Work
     .fetch_all(&app.context.pool)
     .await
     .expect("calls");
+
     let factor = Decimal::ONE + Decimal::new(markup, 2);
     let mut worked = Worked {
         base: 0,
@@ -83,9 +84,11 @@ async fn work_out(app: &App, org: &Tenant, commission: i64, markup: i64) -> Work
         commission: 0,
         calls: 0,
     };
+
     for row in rows {
         let seconds: i32 = row.get(0);
         let whole = (seconds + 59) / 60 * 60;
+
         let mut base = 0;
         for (quantity, rate) in [
             (whole, "0.014"),
@@ -98,6 +101,7 @@ async fn work_out(app: &App, org: &Tenant, commission: i64, markup: i64) -> Work
             base += round(exact / Decimal::from(60));
             worked.retail += round(exact * factor / Decimal::from(60));
         }
+
         worked.base += base;
         worked.commission += round(Decimal::new(base, 6) * Decimal::new(commission, 2));
         worked.calls += 1;
@@ -128,59 +132,66 @@ async fn a_distributor_earns_its_markup_and_its_commission() {
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let org = app.tenant.org.to_string();
     settle_pricing(&root, &org, "distributor", "10", "25").await;
+
     let customer = customer(&app, "Customer").await;
     call(&app, &root, &customer, 6).await;
+
     let worked = work_out(&app, &customer, 10, 25).await;
     assert_eq!(worked.calls, 6);
     let markup = worked.retail - worked.base;
+
     for period in ["day", "week", "month", "year", "all"] {
-        let told = ada
+        let earned = ada
             .get(&format!("{EARNINGS}/me?period={period}"))
             .await
             .expect(200);
         assert_eq!(
-            told["base_cost_usd"],
+            earned["base_cost_usd"],
             amount(worked.base),
-            "{period}: {told}"
+            "{period}: {earned}"
         );
         assert_eq!(
-            told["retail_revenue_usd"],
+            earned["retail_revenue_usd"],
             amount(worked.retail),
             "{period}"
         );
-        assert_eq!(told["markup_earned_usd"], amount(markup), "{period}");
+        assert_eq!(earned["markup_earned_usd"], amount(markup), "{period}");
         assert_eq!(
-            told["commission_earned_usd"],
+            earned["commission_earned_usd"],
             amount(worked.commission),
             "{period}"
         );
         assert_eq!(
-            told["total_earned_usd"],
+            earned["total_earned_usd"],
             amount(markup + worked.commission),
             "{period}"
         );
-        assert_eq!(told["calls"], 6);
-        assert_eq!(told["org_type"], "distributor");
+
+        assert_eq!(earned["calls"], 6);
+        assert_eq!(earned["org_type"], "distributor");
+
         let path = format!("{EARNINGS}/me/breakdown?period={period}");
         let parts = ada.get(&path).await.expect(200);
-        assert_eq!(parts["total_earned_usd"], told["total_earned_usd"]);
+        assert_eq!(parts["total_earned_usd"], earned["total_earned_usd"]);
         let buckets = parts["buckets"].as_array().expect("buckets");
         let calls: i64 = buckets.iter().filter_map(|one| one["calls"].as_i64()).sum();
         assert_eq!(calls, 6, "{period}");
+
         let path = format!("{EARNINGS}/orgs/{org}?period={period}");
         let seen = root.get(&path).await.expect(200);
-        assert_eq!(seen["total_earned_usd"], told["total_earned_usd"]);
+        assert_eq!(seen["total_earned_usd"], earned["total_earned_usd"]);
     }
     assert_eq!(
         entries(&app).await,
         markup + worked.commission,
-        "the ledger says the same"
+        "the ledger agrees"
     );
-    // The customer sees what it pays, and nothing of the split.
-    let told = answer(app.request_as(&customer, Method::GET, "/billing/usage/overview")).await;
-    let told = told.expect(200);
-    assert_eq!(told["total"]["cost_usd"], amount(worked.retail));
-    assert!(told["total"].get("base_cost_usd").is_none() && !told.to_string().contains("markup"));
+
+    // The customer sees its price, but not the markup.
+    let usage = answer(app.request_as(&customer, Method::GET, "/billing/usage/overview")).await;
+    let usage = usage.expect(200);
+    assert_eq!(usage["total"]["cost_usd"], amount(worked.retail));
+    assert!(usage["total"].get("base_cost_usd").is_none() && !usage.to_string().contains("markup"));
     app.finish().await;
 }
 
@@ -191,26 +202,29 @@ async fn a_channel_partner_earns_its_commission_and_no_markup() {
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let org = app.tenant.org.to_string();
     settle_pricing(&root, &org, "channel_partner", "12.5", "25").await;
+
     let customer = customer(&app, "Customer").await;
     call(&app, &root, &customer, 4).await;
     // Its own calls count as well.
     call(&app, &root, &app.tenant, 3).await;
+
     let (theirs, own) = (
         work_out_fraction(&app, &customer).await,
         work_out_fraction(&app, &app.tenant).await,
     );
-    let told = ada.get(&format!("{EARNINGS}/me")).await.expect(200);
-    assert_eq!(told["period"], "month");
-    assert_eq!(told["calls"], 7);
-    assert_eq!(told["markup_earned_usd"], "0.00");
-    assert_eq!(told["base_cost_usd"], told["retail_revenue_usd"]);
-    assert_eq!(told["commission_earned_usd"], amount(theirs + own));
-    assert_eq!(told["total_earned_usd"], amount(theirs + own));
+
+    let earned = ada.get(&format!("{EARNINGS}/me")).await.expect(200);
+    assert_eq!(earned["period"], "month");
+    assert_eq!(earned["calls"], 7);
+    assert_eq!(earned["markup_earned_usd"], "0.00");
+    assert_eq!(earned["base_cost_usd"], earned["retail_revenue_usd"]);
+    assert_eq!(earned["commission_earned_usd"], amount(theirs + own));
+    assert_eq!(earned["total_earned_usd"], amount(theirs + own));
     assert_eq!(entries(&app).await, theirs + own);
     app.finish().await;
 }
 
-/// An eighth of the base of each call.
+/// Commission of an eighth of each call's base cost.
 async fn work_out_fraction(app: &App, tenant: &Tenant) -> i64 {
     let rows = sqlx::query("select base_micros from charges where org_id = $1 and version = 1")
         .bind(tenant.org)
@@ -231,6 +245,7 @@ async fn only_administrators_of_resellers_see_earnings() {
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let org = app.tenant.org.to_string();
+
     for path in ["me", "me/breakdown"] {
         let refused = ada.get(&format!("{EARNINGS}/{path}")).await.expect(403);
         assert_eq!(
@@ -238,12 +253,14 @@ async fn only_administrators_of_resellers_see_earnings() {
             "Forbidden: not a reseller org or not org_admin"
         );
     }
+
     settle_pricing(&root, &org, "channel_partner", "5", "0").await;
     let nothing = ada
         .get(&format!("{EARNINGS}/me?period=all"))
         .await
         .expect(200);
     assert_eq!(nothing["total_earned_usd"], "0.00");
+
     bob.get(&format!("{EARNINGS}/me")).await.expect(403);
     app.get(&format!("{EARNINGS}/me")).await.expect(403);
     ada.get(&format!("{EARNINGS}/orgs/{org}")).await.expect(403);
@@ -253,6 +270,7 @@ async fn only_administrators_of_resellers_see_earnings() {
     root.get(&format!("{EARNINGS}/orgs/{}", uuid::Uuid::new_v4()))
         .await
         .expect(404);
+
     for wrong in ["decade", "4months"] {
         ada.get(&format!("{EARNINGS}/me?period={wrong}"))
             .await
@@ -269,10 +287,12 @@ async fn the_platform_makes_resellers_and_they_set_their_markup() {
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
     let org = app.tenant.org.to_string();
+
     let set = async |who: &Person<'_>, verb: &str, body: Value| {
         let path = format!("/api/v1/orgs/{org}/{verb}");
         who.send(Method::POST, &path, body).await
     };
+
     let markup = json!({"percentage": 20});
     let refused = set(&ada, "markup", markup.clone()).await.expect(403);
     assert_eq!(
@@ -283,20 +303,24 @@ async fn the_platform_makes_resellers_and_they_set_their_markup() {
         set(&root, "commission", markup.clone()).await.expect(409)["code"],
         "not_a_reseller"
     );
+
     for who in [&ada, &bob, &eve] {
         set(who, "business-model", json!({"org_type": "distributor"}))
             .await
             .expect(403);
         set(who, "commission", markup.clone()).await.expect(403);
     }
+
     let made = set(&root, "business-model", json!({"org_type": "distributor"})).await;
     assert_eq!(made.expect(200)["pricing"]["org_type"], "distributor");
     let marked = set(&ada, "markup", json!({"percentage": "12.345678"}))
         .await
         .expect(200);
     assert_eq!(marked["pricing"]["markup_percent"], "12.345678");
+
     set(&eve, "markup", markup.clone()).await.expect(404);
     set(&bob, "markup", markup).await.expect(403);
+
     for wrong in [
         json!({"percentage": -1}),
         json!({"percentage": 1001}),
@@ -306,13 +330,15 @@ async fn the_platform_makes_resellers_and_they_set_their_markup() {
     ] {
         set(&ada, "markup", wrong).await.expect(422);
     }
+
     set(&root, "commission", json!({"percentage": 101}))
         .await
         .expect(422);
     set(&root, "business-model", json!({"org_type": "club"}))
         .await
         .expect(422);
-    let said = ["organization.set_business_model", "organization.set_markup"];
-    assert_eq!(audited(&app, &org).await, said);
+
+    let actions = ["organization.set_business_model", "organization.set_markup"];
+    assert_eq!(audited(&app, &org).await, actions);
     app.finish().await;
 }

@@ -1,4 +1,4 @@
-//! Event streams end with what their viewer was let in by.
+//! Event streams end when their viewer loses the access they began with.
 
 use std::time::Duration;
 
@@ -19,23 +19,23 @@ async fn opened(request: RequestBuilder) -> Response {
     response
 }
 
-/// What a stream says until it ends; of itself it would go on for an hour.
+/// Text of a stream until it ends; without a change it would go on for an hour.
 async fn rest(stream: Response) -> String {
-    let said = timeout(PATIENCE, stream.text()).await;
-    said.expect("the stream ends").expect("a text")
+    let text = timeout(PATIENCE, stream.text()).await;
+    text.expect("the stream ends").expect("a text")
 }
 
-/// Fails unless a stream's last event says that its viewer is not let in any more.
+/// Fails unless a stream's last event is `unauthorized`.
 #[track_caller]
-fn ends_unauthorized(said: &str) {
-    let last = said.trim_end().rsplit("\n\n").next().expect("an event");
-    assert!(last.contains("event: unauthorized"), "{said}");
+fn ends_unauthorized(stream: &str) {
+    let last = stream.trim_end().rsplit("\n\n").next().expect("an event");
+    assert!(last.contains("event: unauthorized"), "{stream}");
     let data = last.split("data: ").nth(1).expect("data");
-    let told: Value = serde_json::from_str(data).expect("JSON");
-    assert_eq!(told["code"], "unauthorized");
+    let event: Value = serde_json::from_str(data).expect("JSON");
+    assert_eq!(event["code"], "unauthorized");
 }
 
-/// A batch that belongs to a person, by their session.
+/// Creates a batch owned by a person, and returns the path of its event stream.
 async fn batch_of(app: &App, person: &Person<'_>) -> String {
     let batch = json!({
         "caller_phone_id": app.tenant.phone, "agent_id": app.tenant.agent, "batch_name": "Theirs",
@@ -59,6 +59,7 @@ async fn admin_of(app: &App) -> peal_shared::ids::UserId {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_with_its_key_session_membership_role_or_feature() {
     let app = quiet().await;
+
     let person = async |email, role| Person::new(&app, email, "Acme", role).await;
     let admin = person("ada@example.com", AdminRole::OrgAdmin).await;
     let bob = person("bob@example.com", AdminRole::User).await;
@@ -67,14 +68,16 @@ async fn a_stream_ends_with_its_key_session_membership_role_or_feature() {
     let erin = person("erin@example.com", AdminRole::User).await;
     let (bobs, carols) = (batch_of(&app, &bob).await, batch_of(&app, &carol).await);
     let erins = batch_of(&app, &erin).await;
+
     let watch = |path: &str, token: &str| app.anonymous(Method::GET, path).bearer_auth(token);
     let made = bob.send(Method::POST, KEYS, json!({})).await.expect(200);
     let key = made["api_key"]["api_key"].as_str().expect("a key");
     let by_key = app.anonymous(Method::GET, &bobs).header("x-api-key", key);
 
-    // Whoever nothing happens to goes on watching.
+    // A viewer whose access does not change keeps its stream.
     let mut lasting = opened(watch(&bobs, &admin.token)).await;
     let by_key = opened(by_key).await;
+
     let path = format!("{KEYS}/{}", made["api_key"]["id"].as_str().expect("an id"));
     bob.delete(&path).await.expect(200);
     ends_unauthorized(&rest(by_key).await);
@@ -109,7 +112,7 @@ async fn a_stream_ends_with_its_key_session_membership_role_or_feature() {
 
     let first = lasting.chunk().await.expect("a chunk").expect("an event");
     assert!(first.starts_with(b"event: progress"));
-    // What keeps the connection alive is no event.
+    // Keep-alive comments are not events.
     let event = async {
         loop {
             let piece = lasting.chunk().await.expect("a chunk");
@@ -120,7 +123,10 @@ async fn a_stream_ends_with_its_key_session_membership_role_or_feature() {
         }
     };
     let more = timeout(Duration::from_secs(1), event).await;
-    assert!(more.is_err(), "nothing has happened to it: {more:?}");
+    assert!(
+        more.is_err(),
+        "the stream must stay open without events: {more:?}"
+    );
     drop(lasting);
     app.finish().await;
 }

@@ -1,6 +1,5 @@
-//! What every changing operation has in common, asked of each one by its own example: it leaves
-//! one row in the audit log, it happens once under one `Idempotency-Key`, and it takes nothing
-//! that it does not name.
+//! Rules of every changing operation, checked with its own example: it leaves one row in the audit
+//! log, it happens once under one `Idempotency-Key`, and it rejects unknown fields.
 
 use std::collections::BTreeSet;
 
@@ -14,34 +13,34 @@ use crate::harness::document::{Document, Operation};
 use crate::harness::knock::{Things, body, request, send};
 use crate::sign_in::quiet;
 
-/// What asks and changes nothing, by POST.
+/// POST operations that change nothing.
 const ASKING: [&str; 1] = ["POST /api/v1/api-keys/exists"];
 
-/// Operations whose example is refused for what is there, each with a test of its own.
+/// Operations whose example the state refuses; each has its own test.
 const REFUSED: [&str; 14] = [
-    // The session is another issuer's.
+    // The session belongs to another issuer.
     "POST /api/v1/auth/logout",
     "POST /api/v1/auth/password",
-    // The batch has not started, and cannot.
+    // The batch has not started, and cannot start.
     "POST /api/v1/batch-call/pause/{batch_id}",
     "POST /api/v1/batch-call/resume/{batch_id}",
     "POST /api/v1/batch-call/start/{batch_id}",
     "POST /api/v1/batch-call/stop/{batch_id}",
-    // The agent had no such part before.
+    // The agent has no such part yet.
     "PATCH /api/v1/agents/{agent_id}/transcriber-config",
     "PATCH /api/v1/agents/{agent_id}/vad-config",
-    // There are several trunks to choose from; the number has its mapping.
+    // There are several trunks, so one must be named; the number is mapped already.
     "POST /api/v1/phone",
     "POST /api/v1/phone/mapping",
     // Another tool has the example's name; the server is down.
     "PUT /api/v1/tool-endpoint-defs/{tool_id}",
     "PUT /api/v1/tools-mcp-server-defs/{server_id}/filter-tools",
-    // The example's carrier is outside; ours does not take the example's secret.
+    // The example's carrier cannot be reached; the simulator rejects the example's secret.
     "POST /api/v1/trunks",
     "POST /api/v1/trunks/{trunk_id}/rotate",
 ];
 
-/// Fields that somebody might hope to set.
+/// Fields that a caller might try to set.
 const HOPED_FOR: [&str; 9] = [
     "id",
     "org_id",
@@ -69,13 +68,13 @@ async fn audited(app: &App) -> i64 {
     app.count("select count(*) from audit_log").await
 }
 
-/// Everybody who is needed to do everything once.
+/// Actors that together may use every changing operation.
 async fn doers(app: &App) -> [Player; 2] {
-    let player = async |who| Player::new(&app.context, app.carrier.url(), who, who.word()).await;
-    [player(Who::OrgAdmin).await, player(Who::SuperAdmin).await]
+    let actor = async |kind| Player::new(&app.context, app.carrier.url(), kind, kind.word()).await;
+    [actor(Who::OrgAdmin).await, actor(Who::SuperAdmin).await]
 }
 
-/// An operation about to be done by somebody who may, with everything it is about.
+/// An operation, an actor that may use it, and the ids for its example.
 struct Attempt<'a> {
     app: &'a App,
     operation: &'a Operation<'a>,
@@ -85,18 +84,19 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     async fn new(app: &'a App, operation: &'a Operation<'a>, doers: &'a [Player; 2]) -> Self {
-        let told = operation.told["description"].as_str().unwrap_or_default();
+        let description = operation.told["description"].as_str().unwrap_or_default();
         let [admin, root] = doers;
-        let player = match told.contains("super_admin") && !told.contains("org_admin") {
+        let actor = match description.contains("super_admin") && !description.contains("org_admin")
+        {
             true => root,
             false => admin,
         };
-        let things = player.things(&app.context, app).await;
+        let path_ids = actor.things(&app.context, app).await;
         Self {
             app,
             operation,
-            player,
-            things,
+            player: actor,
+            things: path_ids,
         }
     }
 
@@ -109,17 +109,18 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// Does an operation, and again under the same key. Answers what is wrong with that.
+/// Sends an operation twice under the same key. Returns broken rules.
 async fn twice(attempt: &Attempt<'_>) -> Vec<String> {
     let (name, mut wrong) = (attempt.operation.name(), Vec::new());
     let headers = attempt.operation.parameters("header");
     let takes_key = headers
         .iter()
         .any(|parameter| parameter["name"] == "Idempotency-Key");
+
     let once = || {
         let mut body = attempt.body();
         if let Some(fields) = body.as_mut().and_then(Value::as_object_mut) {
-            // Where a body may have the key as well, it is the header's.
+            // The key is sent in the header, even where the body has a field for it.
             fields.remove("idempotency_key");
         }
         let request = attempt.request(body);
@@ -128,10 +129,13 @@ async fn twice(attempt: &Attempt<'_>) -> Vec<String> {
             false => request,
         }
     };
+
+    // 1. The first request leaves one row in the audit log.
     let expected = i64::from(!ASKING.contains(&name.as_str()));
     let before = audited(attempt.app).await;
     let (status, _, text) = send(once(), attempt.operation, attempt.player).await;
     let rows = audited(attempt.app).await - before;
+
     if !status.is_success() {
         if !REFUSED.contains(&name.as_str()) {
             wrong.push(format!("its example is refused: {status} {text}"));
@@ -141,16 +145,17 @@ async fn twice(attempt: &Attempt<'_>) -> Vec<String> {
         }
         return wrong;
     }
+
     if rows != expected {
         wrong.push(format!("it left {rows} rows in the audit log: {text}"));
     }
+
+    // 2. The second request is replayed.
     if takes_key && expected == 1 {
-        let (again, headers, told) = send(once(), attempt.operation, attempt.player).await;
+        let (again, headers, replay) = send(once(), attempt.operation, attempt.player).await;
         let replayed = headers.get("idempotent-replayed");
         if again != status || replayed.is_none_or(|replayed| replayed != "true") {
-            wrong.push(format!(
-                "sent again, it was not answered as before: {again} {told}"
-            ));
+            wrong.push(format!("sent again, it was not replayed: {again} {replay}"));
         }
         if audited(attempt.app).await - before != rows {
             wrong.push("sent again, it happened again".to_owned());
@@ -193,18 +198,22 @@ async fn no_change_takes_a_field_that_it_does_not_name() {
     let doers = doers(&app).await;
     let document = Document::of_this_build();
     let mut wrong = Vec::new();
+
     for operation in changes(&document) {
-        let Some(("application/json", told)) = operation.body() else {
+        let Some(("application/json", content)) = operation.body() else {
             continue;
         };
         let attempt = Attempt::new(&app, &operation, &doers).await;
         let Some(Value::Object(example)) = attempt.body() else {
             continue;
         };
+
         let mut known = BTreeSet::new();
-        fields(&document, &told["schema"], &mut known);
+        fields(&document, &content["schema"], &mut known);
+
         let org = attempt.player.tenant.org.to_string();
         let before = digest(&app.context.pool, &org).await;
+
         for hoped in HOPED_FOR.iter().filter(|name| !known.contains(*name)) {
             let mut body = example.clone();
             body.insert((*hoped).to_owned(), json!("super_admin"));
@@ -215,11 +224,13 @@ async fn no_change_takes_a_field_that_it_does_not_name() {
                 wrong.push(format!("{name} with {hoped}: {status} {text}"));
             }
         }
+
         let after = digest(&app.context.pool, &org).await;
         if before != after {
             wrong.push(format!("{} changed something", operation.name()));
         }
     }
+
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     app.drop_jobs().await;
     app.finish().await;

@@ -1,4 +1,4 @@
-//! Feature flags close routes, for sessions and keys alike.
+//! Feature flags, which close routes to sessions and keys alike.
 
 use peal_api::admin::AdminRole;
 use reqwest::Method;
@@ -17,6 +17,7 @@ async fn a_feature_that_is_off_is_off_for_sessions_and_keys() {
     let app = app;
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+
     let all_on = json!({"outbound": true, "call_analytics": true, "call_logs": true});
     assert_eq!(bob.get(&format!("{FLAGS}/me")).await.expect(200), all_on);
     let bobs = format!("{FLAGS}/{}", bob.id);
@@ -24,6 +25,7 @@ async fn a_feature_that_is_off_is_off_for_sessions_and_keys() {
         .send(Method::PUT, &bobs, json!({"outbound": false}))
         .await;
     assert_eq!(off.expect(200)["outbound"], false);
+
     let mine = "/api/v1/batch-call/me";
     let refused = with_token(&other, &bob.token, Method::GET, mine, None)
         .await
@@ -32,6 +34,7 @@ async fn a_feature_that_is_off_is_off_for_sessions_and_keys() {
         refused["detail"],
         "Forbidden: the feature outbound is switched off for this user"
     );
+
     bob.send(
         Method::POST,
         "/api/call/create_call?phoneNumber=x",
@@ -41,26 +44,30 @@ async fn a_feature_that_is_off_is_off_for_sessions_and_keys() {
     .expect(403);
     bob.get("/api/v1/me").await.expect(200);
 
-    // The harness's key belongs to acme@example.com.
+    // The tenant's key belongs to acme@example.com.
     let acme: String =
         sqlx::query_scalar("select id::text from users where email = 'acme@example.com'")
             .fetch_one(&app.context.pool)
             .await
             .expect("a user");
+
     app.get(mine).await.expect(200);
     let acmes = format!("{FLAGS}/{acme}");
     admin
         .send(Method::PUT, &acmes, json!({"outbound": false}))
         .await
         .expect(200);
+
     let closed = || async { app.get(mine).await.status.as_u16() == 403 };
-    eventually("the key is held to the flag", PATIENCE, closed).await;
+    eventually("the flag applies to the key", PATIENCE, closed).await;
+
     admin
         .send(Method::PUT, &acmes, json!({"outbound": true}))
         .await
         .expect(200);
     let open = || async { app.get(mine).await.status.as_u16() == 200 };
-    eventually("the key is free again", PATIENCE, open).await;
+    eventually("the route is open to the key again", PATIENCE, open).await;
+
     assert_eq!(
         app.count("select count(*) from audit_log where action = 'feature_flags.update'")
             .await,
@@ -76,6 +83,7 @@ async fn flags_are_switched_by_administrators_and_only_flags() {
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
     let root = Person::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
+
     let bobs = format!("{FLAGS}/{}", bob.id);
     for wrong in [
         json!({"outbound": "yes"}),
@@ -86,6 +94,7 @@ async fn flags_are_switched_by_administrators_and_only_flags() {
     ] {
         admin.send(Method::PUT, &bobs, wrong).await.expect(422);
     }
+
     let on = json!({"call_logs": true});
     admin
         .send(Method::PUT, &format!("{FLAGS}/{}", admin.id), on.clone())
@@ -94,6 +103,7 @@ async fn flags_are_switched_by_administrators_and_only_flags() {
     bob.send(Method::PUT, &bobs, on.clone()).await.expect(403);
     eve.send(Method::PUT, &bobs, on.clone()).await.expect(404);
     eve.get(&bobs).await.expect(404);
+
     let above = Person::new(&app, "top@example.com", "Acme", AdminRole::SuperAdmin).await;
     let refused = admin
         .send(Method::PUT, &format!("{FLAGS}/{}", above.id), on.clone())
@@ -103,9 +113,11 @@ async fn flags_are_switched_by_administrators_and_only_flags() {
         refused["detail"],
         "Forbidden: this user's role is above yours"
     );
+
     root.send(Method::PUT, &bobs, on.clone()).await.expect(200);
     bob.get(&bobs).await.expect(200);
     bob.get(&format!("{FLAGS}/{}", admin.id)).await.expect(403);
+
     let by_key = app.request(Method::PUT, &bobs).json(&on);
     crate::harness::app::answer(by_key).await.expect(403);
     assert_eq!(app.count("select count(*) from feature_flags").await, 1);

@@ -1,5 +1,5 @@
-//! Requests that ask somebody else's server before they change anything: two that are sent at
-//! once under one `Idempotency-Key` ask it once.
+//! Requests that call an external server before they change anything: two concurrent ones under
+//! one `Idempotency-Key` call it once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ const TOOLS: &str = "/api/v1/tool-endpoint-defs";
 const SERVERS: &str = "/api/v1/tools-mcp-server-defs";
 const TRUNKS: &str = "/api/v1/trunks";
 
-/// A server that counts who asks, and answers nobody until it is opened.
+/// A server that counts requests and answers none until it is opened.
 struct Slow {
     url: String,
     heard: Arc<AtomicUsize>,
@@ -51,33 +51,42 @@ impl Slow {
     }
 }
 
-/// Sends the request twice at once and once more behind that. Answers what it was answered with.
+/// Sends the request twice at once and once more after that. Returns the response.
 async fn thrice(app: &App, slow: &Slow, who: &Tenant, path: &str, body: &Value) -> Value {
     let before = slow.heard();
     slow.open.send_replace(false);
+
     let send = || {
         let request = app.request_as(who, Method::POST, path);
         answer(request.header("Idempotency-Key", path).json(body))
     };
+
     let first = send();
     let others = async {
-        eventually("the server is asked", PATIENCE, || async {
+        eventually("the server is called", PATIENCE, || async {
             slow.heard() == before + 1
         })
         .await;
         let second = send().await.expect(409);
         assert_eq!(second["code"], "idempotency_key_in_use", "{path}");
-        assert_eq!(slow.heard(), before + 1, "{path} asks twice");
+        assert_eq!(slow.heard(), before + 1, "{path} calls the server twice");
         slow.open.send_replace(true);
     };
+
     let (first, ()) = tokio::join!(first, others);
     assert!(first.status.is_success(), "{path}: {}", first.text);
+
     let asked = slow.heard();
     let third = send().await;
     assert_eq!(third.headers["idempotent-replayed"], "true", "{path}");
     assert_eq!(third.status, first.status);
-    assert_eq!(slow.heard(), asked, "{path}, sent again, asks again");
+    assert_eq!(
+        slow.heard(),
+        asked,
+        "{path}, sent again, calls the server again"
+    );
     assert_eq!(third.json(), first.json());
+
     first.json()
 }
 
@@ -86,6 +95,7 @@ async fn two_at_once_under_one_key_ask_the_others_server_once() {
     let app = quiet().await;
     let root = member(&app, "root@example.com", Role::SuperAdmin).await;
     let slow = Slow::start().await;
+
     let tool = json!({"name": "find", "description": "Finds", "url": slow.url});
     let tool = app.post(TOOLS, tool).await.expect(201);
     let test = format!("{TOOLS}/{}/test", tool["id"].as_str().expect("an id"));
@@ -105,13 +115,14 @@ async fn two_at_once_under_one_key_ask_the_others_server_once() {
     let trunk = thrice(&app, &slow, &root, TRUNKS, &trunk).await;
     let trunk = format!("{TRUNKS}/{}", trunk["id"].as_str().expect("an id"));
     thrice(&app, &slow, &root, &format!("{trunk}/check"), &Value::Null).await;
+
     let secret = json!({"password": "another secret"});
     thrice(&app, &slow, &root, &format!("{trunk}/rotate"), &secret).await;
 
     let made = "select (select count(*) from mcp_servers) + (select count(*) from trunks)";
     assert_eq!(app.count(made).await, 3, "each was made once");
     assert_eq!(app.count("select count(*) from idempotency_holds").await, 0);
-    // A key is held against its own user alone, and against nobody once it is answered.
+    // A key is held only within its own organisation, and is free once it is answered.
     let other = app.another_tenant("Other").await;
     let theirs = app.request_as(&other, Method::POST, &fetch);
     let theirs = theirs.header("Idempotency-Key", &fetch).json(&at);
@@ -131,14 +142,17 @@ async fn a_request_that_panics_lets_go_of_its_key() {
         email: None,
         credential: Credential::Session,
     };
+
     let pool = app.context.pool.clone();
     let take = || Hold::take_unscoped(&pool, &principal, "k-1");
+
     let hold = take().await.expect("a hold");
-    assert!(take().await.is_err(), "it is held");
+    assert!(take().await.is_err(), "the key is held");
     let work = async { panic!("as a bug would") };
     let ended = tokio::spawn(hold.during::<()>(work)).await;
-    assert!(ended.expect_err("it is told").is_panic());
-    let again = take().await.expect("nobody holds it");
+    assert!(ended.expect_err("a panic").is_panic());
+
+    let again = take().await.expect("the key is free");
     again.during(async {}).await;
     app.finish().await;
 }
@@ -150,23 +164,27 @@ async fn what_was_asked_is_written_down_though_its_client_has_gone() {
     let tool = json!({"name": "find", "description": "Finds", "url": slow.url});
     let tool = app.post(TOOLS, tool).await.expect(201);
     let test = format!("{TOOLS}/{}/test", tool["id"].as_str().expect("an id"));
+
     slow.open.send_replace(false);
     let send = || {
         let request = app.request(Method::POST, &test).json(&json!({}));
         answer(request.header("Idempotency-Key", "k-1"))
     };
+
     tokio::select! {
-        _ = send() => panic!("nobody has answered"),
-        () = eventually("the server is asked", PATIENCE, || async { slow.heard() == 1 }) => {}
+        _ = send() => panic!("the server is closed"),
+        () = eventually("the server is called", PATIENCE, || async { slow.heard() == 1 }) => {}
     }
     slow.open.send_replace(true);
-    // The key is let go of a moment after.
+
+    // The key is released a moment after the audit row is written.
     let written = "select (select count(*) from audit_log where action = 'tool.test')
                         - (select count(*) from idempotency_holds)";
-    eventually("it is written down", PATIENCE, || async {
+    eventually("the test is recorded", PATIENCE, || async {
         app.count(written).await == 1
     })
     .await;
+
     let again = send().await;
     assert_eq!(again.headers["idempotent-replayed"], "true");
     again.expect(200);

@@ -49,7 +49,7 @@ async fn a_start_that_is_queued_when_its_owner_goes_dials_nobody() {
     };
     let shown = root.get(&format!("{BATCHES}/{id}")).await.expect(200);
     let why = shown["data"]["status_reason"].as_str().expect("a reason");
-    assert!(why.contains("no member of the organization"), "{why}");
+    assert!(why.contains("no longer a member of the organization"), "{why}");
     let resumed = root
         .send(Method::POST, &format!("{BATCHES}/resume/{id}"), json!({}))
         .await

@@ -134,7 +134,7 @@ async fn reads_that_are_stuck_are_shed_and_hold_up_nobody_else() {
         let stream = format!("/api/v1/batch-call/{batch}/events");
         for path in [list, &stream] {
             let shed = answered(app.request(Method::GET, path)).await;
-            expect_shed(&shed, "too many reads at once; try again shortly");
+            expect_shed(&shed, "too many requests of class reads; try again shortly");
         }
         let told = callback(&app, 100 + round).await;
         assert_eq!(told.status, StatusCode::NO_CONTENT, "{}", told.text);
@@ -355,7 +355,7 @@ async fn strangers_who_send_slowly_hold_up_each_other_alone() {
     app.start_batch(&batch).await;
     app.wait_for(&batch, "completed").await;
 
-    let (_, under_way) = app.context.metrics.http.class("strangers");
+    let (_, under_way) = app.context.metrics.http.class("anonymous");
     let mut dawdlers = Vec::new();
     for path in [
         "/api/v1/auth/login",

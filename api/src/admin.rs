@@ -1,4 +1,4 @@
-//! `peal-api admin`: what the platform's operator does without a session.
+//! `peal-api admin`: operator commands, which need no session.
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -16,33 +16,34 @@ use serde::Serialize;
 
 use crate::bootstrap::{email, name};
 
-/// What to do.
+/// Commands of `peal-api admin`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Admin {
-    /// Make a user, or give one a new role and password. Every session of theirs ends.
+    /// Create a user, or set the role and password of one that exists. All its sessions end.
     CreateUser(CreateUser),
-    /// Seal stored secrets under PEAL_MASTER_KEY that are under one of PEAL_MASTER_KEY_PREVIOUS.
+    /// Reseal under PEAL_MASTER_KEY all secrets that are sealed under PEAL_MASTER_KEY_PREVIOUS.
     RotateMasterKey,
 }
 
-/// A user to make.
+/// Arguments of `create-user`.
 #[derive(Args, Clone, Debug)]
 pub struct CreateUser {
     /// E-mail address.
     #[arg(long, value_parser = email)]
     pub email: String,
-    /// Name of the organisation; it is founded when there is none of that name.
+    /// Name of the organisation; created when it does not exist.
     #[arg(long, value_parser = name)]
     pub org: String,
-    /// What the user may do.
+    /// Role of the user.
     #[arg(long, value_enum, default_value_t = AdminRole::User)]
     pub role: AdminRole,
-    /// The password, 12 to 128 characters. Without one the user signs in elsewhere.
+    /// The password, 12 to 128 characters. Without one the user signs in through the issuer of
+    /// external tokens.
     #[arg(long, env = "PEAL_NEW_PASSWORD", hide_env_values = true)]
     pub password: Option<SecretString>,
 }
 
-/// A role, as it is typed.
+/// A role as a command-line value.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum AdminRole {
@@ -61,7 +62,7 @@ impl From<AdminRole> for Role {
     }
 }
 
-/// Who was made.
+/// The user, as printed on success.
 #[derive(Clone, Debug, Serialize)]
 pub struct Made {
     pub org_id: OrgId,
@@ -69,36 +70,40 @@ pub struct Made {
     pub role: Role,
 }
 
-/// Makes a user, or nothing.
+/// Creates or updates a user in one transaction.
 ///
 /// # Errors
-/// When the password is weak, the address belongs to another organisation, or with the database.
-pub async fn create_user(context: &Context, wanted: &CreateUser) -> anyhow::Result<Made> {
-    let password = wanted.password.as_ref();
-    if let Some(why) = password.and_then(|text| weakness(text.expose_secret(), &wanted.email)) {
+/// When the password is weak or the address belongs to another organisation.
+pub async fn create_user(context: &Context, args: &CreateUser) -> anyhow::Result<Made> {
+    let password = args.password.as_ref();
+    if let Some(why) = password.and_then(|text| weakness(text.expose_secret(), &args.email)) {
         bail!("PEAL_NEW_PASSWORD {why}");
     }
+
     let hash = match password {
         Some(password) => Some(Hasher::default().hash(password.clone()).await?),
         None => None,
     };
-    let role = Role::from(wanted.role);
+    let role = Role::from(args.role);
+
     let mut db = context.pool.begin().await?;
-    let org = users::ensure_org_unscoped(&mut db, &wanted.org).await?;
-    let user = users::ensure_user_unscoped(&mut db, org, &wanted.email, role).await?;
-    let known = users::principal_unscoped(&mut db, user).await?;
-    if known.is_none_or(|principal| principal.org != org) {
+    let org = users::ensure_org_unscoped(&mut db, &args.org).await?;
+    let user = users::ensure_user_unscoped(&mut db, org, &args.email, role).await?;
+    let principal = users::principal_unscoped(&mut db, user).await?;
+    if principal.is_none_or(|principal| principal.org != org) {
         bail!(
             "{} belongs to another organisation; remove the user there first",
-            wanted.email
+            args.email
         );
     }
+
     users::set_role_unscoped(&mut db, user, role).await?;
     if let Some(hash) = &hash {
         passwords::set_unscoped(&mut db, org, user, hash).await?;
     }
     sessions::end_all_unscoped(&mut db, user, None).await?;
-    db.commit().await.context("nobody was made")?;
+
+    db.commit().await.context("no user was created")?;
     Ok(Made {
         org_id: org,
         user_id: user,
@@ -106,7 +111,7 @@ pub async fn create_user(context: &Context, wanted: &CreateUser) -> anyhow::Resu
     })
 }
 
-/// What was sealed anew, and what is still under an earlier master key.
+/// Numbers of resealed secrets, by kind.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Rotated {
     pub trunks: u64,
@@ -115,17 +120,20 @@ pub struct Rotated {
     pub mcp_servers: u64,
     /// Outgoing webhooks of agents.
     pub webhooks: u64,
-    /// Keys that have to be used once, or revoked, before the earlier master key can go.
+    /// API keys still under an earlier master key. Each must be used once, or revoked, before
+    /// that master key can be removed.
     pub api_keys_left: i64,
 }
 
-/// Seals everything anew, or nothing. May be run again, and while requests are served.
+/// Reseals all secrets in one transaction. Safe to repeat, and while the API serves requests.
 ///
 /// # Errors
-/// When a secret opens under no key that is set, or with the database.
+/// When no configured key opens a secret.
 pub async fn rotate_master_key(context: &Context) -> anyhow::Result<Rotated> {
     let keys = &context.config.keys;
+
     let mut db = context.pool.begin().await?;
+
     let rotated = Rotated {
         trunks: trunks::reseal_unscoped(&mut db, keys).await?,
         provider_credentials: credentials::rewrap_unscoped(&mut db, keys).await?,
@@ -134,6 +142,7 @@ pub async fn rotate_master_key(context: &Context) -> anyhow::Result<Rotated> {
         webhooks: webhooks::reseal_unscoped(&mut db, keys).await?,
         api_keys_left: api_keys::count_under_earlier_unscoped(&mut db, keys).await?,
     };
-    db.commit().await.context("nothing was sealed anew")?;
+
+    db.commit().await.context("no secret was resealed")?;
     Ok(rotated)
 }

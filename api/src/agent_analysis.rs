@@ -1,4 +1,4 @@
-//! `/api/v1/agents/{agent_id}/post-analysis`: which analysis rules an agent has.
+//! `/api/v1/agents/{agent_id}/post-analysis`: the analysis rules of an agent.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(rule_ids))
 }
 
-/// List what ties an agent to its analysis rules
+/// List the attachments of analysis rules to an agent
 #[utoipa::path(
     get,
     path = "/api/v1/agents/{agent_id}/post-analysis",
@@ -54,7 +54,7 @@ async fn list(
 
 /// Attach an analysis rule to an agent
 ///
-/// A rule that the agent has is moved to its new place. An agent may have 50.
+/// A rule that is already attached moves to its new position. An agent has at most 50 rules.
 #[utoipa::path(
     post,
     path = "/api/v1/agents/{agent_id}/post-analysis",
@@ -77,17 +77,21 @@ async fn attach(
     ValidJson(body): ValidJson<AttachBody>,
 ) -> Result<(StatusCode, Json<Attachment>)> {
     if body.agent_id != agent {
-        let told = "agent_id in the body must be the agent in the path";
-        return Err(Error::rejected("agents_differ", told).into());
+        let message = "agent_id in the body must be the agent in the path";
+        return Err(Error::rejected("agents_differ", message).into());
     }
+
     let mut fields = Fields::default();
     fields.check_range(body.sort_order.unwrap_or_default(), "sort_order", 0, 10_000);
     fields.finish()?;
+
     let scope = caller.scope();
     let mut db = caller.change(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
-    let wanted = (body.rule_id, body.sort_order);
-    let attachment = attached::attach(&mut db, &scope, agent, wanted, query.is_said()).await?;
+
+    let rule = (body.rule_id, body.sort_order);
+    let attachment = attached::attach(&mut db, &scope, agent, rule, query.is_said()).await?;
+
     let note = Note::new("agent.attach_rule", org, agent.0).after(&attachment)?;
     db.commit(note, StatusCode::OK, Json(attachment)).await
 }
@@ -117,9 +121,9 @@ async fn rules(
     ))
 }
 
-/// Give an agent these analysis rules and no others
+/// Replace the analysis rules of an agent
 ///
-/// They run in the order in which they are sent. An unknown rule refuses the whole request.
+/// The rules run in the order of the request. An unknown rule rejects the whole request.
 #[utoipa::path(
     put,
     path = "/api/v1/agents/{agent_id}/post-analysis/attached-rules",
@@ -148,11 +152,14 @@ async fn set(
         format!("must be {MAX_RULES} rules or fewer"),
     );
     fields.finish()?;
+
     let scope = caller.scope();
     let mut db = caller.change(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
+
     let before = attached::rules(&mut db, &scope, agent).await?;
     let rules = attached::set(&mut db, &scope, agent, &body.rule_ids, query.is_said()).await?;
+
     let note = Note::new("agent.set_rules", org, agent.0)
         .before(&before)?
         .after(&rules)?;
@@ -177,12 +184,13 @@ async fn rule_ids(
     Ids(agent): Ids<AgentId>,
 ) -> Result<Json<Vec<RuleId>>> {
     let mut db = caller.read(&context).await?;
+
     let attachments = attached::list(&mut db, &caller.scope(), agent).await?;
     let ids = attachments.into_iter().map(|attachment| attachment.rule_id);
     Ok(Json(ids.collect()))
 }
 
-/// A rule to attach.
+/// An analysis rule to attach.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -192,11 +200,12 @@ struct AttachBody {
     /// The agent in the path.
     agent_id: AgentId,
     rule_id: RuleId,
-    /// Its place; left out, it comes last or stays.
+    /// Position among the agent's rules; by default a new rule comes last and an attached one
+    /// stays.
     sort_order: Option<i32>,
 }
 
-/// All rules of an agent.
+/// All analysis rules of an agent, in their order.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"rule_ids": ["0198c0de-0000-7000-8000-000000000002"]}))]

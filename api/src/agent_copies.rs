@@ -1,4 +1,4 @@
-//! `/api/v1/agents/{agent_id}/clone`: an agent again, with all that it works with.
+//! `/api/v1/agents/{agent_id}/clone`: copies of agents.
 
 use std::sync::Arc;
 
@@ -28,9 +28,9 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// Copy an agent
 ///
-/// The copy belongs to whoever makes it, unless the agent is of another organization. It has
-/// the same settings and the same secrets of its webhook, and those of the tools and analysis
-/// rules that its owner sees.
+/// The copy belongs to the caller, or to the owner of the original when that is of another
+/// organization. It has the same settings and webhook secrets, and those of the tools and
+/// analysis rules that its owner can see.
 #[utoipa::path(
     post,
     path = "/api/v1/agents/{agent_id}/clone",
@@ -50,23 +50,28 @@ async fn clone(
     OptionalJson(body): OptionalJson<CloneAgent>,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let (keys, scope) = (&context.config.keys, caller.scope());
+
     let mut db = caller.change(&context).await?;
     let original = setup::find(&mut db, keys, &scope, id).await?;
-    let was = original.setup();
-    let mut copy = was.clone();
+    let before = original.setup();
+
+    let mut copy = before.clone();
     copy.agent.name = body.name.unwrap_or_else(|| {
         let name: String = copy.agent.name.chars().take(193).collect();
         format!("{name} (copy)")
     });
-    let copy = checked(&context.gate, copy, Some(&was))?;
+    let copy = checked(&context.gate, copy, Some(&before))?;
+
     let owner = match original.org_id == caller.org {
         true => caller.user,
         false => original.agent.user_id,
     };
+
     let stored = original.stored();
     let agent = setup::create(&mut db, keys, &scope, owner, &copy, stored.as_ref()).await?;
     mapping::copy(&mut db, &scope, id, agent.agent.id).await?;
     attached::copy(&mut db, &scope, id, agent.agent.id).await?;
+
     let note = note("agent.clone", &agent).after(&agent.setup())?;
     db.commit(note, StatusCode::CREATED, Json(agent)).await
 }
@@ -74,7 +79,7 @@ async fn clone(
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct CloneAgent {
-    /// The name of the copy; `... (copy)` when absent.
+    /// Name of the copy; by default the name of the original and ` (copy)`.
     #[schema(min_length = 1, max_length = 200)]
     name: Option<String>,
 }

@@ -1,5 +1,5 @@
-//! Parts of an agent, as a change sends them: every field may be left out. They describe the
-//! bodies and the refusals; what comes is merged into the agent and checked as a whole.
+//! Request bodies and error responses of agent updates, in which every field is optional. They
+//! only describe the API: a body is merged into the agent, which is then validated as a whole.
 
 use peal_shared::agents::config::{ModelConfig, SpecificConfig, TtsConfig};
 use serde::Deserialize;
@@ -18,15 +18,15 @@ pub struct UpdateAgent {
     agent_model_config: Option<ModelConfig>,
     #[schema(nullable = false)]
     tts_config: Option<TtsConfig>,
-    /// A null takes the configuration away.
+    /// Null removes the configuration.
     transcriber_config: Option<TranscriberPart>,
-    /// A null takes the configuration away.
+    /// Null removes the configuration.
     vad_config: Option<VadPart>,
     #[schema(nullable = false)]
     agent_specific_config: Option<SpecificConfig>,
 }
 
-/// Who the agent is, and what it says first.
+/// Identity of the agent, and its first message.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
@@ -39,19 +39,19 @@ pub struct ProfilePart {
     is_active: Option<bool>,
     #[schema(nullable = false)]
     recording_enabled: Option<bool>,
-    /// `welcome_message` is another name for it.
+    /// Alias: `welcome_message`.
     #[schema(nullable = false, max_length = 4000)]
     first_response_message: Option<String>,
     #[schema(nullable = false)]
     apply_noise_reduction: Option<bool>,
     #[schema(nullable = false)]
     machine_detection: Option<bool>,
-    /// Covers the calls that are made from then on; those that were made under it stay so.
+    /// Covers future calls; calls that were made under it stay covered.
     #[schema(nullable = false)]
     hipaa_compliance: Option<bool>,
 }
 
-/// The ears. Both fields are needed the first time.
+/// Speech recognition. Both fields are required the first time.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
@@ -62,7 +62,7 @@ pub struct TranscriberPart {
     language: Option<String>,
 }
 
-/// What tells speech from silence. The provider is needed the first time.
+/// Voice activity detection. The provider is required the first time.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
@@ -81,17 +81,17 @@ pub struct VadPart {
     sampling_rate: Option<i32>,
 }
 
-/// What a change of an agent may be refused with, besides what any operation may.
+/// Error responses of an agent update, besides the common ones.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "its variants are read by the macro alone")]
 pub enum ChangeRefusals {
-    /// The agent is active, and nobody insists.
+    /// The agent is active, and the force parameter was not sent.
     #[response(status = 400, content_type = "application/problem+json")]
     Active(ProblemDocument),
     /// No such agent.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(ProblemDocument),
-    /// A running batch, or a call under way, does not allow it.
+    /// A running batch or a call in progress uses the agent.
     #[response(status = 409, content_type = "application/problem+json")]
     InUse(ProblemDocument),
 }

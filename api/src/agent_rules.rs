@@ -1,4 +1,4 @@
-//! The limits of an agent's settings.
+//! Validation of an agent's settings.
 
 use std::collections::HashSet;
 
@@ -23,22 +23,27 @@ const MAX_ROUTES: usize = 20;
 const MAX_ATTACHED: usize = 50;
 const DAY_SECS: i32 = 86_400;
 
-/// Notes everything that is wrong with an agent's settings. Where its webhook leads and which
-/// noise it has is looked at when that changes: an agent whose address or noise is good no more
-/// can still be changed otherwise.
+/// Collects all errors in an agent's settings. The webhook's URL and the background noise are
+/// checked only when they change: an agent whose stored URL or noise is no longer valid can
+/// still be changed otherwise.
 pub fn check(fields: &mut Fields, gate: &Gate, setup: &Setup, before: Option<&Setup>) {
     check_profile(fields, &setup.agent);
     check_model(fields, &setup.agent_model_config);
     check_voice(fields, &setup.tts_config);
-    if let Some(ears) = &setup.transcriber_config {
+
+    if let Some(transcriber) = &setup.transcriber_config {
         let path = "transcriber_config.transcriber_model_name";
-        fields.check_text(&ears.transcriber_model_name, path, 1, MAX_CODE_CHARS);
-        check_language(fields, &ears.language, "transcriber_config.language");
+        let name = &transcriber.transcriber_model_name;
+        fields.check_text(name, path, 1, MAX_CODE_CHARS);
+        check_language(fields, &transcriber.language, "transcriber_config.language");
     }
+
     if let Some(vad) = &setup.vad_config {
         check_vad(fields, vad);
     }
+
     check_specific(fields, &setup.agent_specific_config);
+
     let noise = |setup: &Setup| setup.agent_specific_config.background_noise_id.clone();
     if let Some(id) = noise(setup)
         && before.and_then(noise).as_ref() != Some(&id)
@@ -50,6 +55,7 @@ pub fn check(fields: &mut Fields, gate: &Gate, setup: &Setup, before: Option<&Se
             "must be an id that GET /api/v1/noise-assets lists, or null for none",
         );
     }
+
     if let Some(outgoing) = setup.outgoing() {
         let before = before.and_then(Setup::outgoing);
         check_outgoing(fields, gate, outgoing, before);
@@ -78,12 +84,14 @@ fn check_model(fields: &mut Fields, model: &ModelConfig) {
         1,
         MAX_CODE_CHARS,
     );
+
     if let Some(temperature) = model.temperature {
         fields.check_fraction(temperature, "agent_model_config.temperature", 0.0, 2.0);
     }
     if let Some(tokens) = model.max_tokens {
         fields.check_range(tokens, "agent_model_config.max_tokens", 1, 100_000);
     }
+
     let path = "agent_model_config.system_prompt";
     fields.check_text(&model.system_prompt, path, 0, MAX_PROMPT_CHARS);
 }
@@ -97,11 +105,14 @@ fn check_voice(fields: &mut Fields, voice: &TtsConfig) {
         1,
         MAX_CODE_CHARS,
     );
+
     check_language(fields, &voice.language, "tts_config.language");
     let name = voice.voice_name.as_deref();
     check_optional(fields, name, "tts_config.voice_name", 1, MAX_CODE_CHARS);
+
     let parameters = serde_json::to_string(&voice.voice_parameters).unwrap_or_default();
     let path = "tts_config.voice_parameters";
+
     fields.check(
         parameters.len() <= MAX_PARAMETER_BYTES,
         path,
@@ -123,10 +134,12 @@ fn check_vad(fields: &mut Fields, vad: &VadConfig) {
         1,
         MAX_CODE_CHARS,
     );
+
     fields.check_fraction(vad.threshold, "vad_config.threshold", 0.0, 1.0);
     let (speech, silence) = (vad.min_speech_duration_ms, vad.min_silence_duration_ms);
     fields.check_range(speech, "vad_config.min_speech_duration_ms", 0, 60_000);
     fields.check_range(silence, "vad_config.min_silence_duration_ms", 0, 60_000);
+
     let path = "vad_config.max_allowed_silence_duration";
     fields.check_range(vad.max_allowed_silence_duration, path, 0, DAY_SECS);
     fields.check_range(vad.sampling_rate, "vad_config.sampling_rate", 8_000, 48_000);
@@ -134,36 +147,42 @@ fn check_vad(fields: &mut Fields, vad: &VadConfig) {
 
 fn check_specific(fields: &mut Fields, specific: &SpecificConfig) {
     let path = |field: &str| format!("agent_specific_config.{field}");
+
     let timeout = specific.session_timeout;
     fields.check_range(timeout, &path("session_timeout"), 1, DAY_SECS);
     let silence = specific.end_of_speech_timeout;
     fields.check_fraction(silence, &path("end_of_speech_timeout"), 0.0, 60.0);
     let tokens = specific.max_output_tokens;
     fields.check_range(tokens, &path("max_output_tokens"), 1, 100_000);
+
     fields.check(
         specific.timezone.parse::<Tz>().is_ok(),
         &path("timezone"),
         "timezone",
         "must be the IANA name of a time zone, such as Asia/Kolkata",
     );
+
     if let Some(secs) = specific.time_to_cut {
         fields.check_range(secs, &path("time_to_cut"), 1, DAY_SECS);
     }
-    let last_words = specific.message_of_cut.as_deref();
+    let cut_message = specific.message_of_cut.as_deref();
     check_optional(
         fields,
-        last_words,
+        cut_message,
         &path("message_of_cut"),
         0,
         MAX_TEXT_CHARS,
     );
+
     let volume = specific.background_noise_volume;
     fields.check_range(volume, &path("background_noise_volume"), 0, 100);
+
     check_routes(
         fields,
         &specific.inbound_transfer_routes,
         &path("inbound_transfer_routes"),
     );
+
     let webhooks = specific.webhooks.as_ref();
     if let Some(incoming) = webhooks.and_then(|webhooks| webhooks.incoming.as_ref()) {
         check_incoming(fields, incoming, &path("webhooks.incoming"));
@@ -177,9 +196,11 @@ fn check_routes(fields: &mut Fields, routes: &[TransferRoute], path: &str) {
         "length",
         format!("an agent has at most {MAX_ROUTES} transfer routes"),
     );
+
     let mut ids = HashSet::new();
     for (place, route) in routes.iter().enumerate() {
         let path = |field: &str| format!("{path}.{place}.{field}");
+
         if let Some(id) = &route.route_id {
             fields.check_text(id, &path("route_id"), 1, 64);
             let is_new = ids.insert(id);
@@ -187,9 +208,10 @@ fn check_routes(fields: &mut Fields, routes: &[TransferRoute], path: &str) {
                 is_new,
                 &path("route_id"),
                 "duplicate",
-                "is there twice; change one",
+                "is a duplicate; change one",
             );
         }
+
         let (name, condition) = (&route.display_name, &route.condition_when_to_transfer);
         check_optional(fields, name.as_deref(), &path("display_name"), 0, 200);
         let condition_path = path("condition_when_to_transfer");
@@ -200,6 +222,7 @@ fn check_routes(fields: &mut Fields, routes: &[TransferRoute], path: &str) {
             0,
             MAX_TEXT_CHARS,
         );
+
         if let Err(error) = E164::parse(&route.phone_number, None) {
             fields.check(
                 false,
@@ -219,6 +242,7 @@ fn check_incoming(fields: &mut Fields, incoming: &IncomingWebhook, path: &str) {
         "length",
         format!("at most {MAX_ATTACHED} variables can be attached"),
     );
+
     for (place, variable) in incoming.attached_variables.iter().enumerate() {
         fields.check_text(&variable.name, &format!("{path}.{place}.name"), 1, 64);
         let default = variable.default_value.as_deref();
@@ -234,15 +258,18 @@ fn check_outgoing(
     before: Option<&OutgoingWebhook>,
 ) {
     let path = |field: &str| format!("{}.{field}", OUTGOING.join("."));
+
     if before.is_none_or(|before| before.url != outgoing.url) {
         match gate.target(&outgoing.url) {
             Ok(_target) => fields.check_text(&outgoing.url, &path("url"), 1, MAX_TEXT_CHARS),
             Err(why) => fields.check(false, &path("url"), "url", why),
         }
     }
+
     for (field, why) in outgoing.credentials().complaints() {
         fields.check(false, &path(&field), "value_error", why);
     }
+
     fields.check_range(outgoing.retry_count, &path("retry_count"), 0, 10);
 }
 
@@ -261,7 +288,7 @@ fn check_language(fields: &mut Fields, language: &str, path: &str) {
     );
 }
 
-/// Whether this is a language tag: `en`, `en-US`, `zh-Hant-TW`.
+/// True for a language tag: `en`, `en-US`, `zh-Hant-TW`.
 pub fn is_language(tag: &str) -> bool {
     let mut parts = tag.split('-');
     let first = parts.next().unwrap_or_default();

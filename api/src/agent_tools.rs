@@ -1,4 +1,4 @@
-//! `/api/v1/agents/{agent_id}/tools`: which tools an agent has.
+//! `/api/v1/agents/{agent_id}/tools`: the tools of an agent.
 
 use std::sync::Arc;
 
@@ -53,10 +53,10 @@ async fn list(
     Ok(Json(mapping::list(&mut db, &caller.scope(), agent).await?))
 }
 
-/// Give an agent tools
+/// Add tools to an agent
 ///
-/// A tool that the agent has is brought up to date. Answers with all of its tools, of which there
-/// may be 100.
+/// Updates the tools that the agent already has. Returns all tools of the agent, which has at
+/// most 100.
 #[utoipa::path(
     post,
     path = "/api/v1/agents/{agent_id}/tools",
@@ -79,17 +79,20 @@ async fn add(
 ) -> Result<(StatusCode, Json<Vec<AgentTool>>)> {
     let tools = validated(body)?;
     let (scope, force) = (caller.scope(), query.is_said());
+
     let mut db = caller.change(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
+
     let before = mapping::list(&mut db, &scope, agent).await?;
     let after = mapping::add(&mut db, &scope, agent, &tools, force).await?;
+
     let note = Note::new("agent.add_tools", org, agent.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
 }
 
-/// Give an agent these tools and no others
+/// Replace the tools of an agent
 #[utoipa::path(
     patch,
     path = "/api/v1/agents/{agent_id}/tools",
@@ -112,17 +115,20 @@ async fn replace(
 ) -> Result<(StatusCode, Json<Vec<AgentTool>>)> {
     let tools = validated(body)?;
     let (scope, force) = (caller.scope(), query.is_said());
+
     let mut db = caller.change(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
+
     let before = mapping::list(&mut db, &scope, agent).await?;
     let after = mapping::replace(&mut db, &scope, agent, &tools, force).await?;
+
     let note = Note::new("agent.set_tools", org, agent.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
 }
 
-/// Take a tool away from an agent
+/// Remove a tool from an agent
 #[utoipa::path(
     delete,
     path = "/api/v1/agents/{agent_id}/tools/{tool_id}",
@@ -142,15 +148,17 @@ async fn remove(
     ValidQuery(query): ValidQuery<ForceUpdate>,
 ) -> Result<(StatusCode, Json<Told>)> {
     let (scope, force) = (caller.scope(), query.is_said());
+
     let mut db = caller.change(&context).await?;
     let before = mapping::list(&mut db, &scope, agent).await?;
     let owner = mapping::remove(&mut db, &scope, agent, tool, force).await?;
+
     let note = Note::new("agent.remove_tool", owner.org_id, agent.0).before(&before)?;
-    db.commit(note, StatusCode::OK, Told::that("tool taken away"))
+    db.commit(note, StatusCode::OK, Told::that("tool removed"))
         .await
 }
 
-/// A tool that an agent should have.
+/// A tool to give to an agent.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -164,14 +172,14 @@ struct AgentToolBody {
     enabled: bool,
     #[serde(default = "during_call")]
     when: When,
-    /// Of an MCP server, names of the tools that this agent may use; null: those that the
+    /// For an MCP server, names of the tools that this agent may use; null means all that the
     /// server allows.
     allowed_tools: Option<Vec<String>>,
-    /// Arguments that are set here and not by the model.
+    /// Arguments that are set here instead of by the model.
     #[serde(default)]
     #[schema(value_type = Object)]
     param_defaults: Map<String, Value>,
-    /// Place in the list; left out, as sent.
+    /// Position in the list; by default the position in the request.
     order: Option<i32>,
 }
 
@@ -187,6 +195,7 @@ fn validated(body: Vec<AgentToolBody>) -> Result<Vec<NewAgentTool>> {
         "length",
         format!("must be {MAX_TOOLS} tools or fewer"),
     );
+
     for (place, tool) in body.iter().enumerate() {
         let path = format!("{place}.allowed_tools");
         fields.check(
@@ -195,6 +204,7 @@ fn validated(body: Vec<AgentToolBody>) -> Result<Vec<NewAgentTool>> {
             "value_error",
             "is for MCP servers; an endpoint is one tool",
         );
+
         let storable =
             |(name, value): (&String, &Value)| !name.contains('\0') && is_storable(value);
         fields.check(
@@ -203,11 +213,14 @@ fn validated(body: Vec<AgentToolBody>) -> Result<Vec<NewAgentTool>> {
             "characters",
             "must not have a NUL character",
         );
+
         for name in tool.allowed_tools.iter().flatten() {
             fields.check_text(name, &path, 1, 200);
         }
     }
+
     fields.finish()?;
+
     let tools = body.into_iter().zip(0..).map(|(tool, place)| NewAgentTool {
         tool: tool.tool_id,
         kind: tool.tool_type,

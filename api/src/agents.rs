@@ -1,4 +1,4 @@
-//! `/api/v1/agents`: agents, set up before they speak on calls.
+//! `/api/v1/agents`: agents and their settings.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use crate::openapi::{ProblemDocument, Refusals};
 use crate::page::{Listed, Sight, owners, page, page_or_whole};
 use crate::state::Api;
 
-/// How many there are on all pages.
+/// Header with the number of rows on all pages.
 pub const X_TOTAL_COUNT: HeaderName = HeaderName::from_static("x-total-count");
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -46,9 +46,9 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List agents
 ///
-/// The newest first. Users see their own agents, an `org_admin` those of the organisation, a
+/// Newest first. Users see their own agents, an `org_admin` those of the organisation, a
 /// `super_admin` all. Without `page` and `page_size` the 1000 newest are listed (a
-/// `super_admin` gets pages of 20); `X-Truncated: true` says that there are more.
+/// `super_admin` gets pages of 20); `X-Truncated: true` means that more follow.
 #[utoipa::path(
     get,
     path = "/api/v1/agents",
@@ -56,8 +56,8 @@ pub fn router() -> OpenApiRouter<Api> {
     params(ListAgents),
     responses(
         (status = 200, body = Vec<AgentSummary>, headers(
-            ("X-Total-Count" = i64, description = "Agents on all pages; absent behind the last page"),
-            ("X-Truncated" = bool, description = "Whether there are more behind these"),
+            ("X-Total-Count" = i64, description = "Agents on all pages; absent after the last page"),
+            ("X-Truncated" = bool, description = "True when more rows follow"),
         )),
         Refusals,
     )
@@ -71,18 +71,22 @@ async fn list(
         Some(Sight::Mine) => caller.scope_of(caller.user)?,
         Some(Sight::All) | None => caller.scope(),
     };
+
     let owners = owners(
         query.organization_ids.as_deref(),
         query.owner_user_ids.as_deref(),
         query.platform_roles.as_deref(),
     )?;
+
     let page = match scope.org() {
         Some(_) => page_or_whole(query.page, query.page_size)?,
         None => page(query.page, query.page_size)?,
     };
+
     let q = query.q.as_deref().filter(|q| !q.is_empty());
     let mut db = caller.read(&context).await?;
     let (agents, total) = browse::list(&mut db, &scope, &owners, q, page).await?;
+
     let mut headers = HeaderMap::new();
     if let Some(total) = total {
         headers.insert(X_TOTAL_COUNT, HeaderValue::from(total));
@@ -93,7 +97,7 @@ async fn list(
 
 /// Create an agent
 ///
-/// What is left out has its default. An `org_admin` may create one for a member, by `user_id`.
+/// Omitted settings have defaults. An `org_admin` may create one for a member, by `user_id`.
 /// Secrets of its outgoing webhook are sealed and never shown again.
 #[utoipa::path(
     post,
@@ -153,8 +157,10 @@ async fn insert(
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let setup = checked(&context.gate, setup, None)?;
     let scope = caller.scope_of(owner)?;
+
     let mut db = caller.change(context).await?;
     let agent = setup::create(&mut db, &context.config.keys, &scope, owner, &setup, None).await?;
+
     let note = note("agent.create", &agent).after(&agent.setup())?;
     db.commit(note, StatusCode::CREATED, Json(agent)).await
 }
@@ -195,9 +201,9 @@ async fn show(
 
 /// Change an agent
 ///
-/// What is left out stays as it is; objects are merged at every depth, lists are replaced. A
-/// masked secret of the outgoing webhook stays as it is stored, unless the webhook's URL gets
-/// another scheme, host or port: then it has to be sent again.
+/// Omitted fields keep their values; objects are merged at every depth, lists are replaced. A
+/// masked secret of the outgoing webhook keeps its stored value, unless the webhook's URL gets
+/// another scheme, host or port: then the secret must be sent again.
 #[utoipa::path(
     put,
     path = "/api/v1/agents/{agent_id}",
@@ -309,21 +315,24 @@ async fn change(
     let mut db = caller.change(context).await?;
     let (keys, scope) = (&context.config.keys, caller.scope());
     let before = setup::lock(&mut db, keys, &scope, id).await?;
-    let was = before.setup();
-    let wanted = typed_body(was.merged(part)?)?;
-    let wanted = checked(&context.gate, wanted, Some(&was))?;
+    let before_setup = before.setup();
+
+    let updated = typed_body(before_setup.merged(part)?)?;
+    let updated = checked(&context.gate, updated, Some(&before_setup))?;
+
     let force = query.force_update;
-    let agent = setup::change(&mut db, keys, &scope, &before, &wanted, force).await?;
-    // As it is shown: what was sent has secrets.
+    let agent = setup::change(&mut db, keys, &scope, &before, &updated, force).await?;
+
+    // The setup as shown: the request may contain secrets.
     let note = note("agent.update", &agent)
-        .before(&was)?
+        .before(&before_setup)?
         .after(&agent.setup())?;
     db.commit(note, StatusCode::OK, Json(agent)).await
 }
 
 /// Delete an agent
 ///
-/// Batches and calls of the past keep its id.
+/// Past batches and calls keep its id.
 #[utoipa::path(
     delete,
     path = "/api/v1/agents/{agent_id}",
@@ -350,26 +359,29 @@ async fn delete(
         query.force_delete,
     )
     .await?;
+
     let note = note("agent.delete", &agent).before(&agent.setup())?;
-    let told = Deleted {
+
+    let body = Deleted {
         message: "agent deleted",
         data: DeletedAgent { id },
     };
-    db.commit(note, StatusCode::OK, Json(told)).await
+    db.commit(note, StatusCode::OK, Json(body)).await
 }
 
-/// The settings, if nothing is wrong with them. What leads outside, or to something that may be
-/// gone, is looked at when it differs from what there was.
+/// Validates and completes the settings. The webhook's URL and the background noise are checked
+/// only when they differ from those in `before`.
 pub fn checked(gate: &Gate, mut setup: Setup, before: Option<&Setup>) -> Result<Setup> {
     let mut fields = Fields::default();
     agent_rules::check(&mut fields, gate, &setup, before);
     fields.finish()?;
+
     setup.agent.name = setup.agent.name.trim().to_owned();
     setup.complete();
     Ok(setup)
 }
 
-/// A change of an agent, for the audit log.
+/// Audit entry of a change of an agent.
 pub fn note(action: &'static str, agent: &CompleteAgent) -> Note {
     Note::new(action, agent.org_id, agent.agent.id.0)
 }
@@ -381,9 +393,9 @@ struct ListAgents {
     page: Option<i64>,
     #[param(minimum = 1, maximum = 100, default = 20)]
     page_size: Option<i64>,
-    /// `mine` lists the caller's own agents alone.
+    /// `mine` lists only the caller's own agents.
     scope: Option<Sight>,
-    /// A part of the name.
+    /// Part of the name.
     q: Option<String>,
     /// Ids, separated by commas.
     organization_ids: Option<String>,
@@ -396,7 +408,7 @@ struct ListAgents {
 #[derive(Clone, Copy, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct Force {
-    /// Changes an active agent as well.
+    /// Also changes an active agent.
     #[serde(default)]
     #[param(default = false)]
     force_update: bool,
@@ -405,7 +417,7 @@ struct Force {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ForceDelete {
-    /// Deletes an active agent as well.
+    /// Also deletes an active agent.
     #[serde(default)]
     #[param(default = false)]
     force_delete: bool,
@@ -414,7 +426,7 @@ struct ForceDelete {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct CreateAgent {
-    /// The owner; the caller when absent.
+    /// Owner of the agent, by default the caller.
     user_id: Option<UserId>,
     agent: Profile,
     #[serde(default)]
@@ -437,7 +449,7 @@ struct SimpleAgent {
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"message": "the agent is deleted", "data": {"id": "0198c0de-0000-7000-8000-00000000000a"}}))]
+#[schema(as = Deleted, example = json!({"message": "agent deleted", "data": {"id": "0198c0de-0000-7000-8000-00000000000a"}}))]
 struct Deleted {
     message: &'static str,
     data: DeletedAgent,

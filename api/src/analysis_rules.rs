@@ -1,4 +1,4 @@
-//! `/api/v1/post-analysis/rules`: what is found out about conversations that have ended.
+//! `/api/v1/post-analysis/rules`: rules of post-call analysis.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -38,13 +38,13 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List analysis rules
 ///
-/// The newest first.
+/// Newest first.
 #[utoipa::path(
     get,
     path = "/api/v1/post-analysis/rules",
     tag = "Analysis rules",
     params(Whose),
-    responses((status = 200, body = [Rule], headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = [Rule], headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
@@ -53,6 +53,7 @@ async fn list(
 ) -> Result<Listed<Vec<Rule>>> {
     let (scope, owners) = query.rows(&caller)?;
     let page = query.page()?;
+
     let mut db = caller.read(&context).await?;
     let rules = rules::list(&mut db, &scope, &owners, page).await?;
     Ok(rules.into())
@@ -79,8 +80,10 @@ async fn create(
     let owner = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(owner)?;
     let new = body.validated(&context.gate)?;
+
     let mut db = caller.change(&context).await?;
     let rule = rules::create(&mut db, &scope, owner, &new).await?;
+
     let note = note("analysis_rule.create", &rule).after(&rule)?;
     db.commit(note, StatusCode::OK, Json(rule)).await
 }
@@ -130,11 +133,14 @@ async fn replace(
     let mut fields = Fields::default();
     check_owner_stays(&mut fields, body.user_id);
     fields.finish()?;
+
     let new = body.validated(&context.gate)?;
     let scope = caller.scope();
+
     let mut db = caller.change(&context).await?;
     let before = rules::find(&mut db, &scope, id).await?;
     let rule = rules::replace(&mut db, &scope, id, &new, query.is_said()).await?;
+
     let note = note("analysis_rule.update", &rule)
         .before(&before)?
         .after(&rule)?;
@@ -143,7 +149,7 @@ async fn replace(
 
 /// Delete an analysis rule
 ///
-/// Agents that have it lose it.
+/// Agents that have the rule lose it.
 #[utoipa::path(
     delete,
     path = "/api/v1/post-analysis/rules/{rule_id}",
@@ -164,6 +170,7 @@ async fn delete(
 ) -> Result<(StatusCode, Json<Told>)> {
     let mut db = caller.change(&context).await?;
     let rule = rules::delete(&mut db, &caller.scope(), id, query.is_said()).await?;
+
     let note = note("analysis_rule.delete", &rule).before(&rule)?;
     db.commit(note, StatusCode::OK, Told::that("rule deleted"))
         .await
@@ -191,16 +198,17 @@ async fn duplicate(
 ) -> Result<(StatusCode, Json<Rule>)> {
     let mut db = caller.change(&context).await?;
     let copy = rules::duplicate(&mut db, &caller.scope(), id).await?;
+
     let note = note("analysis_rule.duplicate", &copy).after(&copy)?;
     db.commit(note, StatusCode::OK, Json(copy)).await
 }
 
-/// A change of a rule, for the audit log.
+/// Audit entry of a change of a rule.
 fn note(action: &'static str, rule: &Rule) -> Note {
     Note::new(action, rule.org_id, rule.id.0)
 }
 
-/// A rule as its owner writes it.
+/// Settings of an analysis rule.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -211,7 +219,7 @@ struct RuleBody {
     name: String,
     description: Option<String>,
     analysis_type: AnalysisType,
-    /// What a model is asked; an integration may do without.
+    /// Prompt of the model; optional for an integration.
     prompt: Option<String>,
     model_name: Option<String>,
     /// Fields of a structured output.
@@ -219,11 +227,11 @@ struct RuleBody {
     fields: Vec<RuleField>,
     /// The HTTP tool of an integration.
     tool_id: Option<ToolId>,
-    /// Where results are posted as well.
+    /// URL to which results are also posted.
     webhook_url: Option<String>,
     #[serde(default = "yes")]
     is_active: bool,
-    /// Whose rule it will be; an administrator may name a member.
+    /// Owner of the rule, by default the caller; an administrator may name a member.
     user_id: Option<UserId>,
 }
 
@@ -234,14 +242,18 @@ impl RuleBody {
         fields.check_text(name, "name", 1, 200);
         let description = self.description.as_deref().unwrap_or_default();
         fields.check_text(description, "description", 0, 2000);
+
         let prompt = self.prompt.as_deref().map(str::trim);
         let prompt = prompt.filter(|prompt| !prompt.is_empty());
         fields.check_text(prompt.unwrap_or_default(), "prompt", 0, MAX_PROMPT);
+
         let model = self.model_name.as_deref().unwrap_or_default();
         fields.check_text(model, "model_name", 0, 200);
+
         if let Some(Err(why)) = self.webhook_url.as_deref().map(|url| gate.target(url)) {
             fields.check(false, "webhook_url", "url", why);
         }
+
         check_type(
             &mut fields,
             self.analysis_type,
@@ -250,6 +262,7 @@ impl RuleBody {
             self.tool_id,
         );
         check_fields(&mut fields, &self.fields);
+
         fields.finish()?;
         Ok(NewRule {
             name: name.to_owned(),
@@ -265,29 +278,31 @@ impl RuleBody {
     }
 }
 
-/// What each type needs and has no use for.
+/// Checks the fields that each type requires and forbids.
 fn check_type(
-    wrong: &mut Fields,
+    errors: &mut Fields,
     kind: AnalysisType,
     prompt: Option<&str>,
     fields: &[RuleField],
     tool: Option<ToolId>,
 ) {
     let is_integration = kind == AnalysisType::Integration;
-    wrong.check(
+    errors.check(
         is_integration || prompt.is_some(),
         "prompt",
         "missing",
-        "is missing: say what the model is to find out",
+        "is missing: describe the result that the model should extract",
     );
-    wrong.check(
+
+    errors.check(
         is_integration == tool.is_some(),
         "tool_id",
         "value_error",
         "names the HTTP tool of an integration; send it for that type and for no other",
     );
+
     let is_structured = kind == AnalysisType::StructuredOutput;
-    wrong.check(
+    errors.check(
         is_structured != fields.is_empty(),
         "fields",
         "value_error",
@@ -295,45 +310,50 @@ fn check_type(
     );
 }
 
-fn check_fields(wrong: &mut Fields, fields: &[RuleField]) {
-    wrong.check(
+fn check_fields(errors: &mut Fields, fields: &[RuleField]) {
+    errors.check(
         fields.len() <= MAX_FIELDS,
         "fields",
         "length",
         "must be 50 or fewer",
     );
+
     let mut seen = HashSet::new();
     for (place, field) in fields.iter().enumerate() {
         let path = format!("fields.{place}");
+
         let is_plain = (1..=64).contains(&field.name.len())
             && field
                 .name
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        wrong.check(
+        errors.check(
             is_plain,
             &format!("{path}.name"),
             "identifier",
             "must be 1 to 64 letters, digits and underscores",
         );
-        wrong.check(
+        errors.check(
             seen.insert(field.name.as_str()),
             &format!("{path}.name"),
             "duplicate",
-            "is there twice; remove one",
+            "is a duplicate; remove one",
         );
-        wrong.check_text(&field.description, &format!("{path}.description"), 0, 1000);
+
+        errors.check_text(&field.description, &format!("{path}.description"), 0, 1000);
+
         let values = field.enum_values.as_deref().unwrap_or_default();
         let path = format!("{path}.enum_values");
-        wrong.check(
+        errors.check(
             (field.kind == FieldType::Enum) != values.is_empty(),
             &path,
             "value_error",
             "are those of an enum; send at least one for that type and none for others",
         );
-        wrong.check(values.len() <= 100, &path, "length", "must be 100 or fewer");
+        errors.check(values.len() <= 100, &path, "length", "must be 100 or fewer");
+
         for value in values {
-            wrong.check_text(value, &path, 1, 200);
+            errors.check_text(value, &path, 1, 200);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! `/api/v1/api-keys`: keys that open this API, and secrets of providers. The `provider_name`
-//! says which of the two is meant.
+//! `/api/v1/api-keys`: keys of this API, and secrets of providers, distinguished by
+//! `provider_name`.
 
 use std::sync::Arc;
 
@@ -45,11 +45,11 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(rename, revoke))
 }
 
-/// Make an API key
+/// Create an API key
 ///
-/// The answer holds the key, once. A secret that is brought has to be fresh and random; with
-/// another `provider_name` it is that provider's, kept sealed, and opens nothing here. Takes a
-/// session: keys make no keys.
+/// The response contains the key, once. A secret that the caller supplies must be new and
+/// random; with another `provider_name` it is that provider's secret, which is stored sealed and
+/// does not authenticate here. Requires a session: a key cannot create keys.
 #[utoipa::path(
     post,
     path = "/api/v1/api-keys",
@@ -66,58 +66,65 @@ pub fn router() -> OpenApiRouter<Api> {
 )]
 async fn create(
     State(context): State<Arc<Context>>,
-    State(door): State<Door>,
+    State(rate_limits): State<Door>,
     caller: Caller,
     ValidJson(body): ValidJson<CreateKey>,
 ) -> Result<(StatusCode, Json<Created>)> {
     caller.require_session()?;
+
     let user = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(user)?;
     let (provider, new) = body.checked(context.clock.now())?;
-    door.make_key(caller.user)?;
+
+    rate_limits.make_key(caller.user)?;
+
     let keys = &context.config.keys;
     let mut db = caller.change(&context).await?;
     let org = org_of(&mut db, &scope, user).await?;
     users::check_rank(&mut db, &scope, &caller, user).await?;
-    let brought = body.api_key.as_ref();
-    let (id, text) = match (provider == OURS, brought) {
-        (true, brought) => {
-            let brought = brought.map(ExposeSecret::expose_secret);
+
+    let supplied = body.api_key.as_ref();
+    let (id, text) = match (provider == OURS, supplied) {
+        (true, supplied) => {
+            let supplied = supplied.map(ExposeSecret::expose_secret);
             let (id, text) =
-                api_keys::make_unscoped(&mut db, keys, (org, user), brought, &new).await?;
-            // What somebody brought, they have.
-            (id, brought.is_none().then_some(text))
+                api_keys::make_unscoped(&mut db, keys, (org, user), supplied, &new).await?;
+            // The caller already has a supplied secret.
+            (id, supplied.is_none().then_some(text))
         }
         (false, Some(secret)) => {
-            let whose = (org, user);
+            let owner = (org, user);
             let id =
-                credentials::create_unscoped(&mut db, keys, whose, &provider, secret, &new.name)
+                credentials::create_unscoped(&mut db, keys, owner, &provider, secret, &new.name)
                     .await?;
             (id, None)
         }
         (false, None) => return Err(Error::field("api_key", "missing", "is missing").into()),
     };
+
     let api_key = api_keys::find(&mut db, &scope, id).await?;
     let note = Note::new("api_key.create", org, id.0).after(&api_key)?;
-    let told = |text| Created {
-        message: "the key is made; it is shown only now",
+
+    let response = |text| Created {
+        message: "key created; it is shown only once",
         api_key: CreatedKey {
             api_key: text,
             key: api_key.clone(),
         },
     };
-    db.commit_showing(note, StatusCode::OK, &told(None), Json(told(text)))
+
+    db.commit_showing(note, StatusCode::OK, &response(None), Json(response(text)))
         .await
 }
 
-/// List one's own keys, or a user's
+/// List the caller's keys, or a user's
 #[utoipa::path(
     get,
     path = "/api/v1/api-keys/fetch",
     tag = "API keys",
     params(WhoseKeys),
     responses(
-        (status = 200, body = Vec<ApiKey>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
+        (status = 200, body = Vec<ApiKey>, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
         Refusals,
     )
@@ -139,7 +146,7 @@ async fn fetch(
     tag = "API keys",
     params(("user_id" = UserId, Path), Part),
     responses(
-        (status = 200, body = Vec<ApiKey>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
+        (status = 200, body = Vec<ApiKey>, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
         Refusals,
     )
@@ -161,12 +168,13 @@ async fn of_user(
     page: Page,
 ) -> Result<Slice<ApiKey>> {
     let scope = caller.scope_of(user)?;
+
     let mut db = caller.read(context).await?;
     org_of(&mut db, &scope, user).await?;
     Ok(api_keys::list(&mut db, &scope, user, page).await?)
 }
 
-/// Ask whether a user has a good key
+/// Check if a user has a valid key
 #[utoipa::path(
     post,
     path = "/api/v1/api-keys/exists",
@@ -192,7 +200,7 @@ async fn exists(
 
 /// Rename a key
 ///
-/// An empty name takes it away.
+/// An empty name removes it.
 #[utoipa::path(
     patch,
     path = "/api/v1/api-keys/{key_id}",
@@ -214,17 +222,21 @@ async fn rename(
     ValidJson(body): ValidJson<Rename>,
 ) -> Result<(StatusCode, Json<Changed>)> {
     caller.require_session()?;
+
     let mut fields = Fields::default();
     fields.check_text(&body.name, "name", 0, 200);
     fields.finish()?;
+
     let scope = query.scope(&caller)?;
     let mut db = caller.change(&context).await?;
     let (before, after) = api_keys::rename(&mut db, &scope, &caller, id, body.name.trim()).await?;
+
     let note = Note::new("api_key.update", after.organization_id, id.0)
         .before(&before)?
         .after(&after)?;
+
     let answer = Changed {
-        message: "the key is renamed",
+        message: "key renamed",
         api_key: after,
     };
     db.commit(note, StatusCode::OK, Json(answer)).await
@@ -232,7 +244,7 @@ async fn rename(
 
 /// Revoke a key
 ///
-/// It is refused within a second, on every replica.
+/// All replicas reject it within a second.
 #[utoipa::path(
     delete,
     path = "/api/v1/api-keys/{key_id}",
@@ -252,18 +264,21 @@ async fn revoke(
     ValidQuery(query): ValidQuery<Whose>,
 ) -> Result<(StatusCode, Json<Changed>)> {
     caller.require_session()?;
+
     let scope = query.scope(&caller)?;
     let mut db = caller.change(&context).await?;
     let api_key = api_keys::revoke(&mut db, &scope, &caller, id).await?;
+
     let note = Note::new("api_key.delete", api_key.organization_id, id.0).before(&api_key)?;
+
     let answer = Changed {
-        message: "the key is revoked",
+        message: "key revoked",
         api_key,
     };
     db.commit(note, StatusCode::OK, Json(answer)).await
 }
 
-/// The organisation of a user in the scope.
+/// Organisation of a user in the scope.
 async fn org_of(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<OrgId> {
     let org = users::org_of(db, scope, user).await?;
     Ok(org.ok_or(Error::NotFound("User"))?)
@@ -272,17 +287,17 @@ async fn org_of(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<Or
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct CreateKey {
-    /// A secret of one's own; left out, one is made.
+    /// Secret to use; generated by default.
     #[schema(value_type = Option<String>, format = Password)]
     api_key: Option<SecretString>,
-    /// Whose key it is; one's own when left out.
+    /// Owner of the key, by default the caller.
     user_id: Option<UserId>,
-    /// `milli_chat_ai` or left out: a key for this API. Otherwise the provider that the secret
-    /// belongs to, such as `openai`.
+    /// `milli_chat_ai`, the default, for a key of this API; otherwise the provider that the
+    /// secret belongs to, such as `openai`.
     provider_name: Option<String>,
     name: Option<String>,
     expires_at: Option<DateTime<Utc>>,
-    /// What the key may do; left out, everything its user may.
+    /// Requests that the key may send; by default all that its user may.
     #[serde(default)]
     scopes: Vec<KeyScope>,
 }
@@ -292,14 +307,16 @@ impl CreateKey {
         let mut fields = Fields::default();
         let name = self.name.as_deref().unwrap_or_default().trim();
         fields.check_text(name, "name", 0, 200);
+
         let provider = self.provider_name.as_deref().unwrap_or(OURS);
         let is_word = (1..=60).contains(&provider.len())
             && provider.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
             && provider
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.-".contains(&b));
-        let told = "must have 1 to 60 lowercase letters, digits, dots, dashes and underscores";
-        fields.check(is_word, "provider_name", "characters", told);
+        let message = "must have 1 to 60 lowercase letters, digits, dots, dashes and underscores";
+        fields.check(is_word, "provider_name", "characters", message);
+
         let in_future = self.expires_at.is_none_or(|at| at > now);
         fields.check(
             in_future,
@@ -307,40 +324,47 @@ impl CreateKey {
             "value_error",
             "must be in the future",
         );
-        let told = "must be 50 at most";
-        fields.check(self.scopes.len() <= MAX_SCOPES, "scopes", "length", told);
+
+        let message = "must be 50 at most";
+        fields.check(self.scopes.len() <= MAX_SCOPES, "scopes", "length", message);
         for (at, scope) in self.scopes.iter().enumerate() {
             let path = &scope.allowed_path_prefix;
-            let told = "must be a path such as /api/v1/batch-call";
+            let message = "must be a path such as /api/v1/batch-call";
             let is_path = path.starts_with('/') && path.len() <= 500 && path.is_ascii();
             fields.check(
                 is_path,
                 &format!("scopes.{at}.allowed_path_prefix"),
                 "value_error",
-                told,
+                message,
             );
-            let told = format!("must be one of {}", METHODS.join(", "));
+
+            let message = format!("must be one of {}", METHODS.join(", "));
             let is_method = METHODS.contains(&scope.allowed_method.as_str());
             fields.check(
                 is_method,
                 &format!("scopes.{at}.allowed_method"),
                 "enum",
-                told,
+                message,
             );
         }
+
         if provider != OURS {
-            let told = "belongs to keys for this API only";
-            fields.check(self.scopes.is_empty(), "scopes", "value_error", told);
-            fields.check(self.expires_at.is_none(), "expires_at", "value_error", told);
+            let message = "is only for keys of this API";
+            fields.check(self.scopes.is_empty(), "scopes", "value_error", message);
+            let never_expires = self.expires_at.is_none();
+            fields.check(never_expires, "expires_at", "value_error", message);
+
             let chars = self
                 .api_key
                 .as_ref()
                 .map(|key| key.expose_secret().chars().count());
-            let told = "must have 1 to 4096 characters";
+            let message = "must have 1 to 4096 characters";
             let fits = chars.is_none_or(|chars| (1..=4096).contains(&chars));
-            fields.check(fits, "api_key", "length", told);
+            fields.check(fits, "api_key", "length", message);
         }
+
         fields.finish()?;
+
         let new = NewKey {
             name: name.to_owned(),
             expires_at: self.expires_at,
@@ -354,12 +378,12 @@ impl CreateKey {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct WhoseKeys {
-    /// Whose keys; one's own when left out.
+    /// Owner of the keys, by default the caller.
     user_id: Option<UserId>,
     /// From 1. Without this and `page_size`, the newest 1000 are listed.
     #[param(minimum = 1)]
     page: Option<i64>,
-    /// 20 unless told.
+    /// 20 by default.
     #[param(minimum = 1, maximum = 100)]
     page_size: Option<i64>,
 }
@@ -368,7 +392,7 @@ struct WhoseKeys {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Whose {
-    /// Whose keys; one's own when left out.
+    /// Owner of the keys, by default the caller.
     user_id: Option<UserId>,
 }
 
@@ -383,21 +407,25 @@ impl Whose {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"user_id": "0198c0de-0000-7000-8000-000000000002", "provider_name": "milli_chat_ai"}))]
+#[schema(
+    as = Exists,
+    example = json!({"user_id": "0198c0de-0000-7000-8000-000000000002", "provider_name": "milli_chat_ai"})
+)]
 struct Exists {
     user_id: UserId,
-    /// `milli_chat_ai` when left out.
+    /// `milli_chat_ai` by default.
     provider_name: Option<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Rename)]
 struct Rename {
     name: String,
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"message": "the key is made; it is shown only now", "api_key": {
+#[schema(as = Created, example = json!({"message": "key created; it is shown only once", "api_key": {
     "api_key": "peal_live_Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gAZk3vQ9xT1mB7rF4gA",
     "id": "0198c0de-0000-7000-8000-000000000005", "user_id": "0198c0de-0000-7000-8000-000000000002",
     "organization_id": "0198c0de-0000-7000-8000-000000000001", "name": "CRM", "provider_name": "milli_chat_ai",
@@ -412,7 +440,7 @@ struct Created {
 
 #[derive(Serialize, ToSchema)]
 struct CreatedKey {
-    /// The key itself, when it was made here.
+    /// The key itself, when it was generated here.
     #[serde(skip_serializing_if = "Option::is_none")]
     api_key: Option<String>,
     #[serde(flatten)]
@@ -420,7 +448,7 @@ struct CreatedKey {
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"message": "the key is renamed", "api_key": {
+#[schema(as = Changed, example = json!({"message": "key renamed", "api_key": {
     "id": "0198c0de-0000-7000-8000-000000000005", "user_id": "0198c0de-0000-7000-8000-000000000002",
     "organization_id": "0198c0de-0000-7000-8000-000000000001", "name": "CRM", "provider_name": "milli_chat_ai",
     "key_prefix": "peal_live_Zk3v", "last4": "F4gA", "created_at": "2026-06-01T08:00:00Z", "expires_at": null,

@@ -1,4 +1,4 @@
-//! `/api/v1/audit-log`: who changed what and who was turned away, for administrators.
+//! `/api/v1/audit-log`: changes and denied requests, for administrators.
 
 use std::sync::Arc;
 
@@ -25,12 +25,12 @@ pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(list))
 }
 
-/// List what was changed and what was refused, the newest first
+/// List changes and denied requests, newest first
 ///
-/// For org_admins (their organization) and super_admins, who alone see refusals of whom nobody
-/// knows. Of many refusals of one caller or address in a minute the first ten are listed, and
-/// `left_out` of one more says how many others there were. `next` is the `before` of the next
-/// page; without one this page is the last.
+/// For org_admins (their organization) and super_admins. Only super_admins see denied requests
+/// of unauthenticated callers. Of the denied requests of one caller or address in a minute the
+/// first ten are listed; `left_out` of one more entry counts the rest. `next` is the `before` of
+/// the next page; null on the last page.
 #[utoipa::path(
     get,
     path = "/api/v1/audit-log",
@@ -45,10 +45,12 @@ async fn list(
     ValidQuery(query): ValidQuery<Query>,
 ) -> Result<Json<Log>> {
     caller.require(Role::OrgAdmin)?;
+
     let limit = query.limit.unwrap_or(50);
     if !(1..=200).contains(&limit) {
         return Err(query_field("limit", "must be between 1 and 200"));
     }
+
     let filter = Filter {
         action: query.action,
         subject: query.subject_id,
@@ -58,8 +60,10 @@ async fn list(
         to: query.to_date,
         before: query.before,
     };
+
     let mut db = caller.read(&context).await?;
     let entries = audit::list(&mut db, &caller.scope(), &filter, limit).await?;
+
     let is_full = i64::try_from(entries.len()).is_ok_and(|n| n == limit);
     let next = entries.last().map(|entry| entry.id).filter(|_| is_full);
     Ok(Json(Log { entries, next }))
@@ -69,24 +73,24 @@ async fn list(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Query {
-    /// The thing and the verb: `batch.create`.
+    /// Resource and verb: `batch.create`.
     action: Option<String>,
-    /// Id of the thing that was changed; of refusals the route.
+    /// Id of the changed resource; for denied requests the route.
     subject_id: Option<String>,
     actor_user_id: Option<UserId>,
     organization_id: Option<OrgId>,
-    /// From this moment on.
+    /// Entries at or after this time.
     from_date: Option<DateTime<Utc>>,
-    /// Before this moment.
+    /// Entries before this time.
     to_date: Option<DateTime<Utc>>,
     /// Entries older than this one.
     before: Option<AuditId>,
-    /// 1 to 200; 50 when left out.
+    /// 1 to 200; 50 by default.
     limit: Option<i64>,
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"entries": [{
+#[schema(as = Log, example = json!({"entries": [{
     "id": "0198c0de-0000-7000-8000-000000000007", "organization_id": "0198c0de-0000-7000-8000-000000000001",
     "actor_user_id": "0198c0de-0000-7000-8000-000000000002", "actor_kind": "session", "api_key_id": null,
     "ip": "203.0.113.7", "request_id": "0198c0de-0000-7000-8000-000000000008", "action": "batch.create",

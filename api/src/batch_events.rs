@@ -1,9 +1,9 @@
-//! `/api/v1/batch-call/{batch_id}/events`: a batch as it goes on, as server-sent events.
+//! `/api/v1/batch-call/{batch_id}/events`: progress of a batch as server-sent events.
 //!
-//! `progress` comes when the state has changed, at most once a second; `end` comes last, when
-//! the batch is completed, or stopped with its last call over. `unauthorized` comes last when the
-//! viewer would not be let in any more. Viewers of one batch share one
-//! query a second: the first one starts a watch, the watch ends with the last one.
+//! `progress` is sent when the state has changed, at most once a second. `end` is the last event
+//! when the batch is completed, or stopped with no call left. `unauthorized` is the last event
+//! when the viewer is no longer authorized. All viewers of a batch share one query a second: the
+//! first viewer starts the poll task, which ends with the last viewer.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -35,16 +35,16 @@ use crate::standings::Watched;
 use crate::state::Api;
 use crate::streams::OpenStream;
 
-/// How often a watched batch is looked at.
+/// Interval at which a watched batch is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Batches looked at in the same moment.
+/// Most batches that are read at the same time.
 const LOOKS_AT_ONCE: usize = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// A stream ends after this long; the viewer's next one is authenticated again.
+/// Longest stream. The client's next one is authenticated again.
 const STREAM_LIMIT: Duration = Duration::from_secs(3600);
-/// What a viewer is told last who would not be let in any more.
-const TURNED_AWAY: &str = r#"{"code": "unauthorized", "detail": "the key or session has ended, or the rights of its user have changed: ask again with one that is good"}"#;
-/// Asks proxies to pass events on at once.
+/// Data of the last event when the viewer is no longer authorized.
+const TURNED_AWAY: &str = r#"{"code": "unauthorized", "detail": "the key or session has ended, or the rights of its user have changed: authenticate again"}"#;
+/// Header that makes proxies forward events without buffering.
 const UNBUFFERED: [(HeaderName, &str); 1] = [(HeaderName::from_static("x-accel-buffering"), "no")];
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -54,9 +54,9 @@ pub fn router() -> OpenApiRouter<Api> {
 /// Watch a batch
 ///
 /// Server-sent events: `progress` when the state has changed, at most once a second, and `end`
-/// when the batch is completed, or stopped with its last call over. While nothing is dialled,
-/// `waiting` says why. When the key or session ends, or its user's rights change, the last event
-/// is `unauthorized`.
+/// when the batch is completed, or stopped with no call left. While nothing is dialled,
+/// `waiting` gives the reason. When the key or session ends, or its user's rights change, the
+/// last event is `unauthorized`.
 #[utoipa::path(
     get,
     path = "/{batch_id}/events",
@@ -81,22 +81,24 @@ async fn events(
     let mut db = caller.read(&api.context).await?;
     batches::find(&mut db, &scope, batch).await?;
     drop(db);
+
     let stream = api.streams.open(caller.org)?;
     let caller = api.standings.watch(&api.context, &caller);
     let seen = api.watches.join(&api, batch, scope);
+
     let events = Sse::new(Viewer::new(seen, caller, api.shutdown, stream).told())
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok((UNBUFFERED, events).into_response())
 }
 
-/// What a watch has seen last.
+/// Latest state of a watched batch.
 #[derive(Clone, Default)]
 struct Seen {
     progress: Option<Arc<str>>,
     ended: bool,
 }
 
-/// The watches that have viewers.
+/// Poll tasks of the batches that have viewers.
 #[derive(Clone)]
 pub struct Watches {
     open: Arc<Mutex<HashMap<BatchId, Arc<watch::Sender<Seen>>>>>,
@@ -113,8 +115,8 @@ impl Default for Watches {
 }
 
 impl Watches {
-    /// Joins the batch's watch, or starts it. The scope, in which the batch was found, only
-    /// finds it again: what is seen of a batch is the same for all who may see it.
+    /// Subscribes to a batch, and starts its poll task when there is none. The poll uses the
+    /// scope of its first viewer: the state is the same for all who may see the batch.
     fn join(&self, api: &Api, batch: BatchId, scope: Scope) -> watch::Receiver<Seen> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = open.get(&batch) {
@@ -124,20 +126,23 @@ impl Watches {
             }
             return seen;
         }
+
         let (sender, seen) = watch::channel(Seen::default());
         let sender = Arc::new(sender);
         open.insert(batch, Arc::clone(&sender));
+
         let (context, watches) = (Arc::clone(&api.context), self.clone());
         let shutdown = api.shutdown.clone();
+
         tokio::spawn(async move {
-            let looking = watches.look(&context, batch, scope, &sender);
-            shutdown.run_until_cancelled(looking).await;
+            let polling = watches.look(&context, batch, scope, &sender);
+            shutdown.run_until_cancelled(polling).await;
             watches.close(batch, &sender, |_| true);
         });
         seen
     }
 
-    /// Looks at the batch until it has ended, has vanished, or nobody watches.
+    /// Reads the batch until it has ended, is deleted, or has no viewers.
     async fn look(
         &self,
         context: &Context,
@@ -145,22 +150,25 @@ impl Watches {
         scope: Scope,
         sender: &Arc<watch::Sender<Seen>>,
     ) {
-        let mut pace = interval(LOOK_EVERY);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
         loop {
-            pace.tick().await;
+            ticks.tick().await;
             if self.close(batch, sender, |sender| sender.receiver_count() == 0) {
                 return;
             }
-            let looked = async {
-                // However many batches are watched, most connections are left to requests.
-                let _turn = self.looks.acquire().await;
+
+            let read = async {
+                // Leaves most connections to requests, however many batches are watched.
+                let _permit = self.looks.acquire().await;
                 let mut db = wall::begin(&context.pool, &scope).await?;
                 let snapshot = snapshot(&mut db, &scope, batch).await?;
                 let progress = serde_json::to_string(&snapshot)?;
                 Ok::<_, Error>((Arc::<str>::from(progress), is_over(&snapshot)))
             };
-            match looked.await {
+
+            match read.await {
                 Ok((progress, ended)) => {
                     show(sender, progress, ended);
                     if ended {
@@ -168,13 +176,15 @@ impl Watches {
                     }
                 }
                 Err(Error::NotFound(_)) => return,
-                Err(error) => tracing::debug!(batch.id = %batch, %error, "a watch saw nothing"),
+                Err(error) => {
+                    tracing::debug!(batch.id = %batch, %error, "a watched batch could not be read");
+                }
             }
         }
     }
 
-    /// Ends this watch under a condition; nobody can join in between. True when it has ended,
-    /// now or before: another watch of the batch may be open by then, and is left alone.
+    /// Removes this sender if the condition holds, under the lock that subscribers take. True
+    /// when it is removed, by this call or before: a later sender of the batch stays.
     fn close(
         &self,
         batch: BatchId,
@@ -196,10 +206,10 @@ impl Watches {
 
 fn show(sender: &watch::Sender<Seen>, progress: Arc<str>, ended: bool) {
     sender.send_if_modified(|seen| {
-        let news = seen.progress.as_ref() != Some(&progress) || seen.ended != ended;
+        let changed = seen.progress.as_ref() != Some(&progress) || seen.ended != ended;
         seen.progress = Some(progress);
         seen.ended = ended;
-        news
+        changed
     });
 }
 
@@ -211,7 +221,7 @@ fn is_over(snapshot: &Snapshot) -> bool {
     }
 }
 
-/// One viewer, and how far they have come.
+/// One viewer's stream of events.
 struct Viewer {
     _stream: OpenStream,
     seen: watch::Receiver<Seen>,
@@ -221,7 +231,7 @@ struct Viewer {
     stage: Stage,
 }
 
-/// What a viewer is told next.
+/// Next event of a viewer.
 enum Stage {
     Progress,
     End,
@@ -270,12 +280,14 @@ impl Viewer {
             Stage::End => "end",
             Stage::Nothing => return None,
         };
+
         let latest = self.seen.borrow_and_update().clone();
         self.stage = match (&self.stage, latest.ended) {
             (Stage::Progress, false) => Stage::Progress,
             (Stage::Progress, true) => Stage::End,
             _ => Stage::Nothing,
         };
+
         Some(Event::default().event(name).data(latest.progress?))
     }
 }

@@ -1,4 +1,4 @@
-//! `/api/v1/batch-call/{batch_id}/data`: the people of a batch, one by one.
+//! `/api/v1/batch-call/{batch_id}/data`: the rows of a batch.
 
 use std::sync::Arc;
 
@@ -27,9 +27,9 @@ use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
 use crate::page::Listed;
 use crate::state::Api;
 
-/// Most rows of one answer.
+/// Most rows of one response.
 const MAX_ROWS: i64 = 1000;
-/// Their variables may have so many bytes together, or one row's.
+/// Most bytes of variables in one response; a single larger row is still returned.
 const MAX_BYTES: i64 = 8 * 1024 * 1024;
 /// Most items of one request.
 const MAX_ITEMS: usize = 1000;
@@ -43,8 +43,8 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List the rows of a batch, in the order they were added
 ///
-/// All rows, up to a thousand and some megabytes; the header `X-Truncated: true` says that there
-/// are more, which `after` (the last `row_no` that was seen) brings.
+/// All rows, up to a thousand and some megabytes. The header `X-Truncated: true` means that more
+/// follow: request them with `after`, the last `row_no` of this response.
 #[utoipa::path(
     get,
     path = "/{batch_id}/data",
@@ -53,7 +53,7 @@ pub fn router() -> OpenApiRouter<Api> {
     responses(
         (
             status = 200, body = Envelope<Vec<Row>>,
-            headers(("X-Truncated" = bool, description = "Whether there are more behind these"))
+            headers(("X-Truncated" = bool, description = "True when more rows follow"))
         ),
         Missing,
         Refusals,
@@ -66,6 +66,7 @@ async fn list(
     ValidQuery(query): ValidQuery<Which>,
 ) -> Result<Listed<Envelope<Vec<Row>>>> {
     let most = query.limit.unwrap_or(MAX_ROWS).clamp(1, MAX_ROWS);
+
     let mut db = caller.read(&context).await?;
     let filter = Filter {
         status: query.status,
@@ -74,6 +75,7 @@ async fn list(
         most_bytes: MAX_BYTES,
     };
     let (rows, truncated) = rows::list(&mut db, &caller.scope(), batch, filter).await?;
+
     let message = format!("{} rows", rows.len());
     let Json(body) = done(message, rows);
     Ok(Listed::new(body, truncated))
@@ -81,8 +83,8 @@ async fn list(
 
 /// Add and change rows before the start
 ///
-/// Changes items with an id and adds those without. Every item stands for itself: what is
-/// wrong with one is told by its place, and the others are applied.
+/// Updates items with an id and adds those without. Items are independent: an invalid one is
+/// reported by its index, and the others are applied.
 #[utoipa::path(
     post,
     path = "/{batch_id}/data/upsert",
@@ -111,14 +113,18 @@ async fn upsert(
         format!("must have 1 to {MAX_ITEMS} items"),
     );
     fields.finish()?;
+
+    // 1. Lock the unstarted batch, which must not start meanwhile.
     let scope = caller.scope();
     let limits = context.config.uploads;
     let mut db = caller.change(&context).await?;
     batches::lock_unstarted(&mut db, &scope, batch).await?;
     let target = ingest::target(&mut db, &scope, batch, caller.user).await?;
+
+    // 2. Separate updates from inserts, with their indexes in the request.
     let mut result = Upserted::default();
     let (mut changes, mut changed_places) = (Vec::new(), Vec::new());
-    let (mut fresh, mut places) = (Vec::new(), Vec::new());
+    let (mut added, mut added_places) = (Vec::new(), Vec::new());
     for (index, item) in body.items.into_iter().enumerate() {
         let record = Record {
             to_phonenumber: item.to_phonenumber,
@@ -130,11 +136,13 @@ async fn upsert(
                 changes.push((row, record));
             }
             None => {
-                places.push(index);
-                fresh.push(record);
+                added_places.push(index);
+                added.push(record);
             }
         }
     }
+
+    // 3. Apply both.
     if !changes.is_empty() {
         let changed = update_records(&mut db, &target, &limits, &changes).await?;
         for (index, change) in changed_places.into_iter().zip(changed) {
@@ -144,16 +152,20 @@ async fn upsert(
             }
         }
     }
-    if !fresh.is_empty() {
-        let added = insert_records(&mut db, &target, &limits, &fresh).await?;
-        result.note(added, &places);
+
+    if !added.is_empty() {
+        let inserted = insert_records(&mut db, &target, &limits, &added).await?;
+        result.note(inserted, &added_places);
     }
+
+    // 4. Report by index, and commit.
     result.failed = result.errors.len();
     result.errors.sort_by_key(|error| error.index);
     let message = format!(
-        "{} added, {} changed, {} there already, {} refused",
+        "{} added, {} updated, {} duplicates, {} failed",
         result.inserted, result.updated, result.duplicates, result.failed
     );
+
     let note = Note::new("batch.upsert_rows", target.org, batch.0);
     db.commit(note, StatusCode::OK, done(message, result)).await
 }
@@ -178,6 +190,7 @@ async fn remove(
 ) -> Result<(StatusCode, Json<Said>)> {
     let mut db = caller.change(&context).await?;
     let org = rows::delete(&mut db, &caller.scope(), batch, row).await?;
+
     let note = Note::new("batch.delete_row", org, row.0);
     db.commit(note, StatusCode::OK, said("row deleted")).await
 }
@@ -186,7 +199,7 @@ async fn remove(
 #[into_params(parameter_in = Query)]
 struct Which {
     status: Option<RowStatus>,
-    /// Rows behind this `row_no`.
+    /// Rows after this `row_no`.
     after: Option<i64>,
     /// Most rows, up to a thousand.
     limit: Option<i64>,
@@ -205,7 +218,7 @@ struct UpsertRows {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct UpsertRow {
-    /// Of the row to change; without one a row is added.
+    /// Id of the row to update; without one a row is added.
     id: Option<RowId>,
     to_phonenumber: String,
     #[serde(default)]
@@ -214,14 +227,14 @@ struct UpsertRow {
 }
 
 #[derive(Default, Serialize, ToSchema)]
-#[schema(example = json!({
+#[schema(as = Upserted, example = json!({
     "inserted": 1, "updated": 0, "duplicates": 0, "failed": 0, "errors": [], "warnings": [],
     "inserted_ids": ["0197d7a5-3c1e-7a10-8f00-00000000000f"]
 }))]
 struct Upserted {
     inserted: i64,
     updated: i64,
-    /// Numbers that the batch has already.
+    /// Numbers that the batch already has.
     duplicates: i64,
     failed: usize,
     errors: Vec<Failed>,
@@ -230,7 +243,7 @@ struct Upserted {
 }
 
 impl Upserted {
-    /// Notes what was added of the items at these places.
+    /// Records the inserted and rejected items; `places` are their indexes in the request.
     fn note(&mut self, added: Inserted, places: &[usize]) {
         self.inserted = added.counts.inserted;
         self.duplicates = added.counts.duplicates;
@@ -250,7 +263,7 @@ impl Upserted {
 #[derive(Serialize, ToSchema)]
 #[schema(as = FailedItem)]
 struct Failed {
-    /// The item's place in the request, from 0.
+    /// Index of the item in the request, from 0.
     index: usize,
     column: String,
     code: String,

@@ -1,4 +1,4 @@
-//! `/api/v1/batch-call`: batches from their creation to their end.
+//! `/api/v1/batch-call`: batches, their life cycle and state.
 
 use std::sync::Arc;
 
@@ -66,18 +66,20 @@ async fn create(
     ValidJson(body): ValidJson<CreateBatch>,
 ) -> AnswerWith<Batch> {
     let new = body.validated(&caller)?;
+
     let mut db = caller.change(&context).await?;
     if new.user != caller.user {
         let org = users::org_of(&mut db, &caller.scope(), new.user).await?;
         org.ok_or(Error::NotFound("User"))?;
     }
+
     let batch = batches::create(&mut db, &caller.scope(), &new).await?;
     let note = note("batch.create", &batch).after(&batch)?;
     db.commit(note, StatusCode::CREATED, done("batch created", batch))
         .await
 }
 
-/// List one's own batches, newest first
+/// List the caller's batches, newest first
 #[utoipa::path(
     get,
     path = "/me",
@@ -104,9 +106,9 @@ async fn mine(
     .await
 }
 
-/// List all batches in sight, newest first
+/// List all visible batches, newest first
 ///
-/// A user sees their own, an org_admin those of the organization, a super_admin all.
+/// Users see their own batches, an org_admin those of the organization, a super_admin all.
 #[utoipa::path(
     get,
     path = "/browse",
@@ -154,6 +156,7 @@ async fn of_user(
         return Err(Error::NotFound("User").into());
     }
     drop(db);
+
     list(
         &context,
         &caller,
@@ -206,7 +209,7 @@ async fn show(
 
 /// Delete a batch with its rows
 ///
-/// Calls that were made stay in the log. A batch that runs is refused.
+/// Its calls stay in the log. A running batch cannot be deleted.
 #[utoipa::path(
     delete,
     path = "/{batch_id}",
@@ -259,7 +262,7 @@ async fn status(
     }))
 }
 
-/// Say whether a batch could start, and what is in its way
+/// Check if a batch can start, and list the blockers
 #[utoipa::path(
     get,
     path = "/{batch_id}/readiness",
@@ -309,9 +312,12 @@ async fn set_variables(
     let mut fields = Fields::default();
     check_variables(&mut fields, &body.variable_names);
     fields.finish()?;
+
     let mut db = caller.change(&context).await?;
     let before = batches::lock_unstarted(&mut db, &caller.scope(), id).await?;
+
     let batch = batches::set_variables(&mut db, &caller.scope(), id, &body.variable_names).await?;
+
     let note = note("batch.set_variables", &batch)
         .before(&before)?
         .after(&batch)?;
@@ -321,7 +327,7 @@ async fn set_variables(
 
 /// Start dialling
 ///
-/// Answers at once. A batch that cannot start is refused with every reason.
+/// Returns at once. A batch that cannot start is rejected with all reasons.
 #[utoipa::path(
     post,
     path = "/start/{batch_id}",
@@ -329,7 +335,7 @@ async fn set_variables(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = Accepted, example = json!({
-            "success": true, "message": "the batch starts dialling", "status": "in_progress", "member_count": 1000,
+            "success": true, "message": "batch started", "status": "in_progress", "member_count": 1000,
             "data": {
                 "batch_id": "0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b",
                 "job_id": "0197d7a5-3c1e-7a10-8f00-00000000000d"
@@ -349,9 +355,10 @@ async fn start(
 ) -> Result<(StatusCode, Json<Accepted>)> {
     let mut db = caller.change(&context).await?;
     let started = lifecycle::start(&mut db, &caller.scope(), id, context.basis()).await?;
+
     let accepted = Accepted {
         success: true,
-        message: "the batch starts dialling".to_owned(),
+        message: "batch started".to_owned(),
         status: started.batch.status,
         member_count: started.member_count,
         data: AcceptedJob {
@@ -359,14 +366,16 @@ async fn start(
             job_id: started.job.id,
         },
     };
+
     let note = note("batch.start", &started.batch).after(&started.batch)?;
     let answer = db.commit(note, StatusCode::OK, Json(accepted)).await?;
+
     fault::point("start.committed");
     context.bells.ring_job(&started.job);
     Ok(answer)
 }
 
-/// Pause a batch; calls on their way go on
+/// Pause a batch; calls in progress continue
 #[utoipa::path(
     post,
     path = "/pause/{batch_id}",
@@ -386,12 +395,13 @@ async fn pause(
 ) -> AnswerWith<Batch> {
     let mut db = caller.change(&context).await?;
     let batch = lifecycle::pause(&mut db, &caller.scope(), id).await?;
+
     let note = note("batch.pause", &batch).after(&batch)?;
-    let told = done("the batch is paused; calls on their way go on", batch);
-    db.commit(note, StatusCode::OK, told).await
+    let body = done("batch paused; calls in progress continue", batch);
+    db.commit(note, StatusCode::OK, body).await
 }
 
-/// Go on with a paused batch
+/// Resume a paused batch
 #[utoipa::path(
     post,
     path = "/resume/{batch_id}",
@@ -413,17 +423,19 @@ async fn resume(
 ) -> AnswerWith<Batch> {
     let mut db = caller.change(&context).await?;
     let (batch, job) = lifecycle::resume(&mut db, &caller.scope(), id, context.basis()).await?;
+
     let note = note("batch.resume", &batch).after(&batch)?;
     let answer = db
-        .commit(note, StatusCode::OK, done("the batch goes on", batch))
+        .commit(note, StatusCode::OK, done("batch resumed", batch))
         .await?;
+
     context.bells.ring_job(&job);
     Ok(answer)
 }
 
 /// Stop a batch for good
 ///
-/// Answered calls go on, ringing ones are canceled.
+/// Answered calls continue, ringing ones are canceled.
 #[utoipa::path(
     post,
     path = "/stop/{batch_id}",
@@ -443,26 +455,29 @@ async fn stop(
 ) -> AnswerWith<Batch> {
     let mut db = caller.change(&context).await?;
     let (batch, job) = lifecycle::stop(&mut db, &caller.scope(), id).await?;
+
     let note = note("batch.stop", &batch).after(&batch)?;
-    let told = done(
-        "the batch is stopped; answered calls go on, ringing ones are canceled",
+
+    let body = done(
+        "batch stopped; answered calls continue, ringing ones are canceled",
         batch,
     );
-    let answer = db.commit(note, StatusCode::OK, told).await?;
+    let answer = db.commit(note, StatusCode::OK, body).await?;
+
     if let Some(job) = job {
         context.bells.ring_job(&job);
     }
     Ok(answer)
 }
 
-/// A change of a batch, for the audit log.
+/// Audit entry of a change of a batch.
 fn note(action: &'static str, batch: &Batch) -> Note {
     Note::new(action, batch.org_id, batch.id.0)
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"variable_names": ["name", "city"]}))]
+#[schema(as = Variables, example = json!({"variable_names": ["name", "city"]}))]
 struct Variables {
     variable_names: Vec<String>,
 }
@@ -480,6 +495,7 @@ struct BatchWithCounts {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Accepted)]
 struct Accepted {
     success: bool,
     message: String,

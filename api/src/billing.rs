@@ -1,8 +1,8 @@
-//! `/api/v1/billing` and `/billing`: what calls cost. Nothing is changed here: an API key reads
-//! what its user does, by GET, HEAD and OPTIONS.
+//! `/api/v1/billing` and `/billing`: costs of calls. All routes are read-only: an API key reads
+//! what its user may read, by GET, HEAD and OPTIONS.
 //!
-//! Users see what they pay. What the platform's own price was, and who earned from it, is for
-//! super_admins.
+//! Users see what they pay. Only super_admins see the platform's own price and the shares of
+//! resellers.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ use crate::openapi::{Conflicting, Missing, ProblemDocument, Refusals, Rejected};
 use crate::page::Listed;
 use crate::state::Api;
 
-/// Sessions that a list without pages shows.
+/// Most sessions of a list without pages.
 const UNPAGED: i64 = 1_000;
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -58,20 +58,20 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(credit_balance))
 }
 
-/// What the platform's price was is for its own people alone.
+/// True when the caller may see the platform's own price and the shares of resellers.
 fn sees_split(caller: &Caller) -> bool {
     caller.role == Role::SuperAdmin
 }
 
 /// Usage by call
 ///
-/// The newest 1000, or a page. `X-Truncated: true` says that there are more.
+/// The newest 1000, or a page. `X-Truncated: true` means that more follow.
 #[utoipa::path(
     get,
     path = "/usage-records",
     tag = "Billing",
     params(ListQuery),
-    responses((status = 200, body = Grouped, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = Grouped, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn usage_records(
     State(context): State<Arc<Context>>,
@@ -83,10 +83,13 @@ async fn usage_records(
         owners: query.owners()?,
         ..Filter::default()
     };
+
     let scope = query.scope(&caller)?;
     let mut db = caller.read(&context).await?;
+
     let split = sees_split(&caller);
     let (grouped_sessions, total) = sessions::list(&mut db, &scope, &filter, bounds, split).await?;
+
     let has_more = total > bounds.0.saturating_add(bounds.1);
     let grouped = Grouped::new(grouped_sessions, total, bounds);
     Ok(Listed::new(grouped, has_more))
@@ -111,8 +114,11 @@ async fn records(
     let owners = query.owners()?;
     let scope = query.scope(&caller)?;
     let now = context.clock.now();
+
     let mut db = caller.read(&context).await?;
+
     let zone = zone_of(&mut db, &caller, &owners).await?;
+
     let filter = query.filter(owners, now, zone)?;
     let (grouped_sessions, total) =
         sessions::list(&mut db, &scope, &filter, bounds, sees_split(&caller)).await?;
@@ -121,8 +127,7 @@ async fn records(
 
 /// Usage over time
 ///
-/// Sums of a period and of its hours, days or months, as the clocks of the organization's time
-/// zone show them.
+/// Sums of a period and of its hours, days or months, in the organization's time zone.
 #[utoipa::path(
     get,
     path = "/usage/summary",
@@ -138,18 +143,21 @@ async fn summary(
     let owners = query.owners()?;
     let scope = query.scope(&caller)?;
     let now = context.clock.now();
+
     let mut db = caller.read(&context).await?;
     let zone = zone_of(&mut db, &caller, &owners).await?;
+
     let filter = Filter {
         owners,
         ..Filter::default()
     };
     let (period, split) = (query.period(), sees_split(&caller));
+
     let summary = totals::summary(&mut db, &scope, &filter, period, (now, zone), split).await?;
     Ok(Json(summary))
 }
 
-/// Usage in all, and this month
+/// Usage of all time, and of this month
 #[utoipa::path(
     get,
     path = "/usage/overview",
@@ -166,26 +174,30 @@ async fn overview(
         Some(user) => caller.scope_of(user)?,
         None => caller.scope(),
     };
+
     let now = context.clock.now();
     let mut db = caller.read(&context).await?;
+
     let mut owners = Owners::default();
     if let Some(user) = query.user_id {
         let org = users::org_of(&mut db, &scope, user).await?;
         owners.orgs = Some(vec![org.ok_or(Error::NotFound("User"))?]);
     }
+
     let zone = zone_of(&mut db, &caller, &owners).await?;
     let filter = Filter {
         owners,
         ..Filter::default()
     };
+
     let split = sees_split(&caller);
     let overview = totals::overview(&mut db, &scope, &filter, (now, zone), split).await?;
     Ok(Json(overview))
 }
 
-/// What one call cost
+/// Cost of one call
 ///
-/// With the history of its charges: a correction takes one back and makes another.
+/// With the history of its charges: a correction reverses one and makes another.
 #[utoipa::path(
     get,
     path = "/usage/sessions/{session_id}",
@@ -199,6 +211,7 @@ async fn session(
     Ids(id): Ids<CallId>,
 ) -> Result<Json<SessionDetail>> {
     let mut db = caller.read(&context).await?;
+
     let split = sees_split(&caller);
     Ok(Json(
         sessions::find(&mut db, &caller.scope(), id, split).await?,
@@ -207,8 +220,8 @@ async fn session(
 
 /// Mail usage as a file
 ///
-/// Writes a CSV of what the caller sees, and mails them a link to it. The link is good for 24
-/// hours, for the same user.
+/// Writes a CSV of the usage that the caller may see, and mails a link to it. The link is valid
+/// for 24 hours, for the same user.
 #[utoipa::path(
     get,
     path = "/usage/export",
@@ -223,41 +236,49 @@ async fn export_usage(
     ValidQuery(query): ValidQuery<ExportQuery>,
 ) -> Result<Response> {
     let scope = caller.scope_of(caller.user)?;
+
     let email = caller.email.clone().filter(|email| is_address(email));
     let email = email.ok_or_else(|| {
         Error::rejected(
             "no_email",
-            "your account has no e-mail address that the file could be sent to: ask your administrator to set one",
+            "your account has no e-mail address: ask your administrator to set one",
         )
     })?;
+
     let now = context.clock.now();
     let mut db = caller.change(&context).await?;
     let zone = zone_of(&mut db, &caller, &Owners::default()).await?;
-    let wanted = Wanted {
+
+    let request = Wanted {
         by_key: matches!(caller.credential, Credential::ApiKey(_)),
         ..query.wanted(now, zone)?
     };
+
     if method == Method::HEAD {
-        // Whoever only looks gets no mail.
+        // HEAD sends no mail.
         return Ok(StatusCode::ACCEPTED.into_response());
     }
-    let (id, job) = export::ask(&mut db, &scope, caller.user, &email, &wanted).await?;
-    let note = Note::new("usage.export", caller.org, id.0).after(&wanted)?;
+
+    let (id, job) = export::ask(&mut db, &scope, caller.user, &email, &request).await?;
+    let note = Note::new("usage.export", caller.org, id.0).after(&request)?;
+
     let answer = ExportAsked {
-        message: "your usage is being written; a link to it will be mailed to you",
+        message: "export started; a link to the file will be mailed to you",
         export_id: id,
         job_id: job.id,
         email,
     };
+
     let answer = db.commit(note, StatusCode::ACCEPTED, Json(answer)).await?;
+
     context.bells.ring_job(&job);
     Ok(answer.into_response())
 }
 
 /// Download exported usage
 ///
-/// What the mailed link opens, for the user who asked for it: signed in, or with a key of theirs
-/// if it was asked for with a key.
+/// Target of the mailed link, for the user who requested it: signed in, or with one of the user's
+/// keys if it was requested with a key.
 #[utoipa::path(
     get,
     path = "/exports/{export_id}/download",
@@ -281,14 +302,17 @@ async fn download(
     if !keys.is_export_token(id, caller.org, caller.user, &link.token) {
         return Err(Error::NotFound("Export").into());
     }
+
     let mut db = caller.read(&context).await?;
     let now = context.clock.now();
     let file = export::open(&mut db, &caller.scope(), &caller, id, now).await?;
+
     let name = format!(
         "attachment; filename=\"usage-{}.csv\"",
         file.created_at.date_naive()
     );
     let csv = Body::from_stream(context.store.read(&file.key, 0));
+
     let headers = [
         (CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()),
         (CONTENT_DISPOSITION, name),
@@ -296,7 +320,7 @@ async fn download(
     Ok((headers, csv).into_response())
 }
 
-/// Show what is left to spend
+/// Show the credit balance
 #[utoipa::path(
     get,
     path = "/credit-balance",
@@ -308,23 +332,24 @@ async fn credit_balance(
     caller: Caller,
 ) -> Result<Json<CreditBalance>> {
     let scope = caller.scope_of(caller.user)?;
+
     let mut db = caller.read(&context).await?;
     let now = context.clock.now();
     let wallet = view::of_user(&mut db, &scope, caller.user, now).await?;
     Ok(Json(wallet.into()))
 }
 
-/// The time zone that days begin in: that of the one organisation that is asked about, else the
-/// caller's.
+/// Time zone of day boundaries: that of the one requested organisation, otherwise the caller's.
 async fn zone_of(db: &mut PgConnection, caller: &Caller, owners: &Owners) -> Result<Tz> {
-    let asked = match owners.orgs.as_deref() {
+    let org = match owners.orgs.as_deref() {
         Some([only]) => *only,
         _ => caller.org,
     };
+
     let scope: Scope = caller.scope();
-    let known = match orgs::find(db, &scope, asked).await {
+    let found = match orgs::find(db, &scope, org).await {
         Err(Error::NotFound(_)) => None,
-        known => Some(known?),
+        found => Some(found?),
     };
-    Ok(known.map_or(Tz::UTC, |org| zone(&org.timezone)))
+    Ok(found.map_or(Tz::UTC, |org| zone(&org.timezone)))
 }

@@ -1,4 +1,4 @@
-//! What the routes of billing are asked, and answer.
+//! Query parameters and response bodies of the billing routes.
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use chrono_tz::Tz;
@@ -19,17 +19,18 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::page::{self, Sight, comma_list, page, query_field};
 
-/// Sessions on a page of records, and the most.
+/// Default and largest number of sessions on a page of records.
 const LIMIT: i64 = 50;
 const MAX_LIMIT: i64 = 200;
-/// The longest search.
+/// Longest search text.
 const MAX_SEARCH_CHARS: usize = 200;
-/// The longest range of an export.
+/// Longest date range of an export.
 const MAX_EXPORT_DAYS: i64 = 366;
-/// What sessions can be.
+/// Types of sessions.
 const SESSION_TYPES: [&str; 3] = ["outbound", "inbound", "web"];
 
-macro_rules! whose {
+/// Query parameters of usage, with the filters by owner that several routes share.
+macro_rules! usage_params {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
         #[derive(Deserialize, IntoParams)]
@@ -37,7 +38,7 @@ macro_rules! whose {
         #[into_params(parameter_in = Query)]
         pub struct $name {
             $($(#[$field_doc])* $field: $type,)*
-            /// One's own, or all in sight, which is the default.
+            /// `mine` for the caller's own, `all` for all visible ones; `all` by default.
             #[param(inline)]
             scope: Option<Sight>,
             /// Ids, separated by commas.
@@ -49,7 +50,7 @@ macro_rules! whose {
         }
 
         impl $name {
-            /// Whose usage is asked for.
+            /// Parses the requested owners.
             pub fn owners(&self) -> Result<Owners> {
                 page::owners(
                     self.organization_ids.as_deref(),
@@ -58,7 +59,7 @@ macro_rules! whose {
                 )
             }
 
-            /// How far the caller wants to see.
+            /// Narrows the caller's scope as requested.
             pub fn scope(&self, caller: &Caller) -> Result<Scope> {
                 Ok(match self.scope {
                     Some(Sight::Mine) => caller.scope_of(caller.user)?,
@@ -69,10 +70,10 @@ macro_rules! whose {
     };
 }
 
-whose! {
-    /// Which page of all usage.
+usage_params! {
+    /// Page of all usage.
     ListQuery {
-        /// From 1 on.
+        /// From 1.
         #[param(minimum = 1)]
         page: Option<i64>,
         /// 20 when only `page` is given.
@@ -81,24 +82,24 @@ whose! {
     }
 }
 
-whose! {
-    /// Which usage.
+usage_params! {
+    /// Search and page of usage.
     RecordsQuery {
-        /// First charged since then.
+        /// Sessions first charged in this period.
         #[serde(default)]
         #[param(inline)]
         time_filter: Period,
-        /// Calls are all that is used.
+        /// Calls are the only usage.
         #[param(inline)]
         usage_type: Option<UsageType>,
-        /// A part of the agent's name, of the number that was called, or of the session's id.
+        /// Part of the agent's name, of the called number, or of the session's id.
         search: Option<String>,
-        /// 50 unless told.
+        /// 50 by default.
         #[param(minimum = 1, maximum = 200)]
         limit: Option<i64>,
         #[param(minimum = 0)]
         offset: Option<i64>,
-        /// Instead of `offset`, from 1 on.
+        /// Instead of `offset`, from 1.
         #[param(minimum = 1)]
         page: Option<i64>,
         /// Instead of `limit`.
@@ -107,8 +108,8 @@ whose! {
     }
 }
 
-whose! {
-    /// Which period.
+usage_params! {
+    /// Period of a summary.
     SummaryQuery {
         #[serde(default)]
         #[param(inline)]
@@ -127,18 +128,19 @@ impl ListQuery {
         self.page.is_some() || self.page_size.is_some()
     }
 
-    /// How many, and how many to pass over.
+    /// Limit and offset.
     pub fn bounds(&self, unpaged: i64) -> Result<(i64, i64)> {
         if !self.is_paged() {
             return Ok((unpaged, 0));
         }
+
         let page = page(self.page, self.page_size)?;
         Ok((page.size, page.offset()))
     }
 }
 
 impl RecordsQuery {
-    /// How many, and how many to pass over.
+    /// Limit and offset.
     pub fn bounds(&self) -> Result<(i64, i64)> {
         if self.page.is_some() || self.page_size.is_some() {
             let page = page(self.page, self.page_size)?;
@@ -159,6 +161,7 @@ impl RecordsQuery {
         if search.is_some_and(|text| text.chars().count() > MAX_SEARCH_CHARS) {
             return Err(query_field("search", "must have at most 200 characters"));
         }
+
         Ok(Filter {
             owners,
             usage_type: self.usage_type,
@@ -169,25 +172,25 @@ impl RecordsQuery {
     }
 }
 
-/// Whose overview.
+/// User of an overview.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct OverviewQuery {
-    /// One user; everybody in sight when left out.
+    /// One user; by default all visible users.
     pub user_id: Option<UserId>,
 }
 
-/// What an export holds.
+/// Filter of an export.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ExportQuery {
-    /// First charged since then.
+    /// Sessions first charged in this period.
     #[serde(default)]
     #[param(inline)]
     time_filter: Period,
-    /// Calls are all that is used.
+    /// Calls are the only usage.
     #[param(inline)]
     usage_type: Option<UsageType>,
     /// Of `outbound`, `inbound` and `web`, separated by commas.
@@ -206,49 +209,53 @@ impl ExportQuery {
     pub fn wanted(self, now: DateTime<Utc>, zone: Tz) -> Result<Wanted> {
         if let (Some(first), Some(last)) = (self.from_date, self.to_date) {
             if first > last {
-                let told = "from_date is behind to_date: exchange them";
-                return Err(Error::rejected("range_reversed", told).into());
+                let message = "from_date is after to_date: swap them";
+                return Err(Error::rejected("range_reversed", message).into());
             }
             if last - first >= TimeDelta::days(MAX_EXPORT_DAYS) {
-                let told = "a file holds at most 366 days: ask for several";
-                return Err(Error::rejected("range_too_long", told).into());
+                let message = "an export covers at most 366 days: request several";
+                return Err(Error::rejected("range_too_long", message).into());
             }
         }
+
         let kind = |text: &str| match SESSION_TYPES.contains(&text) {
             true => Ok(text.to_owned()),
             false => Err(()),
         };
         let kinds = comma_list(self.session_types.as_deref(), kind)
             .ok_or_else(|| query_field("session_types", "must be of outbound, inbound, web"))?;
+
         let agents = comma_list(self.agent_ids.as_deref(), str::parse::<AgentId>)
             .ok_or_else(|| query_field("agent_ids", "must be ids, separated by commas"))?;
+
         let first = self.from_date.map(|day| midnight(day, zone));
-        let behind = self.to_date.and_then(|day| day.succ_opt());
+        let end = self.to_date.and_then(|day| day.succ_opt());
         Ok(Wanted {
             usage_type: self.usage_type,
             session_types: kinds,
             agents,
-            // Both narrow.
+            // The later start wins: both filters apply.
             from: first.max(self.time_filter.begin(now, zone)),
-            to: behind.map(|day| midnight(day, zone)),
+            to: end.map(|day| midnight(day, zone)),
             by_key: false,
         })
     }
 }
 
-/// What proves a link.
+/// Proof of a mailed link.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Link {
-    /// From the mail.
+    /// Token from the mail.
     pub token: String,
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Grouped)]
 pub struct Grouped {
     grouped_sessions: Vec<Session>,
-    /// How many there are in all.
+    /// Number of matching sessions.
     #[schema(example = 1)]
     total: i64,
     #[schema(example = 50)]
@@ -273,7 +280,7 @@ impl Grouped {
 
 #[derive(Serialize, ToSchema)]
 pub struct ExportAsked {
-    #[schema(example = "your usage is being written; a link to it will be mailed to you")]
+    #[schema(example = "export started; a link to the file will be mailed to you")]
     pub message: &'static str,
     pub export_id: ExportId,
     pub job_id: JobId,
@@ -284,14 +291,14 @@ pub struct ExportAsked {
 #[derive(Serialize, ToSchema)]
 pub struct CreditBalance {
     credit_balance_usd: Usd,
-    /// The same.
+    /// Equal to `credit_balance_usd`.
     available_balance_usd: Usd,
-    /// For calls that are on their way.
+    /// Held for calls in progress.
     held_usd: Usd,
-    /// null: there is none.
+    /// Null without a cap.
     monthly_cap_usd: Option<Usd>,
     month_spend_usd: Usd,
-    /// What the cap leaves; null without one.
+    /// Remainder of the cap; null without one.
     cap_remaining_usd: Option<Usd>,
     #[schema(example = "USD")]
     currency: &'static str,

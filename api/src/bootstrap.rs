@@ -1,8 +1,8 @@
-//! `peal-api bootstrap`: what a first campaign needs, in one go: an organisation, its
+//! `peal-api bootstrap`: creates all that a first campaign needs: an organisation, its
 //! administrator with an API key, a trunk, a caller number and an agent.
 //!
-//! Run again with the same names, it brings what exists up to date instead of adding to it;
-//! only the key is new every time.
+//! Repeated with the same names, it updates what exists instead of adding to it; only the API key
+//! is new every time.
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
@@ -23,20 +23,20 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use url::Url;
 
-/// What to set up.
+/// Arguments of `bootstrap`.
 #[derive(Args, Clone, Debug)]
 pub struct Bootstrap {
     /// Name of the organisation.
     #[arg(long, default_value = "Demo", value_parser = name)]
     pub org: String,
-    /// How the organisation's files write numbers without a country code, by its two letters:
-    /// IN or US. A batch may say otherwise.
+    /// Country of numbers without a country code in the organisation's files: IN or US. A batch
+    /// may override it.
     #[arg(long, value_name = "CC")]
     pub default_country: Option<Country>,
     /// E-mail address of its administrator.
     #[arg(long, value_parser = email)]
     pub email: String,
-    /// Whose API the trunk speaks.
+    /// Carrier of the trunk.
     #[arg(long, value_enum, default_value_t = Kind::Twilio)]
     pub trunk_kind: Kind,
     /// The carrier's id of the account, such as AC...
@@ -45,7 +45,7 @@ pub struct Bootstrap {
     /// The account's secret.
     #[arg(long, env = "PEAL_TRUNK_TOKEN", hide_env_values = true, value_parser = secret)]
     pub trunk_token: SecretString,
-    /// Where the carrier's API is, unless at its public address.
+    /// URL of the carrier's API, by default its public one.
     #[arg(long)]
     pub trunk_base_url: Option<Url>,
     /// Calls per second that the carrier grants.
@@ -54,13 +54,13 @@ pub struct Bootstrap {
     /// Calls at once that the carrier grants.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i32).range(1..=100_000))]
     pub trunk_max_concurrent: i32,
-    /// How long a call rings.
+    /// Seconds that a call may ring.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(i32).range(15..=600))]
     pub ring_timeout_secs: i32,
-    /// The number that calls show, in E.164.
+    /// Caller number, in E.164.
     #[arg(long, value_parser = number)]
     pub number: E164,
-    /// What the agent says first; {{name}} stands for a variable of the row.
+    /// First message of the agent; {{name}} is a variable of the row.
     #[arg(long)]
     pub agent_message: String,
     /// Name of the agent.
@@ -72,19 +72,19 @@ pub struct Bootstrap {
     /// Have the carrier record calls.
     #[arg(long)]
     pub recording: bool,
-    /// Dollars to put into the administrator's wallet, which calls are paid from, each time this
-    /// is run. Without money there nothing is dialled.
+    /// Dollars to add to the administrator's wallet on every run. Calls are paid from that wallet:
+    /// while it is empty, nothing is dialled.
     #[arg(long, value_name = "USD", default_value = "0", value_parser = credit)]
     pub credit_usd: Usd,
 }
 
-/// A vendor, as it is typed.
+/// A carrier as a command-line value.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Kind {
     Twilio,
 }
 
-/// What was set up. Its text holds the key, which cannot be had again.
+/// The resources, as printed on success. Contains the API key, which is shown only once.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ready {
     pub org_id: OrgId,
@@ -93,66 +93,74 @@ pub struct Ready {
     pub trunk_id: TrunkId,
     pub phone_id: PhoneId,
     pub api_key: String,
-    /// What the administrator can spend.
+    /// Credit that the administrator can spend.
     pub available_usd: Usd,
-    /// What is left to do before calls can be made.
+    /// Next step before calls can be made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<&'static str>,
 }
 
-/// What somebody without money is told.
+/// Hint for an empty wallet.
 const NO_MONEY: &str = "the wallet is empty, so nothing will be dialled: run this again with --credit-usd 100, \
     or have a super_admin grant credits";
 
-/// Sets everything up, or nothing.
+/// Creates or updates everything in one transaction.
 ///
 /// # Errors
-/// When the address belongs to another organisation, or with the database.
-pub async fn bootstrap(context: &Context, wanted: &Bootstrap) -> anyhow::Result<Ready> {
+/// When the address belongs to another organisation.
+pub async fn bootstrap(context: &Context, args: &Bootstrap) -> anyhow::Result<Ready> {
     let mut db = context.pool.begin().await?;
-    let org = users::ensure_org_unscoped(&mut db, &wanted.org).await?;
-    if let Some(country) = wanted.default_country {
+    let org = users::ensure_org_unscoped(&mut db, &args.org).await?;
+
+    if let Some(country) = args.default_country {
         users::set_default_country_unscoped(&mut db, org, country).await?;
     }
-    let user = users::ensure_user_unscoped(&mut db, org, &wanted.email, Role::OrgAdmin).await?;
-    let known = users::principal_unscoped(&mut db, user).await?;
-    if known.is_none_or(|principal| principal.org != org) {
+
+    let user = users::ensure_user_unscoped(&mut db, org, &args.email, Role::OrgAdmin).await?;
+    let principal = users::principal_unscoped(&mut db, user).await?;
+    if principal.is_none_or(|principal| principal.org != org) {
         bail!(
             "{} belongs to another organisation; choose another --email or --org",
-            wanted.email
+            args.email
         );
     }
-    let trunk = trunk(&mut db, context, org, wanted).await?;
+
+    let trunk = trunk(&mut db, context, org, args).await?;
+
     let phone = phones::create_unscoped(
         &mut db,
         &NewPhone {
             org,
             user,
             trunk,
-            number: wanted.number.clone(),
+            number: args.number.clone(),
         },
     )
     .await?;
+
     let agent = agents::ensure_unscoped(
         &mut db,
         &NewAgent {
             org,
             user,
-            name: wanted.agent_name.clone(),
-            first_response_message: wanted.agent_message.clone(),
-            recording_enabled: wanted.recording,
-            machine_detection: wanted.machine_detection,
+            name: args.agent_name.clone(),
+            first_response_message: args.agent_message.clone(),
+            recording_enabled: args.recording,
+            machine_detection: args.machine_detection,
         },
     )
     .await?;
+
     let keys = &context.config.keys;
     let api_key = api_keys::create_unscoped(&mut db, keys, org, user, "bootstrap").await?;
+
     let now = context.clock.now();
-    if wanted.credit_usd.is_positive() {
-        opening::give_unscoped(&mut db, user, wanted.credit_usd, now).await?;
+    if args.credit_usd.is_positive() {
+        opening::give_unscoped(&mut db, user, args.credit_usd, now).await?;
     }
     let available_usd = opening::available_unscoped(&mut db, user, now).await?;
-    db.commit().await.context("nothing was set up")?;
+
+    db.commit().await.context("nothing was created")?;
     Ok(Ready {
         org_id: org,
         user_id: user,
@@ -169,33 +177,35 @@ async fn trunk(
     db: &mut PgConnection,
     context: &Context,
     org: OrgId,
-    wanted: &Bootstrap,
+    args: &Bootstrap,
 ) -> anyhow::Result<TrunkId> {
-    let kind = match wanted.trunk_kind {
+    let kind = match args.trunk_kind {
         Kind::Twilio => CarrierKind::Twilio,
     };
+
     let new = NewTrunk {
         org: Some(org),
-        name: format!("{} {}", wanted.org, wanted.trunk_account)
+        name: format!("{} {}", args.org, args.trunk_account)
             .chars()
             .take(MAX_NAME_CHARS)
             .collect(),
         account: Account {
             kind,
-            account_id: wanted.trunk_account.clone(),
+            account_id: args.trunk_account.clone(),
             credentials: Credentials {
                 username: None,
-                password: wanted.trunk_token.clone(),
+                password: args.trunk_token.clone(),
                 signing_secrets: Vec::new(),
             },
-            api_base_url: wanted.trunk_base_url.clone(),
+            api_base_url: args.trunk_base_url.clone(),
         },
-        cps: wanted.trunk_cps,
-        max_concurrent: wanted.trunk_max_concurrent,
-        ring_timeout_secs: wanted.ring_timeout_secs,
+        cps: args.trunk_cps,
+        max_concurrent: args.trunk_max_concurrent,
+        ring_timeout_secs: args.ring_timeout_secs,
     };
+
     let keys = &context.config.keys;
-    let account = &wanted.trunk_account;
+    let account = &args.trunk_account;
     match trunks::of_account_unscoped(&mut *db, org, kind, account).await? {
         Some(id) => {
             trunks::replace_unscoped(db, keys, id, &new).await?;

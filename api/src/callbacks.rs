@@ -1,10 +1,10 @@
-//! `/callbacks` and `/api/v1/batch-call/status-callback`: what carriers call. They have no key;
-//! each request proves itself twice, by the call's token in its path and by the carrier's
-//! signature over the public address and the raw body.
+//! `/callbacks` and `/api/v1/batch-call/status-callback`: requests of carriers. They have no API
+//! key; each is authenticated twice, by the call's token in its path and by the carrier's
+//! signature over the public URL and the raw body.
 //!
-//! A callback appends an event to the inbox and is acknowledged behind its commit; it changes
-//! nothing else. The answer route replies with what the call says next. A wrong token, a
-//! strange trunk and a strange call look alike: 404.
+//! A callback only appends an event, and is acknowledged after the commit. The answer route
+//! responds with the next instructions for the call. A wrong token, an unknown trunk and an
+//! unknown call get the same 404.
 
 use std::sync::Arc;
 
@@ -32,28 +32,28 @@ use crate::extract::in_time;
 use crate::openapi::ProblemDocument;
 use crate::state::Api;
 
-/// Carriers send far less.
+/// Largest body; carriers send far less.
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
 pub fn router() -> OpenApiRouter<Api> {
-    let of_a_call = OpenApiRouter::new()
+    let call_routes = OpenApiRouter::new()
         .routes(routes!(answer))
         .routes(routes!(machine))
         .routes(routes!(recording));
     OpenApiRouter::new()
         .routes(routes!(unaddressed_status))
         .nest(STATUS_PATH, OpenApiRouter::new().routes(routes!(status)))
-        .nest(CALL_PATH, of_a_call)
+        .nest(CALL_PATH, call_routes)
 }
 
-/// Take note of a call's status
+/// Receive a call's status
 #[utoipa::path(
     method(get, post),
     path = "/{trunk}/{call}/{token}",
     tag = "Carrier callbacks",
     security(()),
     params(CallParams),
-    responses((status = 204, description = "Written down"), CallbackRefusals)
+    responses((status = 204, description = "Stored"), CallbackRefusals)
 )]
 async fn status(
     State(api): State<Api>,
@@ -63,14 +63,14 @@ async fn status(
     receive(&api, CallbackKind::Status, &path, request).await
 }
 
-/// Take note of who answered a call
+/// Receive the result of answering machine detection
 #[utoipa::path(
     method(get, post),
     path = "/{trunk}/{call}/{token}/machine",
     tag = "Carrier callbacks",
     security(()),
     params(CallParams),
-    responses((status = 204, description = "Written down"), CallbackRefusals)
+    responses((status = 204, description = "Stored"), CallbackRefusals)
 )]
 async fn machine(
     State(api): State<Api>,
@@ -80,14 +80,14 @@ async fn machine(
     receive(&api, CallbackKind::MachineDetection, &path, request).await
 }
 
-/// Take note of a call's recording
+/// Receive a call's recording
 #[utoipa::path(
     method(get, post),
     path = "/{trunk}/{call}/{token}/recording",
     tag = "Carrier callbacks",
     security(()),
     params(CallParams),
-    responses((status = 204, description = "Written down"), CallbackRefusals)
+    responses((status = 204, description = "Stored"), CallbackRefusals)
 )]
 async fn recording(
     State(api): State<Api>,
@@ -104,17 +104,19 @@ async fn receive(
     request: Request,
 ) -> Result<StatusCode> {
     let call = path.proven(&api.context)?;
-    let _place = api.inbox.enter().await?;
+
+    let _permit = api.inbox.enter().await?;
     let received = Received::read(&api.context, request).await?;
+
     let (_, event) = received.told(api, kind, call.trunk).await?;
     api.inbox.append(call.said(Source::Callback, event)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Say what an answered call says next
+/// Return the next instructions for an answered call
 ///
-/// The fetch itself is an event, and the first one owns the call, so it is written down before
-/// the document is made.
+/// The request itself is an event, and the first one owns the call, so it is stored before the
+/// document is rendered.
 #[utoipa::path(
     method(get, post),
     path = "/{trunk}/{call}/{token}/answer",
@@ -124,7 +126,7 @@ async fn receive(
     responses(
         (
             status = 200, body = String, content_type = "application/xml",
-            description = "In the carrier's language",
+            description = "In the carrier's markup",
             example = "<Response><Say>Hello</Say></Response>"
         ),
         CallbackRefusals
@@ -136,35 +138,40 @@ async fn answer(
     request: Request,
 ) -> Result<Response> {
     let call = path.0.proven(&api.context)?;
-    let _place = api.inbox.enter().await?;
+
+    let _permit = api.inbox.enter().await?;
     let received = Received::read(&api.context, request).await?;
+
     let (account, event) = received
         .told(&api, CallbackKind::Answer, call.trunk)
         .await?;
+
     let document = api.inbox.answer(call.said(Source::Answer, event)).await?;
+
     let rendered = api.context.carriers.of(account.kind).render(&document);
     Ok(([(CONTENT_TYPE, rendered.content_type)], rendered.body).into_response())
 }
 
-/// Take note of a status, at the address of the whole account
+/// Receive a call's status, at the URL of the whole account
 ///
-/// For the address that a carrier account, not a call, is configured with: the callback itself says which call it means, and the signature of that call's trunk proves
-/// it. A call that Peal has not placed, but whose account is proven, is taken note of with 202
-/// and nothing is stored: there is no call that it could change, and without one nothing tells
-/// whose it is.
+/// For the URL that is configured for a carrier account, not for a call: the body names the call,
+/// and the callback must be signed for that call's trunk. A call that Peal has not placed is
+/// acknowledged with 202 when the account's signature is valid. Nothing is stored then, because
+/// without a call the owner is unknown.
 #[utoipa::path(
     post,
     path = STATUS_PATH,
     tag = "Carrier callbacks",
     security(()),
     responses(
-        (status = 202, description = "Proven, but about no call of Peal's"),
-        (status = 204, description = "Written down"),
+        (status = 202, description = "Signature valid, but the call is not one of Peal's"),
+        (status = 204, description = "Stored"),
         CallbackRefusals
     )
 )]
 async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<StatusCode> {
     let received = Received::read(&api.context, request).await?;
+
     let Some((kind, addressed)) = received.addressed(&api.context) else {
         return Err(Error::rejected(
             "callback_not_readable",
@@ -176,7 +183,10 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
         account_id,
         carrier_call_id,
     } = addressed;
-    let _place = api.inbox.enter().await?;
+
+    let _permit = api.inbox.enter().await?;
+
+    // Calls and trunks that may have sent it; the connection is not held while they are tried.
     let mut db = api.context.callbacks.acquire().await?;
     let calls = of_carrier_unscoped(&mut db, &account_id, &carrier_call_id).await?;
     let trunks = match calls.is_empty() {
@@ -184,7 +194,9 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
         false => Vec::new(),
     };
     drop(db);
-    let mut refusal = Problem::from(Error::NotFound("Call"));
+
+    // The first signature that matches decides.
+    let mut problem = Problem::from(Error::NotFound("Call"));
     for (trunk, id) in calls {
         match received.told(&api, CallbackKind::Status, trunk).await {
             Ok((_, event)) => {
@@ -192,36 +204,38 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
                 api.inbox.append(call.said(Source::Callback, event)).await?;
                 return Ok(StatusCode::NO_CONTENT);
             }
-            Err(problem) => refusal = problem,
+            Err(mismatch) => problem = mismatch,
         }
     }
+
     for trunk in trunks {
         match received.told(&api, CallbackKind::Status, trunk).await {
             Ok(_) => return Ok(StatusCode::ACCEPTED),
-            Err(problem) => refusal = problem,
+            Err(mismatch) => problem = mismatch,
         }
     }
-    Err(refusal)
+
+    Err(problem)
 }
 
-/// The path, for the description.
+/// Path parameters, for the OpenAPI document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
 struct CallParams {
-    /// The carrier account.
+    /// The trunk.
     trunk: TrunkId,
     /// The call.
     call: CallId,
-    /// Proves that Peal made the address.
+    /// Token of the call, issued by Peal.
     token: String,
 }
 
-/// What a callback may be refused with.
+/// Error responses of a callback.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "its variants are read by the macro alone")]
 enum CallbackRefusals {
-    /// It cannot be read.
+    /// The callback cannot be parsed.
     #[response(status = 400, content_type = "application/problem+json")]
     Unreadable(ProblemDocument),
     /// Not signed by the carrier.
@@ -230,18 +244,18 @@ enum CallbackRefusals {
     /// The token is wrong, or there is no such call.
     #[response(status = 404, content_type = "application/problem+json")]
     Missing(ProblemDocument),
-    /// The body is larger than any callback.
+    /// The body is too large for a callback.
     #[response(status = 413, content_type = "application/problem+json")]
     TooLarge(ProblemDocument),
-    /// It could not be written down; to be sent again.
+    /// The callback could not be stored; retry.
     #[response(status = 503, content_type = "application/problem+json")]
     Busy(ProblemDocument),
 }
 
-/// What stands in the path, as it came.
+/// Unparsed path parameters: trunk, call, token.
 type CallPath = (String, String, String);
 
-/// A call whose token the path held.
+/// A call whose token was in the path.
 #[derive(Clone, Copy)]
 struct ProvenCall {
     trunk: TrunkId,
@@ -260,7 +274,7 @@ impl ProvenCall {
 }
 
 trait Proven {
-    /// The call of the path, if the token is its own.
+    /// Verifies the token, and returns the call of the path.
     fn proven(&self, context: &Context) -> Result<ProvenCall>;
 }
 
@@ -276,7 +290,7 @@ impl Proven for CallPath {
     }
 }
 
-/// A callback as it arrived.
+/// A received callback, not verified yet.
 struct Received {
     method: Method,
     url: Url,
@@ -296,22 +310,25 @@ impl Received {
             },
             body,
         ) = request.into_parts();
-        // Carriers sign the whole address; a nested route sees the end of it.
+
+        // Carriers sign the whole URL; a nested route sees only the end of its path.
         let uri = match extensions.get::<OriginalUri>() {
             Some(OriginalUri(whole)) => whole,
             None => &uri,
         };
         let sent_to = uri.path_and_query().map_or("/", |path| path.as_str());
         let url = requested(&context.config.public_url, sent_to).ok_or_else(Problem::no_route)?;
+
         let body = in_time(to_bytes(body, BODY_LIMIT_BYTES))
             .await?
             .map_err(|_error| {
                 Problem::new(
                     StatusCode::PAYLOAD_TOO_LARGE,
                     "too_large",
-                    "the body is incomplete, or larger than any callback",
+                    "the body is incomplete, or too large for a callback",
                 )
             })?;
+
         Ok(Self {
             method,
             url,
@@ -331,7 +348,7 @@ impl Received {
         }
     }
 
-    /// Whom this speaks of, in the words of the carrier that can have sent it.
+    /// Account and call that the callback names, read by the first carrier that can parse it.
     fn addressed(&self, context: &Context) -> Option<(CarrierKind, Addressed)> {
         CarrierKind::ALL.into_iter().find_map(|kind| {
             let carrier = context.carriers.of(kind);
@@ -340,7 +357,7 @@ impl Received {
         })
     }
 
-    /// What the carrier says, if it was the carrier.
+    /// Verifies the carrier's signature, and parses the event.
     async fn told(
         &self,
         api: &Api,
@@ -354,21 +371,24 @@ impl Received {
             accounts,
             ..
         } = &*api.context;
+
         let account = match accounts.get(pool, &config.keys, trunk).await {
             Err(Error::NotFound(_)) => Err(Error::NotFound("Call")),
             account => account,
         }?;
+
         let carrier = carriers.of(account.kind);
         let callback = self.callback(carrier);
         if !carrier.verify(&account, &callback) {
             let refused = api.context.metrics.http.refuse_signature();
-            tracing::warn!(trunk.id = %trunk, ?kind, refused, "a callback was not signed by its carrier");
+            tracing::warn!(trunk.id = %trunk, ?kind, refused, "callback with an invalid signature");
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "signature_invalid",
-                "the signature does not match this address and body",
+                "the signature does not match this URL and body",
             ));
         }
+
         let event = carrier.read(kind, &callback)?;
         Ok((account, event))
     }

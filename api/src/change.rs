@@ -1,9 +1,8 @@
-//! How requests read and change things.
+//! Transactions of requests.
 //!
-//! Both happen in a transaction that is bound to the caller's organisation. A change cannot be
-//! committed without the note that goes into the audit log, and when the request carries an
-//! `Idempotency-Key`, the answer is stored in the same transaction: sent again, the request
-//! does nothing and is answered as before.
+//! Each is bound to the caller's organisation. A write cannot be committed without its audit
+//! entry. When the request carries an `Idempotency-Key`, the response is stored in the same
+//! transaction: a repeated request changes nothing and gets the stored response.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use tracing::Instrument as _;
 use crate::auth::Caller;
 use crate::error::{Problem, Result};
 
-/// A transaction that changes something for a caller.
+/// A write transaction of a caller, committed together with its audit entry.
 pub struct Change {
     db: Transaction<'static, Postgres>,
     actor: Actor,
@@ -29,20 +28,17 @@ pub struct Change {
 }
 
 impl Caller {
-    /// Opens a transaction to read in.
-    ///
-    /// # Errors
-    /// When the database does not answer.
+    /// Begins a transaction for reads.
     pub async fn read(&self, context: &Context) -> Result<Transaction<'static, Postgres>> {
         Ok(wall::begin(&context.pool, &self.scope()).await?)
     }
 
-    /// Does what asks somebody else's server before it changes something. The request's key is
-    /// held meanwhile, so of two that are sent at once only one asks; and what it has asked is
-    /// written down though its client goes away: it goes on in a task of its own.
+    /// Runs work that calls a third party before it writes. The `Idempotency-Key` is held
+    /// meanwhile, so only one of two concurrent requests makes the call. The work runs in a task
+    /// of its own: its result is stored even when the client disconnects.
     ///
     /// # Errors
-    /// As `work`; when the `Idempotency-Key` is in use or was used for another request.
+    /// Those of `work`; the `Idempotency-Key` is in use or was used for another request.
     pub async fn once<T, F>(
         self,
         context: Arc<Context>,
@@ -55,27 +51,31 @@ impl Caller {
         let Some(claim) = self.origin.claim.clone() else {
             return Box::pin(work(context, self)).await;
         };
+
         let (pool, principal) = (context.pool.clone(), self.principal.clone());
+
         let hold = Hold::take_unscoped(&pool, &principal, &claim.key).await?;
+
         let work = Box::pin(work(context, self));
         let work = async move {
             let mut db = pool.acquire().await?;
-            let known = idempotency::known_unscoped(&mut db, &principal, &claim.key).await?;
+            let stored = idempotency::known_unscoped(&mut db, &principal, &claim.key).await?;
             drop(db);
-            match known {
-                Some(known) => Err(Problem::answered_before(known.answer(&claim)?)),
+
+            match stored {
+                Some(stored) => Err(Problem::answered_before(stored.answer(&claim)?)),
                 None => work.await,
             }
         };
-        let done = tokio::spawn(hold.during(work).in_current_span());
-        done.await.map_err(anyhow::Error::from)?
+
+        let result = tokio::spawn(hold.during(work).in_current_span());
+        result.await.map_err(anyhow::Error::from)?
     }
 
-    /// Opens a transaction to change something in. A request that was answered before ends
-    /// here, with the same answer.
+    /// Begins a transaction for writes.
     ///
     /// # Errors
-    /// When the database does not answer, or the `Idempotency-Key` is in use or was used for
+    /// The stored response of a repeated request; the `Idempotency-Key` is in use or was used for
     /// another request.
     pub async fn change(&self, context: &Context) -> Result<Change> {
         let mut db = wall::begin(&context.pool, &self.scope()).await?;
@@ -85,6 +85,7 @@ impl Caller {
         {
             return Err(Problem::answered_before(stored));
         }
+
         Ok(Change {
             db,
             actor: Actor {
@@ -112,10 +113,10 @@ impl DerefMut for Change {
 }
 
 impl Change {
-    /// Commits the change with its note and its answer, and answers.
+    /// Commits with an audit entry, and returns the response.
     ///
     /// # Errors
-    /// When the database does not answer; nothing is changed then, or it is not known.
+    /// The database does not answer: nothing is changed, or the outcome is unknown.
     pub async fn commit<T: Serialize>(
         self,
         note: Note,
@@ -126,11 +127,11 @@ impl Change {
         Ok((status, Json(body)))
     }
 
-    /// Commits as [`Self::commit`] an answer with something that is shown once, of which only
-    /// `kept` is stored: the same request sent again is answered without it.
+    /// Commits as [`Self::commit`], but stores only `kept` of a response with a secret: a
+    /// repeated request gets it without the secret.
     ///
     /// # Errors
-    /// As [`Self::commit`].
+    /// Those of [`Self::commit`].
     pub async fn commit_showing<T: Serialize>(
         self,
         note: Note,
@@ -152,6 +153,7 @@ impl Change {
             idempotency::answer_unscoped(&mut self.db, &self.actor.principal, claim, &stored)
                 .await?;
         }
+
         self.db.commit().await?;
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! Connections: how many there are, how long one may say nothing, and how they end.
+//! HTTP connections: their limit, idle timeout and graceful shutdown.
 //!
-//! When as many are open as may be, further ones wait in the kernel. A connection that does not
-//! send the head of its next request in time is closed; that bounds both a slow head and an
-//! idle connection, so the time must be longer than load balancers keep idle ones.
+//! When the limit is reached, further connections wait in the kernel. A connection that does not
+//! send the head of its next request in time is closed. This bounds slow heads and idle
+//! connections alike, so the timeout must exceed the idle timeout of load balancers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,15 +24,15 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-/// How long to wait after a connection could not be accepted for want of something.
+/// Pause after the process has no resources to accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-/// How long requests may go on when the process should end.
+/// Longest time for requests in progress to finish at shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
 /// Serves connections until `shutdown`, then lets requests finish.
 ///
 /// # Errors
-/// When requests do not finish in time.
+/// Requests do not finish in time.
 pub async fn serve(
     listener: TcpListener,
     routes: Router,
@@ -41,16 +41,18 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let permits = Arc::new(Semaphore::new(limits.connections));
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header);
+
     let accepting = async {
         // The semaphore is never closed.
-        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
             let (stream, from) = accept(&listener).await;
-            // Handlers ask for the peer's address.
+
+            // Handlers read the peer's address.
             let routes = routes
                 .clone()
                 .map_request(move |mut request: Request<Incoming>| {
@@ -58,47 +60,53 @@ pub async fn serve(
                     request
                 });
             let routes = TowerToHyperService::new(routes);
+
             let connection = builder.serve_connection(TokioIo::new(stream), routes);
             let connection = graceful.watch(connection);
             let open = open.clone();
             open.inc();
+
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
-                    tracing::trace!(%error, "a connection broke off");
+                    tracing::trace!(%error, "connection failed");
                 }
                 open.dec();
-                drop(place);
+                drop(permit);
             });
         }
     };
+
+    // 1. Accept until the shutdown.
     shutdown.run_until_cancelled(accepting).await;
+
+    // 2. Refuse new connections, and let requests in progress finish.
     drop(listener);
     match timeout(DRAIN_LIMIT, graceful.shutdown()).await {
         Ok(()) => Ok(()),
-        Err(_elapsed) => anyhow::bail!("some requests did not finish in time and were cut off"),
+        Err(_elapsed) => anyhow::bail!("some requests did not finish in time and were aborted"),
     }
 }
 
-/// The next connection that can be had.
+/// Accepts the next connection.
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
                 if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "a connection keeps its delay");
+                    tracing::debug!(%error, "TCP_NODELAY could not be set");
                 }
                 return (stream, from);
             }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "no connection can be accepted");
+                tracing::error!(%error, "connections cannot be accepted");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Whether one connection went away before it was accepted, as opposed to a want of ours.
+/// True when one connection failed before it was accepted, and the process is healthy.
 fn is_of_the_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(

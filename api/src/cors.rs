@@ -1,11 +1,10 @@
-//! Web pages of other origins, which browsers let use the API when its answers allow them to.
+//! CORS: access for web pages of other origins.
 //!
-//! The pages that are named in `PEAL_CORS_ORIGINS` may send every request that any other client
-//! may send. What a browser asks beforehand needs nobody to be known and uses up no allowance.
-//! Carriers are no browsers: their routes stand outside.
+//! Pages of the origins in `PEAL_CORS_ORIGINS` may send every request that any other client may
+//! send. Preflight requests need no authentication and do not count towards rate limits. The
+//! routes of carriers have no CORS.
 //!
-//! A single call rings somebody's phone, so whoever says that they are another page is refused
-//! before anything is looked at.
+//! A single call rings a person's phone, so a request with an unknown `Origin` is rejected first.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +29,11 @@ use crate::rates::{LIMIT, REMAINING, RESET};
 use crate::request_key::IDEMPOTENCY_KEY;
 use crate::server::REQUEST_ID;
 
-/// How long a browser may remember what it was allowed.
+/// Lifetime of a preflight response in the browser's cache.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// What lets the pages in; nothing when there are none.
+/// Builds the CORS layer; `None` without origins.
 pub fn layer(origins: &Origins) -> Option<CorsLayer> {
     let origins: Vec<HeaderValue> = origins
         .iter()
@@ -43,6 +42,7 @@ pub fn layer(origins: &Origins) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
     }
+
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([
@@ -73,13 +73,14 @@ pub fn layer(origins: &Origins) -> Option<CorsLayer> {
             CONTENT_DISPOSITION,
         ])
         .max_age(MAX_AGE);
+
     Some(layer)
 }
 
-/// Refuses what a page sends that is neither the API's own nor one of those that may.
+/// Rejects requests of pages whose origin is neither the API's own nor an allowed one.
 ///
 /// # Errors
-/// 403 for an `Origin` that is not known.
+/// 403 for an unknown `Origin`.
 pub async fn known_origin(
     Extension(context): Extension<Arc<Context>>,
     request: Request,
@@ -90,7 +91,7 @@ pub async fn known_origin(
         false => Err(Problem::new(
             StatusCode::FORBIDDEN,
             "bad_origin",
-            "bad Origin: pages of this origin may not place calls; an operator names those that may in PEAL_CORS_ORIGINS",
+            "bad Origin: pages of this origin may not place calls; an operator can allow it in PEAL_CORS_ORIGINS",
         )),
     }
 }
@@ -102,12 +103,14 @@ fn is_known(config: &Config, headers: &HeaderMap) -> bool {
     let Ok(origin) = origin.to_str() else {
         return false;
     };
+
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    let is_host = host.is_some_and(|host| {
+    let is_own_host = host.is_some_and(|host| {
         let page = origin.split_once("://");
         page.is_some_and(|(scheme, page)| matches!(scheme, "http" | "https") && page == host)
     });
-    is_host
+
+    is_own_host
         || config.public_url.origin().ascii_serialization() == origin
         || config.origins.contains(origin)
 }

@@ -1,6 +1,6 @@
-//! `/openapi.json`: the description of the API, and `/docs`: the same to read and to try, from
-//! files in this binary, so that it works without the internet. No key is needed for either;
-//! what is tried on the page takes the reader's own.
+//! `/openapi.json`: the OpenAPI document, and `/docs`: an interactive page of it, from files in
+//! this binary, so that it works without the internet. Neither needs a key; requests that are
+//! tried on the page use the reader's own.
 
 use std::sync::LazyLock;
 
@@ -17,12 +17,12 @@ use crate::state::Api;
 const VIEWER: &str = include_str!("../assets/rapidoc/rapidoc-9.3.8.min.js");
 const PAGE: &str = include_str!("../assets/docs.html");
 
-/// Scripts and requests stay at this address; the viewer makes its styles itself.
+/// Restricts scripts and requests to this origin; the viewer creates inline styles.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; \
     connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'";
 
-/// The document never changes while the process lives.
+/// Serialized OpenAPI document.
 static DOCUMENT: LazyLock<serde_json::Result<String>> = LazyLock::new(|| document().to_json());
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -32,7 +32,7 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(viewer))
 }
 
-/// Get this description
+/// Get the OpenAPI document
 #[utoipa::path(
     get,
     path = "/openapi.json",
@@ -43,7 +43,7 @@ pub fn router() -> OpenApiRouter<Api> {
 async fn openapi() -> crate::error::Result<impl IntoResponse> {
     let document = DOCUMENT
         .as_ref()
-        .map_err(|error| anyhow::anyhow!("the description cannot be written: {error}"))?;
+        .map_err(|error| anyhow::anyhow!("the OpenAPI document cannot be serialized: {error}"))?;
     Ok(([(CONTENT_TYPE, "application/json")], document.as_str()))
 }
 
@@ -64,7 +64,7 @@ async fn docs() -> impl IntoResponse {
     (headers, PAGE)
 }
 
-/// The script of the page
+/// Script of the documentation page
 #[utoipa::path(
     get,
     path = "/docs/rapidoc-9.3.8.min.js",
@@ -75,7 +75,7 @@ async fn docs() -> impl IntoResponse {
 async fn viewer() -> impl IntoResponse {
     let headers = [
         (CONTENT_TYPE, "text/javascript; charset=utf-8"),
-        // Its name changes with its version.
+        // The path contains the version.
         (CACHE_CONTROL, "public, max-age=31536000, immutable"),
     ];
     (headers, VIEWER)

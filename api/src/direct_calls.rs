@@ -1,4 +1,4 @@
-//! `/api/call`: one call to one person, outside any batch.
+//! `/api/call`: single calls, outside any batch.
 
 use std::sync::Arc;
 
@@ -42,13 +42,12 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// Call one person
 ///
-/// Puts a call in the line and answers at once; it is dialled as soon as the trunk's pace
-/// allows. What it may cost at most is held in the wallet of its user from then on; without
-/// that much there, or under a monthly cap that is reached, the answer is 402. A page whose
-/// `Origin` is not known is refused with 403.
+/// Queues a call and returns at once; it is dialled as soon as the trunk's pace allows. Its
+/// maximum cost is held in the wallet of its user from then on; with less credit, or with the
+/// monthly cap reached, the response is 402. A page with an unknown `Origin` gets 403.
 ///
 /// The call is made under HIPAA when the agent or its organization has the flag
-/// `hipaa_compliance` at this moment: it is not recorded, and its variables are shown to nobody.
+/// `hipaa_compliance` at this time: it is not recorded, and its variables are never shown.
 #[utoipa::path(
     post,
     path = "/create_call",
@@ -80,26 +79,31 @@ async fn create_call(
     check_values(&mut fields, &body.variable_values, &context.config.uploads);
     fields.finish()?;
     let agent_id = one_of(query.agent_id, query.workflow_id)?;
+
     let scope = caller.scope();
     let mut db = caller.change(&context).await?;
     let agent = agents::find(&mut db, &scope, agent_id).await?;
+
     // A super_admin calls for another organisation on behalf of the agent's owner.
     let user = match agent.org_id == caller.org {
         true => caller.user,
         false => agent.user_id,
     };
-    let line = match query.phone_number_id {
+
+    let phone = match query.phone_number_id {
         Some(id) => phones::find(&mut db, &scope, id).await?,
         None => phones::line_for(&mut db, &scope, &agent, user).await?,
     };
-    callable(&agent, &line)?;
+    callable(&agent, &phone)?;
+
     let new = NewDirectCall {
         user,
         to: to.clone(),
         variable_values: Variables::of(body.variable_values),
         basis: context.basis(),
     };
-    let queued = request(&mut db, &scope, &agent, &line, &new).await?;
+    let queued = request(&mut db, &scope, &agent, &phone, &new).await?;
+
     let answer = Queued {
         status: "queued",
         queue_job_id: queued.id,
@@ -107,22 +111,24 @@ async fn create_call(
         user_id: user,
         target_number: to,
         agent_id: agent.id,
-        from_phone_number: line.phone_number,
+        from_phone_number: phone.phone_number,
         source: "create_call",
     };
+
     let note = Note::new("call.create", agent.org_id, queued.id.0);
     let answer = db.commit(note, StatusCode::ACCEPTED, Json(answer)).await?;
+
     context.bells.ring(Bell::Dial);
     Ok(answer)
 }
 
-/// Whether the agent may speak on the line.
-fn callable(agent: &Agent, line: &Phone) -> Result<()> {
+/// Checks that the agent may call from the phone number.
+fn callable(agent: &Agent, phone: &Phone) -> Result<()> {
     let (code, detail) = if !agent.is_active {
         ("agent_inactive", "the agent is not active")
-    } else if !line.is_active {
+    } else if !phone.is_active {
         ("line_inactive", "the phone number is not active")
-    } else if agent.org_id != line.org_id {
+    } else if agent.org_id != phone.org_id {
         (
             "organizations_differ",
             "the agent and the phone number belong to different organizations",
@@ -157,21 +163,21 @@ async fn show(
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct CreateCall {
-    /// Whom to call, in E.164.
+    /// Number to call, in E.164.
     #[serde(rename = "phoneNumber")]
     #[param(example = "+12125550123")]
     phone_number: String,
-    /// Who speaks.
+    /// Agent of the call.
     agent_id: Option<AgentId>,
-    /// To be left out: workflows cannot place calls.
+    /// Not supported: workflows cannot place calls.
     workflow_id: Option<Uuid>,
-    /// The number that the call shows: the caller's first active one unless told.
+    /// Caller number; by default the caller's first active one.
     phone_number_id: Option<PhoneId>,
 }
 
 impl CreateCall {
-    /// A `+` that was not escaped arrives as a space; in front of a digit it cannot have been
-    /// meant as one.
+    /// Parses the number. An unescaped `+` arrives as a space, which is never meant before a
+    /// digit.
     fn number(&self) -> Result<E164> {
         let restored = match self.phone_number.strip_prefix(' ') {
             Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => format!("+{rest}"),
@@ -188,8 +194,8 @@ impl CreateCall {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"variable_values": {"name": "Ada"}}))]
 struct CallBody {
-    /// What the agent's `{{names}}` stand for: at most 50 texts of 2000 characters, numbers or
-    /// truths, named as a batch's variables are.
+    /// Values of the agent's `{{variables}}`: at most 50 strings of 2000 characters, numbers or
+    /// booleans, with names as in a batch.
     #[serde(default)]
     #[schema(value_type = Object)]
     variable_values: Map<String, Value>,

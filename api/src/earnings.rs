@@ -1,4 +1,4 @@
-//! `/api/v1/earnings`: what resellers earn. For their administrators, signed in.
+//! `/api/v1/earnings`: earnings of resellers, for their administrators with a session.
 
 use std::sync::Arc;
 
@@ -31,9 +31,9 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(of_org))
 }
 
-/// Show what one's organization earned
+/// Show the earnings of the caller's organization
 ///
-/// For org_admins of resellers. Periods are those of the clocks of the reseller's time zone.
+/// For org_admins of resellers. Periods are in the reseller's time zone.
 #[utoipa::path(
     get,
     path = "/api/v1/earnings/me",
@@ -51,7 +51,7 @@ async fn mine(
     Ok(Json(breakdown.whole))
 }
 
-/// Show what one's organization earned, by hours, days or months
+/// Show the earnings of the caller's organization by hours, days or months
 ///
 /// For org_admins of resellers.
 #[utoipa::path(
@@ -70,7 +70,7 @@ async fn my_breakdown(
     Ok(Json(own(&context, &caller, query.period()?).await?))
 }
 
-/// Show what an organization earned
+/// Show the earnings of an organization
 ///
 /// For super_admins.
 #[utoipa::path(
@@ -98,10 +98,12 @@ async fn own(context: &Context, caller: &Caller, period: Period) -> Result<Break
     let mut db = caller.read(context).await?;
     let pricing = pricing::find(&mut db, &caller.scope(), caller.org).await?;
     drop(db);
+
     if caller.role < Role::OrgAdmin || !pricing.org_type.is_reseller() {
-        let told = "Forbidden: not a reseller org or not org_admin";
-        return Err(Error::Forbidden(told.into()).into());
+        let message = "Forbidden: not a reseller org or not org_admin";
+        return Err(Error::Forbidden(message.into()).into());
     }
+
     earned(context, caller, caller.org, period).await
 }
 
@@ -113,6 +115,7 @@ async fn earned(
 ) -> Result<Breakdown> {
     let (scope, now) = (caller.scope(), context.clock.now());
     let mut db = caller.read(context).await?;
+
     let zone = zone(&orgs::find(&mut db, &scope, org).await?.timezone);
     Ok(earnings::breakdown(&mut db, &scope, org, period, (now, zone)).await?)
 }

@@ -1,4 +1,4 @@
-//! The envelope of the batch-call family: `{success, message, data}`, and its page.
+//! Response envelope of the batch-call routes: `{success, message, data}`, and its page.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -7,21 +7,21 @@ use utoipa::ToSchema;
 
 use crate::error::Result;
 
-/// An answer in its envelope.
+/// A response in its envelope.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Envelope<T> {
     success: bool,
-    /// What was done or found, for people.
+    /// One-line summary, for people.
     message: String,
     data: T,
 }
 
-/// An envelope with nothing in it.
+/// An envelope without data.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!({"success": true, "message": "done"}))]
+#[schema(as = Said, example = json!({"success": true, "message": "done"}))]
 pub struct Said {
     success: bool,
-    /// What was done, for people.
+    /// One-line summary, for people.
     message: String,
 }
 
@@ -34,12 +34,12 @@ pub struct Items<T> {
     pub page_size: i64,
 }
 
-/// What a handler of the family answers.
+/// Result of a handler that responds with an envelope.
 pub type Answer<T> = Result<Json<Envelope<T>>>;
-/// The same, with a status of its own.
+/// [`Answer`] with a status.
 pub type AnswerWith<T> = Result<(StatusCode, Json<Envelope<T>>)>;
 
-/// Good news with data.
+/// Success response with data.
 pub fn done<T: Serialize>(message: impl Into<String>, data: T) -> Json<Envelope<T>> {
     Json(Envelope {
         success: true,
@@ -48,7 +48,7 @@ pub fn done<T: Serialize>(message: impl Into<String>, data: T) -> Json<Envelope<
     })
 }
 
-/// Good news.
+/// Success response without data.
 pub fn said(message: impl Into<String>) -> Json<Said> {
     Json(Said {
         success: true,

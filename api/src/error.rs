@@ -1,10 +1,10 @@
-//! From a refusal or a failure to a status and a body; the only place that does so.
+//! Mapping of errors to a status and a body; no other file does this.
 //!
-//! Bodies are problem documents (RFC 9457) with a stable `code`. A handler answers with a
-//! [`Problem`], which travels as an extension of an empty response; [`written`], called once
-//! around everything, writes it out with the request's id, logs what is our fault, and turns
-//! bare error responses of the framework (405, 408, 413) into the same form. What went wrong
-//! inside never leaves the process.
+//! Bodies are problem documents (RFC 9457) with a stable `code`. A handler returns a
+//! [`Problem`], which travels as an extension of an empty response. The outermost middleware
+//! calls [`written`], which renders it with the request's id, logs server errors, and converts
+//! bare error responses of the framework (405, 408, 413). Internal causes are logged and never
+//! sent.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -23,9 +23,9 @@ use serde_json::{Value, json};
 use crate::pace::TooSoon;
 use crate::rates;
 
-/// Seconds after which a client may try again when we were too busy.
+/// Seconds after which a client may retry when the server is busy.
 const RETRY_AFTER_SECS: u32 = 1;
-/// The same request came before, and this is how it was answered.
+/// Header of a stored response to a repeated request.
 pub const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -33,7 +33,7 @@ const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+
 /// The result of every handler.
 pub type Result<T> = std::result::Result<T, Problem>;
 
-/// An answer that is not what the client wanted.
+/// An error response, or a stored response to a repeated request.
 #[derive(Clone, Debug)]
 pub struct Problem {
     status: StatusCode,
@@ -42,18 +42,18 @@ pub struct Problem {
     errors: Box<[FieldError]>,
     blockers: Box<[Blocker]>,
     retry_after_secs: Option<u32>,
-    /// How much was allowed, of which nothing is left.
+    /// The rate limit that is used up.
     used_up: Option<u32>,
     /// Logged, never shown.
     cause: Option<Arc<anyhow::Error>>,
-    /// The same request was answered so before.
+    /// True for a stored response.
     is_replayed: bool,
-    /// No problem at all: what the same request was answered with before.
+    /// Stored response of a request that succeeded.
     answered: Option<Arc<Stored>>,
 }
 
 impl Problem {
-    /// A problem with nothing but its text.
+    /// Creates a problem with a code and a text.
     pub fn new(
         status: StatusCode,
         code: &'static str,
@@ -73,32 +73,33 @@ impl Problem {
         }
     }
 
-    /// Whether it is the client's fault, and nothing was done.
+    /// True for a client error (4xx).
     pub fn is_refusal(&self) -> bool {
         self.status.is_client_error()
     }
 
-    /// The same request came before, under the same `Idempotency-Key`. It gets the same answer
-    /// with the header `Idempotent-Replayed`.
+    /// Stored response to a request with a used `Idempotency-Key`, sent with the header
+    /// `Idempotent-Replayed`.
     pub fn answered_before(stored: Stored) -> Self {
         let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::OK);
-        let told = |name| stored.body.get(name).and_then(Value::as_str);
-        let told = |name| Cow::Owned(told(name).unwrap_or_default().to_owned());
-        let before = Self {
-            code: told("code"),
+        let text = |name| stored.body.get(name).and_then(Value::as_str);
+        let text = |name| Cow::Owned(text(name).unwrap_or_default().to_owned());
+        let replayed = Self {
+            code: text("code"),
             is_replayed: true,
-            ..Self::new(status, "answered_before", told("detail"))
+            ..Self::new(status, "answered_before", text("detail"))
         };
+
         match status.is_client_error() {
-            true => before,
+            true => replayed,
             false => Self {
                 answered: Some(Arc::new(stored)),
-                ..before
+                ..replayed
             },
         }
     }
 
-    /// What is stored of a refusal whose request has left something behind.
+    /// Converts to the stored form, for an error of a request that has side effects.
     pub fn to_be_stored(&self) -> Stored {
         Stored {
             status: self.status.as_u16(),
@@ -106,7 +107,7 @@ impl Problem {
         }
     }
 
-    /// The same request may succeed after so long.
+    /// Sets `Retry-After`.
     #[must_use]
     pub fn again_in_secs(self, secs: u32) -> Self {
         Self {
@@ -115,7 +116,8 @@ impl Problem {
         }
     }
 
-    /// Who is asking is not known. One text for every reason, so that nothing can be probed.
+    /// Unauthenticated request. The text is the same for every reason, so that keys and users
+    /// cannot be probed.
     pub fn unauthorized() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
@@ -124,7 +126,7 @@ impl Problem {
         )
     }
 
-    /// Somebody asks too often.
+    /// Exceeded rate limit.
     pub fn too_soon(refused: TooSoon) -> Self {
         Self {
             retry_after_secs: Some(refused.wait_secs()),
@@ -132,12 +134,12 @@ impl Problem {
             ..Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_requests",
-                "too many requests; wait as long as Retry-After says",
+                "too many requests; retry after the seconds in Retry-After",
             )
         }
     }
 
-    /// No such route.
+    /// Unknown route.
     pub fn no_route() -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
@@ -146,7 +148,7 @@ impl Problem {
         )
     }
 
-    /// Fields of the request are wrong.
+    /// Invalid fields of the request.
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = match errors.as_slice() {
             [only] => format!("{}: {}", only.loc.join("."), only.msg),
@@ -158,7 +160,7 @@ impl Problem {
         }
     }
 
-    /// The fields that are wrong.
+    /// The invalid fields.
     #[cfg(test)]
     pub fn errors(&self) -> &[FieldError] {
         &self.errors
@@ -187,13 +189,13 @@ impl Problem {
         }
     }
 
-    /// What a bare error response of the framework means.
+    /// Problem for a bare error response of the framework.
     pub fn of_status(status: StatusCode) -> Self {
         let (code, detail) = match status {
             StatusCode::NOT_FOUND => return Self::no_route(),
             StatusCode::METHOD_NOT_ALLOWED => (
                 "method_not_allowed",
-                "the route does not take this method; the header Allow lists those it takes",
+                "the route does not support this method; the header Allow lists those that it supports",
             ),
             StatusCode::REQUEST_TIMEOUT => ("request_timeout", "the request took too long"),
             StatusCode::PAYLOAD_TOO_LARGE => ("too_large", "the body is too large"),
@@ -210,7 +212,7 @@ impl Problem {
     }
 }
 
-/// Whether the database could not be asked at all, as opposed to refusing what it was asked.
+/// True when the database could not be reached, false when it rejected a statement.
 pub fn is_unreachable(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
@@ -233,6 +235,7 @@ pub fn is_unreachable(error: &anyhow::Error) -> bool {
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let detail = error.to_string();
+
         match error {
             Error::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
             Error::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "forbidden", detail),
@@ -253,13 +256,13 @@ impl From<Error> for Problem {
                 service, retryable, ..
             } => {
                 let cause = anyhow::anyhow!(detail);
-                let told = format!("the {service} does not answer as it should");
+                let message = format!("the {service} does not respond correctly");
                 if retryable {
-                    Self::unavailable("outside_unavailable", told, Some(cause))
+                    Self::unavailable("outside_unavailable", message, Some(cause))
                 } else {
                     Self {
                         cause: Some(Arc::new(cause)),
-                        ..Self::new(StatusCode::BAD_GATEWAY, "outside_failed", told)
+                        ..Self::new(StatusCode::BAD_GATEWAY, "outside_failed", message)
                     }
                 }
             }
@@ -291,10 +294,12 @@ impl IntoResponse for Problem {
             Some(stored) => (self.status, Json(&stored.body)).into_response(),
             None => self.status.into_response(),
         };
+
         if self.is_replayed {
             let replayed = HeaderValue::from_static("true");
             response.headers_mut().insert(IDEMPOTENT_REPLAYED, replayed);
         }
+
         if self.answered.is_none() {
             response.extensions_mut().insert(self);
         }
@@ -302,7 +307,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The body.
+/// Body of a problem document.
 #[derive(Serialize)]
 struct Document<'a> {
     r#type: &'static str,
@@ -317,18 +322,20 @@ struct Document<'a> {
     blockers: &'a [Blocker],
 }
 
-/// Writes out the problem that a response holds, or that its bare status means.
+/// Renders the problem of an error response, or one for its bare status.
 pub fn written(mut response: Response, request_id: &str) -> Response {
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
         return response;
     }
+
     let problem = match response.extensions_mut().remove::<Problem>() {
         Some(problem) => problem,
         // A handler's own document, such as the health report.
         None if response.headers().get(CONTENT_TYPE) == Some(&JSON) => return response,
         None => Problem::of_status(status),
     };
+
     if let Some(cause) = &problem.cause {
         tracing::error!(
             code = %problem.code,
@@ -336,6 +343,7 @@ pub fn written(mut response: Response, request_id: &str) -> Response {
             "a request failed"
         );
     }
+
     let document = Document {
         r#type: "about:blank",
         title: status.canonical_reason().unwrap_or("Error"),
@@ -346,6 +354,7 @@ pub fn written(mut response: Response, request_id: &str) -> Response {
         errors: &problem.errors,
         blockers: &problem.blockers,
     };
+
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, PROBLEM_JSON);
     headers.remove(CONTENT_LENGTH);
@@ -357,13 +366,15 @@ pub fn written(mut response: Response, request_id: &str) -> Response {
             headers.insert(rates::RESET, seconds.into());
         }
     }
+
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if status != StatusCode::METHOD_NOT_ALLOWED {
         headers.remove(ALLOW);
     }
-    // Texts and numbers cannot fail to be written.
+
+    // Strings and numbers always serialize.
     *response.body_mut() = Body::from(serde_json::to_vec(&document).unwrap_or_default());
     response
 }
@@ -378,6 +389,7 @@ mod tests {
     async fn body(response: impl IntoResponse) -> (StatusCode, Value) {
         let response = written(response.into_response(), "r-1");
         assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
+
         let status = response.status();
         let bytes = to_bytes(response.into_body(), 10_000).await.unwrap();
         (status, serde_json::from_slice(&bytes).unwrap())
@@ -390,6 +402,7 @@ mod tests {
             retryable,
             detail: "https://secret.internal".into(),
         };
+
         for (error, status, code) in [
             (Error::NotFound("Batch"), 404, "not_found"),
             (Error::Forbidden("no".into()), 403, "forbidden"),
@@ -445,6 +458,7 @@ mod tests {
                 "errors": [{"loc": ["body", "batch_size"], "msg": "1 to 9", "type": "range"}],
             })
         );
+
         let blocker = Blocker {
             code: "no_rows",
             message: "upload a CSV first".into(),
@@ -470,9 +484,10 @@ mod tests {
     }
 
     #[test]
-    fn what_tells_clients_to_wait_or_to_sign_in_is_a_header() {
+    fn retry_after_and_www_authenticate_are_headers() {
         let busy = written(Problem::from(Error::Busy("x".into())).into_response(), "r");
         assert_eq!(busy.headers()[RETRY_AFTER], "1");
+
         let unknown = written(Problem::unauthorized().into_response(), "r");
         assert_eq!(unknown.headers()[WWW_AUTHENTICATE], "Bearer");
     }

@@ -1,5 +1,5 @@
-//! What handlers take from a request: JSON bodies, ids in the path and the query, each refused
-//! in words that name the field.
+//! Extractors of requests: JSON bodies, ids in the path, and the query. Their errors name the
+//! invalid field.
 
 use std::time::Duration;
 
@@ -22,16 +22,16 @@ use uuid::Uuid;
 use crate::error::Problem;
 use crate::shape;
 
-/// How long a body may take that is read as a whole.
+/// Longest time to read a whole body.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// A JSON body.
 pub struct ValidJson<T>(pub T);
 
-/// A JSON body that is an object, of whatever its handler makes of it.
+/// A JSON body that is any object; its handler interprets it.
 pub struct JsonObject(pub Map<String, Value>);
 
-/// A JSON body that may be left out.
+/// An optional JSON body.
 pub struct OptionalJson<T>(pub T);
 
 /// Ids in the path.
@@ -89,10 +89,12 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Ids<T> 
         if let Ok(Path(ids)) = Path::<T>::from_request_parts(parts, state).await {
             return Ok(Self(ids));
         }
+
         let params = RawPathParams::from_request_parts(parts, state)
             .await
             .map_err(|_rejection| Problem::no_route())?;
-        let wrong: Vec<FieldError> = params
+
+        let errors: Vec<FieldError> = params
             .iter()
             .filter(|(_, value)| value.parse::<Uuid>().is_err())
             .map(|(name, _)| {
@@ -100,7 +102,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Ids<T> 
                 FieldError::new("path", [name], "uuid_parsing", message)
             })
             .collect();
-        Err(Problem::invalid(wrong))
+        Err(Problem::invalid(errors))
     }
 }
 
@@ -118,11 +120,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ValidQuery<T> 
     }
 }
 
-/// The end of the reading of a body, which must not take for ever: whoever reads one may hold a
-/// place that others wait for.
+/// Applies the time limit for reading a body: its reader may hold a permit that others wait for.
 ///
 /// # Errors
-/// 408 when it takes too long.
+/// 408 after the limit.
 pub async fn in_time<T>(reading: impl Future<Output = T>) -> Result<T, Problem> {
     timeout(BODY_TIME, reading)
         .await
@@ -139,7 +140,7 @@ async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Prob
                 Problem::new(
                     StatusCode::PAYLOAD_TOO_LARGE,
                     "too_large",
-                    "the body is larger than this route takes; split it",
+                    "the body is too large for this route; split it",
                 )
             }
             _ => Problem::new(
@@ -154,12 +155,14 @@ fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers
         .get(CONTENT_TYPE)
         .and_then(|kind| kind.to_str().ok());
+
     let essence = kind
         .unwrap_or_default()
         .split(';')
         .next()
         .unwrap_or_default();
     let essence = essence.trim().to_ascii_lowercase();
+
     essence == "application/json"
         || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
@@ -172,7 +175,7 @@ fn wrong_type() -> Problem {
     )
 }
 
-/// Parses a body, and looks whether its lists are where lists belong.
+/// Parses a body, and checks that arrays are not in the place of objects.
 fn shaped<T: DeserializeOwned + ToSchema>(body: &[u8]) -> Result<T, Problem> {
     let typed = parse(body)?;
     if body.contains(&b'[') {
@@ -192,16 +195,16 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     Ok(value)
 }
 
-/// A body that was read as JSON before, as what it should be.
+/// Converts a parsed JSON body to its type.
 ///
 /// # Errors
-/// The field that is wrong.
+/// Names the invalid field.
 pub fn typed_body<T: DeserializeOwned + ToSchema>(body: Value) -> Result<T, Problem> {
     shape::objects::<T>(&body)?;
     typed(body, "body")
 }
 
-/// Reads a value and, when that fails, says where and why.
+/// Deserializes a value; an error names the path and the reason.
 fn typed<'de, T, D>(input: D, place: &str) -> Result<T, Problem>
 where
     T: DeserializeOwned,
@@ -219,52 +222,57 @@ where
                 Segment::Unknown => None,
             })
             .collect();
+
         let message = error.inner().to_string();
-        let (kind, told) = retold(&message);
+        let (kind, detail) = retold(&message);
+
         if matches!(kind, "missing" | "extra_forbidden" | "duplicate")
             && let Some(name) = message.split('`').nth(1)
             && path.last().is_none_or(|last| last != name)
         {
             path.push(name.to_owned());
         }
-        Problem::invalid(vec![FieldError::new(place, path, kind, told)])
+
+        Problem::invalid(vec![FieldError::new(place, path, kind, detail)])
     })
 }
 
-/// Reads a decimal number, written as a text or as a number.
+/// Deserializes a decimal number from a JSON string or number.
 ///
 /// # Errors
-/// When it is neither.
+/// The value is neither.
 pub fn decimal<'de, D: Deserializer<'de>>(input: D) -> std::result::Result<Decimal, D::Error> {
-    let written = match Value::deserialize(input)? {
+    let text = match Value::deserialize(input)? {
         Value::String(text) => text,
         Value::Number(number) => number.to_string(),
         _ => String::new(),
     };
-    Decimal::from_str_exact(&written)
+    Decimal::from_str_exact(&text)
         .map_err(|_error| D::Error::custom("must be a number, such as \"12.5\""))
 }
 
-/// Reads a decimal number that may be left out.
+/// Deserializes an optional decimal number.
 ///
 /// # Errors
-/// As [`decimal`].
+/// Those of [`decimal`].
 pub fn some_decimal<'de, D: Deserializer<'de>>(
     input: D,
 ) -> std::result::Result<Option<Decimal>, D::Error> {
     decimal(input).map(Some)
 }
 
-/// What serde says in prose, as a stable kind and a sentence about the field. Serde repeats
-/// the value, which may be a phone number; this does not.
+/// Translates a message of serde to a stable kind and a text about the field. Serde's message
+/// contains the value, which may be a phone number; the text does not.
 fn retold(message: &str) -> (&'static str, String) {
     let plain = message
         .rsplit_once(" at line ")
         .map_or(message, |(head, _)| head);
+
     let expected = || match plain.split_once(", expected ") {
         Some((_, expected)) => format!("must be {}", plain_word(expected)),
-        None => "is not what belongs here".to_owned(),
+        None => "has the wrong type".to_owned(),
     };
+
     let begins = |beginning: &str| plain.starts_with(beginning);
     if begins("missing field") {
         ("missing", "is missing".to_owned())
@@ -273,10 +281,10 @@ fn retold(message: &str) -> (&'static str, String) {
         let known = known.unwrap_or("none");
         (
             "extra_forbidden",
-            format!("is not a field here; known: {known}"),
+            format!("is not a known field; known: {known}"),
         )
     } else if begins("duplicate field") {
-        ("duplicate", "is there twice".to_owned())
+        ("duplicate", "is a duplicate".to_owned())
     } else if begins("unknown variant") {
         ("enum", expected())
     } else if begins("invalid type") {
@@ -294,7 +302,7 @@ fn retold(message: &str) -> (&'static str, String) {
     }
 }
 
-/// Rust's name of a type, as people call it.
+/// Plain name of a Rust type.
 fn plain_word(expected: &str) -> &str {
     match expected {
         "i32" | "i64" | "u32" | "u64" => "a whole number",
@@ -305,13 +313,12 @@ fn plain_word(expected: &str) -> &str {
     }
 }
 
-/// Collects everything that is wrong with the fields of a body, so that all of it is told at
-/// once.
+/// Collects all errors in the fields of a body, so that one response reports them together.
 #[derive(Default)]
 pub struct Fields(Vec<FieldError>);
 
 impl Fields {
-    /// Notes that the field at `path` is wrong unless `holds`.
+    /// Adds an error of the field at `path` unless `holds`.
     pub fn check(&mut self, holds: bool, path: &str, kind: &'static str, msg: impl Into<String>) {
         if !holds {
             self.0
@@ -319,7 +326,7 @@ impl Fields {
         }
     }
 
-    /// A text of some characters, without control characters.
+    /// Checks the length of a text, in characters, and that it has no control characters.
     pub fn check_text(&mut self, text: &str, path: &str, least: usize, most: usize) {
         let chars = text.chars().count();
         self.check(
@@ -328,6 +335,7 @@ impl Fields {
             "length",
             format!("must have {least} to {most} characters"),
         );
+
         let clean = text
             .chars()
             .all(|c| !c.is_control() || matches!(c, '\n' | '\t'));
@@ -339,7 +347,7 @@ impl Fields {
         );
     }
 
-    /// A number within bounds.
+    /// Checks the bounds of a number.
     pub fn check_range(&mut self, number: i32, path: &str, least: i32, most: i32) {
         self.check(
             (least..=most).contains(&number),
@@ -349,7 +357,7 @@ impl Fields {
         );
     }
 
-    /// A fraction within bounds.
+    /// Checks the bounds of a fraction.
     pub fn check_fraction(&mut self, number: f64, path: &str, least: f64, most: f64) {
         self.check(
             (least..=most).contains(&number),
@@ -359,8 +367,10 @@ impl Fields {
         );
     }
 
+    /// Ends the collection.
+    ///
     /// # Errors
-    /// Everything that was noted.
+    /// All collected errors.
     pub fn finish(self) -> Result<(), Problem> {
         if self.0.is_empty() {
             Ok(())
@@ -379,7 +389,7 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
-    #[expect(dead_code, reason = "only its errors are looked at")]
+    #[expect(dead_code, reason = "only its errors are tested")]
     struct Body {
         name: String,
         id: Option<Uuid>,
@@ -388,13 +398,13 @@ mod tests {
     }
 
     #[derive(Debug, Deserialize)]
-    #[expect(dead_code, reason = "only its errors are looked at")]
+    #[expect(dead_code, reason = "only its errors are tested")]
     struct Item {
         size: i32,
     }
 
     #[tokio::test]
-    async fn a_wrong_body_is_told_by_field_without_its_value() {
+    async fn errors_of_a_body_name_the_field_and_not_its_value() {
         for (body, loc, kind, msg) in [
             ("{}", "body.name", "missing", "is missing"),
             (
@@ -413,7 +423,7 @@ mod tests {
                 r#"{"name": "a", "15550100": 1}"#,
                 "body.15550100",
                 "extra_forbidden",
-                "is not a field here; known: one of `name`, `id`, `items`",
+                "is not a known field; known: one of `name`, `id`, `items`",
             ),
             (
                 r#"{"name": "a", "items": [{"size": 1}, {"size": "15550100"}]}"#,
@@ -431,7 +441,7 @@ mod tests {
                 r#"{"name": "a", "name": "b"}"#,
                 "body.name",
                 "duplicate",
-                "is there twice",
+                "is a duplicate",
             ),
         ] {
             let problem = parse::<Body>(body.as_bytes()).unwrap_err();
@@ -441,6 +451,7 @@ mod tests {
             assert_eq!(error.loc.join("."), loc);
             assert_eq!((error.kind.as_ref(), error.msg.as_str()), (kind, msg));
         }
+
         for broken in ["", "{", "[", "{\"name\": \"a\"} x"] {
             let problem = parse::<Body>(broken.as_bytes()).unwrap_err();
             assert_eq!(problem.errors()[0].kind, "json_invalid", "{broken}");

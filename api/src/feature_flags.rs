@@ -1,4 +1,4 @@
-//! `/api/v1/feature-flags`: what users may use.
+//! `/api/v1/feature-flags`: features that users may use.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(show, switch))
 }
 
-/// Show one's own feature flags
+/// Show the caller's feature flags
 #[utoipa::path(
     get,
     path = "/api/v1/feature-flags/me",
@@ -70,8 +70,8 @@ async fn show(
 
 /// Switch a user's features on or off
 ///
-/// What is left out stays. For org_admins (their members) and super_admins (anybody); nobody
-/// switches their own. It counts from the user's next request on.
+/// Omitted features keep their state. For org_admins (their members) and super_admins (all users);
+/// no user can switch their own. Applies from the user's next request on.
 #[utoipa::path(
     put,
     path = "/api/v1/feature-flags/{user_id}",
@@ -94,13 +94,15 @@ async fn switch(
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
     if user == caller.user {
-        let told = "Forbidden: nobody switches their own features; ask another administrator";
-        return Err(Error::Forbidden(told.into()).into());
+        let message = "Forbidden: you cannot switch your own features; ask another administrator";
+        return Err(Error::Forbidden(message.into()).into());
     }
-    let wanted = wanted(&body)?;
+
+    let flags = wanted(&body)?;
     let mut db = caller.change(&context).await?;
     let (org, before, after) =
-        feature_flags::switch(&mut db, &caller.scope(), &caller, user, &wanted).await?;
+        feature_flags::switch(&mut db, &caller.scope(), &caller, user, &flags).await?;
+
     let note = Note::new("feature_flags.update", org, user.0)
         .before(&before)?
         .after(&after)?;
@@ -109,17 +111,18 @@ async fn switch(
 
 fn wanted(body: &Map<String, Value>) -> Result<Vec<(Feature, bool)>> {
     let known = Feature::ALL.map(Feature::as_str).join(", ");
-    let (mut fields, mut wanted) = (Fields::default(), Vec::new());
+    let (mut fields, mut flags) = (Fields::default(), Vec::new());
     for (name, value) in body {
         match (Feature::named(name), value) {
-            (Some(feature), Value::Bool(on)) => wanted.push((feature, *on)),
+            (Some(feature), Value::Bool(on)) => flags.push((feature, *on)),
             (Some(_), _) => fields.check(false, name, "type_error", "must be true or false"),
             (None, _) => {
-                let told = format!("is not a feature; known: {known}");
-                fields.check(false, name, "extra_forbidden", told);
+                let message = format!("is not a feature; known: {known}");
+                fields.check(false, name, "extra_forbidden", message);
             }
         }
     }
+
     fields.finish()?;
-    Ok(wanted)
+    Ok(flags)
 }

@@ -1,5 +1,4 @@
-//! Routes of earlier versions, which say what replaced them. They tell nothing of anybody, so
-//! nobody needs to be known.
+//! Removed routes of earlier versions. Each names its replacement, and needs no authentication.
 
 use axum::extract::Path;
 use peal_shared::Error;
@@ -14,7 +13,7 @@ pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(assign_credits))
 }
 
-/// Give credit, as it was done before
+/// Assign credits (removed)
 ///
 /// Use `POST /api/v1/wallets/{wallet_id}/grants`.
 #[utoipa::path(
@@ -28,8 +27,5 @@ pub fn router() -> OpenApiRouter<Api> {
     )
 )]
 async fn assign_credits(Path(_organization): Path<String>) -> Problem {
-    Error::Gone(
-        "credits are not assigned any more: POST /api/v1/wallets/{wallet_id}/grants gives credit to a wallet".into(),
-    )
-    .into()
+    Error::Gone("this route was removed: use POST /api/v1/wallets/{wallet_id}/grants".into()).into()
 }

@@ -1,5 +1,5 @@
-//! `/health`: whether the process and its database are there, for load balancers and people.
-//! No key is needed, and nothing is told but that.
+//! `/health`: liveness and readiness of the process and its database, for load balancers and
+//! people. The routes need no authentication.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use utoipa_axum::routes;
 
 use crate::state::Api;
 
-/// A probe waits for the database for this long.
+/// Longest wait of a probe for the database.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -28,7 +28,7 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(ready))
 }
 
-/// Whether the process and its database are there
+/// Check the process and its database
 #[utoipa::path(
     get,
     path = "/health",
@@ -44,6 +44,7 @@ pub fn router() -> OpenApiRouter<Api> {
 )]
 async fn health(State(context): State<Arc<Context>>) -> Response {
     let connected = database_answers(&context).await;
+
     let body = Health {
         status: if connected { "healthy" } else { "unhealthy" },
         timestamp: timestamp(&context),
@@ -55,12 +56,13 @@ async fn health(State(context): State<Arc<Context>>) -> Response {
         },
         version: env!("CARGO_PKG_VERSION"),
     };
+
     (status(connected), Json(body)).into_response()
 }
 
-/// Whether requests should be sent here
+/// Check readiness for requests
 ///
-/// Redis may be away: work is found without it, later.
+/// A missing Redis does not affect readiness: workers find their work without it, later.
 #[utoipa::path(
     get,
     path = "/health/ready",
@@ -84,8 +86,10 @@ async fn ready(
             timeout(PATIENCE, is_migrated(&context.callbacks)).await,
             Ok(Ok(true))
         );
+
     let stopping = shutdown.is_cancelled();
     let is_ready = connected && migrated && context.breach.is_none() && !stopping;
+
     let body = Ready {
         status: if is_ready { "ready" } else { "not_ready" },
         database: if connected {
@@ -105,18 +109,20 @@ async fn ready(
             .map_or("restricted", |breach| breach.word),
         stopping,
     };
+
     (status(is_ready), Json(body)).into_response()
 }
 
-fn status(good: bool) -> StatusCode {
-    if good {
+fn status(is_good: bool) -> StatusCode {
+    if is_good {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     }
 }
 
-/// Over the connections of callbacks: a process whose users keep all others busy is well.
+/// Pings the database on a connection of the callback pool: a process whose other connections are
+/// all busy is healthy.
 async fn database_answers(context: &Context) -> bool {
     let ping = async { context.callbacks.acquire().await?.ping().await };
     matches!(timeout(PATIENCE, ping).await, Ok(Ok(())))
@@ -131,6 +137,7 @@ fn timestamp(context: &Context) -> f64 {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
 struct Health {
     status: &'static str,
     /// Seconds since 1970.
@@ -141,12 +148,13 @@ struct Health {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Ready)]
 struct Ready {
     status: &'static str,
     database: &'static str,
     migrations: &'static str,
     redis: &'static str,
-    /// `restricted`; or why row-level security does not bind this process: `superuser`,
+    /// `restricted`, or the reason that row-level security does not bind this process: `superuser`,
     /// `bypasses row-level security`, `owns tables`.
     database_role: &'static str,
     stopping: bool,

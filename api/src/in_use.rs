@@ -1,28 +1,29 @@
-//! How a client insists on changing or deleting what is in use.
+//! Force parameters of updates and deletions of resources in use.
 
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-/// Whether to change what a running batch or a call uses.
+/// Force parameter of an update.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ForceUpdate {
-    /// Change it although a running batch or a call under way uses it; the calls that follow get
-    /// it as it is then.
+    /// Update the resource although a running batch or a call in progress uses it; later calls use
+    /// the new version.
     force_update: Option<bool>,
 }
 
 impl ForceUpdate {
-    /// Whether it was said.
+    /// True when the force parameter was sent as true.
     pub fn is_said(&self) -> bool {
         self.force_update.unwrap_or_default()
     }
 }
 
-/// Whether to delete what is in use.
+/// Force parameter of a deletion.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Force {
-    /// Take it away from the agents that have it; rules and workflows that call it become inactive.
+    /// Remove the resource from all agents that have it; rules and workflows that call it become
+    /// inactive.
     pub force: Option<bool>,
 }

@@ -1,18 +1,16 @@
-//! The inbox: events of carriers are written down many at a time, and each is acknowledged
-//! only behind the commit.
+//! Batched writer of carrier events. Each callback is acknowledged after its commit.
 //!
-//! A callback takes one of so many places, puts its event in the line and waits. Two writers take
-//! turns: whoever is free takes all that stands in the line, writes it in one statement and
-//! answers everybody in it, so the busier it is, the larger the groups; while it is not busy, it
-//! waits some milliseconds for company, so that a hundred calls a second do not cost hundreds of
-//! commits. What answered calls say is read for the whole group at once, behind the commit that
-//! decides which carrier call came first. When a group is refused, its events are written one by
-//! one, so that one that cannot be written stands in nobody's way.
+//! A callback takes a permit, queues its event and waits. Two writers take turns: a free one takes
+//! all queued events, inserts them in one statement and resolves their callbacks, so batches grow
+//! with the load. A small batch waits some milliseconds for more events, so that a hundred calls a
+//! second do not cost hundreds of commits. The instructions for answered calls are read for the
+//! whole batch, after the commit that decides which carrier call came first. When the database
+//! rejects a batch, its events are inserted one by one, so that an invalid event affects no other.
 //!
-//! A place is had from before the callback is looked at until its answer. What comes in a short
-//! burst waits a moment for one. When none is free by then, the carrier is told to come again, but
-//! not at once: told so at once, thousands come right back, and turning them away again and again
-//! would take the time of those who have a place.
+//! A permit is held from before the callback is parsed until its response. Short bursts wait a
+//! moment for one. Without a free permit the carrier must retry, and gets that response with a
+//! delay: after an immediate response thousands would retry at once, and rejecting them again
+//! would take the time of the callbacks that have a permit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,58 +27,58 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::is_unreachable;
 
-/// Statements on their way at once: one is written while the next group gathers.
+/// Concurrent writers: one inserts while the next batch fills.
 const WRITERS: usize = 2;
-/// How long a small group waits for company. Nobody on the phone notices, and carriers wait
-/// for seconds.
+/// Wait of a small batch for more events. Too short to be noticed on a call.
 const GATHER: Duration = Duration::from_millis(5);
-/// Groups of so many events do not wait.
+/// Batches of this size do not wait.
 const COMPANY: usize = 32;
-/// Most events of one statement.
+/// Most events in one statement.
 const GROUP_LIMIT: usize = 512;
-/// How long a carrier waits for the commit; it gives up itself after 15 seconds.
+/// Longest wait of a callback for its commit; carriers time out after 15 seconds.
 const COMMIT_LIMIT: Duration = Duration::from_secs(8);
-/// How long a callback may wait for a place: what is taken is answered soon.
+/// Longest wait of a callback for a permit; permits are soon free again.
 const PLACE_PATIENCE: Duration = Duration::from_millis(50);
-/// How long a callback that is turned away is kept waiting for that answer.
+/// Delay of the response to a rejected callback.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(450);
-/// How often to say that callbacks are turned away.
+/// Shortest time between warnings about rejected callbacks.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
-/// An event in the line, and where to answer.
+/// A queued event, and the channel for its result.
 struct Waiting {
     event: NewEvent,
     answer: oneshot::Sender<Result<Written>>,
 }
 
-/// What is said of an event that is written down.
+/// Result of a stored event.
 enum Written {
-    /// Its call does not exist on its trunk.
+    /// The call does not exist on the trunk.
     Stranger,
     Noted,
-    /// What an answered call says next.
+    /// Next instructions for an answered call.
     Says(Document),
 }
 
-/// The line in front of the writers.
+/// Handle of the writers, with their queue.
 #[derive(Clone)]
 pub struct Inbox {
     line: mpsc::Sender<Waiting>,
     places: Arc<Semaphore>,
-    /// Those who may wait without a place. The rest of the connections are for others.
+    /// Callbacks that may wait without a permit. Leaves connections to other requests.
     patient: Arc<Semaphore>,
-    /// When it was last said that callbacks are turned away.
+    /// Time of the last warning about rejected callbacks.
     complained: Arc<std::sync::Mutex<Option<Instant>>>,
 }
 
 impl Inbox {
-    /// Opens the inbox; its writers work until the last clone of it is gone.
+    /// Spawns the writers, which run until the last clone of the handle is dropped.
     pub fn open(context: &Arc<Context>) -> Self {
-        let (line, waiting) = mpsc::channel(context.config.inbox_capacity);
-        let waiting = Arc::new(Mutex::new(waiting));
+        let (line, queued) = mpsc::channel(context.config.inbox_capacity);
+        let queued = Arc::new(Mutex::new(queued));
         for _ in 0..WRITERS {
-            tokio::spawn(write(Arc::clone(context), Arc::clone(&waiting)));
+            tokio::spawn(write(Arc::clone(context), Arc::clone(&queued)));
         }
+
         Self {
             line,
             places: Arc::new(Semaphore::new(context.config.inbox_capacity)),
@@ -89,30 +87,32 @@ impl Inbox {
         }
     }
 
-    /// A place for a callback, to be kept until its answer. To be asked for before anything is
-    /// done for a callback that could not be taken anyway.
+    /// Acquires a permit for a callback, to be held until its response. Comes before all other
+    /// work for the callback.
     ///
     /// # Errors
-    /// [`Error::Busy`], half a second later: the carrier is to come again.
+    /// [`Error::Busy`] after half a second: the carrier must retry.
     pub async fn enter(&self) -> Result<OwnedSemaphorePermit> {
-        let places = Arc::clone(&self.places);
-        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            return Ok(place);
+        let permits = Arc::clone(&self.places);
+        if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+            return Ok(permit);
         }
-        if let Ok(_patience) = self.patient.try_acquire() {
-            if let Ok(Ok(place)) = timeout(PLACE_PATIENCE, places.acquire_owned()).await {
-                return Ok(place);
+
+        if let Ok(_waiting) = self.patient.try_acquire() {
+            if let Ok(Ok(permit)) = timeout(PLACE_PATIENCE, permits.acquire_owned()).await {
+                return Ok(permit);
             }
             sleep(REFUSAL_PAUSE).await;
         }
+
         Err(self.too_many())
     }
 
-    /// Writes an event down. Answers behind the commit.
+    /// Stores an event. Returns after the commit.
     ///
     /// # Errors
     /// [`Error::NotFound`] when the call does not exist on the trunk, [`Error::Busy`] when the
-    /// line is full or the commit takes too long: the carrier is to come again.
+    /// queue is full or the commit takes too long: the carrier must retry.
     pub async fn append(&self, event: NewEvent) -> Result<()> {
         match self.put(event).await? {
             Written::Noted | Written::Says(_) => Ok(()),
@@ -120,11 +120,11 @@ impl Inbox {
         }
     }
 
-    /// Writes down that a call was answered, which must come from [`Source::Answer`], and
-    /// answers behind the commit with what the call says.
+    /// Stores the event of an answered call, which must come from [`Source::Answer`]. Returns the
+    /// instructions for the call, after the commit.
     ///
     /// # Errors
-    /// As [`Self::append`].
+    /// Those of [`Self::append`].
     pub async fn answer(&self, event: NewEvent) -> Result<Document> {
         match self.put(event).await? {
             Written::Says(document) => Ok(document),
@@ -137,68 +137,74 @@ impl Inbox {
         self.line
             .try_send(Waiting { event, answer })
             .map_err(|_full| self.too_many())?;
+
         match timeout(COMMIT_LIMIT, answered).await {
             Ok(Ok(written)) => written,
-            Ok(Err(_gone)) => Err(Error::Busy("the inbox is closing; come again".into())),
+            Ok(Err(_gone)) => Err(Error::Busy("the server is stopping; retry".into())),
             Err(_elapsed) => {
-                self.complain("callbacks are turned away: their commit takes too long");
-                Err(Error::Busy("the inbox is slow; come again".into()))
+                self.complain("callbacks are rejected: the commit takes too long");
+                Err(Error::Busy("event queue is slow; retry".into()))
             }
         }
     }
 
     fn too_many(&self) -> Error {
-        self.complain("callbacks are turned away: more come than can be written down");
-        Error::Busy("too many callbacks at once; come again".into())
+        self.complain("callbacks are rejected: the event queue is full");
+        Error::Busy("event queue is full; retry".into())
     }
 
-    /// Carriers that are turned away are counted; a line for each would only make it worse.
-    fn complain(&self, what: &'static str) {
-        if let Ok(mut complained) = self.complained.try_lock()
-            && complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY)
+    /// Logs that callbacks are rejected. Rate-limited: a log line for each would add to the load.
+    fn complain(&self, message: &'static str) {
+        if let Ok(mut warned_at) = self.complained.try_lock()
+            && warned_at.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY)
         {
-            *complained = Some(Instant::now());
-            tracing::warn!(capacity = self.line.max_capacity(), what);
+            *warned_at = Some(Instant::now());
+            tracing::warn!(capacity = self.line.max_capacity(), "{message}");
         }
     }
 }
 
-async fn write(context: Arc<Context>, line: Arc<Mutex<mpsc::Receiver<Waiting>>>) {
-    let mut group = Vec::with_capacity(GROUP_LIMIT);
+async fn write(context: Arc<Context>, queue: Arc<Mutex<mpsc::Receiver<Waiting>>>) {
+    let mut batch = Vec::with_capacity(GROUP_LIMIT);
     loop {
-        // The line is free for the other writer as soon as this one has its group.
-        if !gather(&mut *line.lock().await, &mut group).await {
+        // Unlocks the queue for the other writer as soon as this one has its batch.
+        if !gather(&mut *queue.lock().await, &mut batch).await {
             return;
         }
-        // One order for everybody: writers that hold the same events never wait in a circle.
-        group.sort_by(|a: &Waiting, b: &Waiting| key(&a.event).cmp(&key(&b.event)));
-        let (events, answers): (Vec<_>, Vec<_>) = group
+
+        // All writers insert in one order, so that they cannot deadlock on the same events.
+        batch.sort_by(|a: &Waiting, b: &Waiting| key(&a.event).cmp(&key(&b.event)));
+        let (events, answers): (Vec<_>, Vec<_>) = batch
             .drain(..)
             .map(|waiting| (waiting.event, waiting.answer))
             .unzip();
+
+        // The commit; only then wake the workers and resolve the callbacks.
         let known = append_group(&context, &events).await;
         if known.iter().any(|known| matches!(known, Ok(true))) {
             context.bells.ring(Bell::Inbox);
         }
-        let written = say(&context, &events, known).await;
-        for (answer, result) in answers.into_iter().zip(written) {
-            // Whoever has stopped waiting will come again.
+
+        let results = say(&context, &events, known).await;
+        for (answer, result) in answers.into_iter().zip(results) {
+            // A callback that has stopped waiting is sent again by its carrier.
             let _gone = answer.send(result);
         }
     }
 }
 
-/// Takes a group from the line; false when the line is closed and empty.
-async fn gather(line: &mut mpsc::Receiver<Waiting>, group: &mut Vec<Waiting>) -> bool {
-    let taken = line.recv_many(group, GROUP_LIMIT).await;
+/// Takes a batch from the queue; false when the queue is closed and empty.
+async fn gather(queue: &mut mpsc::Receiver<Waiting>, batch: &mut Vec<Waiting>) -> bool {
+    let taken = queue.recv_many(batch, GROUP_LIMIT).await;
     if (1..COMPANY).contains(&taken) {
         sleep(GATHER).await;
-        while group.len() < GROUP_LIMIT
-            && let Ok(waiting) = line.try_recv()
+        while batch.len() < GROUP_LIMIT
+            && let Ok(waiting) = queue.try_recv()
         {
-            group.push(waiting);
+            batch.push(waiting);
         }
     }
+
     taken > 0
 }
 
@@ -206,7 +212,7 @@ fn key(event: &NewEvent) -> (peal_shared::ids::CallId, &str) {
     (event.call, &event.event.dedup_key)
 }
 
-/// Whether the call of each event exists, in order.
+/// Stores events; true for each whose call exists, in order.
 async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool>> {
     match append(context, events).await {
         Ok(known) => known.into_iter().map(Ok).collect(),
@@ -214,15 +220,17 @@ async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool
             if events.len() == 1 {
                 return vec![Err(Error::Unexpected(cause))];
             }
+
             tracing::warn!(
                 events = events.len(),
                 error = format!("{cause:#}"),
-                "a group of events was refused; they are written one by one"
+                "the database rejected a batch of events; inserting them one by one"
             );
+
             let mut results = Vec::with_capacity(events.len());
             for event in events {
-                let alone = append(context, std::slice::from_ref(event)).await;
-                results.push(alone.map(|known| known.first() == Some(&true)));
+                let single = append(context, std::slice::from_ref(event)).await;
+                results.push(single.map(|known| known.first() == Some(&true)));
             }
             results
         }
@@ -230,14 +238,14 @@ async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool
             tracing::error!(
                 events = events.len(),
                 error = format!("{error:#}"),
-                "a group of events could not be written; carriers come again"
+                "a batch of events could not be stored; carriers must retry"
             );
             events.iter().map(|_| Err(unanswered())).collect()
         }
     }
 }
 
-/// One statement is one transaction.
+/// Stores events in one statement, which is one transaction.
 async fn append(context: &Context, events: &[NewEvent]) -> Result<Vec<bool>> {
     let mut db = context.callbacks.acquire().await?;
     let known = append_unscoped(&mut db, events).await?;
@@ -246,8 +254,8 @@ async fn append(context: &Context, events: &[NewEvent]) -> Result<Vec<bool>> {
     Ok(known)
 }
 
-/// One answer for each event, in order: the calls among them that were answered get what they
-/// say, all in one statement.
+/// Returns one result for each event, in order. Reads the instructions for all answered calls in
+/// one statement.
 async fn say(
     context: &Context,
     events: &[NewEvent],
@@ -264,7 +272,8 @@ async fn say(
             carrier_call_id: new.event.carrier_call_id.clone().unwrap_or_default(),
         })
         .collect();
-    let mut written: Vec<Result<Written>> = known
+
+    let mut results: Vec<Result<Written>> = known
         .into_iter()
         .map(|known| {
             known.map(|known| match known {
@@ -274,30 +283,33 @@ async fn say(
         })
         .collect();
     if answered.is_empty() {
-        return written;
+        return results;
     }
+
     let documents = match documents(context, &answered).await {
         Ok(documents) => documents,
         Err(error) => {
             tracing::error!(
                 calls = answered.len(),
                 error = format!("{error:#}"),
-                "what calls say could not be read; carriers come again"
+                "instructions for answered calls could not be read; carriers must retry"
             );
             Vec::new()
         }
     };
+
+    // An answered call without instructions must be retried.
     for Answered { n, .. } in answered {
-        if let Some(slot) = written.get_mut(n) {
+        if let Some(slot) = results.get_mut(n) {
             *slot = Err(unanswered());
         }
     }
     for (n, document) in documents {
-        if let Some(slot) = written.get_mut(n) {
+        if let Some(slot) = results.get_mut(n) {
             *slot = Ok(Written::Says(document));
         }
     }
-    written
+    results
 }
 
 async fn documents(context: &Context, answered: &[Answered]) -> Result<Vec<(usize, Document)>> {
@@ -306,5 +318,5 @@ async fn documents(context: &Context, answered: &[Answered]) -> Result<Vec<(usiz
 }
 
 fn unanswered() -> Error {
-    Error::Busy("the database does not answer; come again".into())
+    Error::Busy("the database does not answer; retry".into())
 }

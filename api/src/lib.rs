@@ -1,4 +1,4 @@
-//! Who may ask, and in what words: the HTTP API.
+//! The HTTP API: routes, authentication, limits and error responses.
 
 pub mod admin;
 mod agent_analysis;

@@ -1,4 +1,4 @@
-//! `peal-api`: serves the API, migrates the database, sets up what a first campaign needs.
+//! `peal-api`: serves the API, migrates the database and runs the operator's commands.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Files that are no client's connection: to the database, to Redis, to users' servers, uploads.
+/// Open files besides client connections: database, Redis, users' servers, uploads.
 const FILES_BESIDE: u64 = 512;
 
 /// The HTTP API of Peal, the outbound AI voice dialer.
@@ -31,16 +31,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve the API (what happens without a command, too).
+    /// Serve the API (the default).
     Serve,
-    /// Bring the database's schema up to date.
+    /// Migrate the database to the latest schema.
     Migrate,
-    /// Print the description of the API (OpenAPI 3.1) as JSON. Takes no settings.
+    /// Print the OpenAPI 3.1 document as JSON. Takes no settings.
     Openapi,
-    /// Set up an organisation, its administrator, a trunk, a number and an agent, and print
-    /// their ids with a new API key as JSON.
+    /// Create an organisation, its administrator, a trunk, a number and an agent, and print
+    /// their ids and a new API key as JSON.
     Bootstrap(Box<Bootstrap>),
-    /// What the platform's operator does.
+    /// Operator commands.
     #[command(subcommand)]
     Admin(Admin),
 }
@@ -52,22 +52,25 @@ async fn main() -> anyhow::Result<()> {
         println!("{}", peal_api::document().to_pretty_json()?);
         return Ok(());
     }
+
     logging::init();
+
     let config = Config::from_settings(cli.settings)?;
+
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(config).await,
         Command::Migrate => migrate(&config).await,
         Command::Openapi => Ok(()),
-        Command::Bootstrap(wanted) => {
+        Command::Bootstrap(options) => {
             let context = Context::connect(config, Process::Command).await?;
-            let ready = bootstrap(&context, &wanted).await?;
+            let ready = bootstrap(&context, &options).await?;
             println!("{}", serde_json::to_string(&ready)?);
             Ok(())
         }
-        Command::Admin(Admin::CreateUser(wanted)) => {
+        Command::Admin(Admin::CreateUser(options)) => {
             let context = Context::connect(config, Process::Command).await?;
-            let made = create_user(&context, &wanted).await?;
-            println!("{}", serde_json::to_string(&made)?);
+            let created = create_user(&context, &options).await?;
+            println!("{}", serde_json::to_string(&created)?);
             Ok(())
         }
         Command::Admin(Admin::RotateMasterKey) => {
@@ -79,7 +82,8 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Every connection is an open file, and an upload or a question to another server one more.
+/// Raises the limit of open files, and warns when it stays below the configured connections.
+/// Each connection is an open file; an upload or an outgoing request takes one more.
 fn warn_of_few_files(config: &Config) {
     let files = raise_limit();
     let connections = config.limits.connections;
@@ -88,7 +92,7 @@ fn warn_of_few_files(config: &Config) {
         tracing::warn!(
             files,
             connections,
-            "fewer files may be open than PEAL_LIMIT_CONNECTIONS asks for: raise the system's limit (ulimit -n) to {wanted}"
+            "the limit of open files is too low for PEAL_LIMIT_CONNECTIONS: raise it (ulimit -n) to {wanted}"
         );
     }
 }
@@ -96,23 +100,27 @@ fn warn_of_few_files(config: &Config) {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let context = Context::connect(config, Process::Api).await?;
     warn_of_few_files(&context.config);
+
     let address = context.config.listen;
     let listener = peal_api::listen(address)
         .with_context(|| format!("PEAL_LISTEN: cannot listen on {address}"))?;
+
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
-    let told = shutdown.clone();
+
+    let cancel = shutdown.clone();
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("shutting down");
-        told.cancel();
+        cancel.cancel();
     });
+
     if let Some(listener) = metrics::listen(&context.config).await? {
         tokio::spawn(metrics::serve(
             Arc::clone(&context),
@@ -120,10 +128,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             shutdown.clone(),
         ));
     }
+
     tracing::info!(address = %listener.local_addr()?, "serving");
-    let ended = peal_api::serve(Arc::clone(&context), listener, shutdown).await;
+    let served = peal_api::serve(Arc::clone(&context), listener, shutdown).await;
+
     context.traces.close().await;
-    ended?;
+    served?;
     tracing::info!("stopped");
     Ok(())
 }

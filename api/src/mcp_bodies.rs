@@ -1,4 +1,4 @@
-//! What is said to and by the routes of [`crate::mcp_servers`] and [`crate::mcp_tools`].
+//! Request and response bodies of [`crate::mcp_servers`] and [`crate::mcp_tools`].
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::tools::{check_credentials, yes};
 
 const MAX_ALLOWED: usize = 200;
 
-/// An MCP server as its owner writes it.
+/// Definition of an MCP server.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -33,14 +33,14 @@ pub struct McpServerBody {
     headers: BTreeMap<String, String>,
     #[serde(default)]
     auth: Auth,
-    /// How long asking the server may take, 1 to 15.
+    /// Timeout of a request to the server, 1 to 15.
     #[serde(default = "ten")]
     timeout_seconds: i32,
     /// Names of the tools that agents may use; null allows all.
     allowed_tools: Option<Vec<String>>,
     #[serde(default = "yes")]
     is_active: bool,
-    /// Whose server it will be; an administrator may name a member.
+    /// The owner; an administrator may name a member.
     pub user_id: Option<UserId>,
 }
 
@@ -53,10 +53,10 @@ fn ten() -> i32 {
 }
 
 impl McpServerBody {
-    /// The server, if nothing is wrong with it.
+    /// Validates the definition.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
+    /// Every invalid field.
     pub fn validated(self, gate: &Gate) -> Result<NewMcpServer> {
         let mut fields = Fields::default();
         let name = self.name.trim();
@@ -84,7 +84,7 @@ impl McpServerBody {
     }
 }
 
-/// Notes what is wrong with a list of names.
+/// Checks a list of allowed tool names.
 pub fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
     let names = names.unwrap_or_default();
     fields.check(
@@ -98,14 +98,14 @@ pub fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
     }
 }
 
-/// Which server to ask.
+/// The server to list tools of: exactly one of `tool_id` and `server_url`.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"server_url": "https://mcp.shop.example.com/mcp"}))]
 pub struct FetchTools {
-    /// A server that is kept.
+    /// A saved server.
     tool_id: Option<McpServerId>,
-    /// Another one.
+    /// A server that is not saved.
     server_url: Option<String>,
     #[serde(default = "streamable_http")]
     transport: Transport,
@@ -117,17 +117,17 @@ pub struct FetchTools {
     timeout_seconds: i32,
 }
 
-/// The server that is asked.
+/// The server to list tools of.
 pub enum Asked {
     Kept(McpServerId),
     Unkept(NewMcpServer),
 }
 
 impl FetchTools {
-    /// Which server is meant.
+    /// Resolves the server.
     ///
     /// # Errors
-    /// When it is none or two; everything that is wrong with one that is not kept.
+    /// Neither or both of `tool_id` and `server_url`; every invalid field of an unsaved server.
     pub fn asked(self, gate: &Gate) -> Result<Asked> {
         match (self.tool_id, self.server_url) {
             (Some(id), None) => Ok(Asked::Kept(id)),
@@ -146,14 +146,14 @@ impl FetchTools {
                 unnamed.validated(gate).map(Asked::Unkept)
             }
             _ => {
-                let told = "send exactly one of tool_id and server_url";
-                Err(Error::rejected("tool_id_or_server_url", told).into())
+                let message = "send exactly one of tool_id and server_url";
+                Err(Error::rejected("tool_id_or_server_url", message).into())
             }
         }
     }
 }
 
-/// What a server offers.
+/// The tools that a server offers.
 #[derive(Serialize, ToSchema)]
 #[schema(example = json!({
     "success": true, "sync_error": null,
@@ -162,12 +162,12 @@ impl FetchTools {
 pub struct FetchedTools {
     success: bool,
     tools: Vec<McpTool>,
-    /// Why the server could not be asked.
+    /// The reason when the tools could not be listed.
     sync_error: Option<String>,
 }
 
 impl FetchedTools {
-    /// As the server answered, or did not.
+    /// Wraps the result of listing a server's tools.
     pub fn of(discovered: std::result::Result<Vec<McpTool>, String>) -> Self {
         let sync_error = discovered.as_ref().err().cloned();
         Self {

@@ -1,7 +1,7 @@
-//! `/api/v1/tools-mcp-server-defs`: MCP servers, each of which offers agents several tools.
+//! `/api/v1/tools-mcp-server-defs`: MCP servers, each with several tools for agents.
 //!
-//! Saving a server asks it what it offers. A server that is down is saved all the same, with
-//! the reason in `sync_error`.
+//! Saving a server lists its tools. A server that is down is saved nevertheless, with the
+//! reason in `sync_error`.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(duplicate))
 }
 
-/// What waits for a server to say what it offers.
+/// Routes that wait for a user's MCP server.
 pub fn outside_router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(create))
@@ -46,8 +46,8 @@ pub fn outside_router() -> OpenApiRouter<Api> {
 
 /// Create an MCP server
 ///
-/// The server is asked what it offers. When it does not answer, it is created with the reason
-/// in `sync_error`.
+/// The server's tools are listed. When it does not answer, it is created with the reason in
+/// `sync_error`.
 #[utoipa::path(
     post,
     path = "/api/v1/tools-mcp-server-defs",
@@ -69,7 +69,7 @@ async fn create(
     let scope = caller.scope_of(owner)?;
     let new = body.validated(&context.gate)?;
     let created = caller.once(context, move |context, caller| async move {
-        // Asked without a transaction.
+        // No transaction stays open during the request.
         let discovered = context.mcp.tools(caller.org, &new.endpoint()).await;
         let mut db = caller.change(&context).await?;
         let keys = &context.config.keys;
@@ -88,7 +88,7 @@ async fn create(
     path = "/api/v1/tools-mcp-server-defs",
     tag = "MCP servers",
     params(Whose),
-    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
@@ -104,7 +104,7 @@ async fn list(
     path = "/api/v1/tools-mcp-server-defs/active/servers",
     tag = "MCP servers",
     params(Whose),
-    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list_active(
     State(context): State<Arc<Context>>,
@@ -152,8 +152,8 @@ async fn show(
 
 /// Replace an MCP server
 ///
-/// The server is asked again what it offers. A secret that is sent as its mask stays as it is.
-/// When the URL gets another scheme, host or port, secrets have to be sent again.
+/// The server's tools are listed again. A secret that is sent as its mask stays unchanged.
+/// When the URL's scheme, host or port changes, secrets must be sent again.
 #[utoipa::path(
     put,
     path = "/api/v1/tools-mcp-server-defs/{server_id}",
@@ -177,15 +177,21 @@ async fn replace(
     let mut fields = Fields::default();
     check_owner_stays(&mut fields, body.user_id);
     fields.finish()?;
+
     let new = body.validated(&context.gate)?;
     let (keys, scope) = (&context.config.keys, caller.scope());
+
     let mut db = caller.read(&context).await?;
     let (before, stored) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
-    // Refused before its server is asked, and again by `replace`, behind its lock.
+    // 1. Refuse a server in use before its tools are listed; `replace` checks again under its lock.
     check_idle_unscoped(&mut db, id.0, query.is_said()).await?;
     drop(db);
+
+    // 2. List the tools without a transaction.
     let endpoint = new.endpoint().unmasked(&stored)?;
     let discovered = context.mcp.tools(before.org_id, &endpoint).await;
+
+    // 3. Save under the lock.
     let mut db = caller.change(&context).await?;
     let server = servers::replace(
         &mut db,
@@ -231,7 +237,7 @@ async fn delete(
 
 /// Delete all MCP servers of the caller
 ///
-/// All or none: when one is in use, and `force` was not sent, none is deleted.
+/// Deletes all or none: none when one is in use and `force` was not sent.
 #[utoipa::path(
     delete,
     path = "/api/v1/tools-mcp-server-defs/user/all",
@@ -253,11 +259,11 @@ async fn delete_own(
     let mut db = caller.change(&context).await?;
     let own = sweep::delete_all(&mut db, keys, &scope, force).await?;
     let note = Note::new("mcp_server.delete_all", caller.org, caller.user.0).before(&own)?;
-    let told = format!("{} MCP servers deleted", own.len());
-    db.commit(note, StatusCode::OK, Told::that(told)).await
+    let message = format!("{} MCP servers deleted", own.len());
+    db.commit(note, StatusCode::OK, Told::that(message)).await
 }
 
-/// Copy an MCP server
+/// Clone an MCP server
 ///
 /// The copy has the same owner and credentials, and is mapped to no agent.
 #[utoipa::path(
@@ -283,7 +289,7 @@ async fn duplicate(
     db.commit(note, StatusCode::CREATED, Json(copy)).await
 }
 
-/// A change of a server, for the audit log.
+/// Audit entry of a change of a server.
 pub fn note(action: &'static str, server: &McpServer) -> Note {
     Note::new(action, server.org_id, server.id.0)
 }

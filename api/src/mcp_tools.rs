@@ -1,4 +1,4 @@
-//! `/api/v1/tools-mcp-server-defs`: what MCP servers offer, and which of it agents may use.
+//! `/api/v1/tools-mcp-server-defs`: the tools of MCP servers, and the filter of allowed tools.
 
 use std::sync::Arc;
 
@@ -27,15 +27,15 @@ pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(filter))
 }
 
-/// What waits for a server to say what it offers.
+/// Routes that wait for a user's MCP server.
 pub fn outside_router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(fetch))
 }
 
-/// Ask an MCP server what it offers
+/// List the tools of an MCP server
 ///
-/// Either a server that is kept, by `tool_id`, whose list is brought up to date, or one at
-/// `server_url`, of which nothing is kept.
+/// Either a saved server, by `tool_id`, whose list is updated, or one at `server_url`, of
+/// which nothing is saved.
 #[utoipa::path(
     post,
     path = "/api/v1/tools-mcp-server-defs/fetch_mcp_tools",
@@ -46,7 +46,7 @@ pub fn outside_router() -> OpenApiRouter<Api> {
         (status = 200, body = FetchedTools),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Neither or both of tool_id and server_url"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the server that is kept, and force_update was not sent; or the Idempotency-Key is in use"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the saved server, and force_update was not sent; or the Idempotency-Key is in use"),
         Refusals
     )
 )]
@@ -57,9 +57,11 @@ async fn fetch(
     ValidJson(body): ValidJson<FetchTools>,
 ) -> Result<(StatusCode, Json<FetchedTools>)> {
     let (asked, force) = (body.asked(&context.gate)?, query.is_said());
+
     let fetched = caller.once(context, move |context, caller| async move {
         let (keys, scope) = (&context.config.keys, caller.scope());
-        let (org, subject, endpoint, kept) = match asked {
+
+        let (org, subject, endpoint, saved) = match asked {
             Asked::Kept(id) => {
                 let mut db = caller.read(&context).await?;
                 let found = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
@@ -68,11 +70,14 @@ async fn fetch(
             }
             Asked::Unkept(new) => (caller.org, caller.user.0, new.endpoint(), None),
         };
+
         let discovered = context.mcp.tools(org, &endpoint).await;
+
         let mut db = caller.change(&context).await?;
-        if let Some(id) = kept {
+        if let Some(id) = saved {
             servers::sync(&mut db, keys, &scope, id, &discovered, force).await?;
         }
+
         let fetched = FetchedTools::of(discovered);
         let note = Note::new("mcp_server.fetch", org, subject);
         db.commit(note, StatusCode::OK, Json(fetched)).await
@@ -80,7 +85,7 @@ async fn fetch(
     fetched.await
 }
 
-/// Say which of a server's tools agents may use
+/// Choose which of a server's tools agents may use
 #[utoipa::path(
     put,
     path = "/api/v1/tools-mcp-server-defs/{server_id}/filter-tools",
@@ -104,11 +109,14 @@ async fn filter(
     let mut fields = Fields::default();
     check_allowed(&mut fields, body.allowed_tools.as_deref());
     fields.finish()?;
+
     let (keys, scope) = (&context.config.keys, caller.scope());
     let mut db = caller.change(&context).await?;
     let before = servers::find(&mut db, keys, &scope, id).await?;
+
     let (allowed, force) = (body.allowed_tools.as_deref(), query.is_said());
     let server = servers::filter(&mut db, keys, &scope, id, allowed, force).await?;
+
     let note = note("mcp_server.filter", &server)
         .before(&before)?
         .after(&server)?;

@@ -1,4 +1,4 @@
-//! `/api/v1/me`: who the caller is.
+//! `/api/v1/me`: the caller.
 
 use std::sync::Arc;
 
@@ -24,16 +24,16 @@ pub fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(me))
 }
 
-/// Who the caller is
+/// Show the caller
 ///
-/// `phone`, `profile_image_url` and `user_metadata` are what the session tokens of another
-/// issuer told last.
+/// `phone`, `profile_image_url` and `user_metadata` come from the latest session token of an
+/// external issuer.
 #[utoipa::path(get, path = "/api/v1/me", tag = "Me", responses((status = 200, body = Me), Refusals))]
 async fn me(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Me>> {
     let scope = caller.scope_of(caller.user)?;
     let mut db = caller.read(&context).await?;
     let member = members::find(&mut db, &scope, caller.org, caller.user).await?;
-    let about = users::about(&mut db, &scope, caller.user).await?;
+    let profile = users::about(&mut db, &scope, caller.user).await?;
     Ok(Json(Me {
         user_id: member.id,
         auth: match caller.credential {
@@ -41,17 +41,17 @@ async fn me(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<
             Credential::ApiKey(_) => "api_key",
         },
         email: member.email,
-        phone: about.phone,
-        profile_image_url: about.profile_image_url,
+        phone: profile.phone,
+        profile_image_url: profile.profile_image_url,
         full_name: member.full_name,
-        user_metadata: about.user_metadata,
+        user_metadata: profile.user_metadata,
         organization_id: member.organization_id,
         role: member.role,
     }))
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({
+#[schema(as = Me, example = json!({
     "user_id": "0198c0de-0000-7000-8000-000000000002", "auth": "bearer", "email": "ada@example.com",
     "phone": "12125550123", "profile_image_url": "https://img.example.com/ada.png", "full_name": "Ada Lovelace",
     "user_metadata": {"full_name": "Ada Lovelace"}, "organization_id": "0198c0de-0000-7000-8000-000000000001",
@@ -62,7 +62,7 @@ struct Me {
     /// `bearer` or `api_key`.
     auth: &'static str,
     email: String,
-    /// As their issuer writes it.
+    /// As the issuer formats it.
     phone: Option<String>,
     profile_image_url: Option<String>,
     full_name: Option<String>,

@@ -1,5 +1,4 @@
-//! What is measured around every request: numbers by route, and the span of a callback in the
-//! trace of its call.
+//! Metrics of every request by route, and the span of a callback in the trace of its call.
 
 use std::time::Duration;
 
@@ -9,15 +8,15 @@ use peal_shared::context::Context;
 use peal_shared::ids::CallId;
 use peal_shared::traces::{Began, KeyValue, Step};
 
-/// Counts an answer.
+/// Counts a response.
 pub fn count(context: &Context, pattern: &str, status: StatusCode, took: Duration) {
     let http = &context.metrics.http;
     let route = http.route(pattern, kind_of_callback);
     http.answered(&route, status.as_u16(), took);
 }
 
-/// Reports a callback that named its call, if calls are traced. What was turned away is not
-/// reported: a stranger must not write into traces.
+/// Adds a callback's span to the trace of its call, if calls are traced. A rejected callback is
+/// left out: an unauthenticated client must not write into traces.
 pub fn trace(
     context: &Context,
     began: Option<Began>,
@@ -41,7 +40,7 @@ pub fn trace(
     }
 }
 
-/// `status`, or the last word of the pattern: `answer`, `machine`, `recording`.
+/// Kind of a callback: `status`, or the pattern's last word (`answer`, `machine`, `recording`).
 fn kind_of_callback(pattern: &str) -> Option<String> {
     if pattern.starts_with(STATUS_PATH) {
         return Some("status".to_owned());
@@ -50,7 +49,7 @@ fn kind_of_callback(pattern: &str) -> Option<String> {
     (!last.starts_with('{')).then(|| last.to_owned())
 }
 
-/// The call in the path of a callback.
+/// Call id in the path of a callback.
 fn call_of(uri: &Uri) -> Option<CallId> {
     let path = uri.path();
     let rest = path
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn callbacks_are_known_by_their_pattern_and_their_call_by_the_path() {
+    fn a_callbacks_kind_comes_from_the_pattern_and_its_call_from_the_path() {
         let of_call = "{trunk}/{call}/{token}";
         for (pattern, kind) in [
             (STATUS_PATH.to_owned(), Some("status")),

@@ -1,4 +1,4 @@
-//! The body that creates a batch, and its rules.
+//! Request body that creates a batch, and its validation.
 
 use std::collections::HashSet;
 use std::str::FromStr as _;
@@ -19,7 +19,7 @@ use crate::extract::Fields;
 
 const MAX_VARIABLES: usize = 50;
 const MAX_VARIABLE_CHARS: usize = 64;
-/// Columns of a CSV that mean something else.
+/// CSV columns that cannot be variables.
 const RESERVED_NAMES: [&str; 2] = ["to_phonenumber", "timezone"];
 
 /// A batch to create.
@@ -35,41 +35,41 @@ pub struct CreateBatch {
     caller_phone_id: PhoneId,
     #[schema(min_length = 1, max_length = 200)]
     batch_name: String,
-    /// Who speaks.
+    /// The agent that speaks.
     agent_id: Option<AgentId>,
-    /// To be left out: workflows cannot place calls.
+    /// Must be left out: workflows cannot place calls.
     workflow_id: Option<Uuid>,
-    /// In the contract, always null.
+    /// Always null; kept for compatibility.
     #[schema(value_type = (), required = false)]
     call_flow_id: Option<Value>,
-    /// Whose batch it becomes: the caller's own unless an admin says otherwise.
+    /// The owner; the caller unless an administrator names a member.
     user_id: Option<UserId>,
     #[schema(max_length = 2000)]
     description: Option<String>,
-    /// `not_started`, if anything.
+    /// `not_started`, if present.
     status: Option<BatchStatus>,
-    /// Columns of the CSV, and `{{names}}` in the agent's texts.
+    /// Columns of the CSV, used as `{{names}}` in the agent's texts.
     #[serde(default)]
     #[schema(max_items = 50)]
     variable_names: Vec<String>,
-    /// Most calls at once.
+    /// Maximum of concurrent calls.
     #[serde(default = "one")]
     #[schema(minimum = 1, maximum = 1000)]
     batch_size: i32,
-    /// How often a number that was not reached is dialled again.
+    /// Maximum of retries for a number that was not reached.
     #[serde(default)]
     #[schema(minimum = 0, maximum = 5)]
     max_retries: i32,
     #[serde(default = "a_minute")]
     #[schema(minimum = 1, maximum = 604_800)]
     retry_delay_seconds: i32,
-    /// Whether to dial again when it was never learnt what became of a call.
+    /// Retries calls whose outcome is unknown.
     #[serde(default)]
     retry_lost: bool,
-    /// Whether it goes on by itself when money arrives that it was paused for.
+    /// Resumes the batch when credit arrives after a pause for lack of credit.
     #[serde(default)]
     auto_resume: bool,
-    /// The country of numbers without a country code, such as IN.
+    /// Country of numbers without a country code, such as IN.
     #[schema(min_length = 2, max_length = 2)]
     default_country: Option<String>,
 }
@@ -83,13 +83,15 @@ fn a_minute() -> i32 {
 }
 
 impl CreateBatch {
-    /// The batch that the caller asks for.
+    /// Validates the body.
     ///
     /// # Errors
-    /// Every wrong field, then a broken rule across fields, then an owner out of reach.
+    /// Every invalid field, then a broken rule across fields, then an owner outside the caller's
+    /// scope.
     pub fn validated(self, caller: &Principal) -> Result<NewBatch> {
         let batch_name = self.batch_name.trim();
         let mut fields = Fields::default();
+
         fields.check_text(batch_name, "batch_name", 1, 200);
         fields.check_text(
             self.description.as_deref().unwrap_or_default(),
@@ -97,9 +99,11 @@ impl CreateBatch {
             0,
             2000,
         );
+
         fields.check_range(self.batch_size, "batch_size", 1, 1000);
         fields.check_range(self.max_retries, "max_retries", 0, 5);
         fields.check_range(self.retry_delay_seconds, "retry_delay_seconds", 1, 604_800);
+
         fields.check(
             self.status
                 .is_none_or(|status| status == BatchStatus::NotStarted),
@@ -113,7 +117,9 @@ impl CreateBatch {
             "value_error",
             "must be null: call flows cannot place calls",
         );
+
         check_variables(&mut fields, &self.variable_names);
+
         let country = self.default_country.as_deref().map(Country::from_str);
         fields.check(
             !matches!(country, Some(Err(_))),
@@ -121,10 +127,15 @@ impl CreateBatch {
             "country",
             "must be the two letters of a country, such as IN or US",
         );
+
         fields.finish()?;
+
         let user = self.user_id.unwrap_or(caller.user);
         let agent = one_of(self.agent_id, self.workflow_id)?;
+
+        // Refuses an owner outside the caller's scope.
         caller.scope_of(user)?;
+
         Ok(NewBatch {
             user,
             agent,
@@ -142,10 +153,10 @@ impl CreateBatch {
     }
 }
 
-/// Who speaks on a call: an agent.
+/// Requires exactly an agent.
 ///
 /// # Errors
-/// When neither or both are named, or a workflow is.
+/// Neither or both are given, or a workflow is.
 pub fn one_of(agent: Option<AgentId>, workflow: Option<Uuid>) -> Result<AgentId> {
     match (agent, workflow) {
         (Some(agent), None) => Ok(agent),
@@ -162,7 +173,7 @@ pub fn one_of(agent: Option<AgentId>, workflow: Option<Uuid>) -> Result<AgentId>
     }
 }
 
-/// Names that can be a column of a CSV and stand in `{{braces}}`.
+/// Checks names of variables: usable as CSV columns and in `{{braces}}`.
 pub fn check_variables(fields: &mut Fields, names: &[String]) {
     let path = "variable_names";
     fields.check(
@@ -179,12 +190,12 @@ pub fn check_variables(fields: &mut Fields, names: &[String]) {
             seen.insert(name),
             &path,
             "duplicate",
-            "is there twice; remove one",
+            "is a duplicate; remove one",
         );
     }
 }
 
-/// The variables of one call: named as a batch's, and no larger than a row's.
+/// Checks the variables of one call: names as of a batch, values no longer than of a row.
 pub fn check_values(fields: &mut Fields, values: &Map<String, Value>, limits: &Limits) {
     let path = "variable_values";
     let most = MAX_VARIABLES.min(limits.max_columns);
@@ -195,7 +206,7 @@ pub fn check_values(fields: &mut Fields, values: &Map<String, Value>, limits: &L
         format!("a call has at most {most} variables"),
     );
     for (name, value) in values.iter().take(most) {
-        // What is no name may be anything, of any length; the path shows its beginning.
+        // An invalid name may have any length and content; the path shows its beginning.
         let shown: String = name
             .chars()
             .filter(|c| *c != '.')
@@ -243,7 +254,7 @@ fn check_name(fields: &mut Fields, name: &str, path: &str) {
         !RESERVED_NAMES.contains(&name.to_ascii_lowercase().as_str()),
         path,
         "reserved",
-        "is the name of a column with a meaning of its own; choose another",
+        "is a reserved column name; choose another",
     );
 }
 

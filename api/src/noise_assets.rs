@@ -1,4 +1,4 @@
-//! `/api/v1/noise-assets`: what may be heard behind an agent's voice.
+//! `/api/v1/noise-assets`: background noises behind an agent's voice.
 
 use axum::Json;
 use peal_shared::noises::{self, Noise};
@@ -16,7 +16,7 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List background noises
 ///
-/// An agent names one of them by its id, as `background_noise_id`.
+/// Agents refer to them by id, as `background_noise_id`.
 #[utoipa::path(
     get,
     path = "/api/v1/noise-assets",

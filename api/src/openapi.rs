@@ -1,10 +1,9 @@
-//! The description of the API, made from the same declarations as its routes.
+//! OpenAPI document, generated from the declarations of the routes.
 //!
-//! A handler is declared with `#[utoipa::path(...)]` and put into its router with `routes!`, so
-//! that a route without a description cannot be. What a handler answers stands in its
-//! `responses(...)`, with the small types here for refusals. What goes around every ordinary
-//! route (limits of time and size, `Idempotency-Key`) is described by [`surrounded`], beside
-//! the layers that do it.
+//! Handlers are declared with `#[utoipa::path(...)]` and added to their router with `routes!`,
+//! so no route lacks a description. A handler lists its responses in `responses(...)`, with the
+//! types below for errors. [`add_common_responses`] describes the layers around every ordinary
+//! route (limits of time and size, `Idempotency-Key`).
 
 use peal_shared::error::Blocker;
 use peal_shared::ids::TrunkId;
@@ -17,50 +16,49 @@ use utoipa::openapi::{Components, Content, OpenApi, RefOr, Required, Response, R
 use utoipa::{IntoResponses, Modify, OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::state::Api;
-
 use crate::page::Sight;
+use crate::state::Api;
 
 /// A problem document (RFC 9457).
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
 pub struct ProblemDocument {
-    /// Always `about:blank`: the code says which problem it is.
+    /// Always `about:blank`; `code` identifies the problem.
     r#type: String,
-    /// The status in words.
+    /// Reason phrase of the status.
     title: String,
     status: u16,
-    /// What is wrong and how to put it right.
+    /// The problem and how to fix it.
     detail: String,
     /// A stable, snake_case name of the problem.
     code: String,
-    /// To be named when asking for help.
+    /// Request id to quote in a support request.
     request_id: String,
-    /// Each wrong field, when the input is invalid.
+    /// Every invalid field.
     #[schema(nullable = false)]
     errors: Option<Vec<WrongField>>,
-    /// Each reason, when a batch cannot start.
+    /// Every reason why a batch cannot start.
     #[schema(nullable = false)]
     blockers: Option<Vec<Blocker>>,
 }
 
-/// A wrong field of the input.
+/// An invalid field of the input.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
 pub struct WrongField {
-    /// Where it stands: `["body", "records", "3", "to_phonenumber"]`.
+    /// Path of the field: `["body", "records", "3", "to_phonenumber"]`.
     loc: Vec<String>,
     msg: String,
     /// A stable, snake_case kind.
     r#type: String,
 }
 
-/// What any operation that needs a caller may be refused with. An operation adds what is its
-/// own: 400, 402, 404, 409 ...
+/// Errors of any operation that needs a caller. An operation adds its own: 400, 402, 404,
+/// 409 ...
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "its variants are read by the macro alone")]
 pub enum Refusals {
-    /// Nobody is known by this key or token.
+    /// The key or token is not valid.
     #[response(status = 401, content_type = "application/problem+json")]
     Unauthorized(ProblemDocument),
     /// The caller may not do this.
@@ -69,85 +67,85 @@ pub enum Refusals {
     /// The input is invalid.
     #[response(status = 422, content_type = "application/problem+json")]
     Invalid(ProblemDocument),
-    /// Too many requests; `Retry-After` says when to come again.
+    /// Too many requests; `Retry-After` says when to retry.
     #[response(status = 429, content_type = "application/problem+json")]
     TooMany(ProblemDocument),
-    /// Too busy, or the database is away; `Retry-After` says when to come again.
+    /// Overloaded, or the database is unavailable; `Retry-After` says when to retry.
     #[response(status = 503, content_type = "application/problem+json")]
     Busy(ProblemDocument),
 }
 
-/// The input is well-formed, but breaks a rule across fields or with what is there.
+/// The input is well-formed, but breaks a rule across fields or with existing data.
 #[derive(IntoResponses)]
 #[response(status = 400, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
 pub struct Rejected(ProblemDocument);
 
-/// There is no money for it: `insufficient_credits`, or `monthly_cap_reached`.
+/// Not enough credit: `insufficient_credits` or `monthly_cap_reached`.
 #[derive(IntoResponses)]
 #[response(status = 402, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
 pub struct Unpaid(ProblemDocument);
 
-/// It does not exist, or not for the caller.
+/// It does not exist, or the caller cannot see it.
 #[derive(IntoResponses)]
 #[response(status = 404, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
 pub struct Missing(ProblemDocument);
 
-/// The state of the thing does not allow this.
+/// The current state does not allow this.
 #[derive(IntoResponses)]
 #[response(status = 409, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
 pub struct Conflicting(ProblemDocument);
 
-/// What the document says before its first route.
+/// Head of the document: info, tags and shared components.
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "Peal",
-        description = "Calls everybody on a list: batches, their people, single calls.\n\n\
+        description = "Outbound voice calls: batches, their rows, single calls.\n\n\
             Send an API key as `x-api-key`, or a session token as `Authorization: Bearer`. \
-            Refusals are problem documents (RFC 9457): `detail` says what to do, `code` is \
-            stable, and `X-Request-Id`, which every answer carries, is what to name when asking \
-            for help. A POST may carry an `Idempotency-Key`: sent again under the same key, it \
-            does nothing and is answered as before.",
+            Errors are problem documents (RFC 9457): `detail` says what to do, `code` is stable. \
+            Every response carries `X-Request-Id`; quote it in a support request. A POST may \
+            carry an `Idempotency-Key`: sent again under the same key, it has no further effect \
+            and gets the first response.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    // What no body holds and a parameter or a refusal refers to.
+    // Schemas that only parameters and errors refer to.
     components(schemas(ProblemDocument, WrongField, Blocker, TrunkId, Sight)),
     modifiers(&Schemes),
     tags(
-        (name = "Sign in", description = "With an e-mail address and a password."),
-        (name = "Me", description = "Who the caller is, and whom they see."),
-        (name = "Organizations", description = "Organizations, their members, and who is invited."),
-        (name = "API keys", description = "Keys that open this API, and secrets of providers."),
-        (name = "Feature flags", description = "What users may use."),
-        (name = "Audit log", description = "Who changed what."),
-        (name = "Batches", description = "Campaigns, from their creation to their end."),
-        (name = "Batch rows", description = "The people of a batch, one by one."),
-        (name = "Uploads", description = "The people of a batch, by the file."),
-        (name = "Calls", description = "One call to one person, outside any batch."),
-        (name = "Agents", description = "Who speaks, and how."),
-        (name = "Phone numbers", description = "The numbers that calls show."),
-        (name = "Phone mapping", description = "Which agent speaks on which number."),
-        (name = "Trunks", description = "Accounts at carriers, and their pace."),
+        (name = "Sign in", description = "Login with an e-mail address and a password."),
+        (name = "Me", description = "The caller, and the users visible to the caller."),
+        (name = "Organizations", description = "Organizations, their members and invitations."),
+        (name = "API keys", description = "Keys of this API, and secrets of providers."),
+        (name = "Feature flags", description = "Features by user."),
+        (name = "Audit log", description = "Record of changes."),
+        (name = "Batches", description = "Campaigns, from creation to completion."),
+        (name = "Batch rows", description = "Single rows of a batch."),
+        (name = "Uploads", description = "Rows of a batch from files."),
+        (name = "Calls", description = "Single calls outside a batch."),
+        (name = "Agents", description = "Voice agents."),
+        (name = "Phone numbers", description = "Caller numbers."),
+        (name = "Phone mapping", description = "Agents by caller number."),
+        (name = "Trunks", description = "Carrier accounts and their limits."),
         (name = "Tools", description = "HTTP endpoints that agents call."),
         (name = "MCP servers", description = "Servers of the Model Context Protocol, each with several tools."),
-        (name = "Agent tools", description = "Which tools an agent has."),
-        (name = "Analysis rules", description = "What is found out about conversations that have ended."),
-        (name = "Agent analysis", description = "Which analysis rules an agent has."),
+        (name = "Agent tools", description = "Tools of an agent."),
+        (name = "Analysis rules", description = "Rules that analyse ended conversations."),
+        (name = "Agent analysis", description = "Analysis rules of an agent."),
         (name = "Workflows", description = "Conversations that follow a graph."),
-        (name = "Providers", description = "What agents can be made with."),
+        (name = "Providers", description = "Model and voice providers."),
         (name = "Voices", description = "The voices that carriers speak with."),
-        (name = "Wallets", description = "Who may spend how much: grants, caps, and the ledger. Keys only look."),
-        (name = "Billing", description = "What calls cost. Keys only look. The same under `/billing`."),
-        (name = "Service prices", description = "What things cost."),
-        (name = "Organization pricing", description = "How resellers earn."),
-        (name = "Earnings", description = "What resellers earn."),
-        (name = "Carrier callbacks", description = "What carriers call. They have no key: the token in the path and the carrier's signature prove them."),
-        (name = "Health", description = "For load balancers and people."),
-        (name = "Description", description = "The API, described."),
+        (name = "Wallets", description = "Wallets: grants, caps and the ledger. API keys can only read."),
+        (name = "Billing", description = "Cost of calls. API keys can only read. Also available under `/billing`."),
+        (name = "Service prices", description = "Prices of services."),
+        (name = "Organization pricing", description = "Business model, commission and markup of resellers."),
+        (name = "Earnings", description = "Earnings of resellers."),
+        (name = "Carrier callbacks", description = "Callbacks of carriers, authenticated by the token in the path and the carrier's signature."),
+        (name = "Health", description = "Health checks for load balancers and operators."),
+        (name = "Description", description = "OpenAPI document."),
     )
 )]
 struct Head;
@@ -158,12 +156,12 @@ impl Modify for Schemes {
     fn modify(&self, document: &mut OpenApi) {
         let key = ApiKeyValue::with_description(
             crate::auth::API_KEY_HEADER,
-            "Acts for its user, on what is that user's own.",
+            "Acts for its user, on that user's own resources.",
         );
         let session = Http::builder()
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("JWT")
-            .description(Some("Of a user who has signed in."))
+            .description(Some("Session token of a user."))
             .build();
         let components = document.components.get_or_insert_with(Components::new);
         components.add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(key)));
@@ -171,12 +169,12 @@ impl Modify for Schemes {
     }
 }
 
-/// A document without routes.
+/// Document without routes.
 pub fn head() -> OpenApi {
     Head::openapi()
 }
 
-/// Routes that stand in a second place as well: their operations need other names there.
+/// Gives the operations of routes that are also mounted elsewhere a distinct `operationId`.
 pub fn alias(mut router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
     let items = router.get_openapi_mut().paths.paths.values_mut();
     for (_, operation) in items.flat_map(operations_of) {
@@ -186,14 +184,17 @@ pub fn alias(mut router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
     router
 }
 
-/// Completes the document of all routes: whoever does not say otherwise takes a key or a
-/// session, and every operation is named after its tag and its handler, and its method where
-/// one handler takes several.
+/// Completes the document of all routes: an operation takes a key or a session unless it says
+/// otherwise, and its `operationId` is its tag and handler, plus the method where one handler
+/// serves several.
 pub fn complete(document: &mut OpenApi) {
+    // 1. Add the shared errors as components.
     let refusals = shared_refusals();
     let components = document.components.get_or_insert_with(Components::new);
     let named = refusals.iter().cloned();
     components.responses.extend(named);
+
+    // 2. Complete each operation.
     for item in document.paths.paths.values_mut() {
         let handlers: Vec<_> = operations_of(item)
             .map(|(_, operation)| operation.operation_id.clone())
@@ -204,6 +205,7 @@ pub fn complete(document: &mut OpenApi) {
                     .map(|scheme| SecurityRequirement::new(scheme, Vec::<String>::new()))
                     .into()
             });
+
             for (status, response) in &mut operation.responses.responses {
                 if let RefOr::T(response) = response
                     && response.description.is_empty()
@@ -216,6 +218,7 @@ pub fn complete(document: &mut OpenApi) {
                     .to_owned();
                 }
             }
+
             for response in operation.responses.responses.values_mut() {
                 if let Some(name) = refusals
                     .iter()
@@ -224,6 +227,7 @@ pub fn complete(document: &mut OpenApi) {
                     *response = RefOr::Ref(Ref::from_response_name(name));
                 }
             }
+
             let tag = operation.tags.iter().flatten().next();
             let handler = operation.operation_id.take();
             let shared = handlers.iter().filter(|other| **other == handler).count() > 1;
@@ -234,58 +238,64 @@ pub fn complete(document: &mut OpenApi) {
     }
 }
 
-/// Describes what goes around ordinary routes: how long they may take, how large their bodies
-/// may be, and that a POST of a known caller may be sent again.
+/// Describes the layers around ordinary routes: the timeout, the limit of a body's size, and
+/// `Idempotency-Key` on a POST.
 pub fn surrounded(document: &mut OpenApi) {
     let items = document.paths.paths.values_mut();
     for (_, operation) in items.flat_map(operations_of) {
-        let mut refuse = |status: &str, why: &str| {
+        let mut add_error = |status: &str, message: &str| {
             let responses = &mut operation.responses.responses;
             let entry = responses.entry(status.to_owned());
-            entry.or_insert_with(|| RefOr::T(problem(why)));
+            entry.or_insert_with(|| RefOr::T(problem(message)));
         };
-        refuse("408", "The request took too long.");
+
+        add_error("408", "The request took too long.");
         if operation.request_body.is_some() {
-            refuse("413", "The body is too large.");
-            refuse("415", "The body has the wrong type.");
+            add_error("413", "The body is too large.");
+            add_error("415", "The body has the wrong type.");
         }
     }
+
     sent_again(document);
 }
 
-/// Describes that a POST of a known caller may be sent again.
+/// Describes `Idempotency-Key` on each POST of an authenticated caller.
 pub fn sent_again(document: &mut OpenApi) {
     let items = document.paths.paths.values_mut();
     for (method, operation) in items.flat_map(operations_of) {
-        let is_open = operation.security == Some(vec![SecurityRequirement::default()]);
-        if method != "post" || is_open {
+        let is_anonymous = operation.security == Some(vec![SecurityRequirement::default()]);
+        if method != "post" || is_anonymous {
             continue;
         }
+
         let responses = &mut operation.responses.responses;
         let conflict = responses.entry("409".to_owned());
-        let under_way = "A request with this `Idempotency-Key` is under way.";
+        let under_way = "A request with this `Idempotency-Key` is in progress.";
         conflict.or_insert_with(|| RefOr::T(problem(under_way)));
+
         let text = ObjectBuilder::new()
             .schema_type(Type::String)
             .min_length(Some(1))
             .max_length(Some(255))
             .build();
+
         let key = ParameterBuilder::new()
             .name("Idempotency-Key")
             .parameter_in(ParameterIn::Header)
             .required(Required::False)
             .description(Some(
-                "Sent again under the same key within two days, the request does nothing and \
-                 is answered as before, with `Idempotent-Replayed: true`.",
+                "Sent again under the same key within two days, the request has no further \
+                 effect and gets the first response, with `Idempotent-Replayed: true`.",
             ))
             .schema(Some(text))
             .build();
+
         let parameters = operation.parameters.get_or_insert_default();
         parameters.push(RefOr::T(key));
     }
 }
 
-/// The refusals that most operations have, by name: written once and referred to.
+/// Errors that most operations share, by component name.
 fn shared_refusals() -> Vec<(String, RefOr<Response>)> {
     let refusals = [
         Refusals::responses(),
@@ -301,10 +311,10 @@ fn shared_refusals() -> Vec<(String, RefOr<Response>)> {
         .collect()
 }
 
-fn problem(why: &str) -> Response {
+fn problem(message: &str) -> Response {
     let document = Content::new(Some(Ref::from_schema_name("ProblemDocument")));
     ResponseBuilder::new()
-        .description(why)
+        .description(message)
         .content("application/problem+json", document)
         .build()
 }

@@ -1,5 +1,5 @@
-//! `/api/v1/orgs/{org_id}`: how an organisation earns. The platform settles its business model
-//! and its commission; a reseller settles its markup itself.
+//! `/api/v1/orgs/{org_id}`: business model, commission and markup of an organisation. The
+//! platform sets the business model and the commission; a reseller sets its own markup.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub fn router() -> OpenApiRouter<Api> {
 ///
 /// For super_admins. A `channel_partner` earns its commission on what its customers and its own
 /// members spend, a `distributor` its markup and, where one is set, a commission; an `internal`
-/// organization earns nothing. It counts for calls that are claimed from now on.
+/// organization earns nothing. Applies to calls claimed after the change.
 #[utoipa::path(
     post,
     path = "/api/v1/orgs/{org_id}/business-model",
@@ -74,7 +74,7 @@ async fn business_model(
 
 /// Set a reseller's commission
 ///
-/// For super_admins. Of the platform's own price of what its customers use.
+/// For super_admins. A percentage of the platform's own price of what the customers use.
 #[utoipa::path(
     post,
     path = "/api/v1/orgs/{org_id}/commission",
@@ -110,7 +110,7 @@ async fn commission(
 /// Set a reseller's markup
 ///
 /// For org_admins of the reseller, and super_admins. A distributor's customers pay the
-/// platform's price and so much on top.
+/// platform's price plus this percentage.
 #[utoipa::path(
     post,
     path = "/api/v1/orgs/{org_id}/markup",
@@ -130,8 +130,8 @@ async fn markup(
     caller.require(Role::OrgAdmin)?;
     check_percentage(body.percentage, MAX_MARKUP)?;
     if body.currency.as_deref().is_some_and(|code| code != "USD") {
-        let told = "must be USD: wallets are kept in it";
-        return Err(Error::field("currency", "value_error", told).into());
+        let message = "must be USD, the currency of all wallets";
+        return Err(Error::field("currency", "value_error", message).into());
     }
     let change = PricingChange {
         markup_percent: Some(body.percentage),
@@ -148,9 +148,10 @@ async fn set(
     change: PricingChange,
 ) -> Result<(StatusCode, Json<PricingSet>)> {
     let mut db = caller.change(context).await?;
-    let now = pricing::find(&mut db, &caller.scope(), org).await?;
-    if change.org_type.is_none() && !now.org_type.is_reseller() {
-        // An administrator may be what the organisation is not; the platform can change that.
+    let current = pricing::find(&mut db, &caller.scope(), org).await?;
+
+    if change.org_type.is_none() && !current.org_type.is_reseller() {
+        // Only the platform can make the organisation a reseller, so only it gets the hint.
         return Err(match caller.role {
             Role::SuperAdmin => Error::conflict(
                 "not_a_reseller",
@@ -162,13 +163,16 @@ async fn set(
         }
         .into());
     }
+
     let (before, after) = pricing::change(&mut db, &caller.scope(), org, &change).await?;
+
     let message = match (change.markup_percent, after.org_type) {
         (Some(_), OrgType::ChannelPartner) => {
-            "kept; a markup counts once the organization is a distributor"
+            "saved; the markup applies once the organization is a distributor"
         }
-        _ => "set for calls that are claimed from now on",
+        _ => "applies to calls claimed from now on",
     };
+
     let note = Note::new(action, org, org.0)
         .before(&before)?
         .after(&after)?;
@@ -176,6 +180,7 @@ async fn set(
         message,
         pricing: after,
     };
+
     db.commit(note, StatusCode::OK, Json(answer)).await
 }
 
@@ -194,12 +199,14 @@ fn check_percentage(percentage: Decimal, most: Decimal) -> Result<()> {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = BusinessModel)]
 struct BusinessModel {
     org_type: OrgType,
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Commission)]
 struct Commission {
     /// 0 to 100.
     #[serde(deserialize_with = "decimal")]
@@ -209,18 +216,19 @@ struct Commission {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Markup)]
 struct Markup {
     /// 0 to 1000.
     #[serde(deserialize_with = "decimal")]
     #[schema(value_type = String)]
     percentage: Decimal,
-    /// USD, which is the default.
+    /// USD, the default.
     currency: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
 struct PricingSet {
-    #[schema(example = "set for calls that are claimed from now on")]
+    #[schema(example = "applies to calls claimed from now on")]
     message: &'static str,
     pricing: Pricing,
 }

@@ -1,4 +1,4 @@
-//! `/api/v1/organizations`: organisations and what is settled in them. Their people are in
+//! `/api/v1/organizations`: organisations and their settings. Their members are in
 //! [`crate::people`].
 
 use std::str::FromStr;
@@ -34,7 +34,7 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List organizations
 ///
-/// One's own and those below it; all of them for a super_admin.
+/// The caller's own and its customers; all of them for a super_admin.
 #[utoipa::path(
     get,
     path = "/api/v1/organizations",
@@ -59,9 +59,9 @@ async fn list(
     }))
 }
 
-/// Found an organization
+/// Create an organization
 ///
-/// For super_admins. A reseller's customers are organizations below the reseller's.
+/// For super_admins. Customers of a reseller have the reseller as parent.
 #[utoipa::path(
     post,
     path = "/api/v1/organizations",
@@ -72,7 +72,7 @@ async fn list(
     })),
     responses(
         (status = 201, body = Organization),
-        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The parent belongs to an organization itself"),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The parent has a parent itself"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such parent"),
         Refusals,
     )
@@ -84,6 +84,7 @@ async fn create(
 ) -> Result<(StatusCode, Json<Organization>)> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
+
     let settings = Settings {
         name: Some(body.name.trim().to_owned()),
         timezone: body.timezone,
@@ -92,15 +93,17 @@ async fn create(
         max_concurrent_calls: body.max_concurrent_calls,
     };
     let settings = checked(settings)?;
+
     let new = NewOrganization {
         name: settings.name.clone().unwrap_or_default(),
         parent: body.parent_organization_id,
         settings,
     };
+
     let mut db = caller.change(&context).await?;
-    let made = orgs::found_unscoped(&mut db, &new).await?;
-    let note = Note::new("organization.create", made.id, made.id.0).after(&made)?;
-    db.commit(note, StatusCode::CREATED, Json(made)).await
+    let created = orgs::found_unscoped(&mut db, &new).await?;
+    let note = Note::new("organization.create", created.id, created.id.0).after(&created)?;
+    db.commit(note, StatusCode::CREATED, Json(created)).await
 }
 
 /// Show an organization with its headcount
@@ -123,7 +126,7 @@ async fn detail(
     let scope = caller.scope();
     let mut db = caller.read(&context).await?;
     let organization = orgs::find(&mut db, &scope, id).await?;
-    // A reseller sees that its customer is there, and nobody inside.
+    // A reseller sees that its customer exists, but not its members.
     let headcount = match scope.org().is_none_or(|own| own == id) {
         true => Some(orgs::headcount(&mut db, &scope, id).await?),
         false => None,
@@ -134,9 +137,9 @@ async fn detail(
     }))
 }
 
-/// Change what is settled in an organization
+/// Change an organization's settings
 ///
-/// For its org_admins, and super_admins; the bound on concurrent calls is for the latter.
+/// For its org_admins, and super_admins. Only a super_admin sets `max_concurrent_calls`.
 #[utoipa::path(
     patch,
     path = "/api/v1/organizations/{id}",
@@ -158,9 +161,11 @@ async fn update(
 ) -> Result<(StatusCode, Json<Organization>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
+
     if body.max_concurrent_calls.is_some() {
         caller.require(Role::SuperAdmin)?;
     }
+
     let settings = checked(Settings {
         name: body.name.map(|name| name.trim().to_owned()),
         timezone: body.timezone,
@@ -168,31 +173,33 @@ async fn update(
         hipaa_compliance: body.hipaa_compliance,
         max_concurrent_calls: body.max_concurrent_calls,
     })?;
+
     let scope = caller.scope();
     let mut db = caller.change(&context).await?;
     let before = orgs::lock(&mut db, &scope, id).await?;
     let after = orgs::settle(&mut db, &scope, id, &settings).await?;
+
     let note = Note::new("organization.update", id, id.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
 }
 
-/// Settings that hold, with the country as it is written.
+/// Validates settings and normalizes the country.
 fn checked(mut settings: Settings) -> Result<Settings> {
     let mut fields = Fields::default();
     if let Some(name) = &settings.name {
         fields.check_text(name, "name", 1, 200);
     }
     if let Some(zone) = &settings.timezone {
-        let told = "must be the name of a time zone, such as Asia/Kolkata";
-        fields.check(is_timezone(zone), "timezone", "timezone", told);
+        let message = "must be the name of a time zone, such as Asia/Kolkata";
+        fields.check(is_timezone(zone), "timezone", "timezone", message);
     }
     if let Some(Some(country)) = &mut settings.default_country {
-        let known = Country::from_str(country).map(String::from);
-        let told = "must be the two letters of a country, such as IN or US";
-        fields.check(known.is_ok(), "default_country", "country", told);
-        *country = known.unwrap_or_default();
+        let parsed = Country::from_str(country).map(String::from);
+        let message = "must be the two letters of a country, such as IN or US";
+        fields.check(parsed.is_ok(), "default_country", "country", message);
+        *country = parsed.unwrap_or_default();
     }
     if let Some(calls) = settings.max_concurrent_calls {
         fields.check_range(calls, "max_concurrent_calls", 0, 100_000);
@@ -201,7 +208,7 @@ fn checked(mut settings: Settings) -> Result<Settings> {
     Ok(settings)
 }
 
-/// Tells a field that is null from one that is not there.
+/// Distinguishes a null field from an absent one.
 fn given<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<Option<Option<String>>, D::Error> {
@@ -214,33 +221,33 @@ struct CreateOrganization {
     name: String,
     /// The reseller's organization.
     parent_organization_id: Option<OrgId>,
-    /// Name of an IANA time zone; UTC when left out.
+    /// IANA name of the time zone; UTC when left out.
     timezone: Option<String>,
     default_country: Option<String>,
-    /// Whether all calls that are made from then on are under HIPAA: not recorded, and their
-    /// variables shown to nobody. Calls of before stay as they were made.
+    /// Makes later calls under HIPAA: they are not recorded, and their variables are never shown.
+    /// Earlier calls are unaffected.
     hipaa_compliance: Option<bool>,
     max_concurrent_calls: Option<i32>,
 }
 
-/// What is left out stays as it is.
+/// Absent fields stay unchanged.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct UpdateOrganization {
     name: Option<String>,
     timezone: Option<String>,
-    /// null takes the country away.
+    /// null removes the country.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     default_country: Option<Option<String>>,
-    /// Whether all calls that are made from then on are under HIPAA: not recorded, and their
-    /// variables shown to nobody. Calls of before stay as they were made.
+    /// Makes later calls under HIPAA: they are not recorded, and their variables are never shown.
+    /// Earlier calls are unaffected.
     hipaa_compliance: Option<bool>,
     max_concurrent_calls: Option<i32>,
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"organizations": [{
+#[schema(as = Organizations, example = json!({"organizations": [{
     "id": "0198c0de-0000-7000-8000-000000000001", "name": "Acme", "parent_organization_id": null,
     "timezone": "Asia/Kolkata", "default_country": "IN", "hipaa_compliance": false, "max_concurrent_calls": 100,
     "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
@@ -253,7 +260,7 @@ struct Organizations {
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({
+#[schema(as = Detail, example = json!({
     "id": "0198c0de-0000-7000-8000-000000000001", "name": "Acme", "parent_organization_id": null,
     "timezone": "Asia/Kolkata", "default_country": "IN", "hipaa_compliance": false, "max_concurrent_calls": 100,
     "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z",

@@ -1,27 +1,30 @@
-//! How often somebody may do something: token buckets in this process, by address, key or
-//! e-mail address.
+//! Token buckets of this process, keyed by address, API key or e-mail address.
 //!
-//! Whoever asks is hashed to one of a fixed number of buckets, under a seed of this process.
-//! So the memory is bounded whatever arrives, and nobody can choose whose bucket they share;
-//! two that meet by chance share their allowance.
+//! A key is hashed to one of a fixed number of buckets, with a seed of this process. Memory is
+//! therefore bounded, and a client cannot choose whose bucket it shares; keys that collide share
+//! one limit.
 
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use governor::Quota;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DefaultKeyedStateStore;
-use governor::{Quota, RateLimiter};
 
-/// Different buckets.
+/// Number of buckets.
 const BUCKETS: u64 = 1 << 17;
 
-type Limiter =
-    RateLimiter<u64, DefaultKeyedStateStore<u64>, DefaultClock, StateInformationMiddleware>;
+type Limiter = governor::RateLimiter<
+    u64,
+    DefaultKeyedStateStore<u64>,
+    DefaultClock,
+    StateInformationMiddleware,
+>;
 
-/// One pace, for many who ask.
+/// One rate limit, applied to each key.
 #[derive(Clone)]
 pub struct Pace {
     limiter: Arc<Limiter>,
@@ -30,16 +33,16 @@ pub struct Pace {
     clock: DefaultClock,
 }
 
-/// What is left of an allowance.
+/// Remaining requests of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Left {
     pub limit: u32,
     pub remaining: u32,
-    /// Until all of it is there again.
+    /// Time until the bucket is full.
     pub whole_again: Duration,
 }
 
-/// How long to wait for the next turn.
+/// Rejection, with the time until the next request is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooSoon {
     pub limit: u32,
@@ -47,26 +50,26 @@ pub struct TooSoon {
 }
 
 impl TooSoon {
-    /// In whole seconds, rounded up.
+    /// Time to wait in whole seconds, rounded up, at least 1.
     pub fn wait_secs(self) -> u32 {
         whole_secs(self.wait).max(1)
     }
 }
 
-/// In whole seconds, rounded up.
+/// Rounds a duration up to whole seconds.
 pub fn whole_secs(time: Duration) -> u32 {
     let whole = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
     whole.saturating_add(u32::from(time.subsec_nanos() > 0))
 }
 
 impl Pace {
-    /// `burst` at once, and then one every `every`.
+    /// Allows `burst` requests at once, and one more per `every`.
     pub fn new(burst: NonZeroU32, every: Duration) -> Self {
         let every = every.max(Duration::from_micros(1));
         let quota = Quota::with_period(every)
             .unwrap_or_else(|| Quota::per_second(burst))
             .allow_burst(burst);
-        let limiter = RateLimiter::keyed(quota).with_middleware();
+        let limiter = governor::RateLimiter::keyed(quota).with_middleware();
         Self {
             limiter: Arc::new(limiter),
             every,
@@ -75,12 +78,12 @@ impl Pace {
         }
     }
 
-    /// Takes a turn.
+    /// Takes a token of the key's bucket.
     ///
     /// # Errors
-    /// How long to wait when there is none.
-    pub fn take(&self, who: impl Hash) -> Result<Left, TooSoon> {
-        let bucket = self.seed.hash_one(who) % BUCKETS;
+    /// The time to wait when the bucket is empty.
+    pub fn take(&self, key: impl Hash) -> Result<Left, TooSoon> {
+        let bucket = self.seed.hash_one(key) % BUCKETS;
         match self.limiter.check_key(&bucket) {
             Ok(state) => {
                 let limit = state.quota().burst_size().get();
@@ -105,11 +108,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_has_a_burst_of_their_own_and_then_waits() {
-        let pace = Pace::new(NonZeroU32::new(3).unwrap(), Duration::from_secs(60));
+    fn each_key_has_its_own_burst_and_then_waits() {
+        let limiter = Pace::new(NonZeroU32::new(3).unwrap(), Duration::from_secs(60));
         for remaining in [2, 1, 0] {
             assert_eq!(
-                pace.take('a').unwrap(),
+                limiter.take('a').unwrap(),
                 Left {
                     limit: 3,
                     remaining,
@@ -117,20 +120,20 @@ mod tests {
                 }
             );
         }
-        let refused = pace.take('a').unwrap_err();
+        let refused = limiter.take('a').unwrap_err();
         assert!((1..=60).contains(&refused.wait_secs()), "{refused:?}");
-        // Somebody who does not share the bucket by chance.
-        let bucket = |who: char| pace.seed.hash_one(who) % BUCKETS;
-        let other = ('b'..='z').find(|who| bucket(*who) != bucket('a'));
-        assert!(pace.take(other.unwrap()).is_ok());
+        // A key that does not share the bucket by chance.
+        let bucket = |key: char| limiter.seed.hash_one(key) % BUCKETS;
+        let other = ('b'..='z').find(|key| bucket(*key) != bucket('a'));
+        assert!(limiter.take(other.unwrap()).is_ok());
     }
 
     #[test]
-    fn the_memory_is_bounded_whoever_asks() {
-        let pace = Pace::new(NonZeroU32::MIN, Duration::from_secs(3600));
-        for who in 0..3 * BUCKETS {
-            let _taken = pace.take(who);
+    fn memory_is_bounded_for_any_number_of_keys() {
+        let limiter = Pace::new(NonZeroU32::MIN, Duration::from_secs(3600));
+        for key in 0..3 * BUCKETS {
+            let _taken = limiter.take(key);
         }
-        assert!(u64::try_from(pace.limiter.len()).unwrap() <= BUCKETS);
+        assert!(u64::try_from(limiter.limiter.len()).unwrap() <= BUCKETS);
     }
 }

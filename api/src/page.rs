@@ -1,8 +1,7 @@
-//! What lists share: pages, whose rows a list shows, and how an answer says that there are more.
+//! Query parameters and responses shared by lists: pages, owners of rows, `X-Truncated`.
 //!
-//! A list whose answer counts all rows (`total`) is read by pages of 20. Any other one shows up
-//! to a thousand rows when no page is asked for, and says `X-Truncated: true` when there are
-//! more behind those that it shows.
+//! A list whose response counts all rows (`total`) has pages of 20. Any other list returns up to
+//! a thousand rows when no page is requested, and `X-Truncated: true` when more rows follow.
 
 use std::str::FromStr;
 
@@ -20,13 +19,13 @@ use crate::error::{Problem, Result};
 
 const PAGE_SIZE: i64 = 20;
 const MAX_PAGE_SIZE: i64 = 100;
-/// Says that there are more rows behind those of the answer.
+/// Header of a response after which more rows follow.
 pub const X_TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
 
-/// The page that a query asks for.
+/// Parses the requested page.
 ///
 /// # Errors
-/// When it is out of bounds.
+/// The page is out of bounds.
 pub fn page(number: Option<i64>, size: Option<i64>) -> Result<Page> {
     let page = Page {
         number: number.unwrap_or(1),
@@ -41,10 +40,10 @@ pub fn page(number: Option<i64>, size: Option<i64>) -> Result<Page> {
     Ok(page)
 }
 
-/// The page that a query asks for, or the whole list when it asks for none.
+/// Parses the requested page; without one, the whole list.
 ///
 /// # Errors
-/// When it is out of bounds.
+/// The page is out of bounds.
 pub fn page_or_whole(number: Option<i64>, size: Option<i64>) -> Result<Page> {
     match (number, size) {
         (None, None) => Ok(Page::WHOLE),
@@ -52,7 +51,7 @@ pub fn page_or_whole(number: Option<i64>, size: Option<i64>) -> Result<Page> {
     }
 }
 
-/// The answer of a list that may have more rows than it shows.
+/// Response of a list that may have more rows than it shows.
 pub struct Listed<T> {
     body: T,
     has_more: bool,
@@ -63,7 +62,7 @@ impl<T> Listed<T> {
         Self { body, has_more }
     }
 
-    /// The rows, in the body that they are answered in.
+    /// Wraps the rows in their body.
     pub fn of<R>(slice: Slice<R>, body: impl FnOnce(Vec<R>) -> T) -> Self {
         Self::new(body(slice.rows), slice.has_more)
     }
@@ -86,28 +85,29 @@ impl<T: Serialize> IntoResponse for Listed<T> {
     }
 }
 
-/// Whether a list shows the caller's own rows alone.
+/// Rows that a list shows: the caller's own, or all visible ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = Sight)]
 pub enum Sight {
     Mine,
     All,
 }
 
-/// Which page of a list.
+/// Page of a list.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Paging {
-    /// From 1, which is the default.
+    /// From 1, the default.
     #[param(minimum = 1)]
     pub page: Option<i64>,
-    /// 20 unless told.
+    /// 20 by default.
     #[param(minimum = 1, maximum = 100)]
     pub page_size: Option<i64>,
 }
 
-/// Which page of a list that is answered as a whole unless a page is asked for.
+/// Page of a list that is returned whole unless a page is requested.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -115,33 +115,33 @@ pub struct Part {
     /// From 1. Without this and `page_size`, the first 1000 rows are listed.
     #[param(minimum = 1)]
     page: Option<i64>,
-    /// 20 unless told.
+    /// 20 by default.
     #[param(minimum = 1, maximum = 100)]
     page_size: Option<i64>,
 }
 
 impl Part {
-    /// The page.
+    /// Parses the requested page.
     ///
     /// # Errors
-    /// When it is out of bounds.
+    /// The page is out of bounds.
     pub fn page(&self) -> Result<Page> {
         page_or_whole(self.page, self.page_size)
     }
 }
 
-/// Pages as in [`Paging`], which cannot be flattened into a query. Lists are separated by
-/// commas. They narrow what the caller's role allows.
+/// Pages as in [`PageParams`], which cannot be flattened into a query. Lists are separated by
+/// commas and narrow what the caller's role allows.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Browse {
-    /// From 1, which is the default.
+    /// From 1, the default.
     #[param(minimum = 1)]
     pub page: Option<i64>,
-    /// 20 unless told.
+    /// 20 by default.
     #[param(minimum = 1, maximum = 100)]
     pub page_size: Option<i64>,
-    /// One's own, or all in sight, which is the default.
+    /// `mine` for the caller's own, `all` for all visible ones; `all` by default.
     pub scope: Option<Sight>,
     /// Ids, separated by commas.
     organization_ids: Option<String>,
@@ -152,12 +152,12 @@ pub struct Browse {
 }
 
 impl Browse {
-    /// Whether only one's own things are asked for.
+    /// True when only the caller's own rows are requested.
     pub fn is_mine(&self) -> bool {
         matches!(self.scope, Some(Sight::Mine))
     }
 
-    /// Whose things are asked for.
+    /// Parses the requested owners.
     pub fn owners(&self) -> Result<Owners> {
         owners(
             self.organization_ids.as_deref(),
@@ -167,20 +167,20 @@ impl Browse {
     }
 }
 
-/// Pages as in [`Part`], and whose things are listed. Lists are separated by commas. They narrow
-/// what the caller's role allows.
+/// Pages as in [`ListParams`], and the owners of the rows. Lists are separated by commas and
+/// narrow what the caller's role allows.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Whose {
     /// From 1. Without this and `page_size`, the newest 1000 are listed.
     #[param(minimum = 1)]
     page: Option<i64>,
-    /// 20 unless told.
+    /// 20 by default.
     #[param(minimum = 1, maximum = 100)]
     page_size: Option<i64>,
-    /// A member of the organisation, for its administrators; left out, everybody the caller sees.
+    /// A member of the organisation, for its administrators; when left out, all visible users.
     user_id: Option<UserId>,
-    /// One's own, or all in sight, which is the default.
+    /// `mine` for the caller's own, `all` for all visible ones; `all` by default.
     scope: Option<Sight>,
     /// Ids, separated by commas.
     organization_ids: Option<String>,
@@ -191,18 +191,18 @@ pub struct Whose {
 }
 
 impl Whose {
-    /// The page.
+    /// Parses the requested page.
     ///
     /// # Errors
-    /// When it is out of bounds.
+    /// The page is out of bounds.
     pub fn page(&self) -> Result<Page> {
         page_or_whole(self.page, self.page_size)
     }
 
-    /// The rows that the caller asks for.
+    /// Resolves the requested rows.
     ///
     /// # Errors
-    /// When the caller may not ask for somebody else's, or an item of a list is none.
+    /// The caller may not see another user's rows, or an item of a list is invalid.
     pub fn rows(&self, caller: &Principal) -> Result<(Scope, Owners)> {
         let mut owners = owners(
             self.organization_ids.as_deref(),
@@ -214,19 +214,19 @@ impl Whose {
             None => caller.scope(),
         };
         if matches!(self.scope, Some(Sight::Mine)) {
-            let asked = owners.users.take();
-            let is_asked = asked.is_none_or(|asked| asked.contains(&caller.user));
-            owners.users = Some(is_asked.then_some(caller.user).into_iter().collect());
+            let requested = owners.users.take();
+            let includes_caller = requested.is_none_or(|users| users.contains(&caller.user));
+            owners.users = Some(includes_caller.then_some(caller.user).into_iter().collect());
         }
         Ok((scope, owners))
     }
 }
 
-/// The owners whose rows a query asks for. Each list is separated by commas, and narrows what
-/// the caller's role allows.
+/// Parses the requested owners. Each list is separated by commas and narrows what the caller's
+/// role allows.
 ///
 /// # Errors
-/// When an item is none.
+/// An item is invalid.
 pub fn owners(orgs: Option<&str>, users: Option<&str>, roles: Option<&str>) -> Result<Owners> {
     let role = |text: &str| match text {
         "user" => Ok(Role::User),
@@ -245,7 +245,7 @@ pub fn owners(orgs: Option<&str>, users: Option<&str>, roles: Option<&str>) -> R
     })
 }
 
-/// The items of a list, or None in it when there is no list; None when an item is wrong.
+/// Parses a comma-separated list: `Some(None)` when absent, `None` when an item is invalid.
 pub fn comma_list<T, E>(
     text: Option<&str>,
     read: impl Fn(&str) -> std::result::Result<T, E>,
@@ -259,7 +259,7 @@ pub fn comma_list<T, E>(
         .map(Some)
 }
 
-/// A wrong parameter of the query.
+/// Error of a query parameter.
 pub fn query_field(name: &str, msg: &str) -> Problem {
     Problem::invalid(vec![FieldError::new("query", [name], "value_error", msg)])
 }

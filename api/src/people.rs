@@ -1,5 +1,5 @@
-//! The people that a caller sees (`/api/v1/me/users`) and those in `/api/v1/organizations/{id}`:
-//! members, their roles, and invitations.
+//! Users visible to the caller (`/api/v1/me/users`), and members, roles and invitations of an
+//! organisation (`/api/v1/organizations/{id}`).
 
 use std::sync::Arc;
 
@@ -40,15 +40,15 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(revoke_invite))
 }
 
-/// What is asked by people who are nobody yet.
+/// Unauthenticated routes.
 pub fn strangers_router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(accept_invite))
 }
 
 /// List the users that the caller may see
 ///
-/// The members of one's organization for org_admins, everybody for super_admins, nobody for
-/// users. The lists in the query are separated by commas.
+/// For org_admins the members of the organization, for super_admins all users, for others an
+/// empty list. The lists in the query are separated by commas.
 #[utoipa::path(
     get,
     path = "/api/v1/me/users",
@@ -130,8 +130,8 @@ async fn list_members(
 
 /// Change a member's role
 ///
-/// It counts from the member's next request on. Nobody changes their own, or gives one above
-/// their own.
+/// Applies from the member's next request. An administrator cannot change their own role or
+/// grant a role above their own.
 #[utoipa::path(
     patch,
     path = "/api/v1/organizations/{id}/users/{user_id}/org-role",
@@ -165,7 +165,7 @@ async fn set_role(
 
 /// Remove a member
 ///
-/// Their sessions and API keys end at once. What they made stays.
+/// Their sessions and API keys end at once. Their resources stay.
 #[utoipa::path(
     delete,
     path = "/api/v1/organizations/{id}/users/{user_id}",
@@ -175,7 +175,7 @@ async fn set_role(
     responses(
         (status = 200, body = Removed),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such member"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "Batches or calls of the member run or wait, or the organization would have no administrator"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The member has running or waiting batches or calls, or the organization would have no administrator"),
         Refusals,
     )
 )]
@@ -195,9 +195,9 @@ async fn remove_member(
     db.commit(note, StatusCode::OK, Json(answer)).await
 }
 
-/// Invite somebody
+/// Invite a user
 ///
-/// They get a mail with a link that is good for a week. Inviting again replaces the link.
+/// The user gets an e-mail with a link that is valid for a week. Inviting again replaces the link.
 #[utoipa::path(
     post,
     path = "/api/v1/organizations/{id}/invites",
@@ -208,7 +208,7 @@ async fn remove_member(
     responses(
         (status = 201, body = Invite),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The address is a member's"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The address belongs to a member"),
         Refusals,
     )
 )]
@@ -221,15 +221,21 @@ async fn invite(
 ) -> Result<(StatusCode, Json<Invite>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
+
     let email = body.email.trim();
     let mut fields = Fields::default();
-    let told = "must be an e-mail address such as name@example.com";
-    fields.check(is_email(email), "email", "email", told);
-    let told = "must be user or org_admin; a super_admin is made by the platform's operator";
-    fields.check(body.role != Role::SuperAdmin, "role", "enum", told);
+    let message = "must be an e-mail address such as name@example.com";
+    fields.check(is_email(email), "email", "email", message);
+    let message = "must be user or org_admin; only the operator creates a super_admin";
+    fields.check(body.role != Role::SuperAdmin, "role", "enum", message);
     fields.finish()?;
+
+    // 1. Take a token of the rate limit before anything is sent.
     door.invite(caller.org)?;
+
     let text = |id: InviteId, name: &str| mail_text(&context, id, name);
+
+    // 2. Store the invitation and its mail job in one transaction.
     let mut db = caller.change(&context).await?;
     let (invite, job) = invites::send(
         &mut db,
@@ -241,8 +247,11 @@ async fn invite(
         text,
     )
     .await?;
+
     let note = Note::new("invite.create", org, invite.id.0).after(&invite)?;
     let answer = db.commit(note, StatusCode::CREATED, Json(invite)).await?;
+
+    // 3. Wake a worker after the commit.
     if let Some(job) = job {
         context.bells.ring_job(&job);
     }
@@ -256,8 +265,8 @@ fn mail_text(context: &Context, id: InviteId, organization: &str) -> String {
         "You are invited to {organization} on Peal.\n\n\
          Choose a password here:\n\n{base}/accept-invite?token={token}\n\n\
          Programs: POST {base}/api/v1/organizations/invites/accept with the token and a password.\n\
-         If you sign in with another provider, just sign in with this e-mail address.\n\n\
-         The invitation is good for a week. If you did not expect it, do nothing.\n"
+         If you sign in with another provider, sign in there with this e-mail address.\n\n\
+         The invitation is valid for a week. If you did not expect it, do nothing.\n"
     )
 }
 
@@ -271,7 +280,7 @@ fn mail_text(context: &Context, id: InviteId, organization: &str) -> String {
     security(("session" = [])),
     params(("id" = OrgId, Path), Part),
     responses(
-        (status = 200, body = Invites, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
+        (status = 200, body = Invites, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
         Refusals,
     )
@@ -289,7 +298,7 @@ async fn list_invites(
     Ok(Listed::of(invites, |invites| Invites { invites }))
 }
 
-/// Take an invitation back
+/// Revoke an invitation
 #[utoipa::path(
     delete,
     path = "/api/v1/organizations/{id}/invites/{invite_id}",
@@ -298,7 +307,7 @@ async fn list_invites(
     params(("id" = OrgId, Path), ("invite_id" = InviteId, Path)),
     responses(
         (status = 200, body = Removed),
-        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such invitation waits"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such open invitation"),
         Refusals,
     )
 )]
@@ -313,15 +322,15 @@ async fn revoke_invite(
     let invite = invites::revoke(&mut db, &caller.scope(), org, id).await?;
     let note = Note::new("invite.delete", org, id.0).before(&invite)?;
     let answer = Removed {
-        message: "the invitation is taken back",
+        message: "invitation revoked",
     };
     db.commit(note, StatusCode::OK, Json(answer)).await
 }
 
 /// Accept an invitation
 ///
-/// Makes the invited person a member with a password of their own. Whoever signs in with
-/// another provider just signs in.
+/// Makes the invited user a member with their own password. A user of another provider signs
+/// in there instead.
 #[utoipa::path(
     post,
     path = "/api/v1/organizations/invites/accept",
@@ -330,12 +339,12 @@ async fn revoke_invite(
     request_body = Accept,
     responses(
         (status = 201, body = Joined),
-        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "The token is not genuine"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The address is in use elsewhere"),
-        (status = 410, body = ProblemDocument, content_type = "application/problem+json", description = "The invitation was used, taken back, or is too old"),
+        (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "The token is not valid"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The address is already in use"),
+        (status = 410, body = ProblemDocument, content_type = "application/problem+json", description = "The invitation was used, revoked, or has expired"),
         (status = 422, body = ProblemDocument, content_type = "application/problem+json", description = "The input is invalid"),
-        (status = 429, body = ProblemDocument, content_type = "application/problem+json", description = "Too many attempts; `Retry-After` says when to come again"),
-        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Too busy; `Retry-After` says when to come again"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json", description = "Too many attempts; `Retry-After` says when to retry"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Too busy; `Retry-After` says when to retry"),
     )
 )]
 async fn accept_invite(
@@ -345,11 +354,14 @@ async fn accept_invite(
     ValidJson(body): ValidJson<Accept>,
 ) -> Result<(StatusCode, Json<Joined>)> {
     let keys = &context.config.keys;
+
     if let Some(name) = &body.full_name {
         let mut fields = Fields::default();
         fields.check_text(name, "full_name", 1, 200);
         fields.finish()?;
     }
+
+    // 1. Bound the attempts, then find the invitation.
     door.guess(&origin)?;
     let id = keys
         .invite_of(&body.token)
@@ -357,10 +369,14 @@ async fn accept_invite(
     let mut db = context.pool.begin().await?;
     let invite = invites::waiting_unscoped(&mut db, id).await?;
     drop(db);
+
+    // 2. Hash the password without a connection.
     check_password(&body.password, "password", &invite.email)?;
     let hash = door.hasher.hash(body.password).await?;
-    // The token is good once, which is all that an Idempotency-Key could give.
+
+    // The token works once, so an Idempotency-Key adds nothing.
     origin.claim = None;
+
     let name = body.full_name.as_deref().map(str::trim);
     let caller = Caller {
         principal: invites::guest(&invite),
@@ -368,8 +384,11 @@ async fn accept_invite(
         until: None,
         origin,
     };
+
+    // 3. Accept the invitation as its new member.
     let mut db = caller.change(&context).await?;
     invites::accept_unscoped(&mut db, &caller, id, name, &hash).await?;
+
     let note = Note::new("invite.accept", invite.organization_id, id.0);
     let answer = Joined {
         user_id: caller.user,
@@ -381,7 +400,7 @@ async fn accept_invite(
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"users": [{
+#[schema(as = Members, example = json!({"users": [{
     "id": "0198c0de-0000-7000-8000-000000000002", "organization_id": "0198c0de-0000-7000-8000-000000000001",
     "email": "ada@example.com", "full_name": "Ada Lovelace", "role": "org_admin", "created_at": "2026-06-01T08:00:00Z"
 }], "total": 1, "page": 1, "page_size": 20}))]
@@ -413,7 +432,7 @@ fn user() -> Role {
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"invites": [{
+#[schema(as = Invites, example = json!({"invites": [{
     "id": "0198c0de-0000-7000-8000-000000000004", "organization_id": "0198c0de-0000-7000-8000-000000000001",
     "email": "grace@example.com", "role": "user", "invited_by": "0198c0de-0000-7000-8000-000000000002",
     "created_at": "2026-06-01T08:00:00Z", "expires_at": "2026-06-08T08:00:00Z"
@@ -422,18 +441,18 @@ struct Invites {
     invites: Vec<Invite>,
 }
 
-/// Good news.
+/// Success message.
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"message": "the user is removed"}))]
+#[schema(as = Removed, example = json!({"message": "the user is removed"}))]
 struct Removed {
     message: &'static str,
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"token": "from the mail", "password": "correct horse battery", "full_name": "Grace Hopper"}))]
+#[schema(as = Accept, example = json!({"token": "from the mail", "password": "correct horse battery", "full_name": "Grace Hopper"}))]
 struct Accept {
-    /// From the mail.
+    /// The token from the e-mail.
     token: String,
     /// 12 to 128 characters.
     #[schema(value_type = String, format = Password)]
@@ -442,7 +461,7 @@ struct Accept {
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({
+#[schema(as = Joined, example = json!({
     "user_id": "0198c0de-0000-7000-8000-00000000000b", "organization_id": "0198c0de-0000-7000-8000-000000000001",
     "email": "grace@example.com", "role": "user"
 }))]

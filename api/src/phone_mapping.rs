@@ -1,4 +1,4 @@
-//! `/api/v1/phone/mapping`: which agent a caller number speaks for.
+//! `/api/v1/phone/mapping`: agents mapped to caller numbers.
 
 use std::sync::Arc;
 
@@ -42,16 +42,16 @@ pub fn router() -> OpenApiRouter<Api> {
     path = "/api/v1/phone/mapping",
     tag = "Phone mapping",
     params(Part),
-    responses((status = 200, body = Mappings, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = Mappings, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(part): ValidQuery<Part>,
 ) -> Result<Listed<Mappings>> {
-    let (page, wanted) = (part.page()?, Wanted::default());
+    let (page, filter) = (part.page()?, Wanted::default());
     let mut db = caller.read(&context).await?;
-    let mappings = mapping::list(&mut db, &caller.scope(), wanted, page).await?;
+    let mappings = mapping::list(&mut db, &caller.scope(), filter, page).await?;
     Ok(Listed::of(mappings, several))
 }
 
@@ -62,7 +62,7 @@ async fn list(
     tag = "Phone mapping",
     params(("agent_id" = AgentId, Path), Part),
     responses(
-        (status = 200, body = Mappings, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
+        (status = 200, body = Mappings, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such agent"),
         Refusals,
     )
@@ -76,11 +76,11 @@ async fn of_agent(
     let page = part.page()?;
     let mut db = caller.read(&context).await?;
     agents::find(&mut db, &caller.scope(), agent).await?;
-    let wanted = Wanted {
+    let filter = Wanted {
         agent: Some(agent),
         ..Wanted::default()
     };
-    let mappings = mapping::list(&mut db, &caller.scope(), wanted, page).await?;
+    let mappings = mapping::list(&mut db, &caller.scope(), filter, page).await?;
     Ok(Listed::of(mappings, several))
 }
 
@@ -103,11 +103,11 @@ async fn of_phone(
 ) -> Result<Json<OneMapping>> {
     let mut db = caller.read(&context).await?;
     phones::find(&mut db, &caller.scope(), phone).await?;
-    let wanted = Wanted {
+    let filter = Wanted {
         phone: Some(phone),
         ..Wanted::default()
     };
-    let found = mapping::list(&mut db, &caller.scope(), wanted, Page::WHOLE).await?;
+    let found = mapping::list(&mut db, &caller.scope(), filter, Page::WHOLE).await?;
     let found = found.rows.into_iter().next();
     Ok(one(found.ok_or(Error::NotFound("Mapping"))?))
 }
@@ -125,7 +125,7 @@ async fn of_phone(
         (status = 201, body = OneMapping),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Not exactly one of `agent_id` and `workflow_id`, or a workflow"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such number or agent"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The number has a mapping"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The number has a mapping already"),
         Refusals,
     )
 )]
@@ -136,9 +136,9 @@ async fn create(
 ) -> Result<(StatusCode, Json<OneMapping>)> {
     let agent = one_of(body.agent_id, body.workflow_id)?;
     let mut db = caller.change(&context).await?;
-    let made = mapping::create(&mut db, &caller.scope(), body.phone_number_id, agent).await?;
-    let note = note("phone_mapping.create", &made).after(&made)?;
-    db.commit(note, StatusCode::CREATED, one(made)).await
+    let created = mapping::create(&mut db, &caller.scope(), body.phone_number_id, agent).await?;
+    let note = note("phone_mapping.create", &created).after(&created)?;
+    db.commit(note, StatusCode::CREATED, one(created)).await
 }
 
 /// Change a phone mapping
@@ -152,7 +152,7 @@ async fn create(
         (status = 200, body = OneMapping),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Both `agent_id` and `workflow_id`, or a workflow"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such mapping, number or agent"),
-        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The other number has a mapping"),
+        (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The other number has a mapping already"),
         Refusals,
     )
 )]
@@ -166,8 +166,10 @@ async fn update(
         (None, None) => None,
         (agent, workflow) => Some(one_of(agent, workflow)?),
     };
+
     let mut db = caller.change(&context).await?;
     let before = mapping::find(&mut db, &caller.scope(), id).await?;
+
     let changed = mapping::change(
         &mut db,
         &caller.scope(),
@@ -176,6 +178,7 @@ async fn update(
         agent.unwrap_or(before.agent_id),
     )
     .await?;
+
     let note = note("phone_mapping.update", &changed)
         .before(&before)?
         .after(&changed)?;
@@ -200,13 +203,13 @@ async fn delete(
     Ids(id): Ids<MappingId>,
 ) -> Result<(StatusCode, Json<Said>)> {
     let mut db = caller.change(&context).await?;
-    let gone = mapping::delete(&mut db, &caller.scope(), id).await?;
-    let note = note("phone_mapping.delete", &gone).before(&gone)?;
+    let deleted = mapping::delete(&mut db, &caller.scope(), id).await?;
+    let note = note("phone_mapping.delete", &deleted).before(&deleted)?;
     db.commit(note, StatusCode::OK, said("phone mapping deleted"))
         .await
 }
 
-/// A change of a mapping, for the audit log.
+/// Audit entry of a change of a mapping.
 fn note(action: &'static str, mapping: &Mapping) -> Note {
     Note::new(action, mapping.org_id, mapping.id.0)
 }
@@ -245,6 +248,7 @@ struct UpdateMapping {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Mappings)]
 struct Mappings {
     success: bool,
     mappings: Vec<Mapping>,

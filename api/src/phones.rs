@@ -39,13 +39,13 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List phone numbers
 ///
-/// Those the caller sees, the newest first. `/browse` narrows and counts them.
+/// All visible ones, the newest first. `/browse` filters and counts them.
 #[utoipa::path(
     get,
     path = "/api/v1/phone",
     tag = "Phone numbers",
     params(Part),
-    responses((status = 200, body = Phones, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = Phones, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
@@ -61,7 +61,7 @@ async fn list(
     path = "/api/v1/phone/active",
     tag = "Phone numbers",
     params(Part),
-    responses((status = 200, body = Phones, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = Phones, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn active(
     State(context): State<Arc<Context>>,
@@ -112,7 +112,7 @@ async fn browse(
     tag = "Phone numbers",
     params(("user_id" = UserId, Path), Part),
     responses(
-        (status = 200, body = Phones, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
+        (status = 200, body = Phones, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such user"),
         Refusals,
     )
@@ -172,7 +172,7 @@ async fn show(
 
 /// Add a phone number
 ///
-/// The trunk must have the number: the carrier refuses calls that show another.
+/// The trunk must own the number: the carrier refuses calls from any other.
 #[utoipa::path(
     post,
     path = "/api/v1/phone",
@@ -196,19 +196,24 @@ async fn create(
     if let Err(error) = &number {
         fields.check(false, "phone_number", error.code(), error.to_string());
     }
+
     let details = Details {
         friendly_name: text(&mut fields, body.friendly_name, "friendly_name"),
         country_code: country(&mut fields, body.country_code),
         region: text(&mut fields, body.region, "region"),
         is_active: body.is_active,
     };
+
     fields.finish()?;
+
     let Ok(number) = number else {
         return Err(Error::field("phone_number", "phone", "is not a phone number").into());
     };
+
     let user = body.user_id.unwrap_or(caller.user);
-    // The numbers of a member may hang on trunks that the caller alone sees.
+    // A member's numbers may belong to trunks that only the caller sees.
     let scope = caller.scope_of(user)?;
+
     let mut db = caller.change(&context).await?;
     let phone = phones::add(&mut db, &scope, user, body.trunk_id, &number, &details).await?;
     let note = note("phone.create", &phone).after(&phone)?;
@@ -217,7 +222,7 @@ async fn create(
 
 /// Change a phone number
 ///
-/// What is left out stays as it is; an empty text removes what was there.
+/// Absent fields stay unchanged; an empty string removes the value.
 #[utoipa::path(
     put,
     path = "/api/v1/phone/{phone_id}",
@@ -241,23 +246,30 @@ async fn update(
     let friendly_name = body
         .friendly_name
         .map(|name| text(&mut fields, Some(name), "friendly_name"));
+
     let country_code = body
         .country_code
         .map(|code| country(&mut fields, Some(code)));
+
     let region = body
         .region
         .map(|region| text(&mut fields, Some(region), "region"));
+
     fields.finish()?;
+
     let mut db = caller.change(&context).await?;
     let before = phones::lock(&mut db, &caller.scope(), id).await?;
+
     let details = Details {
         friendly_name: friendly_name.unwrap_or_else(|| before.friendly_name.clone()),
         country_code: country_code.unwrap_or_else(|| before.country_code.clone()),
         region: region.unwrap_or_else(|| before.region.clone()),
         is_active: body.is_active.unwrap_or(before.is_active),
     };
+
     let trunk = body.trunk_id.unwrap_or(before.trunk_id);
     let phone = phones::change(&mut db, &caller.scope(), &before, trunk, &details).await?;
+
     let note = note("phone.update", &phone)
         .before(&before)?
         .after(&phone)?;
@@ -266,7 +278,7 @@ async fn update(
 
 /// Delete a phone number
 ///
-/// Its mapping goes with it. Batches and calls of the past keep its id.
+/// Deletes its mapping too. Past batches and calls keep its id.
 #[utoipa::path(
     delete,
     path = "/api/v1/phone/{phone_id}",
@@ -291,7 +303,7 @@ async fn delete(
         .await
 }
 
-/// A change of a phone number, for the audit log.
+/// Audit entry of a change of a phone number.
 fn note(action: &'static str, phone: &Phone) -> Note {
     Note::new(action, phone.org_id, phone.id.0)
 }
@@ -303,14 +315,14 @@ fn one(phone_number: Phone) -> Json<OnePhone> {
     })
 }
 
-/// A text, or none when it is empty.
+/// Trims and checks a text; `None` when it is empty.
 fn text(fields: &mut Fields, text: Option<String>, path: &str) -> Option<String> {
     let text = text?.trim().to_owned();
     fields.check_text(&text, path, 0, 200);
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// The two letters of a country, or none when they are empty.
+/// Parses the two letters of a country; `None` when they are empty.
 fn country(fields: &mut Fields, code: Option<String>) -> Option<String> {
     let code = code.filter(|code| !code.is_empty())?;
     match Country::from_str(&code) {
@@ -327,7 +339,7 @@ fn country(fields: &mut Fields, code: Option<String>) -> Option<String> {
 struct AddPhone {
     /// In E.164.
     phone_number: String,
-    /// The trunk it hangs on; the organisation's only one when absent.
+    /// The trunk that owns it; the organisation's only one when absent.
     trunk_id: Option<TrunkId>,
     #[schema(max_length = 200)]
     friendly_name: Option<String>,
@@ -366,7 +378,7 @@ struct Browse {
     page: Option<i64>,
     #[param(minimum = 1, maximum = 100, default = 20)]
     page_size: Option<i64>,
-    /// `mine` lists the caller's own numbers alone.
+    /// `mine` lists only the caller's own numbers.
     scope: Option<Sight>,
     /// Ids, separated by commas.
     organization_ids: Option<String>,
@@ -377,6 +389,7 @@ struct Browse {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Phones)]
 struct Phones {
     success: bool,
     phone_numbers: Vec<Phone>,

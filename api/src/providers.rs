@@ -1,4 +1,4 @@
-//! `/api/v1/providers`: what agents can be made with.
+//! `/api/v1/providers`: model and voice providers.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ async fn models(
     of_kind(&context, &caller, ProviderKind::Model).await
 }
 
-/// List providers of voices
+/// List voice providers
 #[utoipa::path(
     get,
     path = "/api/v1/providers/tts",
@@ -67,7 +67,7 @@ async fn transcribers(
     of_kind(&context, &caller, ProviderKind::Stt).await
 }
 
-/// List detectors of voice activity
+/// List voice activity detectors
 #[utoipa::path(
     get,
     path = "/api/v1/providers/vad",

@@ -1,9 +1,9 @@
-//! How often somebody may ask, whatever they ask for.
+//! Rate limits of all requests.
 //!
-//! Each API key has an allowance of its own, and so has each signed-in user over all of their
-//! sessions; an answer tells in `RateLimit-*` how much of it is left. Whoever is not known by
-//! what they show uses up their address's allowance; a good key or token is not kept waiting by
-//! its neighbours' bad ones. Carriers and probes show neither and have no allowance.
+//! Each API key has its own limit, and each user has one over all sessions; responses report it
+//! in `RateLimit-*`. Invalid keys and tokens count against the limit of their address, so they
+//! do not slow down a valid key behind the same address. Carriers and probes send neither and
+//! are not limited.
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -20,7 +20,7 @@ pub const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 pub const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 pub const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
-/// The allowances of everybody.
+/// Rate limits of authenticated callers and of invalid credentials.
 #[derive(Clone)]
 pub struct Rates {
     callers: Pace,
@@ -28,7 +28,7 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// As the settings say.
+    /// Creates the limits of the settings.
     pub fn new(limits: &ServerLimits) -> Self {
         let (requests, refusals) = (limits.requests_per_sec, limits.refusals_per_min);
         Self {
@@ -37,10 +37,10 @@ impl Rates {
         }
     }
 
-    /// Takes a turn of a caller.
+    /// Takes a token of an authenticated caller.
     ///
     /// # Errors
-    /// 429 when their allowance is used up.
+    /// 429 when the limit is reached.
     pub fn known(&self, caller: &Principal) -> Result<Left> {
         let taken = match caller.credential {
             Credential::ApiKey(key) => self.callers.take(("key", key.0)),
@@ -49,7 +49,8 @@ impl Rates {
         taken.map_err(Problem::too_soon)
     }
 
-    /// Takes a turn of an address that somebody unknown asks from. Answers what they are told.
+    /// Takes a token of the address of an invalid credential. Returns the error to send: 401, or
+    /// 429 when the limit is reached.
     pub fn unknown(&self, from: Option<IpAddr>) -> Problem {
         match self.refusals.take(from.map(neighbourhood)) {
             Ok(_left) => Problem::unauthorized(),
@@ -58,7 +59,7 @@ impl Rates {
     }
 }
 
-/// An address; of IPv6, where a customer has a whole network, the network.
+/// Key of an address: the address of IPv4, the /64 network of IPv6, where a customer has many.
 pub fn neighbourhood(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -69,19 +70,19 @@ pub fn neighbourhood(address: IpAddr) -> IpAddr {
     }
 }
 
-/// What is left to the caller of one request, once that is known: left in the request by what
-/// goes around it, which tells it in the answer.
+/// Request extension for the caller's remaining limit. Authentication records it; the outer
+/// middleware writes it to the response's headers.
 #[derive(Clone, Default)]
 pub struct Allowance(Arc<OnceLock<Left>>);
 
 impl Allowance {
-    /// Notes what is left.
+    /// Records the remaining limit.
     pub fn note(&self, left: Left) {
-        // A request has one caller, however often it is looked at.
-        let _noted_before = self.0.set(left);
+        // A request has one caller, even when it is authenticated twice.
+        let _already_recorded = self.0.set(left);
     }
 
-    /// Tells what is left, if a caller was known.
+    /// Writes the headers when the caller was authenticated.
     pub fn tell(&self, headers: &mut HeaderMap) {
         if let Some(left) = self.0.get() {
             headers.insert(LIMIT, left.limit.into());
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_customer_has_one_allowance() {
+    fn an_ipv6_customer_has_one_limit() {
         let of = |text: &str| neighbourhood(text.parse().unwrap());
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));

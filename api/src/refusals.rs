@@ -1,11 +1,11 @@
-//! Whom the API turns away, for the audit log: callers who may not do what they ask for (403),
-//! failed sign-ins, and keys and tokens that are no good (401, and 429 when they are too many).
+//! Audit log of denied requests: callers without permission (403), failed logins, and invalid
+//! keys and tokens (401, and 429 when there are too many).
 //!
-//! Whoever is turned away can come back as often as they like, so what is written down is
-//! bounded: of each caller or address [`EACH`] rows a minute, [`ALL`] of all strangers together,
-//! and at the minute's end one more that counts the rest. Callers who are known share nothing with
-//! strangers: a flood of these hides none of theirs. Nobody waits for it to be written, and what
-//! is written names the route and never what was shown.
+//! A client can repeat a denied request without end, so the rows are bounded: [`ROWS_PER_KEY`] a
+//! minute of each caller or address, [`ANONYMOUS_ROWS`] a minute of all unauthenticated clients
+//! together, and at the end of the minute rows that count the rest. Authenticated callers are
+//! sampled apart from unauthenticated clients, so a flood of these hides none of their rows.
+//! Requests do not wait for the write. A row names the route and never the credential.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -29,37 +29,39 @@ use uuid::Uuid;
 use crate::auth::{API_KEY_HEADER, RequestId, Sender};
 use crate::rates::neighbourhood;
 
-/// Rows a minute of one caller or address.
+/// Rows per minute of one caller or address.
 const EACH: i64 = 10;
-/// Rows a minute of all strangers, besides those that count the rest.
+/// Rows per minute of all unauthenticated clients, besides the summaries.
 const ALL: i64 = 300;
-/// Rows that count the rest, each of one address, and as many of callers; the others share one.
+/// Summary rows per minute of addresses, and as many of callers; the others share one row.
 const COUNTS: usize = 100;
-/// Addresses that are told apart in a minute, and callers.
+/// Addresses counted separately in a minute.
 const TOLD_APART: usize = 10_000;
+/// Callers counted separately in a minute.
 const CALLERS: usize = 5_000;
 const MINUTE: Duration = Duration::from_secs(60);
-/// Refusals that wait to be written; further ones are only counted.
+/// Capacity of the queue to the writer; denials beyond it are only counted.
 const WAITING: usize = 1024;
-/// Of these, what strangers leave free for callers.
+/// Part of the queue reserved for authenticated callers.
 const CALLERS_WAITING: usize = 256;
-/// How long a stopping process waits for the last rows.
+/// Longest wait of a stopping process for the last rows.
 const LAST_ROWS: Duration = Duration::from_secs(2);
 const LOGIN: &str = "/api/v1/auth/login";
 
-/// Who asks, once that is known: left in the request by what goes around it.
+/// Request extension for the caller's identity: set by authentication, read by
+/// [`record_denied`].
 #[derive(Clone, Debug, Default)]
 pub struct Asker(Arc<OnceLock<Turned>>);
 
 impl Asker {
-    /// Says who it is.
+    /// Sets the identity.
     pub fn is(&self, who: Turned) {
-        // A request has one caller, however often it is looked at.
-        let _said_before = self.0.set(who);
+        // A request has one caller, even when it is authenticated twice.
+        let _already_set = self.0.set(who);
     }
 }
 
-/// The way to the writer.
+/// Handle of the writer of denied requests.
 #[derive(Clone)]
 pub struct Refusals {
     line: mpsc::Sender<Option<Refusal>>,
@@ -68,7 +70,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// Opens the line; its writer works until [`Self::close`], or the last clone is gone.
+    /// Spawns the writer; it runs until [`Self::close`] or the drop of the last clone.
     pub fn open(context: &Arc<Context>) -> Self {
         let (line, waiting) = mpsc::channel(WAITING);
         let refusals = Self {
@@ -79,7 +81,7 @@ impl Refusals {
         let (missed, written) = (Arc::clone(&refusals.missed), refusals.written.clone());
         let context = Arc::clone(context);
         tokio::spawn(async move {
-            let _written = written.drop_guard();
+            let _finished = written.drop_guard();
             write(&context, waiting, &missed).await;
         });
         refusals
@@ -93,32 +95,35 @@ impl Refusals {
         }
     }
 
-    /// Writes what is left, for a process that ends.
+    /// Writes the remaining rows when the process stops.
     pub async fn close(self) {
         let closed = async {
-            let _gone_already = self.line.send(None).await;
+            let _already_closed = self.line.send(None).await;
             self.written.cancelled().await;
         };
         if timeout(LAST_ROWS, closed).await.is_err() {
-            tracing::warn!("the last refusals were not written into the audit log");
+            tracing::warn!("the last denied requests were not written to the audit log");
         }
     }
 }
 
-/// Goes around every request, and notes those that are turned away.
+/// Middleware that records denied requests.
 pub async fn note(State(refusals): State<Refusals>, mut request: Request, next: Next) -> Response {
     let pattern = request.extensions().get::<MatchedPath>().cloned();
-    // Carriers have no rights that could be missing, and come by the thousand.
+    // Callbacks need no permission, and arrive by the thousand.
     let Some(route) = pattern.filter(|route| !route.as_str().contains("callback")) else {
         return next.run(request).await;
     };
+
     let asker = Asker::default();
     request.extensions_mut().insert(asker.clone());
     let (method, shown) = (request.method().clone(), shows_something(request.headers()));
     let request_id = request.extensions().get::<RequestId>();
     let request_id = request_id.map(|RequestId(id)| id.clone());
     let ip = request.extensions().get::<Sender>().map(|Sender(ip)| *ip);
+
     let response = next.run(request).await;
+
     let who = asker.0.get().cloned().unwrap_or(Turned::Nobody);
     if let Some(action) = action(response.status(), &who, shown, route.as_str()) {
         refusals.tell(Refusal {
@@ -137,7 +142,7 @@ fn shows_something(headers: &HeaderMap) -> bool {
     headers.contains_key(API_KEY_HEADER) || headers.contains_key(AUTHORIZATION)
 }
 
-/// What is noted of an answer, if anything is.
+/// Audit action of a response; `None` when it is not recorded.
 fn action(status: StatusCode, who: &Turned, shown: bool, route: &str) -> Option<&'static str> {
     match (status.as_u16(), who) {
         (403, Turned::Known(_)) => Some("auth.refused"),
@@ -155,34 +160,37 @@ async fn write(
     let mut minute = interval_at(Instant::now() + MINUTE, MINUTE);
     minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sample = Sample::default();
-    let mut came = Vec::new();
-    let mut goes_on = true;
-    while goes_on {
+    let mut received = Vec::new();
+    let mut is_open = true;
+    while is_open {
         let mut rows = Vec::new();
         tokio::select! {
-            several = waiting.recv_many(&mut came, WAITING) => {
-                goes_on = several > 0 && came.iter().all(Option::is_some);
-                rows.extend(came.drain(..).flatten().filter_map(|one| sample.take(one)));
+            count = waiting.recv_many(&mut received, WAITING) => {
+                is_open = count > 0 && received.iter().all(Option::is_some);
+                rows.extend(received.drain(..).flatten().filter_map(|one| sample.take(one)));
             }
             _ = minute.tick() => rows.extend(sample.turn(missed.swap(0, Ordering::Relaxed))),
         }
-        if !goes_on {
+
+        if !is_open {
             rows.extend(sample.turn(missed.swap(0, Ordering::Relaxed)));
         }
+
         if rows.is_empty() {
             continue;
         }
+
         let written = async {
             let mut db = context.pool.acquire().await?;
             refused_unscoped(&mut db, &rows).await
         };
         if let Err(error) = written.await {
-            tracing::warn!(%error, rows = rows.len(), "refusals are missing in the audit log");
+            tracing::warn!(%error, rows = rows.len(), "denied requests were not written to the audit log");
         }
     }
 }
 
-/// Who shares an allowance of rows.
+/// Key by which rows are limited.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Sharer {
     Caller(&'static str, Uuid),
@@ -201,24 +209,24 @@ impl Sharer {
     }
 }
 
-/// What was written of one of them, and what was not.
+/// Rows written and left out of one key.
 struct Share {
     rows: i64,
     left_out: i64,
     last: Refusal,
 }
 
-/// The refusals of a minute of callers, or of strangers.
+/// Denied requests of one minute, of callers or of unauthenticated clients.
 #[derive(Default)]
 struct Crowd {
     rows: i64,
     shares: HashMap<Sharer, Share>,
-    /// Of those who are not told apart any more.
+    /// Denials of keys beyond the maximum that is counted separately.
     others: i64,
 }
 
 impl Crowd {
-    /// The refusal, if it is to be written: of so many who are told apart, and of so many rows.
+    /// Returns the denial when it is to be written: at most `apart` keys and `all` rows.
     fn take(
         &mut self,
         sharer: Sharer,
@@ -245,7 +253,7 @@ impl Crowd {
         None
     }
 
-    /// The rows that count what was left out, and how many are in none.
+    /// Returns the summary rows, and the number of denials in none of them.
     fn counted(self) -> (Vec<Refusal>, i64) {
         let shares = self.shares.into_values();
         let mut left: Vec<Share> = shares.filter(|share| share.left_out > 0).collect();
@@ -260,7 +268,7 @@ impl Crowd {
     }
 }
 
-/// The refusals of a minute.
+/// Sample of one minute's denied requests.
 #[derive(Default)]
 struct Sample {
     callers: Crowd,
@@ -268,7 +276,7 @@ struct Sample {
 }
 
 impl Sample {
-    /// The refusal, if it is to be written.
+    /// Returns the denial when it is to be written.
     fn take(&mut self, refusal: Refusal) -> Option<Refusal> {
         match Sharer::of(&refusal) {
             caller @ Sharer::Caller(..) => self.callers.take(caller, refusal, CALLERS, i64::MAX),
@@ -276,13 +284,13 @@ impl Sample {
         }
     }
 
-    /// Ends the minute. Answers the rows that count what was left out, `missed` of whoever it was
-    /// included.
+    /// Ends the minute. Returns the summary rows, including `missed` denials of unknown origin.
     fn turn(&mut self, missed: i64) -> Vec<Refusal> {
         let minute = std::mem::take(self);
         let (mut rows, of_callers) = minute.callers.counted();
         let (counted, of_strangers) = minute.strangers.counted();
         rows.extend(counted);
+
         let others = missed + of_callers + of_strangers;
         if others > 0 {
             rows.push(Refusal {
@@ -322,19 +330,19 @@ mod tests {
     }
 
     #[test]
-    fn ten_of_each_are_written_and_the_rest_is_counted() {
+    fn ten_rows_of_each_address_are_written_and_the_rest_is_counted() {
         let mut sample = Sample::default();
         assert_eq!(taken(&mut sample, 1, 3), 3);
         assert_eq!(taken(&mut sample, 2, 25), EACH);
         let counted = sample.turn(0);
         assert_eq!(counted.len(), 1);
         assert_eq!((counted[0].left_out, counted[0].ip), (15, refusal(2).ip));
-        // Another minute, another allowance.
+        // The next minute starts from zero.
         assert_eq!(taken(&mut sample, 2, 25), EACH);
     }
 
     #[test]
-    fn a_flood_from_everywhere_comes_to_a_bounded_number_of_rows_and_none_is_forgotten() {
+    fn a_flood_of_many_addresses_makes_a_bounded_number_of_rows_and_all_are_counted() {
         let mut sample = Sample::default();
         let addresses = 20_000_u32;
         let rows: i64 = (0..addresses).map(|ip| taken(&mut sample, ip, 1)).sum();
@@ -346,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_strangers_hides_no_caller() {
+    fn an_unauthenticated_flood_hides_no_caller() {
         let mut sample = Sample::default();
         for address in 0..20_000 {
             taken(&mut sample, address, 2);
@@ -371,8 +379,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_noted_depends_on_who_was_refused_what() {
-        let nobody = Turned::Nobody;
+    fn the_audit_action_depends_on_status_route_and_credential() {
+        let anonymous = Turned::Nobody;
         let place = "/api/v1/me";
         for (status, route, shown, noted) in [
             (200, place, true, None),
@@ -386,7 +394,7 @@ mod tests {
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(
-                action(status, &nobody, shown, route),
+                action(status, &anonymous, shown, route),
                 noted,
                 "{status} {route}"
             );

@@ -1,7 +1,7 @@
-//! `Idempotency-Key`: a POST that carries one is read whole and fingerprinted before its handler
-//! runs, so that [`Caller::change`](crate::auth::Caller::change) can tell the same request from
-//! another one under the same key. A body that is too long for that is fingerprinted by its
-//! handler, on its way through ([`StreamedKey`]).
+//! `Idempotency-Key`: a POST with a key is read whole and fingerprinted before its handler runs,
+//! so that [`Caller::begin_write`](crate::auth::Caller::begin_write) can distinguish a repeated
+//! request from another one under the same key. The handler of a streamed body fingerprints it
+//! while streaming ([`StreamedKey`]).
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{FromRequestParts, OriginalUri, Request};
@@ -19,12 +19,12 @@ use crate::error::{Problem, Result};
 use crate::extract::in_time;
 use crate::server::BODY_LIMIT_BYTES;
 
-/// The header.
+/// Name of the header.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_KEY_BYTES: usize = 255;
 const INSANE: &str = "must be 1 to 255 printable ASCII characters, such as a UUID";
 
-/// Reads the key, if there is one, and leaves it as an extension of the request.
+/// Middleware that adds the key and the fingerprint as a request extension.
 pub async fn take(request: Request, next: Next) -> Result<Response> {
     if request.method() != Method::POST {
         return Ok(next.run(request).await);
@@ -32,6 +32,7 @@ pub async fn take(request: Request, next: Next) -> Result<Response> {
     let Some(key) = sent(request.headers())? else {
         return Ok(next.run(request).await);
     };
+
     let (mut parts, body) = request.into_parts();
     let body = in_time(to_bytes(body, BODY_LIMIT_BYTES))
         .await?
@@ -42,23 +43,24 @@ pub async fn take(request: Request, next: Next) -> Result<Response> {
                 "the body is incomplete, or larger than this route takes; split it",
             )
         })?;
+
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let fingerprint = fingerprint(path, &body);
     parts.extensions.insert(Claim { key, fingerprint });
     Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
 }
 
-/// The key of a request whose body is longer than memory, if it has one.
+/// Key of a request whose body is streamed, if it has one.
 pub struct StreamedKey(pub Option<Unclaimed>);
 
-/// A key of which it is not known yet what it was sent with.
+/// Key of a request whose fingerprint is not yet known.
 pub struct Unclaimed {
     pub key: String,
     path: String,
 }
 
 impl Unclaimed {
-    /// The key with what it was sent with: something whose SHA-256 this is.
+    /// Completes the claim with the SHA-256 of the body.
     pub fn with(&self, sha256: &[u8; 32]) -> Claim {
         Claim {
             key: self.key.clone(),
@@ -85,18 +87,17 @@ fn sent(headers: &HeaderMap) -> Result<Option<String>> {
     let Some(key) = headers.get(IDEMPOTENCY_KEY) else {
         return Ok(None);
     };
-    let is_sane = is_sane(key.as_bytes());
-    let key = key.to_str().ok().filter(|_| is_sane);
+    let is_valid = is_sane(key.as_bytes());
+    let key = key.to_str().ok().filter(|_| is_valid);
     key.map(|key| Some(key.to_owned()))
         .ok_or_else(|| wrong(("header", "Idempotency-Key"), "value_error", INSANE))
 }
 
-/// Makes sure that a request which moves money can be told from the same one sent again: by the
-/// header, or by the body's `idempotency_key`. Answers with a key for the ledger, where it is
-/// known for ever.
+/// Requires an idempotency key for a request that moves money, in the header or as the body's
+/// `idempotency_key`. Returns a key for the ledger, which keeps it for ever.
 ///
 /// # Errors
-/// When there is no key, or there are two.
+/// No key, an invalid key, or two different keys.
 pub fn demand(
     caller: &mut Caller,
     given: Option<&str>,
@@ -106,8 +107,8 @@ pub fn demand(
     let claim = &mut caller.origin.claim;
     match (&claim, given) {
         (Some(claim), Some(given)) if claim.key != given => {
-            let told = "is not the Idempotency-Key of the header: send one of them";
-            return Err(wrong(("body", "idempotency_key"), "value_error", told));
+            let message = "is not the Idempotency-Key of the header: send one of them";
+            return Err(wrong(("body", "idempotency_key"), "value_error", message));
         }
         (Some(_), _) => {}
         (None, Some(given)) if is_sane(given.as_bytes()) => {
@@ -122,16 +123,20 @@ pub fn demand(
         }
         (None, None) => {}
     }
+
     let key = claim.as_ref().map(|claim| claim.key.clone());
     let key = key.ok_or_else(|| {
-        let told = "is missing: send a key of your choice, such as a UUID, so that the request moves \
-                    money once even when it is sent twice (or idempotency_key in the body)";
-        wrong(("header", "Idempotency-Key"), "missing", told)
+        let message = "is missing: send a key of your choice, such as a UUID, so that the request \
+                       moves money once even when it is sent twice (or idempotency_key in the \
+                       body)";
+        wrong(("header", "Idempotency-Key"), "missing", message)
     })?;
-    let mine = Sha256::new()
+
+    // The ledger's keys are per user.
+    let digest = Sha256::new()
         .chain_update(caller.user.0.as_bytes())
         .chain_update(key);
-    Ok(mine
+    Ok(digest
         .finalize()
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -151,6 +156,6 @@ fn is_sane(key: &[u8]) -> bool {
     (1..=MAX_KEY_BYTES).contains(&key.len()) && key.iter().all(|byte| (b' '..=b'~').contains(byte))
 }
 
-fn wrong((place, name): (&'static str, &str), kind: &'static str, told: &str) -> Problem {
-    Problem::invalid(vec![FieldError::new(place, [name], kind, told)])
+fn wrong((place, name): (&'static str, &str), kind: &'static str, message: &str) -> Problem {
+    Problem::invalid(vec![FieldError::new(place, [name], kind, message)])
 }

@@ -1,10 +1,10 @@
-//! The server: every feature's routes, what goes around them, and how it ends.
+//! HTTP server: the routes of all features, the layers around them, and the shutdown.
 //!
-//! Around a request, from the outside: its id, its span, its log line, its numbers and the
-//! writing of problems ([`frame`]); a panic becomes a 500; ordinary routes have 30 seconds and
-//! two megabytes; what users ask for waits for a place in its class ([`crate::shed`]).
-//! Callbacks and health go past the classes. Uploads and event streams have limits of their own.
-//! Browsers are told which pages may use the API ([`crate::cors`]), except on carriers' routes.
+//! Layers, from the outside: request id, span, log line, metrics and rendering of problems
+//! ([`request_middleware`]); a panic becomes a 500; ordinary routes have a timeout of 30 seconds
+//! and bodies of at most two megabytes; users' requests wait for a permit of their class
+//! ([`crate::shed`]). Callbacks and health checks bypass the classes. Uploads and event streams
+//! have their own limits. CORS ([`crate::cors`]) applies to all routes but the carriers'.
 
 use std::any::Any;
 use std::io;
@@ -48,32 +48,32 @@ use crate::{measure, noise_assets, openapi, org_pricing, organizations, people, 
 use crate::{phones, providers, refusals, request_key, service_prices, sign_in, tools, trunks};
 use crate::{uploads, voices, wallets};
 
-/// Where the batch-call family lives.
+/// Base path of batches, their rows and uploads.
 pub const BATCH_CALL: &str = "/api/v1/batch-call";
 /// Connections that may wait to be accepted. The usual 128 are full as soon as a carrier opens
-/// some hundred at once; the kernel then drops what comes, and it comes again a second later.
+/// some hundred at once; the kernel then drops the rest, and the clients retry a second later.
 const BACKLOG: u32 = 4096;
-/// How long an ordinary request may take.
+/// Timeout of an ordinary request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// The largest body of an ordinary request.
+/// Largest body of an ordinary request.
 pub const BODY_LIMIT_BYTES: usize = 2 * 1024 * 1024;
-/// Requests slower than this are worth a line whatever they are.
+/// Duration from which any request is logged.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// The name of a request, which answers repeat.
+/// Header with the request's id, repeated in the response.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// Listens for clients.
 ///
 /// # Errors
-/// When the address is taken, or not this machine's.
+/// The address is in use, or not local.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
-    // A restarted process need not wait for the connections of the one before.
+    // A restarted process does not wait for the connections of its predecessor.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -82,7 +82,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves until `shutdown`, then lets requests finish.
 ///
 /// # Errors
-/// When requests do not finish in time.
+/// Requests do not finish in time.
 pub async fn serve(
     context: Arc<Context>,
     listener: TcpListener,
@@ -95,8 +95,8 @@ pub async fn serve(
     served
 }
 
-/// Serves any routes as [`serve`] does its own: around them goes what goes around every route of
-/// the API, on the same kind of connections. The bench measures with it what both cost.
+/// Serves any routes with the layers and connections of [`serve`]. The bench measures their cost
+/// with it.
 ///
 /// # Errors
 /// As [`serve`].
@@ -118,41 +118,46 @@ pub async fn serve_framed(
     connections::serve(listener, framed, &limits, open, shutdown).await
 }
 
-/// The description of every route, without any state.
+/// OpenAPI document of all routes.
 #[must_use]
 pub fn document() -> OpenApi {
     routes(None).into_openapi()
 }
 
-/// Every route with its description. What layers want of the state comes as extensions, so that
-/// the routes can be described without one.
+/// All routes with their descriptions. Layers take state from extensions, so that the document
+/// can be built without state.
 fn routes(pages: Option<CorsLayer>) -> OpenApiRouter<Api> {
     let mut ordinary = bounded(ordinary());
     openapi::surrounded(ordinary.get_openapi_mut());
+
     let mut carriers = bounded(callbacks::router());
     openapi::surrounded(carriers.get_openapi_mut());
-    let mut unhurried = OpenApiRouter::new().nest(
+
+    let mut streaming_routes = OpenApiRouter::new().nest(
         BATCH_CALL,
         batch_events::router()
             .route_layer(from_fn(shed))
             .merge(uploads::upload_router()),
     );
-    openapi::sent_again(unhurried.get_openapi_mut());
+    openapi::sent_again(streaming_routes.get_openapi_mut());
+
     let mut routes = OpenApiRouter::with_openapi(openapi::head())
         .merge(ordinary)
-        .merge(unhurried)
+        .merge(streaming_routes)
         .fallback(async || Problem::no_route())
         .layer(option_layer(pages))
         .merge(carriers);
+
     openapi::complete(routes.get_openapi_mut());
     routes
 }
 
-/// The routes of clients whose requests are short.
+/// Routes with short requests.
 fn ordinary() -> OpenApiRouter<Api> {
-    let family = batches::router()
+    let batch_routes = batches::router()
         .merge(batch_rows::router())
         .merge(uploads::router());
+
     OpenApiRouter::new()
         .merge(agents::router())
         .merge(agent_copies::router())
@@ -167,7 +172,7 @@ fn ordinary() -> OpenApiRouter<Api> {
         .merge(agent_analysis::router())
         .merge(workflows::router())
         .nest("/api/call", direct_calls::router())
-        .nest(BATCH_CALL, family)
+        .nest(BATCH_CALL, batch_routes)
         .merge(sign_in::router())
         .merge(organizations::router())
         .merge(me::router())
@@ -202,7 +207,7 @@ fn ordinary() -> OpenApiRouter<Api> {
         .merge(openapi::alias(gone::router()))
 }
 
-/// Routes whose requests are bounded in time and size.
+/// Adds the limits of time and size, and `Idempotency-Key`.
 fn bounded(routes: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
     routes
         .layer(from_fn(request_key::take))
@@ -222,36 +227,44 @@ fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// What goes around every request.
+/// Middleware of every request: id, span, log line, metrics, headers and problems.
 async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: Next) -> Response {
     let (started, began) = (Instant::now(), context.traces.begin());
     let uri = began.map(|_traced| request.uri().clone());
+
     let id = request_id(&request);
     let allowance = Allowance::default();
     let sender = Sender::of(&request, &context.config.proxies);
+
     request.extensions_mut().insert(RequestId(id.clone()));
     request.extensions_mut().insert(allowance.clone());
     if let Some(sender) = sender {
         request.extensions_mut().insert(sender);
     }
+
     let method = request.method().clone();
-    // The pattern, not the path: paths of callbacks hold tokens, queries hold phone numbers.
+
+    // The pattern, not the path: callback paths contain tokens, queries contain phone numbers.
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
+
     let span = tracing::info_span!("request", request.id = id, %method, route);
     async move {
         let mut response = written(next.run(request).await, &id);
+
         let headers = response.headers_mut();
         if let Ok(id) = HeaderValue::from_str(&id) {
             headers.insert(REQUEST_ID, id);
         }
+
         allowance.tell(headers);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers
             .entry(CACHE_CONTROL)
             .or_insert(HeaderValue::from_static("no-store"));
+
         let (status, took) = (response.status(), started.elapsed());
         log(&route, status, took);
         measure::count(&context, &route, status, took);
@@ -264,21 +277,21 @@ async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: 
     .await
 }
 
-/// Carriers and probes come by the hundred a second; their good answers are no news, and when
-/// there are too many, a line for each that is turned away would only make it worse.
+/// Logs a response. Carriers and probes send hundreds of requests a second: their successful
+/// responses, and callbacks rejected under overload, are logged at debug level only.
 fn log(route: &str, status: StatusCode, took: Duration) {
     let (status, ms) = (status.as_u16(), took.as_millis());
     let is_callback = route.contains("callback");
-    let is_turned_away = is_callback && status == StatusCode::SERVICE_UNAVAILABLE.as_u16();
+    let is_shed = is_callback && status == StatusCode::SERVICE_UNAVAILABLE.as_u16();
     let is_frequent = is_callback || route.starts_with("/health");
-    if is_turned_away || is_frequent && status < 400 && took < SLOW {
-        tracing::debug!(status, ms, "answered");
+    if is_shed || is_frequent && status < 400 && took < SLOW {
+        tracing::debug!(status, ms, "response sent");
     } else {
-        tracing::info!(status, ms, "answered");
+        tracing::info!(status, ms, "response sent");
     }
 }
 
-/// The client's id of the request when it is a sane one, else ours.
+/// Request id of the client when it is valid, else a generated one.
 fn request_id(request: &Request) -> String {
     request
         .headers()
@@ -294,12 +307,13 @@ fn request_id(request: &Request) -> String {
 }
 
 fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
-    let said = panic
+    let message = panic
         .downcast_ref::<String>()
         .cloned()
         .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_default();
-    Problem::from(anyhow::anyhow!("panic: {said}")).into_response()
+
+    Problem::from(anyhow::anyhow!("panic: {message}")).into_response()
 }
 
 #[cfg(test)]
@@ -314,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sane_request_id_is_kept_and_another_replaced() {
+    fn a_valid_request_id_is_kept_and_an_invalid_one_replaced() {
         assert_eq!(id_of("abc-1_2.3:4"), "abc-1_2.3:4");
         for odd in ["", "a b", "<script>", "a\"b", &"x".repeat(129)] {
             let id = id_of(odd);

@@ -1,5 +1,5 @@
-//! `/api/v1/service-prices`: what things cost. Everybody reads what they pay; the platform sets
-//! its own prices.
+//! `/api/v1/service-prices`: prices of services. Callers see the prices they pay; the platform
+//! sets its own.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::openapi::{Conflicting, Missing, Refusals};
 use crate::page::page;
 use crate::state::Api;
 
-/// A step in which calls are billed, in seconds.
+/// Default billing increment, in seconds.
 const INCREMENT_SECS: i32 = 60;
 /// Decimal places of a rate.
 const RATE_PLACES: u32 = 10;
@@ -39,8 +39,8 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List prices
 ///
-/// For a super_admin the platform's own; for everybody else what their organization pays, with
-/// the markup of the distributor it buys from.
+/// For a super_admin the platform's own; for others the prices of their organization, including
+/// the markup of its distributor.
 #[utoipa::path(
     get,
     path = "/api/v1/service-prices",
@@ -54,17 +54,20 @@ async fn list(
     ValidQuery(query): ValidQuery<PriceQuery>,
 ) -> Result<Json<ServicePrices>> {
     let page = page(query.page, query.page_size)?;
-    let wanted = Wanted {
+
+    let filter = Wanted {
         id: None,
         service: query.service,
         r#match: query.r#match,
         direction: query.direction,
         in_force: query.in_force,
     };
+
     let factor = factor(&context, &caller).await?;
     let mut db = caller.read(&context).await?;
     let bounds = (page.size, page.offset());
-    let (prices, total) = prices::list_unscoped(&mut db, &wanted, factor, bounds).await?;
+    let (prices, total) = prices::list_unscoped(&mut db, &filter, factor, bounds).await?;
+
     Ok(Json(ServicePrices {
         prices,
         total,
@@ -93,8 +96,8 @@ async fn show(
 
 /// Add a price
 ///
-/// For super_admins. The price of the same thing that is in force until then ends where this
-/// one begins. Calls that were claimed before keep the price of that moment.
+/// For super_admins. The price in force for the same service and match ends when this one
+/// begins. Calls claimed before keep their price.
 #[utoipa::path(
     post,
     path = "/api/v1/service-prices",
@@ -119,10 +122,10 @@ async fn create(
     db.commit(note, StatusCode::CREATED, Json(price)).await
 }
 
-/// Change a price that is still to come
+/// Change a future price
 ///
-/// For super_admins. What is left out stays. A price that has been in force stays as it is: add
-/// one that begins later.
+/// For super_admins. Absent fields stay unchanged. A price that has been in force cannot change:
+/// add one that begins later.
 #[utoipa::path(
     patch,
     path = "/api/v1/service-prices/{price_id}",
@@ -140,24 +143,28 @@ async fn update(
 ) -> Result<(StatusCode, Json<ServicePrice>)> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
+
     let mut fields = Fields::default();
     check_rate(&mut fields, body.price_usd);
     check_increment(&mut fields, body.increment_secs);
     fields.finish()?;
+
     let change = PriceChange {
         price_usd: body.price_usd,
         increment_secs: body.increment_secs,
         valid_from: body.valid_from,
     };
+
     let mut db = caller.change(&context).await?;
     let (before, after) = prices::change_unscoped(&mut db, id, &change).await?;
+
     let note = Note::new("service_price.update", caller.org, id.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
 }
 
-/// Take a price back that is still to come
+/// Delete a future price
 ///
 /// For super_admins. The price before it stays in force.
 #[utoipa::path(
@@ -178,13 +185,13 @@ async fn delete(
     let mut db = caller.change(&context).await?;
     let price = prices::delete_unscoped(&mut db, id).await?;
     let note = Note::new("service_price.delete", caller.org, id.0).before(&price)?;
-    let told = PriceDeleted {
-        message: "price taken back",
+    let answer = PriceDeleted {
+        message: "price deleted",
     };
-    db.commit(note, StatusCode::OK, Json(told)).await
+    db.commit(note, StatusCode::OK, Json(answer)).await
 }
 
-/// What the platform's prices are multiplied by for this caller.
+/// Factor on the platform's prices for this caller.
 async fn factor(context: &Context, caller: &Caller) -> Result<Decimal> {
     if caller.role == Role::SuperAdmin {
         return Ok(Decimal::ONE);
@@ -195,11 +202,11 @@ async fn factor(context: &Context, caller: &Caller) -> Result<Decimal> {
 
 fn check_rate(fields: &mut Fields, rate: Option<Decimal>) {
     let Some(rate) = rate else { return };
-    let told = "must be 0 to 1000 USD with at most 10 decimal places, such as \"0.014\"";
+    let message = "must be 0 to 1000 USD with at most 10 decimal places, such as \"0.014\"";
     let is_rate = rate >= Decimal::ZERO
         && rate <= Decimal::ONE_THOUSAND
         && rate.normalize().scale() <= RATE_PLACES;
-    fields.check(is_rate, "price_usd", "range", told);
+    fields.check(is_rate, "price_usd", "range", message);
 }
 
 fn check_increment(fields: &mut Fields, secs: Option<i32>) {
@@ -214,13 +221,13 @@ fn check_increment(fields: &mut Fields, secs: Option<i32>) {
 struct PriceQuery {
     #[param(inline)]
     service: Option<Service>,
-    /// Exactly this; an empty text for the general prices.
+    /// Exact match; an empty string for the general prices.
     r#match: Option<String>,
     #[param(inline)]
     direction: Option<Direction>,
-    /// Only those in force, or only the others.
+    /// Only prices in force, or only the others.
     in_force: Option<bool>,
-    /// From 1 on.
+    /// From 1.
     page: Option<i64>,
     /// 1 to 100; 20 when left out.
     page_size: Option<i64>,
@@ -237,7 +244,7 @@ struct ServicePrices {
 
 #[derive(Serialize, ToSchema)]
 struct PriceDeleted {
-    #[schema(example = "price taken back")]
+    #[schema(example = "price deleted")]
     message: &'static str,
 }
 
@@ -245,20 +252,20 @@ struct PriceDeleted {
 #[serde(deny_unknown_fields)]
 struct AddPrice {
     service: Service,
-    /// Of telephony the digits that a number begins with; of a model or a voice its name. Left
-    /// out or empty: everything that nothing else matches.
+    /// For telephony the leading digits of a number; for a model or a voice its name. Left out or
+    /// empty: all that no other price matches.
     #[serde(default)]
     r#match: String,
-    /// `outbound` unless told.
+    /// `outbound` by default.
     #[serde(default)]
     direction: Direction,
-    /// Per minute; of `attempt`, per call.
+    /// Per minute; for `attempt`, per call.
     #[serde(deserialize_with = "decimal")]
     #[schema(value_type = String)]
     price_usd: Decimal,
     /// 1 to 3600; 60 when left out.
     increment_secs: Option<i32>,
-    /// At once when left out.
+    /// Immediately when left out.
     valid_from: Option<DateTime<Utc>>,
 }
 
@@ -268,7 +275,8 @@ impl AddPrice {
         let mut fields = Fields::default();
         check_rate(&mut fields, Some(self.price_usd));
         check_increment(&mut fields, self.increment_secs);
-        let (fits, told) = match self.service {
+
+        let (fits, message) = match self.service {
             Service::Telephony => (
                 r#match.len() <= 15 && r#match.bytes().all(|b| b.is_ascii_digit()),
                 "must be up to 15 digits of a number, without +",
@@ -282,13 +290,15 @@ impl AddPrice {
                 "must be left out: there is one price of this service",
             ),
         };
-        fields.check(fits, "match", "value_error", told);
+
+        fields.check(fits, "match", "value_error", message);
         fields.check(
             self.service == Service::Telephony || self.direction == Direction::Outbound,
             "direction",
             "value_error",
             "must be left out: only telephony has a price for inbound calls",
         );
+
         fields.finish()?;
         Ok(NewPrice {
             service: self.service,

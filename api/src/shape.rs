@@ -1,7 +1,7 @@
-//! Objects are objects. serde's derived readers take a list as well wherever a struct or a
-//! tagged enum belongs, and read its items as the fields in their order. Nobody is told so, and
-//! a list that is sent by mistake would say something. A body is therefore held against the
-//! schema that describes it: where that has an object, a list is refused.
+//! Rejection of lists in place of objects. serde's derived deserializers also accept a list where
+//! a struct or a tagged enum belongs, and read its items as the fields in order. A list sent by
+//! mistake would be misread. A body is therefore compared with its schema: where the schema has
+//! an object, a list is rejected.
 
 use std::collections::HashMap;
 
@@ -13,10 +13,10 @@ use utoipa::openapi::{RefOr, Schema};
 
 use crate::error::{Problem, Result};
 
-/// Refuses lists where `T` has objects.
+/// Rejects lists where `T` has objects.
 ///
 /// # Errors
-/// Every such place.
+/// Every list in place of an object.
 pub fn objects<T: ToSchema>(body: &Value) -> Result<()> {
     let mut parts = Vec::new();
     T::schemas(&mut parts);
@@ -29,7 +29,7 @@ pub fn objects<T: ToSchema>(body: &Value) -> Result<()> {
     }
 }
 
-/// Schemas by their names.
+/// Schemas by name.
 struct Shape(HashMap<String, RefOr<Schema>>);
 
 impl Shape {
@@ -43,17 +43,17 @@ impl Shape {
         }
     }
 
-    /// Whether a value of this type may stand here.
+    /// True when the schema accepts a value of this type.
     fn takes(&self, schema: &RefOr<Schema>, kind: &Type) -> bool {
-        let is_one = |told: &SchemaType| match told {
+        let is_kind = |schema: &SchemaType| match schema {
             SchemaType::Type(one) => one == kind,
             SchemaType::Array(several) => several.contains(kind),
             SchemaType::AnyValue => true,
         };
         match self.at(schema) {
             None => true,
-            Some(Schema::Object(object)) => is_one(&object.schema_type),
-            Some(Schema::Array(array)) => is_one(&array.schema_type),
+            Some(Schema::Object(object)) => is_kind(&object.schema_type),
+            Some(Schema::Array(array)) => is_kind(&array.schema_type),
             Some(Schema::OneOf(forms)) => forms.items.iter().any(|form| self.takes(form, kind)),
             Some(Schema::AnyOf(forms)) => forms.items.iter().any(|form| self.takes(form, kind)),
             Some(Schema::AllOf(forms)) => forms.items.iter().all(|form| self.takes(form, kind)),
@@ -76,6 +76,7 @@ impl Shape {
             lists.push(error);
             return;
         }
+
         match (self.at(schema), value) {
             (Some(Schema::Array(array)), Value::Array(items)) => {
                 if let ArrayItems::RefOrSchema(each) = &array.items {
@@ -90,8 +91,8 @@ impl Shape {
                         Some(AdditionalProperties::RefOr(other)) => Some(other),
                         _ => None,
                     };
-                    if let Some(told) = object.properties.get(name).or(other) {
-                        self.within(told, field, name.clone(), path, lists);
+                    if let Some(property) = object.properties.get(name).or(other) {
+                        self.within(property, field, name.clone(), path, lists);
                     }
                 }
             }
@@ -119,12 +120,12 @@ impl Shape {
         path.pop();
     }
 
-    /// Whether the value may be of this form of an enum: its tag is not another one's.
+    /// True when the value can be this variant of an enum: its tag is not another variant's.
     fn fits(&self, form: &RefOr<Schema>, value: &Value) -> bool {
         match self.at(form) {
-            Some(Schema::Object(object)) => object.properties.iter().all(|(name, told)| {
-                match (self.at(told), value.get(name)) {
-                    (Some(Schema::Object(told)), Some(tag)) => told
+            Some(Schema::Object(object)) => object.properties.iter().all(|(name, part)| {
+                match (self.at(part), value.get(name)) {
+                    (Some(Schema::Object(part)), Some(tag)) => part
                         .enum_values
                         .as_ref()
                         .is_none_or(|known| known.contains(tag)),
@@ -136,7 +137,7 @@ impl Shape {
         }
     }
 
-    /// A list is in its place when one of the forms has it there.
+    /// Checks a value against alternatives; the one with the fewest errors counts.
     fn look_at_any(
         &self,
         forms: &[RefOr<Schema>],
@@ -149,8 +150,10 @@ impl Shape {
             Value::Array(_) => Type::Array,
             _ => return,
         };
+
         let mut fewest: Option<Vec<FieldError>> = None;
         let fitting = |form: &&RefOr<Schema>| self.takes(form, &kind) && self.fits(form, value);
+
         for form in forms.iter().filter(fitting) {
             let mut found = Vec::new();
             self.look(form, value, path, &mut found);
@@ -161,6 +164,7 @@ impl Shape {
                 fewest = Some(found);
             }
         }
+
         lists.extend(fewest.into_iter().flatten());
     }
 }
@@ -198,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_refused_wherever_an_object_belongs_and_nowhere_else() {
+    fn a_list_is_rejected_only_where_an_object_belongs() {
         for fine in [
             json!({}),
             json!({"auth": null, "items": [], "by_name": {}, "anything": [], "parameters": {}}),

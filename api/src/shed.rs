@@ -1,19 +1,18 @@
-//! How much is taken on at once. Requests come in classes, each with a bound of its own, so
-//! that a flood in one leaves the others alone:
+//! Load shedding. Each class of requests has its own concurrency limit, so that a flood in one
+//! class does not affect the others:
 //!
 //! | class | bounded by |
 //! |---|---|
-//! | callbacks, health | the inbox's places; connections to the database that nobody else uses |
+//! | callbacks, health | the event queue's capacity; reserved connections to the database |
 //! | changes (start, pause, create ...) | `PEAL_LIMIT_CONTROL` |
 //! | reads | `PEAL_LIMIT_READS` |
 //! | uploads | `PEAL_LIMIT_UPLOADS` |
-//! | changes that wait for a user's own server (a tool's test, an MCP server's list) | [`WAITING_OUTSIDE`], and for each organisation by the gate |
-//! | what nobody needs to be anybody for (signing in, accepting an invitation) | [`STRANGERS`] |
-//! | event streams | `PEAL_LIMIT_STREAMS`, `PEAL_LIMIT_STREAMS_PER_ORG`; their beginning is a read |
+//! | changes that wait for a user's own server (a tool's test, an MCP server's list) | [`MAX_THIRD_PARTY`], and per organisation by the outbound client |
+//! | unauthenticated routes (login, accepting an invitation) | [`MAX_ANONYMOUS`] |
+//! | event streams | `PEAL_LIMIT_STREAMS`, `PEAL_LIMIT_STREAMS_PER_ORG`; opening one is a read |
 //!
-//! A request whose class is full waits a moment for its turn, if few others do, and gets 503
-//! with `Retry-After` otherwise: what is answered is answered soon, and the rest learns soon that
-//! it should come again.
+//! A request whose class is full waits briefly for a permit when the queue has room. Otherwise it
+//! gets 503 with `Retry-After`: accepted requests stay fast, and the rest can retry soon.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,18 +30,17 @@ use tokio::time::timeout;
 
 use crate::error::{Problem, Result};
 
-/// For each request under way, so many may wait: about as many as have their turn before they
-/// lose patience.
+/// Waiting requests per permit: about as many as get a permit within the queue timeout.
 const WAITING_PER_PLACE: usize = 64;
 
-/// Requests that wait for somebody else's server. They hold no connection to the database while
-/// they do, so there may be more than of others; in their class they hold up nobody else.
+/// Concurrent requests that wait for a third party's server. They hold no connection to the
+/// database meanwhile, so the limit may be higher than others.
 const WAITING_OUTSIDE: usize = 256;
 
-/// Requests of strangers. However slowly they send, they hold up each other alone.
+/// Concurrent unauthenticated requests. Slow senders delay only their own class.
 const STRANGERS: usize = 64;
 
-/// The bound of a class.
+/// Concurrency limit of a class.
 struct Gate {
     class: &'static str,
     places: Semaphore,
@@ -52,7 +50,7 @@ struct Gate {
     under_way: Gauge,
 }
 
-/// A place in a class; free again when it is dropped.
+/// Permit of a class, released on drop.
 struct Place<'a> {
     _permit: SemaphorePermit<'a>,
     under_way: &'a Gauge,
@@ -82,13 +80,16 @@ impl Gate {
             Ok(permit) => Some(permit),
             Err(_full) => self.wait().await,
         };
+
         let Some(permit) = permit else {
             self.shed.inc();
             let class = self.class;
-            return Err(
-                Error::Busy(format!("too many {class} at once; try again shortly").into()).into(),
-            );
+            return Err(Error::Busy(
+                format!("too many requests of class {class}; try again shortly").into(),
+            )
+            .into());
         };
+
         self.under_way.inc();
         Ok(Place {
             _permit: permit,
@@ -97,7 +98,7 @@ impl Gate {
     }
 
     async fn wait(&self) -> Option<SemaphorePermit<'_>> {
-        let _stand = self.queue.try_acquire().ok()?;
+        let _queued = self.queue.try_acquire().ok()?;
         timeout(self.patience, self.places.acquire())
             .await
             .ok()?
@@ -105,7 +106,7 @@ impl Gate {
     }
 }
 
-/// The bounds of the classes that go through here.
+/// Concurrency limits of all classes.
 #[derive(Clone)]
 pub struct Gates {
     reads: Arc<Gate>,
@@ -115,19 +116,19 @@ pub struct Gates {
 }
 
 impl Gates {
-    /// As the settings say.
+    /// Creates the limits of the settings.
     pub fn new(context: &Context) -> Self {
         let limits = &context.config.limits;
         Self {
             reads: Arc::new(Gate::new(context, "reads", limits.reads)),
             changes: Arc::new(Gate::new(context, "changes", limits.control)),
-            outside: Arc::new(Gate::new(context, "outside", WAITING_OUTSIDE)),
-            strangers: Arc::new(Gate::new(context, "strangers", STRANGERS)),
+            outside: Arc::new(Gate::new(context, "third_party", WAITING_OUTSIDE)),
+            strangers: Arc::new(Gate::new(context, "anonymous", STRANGERS)),
         }
     }
 }
 
-/// Lets a request in when its class has a place. The place is free when the answer begins.
+/// Middleware for reads and changes. The permit is released when the response begins.
 pub async fn shed(Extension(gates): Extension<Gates>, request: Request, next: Next) -> Response {
     let gate = match request.method().is_safe() {
         true => &gates.reads,
@@ -136,7 +137,7 @@ pub async fn shed(Extension(gates): Extension<Gates>, request: Request, next: Ne
     through(gate, request, next).await
 }
 
-/// The same for requests that wait for somebody else's server.
+/// Middleware for requests that wait for a third party's server.
 pub async fn shed_outside(
     Extension(gates): Extension<Gates>,
     request: Request,
@@ -145,7 +146,7 @@ pub async fn shed_outside(
     through(&gates.outside, request, next).await
 }
 
-/// The same for requests of whoever comes.
+/// Middleware for unauthenticated requests.
 pub async fn shed_strangers(
     Extension(gates): Extension<Gates>,
     request: Request,
@@ -156,7 +157,7 @@ pub async fn shed_strangers(
 
 async fn through(gate: &Gate, request: Request, next: Next) -> Response {
     match gate.enter().await {
-        Ok(_place) => next.run(request).await,
+        Ok(_permit) => next.run(request).await,
         Err(problem) => Problem::into_response(problem),
     }
 }

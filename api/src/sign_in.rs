@@ -1,4 +1,4 @@
-//! `/api/v1/auth`: signing in with an e-mail address and a password of ours.
+//! `/api/v1/auth`: login with an e-mail address and a password, logout, change of password.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::pace::Pace;
 use crate::rates::neighbourhood;
 use crate::state::Api;
 
-/// Longer texts are neither addresses nor passwords.
+/// Longest accepted address and password.
 const MAX_CHARS: usize = 512;
 
 pub fn router() -> OpenApiRouter<Api> {
@@ -39,12 +39,12 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(change_password))
 }
 
-/// What is asked by people who are nobody yet.
+/// Unauthenticated routes.
 pub fn strangers_router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(login))
 }
 
-/// Hashes passwords and bounds how often somebody may try one.
+/// Password hasher and rate limits of authentication.
 #[derive(Clone)]
 pub struct Door {
     pub hasher: Hasher,
@@ -56,42 +56,41 @@ pub struct Door {
 
 impl Default for Door {
     fn default() -> Self {
-        let pace = |burst, secs| {
+        let limit = |burst, secs| {
             let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
             Pace::new(burst, Duration::from_secs(secs))
         };
         Self {
             hasher: Hasher::default(),
-            by_ip: pace(20, 6),
-            by_email: pace(10, 30),
-            invites: pace(100, 36),
-            keys: pace(5, 12),
+            by_ip: limit(20, 6),
+            by_email: limit(10, 30),
+            invites: limit(100, 36),
+            keys: limit(5, 12),
         }
     }
 }
 
 impl Door {
-    /// Takes a turn at guessing a secret, by the address the guess comes from.
+    /// Limits attempts at a secret by the client's address.
     pub fn guess(&self, origin: &Origin) -> Result<()> {
         let from = origin.ip.map(neighbourhood);
         self.by_ip.take(from).map_err(Problem::too_soon)?;
         Ok(())
     }
 
-    /// Takes a turn at sending mail to somebody who did not ask for it.
+    /// Limits invitation e-mails by organisation.
     pub fn invite(&self, org: OrgId) -> Result<()> {
         self.invites.take(org).map_err(Problem::too_soon)?;
         Ok(())
     }
 
-    /// Takes a turn at making a key: whoever could try many would learn which are taken.
+    /// Limits creation of keys by user: many attempts would reveal which keys exist.
     pub fn make_key(&self, user: UserId) -> Result<()> {
         self.keys.take(user).map_err(Problem::too_soon)?;
         Ok(())
     }
 
-    /// Takes a turn at guessing a password, by the address the guess comes from and by whose
-    /// password it is.
+    /// Limits attempts at a password by the client's address and by the e-mail address.
     pub fn knock(&self, origin: &Origin, email: &str) -> Result<()> {
         self.guess(origin)?;
         let email = email.trim().to_lowercase();
@@ -102,8 +101,8 @@ impl Door {
 
 /// Sign in
 ///
-/// Answers a session token for `Authorization: Bearer`. An unknown address and a wrong password
-/// look the same.
+/// Returns a session token for `Authorization: Bearer`. An unknown address and a wrong password
+/// get the same response.
 #[utoipa::path(
     post,
     path = "/api/v1/auth/login",
@@ -114,8 +113,8 @@ impl Door {
         (status = 200, body = SignedIn),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json", description = "The address or the password is wrong"),
         (status = 422, body = ProblemDocument, content_type = "application/problem+json", description = "The input is invalid"),
-        (status = 429, body = ProblemDocument, content_type = "application/problem+json", description = "Too many attempts; `Retry-After` says when to come again"),
-        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Too busy; `Retry-After` says when to come again"),
+        (status = 429, body = ProblemDocument, content_type = "application/problem+json", description = "Too many attempts; `Retry-After` says when to retry"),
+        (status = 503, body = ProblemDocument, content_type = "application/problem+json", description = "Too busy; `Retry-After` says when to retry"),
     )
 )]
 async fn login(
@@ -131,24 +130,32 @@ async fn login(
     let fits = (1..=MAX_CHARS).contains(&chars);
     fields.check(fits, "password", "length", "must have 1 to 512 characters");
     fields.finish()?;
+
+    // 1. Limit the attempts, then find the account.
     door.knock(&origin, &body.email)?;
     let mut db = context.pool.acquire().await?;
     let known = passwords::of_email_unscoped(&mut db, body.email.trim()).await?;
-    // Hashing takes a while; somebody else may have the connection.
+    // Hashing is slow; the connection is released first.
     drop(db);
-    let (named, hash) = known.unzip();
-    if let Some((org, user)) = named {
+
+    let (identity, hash) = known.unzip();
+    if let Some((org, user)) = identity {
         origin.asker.is(Turned::As(org, user, None));
     }
+
+    // 2. Verify the password; an unknown address costs the same.
     let matches = door.hasher.matches(body.password, hash).await?;
-    let Some((_org, user)) = named.filter(|_| matches) else {
+    let Some((_org, user)) = identity.filter(|_| matches) else {
         return Err(wrong());
     };
+
+    // 3. Open a session for the user.
     let mut db = context.pool.acquire().await?;
     let principal = users::principal_unscoped(&mut db, user).await?;
     drop(db);
     let principal = principal.ok_or_else(wrong)?;
-    // An answer with a token is not kept, so it cannot be had again.
+
+    // A response with a token is never stored, so an Idempotency-Key cannot replay it.
     origin.claim = None;
     let caller = Caller {
         principal,
@@ -156,9 +163,11 @@ async fn login(
         until: None,
         origin,
     };
+
     let mut db = caller.change(&context).await?;
     let (now, ttl) = (context.clock.now(), context.config.sign_in.session_ttl);
     let session = sessions::open_unscoped(&mut db, &caller.principal, now, ttl).await?;
+
     let answer = SignedIn {
         access_token: tokens.issue(&session)?,
         token_type: "bearer",
@@ -171,6 +180,7 @@ async fn login(
             organization_id: caller.org,
         },
     };
+
     let note = Note::new("session.open", caller.org, session.id.0);
     db.commit(note, StatusCode::OK, Json(answer)).await
 }
@@ -185,7 +195,7 @@ fn wrong() -> Problem {
 
 /// Sign out
 ///
-/// Ends the session of the token, on every replica at once.
+/// Ends the session of the token on all replicas at once.
 #[utoipa::path(
     post,
     path = "/api/v1/auth/logout",
@@ -212,7 +222,7 @@ async fn logout(
         .await
 }
 
-/// Change one's password
+/// Change the caller's password
 ///
 /// Every other session of the user ends.
 #[utoipa::path(
@@ -223,7 +233,7 @@ async fn logout(
     request_body = ChangePassword,
     responses(
         (status = 200, body = Assurance),
-        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The current password is wrong, or kept by another issuer"),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The current password is wrong, or another issuer keeps it"),
         Refusals,
     )
 )]
@@ -236,32 +246,36 @@ async fn change_password(
     caller.require_session()?;
     let email = caller.email.clone().unwrap_or_default();
     check_password(&body.new_password, "new_password", &email)?;
+
     door.knock(&caller.origin, &email)?;
     let mut db = caller.read(&context).await?;
     let hash = passwords::of_user_unscoped(&mut db, caller.user).await?;
     drop(db);
+
     if hash.is_none() {
         return Err(elsewhere("you sign in elsewhere; change your password there").into());
     }
     if !door.hasher.matches(body.current_password, hash).await? {
-        let told = "the current password is wrong";
-        return Err(Error::rejected("wrong_password", told).into());
+        let message = "the current password is wrong";
+        return Err(Error::rejected("wrong_password", message).into());
     }
+
     let hash = door.hasher.hash(body.new_password).await?;
     let mut db = caller.change(&context).await?;
     passwords::set_unscoped(&mut db, caller.org, caller.user, &hash).await?;
     sessions::end_all_unscoped(&mut db, caller.user, caller.session).await?;
+
     let note = Note::new("password.change", caller.org, caller.user.0);
-    let told = "the password is changed; your other sessions have ended";
-    db.commit(note, StatusCode::OK, Json(Assurance::new(told)))
+    let message = "the password is changed; your other sessions have ended";
+    db.commit(note, StatusCode::OK, Json(Assurance::new(message)))
         .await
 }
 
-fn elsewhere(told: &'static str) -> Error {
-    Error::rejected("signed_in_elsewhere", told)
+fn elsewhere(message: &'static str) -> Error {
+    Error::rejected("signed_in_elsewhere", message)
 }
 
-/// Refuses a weak password, by the name of its field.
+/// Rejects a weak password, naming its field.
 pub fn check_password(password: &SecretString, field: &str, email: &str) -> Result<()> {
     let mut fields = Fields::default();
     if let Some(weakness) = weakness(password.expose_secret(), email) {
@@ -272,6 +286,7 @@ pub fn check_password(password: &SecretString, field: &str, email: &str) -> Resu
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Login)]
 struct Login {
     email: String,
     #[schema(value_type = String, format = Password)]
@@ -312,9 +327,9 @@ struct SignedInUser {
     organization_id: OrgId,
 }
 
-/// Good news.
+/// Success message.
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"message": "signed out"}))]
+#[schema(as = Assurance, example = json!({"message": "signed out"}))]
 pub struct Assurance {
     message: &'static str,
 }

@@ -1,8 +1,8 @@
-//! Callers of long answers, who are looked at again while these go on: a revoked key, an ended
-//! session, a removed member, another role and a feature that is switched off end them within a
-//! second, as they end the next request.
+//! Revalidation of the callers of event streams. A revoked key, an ended session, a removed
+//! member, a changed role and a disabled feature end a stream within a second, as they end the
+//! next request.
 //!
-//! However many answers go on, a process looks at all their callers with one query.
+//! A process revalidates the callers of all its streams with one query.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Caller;
 
-/// How often they are looked at. What is heard of within a second is looked for twice in it.
+/// Interval of revalidation: twice within the promised second.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const _: () = assert!(LOOK_EVERY.as_millis() * 2 <= 1000);
 
-/// The callers of this process's long answers, all of them about batches.
+/// Callers of this process's event streams, all of them about batches.
 #[derive(Clone, Default)]
 pub struct Standings {
     open: Arc<Mutex<Open>>,
@@ -31,19 +31,19 @@ pub struct Standings {
 struct Open {
     callers: HashMap<u64, Entry>,
     next: u64,
-    /// Whether somebody looks.
+    /// True while the revalidation task runs.
     looked_at: bool,
 }
 
 #[derive(Clone)]
 struct Entry {
     standing: Standing,
-    /// When their token ends, where nothing else would tell.
+    /// Expiry of a token without a session.
     until: Option<DateTime<Utc>>,
     gone: CancellationToken,
 }
 
-/// A caller who is looked at as long as this lives.
+/// Registration of a caller, ended on drop.
 pub struct Watched {
     standings: Standings,
     id: u64,
@@ -51,7 +51,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Ends when the caller would not be let in any more.
+    /// Completes when the caller is no longer authorized.
     pub async fn gone(&self) {
         self.gone.cancelled().await;
     }
@@ -65,8 +65,8 @@ impl Drop for Watched {
     }
 }
 
-/// Somebody who looks. When that ends though there is somebody to look at, by a panic, these are
-/// shown nothing more, and whoever comes next is looked at again.
+/// Guard of the revalidation task. When the task panics, all its streams end, and the next stream
+/// starts a new task.
 struct Looking {
     standings: Standings,
     is_over: bool,
@@ -87,7 +87,7 @@ impl Drop for Looking {
 }
 
 impl Standings {
-    /// Looks at a caller from now on.
+    /// Registers a caller for revalidation.
     pub fn watch(&self, context: &Arc<Context>, caller: &Caller) -> Watched {
         let gone = CancellationToken::new();
         let entry = Entry {
@@ -95,13 +95,16 @@ impl Standings {
             until: caller.until,
             gone: gone.clone(),
         };
+
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let id = open.next;
         open.next += 1;
         open.callers.insert(id, entry);
+
         if !std::mem::replace(&mut open.looked_at, true) {
             tokio::spawn(self.clone().look(Arc::clone(context)));
         }
+
         Watched {
             standings: self.clone(),
             id,
@@ -109,44 +112,49 @@ impl Standings {
         }
     }
 
-    /// Looks until there is nobody to look at.
+    /// Revalidates until no caller is registered.
     async fn look(self, context: Arc<Context>) {
-        let mut looking = Looking {
+        let mut task = Looking {
             standings: self.clone(),
             is_over: false,
         };
-        let mut pace = interval(LOOK_EVERY);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            pace.tick().await;
+            ticks.tick().await;
+
             let Some(callers) = self.callers() else {
-                looking.is_over = true;
+                task.is_over = true;
                 return;
             };
+
             let now = context.clock.now();
-            let standings: Vec<Standing> = callers.iter().map(|one| one.standing).collect();
-            let looked = async {
+            let snapshots: Vec<Standing> = callers.iter().map(|one| one.standing).collect();
+            let result = async {
                 let mut db = context.pool.acquire().await?;
-                stand_unscoped(&mut db, &standings, Feature::Outbound, now).await
+                stand_unscoped(&mut db, &snapshots, Feature::Outbound, now).await
             };
-            let standing = match looked.await {
-                Ok(standing) => standing,
-                // While the database is away there is nothing to be shown either.
+
+            let authorized = match result.await {
+                Ok(authorized) => authorized,
+                // Without the database a stream has nothing to send either.
                 Err(error) => {
-                    tracing::debug!(%error, "callers were not looked at");
+                    tracing::debug!(%error, "callers were not revalidated");
                     continue;
                 }
             };
+
             for (place, caller) in callers.iter().enumerate() {
-                let is_over = caller.until.is_some_and(|until| until <= now);
-                if is_over || !standing.contains(&place) {
+                let has_expired = caller.until.is_some_and(|until| until <= now);
+                if has_expired || !authorized.contains(&place) {
                     caller.gone.cancel();
                 }
             }
         }
     }
 
-    /// Everybody who is to be looked at; None ends the looking.
+    /// Registered callers; `None` ends the task.
     fn callers(&self) -> Option<Vec<Entry>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.looked_at = !open.callers.is_empty();
@@ -163,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_is_not_looked_at_any_more_is_shown_nothing_more() {
+    fn a_panic_of_the_revalidation_task_ends_its_streams() {
         let standings = Standings::default();
         let principal = Principal {
             user: UserId::new(),
@@ -183,13 +191,13 @@ mod tests {
             open.callers.insert(0, caller);
             open.looked_at = true;
         }
-        let looking = |is_over| Looking {
+        let task = |is_over| Looking {
             standings: standings.clone(),
             is_over,
         };
-        drop(looking(true));
+        drop(task(true));
         assert!(standings.open.lock().unwrap().looked_at && !gone.is_cancelled());
-        drop(looking(false));
+        drop(task(false));
         assert!(!standings.open.lock().unwrap().looked_at && gone.is_cancelled());
     }
 }

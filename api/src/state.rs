@@ -1,4 +1,4 @@
-//! What handlers share.
+//! Shared state of the handlers.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::standings::Standings;
 use crate::streams::Streams;
 use crate::upload_body::UploadSlots;
 
-/// Everything a handler may ask for, each part by its own type.
+/// Shared state; handlers extract each part by its type.
 #[derive(Clone, FromRef)]
 pub struct Api {
     pub context: Arc<Context>,
@@ -33,15 +33,15 @@ pub struct Api {
     pub streams: Streams,
     pub gates: Gates,
     pub uploads: UploadSlots,
-    /// Cancelled when the process should end.
+    /// Cancelled when the process shuts down.
     pub shutdown: CancellationToken,
 }
 
 impl Api {
-    /// To be called in a tokio runtime.
+    /// Creates the state. Must run inside a tokio runtime.
     ///
     /// # Errors
-    /// When there are no TLS roots for the issuer of session tokens.
+    /// TLS roots for the issuer of session tokens are missing.
     pub fn new(context: Arc<Context>, shutdown: CancellationToken) -> anyhow::Result<Self> {
         Ok(Self {
             inbox: Inbox::open(&context),

@@ -1,4 +1,4 @@
-//! How many event streams are open, in all and of each organisation.
+//! Limits of open event streams, in total and per organisation.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use crate::error::{Problem, Result};
 
-/// The open streams of this process.
+/// Limits and counts of this process's open streams.
 #[derive(Clone)]
 pub struct Streams {
     most: usize,
@@ -26,14 +26,14 @@ struct Open {
     by_org: HashMap<OrgId, usize>,
 }
 
-/// One open stream; it ends with this value.
+/// Open stream, counted until dropped.
 pub struct OpenStream {
     streams: Streams,
     org: OrgId,
 }
 
 impl Streams {
-    /// As the settings say.
+    /// Creates the limits of the settings.
     pub fn new(context: &Context) -> Self {
         let limits = &context.config.limits;
         Self {
@@ -44,10 +44,10 @@ impl Streams {
         }
     }
 
-    /// Opens a stream for somebody of `org`.
+    /// Opens a stream of `org`.
     ///
     /// # Errors
-    /// 503 when the process has as many as it may, 429 when the organisation has.
+    /// 503 at the process's limit, 429 at the organisation's.
     pub fn open(&self, org: OrgId) -> Result<OpenStream> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.all >= self.most {
@@ -55,6 +55,7 @@ impl Streams {
                 Error::Busy("too many event streams at once; try again shortly".into()).into(),
             );
         }
+
         let of_org = open.by_org.entry(org).or_default();
         if *of_org >= self.most_per_org {
             return Err(Problem::new(
@@ -64,6 +65,7 @@ impl Streams {
             )
             .again_in_secs(10));
         }
+
         *of_org += 1;
         open.all += 1;
         self.shown.inc();

@@ -37,15 +37,14 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(show, replace, delete))
 }
 
-/// What waits for a tool's endpoint.
+/// Routes that wait for a tool's endpoint.
 pub fn outside_router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(test))
 }
 
 /// Create an HTTP tool
 ///
-/// The secrets in `auth` and in headers whose names sound like secrets are sealed and never
-/// shown again.
+/// The secrets in `auth` and in secret-like headers are encrypted and never shown again.
 #[utoipa::path(
     post,
     path = "/api/v1/tool-endpoint-defs",
@@ -80,7 +79,7 @@ async fn create(
     path = "/api/v1/tool-endpoint-defs",
     tag = "Tools",
     params(Whose),
-    responses((status = 200, body = Tools, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = Tools, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
@@ -96,7 +95,7 @@ async fn list(
     path = "/api/v1/tool-endpoint-defs/active/endpoints",
     tag = "Tools",
     params(Whose),
-    responses((status = 200, body = Tools, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = Tools, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list_active(
     State(context): State<Arc<Context>>,
@@ -122,7 +121,7 @@ async fn all(
 
 /// Show an HTTP tool
 ///
-/// Secrets are masked. Its owner may see them with `reveal_secret=true` in a session.
+/// Secrets are masked. The owner may see them with `reveal_secret=true` in a session.
 #[utoipa::path(
     get,
     path = "/api/v1/tool-endpoint-defs/{tool_id}",
@@ -147,6 +146,7 @@ async fn show(
             definitions::find(&mut db, keys, &caller.scope(), id).await?,
         ));
     }
+
     let mut db = caller.change(&context).await?;
     let (mut tool, credentials) =
         definitions::find_with_credentials(&mut db, keys, &caller.scope(), id).await?;
@@ -156,6 +156,7 @@ async fn show(
         )
         .into());
     }
+
     let note = note("tool.reveal", &tool);
     tool.headers = credentials.headers;
     tool.auth = credentials.auth;
@@ -165,8 +166,8 @@ async fn show(
 
 /// Replace an HTTP tool
 ///
-/// A secret that is sent as its mask stays as it is. When the URL gets another scheme, host or
-/// port, secrets have to be sent again.
+/// A secret that is sent as its mask stays unchanged. When the URL's scheme, host or port
+/// changes, secrets must be sent again.
 #[utoipa::path(
     put,
     path = "/api/v1/tool-endpoint-defs/{tool_id}",
@@ -228,10 +229,10 @@ async fn delete(
         .await
 }
 
-/// Use an HTTP tool once, with sample arguments
+/// Test an HTTP tool with sample arguments
 ///
-/// The request really leaves. The answer shows it, with secrets masked, and what a model would
-/// see of the response. An endpoint that fails is told in `error`, with status 200.
+/// Sends the real request. Returns it, with secrets masked, and the part of the response that a
+/// model would see. A failure of the endpoint is reported in `error`, with status 200.
 #[utoipa::path(
     post,
     path = "/api/v1/tool-endpoint-defs/{tool_id}/test",
@@ -240,7 +241,7 @@ async fn delete(
     request_body = Sample,
     responses(
         (status = 200, body = Use),
-        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The arguments do not make an address"),
+        (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The arguments do not form a valid URL"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
         Refusals
@@ -253,13 +254,15 @@ async fn test(
     OptionalJson(sample): OptionalJson<Sample>,
 ) -> Result<(StatusCode, Json<Use>)> {
     let used = caller.once(context, move |context, caller| async move {
-        // No transaction stays open while a stranger's server takes its time.
+        // No transaction stays open during the request.
         let (keys, scope) = (&context.config.keys, caller.scope());
         let mut db = caller.read(&context).await?;
         let found = definitions::find_with_credentials(&mut db, keys, &scope, id).await?;
         let (tool, credentials) = found;
         drop(db);
+
         let used = request::send(&context.gate, &tool, &credentials, &sample.arguments).await?;
+
         let db = caller.change(&context).await?;
         db.commit(note("tool.test", &tool), StatusCode::OK, Json(used))
             .await
@@ -267,22 +270,22 @@ async fn test(
     used.await
 }
 
-/// A change of a tool, for the audit log.
+/// Audit entry of a change of a tool.
 fn note(action: &'static str, tool: &Tool) -> Note {
     Note::new(action, tool.org_id, tool.id.0)
 }
 
-/// An owner is named when a thing is made, and stays.
+/// Rejects a change of the owner.
 pub fn check_owner_stays(fields: &mut Fields, user: Option<UserId>) {
     fields.check(
         user.is_none(),
         "user_id",
         "extra_forbidden",
-        "is said when the thing is created; leave it out",
+        "cannot change after creation; leave it out",
     );
 }
 
-/// An HTTP tool as its owner writes it.
+/// Definition of an HTTP tool.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -293,11 +296,11 @@ pub fn check_owner_stays(fields: &mut Fields, user: Option<UserId>) {
     "output_schema": ["status", "items.name"]
 }))]
 struct ToolBody {
-    /// What the model calls it: letters, digits and underscores.
+    /// Function name for the model: letters, digits and underscores.
     name: String,
-    /// What it does and when to use it, for the model.
+    /// Purpose and use of the tool, for the model.
     description: String,
-    /// Where it is; `{{parameters}}` may stand behind the host.
+    /// URL of the endpoint; `{{parameters}}` are allowed after the host.
     url: String,
     #[serde(default = "post")]
     method: ToolMethod,
@@ -305,21 +308,21 @@ struct ToolBody {
     headers: BTreeMap<String, String>,
     #[serde(default)]
     auth: Auth,
-    /// How long a request may take, 1 to 15.
+    /// Timeout of a request, 1 to 15.
     #[serde(default = "ten")]
     timeout_seconds: i32,
-    /// JSON Schema of the arguments, also taken as `parameters`.
+    /// JSON Schema of the arguments, also accepted as `parameters`.
     #[serde(default = "schema::of_nothing", alias = "parameters")]
     #[schema(value_type = Object)]
     tool_schema: Value,
-    /// Arguments that must be there, besides those that the schema requires.
+    /// Required arguments, besides those that the schema requires.
     #[serde(default)]
     required: Vec<String>,
-    /// Fields of the answer to keep, such as `order.status`; left out, all are kept.
+    /// Fields of the response to keep, such as `order.status`; all when left out.
     output_schema: Option<Vec<String>>,
     #[serde(default = "yes")]
     is_active: bool,
-    /// Whose tool it will be; an administrator may name a member.
+    /// The owner; an administrator may name a member.
     user_id: Option<UserId>,
 }
 
@@ -344,21 +347,25 @@ impl ToolBody {
             "identifier",
             "must be 1 to 64 letters, digits and underscores, and not begin with a digit",
         );
+
         let description = self.description.trim();
         fields.check_text(description, "description", 1, 1024);
+
         fields.check_range(self.timeout_seconds, "timeout_seconds", 1, 15);
+
         let credentials = Credentials {
             headers: self.headers,
             auth: self.auth,
         };
         check_credentials(&mut fields, &credentials);
+
         if let Err(why) = schema::check(&self.tool_schema) {
             fields.check(false, "tool_schema", "json_schema", why);
         } else {
-            let known = schema::parameters(&self.tool_schema);
+            let parameters = schema::parameters(&self.tool_schema);
             for (place, name) in self.required.iter().enumerate() {
                 fields.check(
-                    known.contains(&name.as_str()),
+                    parameters.contains(&name.as_str()),
                     &format!("required.{place}"),
                     "value_error",
                     "is not among the properties of tool_schema",
@@ -368,6 +375,7 @@ impl ToolBody {
                 fields.check(false, "url", "url", why);
             }
         }
+
         if let Some(paths) = &self.output_schema {
             fields.check(
                 (1..=MAX_OUTPUT_FIELDS).contains(&paths.len()),
@@ -379,6 +387,7 @@ impl ToolBody {
                 fields.check_text(path, &format!("output_schema.{place}"), 1, 200);
             }
         }
+
         fields.finish()?;
         Ok(NewTool {
             description: description.to_owned(),
@@ -394,14 +403,14 @@ impl ToolBody {
     }
 }
 
-/// Everything that is wrong with the headers and the authentication of an endpoint.
+/// Checks the headers and the authentication of an endpoint.
 pub fn check_credentials(fields: &mut Fields, credentials: &Credentials) {
     for (path, why) in credentials.complaints() {
         fields.check(false, &path, "value_error", why);
     }
 }
 
-/// Names that models and their vendors take for functions.
+/// True for names that model vendors accept for functions.
 fn is_function_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -411,7 +420,7 @@ fn is_function_name(name: &str) -> bool {
 /// Sample arguments.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"arguments": {"order_id": "A-17"}}))]
+#[schema(as = Sample, example = json!({"arguments": {"order_id": "A-17"}}))]
 struct Sample {
     #[serde(default)]
     #[schema(value_type = Object)]
@@ -421,18 +430,19 @@ struct Sample {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct Reveal {
-    /// Show the secrets themselves.
+    /// Returns secrets unmasked.
     reveal_secret: Option<bool>,
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Tools)]
 struct Tools {
     tools: Vec<Tool>,
 }
 
-/// What was done.
+/// Success message.
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"message": "deleted"}))]
+#[schema(as = Told, example = json!({"message": "deleted"}))]
 pub struct Told {
     message: String,
 }

@@ -1,4 +1,4 @@
-//! What comes and goes at `/api/v1/trunks`.
+//! Request and response bodies of `/api/v1/trunks`.
 
 use peal_shared::ids::OrgId;
 use peal_shared::telephony::{CarrierKind, Credentials};
@@ -20,31 +20,31 @@ pub struct AddTrunk {
     /// The carrier's id of the account, such as `AC...`.
     #[schema(min_length = 1, max_length = 100, pattern = "^[A-Za-z0-9]+$")]
     pub account_id: String,
-    /// Who requests authenticate as, such as the id of an API key; the account when absent.
+    /// User name of API requests, such as the id of an API key; the account when absent.
     #[schema(max_length = 200)]
     pub username: Option<String>,
-    /// The secret that goes with it. It is never shown again.
+    /// The secret of the user name. It is never shown again.
     #[schema(value_type = String, min_length = 1, max_length = 500, write_only)]
     pub password: SecretString,
-    /// What the carrier signs callbacks with, if it is not the password.
+    /// Signing secret of callbacks, if it is not the password.
     #[schema(value_type = Option<String>, max_length = 500, write_only)]
     pub signing_secret: Option<SecretString>,
-    /// Calls per second that the carrier grants.
+    /// Calls per second that the carrier allows.
     #[schema(minimum = 0.001, maximum = 10_000.0)]
     pub cps: f64,
-    /// Calls at once that the carrier grants.
+    /// Concurrent calls that the carrier allows.
     #[schema(minimum = 1, maximum = 100_000)]
     pub max_concurrent: i32,
-    /// How long a call rings.
+    /// Ring timeout of a call.
     #[serde(default = "half_a_minute")]
     #[schema(default = 30, minimum = 15, maximum = 600)]
     pub ring_timeout_secs: i32,
-    /// Takes a `super_admin`: where the carrier's API is, unless at its public address.
+    /// For a `super_admin`: base URL of the carrier's API; its public address when absent.
     #[schema(max_length = 2000)]
     pub api_base_url: Option<String>,
-    /// Takes a `super_admin`: whose trunk it is; the caller's organisation when absent.
+    /// For a `super_admin`: the owner; the caller's organisation when absent.
     pub organization_id: Option<OrgId>,
-    /// Takes a `super_admin`: the platform's own trunk.
+    /// For a `super_admin`: makes it the platform's own trunk.
     #[serde(default)]
     #[schema(default = false)]
     pub platform: bool,
@@ -71,23 +71,24 @@ pub struct UpdateTrunk {
     pub ring_timeout_secs: Option<i32>,
 }
 
-/// What a trunk authenticates with.
+/// Credentials of a trunk.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Secret)]
 pub struct Secret {
-    /// Who requests authenticate as, such as the id of an API key; the account when absent.
+    /// User name of API requests, such as the id of an API key; the account when absent.
     #[schema(max_length = 200)]
     pub username: Option<String>,
-    /// The secret that goes with it. It is never shown again.
+    /// The secret of the user name. It is never shown again.
     #[schema(value_type = String, min_length = 1, max_length = 500, write_only)]
     pub password: SecretString,
-    /// What the carrier signs callbacks with, if it is not the password.
+    /// Signing secret of callbacks, if it is not the password.
     #[schema(value_type = Option<String>, max_length = 500, write_only)]
     pub signing_secret: Option<SecretString>,
 }
 
 impl Secret {
-    /// The credentials, whatever is wrong with them being noted.
+    /// Checks the fields and returns the credentials.
     pub fn checked(self, fields: &mut Fields) -> Credentials {
         if let Some(username) = &self.username {
             fields.check_text(username, "username", 1, 200);
@@ -106,18 +107,19 @@ impl Secret {
 
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Pause)]
 pub struct Pause {
-    /// Why, for whoever wonders that nothing dials.
+    /// Reason of the pause, shown with the trunk.
     #[schema(min_length = 1, max_length = 500)]
     pub reason: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
-#[schema(example = json!({"accepted": true, "reason": null}))]
+#[schema(as = Checked, example = json!({"accepted": true, "reason": null}))]
 pub struct Checked {
-    /// Whether the carrier accepts the account with its secret.
+    /// True when the carrier accepts the account with its secret.
     pub accepted: bool,
-    /// Why not.
+    /// The carrier's reason for the rejection.
     pub reason: Option<String>,
 }
 
@@ -127,20 +129,20 @@ pub struct TrunkDeleted {
     pub message: &'static str,
 }
 
-/// What an operation on a trunk may be refused with, besides what any operation may.
+/// Errors of an operation on a trunk, besides the common ones.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "its variants are read by the macro alone")]
 pub enum TrunkRefusals {
-    /// The carrier does not accept the account.
+    /// The carrier rejects the account.
     #[response(status = 400, content_type = "application/problem+json")]
     Refused(ProblemDocument),
     /// No such trunk.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(ProblemDocument),
-    /// Calls go through it, or numbers hang on it.
+    /// Calls use the trunk, or numbers belong to it.
     #[response(status = 409, content_type = "application/problem+json")]
     InUse(ProblemDocument),
-    /// The carrier does not answer as it should.
+    /// The carrier does not respond correctly.
     #[response(status = 502, content_type = "application/problem+json")]
     Outside(ProblemDocument),
 }

@@ -1,8 +1,8 @@
-//! `/api/v1/trunks`: accounts with carriers. Administrators set them up, in person: a key has no
-//! rank. Secrets go in and never come out. Whatever a trunk authenticates with is tried at the carrier before it is
-//! kept.
+//! `/api/v1/trunks`: accounts with carriers. Only administrators with a session change them; API
+//! keys cannot. Secrets are write-only. Credentials are verified at the carrier before they are
+//! saved.
 //!
-//! Where the carrier's API is may be said by a `super_admin` alone: Peal sends requests there.
+//! Only a `super_admin` sets the carrier's API address, because Peal sends requests to it.
 
 use std::sync::Arc;
 
@@ -44,14 +44,14 @@ pub fn router() -> OpenApiRouter<Api> {
 
 /// List trunks
 ///
-/// Those of the caller's organisation, the newest first; a `super_admin` sees all, the platform's
-/// own included.
+/// Trunks of the caller's organisation, the newest first; a `super_admin` sees all, including the
+/// platform's own.
 #[utoipa::path(
     get,
     path = "/api/v1/trunks",
     tag = "Trunks",
     params(Part),
-    responses((status = 200, body = Vec<Trunk>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = Vec<Trunk>, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
@@ -66,7 +66,7 @@ async fn list(
 
 /// Add a trunk
 ///
-/// Takes an `org_admin`. The account and its secret are tried at the carrier first.
+/// For org_admins. The account and its secret are verified at the carrier first.
 #[utoipa::path(
     post,
     path = "/api/v1/trunks",
@@ -84,14 +84,16 @@ async fn create(
     ValidJson(body): ValidJson<AddTrunk>,
 ) -> Result<(StatusCode, Json<Trunk>)> {
     caller.require(Role::OrgAdmin)?;
-    let beyond = body.platform || body.organization_id.is_some() || body.api_base_url.is_some();
-    if beyond && caller.role != Role::SuperAdmin {
+    let needs_super_admin =
+        body.platform || body.organization_id.is_some() || body.api_base_url.is_some();
+    if needs_super_admin && caller.role != Role::SuperAdmin {
         return Err(Error::Forbidden(
-            "Forbidden: platform, organization_id and api_base_url take the role super_admin"
+            "Forbidden: platform, organization_id and api_base_url need the role super_admin"
                 .into(),
         )
         .into());
     }
+
     let new = wanted(&caller, body)?;
     let created = caller.once(context, move |context, caller| async move {
         try_at_carrier(&context, &new.account).await?;
@@ -104,10 +106,11 @@ async fn create(
     created.await
 }
 
-/// The trunk that a body asks for.
+/// Validates the body of a new trunk.
 fn wanted(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
     let mut fields = Fields::default();
     let name = body.name.trim().to_owned();
+
     let cps = checked_limits(
         &mut fields,
         &name,
@@ -115,6 +118,7 @@ fn wanted(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
         body.max_concurrent,
         body.ring_timeout_secs,
     );
+
     fields.check_text(&body.account_id, "account_id", 1, 100);
     let is_id = body.account_id.bytes().all(|b| b.is_ascii_alphanumeric());
     fields.check(
@@ -123,24 +127,28 @@ fn wanted(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
         "characters",
         "must be letters and digits",
     );
+
     let secret = Secret {
         username: body.username,
         password: body.password,
         signing_secret: body.signing_secret,
     };
     let credentials = secret.checked(&mut fields);
+
     let base = body.api_base_url.as_deref().map(Url::parse);
-    let reachable = base.as_ref().is_none_or(|url| {
+    let is_http = base.as_ref().is_none_or(|url| {
         url.as_ref()
             .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
     });
     fields.check(
-        reachable,
+        is_http,
         "api_base_url",
         "url",
         "must be an http or https address",
     );
+
     fields.finish()?;
+
     if body.platform && body.organization_id.is_some() {
         return Err(Error::rejected(
             "platform_or_organization",
@@ -148,16 +156,19 @@ fn wanted(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
         )
         .into());
     }
+
     let org = match body.platform {
         true => None,
         false => Some(body.organization_id.unwrap_or(caller.org)),
     };
+
     let account = Account {
         kind: body.kind,
         account_id: body.account_id,
         credentials,
         api_base_url: base.and_then(std::result::Result::ok),
     };
+
     Ok(NewTrunk {
         org,
         name,
@@ -191,7 +202,7 @@ async fn show(
 
 /// Change a trunk's name and limits
 ///
-/// Takes an `org_admin`. What is left out stays as it is; limits hold from the next call on.
+/// For org_admins. Absent fields stay unchanged; limits apply from the next call.
 #[utoipa::path(
     put,
     path = "/api/v1/trunks/{trunk_id}",
@@ -208,8 +219,10 @@ async fn update(
     ValidJson(body): ValidJson<UpdateTrunk>,
 ) -> Result<(StatusCode, Json<Trunk>)> {
     caller.require(Role::OrgAdmin)?;
+
     let mut db = caller.change(&context).await?;
     let before = settings::lock(&mut db, &caller.scope(), id).await?;
+
     let name = body
         .name
         .as_deref()
@@ -218,26 +231,30 @@ async fn update(
         .to_owned();
     let max_concurrent = body.max_concurrent.unwrap_or(before.max_concurrent);
     let ring_timeout_secs = body.ring_timeout_secs.unwrap_or(before.ring_timeout_secs);
+
     let mut fields = Fields::default();
     let cps = body.cps.unwrap_or(before.cps);
     let cps = checked_limits(&mut fields, &name, cps, max_concurrent, ring_timeout_secs);
     fields.finish()?;
+
     let limits = Limits {
         name,
         cps,
         max_concurrent,
         ring_timeout_secs,
     };
+
     let trunk = settings::change(&mut db, &caller.scope(), id, &limits).await?;
+
     let note = note("trunk.update", &caller, &trunk)
         .before(&before)?
         .after(&trunk)?;
     db.commit(note, StatusCode::OK, Json(trunk)).await
 }
 
-/// Try a trunk's account at its carrier
+/// Check a trunk's account at its carrier
 ///
-/// Takes an `org_admin`. Changes nothing but the audit log.
+/// For org_admins. Changes only the audit log.
 #[utoipa::path(
     post,
     path = "/api/v1/trunks/{trunk_id}/check",
@@ -255,6 +272,7 @@ async fn check(
     let checked = caller.once(context, move |context, caller| async move {
         let (trunk, account) = account(&context, &caller, id).await?;
         let standing = context.carriers.of(account.kind).check(&account).await?;
+
         let checked = match standing {
             Standing::Good => Checked {
                 accepted: true,
@@ -265,6 +283,7 @@ async fn check(
                 reason: Some(why),
             },
         };
+
         let db = caller.change(&context).await?;
         let note = note("trunk.check", &caller, &trunk);
         db.commit(note, StatusCode::OK, Json(checked)).await
@@ -274,8 +293,8 @@ async fn check(
 
 /// Replace a trunk's secret
 ///
-/// Takes an `org_admin`. The new secret is tried at the carrier first. Callbacks signed with the
-/// old one are believed until two more have followed.
+/// For org_admins. The new secret is verified at the carrier first. Callbacks signed with the
+/// old one are accepted until two more rotations.
 #[utoipa::path(
     post,
     path = "/api/v1/trunks/{trunk_id}/rotate",
@@ -295,16 +314,20 @@ async fn rotate(
     let mut fields = Fields::default();
     let credentials = body.checked(&mut fields);
     fields.finish()?;
+
     let rotated = caller.once(context, move |context, caller| async move {
         let account = Account {
             credentials: credentials.clone(),
             ..account(&context, &caller, id).await?.1
         };
+
         try_at_carrier(&context, &account).await?;
+
         let keys = &context.config.keys;
         let mut db = caller.change(&context).await?;
         settings::lock(&mut db, &caller.scope(), id).await?;
         let trunk = settings::rotate(&mut db, &caller.scope(), keys, id, &credentials).await?;
+
         let note = note("trunk.rotate", &caller, &trunk);
         db.commit(note, StatusCode::OK, Json(trunk)).await
     });
@@ -313,8 +336,8 @@ async fn rotate(
 
 /// Pause a trunk
 ///
-/// Takes an `org_admin`. Nothing is dialled through it until it is resumed; calls on their way
-/// go on.
+/// For org_admins. Nothing is dialled through it until it is resumed; current calls
+/// continue.
 #[utoipa::path(
     post,
     path = "/api/v1/trunks/{trunk_id}/pause",
@@ -342,7 +365,7 @@ async fn pause(
 
 /// Resume a trunk
 ///
-/// Takes an `org_admin`.
+/// For org_admins.
 #[utoipa::path(
     post,
     path = "/api/v1/trunks/{trunk_id}/resume",
@@ -381,7 +404,7 @@ async fn set_paused(
 
 /// Delete a trunk
 ///
-/// Takes an `org_admin`. Its secrets are forgotten; calls of the past keep its id.
+/// For org_admins. Its secrets are erased; past calls keep its id.
 #[utoipa::path(
     delete,
     path = "/api/v1/trunks/{trunk_id}",
@@ -400,13 +423,13 @@ async fn delete(
     let keys = &context.config.keys;
     let trunk = settings::delete(&mut db, &caller.scope(), keys, id).await?;
     let note = note("trunk.delete", &caller, &trunk).before(&trunk)?;
-    let told = TrunkDeleted {
+    let answer = TrunkDeleted {
         message: "trunk deleted",
     };
-    db.commit(note, StatusCode::OK, Json(told)).await
+    db.commit(note, StatusCode::OK, Json(answer)).await
 }
 
-/// A trunk in the caller's sight, and its account.
+/// Finds a trunk visible to the caller, and its account.
 async fn account(context: &Context, caller: &Caller, id: TrunkId) -> Result<(Trunk, Account)> {
     let mut db = caller.read(context).await?;
     let trunk = settings::find(&mut db, &caller.scope(), id).await?;
@@ -415,7 +438,7 @@ async fn account(context: &Context, caller: &Caller, id: TrunkId) -> Result<(Tru
     Ok((trunk, account))
 }
 
-/// Refuses an account that its carrier does not accept.
+/// Rejects an account that its carrier does not accept.
 async fn try_at_carrier(context: &Context, account: &Account) -> Result<()> {
     match context.carriers.of(account.kind).check(account).await? {
         Standing::Good => Ok(()),
@@ -423,7 +446,7 @@ async fn try_at_carrier(context: &Context, account: &Account) -> Result<()> {
     }
 }
 
-/// Notes wrong limits, and gives the pace as it is stored.
+/// Checks the limits, and returns the calls per second as stored.
 fn checked_limits(
     fields: &mut Fields,
     name: &str,
@@ -438,7 +461,7 @@ fn checked_limits(
     Decimal::try_from(cps).unwrap_or_default().round_dp(3)
 }
 
-/// A change of a trunk, for the audit log; one of the platform's is noted where it was made.
+/// Audit entry of a change of a trunk; of a platform trunk in the caller's organisation.
 fn note(action: &'static str, caller: &Caller, trunk: &Trunk) -> Note {
     let org = trunk.organization_id.unwrap_or(caller.org);
     Note::new(action, org, trunk.id.0)

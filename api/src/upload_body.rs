@@ -1,13 +1,12 @@
-//! The body of an upload, metered: how much of it is read, how fast it comes, and what becomes
-//! of the rest when nobody wants it any more.
+//! Metered body of an upload: limits of its size and rate, and draining of a rejected rest.
 //!
-//! The form's parser holds everything up to the first boundary, and every part's header, in
-//! memory. So bytes that do not turn out to be the file's data are bounded, and the body is
-//! handed over in small slices, one each time it is asked for.
+//! The form's parser keeps everything up to the first boundary, and every part's header, in
+//! memory. Bytes that are not the file's data are therefore bounded, and the body is passed on
+//! in small slices, one per poll.
 //!
-//! A client that is refused early is often still sending, and a connection closed in its face
-//! loses the answer. What is left of a body that is dropped is therefore read, up to a bound,
-//! by a task of its own, while the answer is on its way.
+//! A client that is rejected early is often still sending, and loses the response when the
+//! connection closes. A separate task therefore reads the rest of a dropped body, up to a bound,
+//! while the response is sent.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,31 +30,32 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{Problem, Result};
 
-/// What may surround the file: boundaries, part headers, a preamble.
+/// Maximum of bytes around the file: boundaries, part headers, a preamble.
 const FORM_BYTES: u64 = 64 * 1024;
-/// How much is handed over at once.
+/// Largest slice that is passed on.
 const SLICE_BYTES: usize = 16 * 1024;
-/// Every upload has this long, and as much longer as its bytes take at the least rate.
+/// Time of every upload, besides the time of its bytes at the minimum rate.
 const GRACE: Duration = Duration::from_secs(60);
+/// Minimum rate of an upload.
 const LEAST_BYTES_PER_SEC: u64 = 50_000;
-/// How much of a body that nobody wants is read, and for how long.
+/// Limits of draining a rejected body: bytes and time.
 const DRAIN_BYTES: usize = 16 * 1024 * 1024;
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 
-/// How many more uploads may begin; each holds some parts for the store.
+/// Free slots for uploads; each upload buffers some parts for the store.
 #[derive(Clone)]
 pub struct UploadSlots(Arc<Semaphore>);
 
 impl UploadSlots {
-    /// So many uploads at the same time.
+    /// Creates `most` slots.
     pub fn new(most: usize) -> Self {
         Self(Arc::new(Semaphore::new(most)))
     }
 
-    /// A place for one upload.
+    /// Takes a slot.
     ///
     /// # Errors
-    /// [`Error::Busy`] when all are taken.
+    /// [`Error::Busy`] when none is free.
     pub fn take(&self) -> Result<OwnedSemaphorePermit> {
         Arc::clone(&self.0).try_acquire_owned().map_err(|_none| {
             Error::Busy("too many uploads at once; try again shortly".into()).into()
@@ -63,7 +63,7 @@ impl UploadSlots {
     }
 }
 
-/// Puts the meter around the body of an upload.
+/// Middleware that meters the body of an upload.
 pub async fn metered(
     Extension(context): Extension<Arc<Context>>,
     mut request: Request,
@@ -71,18 +71,22 @@ pub async fn metered(
 ) -> Response {
     let config = &context.config;
     let limit = config.uploads.max_bytes;
+
     let announced = request
         .headers()
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse().ok())
         .unwrap_or(0);
+
     let meter = Arc::new(Meter::new(
         limit.saturating_add(FORM_BYTES),
         config.upload_stall,
     ));
+
     if announced > meter.limit {
         meter.refuse(too_large(limit));
     }
+
     request.extensions_mut().insert(Arc::clone(&meter));
     let request = request.map(|body| Body::from_stream(Metered::new(body, meter)));
     next.run(request).await
@@ -96,15 +100,15 @@ fn too_large(limit_bytes: u64) -> Problem {
     .into()
 }
 
-/// What is known of a body on its way.
+/// Progress and limits of a body.
 pub struct Meter {
     began: Instant,
-    /// Of the whole body.
+    /// Maximum of the whole body.
     limit: u64,
-    /// For how long the upload may pause between two pieces.
+    /// Longest pause between two chunks.
     stall: Duration,
     read: AtomicU64,
-    /// Of those read, how many were the file's data.
+    /// Bytes of the file's data among those read.
     data: AtomicU64,
     refusal: OnceLock<Problem>,
 }
@@ -121,33 +125,33 @@ impl Meter {
         }
     }
 
-    /// Notes that so many bytes were the file's data.
+    /// Counts bytes of the file's data.
     pub fn passed(&self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.data.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Why the body was not read to its end, if it was the meter that refused.
+    /// Reason when the meter rejected the body.
     pub fn refusal(&self) -> Option<Problem> {
         self.refusal.get().cloned()
     }
 
-    /// Waits for the next piece of the form for as long as an upload may take.
+    /// Waits for the next chunk of the form, up to the deadline.
     ///
     /// # Errors
-    /// 408 when it does not come.
+    /// 408 after the deadline.
     pub async fn within<T>(&self, piece: impl Future<Output = T>) -> Result<T> {
         let pause = Instant::now() + self.stall;
         timeout_at(self.due().min(pause), piece).await.map_err(|_elapsed| {
             Problem::new(
                 StatusCode::REQUEST_TIMEOUT,
                 "upload_stalled",
-                "the file comes too slowly, or not at all; send it again over a better connection",
+                "the upload is too slow or has stalled; send the file again over a better connection",
             )
         })
     }
 
-    /// When the rest of the upload must be there, were this all of it.
+    /// Deadline of the upload for the bytes read so far.
     fn due(&self) -> Instant {
         let bytes = self.read.load(Ordering::Relaxed);
         self.began + GRACE + Duration::from_secs(bytes / LEAST_BYTES_PER_SEC)
@@ -157,7 +161,7 @@ impl Meter {
         let _first_wins = self.refusal.set(problem);
     }
 
-    /// Refuses the body when it is too much, before any more is read.
+    /// Rejects a body over its limits before more is read.
     fn check(&self) -> Option<Refused> {
         let read = self.read.load(Ordering::Relaxed);
         if read > self.limit {
@@ -166,7 +170,7 @@ impl Meter {
             self.refuse(
                 Error::rejected(
                     "form_unreadable",
-                    "the form's part file does not begin, or its header does not end; send the CSV file as multipart/form-data, in the field file",
+                    "the form has no complete part named file; send the CSV file as multipart/form-data, in the field file",
                 )
                 .into(),
             );
@@ -175,25 +179,25 @@ impl Meter {
     }
 }
 
-/// The meter has refused; it knows why.
+/// Rejection by the meter, which holds the reason.
 #[derive(Debug)]
 struct Refused;
 
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the body was refused")
+        f.write_str("the body was rejected")
     }
 }
 
 impl std::error::Error for Refused {}
 
-/// The body, in slices.
+/// Metered body, in slices.
 struct Metered {
-    /// None once it has ended.
+    /// `None` after its end.
     body: Option<BodyDataStream>,
     piece: Bytes,
     meter: Arc<Meter>,
-    /// The reader of the form reads until it has to wait, so it waits behind each slice.
+    /// The form's parser reads until it has to wait, so it waits after each slice.
     pausing: bool,
 }
 
@@ -217,9 +221,11 @@ impl Stream for Metered {
             poller.waker().wake_by_ref();
             return Poll::Pending;
         }
+
         if let Some(refused) = this.meter.check() {
             return Poll::Ready(Some(Err(refused.into())));
         }
+
         while this.piece.is_empty() {
             let Some(body) = &mut this.body else {
                 return Poll::Ready(None);
@@ -233,6 +239,7 @@ impl Stream for Metered {
                 None => this.body = None,
             }
         }
+
         let slice = this.piece.split_to(this.piece.len().min(SLICE_BYTES));
         let bytes = u64::try_from(slice.len()).unwrap_or(u64::MAX);
         this.meter.read.fetch_add(bytes, Ordering::Relaxed);
@@ -276,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_the_files_data_is_bounded() {
+    async fn bytes_around_the_file_are_bounded() {
         let (mut body, meter) = metered(usize::MAX, 100_000, u64::MAX);
         let mut read = 0;
         while let Some(Ok(slice)) = body.next().await {
@@ -288,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_files_data_is_bounded_by_the_whole() {
+    async fn the_file_is_bounded_by_the_limit_of_the_body() {
         let (mut body, meter) = metered(100, 100_000, 10_000_000);
         let mut read = 0;
         while let Some(slice) = body.next().await {
@@ -305,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_upload_has_the_time_that_its_bytes_take() {
+    async fn the_deadline_grows_with_the_bytes_read() {
         let meter = Meter::new(1_000_000, STALL);
         for (read, secs) in [(0, 60), (49_999, 60), (100_000, 62), (200_000_000, 4_060)] {
             meter.read.store(read, Ordering::Relaxed);

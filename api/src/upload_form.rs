@@ -1,4 +1,4 @@
-//! The form of an upload, read as it comes: one part, the file, and nothing else.
+//! Streaming reader of an upload's form: exactly one part, the file.
 
 use axum::body::Bytes;
 use axum::extract::multipart::{Field, Multipart, MultipartError};
@@ -11,13 +11,13 @@ use sha2::{Digest as _, Sha256};
 use crate::error::{Problem, Result};
 use crate::upload_body::Meter;
 
-/// The part of the form that holds the file.
+/// Name of the form's part with the file.
 const FILE_FIELD: &str = "file";
 
-/// Streams the file into the store. What the meter or the form refuses leaves nothing there.
+/// Streams the file into the store. A rejected upload leaves nothing there.
 ///
 /// # Errors
-/// What is wrong with the form or the file.
+/// The form or the file is invalid.
 pub async fn receive(
     context: &Context,
     target: &Target,
@@ -26,13 +26,16 @@ pub async fn receive(
 ) -> Result<Upload> {
     let (pool, store, limits) = (&context.pool, &context.store, &context.config.uploads);
     let field = file_field(form, meter).await?;
+
     let file_name = field.file_name().unwrap_or("upload.csv").to_owned();
-    let mut broken_off = None;
-    let pieces = pieces(field, meter, &mut broken_off);
+    let mut interrupted = None;
+    let pieces = pieces(field, meter, &mut interrupted);
+
     let upload = match ingest::receive(pool, store, target, limits, &file_name, pieces).await {
         Ok(upload) => upload,
-        Err(error) => return Err(broken_off.unwrap_or_else(|| error.into())),
+        Err(error) => return Err(interrupted.unwrap_or_else(|| error.into())),
     };
+
     match nothing_else(form, meter).await {
         Ok(()) => Ok(upload),
         Err(problem) => {
@@ -42,10 +45,10 @@ pub async fn receive(
     }
 }
 
-/// Reads the file past, for its SHA-256.
+/// Reads the file and returns its SHA-256.
 ///
 /// # Errors
-/// What is wrong with the form.
+/// The form is invalid.
 pub async fn digest(form: &mut Multipart, meter: &Meter) -> Result<[u8; 32]> {
     let mut field = file_field(form, meter).await?;
     let mut digest = Sha256::new();
@@ -84,19 +87,19 @@ async fn nothing_else(form: &mut Multipart, meter: &Meter) -> Result<()> {
     ))
 }
 
-/// The pieces of a part as they arrive; why they stop before its end is left in `broken_off`.
+/// Streams the chunks of a part; the reason of an early end is stored in `interrupted`.
 fn pieces<'a>(
     field: Field<'a>,
     meter: &'a Meter,
-    broken_off: &'a mut Option<Problem>,
+    interrupted: &'a mut Option<Problem>,
 ) -> impl Stream<Item = peal_shared::Result<Bytes>> + Send + 'a {
     let whole = stream::try_unfold(field, async move |mut field| {
         let piece = next_piece(&mut field, meter).await?;
         Ok(piece.map(|piece| (piece, field)))
     });
     whole.map_err(|problem| {
-        *broken_off = Some(problem);
-        Error::rejected("upload_incomplete", "the upload broke off")
+        *interrupted = Some(problem);
+        Error::rejected("upload_incomplete", "the upload was interrupted")
     })
 }
 
@@ -115,11 +118,11 @@ async fn next_field<'a>(form: &'a mut Multipart, meter: &Meter) -> Result<Option
 }
 
 fn broken(error: &MultipartError, meter: &Meter) -> Problem {
-    tracing::debug!(error = error.body_text(), "an upload broke off");
+    tracing::debug!(error = error.body_text(), "an upload was interrupted");
     meter.refusal().unwrap_or_else(|| {
         Error::rejected(
             "upload_incomplete",
-            "the upload broke off, or is not a form; send it again",
+            "the upload was interrupted, or is not a form; send it again",
         )
         .into()
     })

@@ -1,4 +1,4 @@
-//! What became of an upload, as it is told.
+//! Report of an upload.
 
 use chrono::{DateTime, Utc};
 use peal_shared::Error;
@@ -9,9 +9,9 @@ use utoipa::ToSchema;
 
 use crate::server::BATCH_CALL;
 
-/// What became of the rows. The total is `inserted + duplicates + failed`.
+/// Result of an upload. The total is `inserted + duplicates + failed`.
 #[derive(Clone, Serialize, ToSchema)]
-#[schema(example = json!({
+#[schema(as = Report, example = json!({
     "ingest_id": "0197d7a5-3c1e-7a10-8f00-000000000010", "ingest_job_id": "0197d7a5-3c1e-7a10-8f00-000000000010",
     "file_name": "people.csv", "file_bytes": 24071, "bytes_read": 24071, "status": "completed",
     "total_rows": 1000, "inserted": 998, "updated": 0, "failed": 1, "duplicates": 1, "warnings": [],
@@ -23,13 +23,13 @@ use crate::server::BATCH_CALL;
     "failure": null, "created_at": "2026-03-01T09:00:00Z", "finished_at": "2026-03-01T09:00:01Z"
 }))]
 pub struct Report {
-    /// None for records, which leave nothing to ask for.
+    /// Null for records, which have no ingest.
     pub ingest_id: Option<IngestId>,
-    /// The contract's name for the work on the file: the ingest, which is asked for by this id.
+    /// Same as `ingest_id`, under the contract's name.
     pub ingest_job_id: Option<IngestId>,
     pub file_name: Option<String>,
     pub file_bytes: Option<i64>,
-    /// Of the file, as far as its rows are in; all of it in the end.
+    /// Bytes of the file whose rows are added; all of them in the end.
     pub bytes_read: Option<i64>,
     pub status: IngestState,
     pub total_rows: i64,
@@ -38,8 +38,8 @@ pub struct Report {
     pub failed: i64,
     pub duplicates: i64,
     pub warnings: Vec<String>,
-    /// The first hundred; the error report has all. They have no values in an answer that is
-    /// given again under its `Idempotency-Key`.
+    /// The first hundred; the error report has all. They have no values in a response that is
+    /// replayed under its `Idempotency-Key`.
     pub errors: Vec<Reject>,
     pub error_report_url: Option<String>,
     pub failure: Option<Failure>,
@@ -48,7 +48,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// What became of an ingest.
+    /// Report of an ingest.
     pub fn of(ingest: Ingest, errors: Vec<Reject>) -> Self {
         Self {
             ingest_id: Some(ingest.id),
@@ -76,7 +76,7 @@ impl Report {
         }
     }
 
-    /// What is known of an upload before it is an ingest.
+    /// Report of an upload before its ingest has begun.
     pub fn queued(upload: &Upload) -> Self {
         Self {
             ingest_id: Some(upload.ingest),
@@ -99,25 +99,25 @@ impl Report {
         }
     }
 
-    /// As it is kept for days under an `Idempotency-Key`: without what rows said, since the batch
-    /// may become private meanwhile.
+    /// Copy without the rows' values, stored for days under an `Idempotency-Key`: the batch may
+    /// become private meanwhile.
     pub fn without_values(&self) -> Self {
-        let mut kept = self.clone();
-        for error in &mut kept.errors {
+        let mut copy = self.clone();
+        for error in &mut copy.errors {
             error.value.clear();
         }
-        kept
+        copy
     }
 
-    /// In words.
+    /// One-line summary.
     pub fn summary(&self) -> String {
         format!(
-            "{} rows: {} added, {} duplicates, {} refused",
+            "{} rows: {} added, {} duplicates, {} rejected",
             self.total_rows, self.inserted, self.duplicates, self.failed
         )
     }
 
-    /// Why the file was given up.
+    /// Error of a failed ingest.
     pub fn failed(&self) -> Error {
         let why = self
             .failure
@@ -126,7 +126,7 @@ impl Report {
         Error::rejected(
             "ingest_failed",
             format!(
-                "{} ({} rows before it were added)",
+                "{} ({} rows were added before it)",
                 why.unwrap_or("the file could not be read"),
                 self.inserted
             ),

@@ -1,9 +1,9 @@
-//! `/api/v1/batch-call/upload/{batch_id}` and its neighbours: rows come in by the file.
+//! `/api/v1/batch-call/upload/{batch_id}` and related routes: uploads of rows.
 //!
-//! A file streams to the store, never into memory, and is refused at its first bytes when it
-//! cannot be a list of people. What is stored becomes an ingest. A small one is run before the
-//! answer; its job stays behind as a safety net, should the process die meanwhile. A large one
-//! is answered with 202 and run by its job. An upload that breaks off leaves nothing.
+//! A file streams to the store, never into memory, and is rejected at its first bytes when it
+//! cannot be a list of rows. A stored file becomes an ingest. A small ingest runs before the
+//! response; its job remains as a safety net in case the process dies. A large one gets 202 and
+//! is run by its job. An interrupted upload leaves nothing.
 
 use std::sync::Arc;
 
@@ -46,16 +46,16 @@ use crate::upload_body::{Meter, UploadSlots, metered};
 use crate::upload_form;
 use crate::upload_report::Report;
 
-/// Files up to this size are run before the answer.
+/// Largest file that is ingested before the response.
 const INLINE_LIMIT_BYTES: u64 = 1_000_000;
-/// When the job of an ingest that was run before the answer looks after it.
+/// Delay of the job of an ingest that runs before the response.
 const SAFETY_NET_AFTER: TimeDelta = TimeDelta::minutes(2);
-/// How many rejected rows an answer shows.
+/// Maximum of rejected rows in a response.
 const MAX_ERRORS: i64 = 100;
 const MAX_RECORDS: usize = 20_000;
 const PHONE_FIELD: &str = "to_phonenumber";
 
-/// Uploads, whose length the upload limit bounds and whose time the least rate does.
+/// Streamed uploads, bounded in size by the upload limit and in time by the minimum rate.
 pub fn upload_router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(upload))
@@ -82,10 +82,11 @@ struct UploadForm {
     file: Vec<u8>,
 }
 
-/// Upload a CSV file of people
+/// Upload a CSV file of rows
 ///
-/// A small file is read before the answer, with 200; a large one is read by a worker behind it,
-/// with 202. Bad rows come back with line, column and reason; the good ones are in.
+/// A small file is read before the response, with 200; a large one is read by a worker
+/// afterwards, with 202. Invalid rows are returned with line, column and reason; valid ones are
+/// added.
 #[utoipa::path(
     post,
     path = "/upload/{batch_id}",
@@ -97,7 +98,7 @@ struct UploadForm {
         (status = 202, body = Envelope<Report>, description = "The file is being read"),
         Rejected,
         Missing,
-        (status = 408, body = ProblemDocument, content_type = "application/problem+json", description = "The file comes too slowly"),
+        (status = 408, body = ProblemDocument, content_type = "application/problem+json", description = "The upload is too slow"),
         Conflicting,
         (status = 413, body = ProblemDocument, content_type = "application/problem+json", description = "The file is too large"),
         (status = 415, body = ProblemDocument, content_type = "application/problem+json", description = "Not a form"),
@@ -113,18 +114,22 @@ async fn upload(
     Extension(meter): Extension<Arc<Meter>>,
     form: std::result::Result<Multipart, MultipartRejection>,
 ) -> AnswerWith<Report> {
+    // 1. Replay the response of a repeated key, or find the batch.
     let mut db = caller.read(&api.context).await?;
     if let Some(unclaimed) = &key
-        && let Some(known) = known_unscoped(&mut db, &caller.principal, &unclaimed.key).await?
+        && let Some(earlier) = known_unscoped(&mut db, &caller.principal, &unclaimed.key).await?
     {
         drop(db);
-        return again(form, &slots, &meter, unclaimed, known).await;
+        return again(form, &slots, &meter, unclaimed, earlier).await;
     }
+
     let target = ingest::target(&mut db, &caller.scope(), batch, caller.user).await?;
     drop(db);
+
     let (mut form, slot) = (form.map_err(no_form)?, slots.take()?);
-    // In a task of its own, because a client may go away at any time, even while the store
-    // makes the file appear: whatever has begun is finished or undone.
+
+    // 2. Receive in a separate task: a client may disconnect at any time, even while the store
+    // completes the file, and the work must be finished or undone.
     let task = async move {
         let hold = match &key {
             Some(Unclaimed { key, .. }) => {
@@ -132,33 +137,36 @@ async fn upload(
             }
             None => None,
         };
+
         let work = Box::pin(async move {
             let received = upload_form::receive(&api.context, &target, &mut form, &meter).await?;
             drop((form, slot));
             caller.origin.claim = key.map(|unclaimed| unclaimed.with(&received.sha256));
             take_in(api, caller, target, received).await
         });
+
         match hold {
             Some(hold) => hold.during(work).await,
             None => work.await,
         }
     };
+
     let taken = tokio::spawn(task.in_current_span());
     taken.await.map_err(anyhow::Error::from)?
 }
 
-/// Answers an upload as it was answered before, whatever has become of the batch: it only has to
-/// be the same file.
+/// Replays the stored response of an upload under the same key. The file must be the same; the
+/// batch may have changed.
 async fn again(
     form: std::result::Result<Multipart, MultipartRejection>,
     slots: &UploadSlots,
     meter: &Meter,
     unclaimed: &Unclaimed,
-    known: Known,
+    earlier: Known,
 ) -> AnswerWith<Report> {
     let (mut form, _slot) = (form.map_err(no_form)?, slots.take()?);
     let sha256 = upload_form::digest(&mut form, meter).await?;
-    let stored = known.answer(&unclaimed.with(&sha256))?;
+    let stored = earlier.answer(&unclaimed.with(&sha256))?;
     Err(Problem::answered_before(stored))
 }
 
@@ -170,9 +178,9 @@ fn no_form(_rejection: MultipartRejection) -> Problem {
     )
 }
 
-/// Add people without a file
+/// Add rows without a file
 ///
-/// The records of a JSON body are added by the rules of a file.
+/// Adds the records of a JSON body, by the rules of a file.
 #[utoipa::path(
     post,
     path = "/upload-json/{batch_id}",
@@ -201,12 +209,15 @@ async fn upload_json(
         format!("must have 1 to {MAX_RECORDS} records; send more as a CSV file"),
     );
     fields.finish()?;
+
     let records: Vec<Record> = body.records.into_iter().map(record).collect();
+
     let mut db = caller.change(&context).await?;
     let target = ingest::target(&mut db, &caller.scope(), batch, caller.user).await?;
     let limits = &context.config.uploads;
     let added = ingest::insert_records(&mut db, &target, limits, &records).await?;
     let most = usize::try_from(MAX_ERRORS).unwrap_or(usize::MAX);
+
     let report = Report {
         ingest_id: None,
         ingest_job_id: None,
@@ -226,13 +237,15 @@ async fn upload_json(
         created_at: None,
         finished_at: None,
     };
+
     let note = Note::new("batch.add_records", target.org, batch.0);
-    let Json(kept) = done(report.summary(), report.without_values());
+    let Json(stored) = done(report.summary(), report.without_values());
     let shown = done(report.summary(), report);
-    db.commit_showing(note, StatusCode::OK, &kept, shown).await
+    db.commit_showing(note, StatusCode::OK, &stored, shown)
+        .await
 }
 
-/// Get a CSV file to fill in
+/// Get a CSV template
 #[utoipa::path(
     get,
     path = "/template/{batch_id}",
@@ -252,7 +265,7 @@ async fn template(
     header_line(&context, &caller, batch).await
 }
 
-/// Get a CSV file to fill in, by its other address
+/// Get a CSV template (alias)
 #[utoipa::path(
     get,
     path = "/{batch_id}/template",
@@ -286,7 +299,7 @@ async fn header_line(context: &Context, caller: &Caller, batch: BatchId) -> Resu
     tag = "Uploads",
     params(("batch_id" = BatchId, Path), Part),
     responses(
-        (status = 200, body = Envelope<Vec<Report>>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
+        (status = 200, body = Envelope<Vec<Report>>, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         Missing,
         Refusals,
     )
@@ -312,7 +325,7 @@ async fn list(
     }))
 }
 
-/// Show an upload, and what became of its rows
+/// Show an upload and its result
 #[utoipa::path(
     get,
     path = "/{batch_id}/ingests/{ingest_id}",
@@ -333,11 +346,11 @@ async fn show(
     Ok(done(report.summary(), report))
 }
 
-/// Get the refused rows as a CSV file
+/// Get the rejected rows as a CSV file
 ///
-/// Each as the file had it under the columns that the batch uses, then its line in that file, the
-/// column and value at fault, and why it was refused. Put them right here and upload this file: what
-/// it says about the reasons is passed over.
+/// Each row has the columns that the batch uses, then its line in the uploaded file, the invalid
+/// column and value, and the reason. Correct the rows and upload this file: the columns with the
+/// reasons are ignored.
 #[utoipa::path(
     get,
     path = "/{batch_id}/ingests/{ingest_id}/errors",
@@ -358,33 +371,39 @@ async fn errors(
     Ok(download("errors.csv", Body::from_stream(csv)))
 }
 
-/// Makes an ingest of a stored file, and runs it when it is small.
+/// Queues the ingest of a stored file, and runs it when it is small.
 async fn take_in(api: Api, caller: Caller, target: Target, upload: Upload) -> AnswerWith<Report> {
     fault::point("upload.stored");
     let context = &api.context;
     let inline = upload.bytes <= INLINE_LIMIT_BYTES;
+
+    // 1. Commit the ingest, its job and a first response for the key.
     if let Err(problem) = queue(context, &caller, &target, &upload, inline).await {
-        // Behind a failure of ours the commit may have happened all the same, and the ingest
-        // needs its file; one that nobody needs is cleared away later.
+        // After an internal failure the commit may have succeeded, and the ingest needs its
+        // file. A file without an ingest is purged later.
         if problem.is_refusal() {
             ingest::discard(&context.pool, &context.store, &upload).await;
         }
         return Err(problem);
     }
+
+    // 2. Run a small ingest at once.
     if inline {
         let (pool, store, limits) = (&context.pool, &context.store, &context.config.uploads);
         let run = ingest::run_unscoped(pool, store, limits, upload.ingest, &api.shutdown);
-        // The job takes over what cannot be run here.
+        // The job takes over an ingest that cannot run here.
         if let Err(error) = run.await {
-            tracing::warn!(ingest.id = %upload.ingest, error = format!("{error:#}"), "an ingest is left to its job");
+            tracing::warn!(ingest.id = %upload.ingest, error = format!("{error:#}"), "ingest failed inline; its job will retry");
         }
     }
+
+    // 3. Store the final response in place of the first.
     let report = report(context, &caller, target.batch, upload.ingest).await?;
     remember(context, &caller, &answered(report.without_values())).await;
     answered(report)
 }
 
-/// What is answered when this has become of an upload so far.
+/// Response to an upload in its current state.
 fn answered(report: Report) -> AnswerWith<Report> {
     match report.status {
         IngestState::Queued | IngestState::Running => being_read(report),
@@ -394,15 +413,16 @@ fn answered(report: Report) -> AnswerWith<Report> {
 }
 
 fn being_read(report: Report) -> AnswerWith<Report> {
-    let told = "the file is being read; ask for the ingest to see how it goes";
-    Ok((StatusCode::ACCEPTED, done(told, report)))
+    let message = "the file is being read; poll the ingest for its progress";
+    Ok((StatusCode::ACCEPTED, done(message, report)))
 }
 
-/// Keeps what is answered under the upload's key, in place of what [`queue`] put there.
+/// Stores the response under the upload's key, replacing the one that [`queue_ingest`] stored.
 async fn remember(context: &Context, caller: &Caller, answer: &AnswerWith<Report>) {
     let Some(claim) = &caller.origin.claim else {
         return;
     };
+
     let stored = match answer {
         Ok((status, Json(body))) => serde_json::to_value(body).map(|body| Stored {
             status: status.as_u16(),
@@ -410,14 +430,15 @@ async fn remember(context: &Context, caller: &Caller, answer: &AnswerWith<Report
         }),
         Err(problem) => Ok(problem.to_be_stored()),
     };
-    let kept = async {
+
+    let result = async {
         let mut db = context.pool.acquire().await?;
         answer_unscoped(&mut db, &caller.principal, claim, &stored?).await
     };
-    if let Err(error) = kept.await {
+    if let Err(error) = result.await {
         tracing::warn!(
             error = format!("{error:#}"),
-            "an upload's answer was not kept under its key"
+            "the response of an upload was not stored under its idempotency key"
         );
     }
 }
@@ -434,18 +455,21 @@ async fn queue(
         ingest_id: upload.ingest,
     };
     let run_at = inline.then(|| context.clock.now() + SAFETY_NET_AFTER);
+
     let mut db = caller.change(context).await?;
     ingest::create(&mut db, target, upload, !inline).await?;
     let job = enqueue(&mut db, &job, run_at).await?;
+
     let note = Note::new("batch.upload", target.org, upload.ingest.0);
     let (status, report) = being_read(Report::queued(upload))?;
     let _answer = db.commit(note, status, report).await?;
+
     context.bells.ring_job(&job);
     Ok(())
 }
 
-/// One record, with its number as text whatever JSON calls it. What is missing or odd becomes
-/// a text that is no number, so that this record fails and not the request.
+/// Parses one record, with its number as text of any JSON type. A missing or invalid number
+/// becomes a text that is no number, so that the record fails and not the request.
 fn record(mut fields: Map<String, Value>) -> Record {
     let to_phonenumber = match fields.remove(PHONE_FIELD) {
         Some(Value::String(text)) => text,
@@ -481,9 +505,9 @@ fn download(name: &str, csv: Body) -> Response {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"records": [{"to_phonenumber": "+12125550123", "name": "Ada"}]}))]
+#[schema(as = Records, example = json!({"records": [{"to_phonenumber": "+12125550123", "name": "Ada"}]}))]
 struct Records {
-    /// Each has `to_phonenumber`; what else it has are variables.
+    /// Each has `to_phonenumber`; its other fields are variables.
     #[schema(value_type = Vec<Object>, min_items = 1, max_items = 20_000)]
     records: Vec<Map<String, Value>>,
 }

@@ -39,7 +39,7 @@ pub fn router() -> OpenApiRouter<Api> {
     path = "/api/v1/tts-voices",
     tag = "Voices",
     params(ListVoices),
-    responses((status = 200, body = Vec<Voice>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = Vec<Voice>, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
@@ -47,12 +47,12 @@ async fn list(
     ValidQuery(query): ValidQuery<ListVoices>,
 ) -> Result<Listed<Vec<Voice>>> {
     let page = page_or_whole(query.page, query.page_size)?;
-    let wanted = Wanted {
+    let filter = Wanted {
         language: query.language,
         ..Wanted::default()
     };
     let mut db = caller.read(&context).await?;
-    let voices = voices::list(&mut db, &caller.scope(), &wanted, page).await?;
+    let voices = voices::list(&mut db, &caller.scope(), &filter, page).await?;
     Ok(voices.into())
 }
 
@@ -63,7 +63,7 @@ async fn list(
     tag = "Voices",
     params(("provider_id" = String, Path, description = "A provider's id or code"), Part),
     responses(
-        (status = 200, body = Vec<Voice>, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))),
+        (status = 200, body = Vec<Voice>, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such provider"),
         Refusals,
     )
@@ -78,11 +78,11 @@ async fn of_provider(
     let mut db = caller.read(&context).await?;
     let scope = caller.scope();
     let provider = providers::resolve(&mut db, &scope, ProviderKind::Tts, &name).await?;
-    let wanted = Wanted {
+    let filter = Wanted {
         provider: Some(provider.id),
         ..Wanted::default()
     };
-    Ok(voices::list(&mut db, &scope, &wanted, page).await?.into())
+    Ok(voices::list(&mut db, &scope, &filter, page).await?.into())
 }
 
 /// Show a voice
@@ -108,9 +108,9 @@ async fn show(
     ))
 }
 
-/// List another voice
+/// Add a voice
 ///
-/// Takes a `super_admin`, signed in. Everybody may use it, unless it is not public.
+/// For super_admins. All organizations may use the voice, unless it is not public.
 #[utoipa::path(
     post,
     path = "/api/v1/tts-voices",
@@ -134,9 +134,11 @@ async fn create(
 ) -> Result<(StatusCode, Json<Voice>)> {
     caller.require(Role::SuperAdmin)?;
     caller.require_session()?;
+
     let mut fields = Fields::default();
     fields.check_text(&body.voice_id, "voice_id", 1, 200);
     fields.check_text(body.voice_name.trim(), "voice_name", 1, 200);
+
     let languages = body.supported_languages.len();
     fields.check(
         (1..=100).contains(&languages),
@@ -152,15 +154,20 @@ async fn create(
             "must be a language tag, such as en-US or hi-IN",
         );
     }
+
     if let Some(url) = &body.preview_url {
-        let is_open = Url::parse(url).is_ok_and(|url| url.scheme() == "https") && url.len() <= 2000;
-        fields.check(is_open, "preview_url", "url", "must be an https address");
+        let is_valid =
+            Url::parse(url).is_ok_and(|url| url.scheme() == "https") && url.len() <= 2000;
+        fields.check(is_valid, "preview_url", "url", "must be an https address");
     }
+
     fields.finish()?;
+
     let mut db = caller.change(&context).await?;
     let scope = caller.scope();
     let kind = ProviderKind::Tts;
     let provider = providers::resolve(&mut db, &scope, kind, &body.provider_id).await?;
+
     let new = NewVoice {
         voice_id: body.voice_id,
         voice_name: body.voice_name.trim().to_owned(),
@@ -169,7 +176,9 @@ async fn create(
         preview_url: body.preview_url,
         is_public: body.is_public,
     };
+
     let voice = voices::add(&mut db, &scope, provider.id, &new).await?;
+
     let note = Note::new("voice.create", caller.org, voice.id.0).after(&voice)?;
     db.commit(note, StatusCode::CREATED, Json(voice)).await
 }
@@ -177,12 +186,12 @@ async fn create(
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ListVoices {
-    /// `en-US`, or `en` for every kind of English.
+    /// `en-US`, or `en` for all English voices.
     language: Option<String>,
     /// From 1. Without this and `page_size`, the first 1000 are listed.
     #[param(minimum = 1)]
     page: Option<i64>,
-    /// 20 unless told.
+    /// 20 by default.
     #[param(minimum = 1, maximum = 100)]
     page_size: Option<i64>,
 }
@@ -192,7 +201,7 @@ struct ListVoices {
 struct AddVoice {
     /// The provider's id or code.
     provider_id: String,
-    /// The vendor's code, as answer documents name the voice.
+    /// The vendor's code of the voice, as in TwiML.
     #[schema(min_length = 1, max_length = 200)]
     voice_id: String,
     #[schema(min_length = 1, max_length = 200)]
@@ -202,7 +211,7 @@ struct AddVoice {
     gender: Option<Gender>,
     #[schema(max_length = 2000)]
     preview_url: Option<String>,
-    /// Whether everybody may use it, or the platform alone.
+    /// All organizations may use the voice when true, else only the platform.
     #[serde(default = "yes")]
     #[schema(default = true)]
     is_public: bool,
@@ -214,6 +223,7 @@ fn yes() -> bool {
 
 #[derive(Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = Gender)]
 enum Gender {
     Female,
     Male,

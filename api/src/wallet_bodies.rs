@@ -1,4 +1,4 @@
-//! What goes into and comes out of the routes of wallets.
+//! Request and response bodies of `/api/v1/wallets`.
 
 use chrono::{DateTime, Utc};
 use peal_shared::money::Usd;
@@ -11,29 +11,30 @@ use crate::error::Result;
 use crate::extract::Fields;
 use crate::openapi::ProblemDocument;
 
-/// Where a grant stands among others unless told.
+/// Default priority of a grant.
 const PRIORITY: i16 = 50;
-/// The most that is moved at once, and the highest cap.
+/// Maximum of one transfer, and of a cap.
 const MOST: Usd = Usd::dollars(1_000_000_000);
 
-/// The organization's wallet has less than that.
+/// The organization's wallet has less than the amount.
 #[derive(IntoResponses)]
 #[response(status = 402, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
 pub struct TooLittle(ProblemDocument);
 
-/// Which page of a ledger.
+/// Page of a ledger.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct LedgerQuery {
-    /// Lines older than the one of this number.
+    /// Entries older than the one with this number.
     pub after: Option<i64>,
     /// 1 to 200; 50 when left out.
     pub limit: Option<i64>,
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Wallets)]
 pub struct Wallets {
     pub wallets: Vec<Wallet>,
     #[schema(example = 1)]
@@ -62,6 +63,7 @@ pub struct WalletDetail {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Granted)]
 pub struct Granted {
     #[schema(example = "credit granted")]
     pub message: &'static str,
@@ -78,6 +80,7 @@ pub struct WalletSet {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Adjusted)]
 pub struct Adjusted {
     #[schema(example = "balance adjusted")]
     pub message: &'static str,
@@ -88,14 +91,14 @@ pub struct Adjusted {
 #[derive(Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GiveCredit {
-    /// More than nothing.
+    /// Greater than 0.
     amount_usd: Usd,
     /// It never expires when left out.
     expires_at: Option<DateTime<Utc>>,
     /// 0 is spent first, 100 last; 50 when left out.
     priority: Option<i16>,
     note: Option<String>,
-    /// Instead of the header.
+    /// Alternative to the header.
     pub idempotency_key: Option<String>,
 }
 
@@ -115,7 +118,7 @@ impl GiveCredit {
         fields.finish()
     }
 
-    /// The grant, without its key.
+    /// Builds the grant, without its key.
     pub fn wanted(&self) -> NewGrant {
         NewGrant {
             amount: self.amount_usd,
@@ -127,11 +130,11 @@ impl GiveCredit {
     }
 }
 
-/// What is left out stays.
+/// Absent fields stay unchanged.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EditGrant {
-    /// null: it does not expire any more.
+    /// null removes the expiry.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<DateTime<Utc>>)]
     expires_at: Option<Option<DateTime<Utc>>>,
@@ -181,14 +184,14 @@ impl SetCap {
 #[derive(Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdjustBalance {
-    /// Not 0; below it takes away.
+    /// Not 0; a negative amount reduces the balance.
     pub delta_usd: Usd,
-    /// Kept with the line of the ledger.
+    /// Stored with the ledger entry.
     pub reason: String,
-    /// Whether less than nothing may be left to spend.
+    /// Permits a negative spendable balance.
     #[serde(default)]
     pub allow_negative: bool,
-    /// Instead of the header.
+    /// Alternative to the header.
     pub idempotency_key: Option<String>,
 }
 
@@ -212,7 +215,7 @@ fn check_priority(fields: &mut Fields, priority: Option<i16>) {
     }
 }
 
-/// Tells a field that is null from one that is not there.
+/// Distinguishes a null field from an absent one.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> std::result::Result<Option<Option<T>>, D::Error> {

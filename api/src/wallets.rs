@@ -1,8 +1,9 @@
-//! `/api/v1/wallets`: who may spend how much. Whoever moves money signs in: keys only look.
+//! `/api/v1/wallets`: credit, caps and the ledger. Moving money needs a session: API keys can
+//! only read.
 //!
-//! Credit is given by grants. The platform mints into any wallet, an organisation's
-//! administrators transfer from its wallet to a member's. Whatever moves money has a key of the
-//! client's choice, so that sent twice it moves once.
+//! Credit consists of grants. The platform mints into any wallet; an organisation's
+//! administrators transfer from its wallet to a member's. Every request that moves money carries
+//! an idempotency key of the client's choice, so that sent twice it moves money once.
 
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ use crate::wallet_bodies::{
     TooLittle, WalletDetail, WalletSet, Wallets,
 };
 
-/// Lines of the ledger on a page.
+/// Default entries on a page of the ledger.
 const LEDGER_LINES: i64 = 50;
 const MAX_LEDGER_LINES: i64 = 200;
 
@@ -49,7 +50,7 @@ pub fn router() -> OpenApiRouter<Api> {
         .routes(routes!(adjust))
 }
 
-/// Show one's own wallet
+/// Show the caller's wallet
 #[utoipa::path(
     get,
     path = "/api/v1/wallets/me",
@@ -125,7 +126,7 @@ async fn list(
 
 /// List the wallets of an organization's members
 ///
-/// For its org_admins, and super_admins. The organization's own wallet is told beside them.
+/// For its org_admins, and super_admins. Includes the organization's own wallet.
 #[utoipa::path(
     get,
     path = "/api/v1/wallets/orgs/{org_id}/members",
@@ -158,9 +159,9 @@ async fn of_members(
 
 /// Show a wallet, its grants and a page of its ledger
 ///
-/// One's own; an org_admin sees those of the organization, a super_admin all. Grants that can be
-/// spent come first, in the order in which they are; of more than 500, the first are shown. The
-/// ledger is told from its newest line back; `next` is the `after` of the page behind.
+/// The caller's own; an org_admin sees those of the organization, a super_admin all. Spendable
+/// grants come first, in the order in which they are spent; at most 500 are shown. The ledger
+/// starts with its newest entry; `next` is the `after` of the following page.
 #[utoipa::path(
     get,
     path = "/api/v1/wallets/{wallet_id}",
@@ -168,7 +169,7 @@ async fn of_members(
     params(("wallet_id" = WalletId, Path), LedgerQuery),
     responses(
         (status = 200, body = WalletDetail, headers(
-            ("X-Truncated" = bool, description = "Whether there are more grants than are shown"),
+            ("X-Truncated" = bool, description = "True when more grants follow"),
         )),
         Missing,
         Refusals,
@@ -200,9 +201,9 @@ async fn show(
 /// Give credit to a wallet
 ///
 /// A super_admin mints it. An org_admin transfers it from the organization's wallet to a
-/// member's; what would have expired there expires here no later. Takes an `Idempotency-Key`, or
-/// `idempotency_key` in the body. Batches that waited for money go on by themselves when their
-/// `auto_resume` is set.
+/// member's; transferred credit expires no later than its source. Needs an `Idempotency-Key`, or
+/// `idempotency_key` in the body. Batches paused for lack of credit resume automatically when
+/// their `auto_resume` is set.
 #[utoipa::path(
     post,
     path = "/api/v1/wallets/{wallet_id}/grants",
@@ -223,12 +224,16 @@ async fn give(
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
     body.check()?;
+
+    // 1. Require an idempotency key, for the claim and the ledger.
     let path = format!("/api/v1/wallets/{id}/grants");
     let key = body.idempotency_key.as_deref();
     let new = NewGrant {
         idem_key: request_key::demand(&mut caller, key, &path, &body)?,
         ..body.wanted()
     };
+
+    // 2. Mint or transfer.
     let (scope, by, now) = (caller.scope(), caller.user, context.clock.now());
     let mut db = caller.change(&context).await?;
     let (message, granted) = match caller.role {
@@ -241,8 +246,10 @@ async fn give(
             grants::transfer(&mut db, &scope, id, &new, by, now).await?,
         ),
     };
+
     let note =
         Note::new("wallet.grant", granted.wallet.organization_id, id.0).after(&granted.grant)?;
+
     let answer = Granted {
         message,
         grant: granted.grant,
@@ -254,8 +261,8 @@ async fn give(
 
 /// Change when a grant expires, whether it is locked, and its priority
 ///
-/// What is left out stays. An org_admin changes what was transferred, but lets nothing last
-/// longer; a super_admin changes any.
+/// Absent fields stay unchanged. An org_admin changes transferred grants, but cannot extend
+/// them; a super_admin changes any.
 #[utoipa::path(
     patch,
     path = "/api/v1/wallets/grants/{grant_id}",
@@ -285,8 +292,8 @@ async fn edit_grant(
 
 /// Set or clear a wallet's monthly cap
 ///
-/// For org_admins of the organization, and super_admins. What is spent and held in the calendar
-/// month of the organization's time zone stays below it; null clears it, 0 stops all calls.
+/// For org_admins of the organization, and super_admins. Limits what is spent and held in a
+/// calendar month of the organization's time zone; null clears it, 0 stops all calls.
 #[utoipa::path(
     post,
     path = "/api/v1/wallets/{wallet_id}/cap",
@@ -305,12 +312,15 @@ async fn set_cap(
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
     let cap = body.checked()?;
+
     let (scope, now) = (caller.scope(), context.clock.now());
     let mut db = caller.change(&context).await?;
     let (before, after) = caps::set(&mut db, &scope, id, cap, now).await?;
+
     let note = Note::new("wallet.set_cap", after.organization_id, id.0)
         .before(&before)?
         .after(&after)?;
+
     let answer = WalletSet {
         message: match cap {
             Some(_) => "cap set",
@@ -321,10 +331,10 @@ async fn set_cap(
     db.commit(note, StatusCode::OK, Json(answer)).await
 }
 
-/// Put a wallet's balance right
+/// Adjust a wallet's balance
 ///
-/// For super_admins. Adds a line to the ledger, without a grant: what is added does not expire
-/// and is spent last. Takes an `Idempotency-Key`, or `idempotency_key` in the body.
+/// For super_admins. Adds a ledger entry without a grant: added credit does not expire and is
+/// spent last. Needs an `Idempotency-Key`, or `idempotency_key` in the body.
 #[utoipa::path(
     post,
     path = "/api/v1/wallets/{wallet_id}/adjust",
@@ -345,20 +355,26 @@ async fn adjust(
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
     body.check()?;
+
+    // 1. Require an idempotency key, for the claim and the ledger.
     let path = format!("/api/v1/wallets/{id}/adjust");
     let key = body.idempotency_key.as_deref();
-    let wanted = Adjustment {
+    let adjustment = Adjustment {
         idem_key: request_key::demand(&mut caller, key, &path, &body)?,
         delta: body.delta_usd,
         reason: body.reason.trim().to_owned(),
         allow_negative: body.allow_negative,
     };
+
+    // 2. Adjust.
     let (scope, by, now) = (caller.scope(), caller.user, context.clock.now());
     let mut db = caller.change(&context).await?;
-    let (before, after, entry) = adjust_balance(&mut db, &scope, id, &wanted, by, now).await?;
+    let (before, after, entry) = adjust_balance(&mut db, &scope, id, &adjustment, by, now).await?;
+
     let note = Note::new("wallet.adjust", after.organization_id, id.0)
         .before(&before)?
         .after(&after)?;
+
     let answer = Adjusted {
         message: "balance adjusted",
         wallet: after,

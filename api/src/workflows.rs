@@ -37,7 +37,7 @@ pub fn router() -> OpenApiRouter<Api> {
     path = "/api/v1/workflows",
     tag = "Workflows",
     params(Whose),
-    responses((status = 200, body = Workflows, headers(("X-Truncated" = bool, description = "Whether there are more behind these"))), Refusals)
+    responses((status = 200, body = Workflows, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
@@ -53,8 +53,8 @@ async fn list(
 
 /// Create a workflow
 ///
-/// The graph must be one that can be walked: one start, every node reachable, an end in reach
-/// of every node. Errors name the node at fault.
+/// The graph must have one start, every node must be reachable, and every node must lead to an
+/// end. Errors name the invalid node.
 #[utoipa::path(
     post,
     path = "/api/v1/workflows",
@@ -74,6 +74,7 @@ async fn create(
 ) -> Result<(StatusCode, Json<Workflow>)> {
     let owner = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(owner)?;
+
     let new = checked(NewWorkflow {
         agent: body.agent_id,
         name: body.name,
@@ -84,6 +85,7 @@ async fn create(
         },
         is_active: body.is_active,
     })?;
+
     let mut db = caller.change(&context).await?;
     let workflow = kept::create(&mut db, &scope, owner, &new).await?;
     let note = note("workflow.create", &workflow).after(&workflow)?;
@@ -113,7 +115,8 @@ async fn show(
 
 /// Change a workflow
 ///
-/// What is left out stays. Nodes and transitions are replaced as a whole, and judged together.
+/// Absent fields stay unchanged. Nodes and transitions are replaced as a whole, and validated
+/// together.
 #[utoipa::path(
     patch,
     path = "/api/v1/workflows/{workflow_id}",
@@ -167,7 +170,7 @@ async fn delete(
         .await
 }
 
-/// Copy a workflow
+/// Clone a workflow
 ///
 /// The copy has the same owner, agent and graph.
 #[utoipa::path(
@@ -193,7 +196,7 @@ async fn duplicate(
     db.commit(note, StatusCode::CREATED, Json(copy)).await
 }
 
-/// A change of a workflow, for the audit log.
+/// Audit entry of a change of a workflow.
 fn note(action: &'static str, workflow: &Workflow) -> Note {
     Note::new(action, workflow.org_id, workflow.id.0)
 }
@@ -213,28 +216,28 @@ fn note(action: &'static str, workflow: &Workflow) -> Note {
 struct CreateWorkflow {
     name: String,
     description: Option<String>,
-    /// Whose voice and model it has.
+    /// The agent whose voice and model it uses.
     agent_id: Option<AgentId>,
     nodes: Vec<Node>,
     #[serde(default)]
     transitions: Vec<Transition>,
     #[serde(default = "yes")]
     is_active: bool,
-    /// Whose workflow it will be; an administrator may name a member.
+    /// The owner; an administrator may name a member.
     user_id: Option<UserId>,
 }
 
-/// What to change; what is left out stays.
+/// Changes; absent fields stay unchanged.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"name": "Survey of May", "is_active": false}))]
 struct ChangeWorkflow {
     name: Option<String>,
-    /// Null takes it away.
+    /// Null removes it.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     description: Option<Option<String>>,
-    /// Null takes it away.
+    /// Null removes it.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<AgentId>)]
     agent_id: Option<Option<AgentId>>,
@@ -243,7 +246,7 @@ struct ChangeWorkflow {
     is_active: Option<bool>,
 }
 
-/// Tells null from what is left out.
+/// Distinguishes a null field from an absent one.
 fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     input: D,
 ) -> std::result::Result<Option<Option<T>>, D::Error> {
@@ -277,6 +280,7 @@ fn checked(mut workflow: NewWorkflow) -> Result<NewWorkflow> {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = Workflows)]
 struct Workflows {
     workflows: Vec<Workflow>,
 }

@@ -1,13 +1,12 @@
-//! Who changed what, and who was turned away. Every change that a request makes leaves one row
-//! here, in the change's own transaction: a change without its row cannot be committed by the API,
-//! and a row without its change cannot exist.
+//! Audit log of changes and denied requests. Every change that a request makes inserts one row,
+//! in the change's own transaction: the API cannot commit a change without its row, and a row
+//! without its change cannot exist.
 //!
-//! A row says what became different (names of fields and digests), never what it was: the log
-//! is read by more people than the things it speaks of.
+//! A row holds the names of the changed fields and digests, never values: more people may read
+//! the log than the resources in it.
 //!
-//! Whom the API turned away is written down as well ([`Refusal`]), in a table of its own: nothing
-//! was changed, so nothing hangs on it, whoever writes it may leave some out, and it is forgotten
-//! after a time.
+//! Denied requests ([`Refusal`]) have a table of their own: they change nothing, may be sampled,
+//! and are deleted after a retention time.
 
 use std::net::IpAddr;
 
@@ -23,13 +22,13 @@ use crate::access::{Credential, Principal, Scope};
 use crate::error::Result;
 use crate::ids::{ApiKeyId, AuditId, OrgId, UserId};
 
-/// How long a refusal is kept, and one of whom nobody knows.
+/// Retention of denied requests, and of those whose caller is unknown.
 const KEPT: TimeDelta = TimeDelta::days(400);
 const NOBODYS_KEPT: TimeDelta = TimeDelta::days(30);
-/// Refusals that one round forgets.
+/// Denied requests that one statement deletes.
 const ROUND: i64 = 1_000;
 
-/// Who makes a change, and from where.
+/// Caller and origin of a change.
 #[derive(Clone, Debug)]
 pub struct Actor {
     pub principal: Principal,
@@ -37,12 +36,12 @@ pub struct Actor {
     pub request_id: Option<String>,
 }
 
-/// A change to write down.
+/// A change to be logged.
 #[derive(Clone, Debug)]
 pub struct Note {
-    /// The thing and the verb: `batch.create`.
+    /// Resource and verb: `batch.create`.
     action: &'static str,
-    /// The organisation whose thing was changed.
+    /// The organisation that owns the resource.
     org: OrgId,
     subject: Uuid,
     before: Option<Value>,
@@ -50,7 +49,7 @@ pub struct Note {
 }
 
 impl Note {
-    /// Something was done to the thing `subject` of an organisation.
+    /// Describes an action on the resource `subject` of an organisation.
     #[must_use]
     pub fn new(action: &'static str, org: OrgId, subject: Uuid) -> Self {
         Self {
@@ -62,30 +61,25 @@ impl Note {
         }
     }
 
-    /// What the thing was.
-    ///
-    /// # Errors
-    /// [`Error::Unexpected`](crate::Error::Unexpected) when it cannot be written as JSON.
-    pub fn before(mut self, thing: &impl Serialize) -> Result<Self> {
-        self.before = Some(serde_json::to_value(thing)?);
+    /// Adds the resource before the change.
+    pub fn before(mut self, resource: &impl Serialize) -> Result<Self> {
+        self.before = Some(serde_json::to_value(resource)?);
         Ok(self)
     }
 
-    /// What the thing is.
-    ///
-    /// # Errors
-    /// As [`Self::before`].
-    pub fn after(mut self, thing: &impl Serialize) -> Result<Self> {
-        self.after = Some(serde_json::to_value(thing)?);
+    /// Adds the resource after the change.
+    pub fn after(mut self, resource: &impl Serialize) -> Result<Self> {
+        self.after = Some(serde_json::to_value(resource)?);
         Ok(self)
     }
 
-    /// The names of the outermost fields whose values differ.
+    /// Names of the top-level fields whose values differ.
     fn changed(&self) -> Vec<String> {
         let (Some(Value::Object(before)), Some(Value::Object(after))) = (&self.before, &self.after)
         else {
             return Vec::new();
         };
+
         let mut names: Vec<String> = before
             .keys()
             .chain(after.keys().filter(|name| !before.contains_key(*name)))
@@ -97,11 +91,8 @@ impl Note {
     }
 }
 
-/// Writes a change down, for the organisation that the note names: whoever made the change saw
-/// the thing.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Inserts a change into the log. Its organisation comes from the entry: the change was checked
+/// against the caller's scope before.
 pub async fn write_unscoped(db: &mut PgConnection, actor: &Actor, note: &Note) -> Result<()> {
     let (kind, key) = kind_of(&actor.principal.credential);
     sqlx::query!(
@@ -126,7 +117,7 @@ pub async fn write_unscoped(db: &mut PgConnection, actor: &Actor, note: &Note) -
     Ok(())
 }
 
-/// Somebody who was turned away.
+/// A denied request.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     pub who: Turned,
@@ -136,19 +127,19 @@ pub struct Refusal {
     pub action: &'static str,
     /// Method and pattern of the route.
     pub target: String,
-    /// Further ones like it, which have no rows of their own.
+    /// Number of similar requests without rows of their own.
     pub left_out: i64,
 }
 
-/// Whom a refusal is about.
+/// Caller of a denied request.
 #[derive(Clone, Debug)]
 pub enum Turned {
-    /// A caller who may not do this.
+    /// An authenticated caller without the permission.
     Known(Principal),
-    /// Somebody who tried to sign in as this user, or showed what was theirs: a session that has
-    /// ended, or this key.
+    /// A failed sign-in as this user, or a credential of theirs that is no longer valid: a
+    /// session, or this key.
     As(OrgId, UserId, Option<ApiKeyId>),
-    /// Nobody is known by what they showed.
+    /// A request whose credential names no user.
     Nobody,
 }
 
@@ -184,21 +175,24 @@ fn kind_of(credential: &Credential) -> (&'static str, Option<ApiKeyId>) {
     }
 }
 
-/// Writes refusals down, of all organisations at once: nobody asks for it, and some belong to none.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Inserts denied requests of all organisations at once. Some belong to none, so there is no scope.
 pub async fn refused_unscoped(db: &mut PgConnection, refusals: &[Refusal]) -> Result<()> {
     let column = |of: fn(&Refusal) -> Option<String>| refusals.iter().map(of).collect::<Vec<_>>();
+
     let ids: Vec<AuditId> = refusals.iter().map(|_| AuditId::new()).collect();
-    let (orgs, users): (Vec<_>, Vec<_>) = refusals.iter().map(|one| one.who.whose()).unzip();
-    let kinds: Vec<&str> = refusals.iter().map(|one| one.who.kind()).collect();
-    let keys: Vec<Option<ApiKeyId>> = refusals.iter().map(|one| one.who.key()).collect();
-    let ips = column(|one| one.ip.map(|ip| ip.to_string()));
-    let request_ids = column(|one| one.request_id.clone());
-    let actions: Vec<&str> = refusals.iter().map(|one| one.action).collect();
-    let targets: Vec<&str> = refusals.iter().map(|one| one.target.as_str()).collect();
-    let left_out: Vec<i64> = refusals.iter().map(|one| one.left_out).collect();
+    let (orgs, users): (Vec<_>, Vec<_>) =
+        refusals.iter().map(|refusal| refusal.who.whose()).unzip();
+    let kinds: Vec<&str> = refusals.iter().map(|refusal| refusal.who.kind()).collect();
+    let keys: Vec<Option<ApiKeyId>> = refusals.iter().map(|refusal| refusal.who.key()).collect();
+    let ips = column(|refusal| refusal.ip.map(|ip| ip.to_string()));
+    let request_ids = column(|refusal| refusal.request_id.clone());
+    let actions: Vec<&str> = refusals.iter().map(|refusal| refusal.action).collect();
+    let targets: Vec<&str> = refusals
+        .iter()
+        .map(|refusal| refusal.target.as_str())
+        .collect();
+    let left_out: Vec<i64> = refusals.iter().map(|refusal| refusal.left_out).collect();
+
     sqlx::query!(
         "insert into refusals (id, org_id, actor_user_id, actor_kind, api_key_id, ip, request_id, action, target,
                                left_out)
@@ -222,12 +216,10 @@ pub async fn refused_unscoped(db: &mut PgConnection, refusals: &[Refusal]) -> Re
     Ok(())
 }
 
-/// Forgets refusals that are too old, of all organisations: age knows no tenant.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Deletes denied requests past their retention, of all organisations.
 pub async fn forget_refusals_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
-    let mut forgotten = 0;
+    let mut deleted = 0;
+
     loop {
         let round = sqlx::query!(
             "delete from refusals
@@ -251,16 +243,17 @@ pub async fn forget_refusals_unscoped(db: &mut PgConnection, now: DateTime<Utc>)
         .execute(&mut *db)
         .await?
         .rows_affected();
-        forgotten += round;
+
+        deleted += round;
         if i64::try_from(round).is_ok_and(|rows| rows < ROUND) {
-            return Ok(forgotten);
+            return Ok(deleted);
         }
     }
 }
 
-/// A row of the log.
+/// A row of the audit log.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(example = json!({
+#[schema(as = Entry, example = json!({
     "id": "0198c0de-0000-7000-8000-000000000007", "organization_id": "0198c0de-0000-7000-8000-000000000001",
     "actor_user_id": "0198c0de-0000-7000-8000-000000000002", "actor_kind": "session", "api_key_id": null,
     "ip": "203.0.113.7", "request_id": "0198c0de-0000-7000-8000-000000000008", "action": "batch.create",
@@ -270,32 +263,32 @@ pub async fn forget_refusals_unscoped(db: &mut PgConnection, now: DateTime<Utc>)
 }))]
 pub struct Entry {
     pub id: AuditId,
-    /// None when nobody was known by what they showed.
+    /// Null when the credential names no user.
     pub organization_id: Option<OrgId>,
-    /// Of one who is `unproven`: whom they tried to sign in as, or whose key or session they
-    /// showed when it had ended.
+    /// For `unproven`: the user of the failed sign-in, or of the key or session that is no longer
+    /// valid.
     pub actor_user_id: Option<UserId>,
-    /// `session`, `api_key`, `system`, or `unproven` for who is not known.
+    /// `session`, `api_key`, `system`, or `unproven` for an unauthenticated caller.
     pub actor_kind: String,
     pub api_key_id: Option<ApiKeyId>,
     pub ip: Option<String>,
     pub request_id: Option<String>,
-    /// The thing and the verb: `batch.create`. Of refusals `auth.refused` (not allowed),
-    /// `login.failed` and `credential.refused` (a key or token that is no good).
+    /// Resource and verb: `batch.create`. For denied requests `auth.refused` (not allowed),
+    /// `login.failed` and `credential.refused` (an invalid key or token).
     pub action: String,
-    /// The thing's id; of a refusal the route.
+    /// Id of the resource; for a denied request the route.
     pub subject_id: String,
-    /// Names of the fields that were changed.
+    /// Names of the changed fields.
     pub changed: Vec<String>,
-    /// SHA-256 of the thing as it was, and as it became.
+    /// SHA-256 of the resource before and after the change.
     pub before_digest: Option<String>,
     pub after_digest: Option<String>,
-    /// Refusals of the same caller or address that are not listed one by one.
+    /// Number of denied requests of the same caller or address that have no rows of their own.
     pub left_out: i64,
     pub created_at: DateTime<Utc>,
 }
 
-/// Which rows to read; what is `None` narrows nothing.
+/// Filter of log rows; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     pub action: Option<String>,
@@ -308,10 +301,7 @@ pub struct Filter {
     pub before: Option<AuditId>,
 }
 
-/// The newest changes and refusals in the caller's sight, at most `limit`.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Lists the newest changes and denied requests in the caller's scope, at most `limit`.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -374,13 +364,14 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     Ok(entries)
 }
 
-/// Keys of JSON objects are sorted, so the same thing has the same digest.
-fn digest(thing: Option<&Value>) -> Result<Option<Vec<u8>>> {
-    thing
-        .map(|thing| Ok(Sha256::digest(serde_json::to_vec(thing)?).to_vec()))
+/// SHA-256 of a resource as JSON. Keys are sorted, so equal resources have equal digests.
+fn digest(resource: Option<&Value>) -> Result<Option<Vec<u8>>> {
+    resource
+        .map(|resource| Ok(Sha256::digest(serde_json::to_vec(resource)?).to_vec()))
         .transpose()
 }
 

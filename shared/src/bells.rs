@@ -1,17 +1,16 @@
-//! Bells: Redis lists that wake workers up, and nothing else.
+//! Wakeups: Redis lists that wake workers up before their next poll.
 //!
-//! Ringing appends a hint to a list, listening takes hints off it; every hint wakes one
-//! listener, and a hint is never work. Whoever is woken looks into PostgreSQL, and looks there
-//! now and then without being woken. So Redis may be absent, restart, or forget everything at
-//! any time: it costs latency. Lists are capped, because a bell that nobody listens to must
-//! not grow.
+//! A notification appends a hint to a list, a listener takes hints off it. Every hint wakes one
+//! listener and carries no work: the woken worker reads PostgreSQL, which it also polls without
+//! wakeups. So Redis may be absent, restart or lose its data at any time: the cost is latency.
+//! Lists are capped, because a list without a listener must not grow.
 //!
-//! Ringing never waits. Hints go through a channel to one task that sends what has gathered in
+//! Notifying never waits. Hints go through a channel to one task that sends the queued ones in
 //! one round trip; when Redis does not answer they are dropped and counted
-//! ([`Bells::missed`]). A bell that says no more than "look" is rung at once, and then again only
-//! behind a short rest: however many listen, what comes in a burst is found by few looks. Keys
-//! are `prefix:{name}:bell`, one key per command, so any cluster layout will do. No personal data
-//! passes here: hints are job ids or `1`.
+//! ([`Wakeups::dropped`]). Channels whose hints name no job coalesce: the first hint is sent at
+//! once, the next only after a short interval, so a burst costs few database reads with any
+//! number of listeners. Keys are `prefix:{name}:bell`, one key per command, so any cluster layout
+//! works. Hints hold no personal data: they are job ids or `1`.
 
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
@@ -28,31 +27,31 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use crate::error::Result;
 use crate::queue::{Enqueued, Queue};
 
-/// How long a connection may take to open, and a ring to be answered.
+/// Time limit for opening a connection, and for a response of Redis.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// A listener asks Redis to hold its breath for at most this long.
+/// Longest blocking read of a listener.
 const LISTEN_LIMIT: Duration = Duration::from_secs(5);
-/// Pauses between attempts to connect: the first, and the longest.
+/// Pauses between attempts to connect: the first and the longest.
 const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// Hints that may wait to be sent.
+/// Most hints that wait to be sent.
 const UNSENT_LIMIT: usize = 4096;
-/// Hints sent in one round trip.
+/// Most hints taken from the queue for one round trip.
 const SEND_LIMIT: usize = 256;
-/// The least time between two rings of a bell whose hints say nothing.
+/// Least time between two hints of a channel that coalesces.
 const REST: Duration = Duration::from_millis(25);
-/// A hint that says nothing.
+/// Hint without content.
 const LOOK: &str = "1";
 
-/// What can be listened to.
+/// Wakeup channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bell {
     /// Jobs of a queue are due.
     Jobs(Queue),
     /// A campaign has rows to dial.
     Dial,
-    /// Carriers have told something.
+    /// Events of carriers wait to be applied.
     Inbox,
-    /// Calls have ended and are to be charged.
+    /// Ended calls wait to be charged.
     Settle,
 }
 
@@ -66,12 +65,12 @@ impl Bell {
         }
     }
 
-    /// Whether its hints say nothing, so that one does for many.
+    /// True when its hints carry nothing, so that one stands for many.
     fn rests(self) -> bool {
         !matches!(self, Self::Jobs(_))
     }
 
-    /// Most hints that the list keeps.
+    /// Most hints kept in the list.
     fn cap(self) -> isize {
         match self {
             Self::Jobs(_) => 1000,
@@ -80,7 +79,7 @@ impl Bell {
     }
 }
 
-/// The bells of an installation; cheap to clone. Without Redis they are silent.
+/// Wakeups of an installation; cheap to clone. Without Redis they do nothing.
 #[derive(Clone, Debug)]
 pub struct Bells {
     tower: Option<Tower>,
@@ -95,7 +94,7 @@ struct Tower {
 }
 
 impl Bells {
-    /// Bells on the Redis at `url`; to be called in a tokio runtime. Does not wait for Redis.
+    /// Wakeups over the Redis at `url`. Needs a tokio runtime; does not wait for Redis.
     ///
     /// # Errors
     /// Fails when `url` is not a Redis URL.
@@ -107,7 +106,8 @@ impl Bells {
         let missed = Arc::new(AtomicU64::new(0));
         let prefix: Arc<str> = prefix.into();
         let (hints, unsent) = mpsc::channel(UNSENT_LIMIT);
-        let ringer = Ringer {
+
+        let publisher = Ringer {
             client: client.clone(),
             prefix: Arc::clone(&prefix),
             missed: Arc::clone(&missed),
@@ -115,7 +115,8 @@ impl Bells {
             resting: HashMap::new(),
             held: HashSet::new(),
         };
-        tokio::spawn(ringer.work(unsent));
+        tokio::spawn(publisher.work(unsent));
+
         let tower = Some(Tower {
             client,
             prefix,
@@ -124,7 +125,7 @@ impl Bells {
         Ok(Self { tower, missed })
     }
 
-    /// Bells that nobody hears: everything is found by looking.
+    /// Disabled wakeups: workers find all work by polling.
     #[must_use]
     pub fn silent() -> Self {
         Self {
@@ -133,15 +134,15 @@ impl Bells {
         }
     }
 
-    /// Wakes a worker for a job; to be called after the commit. Rings for jobs that wait for
-    /// their time are left to the sweeper.
+    /// Wakes a worker for a job; called after the commit. Jobs that are not due yet are left to
+    /// the sweeper.
     pub fn ring_job(&self, job: &Enqueued) {
         if job.fresh && job.due {
             self.ring_with(Bell::Jobs(job.queue), job.id.to_string());
         }
     }
 
-    /// Wakes one listener, at once or when the bell has rested.
+    /// Wakes one listener, at once or after the channel's interval.
     pub fn ring(&self, bell: Bell) {
         self.ring_with(bell, LOOK.to_owned());
     }
@@ -154,13 +155,13 @@ impl Bells {
         }
     }
 
-    /// How many rings were lost because Redis did not keep up.
+    /// Hints dropped because Redis did not keep up.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
     }
 
-    /// Whether Redis answers; None where none is configured.
+    /// Pings Redis; `None` when none is configured.
     pub async fn answers(&self) -> Option<bool> {
         let tower = self.tower.as_ref()?;
         let Ok(mut connection) = connect(&tower.client, Some(ANSWER_TIMEOUT)).await else {
@@ -170,7 +171,7 @@ impl Bells {
         Some(pong.is_ok())
     }
 
-    /// An ear for one bell, with a connection of its own.
+    /// Listener of one channel, with its own connection.
     #[must_use]
     pub fn listen(&self, bell: Bell) -> Listener {
         Listener {
@@ -201,15 +202,15 @@ async fn connect(
         .await
 }
 
-/// Sends hints.
+/// Task that sends queued hints to Redis.
 struct Ringer {
     client: Client,
     prefix: Arc<str>,
     missed: Arc<AtomicU64>,
     connection: Option<MultiplexedConnection>,
-    /// Until when bells rest.
+    /// Earliest next send, by channel.
     resting: HashMap<Bell, Instant>,
-    /// Bells that were rung while they rested.
+    /// Coalescing channels with a hint to send.
     held: HashSet<Bell>,
 }
 
@@ -223,6 +224,7 @@ impl Ringer {
                 },
                 () = rested(self.next()) => {}
             }
+
             let mut bells: HashMap<Bell, Vec<String>> = HashMap::new();
             for (bell, hint) in hints.drain(..) {
                 if bell.rests() {
@@ -231,6 +233,7 @@ impl Ringer {
                     bells.entry(bell).or_default().push(hint);
                 }
             }
+
             for bell in self.take_rested() {
                 bells.insert(bell, vec![LOOK.to_owned()]);
             }
@@ -240,13 +243,13 @@ impl Ringer {
         }
     }
 
-    /// When the next of the bells that are held may be rung.
+    /// Earliest time at which a pending channel may be sent.
     fn next(&self) -> Option<Instant> {
         let until = |bell| self.resting.get(bell).copied();
         self.held.iter().filter_map(until).min()
     }
 
-    /// The held bells that may be rung; they rest from now on.
+    /// Takes the pending channels that are due and starts their next interval.
     fn take_rested(&mut self) -> Vec<Bell> {
         let now = Instant::now();
         let resting = &mut self.resting;
@@ -257,7 +260,7 @@ impl Ringer {
     }
 
     async fn send_or_miss(&mut self, bells: &HashMap<Bell, Vec<String>>) {
-        // A connection that Redis closed is found out by using it, hence a second try.
+        // A connection that Redis has closed fails on first use, hence a second try.
         if self.send(bells).await.is_ok() {
             return;
         }
@@ -267,7 +270,7 @@ impl Ringer {
             let count: usize = bells.values().map(Vec::len).sum();
             let count = u64::try_from(count).unwrap_or(u64::MAX);
             self.missed.fetch_add(count, Ordering::Relaxed);
-            tracing::debug!(%error, count, "bells could not be rung");
+            tracing::debug!(%error, count, "wakeups dropped: Redis did not answer");
         }
     }
 
@@ -286,7 +289,7 @@ impl Ringer {
     }
 }
 
-/// Ends at an instant; never without one.
+/// Sleeps until an instant; forever without one.
 async fn rested(until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(until).await,
@@ -294,7 +297,7 @@ async fn rested(until: Option<Instant>) {
     }
 }
 
-/// Waits for a bell.
+/// Listener of one wakeup channel.
 #[derive(Debug)]
 pub struct Listener {
     bell: Bell,
@@ -310,33 +313,35 @@ struct Line {
 }
 
 impl Listener {
-    /// Waits until the bell rings, at most for `patience` (and five seconds); true when it
-    /// rang. Takes up to `hints` hints at once, for as many things as the caller can look at.
-    /// While Redis is away this waits, and keeps trying to reach it.
-    pub async fn heard(&mut self, hints: usize, patience: Duration) -> bool {
+    /// Waits for a hint, at most for `max_wait` (and five seconds); true when there was one.
+    /// Takes up to `hints` hints at once, one for each job that the caller can start. While Redis
+    /// is unreachable, waits and keeps reconnecting.
+    pub async fn heard(&mut self, hints: usize, max_wait: Duration) -> bool {
         let Some(line) = &mut self.line else {
-            sleep(patience).await;
+            sleep(max_wait).await;
             return false;
         };
-        let deadline = Instant::now() + patience.min(LISTEN_LIMIT);
+
+        let deadline = Instant::now() + max_wait.min(LISTEN_LIMIT);
         loop {
             match timeout_at(deadline + ANSWER_TIMEOUT, line.wait(hints, deadline)).await {
-                Ok(Ok(rang)) => {
+                Ok(Ok(woken)) => {
                     line.pause = RECONNECT_PAUSES.0;
-                    return rang;
+                    return woken;
                 }
                 Err(_elapsed) => {
                     line.connection = None;
-                    tracing::debug!(bell = self.bell.name(), "bell does not answer");
+                    tracing::debug!(channel = self.bell.name(), "wakeup listener timed out");
                     return false;
                 }
                 Ok(Err(error)) => {
                     line.connection = None;
-                    tracing::debug!(bell = self.bell.name(), %error, "bell cannot be heard");
-                    let again = Instant::now() + line.pause;
+                    tracing::debug!(channel = self.bell.name(), %error, "wakeup listener failed");
+
+                    let retry_at = Instant::now() + line.pause;
                     line.pause = RECONNECT_PAUSES.1.min(line.pause * 2);
-                    sleep_until(again.min(deadline)).await;
-                    if again >= deadline {
+                    sleep_until(retry_at.min(deadline)).await;
+                    if retry_at >= deadline {
                         return false;
                     }
                 }
@@ -351,17 +356,19 @@ impl Line {
             Some(connection) => connection,
             none => none.insert(connect(&self.client, None).await?),
         };
-        let patience = deadline.saturating_duration_since(Instant::now());
+
+        let wait = deadline.saturating_duration_since(Instant::now());
         // Zero would mean for ever.
-        let patience_secs = patience.as_secs_f64().max(0.001);
-        let heard: Option<(String, String)> = redis::cmd("BLPOP")
+        let wait_secs = wait.as_secs_f64().max(0.001);
+        let first: Option<(String, String)> = redis::cmd("BLPOP")
             .arg(&self.key)
-            .arg(patience_secs)
+            .arg(wait_secs)
             .query_async(connection)
             .await?;
-        if heard.is_none() {
+        if first.is_none() {
             return Ok(false);
         }
+
         if let Some(more) = NonZeroUsize::new(hints.saturating_sub(1)) {
             let _: Option<Vec<String>> = redis::cmd("LPOP")
                 .arg(&self.key)

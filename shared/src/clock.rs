@@ -1,6 +1,6 @@
 //! The only wall clock. Rules that depend on the time of day read it through [`Clock`], so
-//! tests can stand anywhere in the calendar. Pacing and leases use the database server's clock
-//! instead, and spans of time inside a process use the monotonic one.
+//! tests can choose any date. Pacing and leases use the database server's clock instead, and
+//! durations inside a process use the monotonic one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,7 +14,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The present moment.
+    /// Current time, with the shift.
     #[must_use]
     #[expect(
         clippy::disallowed_methods,

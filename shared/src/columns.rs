@@ -1,7 +1,7 @@
-//! Rows as columns: statements take many rows as one array for each column, which the database
-//! need not parse as it would a document.
+//! Rows as columns: a statement takes many rows as one array per column, which the database
+//! does not have to parse like a document.
 
-/// One column of rows.
+/// Collects one column of the rows.
 pub(crate) fn column<'a, R, T>(rows: &'a [R], of: impl Fn(&'a R) -> T) -> Vec<T> {
     rows.iter().map(of).collect()
 }

@@ -1,5 +1,5 @@
-//! Every setting, from flags or `PEAL_*` environment variables. All that is wrong is reported
-//! at once, by name, so that an installation is not put right one restart at a time.
+//! Settings, from flags or `PEAL_*` environment variables. All invalid settings are reported at
+//! once, by name, so that one restart is enough to correct them.
 
 mod limits;
 mod money;
@@ -29,25 +29,25 @@ pub use proxies::{Proxies, ProxySettings};
 pub use sign_in::{SessionTokens, SignIn, SignInSettings, SignUp};
 pub use watch::{Tracing, WatchSettings, Watched};
 
-/// Settings as they are typed. `--help` and the README's table are made from these comments.
+/// Settings as typed. `--help` shows these comments.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Settings {
-    /// PostgreSQL, the only truth: postgres://user:password@host:5432/peal
+    /// PostgreSQL URL: postgres://user:password@host:5432/peal
     #[arg(long, env = "PEAL_DATABASE_URL", hide_env_values = true, global = true)]
     pub database_url: Option<String>,
-    /// Connections this process may open to PostgreSQL.
+    /// Most connections of this process to PostgreSQL.
     #[arg(long, env = "PEAL_DATABASE_POOL", default_value = "20", global = true)]
     pub database_pool: String,
-    /// Redis, the wake-up bell: redis://host:6379. Without it everything works, seconds later.
+    /// Redis URL for wakeups: redis://host:6379. Optional: without it work starts seconds later.
     #[arg(long, env = "PEAL_REDIS_URL", hide_env_values = true, global = true)]
     pub redis_url: Option<String>,
-    /// First part of every Redis key, so that installations can share a server.
+    /// Prefix of every Redis key, so that installations can share a server.
     #[arg(long, env = "PEAL_REDIS_PREFIX", default_value = "peal", global = true)]
     pub redis_prefix: String,
     /// 32 random bytes in base64 (`openssl rand -base64 32`): seals credentials, signs call URLs.
     #[arg(long, env = "PEAL_MASTER_KEY", hide_env_values = true, global = true)]
     pub master_key: Option<String>,
-    /// Earlier master keys, separated by commas, until nothing is under them any more.
+    /// Earlier master keys, separated by commas, until no secret is sealed under them.
     #[arg(
         long,
         env = "PEAL_MASTER_KEY_PREVIOUS",
@@ -55,10 +55,10 @@ pub struct Settings {
         global = true
     )]
     pub master_key_previous: Option<String>,
-    /// The address carriers reach the API at: https://peal.example.com
+    /// URL at which carriers reach the API: https://peal.example.com
     #[arg(long, env = "PEAL_PUBLIC_URL", global = true)]
     pub public_url: Option<String>,
-    /// Where the API listens.
+    /// Address the API listens on.
     #[arg(
         long,
         env = "PEAL_LISTEN",
@@ -69,10 +69,10 @@ pub struct Settings {
     /// Secret of another issuer's HS256 session tokens, at least 32 bytes.
     #[arg(long, env = "PEAL_JWT_SECRET", hide_env_values = true, global = true)]
     pub jwt_secret: Option<String>,
-    /// The `iss` session tokens must carry.
+    /// Required `iss` of those session tokens.
     #[arg(long, env = "PEAL_JWT_ISSUER", default_value = "peal", global = true)]
     pub jwt_issuer: String,
-    /// The `aud` session tokens must carry.
+    /// Required `aud` of those session tokens.
     #[arg(
         long,
         env = "PEAL_JWT_AUDIENCE",
@@ -80,7 +80,7 @@ pub struct Settings {
         global = true
     )]
     pub jwt_audience: String,
-    /// Where uploads and exports are kept: file:///var/lib/peal or s3://bucket/prefix
+    /// Store of uploads and exports: file:///var/lib/peal or s3://bucket/prefix
     #[arg(
         long,
         env = "PEAL_STORE_URL",
@@ -91,7 +91,7 @@ pub struct Settings {
     /// SMTP server for mail: smtps://user:password@host. Unset: mail is written to PEAL_MAIL_DIR.
     #[arg(long, env = "PEAL_SMTP_URL", hide_env_values = true, global = true)]
     pub smtp_url: Option<String>,
-    /// Directory that mail is written to when there is no SMTP server.
+    /// Directory for mail when there is no SMTP server.
     #[arg(
         long,
         env = "PEAL_MAIL_DIR",
@@ -110,7 +110,7 @@ pub struct Settings {
     /// Largest CSV upload, in megabytes.
     #[arg(long, env = "PEAL_UPLOAD_MAX_MB", default_value = "200", global = true)]
     pub upload_max_mb: String,
-    /// Seconds that an upload may pause between two pieces before it is given up.
+    /// Seconds an upload may stall between two chunks before it is aborted.
     #[arg(
         long,
         env = "PEAL_UPLOAD_STALL_SECS",
@@ -118,7 +118,7 @@ pub struct Settings {
         global = true
     )]
     pub upload_stall_secs: String,
-    /// Most rows a batch may hold.
+    /// Most rows of a batch.
     #[arg(
         long,
         env = "PEAL_BATCH_MAX_ROWS",
@@ -126,7 +126,7 @@ pub struct Settings {
         global = true
     )]
     pub batch_max_rows: String,
-    /// Most columns a CSV may have beside the number and the time zone.
+    /// Most columns of a CSV besides the number and the time zone.
     #[arg(
         long,
         env = "PEAL_CSV_MAX_COLUMNS",
@@ -137,7 +137,7 @@ pub struct Settings {
     /// Longest cell of a CSV, in characters.
     #[arg(long, env = "PEAL_CSV_MAX_CELL", default_value = "2000", global = true)]
     pub csv_max_cell: String,
-    /// Seconds until a lost create request may be given up, beyond ring and queue time.
+    /// Seconds, beyond ring and queue time, until a call of unknown outcome is marked as lost.
     #[arg(
         long,
         env = "PEAL_UNKNOWN_DEADLINE_SECS",
@@ -145,10 +145,10 @@ pub struct Settings {
         global = true
     )]
     pub unknown_deadline_secs: String,
-    /// Seconds between looks at calls whose fate is unknown or overdue.
+    /// Seconds between queries for calls whose outcome is unknown or overdue.
     #[arg(long, env = "PEAL_RECONCILE_SECS", default_value = "30", global = true)]
     pub reconcile_secs: String,
-    /// Callbacks under way at once; beyond them carriers get 503, half a second later.
+    /// Callbacks handled at once; further ones get 503 after half a second.
     #[arg(
         long,
         env = "PEAL_INBOX_CAPACITY",
@@ -168,18 +168,19 @@ pub struct Settings {
     pub origins: OriginSettings,
     #[command(flatten)]
     pub watch: WatchSettings,
-    /// Ports that tools, MCP servers and webhooks may be reached at, such as 443,9000-9100. Unset: 443,8443.
+    /// Ports that tools, MCP servers and webhooks may use, such as 443,9000-9100. Unset: 443,8443.
     #[arg(long, env = "PEAL_EGRESS_PORTS", global = true)]
     pub egress_ports: Option<String>,
-    /// Private networks that tools, MCP servers and webhooks may reach, such as 10.20.0.0/16. Unset: none.
+    /// Private networks that tools, MCP servers and webhooks may reach, such as 10.20.0.0/16.
+    /// Unset: none.
     #[arg(long, env = "PEAL_EGRESS_NETWORKS", global = true)]
     pub egress_networks: Option<String>,
-    /// `true` lets tools, MCP servers and webhooks speak plain HTTP: for development.
+    /// `true` allows plain HTTP for tools, MCP servers and webhooks, for development.
     #[arg(long, env = "PEAL_EGRESS_HTTP", global = true)]
     pub egress_http: Option<String>,
 }
 
-/// Settings that hold.
+/// Validated settings.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub database_url: SecretString,
@@ -200,24 +201,24 @@ pub struct Config {
     pub reconcile_every: Duration,
     pub inbox_capacity: usize,
     pub limits: ServerLimits,
-    /// Seconds of talk that money is held for, at most.
+    /// Most seconds of talk covered by a hold.
     pub hold_max_secs: i32,
     pub proxies: Proxies,
     /// Web pages that may use the API from a browser.
     pub origins: Origins,
     pub watch: Watched,
-    /// What users' URLs may reach.
+    /// Addresses that users' URLs may reach.
     pub egress: egress::Policy,
 }
 
-/// Collects every complaint about the settings.
+/// Collected errors of the settings.
 #[derive(Default)]
 struct Complaints(Vec<String>);
 
 impl Complaints {
     fn check<T>(&mut self, name: &str, value: Result<T, String>) -> Option<T> {
         value
-            .map_err(|why| self.0.push(format!("{name} {why}")))
+            .map_err(|message| self.0.push(format!("{name} {message}")))
             .ok()
     }
 
@@ -238,67 +239,74 @@ impl Complaints {
 }
 
 impl Config {
-    /// Checks the settings.
+    /// Validates the settings.
     ///
     /// # Errors
     /// A message with one line per missing or invalid setting.
     pub fn from_settings(settings: Settings) -> anyhow::Result<Self> {
-        let mut bad = Complaints::default();
-        let config = Self::check(settings, &mut bad);
+        let mut errors = Complaints::default();
+        let config = Self::check(settings, &mut errors);
         match config {
-            Some(config) if bad.0.is_empty() => Ok(config),
+            Some(config) if errors.0.is_empty() => Ok(config),
             _ => Err(anyhow::anyhow!(
-                "{} setting(s) need attention:\n  {}",
-                bad.0.len(),
-                bad.0.join("\n  ")
+                "{} invalid setting(s):\n  {}",
+                errors.0.len(),
+                errors.0.join("\n  ")
             )),
         }
     }
 
-    fn check(settings: Settings, bad: &mut Complaints) -> Option<Self> {
-        let egress = egress(&settings, bad);
-        let database_url = bad.check(
+    fn check(settings: Settings, errors: &mut Complaints) -> Option<Self> {
+        // Every setting is checked before the first missing one ends the function.
+        let egress = egress(&settings, errors);
+
+        let database_url = errors.check(
             "PEAL_DATABASE_URL",
             postgres_url(settings.database_url.as_deref()),
         );
-        let keys = bad.check(
+        let keys = errors.check(
             "PEAL_MASTER_KEY",
             master_keys(
                 settings.master_key.as_deref(),
                 settings.master_key_previous.as_deref(),
             ),
         );
-        let public_url = bad.check(
+        let public_url = errors.check(
             "PEAL_PUBLIC_URL",
             public_url(settings.public_url.as_deref()),
         );
+
         let listen = settings
             .listen
             .parse()
             .map_err(|_e| "must be address:port".to_owned());
-        let listen = bad.check("PEAL_LISTEN", listen);
+        let listen = errors.check("PEAL_LISTEN", listen);
+
         let sign_in = settings.sign_in.check(
             settings.jwt_secret.as_deref(),
             &settings.jwt_issuer,
             &settings.jwt_audience,
-            bad,
+            errors,
         );
-        let uploads = uploads(&settings, bad);
+
+        let uploads = uploads(&settings, errors);
         let stall = &settings.upload_stall_secs;
-        let stall = bad.number("PEAL_UPLOAD_STALL_SECS", stall, 1, 3600);
-        let pool = bad.number("PEAL_DATABASE_POOL", &settings.database_pool, 2, 1000);
+        let stall = errors.number("PEAL_UPLOAD_STALL_SECS", stall, 1, 3600);
+
+        let pool = errors.number("PEAL_DATABASE_POOL", &settings.database_pool, 2, 1000);
         let deadline = &settings.unknown_deadline_secs;
-        let deadline = bad.number("PEAL_UNKNOWN_DEADLINE_SECS", deadline, 0, 86_400);
-        let reconcile = bad.number("PEAL_RECONCILE_SECS", &settings.reconcile_secs, 1, 3600);
+        let deadline = errors.number("PEAL_UNKNOWN_DEADLINE_SECS", deadline, 0, 86_400);
+        let reconcile = errors.number("PEAL_RECONCILE_SECS", &settings.reconcile_secs, 1, 3600);
         let inbox = &settings.inbox_capacity;
-        let inbox = bad.number("PEAL_INBOX_CAPACITY", inbox, 1, 1_000_000);
-        let limits = settings.limits.check(pool, bad);
-        let hold_max_secs = settings.money.check(bad);
-        let proxies = settings.proxies.check(bad);
-        let origins = settings.origins.check(bad);
-        let watch = settings.watch.check(bad);
-        let services = services(&settings, bad);
-        let (store_url, redis_url, smtp_url, mail_from) = services?;
+        let inbox = errors.number("PEAL_INBOX_CAPACITY", inbox, 1, 1_000_000);
+
+        let limits = settings.limits.check(pool, errors);
+        let hold_max_secs = settings.money.check(errors);
+        let proxies = settings.proxies.check(errors);
+        let origins = settings.origins.check(errors);
+        let watch = settings.watch.check(errors);
+        let (store_url, redis_url, smtp_url, mail_from) = services(&settings, errors)?;
+
         Some(Self {
             egress: egress?,
             database_url: database_url?,
@@ -327,21 +335,21 @@ impl Config {
     }
 }
 
-/// The store, Redis, the mail server, and the sender of mail.
+/// URLs of the store, Redis and the mail server, and the sender of mail.
 type Services = (String, Option<SecretString>, Option<SecretString>, String);
 
-fn services(settings: &Settings, bad: &mut Complaints) -> Option<Services> {
+fn services(settings: &Settings, errors: &mut Complaints) -> Option<Services> {
     let store = scheme(settings.store_url.clone(), &["file", "s3", "memory"]);
     let redis = optional(settings.redis_url.clone(), &["redis", "rediss", "unix"]);
     let smtp = optional(settings.smtp_url.clone(), &["smtp", "smtps"]);
-    let store = bad.check("PEAL_STORE_URL", store);
-    let redis = bad.check("PEAL_REDIS_URL", redis);
-    let smtp = bad.check("PEAL_SMTP_URL", smtp);
-    let sender = bad.check("PEAL_MAIL_FROM", sender(settings.mail_from.clone()));
+    let store = errors.check("PEAL_STORE_URL", store);
+    let redis = errors.check("PEAL_REDIS_URL", redis);
+    let smtp = errors.check("PEAL_SMTP_URL", smtp);
+    let sender = errors.check("PEAL_MAIL_FROM", sender(settings.mail_from.clone()));
     Some((store?, redis?, smtp?, sender?))
 }
 
-/// A URL that an installation may leave out; left empty it is not set.
+/// Optional URL; an empty text counts as unset.
 fn optional(url: Option<String>, schemes: &[&str]) -> Result<Option<SecretString>, String> {
     url.filter(|url| !url.is_empty())
         .map(|url| scheme(url, schemes).map(SecretString::from))
@@ -361,20 +369,20 @@ fn scheme(url: String, schemes: &[&str]) -> Result<String, String> {
 fn sender(text: String) -> Result<String, String> {
     match text.parse::<lettre::message::Mailbox>() {
         Ok(_) => Ok(text),
-        Err(_) => Err("must be a sender of mail such as Peal <peal@example.com>".to_owned()),
+        Err(_) => Err("must be a mail sender such as Peal <peal@example.com>".to_owned()),
     }
 }
 
-fn uploads(settings: &Settings, bad: &mut Complaints) -> Option<Limits> {
-    let max_mb = bad.number("PEAL_UPLOAD_MAX_MB", &settings.upload_max_mb, 1_u64, 10_000);
-    let max_rows = bad.number(
+fn uploads(settings: &Settings, errors: &mut Complaints) -> Option<Limits> {
+    let max_mb = errors.number("PEAL_UPLOAD_MAX_MB", &settings.upload_max_mb, 1_u64, 10_000);
+    let max_rows = errors.number(
         "PEAL_BATCH_MAX_ROWS",
         &settings.batch_max_rows,
         1,
         100_000_000,
     );
-    let max_columns = bad.number("PEAL_CSV_MAX_COLUMNS", &settings.csv_max_columns, 1, 1000);
-    let max_cell = bad.number("PEAL_CSV_MAX_CELL", &settings.csv_max_cell, 1, 100_000);
+    let max_columns = errors.number("PEAL_CSV_MAX_COLUMNS", &settings.csv_max_columns, 1, 1000);
+    let max_cell = errors.number("PEAL_CSV_MAX_CELL", &settings.csv_max_cell, 1, 100_000);
     Some(Limits {
         max_bytes: max_mb?.saturating_mul(1_000_000),
         max_rows_per_batch: max_rows?,
@@ -384,8 +392,10 @@ fn uploads(settings: &Settings, bad: &mut Complaints) -> Option<Limits> {
     })
 }
 
-fn egress(settings: &Settings, bad: &mut Complaints) -> Option<egress::Policy> {
+fn egress(settings: &Settings, errors: &mut Complaints) -> Option<egress::Policy> {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+
+    // Users' URLs must not reach this installation's own services.
     let own = [
         &settings.database_url,
         &settings.redis_url,
@@ -398,16 +408,19 @@ fn egress(settings: &Settings, bad: &mut Complaints) -> Option<egress::Policy> {
         .fold(egress::Policy::default(), |policy, own| {
             policy.without(&own)
         });
+
     match given(&settings.egress_http).as_deref() {
         Some("true") => policy = policy.with_http(),
         Some("false") | None => {}
-        Some(_) => return bad.check("PEAL_EGRESS_HTTP", Err("must be true or false".to_owned())),
+        Some(_) => {
+            return errors.check("PEAL_EGRESS_HTTP", Err("must be true or false".to_owned()));
+        }
     }
     if let Some(ports) = given(&settings.egress_ports) {
-        policy = bad.check("PEAL_EGRESS_PORTS", policy.with_ports(&ports))?;
+        policy = errors.check("PEAL_EGRESS_PORTS", policy.with_ports(&ports))?;
     }
     if let Some(networks) = given(&settings.egress_networks) {
-        policy = bad.check("PEAL_EGRESS_NETWORKS", policy.with_networks(&networks))?;
+        policy = errors.check("PEAL_EGRESS_NETWORKS", policy.with_networks(&networks))?;
     }
     Some(policy)
 }
@@ -422,11 +435,13 @@ fn postgres_url(url: Option<&str>) -> Result<SecretString, String> {
 
 fn master_keys(present: Option<&str>, earlier: Option<&str>) -> Result<Keys, String> {
     let present =
-        present.ok_or("is not set: make one with `openssl rand -base64 32` and keep it safe")?;
+        present.ok_or("is not set: create one with `openssl rand -base64 32` and keep it safe")?;
     let earlier = earlier.unwrap_or_default().split(',');
     let earlier: Result<Vec<[u8; 32]>, String> = earlier
         .filter(|text| !text.trim().is_empty())
-        .map(|text| master_key(text).map_err(|why| format!("and PEAL_MASTER_KEY_PREVIOUS {why}")))
+        .map(|text| {
+            master_key(text).map_err(|message| format!("and PEAL_MASTER_KEY_PREVIOUS {message}"))
+        })
         .collect();
     Keys::rotated(&master_key(present)?, &earlier?).map_err(|error| error.to_string())
 }
@@ -439,7 +454,7 @@ fn master_key(text: &str) -> Result<[u8; 32], String> {
 
 fn public_url(text: Option<&str>) -> Result<Url, String> {
     let text = text.ok_or(
-        "is not set: the address carriers reach the API at, such as https://peal.example.com",
+        "is not set: the URL at which carriers reach the API, such as https://peal.example.com",
     )?;
     match Url::parse(text) {
         Ok(url)

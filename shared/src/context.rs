@@ -1,5 +1,5 @@
-//! What everything runs on: connections to the world outside, made once per process and handed
-//! to whoever needs them.
+//! Context of a process: its connections to external services, made once and shared by all
+//! features.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,34 +26,35 @@ use crate::tools::mcp::GatedClient;
 use crate::traces::Traces;
 use crate::trunks::AccountCache;
 
-/// PostgreSQL's code for a table that does not exist.
+/// SQLSTATE of a table that does not exist.
 const NO_SUCH_TABLE: &str = "42P01";
-/// PostgreSQL's code for a deadlock that was ended.
+/// SQLSTATE of a deadlock that the server ended.
 const DEADLOCK: &str = "40P01";
-/// How often a migration may be in one.
+/// Most deadlocks of one migration run.
 const DEADLOCKS: u32 = 20;
-/// The schema, up to date with this build.
+/// Migrations of this build's schema.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
-/// How long a request waits for a database connection.
+/// Longest wait for a database connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A process that stands still in the middle of a transaction (frozen, or cut off from the
-/// network) holds locks that everybody else waits for, so the server ends its session.
+/// Longest idle time inside a transaction. A process that is frozen or cut off from the network
+/// in a transaction holds locks that others wait for, so the server ends its session.
 const IDLE_TRANSACTION_LIMIT: &str = "5s";
-/// How long a statement waits for a lock.
+/// Longest time a statement waits for a lock.
 const LOCK_TIMEOUT: &str = "5s";
-/// Connections that only callbacks use: two writers, and answers.
+/// Connections reserved for callbacks: two writers, and answers.
 const CALLBACK_CONNECTIONS: u32 = 8;
-/// A carrier gives up after fifteen seconds and comes again after a 503.
+/// Longest wait of a callback for a connection. A carrier gives up after fifteen seconds and
+/// retries after a 503.
 const CALLBACK_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Everything a process shares.
+/// Shared state of a process.
 pub struct Context {
     pub config: Config,
     pub pool: PgPool,
-    /// Why row-level security does not bind this process, if it does not; as it was at its start.
+    /// Role that bypasses row-level security, if this process has one; checked at start.
     pub breach: Option<Breach>,
-    /// Connections for carriers alone, so that whatever users do, callbacks get through.
+    /// Connections for carriers' callbacks alone, so that users' load does not delay them.
     pub callbacks: PgPool,
     pub bells: Bells,
     pub carriers: Carriers,
@@ -62,20 +63,20 @@ pub struct Context {
     pub mailer: Mailer,
     pub store: Store,
     pub clock: Clock,
-    /// The way to users' URLs.
+    /// Client for users' URLs.
     pub gate: Gate,
-    /// The way to users' MCP servers.
+    /// Client for users' MCP servers.
     pub mcp: GatedClient,
     pub metrics: Metrics,
     pub traces: Traces,
 }
 
-/// The program that connects.
+/// Program that connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Process {
     Api,
     Worker,
-    /// A command that does one thing and ends.
+    /// A command that runs once and ends.
     Command,
 }
 
@@ -90,7 +91,7 @@ impl Process {
 }
 
 impl Context {
-    /// What a call would cost is estimated by this.
+    /// Basis of cost estimates.
     #[must_use]
     pub fn basis(&self) -> Basis {
         Basis {
@@ -99,33 +100,39 @@ impl Context {
         }
     }
 
-    /// Connects to everything the configuration names. PostgreSQL must answer; Redis need not.
-    /// To be called in a tokio runtime.
+    /// Connects to all configured services. PostgreSQL must answer; Redis need not. Needs a tokio
+    /// runtime.
     ///
     /// # Errors
-    /// Says what could not be reached or opened.
+    /// Names the service that could not be reached or opened.
     pub async fn connect(config: Config, process: Process) -> anyhow::Result<Arc<Self>> {
+        // PostgreSQL: the main pool, the check of its role, and the pool of callbacks.
         let pool = open_pool(&config, process).await?;
         let breach = wall::breach_unscoped(&mut *pool.acquire().await?).await?;
         if let Some(breach) = &breach {
-            tracing::error!("tenants are not kept apart: {}", breach.why);
+            tracing::error!("row-level security is not in force: {}", breach.why);
         }
+
         let options = system(&config, "peal-callbacks")?;
         let callbacks = pool_options()
             .max_connections(CALLBACK_CONNECTIONS)
             .acquire_timeout(CALLBACK_ACQUIRE_TIMEOUT)
             .connect_lazy_with(planned_once(brief(options, &config)));
+
         let redis_url = config.redis_url.as_ref().map(ExposeSecret::expose_secret);
         let bells = Bells::new(redis_url, &config.redis_prefix).context("PEAL_REDIS_URL")?;
+
         let mailer = match &config.smtp_url {
             Some(url) => {
                 Mailer::smtp(url.expose_secret(), &config.mail_from).context("PEAL_SMTP_URL")?
             }
             None => Mailer::files(&config.mail_dir, &config.mail_from).context("PEAL_MAIL_DIR")?,
         };
+
         let clock = Clock::default();
         let traces = Traces::open(config.watch.traces.as_ref(), process.name(), clock.clone())?;
         let gate = Gate::new(config.egress.clone())?;
+
         Ok(Arc::new(Self {
             pool,
             breach,
@@ -146,9 +153,9 @@ impl Context {
     }
 }
 
-/// How to connect. A statement waits for a lock only so long: whoever holds it longer is stuck,
-/// and waiting along would spread that. Statements are short and many: compiling them costs
-/// more than running them.
+/// Connection options of every process. Waiting for a lock is limited: a holder that takes longer
+/// is stuck, and waiting would spread that. JIT is off: statements are short and many, and
+/// compiling them costs more than running them.
 fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
     let options: PgConnectOptions = config
         .database_url
@@ -162,37 +169,37 @@ fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions
             IDLE_TRANSACTION_LIMIT,
         ),
         ("jit", "off"),
-        // Plans are kept. One that was made when a table was small reads all of it, and goes on
-        // doing so while a campaign fills it: looking up one call took 80 us instead of 5.
+        // Plans are cached. One made while a table is small scans all of it, and keeps doing so
+        // while a campaign fills it: looking up one call took 80 us instead of 5.
         ("enable_seqscan", "off"),
-        // Without this the rollback of `pool_options` would be warned of each time.
+        // Otherwise each rollback of `pool_options` logs a warning.
         ("client_min_messages", "error"),
     ]))
 }
 
-/// How everything but a migration connects: as the role that sees all tenants' rows.
+/// Connection options of everything but migrations: the role that sees all tenants' rows.
 fn system(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
     Ok(connection(config, process)?.options([("role", "peal_system")]))
 }
 
-/// Plans a statement once and not each time: those of workers and callbacks are few, look at what
-/// they name, and take longer to plan than to run. Lists with many filters are another matter.
+/// Plans each statement once. Those of workers and callbacks are few, select by key, and take
+/// longer to plan than to run. Not for lists with many optional filters.
 fn planned_once(options: PgConnectOptions) -> PgConnectOptions {
     options.options([("plan_cache_mode", "force_generic_plan")])
 }
 
-/// Bounds a statement's time: somebody waits for the answer, and others for the connection.
+/// Limits a statement's time: a client waits for the response, others for the connection.
 fn brief(options: PgConnectOptions, config: &Config) -> PgConnectOptions {
     let limit_ms = config.limits.statement.as_millis();
     options.options([("statement_timeout", limit_ms.to_string())])
 }
 
-/// What every pool begins with: whoever gets a connection gets it outside any transaction.
+/// Options of every pool: a connection is handed out outside any transaction.
 ///
-/// A request or task that ends while it opens a transaction leaves it open (sqlx 0.9.0, its issue
-/// 4393), and what the connection's next user writes without one of its own would never be
-/// committed. The rollback takes the place of the ping that a pool sends before it hands out a
-/// connection, and costs as much.
+/// A request or task that is cancelled while it opens a transaction leaves it open (sqlx 0.9.0,
+/// its issue 4393), and later statements on the connection without a transaction of their own
+/// would never be committed. The rollback replaces the ping that a pool sends before it hands out
+/// a connection, and costs as much.
 #[must_use]
 pub fn pool_options() -> PgPoolOptions {
     PgPoolOptions::new()
@@ -218,17 +225,17 @@ async fn open_pool(config: &Config, process: Process) -> anyhow::Result<PgPool> 
         .connect_with(options)
         .await
         .context(
-            "PostgreSQL cannot be used at PEAL_DATABASE_URL \
-             (a new database wants `peal-api migrate` first)",
+            "cannot connect to PostgreSQL at PEAL_DATABASE_URL \
+             (run `peal-api migrate` first on a new database)",
         )
 }
 
-/// Runs migrations while other processes work. A migration locks tables one after the other, and
-/// so do they; when the server ends a deadlock at the migration's cost, nothing of it has
-/// happened and it is run again.
+/// Runs migrations while other processes work. A migration locks tables one after the other, as
+/// other transactions do. A migration that the server aborts to end a deadlock leaves no trace
+/// and is run again.
 ///
 /// # Errors
-/// As the migrator, for whatever is no deadlock or keeps on being one.
+/// Errors of the migrator other than deadlocks, and a deadlock that keeps recurring.
 pub async fn run_migrations(
     migrator: &Migrator,
     db: &mut PgConnection,
@@ -238,13 +245,13 @@ pub async fn run_migrations(
             Err(MigrateError::ExecuteMigration(sqlx::Error::Database(error), version))
                 if error.code().as_deref() == Some(DEADLOCK) =>
             {
-                tracing::warn!(version, "a migration was in a deadlock and is run again");
+                tracing::warn!(version, "migration aborted by a deadlock; running it again");
                 // The migrator takes its lock again.
                 sqlx::raw_sql("select pg_advisory_unlock_all()")
                     .execute(&mut *db)
                     .await?;
             }
-            ended => return ended,
+            result => return result,
         }
     }
     migrator.run(db).await
@@ -253,7 +260,7 @@ pub async fn run_migrations(
 /// Brings the database's schema up to date. Several processes may do so at once.
 ///
 /// # Errors
-/// When the database does not answer, or a migration that was applied has been changed.
+/// The database does not answer, or an applied migration has been changed.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     let mut db = connection(config, "peal-migrate")?
         .options([
@@ -264,24 +271,23 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
         .connect()
         .await
         .context("PostgreSQL does not answer at PEAL_DATABASE_URL")?;
-    // The schema only ever grows, so a build that was rolled back finds migrations it does not
-    // know and has nothing to add.
+
+    // The schema only grows: after a rollback of the build the database has migrations that this
+    // build does not know, and none are missing.
     let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
     migrator.set_ignore_missing(true);
     run_migrations(&migrator, &mut db)
         .await
         .context("the schema could not be migrated")?;
+
     db.close().await?;
     Ok(())
 }
 
-/// Whether every migration of this build has been applied. A schema that is ahead of this build
-/// will do: migrations only add, so that old and new processes run side by side.
-///
-/// # Errors
-/// When the database does not answer.
+/// True when every migration of this build has been applied. A newer schema also passes:
+/// migrations only add, so old and new processes run side by side.
 pub async fn is_migrated(pool: &PgPool) -> Result<bool> {
-    // The migrator's own table, which the compile-time checker may not have.
+    // The migrator's own table, which may be missing in the compile-time database.
     let applied: Vec<i64> =
         match sqlx::query_scalar("select version from _sqlx_migrations where success")
             .fetch_all(pool)
@@ -298,14 +304,11 @@ pub async fn is_migrated(pool: &PgPool) -> Result<bool> {
         .all(|migration| applied.contains(&migration.version)))
 }
 
-/// Refuses to work on a schema that lacks a migration of this build.
-///
-/// # Errors
-/// Says what to do; or the database does not answer.
+/// Fails on a schema that lacks a migration of this build.
 pub async fn ensure_migrated(pool: &PgPool) -> anyhow::Result<()> {
     anyhow::ensure!(
         is_migrated(pool).await?,
-        "the database's schema is older than this build: run `peal-api migrate` of this version first"
+        "the database schema is older than this build: run `peal-api migrate` of this version first"
     );
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What a reseller earns, from the ledger alone: the transactions that name it say from what,
-//! the entries of its account say how much.
+//! Earnings of resellers, read from the ledger alone. The transactions that name a reseller hold
+//! the costs and revenue, the entries of its account the amounts earned.
 
 use std::collections::BTreeMap;
 
@@ -17,22 +17,23 @@ use crate::ids::OrgId;
 use crate::money::Usd;
 use crate::orgs::pricing::{self, OrgType};
 
-/// What was earned, and from what.
+/// Earned amounts, and the calls they come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Earned)]
 pub struct Earned {
-    /// What the calls cost at the platform's own prices.
+    /// Cost of the calls at the platform's own prices.
     pub base_cost_usd: Usd,
-    /// What was paid for them.
+    /// Amount that customers paid for the calls.
     pub retail_revenue_usd: Usd,
     pub markup_earned_usd: Usd,
     pub commission_earned_usd: Usd,
-    /// What came into the reseller's account.
+    /// Amount credited to the reseller's account.
     pub total_earned_usd: Usd,
     #[schema(example = 1000)]
     pub calls: i64,
     #[schema(example = 91230)]
     pub billed_seconds: i64,
-    /// The same in minutes.
+    /// `billed_seconds` in minutes.
     #[schema(value_type = String, example = "1520.5")]
     pub minutes: Decimal,
 }
@@ -52,16 +53,16 @@ impl Earned {
     }
 }
 
-/// What a reseller earned in a period.
+/// Earnings of a reseller in a period.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Earnings {
     pub organization_id: OrgId,
     pub org_type: OrgType,
     pub period: Period,
-    /// Null: since ever.
+    /// Null for the period `all`.
     pub from: Option<DateTime<Utc>>,
     pub to: DateTime<Utc>,
-    /// Whose midnight days begin at.
+    /// Time zone of the day boundaries.
     #[schema(example = "Asia/Kolkata")]
     pub timezone: String,
     #[schema(example = "USD")]
@@ -70,7 +71,7 @@ pub struct Earnings {
     pub earned: Earned,
 }
 
-/// What was earned in one part of a period.
+/// Earnings in one bucket of a period.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub struct EarningsBucket {
     pub start: DateTime<Utc>,
@@ -78,8 +79,9 @@ pub struct EarningsBucket {
     pub earned: Earned,
 }
 
-/// What a reseller earned in a period, by its parts.
+/// Earnings of a reseller in a period, by buckets.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Breakdown)]
 pub struct Breakdown {
     pub bucket: Bucket,
     pub buckets: Vec<EarningsBucket>,
@@ -98,8 +100,8 @@ struct Part {
     earned: Usd,
 }
 
-/// What an organisation in the caller's own sight earned, whole and by parts, as the clocks of
-/// its time zone show them.
+/// Returns the earnings of an organisation in the caller's scope, in total and by buckets of its
+/// time zone.
 ///
 /// # Errors
 /// [`crate::Error::NotFound`] when there is none.
@@ -112,17 +114,20 @@ pub async fn breakdown(
 ) -> Result<Breakdown> {
     let pricing = pricing::find(db, scope, org).await?;
     let (from, bucket) = (period.begin(now, zone), period.bucket());
-    let mut parts: BTreeMap<NaiveDateTime, Earned> = BTreeMap::new();
+
+    let mut by_start: BTreeMap<NaiveDateTime, Earned> = BTreeMap::new();
     for part in parts_of(db, scope, org, from, bucket, zone).await? {
-        parts.insert(part.start, part.earned());
+        by_start.insert(part.start, part.earned());
     }
-    let buckets: Vec<EarningsBucket> = fill(period, now, zone, parts.into_iter().collect())
+
+    let buckets: Vec<EarningsBucket> = fill(period, now, zone, by_start.into_iter().collect())
         .into_iter()
         .map(|(start, earned)| EarningsBucket { start, earned })
         .collect();
     let earned = buckets
         .iter()
-        .fold(Earned::default(), |sum, part| sum.plus(&part.earned));
+        .fold(Earned::default(), |sum, bucket| sum.plus(&bucket.earned));
+
     Ok(Breakdown {
         bucket,
         buckets,
@@ -168,7 +173,7 @@ async fn parts_of(
     bucket: Bucket,
     zone: Tz,
 ) -> Result<Vec<Part>> {
-    let parts = sqlx::query_as!(
+    let rows = sqlx::query_as!(
         Part,
         r#"select date_trunc($4, t.created_at at time zone $5) as "start!",
                   sum(t.base_micros)::bigint as "base!: Usd", sum(t.retail_micros)::bigint as "retail!: Usd",
@@ -197,5 +202,6 @@ async fn parts_of(
     )
     .fetch_all(db)
     .await?;
-    Ok(parts)
+
+    Ok(rows)
 }

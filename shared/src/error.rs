@@ -1,20 +1,22 @@
-//! What can go wrong, in the words of the domain. The API is the only place that turns one of
-//! these into a status and a body; jobs read [`Error::retryable`] to choose between another
-//! try and the dead letter.
+//! Errors of the domain. Only the API turns them into a status and a body; jobs read
+//! [`Error::is_retryable`] to choose between a retry and the dead state.
+//!
+//! Every function that takes a connection may fail with [`Error::Unexpected`] or
+//! [`Error::Busy`]; `# Errors` sections name only what else may happen.
 
 use std::borrow::Cow;
 
 use serde::Serialize;
 
-/// The result of everything that can be refused.
+/// Result with the domain's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A wrong field of an input: where it stands, what to do about it, and a stable type.
+/// Invalid field of an input: its path, what to do about it, and a stable type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldError {
     /// Path to the value: `["body", "records", "3", "to_phonenumber"]`.
     pub loc: Vec<String>,
-    /// What is wrong and how to put it right.
+    /// Problem and correction.
     pub msg: String,
     /// A stable, snake_case kind.
     #[serde(rename = "type")]
@@ -22,7 +24,7 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    /// What is wrong with the value at a path of the body, the query or the address.
+    /// Error at a path of the body, the query or the URL's path.
     pub fn new(
         place: &str,
         path: impl IntoIterator<Item = impl Into<String>>,
@@ -38,7 +40,7 @@ impl FieldError {
     }
 }
 
-/// One reason why a batch cannot start, and what to do about it.
+/// Reason why a batch cannot start, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Blocker {
     /// A stable, snake_case kind.
@@ -54,22 +56,22 @@ fn reasons(blockers: &[Blocker]) -> String {
     messages.join("; ")
 }
 
-/// A refusal or a failure.
+/// Refusal or failure.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The thing does not exist, or not for the caller. Holds the thing's noun.
+    /// The resource does not exist, or not for the caller. Holds its noun.
     #[error("{0} not found")]
     NotFound(&'static str),
-    /// The caller is known but may not do this.
+    /// The caller is authenticated but not allowed.
     #[error("{0}")]
     Forbidden(Cow<'static, str>),
     /// Fields of the input have the wrong type or format.
     #[error("the input has {} invalid field(s)", .0.len())]
     Invalid(Vec<FieldError>),
-    /// The input is well-formed but breaks a rule across fields or with the world.
+    /// The input is well-formed but breaks a rule across fields or against stored data.
     #[error("{detail}")]
     Rejected { code: &'static str, detail: String },
-    /// The state of the thing does not allow this.
+    /// The state of the resource does not allow this.
     #[error("{detail}")]
     Conflict { code: &'static str, detail: String },
     /// A batch cannot start; every reason is listed.
@@ -78,16 +80,16 @@ pub enum Error {
     /// The input is larger than a configured limit.
     #[error("{0}")]
     TooLarge(String),
-    /// No money for it.
+    /// The wallet does not cover the cost.
     #[error("{detail}")]
     InsufficientCredit { code: &'static str, detail: String },
-    /// The thing existed in an earlier version; holds what replaced it.
+    /// The resource no longer exists; holds what to use instead.
     #[error("{0}")]
     Gone(Cow<'static, str>),
-    /// Peal itself is too busy to take this on; the same request may succeed shortly.
+    /// Peal itself is overloaded; the same request may succeed shortly.
     #[error("{0}")]
     Busy(Cow<'static, str>),
-    /// Something outside Peal failed.
+    /// A service outside Peal failed.
     #[error("{service}: {detail}")]
     Outside {
         service: &'static str,
@@ -121,7 +123,7 @@ impl Error {
         }
     }
 
-    /// The same, about fields of an object that stands at this path of the body.
+    /// Prefixes field errors with the path of the object in the body that holds the fields.
     #[must_use]
     pub fn within(mut self, path: &[&str]) -> Self {
         if let Self::Invalid(errors) = &mut self {
@@ -133,7 +135,7 @@ impl Error {
         self
     }
 
-    /// Whether the database refused the values themselves (SQLSTATE classes 22 and 23), so that
+    /// True when the database refused the values themselves (SQLSTATE classes 22 and 23), so that
     /// the same statement can never succeed.
     #[must_use]
     pub fn is_data_fault(&self) -> bool {
@@ -152,7 +154,7 @@ impl Error {
             .is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
     }
 
-    /// Whether the database was not there, or went away.
+    /// True when the database was unreachable or the connection was lost.
     #[must_use]
     pub fn is_lost_connection(&self) -> bool {
         let Self::Unexpected(cause) = self else {
@@ -173,7 +175,7 @@ impl Error {
             )
     }
 
-    /// Whether doing the same again later can succeed without anybody changing the input.
+    /// True when a retry with the same input may succeed.
     #[must_use]
     pub fn retryable(&self) -> bool {
         match self {
@@ -190,9 +192,9 @@ impl From<sqlx::Error> for Error {
         match code.as_deref() {
             // Serialization failure, deadlock, lock not available.
             Some("40001" | "40P01" | "55P03") => {
-                Self::Busy("somebody else is changing the same thing; try again".into())
+                Self::Busy("another request is changing the same resource; try again".into())
             }
-            // The statement's time was up.
+            // Statement timeout.
             Some("57014") => Self::Busy("the database is slow; try again shortly".into()),
             _ => Self::Unexpected(error.into()),
         }
@@ -205,9 +207,9 @@ impl From<serde_json::Error> for Error {
     }
 }
 
-/// Turns the violation of a named constraint into a refusal, in one place per statement.
+/// Maps the violation of a named constraint to a refusal, in one place per statement.
 pub trait OnConstraint<T> {
-    /// When `constraint` refused the statement, answers `refusal()` instead.
+    /// Returns `refusal()` when `constraint` refused the statement.
     fn on_constraint(self, constraint: &str, refusal: impl FnOnce() -> Error) -> Result<T>;
 }
 

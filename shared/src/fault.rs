@@ -1,39 +1,37 @@
-//! Named places where a process may be made to misbehave, for tests that prove it may.
+//! Failpoints: named places where tests make a process crash or misbehave.
 //!
 //! A debug build reads `PEAL_FAULT`, a list such as `claim.committed=0.05,place.answered=0.1`:
-//! at each named point the process aborts with that probability, as `kill -9` would end it.
-//! `scope.blind=1` does not kill: it takes the API's own tenant filters away, so that what is
-//! left can be seen. A release build has none of this.
+//! at each named point the process aborts with that probability, like after `kill -9`.
+//! `scope.blind=1` does not abort: it removes the API's own tenant filters, so that tests see
+//! row-level security alone. In a release build no failpoint is active.
 
-/// Passes a point, or does not survive it.
-#[cfg(not(debug_assertions))]
-pub fn point(_name: &'static str) {}
-
-/// Passes a point, or does not survive it.
-#[cfg(debug_assertions)]
+/// Passes a failpoint, or aborts the process there.
+#[inline]
 pub fn point(name: &'static str) {
     let Some(chance) = chance(name) else {
         return;
     };
     if crate::secret::jitter() < chance {
-        tracing::error!(name, "dying here, as asked");
+        tracing::error!(name, "aborting at a failpoint");
         std::process::abort();
     }
 }
 
-/// Whether statements go without their tenant filters.
-#[cfg(not(debug_assertions))]
+/// True when statements run without their tenant filters.
+#[must_use]
 #[inline]
-pub const fn is_blind() -> bool {
-    false
-}
-
-/// Whether statements go without their tenant filters.
-#[cfg(debug_assertions)]
 pub fn is_blind() -> bool {
     chance("scope.blind").is_some()
 }
 
+/// Probability of a failpoint: none in a release build.
+#[cfg(not(debug_assertions))]
+#[inline]
+const fn chance(_name: &str) -> Option<f64> {
+    None
+}
+
+/// Probability of a failpoint, from `PEAL_FAULT`.
 #[cfg(debug_assertions)]
 fn chance(name: &str) -> Option<f64> {
     use std::sync::OnceLock;
@@ -41,7 +39,7 @@ fn chance(name: &str) -> Option<f64> {
     static FAULTS: OnceLock<Vec<(String, f64)>> = OnceLock::new();
     #[expect(
         clippy::disallowed_methods,
-        reason = "a fault is no setting of an installation"
+        reason = "a failpoint is not a setting of an installation"
     )]
     let faults = FAULTS.get_or_init(|| {
         let text = std::env::var("PEAL_FAULT").unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Feature flags: what a user may use. Everything is on until it is switched off. What a flag
-//! closes stands in [`Feature`](crate::access::known::Feature) and holds for sessions and keys.
+//! Feature flags of users. Every feature is on by default. The routes that a flag closes are in
+//! [`Feature`](crate::access::known::Feature); they are closed to sessions and API keys alike.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::error::{Error, Result};
 use crate::ids::{OrgId, UserId};
 use crate::users;
 
-/// Every flag of a user, by name.
+/// Flags of a user, by name.
 pub type Flags = BTreeMap<&'static str, bool>;
 
-/// A user's organisation and flags.
+/// Returns a user's organisation and flags.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a user out of sight.
+/// [`Error::NotFound`] for a user outside the scope.
 pub async fn of_user(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<(OrgId, Flags)> {
     let row = sqlx::query!(
         r#"select u.org_id as "org_id: OrgId",
@@ -34,15 +34,16 @@ pub async fn of_user(db: &mut PgConnection, scope: &Scope, user: UserId) -> Resu
     .fetch_optional(db)
     .await?
     .ok_or(Error::NotFound("User"))?;
+
     let is_on = |feature: Feature| !row.off.iter().any(|name| name == feature.as_str());
     let flags = Feature::ALL.map(|feature| (feature.as_str(), is_on(feature)));
     Ok((row.org_id, flags.into()))
 }
 
-/// Switches some of a user's flags; the others stay. Answers what they were and what they are.
+/// Sets some of a user's flags; the others stay. Returns the flags before and after.
 ///
 /// # Errors
-/// As [`of_user`]; [`Error::Forbidden`] for a user whose role is above the caller's.
+/// As [`for_user`]; [`Error::Forbidden`] for a user whose role is above the caller's.
 pub async fn switch(
     db: &mut PgConnection,
     scope: &Scope,
@@ -52,6 +53,7 @@ pub async fn switch(
 ) -> Result<(OrgId, Flags, Flags)> {
     let (org, before) = of_user(db, scope, user).await?;
     users::check_rank(db, scope, caller, user).await?;
+
     let (names, enabled): (Vec<String>, Vec<bool>) = wanted
         .iter()
         .map(|(feature, enabled)| (feature.as_str().to_owned(), *enabled))
@@ -68,6 +70,7 @@ pub async fn switch(
     )
     .execute(&mut *db)
     .await?;
+
     let (_org, after) = of_user(db, scope, user).await?;
     Ok((org, before, after))
 }

@@ -1,14 +1,15 @@
-//! HTTP clients, the only ones. Each has its own timeouts and follows no redirect.
+//! Constructors of HTTP clients; no other code builds one. Each client has its own timeouts and
+//! follows no redirect.
 
 use std::time::Duration;
 
 use reqwest::dns::Resolve;
 use reqwest::redirect::Policy;
 
-/// How long a request may take to connect.
+/// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client for requests that must not be repeated or redirected, such as creating a call.
+/// Builds a client for requests that must not be repeated or redirected, such as creating a call.
 ///
 /// # Errors
 /// Fails when the TLS roots of the machine cannot be read.
@@ -29,8 +30,8 @@ pub fn client(total_timeout: Duration) -> anyhow::Result<reqwest::Client> {
         .build()?)
 }
 
-/// A client for addresses that users wrote down; only the gate (`egress`) has one. It connects
-/// to what `resolver` answers and nothing else, through no proxy, and unpacks nothing.
+/// Builds the client for users' URLs, for the outbound client (`egress`) only. It connects only to
+/// the addresses that `resolver` returns, uses no proxy and decompresses nothing.
 ///
 /// # Errors
 /// Fails when the TLS roots of the machine cannot be read.

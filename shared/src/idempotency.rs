@@ -1,12 +1,12 @@
-//! Requests that may be sent twice and do what they do once.
+//! Idempotency keys: requests that may be sent twice and take effect once.
 //!
-//! A client puts an `Idempotency-Key` of its choice on a POST. The key is taken in the
-//! transaction of what the request does, and the answer is stored there too, so a key is known
-//! if and only if its effect is there: a request that failed leaves nothing and may be sent
-//! again. Keys belong to a user, and are kept for two days.
+//! A client puts an `Idempotency-Key` of its choice on a POST. The key is claimed in the
+//! transaction of the request's effect, and the response is stored there too, so a key exists if
+//! and only if its effect does: a failed request leaves nothing and may be retried. Keys belong
+//! to a user and are kept for two days.
 //!
-//! A request that takes minutes is no transaction: it [holds](Hold) its key meanwhile, for as
-//! long as its process lives, and takes it at the end like any other.
+//! A request that takes minutes does not run in one transaction: it [holds](KeyHold) its key
+//! while its process lives, and claims it at the end like any other.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, resume_unwind};
@@ -23,17 +23,18 @@ use crate::access::Principal;
 use crate::error::{Error, FieldError, Result};
 use crate::ids::{JobId, OrgId, UserId};
 
-/// How long an answer can be had again.
+/// Time for which a response can be replayed.
 const KEPT: Duration = Duration::hours(48);
 
-/// How long a request waits for another one under its key to end.
+/// Longest wait for another request under the same key.
 const PATIENCE: &str = "500ms";
 
-/// How often a hold is renewed, and after how long without that its process is dead.
+/// Interval at which a hold is renewed.
 const RENEWED: StdDuration = StdDuration::from_secs(10);
+/// Seconds without a renewal after which a hold expires.
 const HELD_SECS: f64 = 40.0;
 
-/// A key, and what it was sent with.
+/// Idempotency key and the request it was sent with.
 #[derive(Clone, Debug)]
 pub struct Claim {
     pub key: String,
@@ -41,18 +42,18 @@ pub struct Claim {
     pub fingerprint: [u8; 32],
 }
 
-/// An answer that was given before.
+/// Stored response of an earlier request.
 #[derive(Clone, Debug)]
 pub struct Stored {
     pub status: u16,
     pub body: Value,
 }
 
-/// Takes a key in the caller's transaction. Answers with what was answered when the same
-/// request came first, and with `None` when this one does. A key is its principal's own, whatever they see.
+/// Claims a key in the caller's transaction. Returns the stored response of an earlier identical
+/// request, or `None` for the first one. Keys belong to the principal, whatever its scope.
 ///
 /// # Errors
-/// [`Error::Conflict`] while the first request is under way, [`Error::Invalid`] when the key
+/// [`Error::Conflict`] while the first request is in progress, [`Error::Invalid`] when the key
 /// was sent with another request.
 pub async fn claim_unscoped(
     db: &mut PgConnection,
@@ -75,7 +76,7 @@ pub async fn claim_unscoped(
     Ok(None)
 }
 
-/// What a key was used for, and what was answered.
+/// Stored key: the request it was used for, and the response.
 #[derive(Debug)]
 pub struct Known {
     fingerprint: Vec<u8>,
@@ -84,27 +85,26 @@ pub struct Known {
 }
 
 impl Known {
-    /// The answer to the same request.
+    /// Returns the response to the same request.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the key was sent with another request.
     pub fn answer(self, claim: &Claim) -> Result<Stored> {
         if self.fingerprint != claim.fingerprint {
-            let told = "this Idempotency-Key was used for another request; choose a new one";
-            let field = FieldError::new("header", ["Idempotency-Key"], "key_reused", told);
+            let message = "this Idempotency-Key was used for another request; choose a new one";
+            let field = FieldError::new("header", ["Idempotency-Key"], "key_reused", message);
             return Err(Error::Invalid(vec![field]));
         }
         match (self.status.map(u16::try_from), self.body) {
             (Some(Ok(status)), Some(body)) => Ok(Stored { status, body }),
-            _ => Err(anyhow::anyhow!("an idempotency key was committed without its answer").into()),
+            _ => {
+                Err(anyhow::anyhow!("an idempotency key was committed without its response").into())
+            }
         }
     }
 }
 
-/// What is known of a principal's own key, if anything is: whatever they see.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Finds a principal's own key, whatever its scope.
 pub async fn known_unscoped(
     db: &mut PgConnection,
     principal: &Principal,
@@ -127,12 +127,12 @@ pub async fn known_unscoped(
 fn in_use() -> Error {
     Error::conflict(
         "idempotency_key_in_use",
-        "a request with this Idempotency-Key is under way; send it again when that has ended",
+        "a request with this Idempotency-Key is in progress; retry when it has ended",
     )
 }
 
-/// A key whose request is under way. It only tells others so: that the request happens once is
-/// for [`claim_unscoped`] to see to.
+/// Key whose request is in progress. It only signals that to other requests; [`claim_unscoped`]
+/// ensures that the request takes effect once.
 #[derive(Debug)]
 pub struct Hold {
     pool: PgPool,
@@ -143,10 +143,10 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Holds a key of the principal, whatever they see, unless a request that is alive does.
+    /// Acquires a hold on a key of the principal, whatever its scope.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while another request is under way.
+    /// [`Error::Conflict`] while another live request holds the key.
     pub async fn take_unscoped(pool: &PgPool, principal: &Principal, key: &str) -> Result<Self> {
         let hold = Self {
             pool: pool.clone(),
@@ -155,6 +155,8 @@ impl Hold {
             key: key.to_owned(),
             holder: JobId::new().0,
         };
+
+        // A hold that its process stopped renewing is taken over.
         let taken = sqlx::query!(
             "insert into idempotency_holds as h (org_id, user_id, key, holder, held_until)
              values ($1, $2, $3, $4, now() + make_interval(secs => $5))
@@ -169,23 +171,24 @@ impl Hold {
         )
         .execute(pool)
         .await?;
+
         match taken.rows_affected() {
             0 => Err(in_use()),
             _ => Ok(hold),
         }
     }
 
-    /// Does the request, and lets go of the key, also when the request panics.
+    /// Runs the request and releases the key afterwards, also when the request panics.
     pub async fn during<T>(self, work: impl Future<Output = T>) -> T {
-        // What a panic may leave half done is not looked at again.
+        // State that a panic leaves half done is not read again.
         let work = AssertUnwindSafe(work).catch_unwind();
-        let done = tokio::select! {
-            done = work => done,
+        let result = tokio::select! {
+            result = work => result,
             never = self.renew() => match never {},
         };
         self.release().await;
-        match done {
-            Ok(done) => done,
+        match result {
+            Ok(output) => output,
             Err(panic) => resume_unwind(panic),
         }
     }
@@ -203,7 +206,7 @@ impl Hold {
             self.holder,
         );
         if let Err(error) = released.execute(&self.pool).await {
-            tracing::warn!(%error, "an idempotency key is held until its hold ends by itself");
+            tracing::warn!(%error, "idempotency hold not released; it expires by itself");
         }
     }
 
@@ -226,18 +229,19 @@ impl Hold {
                 HELD_SECS,
             );
             if let Err(error) = renewed.execute(&self.pool).await {
-                tracing::warn!(%error, "an idempotency key's hold was not renewed");
+                tracing::warn!(%error, "idempotency hold not renewed");
             }
         }
     }
 }
 
-/// Waits shortly until nobody else has the key, and holds it until the transaction ends. A
-/// request that was refused gives its key back a moment after its client has heard so.
+/// Locks the key until the transaction ends, after a short wait for another request. The wait
+/// covers a retry after a refusal: the response may arrive just before its transaction ends.
 async fn lock(db: &mut PgConnection, principal: &Principal, key: &str) -> Result<()> {
     sqlx::query!("select set_config('lock_timeout', $1, true)", PATIENCE)
         .fetch_one(&mut *db)
         .await?;
+
     let locked = sqlx::query!(
         "select pg_advisory_xact_lock(hashtextextended('idempotency ' || $1::uuid || $2::uuid || $3, 0))",
         principal.org as OrgId,
@@ -252,17 +256,15 @@ async fn lock(db: &mut PgConnection, principal: &Principal, key: &str) -> Result
         Err(Error::Busy(_)) => return Err(in_use()),
         Err(error) => return Err(error),
     }
+
     sqlx::query!("set local lock_timeout to default")
         .execute(db)
         .await?;
     Ok(())
 }
 
-/// Stores the answer beside a key that [`claim_unscoped`] took in the same transaction, for the same
-/// principal.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Stores the response of a key that [`claim_unscoped`] claimed in the same transaction for the
+/// same principal.
 pub async fn answer_unscoped(
     db: &mut PgConnection,
     principal: &Principal,
@@ -287,12 +289,9 @@ pub async fn answer_unscoped(
     Ok(())
 }
 
-/// Forgets keys that are too old, and holds of the dead, of all organisations: age knows no tenant.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Deletes expired keys and holds of all organisations; returns the number of keys.
 pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
-    let forgotten = sqlx::query!(
+    let deleted = sqlx::query!(
         "delete from idempotency_keys where created_at < $1",
         now - KEPT
     )
@@ -301,5 +300,5 @@ pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> R
     sqlx::query!("delete from idempotency_holds where held_until < now()")
         .execute(db)
         .await?;
-    Ok(forgotten.rows_affected())
+    Ok(deleted.rows_affected())
 }

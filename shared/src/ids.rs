@@ -1,5 +1,5 @@
-//! Typed identifiers. Every row's key is a version 7 UUID: its head is the time of creation,
-//! so rows that are written together lie together in the index.
+//! Typed identifiers. Every row's key is a version 7 UUID, which begins with the time of
+//! creation, so rows written together are close together in the index.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +16,7 @@ macro_rules! ids {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// A fresh, time-ordered id.
+            /// Creates a time-ordered id.
             #[expect(clippy::new_without_default, reason = "an id is never a default")]
             #[expect(clippy::disallowed_methods, reason = "the one place that makes ids")]
             #[must_use]
@@ -53,7 +53,7 @@ ids! {
     TrunkId;
     /// A caller number (`phone_numbers`).
     PhoneId;
-    /// Which agent a caller number speaks for.
+    /// A mapping of a caller number to an agent.
     MappingId;
     /// A provider of the catalogue.
     ProviderId;
@@ -95,7 +95,7 @@ ids! {
     PriceId;
     /// The prices of a call, frozen (`price_snapshots`).
     SnapshotId;
-    /// What a call cost.
+    /// The charge of a call.
     ChargeId;
     /// A file of usage (`usage_exports`).
     ExportId;

@@ -1,6 +1,7 @@
-//! What must be true, whoever asks and whenever it runs: one folder or file per feature, its
-//! SQL and its rules together. The API decides who may ask and in what words, the worker when
-//! and how fast.
+//! Domain of Peal: one folder or file per feature, its SQL and its rules together.
+//!
+//! The rules hold for every caller and at any time. The API decides on access and the wire format,
+//! the worker on timing and pace.
 
 pub mod access;
 pub mod agents;

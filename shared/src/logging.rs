@@ -1,4 +1,5 @@
-//! Logs: JSON lines by default, chosen by `RUST_LOG`; readable text with `PEAL_LOG=text`.
+//! Logs, filtered by `RUST_LOG`: JSON lines by default, text on a terminal or with
+//! `PEAL_LOG=text`.
 
 use std::io::IsTerminal;
 
@@ -16,6 +17,7 @@ pub fn init() {
         |_unset| std::io::stderr().is_terminal(),
         |form| form == "text",
     );
+
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -25,12 +27,13 @@ pub fn init() {
         subscriber.json().try_init()
     };
     if started.is_err() {
-        tracing::debug!("logging had been started before");
+        tracing::debug!("logging is already initialized");
     }
+
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()
     {
-        tracing::debug!("a TLS provider had been installed before");
+        tracing::debug!("a TLS provider is already installed");
     }
 }

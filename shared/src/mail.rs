@@ -1,15 +1,14 @@
-//! Mail: written as a row, sent by a job.
+//! Mail: stored as a row, sent by a job.
 //!
-//! A message is named by its kind and its subject (the thing it is about), so writing it twice
-//! is writing it once. The row and the job that sends it are added in the caller's
-//! transaction. `sent_at` is set after the server took the message: a job that is delivered
-//! again sends nothing. Only a crash between those two steps repeats a message, and then its
-//! Message-ID, date and text are the same, by which mailboxes tell duplicates.
+//! The kind and the subject id (the resource a message is about) identify a message, so writing
+//! it twice stores it once. The row and the job that sends it are inserted in the caller's
+//! transaction. `sent_at` is set after the server accepted the message: a redelivered job sends
+//! nothing. Only a crash between those two steps repeats a message, and then its Message-ID, date
+//! and text are the same, by which mail systems detect duplicates.
 //!
-//! A text may hold a secret, such as an invitation's token. It is forgotten with the statement
-//! that says that the message was sent; whom it went to, its subject and when stay. A message that
-//! the server refuses keeps its text for some days: whoever corrects what was wrong revives its
-//! job.
+//! A text may hold a secret, such as an invitation's token. The statement that marks the message
+//! as sent deletes it; recipient, subject and time stay. A message that the server refuses keeps
+//! its text for some days: after correcting the cause, an operator retries its dead job.
 //!
 //! Without an SMTP server messages are written to a directory as `<email id>.eml`, which any
 //! mail program opens.
@@ -32,16 +31,16 @@ use crate::error::{Error, Result};
 use crate::ids::{EmailId, OrgId};
 use crate::queue::{self, Enqueued, Payload, Queue};
 
-/// How long a message that nobody sends keeps its text.
+/// Time for which an unsent message keeps its text.
 const UNSENT_FOR: TimeDelta = TimeDelta::days(7);
 
-/// A message to write.
+/// Message to store and send.
 #[derive(Clone, Debug)]
 pub struct NewEmail<'a> {
     pub org: OrgId,
-    /// What sort of message it is: `export_ready`.
+    /// Kind of the message, such as `export_ready`.
     pub kind: &'a str,
-    /// The thing it is about.
+    /// Resource the message is about.
     pub subject_id: Uuid,
     pub to: &'a str,
     pub subject: &'a str,
@@ -49,7 +48,7 @@ pub struct NewEmail<'a> {
     pub body: &'a str,
 }
 
-/// The job that sends a message.
+/// Job that sends a message.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct SendEmail {
     pub email_id: EmailId,
@@ -66,14 +65,14 @@ impl Payload for SendEmail {
     }
 }
 
-/// Whether mail can be sent to a text.
+/// True for a valid e-mail address.
 #[must_use]
 pub fn is_address(text: &str) -> bool {
     text.parse::<Mailbox>().is_ok()
 }
 
-/// Writes a message, and the job that sends it, in the caller's transaction. `None` when the
-/// message has been written before.
+/// Stores a message and the job that sends it in the caller's transaction. `None` when the
+/// message exists already.
 ///
 /// # Errors
 /// [`Error::Invalid`] when `to` is not an e-mail address.
@@ -85,6 +84,7 @@ pub async fn write(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<
             "Give an e-mail address such as name@example.com",
         ));
     }
+
     let written = sqlx::query_scalar!(
         r#"
         insert into emails (id, org_id, kind, subject_id, to_address, subject, body)
@@ -105,6 +105,7 @@ pub async fn write(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<
     let Some(email_id) = written else {
         return Ok(None);
     };
+
     let job = SendEmail {
         email_id,
         org_id: email.org,
@@ -112,12 +113,12 @@ pub async fn write(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<
     queue::enqueue(db, &job, None).await.map(Some)
 }
 
-/// Sends a message unless it has been sent or is gone. Without a scope, because the job acts
-/// for the system: whoever wrote the message was checked then.
+/// Sends a message unless it has been sent or deleted. Without a scope, because the job acts for
+/// the system: access was checked when the message was stored.
 ///
 /// # Errors
-/// [`Error::Outside`] when the server refuses the message, for now or for good;
-/// [`Error::Rejected`] when its text was [forgotten](forget_old_unscoped).
+/// [`Error::Outside`] when the server refuses the message, temporarily or permanently;
+/// [`Error::Rejected`] when its text was [deleted](purge_unsent_unscoped).
 pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Result<()> {
     let unsent = sqlx::query_as!(
         Unsent,
@@ -131,15 +132,18 @@ pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Resul
     )
     .fetch_optional(pool)
     .await?;
+
     let Some(email) = unsent else {
         return Ok(());
     };
     if email.failed {
         return Err(Error::rejected(
             "email_forgotten",
-            "the message was not sent for days and its text was forgotten: do again what it was about",
+            "the message was not sent in time and its text was deleted: repeat the action it was about",
         ));
     }
+
+    // A crash between these two steps sends the message again.
     mailer.send(email).await?;
     sqlx::query!(
         "update emails set sent_at = now(), body = '' where id = $1 and sent_at is null",
@@ -150,14 +154,11 @@ pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Resul
     Ok(())
 }
 
-/// Gives up messages that were not sent for days and that no job will send, and forgets their
-/// texts, of all organisations. Forgets as well the texts of those that a process of an earlier
-/// version has sent.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Marks old unsent messages without a live job as failed and deletes their texts, in all
+/// organisations. Deletes as well the texts of messages sent by a process of an earlier version.
+/// Returns the number of failed messages.
 pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
-    let forgotten = sqlx::query!(
+    let failed = sqlx::query!(
         "update emails
          set failed_at = now(), body = ''
          where sent_at is null
@@ -174,7 +175,7 @@ pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> R
     sqlx::query!("update emails set body = '' where sent_at is not null and body <> ''")
         .execute(db)
         .await?;
-    Ok(forgotten.rows_affected())
+    Ok(failed.rows_affected())
 }
 
 struct Unsent {
@@ -186,7 +187,7 @@ struct Unsent {
     failed: bool,
 }
 
-/// Takes messages out of the house.
+/// Sends messages by SMTP, or writes them to files.
 #[derive(Clone, Debug)]
 pub struct Mailer {
     from: Mailbox,
@@ -200,7 +201,7 @@ enum Way {
 }
 
 impl Mailer {
-    /// Mail through a server, over a pool of connections: `smtps://user:password@host`.
+    /// Creates a mailer over a pool of SMTP connections: `smtps://user:password@host`.
     ///
     /// # Errors
     /// Fails when the URL or the sender is malformed.
@@ -211,7 +212,7 @@ impl Mailer {
         Self::new(Way::Smtp(transport), from)
     }
 
-    /// Mail into a directory, which is made when the first message is written.
+    /// Creates a mailer that writes to a directory, which the first message creates.
     ///
     /// # Errors
     /// Fails when the sender is malformed.
@@ -222,7 +223,7 @@ impl Mailer {
     fn new(way: Way, from: &str) -> anyhow::Result<Self> {
         let from = from
             .parse()
-            .with_context(|| format!("'{from}' is not a sender of mail"))?;
+            .with_context(|| format!("'{from}' is not a valid mail sender"))?;
         Ok(Self { from, way })
     }
 
@@ -245,7 +246,7 @@ impl Mailer {
     }
 
     fn message(&self, email: Unsent) -> Result<Message> {
-        // The parser's words would repeat the address.
+        // The parser's message would repeat the address.
         let to: Mailbox = email.to_address.parse().map_err(|_address| {
             Error::rejected("email_address", "The address of the message is malformed")
         })?;
@@ -262,7 +263,7 @@ impl Mailer {
     }
 }
 
-/// The server's reply may repeat the address, so only its code is kept.
+/// Maps an SMTP error. The server's reply may repeat the address, so only its code is kept.
 fn refused(error: lettre::transport::smtp::Error) -> Error {
     let detail = match error.status() {
         Some(code) => format!("the server answered {code}"),
@@ -277,7 +278,7 @@ fn refused(error: lettre::transport::smtp::Error) -> Error {
     }
 }
 
-/// Writes under another name first: nobody ever sees half a message, and writing one again
+/// Writes under a temporary name first: a reader never sees half a message, and writing one again
 /// replaces it.
 async fn write_file(directory: &PathBuf, id: EmailId, bytes: &[u8]) -> std::io::Result<()> {
     fs::create_dir_all(directory).await?;

@@ -1,5 +1,5 @@
-//! Money: whole micro-dollars (1e-6 USD). On the wire it is a decimal string, `"12.50"`; a rate
-//! is not money but a [`Decimal`], and becomes money by one rounding.
+//! Money: whole micro-dollars (1e-6 USD), on the wire a decimal string such as `"12.50"`. A rate
+//! is not money but a [`Decimal`]; one rounding turns it into money.
 
 use std::fmt;
 use std::iter::Sum;
@@ -13,27 +13,28 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Micro-dollars in a dollar.
 const MICROS: i64 = 1_000_000;
-/// Decimal places of a micro-dollar, and those that are always shown.
+/// Decimal places of a micro-dollar.
 const PLACES: usize = 6;
+/// Decimal places that are always shown.
 const SHOWN_PLACES: usize = 2;
 
-/// An amount in micro-dollars. Arithmetic that leaves the range of the type stops at its edge,
-/// which the database's sums would then refuse: nine trillion dollars are a mistake.
+/// Amount in micro-dollars. Arithmetic saturates at the range of the type, nine trillion dollars;
+/// the database's sums refuse such an amount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
 #[sqlx(transparent)]
 pub struct Usd(pub i64);
 
-/// Why a text is no amount.
+/// Error of a text that is not an amount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAmount {
     #[error("must be an amount in USD with at most 6 decimal places, such as \"12.50\"")]
     Malformed,
-    #[error("is more money than there is")]
+    #[error("is too large")]
     TooLarge,
 }
 
 impl Usd {
-    /// Nothing.
+    /// Zero dollars.
     pub const ZERO: Self = Self(0);
 
     /// Whole dollars.
@@ -42,8 +43,8 @@ impl Usd {
         Self(dollars.saturating_mul(MICROS))
     }
 
-    /// An exact number of dollars, rounded half to even at the sixth place. The one place where
-    /// money is rounded.
+    /// Rounds an exact number of dollars half to even at the sixth place. Money is rounded only
+    /// here.
     #[must_use]
     pub fn rounded(dollars: Decimal) -> Self {
         let micros = dollars
@@ -56,37 +57,37 @@ impl Usd {
         }))
     }
 
-    /// The sum.
+    /// Saturating sum.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
 
-    /// The difference.
+    /// Saturating difference.
     #[must_use]
     pub const fn minus(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }
 
-    /// Whether it is more than nothing.
+    /// True for an amount above zero.
     #[must_use]
     pub const fn is_positive(self) -> bool {
         self.0 > 0
     }
 
-    /// Whether it is nothing.
+    /// True for zero.
     #[must_use]
     pub const fn is_zero(self) -> bool {
         self.0 == 0
     }
 
-    /// It, or nothing where it is less than that.
+    /// The amount, or zero if it is negative.
     #[must_use]
     pub fn or_nothing(self) -> Self {
         self.max(Self::ZERO)
     }
 
-    /// As a number of dollars.
+    /// Number of dollars.
     #[must_use]
     pub fn to_decimal(self) -> Decimal {
         Decimal::new(self.0, 6)
@@ -136,7 +137,7 @@ impl TryFrom<Decimal> for Usd {
     }
 }
 
-/// Digits of the largest amount in front of its point.
+/// Digits of the largest amount before its decimal point.
 const MOST_DIGITS: usize = 13;
 
 impl FromStr for Usd {
@@ -169,7 +170,7 @@ impl<'de> Deserialize<'de> for Usd {
     }
 }
 
-/// A decimal string, or a JSON number.
+/// Visitor that reads a decimal string or a JSON number.
 struct Amount;
 
 impl Visitor<'_> for Amount {
@@ -191,7 +192,7 @@ impl Visitor<'_> for Amount {
         Usd::try_from(Decimal::from(dollars)).map_err(E::custom)
     }
 
-    // What was typed is the shortest text that reads as this number.
+    // The shortest text of the number is what the client sent.
     fn visit_f64<E: de::Error>(self, dollars: f64) -> Result<Usd, E> {
         dollars.to_string().parse().map_err(E::custom)
     }
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_amount_is_refused() {
+    fn malformed_and_too_large_amounts_are_refused() {
         for text in [
             "",
             "-",

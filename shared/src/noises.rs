@@ -1,19 +1,19 @@
-//! The sounds that may be heard behind an agent's voice. They are part of the program: agents
-//! name them by ids that stay.
+//! Background noises for agents' voices. They are part of the program; agents refer to them by
+//! stable ids.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// A sound.
+/// Background noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = NoiseAsset, example = json!({"id": "office", "name": "Office"}))]
 pub struct Noise {
-    /// What an agent's `background_noise_id` names.
+    /// Value for an agent's `background_noise_id`.
     pub id: &'static str,
     pub name: &'static str,
 }
 
-/// All of them.
+/// All background noises.
 pub const ALL: [Noise; 6] = [
     Noise {
         id: "office",
@@ -41,7 +41,7 @@ pub const ALL: [Noise; 6] = [
     },
 ];
 
-/// Whether there is a sound of this id.
+/// True for the id of a background noise.
 #[must_use]
 pub fn is_known(id: &str) -> bool {
     ALL.iter().any(|noise| noise.id == id)
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_sound_has_an_id_of_its_own() {
+    fn ids_are_unique() {
         let ids: HashSet<&str> = ALL.iter().map(|noise| noise.id).collect();
         assert_eq!(ids.len(), ALL.len());
         assert!(ALL.iter().all(|noise| is_known(noise.id)));

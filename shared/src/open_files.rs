@@ -1,11 +1,11 @@
-//! Open files: every connection is one.
+//! Limit of open files. Every connection uses one.
 
-/// How many files this process may have open, from now on as many as the system allows: a shell
-/// begins with 1,024, which a carrier's connections alone can use up.
+/// Raises the limit of open files to the system's maximum and returns it. The usual default of a
+/// shell is 1,024, which a carrier's connections alone can exceed.
 #[must_use]
 pub fn raise_limit() -> u64 {
     rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
+        tracing::warn!(%error, "cannot raise the limit of open files");
         rlimit::Resource::NOFILE
             .get()
             .map_or(0, |(soft, _hard)| soft)

@@ -1,4 +1,4 @@
-//! Pages of lists, and whose rows a list shows.
+//! Pages and owner filters of lists.
 
 use crate::access::Role;
 use crate::ids::{OrgId, UserId};
@@ -6,31 +6,30 @@ use crate::ids::{OrgId, UserId};
 /// One page of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
-    /// From 1.
+    /// Number of the page, from 1.
     pub number: i64,
     pub size: i64,
 }
 
 impl Page {
-    /// A list that was asked for as a whole: its first thousand rows.
+    /// Page of an unpaged request: the first thousand rows.
     pub const WHOLE: Self = Self {
         number: 1,
         size: 1000,
     };
-    /// Every row there is, for what is looked through and not shown.
+    /// Page of all rows, for internal use.
     pub const EVERYTHING: Self = Self {
         number: 1,
         size: i64::MAX,
     };
 
-    /// What a statement is limited to: one row more than the page has, which tells whether there
-    /// are more.
+    /// `limit` of the statement: one row more than the page, to detect further rows.
     #[must_use]
     pub fn limit(&self) -> i64 {
         self.size.saturating_add(1)
     }
 
-    /// The rows of the page out of those that a statement with [`Self::limit`] found.
+    /// Cuts the rows of a statement with [`Self::limit`] to the page.
     #[must_use]
     pub fn slice<T>(&self, mut rows: Vec<T>) -> Slice<T> {
         let size = usize::try_from(self.size).unwrap_or(usize::MAX);
@@ -39,32 +38,32 @@ impl Page {
         Slice { rows, has_more }
     }
 
-    /// Whether so many rows go on behind the page.
+    /// True when a list of `total` rows continues after the page.
     #[must_use]
     pub fn is_exceeded_by(&self, total: i64) -> bool {
         total > self.offset().saturating_add(self.size)
     }
 
-    /// How many rows stand on the pages before.
+    /// Number of rows on the pages before.
     #[must_use]
     pub fn offset(&self) -> i64 {
         (self.number - 1).saturating_mul(self.size)
     }
 }
 
-/// What a page of a list shows.
+/// Rows of one page.
 #[derive(Clone, Debug)]
 pub struct Slice<T> {
     pub rows: Vec<T>,
-    /// Whether there are more rows behind these.
+    /// True when more rows follow.
     pub has_more: bool,
 }
 
 impl<T> Slice<T> {
-    /// The same page of something else.
+    /// Converts each row.
     ///
     /// # Errors
-    /// The first that cannot be made.
+    /// The first error of `make`.
     pub fn try_map<U, E>(
         self,
         make: impl FnMut(T) -> std::result::Result<U, E>,
@@ -80,7 +79,7 @@ impl<T> Slice<T> {
     }
 }
 
-/// Whose rows to list; each list narrows what the scope allows. Default: everybody's.
+/// Filter by owners; each list narrows the scope. Default: all owners.
 #[derive(Clone, Debug, Default)]
 pub struct Owners {
     pub orgs: Option<Vec<OrgId>>,
@@ -93,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_row_more_than_the_page_tells_that_there_are_more() {
+    fn one_extra_row_means_that_more_follow() {
         let page = Page { number: 2, size: 3 };
         assert_eq!((page.limit(), page.offset()), (4, 3));
         for (found, shown, has_more) in [(0, 0, false), (3, 3, false), (4, 3, true)] {

@@ -1,41 +1,40 @@
-//! Calls under HIPAA, and what nobody is shown of them.
+//! Privacy of calls under HIPAA.
 //!
-//! An agent and an organisation can have the flag `hipaa_compliance`. A call is made under it
-//! when either had it at the moment its row was written, and `calls.hipaa_compliance` keeps that
-//! for good: neither the next change of the flag nor anybody's role brings back what a call hid.
-//! Private are the values of a person's variables, what was said, the recording, and what is
-//! found out from them afterwards. They are used to make the call and leave the database for
-//! nothing else; nor is such a call recorded. A batch row is private while its batch is called
-//! by an agent or for an organisation with the flag, and for good once a call was made of it
-//! under the flag. So are the values that an upload rejects.
+//! An agent and an organisation can have the flag `hipaa_compliance`. A call is under HIPAA when
+//! either had the flag at the moment its row was written, and `calls.hipaa_compliance` keeps that
+//! for good: no later change of the flag and no role reveals the private data of the call.
+//! Private are the values of a person's variables, the transcript, the recording, and the results
+//! of their analysis. They are used to make the call and leave the database for nothing else; such
+//! a call is not recorded either. A batch row is private while its batch is called by an agent or
+//! for an organisation with the flag, and for good once a call was made of it under the flag. So
+//! are the values that an upload rejects.
 //!
-//! [`Variables`] is how a person's values are read. It cannot be printed or written as JSON:
-//! whoever shows them has to say whether they are private. `tests/tidy.rs` lists the files that
-//! may name a private column at all.
+//! [`Variables`] holds a person's values. It cannot be printed or serialized: a reader has to
+//! state whether they are private. `tests/tidy.rs` lists the files that may name a private column.
 
 use std::fmt;
 
 use serde_json::{Map, Value};
 
-/// What an agent's `{{names}}` stand for on one person's call.
+/// Values of an agent's `{{names}}` on one person's call.
 #[derive(Clone, PartialEq, Eq, sqlx::Type)]
 #[sqlx(transparent)]
 pub struct Variables(Value);
 
 impl Variables {
-    /// The values by their names.
+    /// Wraps values by their names.
     #[must_use]
     pub fn of(values: Map<String, Value>) -> Self {
         Self(Value::Object(values))
     }
 
-    /// For the words of the call itself.
+    /// Values for the speech of the call itself.
     #[must_use]
     pub fn to_be_spoken(&self) -> &Value {
         &self.0
     }
 
-    /// For whoever looks at the call or the row: an empty object when it is private.
+    /// Values for readers of the call or the row: an empty object when it is private.
     #[must_use]
     pub fn shown(self, is_private: bool) -> Value {
         match is_private {

@@ -1,6 +1,6 @@
-//! What agents can be made with, as the platform lists it: models, voices' providers,
-//! transcribers, voice activity detection. A configuration names one by its id or its code;
-//! names that are not listed are the business of whoever speaks to that provider.
+//! Catalogue of providers for agents: models, text to speech, speech to text, voice activity
+//! detection. A configuration names a provider by its id or its code. Names that are not listed
+//! are passed on to the service that runs the conversation.
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -10,7 +10,7 @@ use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::ProviderId;
 
-/// What a provider is for.
+/// Purpose of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -21,11 +21,11 @@ pub enum ProviderKind {
     Vad,
 }
 
-/// A provider.
+/// Model or voice provider.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Provider {
     pub id: ProviderId,
-    /// What configurations name it by, besides its id.
+    /// Name in configurations, besides the id.
     #[schema(example = "polly")]
     pub code: String,
     pub provider_name: String,
@@ -36,10 +36,7 @@ pub struct Provider {
     pub kind: ProviderKind,
 }
 
-/// The providers, the default of each kind first. They are the same for everybody.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the providers, the default of each kind first. They are the same for all tenants.
 pub async fn list(
     db: &mut PgConnection,
     _scope: &Scope,
@@ -59,17 +56,17 @@ pub async fn list(
     Ok(providers)
 }
 
-/// The provider of a kind that goes by a name: its id first, else its code.
+/// Finds the provider of a kind by its id, else by its code.
 ///
 /// # Errors
-/// [`Error::NotFound`] when none does.
+/// [`Error::NotFound`] when there is none.
 pub async fn resolve(
     db: &mut PgConnection,
     _scope: &Scope,
     kind: ProviderKind,
     name: &str,
 ) -> Result<Provider> {
-    // The database takes no NUL.
+    // PostgreSQL text cannot hold NUL.
     let name = name.split('\0').next().unwrap_or_default();
     sqlx::query_as!(
         Provider,

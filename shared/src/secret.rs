@@ -1,7 +1,7 @@
-//! Secrets: where randomness comes from, how keys are derived, and how values are sealed.
+//! Secrets: randomness, key derivation, and sealed values.
 //!
 //! One master key (32 bytes, from configuration) is the root. Every use has its own key,
-//! derived from it by HMAC-SHA256 over the use's name, so that no two uses share one.
+//! derived from it by HMAC-SHA256 over the name of the use, so that no two uses share one.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use subtle::ConstantTimeEq;
 
 use crate::ids::{CallId, ExportId, InviteId, OrgId, TrunkId, UserId};
 
-/// How many bytes of a call token's HMAC go into its URL: 160 bits.
+/// Bytes of a call token's HMAC in its URL: 160 bits.
 const CALL_TOKEN_BYTES: usize = 20;
 /// Version of the sealed form: `[version][nonce][ciphertext and tag]`.
 const SEAL_VERSION: u8 = 1;
 
-/// Keys that are derived from one master key.
+/// Keys derived from one master key.
 struct Derived {
     calls: [u8; 32],
     api_keys: [u8; 32],
@@ -45,8 +45,8 @@ impl Derived {
     }
 }
 
-/// The keys of this installation. What an earlier master key made is still understood while
-/// that one is set, too; everything is made with the present one. `Debug` shows nothing.
+/// Keys of the installation. The current master key makes all tokens and seals; those of an
+/// earlier master key remain valid while it is configured as well. `Debug` shows nothing.
 #[derive(Clone)]
 pub struct Keys {
     present: Arc<Derived>,
@@ -55,7 +55,7 @@ pub struct Keys {
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Keys([REDACTED])")
+        f.write_str("KeyRing([REDACTED])")
     }
 }
 
@@ -63,12 +63,12 @@ impl Keys {
     /// Derives every key from the master key.
     ///
     /// # Errors
-    /// Fails only if the cryptography library refuses a 32-byte key.
+    /// Fails when the cryptography library refuses a 32-byte key.
     pub fn derive(master: &[u8; 32]) -> anyhow::Result<Self> {
         Self::rotated(master, &[])
     }
 
-    /// Derives every key from the master key, and from those before it.
+    /// Derives every key from the current master key and from the earlier ones.
     ///
     /// # Errors
     /// As [`Self::derive`].
@@ -84,35 +84,35 @@ impl Keys {
         std::iter::once(&*self.present).chain(self.earlier.iter())
     }
 
-    /// The unguessable part of a call's URLs. It is recomputed, never stored, so a callback is
-    /// checked without a look at the database.
+    /// Unguessable part of a call's URLs. It is recomputed, never stored, so a callback is
+    /// checked without a query.
     #[must_use]
     pub fn call_token(&self, trunk: TrunkId, call: CallId) -> String {
         call_token(&self.present.calls, trunk, call)
     }
 
-    /// Whether `token` belongs to the call, in constant time.
+    /// Checks in constant time that `token` belongs to the call.
     #[must_use]
     pub fn is_call_token(&self, trunk: TrunkId, call: CallId, token: &str) -> bool {
         self.all().any(|keys| {
-            let genuine = call_token(&keys.calls, trunk, call);
-            genuine.as_bytes().ct_eq(token.as_bytes()).into()
+            let expected = call_token(&keys.calls, trunk, call);
+            expected.as_bytes().ct_eq(token.as_bytes()).into()
         })
     }
 
-    /// Tells the present master key from others, and nothing else.
+    /// Fingerprint of the current master key.
     #[must_use]
     pub fn name(&self) -> &[u8] {
         self.present.name.get(..8).unwrap_or_default()
     }
 
-    /// What is stored of an API key: its HMAC, by which it is also looked up.
+    /// HMAC of an API key, which is stored and looked up in its place.
     #[must_use]
     pub fn api_key_digest(&self, api_key: &str) -> [u8; 32] {
         mac(&self.present.api_keys, api_key.as_bytes())
     }
 
-    /// What may be stored of an API key, under this master key or an earlier one.
+    /// Digests of an API key under the current master key and the earlier ones.
     #[must_use]
     pub fn api_key_digests(&self, api_key: &str) -> Vec<[u8; 32]> {
         self.all()
@@ -120,7 +120,7 @@ impl Keys {
             .collect()
     }
 
-    /// What whoever accepts an invitation has to show: its id and the id's HMAC.
+    /// Token that accepts an invitation: its id and the id's HMAC.
     #[must_use]
     pub fn invite_token(&self, invite: InviteId) -> String {
         let mut token = invite.0.as_bytes().to_vec();
@@ -128,7 +128,7 @@ impl Keys {
         URL_SAFE_NO_PAD.encode(token)
     }
 
-    /// The invitation that a genuine token belongs to.
+    /// Invitation of a genuine token.
     #[must_use]
     pub fn invite_of(&self, token: &str) -> Option<InviteId> {
         let bytes = URL_SAFE_NO_PAD.decode(token.trim()).ok()?;
@@ -140,28 +140,28 @@ impl Keys {
         is_genuine.then_some(InviteId(id))
     }
 
-    /// What the link to a file of usage carries. It is good for its user alone.
+    /// Token in the link to a usage export. It is valid for its user alone.
     #[must_use]
     pub fn export_token(&self, export: ExportId, org: OrgId, user: UserId) -> String {
         export_token(&self.present.exports, export, org, user)
     }
 
-    /// Whether `token` opens the file for that user, in constant time.
+    /// Checks in constant time that `token` opens the export for that user.
     #[must_use]
     pub fn is_export_token(&self, export: ExportId, org: OrgId, user: UserId, token: &str) -> bool {
         self.all().any(|keys| {
-            let genuine = export_token(&keys.exports, export, org, user);
-            genuine.as_bytes().ct_eq(token.as_bytes()).into()
+            let expected = export_token(&keys.exports, export, org, user);
+            expected.as_bytes().ct_eq(token.as_bytes()).into()
         })
     }
 
-    /// The secrets that sign the tokens of our own sessions; the first one makes them.
+    /// Secrets that sign local session tokens; the first one signs new tokens.
     #[must_use]
     pub fn session_secrets(&self) -> Vec<[u8; 32]> {
         self.all().map(|keys| keys.sessions).collect()
     }
 
-    /// Encrypts a stored secret, bound to its place: sealed bytes moved elsewhere do not open.
+    /// Encrypts a secret, bound to its place: sealed bytes moved elsewhere do not open.
     ///
     /// # Errors
     /// Fails when the system has no randomness.
@@ -169,7 +169,7 @@ impl Keys {
         seal(&self.present.sealing, place, plain)
     }
 
-    /// Decrypts what [`Keys::seal`] made for the same place.
+    /// Decrypts bytes that [`Keys::seal`] made for the same place.
     ///
     /// # Errors
     /// Fails when the bytes were changed, moved, or sealed under another master key.
@@ -179,12 +179,12 @@ impl Keys {
             .find_map(|keys| open(&keys.sealing, place, sealed));
         opened.ok_or_else(|| {
             anyhow::anyhow!(
-                "the secret of {place} does not open: is this the master key it was sealed with?"
+                "the secret of {place} does not open: changed, or sealed with another master key"
             )
         })
     }
 
-    /// What an earlier master key sealed, under the present one; `None` when it is already.
+    /// Seals bytes of an earlier master key under the current one; `None` when they already are.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -196,18 +196,18 @@ impl Keys {
         self.seal(place, &plain).map(Some)
     }
 
-    /// Encrypts a secret under a key of its own. Answers that key, sealed, and the secret under
-    /// it.
+    /// Encrypts a secret under a key of its own. Returns the sealed key and the sealed secret.
     ///
     /// # Errors
     /// As [`Self::seal`].
     pub fn seal_enveloped(&self, place: &str, plain: &[u8]) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
         let own = random_bytes::<32>()?;
         let sealed = seal(&sealing_key(&own)?, place, plain)?;
+
         Ok((self.seal(&key_place(place), &own)?, sealed))
     }
 
-    /// Decrypts what [`Keys::seal_enveloped`] made for the same place.
+    /// Decrypts a secret that [`Keys::seal_enveloped`] made for the same place.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -222,8 +222,8 @@ impl Keys {
             .ok_or_else(|| anyhow::anyhow!("the secret of {place} was changed"))
     }
 
-    /// The sealed key of an enveloped secret under the present master key; `None` when it is
-    /// already.
+    /// Seals the key of an enveloped secret under the current master key; `None` when it already
+    /// is.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -265,6 +265,7 @@ fn seal(key: &LessSafeKey, place: &str, plain: &[u8]) -> anyhow::Result<Vec<u8>>
         &mut body,
     )
     .map_err(|_unspecified| anyhow::anyhow!("sealing failed"))?;
+
     let mut sealed = vec![SEAL_VERSION];
     sealed.extend_from_slice(&nonce);
     sealed.append(&mut body);
@@ -277,6 +278,7 @@ fn open(key: &LessSafeKey, place: &str, sealed: &[u8]) -> Option<Vec<u8>> {
     if *version != SEAL_VERSION {
         return None;
     }
+
     let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
     let mut body = body.to_vec();
     let plain = key
@@ -285,11 +287,11 @@ fn open(key: &LessSafeKey, place: &str, sealed: &[u8]) -> Option<Vec<u8>> {
     Some(plain.to_vec())
 }
 
-/// How every key of ours begins.
+/// Prefix of every API key.
 const KEY_PREFIX: &str = "peal_live_";
 
-/// A fresh API key: `peal_live_`, 43 characters with 256 bits of randomness, and 6 with the
-/// checksum of everything before.
+/// Generates an API key: `peal_live_`, 43 characters with 256 bits of randomness, and 6 with the
+/// checksum of all the characters before.
 ///
 /// # Errors
 /// Fails when the system has no randomness.
@@ -299,7 +301,8 @@ pub fn new_api_key() -> anyhow::Result<String> {
     Ok(format!("{text}{}", checksum(&text)))
 }
 
-/// Whether a text can be a key at all: what begins as ours has to end with its checksum.
+/// False for a text with the prefix of an API key and a wrong checksum. A text without the
+/// prefix may be a key that its user chose.
 #[must_use]
 pub fn may_be_api_key(text: &str) -> bool {
     if !text.starts_with(KEY_PREFIX) {
@@ -316,7 +319,7 @@ fn checksum(text: &str) -> String {
     URL_SAFE_NO_PAD.encode(crc32fast::hash(text.as_bytes()).to_be_bytes())
 }
 
-/// Bytes that nobody can guess.
+/// Generates unguessable bytes.
 ///
 /// # Errors
 /// Fails when the system has no randomness.
@@ -326,7 +329,7 @@ pub fn random_bytes<const N: usize>() -> anyhow::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// A number in `0..1` that spreads retries and polls; not for secrets.
+/// Random number in `0..1` that spreads retries and polls; not for secrets.
 #[must_use]
 #[expect(
     clippy::disallowed_methods,
@@ -413,7 +416,7 @@ mod tests {
     fn a_mistyped_key_is_known_by_its_checksum() {
         let key = new_api_key().unwrap();
         assert!(may_be_api_key(&key));
-        assert!(may_be_api_key("a secret that somebody brought"));
+        assert!(may_be_api_key("a secret chosen by its user"));
         for at in 10..key.len() {
             let mut other = key.clone().into_bytes();
             other[at] = if other[at] == b'A' { b'B' } else { b'A' };

@@ -1,11 +1,11 @@
-//! CSV files that a spreadsheet opens as text. A cell that it would take for a formula begins
-//! with an apostrophe; lines end as RFC 4180 says.
+//! CSV files that a spreadsheet opens as text. A cell that a spreadsheet would take for a formula
+//! begins with an apostrophe; lines end with CRLF (RFC 4180).
 
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
 
-/// Writes lines into memory.
+/// Creates a writer into memory.
 #[must_use]
 pub fn writer() -> csv::Writer<Vec<u8>> {
     csv::WriterBuilder::new()
@@ -13,25 +13,22 @@ pub fn writer() -> csv::Writer<Vec<u8>> {
         .from_writer(Vec::new())
 }
 
-/// What was written.
-///
-/// # Errors
-/// None in practice: memory takes every byte.
+/// Returns the bytes of the file. Writing into memory does not fail in practice.
 pub fn written(csv: csv::Writer<Vec<u8>>) -> Result<Bytes> {
     csv.into_inner()
         .map(Bytes::from)
         .map_err(|error| Error::Unexpected(error.into_error().into()))
 }
 
-/// Why a line could not be written, which is a fault of ours.
+/// Converts the error of a line that could not be written; always a bug.
 #[must_use]
 pub fn unwritable(error: csv::Error) -> Error {
     Error::Unexpected(error.into())
 }
 
-/// The cell, with an apostrophe in front when a spreadsheet would run it, or when it already looks
-/// like one that was treated so. A phone number may begin with `+`, as long as nothing but digits
-/// and their separators follow.
+/// Adds an apostrophe in front of a cell that a spreadsheet would run as a formula, or that
+/// already has such an apostrophe. A phone number may begin with `+`, as long as nothing but
+/// digits and their separators follow.
 #[must_use]
 pub fn neutral(cell: &str) -> String {
     let mut chars = cell.trim_start_matches('\'').chars();
@@ -50,7 +47,7 @@ pub fn neutral(cell: &str) -> String {
     }
 }
 
-/// The cell that [`neutral`] was given.
+/// Reverts [`neutral`].
 #[must_use]
 pub fn original(cell: &str) -> &str {
     match cell.strip_prefix('\'') {

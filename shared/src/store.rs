@@ -1,13 +1,13 @@
-//! Files that are too large for a row: uploads on their way in, exports on their way out.
+//! Storage of files that are too large for a row: uploads and exports.
 //!
-//! One [`Store`] is a directory (`file:///var/lib/peal`), a bucket (`s3://bucket/prefix`, with
-//! the usual `AWS_*` variables) or the process's memory (`memory:///`, for tests). A file is
-//! written once, under a key that Peal makes up, and appears under that key only when it is
-//! complete: a broken or oversized upload leaves nothing behind. If the process dies during an
-//! upload a directory keeps a hidden part file, which [`Store::delete_parts`] removes, and a
-//! bucket an unfinished multipart upload; give the bucket a lifecycle rule that removes those.
+//! A [`Store`] is a directory (`file:///var/lib/peal`), a bucket (`s3://bucket/prefix`, with the
+//! usual `AWS_*` variables) or the process's memory (`memory:///`, for tests). A file is written
+//! once, under a generated key, and appears under that key only when it is complete: a broken or
+//! oversized upload leaves nothing behind. If the process dies during an upload, a directory keeps
+//! a hidden part file, which [`Store::delete_parts`] removes, and a bucket an unfinished multipart
+//! upload; give the bucket a lifecycle rule that removes those.
 //!
-//! Nothing here knows what a file means or who may read it.
+//! This module knows neither the content of a file nor its readers' rights.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -27,22 +27,22 @@ use url::Url;
 
 use crate::error::{Error, Result};
 
-/// Reads ask for this much at a time: each is a request of its own, so that a reader may pause
-/// between two for as long as it likes.
+/// Bytes per read. Each read is a request of its own, so that a reader may pause between two
+/// without a limit.
 const READ_BYTES: u64 = 1024 * 1024;
-/// How many parts of an upload, of 5 MiB each, may be on their way to the store at once.
+/// Maximum parts of an upload, of 5 MiB each, that are sent concurrently.
 const PARTS_IN_FLIGHT: usize = 2;
 
-/// Where files are kept.
+/// Directory, bucket or memory that holds files.
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
-    /// Of a `file:` URL.
+    /// Set for a `file:` URL.
     directory: Option<PathBuf>,
 }
 
-/// What an upload turned out to be.
+/// Size and digest of a stored file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
     pub bytes: u64,
@@ -53,12 +53,13 @@ impl Store {
     /// Opens the store at a URL; creates the directory of a `file:` URL.
     ///
     /// # Errors
-    /// [`Error::Rejected`] when the URL names no store that Peal knows.
+    /// [`Error::Rejected`] when the URL names no supported store.
     pub fn open(url: &str) -> Result<Self> {
         let unusable = |why: String| Error::rejected("store_url_unusable", why);
         let url = Url::parse(url).map_err(|error| unusable(format!("the store URL: {error}")))?;
         let path = Path::from_url_path(url.path())
             .map_err(|error| unusable(format!("the path of the store URL: {error}")))?;
+
         let mut directory = None;
         let (inner, prefix): (Arc<dyn ObjectStore>, Path) = match url.scheme() {
             "file" => {
@@ -83,10 +84,11 @@ impl Store {
             "memory" => (Arc::new(InMemory::new()), path),
             other => {
                 return Err(unusable(format!(
-                    "{other} is not a kind of store; use file:///directory or s3://bucket/prefix"
+                    "{other} is not supported; use file:///directory or s3://bucket/prefix"
                 )));
             }
         };
+
         Ok(Self {
             inner,
             prefix,
@@ -109,6 +111,7 @@ impl Store {
         let path = self.path(key)?;
         let upload = self.inner.put_multipart(&path).await.map_err(outside)?;
         let mut writer = WriteMultipart::new(upload);
+
         match write_all(&mut writer, body, limit_bytes).await {
             Ok(stored) => {
                 if let Err(error) = writer.finish().await {
@@ -129,7 +132,7 @@ impl Store {
         }
     }
 
-    /// The file's bytes from `from_offset` on; nothing when it ends there. The stream yields
+    /// Reads the file from `from_offset` on; empty when the file ends there. The stream yields
     /// [`Error::NotFound`] when there is no such file.
     pub fn read(
         &self,
@@ -137,6 +140,7 @@ impl Store {
         from_offset: u64,
     ) -> impl Stream<Item = Result<Bytes>> + Send + Unpin + 'static {
         let inner = Arc::clone(&self.inner);
+
         let path = self.path(key);
         stream::once(async move {
             let path = path?;
@@ -158,7 +162,7 @@ impl Store {
         .boxed()
     }
 
-    /// Removes the file. A file that does not exist is removed already.
+    /// Removes the file. Succeeds when there is none.
     ///
     /// # Errors
     /// [`Error::Outside`].
@@ -169,7 +173,7 @@ impl Store {
         }
     }
 
-    /// Removes what a process left in a directory that died while it wrote the file.
+    /// Removes the part files of a process that died while it wrote the file to a directory.
     ///
     /// # Errors
     /// [`Error::Outside`].
@@ -181,6 +185,7 @@ impl Store {
         let (Some(folder), Some(name)) = (whole.parent(), whole.file_name()) else {
             return Ok(());
         };
+
         // The local store writes to `name#1`, or the next number that is free, and renames.
         let parts = [name.as_encoded_bytes(), b"#"].concat();
         let failed = |error: std::io::Error| Error::Outside {
@@ -188,11 +193,13 @@ impl Store {
             retryable: true,
             detail: error.to_string(),
         };
+
         let mut entries = match fs::read_dir(folder).await {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
+
         while let Some(entry) = entries.next_entry().await.map_err(failed)? {
             if entry.file_name().as_encoded_bytes().starts_with(&parts) {
                 fs::remove_file(entry.path()).await.map_err(failed)?;
@@ -215,6 +222,7 @@ async fn write_all(
     let mut hash = Sha256::new();
     let mut bytes = 0_u64;
     pin_mut!(body);
+
     while let Some(piece) = body.try_next().await? {
         bytes = bytes.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
         if bytes > limit_bytes {
@@ -223,6 +231,7 @@ async fn write_all(
                 limit_bytes / 1_000_000
             )));
         }
+
         hash.update(&piece);
         writer
             .wait_for_capacity(PARTS_IN_FLIGHT)
@@ -230,6 +239,7 @@ async fn write_all(
             .map_err(outside)?;
         writer.put(piece);
     }
+
     Ok(Stored {
         bytes,
         sha256: hash.finalize().into(),
@@ -286,6 +296,7 @@ mod tests {
             assert_eq!(text(&store, "a/b.csv", 6).await.unwrap(), "world");
             assert_eq!(text(&store, "a/b.csv", 11).await.unwrap(), "");
             assert_eq!(text(&store, "a/b.csv", 99).await.unwrap(), "");
+
             store.delete("a/b.csv").await.unwrap();
             store.delete("a/b.csv").await.unwrap();
             let gone = text(&store, "a/b.csv", 0).await.unwrap_err();

@@ -2,9 +2,9 @@
 //! Off unless a collector is configured; then a step that is not traced costs a comparison.
 //!
 //! The id of a call's trace is the call's own id, so every process that handles the call adds
-//! to one trace without being told of it, and whoever has a call's id finds its trace. The same
-//! id decides whether the call is traced at all, so all processes agree. The trace's root is
-//! sent last, by whoever applies the end, with an id that the steps know beforehand:
+//! to one trace without passing a context, and a call's id finds its trace. The same id decides
+//! whether the call is sampled, so all processes agree. The trace's root is sent last, by the
+//! process that applies the end, with an id that every step derives from the call's id:
 //!
 //! ```text
 //! call ──┬─ claim      worker, one transaction for many calls
@@ -14,8 +14,8 @@
 //!        └─ final      worker, the transaction that ended the call
 //! ```
 //!
-//! Steps are reported when they are over, many at a time, because that is how calls move; so
-//! spans are handed to the exporter complete and nothing is kept open or passed along.
+//! Steps are reported after their end, many at a time, because calls are processed in bulk; so
+//! the exporter gets complete spans and no span is kept open or passed along.
 
 use std::fmt;
 use std::sync::Arc;
@@ -47,13 +47,13 @@ use crate::telephony::Outcome;
 
 pub use opentelemetry::KeyValue;
 
-/// How long the collector may take to answer.
+/// Timeout of requests to the collector.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
-/// How long spans gather before they are sent.
+/// Time between two exports of spans.
 const SEND_EVERY: Duration = Duration::from_secs(1);
-/// Spans that may wait to be sent; further ones are dropped.
+/// Maximum of unsent spans; further ones are dropped.
 const UNSENT_LIMIT: usize = 8192;
-/// How long the last spans may take when the process ends.
+/// Longest time for the last export when the process ends.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// A step of a call.
@@ -86,7 +86,7 @@ impl Step {
     }
 }
 
-/// When a step began.
+/// Start time of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Began(DateTime<Utc>);
 
@@ -104,7 +104,7 @@ struct Collector {
 }
 
 impl Traces {
-    /// Traces of the program `service`; to be called in a tokio runtime. Does not wait for the
+    /// Starts tracing for the program `service`; requires a tokio runtime. Does not wait for the
     /// collector.
     ///
     /// # Errors
@@ -117,6 +117,7 @@ impl Traces {
         let Some(settings) = settings else {
             return Ok(Self(None));
         };
+
         let client = Client {
             http: http::client(SEND_LIMIT)?,
             runtime: Handle::current(),
@@ -130,6 +131,7 @@ impl Traces {
             .with_timeout(SEND_LIMIT)
             .build()
             .context("PEAL_OTLP_URL")?;
+
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(UNSENT_LIMIT)
             .with_scheduled_delay(SEND_EVERY)
@@ -137,12 +139,14 @@ impl Traces {
         let mut processor = BatchSpanProcessor::builder(exporter)
             .with_batch_config(batches)
             .build();
+
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         let resource = Resource::builder()
             .with_service_name(service)
             .with_attribute(version)
             .build();
         processor.set_resource(&resource);
+
         Ok(Self(Some(Arc::new(Collector {
             processor,
             ids: RandomIdGenerator::default(),
@@ -152,15 +156,15 @@ impl Traces {
         }))))
     }
 
-    /// Notes the time, if anything is traced.
+    /// Returns the current time when tracing is on.
     #[must_use]
     pub fn begin(&self) -> Option<Began> {
         let collector = self.0.as_ref()?;
         Some(Began(collector.clock.now()))
     }
 
-    /// Reports a step of a call that is over by now. What it says of it is asked for only when
-    /// the call is traced; it must hold nothing personal.
+    /// Reports a step of a call that has just ended. The attributes are evaluated only when the
+    /// call is sampled; they must contain no personal data.
     pub fn end(
         &self,
         began: Option<Began>,
@@ -181,21 +185,21 @@ impl Traces {
         }
     }
 
-    /// Reports that a call has ended, and with it the trace's root.
+    /// Reports the end of a call and the root of its trace.
     pub fn end_call(&self, began: Option<Began>, call: CallId, outcome: Outcome) {
-        let told = || vec![KeyValue::new("call.outcome", outcome.as_str())];
-        self.end(began, call, Step::Final, told);
+        let attributes = || vec![KeyValue::new("call.outcome", outcome.as_str())];
+        self.end(began, call, Step::Final, attributes);
         if let Some(collector) = &self.0
             && is_sampled(call, collector.ratio)
         {
             let created = created_at(call).unwrap_or_else(|| collector.clock.now());
             let mut span = collector.span(call, root(call), "call", created);
-            span.attributes.extend(told());
+            span.attributes.extend(attributes());
             collector.processor.on_end(span);
         }
     }
 
-    /// Sends what has not been sent. Nothing is traced from here on.
+    /// Sends the remaining spans and stops tracing.
     pub async fn close(&self) {
         let Some(collector) = self.0.clone() else {
             return;
@@ -213,7 +217,7 @@ impl Traces {
 }
 
 impl Collector {
-    /// A span that ends now, still without a parent.
+    /// Creates a span that ends at the current time, without a parent.
     fn span(&self, call: CallId, id: SpanId, name: &'static str, began: DateTime<Utc>) -> SpanData {
         let trace = TraceId::from_bytes(*call.0.as_bytes());
         let flags = TraceFlags::SAMPLED;
@@ -235,27 +239,27 @@ impl Collector {
     }
 }
 
-/// The id of the root span of a call's trace: the second half of the call's id, never zero
-/// because an id's variant stands there.
+/// Id of the root span of a call's trace: the second half of the call's id, never zero because it
+/// contains the UUID's variant.
 fn root(call: CallId) -> SpanId {
     let [.., a, b, c, d, e, f, g, h] = *call.0.as_bytes();
     SpanId::from_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// Whether a call is among the part of all calls that is traced: the end of its id is random.
+/// True when a call is in the sampled part of all calls: the last bytes of its id are random.
 fn is_sampled(call: CallId, ratio: f64) -> bool {
     let [.., a, b, c, d] = *call.0.as_bytes();
     f64::from(u32::from_be_bytes([a, b, c, d])) < ratio * 4_294_967_296.0
 }
 
-/// When a call's row was made, which its id says.
+/// Creation time of a call, from its id.
 fn created_at(call: CallId) -> Option<DateTime<Utc>> {
     let (secs, nanos) = call.0.get_timestamp()?.to_unix();
     DateTime::from_timestamp(i64::try_from(secs).ok()?, nanos)
 }
 
-/// Sends spans with our own HTTP client. The exporter lives on a thread of its own, outside of
-/// the runtime that the client needs.
+/// Sends spans with the shared HTTP client. The exporter runs on its own thread, outside of the
+/// runtime that the client needs.
 #[derive(Debug)]
 struct Client {
     http: reqwest::Client,
@@ -264,19 +268,22 @@ struct Client {
 }
 
 impl Client {
-    /// Logs when the collector goes away and when it is back, not every time.
+    /// Logs the first failure and the first success after failures.
     fn note<E: fmt::Display>(&self, sent: &Result<Response<Bytes>, E>) {
         let why = match sent {
             Ok(response) if response.status().is_success() => None,
-            Ok(response) => Some(format!("it answers {}", response.status())),
+            Ok(response) => Some(format!("status {}", response.status())),
             Err(error) => Some(error.to_string()),
         };
         let failed_before = self.failing.swap(why.is_some(), Ordering::Relaxed);
         match why {
             Some(why) if !failed_before => {
-                tracing::warn!(why, "the collector takes no traces; calls go on without");
+                tracing::warn!(
+                    why,
+                    "the collector rejects spans; calls continue without traces"
+                );
             }
-            None if failed_before => tracing::info!("the collector takes traces again"),
+            None if failed_before => tracing::info!("the collector accepts spans again"),
             _ => {}
         }
     }
@@ -295,7 +302,7 @@ impl HttpClient for Client {
             Ok::<_, reqwest::Error>(response)
         });
         let sent = sending.await?;
-        // The address may hold a password.
+        // The address may contain a password.
         let sent = sent.map_err(reqwest::Error::without_url);
         self.note(&sent);
         Ok(sent?)
@@ -308,7 +315,7 @@ mod tests {
 
     use super::*;
 
-    /// A call's id with the `nth` end of so many that lie evenly over all ends there are.
+    /// A call id with the `nth` of `of` endings that are spread evenly over all endings.
     fn call_at(nth: u64, of: u64) -> CallId {
         let mut id = *CallId::new().0.as_bytes();
         let end = u32::try_from((nth << 32) / of).unwrap();
@@ -326,7 +333,7 @@ mod tests {
                 .count();
             assert_eq!(traced, expected, "{ratio}");
         }
-        // Ids end at random, so a thousand of them never lie all in one half.
+        // Ids end at random, so a thousand of them are never all in one half.
         let halves = std::iter::repeat_with(|| is_sampled(CallId::new(), 0.5));
         let halves: Vec<bool> = halves.take(1_000).collect();
         assert!(halves.contains(&true) && halves.contains(&false));

@@ -1,4 +1,4 @@
-//! Organisations and the people in them, as far as signing in and dialling need them.
+//! Users and organisations, as far as sign-in and dialling need them.
 
 use sqlx::PgConnection;
 
@@ -7,10 +7,7 @@ use crate::error::{Error, Result};
 use crate::ids::{OrgId, UserId};
 use crate::phone::Country;
 
-/// Finds the organisation of that name, or founds it.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Finds the organisation of that name, or creates it.
 pub async fn ensure_org_unscoped(db: &mut PgConnection, name: &str) -> Result<OrgId> {
     let found = sqlx::query_scalar!(
         r#"select id as "id: OrgId" from organizations where name = $1 order by created_at limit 1"#,
@@ -32,10 +29,8 @@ pub async fn ensure_org_unscoped(db: &mut PgConnection, name: &str) -> Result<Or
     Ok(id)
 }
 
-/// Says how an organisation's numbers without a country code are read when the batch does not.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Sets the country of an organisation's numbers without a country code. A batch may override
+/// it.
 pub async fn set_default_country_unscoped(
     db: &mut PgConnection,
     org: OrgId,
@@ -52,9 +47,6 @@ pub async fn set_default_country_unscoped(
 }
 
 /// Finds the user of that e-mail address, or adds one to the organisation.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
 pub async fn ensure_user_unscoped(
     db: &mut PgConnection,
     org: OrgId,
@@ -76,10 +68,7 @@ pub async fn ensure_user_unscoped(
     Ok(id)
 }
 
-/// Gives a user a role, for the platform's operator.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Sets a user's role, on behalf of an operator.
 pub async fn set_role_unscoped(db: &mut PgConnection, user: UserId, role: Role) -> Result<()> {
     sqlx::query!(
         "update users set role = $2 where id = $1",
@@ -91,10 +80,7 @@ pub async fn set_role_unscoped(db: &mut PgConnection, user: UserId, role: Role) 
     Ok(())
 }
 
-/// A user as the caller that they would be with a session.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Returns a user as the principal of a session.
 pub async fn principal_unscoped(db: &mut PgConnection, user: UserId) -> Result<Option<Principal>> {
     let row = sqlx::query!(
         r#"select org_id as "org_id: OrgId", email, role as "role: Role" from users where id = $1 and removed_at is null"#,
@@ -111,7 +97,7 @@ pub async fn principal_unscoped(db: &mut PgConnection, user: UserId) -> Result<O
     }))
 }
 
-/// How somebody may be reached and shown, as their tokens told.
+/// Profile of a user, from the claims of their tokens.
 #[derive(Clone, Debug)]
 pub struct About {
     pub phone: Option<String>,
@@ -119,10 +105,10 @@ pub struct About {
     pub user_metadata: serde_json::Value,
 }
 
-/// What the tokens of a user in the caller's sight told of them.
+/// Profile of a user in the caller's scope.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a user out of sight.
+/// [`Error::NotFound`] for a user outside the scope.
 pub async fn about(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<About> {
     sqlx::query_as!(
         About,
@@ -140,12 +126,9 @@ pub async fn about(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result
     .ok_or(Error::NotFound("User"))
 }
 
-/// Keeps a member a member until the transaction ends, for whoever begins to dial for them: a
-/// removal waits for it, and then sees what is dialled. Whoever asks has a thing of the user's in
-/// hand. False when they have been removed.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Locks a member against removal until the transaction ends, so that a removal waits and then
+/// sees the calls that this transaction starts. The caller has already found a resource of the
+/// user within its scope. False when the user was removed.
 pub async fn keep_unscoped(db: &mut PgConnection, user: UserId) -> Result<bool> {
     let kept = sqlx::query!(
         "select from users where id = $1 and removed_at is null for share",
@@ -156,10 +139,7 @@ pub async fn keep_unscoped(db: &mut PgConnection, user: UserId) -> Result<bool> 
     Ok(kept.is_some())
 }
 
-/// Whether a user exists in the caller's sight.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// True when a user exists in the caller's scope.
 pub async fn is_seen(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<bool> {
     let seen = sqlx::query_scalar!(
         r#"select exists (
@@ -177,11 +157,11 @@ pub async fn is_seen(db: &mut PgConnection, scope: &Scope, user: UserId) -> Resu
     Ok(seen)
 }
 
-/// Refuses what is done to a user whose role is above the caller's: whoever acts for somebody
-/// would act with that role.
+/// Refuses to act on a user whose role is above the caller's: acting for a user means acting with
+/// their role.
 ///
 /// # Errors
-/// [`Error::Forbidden`]; [`Error::NotFound`] for a user out of sight.
+/// [`Error::Forbidden`]; [`Error::NotFound`] for a user outside the scope.
 pub async fn check_rank(
     db: &mut PgConnection,
     scope: &Scope,
@@ -204,10 +184,7 @@ pub async fn check_rank(
     caller.require_rank_of(role)
 }
 
-/// The organisation of a member in the caller's sight.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Organisation of a member in the caller's scope.
 pub async fn org_of(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<Option<OrgId>> {
     let org = sqlx::query_scalar!(
         r#"select org_id as "org_id: OrgId"

@@ -1,10 +1,10 @@
-//! The voices that carriers speak with themselves, as `<Say voice="...">` names them, and
-//! whether an agent's voice is one.
+//! Catalogue of the carriers' own voices, as `<Say voice="...">` names them, and the check of an
+//! agent's voice against it.
 //!
 //! An agent whose `tts_model_name` is listed, or absent, speaks with a carrier's voice: it must
-//! be listed and speak the agent's language, since a carrier fails the call's document over a
-//! wrong pair. What is not in the list cannot be known, so the voices of any other provider are
-//! taken as they come, and never reach a carrier.
+//! be listed and speak the agent's language, since a carrier fails the call's document for a
+//! wrong pair. Voices of other providers cannot be checked; they are accepted as they are and never
+//! reach a carrier.
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -17,10 +17,10 @@ use crate::ids::{ProviderId, VoiceId};
 use crate::page::{Page, Slice};
 use crate::providers::{self, ProviderKind};
 
-/// How many names are suggested for one that is not known.
+/// Number of names that are suggested for an unknown one.
 const SUGGESTIONS: usize = 3;
 
-/// A voice.
+/// Voice of the catalogue.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Voice {
     pub id: VoiceId,
@@ -28,21 +28,21 @@ pub struct Voice {
     /// The vendor's code, which `tts_config.voice_name` takes.
     #[schema(example = "Polly.Joanna")]
     pub voice_id: String,
-    /// Its name for people.
+    /// Display name.
     #[schema(example = "Joanna")]
     pub voice_name: String,
     pub supported_languages: Vec<String>,
     /// `female`, `male` or `neutral`.
     pub gender: Option<String>,
     pub preview_url: Option<String>,
-    /// Whose it is; always null: the platform's.
+    /// Owner; always null: the platform's.
     pub user_id: Option<uuid::Uuid>,
     /// Always `catalog`.
     pub source: String,
     pub is_public: bool,
 }
 
-/// A voice to list.
+/// A voice to add to the catalogue.
 #[derive(Clone, Debug)]
 pub struct NewVoice {
     pub voice_id: String,
@@ -53,7 +53,7 @@ pub struct NewVoice {
     pub is_public: bool,
 }
 
-/// Which voices to look for.
+/// Filter of voices.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     pub id: Option<VoiceId>,
@@ -64,15 +64,12 @@ pub struct Wanted {
     pub language: Option<String>,
 }
 
-/// The voices that the caller may use, by provider and code. The platform sees those that are
-/// not public as well.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the voices that the caller may use, by provider and code. The platform also sees those
+/// that are not public.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    wanted: &Wanted,
+    filter: &Wanted,
     page: Page,
 ) -> Result<Slice<Voice>> {
     let voices = sqlx::query_as!(
@@ -92,32 +89,34 @@ pub async fn list(
            limit $6
            offset $7"#,
         scope.org() as Option<crate::ids::OrgId>,
-        wanted.id as Option<VoiceId>,
-        wanted.code,
-        wanted.provider as Option<ProviderId>,
-        wanted.language,
+        filter.id as Option<VoiceId>,
+        filter.code,
+        filter.provider as Option<ProviderId>,
+        filter.language,
         page.limit(),
         page.offset(),
     )
     .fetch_all(db)
     .await?;
+
     Ok(page.slice(voices))
 }
 
-/// The voice that goes by a name: its id first, else the vendor's code.
+/// Finds a voice by its id, else by the vendor's code.
 ///
 /// # Errors
-/// [`Error::NotFound`] when none does.
+/// [`Error::NotFound`] when there is none.
 pub async fn resolve(db: &mut PgConnection, scope: &Scope, name: &str) -> Result<Voice> {
     let by_id = Wanted {
         id: name.parse().ok(),
         ..Wanted::default()
     };
     let by_code = Wanted {
-        // The database takes no NUL.
+        // PostgreSQL text cannot hold NUL.
         code: name.split('\0').next().map(str::to_owned),
         ..Wanted::default()
     };
+
     let mut found = match by_id.id {
         Some(_) => list(db, scope, &by_id, Page::WHOLE).await?.rows,
         None => Vec::new(),
@@ -128,10 +127,10 @@ pub async fn resolve(db: &mut PgConnection, scope: &Scope, name: &str) -> Result
     found.into_iter().next().ok_or(Error::NotFound("Voice"))
 }
 
-/// Lists a voice of a provider, for everybody.
+/// Adds a voice of a provider to the catalogue, for all tenants.
 ///
 /// # Errors
-/// [`Error::Conflict`] for a code that the provider has.
+/// [`Error::Conflict`] when the provider already has a voice of that code.
 pub async fn add(
     db: &mut PgConnection,
     scope: &Scope,
@@ -155,13 +154,14 @@ pub async fn add(
     .execute(&mut *db)
     .await
     .on_constraint("voice_is_listed", || {
-        Error::conflict("voice_listed", "the provider has a voice of that voice_id already")
+        Error::conflict("voice_listed", "the provider already has a voice of that voice_id")
     })?;
-    let wanted = Wanted {
+
+    let filter = Wanted {
         id: Some(id),
         ..Wanted::default()
     };
-    let added = list(db, scope, &wanted, Page::WHOLE).await?;
+    let added = list(db, scope, &filter, Page::WHOLE).await?;
     added
         .rows
         .into_iter()
@@ -169,15 +169,12 @@ pub async fn add(
         .ok_or(Error::NotFound("Voice"))
 }
 
-/// Whether an agent that is set up so speaks with a carrier's own voice.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// True when an agent of this configuration speaks with a carrier's own voice.
 pub async fn is_carriers(db: &mut PgConnection, scope: &Scope, config: &TtsConfig) -> Result<bool> {
     Ok(carriers_provider(db, scope, config).await?.is_some())
 }
 
-/// None: somebody else speaks. Otherwise the provider that was named, if one was.
+/// Returns `None` when another service speaks, otherwise the named provider, if there is one.
 async fn carriers_provider(
     db: &mut PgConnection,
     scope: &Scope,
@@ -193,10 +190,10 @@ async fn carriers_provider(
     }
 }
 
-/// Refuses a carrier's voice that there is not, or that does not speak the agent's language.
+/// Refuses an unknown voice of a carrier, or one that does not speak the agent's language.
 ///
 /// # Errors
-/// [`Error::Invalid`] with the names that come near, or with the languages of the voice.
+/// [`Error::Invalid`] with similar names, or with the languages of the voice.
 pub async fn check(db: &mut PgConnection, scope: &Scope, config: &TtsConfig) -> Result<()> {
     let Some(name) = &config.voice_name else {
         return Ok(());
@@ -204,48 +201,57 @@ pub async fn check(db: &mut PgConnection, scope: &Scope, config: &TtsConfig) -> 
     let Some(provider) = carriers_provider(db, scope, config).await? else {
         return Ok(());
     };
-    let wanted = Wanted {
+
+    let filter = Wanted {
         provider,
         ..Wanted::default()
     };
-    let voices = list(db, scope, &wanted, Page::EVERYTHING).await?.rows;
+
+    let voices = list(db, scope, &filter, Page::EVERYTHING).await?.rows;
+
     let refuse = |field: &str, kind: &'static str, msg: String| {
         let path = ["tts_config", field];
         Err(Error::Invalid(vec![FieldError::new(
             "body", path, kind, msg,
         )]))
     };
+
+    // 1. Find the voice.
     let Some(voice) = voices.iter().find(|voice| voice.voice_id == *name) else {
-        let near = nearest(name, voices.iter().map(|voice| voice.voice_id.as_str()));
+        let similar = nearest(name, voices.iter().map(|voice| voice.voice_id.as_str()));
         let msg = format!(
-            "there is no such voice; near it: {} (GET /api/v1/tts-voices lists all)",
-            near.join(", ")
+            "unknown voice; similar ones: {} (GET /api/v1/tts-voices lists all)",
+            similar.join(", ")
         );
         return refuse("voice_name", "unknown_voice", msg);
     };
+
+    // 2. Compare its languages.
     let speaks = |tag: &String| tag.eq_ignore_ascii_case(&config.language);
     if !voice.supported_languages.iter().any(speaks) {
         let msg = format!(
-            "{} does not speak it; it speaks {}",
+            "{} does not speak this language; it speaks {}",
             voice.voice_id,
             voice.supported_languages.join(", ")
         );
         return refuse("language", "voice_language", msg);
     }
+
     Ok(())
 }
 
-/// The names that look most like `name`, the nearest first.
+/// Names most similar to `name`, the most similar first.
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let wanted = name.to_lowercase();
-    let likeness = |known: &str| {
+    let similarity = |known: &str| {
         let known = known.to_lowercase();
         let whole = strsim::normalized_damerau_levenshtein(&wanted, &known);
-        // The vendor in front of the name is what people leave out.
+        // People leave out the vendor in front of the name.
         let own = known.split_once('.').map_or("", |(_, own)| own);
         whole.max(strsim::normalized_damerau_levenshtein(&wanted, own))
     };
-    let mut ranked: Vec<(f64, &str)> = known.map(|known| (likeness(known), known)).collect();
+
+    let mut ranked: Vec<(f64, &str)> = known.map(|known| (similarity(known), known)).collect();
     ranked.sort_by(|one, other| other.0.total_cmp(&one.0).then(one.1.cmp(other.1)));
     let ranked = ranked.into_iter().map(|(_, known)| known);
     ranked.take(SUGGESTIONS).collect()

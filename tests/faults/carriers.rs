@@ -1,4 +1,4 @@
-//! Carriers that hang up on us and that do not call back.
+//! Carriers that drop connections or lose callbacks.
 
 use peal_simulator::{Chance, Faults};
 use serde_json::json;
@@ -9,9 +9,9 @@ use crate::harness::plant::{Plant, Setup};
 async fn campaign_with(seed: u64, faults: Faults) {
     let mut setup = Setup::default();
     setup.carrier.faults = faults;
-    let plant = Plant::start(seed, setup).await;
-    let batch = plant.campaign(300, json!({"batch_size": 100})).await;
-    plant.finish(&batch, 0).await;
+    let cluster = Plant::start(seed, setup).await;
+    let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
+    cluster.finish(&batch, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

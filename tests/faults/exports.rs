@@ -1,4 +1,4 @@
-//! Processes that die over an export of usage: there is one file, and one mail.
+//! Workers that crash during a usage export: the result is one file and one mail.
 
 use std::path::{Path, PathBuf};
 
@@ -27,28 +27,33 @@ async fn an_export_whose_writers_die_is_one_file_and_one_mail() {
             workers: 0,
             ..Setup::default()
         };
-        let mut plant = Plant::start(seed, setup).await;
+        let mut cluster = Plant::start(seed, setup).await;
+
         let path = "/api/v1/billing/usage/export";
-        let asked = plant.client.get(path).await.expect(202);
+        let export = cluster.client.get(path).await.expect(202);
+
         for _ in 0..2 {
-            plant.sacrifice("misc", "export.stored=1").await;
-            plant.sacrifice("misc", "export.uncommitted=1").await;
+            cluster.sacrifice("misc", "export.stored=1").await;
+            cluster.sacrifice("misc", "export.uncommitted=1").await;
         }
-        let told = "select count(*) from emails";
-        assert_eq!(plant.number(told).await, 0, "seed {seed}");
-        plant.start_worker();
+        let mails = "select count(*) from emails";
+        assert_eq!(cluster.number(mails).await, 0, "seed {seed}");
+
+        cluster.start_worker();
         let open = "select count(*) from jobs where state <> 'done'";
-        plant.until("the file is written", open, |n| n == 0).await;
-        assert_eq!(plant.number(told).await, 1, "seed {seed}");
-        let directory = plant.services.temporary_dir().expect("a directory");
+        cluster.until("the export is done", open, |n| n == 0).await;
+        assert_eq!(cluster.number(mails).await, 1, "seed {seed}");
+
+        let directory = cluster.services.temporary_dir().expect("a directory");
         let exported = files(&directory.join("store").join("exports"));
-        let id = asked["export_id"].as_str().expect("an id");
+
+        let id = export["export_id"].as_str().expect("an id");
         assert_eq!(exported.len(), 1, "{exported:?}");
         let name = exported[0].file_name().expect("a name");
         assert_eq!(name.to_string_lossy(), format!("{id}.csv"));
         let text = std::fs::read_to_string(&exported[0]).expect("a file");
         assert!(text.starts_with("session_id,"), "{text}");
         assert_eq!(files(&directory.join("mail")).len(), 1, "seed {seed}");
-        plant.close().await;
+        cluster.close().await;
     }
 }

@@ -1,4 +1,4 @@
-//! Processes that die over an upload or a start: its rows come in once, nothing stays behind.
+//! Processes that crash during an upload or a start: rows are inserted once, and no file is left.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,21 +13,22 @@ use crate::harness::eventually;
 use crate::harness::plant::{Plant, Setup};
 
 const UPLOAD: &str = "/api/v1/batch-call/upload";
-/// Twelve chunks.
+/// Records of the file: twelve chunks.
 const RECORDS: u32 = 60_000;
 const ROWS_READ: &str = "select total_rows from ingests";
 
-/// Of every ten records seven are new, two were there before, and one is nobody's number.
+/// Builds a CSV, with the line numbers of its errors. Of every ten records seven are new, two are
+/// duplicates, and one has an invalid number.
 fn list() -> (String, BTreeSet<u64>) {
     let mut csv = String::from("to_phonenumber,name\n");
     let mut wrong = BTreeSet::new();
     for n in 0..RECORDS {
-        let who = match n % 10 {
+        let phone = match n % 10 {
             0..7 => number(n),
             7 | 8 => number(n - 7),
             _ => format!("nobody {n}"),
         };
-        csv.push_str(&format!("{who},Person {n}\n"));
+        csv.push_str(&format!("{phone},Person {n}\n"));
         if n % 10 == 9 {
             wrong.insert(u64::from(n) + 2);
         }
@@ -44,20 +45,21 @@ async fn no_workers(seed: u64, api_faults: &'static str) -> Plant {
     Plant::start(seed, setup).await
 }
 
-fn upload(plant: &Plant, batch: &str, file: impl Into<Body>) -> reqwest::RequestBuilder {
+fn upload(cluster: &Plant, batch: &str, file: impl Into<Body>) -> reqwest::RequestBuilder {
     let part = Part::stream(file).file_name("people.csv");
     let path = format!("{UPLOAD}/{batch}");
-    let request = plant.client.request(Method::POST, &path);
+    let request = cluster.client.request(Method::POST, &path);
     request.multipart(Form::new().part("file", part))
 }
 
-/// Kills a worker some chunks on, in the middle of one that it cannot end before: it waits for
-/// whoever holds the advisory lock.
-async fn kill_at_random(plant: &mut Plant, dice: &mut Dice) {
-    let before = plant.number(ROWS_READ).await;
+/// Kills a worker in the middle of a random later chunk, where a trigger makes it wait for an
+/// advisory lock.
+async fn kill_at_random(cluster: &mut Plant, dice: &mut Dice) {
+    let before = cluster.number(ROWS_READ).await;
     let further = i64::try_from(dice.draw(0..12_000)).expect("few");
     let held = (before + further).min(RECORDS.into());
-    plant
+
+    cluster
         .run(&format!(
             "create or replace function hold() returns trigger language plpgsql as $$
                  begin
@@ -68,20 +70,23 @@ async fn kill_at_random(plant: &mut Plant, dice: &mut Dice) {
                  for each row execute function hold()"
         ))
         .await;
-    let mut holder = plant.pool().begin().await.expect("transaction");
+
+    let mut holder = cluster.pool().begin().await.expect("transaction");
     sqlx::query("select pg_advisory_xact_lock(1)")
         .execute(&mut *holder)
         .await
         .expect("lock");
-    plant.start_worker();
+
+    cluster.start_worker();
     let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
-    plant
-        .until("a worker has read so far", waiting, |n| n == 1)
+    cluster
+        .until("a worker waits in the chunk", waiting, |n| n == 1)
         .await;
-    let worker = plant.workers.pop().expect("it was started");
+
+    let worker = cluster.workers.pop().expect("it was started");
     worker.kill().await.expect("kill");
     holder.rollback().await.expect("release");
-    plant.miss_the_dead().await;
+    cluster.miss_the_dead().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,32 +94,42 @@ async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
     let (csv, wrong) = list();
     for seed in seeds(1) {
         eprintln!("seed {seed}");
+
         let mut dice = Dice::new(seed);
-        let mut plant = no_workers(seed, "").await;
-        let batch = plant.client.create_batch(json!({})).await;
-        let taken = answer(upload(&plant, &batch, csv.clone()))
+        let mut cluster = no_workers(seed, "").await;
+        let batch = cluster.client.create_batch(json!({})).await;
+        let uploaded = answer(upload(&cluster, &batch, csv.clone()))
             .await
             .expect(202);
-        let ingest = taken["data"]["ingest_id"].as_str().expect("an id");
+        let ingest = uploaded["data"]["ingest_id"].as_str().expect("an id");
+
         let whole = "select count(*) from ingests i
                      where inserted = (select count(*) from batch_data)
                        and rejected = (select count(*) from ingest_rejects)";
+
         for _ in 0..6 {
             match dice.draw(0..3) {
-                0 => plant.sacrifice("ingest", "ingest.committed=1").await,
-                1 => plant.sacrifice("ingest", "ingest.uncommitted=1").await,
-                _ => kill_at_random(&mut plant, &mut dice).await,
+                0 => cluster.sacrifice("ingest", "ingest.committed=1").await,
+                1 => cluster.sacrifice("ingest", "ingest.uncommitted=1").await,
+                _ => kill_at_random(&mut cluster, &mut dice).await,
             }
-            assert_eq!(plant.number(whole).await, 1, "half a chunk is in");
+            assert_eq!(cluster.number(whole).await, 1, "half a chunk is committed");
         }
-        let read = plant.number(ROWS_READ).await;
-        assert!(read < i64::from(RECORDS), "seed {seed}: it was read before");
-        plant.start_worker();
+
+        let read = cluster.number(ROWS_READ).await;
+        assert!(
+            read < i64::from(RECORDS),
+            "seed {seed}: the file was read too early"
+        );
+
+        cluster.start_worker();
         let open = "select count(*) from jobs where state <> 'done'";
-        plant.until("the list is read", open, |n| n == 0).await;
+        cluster.until("the list is read", open, |n| n == 0).await;
+
         let path = format!("/api/v1/batch-call/{batch}/ingests/{ingest}");
-        let report = plant.client.get(&path).await.expect(200)["data"].clone();
+        let report = cluster.client.get(&path).await.expect(200)["data"].clone();
         let tenth = RECORDS / 10;
+
         for (count, expected) in [
             ("total_rows", RECORDS),
             ("inserted", 7 * tenth),
@@ -123,15 +138,22 @@ async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
         ] {
             assert_eq!(report[count], expected, "seed {seed}: {count} of {report}");
         }
-        assert_eq!(plant.number(whole).await, 1, "seed {seed}");
-        let errors = plant.client.get(&format!("{path}/errors")).await.text;
+
+        assert_eq!(cluster.number(whole).await, 1, "seed {seed}");
+
+        let errors = cluster.client.get(&format!("{path}/errors")).await.text;
         let mut errors = csv::Reader::from_reader(errors.as_bytes());
         let header = errors.headers().expect("a header");
-        let at = header.iter().position(|name| name == "line").expect("line");
+        let line_column = header.iter().position(|name| name == "line").expect("line");
         let lines: Vec<u64> = errors
             .records()
-            .map(|record| record.expect("a record")[at].parse().expect("a number"))
+            .map(|record| {
+                record.expect("a record")[line_column]
+                    .parse()
+                    .expect("a number")
+            })
             .collect();
+
         assert_eq!(
             lines.len(),
             wrong.len(),
@@ -142,40 +164,45 @@ async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
             wrong,
             "seed {seed}"
         );
-        let told = "select count(*) from emails where sent_at is not null";
-        assert_eq!(plant.number(told).await, 1, "seed {seed}");
-        assert_eq!(stored(&plant).len(), 0, "seed {seed}");
-        plant.close().await;
+
+        let mails = "select count(*) from emails where sent_at is not null";
+        assert_eq!(cluster.number(mails).await, 1, "seed {seed}");
+        assert_eq!(stored(&cluster).len(), 0, "seed {seed}");
+        cluster.close().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_whose_workers_are_killed_starts_the_batch_once() {
     for seed in seeds(1) {
-        let mut plant = no_workers(seed, "").await;
-        let batch = plant.campaign(40, json!({"batch_size": 100})).await;
+        let mut cluster = no_workers(seed, "").await;
+        let batch = cluster.campaign(40, json!({"batch_size": 100})).await;
+
         let launched = "select count(*) from call_batches where launched_at is not null";
-        plant.sacrifice("misc", "start.uncommitted=1").await;
-        assert_eq!(plant.number(launched).await, 0, "seed {seed}");
-        plant.sacrifice("misc", "start.committed=1").await;
-        assert_eq!(plant.number(launched).await, 1, "seed {seed}");
+        cluster.sacrifice("misc", "start.uncommitted=1").await;
+        assert_eq!(cluster.number(launched).await, 0, "seed {seed}");
+        cluster.sacrifice("misc", "start.committed=1").await;
+        assert_eq!(cluster.number(launched).await, 1, "seed {seed}");
+
         let when = "select (extract(epoch from launched_at) * 1e6)::bigint from call_batches";
-        let first = plant.number(when).await;
-        plant.start_worker();
-        plant.completes(&batch).await;
+        let first = cluster.number(when).await;
+
+        cluster.start_worker();
+        cluster.completes(&batch).await;
         assert_eq!(
-            plant.number(when).await,
+            cluster.number(when).await,
             first,
             "seed {seed}: launched again"
         );
+
         let claims = "select attempts::bigint from jobs where kind = 'start_batch'";
-        assert_eq!(plant.number(claims).await, 3, "seed {seed}");
-        plant.finish(&batch, 0).await;
+        assert_eq!(cluster.number(claims).await, 3, "seed {seed}");
+        cluster.finish(&batch, 0).await;
     }
 }
 
-/// The files in the plant's store, unfinished ones included.
-fn stored(plant: &Plant) -> Vec<PathBuf> {
+/// Files in the cluster's store, unfinished ones included.
+fn stored(cluster: &Plant) -> Vec<PathBuf> {
     fn files(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
             match entry.path() {
@@ -185,7 +212,7 @@ fn stored(plant: &Plant) -> Vec<PathBuf> {
         }
     }
     let mut found = Vec::new();
-    let directory = plant.services.temporary_dir().expect("a directory");
+    let directory = cluster.services.temporary_dir().expect("a directory");
     files(&directory.join("store"), &mut found);
     found
 }
@@ -194,34 +221,42 @@ fn stored(plant: &Plant) -> Vec<PathBuf> {
 async fn an_upload_whose_api_is_killed_leaves_no_file_for_long() {
     let (csv, _) = list();
     for seed in seeds(1) {
-        let mut plant = no_workers(seed, "upload.stored=1").await;
-        let batch = plant.client.create_batch(json!({})).await;
-        // It dies when the file is stored and nobody knows of it.
-        let lost = upload(&plant, &batch, csv.clone()).send().await;
+        let mut cluster = no_workers(seed, "upload.stored=1").await;
+        let batch = cluster.client.create_batch(json!({})).await;
+
+        // 1. Crash after the file is stored and before it is recorded.
+        let lost = upload(&cluster, &batch, csv.clone()).send().await;
         assert!(lost.is_err(), "seed {seed}: {lost:?}");
-        assert_eq!(stored(&plant).len(), 1, "seed {seed}");
-        plant.kill_api().await;
-        plant.api_faults = "";
-        plant.start_api().await;
-        // And while a file comes in.
+        assert_eq!(stored(&cluster).len(), 1, "seed {seed}");
+        cluster.kill_api().await;
+        cluster.api_faults = "";
+        cluster.start_api().await;
+
+        // 2. Kill the API while a file is being uploaded.
         let beginning = futures::stream::iter([Ok::<_, std::io::Error>(csv.clone())]);
         let endless = futures::StreamExt::chain(beginning, futures::stream::pending());
-        let half = upload(&plant, &batch, Body::wrap_stream(endless));
+        let half = upload(&cluster, &batch, Body::wrap_stream(endless));
         let half = tokio::spawn(half.send());
-        let begun = || async { stored(&plant).len() == 2 };
-        eventually("the second file comes in", PATIENCE, begun).await;
-        plant.kill_api().await;
+        let begun = || async { stored(&cluster).len() == 2 };
+        eventually("the second upload has begun", PATIENCE, begun).await;
+        cluster.kill_api().await;
         let lost = half.await.expect("the upload");
         assert!(lost.is_err(), "seed {seed}: {lost:?}");
-        plant.start_api().await;
-        plant
+
+        cluster.start_api().await;
+
+        // 3. Age the files, so that a worker deletes them.
+        cluster
             .run("update upload_files set created_at = created_at - interval '1 day'")
             .await;
-        plant.start_worker();
-        let cleared = || async { stored(&plant).is_empty() };
-        eventually("both files are cleared away", PATIENCE, cleared).await;
+        cluster.start_worker();
+        let cleared = || async { stored(&cluster).is_empty() };
+        eventually("both files are deleted", PATIENCE, cleared).await;
+
         let known = "select count(*) from upload_files";
-        plant.until("nobody knows of them", known, |n| n == 0).await;
-        plant.close().await;
+        cluster
+            .until("their rows are deleted", known, |n| n == 0)
+            .await;
+        cluster.close().await;
     }
 }

@@ -1,9 +1,9 @@
-//! What a campaign survives: real processes are killed, frozen and cut off while it runs, and
-//! the carrier's own log says whether anybody was rung twice or forgotten.
+//! Fault tests: real processes are killed, frozen and cut off during a campaign, and the
+//! carrier's own log shows whether a row was called twice or never.
 //!
-//! Every test draws what it does from a seed and prints it. `PEAL_SEED=7` repeats one;
-//! `PEAL_FAULT_SEEDS=100` runs each test with so many, from `PEAL_SEED` (or 1) on. Tests that are
-//! parts of one (`_1_of_4`) share the seeds.
+//! Every test takes its random choices from a seed and prints it. `PEAL_SEED=7` repeats one seed;
+//! `PEAL_FAULT_SEEDS=100` runs each test with that many seeds, starting at `PEAL_SEED` or 1. Tests
+//! that are parts of one (`_1_of_4`) share the seeds.
 
 mod carriers;
 mod exports;
@@ -17,13 +17,13 @@ use std::ops::Range;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// The seeds to run, `usual` of them unless the environment says otherwise.
+/// Seeds to run: `usual` of them unless the environment sets another number.
 fn seeds(usual: u64) -> Range<u64> {
     let number = |name: &str| {
         let text = std::env::var(name).ok()?;
         Some(
             text.parse::<u64>()
-                .unwrap_or_else(|_| panic!("{name}={text} is no number")),
+                .unwrap_or_else(|_| panic!("{name}={text} is not a number")),
         )
     };
     let first = number("PEAL_SEED");
@@ -32,7 +32,7 @@ fn seeds(usual: u64) -> Range<u64> {
     first..first + count
 }
 
-/// What a seed decides.
+/// Random choices of one seed.
 struct Dice(StdRng);
 
 impl Dice {
@@ -40,7 +40,7 @@ impl Dice {
         Self(StdRng::seed_from_u64(seed))
     }
 
-    /// A number of the range.
+    /// Draws a number from the range.
     fn draw(&mut self, range: Range<u64>) -> u64 {
         self.0.random_range(range)
     }

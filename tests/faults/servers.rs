@@ -1,4 +1,4 @@
-//! Redis, PostgreSQL and the API go away in the middle of a campaign.
+//! Redis, PostgreSQL and the API fail in the middle of a campaign.
 
 use serde_json::json;
 use std::collections::HashSet;
@@ -12,10 +12,11 @@ use crate::harness::plant::{Plant, Setup};
 async fn redis_may_forget_everything_and_be_killed() {
     for seed in seeds(1) {
         let mut dice = Dice::new(seed);
-        let mut plant = Plant::start(seed, Setup::default()).await;
-        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
-        plant.dialled(dice.draw(20..60)).await;
-        let client = redis::Client::open(plant.services.redis_url.as_str()).expect("url");
+        let mut cluster = Plant::start(seed, Setup::default()).await;
+        let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
+        cluster.dialled(dice.draw(20..60)).await;
+
+        let client = redis::Client::open(cluster.services.redis_url.as_str()).expect("url");
         let mut connection = client
             .get_multiplexed_async_connection()
             .await
@@ -24,11 +25,12 @@ async fn redis_may_forget_everything_and_be_killed() {
             .query_async(&mut connection)
             .await
             .expect("flush");
-        plant.dialled(dice.draw(80..140)).await;
-        plant.services.kill_redis().await.expect("kill");
-        plant.dialled(dice.draw(160..220)).await;
-        plant.services.start_redis().await.expect("start");
-        plant.finish(&batch, 0).await;
+
+        cluster.dialled(dice.draw(80..140)).await;
+        cluster.services.kill_redis().await.expect("kill");
+        cluster.dialled(dice.draw(160..220)).await;
+        cluster.services.start_redis().await.expect("start");
+        cluster.finish(&batch, 0).await;
     }
 }
 
@@ -36,15 +38,15 @@ async fn redis_may_forget_everything_and_be_killed() {
 async fn a_crash_of_postgresql_costs_nobody_a_call() {
     for seed in seeds(1) {
         let mut dice = Dice::new(seed);
-        let mut plant = Plant::start(seed, Setup::default()).await;
-        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
-        plant.dialled(dice.draw(40..120)).await;
-        plant.services.restart_postgres().await.expect("restart");
-        plant.dialled(dice.draw(150..200)).await;
-        plant.services.restart_postgres().await.expect("restart");
-        // A claim whose commit was cut off may have been made: those calls are in nobody's
-        // hands, and are given up rather than dialled on a guess.
-        plant.finish(&batch, 40).await;
+        let mut cluster = Plant::start(seed, Setup::default()).await;
+        let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
+        cluster.dialled(dice.draw(40..120)).await;
+        cluster.services.restart_postgres().await.expect("restart");
+        cluster.dialled(dice.draw(150..200)).await;
+        cluster.services.restart_postgres().await.expect("restart");
+        // A claim whose commit was cut off may have been committed. No worker holds those calls,
+        // so they are given up instead of being dialled without proof.
+        cluster.finish(&batch, 40).await;
     }
 }
 
@@ -52,7 +54,7 @@ async fn a_crash_of_postgresql_costs_nobody_a_call() {
 async fn what_was_acknowledged_survives_the_death_of_the_api() {
     for seed in seeds(1) {
         let mut dice = Dice::new(seed);
-        let mut plant = Plant::start(
+        let mut cluster = Plant::start(
             seed,
             Setup {
                 api_faults: "append.committed=0.01",
@@ -60,66 +62,76 @@ async fn what_was_acknowledged_survives_the_death_of_the_api() {
             },
         )
         .await;
-        let batch = plant.campaign(600, json!({"batch_size": 100})).await;
+
+        let batch = cluster.campaign(600, json!({"batch_size": 100})).await;
         let open = "select count(*) from call_batches where status <> 'completed'";
+
+        // 1. Kill the API four times between callbacks.
         for _ in 0..4 {
-            let next = plant.carrier.oracle().callbacks.sent + dice.draw(50..150);
+            let next = cluster.carrier.oracle().callbacks.sent + dice.draw(50..150);
             let deadline = Instant::now() + PATIENCE;
             let mut aged = Instant::now();
-            while plant.carrier.oracle().callbacks.sent < next
-                && !plant.api_has_died()
-                && plant.count(open).await != Some(0)
+            while cluster.carrier.oracle().callbacks.sent < next
+                && !cluster.api_has_died()
+                && cluster.count(open).await != Some(0)
             {
-                // Calls that ended while there was no API keep their places until then.
+                // Calls that ended without an API keep their slots until they are reconciled.
                 if aged.elapsed() > Duration::from_millis(100) {
-                    plant.age().await;
+                    cluster.age().await;
                     aged = Instant::now();
                 }
                 if Instant::now() > deadline {
-                    plant.complain("callbacks arrive").await;
+                    cluster.complain("callbacks arrive").await;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            plant.kill_api().await;
-            plant.start_api().await;
+
+            cluster.kill_api().await;
+            cluster.start_api().await;
         }
+
+        // 2. Restart it after each crash until the batch completes.
         let mut deadline = Instant::now() + PATIENCE;
-        while plant.count(open).await != Some(0) {
-            if plant.api_has_died() {
-                plant.kill_api().await;
-                plant.start_api().await;
+        while cluster.count(open).await != Some(0) {
+            if cluster.api_has_died() {
+                cluster.kill_api().await;
+                cluster.start_api().await;
                 deadline = Instant::now() + PATIENCE;
             }
-            plant.age().await;
+            cluster.age().await;
             if Instant::now() > deadline {
-                plant.complain("the batch completes").await;
+                cluster.complain("the batch completes").await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        if !plant.carrier.wait_idle(PATIENCE).await {
-            plant.complain("the carrier comes to rest").await;
+
+        if !cluster.carrier.wait_idle(PATIENCE).await {
+            cluster.complain("the carrier becomes idle").await;
         }
-        acknowledged_are_written(&plant).await;
-        plant.finish(&batch, 0).await;
+
+        acknowledged_are_written(&cluster).await;
+        cluster.finish(&batch, 0).await;
     }
 }
 
-/// Compares the carrier's log of acknowledged callbacks with the table.
-async fn acknowledged_are_written(plant: &Plant) {
+/// Fails unless every callback that was acknowledged to the carrier is in `call_events`.
+async fn acknowledged_are_written(cluster: &Plant) {
     let written: Vec<(String, String)> = sqlx::query_as(
         "select c.carrier_call_id, e.dedup_key from call_events e join calls c on c.id = e.call_id
          where c.carrier_call_id is not null",
     )
-    .fetch_all(plant.pool())
+    .fetch_all(cluster.pool())
     .await
     .expect("events");
     let written: HashSet<(String, String)> = written.into_iter().collect();
+
     let (mut acknowledged, mut missing) = (0, Vec::new());
-    for sid in plant.carrier.creates().into_iter().filter_map(|c| c.sid) {
-        for callback in plant.carrier.callbacks(&sid) {
+    for sid in cluster.carrier.creates().into_iter().filter_map(|c| c.sid) {
+        for callback in cluster.carrier.callbacks(&sid) {
             let is_good = callback
                 .response_status
                 .is_some_and(|s| (200..300).contains(&s));
+
             let key = match callback.kind.as_str() {
                 "answer" => "answer".to_owned(),
                 "status" => {
@@ -132,6 +144,7 @@ async fn acknowledged_are_written(plant: &Plant) {
                 }
                 _ => continue,
             };
+
             if is_good {
                 acknowledged += 1;
                 let event = (sid.clone(), key);
@@ -141,10 +154,11 @@ async fn acknowledged_are_written(plant: &Plant) {
             }
         }
     }
-    assert!(acknowledged > 300, "seed {}: {acknowledged}", plant.seed);
+
+    assert!(acknowledged > 300, "seed {}: {acknowledged}", cluster.seed);
     assert!(
         missing.is_empty(),
-        "seed {}: acknowledged and not written: {missing:?}",
-        plant.seed
+        "seed {}: acknowledged but not stored: {missing:?}",
+        cluster.seed
     );
 }

@@ -1,4 +1,4 @@
-//! Versions side by side: the schema moves on while processes of the version before it work.
+//! Version skew: the schema is migrated while processes of the previous version run.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::harness::client::PATIENCE;
 use crate::harness::eventually;
 use crate::harness::plant::{Plant, Setup};
 
-/// What a next version might add.
+/// Migration that a next version might add.
 const NEXT: &str = "
     alter table calls add column next_words text;
     alter table batch_data add column next_words text;
@@ -25,7 +25,7 @@ fn known() -> Vec<Migration> {
     MIGRATIONS.iter().cloned().collect()
 }
 
-/// This build's migrations and one more.
+/// Migrations of this build and one more.
 fn ahead() -> Migrator {
     let mut migrations = known();
     migrations.push(Migration::new(
@@ -38,7 +38,7 @@ fn ahead() -> Migrator {
     Migrator::with_migrations(migrations)
 }
 
-/// This build's migrations without the last one.
+/// Migrations of this build without the last one.
 fn behind() -> Migrator {
     let mut migrations = known();
     migrations.sort_by_key(|migration| migration.version);
@@ -46,7 +46,7 @@ fn behind() -> Migrator {
     Migrator::with_migrations(migrations)
 }
 
-/// Waits for a program's end; answers whether it ended well, and what it said last.
+/// Waits until a program exits; returns true when it succeeded, and the end of its log.
 async fn ended(mut process: Process) -> (bool, String) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -55,7 +55,7 @@ async fn ended(mut process: Process) -> (bool, String) {
         }
         assert!(
             Instant::now() < deadline,
-            "still there: {}",
+            "still running: {}",
             process.log_tail()
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -66,31 +66,39 @@ async fn ended(mut process: Process) -> (bool, String) {
 async fn a_campaign_completes_while_the_schema_moves_ahead_of_its_processes() {
     for seed in seeds(1) {
         let mut dice = Dice::new(seed);
-        let mut plant = Plant::start(seed, Setup::default()).await;
-        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
-        plant.dialled(dice.draw(40..80)).await;
-        let mut db = plant.pool().acquire().await.expect("a connection");
+        let mut cluster = Plant::start(seed, Setup::default()).await;
+        let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
+        cluster.dialled(dice.draw(40..80)).await;
+
+        let mut db = cluster.pool().acquire().await.expect("a connection");
         run_migrations(&ahead(), &mut db)
             .await
             .expect("migrate ahead");
         drop(db);
-        // What ran before goes on, ...
-        plant.dialled(dice.draw(100..140)).await;
-        // ... and what starts behind the migration works, beside a worker from before it.
-        plant.kill_api().await;
-        plant.start_api().await;
-        plant.start_worker();
-        let old = plant.workers.remove(0);
+
+        // 1. Processes that run already continue.
+        cluster.dialled(dice.draw(100..140)).await;
+
+        // 2. Processes that start after the migration work next to an older worker.
+        cluster.kill_api().await;
+        cluster.start_api().await;
+        cluster.start_worker();
+        let old = cluster.workers.remove(0);
         old.stop(Duration::from_secs(30)).await.expect("stop");
-        plant.dialled_through_silence(dice.draw(180..220)).await;
-        // A version that is rolled back migrates first, too.
-        let migrate = plant.spawn_with("migrate", "peal-api", &["migrate"], &[]);
-        let (well, said) = ended(migrate).await;
-        assert!(well, "seed {seed}: {said}");
-        let applied = plant.number("select count(*) from _sqlx_migrations").await;
+        cluster.dialled_through_silence(dice.draw(180..220)).await;
+
+        // 3. A version that is rolled back runs its migrations first.
+        let migrate = cluster.spawn_with("migrate", "peal-api", &["migrate"], &[]);
+        let (succeeded, log) = ended(migrate).await;
+        assert!(succeeded, "seed {seed}: {log}");
+
+        let applied = cluster
+            .number("select count(*) from _sqlx_migrations")
+            .await;
         let all = i64::try_from(MIGRATIONS.iter().count() + 1).expect("few");
         assert_eq!(applied, all, "seed {seed}");
-        plant.finish(&batch, 0).await;
+
+        cluster.finish(&batch, 0).await;
     }
 }
 
@@ -100,49 +108,53 @@ async fn a_schema_behind_the_build_is_refused_until_it_is_migrated() {
         workers: 0,
         ..Setup::default()
     };
-    let plant = Plant::start(1, setup).await;
+    let cluster = Plant::start(1, setup).await;
+
     for name in ["empty", "behind"] {
-        let url = plant.services.postgres().create_owned_database(name);
+        let url = cluster.services.postgres().create_owned_database(name);
         let url = url.expect("database");
         if name == "behind" {
             let pool = PgPool::connect(&url).await.expect("connect");
             behind().run(&pool).await.expect("migrate halfway");
             pool.close().await;
         }
+
         let port = ports::Held::any().expect("a free port");
         let listen = port.address().to_string();
-        let there = [
+        let envs = [
             ("PEAL_DATABASE_URL", &*url),
             ("PEAL_LISTEN", &*listen),
             // Only the end of a log is read.
             ("RUST_BACKTRACE", "0"),
         ];
-        let worker = format!("{name}-worker");
-        let (well, said) = ended(plant.spawn_with(&worker, "peal-worker", &[], &there)).await;
-        assert!(!well, "{name}: {said}");
-        assert!(said.contains("run `peal-api migrate`"), "{name}: {said}");
 
-        let _api = plant.spawn_with(&format!("{name}-api"), "peal-api", &[], &there);
+        let worker = format!("{name}-worker");
+        let (succeeded, log) = ended(cluster.spawn_with(&worker, "peal-worker", &[], &envs)).await;
+        assert!(!succeeded, "{name}: {log}");
+        assert!(log.contains("run `peal-api migrate`"), "{name}: {log}");
+
+        let _api = cluster.spawn_with(&format!("{name}-api"), "peal-api", &[], &envs);
         let ready = async || {
             let answer = reqwest::get(format!("http://{listen}/health/ready")).await;
             let answer = answer.ok()?;
             let status = answer.status().as_u16();
             Some((status, answer.json::<Value>().await.ok()?))
         };
-        eventually("the api answers", PATIENCE, || async {
+        eventually("the API answers", PATIENCE, || async {
             ready().await.is_some()
         })
         .await;
+
         let (status, body) = ready().await.expect("an answer");
         assert_eq!((status, &body["migrations"]), (503, &json!("pending")));
 
-        let migrate = plant.spawn_with(&format!("{name}-up"), "peal-api", &["migrate"], &there);
-        let (well, said) = ended(migrate).await;
-        assert!(well, "{name}: {said}");
-        eventually("the api is ready", PATIENCE, || async {
+        let migrate = cluster.spawn_with(&format!("{name}-up"), "peal-api", &["migrate"], &envs);
+        let (succeeded, log) = ended(migrate).await;
+        assert!(succeeded, "{name}: {log}");
+        eventually("the API is ready", PATIENCE, || async {
             matches!(ready().await, Some((200, body)) if body["migrations"] == "current")
         })
         .await;
     }
-    plant.close().await;
+    cluster.close().await;
 }

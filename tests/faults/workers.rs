@@ -1,4 +1,4 @@
-//! Workers that are killed, frozen, added, taken away and stopped under load.
+//! Workers that are killed, frozen, added, removed and stopped under load.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +12,7 @@ use crate::harness::plant::{IN_HAND, Plant, Setup};
 
 /// People of the campaign whose workers are killed.
 const PEOPLE: u32 = 240;
-/// Where workers die, and how often.
+/// Failpoints of the workers, with their probabilities.
 const FAULTS: &str = "claim.committed=0.02,claim.uncommitted=0.02,place.unsent=0.003,place.answered=0.003,\
                       record.uncommitted=0.02,record.committed=0.02,inbox.uncommitted=0.02,inbox.committed=0.02,\
                       settle.uncommitted=0.02,settle.committed=0.02";
@@ -37,7 +37,7 @@ async fn killed_workers_ring_nobody_twice_and_forget_nobody_4_of_4() {
     ring_everybody_with_every_fourth_seed(4).await;
 }
 
-/// One test of all the seeds would take so long that it is taken for stuck.
+/// Runs every fourth seed, because one test of all seeds would exceed the time limit.
 async fn ring_everybody_with_every_fourth_seed(from_nth: usize) {
     for seed in seeds(20).skip(from_nth - 1).step_by(4) {
         ring_everybody_while_workers_die(seed).await;
@@ -50,32 +50,34 @@ async fn ring_everybody_while_workers_die(seed: u64) {
         worker_faults: FAULTS,
         ..Setup::default()
     };
-    let mut plant = Plant::start(seed, setup).await;
-    let batch = plant.campaign(PEOPLE, json!({"batch_size": 100})).await;
+    let mut cluster = Plant::start(seed, setup).await;
+    let batch = cluster.campaign(PEOPLE, json!({"batch_size": 100})).await;
+
     let mut dialled = 0;
     while dialled < 160 {
         dialled += dice.draw(10..40);
-        // Calls that died unsent are claimed but never dialled, so claims tell the progress.
-        claimed(&mut plant, i64::try_from(dialled).expect("few")).await;
+        // Calls lost before sending are claimed but never dialled, so claims show progress.
+        claimed(&mut cluster, i64::try_from(dialled).expect("few")).await;
         let victim = dice.draw(0..2);
-        plant
+        cluster
             .replace_worker(usize::try_from(victim).expect("few"))
             .await;
     }
-    plant.mend().await;
-    // How many are lost depends on how many workers died; that none of them lost more than it
-    // can have in hand is looked at in any case.
-    plant.finish(&batch, PEOPLE.into()).await;
+
+    cluster.mend().await;
+    // The number of lost calls depends on the number of crashes; `finish` checks in any case that
+    // no worker lost more than it can hold.
+    cluster.finish(&batch, PEOPLE.into()).await;
 }
 
-/// Waits until so many rows have become calls, while workers die at their fault points.
-async fn claimed(plant: &mut Plant, calls: i64) {
+/// Waits until this many rows have become calls, and replaces workers that crash meanwhile.
+async fn claimed(cluster: &mut Plant, calls: i64) {
     let deadline = Instant::now() + PATIENCE;
     let made = "select count(*) from calls";
-    while plant.count(made).await.is_none_or(|n| n < calls) {
-        plant.revive();
+    while cluster.count(made).await.is_none_or(|n| n < calls) {
+        cluster.revive();
         if Instant::now() > deadline {
-            plant.complain("rows are claimed between deaths").await;
+            cluster.complain("rows are claimed between crashes").await;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -85,49 +87,56 @@ async fn claimed(plant: &mut Plant, calls: i64) {
 async fn a_frozen_worker_sends_nothing_that_was_given_up() {
     for seed in seeds(1) {
         let mut dice = Dice::new(seed);
-        let mut plant = one_dialler(seed).await;
-        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
-        plant.dialled(dice.draw(40..120)).await;
-        plant.workers[0].signal(Signal::SIGSTOP);
-        thaw(&mut plant, &batch).await;
-        plant.finish(&batch, IN_HAND).await;
+        let mut cluster = one_dialler(seed).await;
+        let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
+        cluster.dialled(dice.draw(40..120)).await;
+        cluster.workers[0].signal(Signal::SIGSTOP);
+        thaw(&mut cluster, &batch).await;
+        cluster.finish(&batch, IN_HAND).await;
     }
 }
 
-/// A plant whose first worker does everything, and whose second all but dial: rows are left for
-/// the first one when it thaws.
+/// A cluster whose first worker has all roles and whose second does not dial, so that rows are
+/// left for the first one when it resumes.
 async fn one_dialler(seed: u64) -> Plant {
     let setup = Setup {
         workers: 1,
         ..Setup::default()
     };
-    let mut plant = Plant::start(seed, setup).await;
-    plant.start_worker_for("inbox,misc");
-    plant
+    let mut cluster = Plant::start(seed, setup).await;
+    cluster.start_worker_for("inbox,misc");
+    cluster
 }
 
-/// Lets a frozen worker's calls be given up, lets it go on to the end of the batch, and looks
-/// for requests about calls that had ended before.
-async fn thaw(plant: &mut Plant, batch: &str) {
-    give_up_frozen(plant).await;
+/// Waits until a frozen worker's calls are given up, resumes it until the batch ends, and fails
+/// when it has sent requests for calls that had ended before.
+async fn thaw(cluster: &mut Plant, batch: &str) {
+    give_up_frozen(cluster).await;
     let ended: Vec<Uuid> = sqlx::query_scalar("select id from calls where status = 'final'")
-        .fetch_all(plant.pool())
+        .fetch_all(cluster.pool())
         .await
         .expect("ended calls");
-    let thawed = SystemTime::now();
-    plant.workers[0].signal(Signal::SIGCONT);
-    plant.completes(batch).await;
-    let accepted = plant.accepted();
+
+    let resumed_at = SystemTime::now();
+    cluster.workers[0].signal(Signal::SIGCONT);
+    cluster.completes(batch).await;
+
+    let accepted = cluster.accepted();
     let last = accepted.values().max().expect("a call");
-    assert!(*last > thawed, "seed {}: nothing was left", plant.seed);
+    assert!(
+        *last > resumed_at,
+        "seed {}: no rows were left",
+        cluster.seed
+    );
+
     let late: Vec<&Uuid> = ended
         .iter()
-        .filter(|id| accepted.get(id).is_some_and(|at| *at > thawed))
+        .filter(|id| accepted.get(id).is_some_and(|at| *at > resumed_at))
         .collect();
     assert!(
         late.is_empty(),
-        "seed {}: dialled by a thawed worker after their end: {late:?}",
-        plant.seed
+        "seed {}: dialled by a resumed worker after their end: {late:?}",
+        cluster.seed
     );
 }
 
@@ -135,9 +144,10 @@ async fn thaw(plant: &mut Plant, batch: &str) {
 async fn a_worker_frozen_behind_its_claim_does_not_dial_it_later() {
     for seed in seeds(1) {
         let mut dice = Dice::new(seed);
-        let mut plant = one_dialler(seed).await;
-        // A claim's commit waits for whoever holds the advisory lock.
-        plant
+        let mut cluster = one_dialler(seed).await;
+
+        // Makes a claim's commit wait for an advisory lock.
+        cluster
             .run(
                 "create function hold() returns trigger language plpgsql as
                      $$ begin perform pg_advisory_xact_lock_shared(1); return null; end $$;
@@ -145,21 +155,24 @@ async fn a_worker_frozen_behind_its_claim_does_not_dial_it_later() {
                      deferrable initially deferred for each row execute function hold()",
             )
             .await;
-        let batch = plant.campaign(200, json!({"batch_size": 100})).await;
-        plant.dialled(dice.draw(20..80)).await;
-        let mut holder = plant.pool().begin().await.expect("transaction");
+
+        let batch = cluster.campaign(200, json!({"batch_size": 100})).await;
+        cluster.dialled(dice.draw(20..80)).await;
+
+        let mut holder = cluster.pool().begin().await.expect("transaction");
         sqlx::query("select pg_advisory_xact_lock(1)")
             .execute(&mut *holder)
             .await
             .expect("lock");
         let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
-        plant
+        cluster
             .until("a claim is being committed", waiting, |n| n == 1)
             .await;
-        plant.workers[0].signal(Signal::SIGSTOP);
+
+        cluster.workers[0].signal(Signal::SIGSTOP);
         holder.commit().await.expect("release");
-        thaw(&mut plant, &batch).await;
-        plant.finish(&batch, IN_HAND).await;
+        thaw(&mut cluster, &batch).await;
+        cluster.finish(&batch, IN_HAND).await;
     }
 }
 
@@ -171,55 +184,62 @@ async fn a_worker_frozen_with_the_pacer_locked_does_not_stop_the_others() {
             workers: 1,
             ..Setup::default()
         };
-        let mut plant = Plant::start(seed, setup).await;
-        let batch = plant.campaign(200, json!({"batch_size": 100})).await;
-        plant.dialled(dice.draw(20..80)).await;
+        let mut cluster = Plant::start(seed, setup).await;
+
+        let batch = cluster.campaign(200, json!({"batch_size": 100})).await;
+        cluster.dialled(dice.draw(20..80)).await;
+
         // A claim locks the pacer, then the organisation.
-        let mut holder = plant.pool().begin().await.expect("transaction");
+        let mut holder = cluster.pool().begin().await.expect("transaction");
         sqlx::query("select from organizations for update")
             .execute(&mut *holder)
             .await
             .expect("lock");
         let waiting = "select count(*) from pg_stat_activity where cardinality(pg_blocking_pids(pid)) > 0
                            and application_name = 'peal-worker' and query like '%for no key update%'";
-        plant
+        cluster
             .until("a claim waits for the organisation", waiting, |n| n >= 1)
             .await;
-        plant.workers[0].signal(Signal::SIGSTOP);
+
+        cluster.workers[0].signal(Signal::SIGSTOP);
         holder.commit().await.expect("release");
-        plant.start_worker();
-        let dialled = plant.carrier.oracle().accepted;
-        plant.dialled(dialled + 60).await;
-        plant.workers[0].signal(Signal::SIGCONT);
-        plant.finish(&batch, IN_HAND).await;
+        cluster.start_worker();
+
+        let dialled = cluster.carrier.oracle().accepted;
+        cluster.dialled(dialled + 60).await;
+
+        cluster.workers[0].signal(Signal::SIGCONT);
+        cluster.finish(&batch, IN_HAND).await;
     }
 }
 
-/// Waits until the hold limit of a frozen worker has passed, and its calls are given up.
-async fn give_up_frozen(plant: &mut Plant) {
+/// Waits until the hold limit of a frozen worker has passed and its calls are given up.
+async fn give_up_frozen(cluster: &mut Plant) {
     let stopped: String = sqlx::query_scalar("select now()::text")
-        .fetch_one(plant.pool())
+        .fetch_one(cluster.pool())
         .await
         .expect("the time");
     let held = format!("select extract(epoch from now() - '{stopped}'::timestamptz)::bigint");
-    plant
+    cluster
         .until("the hold limit has passed", &held, |secs| secs > 11)
         .await;
-    // Past the hold limit nothing of the frozen worker may be sent, so the rest of the half
-    // minute after which its calls are given up decides nothing.
-    plant
+
+    // After the hold limit the frozen worker may send nothing, so the rest of the half minute until
+    // its calls are given up makes no difference.
+    cluster
         .run(
             "update calls
              set status = 'unknown', check_at = now(), changed_at = now(), error_message = 'its worker is frozen'
              where live and status = 'submitting' and submitted_at < now() - interval '11 seconds'",
         )
         .await;
+
     let deadline = Instant::now() + PATIENCE;
     let given_up = "select count(*) from calls where status = 'unknown'";
-    while plant.count(given_up).await != Some(0) {
-        plant.age().await;
+    while cluster.count(given_up).await != Some(0) {
+        cluster.age().await;
         if Instant::now() > deadline {
-            plant
+            cluster
                 .complain("the frozen worker's calls are given up")
                 .await;
         }
@@ -231,7 +251,7 @@ async fn give_up_frozen(plant: &mut Plant) {
 async fn the_pace_and_the_limit_hold_while_workers_come_and_go() {
     for seed in seeds(1) {
         let mut dice = Dice::new(seed);
-        let mut plant = Plant::start(
+        let mut cluster = Plant::start(
             seed,
             Setup {
                 cps: 60,
@@ -241,16 +261,19 @@ async fn the_pace_and_the_limit_hold_while_workers_come_and_go() {
             },
         )
         .await;
-        let batch = plant.campaign(400, json!({"batch_size": 200})).await;
-        plant.dialled(dice.draw(60..120)).await;
+
+        let batch = cluster.campaign(400, json!({"batch_size": 200})).await;
+        cluster.dialled(dice.draw(60..120)).await;
+
         for _ in 0..3 {
-            plant.start_worker();
+            cluster.start_worker();
         }
-        plant.dialled(dice.draw(240..300)).await;
-        for worker in plant.workers.split_off(1) {
+        cluster.dialled(dice.draw(240..300)).await;
+
+        for worker in cluster.workers.split_off(1) {
             worker.stop(Duration::from_secs(30)).await.expect("stop");
         }
-        plant.finish(&batch, 0).await;
+        cluster.finish(&batch, 0).await;
     }
 }
 
@@ -258,22 +281,25 @@ async fn the_pace_and_the_limit_hold_while_workers_come_and_go() {
 async fn a_pause_is_heard_within_two_seconds() {
     for seed in seeds(1) {
         let mut dice = Dice::new(seed);
-        let mut plant = Plant::start(seed, Setup::default()).await;
-        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
-        plant.dialled(dice.draw(40..160)).await;
+        let mut cluster = Plant::start(seed, Setup::default()).await;
+        let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
+        cluster.dialled(dice.draw(40..160)).await;
+
         let path = format!("/api/v1/batch-call/pause/{batch}");
-        plant.client.post(&path, json!({})).await.expect(200);
+        cluster.client.post(&path, json!({})).await.expect(200);
         let paused = SystemTime::now();
         let live = "select count(*) from calls where live";
-        plant.until("nothing is under way", live, |n| n == 0).await;
-        let accepted = plant.accepted();
+        cluster.until("no call is live", live, |n| n == 0).await;
+
+        let accepted = cluster.accepted();
         let last = accepted.values().max().expect("a call");
         let late = last.duration_since(paused).unwrap_or_default();
         assert!(late < Duration::from_secs(2), "seed {seed}: {late:?}");
         assert!(accepted.len() < 300, "seed {seed}: nothing was held");
+
         let path = format!("/api/v1/batch-call/resume/{batch}");
-        plant.client.post(&path, json!({})).await.expect(200);
-        plant.finish(&batch, 0).await;
+        cluster.client.post(&path, json!({})).await.expect(200);
+        cluster.finish(&batch, 0).await;
     }
 }
 
@@ -281,20 +307,25 @@ async fn a_pause_is_heard_within_two_seconds() {
 async fn a_worker_that_is_told_to_stop_loses_nothing() {
     for seed in seeds(1) {
         let mut dice = Dice::new(seed);
-        let mut plant = Plant::start(seed, Setup::default()).await;
-        let batch = plant.campaign(300, json!({"batch_size": 100})).await;
-        plant.dialled(dice.draw(40..160)).await;
-        let mut worker = plant.workers.remove(0);
+        let mut cluster = Plant::start(seed, Setup::default()).await;
+        let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
+        cluster.dialled(dice.draw(40..160)).await;
+
+        let mut worker = cluster.workers.remove(0);
         worker.signal(Signal::SIGTERM);
-        let told = Instant::now();
+        let signalled_at = Instant::now();
         let status = loop {
             if let Some(status) = worker.ended().expect("a status") {
                 break status;
             }
-            assert!(told.elapsed() < Duration::from_secs(30), "seed {seed}");
+            assert!(
+                signalled_at.elapsed() < Duration::from_secs(30),
+                "seed {seed}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
+
         assert!(status.success(), "seed {seed}: {status}");
-        plant.finish(&batch, 0).await;
+        cluster.finish(&batch, 0).await;
     }
 }

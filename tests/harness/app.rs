@@ -1,4 +1,4 @@
-//! A whole Peal in one process: a fresh database, the API on a free port, workers, and the
+//! A complete Peal in one process: a fresh database, the API on a free port, workers, and the
 //! simulator as its carrier.
 
 use std::collections::BTreeSet;
@@ -31,14 +31,14 @@ pub use super::client::{Answer, Client, PATIENCE, answer, number, people};
 use super::db::{TestDatabase, drop_database, fresh_database};
 use super::{eventually, setting};
 
-/// The account every test's trunk is on.
+/// Carrier account of every test's trunk.
 pub const ACCOUNT: &str = "ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-/// Its token; the simulator accepts it for every account.
+/// Token of that account; the simulator accepts it for every account.
 pub const AUTH_TOKEN: &str = "00112233445566778899aabbccddeeff";
-/// The secret of session tokens.
+/// Secret that signs session tokens.
 pub const JWT_SECRET: &str = "a secret of more than thirty-two bytes";
 
-/// What a test wants to be different.
+/// Settings of an [`App`]; the default suits most tests.
 pub struct Options {
     pub cps: i64,
     pub max_concurrent: i32,
@@ -46,7 +46,7 @@ pub struct Options {
     pub agent_message: &'static str,
     pub recording: bool,
     pub machine_detection: bool,
-    /// What the tenant's user has to spend.
+    /// Credit of the tenant's user.
     pub credit: Usd,
     pub carrier: Carrier,
     pub settings: fn(&mut Settings),
@@ -68,7 +68,7 @@ impl Default for Options {
     }
 }
 
-/// A carrier all of whose callees talk for some seconds, a hundred times faster than life.
+/// A carrier whose callees all answer and talk for some seconds, at a hundred times real time.
 pub fn everybody_answers() -> Carrier {
     let mut carrier = Carrier {
         speed: 100.0,
@@ -79,7 +79,7 @@ pub fn everybody_answers() -> Carrier {
     carrier
 }
 
-/// A tenant with everything a campaign takes.
+/// A tenant with everything that a campaign needs.
 #[derive(Clone)]
 pub struct Tenant {
     pub org: OrgId,
@@ -87,11 +87,11 @@ pub struct Tenant {
     pub trunk: TrunkId,
     pub phone: PhoneId,
     pub api_key: String,
-    /// What is sent instead of the key, for what only administrators in person may do.
+    /// Session token, sent instead of the key for operations that only sessions may do.
     pub session: Option<String>,
 }
 
-/// A running Peal. Its test must end with [`App::finish`], where what was left over is seen.
+/// A running Peal. Its test must end with [`App::finish`], which checks for leftover work.
 pub struct App {
     pub context: Arc<Context>,
     pub carrier: Running,
@@ -100,12 +100,12 @@ pub struct App {
     api: Option<JoinHandle<anyhow::Result<()>>>,
     replicas: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
     workers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
-    /// What the workers run on, also after they have stopped.
+    /// Contexts of the workers, including those that have stopped.
     pub worker_contexts: Vec<Arc<Context>>,
     settings: fn(&mut Settings),
     directory: std::path::PathBuf,
     finished: bool,
-    // Dropped last: everything else uses it.
+    // Dropped last, because everything else uses it.
     database: TestDatabase,
 }
 
@@ -118,28 +118,32 @@ impl Deref for App {
 }
 
 impl App {
-    /// Starts everything as most tests want it.
+    /// Starts an app with the default options.
     pub async fn start() -> Self {
         Self::with(Options::default()).await
     }
 
-    /// Starts everything.
+    /// Starts an app with these options.
     pub async fn with(options: Options) -> Self {
         let database = fresh_database().await;
         let carrier = Simulator::start(options.carrier.clone())
             .await
             .expect("simulator");
+
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
         let directory = std::env::temp_dir().join(&database.name);
+
         let context = connect(&database, &url, &directory, options.settings).await;
         let tenant = found_tenant(&context, "Acme", carrier.url(), &options).await;
+
         let api_shutdown = CancellationToken::new();
         let api = tokio::spawn(peal_api::serve(
             Arc::clone(&context),
             listener,
             api_shutdown.clone(),
         ));
+
         let mut app = Self {
             context,
             carrier,
@@ -154,47 +158,51 @@ impl App {
             finished: false,
             database,
         };
+
         for _ in 0..options.workers {
             app.start_worker(&Role::ALL).await;
         }
         app
     }
 
-    /// Where uploaded files are kept.
+    /// Directory of uploaded files.
     pub fn store(&self) -> std::path::PathBuf {
         self.directory.join("store")
     }
 
-    /// Where everything that is kept in files is.
+    /// Directory of all files of this app.
     pub fn directory(&self) -> &std::path::Path {
         &self.directory
     }
 
-    /// The database of this test, as its owner.
+    /// URL of this test's database for its owner.
     pub fn database_url(&self) -> &str {
         &self.database.url
     }
 
-    /// The same, as programs log in.
+    /// URL of this test's database for the programs.
     pub fn program_url(&self) -> &str {
         &self.database.program_url
     }
 
-    /// Adds a replica of the API, with connections and settings of its own.
+    /// Adds a replica of the API with its own connections and settings.
     pub async fn start_api(
         &mut self,
         change: impl FnOnce(&mut Settings),
     ) -> (Client, Arc<Context>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
+
         let context = connect(&self.database, &url, &self.directory, change).await;
+
         let shutdown = CancellationToken::new();
         let running = peal_api::serve(Arc::clone(&context), listener, shutdown.clone());
         self.replicas.push((shutdown, tokio::spawn(running)));
+
         (Client::new(url, self.client.tenant.clone()), context)
     }
 
-    /// Adds a worker replica with connections of its own.
+    /// Adds a worker with its own connections.
     pub async fn start_worker(&mut self, roles: &[Role]) {
         let context = connect_as(
             Process::Worker,
@@ -212,7 +220,7 @@ impl App {
         self.workers.push((shutdown, running));
     }
 
-    /// Stops every worker in good order.
+    /// Stops every worker gracefully.
     pub async fn stop_workers(&mut self) {
         for (shutdown, running) in std::mem::take(&mut self.workers) {
             shutdown.cancel();
@@ -220,12 +228,12 @@ impl App {
         }
     }
 
-    /// A second organisation, on the same carrier.
+    /// Creates a second organisation on the same carrier.
     pub async fn another_tenant(&self, name: &str) -> Tenant {
         found_tenant(&self.context, name, self.carrier.url(), &Options::default()).await
     }
 
-    /// One number from the database.
+    /// Runs a query that returns one number.
     pub async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql)
             .fetch_one(&self.context.pool)
@@ -233,11 +241,11 @@ impl App {
             .expect(sql)
     }
 
-    /// Waits until nothing is left to do: no due job, no unapplied event, no live call.
+    /// Waits until no due job, no unapplied event and no live call is left.
     pub async fn drain(&self) {
         assert!(
             self.carrier.wait_idle(PATIENCE).await,
-            "the carrier does not come to rest"
+            "the carrier does not become idle"
         );
         let quiet = || async {
             self.count(
@@ -248,11 +256,11 @@ impl App {
             .await
                 == 0
         };
-        eventually("everything is done", PATIENCE, quiet).await;
+        eventually("all work is done", PATIENCE, quiet).await;
         self.settle().await;
     }
 
-    /// Lets go of jobs that were asked for where nobody works.
+    /// Marks ready jobs as done in a test without workers.
     pub async fn drop_jobs(&self) {
         sqlx::query("update jobs set state = 'done', finished_at = now() where state = 'ready'")
             .execute(&self.context.pool)
@@ -260,7 +268,7 @@ impl App {
             .expect("no jobs");
     }
 
-    /// Ends direct calls that wait where nobody works.
+    /// Cancels queued direct calls in a test without workers.
     pub async fn drop_calls(&self) {
         sqlx::query(
             "with ended as (
@@ -276,32 +284,34 @@ impl App {
         .expect("no calls");
     }
 
-    /// Charges whatever has ended and was not charged yet.
+    /// Charges every call that has ended and is not charged yet.
     pub async fn settle(&self) {
         let context = &self.context;
         let due = "select count(*) from charges_due where look_at <= now()";
-        // What a worker has taken is charged when it commits, and counts until then.
+        // A call that a worker is charging counts as due until the worker commits.
         let charged = || async {
             settle_due_unscoped(&context.pool, 500, context.clock.now())
                 .await
                 .expect("settle");
             self.count(due).await == 0
         };
-        eventually("everything is charged", PATIENCE, charged).await;
+        eventually("all calls are charged", PATIENCE, charged).await;
     }
 
-    /// Fails unless the books add up.
+    /// Fails unless the ledger balances.
     pub async fn verify(&self) {
         let offenders = verify_unscoped(&self.context.pool).await.expect("verify");
         assert!(
             offenders.is_empty(),
-            "the books do not add up: {offenders:#?}"
+            "the ledger does not balance: {offenders:#?}"
         );
     }
 
-    /// Stops everything and fails the test if something was left over or went wrong unseen.
+    /// Stops everything and fails the test when work is left over or an invariant is broken.
     pub async fn finish(mut self) {
         self.drain().await;
+
+        // 1. Stop the workers, the replicas and the API.
         self.stop_workers().await;
         for (shutdown, running) in std::mem::take(&mut self.replicas) {
             shutdown.cancel();
@@ -314,13 +324,17 @@ impl App {
         if let Some(api) = self.api.take() {
             api.await.expect("api").expect("the api stops well");
         }
-        // What a worker was charging when it stopped is charged here.
+
+        // 2. Charge the calls that a worker was charging when it stopped, and check the ledger.
         self.settle().await;
         self.verify().await;
+
+        // 3. Check jobs, counters, files and the carrier's log.
         let dead = self
             .count("select count(*) from jobs where state = 'dead'")
             .await;
         assert_eq!(dead, 0, "jobs have died");
+
         let drifted = self
             .count(
                 "select count(*)
@@ -333,6 +347,7 @@ impl App {
             )
             .await;
         assert_eq!(drifted, 0, "counts have drifted from their rows");
+
         let orphans = self
             .count(
                 "select count(*)
@@ -341,7 +356,8 @@ impl App {
                  where i.id is null or i.state in ('completed', 'failed')",
             )
             .await;
-        assert_eq!(orphans, 0, "files that nobody will read are in the store");
+        assert_eq!(orphans, 0, "the store holds files that no ingest will read");
+
         let oracle = self.carrier.oracle();
         assert!(
             oracle.duplicates.is_empty(),
@@ -350,9 +366,10 @@ impl App {
         );
         assert!(
             oracle.overlaps.is_empty(),
-            "a number was on two calls at once: {:?}",
+            "a number was in two calls at once: {:?}",
             oracle.overlaps
         );
+
         self.context.pool.close().await;
         let _gone = std::fs::remove_dir_all(&self.directory);
         self.finished = true;
@@ -362,7 +379,7 @@ impl App {
 impl Drop for App {
     fn drop(&mut self) {
         if !self.finished && !std::thread::panicking() {
-            panic!("the test has not asked App::finish() what was left over");
+            panic!("the test must end with App::finish(), which checks for leftover work");
         }
     }
 }
@@ -374,16 +391,19 @@ async fn a_test_that_forgets_to_finish_fails() {
         ..Options::default()
     })
     .await;
+
     let (name, directory) = (app.database.name.clone(), app.directory.clone());
+
     let forgotten = tokio::spawn(async move { drop(app) }).await.unwrap_err();
-    let told = forgotten.into_panic();
-    let told = told.downcast_ref::<&str>().expect("a message");
-    assert!(told.contains("App::finish()"), "{told}");
+    let message = forgotten.into_panic();
+    let message = message.downcast_ref::<&str>().expect("a message");
+    assert!(message.contains("App::finish()"), "{message}");
+
     drop_database(&name);
     let _gone = std::fs::remove_dir_all(directory);
 }
 
-/// Connections to everything, on a test's own database, prefix and directory.
+/// Connects an API context to a test's own database, Redis prefix and directory.
 pub async fn connect(
     database: &TestDatabase,
     url: &str,
@@ -393,7 +413,7 @@ pub async fn connect(
     connect_as(Process::Api, database, url, directory, change).await
 }
 
-/// The same, for any of the programs.
+/// Connects a context for any of the programs.
 async fn connect_as(
     process: Process,
     database: &TestDatabase,
@@ -409,7 +429,7 @@ async fn connect_as(
     Context::connect(config, process).await.expect("context")
 }
 
-/// What every test sets.
+/// Settings that every test starts from.
 pub fn settings(
     database_url: &str,
     redis_url: &str,
@@ -438,14 +458,16 @@ pub fn settings(
         unknown_deadline_secs: "5".to_owned(),
         reconcile_secs: "1".to_owned(),
         inbox_capacity: "1024".to_owned(),
-        // A busy machine is not what most tests are about.
+
+        // Generous limits, so that a busy machine does not fail unrelated tests.
         limits: LimitSettings {
             limit_wait_ms: Some("10000".to_owned()),
             limit_requests_per_sec: Some("100000".to_owned()),
             limit_refusals_per_min: Some("100000".to_owned()),
             ..LimitSettings::default()
         },
-        // Servers of users stand on 127.0.0.2; 127.0.0.1 is closed as it is anywhere.
+
+        // Test servers of users listen on 127.0.0.2; 127.0.0.1 is blocked as in production.
         egress_http: Some("true".to_owned()),
         egress_ports: Some("1-65535".to_owned()),
         egress_networks: Some("127.0.0.2/32".to_owned()),
@@ -453,7 +475,7 @@ pub fn settings(
     }
 }
 
-/// Connections as the settings say.
+/// Connects an API context with these settings.
 pub async fn connect_with(settings: Settings) -> Arc<Context> {
     let config = Config::from_settings(settings).expect("settings");
     Context::connect(config, Process::Api)
@@ -461,7 +483,7 @@ pub async fn connect_with(settings: Settings) -> Arc<Context> {
         .expect("context")
 }
 
-/// An organisation with a trunk at the carrier, a number, an agent and a key.
+/// Creates an organisation with a trunk at the carrier, a number, an agent and a key.
 pub async fn found_tenant(
     context: &Context,
     name: &str,
@@ -472,14 +494,17 @@ pub async fn found_tenant(
     let org = users::ensure_org_unscoped(&mut db, name)
         .await
         .expect("org");
+
     let email = format!("{}@example.com", name.to_lowercase());
     let user = users::ensure_user_unscoped(&mut db, org, &email, UserRole::OrgAdmin)
         .await
         .expect("user");
+
     if options.credit.is_positive() {
         let given = opening::give_unscoped(&mut db, user, options.credit, context.clock.now());
         given.await.expect("credit");
     }
+
     let account = Account {
         kind: CarrierKind::Twilio,
         account_id: ACCOUNT.to_owned(),
@@ -490,6 +515,7 @@ pub async fn found_tenant(
         },
         api_base_url: Some(carrier_url.parse().expect("url")),
     };
+
     let trunk = NewTrunk {
         org: Some(org),
         name: "Main".to_owned(),
@@ -501,6 +527,7 @@ pub async fn found_tenant(
     let trunk = trunks::create_unscoped(&mut db, &context.config.keys, &trunk)
         .await
         .expect("trunk");
+
     let phone = NewPhone {
         org,
         user,
@@ -508,6 +535,7 @@ pub async fn found_tenant(
         number: E164::parse("+12125550100", None).expect("number"),
     };
     let phone = phones::create_unscoped(&mut db, &phone).await;
+
     let agent = NewAgent {
         org,
         user,
@@ -519,10 +547,13 @@ pub async fn found_tenant(
     let agent = agents::create_unscoped(&mut db, &agent)
         .await
         .expect("agent");
+
     let api_key = api_keys::create_unscoped(&mut db, &context.config.keys, org, user, "tests")
         .await
         .expect("key");
+
     db.commit().await.expect("commit");
+
     Tenant {
         org,
         agent,
@@ -533,12 +564,13 @@ pub async fn found_tenant(
     }
 }
 
-/// Ends a call as the carrier's customer.
+/// Ends a call through the carrier's own API.
 pub async fn end_at_the_carrier(app: &App, carrier_call_id: &str) {
     let url = format!(
         "{}/2010-04-01/Accounts/{ACCOUNT}/Calls/{carrier_call_id}.json",
         app.carrier.url()
     );
+
     let ended = reqwest::Client::new()
         .post(url)
         .basic_auth(ACCOUNT, Some(AUTH_TOKEN))
@@ -546,5 +578,6 @@ pub async fn end_at_the_carrier(app: &App, carrier_call_id: &str) {
         .send()
         .await
         .expect("an answer");
+
     assert!(ended.status().is_success());
 }

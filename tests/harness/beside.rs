@@ -1,4 +1,4 @@
-//! A second API beside an [`App`], on the same database, as a process of its own.
+//! A second API on the database of an [`App`], as a separate process.
 
 use std::ffi::OsString;
 
@@ -12,24 +12,26 @@ use super::eventually;
 use super::plant::{built, environment};
 use super::setting;
 
-/// A running API.
+/// A running second API.
 pub struct Beside {
     pub url: String,
     process: Process,
-    // Nobody else is to be given it before the process has it.
+    // Held so that no other test gets the port before the process listens on it.
     _port: ports::Held,
 }
 
 impl Beside {
-    /// Starts one with these faults and waits until it is ready.
+    /// Starts the API with these faults and waits until it is ready.
     pub async fn start(app: &App, faults: &str) -> Self {
         let port = ports::Held::any().expect("a free port");
         let listen = port.address().to_string();
         let url = format!("http://{listen}");
         let directory = app.directory();
+
         let redis_url = setting("PEAL_TEST_REDIS_URL");
         let mut envs = environment(app.program_url(), &redis_url, &listen, directory);
         let prefix = &app.context.config.redis_prefix;
+
         let own: [(&str, OsString); 8] = [
             // As in `app::settings`.
             ("PEAL_EGRESS_HTTP", "true".into()),
@@ -42,6 +44,7 @@ impl Beside {
             ("PEAL_FAULT", faults.into()),
         ];
         envs.extend(own);
+
         let spec = Spec {
             name: "api-beside",
             program: &built("peal-api"),
@@ -54,12 +57,14 @@ impl Beside {
         };
         let desk = Desk::under(directory).expect("logs");
         let process = Process::spawn(spec, &desk).expect("start");
+
         let ready = format!("{url}/health/ready");
         let is_ready = || async {
             let answer = reqwest::get(&ready).await;
             answer.is_ok_and(|answer| answer.status().is_success())
         };
-        eventually("the api beside is ready", PATIENCE, is_ready).await;
+        eventually("the second API is ready", PATIENCE, is_ready).await;
+
         Self {
             url,
             process,
@@ -67,7 +72,7 @@ impl Beside {
         }
     }
 
-    /// Stops it in good order.
+    /// Stops the API gracefully.
     pub async fn stop(self) {
         self.process.stop(PATIENCE).await.expect("stop");
     }

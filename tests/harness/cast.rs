@@ -1,4 +1,4 @@
-//! Everybody who may knock at the API, each with things of their own.
+//! Callers of the API, one for each credential and role, each with its own resources.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,14 +20,14 @@ use uuid::Uuid;
 use super::app::{AUTH_TOKEN, JWT_SECRET, Options, Tenant, answer, found_tenant};
 use super::client::{Client, number};
 
-/// Makes names and numbers differ.
+/// Counter that keeps generated names and numbers unique.
 static MADE: AtomicU32 = AtomicU32::new(0);
 
-/// How somebody shows who they are.
+/// Credential and role of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     Anonymous,
-    /// By the API key of an org_admin, which acts as a plain user.
+    /// The API key of an org_admin, which acts as a plain user.
     Key,
     User,
     OrgAdmin,
@@ -35,7 +35,7 @@ pub enum Who {
 }
 
 impl Who {
-    /// Everybody.
+    /// Every kind of caller.
     pub const ALL: [Self; 5] = [
         Self::Anonymous,
         Self::Key,
@@ -44,7 +44,7 @@ impl Who {
         Self::SuperAdmin,
     ];
 
-    /// The word for them in tables.
+    /// Name of this kind in the access table.
     pub fn word(self) -> &'static str {
         match self {
             Self::Anonymous => "anyone",
@@ -56,19 +56,19 @@ impl Who {
     }
 }
 
-/// Somebody.
+/// A caller with its own user, organisation, wallet and grant.
 #[derive(Clone)]
 pub struct Player {
     pub who: Who,
     pub user: UserId,
     pub tenant: Tenant,
-    /// Their own wallet, and what was handed on to it.
+    /// Wallet of the user, and a grant that was transferred to it.
     wallet: WalletId,
     grant: GrantId,
     carrier: Url,
 }
 
-/// Makes an organisation a reseller with money, and hands some of it on to its user.
+/// Makes an organisation a reseller with credit, and transfers some of it to its user.
 async fn purse(context: &Context, tenant: &Tenant, user: UserId) -> (WalletId, GrantId) {
     let mut db = context.pool.begin().await.expect("transaction");
     sqlx::query("update organizations set org_type = 'distributor' where id = $1")
@@ -76,15 +76,18 @@ async fn purse(context: &Context, tenant: &Tenant, user: UserId) -> (WalletId, G
         .execute(&mut *db)
         .await
         .expect("a reseller");
+
     let principal = users::principal_unscoped(&mut db, user).await;
     let admin = Principal {
         role: Role::OrgAdmin,
         ..principal.expect("a principal").expect("a user")
     };
+
     let (scope, now) = (admin.scope(), context.clock.now());
     let company = view::of_org(&mut db, &scope, tenant.org, now).await;
     let own = view::of_user(&mut db, &scope, user, now).await;
     let (company, own) = (company.expect("a wallet").id, own.expect("a wallet").id);
+
     let given = |dollars| NewGrant {
         amount: Usd::dollars(dollars),
         expires_at: None,
@@ -92,21 +95,24 @@ async fn purse(context: &Context, tenant: &Tenant, user: UserId) -> (WalletId, G
         note: None,
         idem_key: GrantId::new().to_string(),
     };
+
     grants::mint(&mut db, &scope, company, &given(1000), user, now)
         .await
         .expect("minted");
     let handed_on = grants::transfer(&mut db, &scope, own, &given(10), user, now)
         .await
         .expect("handed on");
+
     db.commit().await.expect("commit");
     (own, handed_on.grant.id)
 }
 
 impl Player {
-    /// The first user of a fresh organisation, in the role that `who` says.
-    pub async fn new(context: &Context, carrier_url: &str, who: Who, org: &str) -> Self {
+    /// Creates an organisation and returns its first user, in the role of `who`.
+    pub async fn new(context: &Context, carrier_url: &str, kind: Who, org: &str) -> Self {
         let tenant = found_tenant(context, org, carrier_url, &Options::default()).await;
-        let role = match who {
+
+        let role = match kind {
             Who::User => Role::User,
             Who::SuperAdmin => Role::SuperAdmin,
             Who::Anonymous | Who::Key | Who::OrgAdmin => Role::OrgAdmin,
@@ -117,10 +123,11 @@ impl Player {
             .fetch_one(&context.pool)
             .await
             .expect("a user");
+
         let (wallet, grant) = purse(context, &tenant, user).await;
         let carrier = carrier_url.parse().expect("a URL");
         Self {
-            who,
+            who: kind,
             user,
             tenant,
             wallet,
@@ -129,46 +136,49 @@ impl Player {
         }
     }
 
-    /// Somebody else of this player's organisation: a plain user, or the key of an administrator.
-    pub async fn colleague(&self, context: &Context, who: Who) -> Self {
-        let role = match who {
+    /// Creates another member of the same organisation: a plain user, or an administrator's key.
+    pub async fn colleague(&self, context: &Context, kind: Who) -> Self {
+        let role = match kind {
             Who::Key => Role::OrgAdmin,
             _ => Role::User,
         };
-        let email = format!("colleague-{}@example.com", who.word());
+
+        let email = format!("colleague-{}@example.com", kind.word());
         let mut db = context.pool.acquire().await.expect("a connection");
         let user = users::ensure_user_unscoped(&mut db, self.tenant.org, &email, role)
             .await
             .expect("a user");
+
         let keys = &context.config.keys;
         let api_key = api_keys::create_unscoped(&mut db, keys, self.tenant.org, user, "tests")
             .await
             .expect("a key");
+
         let tenant = Tenant {
             api_key,
             ..self.tenant.clone()
         };
         Self {
-            who,
+            who: kind,
             user,
             tenant,
             ..self.clone()
         }
     }
 
-    /// The header that this player sends.
+    /// Authentication header of this caller.
     pub fn credential(&self) -> Option<(&'static str, String)> {
         match self.who {
             Who::Anonymous => None,
             Who::Key => Some(("x-api-key", self.tenant.api_key.clone())),
             Who::User | Who::OrgAdmin | Who::SuperAdmin => {
-                // Written as schemathesis looks for it, to see what happens without.
+                // Capitalised as schemathesis expects it when it repeats requests without it.
                 Some(("Authorization", format!("Bearer {}", session(self.user))))
             }
         }
     }
 
-    /// A request of this player.
+    /// A request with this caller's credential.
     pub fn request(&self, client: &Client, method: Method, path: &str) -> RequestBuilder {
         let request = client.anonymous(method, path);
         match self.credential() {
@@ -177,31 +187,36 @@ impl Player {
         }
     }
 
-    /// What paths, queries and bodies may name, by the parameter's name: made anew, out of
-    /// what this player's organisation has, by the organisation's key.
+    /// Creates fresh resources in this caller's organisation with the organisation's key, and
+    /// returns their ids by the name of the parameter in paths, queries and bodies.
     pub async fn things(
         &self,
         context: &Context,
         client: &Client,
     ) -> BTreeMap<&'static str, String> {
         let tenant = &self.tenant;
+
         let n = MADE.fetch_add(1, Ordering::Relaxed);
+
         let agent = json!({"name": format!("Agent {n}")});
         let agent = id_in(&self.post(client, "/api/v1/agents/simple", agent).await);
         let phone = json!({"phone_number": number(90_000 + n), "trunk_id": tenant.trunk});
         let phone = id_in(&self.post(client, "/api/v1/phone", phone).await);
         let mapping = json!({"phone_number_id": phone, "agent_id": agent});
         let mapping = self.post(client, "/api/v1/phone/mapping", mapping).await;
+
         let call = format!(
             "/api/call/create_call?phoneNumber=%2B12125550112&agent_id={}",
             tenant.agent
         );
         let call = self.post(client, &call, json!({})).await;
-        let mut things = self.people(context, n).await;
-        things.extend(self.batch(client).await);
-        things.extend(self.tools(client, n, &agent).await);
-        things.extend(self.money(client, n).await);
-        things.extend([
+
+        let mut path_ids = self.people(context, n).await;
+        path_ids.extend(self.batch(client).await);
+        path_ids.extend(self.tools(client, n, &agent).await);
+        path_ids.extend(self.money(client, n).await);
+
+        path_ids.extend([
             ("session_id", id(&call["call_session_id"])),
             ("call_id", id(&call["call_session_id"])),
             ("agent_id", agent),
@@ -217,7 +232,8 @@ impl Player {
             ("force_update", "true".to_owned()),
             ("force_delete", "true".to_owned()),
         ]);
-        things
+
+        path_ids
     }
 
     async fn post(&self, client: &Client, path: &str, body: Value) -> Value {
@@ -227,7 +243,7 @@ impl Player {
         made.json()
     }
 
-    /// A batch with a row and a file.
+    /// Creates a batch with a row and an upload.
     async fn batch(&self, client: &Client) -> [(&'static str, String); 3] {
         let (tenant, batches) = (&self.tenant, "/api/v1/batch-call");
         let batch = json!({
@@ -235,13 +251,16 @@ impl Player {
         });
         let created = self.post(client, &format!("{batches}/create"), batch).await;
         let batch = id(&created["data"]["id"]);
+
         let person = json!({"items": [{"to_phonenumber": "+12125550111"}]});
         let added = format!("{batches}/{batch}/data/upsert");
         let added = self.post(client, &added, person).await;
+
         let form = client
             .request_as(tenant, Method::POST, &format!("{batches}/upload/{batch}"))
             .multipart(people());
         let uploaded = answer(form).await.expect(200);
+
         [
             ("item_id", id(&added["data"]["inserted_ids"][0])),
             ("ingest_id", id(&uploaded["data"]["ingest_id"])),
@@ -249,27 +268,33 @@ impl Player {
         ]
     }
 
-    /// What an agent works with: a tool that it has, a rule that it has, and more.
+    /// Creates a tool, an MCP server, an analysis rule and a workflow, and attaches the tool and
+    /// the rule to the agent.
     async fn tools(&self, client: &Client, n: u32, agent: &str) -> [(&'static str, String); 4] {
         let tool = json!({"name": format!("tool_{n}"), "description": "Theirs", "url": "https://shop.invalid"});
         let tool = self.post(client, "/api/v1/tool-endpoint-defs", tool).await;
-        // Nobody listens there, so it is not waited for.
+
+        // Nothing listens there, so the connection fails at once.
         let server = json!({"name": format!("Server {n}"), "server_url": "http://127.0.0.2:1/mcp"});
         let server = self
             .post(client, "/api/v1/tools-mcp-server-defs", server)
             .await;
+
         let rule =
             json!({"name": format!("Rule {n}"), "analysis_type": "summary", "prompt": "Sum up"});
         let rule = self.post(client, "/api/v1/post-analysis/rules", rule).await;
+
         let nodes = json!([{"id": "bye", "start": true, "type": "hangup"}]);
         let workflow = json!({"name": format!("Workflow {n}"), "nodes": nodes});
         let workflow = self.post(client, "/api/v1/workflows", workflow).await;
+
         let tools = json!([{"tool_id": tool["id"], "tool_type": "endpoint"}]);
         let of_agent = format!("/api/v1/agents/{agent}");
         self.post(client, &format!("{of_agent}/tools"), tools).await;
         let attached = json!({"agent_id": agent, "rule_id": rule["id"]});
         self.post(client, &format!("{of_agent}/post-analysis"), attached)
             .await;
+
         [
             ("tool_id", id(&tool["id"])),
             ("server_id", id(&server["id"])),
@@ -278,7 +303,7 @@ impl Player {
         ]
     }
 
-    /// A trunk that nothing else hangs on.
+    /// Creates a trunk that no other resource uses.
     async fn trunk(&self, context: &Context, n: u32) -> String {
         let account = Account {
             kind: CarrierKind::Twilio,
@@ -290,6 +315,7 @@ impl Player {
             },
             api_base_url: Some(self.carrier.clone()),
         };
+
         let trunk = NewTrunk {
             org: Some(self.tenant.org),
             name: format!("Trunk {n}"),
@@ -298,23 +324,27 @@ impl Player {
             max_concurrent: 1,
             ring_timeout_secs: 30,
         };
+
         let mut db = context.pool.begin().await.expect("a transaction");
         let trunk = trunks::create_unscoped(&mut db, &context.config.keys, &trunk)
             .await
             .expect("a trunk");
         db.commit().await.expect("commit");
+
         trunk.to_string()
     }
 
-    /// The people of this player's organisation: another member, who is invited, and a key of
-    /// the player's. Only sessions make these over HTTP, and not so many in a minute.
+    /// Creates a member, an invitation and an API key. Inserts them directly, because over HTTP
+    /// only sessions may create them, at a limited rate.
     async fn people(&self, context: &Context, n: u32) -> BTreeMap<&'static str, String> {
         let (org, user) = (self.tenant.org, self.user);
         let mut db = context.pool.acquire().await.expect("a connection");
+
         let address = format!("member-{n}@example.com");
         let member = users::ensure_user_unscoped(&mut db, org, &address, Role::User)
             .await
             .expect("a member");
+
         let keys = &context.config.keys;
         api_keys::create_unscoped(&mut db, keys, org, user, &address)
             .await
@@ -326,6 +356,7 @@ impl Player {
                 .fetch_one(&mut *db)
                 .await
                 .expect("its id");
+
         let invite: Uuid = sqlx::query_scalar(
             "insert into invites (id, org_id, invited_by, email, role, expires_at)
              values (gen_random_uuid(), $1, $2, $3, 'user', now() + interval '1 day')
@@ -337,13 +368,14 @@ impl Player {
         .fetch_one(&mut *db)
         .await
         .expect("an invitation");
+
         BTreeMap::from([
             ("user_id", user.to_string()),
             ("owner_user_ids", user.to_string()),
             ("organization_ids", org.to_string()),
             ("Organizations.id", org.to_string()),
             ("Organizations.user_id", member.to_string()),
-            // Nobody switches their own.
+            // Nobody may change their own flags.
             (
                 "PUT /api/v1/feature-flags/{user_id}.user_id",
                 member.to_string(),
@@ -353,7 +385,7 @@ impl Player {
         ])
     }
 
-    /// The wallet of this player, and what is bought from it.
+    /// Ids of this caller's wallet and grant, a price, and a usage export.
     async fn money(&self, client: &Client, n: u32) -> BTreeMap<&'static str, String> {
         let org = self.tenant.org;
         let path = "/api/v1/billing/usage/export";
@@ -371,7 +403,7 @@ impl Player {
         ])
     }
 
-    /// A price: one that is still to come where this player may add it, else any.
+    /// Id of a price: a new future price for a super_admin, any existing one for others.
     async fn price(&self, client: &Client, n: u32) -> String {
         let path = "/api/v1/service-prices";
         let price = match self.who {
@@ -396,7 +428,7 @@ fn id(value: &Value) -> String {
     value.as_str().expect("an id").to_owned()
 }
 
-/// The first id of an answer, wherever its envelope has it.
+/// First id in a response, at any depth of its envelope.
 fn id_in(answer: &Value) -> String {
     fn find(value: &Value) -> Option<&str> {
         let parts = value.as_object()?;
@@ -408,7 +440,7 @@ fn id_in(answer: &Value) -> String {
         .to_owned()
 }
 
-/// A small file of people, as an upload's form.
+/// An upload form with a small file of people.
 pub fn people() -> reqwest::multipart::Form {
     let part = reqwest::multipart::Part::text("to_phonenumber\n+12125550113\n")
         .file_name("people.csv")
@@ -417,7 +449,7 @@ pub fn people() -> reqwest::multipart::Form {
     reqwest::multipart::Form::new().part("file", part)
 }
 
-/// A session token of a user.
+/// A session token for a user.
 pub fn session(user: UserId) -> String {
     let now = chrono::Utc::now().timestamp();
     let claims = json!({

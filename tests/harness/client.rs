@@ -1,4 +1,4 @@
-//! The API as its users see it: requests with a tenant's key, and the steps of a campaign.
+//! A client of the API: requests with a tenant's key, and the steps of a campaign.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::app::Tenant;
 use super::eventually;
 
-/// How long anything may take before its test fails.
+/// Longest wait for any condition before its test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A response, read to its end.
+/// A response with its complete body.
 pub struct Answer {
     pub status: StatusCode,
     pub headers: reqwest::header::HeaderMap,
@@ -24,7 +24,7 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
-    /// The body as JSON, if the status is this one.
+    /// The body as JSON; fails the test unless the status is this one.
     #[track_caller]
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.text);
@@ -32,7 +32,7 @@ impl Answer {
     }
 }
 
-/// A tenant at an API.
+/// An HTTP client that sends a tenant's key.
 pub struct Client {
     pub url: String,
     pub tenant: Tenant,
@@ -57,7 +57,7 @@ impl Client {
         self.request_as(&self.tenant, method, path)
     }
 
-    /// A request with another tenant's key, or the session of whoever has signed in.
+    /// A request with another tenant's session, or with its key when it has none.
     pub fn request_as(
         &self,
         tenant: &Tenant,
@@ -71,7 +71,7 @@ impl Client {
         }
     }
 
-    /// A request without any key.
+    /// A request without a credential.
     pub fn anonymous(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.http.request(method, format!("{}{path}", self.url))
     }
@@ -84,7 +84,7 @@ impl Client {
         answer(self.request(Method::POST, path).json(&body)).await
     }
 
-    /// Creates a batch with the variable `name`; `extra` goes over the defaults.
+    /// Creates a batch with the variable `name`; `extra` overrides the defaults.
     pub async fn create_batch(&self, extra: Value) -> String {
         let mut body = json!({
             "caller_phone_id": self.tenant.phone,
@@ -103,28 +103,32 @@ impl Client {
         created["data"]["id"].as_str().expect("an id").to_owned()
     }
 
-    /// Uploads a CSV and waits until it has been read.
+    /// Uploads a CSV and waits until its ingest has ended.
     pub async fn upload(&self, batch: &str, csv: &str) -> Value {
         let part = reqwest::multipart::Part::text(csv.to_owned())
             .file_name("people.csv")
             .mime_str("text/csv")
             .expect("mime");
         let form = reqwest::multipart::Form::new().part("file", part);
+
         let path = format!("/api/v1/batch-call/upload/{batch}");
         let uploaded = answer(self.request(Method::POST, &path).multipart(form)).await;
         assert!(uploaded.status.is_success(), "{}", uploaded.text);
+
         let data = uploaded.json()["data"].clone();
         let ingest = data["ingest_id"].as_str().expect("an ingest").to_owned();
         let path = format!("/api/v1/batch-call/{batch}/ingests/{ingest}");
+
         let ended = || async {
             let state = self.get(&path).await.expect(200)["data"]["status"].clone();
             state == "completed" || state == "failed"
         };
-        eventually("the upload has been read", PATIENCE, ended).await;
+        eventually("the ingest has ended", PATIENCE, ended).await;
+
         self.get(&path).await.expect(200)["data"].clone()
     }
 
-    /// Adds `count` people one by one, so to say: through the route that takes single rows.
+    /// Adds `count` people through the row upsert route, a thousand rows a request.
     pub async fn add_people(&self, batch: &str, count: u32) {
         let people: Vec<Value> = (0..count)
             .map(|n| json!({"to_phonenumber": number(n), "variable_values": {"name": format!("Person {n}")}}))
@@ -153,12 +157,12 @@ impl Client {
             .clone()
     }
 
-    /// Waits until the batch has this status, while anything happens in it.
+    /// Waits until the batch has this status, as long as it makes progress.
     pub async fn wait_for(&self, batch: &str, status: &str) -> Value {
         self.wait_doing(batch, status, async || {}).await
     }
 
-    /// The same, and does something again and again meanwhile.
+    /// Waits like [`Client::wait_for`], and calls `meanwhile` before each poll.
     pub async fn wait_doing(&self, batch: &str, status: &str, meanwhile: impl AsyncFn()) -> Value {
         let (mut seen, mut since) = (Value::Null, Instant::now());
         loop {
@@ -172,7 +176,7 @@ impl Client {
             let waited = since.elapsed();
             assert!(
                 waited < PATIENCE,
-                "for {waited:?} nothing moves, and it is not {status}: {seen}"
+                "no progress for {waited:?}, and it is not {status}: {seen}"
             );
             meanwhile().await;
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -180,7 +184,7 @@ impl Client {
     }
 }
 
-/// Sends a request and reads the answer.
+/// Sends a request and reads the complete response.
 pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
     let response = request.send().await.expect("an answer");
     Answer {
@@ -190,7 +194,7 @@ pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
     }
 }
 
-/// A CSV of people in the United States, none of whose numbers means anything to the carrier.
+/// A CSV of people in the United States whose numbers have no scripted behaviour at the simulator.
 pub fn people(count: u32) -> String {
     let mut csv = String::from("to_phonenumber,name\n");
     for n in 0..count {
@@ -199,7 +203,7 @@ pub fn people(count: u32) -> String {
     csv
 }
 
-/// The n-th number: valid, and with a last digit block the carrier has no fate for.
+/// The n-th test number: valid, and without scripted behaviour at the simulator.
 pub fn number(n: u32) -> String {
     format!("+1212{:03}{:04}", 200 + n / 5000, 1000 + n % 5000)
 }

@@ -1,8 +1,8 @@
 //! A database per test, copied from a template that is migrated once.
 //!
-//! The template is named by the checksum of the migrations, so editing one makes another. An
-//! advisory lock lets one test build it while the others wait, and it gets its name only when
-//! it is complete.
+//! The template is named by the checksum of the migrations, so an edited migration leads to a new
+//! template. An advisory lock lets one test build it while the others wait, and it gets its final
+//! name only when it is complete.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::str::FromStr;
@@ -14,28 +14,29 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Pg
 
 use super::setting;
 
-/// Names the lock under which the template is built: "pealtest" in ASCII.
+/// Advisory lock under which the template is built: "pealtest" in ASCII.
 const TEMPLATE_LOCK: i64 = 0x7065_616c_7465_7374;
 
-/// What programs log in as: nobody special, as anywhere.
+/// Login role of the programs: unprivileged, as in production.
 const LOGIN: &str = "peal_test";
 
 /// A fresh database, dropped with this value unless the test has failed.
 pub struct TestDatabase {
-    /// As the server's administrator, who owns the tables.
+    /// Connections as the server's administrator, who owns the tables.
     pub pool: PgPool,
-    /// The administrator's address.
+    /// URL for the administrator.
     pub url: String,
-    /// The address that programs are given.
+    /// URL for the programs.
     pub program_url: String,
     pub name: String,
 }
 
-/// Makes a fresh database on the server of `PEAL_TEST_DATABASE_URL`.
+/// Creates a fresh database on the server of `PEAL_TEST_DATABASE_URL`.
 pub async fn fresh_database() -> TestDatabase {
     let server = server();
     let mut admin = server.connect().await.expect("connect to the test server");
     let template = template(&mut admin, &server).await;
+
     let name = format!("test_{}", JobId::new().0.simple());
     run(
         &mut admin,
@@ -43,6 +44,7 @@ pub async fn fresh_database() -> TestDatabase {
     )
     .await;
     admin.close().await.expect("close");
+
     let options = server.database(&name);
     let quiet = options.clone().options([("client_min_messages", "error")]);
     let pool = pool_options()
@@ -50,9 +52,11 @@ pub async fn fresh_database() -> TestDatabase {
         .connect_with(quiet)
         .await
         .expect("connect to the fresh database");
+
     let url = options.to_url_lossy().to_string();
     let program = options.username(LOGIN).password(LOGIN);
     let program_url = program.to_url_lossy().to_string();
+
     TestDatabase {
         pool,
         url,
@@ -66,18 +70,22 @@ fn server() -> PgConnectOptions {
         .expect("PEAL_TEST_DATABASE_URL is a PostgreSQL URL")
 }
 
-/// The name of the migrated template, which is built when it is missing.
+/// Builds the migrated template when it is missing, and returns its name.
 async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String {
     let mut hasher = DefaultHasher::new();
     for migration in MIGRATIONS.iter() {
         migration.checksum.hash(&mut hasher);
     }
     let name = format!("template_{:016x}", hasher.finish());
+
+    // 1. Let other tests wait.
     sqlx::query("select pg_advisory_lock($1)")
         .bind(TEMPLATE_LOCK)
         .execute(&mut *admin)
         .await
         .expect("lock");
+
+    // 2. Build the template under a draft name.
     let built: bool =
         sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
             .bind(&name)
@@ -111,6 +119,8 @@ async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String
         .await;
         run(admin, format!("alter database {draft} rename to {name}")).await;
     }
+
+    // 3. Let them go on.
     sqlx::query("select pg_advisory_unlock($1)")
         .bind(TEMPLATE_LOCK)
         .execute(&mut *admin)
@@ -120,7 +130,7 @@ async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String
 }
 
 async fn run(admin: &mut PgConnection, statement: String) {
-    // Names are made here, of hexadecimal digits.
+    // Safe: names are generated here from hexadecimal digits.
     admin
         .execute(AssertSqlSafe(statement))
         .await
@@ -130,17 +140,17 @@ async fn run(admin: &mut PgConnection, statement: String) {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("kept for inspection: {}", self.url);
+            eprintln!("database kept for inspection: {}", self.url);
             return;
         }
         drop_database(&self.name);
     }
 }
 
-/// Drops a test's database, whoever is connected.
+/// Drops a test's database and closes its connections.
 pub fn drop_database(name: &str) {
     let statement = format!("drop database if exists {name} with (force)");
-    // A runtime of its own, because the test's cannot be waited for from a destructor.
+    // A separate runtime, because a destructor cannot wait for the test's own.
     let dropped = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

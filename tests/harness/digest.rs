@@ -1,10 +1,10 @@
-//! What an organisation has, so that a test sees whether anything of it has changed.
+//! Digests of an organisation's or a user's rows, which show whether anything has changed.
 
 use std::collections::BTreeMap;
 
 use sqlx::{AssertSqlSafe, PgPool};
 
-/// What every row of an organisation comes to, by table.
+/// Digest of an organisation's rows, by table.
 pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
     let tables: Vec<(String, bool)> = sqlx::query_as(
         "select t.relname::text,
@@ -18,6 +18,7 @@ pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
     .fetch_all(pool)
     .await
     .expect("tables");
+
     let theirs = |table: &str, has_org: bool| match table {
         _ if has_org => Some("org_id = '{org}'"),
         "organizations" => Some("id = '{org}'"),
@@ -29,8 +30,9 @@ pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
         "pacers" => Some("trunk_id in (select id from trunks where org_id = '{org}')"),
         "queues" | "zone_sets" | "_sqlx_migrations" => None,
         "providers" | "tts_voices" | "service_prices" | "price_book" => None,
-        other => panic!("say here which rows of {other} belong to an organisation"),
+        other => panic!("define here which rows of {other} belong to an organisation"),
     };
+
     let parts = tables.iter().filter_map(|(table, has_org)| {
         let theirs = theirs(table, *has_org)?.replace("{org}", org);
         Some((table.as_str(), theirs))
@@ -38,7 +40,7 @@ pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
     digests(pool, parts).await
 }
 
-/// What every row that is a user's own comes to, by table.
+/// Digest of the rows that a user owns, by table.
 pub async fn digest_of_user(pool: &PgPool, user: &str) -> BTreeMap<String, String> {
     let tables: Vec<String> = sqlx::query_scalar(
         "select t.table_name::text
@@ -61,7 +63,7 @@ pub async fn digest_of_user(pool: &PgPool, user: &str) -> BTreeMap<String, Strin
     digests(pool, parts).await
 }
 
-/// The digests of these rows of these tables.
+/// Digests of the given rows of each table.
 async fn digests<'a>(
     pool: &PgPool,
     parts: impl Iterator<Item = (&'a str, String)>,

@@ -1,16 +1,15 @@
-//! The description of the API, read as a tool would: operations, their examples, what a
-//! reference points at.
+//! The OpenAPI document: its operations, their examples, and the targets of references.
 
 use reqwest::Method;
 use serde_json::Value;
 
-/// The methods that an operation may have.
+/// Methods that an operation may have.
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
-/// The document.
+/// An OpenAPI document.
 pub struct Document(pub Value);
 
-/// One operation of it.
+/// One operation of a document.
 pub struct Operation<'a> {
     pub method: Method,
     pub path: &'a str,
@@ -19,22 +18,22 @@ pub struct Operation<'a> {
 }
 
 impl Document {
-    /// What this build says of itself.
+    /// Generates the document of this build.
     pub fn of_this_build() -> Self {
         Self(serde_json::to_value(peal_api::document()).expect("JSON"))
     }
 
-    /// Every operation, by path and method.
+    /// All operations, by path and method.
     pub fn operations(&self) -> Vec<Operation<'_>> {
         let paths = self.0["paths"].as_object().expect("paths");
         let mut found = Vec::new();
         for (path, item) in paths {
             for method in METHODS {
-                if let Some(told) = item.get(method) {
+                if let Some(spec) = item.get(method) {
                     found.push(Operation {
                         method: method.to_uppercase().parse().expect("a method"),
                         path,
-                        told,
+                        told: spec,
                         document: self,
                     });
                 }
@@ -44,7 +43,7 @@ impl Document {
         found
     }
 
-    /// What a value is, wherever it refers to.
+    /// Follows a `$ref` to its target; returns other values unchanged.
     pub fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
         match value["$ref"].as_str() {
             Some(reference) => {
@@ -58,32 +57,32 @@ impl Document {
 }
 
 impl<'a> Operation<'a> {
-    /// `POST /api/v1/batch-call/create`.
+    /// Method and path, such as `POST /api/v1/batch-call/create`.
     pub fn name(&self) -> String {
         format!("{} {}", self.method, self.path)
     }
 
-    /// The parameters of one place: `path`, `query`, `header`.
+    /// Parameters in one location: `path`, `query` or `header`.
     pub fn parameters(&self, place: &str) -> Vec<&'a Value> {
         let all = self.told["parameters"].as_array();
         let all = all.into_iter().flatten();
         all.filter(|parameter| parameter["in"] == place).collect()
     }
 
-    /// The content type of the request's body, and what it is described as.
+    /// Content type of the request's body, and its media type object.
     pub fn body(&self) -> Option<(&'a str, &'a Value)> {
         let content = self.told["requestBody"]["content"].as_object()?;
         let (kind, body) = content.iter().next()?;
         Some((kind, body))
     }
 
-    /// The example of the request's JSON body.
+    /// Example of the request's JSON body.
     pub fn body_example(&self) -> Option<Value> {
         let (_, body) = self.body()?;
         self.example(body)
     }
 
-    /// The example that a media type or its schema has.
+    /// Example of a media type, or else of its schema.
     pub fn example(&self, content: &'a Value) -> Option<Value> {
         if let Some(example) = content.get("example") {
             return Some(example.clone());
@@ -95,7 +94,7 @@ impl<'a> Operation<'a> {
         self.schema_example(&content["schema"])
     }
 
-    /// The example of a schema, put together from its parts where it has none of its own.
+    /// Example of a schema, composed from its parts when it has none of its own.
     fn schema_example(&self, schema: &'a Value) -> Option<Value> {
         let schema = self.document.resolve(schema);
         if let Some(example) = schema.get("example") {
@@ -104,9 +103,11 @@ impl<'a> Operation<'a> {
         if let Some(first) = schema["examples"].as_array().and_then(|all| all.first()) {
             return Some(first.clone());
         }
+
         if let Some(items) = schema.get("items") {
             return Some(Value::Array(vec![self.schema_example(items)?]));
         }
+
         let choices = ["oneOf", "anyOf", "allOf"];
         let choices = choices.iter().filter_map(|name| schema[name].as_array());
         if let Some(example) = choices
@@ -115,6 +116,7 @@ impl<'a> Operation<'a> {
         {
             return Some(example);
         }
+
         let properties = schema["properties"].as_object()?;
         let parts = properties.iter().filter_map(|(name, property)| {
             let example = self.schema_example(property)?;

@@ -1,5 +1,4 @@
-//! The request that an operation's description asks for, made of its examples and of things
-//! that are there.
+//! Requests built from the examples in the OpenAPI document, with ids of existing resources.
 
 use std::collections::BTreeMap;
 
@@ -12,26 +11,32 @@ use super::cast::{Player, people};
 use super::client::Client;
 use super::document::Operation;
 
-/// What paths, queries and bodies name, by the parameter's name.
+/// Ids for paths, queries and bodies, by the name of the parameter.
 pub type Things = BTreeMap<&'static str, String>;
 
-/// Sends the request of an operation about these things.
+/// Sends an operation's example request with these ids.
 pub async fn knock(
     client: &Client,
-    player: &Player,
+    actor: &Player,
     operation: &Operation<'_>,
-    things: &Things,
+    path_ids: &Things,
 ) -> (StatusCode, String) {
-    let request = request(client, player, operation, things, body(operation, things));
-    let (status, _, text) = send(request, operation, player).await;
+    let request = request(
+        client,
+        actor,
+        operation,
+        path_ids,
+        body(operation, path_ids),
+    );
+    let (status, _, text) = send(request, operation, actor).await;
     (status, text)
 }
 
-/// Sends a request; what was answered. No request may be answered with 500.
+/// Sends a request and returns the response; fails the test on status 500.
 pub async fn send(
     request: RequestBuilder,
     operation: &Operation<'_>,
-    player: &Player,
+    actor: &Player,
 ) -> (StatusCode, HeaderMap, String) {
     let response = request.send().await.expect("an answer");
     let (status, headers) = (response.status(), response.headers().clone());
@@ -46,50 +51,53 @@ pub async fn send(
         status != StatusCode::INTERNAL_SERVER_ERROR,
         "{} of {}: {status} {text}",
         operation.name(),
-        player.who.word()
+        actor.who.word()
     );
     (status, headers, text)
 }
 
-/// The JSON that an operation's example makes of these things.
-pub fn body(operation: &Operation<'_>, things: &Things) -> Option<Value> {
+/// An operation's example body with these ids.
+pub fn body(operation: &Operation<'_>, path_ids: &Things) -> Option<Value> {
     let (kind, _) = operation.body()?;
     if kind == "multipart/form-data" {
         return None;
     }
     let mut body = operation.body_example().unwrap_or(Value::Null);
-    set_things(&mut body, things);
+    set_things(&mut body, path_ids);
     Some(body)
 }
 
-/// The request of an operation about these things, with a body.
+/// An operation's example request with these ids and this body.
 pub fn request(
     client: &Client,
-    player: &Player,
+    actor: &Player,
     operation: &Operation<'_>,
-    things: &Things,
+    path_ids: &Things,
     body: Option<Value>,
 ) -> RequestBuilder {
     let mut path = operation.path.to_owned();
     for parameter in operation.parameters("path") {
         let name = parameter["name"].as_str().expect("a name");
-        path = path.replace(&format!("{{{name}}}"), &thing(operation, things, name));
+        path = path.replace(&format!("{{{name}}}"), &thing(operation, path_ids, name));
     }
+
     let mut query = Vec::new();
     for parameter in operation.parameters("query") {
         let name = parameter["name"].as_str().expect("a name");
         if name == "workflow_id" {
-            // Never together with agent_id.
+            // Excludes agent_id, which the example has.
             continue;
         }
         let example = parameter["example"].as_str().map(str::to_owned);
-        if let Some(value) = things.get(name).cloned().or(example) {
+        if let Some(value) = path_ids.get(name).cloned().or(example) {
             query.push((name, value));
         }
     }
-    let request = player
+
+    let request = actor
         .request(client, operation.method.clone(), &path)
         .query(&query);
+
     match (operation.body(), body) {
         (Some(("multipart/form-data", _)), _) => request.multipart(people()),
         (_, Some(body)) => request.json(&body),
@@ -97,8 +105,8 @@ pub fn request(
     }
 }
 
-/// What a parameter of an operation's path is: known by the operation, its tag, or by itself.
-pub fn thing(operation: &Operation<'_>, things: &Things, name: &str) -> String {
+/// Value of a path parameter, looked up by `operation.name`, `tag.name`, then `name`.
+pub fn thing(operation: &Operation<'_>, path_ids: &Things, name: &str) -> String {
     let tag = operation.told["tags"][0].as_str().unwrap_or_default();
     let (exact, tagged) = (
         format!("{}.{name}", operation.name()),
@@ -106,31 +114,31 @@ pub fn thing(operation: &Operation<'_>, things: &Things, name: &str) -> String {
     );
     let thing = [exact.as_str(), tagged.as_str(), name]
         .into_iter()
-        .find_map(|name| things.get(name));
+        .find_map(|name| path_ids.get(name));
     match thing {
         Some(value) => value.clone(),
         None if operation.told["security"] == json!([{}]) => Uuid::nil().to_string(),
         None => panic!(
-            "{}: say in tests/harness/cast.rs, things(), what {name} is",
+            "{}: add {name} to path_ids() in tests/harness/cast.rs",
             operation.name()
         ),
     }
 }
 
-/// Puts ids where an example has made-up ones.
-fn set_things(body: &mut Value, things: &Things) {
+/// Replaces the placeholder ids of an example.
+fn set_things(body: &mut Value, path_ids: &Things) {
     match body {
         Value::Object(fields) => {
             for (name, value) in fields {
                 let one = name.strip_suffix('s').unwrap_or(name);
-                match (things.get(name.as_str()), things.get(one)) {
+                match (path_ids.get(name.as_str()), path_ids.get(one)) {
                     (Some(id), _) if value.is_string() => *value = json!(id),
                     (_, Some(id)) if value.is_array() => *value = json!([id]),
-                    _ => set_things(value, things),
+                    _ => set_things(value, path_ids),
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| set_things(item, things)),
+        Value::Array(items) => items.iter_mut().for_each(|item| set_things(item, path_ids)),
         _ => {}
     }
 }

@@ -1,4 +1,4 @@
-//! Other people of the tenant's organisation, and how they ask.
+//! Members of the tenant's organisation, and requests with their credentials.
 
 use jsonwebtoken::{EncodingKey, Header, encode};
 use peal_shared::access::Role;
@@ -12,10 +12,10 @@ use super::app::{App, JWT_SECRET, Tenant};
 use super::cast;
 use super::client::{Answer, answer};
 
-/// What a member has to spend.
+/// Credit of a member.
 const CREDIT: Usd = Usd::dollars(1000);
 
-/// The tenant's administrator in person, who sees the whole organisation.
+/// The tenant's administrator with a session, who sees the whole organisation.
 pub async fn signed_in(app: &App, tenant: &Tenant) -> Tenant {
     let user =
         sqlx::query_scalar("select id from users where org_id = $1 order by created_at limit 1")
@@ -29,7 +29,7 @@ pub async fn signed_in(app: &App, tenant: &Tenant) -> Tenant {
     }
 }
 
-/// The same person by their key.
+/// The same user with their API key only.
 pub fn by_key(tenant: &Tenant) -> Tenant {
     Tenant {
         session: None,
@@ -37,8 +37,8 @@ pub fn by_key(tenant: &Tenant) -> Tenant {
     }
 }
 
-/// Somebody of the tenant's organisation, with a key and money of their own; administrators come
-/// in person.
+/// Creates a member of the tenant's organisation with an API key and credit; administrators also
+/// get a session.
 pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
     let mut db = app.context.pool.begin().await.expect("transaction");
     let org = app.tenant.org;
@@ -61,7 +61,7 @@ pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
     }
 }
 
-/// A session token of somebody.
+/// A session token for the user with this address.
 pub async fn session(app: &App, email: &str) -> String {
     let user: String = sqlx::query_scalar("select id::text from users where email = $1")
         .bind(email)
@@ -75,7 +75,7 @@ pub async fn session(app: &App, email: &str) -> String {
     encode(&Header::default(), &claims, &key).expect("a token")
 }
 
-/// Sends a request as somebody, with a body unless it is null.
+/// Sends a request with a tenant's credential, and with a body unless it is null.
 pub async fn ask(app: &App, who: &Tenant, method: Method, path: &str, body: Value) -> Answer {
     let mut request = app.request_as(who, method, path);
     if !body.is_null() {
@@ -84,7 +84,7 @@ pub async fn ask(app: &App, who: &Tenant, method: Method, path: &str, body: Valu
     answer(request).await
 }
 
-/// The newest rows of the audit log about a thing, by their action, the oldest first.
+/// Actions in the audit log about a subject, oldest first.
 pub async fn audited(app: &App, subject: &str) -> Vec<String> {
     sqlx::query_scalar("select action from audit_log where subject_id = $1 order by id")
         .bind(subject)

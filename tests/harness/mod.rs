@@ -1,4 +1,4 @@
-//! What tests stand on.
+//! Test harness: applications, databases, carriers, clients and callers.
 
 pub mod app;
 pub mod beside;
@@ -20,7 +20,7 @@ use sqlx::PgPool;
 
 use client::PATIENCE;
 
-/// Waits until `holds` answers true, and fails the test when it does not within `patience`.
+/// Polls `holds` until it returns true, and fails the test when that takes longer than `patience`.
 pub async fn eventually<F>(what: &str, patience: Duration, mut holds: impl FnMut() -> F)
 where
     F: Future<Output = bool>,
@@ -32,7 +32,7 @@ where
     }
 }
 
-/// Asks until the answer is 401, which whoever asks a second after `since` must get.
+/// Repeats a request until it is answered 401, which must happen within a second of `since`.
 pub async fn refused_within_a_second<F>(since: Instant, mut ask: impl FnMut() -> F)
 where
     F: Future<Output = u16>,
@@ -41,18 +41,18 @@ where
         let sent = since.elapsed();
         match ask().await {
             401 => return,
-            // Who has no time for it says nothing about it.
+            // An overloaded API decides nothing about the credential.
             503 => assert!(sent < PATIENCE, "busy"),
-            told => assert!(
-                told < 500 && sent < Duration::from_secs(1),
-                "{told} {sent:?} later"
+            status => assert!(
+                status < 500 && sent < Duration::from_secs(1),
+                "{status} {sent:?} later"
             ),
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Waits until a session of the database waits for another.
+/// Waits until one session of the database blocks another.
 pub async fn somebody_waits(pool: &PgPool) {
     let waiting = "select count(*) from pg_stat_activity
                    where datname = current_database() and cardinality(pg_blocking_pids(pid)) > 0";
@@ -63,10 +63,10 @@ pub async fn somebody_waits(pool: &PgPool) {
             .expect("sessions");
         waiting > 0
     };
-    eventually("somebody waits", PATIENCE, waits).await;
+    eventually("a query is blocked", PATIENCE, waits).await;
 }
 
-/// A setting of the test run.
+/// An environment variable of the test run.
 pub fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("set {name} to run these tests"))
 }

@@ -1,10 +1,10 @@
-//! A whole Peal of real processes, to be broken: a PostgreSQL and a Redis of its own, the API,
-//! and workers, with the simulator in the test's process as the carrier.
+//! A cluster of real processes for fault tests: a private PostgreSQL and Redis, the API, and
+//! workers, with the simulator in the test's process as the carrier.
 //!
-//! The test breaks what it likes, then asks [`Plant::finish`] for the verdict, which compares
-//! the carrier's log with the database. Time cannot be turned in these processes, so waits that
-//! are long by design (a silent carrier, a dead worker's job) are shortened by making rows
-//! older, each only where a longer wait would give the same answer.
+//! The test injects faults, then calls [`Plant::finish`], which compares the carrier's log with
+//! the database. These processes run on the real clock, so waits that are long by design (a
+//! silent carrier, a dead worker's job) are shortened by ageing rows, and only where a longer wait
+//! would lead to the same result.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
@@ -28,37 +28,37 @@ use super::client::{Client, PATIENCE};
 use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::context::MIGRATIONS;
 
-/// One plant at a time: the pace is judged by the clock of a machine that others use too.
+/// Lets one cluster run at a time, because its pace is measured against the clock of this machine.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// Calls that the carrier has fallen silent about are asked about after minutes; these are.
+/// Ages calls without a recent callback, so that they are reconciled at once and not after minutes.
 const AGE_SILENT: &str = "update calls
      set changed_at = changed_at - interval '10 minutes', check_at = null
      where live
        and status in ('accepted', 'dialing', 'ringing', 'in_progress', 'canceling')
        and changed_at between now() - interval '5 minutes' and now() - interval '3 seconds'";
-/// Calls of unknown fate, held as they are.
+/// Selects and locks calls whose placement is unknown.
 const UNKNOWN: &str = "select id from calls
      where live
        and status = 'unknown'
      for no key update skip locked";
-/// Those of them that the carrier has no request for: looking for them until the deadline finds
-/// nothing either.
+/// Ages those that the carrier has no request for: a search until the deadline finds nothing
+/// either.
 const AGE_HOPELESS: &str = "update calls
      set submitted_at = submitted_at - interval '5 minutes', check_at = now()
      where id = any ($1)
        and submitted_at > now() - interval '4 minutes'";
-/// Half a minute behind the death of every worker.
+/// State half a minute after the death of every worker.
 const ABANDON: &str = "update calls
      set status = 'unknown', check_at = now(), changed_at = now(), error_message = 'its worker was killed'
      where live and status = 'submitting'";
-/// A minute behind the death of every worker.
+/// State a minute after the death of every worker.
 const END_LEASES: &str = "update jobs set lease_until = now() where state = 'running'";
 
-/// Calls that a worker which dies can take with it: the slots of two horizons.
+/// Most calls that one dying worker can lose: the slots of two horizons.
 pub const IN_HAND: i64 = 40;
 
-/// What a plant is like.
+/// Settings of a cluster.
 pub struct Setup {
     pub cps: i64,
     pub max_concurrent: i32,
@@ -85,7 +85,7 @@ impl Default for Setup {
     }
 }
 
-/// A running Peal. Its test must end with [`Plant::finish`], which judges what became of a
+/// A running cluster. Its test must end with [`Plant::finish`], which checks the result of a
 /// campaign, or with [`Plant::close`] when there was none.
 pub struct Plant {
     pub seed: u64,
@@ -94,25 +94,25 @@ pub struct Plant {
     pub services: Services,
     pub workers: Vec<Process>,
     pool: PgPool,
-    /// Soon gives up, for whoever asks again.
+    /// Connections with short timeouts, for queries that are retried.
     hasty: PgPool,
     cps: i64,
     max_concurrent: i32,
     api: Option<Process>,
     desk: Desk,
     envs: Vec<(&'static str, OsString)>,
-    /// `PEAL_FAULT` of the workers and the API that are started from here on.
+    /// `PEAL_FAULT` of workers and APIs that are started later.
     pub worker_faults: &'static str,
     pub api_faults: &'static str,
     workers_started: usize,
     begun: Instant,
     finished: bool,
-    // The API's, which is started again on it.
+    // Held for the API, which restarts on the same port.
     _port: ports::Held,
     _alone: tokio::sync::MutexGuard<'static, ()>,
 }
 
-/// What a campaign came to.
+/// Number of calls that a campaign placed, and that it gave up.
 #[derive(Debug)]
 pub struct Verdict {
     pub accepted: i64,
@@ -120,23 +120,27 @@ pub struct Verdict {
 }
 
 impl Plant {
-    /// Starts everything.
+    /// Starts the services, the carrier, the API and the workers.
     pub async fn start(seed: u64, setup: Setup) -> Self {
         let alone = ALONE.lock().await;
         let begun = Instant::now();
+
         let mut carrier = setup.carrier.clone();
         (carrier.behavior.seed, carrier.faults.seed) = (seed, seed);
         let carrier = Simulator::start(carrier).await.expect("simulator");
+
         let services = Services::start(services::Options::default())
             .await
             .expect("services");
         let directory = services.temporary_dir().expect("a directory").to_owned();
+
         let database_url = services
             .postgres()
             .create_owned_database("peal")
             .expect("database");
         let (pool, hasty) = pools(&database_url);
         MIGRATIONS.run(&pool).await.expect("migrate");
+
         let port = ports::Held::any().expect("a free port");
         let listen = port.address().to_string();
         let url = format!("http://{listen}");
@@ -147,6 +151,7 @@ impl Plant {
             &directory,
         ))
         .await;
+
         let options = Options {
             cps: setup.cps,
             max_concurrent: setup.max_concurrent,
@@ -154,7 +159,8 @@ impl Plant {
         };
         let tenant = found_tenant(&context, "Acme", carrier.url(), &options).await;
         context.pool.close().await;
-        let mut plant = Self {
+
+        let mut cluster = Self {
             seed,
             client: Client::new(url.clone(), tenant),
             carrier,
@@ -175,15 +181,16 @@ impl Plant {
             _port: port,
             _alone: alone,
         };
-        plant.start_api().await;
+
+        cluster.start_api().await;
         for _ in 0..setup.workers {
-            plant.start_worker();
+            cluster.start_worker();
         }
-        plant
+        cluster
     }
 
-    /// Starts the API and waits until it is ready, or has died of its faults: a carrier does not
-    /// wait until it is known to be ready.
+    /// Starts the API and waits until it is ready or has crashed at a failpoint, which a callback
+    /// may trigger before it is ready.
     pub async fn start_api(&mut self) {
         self.api = Some(self.spawn("api", "peal-api", &[], self.api_faults));
         let ready = format!("{}/health/ready", self.client.url);
@@ -194,24 +201,24 @@ impl Plant {
                 return;
             }
             if self.api_has_died() {
-                assert!(!self.api_faults.is_empty(), "the api does not start");
+                assert!(!self.api_faults.is_empty(), "the API does not start");
                 return;
             }
             if Instant::now() > deadline {
-                self.complain("the api is ready").await;
+                self.complain("the API is ready").await;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// Ends the API as a crash does, unless it has crashed by itself.
+    /// Kills the API, unless it has crashed by itself.
     pub async fn kill_api(&mut self) {
         if let Some(api) = self.api.take() {
             api.kill().await.expect("kill");
         }
     }
 
-    /// Whether the API has ended by itself, at a fault point.
+    /// True when the API has crashed at a failpoint.
     pub fn api_has_died(&mut self) -> bool {
         let api = self.api.as_mut();
         api.is_none_or(|api| api.ended().expect("a status").is_some())
@@ -238,7 +245,7 @@ impl Plant {
         self.start_worker();
     }
 
-    /// Starts another worker for each that died at a fault point.
+    /// Replaces each worker that has crashed at a failpoint.
     pub fn revive(&mut self) {
         let before = self.workers.len();
         self.workers
@@ -248,8 +255,7 @@ impl Plant {
         }
     }
 
-    /// Ends the faults: kills every worker, lets the time pass after which the dead are missed,
-    /// and starts as many that do not die.
+    /// Kills every worker, expires their leases, and starts as many workers without faults.
     pub async fn mend(&mut self) {
         let workers = std::mem::take(&mut self.workers);
         let count = workers.len();
@@ -263,9 +269,9 @@ impl Plant {
         }
     }
 
-    /// Lets the time pass after which the workers, all of whom are dead, are missed.
+    /// Abandons the calls and expires the leases of the workers, all of which must be dead.
     pub async fn miss_the_dead(&self) {
-        // The server ends what the dead had under way before anything is judged by its rows.
+        // First the server must end their transactions, because the statements below read rows.
         let sessions =
             "select count(*) from pg_stat_activity where application_name = 'peal-worker'";
         self.until("the dead workers' sessions have ended", sessions, |n| {
@@ -276,7 +282,7 @@ impl Plant {
         self.run(END_LEASES).await;
     }
 
-    /// Starts a worker that dies of its faults, and waits for its death.
+    /// Starts a worker with faults and waits until it has crashed.
     pub async fn sacrifice(&mut self, roles: &str, faults: &'static str) {
         self.worker_faults = faults;
         self.start_worker_for(roles);
@@ -285,14 +291,15 @@ impl Plant {
         let deadline = Instant::now() + PATIENCE;
         while worker.ended().expect("a status").is_none() {
             if Instant::now() > deadline {
-                self.complain(&format!("a worker dies of {faults}")).await;
+                self.complain(&format!("a worker crashes at {faults}"))
+                    .await;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.miss_the_dead().await;
     }
 
-    /// Ends a plant that has called nobody and has nothing left to do.
+    /// Ends a test without a campaign: no job may be left, and no call may have been placed.
     pub async fn close(mut self) {
         let left = "select count(*) from jobs where state <> 'done'";
         self.until("no job is left", left, |n| n == 0).await;
@@ -304,7 +311,7 @@ impl Plant {
         self.spawn_with(name, program, args, &[("PEAL_FAULT", faults)])
     }
 
-    /// Starts a program with more settings than the plant's own.
+    /// Starts a program with additional environment variables.
     pub fn spawn_with(
         &self,
         name: &str,
@@ -327,7 +334,7 @@ impl Plant {
         Process::spawn(spec, &self.desk).expect("start")
     }
 
-    /// Creates a batch of so many people and starts it.
+    /// Creates a batch with `people` rows and starts it.
     pub async fn campaign(&self, people: u32, extra: serde_json::Value) -> String {
         let batch = self.client.create_batch(extra).await;
         self.client.add_people(&batch, people).await;
@@ -335,19 +342,19 @@ impl Plant {
         batch
     }
 
-    /// Waits until the carrier has accepted so many calls.
+    /// Waits until the carrier has accepted this many calls.
     pub async fn dialled(&mut self, calls: u64) {
         self.reach(calls, false).await;
     }
 
-    /// The same where callbacks were lost: calls whose end nobody has heard of keep their places
-    /// until their silence is noticed.
+    /// Waits like [`Plant::dialled`] when callbacks were lost, and ages silent calls, which keep
+    /// their slots until they are reconciled.
     pub async fn dialled_through_silence(&mut self, calls: u64) {
         self.reach(calls, true).await;
     }
 
     async fn reach(&mut self, calls: u64, through_silence: bool) {
-        let what = format!("{calls} calls are dialled");
+        let what = format!("{calls} calls are accepted");
         let deadline = Instant::now() + PATIENCE;
         while self.carrier.oracle().accepted < calls {
             self.revive();
@@ -361,7 +368,7 @@ impl Plant {
         }
     }
 
-    /// One number from the database, for whoever asks again; none while it is away.
+    /// Runs a query that returns one number; `None` while the database is away.
     pub async fn count(&self, sql: &str) -> Option<i64> {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
             .fetch_one(&self.hasty)
@@ -369,14 +376,14 @@ impl Plant {
             .ok()
     }
 
-    /// One number from the database, for whoever asks once.
+    /// Runs a query that returns one number; fails the test on an error.
     pub async fn number(&self, sql: &str) -> i64 {
         let number = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
         let number = number.fetch_one(&self.pool).await;
         number.unwrap_or_else(|error| panic!("{error}: {sql}"))
     }
 
-    /// Waits until the number is as it should be.
+    /// Waits until the query's number satisfies `holds`.
     pub async fn until(&self, what: &str, sql: &str, holds: impl Fn(i64) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !self.count(sql).await.is_some_and(&holds) {
@@ -387,7 +394,7 @@ impl Plant {
         }
     }
 
-    /// Runs a statement.
+    /// Executes statements.
     pub async fn run(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
             .execute(&self.pool)
@@ -395,12 +402,12 @@ impl Plant {
             .expect("statement");
     }
 
-    /// Connections to the plant's database, for what must be done.
+    /// Connections to the cluster's database.
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }
 
-    /// The calls that the carrier has accepted, each with when its request came.
+    /// Calls that the carrier has accepted, with the time of each request.
     pub fn accepted(&self) -> BTreeMap<Uuid, SystemTime> {
         let creates = self.carrier.creates().into_iter();
         creates
@@ -412,7 +419,7 @@ impl Plant {
             .collect()
     }
 
-    /// Lets the time pass after which silence is noticed.
+    /// Ages silent and unknown calls, so that they are reconciled at once.
     pub async fn age(&self) {
         let silent = sqlx::raw_sql(AGE_SILENT).execute(&self.hasty).await;
         let hopeless = self.age_hopeless().await;
@@ -421,7 +428,7 @@ impl Plant {
         }
     }
 
-    /// First the calls, then the carrier's log: whatever came for one of them is in it.
+    /// Reads the calls before the carrier's log, so that the log has every request for them.
     async fn age_hopeless(&self) -> sqlx::Result<()> {
         let mut tx = self.hasty.begin().await?;
         let mut calls: Vec<Uuid> = sqlx::query_scalar(UNKNOWN).fetch_all(&mut *tx).await?;
@@ -435,7 +442,7 @@ impl Plant {
         tx.commit().await
     }
 
-    /// Waits until the batch is completed and nothing is left to do.
+    /// Waits until the batch is completed and no work is left.
     pub async fn completes(&mut self, batch: &str) {
         let left = format!(
             "select (select count(*) from call_batches where id = '{batch}' and status <> 'completed')
@@ -444,6 +451,7 @@ impl Plant {
                   + (select count(*) from calls where live)
                   + (select count(*) from charges_due)"
         );
+
         let deadline = Instant::now() + PATIENCE;
         while self.count(&left).await != Some(0) {
             self.age().await;
@@ -454,25 +462,29 @@ impl Plant {
         }
     }
 
-    /// Judges a campaign whose rows may be dialled once each, and ends everything. At most
-    /// `lost_limit` rows may have been given up, and each of these without a call at the carrier.
+    /// Checks a campaign whose rows may be dialled once each. At most `lost_limit` rows may have
+    /// been given up, each without a call at the carrier.
     pub async fn finish(mut self, batch: &str, lost_limit: i64) -> Verdict {
         self.completes(batch).await;
+
         if !self.carrier.wait_idle(PATIENCE).await {
-            self.complain("the carrier comes to rest").await;
+            self.complain("the carrier becomes idle").await;
         }
+
         let (seed, oracle) = (self.seed, self.carrier.oracle());
-        for (what, offences) in [
+        for (offence, offences) in [
             ("sent twice", &oracle.duplicates),
             ("sent again without proof", &oracle.blind_retries),
-            ("on two calls at once", &oracle.overlaps),
+            ("in two calls at once", &oracle.overlaps),
             ("rung twice", &oracle.rung_twice),
         ] {
-            assert!(offences.is_empty(), "seed {seed}: {what}: {offences:?}");
+            assert!(offences.is_empty(), "seed {seed}: {offence}: {offences:?}");
         }
+
         let live = i64::try_from(oracle.max_concurrent).expect("few");
         let cap = i64::from(self.max_concurrent);
         assert!(live <= cap, "seed {seed}: {live} calls at once of {cap}");
+
         let worst = i64::try_from(oracle.worst_window.count).expect("few");
         assert!(
             worst <= self.cps,
@@ -480,8 +492,10 @@ impl Plant {
             self.cps,
             oracle.worst_window
         );
+
         let verdict = self.judge_rows(batch, lost_limit).await;
         self.verify().await;
+
         eprintln!(
             "seed {seed}: {verdict:?}, {} workers, worst second {worst} of {}, {:.1} s",
             self.workers_started,
@@ -492,13 +506,13 @@ impl Plant {
         verdict
     }
 
-    /// Fails unless the books add up and no money is held any more.
+    /// Fails unless the ledger balances and no money is held.
     pub async fn verify(&self) {
         let seed = self.seed;
         let offenders = verify_unscoped(&self.pool).await.expect("verify");
         assert!(
             offenders.is_empty(),
-            "seed {seed}: the books do not add up: {offenders:#?}"
+            "seed {seed}: the ledger does not balance: {offenders:#?}"
         );
         let held = "select count(*) from wallets where held_micros <> 0";
         assert_eq!(self.number(held).await, 0, "seed {seed}: money is held");
@@ -506,25 +520,32 @@ impl Plant {
 
     async fn judge_rows(&self, batch: &str, lost_limit: i64) -> Verdict {
         let seed = self.seed;
+
         let one = async |sql: &str| {
             let sql = sql.replace("$batch", &format!("'{batch}'"));
             self.number(&sql).await
         };
+
         let open = "select count(*) from batch_data
                     where batch_id = $batch and status not in ('completed', 'failed', 'no_answer')";
         assert_eq!(one(open).await, 0, "seed {seed}: rows without an end");
+
         let drifted = "select count(*) from batch_progress p where (p.not_started, p.calling, p.completed, p.failed, p.no_answer) <> (
              select count(*) filter (where status = 'not_started'), count(*) filter (where status = 'calling'),
                     count(*) filter (where status = 'completed'), count(*) filter (where status = 'failed'),
                     count(*) filter (where status = 'no_answer')
              from batch_data d where d.batch_id = p.batch_id)";
         assert_eq!(one(drifted).await, 0, "seed {seed}: counts have drifted");
+
         let dead = "select count(*) from jobs where state = 'dead'";
         assert_eq!(one(dead).await, 0, "seed {seed}: jobs have died");
+
         let several = "select count(*) from (select from calls where row_id is not null group by row_id having count(*) > 1) s";
         assert_eq!(one(several).await, 0, "seed {seed}: rows with two calls");
+
         let rows = one("select count(*) from batch_data where batch_id = $batch").await;
         let accepted: HashSet<Uuid> = self.accepted().into_keys().collect();
+
         let lost: Vec<Uuid> = sqlx::query_scalar("select id from calls where outcome = 'lost'")
             .fetch_all(&self.pool)
             .await
@@ -534,10 +555,12 @@ impl Plant {
             wrong.is_empty(),
             "seed {seed}: given up, but at the carrier: {wrong:?}"
         );
+
         let most = one("select coalesce(max(n), 0)
              from (select count(*) as n from calls where outcome = 'lost' group by worker) l")
         .await;
         assert!(most <= IN_HAND, "seed {seed}: one worker lost {most} calls");
+
         let verdict = Verdict {
             accepted: i64::try_from(accepted.len()).expect("few"),
             lost: i64::try_from(lost.len()).expect("few"),
@@ -554,7 +577,7 @@ impl Plant {
         verdict
     }
 
-    /// Fails with a picture of what hangs.
+    /// Fails the test with the state of batches, calls, jobs and sessions.
     pub async fn complain(&self, what: &str) -> ! {
         let picture: Option<serde_json::Value> = sqlx::query_scalar(
             "select jsonb_build_object(
@@ -571,6 +594,7 @@ impl Plant {
         .fetch_one(&self.hasty)
         .await
         .ok();
+
         panic!(
             "seed {}: not within {PATIENCE:?}: {what}\n{}\n{:?}",
             self.seed,
@@ -587,7 +611,10 @@ impl Drop for Plant {
             worker.signal(Signal::SIGKILL);
         }
         if std::thread::panicking() {
-            eprintln!("PEAL_SEED={} repeats it. The ends of the logs:", self.seed);
+            eprintln!(
+                "PEAL_SEED={} repeats this test. Ends of the logs:",
+                self.seed
+            );
             let logs = std::fs::read_dir(&self.desk.logs).into_iter().flatten();
             for log in logs.flatten() {
                 let text = std::fs::read_to_string(log.path()).unwrap_or_default();
@@ -600,15 +627,16 @@ impl Drop for Plant {
                 );
             }
         }
+
         assert!(
             !forgotten,
-            "the test has not asked Plant::finish() for the verdict"
+            "the test must end with Plant::finish() or Plant::close()"
         );
     }
 }
 
-/// Connections to a plant's database: patient ones, and such as soon give up on a server that is
-/// away or a lock that somebody holds.
+/// Connections to a cluster's database: patient ones, and ones that soon give up on a server that
+/// is away or a lock that another session holds.
 fn pools(database_url: &str) -> (PgPool, PgPool) {
     let options: PgConnectOptions = database_url.parse().expect("url");
     let hasty = options.clone().options([("lock_timeout", "2s")]);
@@ -622,13 +650,13 @@ fn pools(database_url: &str) -> (PgPool, PgPool) {
     )
 }
 
-/// The call that a request to the carrier was about, by its answer URL.
+/// Id of the call that a request to the carrier names in its answer URL.
 fn call_of(url: &str) -> Uuid {
     let id = url.split('/').rev().nth(2).unwrap_or_default();
     id.parse().unwrap_or_else(|_| panic!("no call in {url}"))
 }
 
-/// The settings of a process.
+/// Environment variables of a process.
 pub fn environment(
     database_url: &str,
     redis_url: &str,
@@ -654,7 +682,7 @@ pub fn environment(
     ]
 }
 
-/// A program beside the test's own, no older than what it is made of.
+/// Path of a program next to the test binary; fails the test when its sources are newer.
 pub fn built(program: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a path");
     let directory = test
@@ -663,25 +691,25 @@ pub fn built(program: &str) -> PathBuf {
         .expect("target directory");
     let path = directory.join(program);
     let Ok(made) = path.metadata().and_then(|meta| meta.modified()) else {
-        panic!("{} is missing; `make build` makes it", path.display());
+        panic!("{} is missing; run `make build`", path.display());
     };
     for source in made_of(&path) {
         let changed = source.metadata().and_then(|meta| meta.modified());
         assert!(
             changed.is_ok_and(|changed| changed <= made),
-            "{program} is older than {}; `make build` renews it",
+            "{program} is older than {}; run `make build`",
             source.display()
         );
     }
     path
 }
 
-/// The files of ours that a program is made of. Cargo notes them beside it, as make would: the
-/// program, a colon, and the files, a blank in whose names has a backslash before it.
+/// Source files of a program, from Cargo's make-style dependency file next to it: the program, a
+/// colon, and the files, in whose names a space is escaped by a backslash.
 fn made_of(program: &Path) -> Vec<PathBuf> {
     let notes = program.with_extension("d");
     let text = std::fs::read_to_string(&notes)
-        .unwrap_or_else(|error| panic!("{}: {error}; `make build` makes it", notes.display()));
+        .unwrap_or_else(|error| panic!("{}: {error}; run `make build`", notes.display()));
     let (_, files) = text.split_once(": ").expect("a program and its files");
     let files = files.trim_end().replace("\\ ", "\0");
     files

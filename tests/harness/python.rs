@@ -1,8 +1,8 @@
-//! Programs in Python that tests run against Peal or beside it.
+//! Python programs that tests run against Peal.
 //!
-//! Each list of requirements is installed once, as it is pinned, into a directory beside the
-//! tests' own. Where Python or its registry is missing, a test that needs them says so and
-//! passes, unless `CI` is set.
+//! Each pinned list of requirements is installed once, into a directory next to the test binary's.
+//! Without Python or its registry, a test that needs them prints a note and passes, unless `CI`
+//! is set.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
@@ -13,11 +13,11 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// How long installing may take.
+/// Longest time for an installation.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The programs of what `tests/{folder}/requirements.txt` lists; `None` where that cannot be
-/// installed.
+/// Installs `tests/{folder}/requirements.txt` and returns the directory of its programs, or `None`
+/// when the installation is not possible.
 pub async fn installed(folder: &str) -> Option<PathBuf> {
     match install(folder).await {
         Ok(programs) => Some(programs),
@@ -53,7 +53,7 @@ async fn install(folder: &str) -> Result<PathBuf, String> {
     Ok(home.join("bin"))
 }
 
-/// Runs a command to its end; its output, if it failed or took too long.
+/// Runs a command to its end. Returns an error with its output when it fails or takes too long.
 pub async fn run(patience: Duration, command: &mut Command) -> Result<(), String> {
     let output = timeout(patience, command.kill_on_drop(true).output())
         .await

@@ -1,4 +1,4 @@
-//! A Redis server of the test's own, to be killed and started again.
+//! A private Redis server that a test can kill and restart.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 
 use super::eventually;
 
-/// A private server; ends with this value.
+/// A private Redis server, stopped when this value is dropped.
 pub struct PrivateRedis {
     child: Child,
     port: Held,
@@ -37,18 +37,18 @@ impl PrivateRedis {
         format!("redis://127.0.0.1:{}", self.port.port())
     }
 
-    /// Kills the server the hard way, and everything it knew.
+    /// Kills the server with SIGKILL; its data is lost.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("kill");
     }
 
-    /// Starts it again, empty.
+    /// Starts an empty server on the same port.
     pub async fn restart(&mut self) {
         self.child = spawn(self.port.port(), &self.directory);
         self.answers().await;
     }
 
-    /// Makes the server forget everything.
+    /// Deletes all keys.
     pub async fn flush(&self) {
         let client = redis::Client::open(self.url()).expect("url");
         let mut connection = client

@@ -1,4 +1,4 @@
-//! Metrics as Prometheus reads them.
+//! Metrics as Prometheus scrapes them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,19 +9,19 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::sync::DropGuard;
 
-/// A listener that shows the metrics of one process.
+/// A listener that serves the metrics of one process.
 pub struct Shown {
     url: String,
     _until: DropGuard,
 }
 
-/// What was read: values by name and labels, as they are written.
+/// Scraped values by series, written as name and labels.
 pub struct Scraped {
     pub text: String,
     values: BTreeMap<String, f64>,
 }
 
-/// Shows the metrics of a process of the test.
+/// Serves the metrics of one context of the test.
 pub async fn show(context: &Arc<Context>) -> Shown {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("address"));
@@ -34,7 +34,7 @@ pub async fn show(context: &Arc<Context>) -> Shown {
 }
 
 impl Shown {
-    /// Reads everything.
+    /// Scrapes all metrics.
     pub async fn scrape(&self) -> Scraped {
         let answer = reqwest::get(format!("{}/metrics", self.url))
             .await
@@ -55,7 +55,7 @@ impl Shown {
         }
     }
 
-    /// The status of another path.
+    /// Status of another path.
     pub async fn status(&self, path: &str) -> u16 {
         let answer = reqwest::get(format!("{}{path}", self.url))
             .await
@@ -65,12 +65,12 @@ impl Shown {
 }
 
 impl Scraped {
-    /// The value under exactly this name, labels included.
+    /// Value of exactly this series, labels included.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.values.get(name).copied()
     }
 
-    /// The sum over all series of a name whose labels hold every one of `labels`.
+    /// Sum over all series of a name that have all of `labels`.
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         let series = self.values.iter().filter(|(series, _)| {
             let (of, has) = series.split_once('{').unwrap_or((series, ""));

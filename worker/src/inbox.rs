@@ -1,7 +1,7 @@
-//! Applies what carriers reported, in bulk, as long as there is any.
+//! Applies carrier events, in bulk.
 //!
-//! A group that the database refuses is cut down until the one event at fault is alone; that
-//! one is set aside with its reason, so a single odd event never holds up the rest.
+//! A group that the database rejects is reduced until the faulty event is alone; that event
+//! is set aside with its reason, so that one faulty event never blocks the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,25 +15,28 @@ use peal_shared::traces::{Began, KeyValue, Step};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Events applied in one transaction, at most.
+/// Maximum of events in one transaction.
 const GROUP_LIMIT: i64 = 500;
-/// How often to look when no bell rings.
+/// Time between two polls when no wakeup arrives.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Applies events until `shutdown`.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
-    let mut bell = context.bells.listen(Bell::Inbox);
+    let mut wakeup = context.bells.listen(Bell::Inbox);
     let mut group = GROUP_LIMIT;
+
     while !shutdown.is_cancelled() {
         let (asked, began) = (Instant::now(), context.traces.begin());
+
         match apply_waiting_unscoped(&context.pool, group, context.clock.now()).await {
             Ok((0, _)) => {
                 tokio::select! {
                     () = shutdown.cancelled() => {}
-                    _ = bell.heard(64, LOOK_EVERY) => {}
+                    _ = wakeup.heard(64, LOOK_EVERY) => {}
                 }
             }
+
             Ok((taken, applied)) => {
                 tracing::debug!(taken, finals = applied.finals.len(), "events applied");
                 context.metrics.events.applied(taken, asked.elapsed());
@@ -43,6 +46,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
                         vec![KeyValue::new("apply.events", taken)]
                     });
                 }
+
                 note_ends(&context, &applied, began);
                 if !applied.finals.is_empty() {
                     context.bells.ring(Bell::Dial);
@@ -52,8 +56,10 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
                     tracing::info!(batch.id = %batch, "batch completed");
                 }
                 hang_up_foreign(&context, applied.foreign);
+
                 group = group.saturating_mul(2).min(GROUP_LIMIT);
             }
+
             Err(refused) => {
                 tracing::warn!(error = %refused.error, group, "events cannot be applied");
                 group = narrow(&context, group, refused).await;
@@ -66,8 +72,8 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     }
 }
 
-/// Only what the database refuses for its values is narrowed down; an outage, a deadlock or a
-/// timeout is waited out with the group as it is.
+/// Returns the next group size. Only a group whose values the database rejects gets smaller; an
+/// outage, a deadlock or a timeout is retried with the same group.
 async fn narrow(context: &Context, group: i64, refused: Refused) -> i64 {
     if !refused.error.is_data_fault() {
         return group;
@@ -75,6 +81,7 @@ async fn narrow(context: &Context, group: i64, refused: Refused) -> i64 {
     let [event] = refused.events[..] else {
         return (group / 8).max(1);
     };
+
     let why = refused.error.to_string();
     tracing::error!(event, why, "an event is set aside");
     context.metrics.events.set_aside();
@@ -84,7 +91,7 @@ async fn narrow(context: &Context, group: i64, refused: Refused) -> i64 {
     group
 }
 
-/// Counts the calls that reached their end, and ends their traces.
+/// Counts ended calls and ends their traces.
 pub fn note_ends(context: &Context, applied: &Applied, began: Option<Began>) {
     for (call, outcome) in &applied.finals {
         context.metrics.dial.ended(*outcome, 1);
@@ -92,11 +99,11 @@ pub fn note_ends(context: &Context, applied: &Applied, began: Option<Began>) {
     }
 }
 
-/// Ends calls that are the second one of their attempt. If this fails, the answer document
+/// Ends duplicate calls: the second ones of their attempt. If this fails, the answer document
 /// still hangs them up.
 pub fn hang_up_foreign(context: &Arc<Context>, foreign: Vec<Foreign>) {
     for call in foreign {
-        tracing::error!(call.id = %call.call, trunk.id = %call.trunk, "a second call exists for one attempt: hanging it up");
+        tracing::error!(call.id = %call.call, trunk.id = %call.trunk, "an attempt has a duplicate call: hanging it up");
         let context = Arc::clone(context);
         tokio::spawn(async move {
             let ended = async {
@@ -110,7 +117,7 @@ pub fn hang_up_foreign(context: &Arc<Context>, foreign: Vec<Foreign>) {
                     .await
             };
             if let Err(error) = ended.await {
-                tracing::error!(%error, call.id = %call.call, "the second call could not be hung up");
+                tracing::error!(%error, call.id = %call.call, "a duplicate call could not be hung up");
             }
         });
     }

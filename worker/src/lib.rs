@@ -1,14 +1,14 @@
-//! When and how fast things happen.
+//! The worker: dials, applies carrier events, charges calls and runs jobs.
 //!
-//! A worker process takes any of four roles; replicas of any mix share the work through the
-//! database and need not know of each other:
+//! A worker process takes any of four roles; replicas with any mix of roles share the work through
+//! the database and do not know each other:
 //!
 //! - `dial`: claims due rows and places their calls, at each trunk's pace ([`dial`]).
-//! - `inbox`: applies what carriers reported ([`inbox`]) and charges what has ended ([`settle`]).
+//! - `inbox`: applies carrier events ([`inbox`]) and charges ended calls ([`settle`]).
 //! - `ingest`: reads uploaded files ([`queues`]).
-//! - `misc`: everything else: starts, mail, exports, and the periodic repairs ([`schedule`]).
+//! - `misc`: everything else: batch starts, mail, exports and the periodic repairs ([`schedule`]).
 //!
-//! On shutdown nothing more is claimed, what is under way is finished, and what was claimed but
+//! On shutdown nothing more is claimed, work in progress is finished, and claimed work that has
 //! not begun is given back.
 
 pub mod dial;
@@ -31,14 +31,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::queues::{Queues, run_queues};
 
-/// Jobs of a queue that one process runs at once.
+/// Concurrent jobs of a queue in one process.
 const HANDS: usize = 8;
-/// Uploads that one process reads at once.
+/// Concurrent uploads in one process.
 const INGEST_HANDS: usize = 2;
-/// Exports that one process writes at once.
+/// Concurrent exports in one process.
 const EXPORT_HANDS: usize = 1;
 
-/// What a process does.
+/// A share of the work that a process takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     Dial,
@@ -62,16 +62,16 @@ impl FromStr for Role {
             "ingest" => Ok(Self::Ingest),
             "misc" => Ok(Self::Misc),
             other => Err(format!(
-                "there is no role {other:?}: choose from dial, inbox, ingest, misc"
+                "unknown role {other:?}: choose from dial, inbox, ingest, misc"
             )),
         }
     }
 }
 
-/// Runs the roles until `shutdown`, and then until what was under way has ended.
+/// Runs the roles until `shutdown`, and then until work in progress has ended.
 ///
 /// # Errors
-/// When a role ends by itself, which is a bug: outages are waited out.
+/// Fails when a role ends by itself, which is a bug: outages are waited out.
 pub async fn run(
     context: Arc<Context>,
     roles: &BTreeSet<Role>,
@@ -80,6 +80,7 @@ pub async fn run(
     let name: Arc<str> = format!("worker-{}", JobId::new()).into();
     tracing::info!(worker = %name, ?roles, "worker starts");
     let mut running: JoinSet<anyhow::Result<()>> = JoinSet::new();
+
     if roles.contains(&Role::Dial) {
         let (context, shutdown, name) = (Arc::clone(&context), shutdown.clone(), Arc::clone(&name));
         running.spawn(async move {
@@ -87,6 +88,7 @@ pub async fn run(
             Ok(())
         });
     }
+
     if roles.contains(&Role::Inbox) {
         let (context, shutdown) = (Arc::clone(&context), shutdown.clone());
         running.spawn(async move {
@@ -97,12 +99,13 @@ pub async fn run(
             Ok(())
         });
     }
-    let mut hands = Vec::new();
+
+    let mut concurrency = Vec::new();
     if roles.contains(&Role::Ingest) {
-        hands.push((Queue::Ingest, INGEST_HANDS));
+        concurrency.push((Queue::Ingest, INGEST_HANDS));
     }
     if roles.contains(&Role::Misc) {
-        hands.extend([
+        concurrency.extend([
             (Queue::Control, HANDS),
             (Queue::Mail, HANDS),
             (Queue::Export, EXPORT_HANDS),
@@ -113,7 +116,8 @@ pub async fn run(
             Ok(())
         });
     }
-    if !hands.is_empty() {
+
+    if !concurrency.is_empty() {
         let queues = Queues {
             pool: context.pool.clone(),
             bells: context.bells.clone(),
@@ -122,13 +126,14 @@ pub async fn run(
             timing: Timing::default(),
         };
         let shutdown = shutdown.clone();
-        running.spawn(async move { run_queues(queues, &hands, shutdown).await });
+        running.spawn(async move { run_queues(queues, &concurrency, shutdown).await });
     }
+
     let mut first_failure = Ok(());
     while let Some(ended) = running.join_next().await {
         let result = ended.map_err(anyhow::Error::from).and_then(|result| result);
         if !shutdown.is_cancelled() {
-            // The rest is stopped in order, so that a supervisor restarts a whole worker.
+            // The other roles stop in order, so that a supervisor restarts the whole worker.
             shutdown.cancel();
             first_failure = Err(result
                 .err()
@@ -137,6 +142,7 @@ pub async fn run(
             first_failure = result;
         }
     }
+
     tracing::info!(worker = %name, "worker has stopped");
     first_failure
 }

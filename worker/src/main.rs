@@ -1,4 +1,4 @@
-//! `peal-worker`: places calls and does everything that happens behind the API.
+//! `peal-worker`: places calls and runs all background work.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A stop takes no longer, whatever hangs.
+/// Longest time for a graceful shutdown; then the process exits.
 const STOP_LIMIT: Duration = Duration::from_secs(28);
 
 /// Places calls, applies carrier events, reads uploads, sends mail.
 #[derive(Parser)]
 #[command(name = "peal-worker", version)]
 struct Arguments {
-    /// What this replica does, separated by commas: dial, inbox, ingest, misc.
+    /// Roles of this replica, separated by commas: dial, inbox, ingest, misc.
     #[arg(
         long,
         env = "PEAL_ROLES",
@@ -34,7 +34,7 @@ struct Arguments {
     roles: Vec<Role>,
     #[command(flatten)]
     settings: Settings,
-    /// Without a command the worker works.
+    /// Operator command; without one the worker runs its roles.
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -44,16 +44,20 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     logging::init();
     let config = Config::from_settings(arguments.settings)?;
+
     if let Some(command) = arguments.command {
         let context = Context::connect(config, Process::Command).await?;
         ensure_migrated(&context.pool).await?;
         return command.run(&context).await;
     }
+
     let context = Context::connect(config, Process::Worker).await?;
     ensure_migrated(&context.pool).await?;
+
     let files = raise_limit();
-    tracing::debug!(files, "files may be open");
+    tracing::debug!(files, "limit of open files");
     let roles: BTreeSet<Role> = arguments.roles.into_iter().collect();
+
     let shutdown = CancellationToken::new();
     tokio::spawn(stop_on_signal(
         signal(SignalKind::terminate())?,
@@ -66,6 +70,7 @@ async fn main() -> anyhow::Result<()> {
             shutdown.clone(),
         ));
     }
+
     let ended = peal_worker::run(Arc::clone(&context), &roles, shutdown).await;
     context.traces.close().await;
     ended
@@ -79,6 +84,6 @@ async fn stop_on_signal(mut terminate: Signal, shutdown: CancellationToken) {
     tracing::info!("stopping");
     shutdown.cancel();
     tokio::time::sleep(STOP_LIMIT).await;
-    tracing::error!("the stop took too long; what is left is taken up by other workers");
+    tracing::error!("shutdown timed out; other workers take over the remaining work");
     std::process::exit(1);
 }

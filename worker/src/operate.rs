@@ -1,5 +1,5 @@
-//! What an operator asks and does from the command line: see queues and trunks, hold and resume
-//! them, bring dead jobs back. Answers are JSON, one object a line.
+//! Operator commands: list, pause and resume queues and trunks, retry dead jobs, check the
+//! ledger. The output is JSON, one object per line.
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -12,48 +12,49 @@ use peal_shared::trunks;
 use peal_shared::wallets::overview;
 use serde::Serialize;
 
-/// How many dead jobs are shown.
+/// Maximum of dead jobs in the output.
 const DEAD_LIMIT: i64 = 200;
 
 /// An operator's command.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// How much waits in each queue, and since when.
+    /// Lists the queues: number of waiting jobs and age of the oldest.
     Queues,
-    /// Holds a queue: jobs are still added, none is begun.
+    /// Pauses a queue: jobs are still added, none starts.
     PauseQueue { queue: String },
-    /// Lets a held queue go on.
+    /// Resumes a paused queue.
     ResumeQueue { queue: String },
-    /// Jobs that failed for good, with the reason.
+    /// Lists jobs that failed for good, with the reason.
     DeadJobs,
-    /// Gives a dead job another round of attempts.
+    /// Retries a dead job with a new set of attempts.
     Revive { job: JobId },
-    /// Every trunk: its pace, its live calls, and why it is paused.
+    /// Lists the trunks: pace, live calls and the reason of a pause.
     Trunks,
-    /// Lets a paused trunk dial again.
+    /// Resumes a paused trunk.
     ResumeTrunk { trunk: TrunkId },
-    /// Looks into the books.
+    /// Reads or verifies the ledger.
     #[command(subcommand)]
     Ledger(Books),
 }
 
-/// What can be asked of the books.
+/// A command on the ledger.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Books {
-    /// Every wallet through which money has gone: balance, holds, what can be spent.
+    /// Lists every wallet with entries: balance, holds and spendable amount.
     Wallets,
-    /// Recomputes everything from the entries and prints what does not add up; nothing printed
-    /// and exit code 0 is a clean bill.
+    /// Recomputes all balances from the entries and prints the violations. No output and exit
+    /// code 0 mean that the ledger is consistent.
     Verify,
 }
 
 impl Command {
-    /// Carries the command out and prints its answer.
+    /// Runs the command and prints its result.
     ///
     /// # Errors
-    /// When the thing named does not exist, or the database does not answer.
+    /// Fails when the queue, job or trunk does not exist, or the ledger has violations.
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
         let mut db = context.pool.acquire().await?;
+
         match self {
             Self::Queues => print(queue::depths(&mut db).await?),
             Self::PauseQueue { queue } => Ok(queue::pause(&mut db, named(&queue)?).await?),
@@ -64,21 +65,24 @@ impl Command {
                 context.bells.ring_job(&revived);
                 Ok(())
             }
+
             Self::Trunks => print(trunks::list_unscoped(&mut db).await?),
+            Self::ResumeTrunk { trunk } => {
+                trunks::resume_unscoped(&mut db, trunk).await?;
+                context.bells.ring(Bell::Dial);
+                Ok(())
+            }
+
             Self::Ledger(Books::Wallets) => {
                 print(overview::all_unscoped(&mut db, context.clock.now()).await?)
             }
             Self::Ledger(Books::Verify) => {
+                // The verification takes a connection of its own.
                 drop(db);
                 let offenders = verify_unscoped(&context.pool).await?;
                 let count = offenders.len();
                 print(offenders)?;
-                anyhow::ensure!(count == 0, "{count} things in the books do not add up");
-                Ok(())
-            }
-            Self::ResumeTrunk { trunk } => {
-                trunks::resume_unscoped(&mut db, trunk).await?;
-                context.bells.ring(Bell::Dial);
+                anyhow::ensure!(count == 0, "the ledger has {count} violations");
                 Ok(())
             }
         }
@@ -87,12 +91,8 @@ impl Command {
 
 fn named(queue: &str) -> anyhow::Result<Queue> {
     let names: Vec<&str> = Queue::ALL.iter().map(|queue| queue.name()).collect();
-    Queue::from_name(queue).with_context(|| {
-        format!(
-            "there is no queue {queue:?}: choose from {}",
-            names.join(", ")
-        )
-    })
+    Queue::from_name(queue)
+        .with_context(|| format!("unknown queue {queue:?}: choose from {}", names.join(", ")))
 }
 
 fn print<T: Serialize>(lines: Vec<T>) -> anyhow::Result<()> {

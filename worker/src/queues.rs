@@ -1,15 +1,15 @@
-//! The queue side of a worker process: an apalis worker per queue under one monitor, and the
+//! The job queues of a worker process: an apalis worker per queue under one monitor, and the
 //! sweeper.
 //!
 //! ```text
-//! monitor ─ worker per queue: PgBackend ─► settle ─► own task ─► panic guard ─► dispatch
+//! monitor ─ worker per queue: PgBackend ─► ack ─► own task ─► panic guard ─► dispatch
 //! sweeper ─ every five seconds
 //! ```
 //!
-//! Every job runs in a task of its own: a handler that computes for long delays nobody else,
-//! and a panic ends one run. When `shutdown` is cancelled nothing more is claimed and running
-//! jobs are given time to finish; then they are told to stop; then the process goes, and what
-//! still ran is taken over when its lease ends.
+//! Every job runs in its own task: a handler that computes for long delays no other job, and a
+//! panic ends one run. When `shutdown` is cancelled nothing more is claimed and running jobs get
+//! time to finish; then they are aborted; then the process exits, and other workers take over
+//! unfinished jobs when their leases end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,12 +31,12 @@ use crate::jobs::Registry;
 /// Time between two sweeps.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// What the queues of a process run on.
+/// Connections, handlers and timing of a process's queues.
 #[derive(Debug)]
 pub struct Queues<S> {
     pub pool: PgPool,
     pub bells: Bells,
-    /// What handlers share.
+    /// State shared by the handlers.
     pub state: Arc<S>,
     pub registry: Arc<Registry<S>>,
     pub timing: Timing,
@@ -54,16 +54,17 @@ impl<S> Clone for Queues<S> {
     }
 }
 
-/// Runs jobs of the given queues, each with so many at once, until `shutdown` and the end of
-/// what was running then, or the end of its grace ([`Timing`]).
+/// Runs jobs of the given queues, each with its concurrency, until `shutdown` and the end of the
+/// running jobs, or the end of their grace period ([`Timing`]).
 ///
 /// # Errors
 /// Fails when apalis cannot stop its workers.
 pub async fn run_queues<S: Send + Sync + 'static>(
     queues: Queues<S>,
-    hands: &[(Queue, usize)],
+    concurrency: &[(Queue, usize)],
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    // First `shutdown` stops claims, after the grace period `halt` aborts what still runs.
     let halt = CancellationToken::new();
     let deadline = {
         let (shutdown, halt, timing) = (shutdown.clone(), halt.clone(), queues.timing);
@@ -72,16 +73,17 @@ pub async fn run_queues<S: Send + Sync + 'static>(
             sleep(timing.grace).await;
             halt.cancel();
             sleep(timing.halt_grace).await;
-            tracing::warn!("jobs did not stop in time and are left to their leases");
+            tracing::warn!("jobs did not stop in time; others take over when their leases end");
         }
     };
-    // Two processes never share the name of a worker, not even one before and after a restart.
+
+    // The name of a worker is unique per process, also across a restart.
     let process = JobId::new();
-    // An error of a worker is a bug in it, not an outage; it is rebuilt under another name.
+    // An error of a worker is a bug, not an outage; the worker is rebuilt under another name.
     let mut monitor = Monitor::new()
         .with_terminator(deadline)
         .should_restart(|_, _| true);
-    for &(queue, hands) in hands {
+    for &(queue, hands) in concurrency {
         let shift = Shift {
             queue,
             worker: format!("{queue}-{}", process),
@@ -92,11 +94,13 @@ pub async fn run_queues<S: Send + Sync + 'static>(
         };
         monitor = register(monitor, queues.clone(), shift);
     }
+
     let sweeper = tokio::spawn(sweep_until(
         queues.pool.clone(),
         queues.bells.clone(),
         shutdown.clone(),
     ));
+
     let signal = async {
         shutdown.cancelled().await;
         Ok(())
@@ -132,7 +136,7 @@ async fn dispatch<S: Send + Sync + 'static>(job: Arc<Running>, queues: Data<Queu
     queues.registry.dispatch(state, job).await
 }
 
-/// Sweeps until the shutdown. Errors are logged; the next sweep tries again.
+/// Sweeps until the shutdown. Errors are logged; the next sweep retries.
 async fn sweep_until(pool: PgPool, bells: Bells, shutdown: CancellationToken) {
     let mut ticks = interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,5 +1,5 @@
-//! What is repaired without anybody asking: workers that died, carriers that fell silent,
-//! batches that ended unnoticed or wait for a launch that nobody does, files nobody reads any more.
+//! Periodic repairs: calls of dead workers, calls without carrier events, batches whose end or
+//! launch was missed, grants that expire, files and rows that are no longer needed.
 //! Any replica may run every repair at any time; running it twice changes nothing.
 
 use std::sync::Arc;
@@ -29,30 +29,31 @@ use peal_shared::wallets::expiry::expire_due_unscoped;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-/// How often the quick repairs run.
+/// Time between two runs of the quick repairs.
 const REPAIR_EVERY: Duration = Duration::from_secs(2);
-/// How often what is too old is forgotten.
+/// Time between two purges of old rows.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
-/// How often batches without money are looked at.
+/// Time between two checks of batches without credit.
 const FEED_EVERY: Duration = Duration::from_secs(2);
-/// How often grants are looked at whose time may be up.
+/// Time between two checks for expired grants.
 const EXPIRE_EVERY: Duration = Duration::from_secs(30);
-/// How often the books are looked through.
+/// Time between two verifications of the ledger.
 const VERIFY_EVERY: Duration = Duration::from_secs(3600);
-/// How often uploads that nobody reads any more are cleared away.
+/// Time between two purges of uploads and exports.
 const CLEAR_EVERY: Duration = Duration::from_secs(60);
-/// Questions under way at once.
+/// Concurrent carrier queries.
 const ASK_AT_ONCE: usize = 16;
-/// How long beyond its deadline a call may wait for a carrier that answers with errors.
+/// Longest time past its deadline that a call waits for a carrier that answers with errors.
 const ERROR_LIMIT: TimeDelta = TimeDelta::hours(1);
-/// Silent calls asked about in one round.
+/// Maximum of stale calls in one round.
 const ASK_LIMIT: i64 = 50;
-/// Within how long of the request the carrier's record of a call must have been made.
+/// Longest time before the request at which the carrier's record of its call may be created.
 const CREATED_BEFORE: TimeDelta = TimeDelta::seconds(5);
+/// Longest time after the request at which the carrier's record of its call may be created.
 const CREATED_BEHIND: TimeDelta = TimeDelta::seconds(30);
 
-/// Repairs, clears away, and asks carriers about silent calls, until `shutdown`. None waits for
-/// another: a carrier or a store that does not answer must not keep anything from being repaired.
+/// Runs all repairs until `shutdown`. None waits for another: a carrier or a store that does not
+/// answer must not delay the other repairs.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     tokio::join!(
         every(REPAIR_EVERY, &shutdown, || repair(&context)),
@@ -80,9 +81,9 @@ async fn every<F: Future<Output = Result<()>>>(
             () = shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        // In a box: all of them together are one task.
+        // Boxed, because the futures of all repairs are part of one task.
         if let Err(error) = Box::pin(work()).await {
-            tracing::warn!(%error, "a periodic repair failed; it runs again shortly");
+            tracing::warn!(%error, "a periodic repair failed; it runs again");
         }
     }
 }
@@ -93,14 +94,16 @@ async fn repair(context: &Context) -> Result<()> {
     if abandoned > 0 {
         tracing::warn!(calls = abandoned, "a worker died while it placed calls");
     }
+
     let released = release_unscoped(&mut db).await?;
     note_released(context, released);
     let completed = complete_finished_unscoped(&mut db).await?;
     if released != Released::default() || !completed.is_empty() {
         context.bells.ring(Bell::Dial);
     }
+
     for job in start_forgotten_unscoped(&mut db).await? {
-        tracing::warn!(job.id = %job.id, "a started batch had no job that would launch it");
+        tracing::warn!(job.id = %job.id, "a started batch had no launch job; queued one");
         context.bells.ring_job(&job);
     }
     Ok(())
@@ -115,13 +118,13 @@ async fn forget(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Pauses batches that have starved, and lets those go on for which there is money again.
+/// Pauses batches without credit and resumes those with credit again.
 async fn feed(context: &Context) -> Result<()> {
     for (batch, why) in starving::pause_starved_unscoped(&context.pool).await? {
         tracing::info!(batch.id = %batch, why = why.code(), "batch paused");
     }
     for (batch, job) in starving::resume_fed_unscoped(&context.pool, context.basis()).await? {
-        tracing::info!(batch.id = %batch, "batch resumed: there is money again");
+        tracing::info!(batch.id = %batch, "batch resumed: credit is available again");
         context.bells.ring_job(&job);
     }
     Ok(())
@@ -135,17 +138,17 @@ async fn expire(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Looks through the books. Every replica does so and shows what it found: it only reads.
+/// Verifies the ledger. Every replica does so and exposes the result as a metric: it only reads.
 async fn look_through_books(context: &Context) -> Result<()> {
     let offenders = verify_unscoped(&context.pool).await?;
     context.metrics.money.verified(offenders.len());
     for offender in &offenders {
-        tracing::error!(check = offender.check, of = %offender.of, "the books do not add up");
+        tracing::error!(check = offender.check, of = %offender.of, "the ledger is inconsistent");
     }
     Ok(())
 }
 
-/// Counts calls that ended without a carrier's word.
+/// Counts calls that ended without a carrier event.
 pub fn note_released(context: &Context, released: Released) {
     let dial = &context.metrics.dial;
     dial.ended(Outcome::Canceled, released.canceled);
@@ -164,10 +167,7 @@ async fn clear_uploads(context: &Context) -> Result<()> {
 async fn clear_exports(context: &Context) -> Result<()> {
     let cleared = export::clear_away_unscoped(&context.pool, &context.store).await?;
     if cleared > 0 {
-        tracing::info!(
-            files = cleared,
-            "exports whose time is up were cleared away"
-        );
+        tracing::info!(files = cleared, "expired exports were deleted");
     }
     Ok(())
 }
@@ -177,13 +177,14 @@ async fn ask_about_silent(context: &Context, shutdown: &CancellationToken) -> Re
         TimeDelta::from_std(context.config.reconcile_every).unwrap_or(TimeDelta::seconds(30));
     let deadline =
         TimeDelta::from_std(context.config.unknown_deadline).unwrap_or(TimeDelta::minutes(5));
+
     while !shutdown.is_cancelled() {
         let silent = take_silent_unscoped(&context.pool, ASK_LIMIT, every, deadline).await?;
         let taken = silent.len();
         stream::iter(silent)
             .for_each_concurrent(ASK_AT_ONCE, async |call| {
                 if let Err(error) = ask(context, &call).await {
-                    tracing::warn!(%error, call.id = %call.id, "a silent call could not be resolved");
+                    tracing::warn!(%error, call.id = %call.id, "a stale call could not be reconciled");
                 }
             })
             .await;
@@ -194,26 +195,28 @@ async fn ask_about_silent(context: &Context, shutdown: &CancellationToken) -> Re
     Ok(())
 }
 
-/// Asks the carrier about one call and writes down what it says, or that there is nothing to
-/// be learnt any more.
+/// Queries the carrier about one call and appends the result to the inbox: the call's state, or
+/// its loss after the deadline.
 async fn ask(context: &Context, call: &Silent) -> Result<()> {
     let now = context.clock.now();
     let event = match learn(context, call).await {
         Ok(Some(event)) => event,
         Ok(None) if now < call.deadline => return Ok(()),
-        // A carrier that has refused to answer for so long has nothing to say.
+        // After this long, the carrier's errors count as "not found".
         Err(error) if now < call.deadline + ERROR_LIMIT => return Err(error),
         Ok(None) | Err(_) => {
-            tracing::error!(call.id = %call.id, "no trace of a call at its carrier: it is lost");
+            tracing::error!(call.id = %call.id, "the carrier has no record of a call: it is lost");
             lost(call.carrier_call_id.clone(), now)
         }
     };
+
     let new = NewEvent {
         call: call.id,
         trunk: call.trunk,
         source: Source::Poll,
         event,
     };
+
     let mut db = context.pool.acquire().await?;
     append_unscoped(&mut db, &[new]).await?;
     context.bells.ring(Bell::Inbox);
@@ -224,6 +227,7 @@ async fn learn(context: &Context, call: &Silent) -> Result<Option<CallEvent>> {
     let Some(id) = &call.carrier_call_id else {
         return find(context, call).await;
     };
+
     let keys = &context.config.keys;
     let account = context
         .accounts
@@ -233,23 +237,25 @@ async fn learn(context: &Context, call: &Silent) -> Result<Option<CallEvent>> {
     let Some(record) = carrier.fetch(&account, id).await? else {
         return Ok(None);
     };
+
     let rank = record.event.status.map_or(0, CallStatus::rank);
     if record.event.status != Some(CallStatus::Final) && rank <= call.status.rank() {
-        // We knew as much, so it is alive beyond its longest time: end it, and the next look
-        // sees how it ended. A call that had moved on without our hearing of it goes on.
-        tracing::warn!(call.id = %call.id, "a call outlived its limit: hanging it up");
+        // The carrier reports no progress, so the call exceeds its maximum duration: end it, and
+        // the next round records its end. A call that progressed without an event continues.
+        tracing::warn!(call.id = %call.id, "a call exceeds its maximum duration: hanging it up");
         carrier.end(&account, id, Ending::HangUp).await?;
     }
     Ok(Some(record.event))
 }
 
-/// Looks for the call of a create request that had no answer: exactly one record of the right
-/// time that belongs to no other call of ours.
+/// Searches the carrier for the call of a create request without an answer: exactly one record of
+/// the right time that is bound to no other call.
 async fn find(context: &Context, call: &Silent) -> Result<Option<CallEvent>> {
     let account = context
         .accounts
         .get(&context.pool, &context.config.keys, call.trunk)
         .await?;
+
     let search = Search {
         to: call.to.clone(),
         from: call.from.clone(),
@@ -261,14 +267,17 @@ async fn find(context: &Context, call: &Silent) -> Result<Option<CallEvent>> {
         .of(account.kind)
         .search(&account, &search)
         .await?;
+
+    // Records of other calls to the same number are no candidates.
     let ids: Vec<String> = found
         .iter()
         .map(|record| record.carrier_call_id.clone())
         .collect();
     let bound = bound_unscoped(&context.pool, call.trunk, &ids).await?;
     found.retain(|record| !bound.contains(&record.carrier_call_id));
+
     if found.len() > 1 {
-        tracing::error!(call.id = %call.id, candidates = found.len(), "several calls could be this one: adopting none");
+        tracing::error!(call.id = %call.id, candidates = found.len(), "several records match a call: adopting none");
         return Ok(None);
     }
     Ok(found.pop().map(|record| record.event))

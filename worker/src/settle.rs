@@ -1,7 +1,7 @@
-//! Charges calls that have ended, in bulk, as long as there are any.
+//! Charges ended calls, in bulk.
 //!
-//! A group that the database refuses is cut down until the one call at fault is alone; that one
-//! is put off, so a single odd call never keeps the others from being charged.
+//! A group that the database rejects is reduced until the faulty call is alone; that call is
+//! postponed, so that one faulty call never blocks the charges of the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +12,20 @@ use peal_shared::context::Context;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Calls settled in one transaction, at most.
+/// Maximum of calls in one transaction.
 const GROUP_LIMIT: i64 = 500;
-/// How often to look when no bell rings.
+/// Time between two polls when no wakeup arrives.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The least time between two looks: what ends meanwhile is folded together, and claims do not
-/// wait for the wallet meanwhile.
+/// Shortest time between two polls: calls that end meanwhile are charged together, and claims do
+/// not wait for the wallet's lock meanwhile.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Settles until `shutdown`.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
-    let mut bell = context.bells.listen(Bell::Settle);
+    let mut wakeup = context.bells.listen(Bell::Settle);
     let mut group = GROUP_LIMIT;
+
     while !shutdown.is_cancelled() {
         let asked = Instant::now();
         match settle_due_unscoped(&context.pool, group, context.clock.now()).await {
@@ -34,19 +35,22 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
                     tracing::debug!(?settled, "calls settled");
                     context.metrics.money.settled(&settled, asked.elapsed());
                 }
+
                 group = group.saturating_mul(2).min(GROUP_LIMIT);
                 if full {
                     continue;
                 }
+
                 let pause = async {
                     sleep(LOOK_PAUSE).await;
-                    bell.heard(16, LOOK_EVERY).await;
+                    wakeup.heard(16, LOOK_EVERY).await;
                 };
                 tokio::select! {
                     () = shutdown.cancelled() => {}
                     () = pause => {}
                 }
             }
+
             Err(refused) => {
                 tracing::warn!(error = %refused.error, group, "calls cannot be settled");
                 group = narrow(&context, group, refused).await;
@@ -59,8 +63,8 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     }
 }
 
-/// An outage, a deadlock or a timeout is waited out with the group as it is; what is refused for
-/// any other reason is narrowed down.
+/// Returns the next group size. An outage, a deadlock or a timeout is retried with the same
+/// group; a group that is rejected for any other reason gets smaller.
 async fn narrow(context: &Context, group: i64, refused: Refused) -> i64 {
     let outage = matches!(refused.error, peal_shared::Error::Busy(_)) || refused.due.is_empty();
     if outage || refused.error.is_lost_connection() {
@@ -69,10 +73,11 @@ async fn narrow(context: &Context, group: i64, refused: Refused) -> i64 {
     let [due] = refused.due[..] else {
         return (group / 8).max(1);
     };
-    tracing::error!(due, error = %refused.error, "a call is put off: it cannot be settled");
+
+    tracing::error!(due, error = %refused.error, "a call cannot be settled: its charge is postponed");
     context.metrics.money.put_off();
     if let Err(error) = put_off_unscoped(&context.pool, due).await {
-        tracing::warn!(%error, "a call could not be put off");
+        tracing::warn!(%error, "a charge could not be postponed");
     }
     group
 }

@@ -1,8 +1,8 @@
-//! The public keys of another issuer, by their ids.
+//! Cache of an external issuer's public keys, by key id.
 //!
-//! Keys are fetched when they are needed and believed for ten minutes. When the issuer does not
-//! answer, the last ones go on for an hour. A token can name any key id, so an unknown one asks
-//! the issuer at most twice a minute, whatever arrives.
+//! Keys are fetched on demand and fresh for ten minutes. When the issuer does not respond, stale
+//! keys are used for up to an hour. A token can name any key id, so unknown ids cause at most two
+//! requests to the issuer a minute.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,33 +20,33 @@ use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
 
-/// How long fetched keys are believed; a withdrawn key works for this long.
+/// Age up to which keys are fresh; a withdrawn key works for this long.
 const FRESH: TimeDelta = TimeDelta::minutes(10);
-/// How long they go on when the issuer does not answer.
+/// Age up to which stale keys are used when the issuer does not respond.
 const LAST_GOOD: TimeDelta = TimeDelta::hours(1);
-/// The shortest time between two questions.
+/// Shortest time between two requests to the issuer.
 const PAUSE: TimeDelta = TimeDelta::seconds(30);
-/// How long an answer may take, and how large it may be.
+/// Limits of the issuer's response.
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_BYTES: usize = 256 * 1024;
-/// Keys of an issuer.
+/// Most keys of an issuer.
 const MAX_KEYS: usize = 100;
-/// Shorter RSA keys are too weak: bytes of the modulus.
+/// Shortest accepted modulus of an RSA key: shorter keys are too weak.
 const MIN_RSA_BYTES: usize = 256;
 
-/// A key, and the one algorithm that it verifies.
+/// A key, with the only algorithm that it verifies.
 #[derive(Clone)]
 pub struct VerifyingKey {
     pub key: DecodingKey,
     pub algorithm: Algorithm,
 }
 
-/// The keys of one issuer.
+/// Cached keys of one issuer.
 pub struct Jwks {
     url: Url,
     client: reqwest::Client,
     known: Mutex<Known>,
-    /// Held by whoever asks the issuer.
+    /// Held during a request to the issuer.
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -57,14 +57,16 @@ struct Known {
     asked_at: Option<DateTime<Utc>>,
 }
 
-/// What is known about a key id.
+/// Result of a cache lookup.
 struct Look {
     key: Option<VerifyingKey>,
-    /// Whether the issuer should be asked.
+    /// True when the keys should be fetched again.
     ask: bool,
 }
 
 impl Jwks {
+    /// Creates an empty cache.
+    ///
     /// # Errors
     /// When there are no TLS roots.
     pub fn new(url: Url) -> anyhow::Result<Self> {
@@ -76,18 +78,20 @@ impl Jwks {
         })
     }
 
-    /// The key of that id, if the issuer has one.
+    /// Returns the issuer's key of an id.
     pub async fn find(&self, id: &str, now: DateTime<Utc>) -> Option<VerifyingKey> {
-        let look = self.look(id, now);
-        if !look.ask {
-            return look.key;
+        let lookup = self.look(id, now);
+        if !lookup.ask {
+            return lookup.key;
         }
-        let _asking = match (self.asking.try_lock(), look.key) {
-            (Ok(asking), _) => asking,
-            // Somebody else asks; what is known will do until they know more.
+
+        let _guard = match (self.asking.try_lock(), lookup.key) {
+            (Ok(guard), _) => guard,
+            // Another task fetches the keys; the cached key is used meanwhile.
             (Err(_held), Some(key)) => return Some(key),
             (Err(_held), None) => self.asking.lock().await,
         };
+
         if self.look(id, now).ask {
             self.ask(now).await;
         }
@@ -95,12 +99,14 @@ impl Jwks {
     }
 
     fn look(&self, id: &str, now: DateTime<Utc>) -> Look {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = known.fetched_at.map(|at| now - at);
-        let key = known.keys.get(id);
+        let cache = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = cache.fetched_at.map(|at| now - at);
+        let key = cache.keys.get(id);
         let key = key.filter(|_| age.is_some_and(|age| age < LAST_GOOD));
+
         let is_stale = age.is_none_or(|age| age >= FRESH);
-        let may_ask = known.asked_at.is_none_or(|at| now - at >= PAUSE);
+        let may_ask = cache.asked_at.is_none_or(|at| now - at >= PAUSE);
+
         Look {
             ask: may_ask && (is_stale || key.is_none()),
             key: key.cloned(),
@@ -108,34 +114,37 @@ impl Jwks {
     }
 
     async fn ask(&self, now: DateTime<Utc>) {
-        let answer = self.fetch().await;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.asked_at = Some(now);
-        match answer {
+        let fetched = self.fetch().await;
+        let mut cache = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.asked_at = Some(now);
+
+        match fetched {
             Ok(keys) => {
-                known.keys = keys;
-                known.fetched_at = Some(now);
+                cache.keys = keys;
+                cache.fetched_at = Some(now);
             }
             Err(error) => tracing::warn!(
                 error = format!("{error:#}"),
-                "PEAL_JWT_JWKS_URL gives no keys; the last ones go on for an hour"
+                "PEAL_JWT_JWKS_URL returned no keys; cached keys are used for up to an hour"
             ),
         }
     }
 
     async fn fetch(&self) -> anyhow::Result<HashMap<String, VerifyingKey>> {
-        let answer = self.client.get(self.url.clone()).send().await?;
-        if !answer.status().is_success() {
-            bail!("the issuer answers {}", answer.status());
+        let response = self.client.get(self.url.clone()).send().await?;
+        if !response.status().is_success() {
+            bail!("the issuer responded with {}", response.status());
         }
+
         let mut body = Vec::new();
-        let mut pieces = answer.bytes_stream();
-        while let Some(piece) = pieces.next().await {
-            body.extend_from_slice(&piece?);
+        let mut chunks = response.bytes_stream();
+        while let Some(chunk) = chunks.next().await {
+            body.extend_from_slice(&chunk?);
             if body.len() > MAX_BYTES {
                 bail!("the issuer's keys are larger than {MAX_BYTES} bytes");
             }
         }
+
         read(&body)
     }
 }
@@ -145,7 +154,7 @@ struct KeySet {
     keys: Vec<Value>,
 }
 
-/// The keys of a document that can verify tokens; other ones are nobody's business here.
+/// Parses the keys that can verify tokens; other keys are ignored.
 fn read(document: &[u8]) -> anyhow::Result<HashMap<String, VerifyingKey>> {
     let set: KeySet = serde_json::from_slice(document).context("the issuer's keys")?;
     let keys = set.keys.into_iter().take(MAX_KEYS);
@@ -153,8 +162,8 @@ fn read(document: &[u8]) -> anyhow::Result<HashMap<String, VerifyingKey>> {
     Ok(jwks.filter_map(verifying).collect())
 }
 
-/// A key decides itself what it verifies: P-256 is ES256, RSA is RS256, and there is nothing
-/// else. A shared secret in a public place verifies nothing.
+/// Derives the algorithm from the key type: ES256 for P-256, RS256 for RSA. Other types are
+/// ignored, above all shared secrets, which must not be public.
 fn verifying(jwk: Jwk) -> Option<(String, VerifyingKey)> {
     let id = jwk.common.key_id.clone()?;
     if !matches!(
@@ -163,6 +172,7 @@ fn verifying(jwk: Jwk) -> Option<(String, VerifyingKey)> {
     ) {
         return None;
     }
+
     let (algorithm, named) = match &jwk.algorithm {
         AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
             (Algorithm::ES256, KeyAlgorithm::ES256)
@@ -170,9 +180,11 @@ fn verifying(jwk: Jwk) -> Option<(String, VerifyingKey)> {
         AlgorithmParameters::RSA(key) if is_long(&key.n) => (Algorithm::RS256, KeyAlgorithm::RS256),
         _ => return None,
     };
+
     if jwk.common.key_algorithm.is_some_and(|other| other != named) {
         return None;
     }
+
     let key = DecodingKey::from_jwk(&jwk).ok()?;
     Some((id, VerifyingKey { key, algorithm }))
 }
@@ -182,5 +194,5 @@ fn is_long(modulus: &str) -> bool {
     bytes.is_ok_and(|bytes| bytes.iter().skip_while(|byte| **byte == 0).count() >= MIN_RSA_BYTES)
 }
 
-/// The keys, shared by every request; none when the issuer has no address.
+/// Keys shared by all requests; `None` without a configured URL.
 pub type SharedJwks = Option<Arc<Jwks>>;

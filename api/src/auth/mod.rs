@@ -1,8 +1,8 @@
-//! Who is asking: an API key in `x-api-key`, or a session token in `Authorization: Bearer`.
+//! Authentication: an API key in `x-api-key`, or a session token in `Authorization: Bearer`.
 //!
-//! A session token ([`tokens`]) proves who the user is and nothing else. What they may do is
-//! read from the database for every request. Every refusal looks the same. When a request has
-//! both headers, the key counts.
+//! A session token ([`tokens`]) only proves the user's identity. Permissions are read from the
+//! database for every request. All failures get the same response. When a request has both
+//! headers, only the key is checked.
 
 mod jwks;
 pub mod tokens;
@@ -34,27 +34,27 @@ use crate::rates::{Allowance, Rates};
 use crate::refusals::Asker;
 use tokens::{Bearer, Tokens};
 
-/// Where a proxy writes whom a request comes from.
+/// Header in which a proxy forwards the client's address.
 const FORWARDED_FOR: &str = "x-forwarded-for";
-/// The header that holds an API key.
+/// Header of an API key.
 pub const API_KEY_HEADER: &str = "x-api-key";
-/// How long a key that was looked up is believed; a revoked one works for this long.
+/// Lifetime of a cached key; a revoked one works for this long.
 const KEY_TTL: Duration = Duration::from_millis(500);
-/// Longer texts are not keys.
+/// Longest API key.
 const MAX_KEY_BYTES: usize = 512;
 
-/// The authenticated caller, and where the request came from.
+/// The authenticated caller, and the origin of the request.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub principal: Principal,
-    /// The session of the built-in login that the token belongs to.
+    /// Session of a token of the built-in login.
     pub session: Option<SessionId>,
-    /// When the token of another issuer ends.
+    /// Expiry of an external issuer's token.
     pub until: Option<DateTime<Utc>>,
     pub origin: Origin,
 }
 
-/// A caller who was found by what they show.
+/// Result of a successful authentication.
 struct Found {
     known: Known,
     session: Option<SessionId>,
@@ -69,14 +69,14 @@ impl std::ops::Deref for Caller {
     }
 }
 
-/// What a request brings with it besides its caller.
+/// Facts of a request besides its caller.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
     pub ip: Option<IpAddr>,
     pub request_id: Option<String>,
     /// The `Idempotency-Key`, if one was sent.
     pub claim: Option<Claim>,
-    /// Tells who it is to what goes around the request.
+    /// Slot in which the middleware finds the caller after the request.
     pub asker: Asker,
 }
 
@@ -102,12 +102,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
     }
 }
 
-/// Where a request comes from, as an extension of it.
+/// Client address of a request, as its extension.
 #[derive(Clone, Copy, Debug)]
 pub struct Sender(pub IpAddr);
 
 impl Sender {
-    /// The address of the connection, or what a trusted proxy says instead.
+    /// Address of the connection, or the address that a trusted proxy forwards.
     pub fn of<B>(request: &Request<B>, proxies: &Proxies) -> Option<Self> {
         let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
         let forwarded = request.headers().get_all(FORWARDED_FOR).iter();
@@ -116,7 +116,7 @@ impl Sender {
     }
 }
 
-/// The id of a request, as an extension of it.
+/// Id of a request, as its extension.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
 
@@ -133,11 +133,13 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let context = Arc::<Context>::from_ref(state);
         let origin = Origin::of(parts);
+
+        // 1. Authenticate by the key, or by the token.
         let found = if let Some(key) = parts.headers.get(API_KEY_HEADER) {
             let key = key.to_str().unwrap_or_default();
             let cache = KeyCache::from_ref(state);
-            let known = by_key(&context, &cache, key.trim(), &origin.asker).await?;
-            known.map(|known| Found {
+            let permissions = by_key(&context, &cache, key.trim(), &origin.asker).await?;
+            permissions.map(|known| Found {
                 known,
                 session: None,
                 until: None,
@@ -147,18 +149,23 @@ where
         } else {
             None
         };
+
+        // 2. Count failures per address, and requests per caller.
         let rates = Rates::from_ref(state);
         let found = found.ok_or_else(|| rates.unknown(origin.ip))?;
         let known = found.known;
+
         origin.asker.is(Turned::Known(known.principal.clone()));
-        let left = rates.known(&known.principal)?;
+        let remaining = rates.known(&known.principal)?;
         if let Some(allowance) = parts.extensions.get::<Allowance>() {
-            allowance.note(left);
+            allowance.note(remaining);
         }
-        // Inside a nested router the path has lost its beginning.
-        let whole = parts.extensions.get::<OriginalUri>();
-        let path = whole.map_or_else(|| parts.uri.path(), |OriginalUri(uri)| uri.path());
+
+        // 3. Check the permission for the route. A nested router strips the prefix of the path.
+        let original = parts.extensions.get::<OriginalUri>();
+        let path = original.map_or_else(|| parts.uri.path(), |OriginalUri(uri)| uri.path());
         known.allow(parts.method.as_str(), path)?;
+
         Ok(Self {
             principal: known.principal,
             session: found.session,
@@ -177,16 +184,19 @@ async fn by_key(
     if key.is_empty() || key.len() > MAX_KEY_BYTES || !may_be_api_key(key) {
         return Ok(None);
     }
+
     let digest = context.config.keys.api_key_digest(key);
     if let Some(known) = cache.fresh(&digest) {
         return Ok(Some(known));
     }
-    // What is read may be older than its arrival, but not older than this.
-    let asked = Instant::now();
+
+    // The age of a cache entry counts from before the query, which may return an older state.
+    let read_at = Instant::now();
     let mut db = context.pool.acquire().await?;
+
     match api_keys::holder_unscoped(&mut db, &context.config.keys, key).await? {
         Holder::Caller(known) => {
-            cache.keep(digest, asked, known.clone());
+            cache.keep(digest, read_at, known.clone());
             Ok(Some(known))
         }
         Holder::Ended(org, user, key) => {
@@ -207,15 +217,18 @@ async fn by_token(
     let Some(bearer) = tokens.read(token, now).await else {
         return Ok(None);
     };
+
     let mut db = context.pool.acquire().await?;
     match bearer {
         Bearer::Member { session, user } => {
             let known = sessions::principal_unscoped(&mut db, session, user, now).await?;
+
             if known.is_none()
                 && let Some(org) = sessions::ended_unscoped(&mut db, session, user).await?
             {
                 origin.asker.is(Turned::As(org, user, None));
             }
+
             Ok(known.map(|known| Found {
                 known,
                 session: Some(session),
@@ -224,11 +237,13 @@ async fn by_token(
         }
         Bearer::Stranger { stranger, until } => {
             let mut known = strangers::principal_unscoped(&mut db, &stranger).await?;
+
             if known.is_none() {
                 let sign_up = context.config.sign_in.sign_up;
                 strangers::take_in_unscoped(&mut db, &stranger, sign_up, origin.ip).await?;
                 known = strangers::principal_unscoped(&mut db, &stranger).await?;
             }
+
             Ok(known.map(|known| Found {
                 known,
                 session: None,
@@ -243,26 +258,26 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Callers by the digest of their key, looked up lately.
+/// Recently read callers, by the digest of their key.
 #[derive(Clone, Default)]
 pub struct KeyCache {
     entries: Arc<Mutex<HashMap<[u8; 32], LookedUp>>>,
 }
 
-/// When a key was looked up, and whose it is.
+/// Time of the query, and the permissions of the key.
 type LookedUp = (Instant, Known);
 
 impl KeyCache {
     fn fresh(&self, digest: &[u8; 32]) -> Option<Known> {
         let entries = self.entries.lock().ok()?;
-        let (looked_up, known) = entries.get(digest)?;
-        (looked_up.elapsed() < KEY_TTL).then(|| known.clone())
+        let (read_at, known) = entries.get(digest)?;
+        (read_at.elapsed() < KEY_TTL).then(|| known.clone())
     }
 
-    fn keep(&self, digest: [u8; 32], asked: Instant, known: Known) {
+    fn keep(&self, digest: [u8; 32], read_at: Instant, known: Known) {
         if let Ok(mut entries) = self.entries.lock() {
-            entries.retain(|_, (looked_up, _)| looked_up.elapsed() < KEY_TTL);
-            entries.insert(digest, (asked, known));
+            entries.retain(|_, (read_at, _)| read_at.elapsed() < KEY_TTL);
+            entries.insert(digest, (read_at, known));
         }
     }
 }
@@ -272,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_bearer_header_holds_a_token() {
+    fn only_a_bearer_header_contains_a_token() {
         for (header, token) in [
             ("Bearer abc", Some("abc")),
             ("bearer  abc ", Some("abc")),

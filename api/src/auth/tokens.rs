@@ -1,14 +1,13 @@
-//! Session tokens: which verifier reads one, and what it must say.
+//! Session tokens: their verification, and the issue of local ones.
 //!
-//! A token says which key it was signed with (`kid`), and the key says which algorithm that
-//! takes; what the token says about its algorithm only has to agree. Keys that a token brings
-//! along or points to (`jwk`, `jku`, `x5u`) are not looked at.
+//! The `kid` of a token selects the key, and the key determines the algorithm; the token's `alg`
+//! must match it. Keys that a token contains or links to (`jwk`, `jku`, `x5u`) are ignored.
 //!
 //! | `kid` | verifier |
 //! |---|---|
-//! | `peal` | our own sessions: HS256 under a key derived from the master key |
-//! | one of the issuer's | that public key: ES256 or RS256 |
-//! | another one, or none | HS256 with `PEAL_JWT_SECRET`, if that is set |
+//! | `peal` | local sessions: HS256 with a key derived from the master key |
+//! | one of the external issuer's | that public key: ES256 or RS256 |
+//! | another, or none | HS256 with `PEAL_JWT_SECRET`, if set |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,31 +30,31 @@ use serde_json::{Map, Value};
 
 use super::jwks::{Jwks, SharedJwks};
 
-/// The key id, issuer and audience of our own tokens.
+/// Key id, issuer and audience of local tokens.
 const OWN: &str = "peal";
-/// How far the clocks of an issuer and ours may differ.
+/// Allowed difference between an issuer's clock and the local one.
 const LEEWAY: Duration = Duration::from_secs(30);
-/// Longer texts are not tokens.
+/// Longest token.
 const MAX_TOKEN_BYTES: usize = 8192;
-/// Roles that a token of Supabase has for programs and for nobody in particular.
+/// Roles of Supabase tokens that belong to no user.
 const NOT_A_PERSON: [&str; 2] = ["service_role", "anon"];
 
-/// Whom a genuine token names.
+/// Identity that a verified token names.
 #[derive(Clone, Debug)]
 pub enum Bearer {
-    /// Somebody with a session here.
+    /// A user with a local session.
     Member { session: SessionId, user: UserId },
-    /// Somebody whom another issuer vouches for, until then.
+    /// A user of an external issuer, until the token expires.
     Stranger {
         stranger: Stranger,
         until: Option<DateTime<Utc>>,
     },
 }
 
-/// Reads session tokens, and writes our own.
+/// Verifies session tokens, and issues local ones.
 #[derive(Clone)]
 pub struct Tokens {
-    /// The first one signs; those of earlier master keys still verify.
+    /// The first secret signs; those of earlier master keys still verify.
     own_secrets: Vec<[u8; 32]>,
     foreign: Option<SessionTokens>,
     jwks: SharedJwks,
@@ -74,15 +73,13 @@ impl Tokens {
         })
     }
 
-    /// The token of a session.
-    ///
-    /// # Errors
-    /// Never, with a key of the right length.
+    /// Issues the token of a session.
     pub fn issue(&self, session: &Session) -> anyhow::Result<String> {
         let header = Header {
             kid: Some(OWN.to_owned()),
             ..Header::new(Algorithm::HS256)
         };
+
         let claims = OwnClaims {
             iss: OWN,
             aud: OWN,
@@ -91,14 +88,16 @@ impl Tokens {
             iat: session.opened_at.timestamp(),
             exp: session.expires_at.timestamp(),
         };
+
         let secret = self.own_secrets.first().context("no secret")?;
         let key = EncodingKey::from_secret(secret);
         Ok(encode(&header, &claims, &key)?)
     }
 
-    /// Whom a token names, if it is genuine and its time has come and not passed.
+    /// Verifies a token at the time `now`; `None` for an invalid one.
     pub async fn read(&self, token: &str, now: DateTime<Utc>) -> Option<Bearer> {
         let head = Head::of(token)?;
+
         if head.kid.as_deref() == Some(OWN) {
             let claims = self.own_secrets.iter().find_map(|secret| {
                 let key = DecodingKey::from_secret(secret);
@@ -109,6 +108,8 @@ impl Tokens {
                 user: claims.sub.parse().ok()?,
             });
         }
+
+        // Tokens of the external issuer: by shared secret, otherwise by public key.
         let rules = self.foreign.as_ref()?;
         let names = (rules.issuer.as_str(), rules.audience.as_str());
         if let Some(secret) = &rules.secret {
@@ -117,6 +118,7 @@ impl Tokens {
                 return stranger(claims, rules);
             }
         }
+
         let key = self.jwks.as_ref()?.find(&head.kid?, now).await?;
         stranger(verified(token, &key.key, key.algorithm, names, now)?, rules)
     }
@@ -128,29 +130,33 @@ fn stranger(claims: Claims, rules: &SessionTokens) -> Option<Bearer> {
         .is_some_and(|role| NOT_A_PERSON.contains(&role.as_str()))
         && !claims.is_anonymous.unwrap_or_default()
         && !claims.sub.is_empty();
+
     let in_metadata = claims
         .user_metadata
         .as_ref()
         .and_then(|metadata| metadata.get("email_verified"));
     let is_unverified = denies(claims.email_verified.as_ref()) || denies(in_metadata);
-    let told = Told::of(claims.phone.as_ref(), claims.user_metadata.as_ref());
+
+    let profile = Told::of(claims.phone.as_ref(), claims.user_metadata.as_ref());
+
     let until = claims
         .exp
         .saturating_add(LEEWAY.as_secs().try_into().unwrap_or(0));
     let until = DateTime::from_timestamp(until, 0);
+
     is_person.then(|| Bearer::Stranger {
         stranger: Stranger {
             issuer: rules.issuer.clone(),
             subject: claims.sub,
             email: claims.email.filter(|_| !is_unverified),
-            told,
+            told: profile,
             issued_at: DateTime::from_timestamp(claims.iat, 0).unwrap_or_default(),
         },
         until,
     })
 }
 
-/// Whether a claim says no. Some issuers write their truths as texts.
+/// True when a claim is false. Some issuers send booleans as strings.
 fn denies(claim: Option<&Value>) -> bool {
     match claim {
         None | Some(Value::Null | Value::Bool(true)) => false,
@@ -159,11 +165,11 @@ fn denies(claim: Option<&Value>) -> bool {
     }
 }
 
-/// The part of a token's head that is believed: the id of its key.
+/// Header fields that are read before verification.
 #[derive(Deserialize)]
 struct Head {
     kid: Option<String>,
-    /// What must be understood; nothing is.
+    /// Critical extensions. None is supported, so a token with any is invalid.
     crit: Option<IgnoredAny>,
 }
 
@@ -172,6 +178,7 @@ impl Head {
         if token.len() > MAX_TOKEN_BYTES {
             return None;
         }
+
         let head = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
         let head: Self = serde_json::from_slice(&head).ok()?;
         head.crit.is_none().then_some(head)
@@ -188,7 +195,7 @@ struct OwnClaims {
     exp: i64,
 }
 
-/// What a token says. Rights that it may claim are not read, and moments are whole numbers.
+/// Claims of a token. Permissions are not read from it, and times are whole seconds.
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
@@ -200,13 +207,13 @@ struct Claims {
     email: Option<String>,
     email_verified: Option<Value>,
     phone: Option<Value>,
-    /// Supabase says here whether the address is verified. Users write it themselves, so only a
-    /// no counts.
+    /// Supabase puts `email_verified` here. Users can write it themselves, so only `false` is
+    /// trusted.
     user_metadata: Option<Value>,
     is_anonymous: Option<bool>,
 }
 
-/// The claims of a token that this key and algorithm verify.
+/// Verifies a token with this key and algorithm, and returns its claims.
 fn verified(
     token: &str,
     key: &DecodingKey,
@@ -215,20 +222,23 @@ fn verified(
     now: DateTime<Utc>,
 ) -> Option<Claims> {
     let mut validation = Validation::new(algorithm);
-    // Our own clock judges, below.
+    // Times are checked below, against the injected clock.
     validation.validate_exp = false;
     validation.set_issuer(&[issuer]);
     validation.set_audience(&[audience]);
     validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+
     let claims = decode::<Map<String, Value>>(token, key, &validation)
         .ok()?
         .claims;
     let claims: Claims = serde_json::from_value(Value::Object(claims)).ok()?;
+
     let (now, leeway) = (now.timestamp(), LEEWAY.as_secs().try_into().unwrap_or(0));
     let is_current = claims.exp > now.saturating_sub(leeway)
         && claims.iat <= now.saturating_add(leeway)
         && claims
             .nbf
             .is_none_or(|nbf| nbf <= now.saturating_add(leeway));
+
     is_current.then_some(claims)
 }

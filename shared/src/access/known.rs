@@ -1,5 +1,5 @@
-//! What a request may do beyond its caller's role: which features its user has, and which
-//! routes its key opens. Both hold for sessions and keys alike, whatever the handler does.
+//! Permissions beyond the caller's role: the features of the user, and the routes that the API
+//! key's scopes allow. Checked for every request, before its handler.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -7,14 +7,14 @@ use utoipa::ToSchema;
 use super::{Credential, Principal};
 use crate::error::Error;
 
-/// What can be switched off for a user.
+/// A part of the API that can be switched off for a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feature {
     /// Batches and single calls.
     Outbound,
     /// Searching and exporting calls.
     CallAnalytics,
-    /// Looking at calls.
+    /// Reading calls.
     CallLogs,
 }
 
@@ -22,7 +22,7 @@ impl Feature {
     /// Every feature.
     pub const ALL: [Self; 3] = [Self::Outbound, Self::CallAnalytics, Self::CallLogs];
 
-    /// The word on the wire and in tables.
+    /// Name on the wire and in tables.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -54,7 +54,7 @@ impl Feature {
     }
 }
 
-/// One thing that a key may do.
+/// A set of requests that a key may send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyScope {
@@ -72,21 +72,21 @@ impl KeyScope {
     }
 }
 
-/// A caller, and what they may use.
+/// A caller with their permissions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     pub principal: Principal,
     /// Names of the features that are off.
     pub off: Vec<String>,
-    /// What the key may do; nothing listed is everything.
+    /// Requests that the key may send; an empty list allows all.
     pub scopes: Vec<KeyScope>,
 }
 
 impl Known {
-    /// Whether the caller may send such a request at all.
+    /// Refuses requests that the key's scopes or the user's features do not allow.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] with the contract's words.
+    /// [`Error::Forbidden`] with the contract's message.
     pub fn allow(&self, method: &str, path: &str) -> Result<(), Error> {
         if let Credential::ApiKey(_) = self.principal.credential {
             let scoped = self.scopes.is_empty()
@@ -97,38 +97,38 @@ impl Known {
                 ));
             }
         }
+
         for feature in Feature::of(path) {
             if self.off.iter().any(|name| name == feature.as_str()) {
-                let told = format!(
+                let message = format!(
                     "Forbidden: the feature {} is switched off for this user",
                     feature.as_str()
                 );
-                return Err(Error::Forbidden(told.into()));
+                return Err(Error::Forbidden(message.into()));
             }
         }
         Ok(())
     }
 }
 
-/// Where money is moved or priced: a key only looks.
+/// Routes that move or price money. API keys have read access only.
 fn is_money(path: &str) -> bool {
-    let places = [
+    let prefixes = [
         "/billing",
         "/wallets",
         "/earnings",
         "/orgs",
         "/service-prices",
     ];
-    places.iter().any(|place| {
-        within(path, place)
+    prefixes.iter().any(|prefix| {
+        within(path, prefix)
             || path
                 .strip_prefix("/api/v1")
-                .is_some_and(|rest| within(rest, place))
+                .is_some_and(|rest| within(rest, prefix))
     })
 }
 
-/// Whether a path is `prefix` or below it. Routes match the path as it was sent, and so does
-/// this.
+/// True when a path is `prefix` or below it. Compares the path as it was sent, as routing does.
 fn within(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

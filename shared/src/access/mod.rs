@@ -1,9 +1,9 @@
-//! Who is asking, and what they may see.
+//! Authenticated callers, and the rows they may see.
 //!
-//! A [`Principal`] is made once per request, by the API, from a session token or an API key.
-//! Nothing below the API ever sees a token: functions that touch tenant rows take a [`Scope`],
-//! which is the principal's sight expressed as two filters (organisation, user). A row outside
-//! the scope does not exist for the caller: foreign ids answer 404, never 403.
+//! The API makes a [`Principal`] once per request, from a session token or an API key. Nothing
+//! below the API handles tokens: functions that touch tenant rows take a [`Scope`], which holds
+//! the principal's two row filters (organisation, user). A row outside the scope does not exist
+//! for the caller: foreign ids answer 404, never 403.
 
 pub mod known;
 pub mod standing;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::ids::{ApiKeyId, OrgId, UserId};
 
-/// What a user is in their organisation, or on the platform.
+/// Role of a user in their organisation, or on the platform.
 #[derive(
     Clone,
     Copy,
@@ -42,7 +42,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The word on the wire and in tables.
+    /// Name on the wire and in tables.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -53,13 +53,13 @@ impl Role {
     }
 }
 
-/// How the caller proved who they are.
+/// Kind of credential that authenticated the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Credential {
     /// A session token.
     Session,
     /// An API key. It acts for its user as a [`Role::User`], on that user's own rows: a key that
-    /// leaks opens no organisation, and whoever is promoted has not promoted their old keys.
+    /// leaks gives no access to the organisation, and a promotion does not extend to old keys.
     ApiKey(ApiKeyId),
 }
 
@@ -74,7 +74,7 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// Refuses callers below a role. For operations of administrators, in their first line.
+    /// Refuses callers below a role. Administrators' operations call it first.
     ///
     /// # Errors
     /// [`Error::Forbidden`], which names the role.
@@ -82,7 +82,7 @@ impl Principal {
         if self.role >= role {
             return Ok(());
         }
-        let told = match self.credential {
+        let message = match self.credential {
             Credential::Session => format!("Forbidden: this takes the role {}", role.as_str()),
             Credential::ApiKey(_) => format!(
                 "Forbidden: this takes the role {}, and API keys have none; send a session token \
@@ -90,23 +90,23 @@ impl Principal {
                 role.as_str()
             ),
         };
-        Err(Error::Forbidden(told.into()))
+        Err(Error::Forbidden(message.into()))
     }
 
-    /// Refuses callers below a role that somebody else has. For whatever is done to a user, or
-    /// lets somebody act as one.
+    /// Refuses callers below another user's role. For operations on a user, and for those that
+    /// let the caller act as one.
     ///
     /// # Errors
     /// [`Error::Forbidden`] when the other role is above the caller's.
     pub fn require_rank_of(&self, other: Role) -> Result<()> {
         if other > self.role {
-            let told = "Forbidden: this user's role is above yours";
-            return Err(Error::Forbidden(told.into()));
+            let message = "Forbidden: this user's role is above yours";
+            return Err(Error::Forbidden(message.into()));
         }
         Ok(())
     }
 
-    /// Refuses API keys. For operations that only a signed-in person may do.
+    /// Refuses API keys. For operations that need a session.
     ///
     /// # Errors
     /// [`Error::Forbidden`] for a key.
@@ -120,7 +120,7 @@ impl Principal {
         }
     }
 
-    /// The same person with nothing but their own rows: what their API keys act as.
+    /// The same user restricted to their own rows, as for an API key.
     #[must_use]
     pub fn without_rank(self) -> Self {
         Self {
@@ -129,7 +129,7 @@ impl Principal {
         }
     }
 
-    /// Everything this caller may read.
+    /// Rows that the caller may read.
     #[must_use]
     pub fn scope(&self) -> Scope {
         match self.role {
@@ -148,11 +148,11 @@ impl Principal {
         }
     }
 
-    /// The scope of another user's rows: oneself always, members for an org_admin, anybody for
-    /// a super_admin.
+    /// Rows of one user: the caller always, members for an org_admin, all users for a
+    /// super_admin.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] when the role does not reach beyond the caller's own rows.
+    /// [`Error::Forbidden`] when the role gives access to the caller's own rows only.
     pub fn scope_of(&self, user: UserId) -> Result<Scope> {
         if user != self.user && self.role == Role::User {
             return Err(Error::Forbidden(
@@ -225,8 +225,8 @@ mod tests {
                 let allowed = principal(role).require(least);
                 assert_eq!(allowed.is_ok(), rank >= needed, "{role:?} for {least:?}");
                 if let Err(refusal) = allowed {
-                    let told = format!("Forbidden: this takes the role {}", least.as_str());
-                    assert_eq!(refusal.to_string(), told);
+                    let message = format!("Forbidden: this takes the role {}", least.as_str());
+                    assert_eq!(refusal.to_string(), message);
                 }
             }
         }

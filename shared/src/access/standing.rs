@@ -1,4 +1,4 @@
-//! Whether callers whose answers take long are still who they were when these began.
+//! Revalidation of callers while a long response streams.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use super::{Credential, Principal, Role};
 use crate::error::Result;
 use crate::ids::{ApiKeyId, OrgId, SessionId, UserId};
 
-/// What a caller was let in by, and as.
+/// Identity and credential of a caller when the response began.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
     org: OrgId,
@@ -21,7 +21,7 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// A caller's, with the session of ours that their token belongs to.
+    /// Takes a snapshot of a caller, with the local session that their token belongs to.
     #[must_use]
     pub fn of(principal: &Principal, session: Option<SessionId>) -> Self {
         let key = match principal.credential {
@@ -38,25 +38,23 @@ impl Standing {
     }
 }
 
-/// Which of these callers, by their places, would be let in again as who they were, to a feature:
-/// the key or session is good, its user a member with the same role, and the feature is on. They
-/// have proved who they are before, so there is no scope.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Returns the indexes of the callers that are still authorized for a feature: the key or session
+/// is valid, its user is a member with the same role, and the feature is on. They were
+/// authenticated before, so there is no scope.
 pub async fn stand_unscoped(
     db: &mut PgConnection,
     callers: &[Standing],
     feature: Feature,
     now: DateTime<Utc>,
 ) -> Result<HashSet<usize>> {
-    let orgs: Vec<OrgId> = callers.iter().map(|one| one.org).collect();
-    let users: Vec<UserId> = callers.iter().map(|one| one.user).collect();
+    let orgs: Vec<OrgId> = callers.iter().map(|caller| caller.org).collect();
+    let users: Vec<UserId> = callers.iter().map(|caller| caller.user).collect();
     // A key's role is not its user's.
-    let role = |one: &Standing| one.key.is_none().then_some(one.role.as_str());
+    let role = |caller: &Standing| caller.key.is_none().then_some(caller.role.as_str());
     let roles: Vec<Option<&str>> = callers.iter().map(role).collect();
-    let keys: Vec<Option<ApiKeyId>> = callers.iter().map(|one| one.key).collect();
-    let sessions: Vec<Option<SessionId>> = callers.iter().map(|one| one.session).collect();
+    let keys: Vec<Option<ApiKeyId>> = callers.iter().map(|caller| caller.key).collect();
+    let sessions: Vec<Option<SessionId>> = callers.iter().map(|caller| caller.session).collect();
+
     let standing = sqlx::query_scalar!(
         r#"select asked.n as "n!"
            from unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::uuid[]) with ordinality
@@ -89,8 +87,9 @@ pub async fn stand_unscoped(
     )
     .fetch_all(db)
     .await?;
-    let places = standing
+
+    let indexes = standing
         .into_iter()
         .filter_map(|n| usize::try_from(n - 1).ok());
-    Ok(places.collect())
+    Ok(indexes.collect())
 }

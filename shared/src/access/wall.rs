@@ -1,8 +1,8 @@
-//! The second wall between tenants: row-level security.
+//! Row-level security: the second separation of tenants, below the scope filters.
 //!
-//! A request's transaction is bound to one organisation before its first statement. Whatever a
-//! statement forgets to ask for, the database shows and changes that organisation's rows alone.
-//! The policies stand in the migrations.
+//! A request's transaction is bound to one organisation before its first statement. Even for a
+//! statement without a scope filter, the database shows and changes that organisation's rows
+//! only. The policies are in the migrations.
 
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction};
 
@@ -11,12 +11,9 @@ use crate::error::Result;
 
 /// Opens a transaction that is bound to the organisation of `scope`. A scope without one, a
 /// super_admin's, is not bound.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) when the database does not answer.
 pub async fn begin(pool: &PgPool, scope: &Scope) -> Result<Transaction<'static, Postgres>> {
-    // One round trip opens and binds. An id is made of hexadecimal digits. What binds is the
-    // scope itself: this wall stands where the filters are taken away.
+    // One round trip begins and binds. The id is hexadecimal, so it needs no quoting. Reads the
+    // scope's field, because `Scope::org` is blind under fault injection.
     let begin = match scope.org {
         Some(org) => format!("begin; set local role peal_tenant; set local peal.org = '{org}'"),
         None => "begin".to_owned(),
@@ -24,12 +21,12 @@ pub async fn begin(pool: &PgPool, scope: &Scope) -> Result<Transaction<'static, 
     Ok(pool.begin_with(AssertSqlSafe(begin)).await?)
 }
 
-/// Why the wall does not stand.
+/// A role that row-level security does not bind.
 #[derive(Clone, Debug)]
 pub struct Breach {
-    /// In words that anybody may read.
+    /// Short reason, without names; may be public.
     pub word: &'static str,
-    /// In a sentence for the log: it names the role, and what to do.
+    /// Sentence for the log, with the role and the remedy.
     pub why: String,
 }
 
@@ -40,17 +37,17 @@ struct DatabaseRole {
     is_superuser: bool,
     bypasses: bool,
     owns: bool,
-    /// What statements run as; the account that logs in is another one.
+    /// Statements run as this role; the login role may be another one.
     acts: bool,
 }
 
 impl DatabaseRole {
-    /// Why the wall does not stand before this role.
+    /// Reports a role that row-level security does not bind.
     fn breach(&self) -> Option<Breach> {
         let name = &self.name;
         let (word, why) = if self.is_superuser {
             let why = format!(
-                "the database role {name} is a superuser, whom row-level security does not bind: \
+                "the database role {name} is a superuser and bypasses row-level security: \
                  connect as a role without special rights"
             );
             ("superuser", why)
@@ -61,8 +58,8 @@ impl DatabaseRole {
             ("bypasses row-level security", why)
         } else if self.acts && self.owns {
             let why = format!(
-                "the database role {name} owns tables and could take their policies away: \
-                 give them to the role that migrates"
+                "the database role {name} owns tables and could remove their policies: \
+                 give them to the role that runs migrations"
             );
             ("owns tables", why)
         } else {
@@ -72,12 +69,9 @@ impl DatabaseRole {
     }
 }
 
-/// Why the wall does not stand before this connection, if it does not: what it logs in as, what
-/// it acts as and what requests act as must all be bound by row-level security. The account that
-/// logs in may own the tables, which the policies are forced upon; nothing runs as it.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Reports the first role of this connection that row-level security does not bind. The login
+/// role, the current role and the tenant role must all be bound. The login role may own the
+/// tables, because their policies are forced; no statement runs as it.
 pub async fn breach_unscoped(db: &mut PgConnection) -> Result<Option<Breach>> {
     let roles = sqlx::query_as!(
         DatabaseRole,
@@ -101,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wall_stands_before_roles_that_are_bound_by_it() {
+    fn only_roles_bound_by_row_level_security_are_safe() {
         let role = |is_superuser, bypasses, owns, acts| DatabaseRole {
             name: "r".to_owned(),
             is_superuser,
@@ -121,8 +115,8 @@ mod tests {
             (role(true, false, false, true), Some("superuser")),
         ] {
             let breach = role.breach();
-            let told = breach.as_ref().map(|breach| breach.word);
-            assert_eq!(told, word, "{role:?}");
+            let found = breach.as_ref().map(|breach| breach.word);
+            assert_eq!(found, word, "{role:?}");
             assert!(breach.is_none_or(|breach| breach.why.contains("role r ")));
         }
     }

@@ -1,4 +1,4 @@
-//! Agents in lists and in numbers.
+//! Lists and counts of agents.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -29,7 +29,7 @@ pub struct AgentSummary {
     pub updated_at: DateTime<Utc>,
 }
 
-/// How many agents the caller sees, and what they are doing.
+/// Numbers of agents and their calls in the caller's scope.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({"total": 3, "active": 2, "inactive": 1, "in_batches": 1, "calls_under_way": 12}))]
 pub struct AgentStats {
@@ -38,15 +38,12 @@ pub struct AgentStats {
     pub inactive: i64,
     /// Agents with a batch that is scheduled, in progress or paused.
     pub in_batches: i64,
-    /// Calls of these agents that are under way or wait for their slot.
+    /// Calls of these agents that are in progress or wait for a slot.
     pub calls_under_way: i64,
 }
 
-/// The newest agents in the caller's sight whose names contain `q`, and how many there are on
-/// all pages, unless this one lies behind the last.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Lists the newest agents in the caller's scope whose names contain `q`, with the total of all
+/// pages. The total is `None` for a page past the last.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -80,6 +77,7 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     let none = (page.number == 1).then_some(0);
     let total = rows.first().map(|row| row.total).or(none);
     let agents = rows.into_iter().map(|row| AgentSummary {
@@ -93,13 +91,11 @@ pub async fn list(
         created_at: row.created_at,
         updated_at: row.updated_at,
     });
+
     Ok((agents.collect(), total))
 }
 
-/// How many agents are in the caller's sight, and what they are doing.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Counts the agents in the caller's scope, and their calls.
 pub async fn stats(db: &mut PgConnection, scope: &Scope) -> Result<AgentStats> {
     let stats = sqlx::query_as!(
         AgentStats,

@@ -1,5 +1,5 @@
-//! What an agent is made of, under the names that the contract gives it. Limits of the values
-//! are checked where they come in.
+//! Configurations of an agent, under the contract's field names. The API checks the limits of
+//! the values.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::webhooks::{self, OutgoingWebhook, Webhooks};
 
-/// Everything an agent is made of.
+/// All configurations of an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Setup {
@@ -22,9 +22,10 @@ pub struct Setup {
     pub agent_specific_config: SpecificConfig,
 }
 
-/// Who the agent is, and what it says first.
+/// Identity of the agent, and its first message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Profile)]
 pub struct Profile {
     #[schema(min_length = 1, max_length = 200, example = "Support voice agent")]
     pub name: String,
@@ -36,8 +37,7 @@ pub struct Profile {
     #[serde(default = "yes")]
     #[schema(default = true)]
     pub recording_enabled: bool,
-    /// What the agent says first; `{{name}}` stands for a variable. `welcome_message` is
-    /// another name for it.
+    /// First message on a call; `{{name}}` is a variable. Alias: `welcome_message`.
     #[serde(default, alias = "welcome_message")]
     #[schema(
         default = "",
@@ -52,22 +52,21 @@ pub struct Profile {
     #[serde(default)]
     #[schema(default = false)]
     pub machine_detection: bool,
-    /// Calls that are made from here on are under HIPAA, as all calls of an organization with
-    /// the flag are: they are not recorded, whatever `recording_enabled` says, and nobody is
-    /// shown their variables' values. That stays so when the flag is taken away again; calls
-    /// that were made before it are as they were. The rows of the agent's batches show no values
-    /// while it has the flag. It may be changed (by force) while a batch runs.
+    /// Puts future calls under HIPAA, as for all calls of an organization with the flag: they are
+    /// not recorded, whatever `recording_enabled` says, and their variables' values are hidden.
+    /// Clearing the flag does not change that for calls made under it, and setting it does not
+    /// change earlier calls. The rows of the agent's batches show no values while it is set. It
+    /// may be changed (by force) while a batch runs.
     #[serde(default)]
     #[schema(default = false)]
     pub hipaa_compliance: bool,
 }
 
-/// The model that thinks of what to say.
+/// The language model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// A code or an id of `GET /api/v1/providers/model`. `model_provider_id` is another name
-    /// for it.
+    /// A code or an id of `GET /api/v1/providers/model`. Alias: `model_provider_id`.
     #[serde(alias = "model_provider_id")]
     #[schema(max_length = 200, example = "gpt-4.1-mini")]
     pub model_name: Option<String>,
@@ -75,7 +74,7 @@ pub struct ModelConfig {
     pub temperature: Option<f64>,
     #[schema(minimum = 1, maximum = 100_000, example = 256)]
     pub max_tokens: Option<i32>,
-    /// May hold `{{variables}}`.
+    /// May contain `{{variables}}`.
     #[schema(default = "", max_length = 50_000)]
     pub system_prompt: String,
 }
@@ -85,11 +84,11 @@ pub struct ModelConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct TtsConfig {
     /// A code or an id of `GET /api/v1/providers/tts`; the carrier's own voices when absent.
-    /// `tts_provider_id` is another name for it.
+    /// Alias: `tts_provider_id`.
     #[serde(alias = "tts_provider_id")]
     #[schema(max_length = 200)]
     pub tts_model_name: Option<String>,
-    /// What is spoken.
+    /// Language tag of the speech.
     #[schema(
         default = "en-US",
         pattern = "^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$",
@@ -99,7 +98,7 @@ pub struct TtsConfig {
     /// The provider's name of the voice; its default voice for the language when absent.
     #[schema(max_length = 200, example = "Polly.Joanna")]
     pub voice_name: Option<String>,
-    /// What else the provider takes. A null removes what was there.
+    /// Further parameters of the provider. A null removes a parameter.
     #[schema(value_type = Object)]
     pub voice_parameters: Map<String, Value>,
 }
@@ -115,21 +114,21 @@ impl Default for TtsConfig {
     }
 }
 
-/// The ears.
+/// Speech recognition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TranscriberConfig {
-    /// A code or an id of `GET /api/v1/providers/stt`. `provider_id` is another name for it.
+    /// A code or an id of `GET /api/v1/providers/stt`. Alias: `provider_id`.
     #[serde(alias = "provider_id")]
     #[schema(min_length = 1, max_length = 200)]
     pub transcriber_model_name: String,
-    /// What is understood; a list of one is taken for its item.
+    /// Language tag, or a list with one tag.
     #[serde(deserialize_with = "one_language")]
     #[schema(pattern = "^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$", example = "hi-IN")]
     pub language: String,
 }
 
-/// What tells speech from silence.
+/// Voice activity detection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VadConfig {
@@ -145,7 +144,7 @@ pub struct VadConfig {
     #[serde(default = "half_second")]
     #[schema(default = 500, minimum = 0, maximum = 60_000)]
     pub min_silence_duration_ms: i32,
-    /// Seconds; 0 is for ever.
+    /// Seconds; 0 means no limit.
     #[serde(default)]
     #[schema(default = 0, minimum = 0, maximum = 86_400)]
     pub max_allowed_silence_duration: i32,
@@ -155,7 +154,7 @@ pub struct VadConfig {
     pub sampling_rate: i32,
 }
 
-/// How the agent behaves on a call.
+/// Behaviour on a call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SpecificConfig {
@@ -176,14 +175,14 @@ pub struct SpecificConfig {
     pub timezone: String,
     #[schema(max_items = 20)]
     pub inbound_transfer_routes: Vec<TransferRoute>,
-    /// Seconds after which the agent takes its leave.
+    /// Seconds after which the agent ends the call.
     #[schema(minimum = 1, maximum = 86_400)]
     pub time_to_cut: Option<i32>,
-    /// What it says then.
+    /// Message before the agent ends the call at `time_to_cut`.
     #[schema(max_length = 2000)]
     pub message_of_cut: Option<String>,
     pub end_call_message_mode: EndCallMessageMode,
-    /// An id of `GET /api/v1/noise-assets`; an empty text is none.
+    /// An id of `GET /api/v1/noise-assets`; an empty string means none.
     #[serde(deserialize_with = "none_when_empty")]
     #[schema(max_length = 200)]
     pub background_noise_id: Option<String>,
@@ -212,11 +211,11 @@ impl Default for SpecificConfig {
     }
 }
 
-/// Where the agent may pass a call on to.
+/// Number that the agent may transfer a call to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TransferRoute {
-    /// Given out when absent: `route-1`, `route-2` ...
+    /// Assigned when absent: `route-1`, `route-2` ...
     #[schema(max_length = 64)]
     pub route_id: Option<String>,
     #[schema(max_length = 200)]
@@ -231,18 +230,18 @@ pub struct TransferRoute {
     pub phone_number: String,
 }
 
-/// How the last words come about.
+/// Source of the last message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EndCallMessageMode {
     /// The message as it is written.
     Fixed,
-    /// In words that suit the conversation.
+    /// A message that fits the conversation.
     ContextAware,
 }
 
 impl Setup {
-    /// Who is told when its calls have ended.
+    /// Webhook that is sent when a call has ended.
     #[must_use]
     pub fn outgoing(&self) -> Option<&OutgoingWebhook> {
         self.agent_specific_config
@@ -251,16 +250,18 @@ impl Setup {
             .and_then(|webhooks| webhooks.outgoing.as_ref())
     }
 
-    /// Gives every transfer route an id, and removes parameters that are null.
+    /// Assigns an id to every transfer route, and removes null parameters.
     pub fn complete(&mut self) {
         self.tts_config
             .voice_parameters
             .retain(|_, value| !value.is_null());
+
         let routes = &mut self.agent_specific_config.inbound_transfer_routes;
         let mut taken: Vec<String> = routes
             .iter()
             .filter_map(|route| route.route_id.clone())
             .collect();
+
         let mut n = 0;
         for route in routes {
             while route.route_id.is_none() {
@@ -274,13 +275,11 @@ impl Setup {
         }
     }
 
-    /// This with a part of it replaced: objects are merged, everything else takes the place of
-    /// what was there. The result is not yet typed.
-    ///
-    /// # Errors
-    /// [`Error::Unexpected`](crate::Error::Unexpected) when this cannot be written as JSON.
+    /// Merges a partial update: objects are merged, all other values are replaced. The result is
+    /// untyped JSON.
     pub fn merged(&self, mut part: Value) -> crate::Result<Value> {
         let mut whole = serde_json::to_value(self)?;
+
         for (section, alias, name) in ALIASES {
             if let Some(section) = part.get_mut(section).and_then(Value::as_object_mut)
                 && !section.contains_key(name)
@@ -289,6 +288,7 @@ impl Setup {
                 section.insert(name.to_owned(), value);
             }
         }
+
         webhooks::make_room(&mut whole, &part);
         merge(&mut whole, part);
         webhooks::drop_nulls(&mut whole);
@@ -296,7 +296,7 @@ impl Setup {
     }
 }
 
-/// Other names of fields.
+/// Aliases of fields: section, alias, name.
 const ALIASES: [(&str, &str, &str); 4] = [
     ("agent", "welcome_message", "first_response_message"),
     ("agent_model_config", "model_provider_id", "model_name"),
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_the_documented_default() {
+    fn absent_fields_have_the_documented_default() {
         let ada = setup(json!({"agent": {"name": "Ada"}}));
         assert!(ada.agent.is_active && ada.agent.recording_enabled);
         assert!(!ada.agent.apply_noise_reduction && !ada.agent.machine_detection);
@@ -386,33 +386,36 @@ mod tests {
     }
 
     #[test]
-    fn a_part_changes_what_it_names_and_nothing_else() {
+    fn a_partial_update_changes_only_its_fields() {
         let ada = setup(json!({
             "agent": {"name": "Ada", "first_response_message": "Hi"},
             "agent_model_config": {"model_name": "m", "temperature": 0.2},
             "tts_config": {"voice_parameters": {"speed": 1, "pitch": {"low": 1}}},
         }));
+
         let part = json!({
             "agent": {"welcome_message": "Hello"},
             "agent_model_config": {"temperature": null},
             "tts_config": {"voice_parameters": {"speed": null, "pitch": {"high": 2}}},
             "transcriber_config": {"provider_id": "whisper", "language": ["hi-IN"]},
         });
+
         let mut changed = setup(ada.merged(part).unwrap());
         changed.complete();
         assert_eq!(changed.agent.first_response_message, "Hello");
         assert_eq!(changed.agent.name, "Ada");
         assert_eq!(changed.agent_model_config.model_name.as_deref(), Some("m"));
         assert_eq!(changed.agent_model_config.temperature, None);
+
         let parameters = Value::Object(changed.tts_config.voice_parameters);
         assert_eq!(parameters, json!({"pitch": {"low": 1, "high": 2}}));
-        let ears = changed.transcriber_config.unwrap();
-        assert_eq!(ears.transcriber_model_name, "whisper");
-        assert_eq!(ears.language, "hi-IN");
+        let transcriber = changed.transcriber_config.unwrap();
+        assert_eq!(transcriber.transcriber_model_name, "whisper");
+        assert_eq!(transcriber.language, "hi-IN");
     }
 
     #[test]
-    fn a_part_of_a_webhook_changes_its_headers_and_its_authentication() {
+    fn a_partial_webhook_update_changes_headers_and_authentication() {
         let outgoing = |outgoing: Value| json!({"agent_specific_config": {"webhooks": {"outgoing": outgoing}}});
         let mut whole = outgoing(json!({
             "url": "https://crm.test", "headers": {"X-Key": "a", "X-Tenant": "b", "Accept": "*/*"},
@@ -420,6 +423,8 @@ mod tests {
         }));
         whole["agent"] = json!({"name": "Ada"});
         let ada = setup(whole);
+
+        // A new authentication type replaces the old one.
         let part = outgoing(json!({
             "headers": {"x-key": "d", "X-Tenant": null},
             "auth": {"type": "basic", "username": "e", "password": "f"},
@@ -431,15 +436,20 @@ mod tests {
             changed["auth"],
             json!({"type": "basic", "username": "e", "password": "f"})
         );
+
+        // The same type is merged.
         let part = outgoing(json!({"auth": {"token": "g"}}));
         let changed = setup(ada.merged(part).unwrap());
         let changed = serde_json::to_value(changed.outgoing().unwrap()).unwrap();
         assert_eq!(changed["auth"], json!({"type": "bearer", "token": "g"}));
+
+        // Nulls remove.
         let part = outgoing(json!({"headers": null, "auth": null}));
         let changed = setup(ada.merged(part).unwrap());
         let changed = serde_json::to_value(changed.outgoing().unwrap()).unwrap();
         assert_eq!(changed["headers"], json!({}));
         assert_eq!(changed["auth"], json!({"type": "none"}));
+
         assert!(!format!("{ada:?}").contains("X-Key"));
     }
 

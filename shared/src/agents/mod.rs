@@ -1,18 +1,17 @@
-//! Voice agents: what is said on a call.
+//! Voice agents: the conversation settings of calls.
 //!
-//! An agent is set up once and then read by every call it makes. Each of its settings stands in
-//! one place: those that dialling and answering read are columns of `agents` (the texts, the
-//! language, the voice, recording, machine detection, the longest call), all others are fields
-//! of one JSON column per configuration. [`setup`] puts both together as the contract's nested
-//! configurations and takes them apart again; nothing is stored twice. A voice that no carrier
-//! speaks with stays out of the column, because answer documents are written from it. What its
-//! outgoing webhook proves itself with is sealed in a column of its own ([`webhooks`]).
+//! Every call reads its agent. Each setting is stored once: those that dialling and answering
+//! read are columns of `agents` (the texts, the language, the voice, recording, machine
+//! detection, the longest call), all others are fields of one JSON column per configuration.
+//! [`setup`] converts between both and the contract's nested configurations. The voice column
+//! holds carriers' voices only, because answer documents are written from it. The outgoing
+//! webhook's credentials are sealed in a column of their own ([`webhooks`]).
 //!
-//! A batch or a call that is under way reads its agent at every step. So an agent in use is not
-//! deleted or switched off, and its texts change only by force and only to variables that the
-//! batch has. What an agent works with (its tools and rules, and what these are) changes under a
-//! running batch or a call only by force as well. A deleted agent keeps its row, which batches
-//! and calls of the past name.
+//! A batch or a call in progress reads its agent at every step. So an agent in use cannot be
+//! deleted or deactivated, and its texts change only by force and only to variables that the
+//! batch has. The agent's tools and rules, and their definitions, also change during a running
+//! batch or a call only by force. A deleted agent keeps its row, because earlier batches and
+//! calls reference it.
 
 pub mod browse;
 pub mod config;
@@ -27,7 +26,7 @@ use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, OrgId, UserId};
 
-/// An agent, as far as dialling needs it.
+/// The settings of an agent that dialling needs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Agent {
     pub id: AgentId,
@@ -44,7 +43,7 @@ pub struct Agent {
     pub session_timeout_secs: i32,
 }
 
-/// An agent to set up.
+/// Settings of an agent to be created.
 #[derive(Clone, Debug)]
 pub struct NewAgent {
     pub org: OrgId,
@@ -56,7 +55,7 @@ pub struct NewAgent {
 }
 
 impl Agent {
-    /// The variables this agent speaks of: every `{{name}}` of its texts, once each, in order.
+    /// Variables of the agent's texts: every `{{name}}`, once each, in order.
     #[must_use]
     pub fn variables(&self) -> Vec<String> {
         variables([&self.first_response_message, &self.system_prompt])
@@ -73,10 +72,7 @@ fn variables(texts: [&str; 2]) -> Vec<String> {
     names
 }
 
-/// Sets up an agent.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Creates an agent.
 pub async fn create_unscoped(db: &mut PgConnection, agent: &NewAgent) -> Result<AgentId> {
     let id = AgentId::new();
     sqlx::query!(
@@ -95,10 +91,7 @@ pub async fn create_unscoped(db: &mut PgConnection, agent: &NewAgent) -> Result<
     Ok(id)
 }
 
-/// Sets up an agent, or brings the organisation's agent of that name up to date.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Creates an agent, or updates the organisation's agent of that name.
 pub async fn ensure_unscoped(db: &mut PgConnection, agent: &NewAgent) -> Result<AgentId> {
     let updated = sqlx::query_scalar!(
         r#"update agents
@@ -114,13 +107,14 @@ pub async fn ensure_unscoped(db: &mut PgConnection, agent: &NewAgent) -> Result<
     )
     .fetch_optional(&mut *db)
     .await?;
+
     match updated {
         Some(id) => Ok(id),
         None => create_unscoped(db, agent).await,
     }
 }
 
-/// An agent in the caller's sight.
+/// Finds an agent in the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -144,14 +138,14 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<A
     .ok_or(Error::NotFound("Agent"))
 }
 
-/// Locks an agent in the caller's sight and reads it, so that what it has is changed by one
-/// request at a time.
+/// Locks an agent in the caller's scope and reads it, so that one request at a time changes its
+/// tools and rules.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an agent out of sight, which is not locked.
+/// [`Error::NotFound`] for an agent out of scope, which is not locked.
 pub async fn find_locked(db: &mut PgConnection, scope: &Scope, id: AgentId) -> Result<Agent> {
     lock(db, scope, id).await?;
-    // Read with a snapshot taken behind the lock.
+    // Read with a snapshot taken after the lock.
     find(db, scope, id).await
 }
 
@@ -182,23 +176,24 @@ pub fn placeholders(text: &str) -> impl Iterator<Item = &str> {
         .filter(|name| !name.is_empty())
 }
 
-/// Puts values in the place of `{{name}}`. A name without a value leaves nothing behind: a
-/// person hears the text, and braces read aloud help nobody.
+/// Replaces each `{{name}}` with its value. A name without a value becomes an empty string: the
+/// text is spoken, and braces must not be read aloud.
 #[must_use]
 pub fn fill_in(text: &str, values: &serde_json::Value) -> String {
     let mut filled = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("{{") {
-        let Some((name, behind)) = after.split_once("}}") else {
+        let Some((name, remainder)) = after.split_once("}}") else {
             break;
         };
+
         filled.push_str(before);
         match values.get(name.trim()) {
             Some(serde_json::Value::String(value)) => filled.push_str(value),
             Some(serde_json::Value::Null) | None => {}
             Some(value) => filled.push_str(&value.to_string()),
         }
-        rest = behind;
+        rest = remainder;
     }
     filled.push_str(rest);
     filled

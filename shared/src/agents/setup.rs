@@ -1,4 +1,4 @@
-//! Agents as their owners see them: set up, listed, changed, deleted.
+//! Agents with all their configurations: create, find, update, delete.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -24,16 +24,16 @@ use crate::voices;
 pub struct CompleteAgent {
     pub agent: AgentProfile,
     pub configurations: Configurations,
-    /// `valid`: what is not is refused.
+    /// Always `valid`: invalid configurations are rejected.
     pub validation_status: &'static str,
     #[serde(skip)]
     pub org_id: OrgId,
-    /// What its webhook's requests prove themselves with; the configuration has masks.
+    /// Credentials of the outgoing webhook; the configuration holds masks.
     #[serde(skip)]
     pub webhook_credentials: Credentials,
 }
 
-/// Who an agent is.
+/// Identity and flags of an agent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AgentProfile {
     pub id: AgentId,
@@ -50,8 +50,9 @@ pub struct AgentProfile {
     pub updated_at: DateTime<Utc>,
 }
 
-/// What an agent is made of.
+/// Configurations of an agent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Configurations)]
 pub struct Configurations {
     pub agent_model_config: ModelConfig,
     pub tts_config: TtsConfig,
@@ -61,7 +62,7 @@ pub struct Configurations {
 }
 
 impl CompleteAgent {
-    /// What it is made of, to be changed.
+    /// All configurations, as the base of an update.
     #[must_use]
     pub fn setup(&self) -> Setup {
         let Self {
@@ -88,7 +89,7 @@ impl CompleteAgent {
         }
     }
 
-    /// What its masks stand for.
+    /// Stored webhook that the configuration's masks stand for.
     #[must_use]
     pub fn stored(&self) -> Option<Stored> {
         Some(Stored {
@@ -98,12 +99,12 @@ impl CompleteAgent {
     }
 }
 
-/// Sets up an agent for a user in the caller's sight. Masks stand for what is stored of the
-/// agent that it copies.
+/// Creates an agent for a user in the caller's scope. Masks stand for the stored credentials of
+/// the agent that is copied.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a user out of sight, [`Error::Invalid`] for a voice that there is not
-/// or a mask that stands for nothing.
+/// [`Error::NotFound`] for a user out of scope, [`Error::Invalid`] for an unknown voice or a mask
+/// without a stored value.
 pub async fn create(
     db: &mut PgConnection,
     keys: &Keys,
@@ -113,6 +114,7 @@ pub async fn create(
     copied: Option<&Stored>,
 ) -> Result<CompleteAgent> {
     voices::check(db, scope, &setup.tts_config).await?;
+
     let id = AgentId::new();
     let org = sqlx::query_scalar!(
         r#"insert into agents (id, org_id, user_id, name)
@@ -132,12 +134,13 @@ pub async fn create(
     .fetch_optional(&mut *db)
     .await?
     .ok_or(Error::NotFound("User"))?;
+
     let sealed = webhooks::sealed(keys, (org, id), setup.outgoing(), copied)?;
     write(db, scope, id, setup, sealed).await?;
     find(db, keys, scope, id).await
 }
 
-/// An agent in the caller's sight.
+/// Finds an agent in the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -169,10 +172,10 @@ pub async fn find(
     row.complete(keys, id)
 }
 
-/// Locks an agent in the caller's sight and reads it.
+/// Locks an agent in the caller's scope and reads it.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an agent out of sight, which is not locked.
+/// [`Error::NotFound`] for an agent out of scope, which is not locked.
 pub async fn lock(
     db: &mut PgConnection,
     keys: &Keys,
@@ -180,16 +183,16 @@ pub async fn lock(
     id: AgentId,
 ) -> Result<CompleteAgent> {
     super::lock(db, scope, id).await?;
-    // Read with a snapshot taken behind the lock.
+    // Read with a snapshot taken after the lock.
     find(db, keys, scope, id).await
 }
 
-/// Changes an agent that was locked. Masks stand for what is stored of it.
+/// Updates a locked agent. Masks stand for its stored credentials.
 ///
 /// # Errors
-/// [`Error::Rejected`] when it is active and nobody insists, [`Error::Conflict`] when a running
-/// batch or a call under way does not allow the change, [`Error::Invalid`] for a voice that
-/// there is not, and for a mask that stands for nothing or whose webhook moves elsewhere.
+/// [`Error::Rejected`] when it is active, unless `force`; [`Error::Conflict`] when a running batch
+/// or a call in progress does not allow the change; [`Error::Invalid`] for an unknown voice, and
+/// for a mask without a stored value or whose webhook moves to another server.
 pub async fn change(
     db: &mut PgConnection,
     keys: &Keys,
@@ -199,12 +202,14 @@ pub async fn change(
     force: bool,
 ) -> Result<CompleteAgent> {
     let id = before.agent.id;
+
     if before.agent.is_active && !force {
         return Err(Error::rejected(
             "agent_active",
             "the agent is active: send force_update=true in the query to change it all the same",
         ));
     }
+
     if !setup.agent.is_active {
         let intent = match before.agent.is_active {
             true => Intent::Deactivate,
@@ -214,18 +219,20 @@ pub async fn change(
     } else if !force {
         check_unused_unscoped(db, before, Intent::Change).await?;
     }
+
     check_variables_unscoped(db, id, setup).await?;
     if setup.tts_config != before.configurations.tts_config {
         voices::check(db, scope, &setup.tts_config).await?;
     }
-    let (place, stored) = ((before.org_id, id), before.stored());
-    let sealed = webhooks::sealed(keys, place, setup.outgoing(), stored.as_ref())?;
+
+    let (row, stored) = ((before.org_id, id), before.stored());
+    let sealed = webhooks::sealed(keys, row, setup.outgoing(), stored.as_ref())?;
     write(db, scope, id, setup, sealed).await?;
     find(db, keys, scope, id).await
 }
 
-/// Deletes an agent; its numbers, tools and rules are free again. Batches and calls of the past
-/// keep naming it.
+/// Deletes an agent and detaches its numbers, tools and rules. Earlier batches and calls keep
+/// their reference to it.
 ///
 /// # Errors
 /// As [`change`].
@@ -238,12 +245,14 @@ pub async fn delete(
 ) -> Result<CompleteAgent> {
     let agent = lock(db, keys, scope, id).await?;
     check_unused_unscoped(db, &agent, Intent::Delete).await?;
+
     if agent.agent.is_active && !force {
         return Err(Error::rejected(
             "agent_active",
             "the agent is active: send force_delete=true in the query to delete it all the same",
         ));
     }
+
     sqlx::query!(
         "with lines as (delete from phone_mappings where agent_id = $1),
               tools as (delete from agent_tools where agent_id = $1)
@@ -252,16 +261,18 @@ pub async fn delete(
     )
     .execute(&mut *db)
     .await?;
+
     sqlx::query!(
         "update agents set is_active = false, deleted_at = now(), updated_at = now() where id = $1",
         id as AgentId,
     )
     .execute(db)
     .await?;
+
     Ok(agent)
 }
 
-/// Writes all settings of an agent, each to its place.
+/// Writes all settings of an agent.
 async fn write(
     db: &mut PgConnection,
     scope: &Scope,
@@ -269,12 +280,13 @@ async fn write(
     setup: &Setup,
     webhook_credentials: Option<Vec<u8>>,
 ) -> Result<()> {
-    // The column holds what carriers are told to speak with, and nobody else's voice.
+    // The voice column holds carriers' voices only.
     let voice = &setup.tts_config;
     let (spoken, columns): (_, &[&str]) = match voices::is_carriers(db, scope, voice).await? {
         true => (voice.voice_name.as_deref(), &["language", "voice_name"]),
         false => (None, &["language"]),
     };
+
     let Profile {
         name,
         description,
@@ -285,6 +297,7 @@ async fn write(
         machine_detection,
         hipaa_compliance,
     } = &setup.agent;
+
     sqlx::query!(
         "update agents
          set name = $2, description = $3, is_active = $4, recording_enabled = $5, first_response_message = $6,
@@ -318,14 +331,14 @@ async fn write(
     Ok(())
 }
 
-/// A configuration without the fields that are columns.
+/// Returns a configuration as JSON, without the fields that are columns.
 fn rest(config: &impl Serialize, columns: &[&str]) -> Result<Value> {
     let mut fields: Map<String, Value> = typed(serde_json::to_value(config)?)?;
     fields.retain(|name, _| !columns.contains(&name.as_str()));
     Ok(Value::Object(fields))
 }
 
-/// The same without what is sealed.
+/// Removes the sealed fields of the outgoing webhook.
 fn without_credentials(mut specific: Value) -> Value {
     let outgoing = specific.pointer_mut("/webhooks/outgoing");
     if let Some(outgoing) = outgoing.and_then(Value::as_object_mut) {
@@ -371,12 +384,14 @@ impl Row {
             session_timeout: self.session_timeout_secs,
             ..typed(self.specific_config)?
         };
+
         let sealed = self.webhook_credentials.as_deref();
         let webhook_credentials = webhooks::opened(keys, (self.org_id, id), sealed)?;
         let webhook = specific.webhooks.as_mut();
         if let Some(outgoing) = webhook.and_then(|webhooks| webhooks.outgoing.as_mut()) {
             outgoing.show(&webhook_credentials);
         }
+
         Ok(CompleteAgent {
             agent: AgentProfile {
                 id,

@@ -1,8 +1,7 @@
-//! What relies on an agent, or on what agents work with, while it is under way: batches that may
-//! dial, and calls.
+//! Batches and calls in progress that depend on an agent, or on its tools and rules.
 //!
-//! Whoever asks has found the thing in their sight; what uses it is looked for everywhere, since
-//! an administrator's batch may speak through a member's agent.
+//! The caller has found the resource in their scope; its dependents are searched in all scopes,
+//! since an administrator's batch may use a member's agent.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -13,15 +12,15 @@ use super::variables;
 use crate::error::{Error, Result};
 use crate::ids::AgentId;
 
-/// What relies on something.
+/// Batches and calls that depend on a resource.
 struct Relying {
-    /// The names of the first batches.
+    /// Names of the first three batches.
     batches: Vec<String>,
     is_on_call: bool,
 }
 
 impl Relying {
-    /// Who it is, and what ends it.
+    /// Returns the dependents and the remedy as text; `None` without dependents.
     fn told(&self) -> Option<(String, &'static str)> {
         let batches = self.batches.iter();
         let quoted: Vec<String> = batches.map(|name| format!("\"{name}\"")).collect();
@@ -40,9 +39,9 @@ impl Relying {
     }
 }
 
-/// What relies on the agent, tool, MCP server or rule with this id: ids are one of a kind, so it
-/// says by itself which of them is meant. A tool is relied on through the agents that have it and
-/// through the rules that call it, a rule through the agents that have it.
+/// Finds the dependents of the agent, tool, MCP server or rule with this id; ids are unique over
+/// all of them. A tool is used through the agents that have it and the rules that call it, a rule
+/// through the agents that have it.
 async fn relying_unscoped(db: &mut PgConnection, id: Uuid, only_running: bool) -> Result<Relying> {
     let relying = sqlx::query_as!(
         Relying,
@@ -71,22 +70,23 @@ async fn relying_unscoped(db: &mut PgConnection, id: Uuid, only_running: bool) -
     )
     .fetch_one(db)
     .await?;
+
     Ok(relying)
 }
 
-/// What is about to be done to an agent.
+/// Operation on an agent that may need it to be unused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Intent {
-    /// Something that force does as well.
+    /// A change, which force allows.
     Change,
-    /// What leaves it inactive.
+    /// A change of an agent that stays inactive.
     ChangeInactive,
     Deactivate,
     Delete,
 }
 
 impl Intent {
-    /// What is refused, and the query parameter that helps, or the one that does not.
+    /// Returns the refused operation, and a hint about the query parameter.
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Change => ("changed", ", or send force_update=true in the query"),
@@ -100,16 +100,17 @@ impl Intent {
     }
 }
 
-/// Refuses when a batch that may dial, or a call, relies on the agent.
+/// Refuses when a batch that may dial, or a call, uses the agent.
 ///
 /// # Errors
-/// [`Error::Conflict`] with who does, and what to do about it.
+/// [`Error::Conflict`] with the dependent and the remedy.
 pub(super) async fn check_unused_unscoped(
     db: &mut PgConnection,
     agent: &CompleteAgent,
     intent: Intent,
 ) -> Result<()> {
     let relying = relying_unscoped(db, agent.agent.id.0, false).await?;
+
     let by = match (relying.batches.first(), relying.is_on_call) {
         (Some(batch), _) => {
             format!(
@@ -119,6 +120,7 @@ pub(super) async fn check_unused_unscoped(
         (None, true) => "calls of it wait or are under way: let them end first".to_owned(),
         (None, false) => return Ok(()),
     };
+
     let (what, force) = intent.words();
     Err(Error::conflict(
         "agent_in_use",
@@ -126,53 +128,51 @@ pub(super) async fn check_unused_unscoped(
     ))
 }
 
-/// Refuses to change under a running batch or a call what it works with: an agent's tools and
-/// rules, or a tool, MCP server or rule that agents have. With `force`, lets it be changed. A
-/// paused batch does not mind, and goes on with what it finds.
+/// Refuses to change a resource while a running batch or a call uses it: an agent's tools and
+/// rules, or a tool, MCP server or rule of agents. `force` allows the change. A paused batch does
+/// not count; it continues with the changed resource.
 ///
-/// It is looked for in no scope: the caller has found the thing in theirs, and whoever uses it
-/// may be out of their sight.
+/// There is no scope: the caller has found the resource in theirs, and its dependents may be
+/// outside of it.
 ///
 /// # Errors
-/// [`Error::Conflict`] with what runs, and what to do.
+/// [`Error::Conflict`] with the dependents and the remedy.
 pub async fn check_idle_unscoped(db: &mut PgConnection, id: Uuid, force: bool) -> Result<()> {
     if force {
         return Ok(());
     }
     match relying_unscoped(db, id, true).await?.told() {
         None => Ok(()),
-        Some((who, remedy)) => Err(Error::conflict(
+        Some((dependents, remedy)) => Err(Error::conflict(
             "agent_in_use",
             format!(
-                "{who}: {remedy} first, or send force_update=true to change it for the calls that follow"
+                "{dependents}: {remedy} first, or send force_update=true to change it for the calls that follow"
             ),
         )),
     }
 }
 
-/// The running batches or the calls that use a tool, a server or a rule, in words, for whoever
-/// refuses to delete it. In no scope, as [`check_idle_unscoped`].
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Describes the running batches or the calls that use a tool, a server or a rule, for the
+/// message that refuses to delete it. No scope, as for [`check_idle_unscoped`].
 pub async fn running_unscoped(db: &mut PgConnection, id: Uuid) -> Result<Option<String>> {
     let relying = relying_unscoped(db, id, true).await?;
-    Ok(relying.told().map(|(who, _)| who))
+    Ok(relying.told().map(|(dependents, _)| dependents))
 }
 
-/// Refuses texts that speak of something a running batch does not know of its people.
+/// Refuses texts with variables that a running batch does not have.
 ///
 /// # Errors
-/// [`Error::Conflict`] with the batch.
+/// [`Error::Conflict`] with the variable and the batch.
 pub(super) async fn check_variables_unscoped(
     db: &mut PgConnection,
     id: AgentId,
     setup: &Setup,
 ) -> Result<()> {
-    let spoken = variables([
+    let used = variables([
         &setup.agent.first_response_message,
         &setup.agent_model_config.system_prompt,
     ]);
+
     let lacking = sqlx::query!(
         r#"select b.batch_name, v.name as "name!"
            from call_batches b
@@ -183,16 +183,17 @@ pub(super) async fn check_variables_unscoped(
            order by b.id, v.name
            limit 1"#,
         id as AgentId,
-        &spoken,
+        &used,
     )
     .fetch_optional(db)
     .await?;
+
     match lacking {
         None => Ok(()),
         Some(lacking) => Err(Error::conflict(
             "missing_variables",
             format!(
-                "the texts speak of {{{{{}}}}}, which the running batch \"{}\" does not have: take it out, or stop the batch first",
+                "the texts use {{{{{}}}}}, which the running batch \"{}\" does not have: take it out, or stop the batch first",
                 lacking.name, lacking.batch_name
             ),
         )),

@@ -1,8 +1,8 @@
-//! When and where others are told of an agent's calls.
+//! Webhooks of an agent's calls.
 //!
-//! An outgoing webhook proves itself as a tool does, with headers and authentication. They are
-//! sealed for the agent's row and stand nowhere else; whoever reads the agent sees masks, and a
-//! mask that is sent back means what is stored while the webhook stays at its server.
+//! An outgoing webhook authenticates as a tool does, with headers and credentials. They are
+//! sealed for the agent's row and stored nowhere else. Reads return masks, and a mask that is
+//! sent back keeps the stored value while the webhook stays at its server.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,12 +17,12 @@ use crate::ids::{AgentId, OrgId};
 use crate::secret::Keys;
 use crate::tools::{Auth, Credentials};
 
-/// The table, as sealed credentials name it.
+/// Table name in the sealing context.
 const TABLE: &str = "agents";
-/// Where a body has an outgoing webhook.
+/// Path of the outgoing webhook in a body.
 pub const OUTGOING: [&str; 3] = ["agent_specific_config", "webhooks", "outgoing"];
 
-/// When and where others are told of calls.
+/// Webhooks and their triggers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Webhooks {
@@ -34,7 +34,7 @@ pub struct Webhooks {
     pub outgoing: Option<OutgoingWebhook>,
 }
 
-/// What may be told to the agent when a call begins.
+/// Variables that a request may set when a call begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct IncomingWebhook {
@@ -44,7 +44,7 @@ pub struct IncomingWebhook {
     pub attached_variables: Vec<AttachedVariable>,
 }
 
-/// A variable that a request may bring.
+/// A variable that a request may set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttachedVariable {
@@ -54,24 +54,24 @@ pub struct AttachedVariable {
     pub default_value: Option<String>,
 }
 
-/// Who is told when a call has ended.
+/// Webhook that is sent when a call has ended.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OutgoingWebhook {
     #[serde(default)]
     #[schema(default = false)]
     pub enabled: bool,
-    /// When it gets another scheme, host or port, secrets have to be sent again.
+    /// A change of scheme, host or port requires all secrets again.
     #[schema(max_length = 2000, example = "https://crm.example.com/calls")]
     pub url: String,
     #[serde(default)]
     pub method: WebhookMethod,
-    /// At most 30. Values of headers whose names sound like secrets are masked on read, and a
-    /// mask that is sent back keeps what is stored. In a change, a null in the place of a value
-    /// removes that header, and a null in the place of all removes them all.
+    /// At most 30. Values of headers whose names suggest secrets are masked on read, and a mask
+    /// that is sent back keeps the stored value. In an update, a null value removes that header,
+    /// and a null instead of the object removes all.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Replaced as a whole when its `type` changes. In a change, a null removes it.
+    /// Replaced as a whole when its `type` changes. In an update, a null removes it.
     #[serde(default)]
     pub auth: Auth,
     #[serde(default)]
@@ -90,7 +90,7 @@ impl fmt::Debug for OutgoingWebhook {
     }
 }
 
-/// How a webhook is sent.
+/// HTTP method of a webhook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum WebhookMethod {
@@ -101,7 +101,7 @@ pub enum WebhookMethod {
 }
 
 impl OutgoingWebhook {
-    /// What its requests prove themselves with, as it was sent or is shown.
+    /// Credentials of the requests, as sent or as masked.
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         Credentials {
@@ -110,25 +110,25 @@ impl OutgoingWebhook {
         }
     }
 
-    /// Shows what is stored, with masks.
+    /// Sets the stored credentials, masked.
     pub(super) fn show(&mut self, stored: &Credentials) {
         let Credentials { headers, auth } = stored.masked();
         (self.headers, self.auth) = (headers, auth);
     }
 }
 
-/// What an agent's requests prove themselves with, and where these go.
+/// Stored credentials of an agent's webhook, and its URL.
 #[derive(Clone, Debug)]
 pub struct Stored {
     pub url: String,
     pub credentials: Credentials,
 }
 
-/// Seals what a webhook proves itself with for its agent; None when that is nothing. Masks mean
-/// what is stored, for the same agent or the one that it is a copy of.
+/// Seals the credentials of a webhook for its agent; `None` without credentials. Masks stand for
+/// the stored values of the same agent, or of the one that is copied.
 ///
 /// # Errors
-/// [`Error::Invalid`](crate::Error::Invalid) for each mask that stands for nothing, or whose
+/// [`Error::Invalid`](crate::Error::Invalid) for each mask without a stored value, or whose
 /// webhook moves to another server.
 pub(super) fn sealed(
     keys: &Keys,
@@ -139,6 +139,7 @@ pub(super) fn sealed(
     let Some(outgoing) = outgoing else {
         return Ok(None);
     };
+
     let sent = outgoing.credentials();
     let whole = match stored {
         Some(Stored { url, credentials }) => sent.unmasked(&outgoing.url, credentials, url),
@@ -147,13 +148,14 @@ pub(super) fn sealed(
     let whole = whole
         .and_then(Credentials::without_masks)
         .map_err(|error| error.within(&OUTGOING))?;
+
     if whole == Credentials::default() {
         return Ok(None);
     }
     whole.sealed(keys, TABLE, org, id.0).map(Some)
 }
 
-/// Opens what [`sealed`] made.
+/// Opens credentials that [`sealed`] returned.
 pub(super) fn opened(
     keys: &Keys,
     (org, id): (OrgId, AgentId),
@@ -165,13 +167,14 @@ pub(super) fn opened(
     }
 }
 
-/// Makes room in the whole for the part that will be merged into it: an `auth` of another type
-/// shares no field with the one before, and a header has one name, however it is written.
+/// Removes the fields that a partial update replaces as a whole: an `auth` of another type, and
+/// headers whose names differ in case only.
 pub(super) fn make_room(whole: &mut Value, part: &Value) {
     let pointer = format!("/{}", OUTGOING.join("/"));
     let (Some(whole), Some(part)) = (whole.pointer_mut(&pointer), part.pointer(&pointer)) else {
         return;
     };
+
     let kind = part.pointer("/auth/type");
     if kind.is_some()
         && kind != whole.pointer("/auth/type")
@@ -179,35 +182,37 @@ pub(super) fn make_room(whole: &mut Value, part: &Value) {
     {
         whole.remove("auth");
     }
+
     if let (Some(known), Some(sent)) = (
         whole.get_mut("headers").and_then(Value::as_object_mut),
         part.get("headers").and_then(Value::as_object),
     ) {
-        let is_again = |name: &String| {
+        let is_replaced = |name: &String| {
             sent.keys()
                 .any(|other| other != name && other.eq_ignore_ascii_case(name))
         };
-        known.retain(|name, _| !is_again(name));
+        known.retain(|name, _| !is_replaced(name));
     }
 }
 
-/// Removes the headers that are null, and `headers` and `auth` when they are.
+/// Removes null headers, and `headers` and `auth` when they are null.
 pub(super) fn drop_nulls(whole: &mut Value) {
     let pointer = format!("/{}", OUTGOING.join("/"));
     let Some(outgoing) = whole.pointer_mut(&pointer).and_then(Value::as_object_mut) else {
         return;
     };
+
     outgoing.retain(|name, value| !(value.is_null() && (name == "headers" || name == "auth")));
     if let Some(headers) = outgoing.get_mut("headers").and_then(Value::as_object_mut) {
         headers.retain(|_, value| !value.is_null());
     }
 }
 
-/// Seals under the present master key what is under an earlier one, of all organisations: the
-/// platform's operator rotates. Answers how many. Its locks let calls of the agents begin.
+/// Reseals credentials under the current master key, of all organisations, for the operator's key
+/// rotation. Returns their number. Its locks do not block calls of the agents.
 ///
 /// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) when one opens under no key that is set.
+/// [`Error::Unexpected`](crate::Error::Unexpected) when no configured key opens one.
 pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
     let agents = sqlx::query!(
         r#"select id as "id: AgentId", org_id as "org_id: OrgId", webhook_credentials as "credentials!"
@@ -218,6 +223,7 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     )
     .fetch_all(&mut *db)
     .await?;
+
     let mut resealed = 0;
     for agent in agents {
         let (org, id) = (agent.org_id, agent.id);

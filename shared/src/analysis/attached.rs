@@ -1,4 +1,4 @@
-//! Which rules an agent has, in which order. Only rules that the agent's owner may see.
+//! Rules attached to an agent, in order. Only rules that the agent's owner may see.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -14,10 +14,10 @@ use crate::agents::{self, Agent};
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{AgentId, OrgId, RuleId, ToolId, UserId};
 
-/// The most rules that an agent has, so that they are always listed together.
+/// Maximum number of rules of an agent, so that a list needs no pages.
 pub const MAX_RULES: usize = 50;
 
-/// A rule of an agent.
+/// A rule attached to an agent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "0198c0de-0000-7000-8000-000000000007", "agent_id": "0198c0de-0000-7000-8000-000000000005", "rule_id": "0198c0de-0000-7000-8000-000000000006", "sort_order": 0, "created_at": "2026-06-09T08:00:00Z"
@@ -30,7 +30,7 @@ pub struct Attachment {
     pub created_at: DateTime<Utc>,
 }
 
-/// What ties the agent to its rules, in their order.
+/// Lists the attachments of an agent, in order.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is no such agent.
@@ -51,7 +51,7 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, agent: AgentId) -> Resul
     Ok(attachments)
 }
 
-/// The rules of an agent, in their order.
+/// Lists the rules of an agent, in order.
 ///
 /// # Errors
 /// As [`list`].
@@ -76,11 +76,12 @@ pub async fn rules(db: &mut PgConnection, scope: &Scope, agent: AgentId) -> Resu
     Ok(rules)
 }
 
-/// Attaches a rule, or moves it when the agent has it. Without a place it comes last, or stays.
+/// Attaches a rule, or moves an attached one. Without `sort_order` a new rule comes last, and an
+/// attached one keeps its position.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an agent out of sight or a rule that its owner cannot see,
-/// [`Error::Conflict`] when the agent would have too many, and while it is on calls, unless
+/// [`Error::NotFound`] for an agent out of scope or a rule that its owner cannot see,
+/// [`Error::Conflict`] when the agent would have too many rules, and while it is in use, unless
 /// `force`.
 pub async fn attach(
     db: &mut PgConnection,
@@ -92,7 +93,9 @@ pub async fn attach(
     let agent = agents::find_locked(db, scope, agent).await?;
     check_visible(db, &agent, &[rule]).await?;
     check_idle_unscoped(db, agent.id.0, force).await?;
+
     let had = list(db, scope, agent.id).await?.len();
+
     sqlx::query!(
         "insert into agent_analysis_rules (id, org_id, agent_id, rule_id, sort_order)
          select $1, $2, $3, $4, coalesce($5, (select coalesce(max(sort_order) + 1, 0)
@@ -108,25 +111,27 @@ pub async fn attach(
     )
     .execute(&mut *db)
     .await?;
+
     let all = list(db, scope, agent.id).await?;
-    // One that has more already may keep and move them.
+    // An agent that already has more may keep and move them.
     if all.len() > MAX_RULES.max(had) {
         return Err(Error::conflict(
             "too_many_rules",
             format!("an agent has at most {MAX_RULES} rules: take some away from it first"),
         ));
     }
+
     all.into_iter()
         .find(|attachment| attachment.rule_id == rule)
         .ok_or(Error::NotFound("Rule"))
 }
 
-/// Gives an agent these rules and no others, in this order.
+/// Replaces the rules of an agent, in this order. Changes nothing on an error.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an agent out of sight or any rule that its owner cannot see,
-/// [`Error::Invalid`] for a rule that is there twice, [`Error::Conflict`] while the agent is on
-/// calls, unless `force`. Nothing is changed then.
+/// [`Error::NotFound`] for an agent out of scope or any rule that its owner cannot see,
+/// [`Error::Invalid`] for a duplicate rule, [`Error::Conflict`] while the agent is in use, unless
+/// `force`.
 pub async fn set(
     db: &mut PgConnection,
     scope: &Scope,
@@ -137,6 +142,7 @@ pub async fn set(
     let agent = agents::find_locked(db, scope, agent).await?;
     check_visible(db, &agent, rules).await?;
     check_idle_unscoped(db, agent.id.0, force).await?;
+
     sqlx::query!(
         "delete from agent_analysis_rules where agent_id = $1 and org_id = $2",
         agent.id as AgentId,
@@ -144,6 +150,7 @@ pub async fn set(
     )
     .execute(&mut *db)
     .await?;
+
     let ids: Vec<Uuid> = rules.iter().map(|_| RuleId::new().0).collect();
     sqlx::query!(
         "insert into agent_analysis_rules (id, org_id, agent_id, rule_id, sort_order)
@@ -159,14 +166,15 @@ pub async fn set(
     .on_constraint("rule_is_attached", || {
         Error::field("rule_ids", "duplicate", "has a rule twice; remove one")
     })?;
+
     self::rules(db, scope, agent.id).await
 }
 
-/// Gives an agent without rules those of another one of its organisation, in their order, as far
-/// as its owner sees them.
+/// Copies the rules of an agent to another one of its organisation, in order, as far as the other
+/// agent's owner sees them.
 ///
 /// # Errors
-/// [`Error::NotFound`] when one of the two is out of sight.
+/// [`Error::NotFound`] when one of the two is out of scope.
 pub async fn copy(
     db: &mut PgConnection,
     scope: &Scope,
@@ -190,6 +198,7 @@ pub async fn copy(
     )
     .fetch_all(&mut *db)
     .await?;
+
     set(db, scope, to, &seen, false).await
 }
 
@@ -213,6 +222,7 @@ async fn check_visible(db: &mut PgConnection, agent: &Agent, rules: &[RuleId]) -
     )
     .fetch_one(db)
     .await?;
+
     if hidden {
         Err(Error::NotFound("Rule"))
     } else {

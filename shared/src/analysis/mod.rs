@@ -1,7 +1,7 @@
-//! What is found out about a conversation once it has ended.
+//! Post-call analysis of conversations.
 //!
-//! A rule is its owner's: it asks a model for a summary or for fields, or it calls a tool.
-//! Rules are attached to agents, in an order; which rules an agent has stands in `attached`.
+//! A rule belongs to a user. It asks a model for a summary or for fields, or it calls a tool
+//! ([`rules`]). Rules are attached to agents, in an order ([`attached`]).
 
 pub mod attached;
 pub mod rules;

@@ -1,4 +1,4 @@
-//! Rules of post-call analysis as their owners keep them.
+//! Rules of post-call analysis.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -13,16 +13,16 @@ use crate::ids::{OrgId, RuleId, ToolId, UserId};
 use crate::page::{Owners, Page, Slice};
 use crate::tools::org_of;
 
-/// What a rule does.
+/// Kind of analysis of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum AnalysisType {
-    /// The prompt's answer is a text.
+    /// A model answers the prompt with text.
     Summary,
-    /// The prompt's answer has fields.
+    /// A model answers the prompt with fields.
     StructuredOutput,
-    /// A tool is called.
+    /// Calls a tool.
     Integration,
 }
 
@@ -45,12 +45,12 @@ pub struct RuleField {
     pub kind: FieldType,
     #[serde(default)]
     pub description: String,
-    /// What an `enum` may be.
+    /// Allowed values of an `enum`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enum_values: Option<Vec<String>>,
 }
 
-/// A rule.
+/// A rule of post-call analysis.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "0198c0de-0000-7000-8000-000000000006", "user_id": "0198c0de-0000-7000-8000-000000000002", "name": "Intent", "description": null, "analysis_type": "structured_output",
@@ -78,7 +78,7 @@ pub struct Rule {
     pub org_id: OrgId,
 }
 
-/// What an owner decides about a rule.
+/// Settings of a rule.
 #[derive(Clone, Debug)]
 pub struct NewRule {
     pub name: String,
@@ -95,7 +95,7 @@ pub struct NewRule {
 /// Creates a rule for `owner`.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an owner out of sight, or a tool that the owner cannot see.
+/// [`Error::NotFound`] for an owner out of scope, or a tool that the owner cannot see.
 pub async fn create(
     db: &mut PgConnection,
     scope: &Scope,
@@ -104,6 +104,7 @@ pub async fn create(
 ) -> Result<Rule> {
     let org = org_of(db, scope, owner).await?;
     check_tool(db, org, owner, new.tool).await?;
+
     let id = RuleId::new();
     sqlx::query!(
         "insert into analysis_rules (id, org_id, user_id, name, description, analysis_type, prompt, model_name, fields,
@@ -125,10 +126,11 @@ pub async fn create(
     .execute(&mut *db)
     .await
     .on_constraint("tool_has_rules", || Error::NotFound("Tool"))?;
+
     find(db, scope, id).await
 }
 
-/// A rule in the caller's sight.
+/// Finds a rule in the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -152,10 +154,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Result<Ru
     .ok_or(Error::NotFound("Rule"))
 }
 
-/// Rules in the caller's sight, the newest first.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the rules in the caller's scope, newest first.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -188,13 +187,14 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     Ok(page.slice(rules))
 }
 
-/// Replaces what the owner decided about a rule.
+/// Replaces the settings of a rule.
 ///
 /// # Errors
-/// As [`create`], and [`Error::NotFound`] for a rule out of sight; [`Error::Conflict`] while a
+/// As [`create`], and [`Error::NotFound`] for a rule out of scope; [`Error::Conflict`] while a
 /// running batch or a call uses it, unless `force`.
 pub async fn replace(
     db: &mut PgConnection,
@@ -206,6 +206,7 @@ pub async fn replace(
     let before = find(db, scope, id).await?;
     check_idle_unscoped(db, id.0, force).await?;
     check_tool(db, before.org_id, before.user_id, new.tool).await?;
+
     sqlx::query!(
         "update analysis_rules
          set name = $2, description = $3, analysis_type = $4, prompt = $5, model_name = $6, fields = $7, tool_id = $8,
@@ -227,13 +228,14 @@ pub async fn replace(
     .execute(&mut *db)
     .await
     .on_constraint("tool_has_rules", || Error::NotFound("Tool"))?;
+
     find(db, scope, id).await
 }
 
-/// Makes a copy of a rule for the same owner, attached to no agent.
+/// Copies a rule for the same owner, attached to no agent.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a rule out of sight.
+/// [`Error::NotFound`] for a rule out of scope.
 pub async fn duplicate(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Result<Rule> {
     let rule = find(db, scope, id).await?;
     let copy = RuleId::new();
@@ -251,13 +253,14 @@ pub async fn duplicate(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Resu
     )
     .execute(&mut *db)
     .await?;
+
     find(db, scope, copy).await
 }
 
-/// Deletes a rule; agents that have it lose it.
+/// Deletes a rule and detaches it from agents.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a rule out of sight, [`Error::Conflict`] while a running batch or a
+/// [`Error::NotFound`] for a rule out of scope, [`Error::Conflict`] while a running batch or a
 /// call uses it, unless `force`.
 pub async fn delete(db: &mut PgConnection, scope: &Scope, id: RuleId, force: bool) -> Result<Rule> {
     let rule = find(db, scope, id).await?;
@@ -272,7 +275,7 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: RuleId, force: boo
     Ok(rule)
 }
 
-/// A rule calls tools that its owner may see.
+/// Checks that the rule's owner may see the tool.
 async fn check_tool(
     db: &mut PgConnection,
     org: OrgId,
@@ -295,6 +298,7 @@ async fn check_tool(
     )
     .fetch_one(db)
     .await?;
+
     if visible {
         Ok(())
     } else {

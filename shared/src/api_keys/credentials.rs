@@ -1,8 +1,8 @@
-//! Secrets of providers (models, voices), which we send to them and therefore can read.
+//! Secrets of providers (models, voices), which are sent to them and therefore stored readable.
 //!
-//! Each is sealed under a key of its own, which is sealed under the master key, both bound to
-//! their row: moved to another row or another organisation they do not open. A new master key
-//! seals the small keys anew and leaves the secrets alone.
+//! Each is sealed under a data key of its own, which is sealed under the master key. Both are
+//! bound to their row: in another row or organisation they do not open. A rotation of the master
+//! key reseals the data keys and leaves the secrets unchanged.
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgConnection;
@@ -13,9 +13,6 @@ use crate::ids::{ApiKeyId, OrgId, UserId};
 use crate::secret::Keys;
 
 /// Stores a provider's secret for a user.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
 pub async fn create_unscoped(
     db: &mut PgConnection,
     keys: &Keys,
@@ -27,11 +24,13 @@ pub async fn create_unscoped(
     let id = ApiKeyId::new();
     let text = secret.expose_secret();
     let (data_key, sealed) = keys.seal_enveloped(&place(org, id), text.as_bytes())?;
+
     let last4: String = match text.chars().count() {
-        // The end of a short secret is too much of it.
+        // Four characters reveal too much of a short secret.
         0..16 => String::new(),
         length => text.chars().skip(length - 4).collect(),
     };
+
     sqlx::query!(
         "insert into provider_credentials (id, org_id, user_id, provider_name, name, last4, data_key, secret)
          values ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -49,10 +48,7 @@ pub async fn create_unscoped(
     Ok(id)
 }
 
-/// The newest secret that a user has stored for a provider.
-///
-/// # Errors
-/// [`Error::Unexpected`] when it was sealed elsewhere, or from the database.
+/// Returns the newest secret of a user for a provider.
 pub async fn read(
     db: &mut PgConnection,
     keys: &Keys,
@@ -77,19 +73,21 @@ pub async fn read(
     )
     .fetch_optional(db)
     .await?;
+
     let Some(row) = row else { return Ok(None) };
-    let place = place(row.org_id, row.id);
-    let plain = keys.open_enveloped(&place, &row.data_key, &row.secret)?;
+    let path = place(row.org_id, row.id);
+    let plain = keys.open_enveloped(&path, &row.data_key, &row.secret)?;
+
     let text = String::from_utf8(plain)
         .map_err(|_bytes| Error::Unexpected(anyhow::anyhow!("a provider's secret is not text")))?;
     Ok(Some(text.into()))
 }
 
-/// Seals every small key that is under an earlier master key under the present one, of all
-/// organisations: the platform's operator rotates. Answers how many.
+/// Reseals data keys under the current master key, of all organisations, for the operator's key
+/// rotation. Returns their number.
 ///
 /// # Errors
-/// [`Error::Unexpected`] when one opens under no key that is set.
+/// [`Error::Unexpected`] when no configured key opens one.
 pub async fn rewrap_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
     let rows = sqlx::query!(
         r#"select id as "id: ApiKeyId", org_id as "org_id: OrgId", data_key
@@ -99,10 +97,11 @@ pub async fn rewrap_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     )
     .fetch_all(&mut *db)
     .await?;
+
     let mut rewrapped = 0;
     for row in rows {
-        let place = place(row.org_id, row.id);
-        if let Some(data_key) = keys.rewrap(&place, &row.data_key)? {
+        let path = place(row.org_id, row.id);
+        if let Some(data_key) = keys.rewrap(&path, &row.data_key)? {
             sqlx::query!(
                 "update provider_credentials set data_key = $2 where id = $1",
                 row.id as ApiKeyId,
@@ -116,6 +115,7 @@ pub async fn rewrap_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     Ok(rewrapped)
 }
 
+/// Row path that seals are bound to.
 fn place(org: OrgId, id: ApiKeyId) -> String {
     format!("organizations/{org}/provider_credentials/{id}")
 }

@@ -1,15 +1,14 @@
-//! API keys: who calls without a session, and what with.
+//! API keys: credentials of requests without a session.
 //!
-//! A key is shown once, when it is made; what is stored is its HMAC, by which it is found
-//! again, and enough of its text to recognise it in a list: its beginning when we made it, its
-//! last four characters either way. Somebody may bring a secret of their own ([`strength`]);
-//! such a key shows nothing but its end.
+//! A key is shown once, when it is created. The table stores its HMAC, which finds it again, and
+//! enough of its text to recognise it in a list: its prefix if it was generated, and its last
+//! four characters. A caller may supply the secret ([`strength`]); such a key has no prefix.
 //!
-//! A key acts for its user and ends with them. It may end earlier, and may be held to some
-//! routes ([`KeyScope`]). Revoking is a mark on the row: whoever asks next finds no key.
+//! A key acts for its user and ends with them. It may expire earlier, and may be restricted to
+//! some routes ([`KeyScope`]). Revoking marks the row; the next request with the key fails.
 //!
-//! The secret of a provider ([`credentials`]) is another thing in another table: it can be read
-//! again, and opens nothing here.
+//! Secrets of providers ([`credentials`]) are in another table: they can be read again, and do
+//! not authenticate requests to this API.
 
 pub mod credentials;
 pub mod strength;
@@ -28,9 +27,9 @@ use crate::page::{Page, Slice};
 use crate::secret::{Keys, new_api_key};
 use crate::users;
 
-/// What the contract calls the provider of keys that open this API.
+/// The contract's provider name of keys for this API.
 pub const OURS: &str = "milli_chat_ai";
-/// Characters of a key of ours that are shown.
+/// Characters of a generated key that are shown.
 const SHOWN: usize = 14;
 
 /// A key, or a provider's secret, without its text.
@@ -47,19 +46,19 @@ pub struct ApiKey {
     pub user_id: UserId,
     pub organization_id: OrgId,
     pub name: String,
-    /// `milli_chat_ai` for keys that open this API.
+    /// `milli_chat_ai` for keys of this API.
     pub provider_name: String,
-    /// How the key begins; empty when somebody brought it.
+    /// First characters of the key; empty when the caller supplied it.
     pub key_prefix: String,
     pub last4: String,
     pub created_at: DateTime<Utc>,
     pub expires_at: Option<DateTime<Utc>>,
     pub last_used_at: Option<DateTime<Utc>>,
-    /// What the key may do; nothing listed is everything its user may.
+    /// Requests that the key may send; an empty list allows all that its user may.
     pub scopes: Vec<KeyScope>,
 }
 
-/// A key to make.
+/// Settings of a key to be created.
 #[derive(Clone, Debug, Default)]
 pub struct NewKey {
     pub name: String,
@@ -67,27 +66,29 @@ pub struct NewKey {
     pub scopes: Vec<KeyScope>,
 }
 
-/// Makes a key for a user, from the text that somebody brought or a new one.
+/// Creates a key for a user, from a supplied secret or a generated one. Returns its text.
 ///
 /// # Errors
-/// [`unfit`] for a text that is weak, or a key already: nobody learns which.
+/// [`Error::Invalid`] for a secret that is weak or already a key; the message does not tell which.
 pub async fn make_unscoped(
     db: &mut PgConnection,
     keys: &Keys,
     (org, user): (OrgId, UserId),
-    brought: Option<&str>,
+    supplied: Option<&str>,
     new: &NewKey,
 ) -> Result<(ApiKeyId, String)> {
-    let text = match brought {
-        Some(brought) if !strength::is_strong(brought) => return Err(unfit()),
-        Some(brought) => brought.to_owned(),
+    let text = match supplied {
+        Some(secret) if !strength::is_strong(secret) => return Err(unfit()),
+        Some(secret) => secret.to_owned(),
         None => new_api_key()?,
     };
-    let shown = match brought {
+
+    let prefix = match supplied {
         Some(_) => "",
         None => text.get(..SHOWN).unwrap_or_default(),
     };
     let last4 = text.get(text.len().saturating_sub(4)..).unwrap_or_default();
+
     let id = ApiKeyId::new();
     let paths: Vec<String> = new
         .scopes
@@ -99,6 +100,7 @@ pub async fn make_unscoped(
         .iter()
         .map(|s| s.allowed_method.clone())
         .collect();
+
     sqlx::query!(
         "with made as (
              insert into api_keys (id, org_id, user_id, name, prefix, last4, secret_hmac, hashed_under, expires_at)
@@ -112,7 +114,7 @@ pub async fn make_unscoped(
         org as OrgId,
         user as UserId,
         new.name,
-        shown,
+        prefix,
         last4,
         &keys.api_key_digest(&text)[..],
         new.expires_at,
@@ -123,13 +125,11 @@ pub async fn make_unscoped(
     .execute(db)
     .await
     .on_constraint("api_key_exists", unfit)?;
+
     Ok((id, text))
 }
 
-/// Makes a key with nothing but a name. Answers with its text, which cannot be had again.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Creates a key with a name only. Returns its text, which cannot be read again.
 pub async fn create_unscoped(
     db: &mut PgConnection,
     keys: &Keys,
@@ -145,7 +145,7 @@ pub async fn create_unscoped(
     Ok(text)
 }
 
-/// What whoever brings a weak secret is told, and whoever brings one that is in use.
+/// Error for a supplied secret that is weak or in use.
 fn unfit() -> Error {
     Error::field(
         "api_key",
@@ -154,24 +154,22 @@ fn unfit() -> Error {
     )
 }
 
-/// Whose a text is that was shown as a key.
+/// Holder of a text that was sent as a key.
 #[derive(Clone, Debug)]
 pub enum Holder {
-    /// The caller behind a good key.
+    /// Caller with a valid key.
     Caller(Known),
-    /// Whoever had a key that is no good any more: it was revoked, has expired, or they have left.
+    /// User of a key that was revoked, has expired, or whose user was removed.
     Ended(OrgId, UserId, ApiKeyId),
-    /// No key has this text.
+    /// No such key.
     Nobody,
 }
 
-/// Whose a key is, by one statement whether it is good or not. The use of a good one is noted by
-/// the minute, and one that was hashed under an earlier master key is hashed anew.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Finds the holder of a key; one statement serves valid and invalid keys. Updates the last use of
+/// a valid key once a minute, and rehashes it under the current master key.
 pub async fn holder_unscoped(db: &mut PgConnection, keys: &Keys, text: &str) -> Result<Holder> {
     let digests = keys.api_key_digests(text);
+
     let row = sqlx::query!(
         r#"select k.id as "id: ApiKeyId", k.user_id as "user_id: UserId", u.org_id as "org_id: OrgId", u.email,
                   k.secret_hmac <> $2 or coalesce(k.last_used_at < now() - interval '1 minute', true) as "stale!",
@@ -193,12 +191,14 @@ pub async fn holder_unscoped(db: &mut PgConnection, keys: &Keys, text: &str) -> 
     )
     .fetch_optional(&mut *db)
     .await?;
+
     let Some(row) = row else {
         return Ok(Holder::Nobody);
     };
     if !row.good {
         return Ok(Holder::Ended(row.org_id, row.user_id, row.id));
     }
+
     if row.stale {
         sqlx::query!(
             "update api_keys set last_used_at = now(), secret_hmac = $2, hashed_under = $3 where id = $1",
@@ -209,11 +209,12 @@ pub async fn holder_unscoped(db: &mut PgConnection, keys: &Keys, text: &str) -> 
         .execute(db)
         .await?;
     }
+
     Ok(Holder::Caller(Known {
         principal: Principal {
             user: row.user_id,
             org: row.org_id,
-            // Whatever its user is or becomes: see [`Credential::ApiKey`].
+            // Independent of the user's role: see [`Credential::ApiKey`].
             role: Role::User,
             email: Some(row.email),
             credential: Credential::ApiKey(row.id),
@@ -223,10 +224,7 @@ pub async fn holder_unscoped(db: &mut PgConnection, keys: &Keys, text: &str) -> 
     }))
 }
 
-/// A user's keys and providers' secrets that are good, the newest first.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists a user's valid keys and providers' secrets, newest first.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -236,7 +234,7 @@ pub async fn list(
     select(db, scope, Some(user), None, page).await
 }
 
-/// A good key or provider's secret in the caller's sight.
+/// Finds a valid key or provider's secret in the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -289,6 +287,7 @@ async fn select(
     )
     .fetch_all(db)
     .await?;
+
     let keys = rows.into_iter().map(|row| ApiKey {
         id: row.id,
         user_id: row.user_id,
@@ -305,7 +304,7 @@ async fn select(
     Ok(page.slice(keys.collect()))
 }
 
-/// Gives a key or a provider's secret another name.
+/// Renames a key or a provider's secret. Returns it before and after.
 ///
 /// # Errors
 /// As [`find`]; [`Error::Forbidden`] when the role of the key's user is above the caller's.
@@ -318,6 +317,7 @@ pub async fn rename(
 ) -> Result<(ApiKey, ApiKey)> {
     let before = find(db, scope, id).await?;
     users::check_rank(db, scope, caller, before.user_id).await?;
+
     sqlx::query!(
         "with ours as (update api_keys set name = $2 where id = $1)
          update provider_credentials set name = $2 where id = $1",
@@ -326,6 +326,7 @@ pub async fn rename(
     )
     .execute(&mut *db)
     .await?;
+
     let after = ApiKey {
         name: name.to_owned(),
         ..before.clone()
@@ -333,7 +334,7 @@ pub async fn rename(
     Ok((before, after))
 }
 
-/// Ends a key or a provider's secret for good.
+/// Revokes a key or a provider's secret.
 ///
 /// # Errors
 /// As [`rename`].
@@ -355,11 +356,8 @@ pub async fn revoke(
     Ok(key)
 }
 
-/// How many good keys are not known to be under the present master key, of all organisations.
-/// Each is hashed anew when it is used next.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Counts valid keys that are not hashed under the current master key, of all organisations. Each
+/// is rehashed at its next use.
 pub async fn count_under_earlier_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<i64> {
     let count = sqlx::query_scalar!(
         r#"select count(*) as "n!"

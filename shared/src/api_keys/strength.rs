@@ -1,21 +1,21 @@
-//! Whether a secret that somebody brought along can be a key. Such a secret is as good as its
-//! randomness, which nobody can measure; what looks weak is refused.
+//! Strength check of secrets that callers supply as API keys. Randomness cannot be measured, so
+//! secrets that look weak are rejected.
 
-/// Characters of a secret.
+/// Allowed lengths of a secret, in characters.
 const LENGTHS: std::ops::RangeInclusive<usize> = 32..=256;
-/// Bits that its alphabet and length must make possible.
+/// Minimum entropy, in bits, that alphabet and length allow.
 const LEAST_BITS: f64 = 128.0;
-/// Different characters.
+/// Minimum number of distinct characters.
 const LEAST_DISTINCT: usize = 10;
 
-/// Words of passwords, sentences and examples.
+/// Common words of passwords, sentences and examples.
 const WORDS: [&str; 26] = [
     "password", "passwort", "secret", "apikey", "api_key", "api-key", "changeme", "qwerty", "asdf",
     "admin", "example", "sample", "letmein", "welcome", "correct", "horse", "battery", "staple",
     "dragon", "monkey", "sunshine", "football", "company", "customer", "platform", "default",
 ];
 
-/// How the secrets of other vendors begin, and ours.
+/// Prefixes of other vendors' secrets, and of generated keys.
 const VENDORS: [&str; 24] = [
     "peal_live_",
     "sk-",
@@ -43,7 +43,7 @@ const VENDORS: [&str; 24] = [
     "npm_",
 ];
 
-/// Whether a secret is fit to be a key of ours.
+/// Reports a secret that is strong enough for an API key.
 #[must_use]
 pub fn is_strong(secret: &str) -> bool {
     let lower = secret.to_ascii_lowercase();
@@ -58,16 +58,16 @@ pub fn is_strong(secret: &str) -> bool {
         && !is_uuid(secret)
 }
 
-/// A UUID, as it is usually written, or without its hyphens one that is made of the time: there
-/// any other may as well be 32 random digits.
+/// Reports a UUID with hyphens, or a time-based one without. Other versions without hyphens may
+/// be 32 random digits.
 fn is_uuid(secret: &str) -> bool {
     uuid::Uuid::try_parse(secret).is_ok_and(|id| {
-        let is_of_time = id.get_version_num() == 1 && id.get_variant() == uuid::Variant::RFC4122;
-        secret.len() != 32 || is_of_time
+        let is_time_based = id.get_version_num() == 1 && id.get_variant() == uuid::Variant::RFC4122;
+        secret.len() != 32 || is_time_based
     })
 }
 
-/// What the secret's alphabet and length make possible.
+/// Upper bound of the entropy, in bits, from alphabet and length.
 fn bits(secret: &str) -> f64 {
     let has = |class: fn(&u8) -> bool| secret.bytes().any(|byte| class(&byte));
     let is_hex = secret.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -84,23 +84,26 @@ fn bits(secret: &str) -> f64 {
             alphabet += if has(class) { size } else { 0 };
         }
     }
+
     let length = u32::try_from(secret.len()).unwrap_or(u32::MAX);
     f64::from(length) * f64::from(alphabet.max(1)).log2()
 }
 
-/// Few different characters, or a piece over and over.
+/// Reports too few distinct characters, or a repeated piece.
 fn repeats(secret: &[u8]) -> bool {
     let mut distinct = secret.to_vec();
     distinct.sort_unstable();
     distinct.dedup();
+
     let periodic = (1..=secret.len() / 2).any(|period| {
         let shifted = secret.iter().skip(period);
         secret.iter().zip(shifted).all(|(a, b)| a == b)
     });
+
     distinct.len() < LEAST_DISTINCT || periodic
 }
 
-/// Neighbours that follow each other in the alphabet, or are the same, in a third of all places.
+/// Reports sequences: equal or consecutive neighbours in a third of all positions.
 fn runs(secret: &[u8]) -> bool {
     let next = secret.iter().skip(1);
     let steps = secret.iter().zip(next);
@@ -108,7 +111,7 @@ fn runs(secret: &[u8]) -> bool {
     close * 3 >= secret.len()
 }
 
-/// A carrier's account or key id: two letters and 32 hexadecimal digits.
+/// Reports a carrier's account or key id: two letters and 32 hexadecimal digits.
 fn is_account_id(lower: &str) -> bool {
     matches!(lower.get(..2), Some("ac" | "sk"))
         && lower.len() == 34
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_looks_weak_is_not() {
+    fn weak_texts_are_rejected() {
         for secret in [
             "",
             "9f2b7c41d8e60a35f1c4b29e7d083a5",

@@ -1,4 +1,4 @@
-//! The catalogue's prices, as they are at one moment.
+//! Price catalogue in force at one moment.
 
 use std::sync::Arc;
 
@@ -9,10 +9,8 @@ use uuid::Uuid;
 use super::quote::{Book, Rate, Service};
 use crate::error::Result;
 
-/// The prices of outbound calls that are in force at `at`. The catalogue is the platform's.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Loads the prices of outbound calls in force at `at`. The catalogue belongs to the platform, so
+/// there is no scope.
 pub async fn in_force_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Result<Book> {
     let rows = sqlx::query!(
         r#"select service as "service: Service", match as matched, price_usd, increment_secs
@@ -36,7 +34,7 @@ pub async fn in_force_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Resu
         .collect())
 }
 
-/// The prices of one edition of the catalogue while none of them begins or ends.
+/// Prices of one edition of the catalogue, valid until the next price begins or ends.
 #[derive(Debug)]
 pub struct Edition {
     number: Uuid,
@@ -46,7 +44,7 @@ pub struct Edition {
 }
 
 impl Edition {
-    /// Whether these are the prices of an edition at a moment.
+    /// True when these are the prices of an edition at a moment.
     #[must_use]
     pub fn is(&self, number: Uuid, at: DateTime<Utc>) -> bool {
         self.number == number
@@ -55,14 +53,11 @@ impl Edition {
     }
 }
 
-/// The edition of the catalogue that is in force at `at`.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Loads the edition of the catalogue in force at `at`.
 pub async fn edition_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Result<Edition> {
-    // It is read first. Prices that change behind it are read under an old edition, and read again
-    // by whoever sees the new one.
-    let known = sqlx::query!(
+    // 1. Read the edition before its prices: prices that change in between are cached under the
+    // old edition, and read again under the new one.
+    let edition = sqlx::query!(
         r#"select b.edition as number, max(e.at) filter (where e.at <= $1) as since,
                   min(e.at) filter (where e.at > $1) as until
            from price_book b
@@ -74,11 +69,13 @@ pub async fn edition_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Resul
     )
     .fetch_one(&mut *db)
     .await?;
+
+    // 2. Read the prices.
     let book = in_force_unscoped(db, at).await?;
     Ok(Edition {
-        number: known.number,
-        since: known.since,
-        until: known.until,
+        number: edition.number,
+        since: edition.since,
+        until: edition.until,
         book: Arc::new(book),
     })
 }

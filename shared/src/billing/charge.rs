@@ -1,4 +1,4 @@
-//! What settling a call comes to: pure decisions on a wallet under its lock.
+//! Charges of a settlement: pure decisions on a locked wallet.
 
 use chrono::NaiveDate;
 use rust_decimal::Decimal;
@@ -9,7 +9,7 @@ use crate::money::Usd;
 use crate::wallets::Locked;
 use crate::wallets::holds::{Ended, Pin};
 
-/// A call that has ended, and what has been charged for it.
+/// An ended call, its hold and its last charge.
 #[derive(Clone, Debug)]
 pub(super) struct Due {
     pub call: CallId,
@@ -24,7 +24,7 @@ pub(super) struct Due {
     pub last: Option<Last>,
 }
 
-/// What was set aside for a call.
+/// The hold of a call.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub amount: Usd,
@@ -37,7 +37,7 @@ pub(super) struct Held {
 #[derive(Clone, Debug)]
 pub(super) struct Last {
     pub id: ChargeId,
-    /// Odd ones charge, even ones take back.
+    /// Odd versions charge, even ones reverse.
     pub version: i32,
     pub transaction: TransactionId,
     pub bill: Bill,
@@ -50,43 +50,46 @@ impl Last {
     }
 }
 
-/// A charge to make, or one that takes another back.
+/// A new charge, or the reversal of an earlier one.
 #[derive(Clone, Debug)]
 pub(super) struct Charge {
     pub id: ChargeId,
     pub version: i32,
     pub reverses: Option<(ChargeId, TransactionId)>,
     pub bill: Bill,
-    /// What of it comes from grants; negative where it goes back to them.
+    /// Amounts paid from grants; negative amounts are returned to them.
     pub uses: Vec<(GrantId, Usd)>,
-    /// What of it is beyond the call's hold.
+    /// Amount above the call's hold.
     pub beyond: Usd,
 }
 
-/// What becomes of a call.
+/// Result of settling a call.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Decision {
     pub charges: Vec<Charge>,
     pub ended: Option<Ended>,
-    /// By how much the wallet has spent more.
+    /// Change of the wallet's spending.
     pub spent: Usd,
 }
 
-/// Decides what a call costs beside what it was charged, and takes it from the wallet.
+/// Prices a call, and takes the difference to its last charge from the wallet.
 pub(super) fn decide(wallet: &mut Locked, due: &Due, prices: &Prices) -> Decision {
     let bill = price(prices, due.used);
     let in_force = due.last.as_ref().filter(|last| last.is_in_force());
     if in_force.is_some_and(|last| last.bill == bill) {
         return Decision::default();
     }
+
     let mut decision = Decision::default();
-    // What pays first: what was paid before, or what is held.
+    // Pays first from the reversed charge, or from the hold.
     let (mut parts, mut pool): (Vec<Pin>, Usd) = (Vec::new(), Usd::ZERO);
+
     if let Some(last) = in_force {
         (parts, pool) = (last.grants.clone(), rest(last.bill.retail, &last.grants));
         decision.spent = -last.bill.retail;
         decision.charges.push(take_back(last));
     }
+
     if due.hold.open {
         let hold = &due.hold;
         (parts, pool) = (hold.pins.clone(), rest(hold.amount, &hold.pins));
@@ -99,14 +102,15 @@ pub(super) fn decide(wallet: &mut Locked, due: &Due, prices: &Prices) -> Decisio
             month: hold.month,
         });
     }
+
     decision.spent = decision.spent.plus(bill.retail);
     let uses = pay(wallet, bill.retail, &parts, pool);
     if bill.retail.is_positive() {
         let version = due.last.as_ref().map_or(0, |last| last.version);
-        let taken_back = i32::from(in_force.is_some());
+        let reversals = i32::from(in_force.is_some());
         decision.charges.push(Charge {
             id: ChargeId::new(),
-            version: version.saturating_add(taken_back).saturating_add(1),
+            version: version.saturating_add(reversals).saturating_add(1),
             reverses: None,
             beyond: bill.retail.minus(due.hold.amount).or_nothing(),
             bill,
@@ -116,7 +120,7 @@ pub(super) fn decide(wallet: &mut Locked, due: &Due, prices: &Prices) -> Decisio
     decision
 }
 
-/// The part of an amount that no grant carries.
+/// Returns the part of an amount that no grant pays.
 fn rest(amount: Usd, parts: &[Pin]) -> Usd {
     amount.minus(parts.iter().map(|part| Usd(part.micros)).sum())
 }
@@ -136,20 +140,21 @@ fn take_back(last: &Last) -> Charge {
     }
 }
 
-/// Pays from parts of grants that are set aside, then from what is set aside beside them, then
-/// from whatever the wallet has. What is left over of the parts is the wallet's again.
+/// Pays from the reserved parts of grants, then from the reserved pool, then from the wallet's
+/// free balance. Returns the remainder of the reserved amounts to the wallet.
 fn pay(wallet: &mut Locked, amount: Usd, parts: &[Pin], pool: Usd) -> Vec<(GrantId, Usd)> {
     let mut left = amount;
     let mut uses = Vec::new();
     for part in parts {
-        let set_aside = Usd(part.micros);
-        let used = left.min(set_aside);
+        let reserved = Usd(part.micros);
+        let used = left.min(reserved);
         if used.is_positive() {
             uses.push((part.grant, used));
         }
         left = left.minus(used);
-        wallet.give_back(part.grant, set_aside.minus(used));
+        wallet.give_back(part.grant, reserved.minus(used));
     }
+
     let from_pool = left.min(pool);
     wallet.pool = wallet.pool.plus(pool.minus(from_pool));
     let beyond = wallet.burn(left.minus(from_pool));

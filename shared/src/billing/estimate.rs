@@ -1,4 +1,4 @@
-//! What one call would cost at most, before it is made.
+//! Maximum cost of a call, estimated before it is placed.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -12,31 +12,30 @@ use crate::phone::E164;
 use crate::wallets::holds::Refusal;
 use crate::wallets::look_unscoped;
 
-/// What an estimate is based on.
+/// Moment and limits of an estimate.
 #[derive(Clone, Copy, Debug)]
 pub struct Basis {
     /// Prices and grants are those of this moment.
     pub at: DateTime<Utc>,
-    /// Seconds of talk that money is held for, at most.
+    /// Maximum seconds of talk that are held for.
     pub hold_max_secs: i32,
 }
 
-/// What a call would cost, and who pays.
+/// Maximum cost of a call, and the wallet that pays.
 #[derive(Clone, Debug)]
 pub struct Estimate {
     pub org: OrgId,
     pub wallet: WalletId,
     pub prices: Prices,
-    /// What has to be held for it.
+    /// Amount to hold.
     pub worst: Usd,
 }
 
 /// Estimates a call of an agent for a member of its organisation. Both were found in the caller's
-/// scope.
+/// scope before.
 ///
 /// # Errors
-/// [`Error::NotFound`] when the user has no wallet in the agent's organisation;
-/// [`Error::Unexpected`] from the database.
+/// [`Error::NotFound`] when the user has no wallet in the agent's organisation.
 pub async fn estimate_unscoped(
     db: &mut PgConnection,
     agent: AgentId,
@@ -59,12 +58,14 @@ pub async fn estimate_unscoped(
     .fetch_optional(&mut *db)
     .await?
     .ok_or(Error::NotFound("Wallet"))?;
+
     let book = book::in_force_unscoped(db, basis.at).await?;
     let destination = Destination {
         to,
         model: facts.model.as_deref(),
         speech: facts.speech.as_deref(),
     };
+
     let prices = Prices {
         rates: book.rates_for(&destination),
         terms: Terms::of(
@@ -74,6 +75,7 @@ pub async fn estimate_unscoped(
             facts.commission_percent,
         ),
     };
+
     let seconds = facts.session_timeout_secs.min(basis.hold_max_secs);
     Ok(Estimate {
         org: facts.org_id,
@@ -84,10 +86,7 @@ pub async fn estimate_unscoped(
 }
 
 impl Estimate {
-    /// Why its wallet could not pay it at the moment; none when it could.
-    ///
-    /// # Errors
-    /// [`Error::Unexpected`] from the database.
+    /// Returns the reason why the wallet cannot pay; `None` when it can.
     pub async fn shortage(&self, db: &mut PgConnection, basis: Basis) -> Result<Option<Refusal>> {
         let wallets = look_unscoped(db, &[self.wallet], basis.at).await?;
         let Some(wallet) = wallets.get(&self.wallet) else {

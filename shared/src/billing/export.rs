@@ -1,18 +1,18 @@
-//! Usage as a file: a CSV in the store, and a mail with the link to it.
+//! Usage exports: a CSV in the store, and a mail with its link.
 //!
 //! ```text
-//! waiting ──► finished ──► cleared away
+//! waiting ──► finished ──► deleted
 //!    └──────► failed
 //! ```
 //!
-//! Whoever asks gets a row and a job, in one transaction; asking again while that is under way
-//! is asking for the same. The job reads what its user may see at that moment, as far as it was
-//! charged before they asked, streams it into the store page by page, and then writes down in
-//! one transaction that the file is there and the mail about it. Run twice, it writes the same
-//! file over itself, and no second mail.
+//! A request inserts a row and a job, in one transaction; an equal request while that is waiting
+//! returns the same export. The job reads the rows that its user may see at that moment and that
+//! were charged before the request, streams them into the store page by page, and then marks the
+//! export as finished and writes the mail in one transaction. A second run overwrites the file
+//! with the same content, and sends no second mail.
 //!
-//! The link is good for a day, and for the user who asked alone; with an API key if they asked with
-//! one, whose file shows no more than a key may see. Then the file is cleared away.
+//! The link is valid for a day, for the requesting user only; also with an API key if one made
+//! the request, and then the file holds no more than a key may see. Later the file is deleted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -38,11 +38,11 @@ use crate::{fault, users};
 
 /// Sessions per page of a file.
 const PAGE_ROWS: i64 = 1_000;
-/// No file is longer.
+/// Maximum size of a file.
 const MAX_BYTES: u64 = 4_000_000_000;
-/// Files that one round clears away.
+/// Files that one round deletes.
 const ROUND: i64 = 100;
-/// The columns; the last three are for the platform alone.
+/// Columns of a file. [`SPLIT_COLUMNS`] follow for the platform.
 const COLUMNS: [&str; 18] = [
     "session_id",
     "charged_at",
@@ -65,29 +65,29 @@ const COLUMNS: [&str; 18] = [
 ];
 const SPLIT_COLUMNS: [&str; 3] = ["base_cost_usd", "markup_usd", "commission_usd"];
 
-/// What is asked for. Kept with the export as it is.
+/// Requested rows. Stored with the export.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Wanted {
     pub usage_type: Option<UsageType>,
-    /// `outbound`, `inbound`, `web`; None is all of them.
+    /// `outbound`, `inbound`, `web`; `None` means all.
     pub session_types: Option<Vec<String>>,
     pub agents: Option<Vec<AgentId>>,
     pub from: Option<DateTime<Utc>>,
     pub to: Option<DateTime<Utc>>,
-    /// Asked for by an API key: the file shows its user's own usage, whatever the user sees.
+    /// Requested with an API key: the file holds the user's own usage, whatever their role.
     #[serde(default)]
     pub by_key: bool,
 }
 
 impl Wanted {
-    /// As a filter of what was charged before a moment.
+    /// Returns the filter of sessions that were charged before a moment.
     fn filter(self, before: DateTime<Utc>) -> Filter {
-        // All calls are outbound: whoever asks for other sessions alone asks for none.
-        let is_of_calls = self
+        // All calls are outbound, so other session types match nothing.
+        let has_outbound = self
             .session_types
             .is_none_or(|kinds| kinds.iter().any(|kind| kind == "outbound"));
         Filter {
-            usage_type: match is_of_calls {
+            usage_type: match has_outbound {
                 true => self.usage_type,
                 false => Some(UsageType::Chat),
             },
@@ -120,10 +120,10 @@ impl Payload for ExportUsage {
     }
 }
 
-/// Asks for a file on behalf of a user in the caller's sight.
+/// Requests an export for a user in the caller's scope.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a user out of sight.
+/// [`Error::NotFound`] for a user out of scope.
 pub async fn ask(
     db: &mut PgConnection,
     scope: &Scope,
@@ -134,8 +134,9 @@ pub async fn ask(
     let org = users::org_of(db, scope, user)
         .await?
         .ok_or(Error::NotFound("User"))?;
+
     let filters = serde_json::to_value(wanted)?;
-    let asked = sqlx::query_scalar!(
+    let id = sqlx::query_scalar!(
         r#"insert into usage_exports (id, org_id, user_id, filters, to_address)
            values ($1, $2, $3, $4, $5)
            on conflict (user_id, md5(filters::text)) where finished_at is null and failed_at is null
@@ -149,14 +150,15 @@ pub async fn ask(
     )
     .fetch_one(&mut *db)
     .await?;
+
     let job = ExportUsage {
-        export_id: asked,
+        export_id: id,
         org_id: org,
     };
-    Ok((asked, queue::enqueue(db, &job, None).await?))
+    Ok((id, queue::enqueue(db, &job, None).await?))
 }
 
-/// An export that waits.
+/// A waiting export.
 struct Waiting {
     org: OrgId,
     user: UserId,
@@ -164,12 +166,10 @@ struct Waiting {
     created_at: DateTime<Utc>,
 }
 
-/// Writes the file of an export, and the mail about it. A job has no principal; what the file
-/// shows is what its user sees. One that has ended, or whose user is gone, is left alone.
-///
-/// # Errors
-/// The database's or the store's.
+/// Writes the file of an export, and its mail. The job has no principal; the file holds the rows
+/// in its user's scope. Skips an export that has ended, and fails one whose user was removed.
 pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqueued>> {
+    // 1. Read the export; a second run finds none that waits.
     let waiting = sqlx::query_as!(
         Waiting,
         r#"select org_id as "org: OrgId", user_id as "user: UserId", filters, created_at
@@ -184,6 +184,8 @@ pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqu
     let Some(waiting) = waiting else {
         return Ok(None);
     };
+
+    // 2. Take the user's scope at this moment.
     let mut db = context.pool.acquire().await?;
     let principal = users::principal_unscoped(&mut db, waiting.user).await?;
     drop(db);
@@ -191,27 +193,33 @@ pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqu
         fail_unscoped(&context.pool, id).await?;
         return Ok(None);
     };
+
     let wanted: Wanted = serde_json::from_value(waiting.filters)?;
     let principal = match wanted.by_key {
         true => principal.without_rank(),
         false => principal,
     };
+
     let pages = Pages {
         pool: context.pool.clone(),
         scope: principal.scope(),
         filter: wanted.filter(waiting.created_at),
         with_split: principal.role == Role::SuperAdmin,
     };
+
+    // 3. Write the file.
     let rows = Arc::new(AtomicI64::new(0));
     let key = key(waiting.org, id);
     let csv = pages.csv(Arc::clone(&rows));
     context.store.put_stream(&key, csv, MAX_BYTES).await?;
     fault::point("export.stored");
+
+    // 4. Mark it as finished, with the mail.
     let rows = rows.load(Ordering::SeqCst);
     finish(context, id, rows).await
 }
 
-/// Notes that the file is there, and writes the mail.
+/// Marks an export as finished, and writes its mail.
 async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enqueued>> {
     let mut db = context.pool.begin().await?;
     let finished = sqlx::query!(
@@ -230,11 +238,12 @@ async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enq
     let Some(finished) = finished else {
         return Ok(None);
     };
+
     let (org, user) = (finished.org, finished.user);
     let token = context.config.keys.export_token(id, org, user);
     let base = context.config.public_url.as_str().trim_end_matches('/');
     let link = format!("{base}/api/v1/billing/exports/{id}/download?token={token}");
-    let (how, header) = match finished.by_key {
+    let (credential_hint, header) = match finished.by_key {
         true => (
             "open it signed in, or with your API key",
             "x-api-key: $PEAL_API_KEY",
@@ -244,11 +253,13 @@ async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enq
             "Authorization: Bearer $PEAL_TOKEN",
         ),
     };
+
     let body = format!(
         "The usage you asked for is ready: {rows} sessions as CSV.\n\n{link}\n\n\
-         The link is good for 24 hours, and for you alone: {how}:\n\n    \
+         The link is good for 24 hours, and for you alone: {credential_hint}:\n\n    \
          curl -H \"{header}\" -o usage.csv '{link}'\n"
     );
+
     let email = NewEmail {
         org,
         kind: "usage_export",
@@ -258,15 +269,13 @@ async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enq
         body: &body,
     };
     let mail = mail::write(&mut db, email).await?;
+
     fault::point("export.uncommitted");
     db.commit().await?;
     Ok(mail)
 }
 
-/// Gives an export up. For the job, which acts for the platform.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Marks an export as failed. For the job, which has no scope.
 pub async fn fail_unscoped(pool: &PgPool, id: ExportId) -> Result<()> {
     sqlx::query!(
         "update usage_exports set failed_at = now() where id = $1 and finished_at is null and failed_at is null",
@@ -277,19 +286,19 @@ pub async fn fail_unscoped(pool: &PgPool, id: ExportId) -> Result<()> {
     Ok(())
 }
 
-/// A file that can be read.
+/// A finished file.
 #[derive(Debug)]
 pub struct Ready {
     pub key: String,
     pub created_at: DateTime<Utc>,
 }
 
-/// The file of a user's own export. An API key opens those alone that one asked for: a session's
-/// may show more than a key may see.
+/// Finds the file of a user's own export. An API key opens only exports that were requested with
+/// one: others may hold more than a key may see.
 ///
 /// # Errors
 /// [`Error::NotFound`] when the user has no such export; [`Error::Conflict`] while it is being
-/// written; [`Error::Gone`] when its time is up, or it could not be written.
+/// written; [`Error::Gone`] when it has expired or failed.
 pub async fn open(
     db: &mut PgConnection,
     scope: &Scope,
@@ -312,11 +321,13 @@ pub async fn open(
     .fetch_optional(db)
     .await?
     .ok_or(Error::NotFound("Export"))?;
+
     if found.failed_at.is_some() {
         return Err(Error::Gone(
             "this export could not be written; ask for it again".into(),
         ));
     }
+
     match found.expires_at {
         None => Err(Error::conflict(
             "export_not_ready",
@@ -332,13 +343,10 @@ pub async fn open(
     }
 }
 
-/// Removes the files whose links are good no more, and what is left of those that were given up.
-/// Runs for the platform, over all tenants.
-///
-/// # Errors
-/// The database's, or the store's; the next round begins anew.
+/// Deletes expired files, and parts of failed ones, of all tenants. The next round retries after an
+/// error.
 pub async fn clear_away_unscoped(pool: &PgPool, store: &Store) -> Result<usize> {
-    let over = sqlx::query!(
+    let expired = sqlx::query!(
         r#"select id as "id: ExportId", org_id as "org: OrgId"
            from usage_exports
            where cleared_at is null
@@ -349,7 +357,8 @@ pub async fn clear_away_unscoped(pool: &PgPool, store: &Store) -> Result<usize> 
     )
     .fetch_all(pool)
     .await?;
-    for export in &over {
+
+    for export in &expired {
         let key = key(export.org, export.id);
         store.delete_parts(&key).await?;
         store.delete(&key).await?;
@@ -360,14 +369,14 @@ pub async fn clear_away_unscoped(pool: &PgPool, store: &Store) -> Result<usize> 
         .execute(pool)
         .await?;
     }
-    Ok(over.len())
+    Ok(expired.len())
 }
 
 fn key(org: OrgId, export: ExportId) -> String {
     format!("exports/{org}/{export}.csv")
 }
 
-/// What a file is made of.
+/// Rows of a file, read page by page.
 struct Pages {
     pool: PgPool,
     scope: Scope,
@@ -375,14 +384,14 @@ struct Pages {
     with_split: bool,
 }
 
-/// Where the next page begins.
+/// Start of the next page.
 enum At {
     Start,
     Behind(Mark),
 }
 
 impl Pages {
-    /// The file, page by page; counts its sessions.
+    /// Streams the CSV page by page, and adds to the count of its sessions.
     fn csv(self, rows: Arc<AtomicI64>) -> impl Stream<Item = Result<Bytes>> + Send {
         stream::try_unfold((self, Some(At::Start)), move |(pages, at)| {
             let rows = Arc::clone(&rows);
@@ -392,6 +401,7 @@ impl Pages {
                     At::Start => (None, true),
                     At::Behind(mark) => (Some(mark), false),
                 };
+
                 let (page, next) = pages.page(mark).await?;
                 let count = i64::try_from(page.len()).unwrap_or(i64::MAX);
                 rows.fetch_add(count, Ordering::SeqCst);
@@ -403,7 +413,7 @@ impl Pages {
 
     async fn page(&self, after: Option<Mark>) -> Result<(Vec<Session>, Option<Mark>)> {
         let mut db = self.pool.begin().await?;
-        // Which index serves depends on the filters that are set.
+        // The best index depends on the filters that are set.
         sqlx::query("set local plan_cache_mode = auto")
             .execute(&mut *db)
             .await?;
@@ -425,7 +435,7 @@ fn page_csv(page: &[Session], with_header: bool, with_split: bool) -> Result<Byt
     spreadsheet::written(csv)
 }
 
-/// A session's cells; whatever a user may have written is neutralised.
+/// Cells of a session. Texts from users are neutralised against spreadsheet formulas.
 fn cells(session: &Session) -> Vec<String> {
     let moment = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339()).unwrap_or_default();
     let services: Vec<String> = session
@@ -436,6 +446,7 @@ fn cells(session: &Session) -> Vec<String> {
             format!("{service} {} {unit} = {}", used.quantity, used.cost_usd)
         })
         .collect();
+
     let mut cells = vec![
         session.session_id.to_string(),
         moment(session.charged_at),
@@ -459,6 +470,7 @@ fn cells(session: &Session) -> Vec<String> {
         "USD".to_owned(),
         neutral(&services.join("; ")),
     ];
+
     if let Some(split) = session.split {
         cells.extend([
             split.base_cost_usd.to_string(),
@@ -469,7 +481,7 @@ fn cells(session: &Session) -> Vec<String> {
     cells
 }
 
-/// The word that JSON has for a value.
+/// JSON string of a value.
 fn word(value: &impl Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
     value.as_str().unwrap_or_default().to_owned()

@@ -1,26 +1,26 @@
-//! Billing: what a call costs, who gets it, and what people are told of it.
+//! Billing: prices, charges and usage reports of calls.
 //!
 //! ```text
 //! claim:  catalogue in force + the organisation's terms -> price snapshot -> hold
 //! end:    carrier's final duration + snapshot -> charge -> ledger
 //! ```
 //!
-//! A call is priced by what was in force when it was claimed ([`book`], [`quote`]); those prices
-//! are frozen in a snapshot ([`snapshots`]) and nothing that is edited later touches it; workers
-//! remember both while they stay the same ([`tariffs`]). The
-//! settlement ([`settle`]) charges each call once, by what its carrier said of it, whatever came
-//! twice, late, or in the wrong order: it looks at a call whenever something about it may have
-//! changed, and corrects what it charged before by taking it back and charging anew.
+//! A call is priced by the catalogue in force when it was claimed ([`book`], [`quote`]). Those
+//! prices are frozen in a snapshot ([`snapshots`]), which later edits do not change. Workers
+//! cache both while they are valid ([`tariffs`]). The settlement ([`settle`]) charges each call
+//! once, by its carrier's report, also when reports are duplicated, late or out of order: it
+//! checks a call after every event that may change its charge, and corrects a charge by a
+//! reversal and a new charge.
 //!
-//! A call is billed its attempt when the carrier took it, and its minutes when somebody
-//! answered; nothing billed is no charge. A line costs `quantity x price`, rounded once, half to
-//! even; its retail price has the distributor's markup inside that rounding. What is left when
-//! the reseller has its part is the platform's, so the parts always add up.
+//! A call is billed its attempt when the carrier accepted it, and its minutes when it was
+//! answered; without billed lines there is no charge. A line costs `quantity x price`, rounded
+//! once, half to even; the distributor's markup of its retail price is inside that rounding. The
+//! platform gets the remainder after the reseller's share, so the parts always add up.
 //!
-//! The platform edits its catalogue ([`prices`]). People look at their charges as [`usage`], by
-//! themselves or over a [`period`], and take it home as a file ([`export`]). There a call's
-//! money counts at the moment of its first charge; a correction counts where its call does, so
-//! that lists, buckets and totals of the same time say the same.
+//! The platform edits its catalogue ([`prices`]). Customers read their charges as [`usage`], as
+//! sessions or over a [`period`], and download them as a file ([`export`]). There a call's cost
+//! counts at the time of its first charge, corrections included, so that lists, buckets and
+//! totals of the same time agree.
 
 pub mod book;
 mod charge;

@@ -1,5 +1,5 @@
-//! Stretches of time that usage and earnings are asked for: today, this week, this month ... as
-//! the clocks of an organisation's time zone show them.
+//! Periods of usage and earnings reports: today, this week, this month ... in the time zone of an
+//! organisation.
 
 use chrono::{
     DateTime, Datelike, Days, Months, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Utc,
@@ -8,7 +8,7 @@ use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A stretch of time that ends now.
+/// A reporting period that ends now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Period {
@@ -28,7 +28,7 @@ pub enum Period {
     All,
 }
 
-/// How long the parts of a period are.
+/// Length of a period's buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bucket {
@@ -38,7 +38,7 @@ pub enum Bucket {
 }
 
 impl Bucket {
-    /// PostgreSQL's word.
+    /// PostgreSQL's name, for `date_trunc`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -50,7 +50,7 @@ impl Bucket {
 }
 
 impl Period {
-    /// Its parts.
+    /// Bucket length of the period.
     #[must_use]
     pub fn bucket(self) -> Bucket {
         match self {
@@ -60,7 +60,7 @@ impl Period {
         }
     }
 
-    /// When it began, in a time zone; `None` for everything.
+    /// Start of the period in a time zone; `None` for [`Period::All`].
     #[must_use]
     pub fn begin(self, now: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
         let today = now.with_timezone(&zone).date_naive();
@@ -77,17 +77,17 @@ impl Period {
     }
 }
 
-/// The first moment of a day in a time zone.
+/// First moment of a day in a time zone.
 #[must_use]
 pub fn midnight(day: NaiveDate, zone: Tz) -> DateTime<Utc> {
     moment(day.and_time(NaiveTime::MIN), zone)
 }
 
-/// When clocks first show a time; where they skip it, when they do so.
+/// First moment of a local time; for a skipped time, the moment of the clock change.
 #[must_use]
 pub fn moment(shown: NaiveDateTime, zone: Tz) -> DateTime<Utc> {
     let mut local = shown;
-    // No zone skips more than a day, and none but by quarters of an hour.
+    // No zone skips more than a day, and all skip multiples of a quarter of an hour.
     for _ in 0..=96 {
         if let Some(moment) = zone.from_local_datetime(&local).earliest() {
             return moment.with_timezone(&Utc);
@@ -97,9 +97,8 @@ pub fn moment(shown: NaiveDateTime, zone: Tz) -> DateTime<Utc> {
     shown.and_utc()
 }
 
-/// What stands in each part of a period up to `now`, as clocks of the zone show their
-/// beginnings: parts without anything are there, too. `found` is in order. A period without a
-/// beginning has that of the first thing found.
+/// Fills the buckets of a period up to `now`, empty ones included. `found` holds local starts in
+/// order. [`Period::All`] begins with the first one found.
 #[must_use]
 pub fn fill<T: Default>(
     period: Period,
@@ -114,14 +113,17 @@ pub fn fill<T: Default>(
     let Some(mut start) = begin.into_iter().chain(first).min() else {
         return Vec::new();
     };
+
     let end = now.with_timezone(&zone).naive_local();
     let last = found.last().map_or(end, |(start, _)| end.max(*start));
     let mut found = found.into_iter().peekable();
     let mut filled = Vec::new();
+
     while start <= last {
-        let here = found.next_if(|(at, _)| *at <= start);
-        let value = here.map(|(_, value)| value).unwrap_or_default();
+        let entry = found.next_if(|(at, _)| *at <= start);
+        let value = entry.map(|(_, value)| value).unwrap_or_default();
         filled.push((moment(start, zone), value));
+
         let next = match period.bucket() {
             Bucket::Hour => start.checked_add_signed(TimeDelta::hours(1)),
             Bucket::Day => start.checked_add_days(Days::new(1)),
@@ -133,7 +135,7 @@ pub fn fill<T: Default>(
     filled
 }
 
-/// The zone of that name; UTC for one that is not known any more.
+/// Parses a time zone's name; UTC for an unknown one.
 #[must_use]
 pub fn zone(name: &str) -> Tz {
     name.parse().unwrap_or(Tz::UTC)
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_period_begins_at_midnight_where_the_organisation_is() {
+    fn a_period_begins_at_midnight_in_the_organisations_time_zone() {
         // A Wednesday in Kolkata, still Tuesday in London.
         let now = "2026-11-24T20:00:00Z";
         for (period, expected) in [
@@ -168,16 +170,17 @@ mod tests {
     }
 
     #[test]
-    fn a_day_whose_midnight_is_skipped_begins_where_the_clocks_go_on() {
+    fn a_day_with_a_skipped_midnight_begins_at_the_clock_change() {
         let day = NaiveDate::from_ymd_opt(2018, 11, 4).unwrap();
         let begin = midnight(day, Tz::America__Sao_Paulo);
         assert_eq!(begin.to_rfc3339(), "2018-11-04T03:00:00+00:00");
     }
 
     #[test]
-    fn parts_without_anything_are_there_too() {
+    fn empty_buckets_are_included() {
         let at = |text: &str| text.parse::<NaiveDateTime>().unwrap();
         let now = "2026-11-04T20:00:00Z".parse().unwrap();
+
         let found = vec![
             (at("2026-11-02T00:00:00"), 7),
             (at("2026-11-04T00:00:00"), 9),
@@ -190,6 +193,7 @@ mod tests {
         let starts: Vec<String> = filled.iter().map(|(at, _)| at.to_rfc3339()).collect();
         assert_eq!(starts.len(), 4);
         assert_eq!(starts[0], "2026-07-31T18:30:00+00:00");
+
         assert!(fill::<i32>(Period::All, now, Tz::UTC, Vec::new()).is_empty());
     }
 

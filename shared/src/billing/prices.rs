@@ -1,11 +1,11 @@
-//! The platform's catalogue of prices.
+//! The platform's price catalogue.
 //!
-//! A price is of one thing (a service, what it matches, a direction) and in force from a moment
-//! on, until the next price of the same thing begins. What has been in force is never changed
-//! or removed: calls were sold at it. What is still to come may be both.
+//! A price has a key (service, match, direction) and is in force from a moment on, until the next
+//! price of the same key begins. A price that has been in force is never changed or deleted,
+//! because calls were sold at it. A future price may be changed or deleted.
 //!
-//! The catalogue holds the platform's own prices. Whoever buys through a distributor is shown
-//! what they pay, which includes its markup.
+//! The catalogue holds the platform's own prices. Customers of a distributor see the prices that
+//! they pay, markup included.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -17,7 +17,7 @@ use super::quote::Service;
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{OrgId, PriceId, UserId};
 
-/// Who calls whom.
+/// Direction of a call.
 #[derive(
     Clone,
     Copy,
@@ -41,30 +41,30 @@ pub enum Direction {
     Inbound,
 }
 
-/// A price.
+/// A price of a service.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ServicePrice {
     pub id: PriceId,
     pub service: Service,
-    /// Of telephony the digits that a number begins with, the longest match counts; of a model
-    /// or a voice its name. Empty: everything that nothing else matches.
+    /// For telephony a prefix of the number's digits, where the longest match counts; for a model
+    /// or a voice its name. Empty matches all that no other price matches.
     #[schema(example = "91")]
     pub r#match: String,
     pub direction: Direction,
-    /// Per minute; of `attempt`, per call. With the markup of the caller's distributor.
+    /// Per minute; for `attempt`, per call. Includes the markup of the caller's distributor.
     #[schema(value_type = String, example = "0.04")]
     pub price_usd: Decimal,
-    /// A call is billed in steps of so many seconds.
+    /// Billing increment, in seconds.
     #[schema(example = 60)]
     pub increment_secs: i32,
     pub valid_from: DateTime<Utc>,
-    /// When the next price of the same thing begins.
+    /// Start of the next price of the same service, match and direction.
     pub valid_until: Option<DateTime<Utc>>,
     pub in_force: bool,
     pub created_at: DateTime<Utc>,
 }
 
-/// Which prices to list; what is `None` narrows nothing.
+/// Filter of prices; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     pub id: Option<PriceId>,
@@ -74,7 +74,7 @@ pub struct Wanted {
     pub in_force: Option<bool>,
 }
 
-/// A price to add.
+/// A price to be added.
 #[derive(Clone, Debug)]
 pub struct NewPrice {
     pub service: Service,
@@ -82,11 +82,11 @@ pub struct NewPrice {
     pub direction: Direction,
     pub price_usd: Decimal,
     pub increment_secs: i32,
-    /// `None`: from this moment on.
+    /// `None` means now.
     pub valid_from: Option<DateTime<Utc>>,
 }
 
-/// What to change of a price that is still to come; what is `None` stays.
+/// Changes of a future price; `None` keeps the value.
 #[derive(Clone, Debug, Default)]
 pub struct PriceChange {
     pub price_usd: Option<Decimal>,
@@ -94,11 +94,8 @@ pub struct PriceChange {
     pub valid_from: Option<DateTime<Utc>>,
 }
 
-/// The prices, times `factor`, by what they are of; newest first. The catalogue is everybody's,
-/// so there is no scope.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists prices times `factor`, by key and newest first, with their total. All users may read the
+/// catalogue, so there is no scope.
 pub async fn list_unscoped(
     db: &mut PgConnection,
     wanted: &Wanted,
@@ -122,6 +119,7 @@ pub async fn list_unscoped(
     )
     .fetch_one(&mut *db)
     .await?;
+
     let mut prices = sqlx::query_as!(
         ServicePrice,
         r#"select id as "id: PriceId", service as "service: Service", match, direction as "direction: Direction",
@@ -147,18 +145,19 @@ pub async fn list_unscoped(
     )
     .fetch_all(db)
     .await?;
+
     for price in &mut prices {
         price.price_usd = with_markup(price.price_usd, factor);
     }
     Ok((prices, total))
 }
 
-/// A rate times a factor, as a rate is kept: ten places, half to even.
+/// Multiplies a rate, rounded to ten decimal places, half to even.
 fn with_markup(rate: Decimal, factor: Decimal) -> Decimal {
     (rate * factor).round_dp(10).normalize()
 }
 
-/// A price, times `factor`.
+/// Finds a price, times `factor`.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -175,12 +174,9 @@ pub async fn find_unscoped(
     found.pop().ok_or(Error::NotFound("Price"))
 }
 
-/// What the platform's prices are multiplied by for the members of an organisation: one, and
-/// the markup of the distributor they buy from. That may be the organisation above their own,
-/// which they do not see; hence no scope.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Returns the factor on the platform's prices for members of an organisation: one plus the
+/// markup of their distributor. The distributor may be the parent organisation, which they do
+/// not see; hence no scope.
 pub async fn factor_unscoped(db: &mut PgConnection, org: OrgId) -> Result<Decimal> {
     let markup = sqlx::query_scalar!(
         r#"select markup_percent as "percent!" from reseller_terms($1)"#,
@@ -192,12 +188,12 @@ pub async fn factor_unscoped(db: &mut PgConnection, org: OrgId) -> Result<Decima
     Ok(Decimal::ONE + markup / Decimal::ONE_HUNDRED)
 }
 
-/// Adds a price; the one before it ends where it begins. Only the platform does, so there is no
+/// Adds a price; the previous one ends where it begins. For the platform only, so there is no
 /// scope.
 ///
 /// # Errors
-/// [`Error::Invalid`] for one that would begin in the past, [`Error::Conflict`] when another
-/// price of the same thing begins at the same moment.
+/// [`Error::Invalid`] for one that begins in the past, [`Error::Conflict`] when another price of
+/// the same key begins at the same moment.
 pub async fn add_unscoped(
     db: &mut PgConnection,
     new: &NewPrice,
@@ -205,6 +201,7 @@ pub async fn add_unscoped(
 ) -> Result<ServicePrice> {
     hold_still(db).await?;
     not_in_the_past(db, new.valid_from).await?;
+
     let id = PriceId::new();
     sqlx::query!(
         "insert into service_prices (id, service, match, direction, price_usd, increment_secs, valid_from, created_by)
@@ -221,11 +218,12 @@ pub async fn add_unscoped(
     .execute(&mut *db)
     .await
     .on_constraint("price_begins_once", begins_once)?;
+
     join_up(db, new.service, &new.r#match, new.direction).await?;
     find_unscoped(db, id, Decimal::ONE).await
 }
 
-/// Changes a price that is still to come. Answers what it was and what it is.
+/// Changes a future price. Returns it before and after.
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Conflict`] when it has been in force; as [`add_unscoped`].
@@ -237,6 +235,7 @@ pub async fn change_unscoped(
     hold_still(db).await?;
     let before = to_come(db, id).await?;
     not_in_the_past(db, change.valid_from).await?;
+
     sqlx::query!(
         "update service_prices
          set price_usd = coalesce($2, price_usd),
@@ -252,12 +251,13 @@ pub async fn change_unscoped(
     .execute(&mut *db)
     .await
     .on_constraint("price_begins_once", begins_once)?;
+
     join_up(db, before.service, &before.r#match, before.direction).await?;
     let after = find_unscoped(db, id, Decimal::ONE).await?;
     Ok((before, after))
 }
 
-/// Takes a price back that is still to come; the one before it stays in force.
+/// Deletes a future price; the previous one stays in force.
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Conflict`] when it has been in force.
@@ -271,7 +271,7 @@ pub async fn delete_unscoped(db: &mut PgConnection, id: PriceId) -> Result<Servi
     Ok(price)
 }
 
-/// Whoever changes the catalogue does so alone; reading goes on.
+/// Locks the catalogue against concurrent changes, not against reads.
 async fn hold_still(db: &mut PgConnection) -> Result<()> {
     sqlx::query!("lock table service_prices in share row exclusive mode")
         .execute(db)
@@ -286,6 +286,7 @@ async fn not_in_the_past(db: &mut PgConnection, moment: Option<DateTime<Utc>>) -
     )
     .fetch_one(db)
     .await?;
+
     match past {
         true => Err(Error::field(
             "valid_from",
@@ -298,13 +299,14 @@ async fn not_in_the_past(db: &mut PgConnection, moment: Option<DateTime<Utc>>) -
 
 async fn to_come(db: &mut PgConnection, id: PriceId) -> Result<ServicePrice> {
     let price = find_unscoped(db, id, Decimal::ONE).await?;
-    // One that has ended began before.
+    // A price that has ended has also begun.
     let begun = sqlx::query_scalar!(
         r#"select valid_from <= now() as "begun!" from service_prices where id = $1"#,
         id as PriceId,
     )
     .fetch_one(db)
     .await?;
+
     match begun {
         true => Err(Error::conflict(
             "price_was_in_force",
@@ -314,7 +316,7 @@ async fn to_come(db: &mut PgConnection, id: PriceId) -> Result<ServicePrice> {
     }
 }
 
-/// Lets every price of a thing end where the next one begins.
+/// Sets the end of every price of a key to the start of the next one.
 async fn join_up(
     db: &mut PgConnection,
     service: Service,

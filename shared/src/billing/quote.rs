@@ -1,4 +1,4 @@
-//! What a call costs: pure arithmetic over prices.
+//! Price of a call: pure arithmetic over rates.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::ids::OrgId;
 use crate::money::Usd;
 use crate::phone::E164;
 
-/// What is paid for.
+/// A billed service.
 #[derive(
     Clone,
     Copy,
@@ -29,18 +29,18 @@ use crate::phone::E164;
 pub enum Service {
     /// The carrier's minutes, by the number called.
     Telephony,
-    /// The model's minutes, by its name.
+    /// The language model's minutes, by its name.
     Model,
-    /// Speech's minutes, by its name.
+    /// The speech model's minutes, by its name.
     Speech,
     /// The platform's minutes.
     Platform,
-    /// A call that a carrier took, answered or not.
+    /// A call that a carrier accepted, answered or not.
     Attempt,
 }
 
 impl Service {
-    /// Every service, in the order of lines.
+    /// Every service, in the order of bill lines.
     pub const ALL: [Self; 5] = [
         Self::Telephony,
         Self::Model,
@@ -54,28 +54,28 @@ impl Service {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     pub service: Service,
-    /// The prefix or name it is for; empty is everything that has no price of its own.
+    /// Prefix or name that it matches; empty matches all others.
     #[serde(rename = "match")]
     pub matched: String,
-    /// Per minute; of an attempt, per call.
+    /// Per minute; for an attempt, per call.
     pub price_usd: Decimal,
-    /// Seconds are billed in steps of so many.
+    /// Billing increment, in seconds.
     pub increment_secs: i32,
 }
 
-/// Who earns beside the platform.
+/// Terms of the reseller, if any.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     pub reseller_org_id: Option<OrgId>,
     pub org_type: String,
-    /// On the price that the customer sees; nothing but a distributor's.
+    /// Markup on the customer's price; only a distributor has one.
     pub markup_percent: Decimal,
-    /// Of what the platform's price would be.
+    /// Commission on the platform's price.
     pub commission_percent: Decimal,
 }
 
 impl Terms {
-    /// The terms of a reseller, or of nobody.
+    /// Terms of a reseller, or [`Self::direct`] without one.
     #[must_use]
     pub fn of(
         reseller: Option<OrgId>,
@@ -94,7 +94,7 @@ impl Terms {
         }
     }
 
-    /// Nobody else earns.
+    /// Terms without a reseller.
     #[must_use]
     pub fn direct() -> Self {
         Self {
@@ -106,14 +106,14 @@ impl Terms {
     }
 }
 
-/// Everything that decides what a call costs.
+/// Rates and terms that price a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prices {
     pub rates: Vec<Rate>,
     pub terms: Terms,
 }
 
-/// What a call is made with, as far as prices look at it.
+/// Properties of a call that select its rates.
 #[derive(Clone, Copy, Debug)]
 pub struct Destination<'a> {
     pub to: &'a E164,
@@ -121,7 +121,7 @@ pub struct Destination<'a> {
     pub speech: Option<&'a str>,
 }
 
-/// The prices in force.
+/// Rates in force, by service and match.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
     rates: HashMap<Service, HashMap<String, Rate>>,
@@ -139,7 +139,8 @@ impl FromIterator<Rate> for Book {
 }
 
 impl Book {
-    /// The prices of a call: of each service the closest match. A service without one is free.
+    /// Returns the rates of a call: the closest match of each service. A service without a match is
+    /// free.
     #[must_use]
     pub fn rates_for(&self, call: &Destination<'_>) -> Vec<Rate> {
         Service::ALL
@@ -155,7 +156,7 @@ impl Book {
             .collect()
     }
 
-    /// The prefix by whose price a number is called.
+    /// Returns the matched telephony prefix of a number.
     #[must_use]
     pub fn prefix_of(&self, to: &E164) -> &str {
         self.by_prefix(to).map_or("", |rate| rate.matched.as_str())
@@ -176,12 +177,12 @@ impl Book {
     }
 }
 
-/// What a call used.
+/// Billable usage of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// Whether the carrier took the call.
+    /// True when the carrier accepted the call.
     pub attempted: bool,
-    /// How long it was answered, by the carrier.
+    /// Answered duration, as the carrier reports it.
     pub seconds: i32,
 }
 
@@ -191,7 +192,7 @@ pub struct Line {
     pub service: Service,
     #[serde(rename = "match")]
     pub matched: String,
-    /// Seconds that are billed, or calls; negative where a charge is taken back.
+    /// Billed seconds, or calls; negative in a reversal.
     pub quantity: i64,
     pub unit: Unit,
     /// Per minute, or per call.
@@ -200,19 +201,20 @@ pub struct Line {
     pub retail_micros: i64,
 }
 
-/// What a line counts.
+/// Unit of a line's quantity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = Unit)]
 pub enum Unit {
     Second,
     Call,
 }
 
-/// What a call costs. Base is the platform's price, retail the customer's; the reseller gets
-/// markup and commission of it, the platform the rest.
+/// Bill of a call. Base is the platform's price, retail the customer's. The reseller gets markup
+/// and commission, the platform the remainder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bill {
-    /// Seconds of telephony.
+    /// Billed seconds of telephony.
     pub billed_seconds: i32,
     pub lines: Vec<Line>,
     pub base: Usd,
@@ -222,7 +224,7 @@ pub struct Bill {
 }
 
 impl Bill {
-    /// What takes this bill back.
+    /// Returns the bill that reverses this one.
     #[must_use]
     pub fn reversed(&self) -> Self {
         let lines = self.lines.iter().map(|line| Line {
@@ -242,7 +244,7 @@ impl Bill {
     }
 }
 
-/// Prices what a call used.
+/// Prices the usage of a call.
 #[must_use]
 pub fn price(prices: &Prices, used: Used) -> Bill {
     let hundred = Decimal::ONE_HUNDRED;
@@ -256,13 +258,15 @@ pub fn price(prices: &Prices, used: Used) -> Bill {
                 (seconds, Unit::Second, Decimal::from(60))
             }
         };
+
         if rate.service == Service::Telephony {
             bill.billed_seconds = stepped(used.seconds, rate.increment_secs);
         }
         if quantity == 0 {
             continue;
         }
-        // Divided last, so that nothing but the result is rounded.
+
+        // Divides last, so that only the result is rounded.
         let amount = Decimal::from(quantity) * rate.price_usd;
         let base = Usd::rounded(amount / units);
         let retail = Usd::rounded(amount * factor / units);
@@ -278,6 +282,7 @@ pub fn price(prices: &Prices, used: Used) -> Bill {
             retail_micros: retail.0,
         });
     }
+
     if prices.terms.reseller_org_id.is_some() {
         bill.markup = bill.retail.minus(bill.base);
         let share = prices.terms.commission_percent / hundred;
@@ -286,7 +291,7 @@ pub fn price(prices: &Prices, used: Used) -> Bill {
     bill
 }
 
-/// The most that a call costs which is answered for so long.
+/// Maximum cost of a call that is answered for `seconds`.
 #[must_use]
 pub fn worst_case(prices: &Prices, seconds: i32) -> Usd {
     let used = Used {
@@ -296,7 +301,7 @@ pub fn worst_case(prices: &Prices, seconds: i32) -> Usd {
     price(prices, used).retail
 }
 
-/// Seconds in whole steps, rounded up.
+/// Rounds seconds up to whole steps.
 fn stepped(seconds: i32, step: i32) -> i32 {
     let (seconds, step) = (seconds.max(0), step.max(1));
     let rest = seconds % step;

@@ -28,7 +28,7 @@ fn answered(seconds: i32) -> Used {
 }
 
 #[test]
-fn the_longest_prefix_and_the_agents_own_names_count() {
+fn the_longest_prefix_and_the_agents_model_names_match() {
     let book: Book = [
         rate(Service::Telephony, "", "0.25", 60),
         rate(Service::Telephony, "33", "0.02", 60),
@@ -40,7 +40,8 @@ fn the_longest_prefix_and_the_agents_own_names_count() {
     ]
     .into_iter()
     .collect();
-    for (to, model, telephony, thinking) in [
+
+    for (to, model, prefix, model_match) in [
         ("+33612345678", None, "336", ""),
         ("+33112345678", Some("big"), "33", "big"),
         ("+12125550123", Some("unknown"), "", ""),
@@ -49,16 +50,17 @@ fn the_longest_prefix_and_the_agents_own_names_count() {
         let rates = book.rates_for(&Destination {
             to: &to,
             model,
-            speech: Some("nobody"),
+            speech: Some("unknown"),
         });
+
         let found: Vec<_> = rates
             .iter()
             .map(|rate| (rate.service, rate.matched.as_str()))
             .collect();
-        // Speech has no price at all, and attempts cost nothing: neither is on the bill.
+        // Speech has no rate, and the rate of attempts is zero: neither is on the bill.
         let expected = [
-            (Service::Telephony, telephony),
-            (Service::Model, thinking),
+            (Service::Telephony, prefix),
+            (Service::Model, model_match),
             (Service::Platform, ""),
         ];
         assert_eq!(found, expected, "{}", to.as_str());
@@ -66,7 +68,7 @@ fn the_longest_prefix_and_the_agents_own_names_count() {
 }
 
 #[test]
-fn minutes_are_billed_in_steps_and_only_when_somebody_answered() {
+fn minutes_are_billed_in_steps_and_only_for_answered_calls() {
     let prices = Prices {
         rates: vec![
             rate(Service::Telephony, "1", "0.014", 60),
@@ -151,7 +153,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn the_parts_add_up_and_nobody_pays(
+    fn parts_of_a_bill_add_up_and_are_not_negative(
         rates in prop::collection::vec(a_rate(), 0..6),
         markup in 0_i64..1_000_000_000,
         commission in 0_i64..=100_000_000,

@@ -1,12 +1,12 @@
-//! The settlement: every call that has ended is charged, once, for what its carrier said of it.
+//! Settlement: charges every ended call once, by its carrier's report.
 //!
-//! Whoever ends a call or learns more of one that has ended appends it to `charges_due`, in the
-//! same transaction; here it is looked at. Many calls are settled in one transaction and folded
-//! into one posting per wallet and reseller, because a wallet's row is what everybody waits for.
+//! A transaction that ends a call, or updates an ended one, appends it to `charges_due`; the
+//! settlement takes it from there. It settles many calls in one transaction and folds them into
+//! one posting per wallet and reseller, because the wallet's row is the contended lock.
 //!
-//! A call's charge cannot be made twice: holds and charges change only under their wallet's
-//! lock, a hold ends once, and a charge's version and a posting's key are unique. Calls are only
-//! read: nothing here waits for whoever is moving them.
+//! A call cannot be charged twice: holds and charges change only under their wallet's lock, a
+//! hold ends once, and a charge's version and a posting's key are unique. Calls are only read, so
+//! the settlement never waits for their writers.
 
 use std::collections::BTreeMap;
 
@@ -27,53 +27,55 @@ use crate::wallets::holds::{Ended, Pin, Spent, end_unscoped};
 use crate::wallets::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
 use crate::wallets::lock_unscoped;
 
-/// How long a call waits that the database refused to settle.
+/// Delay before the retry of a call that failed to settle.
 const REFUSED_PAUSE_SECS: f64 = 60.0;
 
-/// What settling came to.
+/// Counts of a settlement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Entries of `charges_due` that were done with.
+    /// Entries of `charges_due` that were processed.
     pub taken: usize,
-    /// Calls that were charged, the corrected ones included.
+    /// Calls that were charged, corrections included.
     pub charged: usize,
-    /// Calls whose charge was taken back.
+    /// Calls whose charge was reversed.
     pub taken_back: usize,
-    /// Calls for which nothing is billed.
+    /// Calls without billed lines.
     pub voided: usize,
 }
 
-/// Calls that could not be settled.
+/// A failed settlement.
 #[derive(Debug)]
 pub struct Refused {
     pub error: Error,
-    /// The entries that were tried; none when the database could not even be asked for them.
+    /// Entries of `charges_due` that were tried; empty when they could not be read.
     pub due: Vec<i64>,
 }
 
-/// Settles up to `most` calls. Money is settled for every tenant.
+/// Settles up to `limit` calls of all tenants.
 ///
 /// # Errors
-/// [`Refused`]; the calls stay due then.
+/// [`Refused`]; its calls stay due.
 pub async fn settle_due_unscoped(
     pool: &PgPool,
-    most: i64,
+    limit: i64,
     now: DateTime<Utc>,
 ) -> Result<Settled, Refused> {
     let mut tried = Vec::new();
-    settle_due(pool, most, now, &mut tried)
+    settle_due(pool, limit, now, &mut tried)
         .await
         .map_err(|error| Refused { error, due: tried })
 }
 
 async fn settle_due(
     pool: &PgPool,
-    most: i64,
+    limit: i64,
     now: DateTime<Utc>,
     tried: &mut Vec<i64>,
 ) -> Result<Settled> {
     let mut connection = pool.acquire().await?;
     let mut db = connection.begin().await?;
+
+    // 1. Take due entries; other settlements skip their locks.
     let taken = sqlx::query!(
         r#"with due as (
                delete from charges_due
@@ -88,15 +90,17 @@ async fn settle_due(
            select d.id as "id!", d.call_id as "call_id!: CallId", h.wallet_id as "wallet_id?: WalletId"
            from due d
            left join holds h on h.call_id = d.call_id"#,
-        most,
+        limit,
     )
     .fetch_all(&mut *db)
     .await?;
+
     if taken.is_empty() {
         return Ok(Settled::default());
     }
     tried.extend(taken.iter().map(|row| row.id));
-    // A call without a hold was made before calls cost anything.
+
+    // A call without a hold was placed before calls had prices.
     let mut calls: Vec<CallId> = taken
         .iter()
         .filter(|row| row.wallet_id.is_some())
@@ -104,11 +108,15 @@ async fn settle_due(
         .collect();
     calls.sort_unstable();
     calls.dedup();
+
     let mut wallets: Vec<WalletId> = taken.iter().filter_map(|row| row.wallet_id).collect();
     wallets.sort_unstable();
     wallets.dedup();
+
+    // 2. Charge them.
     let mut settled = settle(&mut db, &calls, &wallets, now).await?;
     settled.taken = taken.len();
+
     fault::point("settle.uncommitted");
     db.commit().await?;
     fault::point("settle.committed");
@@ -121,13 +129,18 @@ async fn settle(
     wallets: &[WalletId],
     now: DateTime<Utc>,
 ) -> Result<Settled> {
+    // 1. Lock the wallets.
     let mut locked = lock_unscoped(db, wallets, now).await?;
-    // Read behind the lock: from here on nobody else settles these calls.
+
+    // 2. Read after the locks: no other settlement changes these calls.
     let due = load(db, calls).await?;
+
     let mut snapshots: Vec<SnapshotId> = due.iter().map(|due| due.snapshot).collect();
     snapshots.sort_unstable();
     snapshots.dedup();
     let prices = snapshots::load_unscoped(db, &snapshots).await?;
+
+    // 3. Decide on each call.
     let mut settled = Settled::default();
     let mut batch = Batch::default();
     for due in &due {
@@ -136,6 +149,7 @@ async fn settle(
             continue;
         };
         let decision = decide(wallet, due, prices);
+
         if decision.ended.as_ref().is_some_and(|hold| !hold.captured) {
             settled.voided += 1;
         }
@@ -147,6 +161,7 @@ async fn settle(
                 amount: decision.spent,
             });
         }
+
         for charge in decision.charges {
             match charge.reverses {
                 Some(_) => settled.taken_back += 1,
@@ -155,44 +170,48 @@ async fn settle(
             batch.add(due, prices.terms.reseller_org_id, charge);
         }
     }
+
+    // 4. End holds, post and store charges.
     batch.write(db).await?;
     if settled.taken_back > 0 {
-        // What went back to a grant whose time is up leaves with it.
+        // Locking again expires what was returned to expired grants.
         lock_unscoped(db, wallets, now).await?;
     }
     Ok(settled)
 }
 
-/// Everything that a group of calls comes to.
+/// Holds to end, spending and postings of a group of calls.
 #[derive(Default)]
 struct Batch {
     ended: Vec<Ended>,
     spent: Vec<Spent>,
     postings: Vec<Posting>,
-    /// Where in `postings` the calls of a wallet and a reseller are folded.
+    /// Index in `postings` of each wallet and reseller.
     folds: BTreeMap<(WalletId, Option<OrgId>), usize>,
-    /// Charges, and the posting each is in.
+    /// Charges, each with the index of its posting.
     charges: Vec<(StoredCharge, usize)>,
 }
 
 impl Batch {
     fn add(&mut self, due: &Due, reseller: Option<OrgId>, charge: Charge) {
         let fold = (due.wallet, reseller);
-        let known = match charge.reverses {
+        let existing = match charge.reverses {
             Some(_) => None,
             None => self.folds.get(&fold).copied(),
         };
-        let place = known.unwrap_or_else(|| {
+
+        let index = existing.unwrap_or_else(|| {
             self.postings.push(posting_for(due, reseller, &charge));
             self.postings.len() - 1
         });
         if charge.reverses.is_none() {
-            self.folds.insert(fold, place);
+            self.folds.insert(fold, index);
         }
-        if let Some(posting) = self.postings.get_mut(place) {
+
+        if let Some(posting) = self.postings.get_mut(index) {
             fold_in(posting, &charge);
         }
-        self.charges.push((StoredCharge::of(due, charge), place));
+        self.charges.push((StoredCharge::of(due, charge), index));
     }
 
     async fn write(self, db: &mut PgConnection) -> Result<()> {
@@ -200,12 +219,13 @@ impl Batch {
         if self.charges.is_empty() {
             return Ok(());
         }
+
         let transactions = post_unscoped(db, &self.postings).await?;
         let charges: Vec<StoredCharge> = self
             .charges
             .into_iter()
-            .map(|(charge, place)| StoredCharge {
-                transaction: transactions.get(place).copied(),
+            .map(|(charge, index)| StoredCharge {
+                transaction: transactions.get(index).copied(),
                 ..charge
             })
             .collect();
@@ -222,6 +242,7 @@ async fn store(db: &mut PgConnection, charges: &[StoredCharge]) -> Result<()> {
         .iter()
         .map(|charge| serde_json::to_value(&charge.grants))
         .collect::<Result<Vec<_>, _>>()?;
+
     sqlx::query_file!(
         "src/billing/store_charges.sql",
         &column(charges, |charge| charge.id) as &[ChargeId],
@@ -248,7 +269,7 @@ async fn store(db: &mut PgConnection, charges: &[StoredCharge]) -> Result<()> {
     Ok(())
 }
 
-/// An empty posting of the charge's kind: the legs that calls are folded into.
+/// Returns an empty posting of the charge's kind, with the legs that charges are added to.
 fn posting_for(due: &Due, reseller: Option<OrgId>, charge: &Charge) -> Posting {
     let wallet = Account::Wallet(due.wallet);
     let leg = |account, entry| Leg {
@@ -261,6 +282,7 @@ fn posting_for(due: &Due, reseller: Option<OrgId>, charge: &Charge) -> Posting {
         Some(_) => EntryType::Reversal,
         None => EntryType::Usage,
     };
+
     let mut legs = vec![
         leg(wallet, paid),
         leg(wallet, EntryType::Overage),
@@ -273,6 +295,7 @@ fn posting_for(due: &Due, reseller: Option<OrgId>, charge: &Charge) -> Posting {
             leg(earnings, EntryType::Commission),
         ]);
     }
+
     Posting {
         org: due.org,
         kind: match charge.reverses {
@@ -301,6 +324,7 @@ fn fold_in(posting: &mut Posting, charge: &Charge) {
     folded.retail = folded.retail.plus(bill.retail);
     folded.markup = folded.markup.plus(bill.markup);
     folded.commission = folded.commission.plus(bill.commission);
+
     for leg in &mut posting.legs {
         let part = match leg.entry {
             EntryType::Overage => -charge.beyond,
@@ -314,7 +338,7 @@ fn fold_in(posting: &mut Posting, charge: &Charge) {
     posting.uses.extend(charge.uses.iter().copied());
 }
 
-/// A charge as it is stored.
+/// A row of `charges`.
 struct StoredCharge {
     id: ChargeId,
     org: OrgId,
@@ -432,11 +456,8 @@ async fn load(db: &mut PgConnection, calls: &[CallId]) -> Result<Vec<Due>> {
     rows.into_iter().map(DueRow::into_due).collect()
 }
 
-/// Puts off a call that the database refuses to settle on its own: the others go on, and it is
-/// tried again shortly.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Postpones a call that fails to settle on its own, so that the others proceed. It is retried
+/// after [`REFUSED_PAUSE_SECS`].
 pub async fn put_off_unscoped(pool: &PgPool, due: i64) -> Result<()> {
     sqlx::query!(
         "update charges_due set look_at = now() + make_interval(secs => $2) where id = $1",
@@ -448,18 +469,15 @@ pub async fn put_off_unscoped(pool: &PgPool, due: i64) -> Result<()> {
     Ok(())
 }
 
-/// What waits to be settled.
+/// Calls that wait for settlement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backlog {
     pub calls: i64,
     pub oldest_secs: f64,
 }
 
-/// Counts what waits, up to a number, for operators.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
-pub async fn backlog_unscoped(db: &mut PgConnection, most: i64) -> Result<Backlog> {
+/// Counts the waiting calls, up to `limit`, for operators.
+pub async fn backlog_unscoped(db: &mut PgConnection, limit: i64) -> Result<Backlog> {
     let backlog = sqlx::query_as!(
         Backlog,
         r#"select count(*) as "calls!",
@@ -468,7 +486,7 @@ pub async fn backlog_unscoped(db: &mut PgConnection, most: i64) -> Result<Backlo
                  from charges_due
                  order by id
                  limit $1) waiting"#,
-        most,
+        limit,
     )
     .fetch_one(db)
     .await?;

@@ -1,5 +1,5 @@
-//! Prices of calls, frozen. Equal ones of an organisation are one row, so a campaign of a
-//! million calls has as many as there were prices while it ran.
+//! Price snapshots: the frozen prices of calls. Equal prices of an organisation share a row, so a
+//! campaign of a million calls has only as many rows as price changes while it ran.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,30 +12,24 @@ use super::quote::{Prices, Rate, Terms};
 use crate::error::Result;
 use crate::ids::{OrgId, SnapshotId};
 
-/// What identifies a snapshot: whose it is, and the digest of its prices.
+/// Key of a snapshot: its organisation, and the SHA-256 of its prices.
 pub type Key = (OrgId, [u8; 32]);
 
-/// Snapshots of prices.
+/// Snapshots of a set of prices.
 pub struct Frozen {
-    /// In the order in which they were wanted.
+    /// Ids in the order of the prices.
     pub ids: Vec<SnapshotId>,
-    /// Those that were there before.
+    /// Snapshots that existed before.
     pub found: HashMap<Key, SnapshotId>,
 }
 
-/// What identifies the snapshot of these prices.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`], which cannot happen: prices can be written as JSON.
+/// Returns the key of a snapshot.
 pub fn key(org: OrgId, prices: &Prices) -> Result<Key> {
     Ok((org, Sha256::digest(serde_json::to_vec(prices)?).into()))
 }
 
-/// Freezes prices of organisations. Organisations were found in somebody's scope, or by the
+/// Finds or stores the snapshots of prices. The organisations were found in a scope, or by the
 /// dialler.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
 pub async fn freeze_unscoped(db: &mut PgConnection, wanted: &[(OrgId, Prices)]) -> Result<Frozen> {
     let mut keys = Vec::with_capacity(wanted.len());
     let mut distinct: BTreeMap<Key, &Prices> = BTreeMap::new();
@@ -44,6 +38,7 @@ pub async fn freeze_unscoped(db: &mut PgConnection, wanted: &[(OrgId, Prices)]) 
         keys.push(key);
         distinct.insert(key, prices);
     }
+
     let found = find(db, &distinct).await?;
     let mut known = found.clone();
     distinct.retain(|key, _| !known.contains_key(key));
@@ -51,6 +46,7 @@ pub async fn freeze_unscoped(db: &mut PgConnection, wanted: &[(OrgId, Prices)]) 
         insert(db, &distinct).await?;
         known.extend(find(db, &distinct).await?);
     }
+
     let ids = keys
         .iter()
         .map(|key| known.get(key).copied())
@@ -76,8 +72,8 @@ async fn find(
     rows.into_iter()
         .map(|row| {
             let digest = row.digest.try_into();
-            let digest =
-                digest.map_err(|_longer| anyhow!("a price snapshot's digest is not one"))?;
+            let digest = digest
+                .map_err(|_longer| anyhow!("a price snapshot's digest has a wrong length"))?;
             Ok(((row.org_id, digest), row.id))
         })
         .collect()
@@ -90,10 +86,11 @@ fn columns(distinct: &BTreeMap<Key, &Prices>) -> (Vec<OrgId>, Vec<Vec<u8>>) {
         .unzip()
 }
 
-/// Stores snapshots. Whoever stores the same one at the same time waits, in one order.
+/// Stores snapshots, in key order so that concurrent inserts of the same keys cannot deadlock.
 async fn insert(db: &mut PgConnection, distinct: &BTreeMap<Key, &Prices>) -> Result<()> {
     let (orgs, digests) = columns(distinct);
     let ids: Vec<SnapshotId> = distinct.iter().map(|_| SnapshotId::new()).collect();
+
     let rates = distinct
         .values()
         .map(|prices| serde_json::to_value(&prices.rates))
@@ -103,6 +100,7 @@ async fn insert(db: &mut PgConnection, distinct: &BTreeMap<Key, &Prices>) -> Res
     let types: Vec<&str> = terms.iter().map(|terms| terms.org_type.as_str()).collect();
     let markups: Vec<Decimal> = terms.iter().map(|terms| terms.markup_percent).collect();
     let commissions: Vec<Decimal> = terms.iter().map(|terms| terms.commission_percent).collect();
+
     sqlx::query!(
         "insert into price_snapshots (id, org_id, digest, rates, reseller_org_id, org_type, markup_percent,
                                       commission_percent)
@@ -124,10 +122,7 @@ async fn insert(db: &mut PgConnection, distinct: &BTreeMap<Key, &Prices>) -> Res
     Ok(())
 }
 
-/// Reads snapshots. They hold prices, and were found through their calls.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database, or when one cannot be read.
+/// Loads snapshots. They were found through their calls, so there is no scope.
 pub async fn load_unscoped(
     db: &mut PgConnection,
     snapshots: &[SnapshotId],

@@ -1,10 +1,10 @@
-//! Prices as a worker remembers them from claim to claim.
+//! Price cache of a worker, shared by its claims.
 //!
-//! The catalogue has an edition, and every change makes another: a claim reads the edition
-//! along with its rows, and asks for the prices only when it is another one, or when a price
-//! begins or ends in between. Snapshots are never changed, so one that was found is there for
-//! good; one that was just stored is not, until its transaction is committed, and is looked for
-//! again. A claim that fails has everything forgotten: the database may have been set back.
+//! Every change of the catalogue gives it a new edition. A claim reads the edition with its rows,
+//! and loads the prices only for a new edition, or when a price begins or ends in between.
+//! Snapshots never change, so those that were found are cached; those just stored are not,
+//! because their transaction may roll back. A failed claim clears the cache: the database may
+//! have been restored to an earlier state.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,10 +19,10 @@ use super::snapshots::{Frozen, Key, freeze_unscoped, key};
 use crate::error::Result;
 use crate::ids::{OrgId, SnapshotId};
 
-/// Snapshots that are remembered: some hundred bytes each.
+/// Maximum number of cached snapshots, of some hundred bytes each.
 const SNAPSHOTS_LIMIT: usize = 10_000;
 
-/// What is remembered; to be shared by everything in a process that claims from one database.
+/// Cached prices and snapshots of one database, shared within a process.
 #[derive(Debug, Default)]
 pub struct Tariffs {
     edition: Mutex<Option<Arc<Edition>>>,
@@ -30,36 +30,31 @@ pub struct Tariffs {
 }
 
 impl Tariffs {
-    /// Forgets everything.
+    /// Clears the cache.
     pub fn forget(&self) {
         *lock(&self.edition) = None;
         lock(&self.snapshots).clear();
     }
 
-    /// The prices in force at `at`, of the edition that the caller's transaction saw.
-    ///
-    /// # Errors
-    /// [`crate::Error::Unexpected`] from the database.
+    /// Returns the prices in force at `at`, of the edition that the caller's transaction saw.
     pub async fn in_force_unscoped(
         &self,
         db: &mut PgConnection,
         edition: Uuid,
         at: DateTime<Utc>,
     ) -> Result<Arc<Book>> {
-        let known = lock(&self.edition).clone();
-        if let Some(known) = known.filter(|known| known.is(edition, at)) {
-            return Ok(Arc::clone(&known.book));
+        let cached = lock(&self.edition).clone();
+        if let Some(cached) = cached.filter(|cached| cached.is(edition, at)) {
+            return Ok(Arc::clone(&cached.book));
         }
-        let read = Arc::new(edition_unscoped(db, at).await?);
-        let book = Arc::clone(&read.book);
-        *lock(&self.edition) = Some(read);
+
+        let loaded = Arc::new(edition_unscoped(db, at).await?);
+        let book = Arc::clone(&loaded.book);
+        *lock(&self.edition) = Some(loaded);
         Ok(book)
     }
 
-    /// As [`freeze_unscoped`], which it asks only for snapshots that are not remembered.
-    ///
-    /// # Errors
-    /// As [`freeze_unscoped`].
+    /// Calls [`freeze_unscoped`] unless all snapshots are cached.
     pub async fn freeze_unscoped(
         &self,
         db: &mut PgConnection,
@@ -69,13 +64,15 @@ impl Tariffs {
             .iter()
             .map(|(org, prices)| key(*org, prices))
             .collect::<Result<Vec<Key>>>()?;
-        let known: Option<Vec<SnapshotId>> = {
+
+        let cached: Option<Vec<SnapshotId>> = {
             let snapshots = lock(&self.snapshots);
             keys.iter().map(|key| snapshots.get(key).copied()).collect()
         };
-        if let Some(known) = known {
-            return Ok(known);
+        if let Some(cached) = cached {
+            return Ok(cached);
         }
+
         let Frozen { ids, found } = freeze_unscoped(db, wanted).await?;
         let mut snapshots = lock(&self.snapshots);
         if snapshots.len() + found.len() > SNAPSHOTS_LIMIT {
@@ -86,7 +83,7 @@ impl Tariffs {
     }
 }
 
-/// What is behind it is whole at every moment, so a holder that panicked did no harm.
+/// Locks a mutex, poisoned or not: its value is consistent at every moment.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,8 @@
-//! Whether everything that has to do with money adds up, recomputed from the rows.
+//! Verification of the ledger and of all charges, recomputed from the rows.
 //!
-//! The ledger, wallets, grants and holds are judged by `wallets/verify.sql`; here each call that
-//! has ended is priced again, from its carrier's duration and its frozen prices, and compared
-//! with what it was charged. All of it is seen in one snapshot, so it can be asked for while
-//! calls are made.
+//! `wallets/verify.sql` checks the ledger, wallets, grants and holds; this module prices each
+//! ended call again, from its carrier's duration and its frozen prices, and compares the result
+//! with its charges. All reads share one database snapshot, so it may run during calls.
 
 use futures::TryStreamExt;
 use serde_json::json;
@@ -16,15 +15,12 @@ use crate::ids::{CallId, SnapshotId};
 use crate::money::Usd;
 use crate::wallets::verify::{Offender, offenders_unscoped};
 
-/// One snapshot for all, by plans that read whole tables.
+/// Begins one snapshot for all reads, with plans that scan whole tables.
 const WHOLE_TABLES: &str =
     "begin isolation level repeatable read read only; set local enable_seqscan = on";
 
-/// Looks through the books; answers with what does not add up. Calls that wait to be settled are
-/// not judged by what they will be charged. Books are looked through for all tenants.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Verifies the ledger and all charges, of all tenants. Returns the rows that do not add up. Calls
+/// that wait for settlement are not priced.
 pub async fn verify_unscoped(pool: &PgPool) -> Result<Vec<Offender>> {
     let mut db = pool.begin_with(WHOLE_TABLES).await?;
     let mut offenders = offenders_unscoped(&mut db).await?;
@@ -33,12 +29,13 @@ pub async fn verify_unscoped(pool: &PgPool) -> Result<Vec<Offender>> {
     Ok(offenders)
 }
 
-/// Calls that were charged something else than they cost.
+/// Finds calls whose charges differ from their price.
 async fn mispriced(db: &mut PgConnection) -> Result<Vec<Offender>> {
     let snapshots = sqlx::query_scalar!(r#"select id as "id: SnapshotId" from price_snapshots"#)
         .fetch_all(&mut *db)
         .await?;
     let prices = snapshots::load_unscoped(db, &snapshots).await?;
+
     let mut offenders = Vec::new();
     let mut calls = sqlx::query!(
         r#"select c.id as "id: CallId", c.duration_seconds, c.carrier_call_id is not null as "attempted!",
@@ -58,6 +55,7 @@ async fn mispriced(db: &mut PgConnection) -> Result<Vec<Offender>> {
              and not exists (select from charges_due d where d.call_id = c.id)"#,
     )
     .fetch(db);
+
     while let Some(call) = calls.try_next().await? {
         let used = Used {
             attempted: call.attempted,
@@ -67,6 +65,7 @@ async fn mispriced(db: &mut PgConnection) -> Result<Vec<Offender>> {
             .get(&call.snapshot_id)
             .map(|prices| price(prices, used))
             .unwrap_or_default();
+
         let charged = [call.base, call.retail, call.markup, call.commission];
         if !is_what_was_charged(&bill, call.seconds, charged) {
             offenders.push(Offender {
@@ -82,7 +81,8 @@ async fn mispriced(db: &mut PgConnection) -> Result<Vec<Offender>> {
     Ok(offenders)
 }
 
-/// A call for which nothing is billed has no charge, and so no seconds of one.
+/// Compares a bill with the charged amounts. Seconds are not compared for a bill of zero, which has
+/// no charge.
 fn is_what_was_charged(bill: &Bill, seconds: i64, charged: [Usd; 4]) -> bool {
     if charged != [bill.base, bill.retail, bill.markup, bill.commission] {
         return false;

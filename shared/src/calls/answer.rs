@@ -1,9 +1,9 @@
-//! What a call says when it is answered, and the fence in front of it.
+//! Answer documents, and the fence against duplicate and unwanted calls.
 //!
 //! The carrier fetches the answer document from a URL with the call's id in it. The first
-//! carrier call that fetches it owns the attempt: if a second one exists (a create request that
-//! was processed twice), it hears nothing and is hung up. So is a call nobody wants any more.
-//! Fetching twice gives the same document.
+//! carrier call that fetches it owns the attempt. A second one (the create request was processed
+//! twice) is hung up, and so is a call that is no longer wanted. Fetching twice gives the same
+//! document.
 
 use std::collections::HashMap;
 
@@ -15,32 +15,29 @@ use crate::ids::CallId;
 use crate::privacy::Variables;
 use crate::telephony::{CallStatus, Document, Verb};
 
-/// The key of the event that says that a carrier fetched the answer document; the first one of
-/// a call owns it.
+/// Deduplication key of the event for a fetched answer document: the first fetch owns the call.
 pub const ANSWERED: &str = "answer";
-/// Silence before the first word, so that its beginning is not cut off.
+/// Silence before the first word, which would be cut off otherwise.
 const LEAD_IN_SECS: u32 = 1;
 
-/// A call that a carrier fetched the answer document of.
+/// A carrier's request for the answer document of a call.
 #[derive(Clone, Debug)]
 pub struct Answered {
-    /// Its place among whatever the caller has.
+    /// Index of the request in the caller's list.
     pub n: usize,
     pub call: CallId,
-    /// Which of the carrier's calls asks.
+    /// The carrier call that fetched the document.
     pub carrier_call_id: String,
 }
 
-/// The documents of calls that were answered, each with its place. To be called after the
-/// answers have been appended to the inbox, which decides who came first, and which knows that
-/// the calls belong to the trunks that asked.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Builds the answer documents, each with the index of its request. Call it after the answers
+/// have been appended to the inbox, which decides the first fetch and checks that the calls
+/// belong to the requesting trunks.
 pub async fn documents_unscoped(
     db: &mut PgConnection,
     answered: &[Answered],
 ) -> Result<Vec<(usize, Document)>> {
+    // 1. Load the calls, with the first fetch of each.
     let calls: Vec<CallId> = answered.iter().map(|answered| answered.call).collect();
     let rows = sqlx::query!(
         r#"select c.id as "id!: CallId", c.status as "status!: CallStatus", c.carrier_call_id,
@@ -56,10 +53,14 @@ pub async fn documents_unscoped(
     )
     .fetch_all(db)
     .await?;
-    let mut asked: HashMap<CallId, Vec<&Answered>> = HashMap::new();
+
+    // 2. Group the requests by call.
+    let mut requests: HashMap<CallId, Vec<&Answered>> = HashMap::new();
     for answered in answered {
-        asked.entry(answered.call).or_default().push(answered);
+        requests.entry(answered.call).or_default().push(answered);
     }
+
+    // 3. Only the owner of a call that is still wanted gets the opening.
     let mut documents = Vec::with_capacity(answered.len());
     for row in rows {
         let owner = row.carrier_call_id.or(row.first_answer);
@@ -67,6 +68,7 @@ pub async fn documents_unscoped(
             row.status,
             CallStatus::Canceling | CallStatus::Final | CallStatus::Queued
         ) && row.batch_status.as_deref() != Some("stopped");
+
         let opening = opening(
             fill_in(
                 &row.first_response_message,
@@ -75,9 +77,10 @@ pub async fn documents_unscoped(
             row.language,
             row.voice,
         );
+
         for Answered {
             n, carrier_call_id, ..
-        } in asked.remove(&row.id).unwrap_or_default()
+        } in requests.remove(&row.id).unwrap_or_default()
         {
             let document = match wanted && owner.as_deref() == Some(carrier_call_id) {
                 true => opening.clone(),
@@ -89,7 +92,7 @@ pub async fn documents_unscoped(
     Ok(documents)
 }
 
-/// What an agent says first; one who has nothing to say hangs up.
+/// Builds the document of an agent's first message; hangs up when the message is empty.
 fn opening(text: String, language: String, voice: Option<String>) -> Document {
     if text.trim().is_empty() {
         return Document::hang_up();
@@ -107,14 +110,12 @@ fn opening(text: String, language: String, voice: Option<String>) -> Document {
     }
 }
 
-/// Writes down what agents said first on calls that were answered, in bulk.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Stores the agents' first messages of answered calls as turns, in bulk.
 pub async fn note_first_turns_unscoped(db: &mut PgConnection, calls: &[CallId]) -> Result<()> {
     if calls.is_empty() {
         return Ok(());
     }
+
     let rows = sqlx::query!(
         r#"select c.id as "id: CallId", c.variable_values as "variable_values: Variables", a.first_response_message
            from calls c
@@ -126,6 +127,7 @@ pub async fn note_first_turns_unscoped(db: &mut PgConnection, calls: &[CallId]) 
     )
     .fetch_all(&mut *db)
     .await?;
+
     let (ids, texts): (Vec<CallId>, Vec<String>) = rows
         .into_iter()
         .map(|row| {
@@ -138,6 +140,7 @@ pub async fn note_first_turns_unscoped(db: &mut PgConnection, calls: &[CallId]) 
             )
         })
         .unzip();
+
     sqlx::query!(
         "insert into call_turns (org_id, call_id, turn_no, role, text)
          select c.org_id, c.id, 1, 'agent', t.text

@@ -1,12 +1,12 @@
 //! Moves calls, their rows and their batches, in bulk and in one transaction.
 //!
-//! Every change of a call after its claim comes through here: what a carrier said (by way of
-//! the inbox) and what became of a create request (from the worker that sent it). The rules are
-//! in [`super::transition`]; this file loads, folds and writes back sets.
+//! Applies every change of a call after its claim: a carrier's event (from the inbox) and the
+//! result of a create request (from the worker that sent it). The rules are in
+//! [`super::transition`]; this file loads sets of calls, updates them and writes them back.
 //!
 //! Order of locks: calls by id, then rows, then the batches' counts (by trigger), then batches.
-//! No wallet is among them: a call whose end, or whose price, is news is only appended to those
-//! that are to be settled (`billing/settle.rs`).
+//! Wallets are not locked: a call whose end or price changed is only appended to those that
+//! `billing/settle.rs` charges.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,34 +20,34 @@ use crate::error::Result;
 use crate::ids::{BatchId, CallId, OrgId, RowId, TrunkId};
 use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 
-/// Something that happened to a call.
+/// A carrier's event, or the result of a create request, for one call.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub call: CallId,
     pub what: What,
 }
 
-/// What happened.
+/// Kinds of updates.
 #[derive(Clone, Debug)]
 pub enum What {
-    /// The carrier said so.
+    /// An event of the carrier.
     Event(CallEvent),
-    /// The create request provably did nothing; only true for this submission.
+    /// The create request provably did nothing; valid for this submission only.
     Deferred { submit_count: i32, pause: TimeDelta },
-    /// The create request's fate is not known; only true for this submission.
+    /// The create request's result is unknown; valid for this submission only.
     Unknown { submit_count: i32, detail: String },
 }
 
-/// What a set of changes came to.
+/// Result of a set of updates.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// The calls that the changes were about.
+    /// Calls that the updates named.
     pub calls: Vec<CallId>,
     /// Calls that reached their end.
     pub finals: Vec<(CallId, Outcome)>,
-    /// Batches all of whose rows are done.
+    /// Batches without rows left to call.
     pub completed: Vec<BatchId>,
-    /// Calls at the carrier that belong to an attempt which already has one: hang them up.
+    /// Second carrier calls of one attempt, to be hung up.
     pub foreign: Vec<Foreign>,
 }
 
@@ -66,7 +66,7 @@ struct Loaded {
     batch: Option<BatchId>,
     row: Option<RowId>,
     attempt_no: i32,
-    /// Attempts of the row that were not given back unsent, this one included.
+    /// Attempts of the row, this one included; those given back unsent do not count.
     attempts_made: i64,
     submit_count: i32,
     policy: RetryPolicy,
@@ -74,11 +74,11 @@ struct Loaded {
     progress: Progress,
     touched: bool,
     was_final: bool,
-    /// What its charge followed from, when it had ended before.
+    /// Basis of its charge before these updates.
     billed: Billed,
 }
 
-/// What the charge of a call follows from.
+/// Facts that the charge of a call is computed from.
 #[derive(Clone, Debug, PartialEq)]
 struct Billed {
     bound: bool,
@@ -97,33 +97,35 @@ impl Billed {
 }
 
 impl Loaded {
-    /// Whether the call is to be settled, or settled again.
+    /// True when the call must be settled, or settled again.
     fn is_due(&self) -> bool {
         self.progress.status == CallStatus::Final
             && (!self.was_final || self.billed != Billed::of(&self.progress))
     }
 }
 
-/// Applies changes, in the order given for each call. Carriers and workers have no principal.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database; the caller's transaction is then lost.
+/// Applies updates, in the given order for each call. Carriers and workers have no principal.
 pub async fn apply_unscoped(
     db: &mut PgConnection,
     changes: &[Change],
     now: DateTime<Utc>,
 ) -> Result<Applied> {
+    // 1. Lock the calls.
     let mut calls = load(db, changes).await?;
     let mut applied = Applied {
         calls: calls.keys().copied().collect(),
         ..Applied::default()
     };
+
+    // 2. Apply the rules in memory.
     for change in changes {
         if let Some(call) = calls.get_mut(&change.call) {
             fold(call, change, now, &mut applied);
         }
     }
     calls.retain(|_, call| call.touched);
+
+    // 3. Write the calls, then their rows, then their batches.
     store(db, &calls).await?;
     let batches = store_rows(db, &calls, now, &mut applied).await?;
     applied.completed = complete_unscoped(db, &batches).await?;
@@ -152,6 +154,8 @@ fn fold(call: &mut Loaded, change: &Change, now: DateTime<Utc>, applied: &mut Ap
                     );
             }
         },
+
+        // The row keeps this call, and the next claim may send it again.
         What::Deferred {
             submit_count,
             pause,
@@ -163,6 +167,8 @@ fn fold(call: &mut Loaded, change: &Change, now: DateTime<Utc>, applied: &mut Ap
                 call.touched = true;
             }
         }
+
+        // Never sent again: `reconcile` looks for evidence.
         What::Unknown {
             submit_count,
             detail,
@@ -177,8 +183,8 @@ fn fold(call: &mut Loaded, change: &Change, now: DateTime<Utc>, applied: &mut Ap
     }
 }
 
-/// Whether proof that this submission did nothing is still news: the worker that held it may
-/// have been given up in the meantime.
+/// True while nothing shows that this submission reached the carrier; its worker may have been
+/// presumed dead already (`unknown`).
 fn undecided(call: &Loaded, submit_count: i32) -> bool {
     let waiting = matches!(
         call.progress.status,
@@ -187,7 +193,7 @@ fn undecided(call: &Loaded, submit_count: i32) -> bool {
     waiting && call.submit_count == submit_count && call.progress.carrier_call_id.is_none()
 }
 
-/// Whether no evidence about this submission has come in meanwhile.
+/// True while the call waits for the result of this submission.
 fn still_submitting(call: &Loaded, submit_count: i32) -> bool {
     call.progress.status == CallStatus::Submitting && call.submit_count == submit_count
 }
@@ -195,6 +201,7 @@ fn still_submitting(call: &Loaded, submit_count: i32) -> bool {
 async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<CallId, Loaded>> {
     let ids: BTreeSet<CallId> = changes.iter().map(|change| change.call).collect();
     let ids: Vec<CallId> = ids.into_iter().collect();
+
     let rows = sqlx::query!(
         r#"select c.id as "id: CallId", c.org_id as "org_id: OrgId", c.trunk_id as "trunk_id: TrunkId",
                   c.batch_id as "batch_id: BatchId", c.row_id as "row_id: RowId", c.attempt_no, c.submit_count,
@@ -217,6 +224,7 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
     )
     .fetch_all(db)
     .await?;
+
     let loaded = rows.into_iter().map(|row| {
         let progress = Progress {
             status: row.status,
@@ -238,6 +246,7 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
             recording_url: row.recording_url,
             conflicts: row.conflicts,
         };
+
         let call = Loaded {
             org: row.org_id,
             trunk: row.trunk_id,
@@ -260,6 +269,7 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
         };
         (row.id, call)
     });
+
     Ok(loaded.collect())
 }
 
@@ -270,6 +280,7 @@ async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Resul
     let ids: Vec<CallId> = calls.keys().copied().collect();
     let calls: Vec<&Loaded> = calls.values().collect();
     let progress: Vec<&Progress> = calls.iter().map(|call| &call.progress).collect();
+
     sqlx::query_file!(
         "src/calls/store.sql",
         &ids as &[CallId],
@@ -296,10 +307,11 @@ async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Resul
     )
     .execute(db)
     .await?;
+
     Ok(())
 }
 
-/// What the end of a call makes of its row.
+/// New state of a row whose call ended.
 struct EndedRow<'a> {
     id: RowId,
     call: &'a Loaded,
@@ -307,7 +319,7 @@ struct EndedRow<'a> {
     due_at: Option<DateTime<Utc>>,
 }
 
-/// Moves the rows of calls that reached their end. Answers with their batches.
+/// Moves the rows of calls that reached their end. Returns their batches.
 async fn store_rows(
     db: &mut PgConnection,
     calls: &BTreeMap<CallId, Loaded>,
@@ -316,6 +328,8 @@ async fn store_rows(
 ) -> Result<Vec<BatchId>> {
     let mut rows = Vec::new();
     let mut batches = Vec::new();
+
+    // 1. Decide about the row of each ended call.
     for (id, call) in calls {
         let Some(outcome) = call.progress.outcome else {
             continue;
@@ -326,6 +340,7 @@ async fn store_rows(
         let (Some(row), Some(batch)) = (call.row, call.batch) else {
             continue;
         };
+
         let verdict = after_call(
             outcome,
             call.progress.reason,
@@ -334,11 +349,12 @@ async fn store_rows(
             now,
         );
         let (status, due_at) = match verdict {
-            // A call that had ended before was refined: its row has moved on already.
+            // The call had ended before these updates: its row has moved on already.
             Verdict::Again(_) if call.was_final => continue,
             Verdict::Again(due_at) => ("not_started", Some(due_at)),
             Verdict::End(status) => (status, None),
         };
+
         batches.push(batch);
         rows.push(EndedRow {
             id: row,
@@ -350,6 +366,8 @@ async fn store_rows(
     if rows.is_empty() {
         return Ok(Vec::new());
     }
+
+    // 2. Write them; a row that has another attempt already is left alone.
     sqlx::query!(
         "update batch_data d
          set status = n.status, outcome = n.outcome, reason = n.reason, error_message = n.error_message,
@@ -369,15 +387,13 @@ async fn store_rows(
     )
     .execute(db)
     .await?;
+
     batches.sort_unstable();
     batches.dedup();
     Ok(batches)
 }
 
-/// Completes those of the batches that have no row left to call.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Completes those of the batches without rows left to call.
 pub async fn complete_unscoped(db: &mut PgConnection, batches: &[BatchId]) -> Result<Vec<BatchId>> {
     if batches.is_empty() {
         return Ok(Vec::new());
@@ -400,11 +416,8 @@ pub async fn complete_unscoped(db: &mut PgConnection, batches: &[BatchId]) -> Re
     Ok(completed)
 }
 
-/// Completes every running batch whose rows are all done: the last row may have left by another
-/// door than a call's end.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Completes every running batch whose rows are all done: the last row may have been moved by
+/// something else than the end of its call.
 pub async fn complete_finished_unscoped(db: &mut PgConnection) -> Result<Vec<BatchId>> {
     let batches = sqlx::query_scalar!(
         r#"select b.id as "id: BatchId"

@@ -1,4 +1,4 @@
-//! Ending calls that are no longer wanted.
+//! Cancellation of calls that are no longer wanted.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
@@ -16,19 +16,16 @@ pub struct Unanswered {
     pub carrier_call_id: String,
 }
 
-/// What is left of a stopped batch.
+/// Live calls of a stopped batch.
 #[derive(Clone, Debug)]
 pub struct Leftovers {
     pub unanswered: Vec<Unanswered>,
-    /// Calls whose request is on its way or whose fate is unknown: they cannot be canceled yet.
+    /// Calls whose request is being sent or has no known result: they cannot be canceled yet.
     pub undecided: i64,
 }
 
-/// The calls that a stopped batch left behind; none once it was started again. Jobs have no
+/// Loads the live calls of a stopped batch; none once it was started again. Jobs have no
 /// principal.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
 pub async fn leftovers_unscoped(pool: &PgPool, batch: BatchId) -> Result<Leftovers> {
     let rows = sqlx::query!(
         r#"select c.id as "id: CallId", c.trunk_id as "trunk: TrunkId", c.carrier_call_id,
@@ -43,10 +40,12 @@ pub async fn leftovers_unscoped(pool: &PgPool, batch: BatchId) -> Result<Leftove
     )
     .fetch_all(pool)
     .await?;
+
     let mut left = Leftovers {
         unanswered: Vec::new(),
         undecided: 0,
     };
+
     for row in rows {
         match row.carrier_call_id {
             Some(carrier_call_id) if row.status.rank() > 0 => left.unanswered.push(Unanswered {
@@ -57,13 +56,11 @@ pub async fn leftovers_unscoped(pool: &PgPool, batch: BatchId) -> Result<Leftove
             _ => left.undecided += 1,
         }
     }
+
     Ok(left)
 }
 
-/// Notes that the carrier was asked to end these calls, and agreed.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Moves calls to `canceling` after the carrier accepted the request to end them.
 pub async fn mark_canceling_unscoped(
     db: &mut PgConnection,
     calls: &[CallId],

@@ -1,14 +1,16 @@
 //! The claim: one transaction that turns free send slots into calls.
 //!
 //! Order of locks, the same in every claim: the trunk's pacer, deferred calls, then the
-//! organisations by id, then rows (skipping locked ones), then wallets by id. Under the pacer's lock nobody else
-//! gives out slots of this trunk, under the organisations' locks nobody else raises their number
-//! of live calls, so limits counted from live call rows are exact over any number of workers.
+//! organisations by id, then rows (skipping locked ones), then wallets by id. The pacer's lock
+//! keeps other workers from leasing slots of this trunk, the organisations' locks keep them from
+//! raising the number of live calls, so limits counted from live call rows are exact over any
+//! number of workers.
 //!
-//! Slots go first to deferred calls, which already occupy their place, then by turns
-//! ([`super::fair`]) to direct calls, whose money is held since they were asked for, and to batch
-//! rows, which become calls only where their money can be held ([`super::take`]). Every call leaves here in `submitting`,
-//! committed before its request may be sent, and only the worker named in it may send it.
+//! Slots go first to deferred calls, which already count against the limits, then by turns
+//! ([`super::fair`]) to direct calls, whose money is held since their request, and to batch
+//! rows, which become calls only where their money can be held ([`super::take`]). Every claimed
+//! call is `submitting`, is committed before its request may be sent, and may be sent only by
+//! the worker named in it.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -28,7 +30,7 @@ use crate::ids::{BatchId, CallId, OrgId, TrunkId};
 use crate::phone::E164;
 use crate::wallets::holds::Refusal;
 
-/// A call that may be sent, once, by the worker that claimed it.
+/// A call that its worker may send, once.
 #[derive(Clone, Debug)]
 pub struct Claimed {
     pub id: CallId,
@@ -39,55 +41,55 @@ pub struct Claimed {
     pub submit_count: i32,
     pub ring_timeout_secs: i32,
     pub max_duration_secs: i32,
-    /// Never on a call under HIPAA.
+    /// False on a call under HIPAA.
     pub recording_enabled: bool,
     pub machine_detection: bool,
     /// By the database's clock.
     pub claimed_at: DateTime<Utc>,
 }
 
-/// Why a claim gave nothing.
+/// Reason for a claim without calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
-    /// The trunk is paused, gone, or has no pacer.
+    /// The trunk is paused, deleted, or has no pacer.
     Stopped,
-    /// Every slot up to the horizon is taken.
+    /// Every slot up to the horizon is leased.
     Paced,
-    /// The trunk has as many live calls as it may.
+    /// The trunk is at its limit of live calls.
     Full,
     /// No call and no row is due, or their limits are reached.
     NoWork,
-    /// Whether the claim was committed is not known: its calls must not be sent.
+    /// The commit's result is unknown: the calls must not be sent.
     Unsure,
 }
 
-/// What a claim gave: calls, and a lease of slots to send them in. There may be more slots than
-/// calls when the worker asked for slots for calls it still holds.
+/// Claimed calls, and a lease of slots to send them in. There are more slots than calls when
+/// the worker asked for slots for calls it still holds.
 #[derive(Debug)]
 pub struct Claim {
     pub calls: Vec<Claimed>,
     pub lease: Lease,
-    /// The database's time at or behind the end of the claim; slots are offsets from it.
+    /// The database's time at or after the end of the claim; slots are offsets from it.
     pub now: DateTime<Utc>,
     /// The same moment by this machine's monotonic clock, or a little later.
     pub read_at: Instant,
-    /// How long reading it took: so much earlier than `read_at` it may have been.
+    /// Duration of the reading: `now` may be earlier than `read_at` by this much.
     pub read_within: Duration,
     pub idle: Option<Idle>,
-    /// How much of the claim went to prices and holds.
+    /// Time spent on prices and holds.
     pub money_took: Duration,
 }
 
-/// What a worker asks for.
+/// A worker's request for calls of one trunk.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     pub trunk: TrunkId,
     pub worker: &'a str,
-    /// Calls it could send beyond those it holds.
+    /// Calls the worker can send beyond those it holds.
     pub most: u32,
-    /// Calls it claimed earlier whose slots were burned: they need slots only.
+    /// Calls claimed earlier whose slots were burned: they need slots only.
     pub held: u32,
-    /// Seconds of talk that money is held for, at most.
+    /// Longest talk that money is held for.
     pub hold_max_secs: i32,
     pub tariffs: &'a Tariffs,
 }
@@ -100,17 +102,16 @@ struct TrunkRow {
 }
 
 /// Claims calls for free slots of a trunk. The dialler acts for every tenant on the trunk.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database; nothing is claimed then.
-pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
+pub async fn claim_unscoped(pool: &PgPool, request: Ask<'_>) -> Result<Claim> {
     let mut connection = pool.acquire().await?;
     let mut db = connection.begin().await?;
-    let Some(trunk) = lock(&mut db, ask.trunk).await? else {
+
+    // 1. Lock the trunk's pacer, and lease no more slots than the worker can use.
+    let Some(trunk) = lock(&mut db, request.trunk).await? else {
         return Ok(nothing(Idle::Stopped));
     };
     let free = trunk.pace.lease(trunk.now);
-    let wanted = free.count.min(ask.held.saturating_add(ask.most));
+    let wanted = free.count.min(request.held.saturating_add(request.most));
     if wanted == 0 {
         return Ok(Claim {
             lease: free.at_most(0),
@@ -118,8 +119,10 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
             ..nothing(Idle::Paced)
         });
     }
-    let slots = wanted.saturating_sub(ask.held);
-    let mut calls = resubmit_deferred(&mut db, ask, slots).await?;
+    let slots = wanted.saturating_sub(request.held);
+
+    // 2. Lock and resubmit deferred calls: they come first, and are within the limits already.
+    let mut calls = resubmit_deferred(&mut db, request, slots).await?;
     let left = slots.saturating_sub(count(calls.len())).min(trunk.room);
     let mut division = Division {
         turn: trunk.turn,
@@ -127,25 +130,33 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
     };
     let mut fates = HashMap::new();
     let mut money_took = Duration::ZERO;
+
     if left > 0 {
-        let orgs = lock_orgs(&mut db, ask.trunk).await?;
-        let (shares, lanes) = lanes(&mut db, ask.trunk, left, &orgs).await?;
+        // 3. Lock the organisations, and divide the slots that are left.
+        let orgs = lock_orgs(&mut db, request.trunk).await?;
+        let (shares, lanes) = lanes(&mut db, request.trunk, left, &orgs).await?;
         division = fair::divide(left, trunk.turn, &shares, lanes);
-        calls.extend(claim_direct(&mut db, ask, &division).await?);
-        let taken = take::rows(&mut db, ask, &division, trunk.now).await?;
-        calls.extend(taken.calls);
-        (fates, money_took) = (taken.fates, taken.money_took);
+
+        // 4. Claim direct calls, then lock rows and wallets.
+        calls.extend(claim_direct(&mut db, request, &division).await?);
+        let rows = take::rows(&mut db, request, &division, trunk.now).await?;
+        calls.extend(rows.calls);
+        (fates, money_took) = (rows.fates, rows.money_took);
     }
-    // Rows were looked for, priced and paid for meanwhile: slots that have passed are not taken.
+
+    // 5. Lease the slots. Slots that passed while rows were picked and priced are skipped.
     let made = calls.iter().map(|call| call.claimed_at).max();
     let free = trunk.pace.lease(made.unwrap_or(trunk.now));
-    let lease = free.at_most(count(calls.len()).saturating_add(ask.held.min(wanted)));
-    let asked = Instant::now();
-    let now = advance(&mut db, ask.trunk, &lease, &division, &fates).await?;
-    let reading = Reading::new(now, asked);
+    let lease = free.at_most(count(calls.len()).saturating_add(request.held.min(wanted)));
+    let sent_at = Instant::now();
+    let now = advance(&mut db, request.trunk, &lease, &division, &fates).await?;
+    let reading = Reading::new(now, sent_at);
+
+    // 6. Commit: only then may a call be sent.
     fault::point("claim.uncommitted");
     let committed = db.commit().await;
     fault::point("claim.committed");
+
     let Reading {
         now,
         read_at,
@@ -154,15 +165,17 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
         Ok(()) => reading.sharpened_unscoped(&mut connection).await,
         Err(_) => reading,
     };
+
     let idle = match (committed, lease.count, trunk.room) {
         (Err(error), ..) => {
-            tracing::warn!(%error, "the fate of a claim is not known");
+            tracing::warn!(%error, "the commit of a claim has an unknown result");
             Some(Idle::Unsure)
         }
         (Ok(()), 0, 0) => Some(Idle::Full),
         (Ok(()), 0, _) => Some(Idle::NoWork),
         (Ok(()), ..) => None,
     };
+
     Ok(Claim {
         calls,
         lease,
@@ -174,7 +187,7 @@ pub async fn claim_unscoped(pool: &PgPool, ask: Ask<'_>) -> Result<Claim> {
     })
 }
 
-fn nothing(why: Idle) -> Claim {
+fn nothing(reason: Idle) -> Claim {
     Claim {
         calls: Vec::new(),
         lease: Lease {
@@ -185,7 +198,7 @@ fn nothing(why: Idle) -> Claim {
         now: DateTime::<Utc>::MIN_UTC,
         read_at: Instant::now(),
         read_within: Duration::ZERO,
-        idle: Some(why),
+        idle: Some(reason),
         money_took: Duration::ZERO,
     }
 }
@@ -202,6 +215,7 @@ async fn lock(db: &mut PgConnection, trunk: TrunkId) -> Result<Option<TrunkRow>>
     .fetch_optional(&mut *db)
     .await?;
     let Some(pacer) = pacer else { return Ok(None) };
+
     // A statement of its own: its snapshot must be taken after the lock is held.
     let limits = sqlx::query!(
         r#"select t.cps, t.max_concurrent, clock_timestamp() as "now!",
@@ -213,6 +227,7 @@ async fn lock(db: &mut PgConnection, trunk: TrunkId) -> Result<Option<TrunkRow>>
     )
     .fetch_optional(db)
     .await?;
+
     Ok(limits.map(|limits| {
         let room = i64::from(limits.max_concurrent)
             .saturating_sub(limits.live)
@@ -231,8 +246,8 @@ async fn lock(db: &mut PgConnection, trunk: TrunkId) -> Result<Option<TrunkRow>>
     }))
 }
 
-/// Locks every organisation with work on the trunk, so that nobody else raises their number of
-/// live calls while this claim counts it.
+/// Locks every organisation with work on the trunk, so that no other claim raises their number
+/// of live calls while this one counts it.
 async fn lock_orgs(db: &mut PgConnection, trunk: TrunkId) -> Result<Vec<OrgId>> {
     let orgs = sqlx::query_scalar!(
         r#"select o.id as "id: OrgId"
@@ -251,7 +266,7 @@ async fn lock_orgs(db: &mut PgConnection, trunk: TrunkId) -> Result<Vec<OrgId>> 
     Ok(orgs)
 }
 
-/// Everything on the trunk that wants slots, with what each may still have.
+/// Loads the lanes with due work on the trunk, and how many more calls each may have.
 async fn lanes(
     db: &mut PgConnection,
     trunk: TrunkId,
@@ -266,11 +281,13 @@ async fn lanes(
     )
     .fetch_all(db)
     .await?;
+
     let room = |limit: i64, used: i64| {
         u32::try_from(limit.saturating_sub(used).max(0)).unwrap_or(u32::MAX)
     };
     let mut shares = HashMap::new();
     let mut lanes = Vec::with_capacity(rows.len());
+
     for row in rows {
         let org = OrgId(row.org_id);
         shares.insert(
@@ -290,8 +307,12 @@ async fn lanes(
     Ok((shares, lanes))
 }
 
-/// Gives calls that provably were not processed another slot.
-async fn resubmit_deferred(db: &mut PgConnection, ask: Ask<'_>, most: u32) -> Result<Vec<Claimed>> {
+/// Gives another slot to calls whose request provably did nothing.
+async fn resubmit_deferred(
+    db: &mut PgConnection,
+    request: Ask<'_>,
+    most: u32,
+) -> Result<Vec<Claimed>> {
     let due = sqlx::query_scalar!(
         r#"select c.id as "id: CallId"
            from calls c
@@ -303,18 +324,18 @@ async fn resubmit_deferred(db: &mut PgConnection, ask: Ask<'_>, most: u32) -> Re
            order by c.check_at
            limit $2
            for update of c skip locked"#,
-        ask.trunk as TrunkId,
+        request.trunk as TrunkId,
         i64::from(most),
     )
     .fetch_all(&mut *db)
     .await?;
-    submit(db, ask, &due).await
+    submit(db, request, &due).await
 }
 
-/// Claims direct calls. One per number: two that wait for the same person go one after the other.
+/// Claims direct calls, one per number: two that wait for the same person go one after the other.
 async fn claim_direct(
     db: &mut PgConnection,
-    ask: Ask<'_>,
+    request: Ask<'_>,
     division: &Division,
 ) -> Result<Vec<Claimed>> {
     let (orgs, counts): (Vec<OrgId>, Vec<i64>) = division
@@ -326,6 +347,7 @@ async fn claim_direct(
     if orgs.is_empty() {
         return Ok(Vec::new());
     }
+
     let picked = sqlx::query_scalar!(
         r#"select q.id as "id!: CallId"
            from unnest($2::uuid[], $3::bigint[]) as w (org_id, n)
@@ -345,17 +367,18 @@ async fn claim_direct(
                order by c.created_at, c.to_number
                limit w.n
            ) q"#,
-        ask.trunk as TrunkId,
+        request.trunk as TrunkId,
         &orgs as &[OrgId],
         &counts,
     )
     .fetch_all(&mut *db)
     .await?;
-    submit(db, ask, &picked).await
+
+    submit(db, request, &picked).await
 }
 
-/// Puts calls that wait, and still do, into the worker's hands.
-async fn submit(db: &mut PgConnection, ask: Ask<'_>, calls: &[CallId]) -> Result<Vec<Claimed>> {
+/// Assigns those calls that are still queued or deferred to the worker.
+async fn submit(db: &mut PgConnection, request: Ask<'_>, calls: &[CallId]) -> Result<Vec<Claimed>> {
     if calls.is_empty() {
         return Ok(Vec::new());
     }
@@ -373,7 +396,7 @@ async fn submit(db: &mut PgConnection, ask: Ask<'_>, calls: &[CallId]) -> Result
                      c.submit_count, t.ring_timeout_secs, a.session_timeout_secs,
                      a.recording_enabled and not c.hipaa_compliance as "recording_enabled!", a.machine_detection,
                      clock_timestamp() as "claimed_at!""#,
-        ask.worker,
+        request.worker,
         calls as &[CallId],
     )
     .fetch_all(db)
@@ -381,8 +404,8 @@ async fn submit(db: &mut PgConnection, ask: Ask<'_>, calls: &[CallId]) -> Result
     Ok(rows.into_iter().map(Claimed::from).collect())
 }
 
-/// Moves the trunk's clock past the slots taken and everybody's turn past what they got, and
-/// writes down which batches found no money.
+/// Moves the trunk's next slot past the leased ones and each lane's turn past its grant, and
+/// stores which batches could not be funded.
 async fn advance(
     db: &mut PgConnection,
     trunk: TrunkId,
@@ -396,12 +419,14 @@ async fn advance(
         .iter()
         .filter_map(|grant| Some((grant.batch?, grant.turn)))
         .unzip();
+
     let (direct_orgs, direct_turns): (Vec<OrgId>, Vec<i64>) = division
         .grants
         .iter()
         .filter(|grant| grant.batch.is_none())
         .map(|grant| (grant.org, grant.turn))
         .unzip();
+
     let fed: Vec<bool> = batches
         .iter()
         .map(|id| matches!(fates.get(id), Some(Fate::Fed)))
@@ -409,10 +434,11 @@ async fn advance(
     let starved: Vec<Option<Refusal>> = batches
         .iter()
         .map(|id| match fates.get(id) {
-            Some(Fate::Starved(why)) => Some(*why),
+            Some(Fate::Starved(refusal)) => Some(*refusal),
             _ => None,
         })
         .collect();
+
     let now = sqlx::query_file_scalar!(
         "src/calls/advance.sql",
         trunk as TrunkId,

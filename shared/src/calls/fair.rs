@@ -1,33 +1,33 @@
-//! Whose turn it is. A trunk's slots are shared round robin over organisations, and an
-//! organisation's share round robin over its lanes: each of its batches, and its direct calls
-//! together. Turns are counted in rows (start-time fair queueing), so a lane that was served
-//! last waits for the others however the slots are cut into claims, and a lane that was idle
-//! starts level with the rest instead of catching up.
+//! Fair division of a trunk's slots: round robin over organisations, and within an organisation
+//! round robin over its lanes, which are each of its batches and all its direct calls together.
+//! Turns are counted in rows (start-time fair queueing): the lane served last waits for the
+//! others however the slots are split into claims, and an idle lane joins at the current turn
+//! instead of catching up.
 
 use std::collections::HashMap;
 
 use crate::ids::{BatchId, OrgId};
 
-/// Something that wants slots.
+/// A batch, or the direct calls of an organisation, with due work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lane {
     pub org: OrgId,
-    /// None: the organisation's direct calls.
+    /// None for the organisation's direct calls.
     pub batch: Option<BatchId>,
     pub turn: i64,
-    /// How many more calls it may have, by its own limit and its work.
+    /// More calls that its limit and its due work allow.
     pub room: u32,
 }
 
-/// An organisation on the trunk.
+/// An organisation's turn on the trunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     pub turn: i64,
-    /// How many more calls the organisation may have.
+    /// More calls that the organisation's limit allows.
     pub room: u32,
 }
 
-/// What one lane was given, and its turn afterwards.
+/// Slots given to one lane, and its turn afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     pub org: OrgId,
@@ -36,7 +36,7 @@ pub struct Grant {
     pub turn: i64,
 }
 
-/// The outcome of one division.
+/// Result of one division.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Division {
     pub grants: Vec<Grant>,
@@ -51,9 +51,11 @@ struct Turns {
     given: u32,
 }
 
-/// Divides `slots` over the lanes. `turn` is the trunk's virtual time: nobody starts before it.
+/// Divides `slots` over the lanes. `turn` is the trunk's virtual time: no organisation
+/// starts before it.
 #[must_use]
 pub fn divide(slots: u32, turn: i64, shares: &HashMap<OrgId, Share>, lanes: Vec<Lane>) -> Division {
+    // 1. Group the lanes by organisation.
     let mut orgs: Vec<(OrgId, Share, Vec<Turns>)> = Vec::new();
     for lane in lanes.into_iter().filter(|lane| lane.room > 0) {
         let Some(share) = shares.get(&lane.org) else {
@@ -74,6 +76,8 @@ pub fn divide(slots: u32, turn: i64, shares: &HashMap<OrgId, Share>, lanes: Vec<
     for (.., lanes) in &mut orgs {
         level(lanes);
     }
+
+    // 2. Give each slot to the organisation, and in it the lane, with the lowest turn.
     let mut now = turn;
     for _ in 0..slots {
         let next = orgs
@@ -88,10 +92,12 @@ pub fn divide(slots: u32, turn: i64, shares: &HashMap<OrgId, Share>, lanes: Vec<
         share.room -= 1;
         serve_one(lanes);
     }
+
     collect(orgs, now)
 }
 
-/// A lane that had no work for a while joins at the turn of the least served one that had.
+/// Raises the turn of lanes that were idle, so that they do not catch up: no turn is below the
+/// highest one by more than the number of lanes.
 fn level(lanes: &mut [Turns]) {
     let floor = lanes
         .iter()
@@ -227,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_and_what_one_leaves_goes_to_the_others() {
+    fn limits_hold_and_unused_slots_go_to_the_others() {
         let (a, b) = (OrgId::new(), OrgId::new());
         let (one, two) = (BatchId::new(), BatchId::new());
         let lanes = vec![lane(a, one, 0, 99), lane(b, two, 0, 3)];
@@ -236,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_idle_does_not_catch_up() {
+    fn an_idle_lane_does_not_catch_up() {
         let (a, b) = (OrgId::new(), OrgId::new());
         let (one, two) = (BatchId::new(), BatchId::new());
         let lanes = vec![lane(a, one, 5000, 99), lane(b, two, 0, 99)];
@@ -245,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_share_is_no_grant() {
+    fn no_lanes_give_no_grants() {
         assert_eq!(
             divide(10, 7, &HashMap::new(), Vec::new()),
             Division {

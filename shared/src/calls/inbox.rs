@@ -1,8 +1,8 @@
-//! The inbox: what carriers say is first written down, then acknowledged, then applied.
+//! The inbox: carrier events are stored, then acknowledged, then applied.
 //!
-//! The API appends (many callbacks in one commit) and answers 2xx only behind the commit. A
-//! worker takes what is not applied, in bulk, and moves the calls. Two workers that hold events
-//! of one call queue up at the call's row, and the fold does not care who comes first.
+//! The API appends (many callbacks in one commit) and answers 2xx only after the commit. A
+//! worker applies pending events in bulk and moves the calls. Two workers with events of one call
+//! wait for each other at the call's row lock, and the result does not depend on their order.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -16,19 +16,19 @@ use crate::fault;
 use crate::ids::{CallId, TrunkId};
 use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 
-/// How an event came to us.
+/// Origin of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum Source {
-    /// The carrier called us back.
+    /// A callback of the carrier.
     Callback,
-    /// The carrier fetched the answer document.
+    /// A fetch of the answer document.
     Answer,
-    /// We asked the carrier.
+    /// A request of ours to the carrier.
     Poll,
 }
 
-/// An event to write down.
+/// An event to store.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
     pub call: CallId,
@@ -38,11 +38,8 @@ pub struct NewEvent {
     pub event: CallEvent,
 }
 
-/// Writes events down in one statement. An event that is known already is not written again.
-/// Answers, for each event in order, whether its call exists.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database; nothing is written then.
+/// Stores events in one statement, except those that are stored already. Returns, for each event
+/// in order, true when its call exists.
 pub async fn append_unscoped(db: &mut PgConnection, events: &[NewEvent]) -> Result<Vec<bool>> {
     let found = sqlx::query_file_scalar!(
         "src/calls/append.sql",
@@ -66,9 +63,10 @@ pub async fn append_unscoped(db: &mut PgConnection, events: &[NewEvent]) -> Resu
     )
     .fetch_all(db)
     .await?;
+
     let mut known = vec![false; events.len()];
     for n in found {
-        // Places are counted from one.
+        // `with ordinality` counts from one.
         let place = usize::try_from(n - 1).ok();
         if let Some(slot) = place.and_then(|place| known.get_mut(place)) {
             *slot = true;
@@ -77,11 +75,8 @@ pub async fn append_unscoped(db: &mut PgConnection, events: &[NewEvent]) -> Resu
     Ok(known)
 }
 
-/// The calls that a carrier's account knows by this id, where the carrier does not name ours.
-/// Carriers have no principal; whoever asks must then prove to be the trunk's carrier.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Finds the calls with this id at a carrier's account, for callbacks that do not carry our id.
+/// Carriers have no principal; the request must then prove to come from the trunk's carrier.
 pub async fn of_carrier_unscoped(
     db: &mut PgConnection,
     account_id: &str,
@@ -101,18 +96,18 @@ pub async fn of_carrier_unscoped(
     Ok(rows.into_iter().map(|row| (row.trunk_id, row.id)).collect())
 }
 
-/// Events that could not be applied.
+/// A failed attempt to apply events.
 #[derive(Debug)]
 pub struct Refused {
     pub error: Error,
-    /// The events that were tried; none when the database could not even be asked for them.
+    /// The events of the attempt; empty when they could not be loaded.
     pub events: Vec<i64>,
 }
 
-/// Applies up to `most` events that wait. Answers with their number and what they came to.
+/// Applies up to `most` pending events. Returns their number and the result.
 ///
 /// # Errors
-/// [`Refused`]; the events stay unapplied then.
+/// [`Refused`]; the events stay pending then.
 pub async fn apply_waiting_unscoped(
     pool: &PgPool,
     most: i64,
@@ -132,6 +127,8 @@ async fn apply_waiting(
 ) -> Result<(usize, Applied)> {
     let mut connection = pool.acquire().await?;
     let mut db = connection.begin().await?;
+
+    // 1. Lock pending events; those that another worker holds are skipped.
     let rows = sqlx::query!(
         r#"select id, call_id as "call_id: CallId", dedup_key, carrier_call_id, status as "status: CallStatus",
                   outcome as "outcome: Outcome", reason as "reason: Reason", carrier_status, carrier_code, sip_code,
@@ -150,6 +147,8 @@ async fn apply_waiting(
         return Ok((0, Applied::default()));
     }
     tried.extend(rows.iter().map(|row| row.id));
+
+    // 2. Move the calls.
     let changes: Vec<Change> = rows
         .into_iter()
         .map(|row| Change {
@@ -173,29 +172,31 @@ async fn apply_waiting(
         })
         .collect();
     let applied = apply_unscoped(&mut db, &changes, now).await?;
+
+    // 3. Store the first turn of answered calls.
     let answered: Vec<CallId> = changes
         .iter()
         .filter(|change| matches!(&change.what, What::Event(event) if event.dedup_key == ANSWERED))
         .map(|change| change.call)
         .collect();
     answer::note_first_turns_unscoped(&mut db, &answered).await?;
+
+    // 4. Mark the events as applied, and commit.
     sqlx::query!(
         "update call_events set applied_at = clock_timestamp() where id = any($1)",
         &tried[..]
     )
     .execute(&mut *db)
     .await?;
+
     fault::point("inbox.uncommitted");
     db.commit().await?;
     fault::point("inbox.committed");
     Ok((tried.len(), applied))
 }
 
-/// Sets an event aside that the database refuses on its own: it stays in the table with its
+/// Sets aside an event that fails even when applied alone: it stays in the table with the
 /// reason and is not tried again.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
 pub async fn set_aside_unscoped(pool: &PgPool, event: i64, why: &str) -> Result<()> {
     sqlx::query!(
         "update call_events

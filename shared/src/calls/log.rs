@@ -1,4 +1,4 @@
-//! The call log: what a call was and what became of it, for its owner.
+//! Call log: a call and its result, as its owner sees it.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -25,8 +25,8 @@ pub struct Call {
     /// Empty on a call under HIPAA.
     #[schema(value_type = Object)]
     pub variable_values: serde_json::Value,
-    /// Whether the call was made under HIPAA. What is private of it is shown to nobody then, and
-    /// it was not recorded.
+    /// True when the call was made under HIPAA: its private values are hidden, and it was not
+    /// recorded.
     pub hipaa_compliance: bool,
     pub status: CallStatus,
     pub outcome: Option<Outcome>,
@@ -40,7 +40,7 @@ pub struct Call {
     pub created_at: DateTime<Utc>,
 }
 
-/// A call in the caller's sight.
+/// Finds a call within the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -63,6 +63,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: CallId) -> Result<Ca
     .fetch_optional(db)
     .await?
     .ok_or(Error::NotFound("Call"))?;
+
     Ok(Call {
         id: row.id,
         user_id: row.user_id,

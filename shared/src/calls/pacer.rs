@@ -1,35 +1,34 @@
-//! The pace of a trunk, as arithmetic. A trunk's row holds the time of its next free send slot
-//! (GCRA's theoretical arrival time). Whoever holds the row's lock takes the slots that fall
-//! into the horizon and moves the time on, so every slot belongs to one worker and any number
-//! of workers together keep the pace.
+//! Arithmetic of a trunk's pace. A trunk's row holds the time of its next free send slot (GCRA's
+//! theoretical arrival time). The worker that holds the row's lock leases the slots up to the
+//! horizon and moves the time on, so every slot belongs to one worker and any number of workers
+//! together keep the pace.
 //!
-//! Slots are 4 % further apart than the carrier's limit asks. The n-th call behind any other,
-//! n being the limit, therefore has its slot 1.04 seconds later, and the two fall into one
-//! second at the carrier only if the first is 40 ms later on its way than the second. Of these,
-//! [`LATE_LIMIT`] is ours (a slot later than that is burned, never sent late) and the rest is
-//! the network's.
+//! Slots are 4 % further apart than the carrier's limit requires. With a limit of n, the n-th
+//! call after any other has its slot 1.04 seconds later, and the two fall into one second at the
+//! carrier only if the first is delayed 40 ms more than the second. Of these, [`LATE_LIMIT`] is
+//! ours (a later slot is burned, never sent late) and the rest is the network's.
 
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// How much further apart slots are than the limit asks.
+/// Share by which slots are further apart than the limit requires.
 const HEADROOM: f64 = 0.04;
-/// How late a send may be before its slot is burned.
+/// Longest delay of a send; a later slot is burned.
 pub const LATE_LIMIT: Duration = Duration::from_millis(10);
-/// How far ahead slots are handed out.
+/// Longest time ahead for which slots are leased.
 const HORIZON_MILLIS: i64 = 250;
-/// The horizon of trunks slower than [`SLOW_CPS`], so that they are asked less often.
+/// Horizon of trunks slower than [`SLOW_CPS`], which are claimed from less often.
 const SLOW_HORIZON_MILLIS: i64 = 500;
 const SLOW_CPS: f64 = 20.0;
-/// A claim has to be committed before its first slot, or that slot is burned.
+/// Time for the claim's commit: a first slot before it would be burned.
 const LEAD_MILLIS: i64 = 15;
-/// The push-back of a carrier halves in this time.
+/// Half-life of the slowdown after a carrier pushed back.
 const SLOWDOWN_HALF_LIFE_SECS: f64 = 10.0;
 const SLOWDOWN_STEP: f64 = 1.5;
 const SLOWDOWN_LIMIT: f64 = 20.0;
 
-/// A trunk's pace at one moment, by the database's clock.
+/// State of a trunk's pacer, by the database's clock.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     pub cps: f64,
@@ -38,7 +37,7 @@ pub struct Pace {
     pub slowed_at: Option<DateTime<Utc>>,
 }
 
-/// Slots taken: `count` of them from `first` on, `interval` apart.
+/// Leased slots: `count` of them from `first` on, `interval` apart.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lease {
     pub count: u32,
@@ -47,7 +46,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The slot behind the last one taken.
+    /// The slot after the last leased one.
     #[must_use]
     pub fn next_slot(&self) -> DateTime<Utc> {
         i32::try_from(self.count).map_or(DateTime::<Utc>::MAX_UTC, |count| {
@@ -66,7 +65,7 @@ impl Lease {
 }
 
 impl Pace {
-    /// How far ahead this trunk's slots are handed out.
+    /// Longest time ahead for which this trunk's slots are leased.
     #[must_use]
     pub fn horizon(&self) -> TimeDelta {
         TimeDelta::milliseconds(if self.cps < SLOW_CPS {
@@ -76,7 +75,7 @@ impl Pace {
         })
     }
 
-    /// The slowdown at `now`: 1 is full speed.
+    /// Slowdown at `now`; 1 is full speed.
     #[must_use]
     pub fn slowdown_at(&self, now: DateTime<Utc>) -> f64 {
         let Some(since) = self.slowed_at else {
@@ -86,13 +85,13 @@ impl Pace {
         1.0 + (self.slowdown - 1.0) * 0.5_f64.powf(secs / SLOWDOWN_HALF_LIFE_SECS)
     }
 
-    /// The slowdown to store after the carrier pushed back at `now`.
+    /// Slowdown to store after the carrier pushed back at `now`.
     #[must_use]
     pub fn pushed_back(&self, now: DateTime<Utc>) -> f64 {
         (self.slowdown_at(now) * SLOWDOWN_STEP).min(SLOWDOWN_LIMIT)
     }
 
-    /// The time between two slots.
+    /// Time between two slots.
     #[must_use]
     pub fn interval(&self, now: DateTime<Utc>) -> TimeDelta {
         let secs = (1.0 + HEADROOM) / self.cps * self.slowdown_at(now);
@@ -103,8 +102,8 @@ impl Pace {
             .max(TimeDelta::microseconds(1))
     }
 
-    /// Every slot that is free up to the horizon. Slots in the past are gone, and so are those
-    /// that come before the claim can be committed.
+    /// Every free slot up to the horizon, without those in the past or before the claim can be
+    /// committed.
     #[must_use]
     pub fn lease(&self, now: DateTime<Utc>) -> Lease {
         let interval = self.interval(now);
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_the_past_are_not_saved_up() {
+    fn past_slots_are_not_saved_up() {
         let lease = pace(10.0, -60_000_000).lease(at(0));
         assert_eq!((lease.first, lease.count), (at(15_000), 5));
     }
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn push_back_slows_and_wears_off() {
+    fn push_back_slows_and_decays() {
         let slow = Pace {
             slowdown: 3.0,
             slowed_at: Some(at(0)),
@@ -185,7 +184,7 @@ mod tests {
     }
 
     proptest! {
-        /// Workers that ask at any times never hold more slots in a second than the limit.
+        /// Workers that lease at any times never hold more slots in a second than the limit.
         #[test]
         fn no_second_holds_more_slots_than_the_limit(
             cps in 1.0_f64..200.0,

@@ -1,8 +1,8 @@
-//! Calls that fell silent. A create request without an answer, a call whose carrier stopped
-//! talking: neither is dialled again, both are asked about until there is evidence.
+//! Stale calls: create requests without an answer, and calls without recent events. Neither is
+//! dialled again; the carrier is asked about both until there is evidence.
 //!
-//! What is found is written to the inbox like any callback, so there is one way for a call to
-//! move. A call that nothing is ever learnt of ends as `lost`.
+//! The carrier's answers are appended to the inbox like any callback, so a call moves in one way
+//! only. A call without any evidence ends as `lost`.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
@@ -12,17 +12,17 @@ use crate::ids::{CallId, OrgId, TrunkId};
 use crate::phone::E164;
 use crate::telephony::{CallEvent, CallStatus, Outcome, Reason};
 
-/// After this long in `submitting`, the worker that should have sent the request is taken for
+/// Time in `submitting` after which the worker that should have sent the request is presumed
 /// dead. It is longer than a worker may hold a call ([`HOLD_LIMIT`]) plus its HTTP timeout.
 pub const SUBMITTING_LIMIT: TimeDelta = TimeDelta::seconds(30);
-/// How long a worker may hold a claimed call before it must give it back unsent.
+/// Longest time a worker may hold a claimed call before it must give it back unsent.
 pub const HOLD_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
-/// How long an accepted call may be silent beyond its ring time or its longest talk.
+/// Longest time an accepted call may have no event beyond its ring time or its longest talk.
 const SILENCE_SECS: i32 = 60;
-/// How long a direct call may wait for its slot before nobody expects it any more.
+/// Longest time a direct call may wait for its slot; then it expires.
 const QUEUE_LIMIT: TimeDelta = TimeDelta::minutes(15);
 
-/// A call to ask the carrier about.
+/// A call to look up at its carrier.
 #[derive(Clone, Debug)]
 pub struct Silent {
     pub id: CallId,
@@ -33,16 +33,13 @@ pub struct Silent {
     pub to: E164,
     pub from: E164,
     pub submitted_at: DateTime<Utc>,
-    /// From here on, no evidence means lost.
+    /// Time after which no evidence means `lost`.
     pub deadline: DateTime<Utc>,
 }
 
-/// Gives up waiting for workers that died with a call in hand.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Marks calls `unknown` whose worker is presumed dead.
 pub async fn abandon_submissions_unscoped(db: &mut PgConnection) -> Result<u64> {
-    let done = sqlx::query!(
+    let updated = sqlx::query!(
         "with abandoned as (
              select id
              from calls
@@ -61,14 +58,12 @@ pub async fn abandon_submissions_unscoped(db: &mut PgConnection) -> Result<u64> 
     )
     .execute(db)
     .await?;
-    Ok(done.rows_affected())
+
+    Ok(updated.rows_affected())
 }
 
-/// Takes calls that are due for a question to their carrier. Each is taken by one worker and
-/// comes up again after `again_in` unless it has moved by then.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Claims stale calls for a look-up at their carrier. One worker gets each call, and the call is
+/// due again after `again_in` unless it has moved by then.
 pub async fn take_silent_unscoped(
     pool: &PgPool,
     most: i64,
@@ -110,6 +105,7 @@ pub async fn take_silent_unscoped(
     )
     .fetch_all(pool)
     .await?;
+
     Ok(rows
         .into_iter()
         .map(|row| Silent {
@@ -126,10 +122,7 @@ pub async fn take_silent_unscoped(
         .collect())
 }
 
-/// Which of the carrier's call ids belong to one of our calls already.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Selects those of the carrier's call ids that belong to one of our calls already.
 pub async fn bound_unscoped(
     pool: &PgPool,
     trunk: TrunkId,
@@ -148,8 +141,8 @@ pub async fn bound_unscoped(
     Ok(bound)
 }
 
-/// The event that ends a call nobody ever learnt anything of; of one that had a carrier's id,
-/// when the carrier does not know it any more.
+/// Builds the event that ends a call without evidence, or one with a carrier's id that the carrier
+/// no longer knows.
 #[must_use]
 pub fn lost(carrier_call_id: Option<String>, now: DateTime<Utc>) -> CallEvent {
     CallEvent {
@@ -163,19 +156,17 @@ pub fn lost(carrier_call_id: Option<String>, now: DateTime<Utc>) -> CallEvent {
     }
 }
 
-/// How many calls were ended because nobody wants them any more.
+/// Numbers of calls that were ended unsent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Released {
     pub canceled: u64,
     pub expired: u64,
 }
 
-/// Gives back what was claimed and provably not taken for batches or trunks that do not run: the
-/// call is canceled and its row can be dialled again. Direct calls that waited too long expire.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Cancels deferred calls of batches or trunks that do not run, so that their rows can be dialled
+/// again, and expires direct calls that waited too long.
 pub async fn release_unscoped(db: &mut PgConnection) -> Result<Released> {
+    // 1. Cancel deferred calls, settle them, and give their rows back.
     let canceled = sqlx::query_scalar!(
         r#"with unwanted as (
              select c.id, c.row_id
@@ -210,6 +201,8 @@ pub async fn release_unscoped(db: &mut PgConnection) -> Result<Released> {
     )
     .fetch_one(&mut *db)
     .await?;
+
+    // 2. Expire direct calls.
     let expired = sqlx::query!(
         "with ended as (
              update calls
@@ -226,6 +219,7 @@ pub async fn release_unscoped(db: &mut PgConnection) -> Result<Released> {
     )
     .execute(db)
     .await?;
+
     Ok(Released {
         canceled: u64::try_from(canceled).unwrap_or(0),
         expired: expired.rows_affected(),

@@ -1,5 +1,5 @@
-//! Direct calls: one person, now. They wait in the same line as the rows of batches and leave
-//! through the same claim; the money for them is held from the moment they are asked for.
+//! Direct calls: one call to one person, as soon as possible. They wait for the same slots as the
+//! rows of batches and are claimed by the same claim; their money is held from the request on.
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -24,7 +24,7 @@ pub struct NewDirectCall {
     pub user: UserId,
     pub to: E164,
     pub variable_values: Variables,
-    /// By what the money for it is held.
+    /// Basis of the hold.
     pub basis: Basis,
 }
 
@@ -36,23 +36,24 @@ pub struct Queued {
     pub trunk_id: TrunkId,
 }
 
-/// Puts a direct call in the line, from a number and for an agent that were found in the
-/// caller's scope. On a paused trunk it would wait there until it expires, so it is refused.
+/// Queues a direct call, from a number and for an agent that were found in the caller's scope.
+/// Refused on a paused trunk, where it would wait until it expires.
 ///
 /// # Errors
-/// [`Error::Conflict`] while the trunk is paused, or when its user is no member any more; [`Error::InsufficientCredit`] when its user's
-/// wallet cannot pay it; [`Error::Unexpected`] from the database, also when the two belong to
-/// different organisations.
+/// [`Error::Conflict`] while the trunk is paused, or when its user is no longer a member;
+/// [`Error::InsufficientCredit`] when its user's wallet cannot pay it; [`Error::Unexpected`] when
+/// agent and number belong to different organisations.
 pub async fn request(
     db: &mut PgConnection,
     _scope: &Scope,
     agent: &Agent,
-    line: &Phone,
+    caller: &Phone,
     new: &NewDirectCall,
 ) -> Result<Queued> {
+    // 1. Refuse while the trunk is paused, or after the user has left.
     let paused = sqlx::query!(
         "select status_reason from trunks where id = $1 and status = 'paused'",
-        line.trunk_id as TrunkId,
+        caller.trunk_id as TrunkId,
     )
     .fetch_optional(&mut *db)
     .await?;
@@ -68,9 +69,11 @@ pub async fn request(
     if !users::keep_unscoped(db, new.user).await? {
         return Err(Error::conflict(
             "owner_removed",
-            "the call's user is no member of the organization any more",
+            "the call's user is no longer a member of the organization",
         ));
     }
+
+    // 2. Insert the call, then hold its money: the call is the hold's foreign key.
     let id = CallId::new();
     sqlx::query!(
         "insert into calls (id, org_id, user_id, agent_id, phone_id, trunk_id, from_number, to_number,
@@ -84,23 +87,24 @@ pub async fn request(
         agent.org_id as OrgId,
         new.user as UserId,
         agent.id as AgentId,
-        line.id as PhoneId,
-        line.trunk_id as TrunkId,
-        line.phone_number.as_str(),
+        caller.id as PhoneId,
+        caller.trunk_id as TrunkId,
+        caller.phone_number.as_str(),
         new.to.as_str(),
         &new.variable_values as &Variables,
     )
     .execute(&mut *db)
     .await?;
     hold(db, agent, new, id).await?;
+
     Ok(Queued {
         id,
         org_id: agent.org_id,
-        trunk_id: line.trunk_id,
+        trunk_id: caller.trunk_id,
     })
 }
 
-/// Holds the money for a call that was put in the line.
+/// Holds the money for a queued call.
 async fn hold(
     db: &mut PgConnection,
     agent: &Agent,

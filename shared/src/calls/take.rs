@@ -1,9 +1,8 @@
-//! From due rows to calls: pick, price, hold, make.
+//! From due rows to calls: lock, price, hold, insert.
 //!
-//! Rows are locked, priced by what is in force, and become calls as far as their wallets can pay
-//! the worst case of each. The others stay where they are, with the reason, and their batch is
-//! left alone for a moment. What a call may cost is held before the call exists to anybody
-//! else: both are committed together.
+//! Rows are locked, priced by the prices in force, and become calls as far as their wallets can
+//! pay the worst case of each. The others stay `not_started` with the reason, and their batch is
+//! skipped for two seconds. A call and the hold of its cost are committed together.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -24,21 +23,21 @@ use crate::phone::E164;
 use crate::wallets::holds::{Refusal, Wanted, take, write_unscoped};
 use crate::wallets::{Locked, lock_unscoped};
 
-/// What became of a batch whose turn it was.
+/// Funding of a batch that was granted slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Money was held for at least one of its rows.
     Fed,
-    /// Rows were due and there was no money for any.
+    /// Rows were due, and the wallet could pay for none of them.
     Starved(Refusal),
 }
 
-/// Calls that were made of rows, and what became of their batches.
+/// Calls made from rows, and the funding of their batches.
 #[derive(Default)]
 pub(super) struct Taken {
     pub calls: Vec<Claimed>,
     pub fates: HashMap<BatchId, Fate>,
-    /// How long prices and holds took.
+    /// Time spent on prices and holds.
     pub money_took: Duration,
 }
 
@@ -49,7 +48,7 @@ struct Picked {
     org_id: OrgId,
     wallet_id: WalletId,
     session_timeout_secs: i32,
-    /// Whether its call is made under HIPAA.
+    /// True when its call is made under HIPAA.
     hipaa_compliance: bool,
     model: Option<String>,
     speech: Option<String>,
@@ -57,43 +56,54 @@ struct Picked {
     org_type: Option<String>,
     markup_percent: Option<Decimal>,
     commission_percent: Option<Decimal>,
-    /// The edition of the catalogue.
+    /// Edition of the price catalogue.
     edition: Uuid,
 }
 
-/// Claims batch rows: each becomes a call, unless its number is on the phone already or there is
-/// no money for it.
+/// Claims batch rows: each becomes a call, unless its number has a live call already or its
+/// wallet cannot pay.
 pub(super) async fn rows(
     db: &mut PgConnection,
-    ask: Ask<'_>,
+    request: Ask<'_>,
     division: &Division,
     now: DateTime<Utc>,
 ) -> Result<Taken> {
+    // 1. Lock the due rows.
     let picked = pick(db, division).await?;
     if picked.is_empty() {
         return Ok(Taken::default());
     }
-    let asked = Instant::now();
-    let wanted = price(db, ask, &picked, now).await?;
+
+    // 2. Price them.
+    let started = Instant::now();
+    let wanted = price(db, request, &picked, now).await?;
+
+    // 3. Lock the wallets by id, and select the rows they can pay.
     let mut wallets: Vec<WalletId> = picked.iter().map(|row| row.wallet_id).collect();
     wallets.sort_unstable();
     wallets.dedup();
     let locked = lock_unscoped(db, &wallets, now).await?;
     let (affordable, refused) = afford(locked.clone(), &wanted);
-    let priced = asked.elapsed();
-    let calls = make(db, ask, &picked, &wanted, &affordable).await?;
-    let asked = Instant::now();
+    let priced = started.elapsed();
+
+    // 4. Insert the calls. Some may be missing: only those that were made need a hold.
+    let calls = make(db, request, &picked, &wanted, &affordable).await?;
+
+    // 5. Hold the money, and store the refusals.
+    let started = Instant::now();
     hold(db, locked, &wanted, &calls).await?;
     turn_away(db, &picked, &wanted, &refused).await?;
-    let money_took = priced + asked.elapsed();
+    let money_took = priced + started.elapsed();
+
     let mut fates = HashMap::new();
     for (row, wanted) in picked.iter().zip(&wanted) {
-        if let Some(why) = refused.get(&wanted.call) {
-            fates.entry(row.batch_id).or_insert(Fate::Starved(*why));
+        if let Some(refusal) = refused.get(&wanted.call) {
+            fates.entry(row.batch_id).or_insert(Fate::Starved(*refusal));
         } else {
             fates.insert(row.batch_id, Fate::Fed);
         }
     }
+
     Ok(Taken {
         calls,
         fates,
@@ -121,18 +131,20 @@ async fn pick(db: &mut PgConnection, division: &Division) -> Result<Vec<Picked>>
     Ok(picked)
 }
 
-/// What each row wants held, under prices that are frozen from here on. Rows of one batch that
-/// are called under the same prefix cost the same.
+/// Freezes prices and computes the hold of each row. Rows of one batch with the same dialling
+/// prefix cost the same.
 async fn price(
     db: &mut PgConnection,
-    ask: Ask<'_>,
+    request: Ask<'_>,
     picked: &[Picked],
     now: DateTime<Utc>,
 ) -> Result<Vec<Wanted>> {
     let Some(edition) = picked.first().map(|row| row.edition) else {
         return Ok(Vec::new());
     };
-    let book = ask.tariffs.in_force_unscoped(db, edition, now).await?;
+    let book = request.tariffs.in_force_unscoped(db, edition, now).await?;
+
+    // 1. Quote each pair of batch and prefix once.
     let mut kinds: HashMap<(BatchId, &str), usize> = HashMap::new();
     let mut prices: Vec<(OrgId, Prices)> = Vec::new();
     let mut costs: Vec<Usd> = Vec::new();
@@ -155,14 +167,16 @@ async fn price(
                         row.commission_percent,
                     ),
                 };
-                let seconds = row.session_timeout_secs.min(ask.hold_max_secs);
+                let seconds = row.session_timeout_secs.min(request.hold_max_secs);
                 costs.push(worst_case(&quoted, seconds));
                 prices.push((row.org_id, quoted));
                 prices.len() - 1
             });
         kind_of.push(kind);
     }
-    let snapshots = ask.tariffs.freeze_unscoped(db, &prices).await?;
+
+    // 2. Freeze the quotes, and give each row its own.
+    let snapshots = request.tariffs.freeze_unscoped(db, &prices).await?;
     picked
         .iter()
         .zip(kind_of)
@@ -181,7 +195,7 @@ async fn price(
         .collect()
 }
 
-/// Which of them can be paid, in order, and why the others cannot.
+/// Selects the rows that can be paid, in order, with a refusal for each of the others.
 fn afford(
     mut wallets: BTreeMap<WalletId, Locked>,
     wanted: &[Wanted],
@@ -196,18 +210,18 @@ fn afford(
             Ok(_) => {
                 affordable.insert(wanted.call);
             }
-            Err(why) => {
-                refused.insert(wanted.call, why);
+            Err(refusal) => {
+                refused.insert(wanted.call, refusal);
             }
         }
     }
     (affordable, refused)
 }
 
-/// Makes calls of the rows that can be paid.
+/// Inserts calls for the rows that can be paid.
 async fn make(
     db: &mut PgConnection,
-    ask: Ask<'_>,
+    request: Ask<'_>,
     picked: &[Picked],
     wanted: &[Wanted],
     affordable: &HashSet<CallId>,
@@ -220,24 +234,27 @@ async fn make(
     if paid.is_empty() {
         return Ok(Vec::new());
     }
+
     let (rows, calls): (Vec<RowId>, Vec<CallId>) =
         paid.iter().map(|(row, call)| (row.row_id, *call)).unzip();
     let private: Vec<bool> = paid.iter().map(|(row, _)| row.hipaa_compliance).collect();
+
     let made = sqlx::query_file_as!(
         ClaimedRow,
         "src/calls/make_calls.sql",
-        ask.trunk as TrunkId,
-        ask.worker,
+        request.trunk as TrunkId,
+        request.worker,
         &rows as &[RowId],
         &calls as &[CallId],
         &private,
     )
     .fetch_all(db)
     .await?;
+
     Ok(made.into_iter().map(Claimed::from).collect())
 }
 
-/// Holds the money of the calls that were made. They are no more than could be paid.
+/// Holds the money of the calls that were made, all of which can be paid.
 async fn hold(
     db: &mut PgConnection,
     mut wallets: BTreeMap<WalletId, Locked>,
@@ -255,7 +272,7 @@ async fn hold(
     write_unscoped(db, &holds).await
 }
 
-/// Writes the reason on rows that found no money.
+/// Writes the refusal on rows that could not be paid.
 async fn turn_away(
     db: &mut PgConnection,
     picked: &[Picked],

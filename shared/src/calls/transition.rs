@@ -1,16 +1,16 @@
-//! What an event does to a call, and what a finished call does to its row: pure rules.
+//! Pure rules: the effect of an event on its call, and of an ended call on its row.
 //!
-//! A call's status only climbs (see [`CallStatus::rank`]); whatever arrives late, twice or in
-//! the wrong order leaves the same end as the right order would. A final call is frozen: later
-//! events may only add what was missing (price, recording, who answered). The one exception is
-//! `lost`, which means that nobody knew: evidence that arrives afterwards replaces it.
+//! A call's status only climbs (see [`CallStatus::rank`]); events that arrive late, twice or in
+//! the wrong order lead to the same end as the right order. A final call is frozen: later events
+//! may only add missing facts (price, recording, `answered_by`). The one exception is `lost`,
+//! which means no evidence: evidence that arrives afterwards replaces it.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rust_decimal::Decimal;
 
 use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 
-/// The part of a call that events move.
+/// The part of a call that events change.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
     pub status: CallStatus,
@@ -33,19 +33,19 @@ pub struct Progress {
     pub conflicts: i32,
 }
 
-/// What an event did.
+/// Effect of an event on a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Something about the call is different.
+    /// The event changed the call.
     Changed,
-    /// Nothing is.
+    /// The event added nothing.
     Nothing,
     /// The event belongs to another call at the carrier: two exist for one attempt.
     Foreign,
 }
 
 impl Progress {
-    /// Takes an event in. `now` stands in where the carrier gave no time.
+    /// Applies an event. `now` is used where the carrier gave no time.
     pub fn take(&mut self, event: &CallEvent, now: DateTime<Utc>) -> Effect {
         match (&self.carrier_call_id, &event.carrier_call_id) {
             (Some(bound), Some(other)) if bound != other => {
@@ -54,6 +54,7 @@ impl Progress {
             }
             _ => {}
         }
+
         let before = self.clone();
         fill(&mut self.carrier_call_id, &event.carrier_call_id);
         self.enrich(event);
@@ -103,7 +104,7 @@ impl Progress {
         }
         let nothing_known = self.status.rank() == 0 || event.carrier_call_id.is_some();
         if event.outcome == Some(Outcome::Lost) && !nothing_known {
-            // Evidence came in while its absence was being written down.
+            // Evidence arrived while the call was being given up as lost.
         } else if self.status == CallStatus::Final {
             self.meet_final(status, event, at);
         } else if status.rank() > self.status.rank() {
@@ -115,7 +116,7 @@ impl Progress {
         }
     }
 
-    /// A final word for a call that already has one.
+    /// Merges a final event into a call that is final already.
     fn meet_final(&mut self, status: CallStatus, event: &CallEvent, at: DateTime<Utc>) {
         if status != CallStatus::Final {
             return;
@@ -136,7 +137,7 @@ impl Progress {
         self.reason = event.reason;
         self.error_message = self.outcome.and_then(|outcome| explain(outcome, event));
         self.duration_seconds = event.duration_seconds.or(self.duration_seconds);
-        // Times come from the carrier's clock: an end before the answer would be a lie.
+        // Times come from the carrier's clock: an end must not precede the answer.
         self.ended_at = Some(
             self.answered_at
                 .map_or(at, |answered_at| at.max(answered_at)),
@@ -144,7 +145,7 @@ impl Progress {
     }
 }
 
-/// `machine` is a completed call seen closer: the two do not contradict each other.
+/// Folds `machine` into `completed`: it refines the outcome and does not contradict it.
 fn answered(outcome: Outcome) -> Outcome {
     if outcome == Outcome::Machine {
         Outcome::Completed
@@ -165,8 +166,9 @@ fn fill_over(slot: &mut Option<String>, value: Option<&String>) {
     }
 }
 
-/// A sentence for the owner of a call that did not come about.
+/// Explains to the owner why a call was not completed.
 fn explain(outcome: Outcome, event: &CallEvent) -> Option<String> {
+    // 1. Text by outcome, and by reason where a failure has one.
     let text = match (outcome, event.reason) {
         (Outcome::Completed | Outcome::Machine, _) => return None,
         (Outcome::Busy, _) => "the line was busy",
@@ -194,6 +196,8 @@ fn explain(outcome: Outcome, event: &CallEvent) -> Option<String> {
         }
         (Outcome::Failed, _) => "the carrier could not complete the call",
     };
+
+    // 2. The carrier's own code, for its support.
     let code = event
         .carrier_code
         .as_ref()
@@ -201,18 +205,18 @@ fn explain(outcome: Outcome, event: &CallEvent) -> Option<String> {
     Some(format!("{text}{code}"))
 }
 
-/// What a batch allows after a call of it ended.
+/// A batch's rules for rows whose call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     pub max_retries: i32,
     pub retry_delay_seconds: i32,
-    /// Whether a call that was lost without a trace may be made again.
+    /// True when a row whose call was lost may be dialled again.
     pub retry_lost: bool,
-    /// Whether the batch still wants calls made.
+    /// True while the batch is in progress or paused.
     pub wanted: bool,
 }
 
-/// What a finished call makes of its row.
+/// Next state of a row whose call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The row is done, with this wire status.
@@ -221,7 +225,7 @@ pub enum Verdict {
     Again(DateTime<Utc>),
 }
 
-/// Decides a row's fate. `attempts` counts those that were made, the one that just ended included.
+/// Decides the row's next state. `attempts` includes the one that just ended.
 #[must_use]
 pub fn after_call(
     outcome: Outcome,
@@ -233,6 +237,7 @@ pub fn after_call(
     let again = Verdict::Again(ended_at + TimeDelta::seconds(policy.retry_delay_seconds.into()));
     let tries_left = policy.wanted && attempts <= i64::from(policy.max_retries);
     let transient = matches!(reason, Some(Reason::Congestion | Reason::UnreachableTemp));
+
     match outcome {
         Outcome::Completed | Outcome::Machine => Verdict::End("completed"),
         Outcome::Busy | Outcome::NoAnswer if tries_left => again,

@@ -72,6 +72,7 @@ fn every_status_climbs_and_none_falls() {
         Queued, Submitting, Deferred, Unknown, Accepted, Dialing, Ringing, InProgress, Canceling,
         Final,
     ];
+
     for from in all {
         for to in all {
             let mut call = Progress {
@@ -82,6 +83,7 @@ fn every_status_climbs_and_none_falls() {
                 call.outcome = Some(Outcome::Busy);
                 call.ended_at = Some(at(0));
             }
+
             call.take(
                 &CallEvent {
                     outcome: (to == Final).then_some(Outcome::Busy),
@@ -89,6 +91,7 @@ fn every_status_climbs_and_none_falls() {
                 },
                 at(1),
             );
+
             let expected = if to.rank() > from.rank() { to } else { from };
             assert_eq!(call.status, expected, "{from:?} meets {to:?}");
             assert_eq!(call.outcome.is_some(), call.status == Final);
@@ -141,7 +144,7 @@ fn evidence_replaces_lost_and_nothing_else() {
 }
 
 #[test]
-fn a_second_call_at_the_carrier_is_foreign() {
+fn a_second_call_at_the_carrier_is_a_duplicate() {
     let mut call = submitted();
     call.take(&event(CallStatus::Ringing, 1), at(1));
     let other = CallEvent {
@@ -153,7 +156,7 @@ fn a_second_call_at_the_carrier_is_foreign() {
 }
 
 #[test]
-fn a_word_nobody_knows_changes_no_status() {
+fn an_unknown_carrier_status_changes_nothing() {
     let mut call = submitted();
     let odd = CallEvent {
         status: None,
@@ -192,7 +195,7 @@ fn a_row_ends_as_its_last_call_did() {
 }
 
 #[test]
-fn retries_are_for_lines_that_may_be_free_later() {
+fn only_transient_outcomes_are_retried() {
     let policy = RetryPolicy {
         max_retries: 1,
         retry_delay_seconds: 60,
@@ -200,12 +203,16 @@ fn retries_are_for_lines_that_may_be_free_later() {
         wanted: true,
     };
     let again = Verdict::Again(at(0) + TimeDelta::seconds(60));
+
+    // An attempt is left.
     assert_eq!(after_call(Outcome::Busy, None, 1, policy, at(0)), again);
     assert_eq!(after_call(Outcome::NoAnswer, None, 1, policy, at(0)), again);
     assert_eq!(
         after_call(Outcome::Failed, Some(Reason::Congestion), 1, policy, at(0)),
         again
     );
+
+    // No attempt is left, or the outcome is not transient.
     assert_eq!(
         after_call(Outcome::Busy, None, 2, policy, at(0)),
         Verdict::End("no_answer")
@@ -224,6 +231,7 @@ fn retries_are_for_lines_that_may_be_free_later() {
         ),
         Verdict::End("failed")
     );
+
     let stopped = RetryPolicy {
         wanted: false,
         ..policy
@@ -232,6 +240,7 @@ fn retries_are_for_lines_that_may_be_free_later() {
         after_call(Outcome::Busy, None, 1, stopped, at(0)),
         Verdict::End("no_answer")
     );
+
     let careless = RetryPolicy {
         retry_lost: true,
         ..policy
@@ -240,7 +249,7 @@ fn retries_are_for_lines_that_may_be_free_later() {
 }
 
 proptest! {
-    /// Any order, with any repetitions, ends the same as the right order.
+    /// Any order, with any repetitions, leads to the same end as the right order.
     #[test]
     fn order_and_repetition_do_not_matter(
         order in Just((0..6_usize).collect::<Vec<_>>()).prop_shuffle(),

@@ -1,21 +1,21 @@
-//! The addresses a carrier reaches a call at: made here for create requests, and rebuilt here
-//! when a callback comes in, so that what is signed and what is checked cannot differ.
+//! Callback URLs of a call: built for create requests, and built again when a callback arrives,
+//! so that the signed and the checked URL cannot differ.
 //!
-//! Each address holds the trunk, the call and the call's token. The public address comes from
-//! configuration alone; what a request says of its own host is not believed. A path in the
-//! public address is a prefix that a proxy takes off.
+//! Each URL holds the trunk, the call and the call's token. The public address comes from
+//! configuration alone; a request's `Host` header is ignored. A path in the public address is a
+//! prefix that a proxy strips.
 
 use url::Url;
 
 use crate::ids::{CallId, TrunkId};
 use crate::secret::Keys;
 
-/// Under this path carriers post status callbacks, with and without a call in the path.
+/// Path of status callbacks, with and without a call after it.
 pub const STATUS_PATH: &str = "/api/v1/batch-call/status-callback";
-/// Under this path carriers reach everything else of a call.
+/// Path of all other callbacks of a call.
 pub const CALL_PATH: &str = "/callbacks";
 
-/// A call's addresses.
+/// A call's callback URLs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallUrls {
     pub answer: Url,
@@ -25,7 +25,7 @@ pub struct CallUrls {
 }
 
 impl CallUrls {
-    /// The addresses of `call` on `trunk`.
+    /// Builds the URLs of `call` on `trunk`.
     #[must_use]
     pub fn new(public_url: &Url, keys: &Keys, trunk: TrunkId, call: CallId) -> Self {
         let of_call = format!("{trunk}/{call}/{}", keys.call_token(trunk, call));
@@ -43,8 +43,8 @@ impl CallUrls {
     }
 }
 
-/// The address that a request for `path_and_query` was sent to, as the carrier saw it. None
-/// when they do not make a URL.
+/// Builds the URL that a request for `path_and_query` was sent to, as the carrier saw it. None
+/// when the result is not a URL.
 #[must_use]
 pub fn requested(public_url: &Url, path_and_query: &str) -> Option<Url> {
     let origin = public_url.origin().ascii_serialization();
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_handed_out_is_what_is_rebuilt() {
+    fn issued_urls_equal_the_rebuilt_ones() {
         let keys = Keys::derive(&[5; 32]).unwrap();
         let (trunk, call) = (TrunkId::new(), CallId::new());
         for (public, prefix) in [
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_query_is_kept_as_it_came() {
+    fn the_query_is_kept_unchanged() {
         let public = Url::parse("https://peal.example.com").unwrap();
         let url = requested(&public, "/callbacks/a/b?To=%2B15550100&x=a+b&empty=").unwrap();
         assert_eq!(

@@ -11,7 +11,7 @@ use crate::page::{Owners, Page};
 use crate::wallets::holds::Refusal;
 use crate::{agents, phones};
 
-/// Where a batch stands.
+/// Status of a batch.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
 )]
@@ -27,7 +27,7 @@ pub enum BatchStatus {
 }
 
 impl BatchStatus {
-    /// The word on the wire and in tables.
+    /// The value on the wire and in tables.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -41,7 +41,7 @@ impl BatchStatus {
     }
 }
 
-/// A batch, as the contract shows it, with Peal's own fields behind.
+/// A batch: the contract's fields, then Peal's own.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[schema(example = json!({
     "id": "0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b", "user_id": "0197d7a5-3c1e-7a10-8f00-00000000000a",
@@ -64,19 +64,19 @@ pub struct Batch {
     pub batch_name: String,
     pub description: Option<String>,
     pub status: BatchStatus,
-    /// Why it is paused, when Peal paused it.
+    /// Reason of a pause or stop.
     pub status_reason: Option<String>,
-    /// Set while there is no money for its calls.
+    /// Set while the owner's credit does not cover its calls.
     pub status_reason_code: Option<Refusal>,
     pub variable_names: Vec<String>,
     /// Most calls at once.
     pub batch_size: i32,
-    /// How often a number that was not reached is dialled again.
+    /// Most further attempts for a number that was not reached.
     pub max_retries: i32,
     pub retry_delay_seconds: i32,
-    /// Whether to dial again when it was never learnt what became of a call.
+    /// Dial again when a call has no known result.
     pub retry_lost: bool,
-    /// Whether it goes on by itself when money arrives that it was paused for.
+    /// Resume automatically when the credit arrives that it was paused for.
     pub auto_resume: bool,
     /// The country of numbers without a country code.
     pub default_country: Option<String>,
@@ -88,7 +88,7 @@ pub struct Batch {
     pub org_id: OrgId,
 }
 
-/// A query of [`Batch`]es: all their columns, then what the caller says behind `from`.
+/// A query of [`Batch`]es: all their columns, then the caller's clauses after `from`.
 macro_rules! batches {
     ($rest:tt, $($argument:tt)*) => {
         sqlx::query_as!(
@@ -123,12 +123,13 @@ pub struct NewBatch {
     pub default_country: Option<String>,
 }
 
-/// Creates a batch for an agent and a caller number in the caller's sight.
+/// Creates a batch for an agent and a caller number within the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] for an agent or number the caller cannot see, [`Error::Rejected`] when
 /// they and the owner do not all belong to one organisation.
 pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Result<Batch> {
+    // 1. Find agent and number within the scope.
     let agent = agents::find(db, scope, new.agent).await?;
     let phone = phones::find(db, scope, new.caller_phone).await?;
     if agent.org_id != phone.org_id {
@@ -137,6 +138,8 @@ pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Res
             "agent_id and caller_phone_id belong to different organizations",
         ));
     }
+
+    // 2. Insert the batch, unless its owner is outside that organisation or removed.
     let id = BatchId::new();
     let inserted = sqlx::query!(
         "insert into call_batches (id, org_id, user_id, agent_id, caller_phone_id, batch_name, description,
@@ -170,10 +173,11 @@ pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Res
             "the agent belongs to another organization than the batch's owner: send user_id of a member of that organization",
         ));
     }
+
     find(db, scope, id).await
 }
 
-/// A batch in the caller's sight.
+/// Finds a batch within the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -191,10 +195,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<B
     .ok_or(Error::NotFound("Batch"))
 }
 
-/// The newest batches in the caller's sight, and how many there are.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the newest batches within the caller's scope, with their total number.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -217,6 +218,7 @@ pub async fn list(
     )
     .fetch_one(&mut *db)
     .await?;
+
     let batches = batches!(
         "where ($1::uuid is null or org_id = $1)
            and ($2::uuid is null or user_id = $2)
@@ -237,13 +239,14 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     Ok((batches, total))
 }
 
-/// Locks a batch in the caller's sight and reads it.
+/// Locks a batch within the caller's scope and reads it.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a batch out of sight, which is not locked.
+/// [`Error::NotFound`] for a batch outside the scope, which is not locked.
 pub async fn lock(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
     sqlx::query!(
         "select
@@ -259,14 +262,15 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<B
     .fetch_optional(&mut *db)
     .await?
     .ok_or(Error::NotFound("Batch"))?;
-    // Read with a snapshot taken behind the lock.
+
+    // A statement of its own: its snapshot must be taken after the lock is held.
     find(db, scope, id).await
 }
 
-/// Locks a batch in the caller's sight for a change that only a batch before its launch allows.
+/// Locks a batch within the caller's scope for a change that is only allowed before its start.
 ///
 /// # Errors
-/// [`Error::NotFound`], or [`Error::Conflict`] once it was started.
+/// [`Error::NotFound`], or [`Error::Conflict`] once it has been started.
 pub async fn lock_unstarted(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
     let batch = lock(db, scope, id).await?;
     if batch.status != BatchStatus::NotStarted {
@@ -275,16 +279,16 @@ pub async fn lock_unstarted(db: &mut PgConnection, scope: &Scope, id: BatchId) -
     Ok(batch)
 }
 
-/// What whoever comes too late with a change is told.
+/// The conflict of a change after the start.
 pub(super) fn already_started() -> Error {
     Error::conflict("batch_started", "batch already started")
 }
 
-/// Replaces the variable names of a batch before its launch.
+/// Replaces the variable names of a batch before its start.
 ///
 /// # Errors
-/// As [`lock_unstarted`], and [`Error::Conflict`] while a file is read into the batch: its columns
-/// are what they were when it was opened.
+/// As [`lock_unstarted`], and [`Error::Conflict`] while an ingest runs: its columns were mapped to
+/// the variables when it opened the file.
 pub async fn set_variables(
     db: &mut PgConnection,
     scope: &Scope,
@@ -292,6 +296,7 @@ pub async fn set_variables(
     names: &[String],
 ) -> Result<Batch> {
     lock_unstarted(db, scope, id).await?;
+
     let ingesting = sqlx::query_scalar!(
         r#"select exists (select from ingests where batch_id = $1 and state in ('queued', 'running')) as "is!""#,
         id as BatchId,
@@ -304,6 +309,7 @@ pub async fn set_variables(
             "an upload is still being read: change the variables when it has finished",
         ));
     }
+
     sqlx::query!(
         "update call_batches set variable_names = $2, updated_at = now() where id = $1",
         id as BatchId,
@@ -317,9 +323,10 @@ pub async fn set_variables(
 /// Deletes a batch with its rows. Calls that were made stay in the log.
 ///
 /// # Errors
-/// [`Error::NotFound`], or [`Error::Conflict`] while it runs or has live calls, or while a file
-/// is read into it: without the ingest nobody would know of the file in the store.
+/// [`Error::NotFound`], or [`Error::Conflict`] while it runs, has live calls or an ingest: without
+/// the ingest's row its file would stay in the store.
 pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
+    // 1. Lock the batch, and refuse while anything works on it.
     let batch = lock(db, scope, id).await?;
     let busy = sqlx::query!(
         r#"select exists (select from calls where batch_id = $1 and live) as "live!",
@@ -345,7 +352,8 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result
             "an upload is still being read: delete the batch when it has finished",
         ));
     }
-    // A batch may have millions of rows, which takes longer than a request's statement may.
+
+    // 2. Delete it. Millions of rows take longer than the statement timeout of a request.
     sqlx::query("set local statement_timeout = '25s'")
         .execute(&mut *db)
         .await?;

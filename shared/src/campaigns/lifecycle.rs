@@ -1,8 +1,8 @@
 //! Starting, pausing, resuming and stopping a batch.
 //!
-//! Each step is one conditional change of the batch's row under its lock, so pressing a button
-//! twice is pressing it once. A start is accepted at once and carried out by the job
-//! `start_batch`, which looks at everything again: only then may rows be claimed.
+//! Each step is one conditional change of the batch's row under its lock, so a repeated request
+//! has no further effect. A start is accepted at once and carried out by the job `start_batch`,
+//! which checks everything again: only then may rows be claimed.
 
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -18,10 +18,10 @@ use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
 use crate::queue::{Enqueued, Payload, Queue, enqueue, enqueue_all};
 use crate::users::keep_unscoped;
 
-/// Batches whose launch is queued again in one round.
+/// Most launches that one round enqueues again.
 const ROUND_LIMIT: i64 = 1000;
 
-/// Job: let a started batch dial.
+/// Job: launch a started batch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StartBatch {
     pub org_id: OrgId,
@@ -43,7 +43,7 @@ impl Payload for StartBatch {
     }
 }
 
-/// Job: cancel the calls of a stopped batch that nobody has answered yet.
+/// Job: cancel the unanswered calls of a stopped batch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CancelCalls {
     pub org_id: OrgId,
@@ -53,7 +53,7 @@ pub struct CancelCalls {
 impl Payload for CancelCalls {
     const KIND: &'static str = "cancel_calls";
     const QUEUE: Queue = Queue::Control;
-    // It comes back each second while requests of the batch are undecided.
+    // The job retries each second while requests of the batch have no known result.
     const MAX_ATTEMPTS: i32 = 900;
     const PRIORITY: i16 = 20;
 
@@ -81,30 +81,34 @@ pub async fn start(
     id: BatchId,
     basis: Basis,
 ) -> Result<Started> {
+    // 1. Lock the batch, then its owner, whose membership is among the blockers.
     let batch = lock(db, scope, id).await?;
-    // Whether they are a member is among the blockers.
     let _is_member = keep_unscoped(db, batch.user_id).await?;
     let (member_count, mut blockers) = blockers(db, &batch).await?;
     let payload = StartBatch {
         org_id: batch.org_id,
         batch_id: id,
     };
+
+    // 2. Start it, unless an accepted start still awaits its launch.
     if !(batch.status == BatchStatus::InProgress && awaits_launch(db, id).await?) {
-        // Before its rows are counted: those that are being called may come back.
+        // Before rows are counted: a live call may return its row.
         if batch.status == BatchStatus::Stopped && has_live_calls(db, id).await? {
             return Err(Error::conflict(
                 "calls_in_flight",
                 "calls of the batch are still in flight: start it again when they have ended",
             ));
         }
+
         startable(&batch, member_count)?;
         blockers.extend(rows_without_values(db, &batch, Some(ROWS_LOOKED_AT)).await?);
         if !blockers.is_empty() {
             return Err(Error::NotReady(blockers));
         }
-        if let Some(why) = shortage_of(db, &batch, basis).await? {
-            return Err(why.error());
+        if let Some(refusal) = shortage_of(db, &batch, basis).await? {
+            return Err(refusal.error());
         }
+
         sqlx::query!(
             "update call_batches
              set status = 'in_progress', status_reason = null, launched_at = null, starved_since = null, starved_reason = null,
@@ -116,6 +120,8 @@ pub async fn start(
         .execute(&mut *db)
         .await?;
     }
+
+    // 3. Enqueue the launch in the same transaction.
     let job = enqueue(db, &payload, None).await?;
     Ok(Started {
         batch: find(db, scope, id).await?,
@@ -124,18 +130,18 @@ pub async fn start(
     })
 }
 
-/// Lets an accepted batch dial, or pauses it with the reason when it is no longer ready. Runs
-/// for the platform: the start was authorised when it was accepted. True when it dials.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Launches an accepted batch, or pauses it with the reason when it is no longer ready. Runs for
+/// the platform: the start was authorised when it was accepted. True when it dials.
 pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -> Result<bool> {
     let Some(batch) = waiting_for_launch(db, id).await? else {
         return Ok(false);
     };
-    // To look at each row of a large batch takes seconds, for which nobody should wait at its
-    // lock; once a batch was started, values do not change.
+
+    // 1. Check each row before the lock, since it takes seconds on a large batch. The values
+    // cannot change after the start.
     let without_values = rows_without_values(db, &batch, None).await?;
+
+    // 2. Lock the batch and read it again.
     sqlx::query!(
         "select from call_batches where id = $1 for no key update",
         id as BatchId
@@ -145,6 +151,8 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -
     let Some(batch) = waiting_for_launch(db, id).await? else {
         return Ok(false);
     };
+
+    // 3. Pause it when something blocks it, or when its owner's credit is insufficient.
     let _is_member = keep_unscoped(db, batch.user_id).await?;
     let (rows, mut blockers) = blockers(db, &batch).await?;
     blockers.extend(without_values);
@@ -160,10 +168,12 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -
         .await?;
         return Ok(false);
     }
-    if let Some(why) = shortage_of(db, &batch, basis).await? {
-        pause_for(db, id, why).await?;
+    if let Some(refusal) = shortage_of(db, &batch, basis).await? {
+        pause_for(db, id, refusal).await?;
         return Ok(false);
     }
+
+    // 4. Launch it; a batch without rows left is completed at once.
     sqlx::query!(
         "update call_batches b
          set launched_at = now(), trunk_id = p.trunk_id, updated_at = now()
@@ -177,12 +187,8 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -
     Ok(complete_unscoped(db, &[id]).await?.is_empty())
 }
 
-/// Queues the launch of batches that wait for one and have no job that would do it: the job which
-/// a quick resume was answered with may have looked before, while the batch was paused. Nobody
-/// asks for it, so it is done for every tenant.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Enqueues the launch of batches that await one and have no job for it: the job that a quick
+/// resume returned may have run earlier, while the batch was paused. Runs for every tenant.
 pub async fn start_forgotten_unscoped(db: &mut PgConnection) -> Result<Vec<Enqueued>> {
     let forgotten = sqlx::query!(
         r#"select b.id as "id: BatchId", b.org_id as "org_id: OrgId"
@@ -200,6 +206,7 @@ pub async fn start_forgotten_unscoped(db: &mut PgConnection) -> Result<Vec<Enque
     )
     .fetch_all(&mut *db)
     .await?;
+
     let payloads: Vec<StartBatch> = forgotten
         .into_iter()
         .map(|batch| StartBatch {
@@ -210,17 +217,18 @@ pub async fn start_forgotten_unscoped(db: &mut PgConnection) -> Result<Vec<Enque
     if payloads.is_empty() {
         return Ok(Vec::new());
     }
+
     enqueue_all(db, &payloads, None).await
 }
 
-/// Stops taking rows until the batch is resumed. Calls that are on their way go on.
+/// Pauses the claims of rows until the batch is resumed. Live calls continue.
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] when it does not run.
 pub async fn pause(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
     let batch = lock(db, scope, id).await?;
     match batch.status {
-        // One that was paused for want of money would go on by itself.
+        // A batch paused for insufficient credit could resume automatically.
         BatchStatus::Paused if !is_starved(&batch) => return Ok(batch),
         BatchStatus::Paused | BatchStatus::InProgress => {}
         status => return Err(wrong_status("pause", "in progress", status)),
@@ -229,11 +237,8 @@ pub async fn pause(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<
     find(db, scope, id).await
 }
 
-/// Pauses a running batch that cannot go on, in words for its owner.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
-pub async fn pause_unscoped(db: &mut PgConnection, id: BatchId, why: &str) -> Result<()> {
+/// Pauses a running batch that cannot continue, with a reason for its owner.
+pub async fn pause_unscoped(db: &mut PgConnection, id: BatchId, reason: &str) -> Result<()> {
     sqlx::query!(
         "update call_batches
          set status = 'paused', status_reason = $2, starved_since = null, starved_reason = null,
@@ -241,14 +246,14 @@ pub async fn pause_unscoped(db: &mut PgConnection, id: BatchId, why: &str) -> Re
          where id = $1
            and status = 'in_progress'",
         id as BatchId,
-        why,
+        reason,
     )
     .execute(db)
     .await?;
     Ok(())
 }
 
-/// Lets a paused batch go on.
+/// Resumes a paused batch.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::NotReady`] when its owner has been removed,
@@ -265,15 +270,17 @@ pub async fn resume(
         BatchStatus::Paused | BatchStatus::InProgress => {}
         status => return Err(wrong_status("resume", "paused", status)),
     }
+
     if batch.status == BatchStatus::Paused {
         if !keep_unscoped(db, batch.user_id).await? {
             return Err(Error::NotReady(vec![owner_removed()]));
         }
-        if let Some(why) = shortage_of(db, &batch, basis).await? {
-            return Err(why.error());
+        if let Some(refusal) = shortage_of(db, &batch, basis).await? {
+            return Err(refusal.error());
         }
-        // The launch looks at everything again, so that a batch never resumes into the fault
-        // that paused it.
+
+        // The launch checks everything again, so that a batch never resumes into the fault that
+        // paused it.
         sqlx::query!(
             "update call_batches
              set status = 'in_progress', status_reason = null, launched_at = null, starved_since = null, starved_reason = null,
@@ -285,6 +292,7 @@ pub async fn resume(
         .execute(&mut *db)
         .await?;
     }
+
     let payload = StartBatch {
         org_id: batch.org_id,
         batch_id: id,
@@ -293,8 +301,8 @@ pub async fn resume(
     Ok((find(db, scope, id).await?, job))
 }
 
-/// Ends a batch before its last row. Rows that were not called stay; answered calls go on,
-/// ringing ones are canceled by the job that is answered here.
+/// Stops a batch before its last row. Rows that were not called stay, answered calls continue,
+/// and the returned job cancels ringing ones.
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] when it neither runs nor is paused.
@@ -309,7 +317,9 @@ pub async fn stop(
         BatchStatus::InProgress | BatchStatus::Paused => {}
         status => return Err(wrong_status("stop", "in progress or paused", status)),
     }
+
     set_status(db, id, BatchStatus::Stopped, Some("stopped by its owner")).await?;
+
     let payload = CancelCalls {
         org_id: batch.org_id,
         batch_id: id,
@@ -342,7 +352,7 @@ async fn set_status(
     db: &mut PgConnection,
     id: BatchId,
     status: BatchStatus,
-    why: Option<&str>,
+    reason: Option<&str>,
 ) -> Result<()> {
     sqlx::query!(
         "update call_batches
@@ -351,7 +361,7 @@ async fn set_status(
          where id = $1",
         id as BatchId,
         status.as_str(),
-        why,
+        reason,
     )
     .execute(db)
     .await?;

@@ -4,21 +4,21 @@
 //! not_started -> in_progress -> completed        every row has its final status
 //!                 |      ^
 //!                 v      |
-//!                paused (by its owner, or by us with a reason)
+//!                paused (by its owner, or by Peal with a reason)
 //!                 |
 //!                 v
 //!                stopped -> in_progress            started again while rows are left
 //! ```
 //!
-//! The owner creates a batch, fills it ([`ingest`], [`rows`]), asks whether it could start
-//! ([`readiness`]) and starts it ([`lifecycle`]). From
-//! there the dialler's claim (`calls/claim.rs`) takes rows and the inbox gives them back; this
-//! feature only decides whether rows may be taken. Counts are kept by triggers inside the
-//! statements that move rows ([`progress`] reads them), so they cannot drift.
+//! The owner creates a batch, fills it ([`ingest`], [`rows`]), checks its [`readiness`] and
+//! starts it ([`lifecycle`]). Then the dialler's claim (`calls/claim.rs`) turns rows into calls,
+//! and the end of each call moves its row (`calls/apply.rs`); this feature only decides whether
+//! rows may be claimed. Triggers count rows inside the statements that move them ([`progress`]
+//! reads the counts), so the counts cannot drift.
 //!
-//! A batch whose owner's wallet is empty waits, and is paused in the end ([`starving`]).
+//! A batch whose owner has insufficient credit waits, and is paused in the end ([`starving`]).
 //!
-//! Rows change only before the start; a running batch is the claim's.
+//! Owners change rows only before the start; afterwards only claims and calls do.
 
 pub mod batches;
 pub mod ingest;

@@ -1,5 +1,5 @@
-//! How a batch is doing: exact counts, its rate, when it will be done, and, when nothing is
-//! being dialled, why.
+//! Progress of a batch: exact counts, rate, estimated time left, and the reason while nothing is
+//! dialled.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::ids::BatchId;
 use crate::trunks;
 use crate::wallets::holds::Refusal;
 
-/// Over how long the rate is measured.
+/// Window over which the rate is measured.
 const RATE_WINDOW_SECS: i32 = 10;
 
 /// Rows by status; they add up to `total`.
@@ -26,17 +26,19 @@ pub struct StatusCounts {
     pub total: i64,
 }
 
-/// Why nothing is dialled at the moment.
+/// The reason why nothing is dialled at the moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = Waiting)]
 pub struct Waiting {
     pub code: &'static str,
     pub message: String,
-    /// When it will go on, where that is known.
+    /// Time at which dialling continues, where known.
     pub until: Option<DateTime<Utc>>,
 }
 
 /// The state of a batch at one moment.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = Snapshot)]
 pub struct Snapshot {
     pub status: BatchStatus,
     pub status_reason: Option<String>,
@@ -49,10 +51,10 @@ pub struct Snapshot {
     pub waiting: Option<Waiting>,
 }
 
-/// Counts of a batch's rows by status.
+/// Counts a batch's rows by status.
 ///
 /// # Errors
-/// [`crate::Error::NotFound`] for a batch out of sight.
+/// [`crate::Error::NotFound`] for a batch outside the scope.
 pub async fn counts(
     db: &mut PgConnection,
     scope: &Scope,
@@ -72,12 +74,13 @@ pub async fn counts(
     Ok((batch, counts))
 }
 
-/// The whole state of a batch.
+/// Reads the whole state of a batch.
 ///
 /// # Errors
 /// As [`counts`].
 #[expect(clippy::cast_precision_loss, reason = "a rate for people to read")]
 pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Snapshot> {
+    // 1. Count rows, and calls of the last seconds.
     let (batch, counts) = counts(db, scope, id).await?;
     let started = sqlx::query_scalar!(
         r#"select count(*) as "n!"
@@ -93,12 +96,14 @@ pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Resu
     let left = counts.not_started;
     let dialling = batch.status == BatchStatus::InProgress && left > 0;
     let starting = started > 0 && batch.status == BatchStatus::InProgress;
-    // Rows that wait unsent inside a call wait as much as those that have none.
+
+    // 2. Find the reason for waiting. A row whose call is not sent yet waits like one without.
     let waiting = if starting || left + counts.calling == 0 {
         None
     } else {
         waiting(db, &batch).await?
     };
+
     Ok(Snapshot {
         status: batch.status,
         status_reason: batch.status_reason,
@@ -132,7 +137,7 @@ struct Facts {
 }
 
 async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>> {
-    let why = |code, message: String, until| {
+    let waiting = |code, message: String, until| {
         Some(Waiting {
             code,
             message,
@@ -140,6 +145,7 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
         })
     };
     let reason = batch.status_reason.clone().unwrap_or_default();
+
     Ok(match batch.status {
         BatchStatus::InProgress => {
             let facts = sqlx::query_file_as!(
@@ -151,18 +157,20 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
             .await?;
             (facts.under_way == 0 || facts.rows_left).then(|| explain(&facts, batch.batch_size))
         }
-        BatchStatus::Paused => why(
+        BatchStatus::Paused => waiting(
             batch.status_reason_code.map_or("paused", Refusal::code),
             format!("the batch is paused: {reason}"),
             None,
         ),
-        BatchStatus::Stopped => why("stopped", format!("the batch was stopped: {reason}"), None),
-        BatchStatus::NotStarted => why(
+        BatchStatus::Stopped => {
+            waiting("stopped", format!("the batch was stopped: {reason}"), None)
+        }
+        BatchStatus::NotStarted => waiting(
             "not_started",
             "the batch has not been started".to_owned(),
             None,
         ),
-        BatchStatus::Scheduled => why(
+        BatchStatus::Scheduled => waiting(
             "scheduled",
             "the batch waits for its start time".to_owned(),
             None,
@@ -171,15 +179,15 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
     })
 }
 
-/// The first thing that stands between a row and its call.
+/// Reports the first obstacle between a row and its call.
 fn explain(facts: &Facts, batch_size: i32) -> Waiting {
     let first = obstacles(facts, batch_size)
         .into_iter()
-        .find(|(stands, ..)| *stands);
+        .find(|(applies, ..)| *applies);
     let (_, code, message) = first.unwrap_or((
         true,
         "waiting_for_worker",
-        "rows are due and the line is free: no worker with the role dial has taken them yet"
+        "rows are due and slots are free: no worker with the role dial has claimed them yet"
             .to_owned(),
     ));
     Waiting {
@@ -189,20 +197,19 @@ fn explain(facts: &Facts, batch_size: i32) -> Waiting {
     }
 }
 
-/// Everything that can stand in the way, in the order in which it is to be cleared: whether it
-/// does, its code, and a sentence for the batch's owner.
+/// Lists all obstacles in the order in which they must be cleared: true when one applies, its
+/// code, and a sentence for the batch's owner.
 fn obstacles(facts: &Facts, batch_size: i32) -> Vec<(bool, &'static str, String)> {
     let text = |text: &str| text.to_owned();
+
     let org_limit = facts.org_limit;
     let trunk_full = facts
         .trunk_limit
         .is_some_and(|limit| facts.trunk_live >= i64::from(limit));
+
     vec![
-        (
-            !facts.launched,
-            "starting",
-            text("the start is being carried out"),
-        ),
+        // The batch and its trunk.
+        (!facts.launched, "starting", text("the batch is starting")),
         (
             !facts.trunk_active,
             "trunk_paused",
@@ -213,10 +220,11 @@ fn obstacles(facts: &Facts, batch_size: i32) -> Vec<(bool, &'static str, String)
             "no_pacer",
             text("the trunk has no pacer: set its cps again"),
         ),
+        // Its rows.
         (
             !facts.rows_left && facts.deferred_until.is_some(),
             "deferred",
-            text("the carrier did not take the last calls; they are sent again"),
+            text("the carrier did not accept the last calls; they will be sent again"),
         ),
         (
             facts.starved.is_some(),
@@ -226,8 +234,9 @@ fn obstacles(facts: &Facts, batch_size: i32) -> Vec<(bool, &'static str, String)
         (
             !facts.due,
             "retry_later",
-            text("the rows that are left wait for their next attempt"),
+            text("the remaining rows wait for their next attempt"),
         ),
+        // Limits of live calls.
         (
             facts.batch_live >= i64::from(batch_size),
             "batch_size",
@@ -236,32 +245,33 @@ fn obstacles(facts: &Facts, batch_size: i32) -> Vec<(bool, &'static str, String)
         (
             facts.org_live >= i64::from(org_limit),
             "organization_limit",
-            format!("the organization has its {org_limit} concurrent calls"),
+            format!("all {org_limit} concurrent calls of the organization are in use"),
         ),
         (
             trunk_full,
             "trunk_limit",
-            text("the trunk has all the concurrent calls it may have"),
+            text("all concurrent calls of the trunk are in use"),
         ),
         (
             facts.busy,
             "number_busy",
-            text("the numbers that are due are on another call of the organization"),
+            text("the due numbers are on another call of the organization"),
         ),
+        // The trunk's pace.
         (
             facts.slowdown.is_some_and(|slowdown| slowdown > 1.5),
             "carrier_pushback",
-            text("the carrier refuses the pace; dialling goes on slower"),
+            text("the carrier rejects the pace; dialling continues more slowly"),
         ),
         (
             facts.pace_used,
             "pace",
-            text("the trunk's calls per second are in use"),
+            text("all of the trunk's calls per second are in use"),
         ),
     ]
 }
 
-/// When an obstacle goes away by itself, where that is known.
+/// Time at which an obstacle goes away by itself, where known.
 fn until(code: &str, facts: &Facts) -> Option<DateTime<Utc>> {
     match code {
         "retry_later" => facts.next_due,
@@ -281,7 +291,7 @@ mod tests {
         DateTime::from_timestamp(1_700_000_000 + secs, 0)
     }
 
-    /// A batch with rows that are due, on a line that is free.
+    /// A batch with due rows, on a trunk with free slots.
     fn free() -> Facts {
         Facts {
             launched: true,
@@ -307,10 +317,11 @@ mod tests {
     }
 
     #[test]
-    fn each_obstacle_is_told_with_its_end_before_those_behind_it() {
-        type Step = (fn(&mut Facts), &'static str, Option<i64>);
-        // From the last that is looked at to the first, one upon the other.
-        let steps: [Step; 13] = [
+    fn each_obstacle_is_reported_with_its_end_before_the_later_ones() {
+        type ObstacleStep = (fn(&mut Facts), &'static str, Option<i64>);
+
+        // From the last obstacle to the first, each added to the ones before.
+        let steps: [ObstacleStep; 13] = [
             (|_| {}, "waiting_for_worker", Some(7)),
             (|facts| facts.pace_used = true, "pace", Some(7)),
             (
@@ -341,17 +352,18 @@ mod tests {
             (|facts| facts.trunk_active = false, "trunk_paused", None),
             (|facts| facts.launched = false, "starting", None),
         ];
+
         let mut facts = free();
-        for (happens, code, until) in steps {
-            happens(&mut facts);
-            let told = explain(&facts, BATCH_SIZE);
-            assert_eq!((told.code, told.until), (code, until.and_then(at)));
-            assert!(!told.message.is_empty(), "{code}");
+        for (apply, code, until) in steps {
+            apply(&mut facts);
+            let waiting = explain(&facts, BATCH_SIZE);
+            assert_eq!((waiting.code, waiting.until), (code, until.and_then(at)));
+            assert!(!waiting.message.is_empty(), "{code}");
         }
     }
 
     #[test]
-    fn a_line_that_is_nearly_full_or_slow_is_no_obstacle() {
+    fn a_trunk_that_is_nearly_full_or_slow_is_no_obstacle() {
         let facts = Facts {
             trunk_live: 9,
             org_live: 99,

@@ -1,4 +1,4 @@
-//! Whether a batch could start, and everything that keeps it from it.
+//! Readiness of a batch to start, and all its blockers.
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -13,10 +13,10 @@ use crate::error::{Blocker, Error, Result};
 use crate::ids::{AgentId, BatchId, TrunkId};
 use crate::trunks;
 
-/// Rows that a request looks at for missing values; the launch looks at all of them.
+/// Most rows that a request checks for missing values; the launch checks all of them.
 pub(super) const ROWS_LOOKED_AT: i64 = 20_000;
 
-/// Whether a batch could start now.
+/// Readiness of a batch to start now.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Readiness {
     pub can_start: bool,
@@ -27,10 +27,10 @@ pub struct Readiness {
     pub blockers: Vec<Blocker>,
 }
 
-/// What stands in the way of starting a batch in the caller's sight.
+/// Reports the blockers of a batch within the caller's scope.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a batch out of sight.
+/// [`Error::NotFound`] for a batch outside the scope.
 pub async fn readiness(
     db: &mut PgConnection,
     scope: &Scope,
@@ -38,14 +38,17 @@ pub async fn readiness(
     basis: Basis,
 ) -> Result<Readiness> {
     let batch = find(db, scope, id).await?;
+
     let (member_count, mut blockers) = blockers(db, &batch).await?;
     blockers.extend(rows_without_values(db, &batch, Some(ROWS_LOOKED_AT)).await?);
-    if let Some(why) = shortage_of(db, &batch, basis).await? {
+    if let Some(refusal) = shortage_of(db, &batch, basis).await? {
         blockers.push(Blocker {
-            code: why.code(),
-            message: why.words().to_owned(),
+            code: refusal.code(),
+            message: refusal.words().to_owned(),
         });
     }
+
+    // The status comes first: nothing else matters while it does not allow a start.
     if let Err(refusal) = startable(&batch, member_count) {
         blockers.insert(
             0,
@@ -55,6 +58,7 @@ pub async fn readiness(
             },
         );
     }
+
     Ok(Readiness {
         can_start: blockers.is_empty(),
         member_count,
@@ -65,7 +69,7 @@ pub async fn readiness(
     })
 }
 
-/// Whether a batch with so many rows that wait is in a status from which it may start.
+/// Refuses a batch whose status does not allow a start; `rows` are those not started.
 pub(super) fn startable(batch: &Batch, rows: i64) -> Result<()> {
     let (code, detail) = match batch.status {
         BatchStatus::NotStarted => return Ok(()),
@@ -88,9 +92,10 @@ pub(super) fn startable(batch: &Batch, rows: i64) -> Result<()> {
     Err(Error::conflict(code, detail))
 }
 
-/// The rows that wait, and what keeps the batch from dialling them, apart from
+/// Counts the rows not started, and collects the batch's blockers apart from
 /// [`rows_without_values`].
 pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i64, Vec<Blocker>)> {
+    // 1. Load all facts in one statement.
     let facts = sqlx::query!(
         r#"select g.not_started,
                   exists (select from ingests i where i.batch_id = b.id and i.state in ('queued', 'running'))
@@ -110,6 +115,8 @@ pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i6
     )
     .fetch_one(db)
     .await?;
+
+    // 2. Check them in the order in which an owner can clear them.
     let mut blockers = Vec::from_iter(facts.owner_removed.then(owner_removed));
     let mut block = |is: bool, code: &'static str, message: String| {
         if is {
@@ -117,7 +124,7 @@ pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i6
         }
     };
     block(
-        // One that was started takes no more rows.
+        // A batch that was started before cannot get more rows.
         facts.not_started == 0 && !facts.ingesting && batch.status == BatchStatus::NotStarted,
         "no_rows",
         "the batch has no rows to call: upload a CSV first".to_owned(),
@@ -142,6 +149,7 @@ pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i6
         "trunk_paused",
         trunks::paused_words(facts.trunk_reason.as_deref()),
     );
+
     let texts = [
         facts.first_response_message.as_str(),
         facts.system_prompt.as_str(),
@@ -150,15 +158,15 @@ pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i6
     Ok((facts.not_started, blockers))
 }
 
-/// Nobody is called for somebody who has left: what they made stays, and who pays for it does not.
+/// The blocker of a batch whose owner was removed: their data stays, but no wallet pays for calls.
 pub(super) fn owner_removed() -> Blocker {
     Blocker {
         code: "owner_removed",
-        message: "the batch's owner is no member of the organization any more: call its people by a batch of somebody who is".to_owned(),
+        message: "the batch owner is no longer a member of the organization; create the batch under another user".to_owned(),
     }
 }
 
-/// Variables that the agent's texts speak of and the batch does not have.
+/// The blocker of variables that the agent's texts use and the batch does not have.
 fn missing_variables(batch: &Batch, texts: [&str; 2]) -> Option<Blocker> {
     let mut missing: Vec<&str> = texts
         .into_iter()
@@ -170,20 +178,21 @@ fn missing_variables(batch: &Batch, texts: [&str; 2]) -> Option<Blocker> {
     (!missing.is_empty()).then(|| Blocker {
         code: "missing_variables",
         message: format!(
-            "the agent speaks of {}, which the batch does not have: add it to variable_names before its rows are uploaded; rows that are there already get its value by POST {}/data/upsert with their ids, or use a new batch",
+            "the agent uses {}, which the batch does not have: add it to variable_names before its rows are uploaded; existing rows get its value by POST {}/data/upsert with their ids, or use a new batch",
             missing.join(", "),
             batch.id,
         ),
     })
 }
 
-/// Rows that would be called with a gap in the sentence: they came before the batch had the
-/// variable, or before the agent spoke of it. Looks at no more than `most` of those that wait.
+/// The blocker of rows without a value that the agent's texts use: they were added before the
+/// batch had the variable, or before the agent used it. Checks at most `most` rows not started.
 pub(super) async fn rows_without_values(
     db: &mut PgConnection,
     batch: &Batch,
     most: Option<i64>,
 ) -> Result<Option<Blocker>> {
+    // 1. Find the variables that need a value.
     let agent = sqlx::query!(
         "select first_response_message, system_prompt from agents where id = $1",
         batch.agent_id as AgentId,
@@ -197,7 +206,8 @@ pub(super) async fn rows_without_values(
     if spoken.is_empty() {
         return Ok(None);
     }
-    // The first such row says which; one look at each row, whatever the number of variables.
+
+    // 2. Find the first row without one of them; each row is read once.
     let missing = sqlx::query_scalar!(
         r#"select m.names as "names!"
            from (select variable_values
@@ -217,10 +227,11 @@ pub(super) async fn rows_without_values(
     )
     .fetch_optional(db)
     .await?;
+
     Ok(missing.map(|names| Blocker {
         code: "rows_without_values",
         message: format!(
-            "some rows have no value for {}, which the agent speaks of: give them one by POST {}/data/upsert with their ids, or use a new batch",
+            "some rows have no value for {}, which the agent uses: add one by POST {}/data/upsert with their ids, or use a new batch",
             names.join(", "),
             batch.id,
         ),

@@ -1,4 +1,4 @@
-//! Batch rows: read at any time, changed one by one before the launch.
+//! Batch rows: read at any time, removed one by one before the start.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::ids::{BatchId, OrgId, RowId};
 use crate::phone::E164;
 use crate::privacy::Variables;
 
-/// Where a row stands, in the contract's words.
+/// Status of a row, in the contract's words.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
 )]
@@ -25,8 +25,9 @@ pub enum RowStatus {
     NoAnswer,
 }
 
-/// A row, as the contract shows it, with Peal's own fields behind.
+/// A row: the contract's fields, then Peal's own.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = Row)]
 pub struct Row {
     pub id: RowId,
     pub batch_id: BatchId,
@@ -34,25 +35,25 @@ pub struct Row {
     /// Empty while the row is private.
     #[schema(value_type = Object)]
     pub variable_values: serde_json::Value,
-    /// Whether the row is private: its batch's agent or organization has the flag, or a call of
+    /// True when the row is private: its batch's agent or organization has the flag, or a call of
     /// it was made under it. A change without `variable_values` leaves the hidden ones alone.
     pub hipaa_compliance: bool,
     pub status: RowStatus,
     pub error_message: Option<String>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
-    /// How its last call went.
+    /// Outcome of its last call.
     pub outcome: Option<String>,
-    /// Why its last call went so.
+    /// Reason of that outcome.
     pub reason: Option<String>,
     pub attempts: i32,
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// Its place in the batch, from 1.
+    /// Position in the batch, from 1.
     pub row_no: i64,
 }
 
-/// Which rows to read: those behind `after`, of one status or any, up to a number, and fewer
-/// when their variables are large.
+/// Selection of rows: those after row number `after`, of one status or any, at most `most`, and
+/// fewer when their variables exceed `most_bytes`.
 #[derive(Clone, Copy, Debug)]
 pub struct Filter {
     pub status: Option<RowStatus>,
@@ -61,19 +62,22 @@ pub struct Filter {
     pub most_bytes: i64,
 }
 
-/// Rows of a batch in the caller's sight, in the order they were added, and whether there are
-/// more. At least one row is read, however large.
+/// Lists rows of a batch within the caller's scope in the order they were added; the flag is true
+/// when there are more. At least one row is read, however large.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a batch out of sight.
+/// [`Error::NotFound`] for a batch outside the scope.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
     batch: BatchId,
     filter: Filter,
 ) -> Result<(Vec<Row>, bool)> {
+    // 1. Find the end of the page within the scope.
     find(db, scope, batch).await?;
     let (last, more) = end_of_page(db, batch, filter).await?;
+
+    // 2. Read the page.
     let rows = sqlx::query!(
         r#"select d.id as "id: RowId", d.batch_id as "batch_id: BatchId", d.to_phonenumber as "to_phonenumber: E164",
                   d.variable_values as "variable_values: Variables",
@@ -101,6 +105,8 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
+    // 3. Hide the variables of private rows.
     let rows = rows.into_iter().map(|row| Row {
         id: row.id,
         batch_id: row.batch_id,
@@ -121,7 +127,7 @@ pub async fn list(
     Ok((rows, more))
 }
 
-/// The last row of a page, and whether there are more behind it.
+/// Finds the last row of a page; the flag is true when more follow.
 async fn end_of_page(db: &mut PgConnection, batch: BatchId, filter: Filter) -> Result<(i64, bool)> {
     let page = sqlx::query!(
         r#"with behind as (
@@ -156,7 +162,7 @@ async fn end_of_page(db: &mut PgConnection, batch: BatchId, filter: Filter) -> R
 ///
 /// # Errors
 /// [`Error::NotFound`] for a row that is not in the batch, [`Error::Conflict`] once the batch
-/// was started.
+/// has been started.
 pub async fn delete(
     db: &mut PgConnection,
     scope: &Scope,
@@ -164,14 +170,14 @@ pub async fn delete(
     row: RowId,
 ) -> Result<OrgId> {
     let org = lock_unstarted(db, scope, batch).await?.org_id;
-    let done = sqlx::query!(
+    let deleted = sqlx::query!(
         "delete from batch_data where id = $1 and batch_id = $2",
         row as RowId,
         batch as BatchId,
     )
     .execute(db)
     .await?;
-    if done.rows_affected() == 0 {
+    if deleted.rows_affected() == 0 {
         return Err(Error::NotFound("Row"));
     }
     Ok(org)

@@ -1,16 +1,16 @@
-//! Batches without money.
+//! Batches whose owner has insufficient credit.
 //!
 //! ```text
-//! in_progress --no money for a row--> starving --30 s, and no call holds money--> paused
-//!      ^                                 |                                          |
-//!      '------ the next hold ------------'      money is there, and auto_resume ----'
+//! in_progress --no credit for a row--> unfunded --30 s, and no call holds money--> paused
+//!      ^                                  |                                          |
+//!      '------ the next hold -------------'     credit arrived, and auto_resume -----'
 //! ```
 //!
-//! The claim notices that there is no money (`calls/take.rs`) and lets the batch be for two
-//! seconds at a time. While calls of the wallet are under way, what they do not use may still
-//! pay for another one; when there are none and nothing has come for a while, the batch is
-//! paused. It keeps its reason, so that money which arrives, by whatever way, can be told to let
-//! it go on; a batch that its owner pauses has none.
+//! The claim finds that the wallet cannot pay (`calls/take.rs`) and skips the batch for two
+//! seconds at a time. While calls of the wallet are live, the unused part of their holds may
+//! still pay for another one; when there are none and no credit has arrived for a while, the
+//! batch is paused. It keeps the refusal (columns `starved_*`), so that it can be resumed when
+//! credit arrives; a batch that its owner pauses has none.
 
 use chrono::TimeDelta;
 use sqlx::{PgConnection, PgPool};
@@ -24,16 +24,13 @@ use crate::phone::E164;
 use crate::queue::{Enqueued, enqueue};
 use crate::wallets::holds::Refusal;
 
-/// How long a batch starves before it is paused.
+/// Time that a batch stays unfunded before it is paused.
 const PATIENCE: TimeDelta = TimeDelta::seconds(30);
-/// Batches that are looked at in one round.
+/// Most batches of one round.
 const ROUND_LIMIT: i64 = 1000;
 
-/// Why the wallet of a batch's owner cannot pay its next call; none when it can, or when there
-/// is nothing to call. The batch was found in the caller's scope.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Returns the refusal of the owner's wallet for the batch's next call; none when it can pay, or
+/// when no row is left. The batch was found in the caller's scope.
 pub async fn shortage_unscoped(
     db: &mut PgConnection,
     batch: BatchId,
@@ -57,7 +54,7 @@ pub async fn shortage_unscoped(
     estimate.shortage(db, basis).await
 }
 
-/// Of a batch in hand.
+/// As [`shortage_unscoped`], for a loaded batch.
 pub(super) async fn shortage_of(
     db: &mut PgConnection,
     batch: &Batch,
@@ -67,26 +64,27 @@ pub(super) async fn shortage_of(
 }
 
 /// Pauses a batch whose wallet cannot pay its next call.
-pub(super) async fn pause_for(db: &mut PgConnection, batch: BatchId, why: Refusal) -> Result<()> {
+pub(super) async fn pause_for(
+    db: &mut PgConnection,
+    batch: BatchId,
+    refusal: Refusal,
+) -> Result<()> {
     sqlx::query!(
         "update call_batches
          set status = 'paused', status_reason = $2, starved_since = coalesce(starved_since, now()),
              starved_reason = $3, starved_until = now(), updated_at = now()
          where id = $1",
         batch as BatchId,
-        why.words(),
-        why as Refusal,
+        refusal.words(),
+        refusal as Refusal,
     )
     .execute(db)
     .await?;
     Ok(())
 }
 
-/// Pauses batches that have starved for long and whose wallets have nothing held that could
-/// come free. Nobody asks for it, so it is done for every tenant.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Pauses batches that stayed unfunded and whose wallets have no holds that could be released.
+/// Runs for every tenant.
 pub async fn pause_starved_unscoped(pool: &PgPool) -> Result<Vec<(BatchId, Refusal)>> {
     let starved = sqlx::query!(
         r#"select b.id as "id: BatchId", b.starved_reason as "why!: Refusal"
@@ -99,9 +97,11 @@ pub async fn pause_starved_unscoped(pool: &PgPool) -> Result<Vec<(BatchId, Refus
     )
     .fetch_all(pool)
     .await?;
+
     let mut paused = Vec::new();
     for batch in starved {
-        let done = sqlx::query!(
+        // A claim may have found money for it since.
+        let updated = sqlx::query!(
             "update call_batches
              set status = 'paused', status_reason = $2, updated_at = now()
              where id = $1
@@ -113,18 +113,15 @@ pub async fn pause_starved_unscoped(pool: &PgPool) -> Result<Vec<(BatchId, Refus
         )
         .execute(pool)
         .await?;
-        if done.rows_affected() > 0 {
+        if updated.rows_affected() > 0 {
             paused.push((batch.id, batch.why));
         }
     }
     Ok(paused)
 }
 
-/// Lets batches go on that were paused for want of money, asked to go on by themselves, and can
-/// be paid. Nobody asks for it, so it is done for every tenant.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Resumes batches with `auto_resume` that were paused for insufficient credit and can be paid.
+/// Runs for every tenant.
 pub async fn resume_fed_unscoped(pool: &PgPool, basis: Basis) -> Result<Vec<(BatchId, Enqueued)>> {
     let waiting = sqlx::query!(
         r#"select id as "id: BatchId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
@@ -139,15 +136,20 @@ pub async fn resume_fed_unscoped(pool: &PgPool, basis: Basis) -> Result<Vec<(Bat
     )
     .fetch_all(pool)
     .await?;
+
     let mut resumed = Vec::new();
     for batch in waiting {
         let mut db = pool.begin().await?;
+
+        // 1. Skip a batch that still cannot be paid.
         let shortage =
             shortage_unscoped(&mut db, batch.id, batch.agent_id, batch.user_id, basis).await?;
         if shortage.is_some() {
             continue;
         }
-        let done = sqlx::query!(
+
+        // 2. Move it, unless its owner was faster.
+        let updated = sqlx::query!(
             "update call_batches
              set status = 'in_progress', status_reason = null, launched_at = null, starved_since = null,
                  starved_reason = null, starved_until = null, updated_at = now()
@@ -158,9 +160,11 @@ pub async fn resume_fed_unscoped(pool: &PgPool, basis: Basis) -> Result<Vec<(Bat
         )
         .execute(&mut *db)
         .await?;
-        if done.rows_affected() == 0 {
+        if updated.rows_affected() == 0 {
             continue;
         }
+
+        // 3. Enqueue its launch, and commit both.
         let payload = StartBatch {
             org_id: batch.org_id,
             batch_id: batch.id,
@@ -172,7 +176,7 @@ pub async fn resume_fed_unscoped(pool: &PgPool, basis: Basis) -> Result<Vec<(Bat
     Ok(resumed)
 }
 
-/// Whether a batch is paused for want of money.
+/// True when a batch is paused for insufficient credit.
 pub(super) fn is_starved(batch: &Batch) -> bool {
     batch.status == BatchStatus::Paused && batch.status_reason_code.is_some()
 }

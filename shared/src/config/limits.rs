@@ -1,7 +1,7 @@
-//! How much the API takes on at once, and what a request may cost.
+//! Limits of the API: concurrency, time and rate.
 //!
-//! What is not set follows from the size of the database pool: reads may have half of its
-//! connections, changes a quarter, and the rest is left to uploads and event streams.
+//! Defaults follow from the size of the database pool: reads may use half of its connections,
+//! changes a quarter, and the rest is left to uploads and event streams.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -10,19 +10,19 @@ use clap::Args;
 
 use super::Complaints;
 
-/// Limits as they are typed.
+/// Limits, as typed.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LimitSettings {
-    /// Reads that the API answers at the same time [default: half of PEAL_DATABASE_POOL].
+    /// Reads served at the same time [default: half of PEAL_DATABASE_POOL].
     #[arg(long, env = "PEAL_LIMIT_READS", global = true)]
     pub limit_reads: Option<String>,
-    /// Changes that the API makes at the same time [default: a quarter of PEAL_DATABASE_POOL].
+    /// Changes served at the same time [default: a quarter of PEAL_DATABASE_POOL].
     #[arg(long, env = "PEAL_LIMIT_CONTROL", global = true)]
     pub limit_control: Option<String>,
-    /// Uploads that the API receives at the same time [default: 32].
+    /// Uploads received at the same time [default: 32].
     #[arg(long, env = "PEAL_LIMIT_UPLOADS", global = true)]
     pub limit_uploads: Option<String>,
-    /// Milliseconds that a request waits for its turn before it gets 503 [default: 500].
+    /// Milliseconds a request may queue before it gets 503 [default: 500].
     #[arg(long, env = "PEAL_LIMIT_WAIT_MS", global = true)]
     pub limit_wait_ms: Option<String>,
     /// Event streams of one process [default: 1000].
@@ -31,52 +31,53 @@ pub struct LimitSettings {
     /// Event streams of one organisation in one process [default: 100].
     #[arg(long, env = "PEAL_LIMIT_STREAMS_PER_ORG", global = true)]
     pub limit_streams_per_org: Option<String>,
-    /// Connections that the API holds open; further ones wait to be accepted [default: 4096].
+    /// Open connections; further ones wait to be accepted [default: 4096].
     #[arg(long, env = "PEAL_LIMIT_CONNECTIONS", global = true)]
     pub limit_connections: Option<String>,
-    /// Seconds that a connection has for the head of its next request [default: 65].
+    /// Seconds a connection has to send the head of its next request [default: 65].
     #[arg(long, env = "PEAL_LIMIT_HEADER_SECS", global = true)]
     pub limit_header_secs: Option<String>,
-    /// Seconds that one statement of the API may take [default: 5].
+    /// Seconds one SQL statement of the API may take [default: 5].
     #[arg(long, env = "PEAL_LIMIT_STATEMENT_SECS", global = true)]
     pub limit_statement_secs: Option<String>,
-    /// Requests of one API key, or of one signed-in user, in a second [default: 100].
+    /// Requests per second of one API key or signed-in user [default: 100].
     #[arg(long, env = "PEAL_LIMIT_REQUESTS_PER_SEC", global = true)]
     pub limit_requests_per_sec: Option<String>,
-    /// Requests of one address in a minute whose key or token is not good [default: 60].
+    /// Requests per minute of one IP address with an invalid key or token [default: 60].
     #[arg(long, env = "PEAL_LIMIT_REFUSALS_PER_MIN", global = true)]
     pub limit_refusals_per_min: Option<String>,
 }
 
-/// How much the API takes on.
+/// Validated limits of the API.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerLimits {
     pub reads: usize,
     pub control: usize,
     pub uploads: usize,
-    /// How long a request waits for its turn.
+    /// Longest time a request waits in the queue.
     pub wait: Duration,
     pub streams: usize,
     pub streams_per_org: usize,
     pub connections: usize,
-    /// How long a connection may take to send the head of a request, its idle time included.
+    /// Time to send the head of a request, idle time included.
     pub header: Duration,
-    /// How long one statement may take.
+    /// Longest time of one statement.
     pub statement: Duration,
     /// Requests of one caller.
     pub requests_per_sec: NonZeroU32,
-    /// Requests of one address that nobody is known by.
+    /// Unauthenticated requests of one IP address.
     pub refusals_per_min: NonZeroU32,
 }
 
 impl LimitSettings {
-    pub(super) fn check(&self, pool: Option<u32>, bad: &mut Complaints) -> Option<ServerLimits> {
+    pub(super) fn check(&self, pool: Option<u32>, errors: &mut Complaints) -> Option<ServerLimits> {
         let mut number =
             |name, text: &Option<String>, default: u32, least: u32, most: u32| match text {
-                Some(text) if !text.is_empty() => bad.number(name, text, least, most),
+                Some(text) if !text.is_empty() => errors.number(name, text, least, most),
                 _ => Some(default),
             };
         let of_pool = |share: u32| (pool.unwrap_or(20) / share).max(1);
+
         let reads = number("PEAL_LIMIT_READS", &self.limit_reads, of_pool(2), 1, 1000);
         let control = number(
             "PEAL_LIMIT_CONTROL",
@@ -87,11 +88,13 @@ impl LimitSettings {
         );
         let uploads = number("PEAL_LIMIT_UPLOADS", &self.limit_uploads, 32, 1, 1000);
         let wait = number("PEAL_LIMIT_WAIT_MS", &self.limit_wait_ms, 500, 0, 10_000);
+
         let streams = number("PEAL_LIMIT_STREAMS", &self.limit_streams, 1000, 1, 100_000);
         let per_org = &self.limit_streams_per_org;
         let per_org = number("PEAL_LIMIT_STREAMS_PER_ORG", per_org, 100, 1, 100_000);
         let connections = &self.limit_connections;
         let connections = number("PEAL_LIMIT_CONNECTIONS", connections, 4096, 1, 1_000_000);
+
         let header = number(
             "PEAL_LIMIT_HEADER_SECS",
             &self.limit_header_secs,
@@ -101,10 +104,13 @@ impl LimitSettings {
         );
         let statement = &self.limit_statement_secs;
         let statement = number("PEAL_LIMIT_STATEMENT_SECS", statement, 5, 1, 25);
+
         let requests = &self.limit_requests_per_sec;
         let requests = number("PEAL_LIMIT_REQUESTS_PER_SEC", requests, 100, 1, 1_000_000);
         let refusals = &self.limit_refusals_per_min;
         let refusals = number("PEAL_LIMIT_REFUSALS_PER_MIN", refusals, 60, 1, 1_000_000);
+
+        // Reads and changes together must leave connections for the rest.
         let fits = match (reads, control, pool) {
             (Some(reads), Some(control), Some(pool)) if reads.saturating_add(control) > pool => {
                 Err(format!(
@@ -113,7 +119,8 @@ impl LimitSettings {
             }
             _ => Ok(()),
         };
-        bad.check("PEAL_LIMIT_READS", fits)?;
+        errors.check("PEAL_LIMIT_READS", fits)?;
+
         let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
         Some(ServerLimits {
             reads: count(reads?),
@@ -136,13 +143,13 @@ mod tests {
     use super::*;
 
     fn limits(settings: &LimitSettings, pool: u32) -> Result<ServerLimits, Vec<String>> {
-        let mut bad = Complaints::default();
-        let limits = settings.check(Some(pool), &mut bad);
-        limits.filter(|_| bad.0.is_empty()).ok_or(bad.0)
+        let mut errors = Complaints::default();
+        let limits = settings.check(Some(pool), &mut errors);
+        limits.filter(|_| errors.0.is_empty()).ok_or(errors.0)
     }
 
     #[test]
-    fn what_is_not_set_follows_from_the_pool() {
+    fn defaults_follow_from_the_pool() {
         for (pool, reads, control) in [(2, 1, 1), (3, 1, 1), (20, 10, 5), (100, 50, 25)] {
             let limits = limits(&LimitSettings::default(), pool).unwrap();
             assert_eq!((limits.reads, limits.control), (reads, control), "{pool}");
@@ -155,8 +162,8 @@ mod tests {
             limit_reads: Some("18".into()),
             ..LimitSettings::default()
         };
-        let complaints = limits(&settings, 20).unwrap_err();
-        assert!(complaints[0].contains("must not exceed PEAL_DATABASE_POOL, 20"));
+        let messages = limits(&settings, 20).unwrap_err();
+        assert!(messages[0].contains("must not exceed PEAL_DATABASE_POOL, 20"));
         assert_eq!(limits(&settings, 40).unwrap().reads, 18);
     }
 }

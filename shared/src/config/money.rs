@@ -1,22 +1,22 @@
-//! How money is set aside for calls.
+//! Settings of holds: money reserved for calls.
 
 use clap::Args;
 
 use super::Complaints;
 
-/// Settings of money as they are typed.
+/// Money settings, as typed.
 #[derive(Args, Clone, Debug, Default)]
 pub struct MoneySettings {
-    /// Seconds of talk that money is held for before a call is dialled, where its agent allows
-    /// more; what a call costs beyond is still charged [default: 600].
+    /// Most seconds of talk covered by the hold that is placed before a call is dialled; longer
+    /// talk is still charged [default: 600].
     #[arg(long, env = "PEAL_HOLD_MAX_SECS", global = true)]
     pub hold_max_secs: Option<String>,
 }
 
 impl MoneySettings {
-    pub(super) fn check(&self, bad: &mut Complaints) -> Option<i32> {
+    pub(super) fn check(&self, errors: &mut Complaints) -> Option<i32> {
         match &self.hold_max_secs {
-            Some(text) if !text.is_empty() => bad.number("PEAL_HOLD_MAX_SECS", text, 1, 86_400),
+            Some(text) if !text.is_empty() => errors.number("PEAL_HOLD_MAX_SECS", text, 1, 86_400),
             _ => Some(600),
         }
     }

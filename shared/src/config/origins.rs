@@ -1,39 +1,39 @@
-//! Which web pages may use the API from a browser.
+//! Origins of web pages that may use the API from a browser (CORS).
 //!
-//! A browser lets a page of another origin read an answer only when the answer says so. Keys and
-//! tokens travel in headers, so pages are named one by one.
+//! A browser lets a page of another origin read a response only when the response allows it. API
+//! keys and tokens travel in headers, so each origin is listed.
 
 use clap::Args;
 use url::{Origin, Url};
 
 use super::Complaints;
 
-/// Settings of web pages, as they are typed.
+/// CORS settings, as typed.
 #[derive(Args, Clone, Debug, Default)]
 pub struct OriginSettings {
     /// Origins of the web pages that may use the API from a browser, separated by commas, such as
-    /// https://app.example.com. Unset: none but the API's own.
+    /// https://app.example.com. Unset: only the API's own.
     #[arg(long, env = "PEAL_CORS_ORIGINS", global = true)]
     pub cors_origins: Option<String>,
 }
 
-/// Origins as browsers write them.
+/// Allowed origins, as browsers write them.
 #[derive(Clone, Debug, Default)]
 pub struct Origins(Vec<String>);
 
 impl OriginSettings {
-    pub(super) fn check(&self, bad: &mut Complaints) -> Option<Origins> {
+    pub(super) fn check(&self, errors: &mut Complaints) -> Option<Origins> {
         let text = self.cors_origins.as_deref().unwrap_or_default();
         let items = text
             .split(',')
             .map(str::trim)
             .filter(|item| !item.is_empty());
         let origins: Result<Vec<String>, String> = items.map(origin).collect();
-        Some(Origins(bad.check("PEAL_CORS_ORIGINS", origins)?))
+        Some(Origins(errors.check("PEAL_CORS_ORIGINS", origins)?))
     }
 }
 
-/// One origin, written as browsers do.
+/// Parses one origin into the form that browsers send.
 fn origin(text: &str) -> Result<String, String> {
     if text.contains('*') {
         return Err(format!(
@@ -57,13 +57,13 @@ fn origin(text: &str) -> Result<String, String> {
 }
 
 impl Origins {
-    /// Whether pages of this origin may use the API. The origin is compared as it is.
+    /// True when pages of this origin may use the API. The origin is compared as it is.
     #[must_use]
     pub fn contains(&self, origin: &str) -> bool {
         self.0.iter().any(|known| known == origin)
     }
 
-    /// All of them.
+    /// All allowed origins.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
@@ -74,18 +74,18 @@ mod tests {
     use super::*;
 
     fn checked(text: &str) -> Result<Vec<String>, String> {
-        let mut bad = Complaints::default();
+        let mut errors = Complaints::default();
         let settings = OriginSettings {
             cors_origins: Some(text.to_owned()),
         };
-        match settings.check(&mut bad) {
+        match settings.check(&mut errors) {
             Some(origins) => Ok(origins.0),
-            None => Err(bad.0.join("; ")),
+            None => Err(errors.0.join("; ")),
         }
     }
 
     #[test]
-    fn origins_are_kept_as_browsers_write_them() {
+    fn origins_are_normalized_to_the_browser_form() {
         let origins = checked(
             " https://App.example.com:443/,http://localhost:5173, ,https://app.example.com:8443",
         );
@@ -101,14 +101,15 @@ mod tests {
     }
 
     #[test]
-    fn what_would_let_in_others_is_refused() {
+    fn wildcards_and_odd_origins_are_refused() {
         for odd in ["*", "https://*.example.com", "https://a.example.com,*"] {
-            let told = checked(odd).unwrap_err();
+            let message = checked(odd).unwrap_err();
             assert!(
-                told.contains("PEAL_CORS_ORIGINS must name each origin"),
-                "{told}"
+                message.contains("PEAL_CORS_ORIGINS must name each origin"),
+                "{message}"
             );
         }
+
         for odd in [
             "null",
             "app.example.com",
@@ -118,8 +119,11 @@ mod tests {
             "https://me@app.example.com",
             "file:///tmp",
         ] {
-            let told = checked(odd).unwrap_err();
-            assert!(told.contains("must be origins such as"), "{odd}: {told}");
+            let message = checked(odd).unwrap_err();
+            assert!(
+                message.contains("must be origins such as"),
+                "{odd}: {message}"
+            );
         }
     }
 }

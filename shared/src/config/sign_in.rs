@@ -1,4 +1,4 @@
-//! Who may sign in, and with whose tokens.
+//! Sign-in: accepted token issuers, and accounts for new users.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use url::{Host, Url};
 
 use super::Complaints;
 
-/// Settings of signing in, as they are typed.
+/// Sign-in settings, as typed.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SignInSettings {
     /// Public keys of the session tokens' issuer (ES256, RS256), such as
     /// https://project.supabase.co/auth/v1/.well-known/jwks.json
     #[arg(long, env = "PEAL_JWT_JWKS_URL", global = true)]
     pub jwt_jwks_url: Option<String>,
-    /// Who gets an account with a first genuine token: `invited` people only, or everybody
-    /// (`open`), each in a new organisation [default: invited].
+    /// Accounts for a first valid token: `invited` people only, or everybody (`open`), each in a
+    /// new organisation [default: invited].
     #[arg(long, env = "PEAL_SIGN_UP", global = true)]
     pub sign_up: Option<String>,
     /// Hours until a session of the built-in login ends [default: 12].
@@ -24,30 +24,30 @@ pub struct SignInSettings {
     pub session_hours: Option<String>,
 }
 
-/// Who is let in with a first genuine token of another issuer.
+/// Policy for the first valid token of a user of another issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignUp {
-    /// Whom somebody invited by the token's e-mail address.
+    /// Accepts people invited under the token's e-mail address.
     Invited,
-    /// Everybody; whom nobody invited gets an organisation of their own.
+    /// Accepts everybody; a person without an invitation gets a new organisation.
     Open,
 }
 
-/// Tokens that another issuer makes.
+/// Session tokens of another issuer.
 #[derive(Clone, Debug)]
 pub struct SessionTokens {
-    /// Verifies HS256 tokens.
+    /// Key of HS256 tokens.
     pub secret: Option<SecretString>,
-    /// Where the keys for ES256 and RS256 tokens are.
+    /// URL of the keys for ES256 and RS256 tokens.
     pub jwks_url: Option<Url>,
     pub issuer: String,
     pub audience: String,
 }
 
-/// How people sign in.
+/// Validated sign-in settings.
 #[derive(Clone, Debug)]
 pub struct SignIn {
-    /// None: only our own tokens count.
+    /// `None`: only Peal's own tokens are accepted.
     pub foreign: Option<SessionTokens>,
     pub sign_up: SignUp,
     pub session_ttl: Duration,
@@ -59,25 +59,29 @@ impl SignInSettings {
         secret: Option<&str>,
         issuer: &str,
         audience: &str,
-        bad: &mut Complaints,
+        errors: &mut Complaints,
     ) -> Option<SignIn> {
         let secret = match secret.filter(|secret| !secret.is_empty()) {
             Some(secret) if secret.len() < 32 => Err("must have at least 32 bytes".to_owned()),
             secret => Ok(secret.map(SecretString::from)),
         };
-        let secret = bad.check("PEAL_JWT_SECRET", secret);
+        let secret = errors.check("PEAL_JWT_SECRET", secret);
+
         let jwks_url = self.jwt_jwks_url.as_deref().filter(|url| !url.is_empty());
-        let jwks_url = bad.check("PEAL_JWT_JWKS_URL", jwks_url.map(keys_url).transpose());
+        let jwks_url = errors.check("PEAL_JWT_JWKS_URL", jwks_url.map(keys_url).transpose());
+
         let sign_up = match self.sign_up.as_deref().unwrap_or_default() {
             "" | "invited" => Ok(SignUp::Invited),
             "open" => Ok(SignUp::Open),
             _ => Err("must be invited or open".to_owned()),
         };
-        let sign_up = bad.check("PEAL_SIGN_UP", sign_up);
+        let sign_up = errors.check("PEAL_SIGN_UP", sign_up);
+
         let hours = match self.session_hours.as_deref().unwrap_or_default() {
             "" => Some(12),
-            hours => bad.number("PEAL_SESSION_HOURS", hours, 1_u64, 24 * 31),
+            hours => errors.number("PEAL_SESSION_HOURS", hours, 1_u64, 24 * 31),
         };
+
         let (secret, jwks_url) = (secret?, jwks_url?);
         let foreign = (secret.is_some() || jwks_url.is_some()).then(|| SessionTokens {
             secret,
@@ -93,11 +97,12 @@ impl SignInSettings {
     }
 }
 
-/// Whoever can change the keys on their way can sign in as anybody, so they come over TLS, or
-/// from this machine.
+/// Parses the URL of the keys. It must use TLS or a loopback host: a changed key would allow
+/// signing in as anybody.
 fn keys_url(text: &str) -> Result<Url, String> {
-    let told = || "must be an https:// URL (http:// only on this machine)".to_owned();
-    let url = Url::parse(text).map_err(|_error| told())?;
+    let message = || "must be an https:// URL (http:// only on this machine)".to_owned();
+    let url = Url::parse(text).map_err(|_error| message())?;
+
     let is_local = match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
@@ -107,7 +112,7 @@ fn keys_url(text: &str) -> Result<Url, String> {
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_local => Ok(url),
-        _ => Err(told()),
+        _ => Err(message()),
     }
 }
 
@@ -116,13 +121,13 @@ mod tests {
     use super::*;
 
     fn checked(settings: &SignInSettings, secret: Option<&str>) -> Result<SignIn, Vec<String>> {
-        let mut bad = Complaints::default();
-        let checked = settings.check(secret, "peal", "authenticated", &mut bad);
-        checked.filter(|_| bad.0.is_empty()).ok_or(bad.0)
+        let mut errors = Complaints::default();
+        let checked = settings.check(secret, "peal", "authenticated", &mut errors);
+        checked.filter(|_| errors.0.is_empty()).ok_or(errors.0)
     }
 
     #[test]
-    fn without_secret_and_keys_only_our_own_tokens_count() {
+    fn without_secret_and_keys_only_own_tokens_are_accepted() {
         let sign_in = checked(&SignInSettings::default(), None).unwrap();
         assert!(sign_in.foreign.is_none());
         assert_eq!(sign_in.sign_up, SignUp::Invited);
@@ -130,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_come_over_tls_or_from_this_machine() {
+    fn keys_need_tls_or_a_loopback_host() {
         for (url, good) in [
             ("https://a.supabase.co/auth/v1/.well-known/jwks.json", true),
             ("http://127.0.0.1:9000/jwks", true),
@@ -150,15 +155,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_settings_are_named() {
         let settings = SignInSettings {
             sign_up: Some("everyone".into()),
             session_hours: Some("0".into()),
             ..SignInSettings::default()
         };
-        let told = checked(&settings, Some("short")).unwrap_err().join("\n");
+        let message = checked(&settings, Some("short")).unwrap_err().join("\n");
         for name in ["PEAL_JWT_SECRET", "PEAL_SIGN_UP", "PEAL_SESSION_HOURS"] {
-            assert!(told.contains(name), "{told}");
+            assert!(message.contains(name), "{message}");
         }
     }
 }

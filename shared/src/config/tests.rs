@@ -23,7 +23,7 @@ fn settings() -> Settings {
 }
 
 #[test]
-fn good_settings_hold() {
+fn valid_settings_are_accepted() {
     let config = Config::from_settings(settings()).unwrap();
     assert_eq!(config.uploads.max_bytes, 200_000_000);
     assert!(config.sign_in.foreign.is_none());
@@ -31,8 +31,8 @@ fn good_settings_hold() {
 }
 
 #[test]
-fn everything_wrong_is_reported_at_once() {
-    let complaint = Config::from_settings(Settings {
+fn all_invalid_settings_are_reported_at_once() {
+    let message = Config::from_settings(Settings {
         database_url: Some("mysql://x".into()),
         master_key: Some("short".into()),
         public_url: None,
@@ -53,6 +53,7 @@ fn everything_wrong_is_reported_at_once() {
     })
     .unwrap_err()
     .to_string();
+
     for name in [
         "PEAL_DATABASE_URL",
         "PEAL_MASTER_KEY",
@@ -67,9 +68,6 @@ fn everything_wrong_is_reported_at_once() {
         "PEAL_TRUSTED_PROXIES",
         "PEAL_CORS_ORIGINS",
     ] {
-        assert!(
-            complaint.contains(name),
-            "{name} is missing from: {complaint}"
-        );
+        assert!(message.contains(name), "{name} is missing from: {message}");
     }
 }

@@ -1,4 +1,4 @@
-//! Where metrics are shown and traces are sent. Both are off unless they are asked for.
+//! Telemetry: the metrics listener and the trace exporter. Both are off by default.
 
 use std::net::SocketAddr;
 
@@ -7,32 +7,31 @@ use url::Url;
 
 use super::Complaints;
 
-/// Where to send traces, as it is typed.
+/// Telemetry settings, as typed.
 #[derive(Args, Clone, Debug, Default)]
 pub struct WatchSettings {
-    /// Where metrics are served at /metrics: 127.0.0.1:9464. Unset: nowhere. Keep it away from
-    /// carriers and users; there is no key.
+    /// Address that serves /metrics: 127.0.0.1:9464. Unset: none. The endpoint has no
+    /// authentication: restrict access to Prometheus.
     #[arg(long, env = "PEAL_METRICS_LISTEN", global = true)]
     pub metrics_listen: Option<String>,
-    /// An OpenTelemetry collector that takes OTLP over HTTP: http://127.0.0.1:4318. Unset: no
-    /// traces.
+    /// OpenTelemetry collector for OTLP over HTTP: http://127.0.0.1:4318. Unset: no traces.
     #[arg(long, env = "PEAL_OTLP_URL", global = true)]
     pub otlp_url: Option<String>,
-    /// The part of all calls that is traced, 0 to 1; the same in every process [default: 0.1].
+    /// Traced fraction of all calls, 0 to 1; the same in every process [default: 0.1].
     #[arg(long, env = "PEAL_OTLP_RATIO", global = true)]
     pub otlp_ratio: Option<String>,
 }
 
-/// Where traces go.
+/// Trace exporter settings.
 #[derive(Clone, Debug)]
 pub struct Tracing {
-    /// With the path that takes spans.
+    /// Collector's URL, with the path for spans.
     pub url: Url,
-    /// The part of all calls that is traced.
+    /// Traced fraction of all calls.
     pub ratio: f64,
 }
 
-/// What is shown of this process.
+/// Validated telemetry settings.
 #[derive(Clone, Debug)]
 pub struct Watched {
     pub metrics_listen: Option<SocketAddr>,
@@ -40,21 +39,23 @@ pub struct Watched {
 }
 
 impl WatchSettings {
-    pub(super) fn check(&self, bad: &mut Complaints) -> Option<Watched> {
+    pub(super) fn check(&self, errors: &mut Complaints) -> Option<Watched> {
         let set = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let listen = set(&self.metrics_listen)
             .map(|text| text.parse().map_err(|_e| "must be address:port".to_owned()))
             .transpose();
         let url = set(&self.otlp_url).map(|text| spans_url(&text)).transpose();
+
         let ratio = set(&self.otlp_ratio).map_or(Ok(0.1), |text| {
             text.parse()
                 .ok()
                 .filter(|ratio| (0.0..=1.0).contains(ratio))
                 .ok_or_else(|| "must be a number from 0 to 1".to_owned())
         });
-        let listen = bad.check("PEAL_METRICS_LISTEN", listen);
-        let url = bad.check("PEAL_OTLP_URL", url);
-        let ratio = bad.check("PEAL_OTLP_RATIO", ratio);
+
+        let listen = errors.check("PEAL_METRICS_LISTEN", listen);
+        let url = errors.check("PEAL_OTLP_URL", url);
+        let ratio = errors.check("PEAL_OTLP_RATIO", ratio);
         Some(Watched {
             metrics_listen: listen?,
             traces: url?.zip(ratio).map(|(url, ratio)| Tracing { url, ratio }),
@@ -62,12 +63,12 @@ impl WatchSettings {
     }
 }
 
-/// The collector's address, to which the protocol's own path is added.
+/// Parses the collector's URL and appends the OTLP path for spans.
 fn spans_url(text: &str) -> Result<Url, String> {
-    let wrong = || "must be an http(s):// URL without a query".to_owned();
-    let mut url = Url::parse(text).map_err(|_e| wrong())?;
+    let message = || "must be an http(s):// URL without a query".to_owned();
+    let mut url = Url::parse(text).map_err(|_e| message())?;
     if !matches!(url.scheme(), "http" | "https") || url.query().is_some() {
-        return Err(wrong());
+        return Err(message());
     }
     let base = url.path().trim_end_matches('/').to_owned();
     if !base.ends_with("/v1/traces") {
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_go_to_the_protocols_path() {
+    fn spans_go_to_the_otlp_path() {
         for (typed, url) in [
             ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
             (

@@ -1,12 +1,12 @@
-//! Which addresses of the internet a stranger's URL may lead to.
+//! Public addresses: those that users' URLs may reach.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-/// Networks of IPv4 that are not the public internet: this host, private and shared ranges,
+/// IPv4 networks outside the public internet: this host, private and shared ranges,
 /// link-local (the metadata services of clouds), documentation, benchmarks, relays, multicast
-/// and what is reserved. From IANA's registry of special-purpose addresses.
+/// and reserved ranges. Source: IANA's registry of special-purpose addresses.
 pub(super) const CLOSED_V4: [Ipv4Net; 15] = [
     v4([0, 0, 0, 0], 8),
     v4([10, 0, 0, 0], 8),
@@ -25,13 +25,13 @@ pub(super) const CLOSED_V4: [Ipv4Net; 15] = [
     v4([240, 0, 0, 0], 4),
 ];
 
-/// The part of IPv6 that is given out as public addresses. What lies outside is closed: `::`,
+/// IPv6 network of public addresses. Everything outside is closed: `::`,
 /// `::1`, IPv4 in its old forms, NAT64 (64:ff9b::/96, 64:ff9b:1::/48), discard (100::/64),
 /// SRv6 (5f00::/16), private (fc00::/7), link-local and site-local (fe80::/10, fec0::/10) and
 /// multicast (ff00::/8).
 const PUBLIC_V6: Ipv6Net = v6([0x2000, 0], 3);
 
-/// Networks inside of it that are not the public internet: protocol assignments with Teredo
+/// Networks inside it that are not the public internet: protocol assignments with Teredo
 /// (2001::/32), documentation, and 6to4, which hides an IPv4 address.
 pub(super) const CLOSED_V6: [Ipv6Net; 4] = [
     v6([0x2001, 0], 23),
@@ -40,7 +40,7 @@ pub(super) const CLOSED_V6: [Ipv6Net; 4] = [
     v6([0x3fff, 0], 20),
 ];
 
-/// Whether an address is one of the public internet. IPv4 inside of IPv6 counts as IPv4.
+/// True for an address of the public internet. IPv4-mapped IPv6 counts as IPv4.
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
@@ -123,7 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beside_a_closed_network_is_open() {
+    fn neighbours_of_closed_networks_are_open() {
+        // Table: the addresses just before and after each listed network.
         for open in [
             "1.0.0.0",
             "9.255.255.255",
@@ -150,6 +151,7 @@ mod tests {
             "203.0.112.255",
             "203.0.114.0",
             "223.255.255.255",
+            // IPv6.
             "2001:200::",
             "2001:db7:ffff:ffff:ffff:ffff:ffff:ffff",
             "2001:db9::",
@@ -159,12 +161,13 @@ mod tests {
             "2606:4700:4700::1111",
         ] {
             let address: IpAddr = open.parse().unwrap();
+
             assert!(is_public(address), "{open}");
             assert!(is_public(mapped(address)), "{open}, mapped");
         }
     }
 
-    /// What the standard library knows about an address, independently of the table.
+    /// Classification by the standard library, independent of the table.
     fn is_special(address: IpAddr) -> bool {
         match address.to_canonical() {
             IpAddr::V4(v4) => {

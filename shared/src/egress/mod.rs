@@ -1,19 +1,18 @@
-//! The gate: the one way to a URL that a user wrote down (HTTP tools, MCP servers, webhooks).
+//! Outbound client: the only way to URLs that users configure (HTTP tools, MCP servers, webhooks).
 //!
-//! Such a URL is an instruction by a stranger to our own machine, which stands in a network
-//! where databases, metadata services and neighbours trust it. So:
+//! Such a URL makes this machine send a request inside a network where databases, metadata
+//! services and other hosts trust it (SSRF). So:
 //!
-//! 1. The text is read strictly ([`policy`]): HTTPS, few ports, no user name, no address in
-//!    disguise.
+//! 1. The text is parsed strictly ([`policy`]): HTTPS, few ports, no user name, no obfuscated
+//!    address.
 //! 2. The name is resolved once per connection, closed addresses are dropped ([`address`],
-//!    [`resolve`]), and the connection goes to one of those left. A name that changes its mind
-//!    changes nothing.
-//! 3. No redirect is followed, no proxy asked, no header of ours sent.
-//! 4. An answer has a time, a size and a number of neighbours: a slow or endless server costs
-//!    its own tenant alone.
+//!    [`resolve`]), and the connection goes to one of those left. DNS rebinding has no effect.
+//! 3. No redirect is followed, no proxy used, no header of Peal sent.
+//! 4. Time, size and concurrency of responses are limited: a slow or endless server affects its
+//!    own tenant alone.
 //!
-//! Users are told that an address cannot be reached, never why: the difference between "no such
-//! host" and "not allowed" is a map of our network. The reason is in the log.
+//! Users learn that an address cannot be reached, never why: the difference between "no such
+//! host" and "not allowed" would map the internal network. The log has the reason.
 
 pub mod address;
 pub mod policy;
@@ -38,16 +37,16 @@ pub use self::resolve::Resolver;
 use self::resolve::{System, Vetted};
 use crate::ids::OrgId;
 
-/// The longest that one exchange may take, with everything.
+/// Longest time of one exchange, from connecting to the last byte.
 pub const LONGEST: Duration = Duration::from_secs(15);
-/// How long it may take to resolve, connect and agree on TLS.
+/// Longest time to resolve, connect and finish the TLS handshake.
 const CONNECT: Duration = Duration::from_secs(3);
-/// The largest answer.
+/// Largest response body.
 pub const LARGEST_BYTES: usize = 1_000_000;
-/// How many exchanges of one organisation run at the same time.
+/// Concurrent exchanges of one organisation.
 const PER_ORG: usize = 10;
 
-/// Headers that belong to a connection, not to a request, or say on whose behalf it is made.
+/// Headers that belong to a connection or a proxy, not to a request.
 const NOT_FORWARDED: [&str; 16] = [
     "connection",
     "content-length",
@@ -66,7 +65,7 @@ const NOT_FORWARDED: [&str; 16] = [
     "accept-encoding",
     "x-real-ip",
 ];
-/// Beginnings of such names, and of those that Peal itself proves who it is with.
+/// Prefixes of such headers, and of those that authenticate Peal itself.
 const NOT_FORWARDED_PREFIXES: [&str; 3] = ["x-forwarded-", "x-peal-", "x-twilio-"];
 
 /// A request to a user's URL.
@@ -76,11 +75,11 @@ pub struct Outgoing {
     pub target: Target,
     pub headers: HeaderMap,
     pub body: Option<Bytes>,
-    /// At most [`LONGEST`].
+    /// At most [`MAX_TIMEOUT`].
     pub timeout: Duration,
 }
 
-/// What came back.
+/// Complete response.
 #[derive(Clone, Debug)]
 pub struct Incoming {
     pub status: StatusCode,
@@ -88,30 +87,30 @@ pub struct Incoming {
     pub body: Bytes,
 }
 
-/// An answer that goes on.
+/// Response whose body is a stream.
 pub struct Ongoing {
     pub status: StatusCode,
     pub headers: HeaderMap,
-    /// At most as much as a whole answer may be.
+    /// At most [`MAX_RESPONSE_BYTES`] in all.
     pub body: BoxStream<'static, Result<Bytes, Failure>>,
 }
 
-/// Why nothing came back, for the user.
+/// Failure of a request, as shown to the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     #[error("the address cannot be reached")]
     Unreachable,
-    #[error("there was no whole answer in time")]
+    #[error("the response did not complete in time")]
     TimedOut,
-    #[error("the answer is larger than 1 MB")]
+    #[error("the response is larger than 1 MB")]
     TooLarge,
-    #[error("the answer is compressed although it was asked not to be")]
+    #[error("the response is compressed; send it uncompressed")]
     Compressed,
-    #[error("the answer broke off")]
+    #[error("the response ended early")]
     BrokenOff,
 }
 
-/// The gate.
+/// HTTP client for users' URLs; cheap to clone.
 #[derive(Clone)]
 pub struct Gate {
     policy: Arc<Policy>,
@@ -122,7 +121,7 @@ pub struct Gate {
 type Running = Arc<Mutex<HashMap<OrgId, Weak<Semaphore>>>>;
 
 impl Gate {
-    /// A gate with the machine's resolver.
+    /// Creates a client with the system's resolver.
     ///
     /// # Errors
     /// Fails when the TLS roots of the machine cannot be read.
@@ -130,7 +129,7 @@ impl Gate {
         Self::with_resolver(policy, Arc::new(System::new()))
     }
 
-    /// A gate with a resolver of one's own.
+    /// Creates a client with the given resolver.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -147,42 +146,44 @@ impl Gate {
         })
     }
 
-    /// Reads a user's URL.
+    /// Parses a user's URL.
     ///
     /// # Errors
-    /// What is wrong with it, for the user.
+    /// A message for the user.
     pub fn target(&self, text: &str) -> Result<Target, &'static str> {
         self.policy.target(text)
     }
 
-    /// Sends a request on behalf of an organisation and reads the whole answer.
+    /// Sends a request on behalf of an organisation and reads the whole response.
     ///
     /// # Errors
-    /// Why there is no answer. The reason behind is logged.
+    /// The failure for the user; its reason is logged.
     pub async fn send(&self, org: OrgId, request: Outgoing) -> Result<Incoming, Failure> {
-        let (host, patience) = (host_of(&request), request.timeout);
+        let (host, max_time) = (host_of(&request), request.timeout);
         let exchange = async {
             let _slot = self.slot(org).await;
             self.exchange(request).await
         };
-        within(org, &host, patience, exchange).await
+        within(org, &host, max_time, exchange).await
     }
 
-    /// Opens an answer that goes on, such as a stream of events. It keeps its place among the
-    /// exchanges of its organisation until it is dropped.
+    /// Opens a streaming response, such as server-sent events. It counts as one of the
+    /// organisation's exchanges until it is dropped.
     ///
     /// # Errors
     /// As [`Self::send`].
     pub async fn listen(&self, org: OrgId, request: Outgoing) -> Result<Ongoing, Failure> {
-        let (host, patience) = (host_of(&request), request.timeout);
+        let (host, max_time) = (host_of(&request), request.timeout);
         let opening = async {
             let slot = self.slot(org).await;
             Ok((self.begin(request).await?, slot))
         };
-        let (response, slot) = within(org, &host, patience, opening).await?;
+        let (response, slot) = within(org, &host, max_time, opening).await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let begun = (response, LARGEST_BYTES, slot);
-        let body = stream::try_unfold(begun, async |(mut response, left, slot)| {
+
+        // The slot lives as long as the stream.
+        let initial = (response, LARGEST_BYTES, slot);
+        let body = stream::try_unfold(initial, async |(mut response, left, slot)| {
             let next = response.chunk().await;
             let Some(chunk) = next.map_err(|error| Failed::of_reading(error).failure)? else {
                 return Ok(None);
@@ -197,16 +198,16 @@ impl Gate {
         })
     }
 
-    /// Sends a request that belongs to an answer which goes on, in its place.
+    /// Sends a request that belongs to an open stream, without a slot of its own.
     ///
     /// # Errors
     /// As [`Self::send`].
     pub async fn send_beside(&self, org: OrgId, request: Outgoing) -> Result<Incoming, Failure> {
-        let (host, patience) = (host_of(&request), request.timeout);
-        within(org, &host, patience, self.exchange(request)).await
+        let (host, max_time) = (host_of(&request), request.timeout);
+        within(org, &host, max_time, self.exchange(request)).await
     }
 
-    /// A place among the exchanges of an organisation.
+    /// Waits for one of the organisation's slots.
     async fn slot(&self, org: OrgId) -> Option<OwnedSemaphorePermit> {
         let slots = {
             let mut running = self.running.lock().ok()?;
@@ -214,6 +215,7 @@ impl Gate {
                 Some(slots) => slots,
                 None => {
                     running.retain(|_, slots| slots.strong_count() > 0);
+                    // Organisations without exchanges were just removed.
                     let slots = Arc::new(Semaphore::new(PER_ORG));
                     running.insert(org, Arc::downgrade(&slots));
                     slots
@@ -234,7 +236,7 @@ impl Gate {
         })
     }
 
-    /// Sends a request; the head of its answer.
+    /// Sends a request and returns the head of its response.
     async fn begin(&self, request: Outgoing) -> Result<Response, Failed> {
         let mut headers = HeaderMap::new();
         for (name, value) in &request.headers {
@@ -242,16 +244,18 @@ impl Gate {
                 headers.append(name.clone(), value.clone());
             }
         }
-        // A compressed answer may be a thousand times larger than it looks.
+        // A compressed response may expand a thousandfold.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let mut sending = self
+
+        let mut builder = self
             .client
             .request(request.method, request.target.url().clone())
             .headers(headers);
         if let Some(body) = request.body {
-            sending = sending.body(body);
+            builder = builder.body(body);
         }
-        let response = sending.send().await.map_err(Failed::of_sending)?;
+
+        let response = builder.send().await.map_err(Failed::of_sending)?;
         self.judge(&response)?;
         Ok(response)
     }
@@ -266,7 +270,10 @@ impl Gate {
         }
         let encoding = response.headers().get(CONTENT_ENCODING);
         if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            return Err(Failed::new(Failure::Compressed, "the answer is compressed"));
+            return Err(Failed::new(
+                Failure::Compressed,
+                "the response is compressed",
+            ));
         }
         Ok(())
     }
@@ -277,23 +284,23 @@ fn host_of(request: &Outgoing) -> String {
     host.unwrap_or_default().to_owned()
 }
 
-/// Waits as long as may be, and logs why nothing came of it.
+/// Runs an exchange within its time limit and logs the reason of a failure.
 async fn within<T>(
     org: OrgId,
     host: &str,
-    patience: Duration,
+    max_time: Duration,
     exchange: impl Future<Output = Result<T, Failed>>,
 ) -> Result<T, Failure> {
-    let failed = match timeout(patience.min(LONGEST), exchange).await {
-        Ok(Ok(answer)) => return Ok(answer),
+    let failed = match timeout(max_time.min(LONGEST), exchange).await {
+        Ok(Ok(response)) => return Ok(response),
         Ok(Err(failed)) => failed,
-        Err(_elapsed) => Failed::new(Failure::TimedOut, "it took too long"),
+        Err(_elapsed) => Failed::new(Failure::TimedOut, "timed out"),
     };
-    tracing::warn!(org.id = %org, host, reason = failed.reason, "a user's address failed");
+    tracing::warn!(org.id = %org, host, reason = failed.reason, "request to a user's URL failed");
     Err(failed.failure)
 }
 
-/// Whether a user's header is sent along.
+/// True for a header that users may set.
 #[must_use]
 pub fn is_forwarded(name: &HeaderName) -> bool {
     let name = name.as_str();
@@ -304,7 +311,7 @@ pub fn is_forwarded(name: &HeaderName) -> bool {
 }
 
 async fn read(mut response: Response) -> Result<Bytes, Failed> {
-    let too_large = || Failed::new(Failure::TooLarge, "the answer is too large");
+    let too_large = || Failed::new(Failure::TooLarge, "the response is too large");
     let announced = response.content_length().unwrap_or_default();
     if usize::try_from(announced).map_or(true, |announced| announced > LARGEST_BYTES) {
         return Err(too_large());
@@ -319,7 +326,7 @@ async fn read(mut response: Response) -> Result<Bytes, Failed> {
     Ok(body.freeze())
 }
 
-/// A failure with the reason that only the log may know.
+/// Failure with the reason for the log.
 struct Failed {
     failure: Failure,
     reason: String,
@@ -353,7 +360,7 @@ impl Failed {
         Self::caused(failure, error)
     }
 
-    /// URLs may hold secrets, so the reason goes without.
+    /// Formats the cause without the URL, which may hold secrets.
     fn caused(failure: Failure, error: reqwest::Error) -> Self {
         let error = anyhow::Error::new(error.without_url());
         Self::new(failure, &format!("{error:#}"))

@@ -1,5 +1,5 @@
-//! Which URLs may be asked for at all, judged by their text. The same parser reads the URL here
-//! and when it is used, so that nobody can mean two things with one text.
+//! Policy for users' URLs, applied to their text. The same parser reads the URL here and when
+//! the request is sent, so that one text cannot mean two URLs.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -12,15 +12,15 @@ use super::address::is_public;
 const DEFAULT_PORTS: [RangeInclusive<u16>; 2] = [443..=443, 8443..=8443];
 const MAX_URL_BYTES: usize = 2048;
 
-/// What this installation lets users' URLs reach.
+/// Addresses that users' URLs may reach in this installation.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Plain HTTP, for development.
+    /// Allows plain HTTP, for development.
     http: bool,
     ports: Vec<RangeInclusive<u16>>,
-    /// Networks that may be reached although they are not public.
+    /// Allowed networks that are not public.
     networks: Vec<IpNet>,
-    /// Hosts and ports of this installation itself.
+    /// Hosts and ports of this installation's own services.
     own: Vec<(String, u16)>,
 }
 
@@ -35,7 +35,7 @@ impl Default for Policy {
     }
 }
 
-/// A URL whose text is in order. Whether its host may be reached shows when it is resolved.
+/// URL whose text is valid. Its host is checked when it is resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target(Url);
 
@@ -48,17 +48,17 @@ impl Target {
 }
 
 impl Policy {
-    /// The default, and plain HTTP as well.
+    /// Allows plain HTTP as well.
     #[must_use]
     pub fn with_http(mut self) -> Self {
         self.http = true;
         self
     }
 
-    /// Ports instead of the default ones: numbers and ranges, separated by commas.
+    /// Replaces the default ports: numbers and ranges, separated by commas.
     ///
     /// # Errors
-    /// What the list must look like.
+    /// A message that shows the expected form.
     pub fn with_ports(mut self, text: &str) -> Result<Self, String> {
         self.ports = text
             .split(',')
@@ -72,10 +72,10 @@ impl Policy {
         Ok(self)
     }
 
-    /// Networks that may be reached although they are not public, separated by commas.
+    /// Allows networks that are not public, separated by commas.
     ///
     /// # Errors
-    /// What the list must look like.
+    /// A message that shows the expected form.
     pub fn with_networks(mut self, text: &str) -> Result<Self, String> {
         self.networks = text
             .split(',')
@@ -85,7 +85,7 @@ impl Policy {
         Ok(self)
     }
 
-    /// Closes the address of a part of this installation.
+    /// Closes the host and port of one of this installation's own services.
     #[must_use]
     pub fn without(mut self, own: &Url) -> Self {
         let port = own.port_or_known_default().or(match own.scheme() {
@@ -99,17 +99,17 @@ impl Policy {
         self
     }
 
-    /// Whether an address may be connected to.
+    /// True when connections to the address are allowed.
     #[must_use]
     pub fn opens(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         is_public(address) || self.networks.iter().any(|net| net.contains(&address))
     }
 
-    /// Reads a URL.
+    /// Parses a URL.
     ///
     /// # Errors
-    /// What is wrong with its text, for whoever wrote it. What the name leads to is not told.
+    /// A message for its author about the text. It does not reveal what the name resolves to.
     pub fn target(&self, text: &str) -> Result<Target, &'static str> {
         if text.len() > MAX_URL_BYTES {
             return Err("is longer than 2048 bytes");
@@ -120,30 +120,33 @@ impl Policy {
         {
             return Err("must not have spaces, backslashes or control characters");
         }
+
         let url = Url::parse(text).map_err(|_reason| "is not a URL such as https://example.com")?;
         match url.scheme() {
             "https" => {}
             "http" if self.http => {}
             _ => return Err("must begin with https://"),
         }
+
         if !url.username().is_empty() || url.password().is_some() || has_userinfo(text) {
             return Err("must not have a user name or password; send them as auth");
         }
         if url.fragment().is_some() {
             return Err("must not have a fragment (#)");
         }
+
         let port = url.port_or_known_default().unwrap_or_default();
-        // Plain HTTP is opened for development as a whole, with its port.
+        // Allowing plain HTTP allows its default port.
         let is_plain = url.scheme() == "http" && port == 80;
         if !is_plain && !self.ports.iter().any(|range| range.contains(&port)) {
-            return Err("has a port that is not open here; use 443");
+            return Err("has a port that is not allowed here; use 443");
         }
         self.judge_host(&url, text, port)?;
         Ok(Target(url))
     }
 
     fn judge_host(&self, url: &Url, text: &str, port: u16) -> Result<(), &'static str> {
-        const CLOSED: &str = "leads to an address that is not open here";
+        const CLOSED: &str = "has an address that is not allowed here";
         let address = match url.host().ok_or("must have a host")? {
             Host::Ipv4(ip) => {
                 if written_host(text) != ip.to_string() {
@@ -154,7 +157,7 @@ impl Policy {
             Host::Ipv6(ip) => Some(IpAddr::V6(ip)),
             Host::Domain(name) => {
                 if name.ends_with('.') {
-                    return Err("must have a host without a dot at its end");
+                    return Err("must not have a dot at the end of its host");
                 }
                 if name == "localhost" || name.ends_with(".localhost") {
                     let loopback = IpAddr::from([127, 0, 0, 1]);
@@ -165,6 +168,7 @@ impl Policy {
                 None
             }
         };
+
         let is_own = url.host_str().is_some_and(|host| {
             self.own
                 .iter()
@@ -177,13 +181,13 @@ impl Policy {
     }
 }
 
-/// The authority as it is written, between `//` and what ends it.
+/// Authority as written, from `//` to `/`, `?` or `#`.
 fn authority(text: &str) -> &str {
     let rest = text.split_once("//").map_or(text, |(_, rest)| rest);
     rest.split(['/', '?', '#']).next().unwrap_or_default()
 }
 
-/// Also an empty user name, which the parser drops.
+/// True also for an empty user name, which the parser drops.
 fn has_userinfo(text: &str) -> bool {
     authority(text).contains('@')
 }

@@ -1,5 +1,5 @@
-//! Names to addresses. What comes back is filtered before anybody connects, and the connection
-//! goes to the filtered list: there is no second look-up that could answer otherwise.
+//! Name resolution. Addresses are filtered before connecting, and the connection goes to the
+//! filtered list: there is no second look-up that could return others.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use tokio::sync::Semaphore;
 
 use super::policy::Policy;
 
-/// The system's resolver occupies a thread for as long as it takes, which strangers' name
-/// servers decide.
+/// Most concurrent look-ups. Each occupies a thread for as long as the users' name servers
+/// take.
 const LOOKUPS_AT_ONCE: usize = 64;
 
-/// The naming system outside.
+/// Resolver of host names.
 #[async_trait]
 pub trait Resolver: Send + Sync {
-    /// Every address of a host.
+    /// Returns every address of a host.
     async fn addresses(&self, host: &str) -> anyhow::Result<Vec<IpAddr>>;
 }
 
-/// The resolver of the machine.
+/// Resolver of the operating system.
 pub(super) struct System {
     slots: Arc<Semaphore>,
 }
@@ -37,7 +37,7 @@ impl System {
 #[async_trait]
 impl Resolver for System {
     async fn addresses(&self, host: &str) -> anyhow::Result<Vec<IpAddr>> {
-        // The slot goes with the thread: whoever asked may be gone long before it is free.
+        // The slot moves into the thread, which may outlive a cancelled request.
         let slot = Arc::clone(&self.slots).acquire_owned().await?;
         let host = host.to_owned();
         let found = tokio::task::spawn_blocking(move || {
@@ -49,7 +49,7 @@ impl Resolver for System {
     }
 }
 
-/// A resolver that keeps quiet about every address that is closed.
+/// Resolver that drops closed addresses.
 #[derive(Clone)]
 pub(super) struct Vetted {
     pub resolver: Arc<dyn Resolver>,
@@ -58,17 +58,17 @@ pub(super) struct Vetted {
 
 impl Resolve for Vetted {
     fn resolve(&self, name: Name) -> Resolving {
-        let this = self.clone();
+        let resolver = self.clone();
         Box::pin(async move {
-            let found = this.resolver.addresses(name.as_str()).await?;
+            let found = resolver.resolver.addresses(name.as_str()).await?;
             let count = found.len();
             let open: Vec<SocketAddr> = found
                 .into_iter()
-                .filter(|address| this.policy.opens(*address))
+                .filter(|address| resolver.policy.opens(*address))
                 .map(|address| SocketAddr::new(address, 0))
                 .collect();
             if open.is_empty() {
-                return Err(format!("none of its {count} addresses is open").into());
+                return Err(format!("none of its {count} addresses is allowed").into());
             }
             let open: Addrs = Box::new(open.into_iter());
             Ok(open)

@@ -1,5 +1,5 @@
-//! The gate before real servers. 127.0.0.2 stands for the public internet; 127.0.0.1 and
-//! 127.0.0.3 are closed, and whoever listens there must never hear anything.
+//! The outbound client against real servers. 127.0.0.2 stands for the public internet; 127.0.0.1
+//! and 127.0.0.3 are closed, and servers there must never receive a connection.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -12,7 +12,7 @@ use super::*;
 
 const OPEN: &str = "127.0.0.2";
 
-/// Answers each look-up with the next list; the last one for ever.
+/// Resolver that returns the next list at each look-up, and the last one from then on.
 struct Script(Mutex<VecDeque<Vec<IpAddr>>>);
 
 #[async_trait]
@@ -27,7 +27,7 @@ impl Resolver for Script {
     }
 }
 
-/// A server that sends everybody the same bytes and closes.
+/// Server that sends the same bytes on each connection and closes it.
 struct Server {
     port: u16,
     heard: Arc<AtomicUsize>,
@@ -35,12 +35,13 @@ struct Server {
 }
 
 impl Server {
-    /// At a free port.
+    /// Starts a server at a free port.
     fn on(address: &str, answer: impl Into<Vec<u8>>) -> Self {
         Self::serving(TcpListener::bind((address, 0)).unwrap(), answer)
     }
 
-    /// An open one that says `open` and a closed one that says `secret`, at the same port.
+    /// Starts an open server that sends `open` and a closed one that sends `secret`, at the same
+    /// port.
     fn side_by_side() -> (Self, Self) {
         loop {
             let open = TcpListener::bind((OPEN, 0)).unwrap();
@@ -52,7 +53,7 @@ impl Server {
                         Self::serving(closed, ok("secret")),
                     );
                 }
-                // Somebody else has that port there, so another one.
+                // The port is taken on the closed address: try another one.
                 Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse),
             }
         }
@@ -66,6 +67,7 @@ impl Server {
         };
         let (heard, requests) = (Arc::clone(&server.heard), Arc::clone(&server.requests));
         let answer = answer.into();
+
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
@@ -79,7 +81,7 @@ impl Server {
                     .lock()
                     .unwrap()
                     .push(String::from_utf8(head).unwrap());
-                let _gone = stream.write_all(&answer);
+                let _written = stream.write_all(&answer);
             }
         });
         server
@@ -125,7 +127,7 @@ async fn fetch(gate: &Gate, url: &str) -> Result<Incoming, Failure> {
 }
 
 #[tokio::test]
-async fn an_open_host_is_asked_and_answers() {
+async fn a_request_to_an_open_host_succeeds() {
     let server = Server::on(OPEN, ok("hello"));
     let gate = gate(&[&[OPEN]]);
     let answer = fetch(&gate, &format!("http://tool.test:{}/x?y=1", server.port)).await;
@@ -141,7 +143,7 @@ async fn an_open_host_is_asked_and_answers() {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_inside_is_never_connected_to() {
+async fn a_name_that_resolves_inside_is_never_connected_to() {
     let canary = Server::on("127.0.0.1", ok("secret"));
     let url = format!("http://tool.test:{}/", canary.port);
     for list in [
@@ -168,7 +170,7 @@ async fn a_closed_address_among_open_ones_is_left_out() {
 }
 
 #[tokio::test]
-async fn a_name_that_changes_its_mind_does_not_lead_inside() {
+async fn dns_rebinding_does_not_reach_closed_addresses() {
     let (server, canary) = Server::side_by_side();
     let gate = gate(&[&[OPEN], &["127.0.0.1"]]);
     let url = format!("http://tool.test:{}/", server.port);
@@ -180,7 +182,7 @@ async fn a_name_that_changes_its_mind_does_not_lead_inside() {
 }
 
 #[tokio::test]
-async fn redirects_are_answers_and_not_followed() {
+async fn redirects_are_returned_and_not_followed() {
     let elsewhere = Server::on(OPEN, ok("followed"));
     for location in [
         "http://169.254.169.254/latest/meta-data/".to_owned(),
@@ -201,7 +203,7 @@ async fn redirects_are_answers_and_not_followed() {
 }
 
 #[tokio::test]
-async fn an_answer_is_cut_off_at_its_limit_whether_announced_or_not() {
+async fn too_large_responses_fail_with_and_without_a_length() {
     let limit = LARGEST_BYTES;
     let gate = gate(&[&[OPEN]]);
     let whole = Server::on(OPEN, ok(&"a".repeat(limit)));
@@ -222,7 +224,7 @@ async fn an_answer_is_cut_off_at_its_limit_whether_announced_or_not() {
 }
 
 #[tokio::test]
-async fn compressed_and_broken_answers_are_refused() {
+async fn compressed_and_broken_responses_are_refused() {
     let gate = gate(&[&[OPEN]]);
     for (answer, failure) in [
         (
@@ -243,7 +245,7 @@ async fn compressed_and_broken_answers_are_refused() {
 }
 
 #[tokio::test]
-async fn a_silent_server_costs_the_time_that_was_given() {
+async fn a_silent_server_times_out() {
     let listener = TcpListener::bind((OPEN, 0)).unwrap();
     let gate = gate(&[&[OPEN]]);
     let port = listener.local_addr().unwrap().port();
@@ -251,26 +253,28 @@ async fn a_silent_server_costs_the_time_that_was_given() {
         timeout: Duration::from_millis(200),
         ..get(&gate, &format!("http://tool.test:{port}/"))
     };
-    // Both are asked in this order, and the second one's time begins after the first one's: on
-    // however slow a machine, what ends in the time it was given ends first.
+    // Both are polled in this order, and the second one's time begins after the first one's: on
+    // however slow a machine, the request times out first.
     tokio::select! {
         biased;
         answer = gate.send(OrgId::new(), request) => {
             assert_eq!(answer.unwrap_err(), Failure::TimedOut);
         }
         () = async { tokio::time::sleep(Duration::from_secs(3)).await } => {
-            panic!("it costs more than it was given");
+            panic!("the request did not time out");
         }
     }
 }
 
 #[tokio::test]
-async fn one_organisation_cannot_take_all_the_places() {
+async fn one_organisation_cannot_take_all_slots() {
     let listener = TcpListener::bind((OPEN, 0)).unwrap();
     let silent = listener.local_addr().unwrap().port();
     let server = Server::on(OPEN, ok("open"));
     let gate = gate(&[&[OPEN]]);
     let (greedy, other) = (OrgId::new(), OrgId::new());
+
+    // One organisation fills its slots.
     let occupied: Vec<_> = (0..PER_ORG)
         .map(|_| {
             let (gate, request) = (
@@ -294,24 +298,29 @@ async fn one_organisation_cannot_take_all_the_places() {
         tokio::task::yield_now().await;
     }
     let url = format!("http://tool.test:{}/", server.port);
-    let hurried = Outgoing {
+
+    // Its next request finds no slot in time.
+    let request = Outgoing {
         timeout: Duration::from_millis(200),
         ..get(&gate, &url)
     };
-    let waited = gate.send(greedy, hurried).await;
+    let waited = gate.send(greedy, request).await;
     assert_eq!(waited.unwrap_err(), Failure::TimedOut);
     assert_eq!(server.heard(), 0);
+
+    // Another organisation's request succeeds.
     assert_eq!(
         gate.send(other, get(&gate, &url)).await.unwrap().body,
         "open"
     );
+
     for task in occupied {
         task.abort();
     }
 }
 
 #[tokio::test]
-async fn headers_of_the_connection_and_of_peal_stay_here() {
+async fn headers_of_the_connection_and_of_peal_are_not_sent() {
     let server = Server::on(OPEN, ok(""));
     let gate = gate(&[&[OPEN]]);
     let mut request = get(&gate, &format!("http://tool.test:{}/", server.port));
@@ -335,15 +344,16 @@ async fn headers_of_the_connection_and_of_peal_stay_here() {
     request
         .headers
         .append("x-list", HeaderValue::from_static("two"));
+
     gate.send(OrgId::new(), request).await.unwrap();
-    let heard = server.requests.lock().unwrap()[0].to_ascii_lowercase();
+    let sent = server.requests.lock().unwrap()[0].to_ascii_lowercase();
     for kept in [
         "x-api-key: theirs",
         "authorization: bearer theirs",
         "one",
         "two",
     ] {
-        assert!(heard.contains(kept), "{kept}: {heard}");
+        assert!(sent.contains(kept), "{kept}: {sent}");
     }
     for dropped in [
         "metadata",
@@ -353,16 +363,16 @@ async fn headers_of_the_connection_and_of_peal_stay_here() {
         "forwarded",
         "forged",
     ] {
-        assert!(!heard.contains(dropped), "{dropped}: {heard}");
+        assert!(!sent.contains(dropped), "{dropped}: {sent}");
     }
 }
 
 #[tokio::test]
-async fn the_machines_own_resolver_is_filtered_too() {
+async fn the_system_resolver_is_filtered_too() {
     let canary = Server::on("127.0.0.1", ok("secret"));
     let policy = Policy::default().with_http().with_ports("1-65535").unwrap();
     let gate = Gate::new(policy).unwrap();
-    // The text is refused already; the name must not get further if it were not.
+    // The text is refused before; the resolver must refuse the name as well.
     assert!(gate.target("http://localhost").is_err());
     let vetted = Vetted {
         resolver: Arc::new(System::new()),

@@ -1,4 +1,4 @@
-//! Numbers of the dialler.
+//! Metrics of the dialler.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::{GROUPS, SECONDS};
 use crate::ids::TrunkId;
 use crate::telephony::{Outcome, Placement};
 
-/// Upper bounds of a slot's lateness in seconds; the limit is ten milliseconds.
+/// Histogram buckets of a slot's lateness in seconds; the limit is ten milliseconds.
 const LATENESS: [f64; 12] = [
     0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 1.0,
 ];
@@ -34,7 +34,7 @@ struct Ended {
     outcome: &'static str,
 }
 
-/// What the dialler did.
+/// Metrics of the dialler.
 #[derive(Debug)]
 pub struct Dial {
     dials: Family<TrunkResult, Counter>,
@@ -46,7 +46,7 @@ pub struct Dial {
     ended: Family<Ended, Counter>,
 }
 
-/// The numbers of one trunk, looked up once for many calls.
+/// Metrics of one trunk, looked up once for many calls.
 #[derive(Debug)]
 pub struct OfTrunk {
     accepted: Counter,
@@ -69,12 +69,14 @@ impl Dial {
             claim_time: Histogram::new(SECONDS),
             ended: Family::default(),
         };
+        // Every outcome is present from the start, with zero calls.
         for outcome in Outcome::ALL {
             new.ended(outcome, 0);
         }
+
         registry.register(
             "peal_dials",
-            "Create requests sent to carriers, by what became of them",
+            "Create requests sent to carriers, by result",
             new.dials.clone(),
         );
         registry.register(
@@ -84,12 +86,12 @@ impl Dial {
         );
         registry.register(
             "peal_slots_burned",
-            "Send slots given up because they came up too late",
+            "Send slots dropped because they came up too late",
             new.burned.clone(),
         );
         registry.register_with_unit(
             "peal_slot_lateness",
-            "How late a request's slot was when its turn came, burned ones included",
+            "Lateness of send slots, burned ones included",
             Unit::Seconds,
             new.lateness.clone(),
         );
@@ -100,19 +102,20 @@ impl Dial {
         );
         registry.register_with_unit(
             "peal_claim",
-            "How long a claim took",
+            "Duration of a claim",
             Unit::Seconds,
             new.claim_time.clone(),
         );
         registry.register(
             "peal_calls_ended",
-            "Calls that reached their end, by outcome",
+            "Ended calls, by outcome",
             new.ended.clone(),
         );
+
         new
     }
 
-    /// The numbers of a trunk.
+    /// Metrics of a trunk.
     #[must_use]
     pub fn trunk(&self, id: TrunkId) -> Arc<OfTrunk> {
         let trunk = id.to_string();
@@ -135,13 +138,13 @@ impl Dial {
         })
     }
 
-    /// A claim took so many calls and so long.
+    /// Records the calls of one claim, and its duration.
     pub fn claimed(&self, calls: usize, took: Duration) {
         self.claimed.observe(as_number(calls));
         self.claim_time.observe(took.as_secs_f64());
     }
 
-    /// Calls reached their end.
+    /// Counts ended calls.
     pub fn ended(&self, outcome: Outcome, calls: u64) {
         let outcome = outcome.as_str();
         self.ended.get_or_create(&Ended { outcome }).inc_by(calls);
@@ -149,22 +152,22 @@ impl Dial {
 }
 
 impl OfTrunk {
-    /// Slots were leased.
+    /// Counts leased slots.
     pub fn granted(&self, slots: u32) {
         self.granted.inc_by(slots.into());
     }
 
-    /// Slots were given up.
+    /// Counts dropped slots.
     pub fn burned(&self, slots: u32) {
         self.burned.inc_by(slots.into());
     }
 
-    /// A slot came up so late.
+    /// Records the lateness of a slot.
     pub fn came_up(&self, late: Duration) {
         self.lateness.observe(late.as_secs_f64());
     }
 
-    /// A request was sent, and this became of it.
+    /// Counts a request by its result.
     pub fn dialled(&self, placement: &Placement) {
         let counter = match placement {
             Placement::Accepted { .. } => &self.accepted,
@@ -176,7 +179,7 @@ impl OfTrunk {
     }
 }
 
-/// A count as a histogram takes it.
+/// Converts a count for a histogram.
 pub(super) fn as_number(count: usize) -> f64 {
     u32::try_from(count).unwrap_or(u32::MAX).into()
 }

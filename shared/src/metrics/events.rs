@@ -1,4 +1,4 @@
-//! Numbers of the inbox: what carriers say is appended in groups and applied in groups.
+//! Metrics of carriers' events, which are appended in groups and applied in groups.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::dial::as_number;
 use super::{GROUPS, SECONDS};
 
-/// What happened to events of carriers.
+/// Metrics of carriers' events.
 #[derive(Debug)]
 pub struct Events {
     appended: Histogram,
@@ -26,42 +26,44 @@ impl Events {
             apply_time: Histogram::new(SECONDS),
             set_aside: Counter::default(),
         };
+
         registry.register(
             "peal_appended_events",
-            "Events of carriers written down by one statement",
+            "Carrier events appended by one statement",
             new.appended.clone(),
         );
         registry.register(
             "peal_applied_events",
-            "Events of carriers applied in one transaction",
+            "Carrier events applied in one transaction",
             new.applied.clone(),
         );
         registry.register_with_unit(
             "peal_apply",
-            "How long a transaction that applied events took",
+            "Duration of a transaction that applied events",
             Unit::Seconds,
             new.apply_time.clone(),
         );
         registry.register(
             "peal_events_set_aside",
-            "Events that the database refused; they need a look",
+            "Events that the database refused; they need attention",
             new.set_aside.clone(),
         );
+
         new
     }
 
-    /// One statement wrote so many events down.
+    /// Records the events appended by one statement.
     pub fn appended(&self, events: usize) {
         self.appended.observe(as_number(events));
     }
 
-    /// One transaction applied so many events and took so long.
+    /// Records the events applied in one transaction, and its duration.
     pub fn applied(&self, events: usize, took: Duration) {
         self.applied.observe(as_number(events));
         self.apply_time.observe(took.as_secs_f64());
     }
 
-    /// An event cannot be applied.
+    /// Counts an event that cannot be applied.
     pub fn set_aside(&self) {
         self.set_aside.inc();
     }

@@ -1,4 +1,4 @@
-//! Numbers of the API's requests.
+//! Metrics of the API's requests.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -13,10 +13,10 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::SECONDS;
 
-/// The classes of statuses, from 1xx to 5xx.
+/// Classes of statuses, from 1xx to 5xx.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// Times by these labels.
+/// Histograms of durations by labels.
 type Times<L> = Family<L, Histogram, fn() -> Histogram>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -41,7 +41,7 @@ struct Class {
     class: &'static str,
 }
 
-/// What the API was asked and how it answered.
+/// Metrics of the API's requests.
 #[derive(Debug)]
 pub struct Http {
     requests: Family<RouteStatus, Counter>,
@@ -50,14 +50,14 @@ pub struct Http {
     refused_signatures: Counter,
     shed: Family<Class, Counter>,
     under_way: Family<Class, Gauge>,
-    /// Event streams that are open.
+    /// Open event streams.
     pub streams: Gauge,
-    /// Connections that are open.
+    /// Open connections.
     pub connections: Gauge,
     routes: RwLock<HashMap<Box<str>, Arc<Route>>>,
 }
 
-/// The numbers of one route, looked up by its pattern.
+/// Metrics of one route, looked up by its pattern.
 #[derive(Debug)]
 pub struct Route {
     pattern: Box<str>,
@@ -66,7 +66,7 @@ pub struct Route {
     callback: Option<Callback>,
 }
 
-/// The times of a callback by class of status.
+/// Durations of a callback by class of status.
 #[derive(Debug)]
 struct Callback {
     kind: Box<str>,
@@ -87,52 +87,54 @@ impl Http {
             connections: Gauge::default(),
             routes: RwLock::default(),
         };
+
         registry.register(
             "peal_http_requests",
-            "Requests by the pattern of their route and class of status",
+            "Requests by route pattern and class of status",
             new.requests.clone(),
         );
         registry.register_with_unit(
             "peal_http_request",
-            "How long it took until an answer began",
+            "Time until a response began",
             Unit::Seconds,
             new.times.clone(),
         );
         registry.register_with_unit(
             "peal_callback",
-            "How long carriers waited for the answer to a callback",
+            "Time that carriers waited for the response to a callback",
             Unit::Seconds,
             new.callbacks.clone(),
         );
         registry.register(
             "peal_callback_signatures_refused",
-            "Callbacks that were not signed by their carrier",
+            "Callbacks without a valid signature of their carrier",
             new.refused_signatures.clone(),
         );
         registry.register(
             "peal_http_shed",
-            "Requests turned away because their class was full",
+            "Requests rejected because their class was full",
             new.shed.clone(),
         );
         registry.register(
             "peal_http_under_way",
-            "Requests being answered, by class",
+            "Requests in progress, by class",
             new.under_way.clone(),
         );
         registry.register(
             "peal_http_streams",
-            "Event streams that are open",
+            "Open event streams",
             new.streams.clone(),
         );
         registry.register(
             "peal_http_connections",
-            "Connections that are open",
+            "Open connections",
             new.connections.clone(),
         );
+
         new
     }
 
-    /// The numbers of a route; `callback` names its kind when it is one of a carrier's.
+    /// Metrics of a route. `callback` returns its kind if it is a carrier's callback.
     #[must_use]
     pub fn route(
         &self,
@@ -144,6 +146,7 @@ impl Http {
             return Arc::clone(route);
         }
         drop(routes);
+
         let route = OfRoute {
             route: pattern.to_owned(),
         };
@@ -160,7 +163,7 @@ impl Http {
         Arc::clone(routes.entry(pattern.into()).or_insert(new))
     }
 
-    /// A request was answered with this status.
+    /// Records a response with this status.
     pub fn answered(&self, route: &Route, status: u16, took: Duration) {
         let secs = took.as_secs_f64();
         route.time.observe(secs);
@@ -168,6 +171,7 @@ impl Http {
         let Some(status) = CLASSES.get(class).copied() else {
             return;
         };
+
         if let Some(counter) = route.requests.get(class) {
             let new = || {
                 self.requests.get_or_create_owned(&RouteStatus {
@@ -177,6 +181,7 @@ impl Http {
             };
             counter.get_or_init(new).inc();
         }
+
         if let Some(callback) = &route.callback
             && let Some(time) = callback.times.get(class)
         {
@@ -190,12 +195,12 @@ impl Http {
         }
     }
 
-    /// A callback was not signed by its carrier; answers how many were not.
+    /// Counts a callback without a valid signature; returns the count.
     pub fn refuse_signature(&self) -> u64 {
         self.refused_signatures.inc() + 1
     }
 
-    /// How many requests of a class were turned away, and how many are being answered.
+    /// Rejected requests of a class, and those in progress.
     #[must_use]
     pub fn class(&self, class: &'static str) -> (Counter, Gauge) {
         let class = Class { class };

@@ -1,14 +1,13 @@
-//! What operators see: numbers of this process, in Prometheus' words.
+//! Prometheus metrics of this process.
 //!
-//! [`Metrics`] is a value in the [`Context`], so a process may hold several. Whoever counts
-//! holds a handle that was looked up beforehand or is found by a small key, so counting costs
-//! an atomic operation or two and no memory. What only the database knows (queues, live calls,
-//! unapplied events) is asked for when somebody looks, briefly and at most every few seconds
-//! ([`sample`]). [`serve`] shows everything on a listener of its own, which is off unless
-//! asked for.
+//! [`Metrics`] is a value in the [`Context`], so a process may hold several. Code that counts
+//! keeps a handle or finds it by a small key, so counting costs one or two atomic operations and
+//! no allocation. State of the database (queues, live calls, unapplied events) is sampled on a
+//! scrape, at most every few seconds and with a short time limit ([`sample`]). [`serve`] exposes
+//! all metrics on its own listener, which is off by default.
 //!
-//! Labels name trunks, queues, routes and words of ours; never a person, a number, a call or an
-//! organisation.
+//! Labels name trunks, queues, routes and fixed words; never a person, a phone number, a call or
+//! an organisation.
 
 mod dial;
 mod events;
@@ -30,17 +29,17 @@ pub use page::{listen, serve};
 #[cfg(doc)]
 use crate::context::Context;
 
-/// A number with a fraction that goes up and down.
+/// Gauge with fractions.
 type Level = Gauge<f64, std::sync::atomic::AtomicU64>;
 
-/// Upper bounds of times from half a millisecond to ten seconds.
+/// Histogram buckets of durations, from half a millisecond to ten seconds.
 const SECONDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
-/// Upper bounds of how many things were done at once.
+/// Histogram buckets of group sizes.
 const GROUPS: [f64; 10] = [0.0, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0];
 
-/// The numbers of a process.
+/// Metrics of a process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -66,7 +65,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Everything, in the text format of OpenMetrics.
+    /// Encodes all metrics in the OpenMetrics text format.
     fn page(&self) -> String {
         let mut page = String::with_capacity(32 * 1024);
         // Writing to a string cannot fail.

@@ -1,4 +1,4 @@
-//! Numbers of money: calls are settled in groups, and the books are looked through.
+//! Metrics of money: settlement of calls in groups, and verification of the ledger.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::dial::as_number;
 use super::{GROUPS, SECONDS};
 use crate::billing::settle::Settled;
 
-/// What happened to money.
+/// Metrics of settlement and the ledger.
 #[derive(Debug)]
 pub struct Money {
     settled: Histogram,
@@ -28,42 +28,44 @@ impl Money {
             put_off: Counter::default(),
             offenders: Gauge::default(),
         };
+
         registry.register(
             "peal_settled_calls",
-            "Calls that have ended, settled in one transaction",
+            "Ended calls settled in one transaction",
             new.settled.clone(),
         );
         registry.register_with_unit(
             "peal_settle",
-            "How long a transaction that settled calls took",
+            "Duration of a transaction that settled calls",
             Unit::Seconds,
             new.settle_time.clone(),
         );
         registry.register(
             "peal_settlements_put_off",
-            "Calls that the database refused to settle; they need a look",
+            "Calls that the database refused to settle; they need attention",
             new.put_off.clone(),
         );
         registry.register(
             "peal_ledger_offenders",
-            "What does not add up, by the last look of this process through the books",
+            "Ledger violations found by the last verification of this process",
             new.offenders.clone(),
         );
+
         new
     }
 
-    /// One transaction settled calls and took so long.
+    /// Records the calls settled in one transaction, and its duration.
     pub fn settled(&self, settled: &Settled, took: Duration) {
         self.settled.observe(as_number(settled.taken));
         self.settle_time.observe(took.as_secs_f64());
     }
 
-    /// A call cannot be settled.
+    /// Counts a call that cannot be settled.
     pub fn put_off(&self) {
         self.put_off.inc();
     }
 
-    /// So much did not add up.
+    /// Sets the number of ledger violations.
     pub fn verified(&self, offenders: usize) {
         self.offenders
             .set(i64::try_from(offenders).unwrap_or(i64::MAX));

@@ -1,5 +1,5 @@
-//! `GET /metrics`, on a listener of its own: carriers and users reach the API's listener, and
-//! operators' numbers are none of their business.
+//! `GET /metrics`, on its own listener: carriers and users reach the API's listener and must not
+//! see operators' metrics.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,19 +21,19 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::context::Context;
 
-/// Connections that are served at once.
+/// Most connections served at once.
 const CONNECTIONS: usize = 16;
-/// How long a connection may take to send a request's head, or be idle.
+/// Time to send the head of a request, idle time included.
 const HEAD_LIMIT: Duration = Duration::from_secs(65);
-/// How long to wait after a connection could not be accepted.
+/// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
-/// Listens where `PEAL_METRICS_LISTEN` says; nowhere when it says nothing.
+/// Opens the listener at `PEAL_METRICS_LISTEN`; `None` when it is unset.
 ///
 /// # Errors
-/// When the address is taken, or not of this machine.
+/// The address is in use, or not local.
 pub async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     let Some(address) = config.watch.metrics_listen else {
         return Ok(None);
@@ -41,11 +41,11 @@ pub async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("PEAL_METRICS_LISTEN: cannot listen on {address}"))?;
-    tracing::info!(address = %listener.local_addr()?, "showing metrics");
+    tracing::info!(address = %listener.local_addr()?, "serving metrics");
     Ok(Some(listener))
 }
 
-/// Shows the numbers of the process to whoever connects, until `shutdown`.
+/// Serves the metrics of the process until `shutdown`.
 pub async fn serve(context: Arc<Context>, listener: TcpListener, shutdown: CancellationToken) {
     let accepting = accept(Arc::clone(&context), listener, shutdown.clone());
     tokio::select! {
@@ -56,30 +56,31 @@ pub async fn serve(context: Arc<Context>, listener: TcpListener, shutdown: Cance
 }
 
 async fn accept(context: Arc<Context>, listener: TcpListener, shutdown: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     // The semaphore is never closed.
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
         let stream = match listener.accept().await {
             Ok((stream, _from)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "a connection for metrics cannot be accepted");
+                tracing::warn!(%error, "cannot accept a metrics connection");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
+
         let context = Arc::clone(&context);
         let shutdown = shutdown.clone();
         tokio::spawn(async move {
-            let answer = service_fn(|request| answer(&context, request));
+            let service = service_fn(|request| answer(&context, request));
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_LIMIT)
-                .serve_connection(TokioIo::new(stream), answer);
+                .serve_connection(TokioIo::new(stream), service);
             let served = shutdown.run_until_cancelled(serving).await;
             if let Some(Err(error)) = served {
-                tracing::debug!(%error, "a connection for metrics broke off");
+                tracing::debug!(%error, "metrics connection failed");
             }
-            drop(place);
+            drop(slot);
         });
     }
 }
@@ -88,8 +89,8 @@ async fn answer<B>(
     context: &Context,
     request: Request<B>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let known = request.method() == Method::GET && request.uri().path() == "/metrics";
-    if !known {
+    let found = request.method() == Method::GET && request.uri().path() == "/metrics";
+    if !found {
         let mut response = Response::new(Full::from("GET /metrics\n"));
         *response.status_mut() = StatusCode::NOT_FOUND;
         return Ok(response);

@@ -1,10 +1,11 @@
-//! What is not counted but looked up when somebody looks: the database's state, the pools, the
-//! bell, memory. The database is asked at most every few seconds, with statements that give up
-//! soon; while it does not answer, its numbers are absent rather than old.
+//! Sampled metrics, read on a scrape: the state of the database, the pools, Redis and memory. The
+//! database is queried at most every few seconds, with a short statement timeout; while it does
+//! not answer, its metrics are absent rather than old.
 //!
-//! Every replica shows the same state of the database, so read it with `max`, not `sum`.
+//! Every replica exposes the same state of the database: aggregate it with `max`, not `sum`.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,15 +29,15 @@ use crate::queue;
 use crate::telephony::CallStatus;
 use crate::trunks;
 
-/// How old what is shown of the database may be.
+/// Greatest age of the database's sample.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
-/// How long looking may take, whoever waits for whom.
+/// Longest time of one sample, waits for locks and connections included.
 const SAMPLE_LIMIT: Duration = Duration::from_secs(2);
-/// Unapplied events are counted up to here.
+/// Greatest count of unapplied events and unsettled calls.
 const EVENTS_LIMIT: i64 = 100_000;
 /// The pools of a process.
 const POOLS: [&str; 2] = ["main", "callbacks"];
-/// How often a connection is asked for, to see how long that takes.
+/// Interval of the probes that measure the wait for a connection.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -71,7 +72,7 @@ struct Connections {
     state: &'static str,
 }
 
-/// A single number that is absent while it is not known.
+/// Gauge that is absent while its value is unknown.
 #[derive(Clone, Debug, Default)]
 struct Known<T>(Arc<Mutex<Option<T>>>);
 
@@ -92,7 +93,7 @@ impl<T: EncodeGaugeValue + Copy> EncodeMetric for Known<T> {
     }
 }
 
-/// What was found when somebody looked.
+/// Sampled metrics.
 #[derive(Debug)]
 pub struct Sampled {
     looked: tokio::sync::Mutex<Option<Instant>>,
@@ -113,7 +114,7 @@ pub struct Sampled {
     waits: Family<Pool, Histogram, fn() -> Histogram>,
     failed_waits: Family<Pool, Counter>,
     bell: Known<i64>,
-    missed_bells: Gauge,
+    missed_bells: Counter,
     memory: Known<i64>,
 }
 
@@ -138,23 +139,26 @@ impl Sampled {
             waits: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             failed_waits: Family::default(),
             bell: Known::default(),
-            missed_bells: Gauge::default(),
+            missed_bells: Counter::default(),
             memory: Known::default(),
         };
-        // A counter that is there from the beginning shows its first step.
+
+        // A counter that exists from the start shows its first increment.
         for pool in POOLS {
             new.failed_waits.get_or_create(&Pool { pool }).inc_by(0);
         }
+
         new.name_state(registry);
         new.name_trunks(registry);
         new.name_process(registry);
+
         new
     }
 
     fn name_state(&self, registry: &mut Registry) {
         registry.register(
             "peal_sample_up",
-            "Whether the database could be looked at",
+            "1 while the database can be sampled",
             self.up.clone(),
         );
         registry.register(
@@ -164,26 +168,29 @@ impl Sampled {
         );
         registry.register_with_unit(
             "peal_queue_oldest",
-            "How long the oldest job that could run has waited",
+            "Waiting time of the oldest job that could run",
             Unit::Seconds,
             self.oldest_job.clone(),
         );
+
         registry.register(
             "peal_calls_live",
             "Calls between their claim and their end, by status",
             self.live.clone(),
         );
+
         registry.register(
             "peal_events_unapplied",
-            "Events of carriers that wait to be applied, up to 100000",
+            "Carrier events that wait to be applied, up to 100000",
             self.unapplied.clone(),
         );
         registry.register_with_unit(
             "peal_events_oldest",
-            "How long the oldest unapplied event has waited",
+            "Waiting time of the oldest unapplied event",
             Unit::Seconds,
             self.oldest_event.clone(),
         );
+
         registry.register(
             "peal_calls_unsettled",
             "Ended calls that wait to be charged, up to 100000",
@@ -191,7 +198,7 @@ impl Sampled {
         );
         registry.register_with_unit(
             "peal_settle_lag",
-            "How long the oldest call that waits to be charged has waited",
+            "Waiting time of the oldest ended call that waits to be charged",
             Unit::Seconds,
             self.oldest_charge.clone(),
         );
@@ -228,12 +235,12 @@ impl Sampled {
     fn name_process(&self, registry: &mut Registry) {
         registry.register(
             "peal_database_connections",
-            "Connections to PostgreSQL, by pool: the limit, those open, and those idle",
+            "Connections to PostgreSQL by pool: limit, open and idle",
             self.connections.clone(),
         );
         registry.register_with_unit(
             "peal_database_wait",
-            "How long a probe, one a second, waited for a connection",
+            "Time that a probe, one a second, waited for a connection",
             Unit::Seconds,
             self.waits.clone(),
         );
@@ -242,16 +249,18 @@ impl Sampled {
             "Probes that got no connection in time",
             self.failed_waits.clone(),
         );
+
         registry.register(
             "peal_redis_up",
-            "Whether Redis answers; absent when none is configured",
+            "1 while Redis answers; absent when none is configured",
             self.bell.clone(),
         );
         registry.register(
-            "peal_bells_missed",
-            "Bells that were not rung because Redis did not keep up, since the process began",
+            "peal_wakeups_dropped",
+            "Wakeups dropped because Redis did not keep up",
             self.missed_bells.clone(),
         );
+
         registry.register_with_unit(
             "process_resident_memory",
             "Memory of the process",
@@ -260,7 +269,7 @@ impl Sampled {
         );
     }
 
-    /// Looks again, if the last look was long ago. Who asks meanwhile waits for this look.
+    /// Takes a new sample if the last one is too old. Concurrent scrapes wait for it.
     pub(super) async fn refresh(&self, context: &Context) {
         let mut looked = self.looked.lock().await;
         if looked.is_none_or(|at| at.elapsed() >= SAMPLE_EVERY) {
@@ -269,7 +278,7 @@ impl Sampled {
                 self.show_bells(&context.bells),
             );
             let state = state.ok().and_then(|read| {
-                read.inspect_err(|error| tracing::warn!(%error, "the state cannot be sampled"))
+                read.inspect_err(|error| tracing::warn!(%error, "cannot sample the database"))
                     .ok()
             });
             self.show(state);
@@ -279,9 +288,11 @@ impl Sampled {
     }
 
     fn show(&self, state: Option<State>) {
+        // 1. Reset all series: without a sample they are absent.
         self.jobs.clear();
         self.oldest_job.clear();
         self.live.clear();
+
         let events = state.as_ref().map(|state| state.unapplied);
         self.unapplied.set(events);
         let oldest = state.as_ref().map(|state| state.oldest_event_secs);
@@ -290,13 +301,17 @@ impl Sampled {
             .set(state.as_ref().map(|state| state.unsettled));
         let oldest = state.as_ref().map(|state| state.oldest_charge_secs);
         self.oldest_charge.set(oldest);
+
         self.trunk_calls.clear();
         self.trunk_limit.clear();
         self.trunk_pace.clear();
         self.trunk_slowdown.clear();
         self.trunk_active.clear();
+
         self.up.set(state.is_some().into());
         let Some(state) = state else { return };
+
+        // 2. Queues.
         for depth in &state.depths {
             let queue = depth.queue.name();
             for (state, jobs) in [
@@ -312,12 +327,16 @@ impl Sampled {
                 .get_or_create(&OfQueue { queue })
                 .set(oldest);
         }
+
+        // 3. Live calls.
         for status in CallStatus::LIVE {
             let calls = state.live.iter().find(|(live, _)| *live == status);
             let status = status.as_str();
             let calls = calls.map_or(0, |(_, calls)| *calls);
             self.live.get_or_create(&Status { status }).set(calls);
         }
+
+        // 4. Trunks.
         for trunk in state.trunks {
             let of = Trunk {
                 trunk: trunk.id.to_string(),
@@ -336,8 +355,9 @@ impl Sampled {
 
     async fn show_bells(&self, bells: &Bells) {
         self.bell.set(bells.answers().await.map(i64::from));
-        let missed = i64::try_from(bells.missed()).unwrap_or(i64::MAX);
-        self.missed_bells.set(missed);
+        // The total never decreases, as a counter requires.
+        let dropped = bells.missed();
+        self.missed_bells.inner().store(dropped, Ordering::Relaxed);
     }
 
     fn show_process(&self, context: &Context) {
@@ -355,15 +375,14 @@ impl Sampled {
         self.memory.set(resident_bytes());
     }
 
-    /// Asks each pool in use for a connection, now and then, and measures how long that takes.
-    /// Never ends.
+    /// Measures at intervals the wait for a connection of each pool in use. Never ends.
     pub(super) async fn probe(&self, context: &Context) {
-        let mut pace = interval(PROBE_EVERY);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = interval(PROBE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            pace.tick().await;
+            ticks.tick().await;
             let probes = pools(context).map(async |(name, pool)| {
-                // A pool that this process does not use is not opened for this.
+                // A pool that this process does not use stays closed.
                 if pool.size() == 0 {
                     return;
                 }
@@ -389,7 +408,7 @@ fn pools(context: &Context) -> [(&'static str, &PgPool); 2] {
     [(main, &context.pool), (callbacks, &context.callbacks)]
 }
 
-/// What the kernel says, in kilobytes, of the memory of this process.
+/// Resident memory of this process; the kernel reports it in kilobytes.
 fn resident_bytes() -> Option<i64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status
@@ -399,7 +418,7 @@ fn resident_bytes() -> Option<i64> {
     kilobytes.checked_mul(1024)
 }
 
-/// The state of the database.
+/// Sampled state of the database.
 struct State {
     depths: Vec<queue::Depth>,
     live: Vec<(CallStatus, i64)>,
@@ -411,13 +430,15 @@ struct State {
 }
 
 impl State {
-    /// Counts over all organisations, for operators.
+    /// Reads the state over all organisations, for operators.
     async fn read_unscoped(pool: &PgPool) -> Result<Self> {
         let mut db = pool.begin().await?;
         sqlx::query("set local statement_timeout = '1s'")
             .execute(&mut *db)
             .await?;
+
         let depths = queue::depths(&mut db).await?;
+
         let live = sqlx::query!(
             r#"select status as "status: CallStatus", count(*) as "calls!"
                from calls
@@ -426,6 +447,7 @@ impl State {
         )
         .fetch_all(&mut *db)
         .await?;
+
         let events = sqlx::query!(
             r#"select count(*) as "waiting!",
                       extract(epoch from clock_timestamp() - min(received_at))::float8 as oldest_secs
@@ -438,9 +460,11 @@ impl State {
         )
         .fetch_one(&mut *db)
         .await?;
+
         let charges = settle::backlog_unscoped(&mut db, EVENTS_LIMIT).await?;
         let trunks = trunks::list_unscoped(&mut db).await?;
         db.rollback().await?;
+
         Ok(Self {
             depths,
             live: live

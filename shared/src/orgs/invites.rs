@@ -1,8 +1,8 @@
-//! Invitations: sent by mail, good for a week, accepted once.
+//! Invitations: sent by mail, valid for a week, accepted once.
 //!
-//! The token in the mail is the invitation's id and its HMAC, so no token is stored beside the
-//! invitation. Whoever signs in elsewhere accepts with their first genuine token of that
-//! address; the others with this token and a password.
+//! The token in the mail is the invitation's id and its HMAC, so no token is stored with the
+//! invitation. Users of an external issuer accept with their first valid token of that address,
+//! others with this token and a password.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -18,7 +18,7 @@ use crate::page::{Page, Slice};
 use crate::queue::Enqueued;
 use crate::sign_in::passwords;
 
-/// An invitation that waits.
+/// Open invitation.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "0198c0de-0000-7000-8000-000000000004", "organization_id": "0198c0de-0000-7000-8000-000000000001",
@@ -35,11 +35,10 @@ pub struct Invite {
     pub expires_at: DateTime<Utc>,
 }
 
-/// Invites an address. An earlier invitation of the same address ends.
+/// Invites an address. Revokes an earlier invitation of the same address.
 ///
 /// # Errors
-/// [`Error::Conflict`] for somebody who is a member. Whether the address is a member elsewhere
-/// is nobody's business here.
+/// [`Error::Conflict`] for a member of the organisation. Membership elsewhere is not revealed.
 pub async fn send(
     db: &mut PgConnection,
     scope: &Scope,
@@ -49,6 +48,7 @@ pub async fn send(
     role: Role,
     text: impl FnOnce(InviteId, &str) -> String,
 ) -> Result<(Invite, Option<Enqueued>)> {
+    // 1. Lock the organisation and refuse its members.
     let organization = super::lock(db, scope, org).await?;
     let is_member = sqlx::query_scalar!(
         r#"select exists (
@@ -65,6 +65,8 @@ pub async fn send(
             "this address belongs to a member of the organization",
         ));
     }
+
+    // 2. Replace an earlier invitation.
     sqlx::query!(
         "update invites
          set revoked_at = now()
@@ -91,6 +93,8 @@ pub async fn send(
     )
     .fetch_one(&mut *db)
     .await?;
+
+    // 3. Store the mail and its job in the same transaction.
     let mail = NewEmail {
         org,
         kind: "invite",
@@ -103,17 +107,17 @@ pub async fn send(
     Ok((invite, job))
 }
 
-/// A name without anything that could break a header.
+/// Replaces control characters, which could break a header.
 fn one_line(name: &str) -> String {
     name.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }
 
-/// An organisation's invitations that wait, the newest first.
+/// Lists an organisation's open invitations, newest first.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an organisation out of sight.
+/// [`Error::NotFound`] for an organisation outside the scope.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -121,6 +125,7 @@ pub async fn list(
     page: Page,
 ) -> Result<Slice<Invite>> {
     find_own(db, scope, org).await?;
+
     let invites = sqlx::query_as!(
         Invite,
         r#"select id as "id: InviteId", org_id as "organization_id: OrgId", email, role as "role: Role",
@@ -144,10 +149,10 @@ pub async fn list(
     Ok(page.slice(invites))
 }
 
-/// Takes an invitation back.
+/// Revokes an invitation.
 ///
 /// # Errors
-/// [`Error::NotFound`] when none waits under this id.
+/// [`Error::NotFound`] when no invitation of this id is open.
 pub async fn revoke(
     db: &mut PgConnection,
     scope: &Scope,
@@ -174,10 +179,10 @@ pub async fn revoke(
     .ok_or(Error::NotFound("Invite"))
 }
 
-/// An invitation that waits. Whoever asks has its token.
+/// Finds and locks an open invitation. The caller has its token.
 ///
 /// # Errors
-/// [`Error::Gone`] when it was accepted, taken back, or is too old.
+/// [`Error::Gone`] when it was accepted, revoked, or has expired.
 pub async fn waiting_unscoped(db: &mut PgConnection, id: InviteId) -> Result<Invite> {
     sqlx::query_as!(
         Invite,
@@ -194,11 +199,11 @@ pub async fn waiting_unscoped(db: &mut PgConnection, id: InviteId) -> Result<Inv
     .fetch_optional(db)
     .await?
     .ok_or_else(|| {
-        Error::Gone("this invitation was used, taken back, or is too old; ask for another".into())
+        Error::Gone("this invitation was used, revoked, or has expired; ask for another".into())
     })
 }
 
-/// The principal that the invited person will be, with an id of their own.
+/// Creates the principal of the invited person, with a new user id.
 #[must_use]
 pub fn guest(invite: &Invite) -> Principal {
     Principal {
@@ -210,10 +215,10 @@ pub fn guest(invite: &Invite) -> Principal {
     }
 }
 
-/// Makes the invited person a member, with a password of ours. Whoever accepts has the token.
+/// Creates the invited person's account, with a password. The caller has the token.
 ///
 /// # Errors
-/// As [`waiting_unscoped`], and [`Error::Conflict`] when the address is in use elsewhere.
+/// As [`find_open_unscoped`], and [`Error::Conflict`] when the address is in use elsewhere.
 pub async fn accept_unscoped(
     db: &mut PgConnection,
     guest: &Principal,
@@ -222,7 +227,8 @@ pub async fn accept_unscoped(
     password_hash: &str,
 ) -> Result<()> {
     let invite = waiting_unscoped(db, id).await?;
-    let made = sqlx::query!(
+
+    let created = sqlx::query!(
         "insert into users (id, org_id, email, full_name, role)
          values ($1, $2, $3, $4, $5)
          on conflict do nothing",
@@ -234,12 +240,13 @@ pub async fn accept_unscoped(
     )
     .execute(&mut *db)
     .await?;
-    if made.rows_affected() == 0 {
+    if created.rows_affected() == 0 {
         return Err(Error::conflict(
             "email_in_use",
             "this address is in use; its user has to leave their organization first",
         ));
     }
+
     passwords::set_unscoped(db, invite.organization_id, guest.user, password_hash).await?;
     sqlx::query!(
         "update invites set accepted_at = now() where id = $1",

@@ -1,4 +1,4 @@
-//! The people in an organisation.
+//! Members of an organisation.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::ids::{OrgId, UserId};
 use crate::page::{Owners, Page};
 use crate::sign_in::sessions;
 
-/// Somebody in an organisation.
+/// Member of an organisation.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "0198c0de-0000-7000-8000-000000000002", "organization_id": "0198c0de-0000-7000-8000-000000000001",
@@ -27,10 +27,7 @@ pub struct Member {
     pub created_at: DateTime<Utc>,
 }
 
-/// The people in the caller's sight, by address, and how many there are.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the members in the caller's scope by e-mail address, with their total.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -54,6 +51,7 @@ pub async fn list(
     )
     .fetch_one(&mut *db)
     .await?;
+
     let members = sqlx::query_as!(
         Member,
         r#"select id as "id: UserId", org_id as "organization_id: OrgId", email, full_name,
@@ -78,10 +76,11 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     Ok((members, total))
 }
 
-/// A member of an organisation in the caller's sight.
+/// Finds a member of an organisation in the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -111,8 +110,7 @@ pub async fn find(
     .ok_or(Error::NotFound("User"))
 }
 
-/// Gives a member another role; it counts from the next request on. Answers who they were and
-/// who they are.
+/// Changes a member's role, effective with the next request. Returns the member before and after.
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Forbidden`] for one's own role and for roles above the caller's;
@@ -127,12 +125,13 @@ pub async fn set_role(
 ) -> Result<(Member, Member)> {
     let before = lock_other(db, scope, caller, org, user).await?;
     if role > caller.role {
-        let told = "Forbidden: nobody gives a role above their own";
-        return Err(Error::Forbidden(told.into()));
+        let message = "Forbidden: you cannot give a role above your own";
+        return Err(Error::Forbidden(message.into()));
     }
     if before.role != Role::User && role == Role::User {
         keep_an_admin(db, org, user).await?;
     }
+
     sqlx::query!(
         "update users set role = $2 where id = $1",
         user as UserId,
@@ -140,6 +139,7 @@ pub async fn set_role(
     )
     .execute(&mut *db)
     .await?;
+
     let after = Member {
         role,
         ..before.clone()
@@ -147,10 +147,10 @@ pub async fn set_role(
     Ok((before, after))
 }
 
-/// Removes a member: their sessions and keys end with the transaction, what they made stays.
+/// Removes a member: their sessions and keys end with the transaction, their resources stay.
 ///
 /// # Errors
-/// As [`set_role`], and [`Error::Conflict`] while batches of theirs run or would go on by
+/// As [`set_role`], and [`Error::Conflict`] while batches of theirs run or would resume by
 /// themselves, and while calls of theirs wait.
 pub async fn remove(
     db: &mut PgConnection,
@@ -159,11 +159,14 @@ pub async fn remove(
     org: OrgId,
     user: UserId,
 ) -> Result<Member> {
+    // 1. Lock the organisation, then the member, and check.
     let member = lock_other(db, scope, caller, org, user).await?;
     if member.role != Role::User {
         keep_an_admin(db, org, user).await?;
     }
     check_at_rest(db, org, user).await?;
+
+    // 2. Remove the member, and end their keys and sessions.
     sqlx::query!(
         "update users set removed_at = now() where id = $1",
         user as UserId
@@ -181,7 +184,7 @@ pub async fn remove(
 }
 
 /// Locks the organisation, so that its last two administrators cannot remove each other, and
-/// reads a member who is not the caller and not above them.
+/// reads a member who is not the caller and not of a higher role.
 async fn lock_other(
     db: &mut PgConnection,
     scope: &Scope,
@@ -192,23 +195,26 @@ async fn lock_other(
     lock(db, scope, org).await?;
     let member = find(db, scope, org, user).await?;
     if user == caller.user {
-        let told = "Forbidden: nobody changes their own membership; ask another administrator";
-        return Err(Error::Forbidden(told.into()));
+        let message = "Forbidden: you cannot change your own membership; ask another administrator";
+        return Err(Error::Forbidden(message.into()));
     }
     caller.require_rank_of(member.role)?;
     Ok(member)
 }
 
-/// Refuses while anything of a member would be dialled although nobody asks any more. Whoever
-/// begins to dial for a member [keeps](crate::users::keep_unscoped) them first, so that what has
-/// begun is seen here, and what has not finds them gone.
+/// Refuses while calls of a member run or would still be dialled. Code that starts dialling for a
+/// member [locks](crate::users::keep_unscoped) the member first: dialling that has begun is seen
+/// here, and dialling that begins later finds the member removed.
 async fn check_at_rest(db: &mut PgConnection, org: OrgId, user: UserId) -> Result<()> {
+    // 1. Lock the member.
     sqlx::query!(
         "select from users where id = $1 for no key update",
         user as UserId,
     )
     .fetch_optional(&mut *db)
     .await?;
+
+    // 2. Look for batches that run or resume by themselves, and for waiting calls.
     let busy = sqlx::query!(
         r#"select exists (
                       select from call_batches
@@ -242,7 +248,9 @@ async fn check_at_rest(db: &mut PgConnection, org: OrgId, user: UserId) -> Resul
     )
     .fetch_one(db)
     .await?;
-    let (code, told) = if busy.running {
+
+    // 3. Refuse with the reason.
+    let (code, message) = if busy.running {
         (
             "member_has_running_batches",
             "batches of this user are running: stop them or let them end before you remove the user",
@@ -250,7 +258,7 @@ async fn check_at_rest(db: &mut PgConnection, org: OrgId, user: UserId) -> Resul
     } else if busy.starved {
         (
             "member_has_running_batches",
-            "batches of this user wait for money and go on by themselves when there is some: pause or stop them before you remove the user",
+            "batches of this user wait for credit and resume by themselves: pause or stop them before you remove the user",
         )
     } else if busy.calling {
         (
@@ -260,9 +268,10 @@ async fn check_at_rest(db: &mut PgConnection, org: OrgId, user: UserId) -> Resul
     } else {
         return Ok(());
     };
-    Err(Error::conflict(code, told))
+    Err(Error::conflict(code, message))
 }
 
+/// Refuses when the organisation has no administrator besides this user.
 async fn keep_an_admin(db: &mut PgConnection, org: OrgId, but: UserId) -> Result<()> {
     let another = sqlx::query_scalar!(
         r#"select exists (
@@ -279,6 +288,6 @@ async fn keep_an_admin(db: &mut PgConnection, org: OrgId, but: UserId) -> Result
     }
     Err(Error::conflict(
         "last_admin",
-        "this is the organization's last administrator: make somebody else one first",
+        "this is the organization's last administrator: make another member one first",
     ))
 }

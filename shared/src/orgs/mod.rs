@@ -1,13 +1,14 @@
-//! Organisations: the tenants, what their administrators settle, and the people in them.
+//! Organisations: the tenants, their settings and their members.
 //!
-//! An organisation may stand below another one, a reseller's. The reseller sees that it is
-//! there and nothing inside it. There is one level: who is below somebody has nobody below.
+//! An organisation may belong to a reseller's organisation. The reseller sees that it exists and
+//! nothing inside it. There is one level: an organisation with a parent has no children.
 //!
-//! A user belongs to one organisation. People come in by **invitation** ([`invites`]) and leave
-//! by removal ([`members`]), which ends everything they could do; what they made stays.
+//! A user belongs to one organisation. People join by **invitation** ([`invites`]) and leave by
+//! removal ([`members`]), which ends their access; their resources stay.
 //!
-//! How a reseller earns is its **business model** ([`pricing`]): a `channel_partner` a part of
-//! what its customers cost the platform, a `distributor` what it asks them beyond that.
+//! A reseller's **business model** ([`pricing`]) determines its earnings: a `channel_partner`
+//! earns a part of what its customers cost the platform, a `distributor` what it charges beyond
+//! that.
 
 pub mod invites;
 pub mod members;
@@ -22,7 +23,7 @@ use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::OrgId;
 
-/// An organisation.
+/// Organisation: a tenant.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "0198c0de-0000-7000-8000-000000000001", "name": "Acme", "parent_organization_id": null,
@@ -38,15 +39,15 @@ pub struct Organization {
     pub timezone: String,
     /// ISO 3166 code that completes numbers without a country code.
     pub default_country: Option<String>,
-    /// Whether calls that are made from here on are under HIPAA, as those of an agent with the
-    /// flag are.
+    /// True when calls created after the change are under HIPAA, like those of an agent with the
+    /// flag.
     pub hipaa_compliance: bool,
     pub max_concurrent_calls: i32,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
 }
 
-/// An organisation to found.
+/// Organisation to create.
 #[derive(Clone, Debug)]
 pub struct NewOrganization {
     pub name: String,
@@ -54,35 +55,35 @@ pub struct NewOrganization {
     pub settings: Settings,
 }
 
-/// What can be settled; what is `None` stays.
+/// Settings to change; `None` leaves a setting as it is.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     pub name: Option<String>,
     pub timezone: Option<String>,
-    /// `Some(None)` takes the country away.
+    /// `Some(None)` removes the country.
     pub default_country: Option<Option<String>>,
     pub hipaa_compliance: Option<bool>,
     pub max_concurrent_calls: Option<i32>,
 }
 
-/// How many people are in an organisation and on their way into it.
+/// Number of members and of open invitations of an organisation.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub struct Headcount {
     pub members: i64,
     pub open_invites: i64,
 }
 
-/// Whether this is the name of a time zone.
+/// True for the name of an IANA time zone.
 #[must_use]
 pub fn is_timezone(name: &str) -> bool {
     name.parse::<chrono_tz::Tz>().is_ok()
 }
 
-/// Founds an organisation. Only the platform does, so there is no scope.
+/// Creates an organisation. Only the platform does, so there is no scope.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an unknown parent, [`Error::Rejected`] for one that is itself below
-/// another organisation.
+/// [`Error::NotFound`] for an unknown parent, [`Error::Rejected`] for one that has a parent
+/// itself.
 pub async fn found_unscoped(db: &mut PgConnection, new: &NewOrganization) -> Result<Organization> {
     if let Some(parent) = new.parent {
         let parents_parent = sqlx::query_scalar!(
@@ -99,6 +100,7 @@ pub async fn found_unscoped(db: &mut PgConnection, new: &NewOrganization) -> Res
             ));
         }
     }
+
     let id = OrgId::new();
     let settings = &new.settings;
     sqlx::query!(
@@ -118,7 +120,7 @@ pub async fn found_unscoped(db: &mut PgConnection, new: &NewOrganization) -> Res
     of_id(db, id).await
 }
 
-/// An organisation in the caller's sight: their own, and those below it.
+/// Finds an organisation in the caller's scope: their own, and its children.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -138,8 +140,8 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Result<Org
     .ok_or(Error::NotFound("Organization"))
 }
 
-/// An organisation whose people the caller may see: the own one, or any for super_admins. A
-/// reseller sees those below its own, but not who works there.
+/// Finds an organisation whose members the caller may see: their own, or any for super_admins. A
+/// reseller sees its children, but not their members.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -150,10 +152,7 @@ pub async fn find_own(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Result
     }
 }
 
-/// The organisations in the caller's sight by name, and how many there are.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the organisations in the caller's scope by name, with their total.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -165,7 +164,8 @@ pub async fn list(
     )
     .fetch_one(&mut *db)
     .await?;
-    let found = sqlx::query_as!(
+
+    let organizations = sqlx::query_as!(
         Organization,
         r#"select id as "id: OrgId", name, parent_org_id as "parent_organization_id: OrgId", timezone,
                   default_country, hipaa_compliance, max_concurrent_calls, created_at, updated_at
@@ -180,7 +180,8 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
-    Ok((found, total))
+
+    Ok((organizations, total))
 }
 
 /// Locks the caller's own organisation, or any for the platform, for a change.
@@ -199,7 +200,7 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Result<Org
     of_id(db, id).await
 }
 
-/// Settles what is given. The organisation has been locked in the caller's scope.
+/// Changes the given settings, after locking the organisation in the caller's scope.
 ///
 /// # Errors
 /// As [`lock`].
@@ -232,10 +233,7 @@ pub async fn settle(
     of_id(db, id).await
 }
 
-/// Counts an organisation's people.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Counts an organisation's members and open invitations.
 pub async fn headcount(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Result<Headcount> {
     let counted = sqlx::query_as!(
         Headcount,

@@ -1,10 +1,11 @@
-//! How an organisation earns from what its customers, and its own members, spend.
+//! Business model of an organisation: its earnings from the spending of its customers and its own
+//! members.
 //!
 //! An `internal` organisation earns nothing. A `channel_partner` earns the commission: a part of
 //! the platform's own price. A `distributor` earns the markup, by which its customers' prices
-//! are higher than the platform's, and the commission where one is set. Numbers are kept
-//! whatever the model is, and count while it is one that has them. A call that was claimed is
-//! charged on the terms of that moment.
+//! are higher than the platform's, and the commission where one is set. Percentages are stored
+//! under every model and apply only under those that use them. A call is charged on the terms at
+//! its claim.
 
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::OrgId;
 
-/// The business model of an organisation.
+/// Business model of an organisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -30,29 +31,30 @@ pub enum OrgType {
 }
 
 impl OrgType {
-    /// Whether it earns at all.
+    /// True for the models that earn.
     #[must_use]
     pub fn is_reseller(self) -> bool {
         self != Self::Internal
     }
 }
 
-/// How an organisation earns.
+/// Business model and percentages of an organisation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Pricing)]
 pub struct Pricing {
     pub organization_id: OrgId,
     pub org_type: OrgType,
-    /// Of the platform's own price.
+    /// Percentage of the platform's own price.
     #[schema(value_type = String, example = "10")]
     pub commission_percent: Decimal,
-    /// On the platform's own price.
+    /// Percentage on top of the platform's own price.
     #[schema(value_type = String, example = "25")]
     pub markup_percent: Decimal,
     #[schema(example = "USD")]
     pub markup_currency: String,
 }
 
-/// What to change; what is `None` stays.
+/// Changes to make; `None` leaves a value as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PricingChange {
     pub org_type: Option<OrgType>,
@@ -60,10 +62,10 @@ pub struct PricingChange {
     pub markup_percent: Option<Decimal>,
 }
 
-/// How an organisation in the caller's own sight earns.
+/// Finds the business model of an organisation in the caller's own scope.
 ///
 /// # Errors
-/// [`Error::NotFound`] when there is none; customers of a reseller are none of its own.
+/// [`Error::NotFound`] when there is none; a reseller's customers are outside its own scope.
 pub async fn find(db: &mut PgConnection, scope: &Scope, org: OrgId) -> Result<Pricing> {
     let mut pricing = sqlx::query_as!(
         Pricing,
@@ -78,13 +80,14 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, org: OrgId) -> Result<Pr
     .fetch_optional(db)
     .await?
     .ok_or(Error::NotFound("Organization"))?;
+
     pricing.commission_percent = pricing.commission_percent.normalize();
     pricing.markup_percent = pricing.markup_percent.normalize();
     Ok(pricing)
 }
 
-/// Changes how an organisation earns, from the next call that is claimed on. Answers how it did
-/// and how it does.
+/// Changes the business model of an organisation, effective with the next claimed call. Returns it
+/// before and after.
 ///
 /// # Errors
 /// As [`find`].
@@ -96,6 +99,7 @@ pub async fn change(
 ) -> Result<(Pricing, Pricing)> {
     lock(db, scope, org).await?;
     let before = find(db, scope, org).await?;
+
     sqlx::query!(
         "update organizations
          set org_type = coalesce($2, org_type),
@@ -110,6 +114,7 @@ pub async fn change(
     )
     .execute(&mut *db)
     .await?;
+
     let after = find(db, scope, org).await?;
     Ok((before, after))
 }

@@ -1,4 +1,4 @@
-//! Countries, by their two letters.
+//! Countries, by ISO 3166 alpha-2 code.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,12 +9,12 @@ use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueRef, Postgres};
 
-/// An ISO 3166 alpha-2 country that has a numbering plan.
+/// ISO 3166 alpha-2 country with a numbering plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Country(Region);
 
-/// No such country.
+/// Error of a text that is no such country.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this is not a country; use its two letters, such as IN or US")]
 pub struct UnknownCountry;

@@ -32,7 +32,7 @@ NOTICE = """\
 
 
 def implied(prefix, zones):
-    """Whether a shorter prefix already gives the same answer."""
+    """Returns True when a shorter prefix already gives the same zones."""
     for length in range(len(prefix) - 1, 0, -1):
         shorter = TIMEZONE_DATA.get(prefix[:length])
         if shorter is not None:

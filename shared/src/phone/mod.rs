@@ -1,21 +1,21 @@
-//! Phone numbers, in the only form that leaves this folder: E.164.
+//! Phone numbers. E.164 is the only form used outside this folder.
 //!
-//! People paste numbers from spreadsheets, so [`E164::parse`] forgives what cannot change who
-//! is called: spaces, dashes, dots, parentheses, invisible characters, a leading apostrophe,
-//! `="..."`, `tel:`, the prefix `00`, a trailing `.0`, digits of other scripts. It refuses
-//! what can: letters and extensions (the digits alone would ring somebody else) and scientific
-//! notation (the spreadsheet has already thrown digits away).
+//! People paste numbers from spreadsheets, so [`E164::parse`] accepts variations that cannot
+//! change who is called: spaces, dashes, dots, parentheses, invisible characters, a leading
+//! apostrophe, `="..."`, `tel:`, the prefix `00`, a trailing `.0`, digits of other scripts. It
+//! refuses those that can: letters and extensions (the digits alone would ring somebody else) and
+//! scientific notation (the spreadsheet has already dropped digits).
 //!
 //! A number without `+` is read in this order:
-//! 1. beginning with `00`: as an international number, when that is valid;
+//! 1. with a leading `00`: as an international number, when that is valid;
 //! 2. with a default country: as one of that country's numbers, with or without its own
 //!    calling code;
 //! 3. with 12 digits or more and no leading zero: as an international number whose `+` the
 //!    spreadsheet lost, when that is valid. Shorter ones are refused although some would be
-//!    valid, because they read as well as a national number of another country: eleven digits
-//!    that begin with 1 are a mobile in China and a subscriber in the United States.
+//!    valid, because they are ambiguous: eleven digits that begin with 1 are a mobile in China
+//!    and a subscriber in the United States.
 //!
-//! Nothing else is guessed. [`zones`] tells where a number may be, as time zones.
+//! Nothing else is guessed. [`zones`] maps a number to its candidate time zones.
 
 mod country;
 mod zones;
@@ -31,18 +31,18 @@ use serde::{Deserialize, Serialize};
 pub use country::{Country, UnknownCountry};
 pub use zones::{ZoneSet, zones_of};
 
-/// The fewest digits of a number that is accepted, calling code included.
+/// Fewest digits of an accepted number, calling code included.
 const MIN_DIGITS: usize = 8;
-/// The most digits E.164 allows.
+/// Most digits of an E.164 number.
 const MAX_DIGITS: usize = 15;
-/// The most digits that are read: E.164's, and the longest international and trunk prefixes.
+/// Most digits of an input: E.164's, and the longest international and trunk prefixes.
 const MAX_TYPED_DIGITS: usize = 22;
-/// From this length a bare number is no longer mistaken for a national one.
+/// Fewest digits of a number without `+` that is read as international.
 const MIN_BARE_INTERNATIONAL_DIGITS: usize = 12;
-/// A spreadsheet's `.0` is stripped from this many digits on; shorter, it is a group.
+/// Fewest digits before a spreadsheet's `.0`; after fewer it is a group of digits.
 const MIN_DECIMAL_DIGITS: usize = 7;
 
-/// A number in E.164: `+` and 7 to 15 digits. Its `Debug` shows the last four digits only.
+/// Phone number in E.164: `+` and 7 to 15 digits. Its `Debug` shows the last four digits only.
 #[derive(
     Clone,
     PartialEq,
@@ -60,8 +60,8 @@ const MIN_DECIMAL_DIGITS: usize = 7;
 #[schema(value_type = String, pattern = r"^\+[0-9]{7,15}$", example = "+12125550100")]
 pub struct E164(String);
 
-/// Why a text is not a phone number that can be called. The message tells what to do; it never
-/// repeats the number.
+/// Error of a text that is not a phone number that can be called. The message says what to do and
+/// never repeats the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PhoneError {
     #[error("the phone number is empty; fill it in or remove the row")]
@@ -93,7 +93,7 @@ pub enum PhoneError {
 }
 
 impl PhoneError {
-    /// A stable, snake_case kind.
+    /// Stable, snake_case code.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -110,7 +110,7 @@ impl PhoneError {
 }
 
 impl E164 {
-    /// Reads what a person or a spreadsheet wrote.
+    /// Parses a number as written by a person or a spreadsheet.
     ///
     /// # Errors
     /// A [`PhoneError`] that tells the user what to do.
@@ -119,7 +119,8 @@ impl E164 {
         Ok(number)
     }
 
-    /// As [`E164::parse`], with the number's candidate time zones, for about the same price.
+    /// Parses like [`E164::parse`] and returns the number's candidate time zones, at about the
+    /// same cost.
     ///
     /// # Errors
     /// A [`PhoneError`] that tells the user what to do.
@@ -132,7 +133,7 @@ impl E164 {
         Ok((number, zones))
     }
 
-    /// The number as it is dialled.
+    /// The number in the form that is dialled.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -154,7 +155,7 @@ impl FromStr for E164 {
     }
 }
 
-/// Takes a number that is in E.164 already, as Peal writes it; checks its shape only.
+/// Accepts a number that Peal stored in E.164; checks its shape only.
 impl TryFrom<String> for E164 {
     type Error = PhoneError;
 
@@ -178,21 +179,25 @@ fn read(raw: &str, default_country: Option<Country>) -> Result<Reading, PhoneErr
     if plus {
         return resolve(&format!("+{digits}"), None);
     }
+
     let international = |digits: &str| resolve(&format!("+{digits}"), None);
     let idd = digits.strip_prefix("00").map(international);
     if let Some(Ok(reading)) = idd {
         return Ok(reading);
     }
+
     let national = default_country.map(|country| resolve(&digits, Some(country.region())));
     if let Some(Ok(reading)) = national {
         return Ok(reading);
     }
+
     if digits.len() >= MIN_BARE_INTERNATIONAL_DIGITS
         && !digits.starts_with('0')
         && let Ok(reading) = international(&digits)
     {
         return Ok(reading);
     }
+
     match (national, idd) {
         (Some(Err(error)), _) | (None, Some(Err(error))) => Err(error),
         _ if digits.len() > MAX_DIGITS => Err(PhoneError::TooLong),
@@ -200,7 +205,7 @@ fn read(raw: &str, default_country: Option<Country>) -> Result<Reading, PhoneErr
     }
 }
 
-/// Digits with `+` in front, or a country's own digits, as a number that exists there.
+/// Resolves digits with a leading `+`, or a country's own digits, to a number that can exist there.
 fn resolve(digits: &str, region: Option<Region>) -> Result<Reading, PhoneError> {
     let phone = PHONE_NUMBER_UTIL
         .parse(digits, region)
@@ -230,7 +235,7 @@ fn resolve(digits: &str, region: Option<Region>) -> Result<Reading, PhoneError> 
     Ok((phone, kind, number))
 }
 
-/// What is left of a text when everything that does not matter is taken away.
+/// Digits of an input, without separators and wrapping.
 struct Typed {
     plus: bool,
     digits: String,
@@ -268,7 +273,7 @@ impl Typed {
     }
 }
 
-/// Takes off what spreadsheets and address books put around a number.
+/// Strips what spreadsheets and address books put around a number.
 fn unwrap(raw: &str) -> &str {
     let around = |c: char| c.is_whitespace() || is_invisible(c);
     let text = raw.trim_matches(around);
@@ -284,7 +289,7 @@ fn unwrap(raw: &str) -> &str {
     }
 }
 
-/// `9.19E+11`, and with a decimal comma.
+/// True for `9.19E+11`, also with a decimal comma.
 fn is_scientific(text: &str) -> bool {
     let Some((mantissa, exponent)) = text.split_once(['e', 'E']) else {
         return false;
@@ -296,7 +301,7 @@ fn is_scientific(text: &str) -> bool {
     digits(whole) && digits(fraction) && digits(exponent)
 }
 
-/// A whole number that went through a decimal column: `919876543210.0`.
+/// Strips the zeros of a number from a decimal column: `919876543210.0`.
 fn without_decimals(text: &str) -> &str {
     match text.split_once(['.', ',']) {
         Some((whole, zeros))
@@ -315,7 +320,7 @@ fn without_decimals(text: &str) -> &str {
     }
 }
 
-/// The decimal digit that a character stands for, in the scripts that keyboards produce.
+/// Converts a decimal digit of the scripts that keyboards produce.
 fn digit(c: char) -> Option<char> {
     if c.is_ascii_digit() {
         return Some(c);
@@ -336,7 +341,7 @@ fn is_separator(c: char) -> bool {
         )
 }
 
-/// Zero-width, joining, direction and soft-hyphen characters.
+/// True for zero-width, joining, direction and soft-hyphen characters.
 pub(crate) fn is_invisible(c: char) -> bool {
     matches!(
         c,

@@ -18,7 +18,7 @@ fn code(raw: &str, default: Option<Country>) -> &'static str {
 }
 
 #[test]
-fn what_people_write_around_a_number_does_not_matter() {
+fn separators_and_wrapping_are_ignored() {
     for raw in [
         "+919876543210",
         " +91 98765 43210 ",
@@ -65,12 +65,12 @@ fn a_plus_lost_by_the_spreadsheet_is_restored_only_when_nothing_else_fits() {
     assert_eq!(code("13802345678", None), "missing_country");
     assert_eq!(ok("13802345678", country("CN")), "+8613802345678");
     assert_eq!(ok("13802345678", country("US")), "+13802345678");
-    // One digit too many must not ring somebody in Iran.
+    // With one digit too many it must not be read as a number of Iran.
     assert_eq!(code("98765432101", country("IN")), "invalid_for_country");
 }
 
 #[test]
-fn a_text_that_could_ring_somebody_else_is_refused_with_its_reason() {
+fn ambiguous_and_malformed_numbers_are_refused_with_a_reason() {
     for (raw, expected) in [
         ("", "empty"),
         (" \u{200b} ", "empty"),

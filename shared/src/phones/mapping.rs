@@ -1,5 +1,5 @@
-//! Which agent a caller number speaks for. A call of the agent without an explicit line leaves
-//! through its number. A mapping is in sight when its number is.
+//! Mappings of caller numbers to agents. A call of the agent without an explicit caller number uses
+//! the mapped one. A mapping is in the scope when its number is.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -13,8 +13,9 @@ use crate::page::{Page, Slice};
 use crate::phone::E164;
 use crate::{agents, phones};
 
-/// A number and the agent it speaks for.
+/// Mapping of a caller number to an agent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Mapping)]
 pub struct Mapping {
     pub id: MappingId,
     pub phone_number_id: PhoneId,
@@ -29,7 +30,7 @@ pub struct Mapping {
     pub org_id: OrgId,
 }
 
-/// Which mappings to look for.
+/// Filter of mappings.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wanted {
     pub id: Option<MappingId>,
@@ -37,7 +38,7 @@ pub struct Wanted {
     pub agent: Option<AgentId>,
 }
 
-/// Maps a number to an agent, both in the caller's sight.
+/// Maps a number to an agent, both in the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] for either, [`Error::Rejected`] when they belong to different
@@ -63,7 +64,7 @@ pub async fn create(
     find(db, scope, id).await
 }
 
-/// Gives a mapping that was locked another number or agent.
+/// Changes the number or the agent of a locked mapping.
 ///
 /// # Errors
 /// As [`create`].
@@ -88,10 +89,10 @@ pub async fn change(
     find(db, scope, id).await
 }
 
-/// Takes a mapping away. Its number and its agent stay.
+/// Deletes a mapping. Its number and its agent stay.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a mapping out of sight.
+/// [`Error::NotFound`] for a mapping outside the scope.
 pub async fn delete(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result<Mapping> {
     let mapping = find(db, scope, id).await?;
     sqlx::query!("delete from phone_mappings where id = $1", id as MappingId)
@@ -100,16 +101,16 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Resu
     Ok(mapping)
 }
 
-/// A mapping in the caller's sight.
+/// Finds a mapping in the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
 pub async fn find(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result<Mapping> {
-    let wanted = Wanted {
+    let filter = Wanted {
         id: Some(id),
         ..Wanted::default()
     };
-    let found = list(db, scope, wanted, Page::WHOLE).await?;
+    let found = list(db, scope, filter, Page::WHOLE).await?;
     found
         .rows
         .into_iter()
@@ -117,14 +118,11 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result
         .ok_or(Error::NotFound("Mapping"))
 }
 
-/// The mappings in the caller's sight, the newest first.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the mappings in the caller's scope, newest first.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    wanted: Wanted,
+    filter: Wanted,
     page: Page,
 ) -> Result<Slice<Mapping>> {
     let mappings = sqlx::query_as!(
@@ -145,17 +143,19 @@ pub async fn list(
            offset $7"#,
         scope.org() as Option<OrgId>,
         scope.user() as Option<UserId>,
-        wanted.id as Option<MappingId>,
-        wanted.phone as Option<PhoneId>,
-        wanted.agent as Option<AgentId>,
+        filter.id as Option<MappingId>,
+        filter.phone as Option<PhoneId>,
+        filter.agent as Option<AgentId>,
         page.limit(),
         page.offset(),
     )
     .fetch_all(db)
     .await?;
+
     Ok(page.slice(mappings))
 }
 
+/// Finds both in the scope, refuses different organisations, and returns theirs.
 async fn check_pair(
     db: &mut PgConnection,
     scope: &Scope,
@@ -164,6 +164,7 @@ async fn check_pair(
 ) -> Result<OrgId> {
     let agent = agents::find(db, scope, agent).await?;
     let phone = phones::find(db, scope, phone).await?;
+
     if agent.org_id != phone.org_id {
         return Err(Error::rejected(
             "organizations_differ",

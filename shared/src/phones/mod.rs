@@ -1,9 +1,9 @@
-//! Caller numbers: which number a call shows, and which trunk it leaves through.
+//! Caller numbers: the number that a call shows, and the trunk that it uses.
 //!
-//! A number belongs to a user and hangs on a trunk. Numbers on the platform's own trunks are
-//! given out by the platform: whoever could add one there could call under the name of another
-//! organisation. A running batch keeps its number; a deleted number keeps its row, which
-//! batches and calls of the past name.
+//! A number belongs to a user and to a trunk. Only the platform assigns numbers on its own
+//! trunks: a tenant that could add one there could call in the name of another organisation. A
+//! number cannot move or be deleted while a batch that may dial uses it. A deleted number keeps
+//! its row, which past batches and calls refer to.
 
 pub mod mapping;
 
@@ -22,6 +22,7 @@ use crate::users;
 
 /// A caller number.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Phone)]
 pub struct Phone {
     pub id: PhoneId,
     #[schema(value_type = String, example = "+12125550100")]
@@ -38,7 +39,7 @@ pub struct Phone {
     pub org_id: OrgId,
 }
 
-/// A caller number to set up.
+/// Caller number to create.
 #[derive(Clone, Debug)]
 pub struct NewPhone {
     pub org: OrgId,
@@ -47,7 +48,7 @@ pub struct NewPhone {
     pub number: E164,
 }
 
-/// What can be said of a caller number, and changed.
+/// Editable details of a caller number.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
     pub friendly_name: Option<String>,
@@ -56,10 +57,7 @@ pub struct Details {
     pub is_active: bool,
 }
 
-/// Sets up a caller number; the same number on the same trunk again is the same row.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Creates a caller number; the same number on the same trunk again is the same row.
 pub async fn create_unscoped(db: &mut PgConnection, phone: &NewPhone) -> Result<PhoneId> {
     let id = sqlx::query_scalar!(
         r#"insert into phone_numbers (id, org_id, user_id, trunk_id, phone_number)
@@ -77,13 +75,13 @@ pub async fn create_unscoped(db: &mut PgConnection, phone: &NewPhone) -> Result<
     Ok(id)
 }
 
-/// Adds a caller number of a user in the caller's sight, on a trunk of the user's organisation;
-/// on one of the platform's only when the caller acts for the platform. A number that was
-/// deleted comes back.
+/// Adds a caller number of a user in the caller's scope, on a trunk of the user's organisation;
+/// on one of the platform's only when the caller acts for the platform. A deleted number is
+/// restored.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a user or trunk out of sight, [`Error::Forbidden`] on the platform's
-/// trunk, [`Error::Conflict`] for a number that is there.
+/// [`Error::NotFound`] for a user or trunk outside the scope, [`Error::Forbidden`] on the
+/// platform's trunk, [`Error::Conflict`] for a number that exists.
 pub async fn add(
     db: &mut PgConnection,
     scope: &Scope,
@@ -99,6 +97,8 @@ pub async fn add(
         Some(trunk) => usable_trunk(db, scope, org, trunk).await?,
         None => only_trunk_unscoped(db, org).await?,
     };
+
+    // Restores a deleted number of the organisation; any other existing one is a conflict.
     let id = sqlx::query_scalar!(
         r#"insert into phone_numbers as p (id, org_id, user_id, trunk_id, phone_number, friendly_name,
                                            country_code, region, is_active)
@@ -128,9 +128,11 @@ pub async fn add(
             "the number is on this trunk already: change that one",
         )
     })?;
+
     find(db, scope, id).await
 }
 
+/// Checks that an organisation may add numbers on a trunk.
 async fn usable_trunk(
     db: &mut PgConnection,
     scope: &Scope,
@@ -149,15 +151,16 @@ async fn usable_trunk(
     .fetch_optional(db)
     .await?
     .ok_or(Error::NotFound("Trunk"))?;
+
     if owner.is_none() && scope.org().is_some() {
         return Err(Error::Forbidden(
-            "Forbidden: numbers on the platform's trunks are given out by a super_admin".into(),
+            "Forbidden: numbers on the platform's trunks are assigned by a super_admin".into(),
         ));
     }
     Ok(trunk)
 }
 
-/// The one trunk that an organisation has.
+/// Finds the only trunk of an organisation.
 async fn only_trunk_unscoped(db: &mut PgConnection, org: OrgId) -> Result<TrunkId> {
     let trunks = sqlx::query_scalar!(
         r#"select id as "id: TrunkId" from trunks where org_id = $1 and deleted_at is null limit 2"#,
@@ -165,6 +168,7 @@ async fn only_trunk_unscoped(db: &mut PgConnection, org: OrgId) -> Result<TrunkI
     )
     .fetch_all(db)
     .await?;
+
     match trunks.as_slice() {
         [only] => Ok(*only),
         _ => Err(Error::rejected(
@@ -174,7 +178,7 @@ async fn only_trunk_unscoped(db: &mut PgConnection, org: OrgId) -> Result<TrunkI
     }
 }
 
-/// A caller number in the caller's sight.
+/// Finds a caller number in the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -198,10 +202,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<P
     .ok_or(Error::NotFound("Phone number"))
 }
 
-/// Caller numbers in the caller's sight, the newest first, and how many there are.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the caller numbers in the caller's scope, newest first, with their total.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -228,6 +229,7 @@ pub async fn list(
     )
     .fetch_one(&mut *db)
     .await?;
+
     let phones = sqlx::query_as!(
         Phone,
         r#"select p.id as "id: PhoneId", p.org_id as "org_id: OrgId", p.user_id as "user_id: UserId",
@@ -255,13 +257,14 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     Ok((phones, total))
 }
 
-/// Locks a caller number in the caller's sight and reads it.
+/// Locks a caller number in the caller's scope and reads it.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a number out of sight, which is not locked.
+/// [`Error::NotFound`] for a number outside the scope, which is not locked.
 pub async fn lock(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<Phone> {
     sqlx::query!(
         "select
@@ -277,14 +280,15 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<P
     .fetch_optional(&mut *db)
     .await?
     .ok_or(Error::NotFound("Phone number"))?;
-    // Read with a snapshot taken behind the lock.
+
+    // Read with a snapshot taken after the lock.
     find(db, scope, id).await
 }
 
-/// Changes a caller number that was locked.
+/// Changes a locked caller number.
 ///
 /// # Errors
-/// As [`add`], and [`Error::Conflict`] when a running batch or a call under way needs it as it is.
+/// As [`add`], and [`Error::Conflict`] when a running batch or a live call needs it as it is.
 pub async fn change(
     db: &mut PgConnection,
     scope: &Scope,
@@ -296,9 +300,11 @@ pub async fn change(
     if moves {
         usable_trunk(db, scope, before.org_id, trunk).await?;
     }
+    // A number in use can neither move nor be switched off.
     if moves || (before.is_active && !details.is_active) {
         check_unused(db, scope, before).await?;
     }
+
     sqlx::query!(
         "update phone_numbers
          set trunk_id = $2, friendly_name = $3, country_code = $4, region = $5, is_active = $6
@@ -318,16 +324,18 @@ pub async fn change(
             "the number is on that trunk already: change that one",
         )
     })?;
+
     find(db, scope, before.id).await
 }
 
-/// Deletes a caller number with its mapping. Batches and calls of the past keep naming it.
+/// Deletes a caller number with its mapping. Past batches and calls keep referring to it.
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] while a batch or a call uses it.
 pub async fn delete(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<Phone> {
     let phone = lock(db, scope, id).await?;
     check_unused(db, scope, &phone).await?;
+
     sqlx::query!(
         "delete from phone_mappings where phone_id = $1",
         id as PhoneId
@@ -343,7 +351,7 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result
     Ok(phone)
 }
 
-/// Refuses when a batch that may dial, or a call, relies on a number that was found in scope.
+/// Refuses when a batch that may dial, or a call, uses a number that was found in the scope.
 async fn check_unused(db: &mut PgConnection, _scope: &Scope, phone: &Phone) -> Result<()> {
     let used = sqlx::query!(
         r#"select (select b.batch_name
@@ -360,20 +368,21 @@ async fn check_unused(db: &mut PgConnection, _scope: &Scope, phone: &Phone) -> R
     )
     .fetch_one(db)
     .await?;
-    let by = match (used.batch, used.on_call) {
+
+    let reason = match (used.batch, used.on_call) {
         (Some(batch), _) => {
-            format!("the batch \"{batch}\" runs or is paused with it: stop the batch")
+            format!("the batch \"{batch}\" uses it: stop the batch first")
         }
-        (None, true) => "calls from it are under way: let them end".to_owned(),
+        (None, true) => "calls from it are in progress: let them end first".to_owned(),
         (None, false) => return Ok(()),
     };
     Err(Error::conflict(
         "phone_in_use",
-        format!("the phone number cannot be taken away, because {by} first"),
+        format!("the phone number is in use: {reason}"),
     ))
 }
 
-/// The line a call without an explicit one leaves through: the agent's oldest active mapped
+/// Finds the caller number of a call without an explicit one: the agent's oldest active mapped
 /// number, else the user's oldest active one.
 ///
 /// # Errors
@@ -384,7 +393,8 @@ pub async fn line_for(
     agent: &Agent,
     user: UserId,
 ) -> Result<Phone> {
-    sqlx::query_as!(
+    // Mapped numbers come first.
+    let phone = sqlx::query_as!(
         Phone,
         r#"select p.id as "id!: PhoneId", p.org_id as "org_id!: OrgId", p.user_id as "user_id!: UserId",
                   p.trunk_id as "trunk_id!: TrunkId", p.phone_number as "phone_number!: E164", p.friendly_name,
@@ -403,8 +413,9 @@ pub async fn line_for(
         user as UserId,
     )
     .fetch_optional(db)
-    .await?
-    .ok_or_else(|| {
+    .await?;
+
+    phone.ok_or_else(|| {
         Error::rejected(
             "no_line",
             "there is no active phone number to call from: map one to the agent, add one, or send phone_number_id",

@@ -1,13 +1,12 @@
-//! The source of an apalis worker: one queue in PostgreSQL.
+//! Source of an apalis worker: one queue in PostgreSQL.
 //!
-//! A claimer task leases as many due jobs as the worker has free hands and goes on while there
-//! is work; when a claim comes back short it listens to the bell, and looks anyway every
-//! [`Timing::poll`]. The worker draws claimed jobs from a channel, and [`SettleLayer`], which
-//! apalis wraps around the handler, hands the outcome to the keeper.
+//! A claimer task leases as many due jobs as the worker has free slots and continues while there
+//! is work. After a claim that came back short it waits for a wakeup, at most [`Timing::poll`]. The
+//! worker takes claimed jobs from a channel, and [`SettleLayer`], which apalis wraps around the
+//! handler, passes the outcome to the lease renewer.
 //!
-//! apalis is told that every job succeeded: attempts, delays and dead letters are ours. It is
-//! never told of an outage either, because it would end the worker: the claimer logs it and
-//! tries again.
+//! apalis sees every job as successful: attempts, delays and dead jobs are handled here. It sees no
+//! outage either, because it would end the worker: the claimer logs the outage and retries.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -35,23 +34,23 @@ use super::claim::{Running, claim};
 use super::keeper::Keeper;
 use super::{Outcome, Queue};
 
-/// Most jobs that one statement claims.
+/// Maximum jobs that one statement claims.
 const CLAIM_LIMIT: usize = 256;
-/// Pauses after failed claims: the first, and the longest.
+/// First and longest pause after failed claims.
 const OUTAGE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
-/// How a worker keeps time.
+/// Intervals of a worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// How long a job stays a worker's after its last sign of life.
+    /// Life of a lease after its last heartbeat.
     pub lease: Duration,
-    /// Time between two signs of life.
+    /// Time between two heartbeats.
     pub beat: Duration,
-    /// Longest time between two looks at an idle queue when no bell rings.
+    /// Longest time between two claims on an idle queue without a wakeup.
     pub poll: Duration,
-    /// How long running jobs may go on after the shutdown.
+    /// Time for running jobs to finish after the shutdown.
     pub grace: Duration,
-    /// How long they may take to stop once they were told to.
+    /// Time for running jobs to stop after the abort.
     pub halt_grace: Duration,
 }
 
@@ -67,27 +66,27 @@ impl Default for Timing {
     }
 }
 
-/// What a worker works on, and until when.
+/// Settings of a worker: its queue, concurrency and cancellation.
 #[derive(Clone, Debug)]
 pub struct Shift {
     pub queue: Queue,
-    /// Unique in time and space; written to the rows.
+    /// Name of the worker, unique across processes and restarts; written to the rows.
     pub worker: String,
-    /// How many jobs the worker runs at once.
+    /// Maximum jobs that run at once.
     pub hands: usize,
     pub timing: Timing,
-    /// From here on no job is claimed; running ones go on.
+    /// Ends claiming; running jobs continue.
     pub shutdown: CancellationToken,
-    /// From here on running jobs are told to stop.
+    /// Cancels running jobs.
     pub halt: CancellationToken,
 }
 
-/// The claimer is gone although nobody asked it to stop: a bug. The worker must be rebuilt.
+/// The claimer has ended without a shutdown: a bug. The worker must be rebuilt.
 #[derive(Debug, thiserror::Error)]
 #[error("the claimer of this queue has ended")]
 pub struct BackendError;
 
-/// A queue as the source of one worker.
+/// A queue as the job source of one worker.
 pub struct PgBackend {
     keeper: Keeper,
     jobs: mpsc::Receiver<Running>,
@@ -98,26 +97,29 @@ pub struct PgBackend {
 }
 
 impl PgBackend {
-    /// Starts claiming; to be called in a tokio runtime.
+    /// Starts claiming. Must be called in a tokio runtime.
     #[must_use]
-    pub fn start(pool: PgPool, bells: &Bells, shift: Shift) -> Self {
-        let hands = shift.hands.clamp(1, Semaphore::MAX_PERMITS);
-        let keeper = Keeper::start(pool.clone(), shift.timing);
-        let (claimed, jobs) = mpsc::channel(hands);
-        let shutdown = shift.shutdown.clone();
+    pub fn start(pool: PgPool, wakeups: &Bells, settings: Shift) -> Self {
+        let concurrency = settings.hands.clamp(1, Semaphore::MAX_PERMITS);
+        let lease_renewer = Keeper::start(pool.clone(), settings.timing);
+        let (claimed, jobs) = mpsc::channel(concurrency);
+
+        let shutdown = settings.shutdown.clone();
         let stop = shutdown.child_token();
+
         let claimer = Claimer {
             pool,
-            keeper: keeper.clone(),
-            listener: bells.listen(Bell::Jobs(shift.queue)),
-            hands: Arc::new(Semaphore::new(hands)),
+            keeper: lease_renewer.clone(),
+            listener: wakeups.listen(Bell::Jobs(settings.queue)),
+            hands: Arc::new(Semaphore::new(concurrency)),
             claimed,
             stop: stop.clone(),
-            shift,
+            shift: settings,
         };
+
         tokio::spawn(claimer.work());
         Self {
-            keeper,
+            keeper: lease_renewer,
             jobs,
             shutdown,
             claimer: Some(stop.drop_guard()),
@@ -126,7 +128,7 @@ impl PgBackend {
     }
 }
 
-/// Leases jobs ahead of the worker's free hands.
+/// Task that leases jobs for the worker's free slots.
 struct Claimer {
     pool: PgPool,
     shift: Shift,
@@ -141,15 +143,15 @@ impl Claimer {
     async fn work(mut self) {
         let stop = self.stop.clone();
         let mut outage_pause = OUTAGE_PAUSES.0;
-        // A claim that was sent is always awaited, so that no lease is taken unnoticed.
-        while let Some(Some(hands)) = stop.run_until_cancelled(self.free_hands()).await {
-            match self.claim(hands).await {
+        // A claim is never cancelled once it was sent, so that no lease goes unnoticed.
+        while let Some(Some(permits)) = stop.run_until_cancelled(self.free_hands()).await {
+            match self.claim(permits).await {
                 Ok(true) => outage_pause = OUTAGE_PAUSES.0,
                 Ok(false) => {
                     outage_pause = OUTAGE_PAUSES.0;
                     let ids = self.hands.available_permits();
-                    let rung = self.listener.heard(ids, self.shift.timing.poll);
-                    stop.run_until_cancelled(rung).await;
+                    let wakeup = self.listener.heard(ids, self.shift.timing.poll);
+                    stop.run_until_cancelled(wakeup).await;
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -164,28 +166,30 @@ impl Claimer {
         }
     }
 
-    /// Waits for a free hand, then takes all that are free.
+    /// Waits for a free slot, then takes all that are free.
     async fn free_hands(&self) -> Option<Vec<OwnedSemaphorePermit>> {
         let first = Arc::clone(&self.hands).acquire_owned().await.ok()?;
-        let mut hands = vec![first];
-        while hands.len() < CLAIM_LIMIT
-            && let Ok(hand) = Arc::clone(&self.hands).try_acquire_owned()
+        let mut permits = vec![first];
+        while permits.len() < CLAIM_LIMIT
+            && let Ok(permit) = Arc::clone(&self.hands).try_acquire_owned()
         {
-            hands.push(hand);
+            permits.push(permit);
         }
-        Some(hands)
+        Some(permits)
     }
 
-    /// Claims once and passes the jobs on; true when there may be more.
-    async fn claim(&self, mut hands: Vec<OwnedSemaphorePermit>) -> anyhow::Result<bool> {
-        let wanted = hands.len();
+    /// Claims once and passes the jobs to the worker; true when there may be more.
+    async fn claim(&self, mut permits: Vec<OwnedSemaphorePermit>) -> anyhow::Result<bool> {
+        let wanted = permits.len();
         let ends = Instant::now() + self.shift.timing.lease;
-        let jobs = claim(&self.pool, &self.shift, &mut hands).await?;
+
+        let jobs = claim(&self.pool, &self.shift, &mut permits).await?;
         let full = jobs.len() == wanted;
+
         self.keeper.leased(&jobs, ends);
         for job in jobs {
-            if let Err(refused) = self.claimed.send(job).await {
-                self.keeper.unstarted(&refused.0).await;
+            if let Err(unsent) = self.claimed.send(job).await {
+                self.keeper.unstarted(&unsent.0).await;
             }
         }
         Ok(full)
@@ -220,29 +224,32 @@ impl Backend for PgBackend {
         }
     }
 
-    /// Stops the claimer and gives back what it had claimed and nobody had started.
+    /// Stops the claimer and returns the claimed jobs that were not started.
     fn poll_close(
         &mut self,
         cx: &mut Context<'_>,
         worker: &WorkerContext,
     ) -> Poll<Result<(), Self::Error>> {
         if !worker.is_shutting_down() {
-            // Reached by the token alone: apalis waits for its own flag before it ends.
+            // Called by the token alone: apalis waits for its own flag before it ends.
             let _ = worker.stop();
         }
+
         self.claimer.take();
+
         let closing = self.closing.get_or_insert_with(|| {
-            let keeper = self.keeper.clone();
+            let lease_renewer = self.keeper.clone();
             let (_, nothing) = mpsc::channel(1);
             let mut jobs = std::mem::replace(&mut self.jobs, nothing);
             Box::pin(async move {
-                let mut given_back = Vec::new();
+                let mut returned = Vec::new();
                 while let Some(job) = jobs.recv().await {
-                    given_back.push(keeper.unstarted(&job));
+                    returned.push(lease_renewer.unstarted(&job));
                 }
-                join_all(given_back).await;
+                join_all(returned).await;
             })
         });
+
         closing.as_mut().poll(cx).map(Ok)
     }
 }
@@ -265,7 +272,7 @@ impl BackendConfig for PgBackend {
     }
 }
 
-/// Writes down how every job ended; outermost of a worker's layers.
+/// Records the outcome of every job; outermost layer of a worker.
 #[derive(Clone, Debug)]
 pub struct SettleLayer {
     keeper: Keeper,
@@ -282,7 +289,7 @@ impl<S> Layer<S> for SettleLayer {
     }
 }
 
-/// See [`SettleLayer`].
+/// Service of [`SettleLayer`].
 #[derive(Clone, Debug)]
 pub struct SettleService<S> {
     keeper: Keeper,
@@ -305,16 +312,17 @@ where
 
     fn call(&mut self, task: Task<Arc<Running>>) -> Self::Future {
         let job = Arc::clone(&task.args);
-        let keeper = self.keeper.clone();
+        let lease_renewer = self.keeper.clone();
         let run = self.inner.call(task);
         Box::pin(async move {
-            // An error here is a panic that a layer caught, or a layer's own.
+            // An error is a panic that a layer caught, or an error of a layer.
             let outcome = run.await.unwrap_or_else(|error| Outcome::Retry {
                 after: None,
                 why: error.into().to_string(),
             });
+
             log(&job, &outcome);
-            keeper.ended(&job, outcome).await;
+            lease_renewer.ended(&job, outcome).await;
             Ok(())
         })
     }

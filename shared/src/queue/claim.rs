@@ -1,4 +1,4 @@
-//! Taking jobs: one statement leases the best due jobs of a queue.
+//! Claiming jobs: one statement leases the best due jobs of a queue.
 
 use std::fmt;
 
@@ -17,31 +17,31 @@ pub struct Running {
     pub queue: Queue,
     pub kind: String,
     pub org: Option<OrgId>,
-    /// Which run this is, counted from one.
+    /// Number of this run, counted from one.
     pub attempt: i32,
     pub max_attempts: i32,
     pub(super) fence: i64,
     args: serde_json::Value,
     lost: CancellationToken,
-    /// The worker's hand that this job keeps busy; free when the job is dropped.
+    /// The worker's concurrency slot; released when the job is dropped.
     _hand: OwnedSemaphorePermit,
 }
 
 impl Running {
-    /// Cancelled when the job belongs to somebody else, or the process must end. The handler
-    /// should then stop; nothing that it answers is written once the lease is gone.
+    /// Cancelled when the lease is lost, or the process must end. The handler should then stop;
+    /// its outcome is not written once the lease is lost.
     #[must_use]
     pub fn lost(&self) -> &CancellationToken {
         &self.lost
     }
 
-    /// Whether a failure of this run leaves the job dead.
+    /// True when a failure of this run leaves the job dead.
     #[must_use]
     pub fn is_last_attempt(&self) -> bool {
         self.attempt >= self.max_attempts
     }
 
-    /// The arguments.
+    /// Parses the arguments.
     ///
     /// # Errors
     /// Fails when the row was written by a version with other arguments.
@@ -52,7 +52,7 @@ impl Running {
 
 impl fmt::Debug for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Running")
+        f.debug_struct("RunningJob")
             .field("id", &self.id)
             .field("kind", &self.kind)
             .field("attempt", &self.attempt)
@@ -61,37 +61,42 @@ impl fmt::Debug for Running {
     }
 }
 
-/// Leases the best due jobs of the shift's queue, one per free hand, unless the queue is
+/// Leases the best due jobs of the worker's queue, one per free slot, unless the queue is
 /// paused. Locked jobs are skipped, so workers never wait for one another.
 pub(super) async fn claim(
     pool: &PgPool,
-    shift: &Shift,
-    hands: &mut Vec<OwnedSemaphorePermit>,
+    settings: &Shift,
+    permits: &mut Vec<OwnedSemaphorePermit>,
 ) -> Result<Vec<Running>> {
-    let limit = i64::try_from(hands.len()).unwrap_or(i64::MAX);
+    let limit = i64::try_from(permits.len()).unwrap_or(i64::MAX);
+
     let mut rows = sqlx::query_file!(
         "src/queue/claim.sql",
-        shift.queue.name(),
+        settings.queue.name(),
         limit,
-        shift.worker,
-        shift.timing.lease.as_secs_f64(),
+        settings.worker,
+        settings.timing.lease.as_secs_f64(),
     )
     .fetch_all(pool)
     .await?;
+
+    // `update ... returning` keeps no order.
     rows.sort_by_key(|row| (-i32::from(row.priority), row.run_at, row.id));
+
     let claimed = rows.into_iter().map_while(|row| {
         Some(Running {
             id: row.id,
-            queue: shift.queue,
+            queue: settings.queue,
             kind: row.kind,
             org: row.org,
             attempt: row.attempts,
             max_attempts: row.max_attempts,
             fence: row.fence,
             args: row.args,
-            lost: shift.halt.child_token(),
-            _hand: hands.pop()?,
+            lost: settings.halt.child_token(),
+            _hand: permits.pop()?,
         })
     });
+
     Ok(claimed.collect())
 }

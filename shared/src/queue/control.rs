@@ -1,4 +1,4 @@
-//! What operators do: look at queues, hold them, and bring dead jobs back.
+//! Operator commands on queues: show depths, pause, resume, and retry dead jobs.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -9,22 +9,22 @@ use crate::ids::{JobId, OrgId};
 
 use super::{Enqueued, Queue};
 
-/// How much waits in a queue.
+/// Number of jobs in a queue, by state.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Depth {
     pub queue: Queue,
     pub paused_at: Option<DateTime<Utc>>,
-    /// Jobs whose time has come.
+    /// Jobs that are due.
     pub ready: i64,
-    /// Jobs that wait for a later time.
+    /// Jobs that are due later.
     pub delayed: i64,
     pub running: i64,
     pub dead: i64,
-    /// How long the oldest ready job has been due.
+    /// Seconds since the oldest ready job was due.
     pub oldest_secs: Option<f64>,
 }
 
-/// A job that will not run again by itself.
+/// A job that runs again only when an operator retries it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Dead {
     pub id: JobId,
@@ -37,10 +37,7 @@ pub struct Dead {
     pub died_at: DateTime<Utc>,
 }
 
-/// Holds a queue: jobs are still added, none is claimed, running ones go on.
-///
-/// # Errors
-/// Fails with the database.
+/// Pauses a queue: jobs are still added, none is claimed, running ones continue.
 pub async fn pause(db: &mut PgConnection, queue: Queue) -> Result<()> {
     sqlx::query!(
         "insert into queues (name, paused_at)
@@ -54,10 +51,7 @@ pub async fn pause(db: &mut PgConnection, queue: Queue) -> Result<()> {
     Ok(())
 }
 
-/// Lets a queue go on. Workers notice within seconds.
-///
-/// # Errors
-/// Fails with the database.
+/// Resumes a queue. Workers notice within seconds.
 pub async fn resume(db: &mut PgConnection, queue: Queue) -> Result<()> {
     sqlx::query!(
         "update queues set paused_at = null where name = $1",
@@ -68,12 +62,10 @@ pub async fn resume(db: &mut PgConnection, queue: Queue) -> Result<()> {
     Ok(())
 }
 
-/// The depth of every queue.
-///
-/// # Errors
-/// Fails with the database.
+/// Reports the depth of every queue.
 pub async fn depths(db: &mut PgConnection) -> Result<Vec<Depth>> {
     let names = Queue::ALL.map(|queue| queue.name().to_owned());
+
     let rows = sqlx::query!(
         r#"
         select
@@ -102,6 +94,7 @@ pub async fn depths(db: &mut PgConnection) -> Result<Vec<Depth>> {
     )
     .fetch_all(db)
     .await?;
+
     let depths = rows.into_iter().filter_map(|row| {
         Some(Depth {
             queue: Queue::from_name(&row.name)?,
@@ -113,13 +106,11 @@ pub async fn depths(db: &mut PgConnection) -> Result<Vec<Depth>> {
             oldest_secs: row.oldest_secs,
         })
     });
+
     Ok(depths.collect())
 }
 
-/// The dead jobs of all queues, the latest first.
-///
-/// # Errors
-/// Fails with the database.
+/// Lists the dead jobs of all queues, the latest first.
 pub async fn dead(db: &mut PgConnection, limit: i64) -> Result<Vec<Dead>> {
     let dead = sqlx::query_as!(
         Dead,

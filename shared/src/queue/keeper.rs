@@ -1,13 +1,13 @@
-//! The keeper: one task per worker that extends the leases of its jobs and writes down how
-//! they ended.
+//! Lease renewer: one task per worker that extends the leases of its jobs and writes their
+//! endings.
 //!
-//! It runs beside the worker, not in it: it goes on while the worker drains, and ends when
-//! nobody can send it anything any more. Endings that arrive while a statement is under way
-//! are written together by the next one. Because beats and endings come from the same task,
-//! two statements of one process never lock the same rows in different orders.
+//! The task runs beside the worker: it continues while the worker drains, and ends when all its
+//! senders are gone. Endings that arrive during a statement are written together by the next one.
+//! Because heartbeats and endings come from the same task, two statements of one process never
+//! lock the same rows in different orders.
 //!
-//! While PostgreSQL is away, endings are kept and tried again until their lease has run out;
-//! from then on the job is somebody else's.
+//! While PostgreSQL is unreachable, endings are kept and retried until their lease expires; after
+//! that another worker may own the job.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -25,14 +25,14 @@ use super::claim::Running;
 use super::outcome::Ending;
 use super::{Outcome, State, Timing};
 
-/// How long one of the keeper's statements may take.
+/// Longest time for one statement of the lease renewer.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause after a statement that failed.
+/// Pause after a failed statement.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Most notes that are handled at once.
+/// Maximum messages that are handled at once.
 const NOTES: usize = 512;
 
-/// Sends notes to a keeper.
+/// Handle of the lease renewer's task.
 #[derive(Clone, Debug)]
 pub(super) struct Keeper {
     notes: mpsc::UnboundedSender<Note>,
@@ -44,13 +44,13 @@ enum Note {
     Ended(Ended),
 }
 
-/// A job and the fence of its claim: a worker may claim a job again that it has lost.
+/// Job id and fence of its claim: a worker may claim a job again whose lease it lost.
 type Claim = (JobId, i64);
 
 #[derive(Debug)]
 struct Lease {
     lost: CancellationToken,
-    /// By this process's clock, and no later than by the database's.
+    /// Expiry by this process's clock, no later than by the database's.
     ends: Instant,
 }
 
@@ -58,35 +58,36 @@ struct Lease {
 struct Ended {
     claim: Claim,
     ending: Ending,
-    /// Answered when the ending is written, or cannot be.
+    /// Answered when the ending is written or dropped.
     written: oneshot::Sender<()>,
 }
 
 impl Keeper {
-    /// Starts a keeper.
+    /// Starts the task.
     pub(super) fn start(pool: PgPool, timing: Timing) -> Self {
-        let (notes, inbox) = mpsc::unbounded_channel();
-        let desk = Desk {
+        let (messages, receiver) = mpsc::unbounded_channel();
+        let state = Desk {
             pool,
             timing,
             leases: HashMap::new(),
             unwritten: Vec::new(),
         };
-        tokio::spawn(desk.work(inbox));
-        Self { notes }
+
+        tokio::spawn(state.work(receiver));
+        Self { notes: messages }
     }
 
-    /// Takes charge of claimed jobs, whose leases end at `ends`.
+    /// Renews the leases of claimed jobs, which expire at `ends`.
     pub(super) fn leased(&self, jobs: &[Running], ends: Instant) {
         let leases = jobs.iter().map(|job| {
             let lost = job.lost().clone();
             ((job.id, job.fence), Lease { lost, ends })
         });
-        // Only fails when the keeper is gone, and then the leases run out.
+        // Fails only when the task is gone, and then the leases expire.
         let _ = self.notes.send(Note::Leased(leases.collect()));
     }
 
-    /// Writes how a run ended. Resolves when that is done, or pointless.
+    /// Writes the ending of a run. Resolves when it is written, or the lease is lost.
     pub(super) fn ended(
         &self,
         job: &Running,
@@ -96,7 +97,7 @@ impl Keeper {
         self.end(job, ending)
     }
 
-    /// Gives a job back that was not started.
+    /// Returns a job that was not started.
     pub(super) fn unstarted(&self, job: &Running) -> impl Future<Output = ()> + Send + 'static {
         self.end(job, Ending::Unstarted)
     }
@@ -114,7 +115,7 @@ impl Keeper {
     }
 }
 
-/// What the keeper knows.
+/// State of the lease renewer's task.
 struct Desk {
     pool: PgPool,
     timing: Timing,
@@ -123,28 +124,35 @@ struct Desk {
 }
 
 impl Desk {
-    async fn work(mut self, mut inbox: mpsc::UnboundedReceiver<Note>) {
-        let mut notes = Vec::with_capacity(NOTES);
+    async fn work(mut self, mut receiver: mpsc::UnboundedReceiver<Note>) {
+        let mut messages = Vec::with_capacity(NOTES);
         let mut next_beat = Instant::now() + self.timing.beat;
         let mut next_write = Instant::now();
+
         loop {
             let wake = if self.unwritten.is_empty() {
                 next_beat
             } else {
                 next_beat.min(next_write)
             };
+
+            // 1. Receive messages, or wait for the next write or heartbeat.
             tokio::select! {
-                received = inbox.recv_many(&mut notes, NOTES) => {
+                received = receiver.recv_many(&mut messages, NOTES) => {
                     if received == 0 {
                         break;
                     }
-                    notes.drain(..).for_each(|note| self.take(note));
+                    messages.drain(..).for_each(|message| self.take(message));
                 }
                 () = sleep_until(wake) => {}
             }
+
+            // 2. Endings first: a finished job needs no heartbeat.
             if Instant::now() >= next_write && !self.write().await {
                 next_write = Instant::now() + RETRY_PAUSE;
             }
+
+            // 3. Extend the leases of running jobs.
             if Instant::now() >= next_beat {
                 let pause = if self.beat().await {
                     self.timing.beat
@@ -153,25 +161,29 @@ impl Desk {
                 };
                 next_beat = Instant::now() + pause;
             }
+
+            // 4. Drop the leases that expired during an outage.
             self.let_go();
         }
-        // Nobody awaits what is left; whoever still runs has lost its keeper and must stop.
+
+        // No caller awaits the rest. Jobs that still run are no longer renewed and must stop.
         self.write().await;
         self.leases.values().for_each(|lease| lease.lost.cancel());
     }
 
-    fn take(&mut self, note: Note) {
-        match note {
+    fn take(&mut self, message: Note) {
+        match message {
             Note::Leased(leases) => self.leases.extend(leases),
             Note::Ended(ended) => self.unwritten.push(ended),
         }
     }
 
-    /// Writes the endings that wait. False when they must be tried again.
+    /// Writes the queued endings. False when they must be retried.
     async fn write(&mut self) -> bool {
         if self.unwritten.is_empty() {
             return true;
         }
+
         match in_time(write(&self.pool, &self.unwritten)).await {
             Ok(written) => {
                 for ended in self.unwritten.drain(..) {
@@ -187,18 +199,19 @@ impl Desk {
                 tracing::warn!(
                     jobs = self.unwritten.len(),
                     error = format!("{error:#}"),
-                    "ends of jobs could not be written"
+                    "endings of jobs could not be written"
                 );
                 false
             }
         }
     }
 
-    /// Extends all leases. False when that must be tried again soon.
+    /// Extends all leases. False when that must be retried soon.
     async fn beat(&mut self) -> bool {
         if self.leases.is_empty() {
             return true;
         }
+
         let ends = Instant::now() + self.timing.lease;
         match in_time(extend(&self.pool, &self.leases, self.timing.lease)).await {
             Ok(held) => {
@@ -224,7 +237,7 @@ impl Desk {
         }
     }
 
-    /// Gives up leases that ran out because PostgreSQL could not be reached.
+    /// Drops leases that expired because PostgreSQL was unreachable.
     fn let_go(&mut self) {
         let now = Instant::now();
         self.leases.retain(|claim, lease| {
@@ -234,6 +247,7 @@ impl Desk {
             }
             kept
         });
+
         let leases = &self.leases;
         // Dropping an ending answers its sender.
         self.unwritten
@@ -242,7 +256,7 @@ impl Desk {
 }
 
 fn lose(claim: &Claim, lease: &Lease) {
-    tracing::warn!(job.id = %claim.0, "job lost: its lease ran out");
+    tracing::warn!(job.id = %claim.0, "job lost: its lease expired");
     lease.lost.cancel();
 }
 
@@ -256,6 +270,7 @@ async fn extend(
     lease: Duration,
 ) -> Result<HashSet<Claim>> {
     let (ids, fences): (Vec<JobId>, Vec<i64>) = leases.keys().copied().unzip();
+
     let held = sqlx::query!(
         r#"
         update jobs
@@ -272,10 +287,11 @@ async fn extend(
     )
     .fetch_all(pool)
     .await?;
+
     Ok(held.into_iter().map(|job| (job.id, job.fence)).collect())
 }
 
-/// Columns of [`write`]'s statement.
+/// Parameter arrays of [`write`]'s statement.
 #[derive(Default)]
 struct Columns {
     ids: Vec<JobId>,
@@ -296,6 +312,7 @@ impl Columns {
             Ending::Dead { why } => (State::Dead, zero, zero, 1, Some(why)),
             Ending::Unstarted => (State::Ready, zero, zero, 0, None),
         };
+
         self.ids.push(ended.claim.0);
         self.fences.push(ended.claim.1);
         self.states.push(state.as_str().to_owned());
@@ -306,10 +323,11 @@ impl Columns {
     }
 }
 
-/// Writes endings of jobs that are still ours, and answers which those were.
+/// Writes the endings of jobs whose lease is still held, and returns those jobs.
 async fn write(pool: &PgPool, endings: &[Ended]) -> Result<HashSet<Claim>> {
     let mut columns = Columns::default();
     endings.iter().for_each(|ended| columns.push(ended));
+
     let written = sqlx::query!(
         r#"
         update jobs
@@ -342,5 +360,6 @@ async fn write(pool: &PgPool, endings: &[Ended]) -> Result<HashSet<Claim>> {
     )
     .fetch_all(pool)
     .await?;
+
     Ok(written.into_iter().map(|job| (job.id, job.fence)).collect())
 }

@@ -1,38 +1,37 @@
-//! Work that outlives a request: jobs.
+//! Job queue in PostgreSQL, for work that outlives a request.
 //!
 //! A job is a row. It is written in the transaction that made it necessary, so it exists if
-//! and only if that transaction committed. PostgreSQL holds everything there is to know about
-//! it; Redis carries job ids as a wake-up call ([`crate::bells`]) and may forget all of them.
+//! and only if that transaction committed. PostgreSQL holds the whole state of a job; Redis
+//! carries job ids as wakeups ([`crate::bells`]) and may lose all of them.
 //!
 //! ```text
 //!            claim (attempts + 1, fence + 1, lease)
 //!   ready ────────────────────────────────────────► running ──────────► done
 //!     ▲  ▲                                            │ │ │   finished
-//!     │  └──────────── failed, or lease ran out ──────┘ │ │
+//!     │  └──────────── failed, or lease expired ──────┘ │ │
 //!     │                (back off, attempts are left)    │ └──────────► dead
 //!     │                                                 │   refused, or attempts used up
 //!     └──────────────── given back unstarted ───────────┘                │
 //!     ▲                                                                  │
-//!     └────────────────────────── revive (an operator) ──────────────────┘
+//!     └────────────────── retry_dead_job (an operator) ──────────────────┘
 //! ```
 //!
-//! A week after its end a job that is done is forgotten; a dead one stays until an operator has
-//! seen to it. While its queue is paused a ready job is not claimed.
+//! A done job is deleted after a week; a dead one stays until an operator handles it. While its
+//! queue is paused a ready job is not claimed.
 //!
-//! Who triggers what: a feature calls [`enqueue`] in its transaction and rings the bell after
-//! the commit. [`PgBackend`] claims due jobs for an apalis worker, as many as the worker has
-//! free hands; its keeper extends their leases and writes down how they ended. [`sweep`]
+//! Who triggers what: a feature calls [`enqueue`] in its transaction and sends the wakeup after
+//! the commit. [`PgBackend`] claims due jobs for an apalis worker, up to the worker's
+//! concurrency; its lease renewer extends their leases and writes their endings. [`sweep`]
 //! returns jobs whose worker vanished. Attempts are counted at the claim, therefore a job that
-//! kills its worker runs out of them like any other.
+//! kills its worker uses them up like any other.
 //!
-//! A worker may be slow, stopped or cut off while its lease runs out and another takes the job
-//! over. The fence, counted at every claim, decides: what the first one writes is refused, and
-//! it is told to stop through [`Running::lost`]. For that moment two may run, so handlers must
-//! be written to be run twice.
+//! A worker may be slow, stopped or cut off while its lease expires and another takes the job
+//! over. The fence, incremented at every claim, decides: writes of the first worker are refused,
+//! and its handler is cancelled through [`Running::lost`]. Until then two may run, so handlers
+//! must be safe to run twice.
 //!
-//! What this does not do: keep payloads (arguments are ids), retry inside apalis (its layers
-//! are told that every job is done), order jobs beyond priority and age, or run a job exactly
-//! once.
+//! Not done here: keeping payloads (arguments are ids), retries inside apalis (its layers see
+//! every job as done), order beyond priority and age, or exactly-once execution.
 
 mod backend;
 mod claim;
@@ -58,7 +57,7 @@ pub use control::{Dead, Depth, dead, depths, pause, resume, revive};
 pub use outcome::Outcome;
 pub use sweep::{Swept, sweep};
 
-/// A line of work with its own hands: jobs of one queue never wait for those of another.
+/// A queue with workers of its own: jobs of one queue never wait for those of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Queue {
@@ -68,7 +67,7 @@ pub enum Queue {
     Ingest,
     /// E-mail.
     Mail,
-    /// Long files on their way out.
+    /// Exports of long files.
     Export,
 }
 
@@ -76,7 +75,7 @@ impl Queue {
     /// Every queue.
     pub const ALL: [Self; 4] = [Self::Control, Self::Ingest, Self::Mail, Self::Export];
 
-    /// The name in rows, keys and logs.
+    /// Name in rows, keys and logs.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -87,7 +86,7 @@ impl Queue {
         }
     }
 
-    /// The queue of that name; a row written by a later version may name another.
+    /// Queue of that name; a row of a later version may name an unknown one.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|queue| queue.name() == name)
@@ -100,7 +99,7 @@ impl fmt::Display for Queue {
     }
 }
 
-/// Where a job stands.
+/// State of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum State {
@@ -111,7 +110,7 @@ pub enum State {
 }
 
 impl State {
-    /// The word in tables.
+    /// Value in the table.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -123,47 +122,47 @@ impl State {
     }
 }
 
-/// The arguments of one kind of job. Ids only: they are kept for days and shown to operators.
+/// Arguments of one kind of job. Ids only: they are kept for days and shown to operators.
 pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Name of the kind, unique and never reused: `send_email`.
     const KIND: &'static str;
-    /// Where jobs of the kind wait.
+    /// Queue of the kind.
     const QUEUE: Queue;
-    /// How often a job is claimed before it is dead.
+    /// Number of claims after which a job is dead.
     const MAX_ATTEMPTS: i32;
-    /// The higher, the sooner.
+    /// Jobs of a higher priority are claimed first.
     const PRIORITY: i16 = 0;
 
-    /// While a job of this kind and key is ready or running, another is not added. Leave it
-    /// out when a change during the run must lead to another run.
+    /// While a job of this kind and key is ready or running, another is not added. `None` when
+    /// a change during the run must lead to another run.
     fn dedupe_key(&self) -> Option<String> {
         None
     }
 
-    /// The organisation on whose behalf the job runs.
+    /// Organisation of the job.
     fn org(&self) -> Option<OrgId>;
 }
 
-/// A job that was added, or that was there already. After the commit, hand it to
+/// A job that was added, or that existed already. After the commit, pass it to
 /// [`crate::bells::Bells::ring_job`].
-#[must_use = "ring the bell after the commit"]
+#[must_use = "send the wakeup after the commit"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Enqueued {
     pub id: JobId,
     pub queue: Queue,
-    /// False: a live job with the same dedupe key exists, and this is its id.
+    /// False when a live job with the same dedupe key exists; `id` is its id.
     pub fresh: bool,
-    /// False: the job waits for its time.
+    /// False when the job runs later.
     pub due: bool,
 }
 
-/// How often an insert is tried when jobs of the same key come and go at the same moment.
+/// Maximum inserts when jobs of the same key come and go concurrently.
 const DEDUPE_ROUNDS: usize = 5;
 
 /// Adds a job to its queue, in the caller's transaction, to run at once or at `run_at`.
 ///
 /// # Errors
-/// [`Error::Busy`] when jobs of the same key end faster than this one can be added.
+/// [`Error::Busy`] when jobs of the same key end faster than the job can be added.
 pub async fn enqueue<P: Payload>(
     db: &mut PgConnection,
     payload: &P,
@@ -171,8 +170,11 @@ pub async fn enqueue<P: Payload>(
 ) -> Result<Enqueued> {
     let args = serde_json::to_value(payload)?;
     let key = payload.dedupe_key();
+
     for _ in 0..DEDUPE_ROUNDS {
         let id = JobId::new();
+
+        // 1. Insert, unless a live job has the same key.
         let added = sqlx::query_scalar!(
             r#"
             insert into jobs
@@ -193,6 +195,7 @@ pub async fn enqueue<P: Payload>(
         )
         .fetch_optional(&mut *db)
         .await?;
+
         if let Some(due) = added {
             return Ok(Enqueued {
                 id,
@@ -201,8 +204,9 @@ pub async fn enqueue<P: Payload>(
                 due,
             });
         }
-        // The other job may have been committed after the insert's snapshot was taken, hence a
-        // statement of its own.
+
+        // 2. Find the live job. It may have been committed after the insert's snapshot was
+        // taken, hence a separate statement.
         let live = sqlx::query!(
             r#"
             select id as "id: JobId", run_at <= now() as "due!"
@@ -216,6 +220,7 @@ pub async fn enqueue<P: Payload>(
         )
         .fetch_optional(&mut *db)
         .await?;
+
         if let Some(live) = live {
             return Ok(Enqueued {
                 id: live.id,
@@ -225,16 +230,14 @@ pub async fn enqueue<P: Payload>(
             });
         }
     }
+
     Err(Error::Busy(
-        "The same work is being done over and over; try again".into(),
+        "the same work is repeated too often; retry later".into(),
     ))
 }
 
 /// Adds many jobs of one kind in one statement, in the caller's transaction. Jobs whose dedupe
-/// key is taken are left out of the answer.
-///
-/// # Errors
-/// Fails when the payloads cannot be written as JSON, or with the database.
+/// key is taken are left out of the result.
 pub async fn enqueue_all<P: Payload>(
     db: &mut PgConnection,
     payloads: &[P],
@@ -247,6 +250,7 @@ pub async fn enqueue_all<P: Payload>(
         .collect::<Result<Vec<_>, _>>()?;
     let orgs: Vec<Option<Uuid>> = payloads.iter().map(|p| p.org().map(|org| org.0)).collect();
     let keys: Vec<Option<String>> = payloads.iter().map(Payload::dedupe_key).collect();
+
     let added = sqlx::query!(
         r#"
         insert into jobs
@@ -269,6 +273,7 @@ pub async fn enqueue_all<P: Payload>(
     )
     .fetch_all(db)
     .await?;
+
     Ok(added
         .into_iter()
         .map(|job| Enqueued {

@@ -1,4 +1,4 @@
-//! How a run ended, and what that makes of the job.
+//! Outcome of a run, and the state of the job that follows from it.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ const BACKOFF_BASE: Duration = Duration::from_secs(2);
 /// No pause is longer, unless the handler asked for one.
 const BACKOFF_CAP: Duration = Duration::from_secs(15 * 60);
 
-/// What a handler answers.
+/// Result of a handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The work is done, or there is none to do any more.
+    /// The work is done, or no longer needed.
     Done,
-    /// It failed and may succeed later: after a back-off, or after the given time.
+    /// The run failed and may succeed later: after a back-off, or after the given time.
     Retry {
         after: Option<Duration>,
         why: String,
     },
-    /// It cannot succeed unless somebody changes something.
+    /// The job cannot succeed without a change of data or settings.
     Fail { why: String },
 }
 
@@ -54,7 +54,7 @@ impl IntoResponse for Outcome {
     }
 }
 
-/// What is written to the row.
+/// Change of the job's row.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Ending {
     Done,
@@ -67,12 +67,12 @@ pub(super) enum Ending {
     Dead {
         why: String,
     },
-    /// Given back before it was started; the claim does not count.
+    /// Returned before its start; the claim does not count.
     Unstarted,
 }
 
 impl Ending {
-    /// The ending of the `attempt`th run, counted from one.
+    /// Decides the ending of the `attempt`th run, counted from one.
     pub(super) fn of(outcome: Outcome, attempt: i32, max_attempts: i32) -> Self {
         match outcome {
             Outcome::Done => Self::Done,
@@ -97,8 +97,8 @@ impl Ending {
     }
 }
 
-/// Longest pause after the `attempt`th failure. The pause itself is drawn evenly from zero to
-/// this (full jitter), so jobs that failed together do not return together.
+/// Longest pause after the `attempt`th failure. The pause is uniform between zero and this
+/// (full jitter), so that jobs that failed together do not return together.
 pub(super) fn backoff_ceiling(attempt: i32) -> Duration {
     let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(0);
     2_u32
@@ -182,6 +182,7 @@ mod tests {
             (Error::rejected("empty", "nothing to do"), false),
             (Error::conflict("state", "stopped"), false),
         ];
+
         for (error, retried) in table {
             let outcome = Outcome::from(error);
             assert_eq!(
@@ -190,6 +191,7 @@ mod tests {
                 "{outcome:?}"
             );
         }
+
         assert_eq!(Outcome::from(Ok::<(), Error>(())), Outcome::Done);
     }
 }

@@ -1,5 +1,5 @@
-//! The sweeper: what nobody else will do. Any worker may run it; an advisory lock keeps it to
-//! one at a time.
+//! Sweeper: returns the jobs of vanished workers, deletes old jobs and wakes workers up for due
+//! ones. Any worker may run it; an advisory lock admits one at a time.
 
 use sqlx::PgPool;
 
@@ -9,44 +9,43 @@ use crate::ids::JobId;
 
 use super::{Queue, State};
 
-/// Most rows that one round touches.
+/// Maximum rows that one round touches.
 const ROUND: i64 = 500;
-/// Names the lock: "pealswep" in ASCII.
+/// Key of the advisory lock: "pealswep" in ASCII.
 const LOCK: i64 = 0x7065_616c_7377_6570;
 
-/// What one sweep did.
+/// Results of one sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Jobs whose lease had run out and which are ready again.
+    /// Jobs whose lease had expired and which are ready again.
     pub returned: usize,
-    /// Jobs whose lease had run out with their last attempt.
+    /// Jobs whose lease had expired with their last attempt.
     pub died: usize,
-    /// Finished jobs that were old enough to forget.
+    /// Finished jobs that were deleted.
     pub pruned: usize,
-    /// Due jobs for which the bell was rung again.
+    /// Due jobs for which a wakeup was sent again.
     pub rung: usize,
 }
 
-/// Returns jobs of vanished workers, forgets old finished ones, and rings for due jobs, such
-/// as delayed ones whose time has come or those whose bell was lost with Redis. Does nothing
-/// while another sweeps.
-///
-/// # Errors
-/// Fails with the database; the next sweep begins anew.
-pub async fn sweep(pool: &PgPool, bells: &Bells) -> Result<Swept> {
+/// Returns jobs of vanished workers, deletes old finished ones, and sends wakeups for due jobs,
+/// such as delayed ones whose time has come or those whose wakeup was lost with Redis. Does
+/// nothing while another process sweeps.
+pub async fn sweep(pool: &PgPool, wakeups: &Bells) -> Result<Swept> {
     let mut swept = Swept::default();
     while expire(pool, &mut swept).await? {}
     while prune(pool, &mut swept).await? {}
-    ring_due(pool, bells, &mut swept).await?;
+    ring_due(pool, wakeups, &mut swept).await?;
     Ok(swept)
 }
 
-/// One round over leases that ran out; true when there may be more.
+/// Ends one batch of expired leases; true when there may be more.
 async fn expire(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
     let mut tx = pool.begin().await?;
     if !locked(&mut tx).await? {
         return Ok(false);
     }
+
+    // 1. Return expired jobs to the queue, or end those without attempts left.
     let expired = sqlx::query!(
         r#"
         with expired as materialized (
@@ -74,7 +73,10 @@ async fn expire(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
     )
     .fetch_all(&mut *tx)
     .await?;
+
+    // 2. Commit before counting, so that a failure counts nothing.
     tx.commit().await?;
+
     for job in &expired {
         if job.state == State::Dead {
             swept.died += 1;
@@ -84,15 +86,17 @@ async fn expire(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
             tracing::warn!(job.id = %job.id, job.kind, "job returned: its worker vanished");
         }
     }
+
     Ok(full(expired.len()))
 }
 
-/// One round over finished jobs older than seven days; true when there may be more.
+/// Deletes one batch of jobs done more than seven days ago; true when there may be more.
 async fn prune(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
     let mut tx = pool.begin().await?;
     if !locked(&mut tx).await? {
         return Ok(false);
     }
+
     let pruned = sqlx::query!(
         r#"
         delete from jobs
@@ -112,14 +116,15 @@ async fn prune(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
     .await?
     .rows_affected();
     tx.commit().await?;
+
     let pruned = usize::try_from(pruned).unwrap_or(usize::MAX);
     swept.pruned += pruned;
     Ok(full(pruned))
 }
 
-/// Rings for due jobs. One round is enough: a worker that was woken goes on while there is
-/// work, whatever ids the bell carried.
-async fn ring_due(pool: &PgPool, bells: &Bells, swept: &mut Swept) -> Result<()> {
+/// Sends wakeups for due jobs. One round is enough: a woken worker continues while there is
+/// work, whatever ids the wakeup carried.
+async fn ring_due(pool: &PgPool, wakeups: &Bells, swept: &mut Swept) -> Result<()> {
     for queue in Queue::ALL {
         let due = sqlx::query_scalar!(
             r#"
@@ -137,14 +142,14 @@ async fn ring_due(pool: &PgPool, bells: &Bells, swept: &mut Swept) -> Result<()>
         .fetch_all(pool)
         .await?;
         for id in &due {
-            bells.ring_with(Bell::Jobs(queue), id.to_string());
+            wakeups.ring_with(Bell::Jobs(queue), id.to_string());
         }
         swept.rung += due.len();
     }
     Ok(())
 }
 
-/// Whether this transaction is the one that sweeps.
+/// Takes the sweeper's lock for this transaction; false when another holds it.
 async fn locked(tx: &mut sqlx::PgConnection) -> Result<bool> {
     Ok(
         sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "locked!""#, LOCK)

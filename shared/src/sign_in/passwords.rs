@@ -1,8 +1,8 @@
-//! Passwords: hashed with Argon2id, a bounded number at a time.
+//! Passwords, hashed with Argon2id, with a limit on concurrent hashes.
 //!
-//! A hash costs 19 MiB and some tens of milliseconds on purpose, so whoever could ask for many
-//! at once could stop the process: there are few places, and whoever waits too long is told to
-//! come again. An unknown address costs the same as a wrong password.
+//! A hash costs 19 MiB and some tens of milliseconds on purpose, so many concurrent requests could
+//! stop the process: there are few permits, and a request that waits too long must retry. An
+//! unknown address costs the same as a wrong password.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,20 +24,20 @@ use crate::secret::random_bytes;
 
 /// OWASP's parameters: memory in KiB, passes, lanes.
 const COST: (u32, u32, u32) = (19 * 1024, 2, 1);
-/// Hashes at a time.
+/// Maximum concurrent hashes.
 const PLACES: usize = 2;
-/// How long somebody waits for a place.
+/// Longest wait for a permit.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Lengths of a password, in characters.
 const LENGTHS: std::ops::RangeInclusive<usize> = 12..=128;
-/// Fewer different characters than these are a pattern.
+/// Minimum number of different characters.
 const LEAST_DISTINCT: usize = 5;
 
 /// Hashes and compares passwords.
 #[derive(Clone, Debug)]
 pub struct Hasher {
     places: Arc<Semaphore>,
-    /// What an unknown address is compared with.
+    /// Hash that the password of an unknown address is compared with.
     nobody: Arc<OnceLock<String>>,
 }
 
@@ -51,35 +51,37 @@ impl Default for Hasher {
 }
 
 impl Hasher {
-    /// The hash of a password, to be stored.
+    /// Hashes a password for storage.
     ///
     /// # Errors
-    /// [`Error::Busy`] when too many others wait.
+    /// [`Error::Busy`] when too many other requests wait.
     pub async fn hash(&self, password: SecretString) -> Result<String> {
         self.at_a_place(move || hash(password.expose_secret()))
             .await
     }
 
-    /// Whether the password is the one of `stored`. Without one it takes as long and is not.
+    /// Compares a password with a stored hash. Takes as long without a hash, and returns false.
     ///
     /// # Errors
-    /// [`Error::Busy`] when too many others wait.
+    /// [`Error::Busy`] when too many other requests wait.
     pub async fn matches(&self, password: SecretString, stored: Option<String>) -> Result<bool> {
-        let nobody = Arc::clone(&self.nobody);
+        let dummy = Arc::clone(&self.nobody);
         self.at_a_place(move || {
             let known = stored.is_some();
             let stored = match stored {
                 Some(stored) => stored,
-                None => match nobody.get() {
+                None => match dummy.get() {
                     Some(hash) => hash.clone(),
                     None => {
-                        let hash = hash("whoever knows this password is nobody")?;
-                        nobody.get_or_init(|| hash).clone()
+                        let hash = hash("password of an unknown address")?;
+                        dummy.get_or_init(|| hash).clone()
                     }
                 },
             };
+
             let parsed = PasswordHash::new(&stored)
                 .map_err(|_error| anyhow!("a stored password hash cannot be read"))?;
+
             let matches = Argon2::default()
                 .verify_password(password.expose_secret().as_bytes(), &parsed)
                 .is_ok();
@@ -92,18 +94,19 @@ impl Hasher {
         &self,
         work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let place = timeout(PATIENCE, Arc::clone(&self.places).acquire_owned()).await;
-        let Ok(Ok(place)) = place else {
+        let permit = timeout(PATIENCE, Arc::clone(&self.places).acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else {
             return Err(Error::Busy(
-                "too many people are signing in; try again shortly".into(),
+                "too many people are signing in; retry shortly".into(),
             ));
         };
-        // The place goes along: whoever stops waiting does not free it early.
-        let done = spawn_blocking(move || {
-            let _place = place;
+
+        // The permit moves along: a cancelled request does not release it early.
+        let result = spawn_blocking(move || {
+            let _permit = permit;
             work()
         });
-        Ok(done.await.map_err(anyhow::Error::from)??)
+        Ok(result.await.map_err(anyhow::Error::from)??)
     }
 }
 
@@ -111,23 +114,27 @@ fn hash(password: &str) -> anyhow::Result<String> {
     let (memory, passes, lanes) = COST;
     let params = Params::new(memory, passes, lanes, None)
         .map_err(|error| anyhow!("argon2 parameters: {error}"))?;
+
     let salt = SaltString::encode_b64(&random_bytes::<16>()?)
         .map_err(|error| anyhow!("argon2 salt: {error}"))?;
+
     let hash = Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
         .hash_password(password.as_bytes(), &salt)
         .map_err(|error| anyhow!("argon2: {error}"))?;
     Ok(hash.to_string())
 }
 
-/// What is wrong with a password that somebody chose, if anything.
+/// Reports the weakness of a chosen password, if it has one.
 #[must_use]
 pub fn weakness(password: &str, email: &str) -> Option<&'static str> {
     let mut distinct: Vec<char> = password.chars().collect();
     let length = distinct.len();
     distinct.sort_unstable();
     distinct.dedup();
+
     let lower = password.to_lowercase();
     let name = email.split('@').next().unwrap_or_default().to_lowercase();
+
     if !LENGTHS.contains(&length) {
         Some("must have 12 to 128 characters; several words make a good one")
     } else if distinct.len() < LEAST_DISTINCT {
@@ -139,11 +146,8 @@ pub fn weakness(password: &str, email: &str) -> Option<&'static str> {
     }
 }
 
-/// Whoever may sign in with an e-mail address, with their organisation, and the hash of their
-/// password. Nobody is signed in yet, so there is no scope.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Finds the member with an e-mail address and a password, with their organisation and hash.
+/// The caller is not authenticated yet, so there is no scope.
 pub async fn of_email_unscoped(
     db: &mut PgConnection,
     email: &str,
@@ -161,10 +165,7 @@ pub async fn of_email_unscoped(
     Ok(row.map(|row| ((row.org_id, row.id), row.hash)))
 }
 
-/// The hash of a user's own password; `None` for who signs in elsewhere.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Hash of a user's local password; `None` for users of another issuer.
 pub async fn of_user_unscoped(db: &mut PgConnection, user: UserId) -> Result<Option<String>> {
     let hash = sqlx::query_scalar!(
         "select hash from passwords where user_id = $1",
@@ -175,10 +176,7 @@ pub async fn of_user_unscoped(db: &mut PgConnection, user: UserId) -> Result<Opt
     Ok(hash)
 }
 
-/// Sets a user's password. The user has proved to be themselves, or the platform acts.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Sets a user's password. The user is authenticated, or an operator acts.
 pub async fn set_unscoped(
     db: &mut PgConnection,
     org: OrgId,
@@ -213,7 +211,7 @@ mod tests {
         };
         assert!(matches("correct horse battery", Some(stored.clone())).await);
         assert!(!matches("correct horse batterz", Some(stored)).await);
-        assert!(!matches("whoever knows this password is nobody", None).await);
+        assert!(!matches("password of an unknown address", None).await);
     }
 
     #[test]

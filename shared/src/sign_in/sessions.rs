@@ -1,5 +1,5 @@
-//! Sessions of the built-in login: opened with a password, ended by their user, by a changed
-//! password, by leaving the organisation, or by age.
+//! Sessions of the local login: opened with a password, ended by their user, by a changed
+//! password, by removal from the organisation, or by age.
 
 use std::time::Duration;
 
@@ -20,10 +20,7 @@ pub struct Session {
     pub expires_at: DateTime<Utc>,
 }
 
-/// Opens a session for a person who has just proved to be this principal.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Opens a session for a principal whose password was just verified.
 pub async fn open_unscoped(
     db: &mut PgConnection,
     principal: &Principal,
@@ -49,10 +46,7 @@ pub async fn open_unscoped(
     Ok(session)
 }
 
-/// The caller behind a session, unless it has ended or its user is no member any more.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Returns the caller of a session, unless it has ended or its user is no longer a member.
 pub async fn principal_unscoped(
     db: &mut PgConnection,
     session: SessionId,
@@ -75,6 +69,7 @@ pub async fn principal_unscoped(
     )
     .fetch_optional(db)
     .await?;
+
     Ok(row.map(|row| Known {
         principal: Principal {
             user,
@@ -88,10 +83,7 @@ pub async fn principal_unscoped(
     }))
 }
 
-/// The organisation of a session that has ended.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Organisation of a session, ended or not.
 pub async fn ended_unscoped(
     db: &mut PgConnection,
     session: SessionId,
@@ -108,9 +100,6 @@ pub async fn ended_unscoped(
 }
 
 /// Ends one session of a user.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
 pub async fn end_unscoped(db: &mut PgConnection, user: UserId, session: SessionId) -> Result<()> {
     sqlx::query!(
         "update sessions set revoked_at = now() where id = $1 and user_id = $2 and revoked_at is null",
@@ -122,10 +111,7 @@ pub async fn end_unscoped(db: &mut PgConnection, user: UserId, session: SessionI
     Ok(())
 }
 
-/// Ends every session of a user but one. Answers how many.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Ends every session of a user except one. Returns their number.
 pub async fn end_all_unscoped(
     db: &mut PgConnection,
     user: UserId,
@@ -145,10 +131,7 @@ pub async fn end_all_unscoped(
     Ok(ended.rows_affected())
 }
 
-/// Forgets sessions that are long over, of all organisations: age knows no tenant.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Deletes sessions that expired a day ago, of all organisations.
 pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
     let forgotten = sqlx::query!(
         "delete from sessions where expires_at < $1",

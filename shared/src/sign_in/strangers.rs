@@ -1,13 +1,13 @@
-//! People whom another issuer vouches for: found by issuer and subject, taken in with their
-//! first token.
+//! External identities: users whom another issuer authenticates, found by issuer and subject and
+//! provisioned with their first token.
 //!
-//! A user is never found by e-mail address alone: issuers differ in what they verify, and an
-//! address that matches would hand over somebody else's account. An invitation is different:
-//! whoever sent it named the address on purpose.
+//! A user is never found by e-mail address alone: issuers differ in what they verify, and a
+//! matching address would hand over another person's account. An invitation is different: its
+//! sender named the address on purpose.
 //!
-//! A user may have been entered under the id that the issuer knows them by. That is not so of
-//! whom we gave a password: their id is ours, and an issuer's subject that equals it is chance
-//! or malice.
+//! A user may have been inserted under the id that the issuer knows them by. That does not hold for
+//! users with a local password: their id was generated here, and an issuer's subject that equals
+//! it is chance or malice.
 
 use std::net::IpAddr;
 
@@ -22,16 +22,16 @@ use crate::config::SignUp;
 use crate::error::Result;
 use crate::ids::{InviteId, OrgId, UserId};
 
-/// Whom a genuine token of another issuer names.
+/// Identity in a verified token of another issuer.
 #[derive(Clone, Debug)]
 pub struct Stranger {
     pub issuer: String,
     pub subject: String,
-    /// None when there is none, or when the issuer says that nobody verified it.
+    /// `None` when the token has none, or the issuer marks it as unverified.
     pub email: Option<String>,
-    /// What the token tells besides; None when it is no such token.
+    /// Profile claims of the token, if it has any.
     pub told: Option<Told>,
-    /// When the token was issued.
+    /// Issue time of the token.
     pub issued_at: DateTime<Utc>,
 }
 
@@ -41,18 +41,16 @@ impl Stranger {
     }
 }
 
-/// The caller behind a token, if they have been here before, or were entered under the token's
-/// subject and have no password of ours. What the token tells of them is kept when it is news,
-/// and the token no older than the last one that told some.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Returns the caller of a token, if the user is linked to its subject, or was inserted under the
+/// subject as id and has no local password. Stores the token's profile claims when they differ
+/// from the stored ones and the token is newer than the one that set those.
 pub async fn principal_unscoped(
     db: &mut PgConnection,
-    stranger: &Stranger,
+    identity: &Stranger,
 ) -> Result<Option<Known>> {
-    let entered: Option<UserId> = stranger.subject.parse().ok();
-    let told = stranger.told.as_ref();
+    let subject_id: Option<UserId> = identity.subject.parse().ok();
+    let claims = identity.told.as_ref();
+
     let row = sqlx::query!(
         r#"select id as "id: UserId", org_id as "org_id: OrgId", email, role as "role: Role",
                   array(select flag from feature_flags f where f.user_id = users.id and not f.enabled) as "off!",
@@ -67,21 +65,23 @@ pub async fn principal_unscoped(
                       and not exists (select from passwords p where p.user_id = users.id)))
            order by external_subject is null
            limit 1"#,
-        stranger.key(),
-        entered as Option<UserId>,
-        told.map(|_| stranger.issued_at),
-        told.and_then(|told| told.phone.as_deref()),
-        told.and_then(|told| told.profile_image_url.as_deref()),
-        told.map(|told| &told.user_metadata),
-        told.and_then(|told| told.full_name.as_deref()),
+        identity.key(),
+        subject_id as Option<UserId>,
+        claims.map(|_| identity.issued_at),
+        claims.and_then(|claims| claims.phone.as_deref()),
+        claims.and_then(|claims| claims.profile_image_url.as_deref()),
+        claims.map(|claims| &claims.user_metadata),
+        claims.and_then(|claims| claims.full_name.as_deref()),
     )
     .fetch_optional(&mut *db)
     .await?;
-    if let (Some(row), Some(told)) = (&row, told)
+
+    if let (Some(row), Some(claims)) = (&row, claims)
         && row.is_news
     {
-        keep_unscoped(db, row.id, told, stranger.issued_at).await?;
+        keep_unscoped(db, row.id, claims, identity.issued_at).await?;
     }
+
     Ok(row.map(|row| Known {
         principal: Principal {
             user: row.id,
@@ -95,13 +95,13 @@ pub async fn principal_unscoped(
     }))
 }
 
-/// Keeps what a token told of its user, unless a newer one was quicker or somebody holds the row:
-/// nobody waits for that to be let in, and the next request tells it again. The user is known by
-/// the token, which nobody else has.
+/// Stores the profile claims of a user's token, unless a newer token has set them or the row is
+/// locked: a request does not wait for its profile, and the next one carries the same claims.
+/// The user is authenticated by the token, so there is no scope.
 async fn keep_unscoped(
     db: &mut PgConnection,
     user: UserId,
-    told: &Told,
+    claims: &Told,
     issued_at: DateTime<Utc>,
 ) -> Result<()> {
     sqlx::query!(
@@ -115,32 +115,32 @@ async fn keep_unscoped(
                      for no key update skip locked)",
         user as UserId,
         issued_at,
-        told.phone.as_deref(),
-        told.profile_image_url.as_deref(),
-        told.user_metadata,
-        told.full_name.as_deref(),
+        claims.phone.as_deref(),
+        claims.profile_image_url.as_deref(),
+        claims.user_metadata,
+        claims.full_name.as_deref(),
     )
     .execute(db)
     .await?;
     Ok(())
 }
 
-/// Makes a user of somebody who was not here before: where they are invited, or in an
-/// organisation of their own. Does nothing when neither may be, when the address is in use, or
-/// when another request of the same person was quicker.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Creates the user of an unknown identity: in the organisation that invited them, or in an
+/// organisation of their own. Does nothing when neither is allowed, when the address is in use,
+/// or when another request of the same person came first.
 pub async fn take_in_unscoped(
     db: &mut PgConnection,
-    stranger: &Stranger,
+    identity: &Stranger,
     sign_up: SignUp,
     ip: Option<IpAddr>,
 ) -> Result<()> {
-    let Some(email) = stranger.email.as_deref().filter(|email| is_email(email)) else {
+    let Some(email) = identity.email.as_deref().filter(|email| is_email(email)) else {
         return Ok(());
     };
+
     let mut db = db.begin().await?;
+
+    // 1. Lock the latest open invitation of the address.
     let invite = sqlx::query!(
         r#"select id as "id: InviteId", org_id as "org_id: OrgId", role as "role: Role"
            from invites
@@ -155,12 +155,16 @@ pub async fn take_in_unscoped(
     )
     .fetch_optional(&mut *db)
     .await?;
+
+    // 2. Choose the organisation, or create one.
     let (org, role) = match (&invite, sign_up) {
         (Some(invite), _) => (invite.org_id, invite.role),
         (None, SignUp::Open) => (found_org(&mut db, email).await?, Role::OrgAdmin),
         (None, SignUp::Invited) => return Ok(()),
     };
-    let Some(user) = enter(&mut db, stranger, email, org, role).await? else {
+
+    // 3. Insert the user, and accept the invitation.
+    let Some(user) = enter(&mut db, identity, email, org, role).await? else {
         return Ok(());
     };
     if let Some(invite) = &invite {
@@ -171,6 +175,8 @@ pub async fn take_in_unscoped(
         .execute(&mut *db)
         .await?;
     }
+
+    // 4. Write the audit entry, and commit.
     let principal = Principal {
         user,
         org,
@@ -188,16 +194,16 @@ pub async fn take_in_unscoped(
     Ok(())
 }
 
-/// Makes the user, unless another request of the same person was quicker or the address is
-/// somebody's.
+/// Inserts the user, unless another request of the same person came first or the address is in
+/// use.
 async fn enter(
     db: &mut PgConnection,
-    stranger: &Stranger,
+    identity: &Stranger,
     email: &str,
     org: OrgId,
     role: Role,
 ) -> Result<Option<UserId>> {
-    let told = stranger.told.as_ref();
+    let claims = identity.told.as_ref();
     let user = sqlx::query_scalar!(
         r#"insert into users (id, org_id, email, role, external_subject, full_name, phone, profile_image_url,
                               user_metadata, told_at)
@@ -208,19 +214,19 @@ async fn enter(
         org as OrgId,
         email,
         role as Role,
-        stranger.key(),
-        told.and_then(|told| told.full_name.as_deref()),
-        told.and_then(|told| told.phone.as_deref()),
-        told.and_then(|told| told.profile_image_url.as_deref()),
-        told.map(|told| &told.user_metadata),
-        told.map(|_| stranger.issued_at),
+        identity.key(),
+        claims.and_then(|claims| claims.full_name.as_deref()),
+        claims.and_then(|claims| claims.phone.as_deref()),
+        claims.and_then(|claims| claims.profile_image_url.as_deref()),
+        claims.map(|claims| &claims.user_metadata),
+        claims.map(|_| identity.issued_at),
     )
     .fetch_optional(db)
     .await?;
     Ok(user)
 }
 
-/// An organisation for one person, to be renamed by them.
+/// Creates an organisation for one person, named after their address.
 async fn found_org(db: &mut PgConnection, email: &str) -> Result<OrgId> {
     let id = OrgId::new();
     let name: String = email.chars().take(200).collect();
@@ -234,7 +240,7 @@ async fn found_org(db: &mut PgConnection, email: &str) -> Result<OrgId> {
     Ok(id)
 }
 
-/// Whether mail could be sent there.
+/// True for a syntactically valid e-mail address.
 #[must_use]
 pub fn is_email(text: &str) -> bool {
     text.len() <= 320

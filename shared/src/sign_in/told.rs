@@ -1,8 +1,8 @@
-//! What another issuer's token tells of somebody besides who they are: how they may be reached
-//! and shown. Nothing follows from it, and only they are shown it.
+//! Profile claims of another issuer's token: name, phone, image and metadata. They grant nothing,
+//! and are shown to their user alone.
 //!
 //! Supabase has a claim `phone` and puts the rest in `user_metadata`, which users write
-//! themselves; so whatever is not of the expected kind and size is left out.
+//! themselves; so values of an unexpected type or size are left out.
 
 use serde_json::{Map, Value};
 use url::Url;
@@ -10,10 +10,10 @@ use url::Url;
 const MAX_NAME_CHARS: usize = 200;
 const MAX_PHONE_CHARS: usize = 40;
 const MAX_URL_CHARS: usize = 2000;
-/// Larger metadata is not kept.
+/// Larger metadata is not stored.
 const MAX_METADATA_BYTES: usize = 4096;
 
-/// What a token tells.
+/// Profile claims of a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     pub full_name: Option<String>,
@@ -23,7 +23,7 @@ pub struct Told {
 }
 
 impl Told {
-    /// What these claims tell; None when there are none.
+    /// Parses the claims; `None` when there are none.
     #[must_use]
     pub fn of(phone: Option<&Value>, metadata: Option<&Value>) -> Option<Self> {
         let metadata = metadata.and_then(Value::as_object);
@@ -31,14 +31,16 @@ impl Told {
         if metadata.is_none() && phone.is_none_or(str::is_empty) {
             return None;
         }
-        let nothing = Map::new();
-        let metadata = metadata.unwrap_or(&nothing);
+        let empty = Map::new();
+        let metadata = metadata.unwrap_or(&empty);
+
         let first = |names: [&str; 2], most| {
             let texts = names.into_iter().filter_map(|name| metadata.get(name));
             texts
                 .filter_map(Value::as_str)
                 .find_map(|text| line(text, most))
         };
+
         Some(Self {
             full_name: first(["full_name", "name"], MAX_NAME_CHARS),
             phone: phone.and_then(|phone| line(phone, MAX_PHONE_CHARS)),
@@ -52,7 +54,7 @@ impl Told {
     }
 }
 
-/// A text of one line, if it is one.
+/// Trims a text; `None` unless it is a single line of at most `most` characters.
 fn line(text: &str, most: usize) -> Option<String> {
     let text = text.trim();
     let fits = (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
@@ -63,7 +65,7 @@ fn is_web_address(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "https" | "http"))
 }
 
-/// Whether the database takes it, and would not be filled with it.
+/// True for metadata that PostgreSQL can store and that is not too large.
 fn is_storable(metadata: &Map<String, Value>) -> bool {
     let text = serde_json::to_string(metadata).unwrap_or_default();
     (2..=MAX_METADATA_BYTES).contains(&text.len()) && !text.contains("\\u0000")
@@ -80,18 +82,24 @@ mod tests {
         let metadata = json!({
             "full_name": " Ada Lovelace ", "avatar_url": "https://img.test/ada.png", "theme": {"dark": true},
         });
-        let told = Told::of(Some(&json!("12125550123")), Some(&metadata)).unwrap();
-        assert_eq!(told.full_name.as_deref(), Some("Ada Lovelace"));
-        assert_eq!(told.phone.as_deref(), Some("12125550123"));
+        let claims = Told::of(Some(&json!("12125550123")), Some(&metadata)).unwrap();
+        assert_eq!(claims.full_name.as_deref(), Some("Ada Lovelace"));
+        assert_eq!(claims.phone.as_deref(), Some("12125550123"));
         assert_eq!(
-            told.profile_image_url.as_deref(),
+            claims.profile_image_url.as_deref(),
             Some("https://img.test/ada.png")
         );
-        assert_eq!(told.user_metadata, metadata);
+        assert_eq!(claims.user_metadata, metadata);
         let others = json!({"full_name": 1, "name": "Ada", "picture": "http://img.test/a"});
-        let told = Told::of(Some(&json!("")), Some(&others)).unwrap();
-        assert_eq!((told.full_name.as_deref(), told.phone), (Some("Ada"), None));
-        assert_eq!(told.profile_image_url.as_deref(), Some("http://img.test/a"));
+        let claims = Told::of(Some(&json!("")), Some(&others)).unwrap();
+        assert_eq!(
+            (claims.full_name.as_deref(), claims.phone),
+            (Some("Ada"), None)
+        );
+        assert_eq!(
+            claims.profile_image_url.as_deref(),
+            Some("http://img.test/a")
+        );
     }
 
     #[test]
@@ -110,12 +118,12 @@ mod tests {
             json!({"full_name": "x".repeat(201), "avatar_url": "https://", "a": "\0"}),
         ] {
             let long = json!("1".repeat(41));
-            let told = Told::of(Some(&long), Some(&metadata)).unwrap();
-            let nothing = Told {
+            let claims = Told::of(Some(&long), Some(&metadata)).unwrap();
+            let empty = Told {
                 user_metadata: json!({}),
                 ..Told::default()
             };
-            assert_eq!(told, nothing);
+            assert_eq!(claims, empty);
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Answer documents: what a call does next, as a small tree that each carrier writes in its own
+//! Answer documents: the next steps of a call, as a small tree that each carrier writes in its own
 //! language.
 
 use url::Url;
 
-/// A sequence of verbs. The call ends behind the last one.
+/// A sequence of verbs. The call ends after the last one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Document {
     pub verbs: Vec<Verb>,
@@ -22,7 +22,7 @@ pub enum Verb {
     Play { url: Url },
     /// Silence.
     Pause { secs: u32 },
-    /// Listens, speaking `prompt` meanwhile, and posts what was heard to `action`.
+    /// Speaks `prompt` while it listens, and posts the answer to `action`.
     Gather {
         action: Url,
         language: String,
@@ -30,21 +30,21 @@ pub enum Verb {
         hints: Vec<String>,
         prompt: Vec<Verb>,
     },
-    /// Records what is said from here on.
+    /// Records the call from here on.
     Record { action: Url, max_secs: u32 },
-    /// Bridges the call's audio to a media server, with parameters it receives at the start.
+    /// Bridges the call's audio to a media server, which receives the parameters at the start.
     Stream {
         url: Url,
         parameters: Vec<(String, String)>,
     },
-    /// Goes on with the document at `url`.
+    /// Continues with the document at `url`.
     Redirect { url: Url },
     /// Ends the call.
     Hangup,
 }
 
 impl Document {
-    /// The document for a call that nobody wants any more.
+    /// Document that ends a call which is no longer wanted.
     #[must_use]
     pub fn hang_up() -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! The canonical words for what a call is doing, whatever the carrier calls it.
+//! Canonical states, outcomes and events of calls, independent of the carrier.
 //!
 //! ```text
 //! queued -> submitting -> accepted -> dialing -> ringing -> in_progress -> final
@@ -10,39 +10,39 @@
 //! ```
 //!
 //! Progress is monotone: every status has a rank, and an event may raise a call's rank but
-//! never lower it. `final` is never left.
+//! never lower it. No event leaves `final`.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 
-/// Where a call stands.
+/// State of a call.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum CallStatus {
-    /// Asked for, not yet claimed by a worker.
+    /// Requested, not yet claimed by a worker.
     Queued,
     /// Claimed: its request may be on its way.
     Submitting,
     /// Provably not processed by the carrier; waits for another slot.
     Deferred,
-    /// The request's fate is not known.
+    /// It is unknown whether the carrier processed the request.
     Unknown,
-    /// The carrier has it.
+    /// The carrier has the call.
     Accepted,
     Dialing,
     Ringing,
     InProgress,
-    /// We asked the carrier to end it.
+    /// The carrier was asked to end the call.
     Canceling,
     Final,
 }
 
 impl CallStatus {
-    /// Those of a live call: claimed and not over.
+    /// Statuses of a live call: claimed and not final.
     pub const LIVE: [Self; 8] = [
         Self::Submitting,
         Self::Deferred,
@@ -54,7 +54,7 @@ impl CallStatus {
         Self::Canceling,
     ];
 
-    /// The order of progress. Statuses before the carrier's acceptance share rank 0.
+    /// Order of progress. Statuses before the carrier's acceptance share rank 0.
     #[must_use]
     pub fn rank(self) -> u8 {
         match self {
@@ -68,7 +68,7 @@ impl CallStatus {
         }
     }
 
-    /// The word on the wire and in tables.
+    /// Value on the wire and in tables.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -86,7 +86,7 @@ impl CallStatus {
     }
 }
 
-/// How a final call went.
+/// Outcome of a final call.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
 )]
@@ -102,11 +102,11 @@ pub enum Outcome {
     /// The callee declined.
     Rejected,
     Failed,
-    /// We ended it before anybody answered.
+    /// Ended by Peal before an answer.
     Canceled,
-    /// It waited past its validity, at the carrier or with us.
+    /// Queued longer than its validity, at the carrier or in Peal.
     Expired,
-    /// The request's fate was never learnt.
+    /// It was never learnt whether the carrier processed the request.
     Lost,
 }
 
@@ -124,7 +124,7 @@ impl Outcome {
         Self::Lost,
     ];
 
-    /// The word on the wire and in tables.
+    /// Value on the wire and in tables.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -141,7 +141,7 @@ impl Outcome {
     }
 }
 
-/// Why a call ended the way it did, in classes that decide what happens next.
+/// Reason for a call's outcome, in classes that decide the next step.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
 )]
@@ -152,32 +152,32 @@ pub enum Reason {
     NoAnswer,
     UnreachableTemp,
     RejectedByCallee,
-    /// Never dial it again.
+    /// The number must not be dialled again.
     InvalidNumber,
-    /// The account may not call there.
+    /// The account may not call that country.
     BlockedGeo,
     BlockedCompliance,
     /// The caller number is not usable: the batch must pause.
     CallerId,
     /// The carrier account is out of money: the trunk must pause.
     Funds,
-    /// The carrier account refuses us: the trunk must pause.
+    /// The carrier refuses the credentials: the trunk must pause.
     Auth,
     Congestion,
-    /// The carrier could not fetch or read our answer document.
+    /// The carrier could not fetch or read the answer document.
     AnswerDocument,
     /// The carrier refused the request for another reason.
     Refused,
-    /// Waited too long in the carrier's queue or in ours.
+    /// Waited too long in the carrier's queue or in Peal's.
     Expired,
-    /// Ended by us.
+    /// Ended by Peal.
     Canceled,
-    /// No final word ever came.
+    /// No final status ever arrived.
     NoFinalStatus,
 }
 
 impl Reason {
-    /// The word on the wire and in tables.
+    /// Value on the wire and in tables.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -201,7 +201,7 @@ impl Reason {
     }
 }
 
-/// Who or what picked up.
+/// Kind of answering party.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
 )]
@@ -215,7 +215,7 @@ pub enum AnsweredBy {
 }
 
 impl AnsweredBy {
-    /// The word on the wire and in tables.
+    /// Value on the wire and in tables.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -227,14 +227,14 @@ impl AnsweredBy {
     }
 }
 
-/// One thing a carrier said about a call, in canonical words beside its own.
+/// One report of a carrier about a call, in canonical values beside the carrier's own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CallEvent {
     pub carrier_call_id: Option<String>,
-    /// The same thing said again has the same key.
+    /// A repeated report has the same key.
     pub dedup_key: String,
-    /// None where the carrier's word is unknown to us or says nothing about progress; such an
-    /// event is kept and changes no status.
+    /// `None` where the carrier's status is unknown or the report is not about progress; such
+    /// an event is stored and changes no status.
     pub status: Option<CallStatus>,
     /// Set with [`CallStatus::Final`].
     pub outcome: Option<Outcome>,
@@ -244,11 +244,11 @@ pub struct CallEvent {
     pub sip_code: Option<i32>,
     pub answered_by: Option<AnsweredBy>,
     pub duration_seconds: Option<i32>,
-    /// What the carrier charges, positive.
+    /// Price of the carrier, positive.
     pub price: Option<Decimal>,
     pub currency: Option<String>,
     pub recording_url: Option<String>,
-    /// By the carrier's clock.
+    /// Time by the carrier's clock.
     pub occurred_at: Option<DateTime<Utc>>,
 }
 

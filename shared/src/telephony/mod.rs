@@ -1,13 +1,13 @@
 //! Carriers. A [`Carrier`] is a stateless adapter for one vendor's wire contract; a trunk is an
-//! account with that vendor. Everything vendor-specific stays in the vendor's file: how a call
-//! is created, how a callback is signed, what its words mean, how an answer document is written.
+//! account with that vendor. Everything vendor-specific stays in the vendor's folder: creating a
+//! call, verifying and reading callbacks, and writing answer documents.
 //!
-//! The rule that shapes the trait: creating a call is the one act that cannot be repeated.
-//! [`Carrier::create`] sends its request at most once, follows no redirect and never answers
-//! with an error; it answers with a [`Placement`], in which everything that is not proof of
-//! acceptance, refusal or non-processing is [`Placement::Unknown`].
+//! The rule that shapes the trait: creating a call is the one request that cannot be repeated.
+//! [`Carrier::create`] sends its request at most once, follows no redirect and returns no error;
+//! it returns a [`Placement`], in which everything that is not proof of acceptance, refusal or
+//! non-processing is [`Placement::Unknown`].
 //!
-//! Adding a carrier: one folder that implements [`Carrier`], one variant of [`CarrierKind`], its
+//! To add a carrier: one folder that implements [`Carrier`], one variant of [`CarrierKind`], its
 //! constraint in a migration, and signature vectors made with the vendor's own SDK.
 
 pub mod document;
@@ -29,7 +29,7 @@ pub use document::{Document, Verb};
 pub use events::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 pub use twilio::Twilio;
 
-/// A vendor's wire contract.
+/// Vendor of a trunk.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
 )]
@@ -44,27 +44,27 @@ impl CarrierKind {
     pub const ALL: [Self; 1] = [Self::Twilio];
 }
 
-/// What an adapter needs to act on a trunk.
+/// Account of a trunk: its id, credentials and API address.
 #[derive(Clone, Debug)]
 pub struct Account {
     pub kind: CarrierKind,
-    /// The vendor's id of the account.
+    /// Id of the account at the vendor.
     pub account_id: String,
     pub credentials: Credentials,
-    /// The vendor's public address unless a trunk names another.
+    /// API address; the vendor's public one when absent.
     pub api_base_url: Option<Url>,
 }
 
 /// The secrets of a trunk, as they are sealed in its row.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Credentials {
-    /// Who the requests authenticate as; the account itself when absent.
+    /// User name of the requests; the account's id when absent.
     #[serde(default)]
     pub username: Option<String>,
-    /// The secret that goes with it.
+    /// Password of the requests.
     pub password: SecretString,
-    /// Every secret that may sign callbacks, several while one is being rotated. Empty: the
-    /// password signs.
+    /// Secrets that may sign callbacks, several during a rotation. When empty, the password
+    /// signs.
     #[serde(default)]
     pub signing_secrets: Vec<SecretString>,
 }
@@ -76,15 +76,15 @@ pub struct NewCall {
     pub from: E164,
     pub answer_url: Url,
     pub status_url: Url,
-    /// Where the verdict of answering machine detection goes; detection is off without it.
+    /// Callback for the result of answering machine detection, which is off without it.
     pub machine_detection_url: Option<Url>,
-    /// Where the finished recording is announced; the call is not recorded without it.
+    /// Callback for the finished recording; the call is not recorded without it.
     pub recording_url: Option<Url>,
     pub ring_timeout_secs: u32,
     pub max_duration_secs: u32,
 }
 
-/// What became of a create request.
+/// Result of a create request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Placement {
     /// The carrier took the call and gave it an id.
@@ -92,17 +92,17 @@ pub enum Placement {
         carrier_call_id: String,
         carrier_status: String,
     },
-    /// The carrier said no, in its own words, and will not call.
+    /// The carrier refused the call, with its own code and message.
     Refused {
         reason: Reason,
         code: String,
         message: String,
     },
-    /// Proof that nothing was processed: the same call may be sent again after a pause.
+    /// Nothing was processed, provably: the same call may be sent again after a pause.
     Deferred {
         proof: String,
         retry_after_secs: Option<u64>,
-        /// The carrier pushed back on the rate, as opposed to being out of reach.
+        /// True when the carrier rejected the rate, false when it was unreachable.
         throttled: bool,
     },
     /// Anything else: the call may or may not exist. Only evidence resolves it.
@@ -110,7 +110,7 @@ pub enum Placement {
 }
 
 impl Placement {
-    /// One word for it, in metrics and traces.
+    /// Label in metrics and traces.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -122,16 +122,16 @@ impl Placement {
     }
 }
 
-/// A call as the carrier's own records show it.
+/// A call in the carrier's records.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CarrierCall {
     pub carrier_call_id: String,
     pub created_at: Option<DateTime<Utc>>,
-    /// The record as an event, so that it takes the same road as a callback.
+    /// Record as an event, applied like a callback.
     pub event: CallEvent,
 }
 
-/// A search of the carrier's records for a call whose creation had no answer.
+/// A search of the carrier's records for a call whose create request had no response.
 #[derive(Clone, Debug)]
 pub struct Search {
     pub to: E164,
@@ -140,21 +140,21 @@ pub struct Search {
     pub created_until: DateTime<Utc>,
 }
 
-/// What a carrier says of an account.
+/// Status of an account at its carrier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Calls can be placed with these credentials.
     Good,
-    /// They cannot; the reason is in words for the trunk's owner.
+    /// Calls cannot be placed; the text tells the trunk's owner the reason.
     Refused(String),
 }
 
-/// How a live call is ended.
+/// Condition for ending a live call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Only if nobody has answered yet.
+    /// Ends the call only before it is answered.
     Cancel,
-    /// Whatever it is doing.
+    /// Ends the call in any state.
     HangUp,
 }
 
@@ -169,7 +169,7 @@ pub struct Callback<'a> {
     pub body: &'a Bytes,
 }
 
-/// Which of a call's URLs a callback came in on.
+/// Kind of callback, by the URL of the call that received it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CallbackKind {
@@ -179,10 +179,10 @@ pub enum CallbackKind {
     Answer,
 }
 
-/// Whom a callback speaks of when its address does not say.
+/// Account and call named in the body of a callback, for URLs without the call's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addressed {
-    /// The vendor's id of the account.
+    /// Id of the account at the vendor.
     pub account_id: String,
     pub carrier_call_id: String,
 }
@@ -194,52 +194,52 @@ pub struct Rendered {
     pub body: String,
 }
 
-/// A vendor.
+/// Adapter of a vendor.
 #[async_trait]
 pub trait Carrier: Send + Sync {
-    /// Asks the carrier whether an account and its credentials are good. Changes nothing there.
+    /// Checks an account and its credentials at the carrier. Changes nothing there.
     async fn check(&self, account: &Account) -> Result<Standing>;
 
-    /// Asks the carrier to dial. Sends at most one request.
+    /// Creates a call. Sends at most one request.
     async fn create(&self, account: &Account, call: &NewCall) -> Placement;
 
-    /// The carrier's record of a call, or `None` where it knows no such call.
+    /// Reads the carrier's record of a call; `None` when there is none.
     async fn fetch(&self, account: &Account, carrier_call_id: &str) -> Result<Option<CarrierCall>>;
 
-    /// Every call that may be the one searched for, queued ones included.
+    /// Lists every call that may be the one searched for, queued ones included.
     async fn search(&self, account: &Account, search: &Search) -> Result<Vec<CarrierCall>>;
 
-    /// Ends a call. `false` when it had already ended, or could no longer be cancelled.
+    /// Ends a call. `false` when the call had already ended, or could no longer be cancelled.
     async fn end(&self, account: &Account, carrier_call_id: &str, ending: Ending) -> Result<bool>;
 
-    /// The request header that holds a callback's signature, in lower case.
+    /// Request header with a callback's signature, in lower case.
     fn signature_header(&self) -> &'static str;
 
-    /// Whether one of the account's secrets signed this callback.
+    /// Checks that one of the account's secrets signed this callback.
     fn verify(&self, account: &Account, callback: &Callback<'_>) -> bool;
 
-    /// The account and the call that a callback names, before anybody has verified it. `None`
-    /// when this carrier cannot have sent it.
+    /// Account and call named in a callback, before its verification. `None` when this carrier
+    /// cannot have sent it.
     fn addressed(&self, callback: &Callback<'_>) -> Option<Addressed>;
 
-    /// What a verified callback says.
+    /// Reads a verified callback.
     ///
     /// # Errors
-    /// [`crate::Error::Rejected`] when the body cannot be what this carrier sends.
+    /// [`crate::Error::Rejected`] when the body is not one of this carrier's.
     fn read(&self, kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEvent>;
 
     /// Writes an answer document in the carrier's language.
     fn render(&self, document: &Document) -> Rendered;
 }
 
-/// Every vendor's adapter, one of each: they keep connections open and hold no account.
+/// Adapters of all vendors, one of each: they keep connections open and hold no account.
 #[derive(Clone, Debug)]
 pub struct Carriers {
     twilio: Arc<Twilio>,
 }
 
 impl Carriers {
-    /// The adapters, with their own connections.
+    /// Creates the adapters, with their own connections.
     ///
     /// # Errors
     /// Fails when the TLS roots of the machine cannot be read.
@@ -249,7 +249,7 @@ impl Carriers {
         })
     }
 
-    /// The adapter of a vendor.
+    /// Adapter of a vendor.
     #[must_use]
     pub fn of(&self, kind: CarrierKind) -> &dyn Carrier {
         match kind {

@@ -1,6 +1,6 @@
-//! What a request to a user's endpoint proves itself with. It is sealed as one value, for its
-//! row alone, and shown with masks; a mask that comes back means what is stored, as long as the
-//! endpoint stays where it is.
+//! Credentials of requests to a user's endpoint. They are sealed as one value, bound to their
+//! row, and shown with masks; a mask that is sent back stands for the stored secret, as long as
+//! the endpoint stays on the same server.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +19,7 @@ use crate::error::{Error, FieldError, Result};
 use crate::ids::OrgId;
 use crate::secret::Keys;
 
-/// What stands in the place of a secret.
+/// Replacement of a secret in responses.
 pub const MASK: &str = "********";
 /// Parts of the names of headers whose values are secrets.
 const SECRET_NAMES: [&str; 7] = [
@@ -31,15 +31,16 @@ const SECRET_NAMES: [&str; 7] = [
     "password",
     "signature",
 ];
-/// Shorter secrets are not looked for in answers: they may be any word.
+/// Shortest secret that is redacted from answers; a shorter one may be an ordinary word.
 const LEAST_SECRET_BYTES: usize = 6;
 
-/// How a request authenticates. On read, secrets are masked; a mask that is sent back keeps
-/// what is stored.
+/// Authentication of a request. On read, secrets are masked; a mask that is sent back keeps the
+/// stored secret.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[schema(as = Auth)]
 pub enum Auth {
-    /// Not at all.
+    /// No authentication.
     #[default]
     None,
     /// `Authorization: Bearer` with the token.
@@ -52,7 +53,7 @@ pub enum Auth {
 
 impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Auth([REDACTED])")
+        f.write_str("EndpointAuth([REDACTED])")
     }
 }
 
@@ -108,15 +109,16 @@ pub struct Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Credentials([REDACTED])")
+        f.write_str("EndpointCredentials([REDACTED])")
     }
 }
 
 impl Credentials {
-    /// Everything that is wrong: the path of the field, and what to do about it.
+    /// Lists all invalid fields: the path of the field and a message.
     #[must_use]
     pub fn complaints(&self) -> Vec<(String, &'static str)> {
         let mut wrong = Vec::new();
+
         if self.headers.len() > 30 {
             wrong.push(("headers".to_owned(), "must be 30 headers or fewer"));
         }
@@ -125,6 +127,7 @@ impl Credentials {
                 wrong.push((format!("headers.{name}"), why));
             }
         }
+
         if let Auth::Basic { username, .. } = &self.auth
             && username.contains(':')
         {
@@ -133,6 +136,7 @@ impl Credentials {
         if self.auth.secret().is_some_and(str::is_empty) {
             wrong.push(("auth".to_owned(), "must have a secret that is not empty"));
         }
+
         if let Some((name, value)) = self.auth.header() {
             if let Err(why) = check(&name, &value) {
                 wrong.push(("auth".to_owned(), why));
@@ -148,10 +152,11 @@ impl Credentials {
                 ));
             }
         }
+
         wrong
     }
 
-    /// The same with masks in the place of secrets.
+    /// Returns a copy whose secrets are masked.
     #[must_use]
     pub fn masked(&self) -> Self {
         let mut masked = self.clone();
@@ -166,26 +171,28 @@ impl Credentials {
         masked
     }
 
-    /// Puts what is stored, for requests to `stored_url`, in the place of masks, for requests to
-    /// `url`. Whoever may change an address need not know the secrets, and must not have them
-    /// sent to a server of theirs.
+    /// Replaces masks by the secrets stored for `stored_url`, for requests to `url`. A caller who
+    /// may change the address does not know the secrets, and must not redirect them to a server
+    /// of their own.
     ///
     /// # Errors
     /// [`Error::Invalid`] for each mask when the two differ in scheme, host or port.
     pub fn unmasked(mut self, url: &str, stored: &Self, stored_url: &str) -> Result<Self> {
         let masks = self.masks();
         if !masks.is_empty() && !is_same_server(url, stored_url) {
-            let told = "is masked, and the address changes: send the secret itself again";
+            let message = "is masked, and the address changes: send the secret itself again";
             let errors = masks
                 .into_iter()
-                .map(|path| FieldError::new("body", path, "masked", told));
+                .map(|path| FieldError::new("body", path, "masked", message));
             return Err(Error::Invalid(errors.collect()));
         }
+
         for (name, value) in &mut self.headers {
             if let Some(known) = stored.header(name).filter(|_| value == MASK) {
                 value.clone_from(known);
             }
         }
+
         let same_kind = std::mem::discriminant(&self.auth) == std::mem::discriminant(&stored.auth);
         if let (Some(secret), Some(known), true) =
             (self.auth.secret_mut(), stored.auth.secret(), same_kind)
@@ -196,7 +203,7 @@ impl Credentials {
         Ok(self)
     }
 
-    /// The value of a header, however its name is written.
+    /// The value of a header, by its exact name or else case-insensitively.
     fn header(&self, name: &str) -> Option<&String> {
         self.headers.get(name).or_else(|| {
             let mut all = self.headers.iter();
@@ -205,7 +212,7 @@ impl Credentials {
         })
     }
 
-    /// The paths of the masks that stand where secrets should.
+    /// Paths of the secrets that are masked.
     fn masks(&self) -> Vec<[&str; 2]> {
         let headers = self.headers.iter().filter(|(_, value)| *value == MASK);
         let secret = self.auth.secret().filter(|secret| *secret == MASK);
@@ -216,16 +223,17 @@ impl Credentials {
             .collect()
     }
 
-    /// The same, if no mask stands where a secret should.
+    /// Rejects masked secrets, for a row that has none stored.
     ///
     /// # Errors
     /// [`Error::Invalid`] for each mask.
     pub fn without_masks(self) -> Result<Self> {
-        let told = "is masked, which keeps what is stored, and nothing is stored there: send the secret itself";
+        let message =
+            "is masked, which keeps the stored secret, but none is stored: send the secret itself";
         let errors: Vec<FieldError> = self
             .masks()
             .into_iter()
-            .map(|path| FieldError::new("body", path, "masked", told))
+            .map(|path| FieldError::new("body", path, "masked", message))
             .collect();
         match errors.is_empty() {
             true => Ok(self),
@@ -236,7 +244,7 @@ impl Credentials {
     /// The headers to send.
     ///
     /// # Errors
-    /// When a stored header cannot be one, which [`Self::complaints`] keeps out.
+    /// Fails for an invalid stored header, which validation rejects.
     pub fn header_map(&self) -> Result<HeaderMap> {
         let mut map = HeaderMap::new();
         let all = self.headers.clone().into_iter().chain(self.auth.header());
@@ -249,7 +257,7 @@ impl Credentials {
         Ok(map)
     }
 
-    /// Masks every secret that stands in a text.
+    /// Masks every secret in a text.
     #[must_use]
     pub fn taken_out_of(&self, text: &str) -> String {
         let header = self.auth.header().map(|(_, value)| value);
@@ -265,7 +273,7 @@ impl Credentials {
             .fold(text.to_owned(), |text, secret| text.replace(secret, MASK))
     }
 
-    /// Seals this for the row `id` of `table`.
+    /// Seals these credentials for the row `id` of `table`.
     ///
     /// # Errors
     /// Fails when the system has no randomness.
@@ -273,8 +281,8 @@ impl Credentials {
         Ok(keys.seal(&place(table, org, id), &serde_json::to_vec(self)?)?)
     }
 
-    /// What was sealed for the row under an earlier master key, under the present one; `None`
-    /// when it is already.
+    /// Reseals a row's credentials from an earlier master key under the current one; `None` when
+    /// they are under the current one already.
     ///
     /// # Errors
     /// As [`Self::opened`].
@@ -288,10 +296,10 @@ impl Credentials {
         Ok(keys.reseal(&place(table, org, id), sealed)?)
     }
 
-    /// Opens what [`Self::sealed`] made for the same row.
+    /// Opens credentials that [`Self::sealed`] made for the same row.
     ///
     /// # Errors
-    /// Fails when it was made for another row or under another master key.
+    /// Fails when they were sealed for another row or under another master key.
     pub fn opened(keys: &Keys, table: &str, org: OrgId, id: Uuid, sealed: &[u8]) -> Result<Self> {
         let plain = keys.open(&place(table, org, id), sealed)?;
         Ok(serde_json::from_slice(&plain).context("sealed credentials")?)
@@ -302,13 +310,13 @@ fn place(table: &str, org: OrgId, id: Uuid) -> String {
     format!("{table} {org} {id} credentials")
 }
 
-/// Whether two addresses have the same scheme, host and port.
+/// True when two addresses have the same scheme, host and port.
 fn is_same_server(one: &str, other: &str) -> bool {
     let origin = |url| Url::parse(url).ok().map(|url| url.origin());
     origin(one).is_some_and(|origin_of_one| Some(origin_of_one) == origin(other))
 }
 
-/// Whether the value of a header of this name is a secret.
+/// True when the value of a header of this name is a secret.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_NAMES.iter().any(|part| name.contains(part))
@@ -317,7 +325,7 @@ fn is_secret(name: &str) -> bool {
 fn check(name: &str, value: &str) -> std::result::Result<(), &'static str> {
     let name = HeaderName::try_from(name).map_err(|_invalid| "must have the name of a header")?;
     if !egress::is_forwarded(&name) {
-        return Err("is a header that belongs to the connection; remove it");
+        return Err("is a header of the connection, which cannot be set; remove it");
     }
     let is_text = value.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     if value.len() > 4096 || !is_text || HeaderValue::try_from(value).is_err() {
@@ -346,6 +354,7 @@ mod tests {
     #[test]
     fn secrets_are_masked_and_masks_are_what_is_stored() {
         let stored = credentials();
+
         let shown = stored.masked();
         assert_eq!(shown.headers["X-Api-Key"], MASK);
         assert_eq!(shown.headers["Accept"], "application/json");
@@ -353,11 +362,13 @@ mod tests {
         assert!(!format!("{stored:?}").contains("peal"));
         assert!(shown.clone().without_masks().is_err());
         assert_eq!(stored.clone().without_masks().unwrap(), stored);
+
         let (url, moved) = (
             "https://shop.test/{{id}}",
             "https://shop.test:443/v2?a={{id}}",
         );
         assert_eq!(shown.unmasked(moved, &stored, url).unwrap(), stored);
+
         let mask = |name: &str| Credentials {
             headers: BTreeMap::from([(name.to_owned(), MASK.to_owned())]),
             auth: Auth::None,
@@ -365,6 +376,7 @@ mod tests {
         let small = mask("x-api-key").unmasked(url, &stored, url).unwrap();
         let key = BTreeMap::from([("x-api-key".to_owned(), "key-123456".to_owned())]);
         assert_eq!(small.headers, key);
+
         let other = Credentials {
             headers: BTreeMap::from([("X-Other-Key".to_owned(), MASK.to_owned())]),
             auth: Auth::Bearer {
@@ -394,12 +406,12 @@ mod tests {
             };
             let paths: Vec<&[String]> = errors.iter().map(|error| &error.loc[1..]).collect();
             assert_eq!(paths, [["headers", "X-Api-Key"], ["auth", "password"]]);
-            // What is sent in full may go anywhere.
+            // Secrets sent in full may go to any server.
             let sent = stored.clone().unmasked(elsewhere, &stored, url);
             assert_eq!(sent.unwrap(), stored);
         }
         let nowhere = stored.masked().unmasked("data:,", &stored, "data:,");
-        assert!(nowhere.is_err(), "what has no host is no server");
+        assert!(nowhere.is_err(), "an address without a host is no server");
     }
 
     #[test]
@@ -430,6 +442,7 @@ mod tests {
     #[test]
     fn headers_of_the_connection_and_broken_ones_are_refused() {
         assert!(credentials().complaints().is_empty());
+
         for (name, value) in [
             ("Host", "x"),
             ("transfer-encoding", "chunked"),
@@ -444,6 +457,7 @@ mod tests {
             odd.headers.insert(name.to_owned(), value.to_owned());
             assert_eq!(odd.complaints().len(), 1, "{name}: {value}");
         }
+
         let headers = Credentials::default();
         for auth in [
             Auth::Bearer {

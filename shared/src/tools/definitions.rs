@@ -1,4 +1,4 @@
-//! HTTP tools as their owners keep them.
+//! Stored HTTP tools.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -15,10 +15,10 @@ use crate::ids::{OrgId, ToolId, UserId};
 use crate::page::{Owners, Page, Slice};
 use crate::secret::Keys;
 
-/// The table, as sealed credentials name it.
+/// Table name to which sealed credentials are bound.
 const TABLE: &str = "tools";
 
-/// How a tool's endpoint is asked.
+/// HTTP method of a tool's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
 #[sqlx(type_name = "text", rename_all = "UPPERCASE")]
@@ -45,7 +45,7 @@ pub struct Tool {
     pub user_id: UserId,
     pub name: String,
     pub description: String,
-    /// May hold `{{parameters}}` behind the host.
+    /// May contain `{{parameters}}` after the host.
     pub url: String,
     pub method: ToolMethod,
     pub headers: BTreeMap<String, String>,
@@ -54,7 +54,7 @@ pub struct Tool {
     /// JSON Schema of the arguments.
     #[schema(value_type = Object)]
     pub tool_schema: Value,
-    /// Arguments that must be there.
+    /// Required arguments.
     pub required: Vec<String>,
     /// Fields of the answer that are kept, such as `order.status`; null keeps all.
     pub output_schema: Option<Vec<String>>,
@@ -65,7 +65,7 @@ pub struct Tool {
     pub org_id: OrgId,
 }
 
-/// What an owner decides about a tool.
+/// Fields of a tool that its owner sets.
 #[derive(Clone, Debug)]
 pub struct NewTool {
     pub name: String,
@@ -97,6 +97,7 @@ struct Row {
 }
 
 impl Row {
+    /// Opens the credentials and masks them in the tool.
     fn opened(self, keys: &Keys) -> Result<(Tool, Credentials)> {
         let sealed = &self.credentials;
         let credentials = Credentials::opened(keys, TABLE, self.org_id, self.id.0, sealed)?;
@@ -126,8 +127,8 @@ impl Row {
 /// Creates a tool for `owner`.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an owner out of sight, [`Error::Conflict`] when the owner has a tool
-/// of that name, [`Error::Invalid`] for a mask in the place of a secret.
+/// [`Error::NotFound`] for an owner outside the scope, [`Error::Conflict`] when the owner has a
+/// tool of that name, [`Error::Invalid`] for a masked secret.
 pub async fn create(
     db: &mut PgConnection,
     keys: &Keys,
@@ -138,6 +139,7 @@ pub async fn create(
     let org = org_of(db, scope, owner).await?;
     let id = ToolId::new();
     let sealed = seal(keys, org, id, &new.credentials)?;
+
     sqlx::query!(
         "insert into tools (id, org_id, user_id, name, description, url, method, credentials, timeout_seconds,
                             tool_schema, output_schema, is_active)
@@ -158,10 +160,11 @@ pub async fn create(
     .execute(&mut *db)
     .await
     .on_constraint("tool_name_is_taken", name_is_taken)?;
+
     find(db, keys, scope, id).await
 }
 
-/// A tool in the caller's sight.
+/// Finds a tool in the scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -169,7 +172,7 @@ pub async fn find(db: &mut PgConnection, keys: &Keys, scope: &Scope, id: ToolId)
     Ok(find_with_credentials(db, keys, scope, id).await?.0)
 }
 
-/// A tool in the caller's sight, and what its requests prove themselves with.
+/// Finds a tool in the scope, with the credentials of its requests.
 ///
 /// # Errors
 /// As [`find`].
@@ -198,10 +201,7 @@ pub async fn find_with_credentials(
     .opened(keys)
 }
 
-/// Tools in the caller's sight, the newest first.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the tools in the scope, the newest first.
 pub async fn list(
     db: &mut PgConnection,
     keys: &Keys,
@@ -237,15 +237,16 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     page.slice(rows).try_map(|row| Ok(row.opened(keys)?.0))
 }
 
-/// Replaces what the owner decided about a tool. A masked secret stays as it is stored.
+/// Replaces the fields that a tool's owner sets. A masked secret keeps the stored one.
 ///
 /// # Errors
-/// As [`create`], and [`Error::NotFound`] for a tool out of sight; [`Error::Invalid`] also for a
-/// mask when the tool moves to another server; [`Error::Conflict`] also while a running batch or
-/// a call uses it, unless `force`.
+/// As [`create`], and [`Error::NotFound`] for a tool outside the scope; [`Error::Invalid`] also
+/// for a mask when the tool moves to another server; [`Error::Conflict`] also while a running
+/// batch or a call uses it, unless `force`.
 pub async fn replace(
     db: &mut PgConnection,
     keys: &Keys,
@@ -256,12 +257,14 @@ pub async fn replace(
 ) -> Result<Tool> {
     lock(db, scope, id).await?;
     check_idle_unscoped(db, id.0, force).await?;
+
     let (before, stored) = find_with_credentials(db, keys, scope, id).await?;
     let credentials = new
         .credentials
         .clone()
         .unmasked(&new.url, &stored, &before.url)?;
     let sealed = seal(keys, before.org_id, id, &credentials)?;
+
     sqlx::query!(
         "update tools
          set name = $2, description = $3, url = $4, method = $5, credentials = $6, timeout_seconds = $7,
@@ -281,13 +284,14 @@ pub async fn replace(
     .execute(&mut *db)
     .await
     .on_constraint("tool_name_is_taken", name_is_taken)?;
+
     find(db, keys, scope, id).await
 }
 
 /// Deletes a tool.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a tool out of sight, [`Error::Conflict`] for one that agents or
+/// [`Error::NotFound`] for a tool outside the scope, [`Error::Conflict`] for one that agents or
 /// rules use, unless `force`.
 pub async fn delete(
     db: &mut PgConnection,
@@ -323,11 +327,11 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: ToolId) -> Result<()> {
     Ok(())
 }
 
-/// Seals under the present master key what is under an earlier one, of all organisations: the
-/// platform's operator rotates. Answers how many.
+/// Reseals all credentials that are under an earlier master key under the current one, of all
+/// organisations: the platform's operator rotates. Returns their number.
 ///
 /// # Errors
-/// [`Error::Unexpected`] when one opens under no key that is set.
+/// [`Error::Unexpected`] when some open under no configured key.
 pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
     let tools = sqlx::query!(
         r#"select id as "id: ToolId", org_id as "org_id: OrgId", credentials
@@ -337,6 +341,7 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     )
     .fetch_all(&mut *db)
     .await?;
+
     let mut resealed = 0;
     for tool in tools {
         let (org, id) = (tool.org_id, tool.id);
@@ -362,6 +367,6 @@ fn seal(keys: &Keys, org: OrgId, id: ToolId, credentials: &Credentials) -> Resul
 fn name_is_taken() -> Error {
     Error::conflict(
         "tool_name_taken",
-        "there is a tool of this name; choose another, the model tells tools apart by it",
+        "a tool of this name exists; choose another, because the model selects tools by name",
     )
 }

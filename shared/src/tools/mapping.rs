@@ -1,4 +1,4 @@
-//! Which tools an agent has. Only tools that the agent's owner may see: their own, and for
+//! Tools of an agent. An agent has only tools visible to its owner: the owner's own, and for
 //! administrators those of their organisation.
 
 use serde::{Deserialize, Serialize};
@@ -14,10 +14,10 @@ use crate::agents::{self, Agent, usage};
 use crate::error::{Error, FieldError, OnConstraint, Result};
 use crate::ids::{AgentId, OrgId};
 
-/// The most tools that an agent has, so that they are always listed together.
+/// Maximum of tools of an agent, so that one response lists them all.
 pub const MAX_TOOLS: usize = 100;
 
-/// What kind of thing a mapping names.
+/// Kind of a tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -27,7 +27,7 @@ pub enum ToolType {
     McpServer,
 }
 
-/// When an agent uses a tool.
+/// Phase in which an agent uses a tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -57,7 +57,7 @@ pub struct AgentTool {
     pub order: i32,
 }
 
-/// A tool that an agent should have.
+/// A tool to give to an agent.
 #[derive(Clone, Debug)]
 pub struct NewAgentTool {
     pub tool: Uuid,
@@ -69,7 +69,7 @@ pub struct NewAgentTool {
     pub order: i32,
 }
 
-/// The tools of an agent in the caller's sight.
+/// Lists the tools of an agent in the scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is no such agent.
@@ -95,13 +95,12 @@ pub async fn list(db: &mut PgConnection, scope: &Scope, agent: AgentId) -> Resul
     Ok(tools)
 }
 
-/// Gives an agent tools; one that it has is brought up to date.
+/// Adds tools to an agent; a tool that it has already is updated.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an agent out of sight or a tool that its owner cannot see,
-/// [`Error::Invalid`] for a tool that is there twice, [`Error::Conflict`] when the agent would
-/// have too many, and while it is on calls, unless `force`: one more tool changes what it does,
-/// too.
+/// [`Error::NotFound`] for an agent outside the scope or a tool that its owner cannot see,
+/// [`Error::Invalid`] for a duplicate tool, [`Error::Conflict`] when the agent would have too
+/// many, and while it is on calls, unless `force`: an additional tool changes its behaviour.
 pub async fn add(
     db: &mut PgConnection,
     scope: &Scope,
@@ -112,22 +111,23 @@ pub async fn add(
     let agent = agents::find_locked(db, scope, agent).await?;
     refuse_doubles(tools)?;
     usage::check_idle_unscoped(db, agent.id.0, force).await?;
+
     let had = list(db, scope, agent.id).await?.len();
     for tool in tools {
         put(db, &agent, tool).await?;
     }
     let all = list(db, scope, agent.id).await?;
-    // One that has more already may keep and change them.
+    // An agent with more tools than the limit may keep and update them.
     if all.len() > MAX_TOOLS.max(had) {
         return Err(Error::conflict(
             "too_many_tools",
-            format!("an agent has at most {MAX_TOOLS} tools: take some away from it first"),
+            format!("an agent has at most {MAX_TOOLS} tools: remove some first"),
         ));
     }
     Ok(all)
 }
 
-/// Gives an agent these tools and no others. What stays keeps its id.
+/// Replaces the tools of an agent. A tool that stays keeps the id of its mapping.
 ///
 /// # Errors
 /// As [`add`].
@@ -141,6 +141,7 @@ pub async fn replace(
     let agent = agents::find_locked(db, scope, agent).await?;
     refuse_doubles(tools)?;
     usage::check_idle_unscoped(db, agent.id.0, force).await?;
+
     let ids: Vec<Uuid> = tools.iter().map(|tool| tool.tool).collect();
     sqlx::query!(
         "delete from agent_tools
@@ -159,10 +160,10 @@ pub async fn replace(
     list(db, scope, agent.id).await
 }
 
-/// Takes a tool away from an agent, whether it is named by the tool's id or the mapping's.
+/// Removes a tool from an agent, by the id of the tool or of the mapping.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an agent out of sight or a tool that it does not have,
+/// [`Error::NotFound`] for an agent outside the scope or a tool that it does not have,
 /// [`Error::Conflict`] while the agent is on calls, unless `force`.
 pub async fn remove(
     db: &mut PgConnection,
@@ -190,11 +191,11 @@ pub async fn remove(
     Ok(agent)
 }
 
-/// Gives an agent without tools those of another one of its organisation, in their order, as far
-/// as its owner sees them.
+/// Copies the tools of another agent of the organisation to an agent without tools, in their
+/// order, as far as its owner sees them.
 ///
 /// # Errors
-/// [`Error::NotFound`] when one of the two is out of sight.
+/// [`Error::NotFound`] when one of the two is outside the scope.
 pub async fn copy(
     db: &mut PgConnection,
     scope: &Scope,
@@ -203,7 +204,8 @@ pub async fn copy(
 ) -> Result<Vec<AgentTool>> {
     let from = agents::find(db, scope, from).await?;
     let to = agents::find(db, scope, to).await?;
-    let seen = sqlx::query_scalar!(
+
+    let visible = sqlx::query_scalar!(
         "select m.id
          from agent_tools m
          join users owner on owner.id = $3
@@ -219,8 +221,9 @@ pub async fn copy(
     )
     .fetch_all(&mut *db)
     .await?;
-    // Ids in this order, by which tools of one place are listed.
-    let ids: Vec<Uuid> = seen.iter().map(|_| AgentId::new().0).collect();
+
+    // New ids ascend in this order, which orders tools of equal position.
+    let ids: Vec<Uuid> = visible.iter().map(|_| AgentId::new().0).collect();
     sqlx::query!(
         "insert into agent_tools (id, org_id, agent_id, tool_id, mcp_server_id, enabled, used, allowed_tools,
                                   param_defaults, position)
@@ -230,21 +233,24 @@ pub async fn copy(
          join agent_tools m on m.id = c.original",
         to.id as AgentId,
         &ids,
-        &seen,
+        &visible,
     )
     .execute(&mut *db)
     .await
-    // It was there a moment ago.
+    // A concurrent request deleted the tool.
     .on_constraint("tool_is_mapped", || Error::NotFound("Tool"))
     .map(drop)?;
+
     list(db, scope, to.id).await
 }
 
+/// Updates or inserts one tool of an agent.
 async fn put(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Result<()> {
     let (endpoint, server) = match tool.kind {
         ToolType::Endpoint => (Some(tool.tool), None),
         ToolType::McpServer => (None, Some(tool.tool)),
     };
+
     let visible = sqlx::query_scalar!(
         r#"select exists (
                select
@@ -268,6 +274,7 @@ async fn put(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Resul
             ToolType::McpServer => "MCP server",
         }));
     }
+
     let updated = sqlx::query!(
         "update agent_tools
          set enabled = $4, used = $5, allowed_tools = $6, param_defaults = $7, position = $8, updated_at = now()
@@ -288,6 +295,7 @@ async fn put(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Resul
     if updated.rows_affected() > 0 {
         return Ok(());
     }
+
     sqlx::query!(
         "insert into agent_tools (id, org_id, agent_id, tool_id, mcp_server_id, enabled, used, allowed_tools,
                                   param_defaults, position)
@@ -305,7 +313,7 @@ async fn put(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Resul
     )
     .execute(db)
     .await
-    // It was there a moment ago.
+    // A concurrent request deleted the tool.
     .on_constraint("tool_is_mapped", || Error::NotFound("Tool"))
     .map(drop)
 }

@@ -1,8 +1,8 @@
-//! What an MCP server offers, asked through the gate: over streamable HTTP, or over the
-//! protocol's earlier transport ([`events`]).
+//! Listing of an MCP server's tools, over streamable HTTP or the protocol's earlier SSE transport
+//! ([`events`]).
 //!
-//! The protocol's own library speaks it; it is given the gate as its only way out, so that
-//! whatever it does next (a stream, a session's end) meets the same limits.
+//! `rmcp` implements the protocol; its only HTTP client is the outbound client, so that all of
+//! its requests (streams and the end of a session included) have the same limits.
 
 mod events;
 
@@ -35,13 +35,13 @@ use crate::egress::{Failure, Gate, Incoming, Outgoing};
 use crate::ids::OrgId;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
-/// No model chooses between more.
+/// Maximum of tools of one server; a model cannot choose between more.
 const MOST_TOOLS: usize = 200;
 const MOST_PAGES: usize = 20;
-/// The largest description of all tools together.
+/// Maximum size of the descriptions of all tools together.
 const LARGEST_BYTES: usize = 512 * 1024;
 
-/// How a server is spoken to.
+/// Transport of the MCP protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -61,7 +61,7 @@ pub struct McpTool {
     pub input_schema: Value,
 }
 
-/// Where a server is and how it is asked.
+/// Address, credentials and timeout of a server.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     pub url: String,
@@ -71,7 +71,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The same with what is stored in the place of masks.
+    /// Replaces masks by the stored secrets.
     ///
     /// # Errors
     /// As [`Credentials::unmasked`].
@@ -86,20 +86,20 @@ impl Endpoint {
     }
 }
 
-/// The protocol outside.
+/// Client for MCP servers.
 #[async_trait]
 pub trait McpClient: Send + Sync {
-    /// Every tool that a server offers, or why that is not known, in words for its owner.
+    /// Lists every tool that a server offers, or returns a message for its owner.
     async fn tools(&self, org: OrgId, server: &Endpoint) -> Result<Vec<McpTool>, String>;
 }
 
-/// The client that everybody uses.
+/// MCP client on the outbound HTTP client.
 pub struct GatedClient {
     gate: Gate,
 }
 
 impl GatedClient {
-    /// A client whose only way out is the gate.
+    /// Creates a client that sends all requests through the outbound client.
     #[must_use]
     pub fn new(gate: Gate) -> Self {
         Self { gate }
@@ -119,7 +119,7 @@ impl McpClient for GatedClient {
             headers,
             timeout: server.timeout,
         };
-        // Boxed: the library's state machines are large.
+        // Boxed: rmcp's futures are large.
         match timeout(server.timeout, Box::pin(list(door, server))).await {
             Ok(listed) => listed,
             Err(_elapsed) => Err(Failure::TimedOut.to_string()),
@@ -156,14 +156,16 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     let client = rmcp::serve_client((), transport).await.map_err(|error| {
-        tracing::info!(%error, "an MCP server did not agree");
+        tracing::info!(%error, "an MCP session could not be initialized");
         told(&error, otherwise)
     })?;
     let listed = pages(&client).await;
-    // Ends the session at the server, as far as it has one.
+
+    // Ends the session at the server, if it has one.
     if let Err(error) = client.cancel().await {
-        tracing::debug!(%error, "an MCP session did not end well");
+        tracing::debug!(%error, "an MCP session could not be closed");
     }
+
     let tools = listed?;
     let written = serde_json::to_value(&tools).map_err(|error| error.to_string())?;
     if !super::schema::is_storable(&written) {
@@ -203,7 +205,8 @@ async fn pages(client: &rmcp::Peer<RoleClient>) -> Result<Vec<McpTool>, String> 
     ))
 }
 
-/// What the gate said, when it stands behind an error of the library.
+/// Message for a server's owner: the outbound client's failure when it caused rmcp's error, and
+/// `otherwise` for any other error.
 fn told(error: &(dyn std::error::Error + 'static), otherwise: &str) -> String {
     let text = format!("{error:?} {error}");
     let failures = [
@@ -231,7 +234,7 @@ fn status_text(status: u16) -> String {
     format!("status {status}")
 }
 
-/// The library's way out.
+/// The HTTP client of rmcp, on the outbound client.
 #[derive(Clone)]
 struct Door {
     gate: Gate,
@@ -329,7 +332,7 @@ impl StreamableHttpClient for Door {
         sending.await.map(drop)
     }
 
-    /// What a server says of its own accord is not wanted.
+    /// Refuses the stream of unsolicited messages.
     async fn get_stream(
         &self,
         _uri: Arc<str>,
@@ -342,7 +345,7 @@ impl StreamableHttpClient for Door {
     }
 }
 
-/// What the answer to a message means.
+/// Maps the answer to a message to rmcp's response.
 fn read(answer: Incoming, in_session: bool) -> Result<StreamableHttpPostResponse, Refusal> {
     let status = answer.status;
     if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
@@ -351,6 +354,7 @@ fn read(answer: Incoming, in_session: bool) -> Result<StreamableHttpPostResponse
     if status == StatusCode::NOT_FOUND && in_session {
         return Err(StreamableHttpError::SessionExpired);
     }
+
     let header = |name: HeaderName| {
         let value = answer.headers.get(name)?;
         value.to_str().ok().map(str::to_owned)
@@ -358,6 +362,7 @@ fn read(answer: Incoming, in_session: bool) -> Result<StreamableHttpPostResponse
     let session = header(SESSION_ID);
     let kind = header(CONTENT_TYPE).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim();
+
     if status.is_success() && answer.body.is_empty() {
         return Ok(StreamableHttpPostResponse::Accepted);
     }
@@ -366,12 +371,15 @@ fn read(answer: Incoming, in_session: bool) -> Result<StreamableHttpPostResponse
         let events = SseStream::from_bytes_stream(Box::pin(whole)).boxed();
         return Ok(StreamableHttpPostResponse::Sse(events, session));
     }
+
     match serde_json::from_slice::<ServerJsonRpcMessage>(&answer.body) {
         Ok(message) => Ok(StreamableHttpPostResponse::Json(message, session)),
         Err(error) if status.is_success() => Err(error.into()),
         Err(_) => {
-            let told = status_text(status.as_u16());
-            Err(StreamableHttpError::UnexpectedServerResponse(told.into()))
+            let message = status_text(status.as_u16());
+            Err(StreamableHttpError::UnexpectedServerResponse(
+                message.into(),
+            ))
         }
     }
 }

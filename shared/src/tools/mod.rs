@@ -1,13 +1,13 @@
-//! Tools: what an agent can do during or after a call besides talking.
+//! Tools: requests that an agent makes during or after a call.
 //!
-//! There are two kinds. An MCP server offers several tools: `servers` keeps it with the list it
-//! gave, `mcp` asks it for that list. An HTTP tool is one request to its owner's endpoint: `definitions`
-//! keeps it, `schema` says which arguments it takes, `request` makes and sends it. Both the
-//! endpoint and the model that chooses the arguments are strangers: requests leave through the
-//! gate (`egress`), arguments must fit the schema, and answers are cut to the fields and the
-//! size that their owner asked for. `credentials` are sealed in the database, added when a
-//! request leaves, and taken out of the answer should the endpoint repeat them: neither a
-//! model nor a reader of the API sees them.
+//! There are two kinds. An MCP server offers several tools: `servers` stores it with its list of
+//! tools, `mcp` fetches that list. An HTTP tool is one request to its owner's endpoint:
+//! `definitions` stores it, `schema` checks its arguments, `request` builds and sends it. Neither
+//! the endpoint nor the model that chooses the arguments is trusted: requests leave through the
+//! outbound client (`egress`), arguments must match the schema, and answers are cut to the fields
+//! and the size that the owner chose. `credentials` are sealed in the database, added when a
+//! request is sent, and redacted from the answer if the endpoint repeats them: neither a model
+//! nor a reader of the API sees them.
 
 pub mod credentials;
 pub mod definitions;
@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::ids::{OrgId, UserId};
 use crate::users;
 
-/// The organisation of a member in the caller's sight, who is to own something.
+/// Returns the organisation of the future owner of a row, a member visible to the caller.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is no such user.

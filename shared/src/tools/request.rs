@@ -1,4 +1,4 @@
-//! From a tool and its arguments to a request, and from the answer to what a model may read.
+//! Requests of HTTP tools: builds and sends them, and reduces the answer for the model.
 
 use std::time::{Duration, Instant};
 
@@ -16,29 +16,30 @@ use crate::agents::placeholders;
 use crate::egress::{Gate, Outgoing, Target};
 use crate::error::{Error, Result};
 
-/// Longer answers are cut: a model reads every word of it while somebody waits on the phone.
+/// Maximum length of an answer; the model reads all of it while the callee waits on the phone.
 const LONGEST_CHARS: usize = 16_000;
 
-/// One use of a tool, for its owner to look at.
+/// Request and response of one use of a tool.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(example = json!({
+#[schema(as = Use, example = json!({
     "success": true, "error": null, "duration_ms": 84,
     "request": {"method": "GET", "url": "https://shop.example.com/orders/A-17", "body": null,
                 "headers": {"authorization": "********"}},
     "response": {"status": 200, "body": {"status": "sent"}, "truncated": false}
 }))]
 pub struct Use {
-    /// Whether the endpoint answered with a status from 200 to 299.
+    /// True when the endpoint answered with a status from 200 to 299.
     pub success: bool,
     pub request: Sent,
     pub response: Option<Received>,
-    /// Why there is no good answer.
+    /// Reason of the failure.
     pub error: Option<String>,
     pub duration_ms: u64,
 }
 
-/// What was sent. Secrets are masked.
+/// Request of a tool. Secrets are masked.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Sent)]
 pub struct Sent {
     pub method: ToolMethod,
     pub url: String,
@@ -47,26 +48,27 @@ pub struct Sent {
     pub body: Option<Value>,
 }
 
-/// What came back, as far as the model sees it.
+/// Response to a tool's request, as the model sees it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Received)]
 pub struct Received {
     pub status: u16,
-    /// The kept fields; a text when the answer is no JSON, or too long.
+    /// The selected fields; a string when the answer is not JSON, or too long.
     pub body: Value,
-    /// Whether the body was cut.
+    /// True when the body was cut.
     pub truncated: bool,
 }
 
-/// Checks the address of a tool with parameters in it, whose names the schema must have.
+/// Checks the address of a tool, whose parameters the schema must describe.
 ///
 /// # Errors
-/// What its owner has to change.
+/// A message for the owner about the required change.
 pub fn check_url(gate: &Gate, url: &str, tool_schema: &Value) -> std::result::Result<(), String> {
     let known = schema::parameters(tool_schema);
     for name in placeholders(url) {
         if !known.contains(&name) {
             return Err(format!(
-                "speaks of {{{{{name}}}}}, which is not among the properties of tool_schema"
+                "uses {{{{{name}}}}}, which is not among the properties of tool_schema"
             ));
         }
     }
@@ -80,8 +82,8 @@ pub fn check_url(gate: &Gate, url: &str, tool_schema: &Value) -> std::result::Re
 /// Uses a tool: sends its request and reads the answer.
 ///
 /// # Errors
-/// [`Error::Invalid`] for arguments that the tool does not take. An endpoint that does not
-/// answer is no error but a [`Use`] that says so.
+/// [`Error::Invalid`] for arguments that do not match the tool's schema. An endpoint that does
+/// not answer is no error: the result reports it.
 pub async fn send(
     gate: &Gate,
     tool: &Tool,
@@ -92,12 +94,16 @@ pub async fn send(
     if !faults.is_empty() {
         return Err(Error::Invalid(faults));
     }
+
+    // 1. Build the request.
     let (target, body) = addressed(gate, tool, arguments)?;
     let mut headers = credentials.header_map()?;
     if body.is_some() {
         let json = HeaderValue::from_static("application/json");
         headers.entry(CONTENT_TYPE).or_insert(json);
     }
+
+    // 2. Record it with masked secrets.
     let sent = Sent {
         method: tool.method,
         url: target.url().to_string(),
@@ -113,6 +119,8 @@ pub async fn send(
             .collect(),
         body: body.clone(),
     };
+
+    // 3. Send it.
     let outgoing = Outgoing {
         method: tool.method.into(),
         target,
@@ -123,6 +131,8 @@ pub async fn send(
     let begun = Instant::now();
     let answer = gate.send(tool.org_id, outgoing).await;
     let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+
+    // 4. Redact secrets from the answer and reduce it.
     let (response, error) = match answer {
         Ok(answer) => {
             let text = String::from_utf8_lossy(&answer.body);
@@ -136,6 +146,7 @@ pub async fn send(
         }
         Err(failure) => (None, Some(failure.to_string())),
     };
+
     Ok(Use {
         success: error.is_none(),
         request: sent,
@@ -151,7 +162,7 @@ fn trouble(status: reqwest::StatusCode) -> Option<String> {
     }
     Some(if status.is_redirection() {
         format!(
-            "the endpoint redirects ({}); write down where it leads",
+            "the endpoint redirects ({}); use the target address as the tool's url",
             status.as_u16()
         )
     } else {
@@ -171,16 +182,17 @@ impl From<ToolMethod> for Method {
     }
 }
 
-/// Where a request goes and what it carries. Arguments that the address speaks of stand there;
-/// the others are its query, or the body of a method that has one.
+/// Returns the target and body of a request. Arguments that the address names are filled in
+/// there; the others go into the query, or into the body of a method that has one.
 fn addressed(
     gate: &Gate,
     tool: &Tool,
     arguments: &Map<String, Value>,
 ) -> Result<(Target, Option<Value>)> {
+    // 1. Fill the parameters of the address.
     let in_address: Vec<&str> = placeholders(&tool.url).collect();
     let address = filled(&tool.url, |name| {
-        // A segment of dots would lead to another path, encoded or not.
+        // A segment of dots would resolve to another path, encoded or not.
         let text = arguments.get(name).map(plain).unwrap_or_default();
         (!text.is_empty() && !text.bytes().all(|byte| byte == b'.'))
             .then(|| utf8_percent_encode(&text, NON_ALPHANUMERIC).to_string())
@@ -188,6 +200,8 @@ fn addressed(
     let refused = |why: &str| Error::rejected("tool_address", format!("the tool's url {why}"));
     let address = address.ok_or_else(|| refused("needs a value for each of its {{parameters}}"))?;
     let target = gate.target(&address).map_err(refused)?;
+
+    // 2. Put the other arguments into the body or the query.
     let rest: Map<String, Value> = arguments
         .iter()
         .filter(|(name, _)| !in_address.contains(&name.as_str()))
@@ -205,7 +219,7 @@ fn addressed(
     Ok((gate.target(url.as_str()).map_err(refused)?, None))
 }
 
-/// A value as it stands in an address: texts as they are, the rest as JSON.
+/// Formats a value for an address: strings as they are, other values as JSON.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -214,21 +228,21 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// Puts something in the place of each `{{name}}`; None when there is nothing to put.
+/// Replaces each `{{name}}` by its value; `None` when a value is missing.
 fn filled(text: &str, value: impl Fn(&str) -> Option<String>) -> Option<String> {
     let mut whole = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("{{") {
-        let (name, behind) = after.split_once("}}")?;
+        let (name, remainder) = after.split_once("}}")?;
         whole.push_str(before);
         whole.push_str(&value(name.trim())?);
-        rest = behind;
+        rest = remainder;
     }
     whole.push_str(rest);
     Some(whole)
 }
 
-/// Whether the first parameter stands behind the host.
+/// True when the first parameter comes after the host.
 fn host_is_fixed(url: &str) -> bool {
     let fixed = url.split("{{").next().unwrap_or_default();
     fixed.len() == url.len()
@@ -237,9 +251,10 @@ fn host_is_fixed(url: &str) -> bool {
             .is_some_and(|(_, rest)| rest.contains(['/', '?']))
 }
 
+/// Reduces an answer to the selected fields and the maximum length.
 fn received(status: u16, text: &str, tool: &Tool) -> Received {
     let body = match serde_json::from_str::<Value>(text) {
-        // A text is a value too, and nobody keeps or says a NUL.
+        // Parsed JSON may contain NULs, which the database cannot store; pass it on as text.
         Ok(body) if !schema::is_storable(&body) => Value::String(text.replace('\0', "")),
         Ok(body) => match &tool.output_schema {
             Some(paths) => kept(&body, paths),
@@ -247,6 +262,7 @@ fn received(status: u16, text: &str, tool: &Tool) -> Received {
         },
         Err(_) => Value::String(text.replace('\0', "")),
     };
+
     let whole = plain(&body);
     if whole.chars().count() <= LONGEST_CHARS {
         return Received {
@@ -255,6 +271,7 @@ fn received(status: u16, text: &str, tool: &Tool) -> Received {
             truncated: false,
         };
     }
+
     Received {
         status,
         body: Value::String(whole.chars().take(LONGEST_CHARS).collect()),
@@ -262,7 +279,7 @@ fn received(status: u16, text: &str, tool: &Tool) -> Received {
     }
 }
 
-/// The fields at these paths; a list is looked through item by item.
+/// Selects the fields at these paths; applies to each item of a list.
 fn kept(value: &Value, paths: &[String]) -> Value {
     match value {
         Value::Array(items) => items.iter().map(|item| kept(item, paths)).collect(),

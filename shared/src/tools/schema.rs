@@ -1,20 +1,20 @@
-//! Which arguments a tool takes: a JSON Schema of an object, written by its owner, shown to
-//! the model, and held against what the model sends.
+//! Argument schemas of tools: a JSON Schema of an object, written by the tool's owner, shown to
+//! the model, and checked against the model's arguments.
 
 use jsonschema::{Draft, PatternOptions, Validator};
 use serde_json::{Map, Value};
 
 use crate::error::FieldError;
 
-/// Larger schemas cost more of a model's attention than they are worth.
+/// Maximum size of a schema; a larger one takes too much of a model's context.
 const LARGEST_BYTES: usize = 32 * 1024;
-/// Schemas that stand elsewhere are not looked for, and a schema that stands in itself would
-/// never end.
+/// Keywords of references, which are rejected: remote schemas are never fetched, and a recursive
+/// schema would never end.
 const REFERENCES: [&str; 3] = ["$ref", "$dynamicRef", "$recursiveRef"];
-/// A caller is told about so many of an argument's faults.
+/// Maximum of errors reported for one set of arguments.
 const FAULTS_TOLD: usize = 20;
 
-/// The schema of no arguments.
+/// Returns the schema of a tool without arguments.
 #[must_use]
 pub fn of_nothing() -> Value {
     serde_json::json!({"type": "object", "properties": {}})
@@ -23,27 +23,30 @@ pub fn of_nothing() -> Value {
 /// Checks a schema.
 ///
 /// # Errors
-/// What its owner has to change.
+/// A message for the owner about the required change.
 pub fn check(schema: &Value) -> Result<(), String> {
     if schema.get("type").and_then(Value::as_str) != Some("object") {
         return Err("must be a JSON Schema whose type is \"object\"".to_owned());
     }
+
     if schema.to_string().len() > LARGEST_BYTES {
         return Err("must not be larger than 32 KB".to_owned());
     }
     if !is_storable(schema) {
         return Err("must not have a NUL character (\\u0000)".to_owned());
     }
+
     if refers(schema) {
         return Err("must not use $ref; write the schema out in place".to_owned());
     }
     if schema.get("properties").is_some_and(|p| !p.is_object()) {
         return Err("must have an object under \"properties\"".to_owned());
     }
+
     compiled(schema).map(drop)
 }
 
-/// The names of the arguments that a schema describes.
+/// Names of the arguments that a schema describes.
 #[must_use]
 pub fn parameters(schema: &Value) -> Vec<&str> {
     let properties = schema.get("properties").and_then(Value::as_object);
@@ -52,7 +55,7 @@ pub fn parameters(schema: &Value) -> Vec<&str> {
     })
 }
 
-/// The names of the arguments that must be there.
+/// Names of the required arguments.
 #[must_use]
 pub fn required(schema: &Value) -> Vec<String> {
     let names = schema.get("required").and_then(Value::as_array);
@@ -64,7 +67,7 @@ pub fn required(schema: &Value) -> Vec<String> {
     })
 }
 
-/// A schema that demands these arguments as well.
+/// Adds required arguments to a schema.
 #[must_use]
 pub fn demanding(mut schema: Value, names: &[String]) -> Value {
     let mut all = required(&schema);
@@ -79,14 +82,15 @@ pub fn demanding(mut schema: Value, names: &[String]) -> Value {
     schema
 }
 
-/// Holds arguments against a schema and lists their faults, at their places under `place`.
+/// Validates arguments against a schema and lists the errors, with paths under `place`.
 #[must_use]
 pub fn faults(schema: &Value, arguments: &Map<String, Value>, place: &str) -> Vec<FieldError> {
     let arguments = Value::Object(arguments.clone());
     if !is_storable(&arguments) {
-        let told = "must not have a NUL character (\\u0000)";
-        return vec![FieldError::new("body", [place], "characters", told)];
+        let message = "must not have a NUL character (\\u0000)";
+        return vec![FieldError::new("body", [place], "characters", message)];
     }
+
     let validator = match compiled(schema) {
         Ok(validator) => validator,
         Err(why) => return vec![FieldError::new("body", [place], "schema", why)],
@@ -103,7 +107,7 @@ pub fn faults(schema: &Value, arguments: &Map<String, Value>, place: &str) -> Ve
         .collect()
 }
 
-/// Patterns run in linear time, and nothing is fetched.
+/// Compiles a schema. Its patterns run in linear time, and nothing is fetched.
 fn compiled(schema: &Value) -> Result<Validator, String> {
     jsonschema::options()
         .with_draft(Draft::Draft202012)
@@ -112,7 +116,7 @@ fn compiled(schema: &Value) -> Result<Validator, String> {
         .map_err(|error| format!("is not a JSON Schema: {}", error.masked()))
 }
 
-/// Whether the database can keep a value: its texts have no NUL.
+/// True when the database can store a value: its strings have no NUL.
 #[must_use]
 pub fn is_storable(value: &Value) -> bool {
     match value {

@@ -1,4 +1,4 @@
-//! MCP servers as their owners keep them, with what each said it offers.
+//! Stored MCP servers, each with its last list of tools.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -42,10 +42,10 @@ pub struct McpServer {
     /// Names of the tools that agents may use; null allows all.
     pub allowed_tools: Option<Vec<String>>,
     pub is_active: bool,
-    /// What the server said it offers.
+    /// Tools from the server's last list.
     pub discovered_tools: Vec<McpTool>,
     pub last_synced_at: Option<DateTime<Utc>>,
-    /// Why the last attempt to ask the server failed.
+    /// Reason why the last attempt to list the tools failed.
     pub sync_error: Option<String>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
@@ -53,7 +53,7 @@ pub struct McpServer {
     pub org_id: OrgId,
 }
 
-/// What an owner decides about a server.
+/// Fields of a server that its owner sets.
 #[derive(Clone, Debug)]
 pub struct NewMcpServer {
     pub name: String,
@@ -66,7 +66,7 @@ pub struct NewMcpServer {
 }
 
 impl NewMcpServer {
-    /// Where the server is and how it is asked.
+    /// Connection settings of the server.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         endpoint(
@@ -77,7 +77,7 @@ impl NewMcpServer {
     }
 }
 
-/// What came of asking a server what it offers.
+/// Tools that a server listed, or a message for its owner.
 pub type Discovered = std::result::Result<Vec<McpTool>, String>;
 
 struct Row {
@@ -99,6 +99,7 @@ struct Row {
 }
 
 impl Row {
+    /// Opens the credentials and masks them in the server.
     fn opened(self, keys: &Keys) -> Result<(McpServer, Credentials)> {
         let sealed = &self.credentials;
         let credentials = Credentials::opened(keys, TABLE, self.org_id, self.id.0, sealed)?;
@@ -138,11 +139,10 @@ fn endpoint(
     }
 }
 
-/// Creates a server for `owner`, with what came of asking it.
+/// Creates a server for `owner`, with the result of its discovery.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an owner out of sight, [`Error::Invalid`] for a mask in the place of
-/// a secret.
+/// [`Error::NotFound`] for an owner outside the scope, [`Error::Invalid`] for a masked secret.
 pub async fn create(
     db: &mut PgConnection,
     keys: &Keys,
@@ -154,6 +154,7 @@ pub async fn create(
     let org = org_of(db, scope, owner).await?;
     let id = McpServerId::new();
     let sealed = seal(keys, org, id, &new.credentials)?;
+
     sqlx::query!(
         "insert into mcp_servers (id, org_id, user_id, name, server_url, credentials, timeout_seconds, allowed_tools,
                                   is_active, transport)
@@ -171,10 +172,11 @@ pub async fn create(
     )
     .execute(&mut *db)
     .await?;
+
     synced(db, keys, scope, id, discovered).await
 }
 
-/// A server in the caller's sight.
+/// Finds a server in the scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -187,7 +189,7 @@ pub async fn find(
     Ok(find_with_endpoint(db, keys, scope, id).await?.0)
 }
 
-/// A server in the caller's sight, and how it is asked.
+/// Finds a server in the scope, with its connection settings.
 ///
 /// # Errors
 /// As [`find`].
@@ -215,6 +217,7 @@ pub async fn find_with_endpoint(
     .await?
     .ok_or(Error::NotFound("MCP server"))?
     .opened(keys)?;
+
     let endpoint = endpoint(
         (&server.server_url, server.transport),
         credentials,
@@ -223,10 +226,7 @@ pub async fn find_with_endpoint(
     Ok((server, endpoint))
 }
 
-/// Servers in the caller's sight, the newest first.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the servers in the scope, the newest first.
 pub async fn list(
     db: &mut PgConnection,
     keys: &Keys,
@@ -263,15 +263,16 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     page.slice(rows).try_map(|row| Ok(row.opened(keys)?.0))
 }
 
-/// Replaces what the owner decided about a server, with what came of asking it.
+/// Replaces the fields that a server's owner sets, and stores the result of its discovery.
 ///
 /// # Errors
-/// As [`create`], and [`Error::NotFound`] for a server out of sight; [`Error::Invalid`] also for
-/// a mask when the address changes; [`Error::Conflict`] while a running batch or a call uses it,
-/// unless `force`.
+/// As [`create`], and [`Error::NotFound`] for a server outside the scope; [`Error::Invalid`] also
+/// for a mask when the address changes; [`Error::Conflict`] while a running batch or a call uses
+/// it, unless `force`.
 pub async fn replace(
     db: &mut PgConnection,
     keys: &Keys,
@@ -282,9 +283,11 @@ pub async fn replace(
 ) -> Result<McpServer> {
     lock(db, scope, id).await?;
     check_idle_unscoped(db, id.0, force).await?;
+
     let (before, stored) = find_with_endpoint(db, keys, scope, id).await?;
     let credentials = new.endpoint().unmasked(&stored)?.credentials;
     let sealed = seal(keys, before.org_id, id, &credentials)?;
+
     sqlx::query!(
         "update mcp_servers
          set name = $2, server_url = $3, credentials = $4, timeout_seconds = $5, allowed_tools = $6, is_active = $7,
@@ -301,14 +304,15 @@ pub async fn replace(
     )
     .execute(&mut *db)
     .await?;
+
     synced(db, keys, scope, id, discovered).await
 }
 
-/// Stores what came of asking a server again.
+/// Stores the result of a new discovery of a server.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a server out of sight, [`Error::Conflict`] while a running batch or a
-/// call uses it, unless `force`.
+/// [`Error::NotFound`] for a server outside the scope, [`Error::Conflict`] while a running batch
+/// or a call uses it, unless `force`.
 pub async fn sync(
     db: &mut PgConnection,
     keys: &Keys,
@@ -322,7 +326,7 @@ pub async fn sync(
     synced(db, keys, scope, id, discovered).await
 }
 
-/// Stores what came of asking a server. What it offered before stays when it did not answer.
+/// Stores the result of a discovery. The previous list of tools stays when the discovery failed.
 async fn synced(
     db: &mut PgConnection,
     keys: &Keys,
@@ -349,10 +353,10 @@ async fn synced(
     find(db, keys, scope, id).await
 }
 
-/// Says which of a server's tools agents may use; `None` allows all.
+/// Sets which of a server's tools agents may use; `None` allows all.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a server out of sight, [`Error::Invalid`] for a tool that it does
+/// [`Error::NotFound`] for a server outside the scope, [`Error::Invalid`] for a tool that it does
 /// not offer, [`Error::Conflict`] while a running batch or a call uses it, unless `force`.
 pub async fn filter(
     db: &mut PgConnection,
@@ -364,6 +368,7 @@ pub async fn filter(
 ) -> Result<McpServer> {
     lock(db, scope, id).await?;
     check_idle_unscoped(db, id.0, force).await?;
+
     let server = find(db, keys, scope, id).await?;
     let offers = |name: &String| {
         server
@@ -376,10 +381,11 @@ pub async fn filter(
             "allowed_tools",
             "unknown_tool",
             format!(
-                "the server does not offer {unknown:?}; ask it again with POST fetch_mcp_tools"
+                "the server does not offer {unknown:?}; refresh its tools with POST fetch_mcp_tools"
             ),
         ));
     }
+
     sqlx::query!(
         "update mcp_servers set allowed_tools = $2, updated_at = now() where id = $1",
         id as McpServerId,
@@ -390,10 +396,10 @@ pub async fn filter(
     find(db, keys, scope, id).await
 }
 
-/// Makes a copy of a server for the same owner.
+/// Copies a server for the same owner.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a server out of sight.
+/// [`Error::NotFound`] for a server outside the scope.
 pub async fn duplicate(
     db: &mut PgConnection,
     keys: &Keys,
@@ -422,8 +428,8 @@ pub async fn duplicate(
 /// Deletes a server.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a server out of sight, [`Error::Conflict`] for one that agents have,
-/// unless `force`.
+/// [`Error::NotFound`] for a server outside the scope, [`Error::Conflict`] for one that agents
+/// have, unless `force`.
 pub async fn delete(
     db: &mut PgConnection,
     keys: &Keys,
@@ -458,11 +464,11 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: McpServerId) -> Result<(
     Ok(())
 }
 
-/// Seals under the present master key what is under an earlier one, of all organisations: the
-/// platform's operator rotates. Answers how many.
+/// Reseals all credentials that are under an earlier master key under the current one, of all
+/// organisations: the platform's operator rotates. Returns their number.
 ///
 /// # Errors
-/// [`Error::Unexpected`] when one opens under no key that is set.
+/// [`Error::Unexpected`] when some open under no configured key.
 pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
     let servers = sqlx::query!(
         r#"select id as "id: McpServerId", org_id as "org_id: OrgId", credentials
@@ -472,6 +478,7 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     )
     .fetch_all(&mut *db)
     .await?;
+
     let mut resealed = 0;
     for server in servers {
         let (org, id) = (server.org_id, server.id);

@@ -1,4 +1,4 @@
-//! All MCP servers of somebody, deleted at once.
+//! Bulk deletion of MCP servers.
 
 use sqlx::PgConnection;
 
@@ -8,17 +8,17 @@ use crate::error::Result;
 use crate::ids::{McpServerId, OrgId, UserId};
 use crate::secret::Keys;
 
-/// Deletes the servers in the scope, as [`servers::delete`] does.
+/// Deletes all servers in the scope, as [`servers::delete`] does.
 ///
 /// # Errors
-/// [`crate::Error::Conflict`] when agents have one of them, unless `force`.
+/// [`crate::Error::Conflict`] when agents use one of them, unless `force`.
 pub async fn delete_all(
     db: &mut PgConnection,
     keys: &Keys,
     scope: &Scope,
     force: bool,
 ) -> Result<Vec<McpServer>> {
-    // Under their locks, so that none of them is deleted by somebody else meanwhile.
+    // Locks the rows, so that no concurrent request deletes one of them.
     let ids = sqlx::query_scalar!(
         r#"select id as "id: McpServerId"
            from mcp_servers
@@ -31,6 +31,7 @@ pub async fn delete_all(
     )
     .fetch_all(&mut *db)
     .await?;
+
     let mut deleted = Vec::with_capacity(ids.len());
     for id in ids {
         deleted.push(servers::delete(db, keys, scope, id, force).await?);

@@ -1,5 +1,5 @@
-//! What stands in the way of deleting a tool or a server: agents that have it, rules and
-//! workflows that call it.
+//! Uses of a tool or a server that block its deletion: agents that have it, rules and workflows
+//! that call it.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -9,18 +9,18 @@ use crate::agents::usage::running_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::OrgId;
 
-/// Refuses to go on while something uses the tool or server `id`; with `force`, lets go of it:
-/// agents lose it, and the rules and workflows that call it become inactive.
+/// Fails while something uses the tool or server `id`; with `force`, removes the uses: agents
+/// lose it, and the rules and workflows that call it become inactive.
 ///
 /// # Errors
-/// [`Error::Conflict`] that counts what uses it, and names what runs.
+/// [`Error::Conflict`] with the number of uses and the names of running batches.
 pub(super) async fn let_go(
     db: &mut PgConnection,
     scope: &Scope,
     id: Uuid,
     force: bool,
 ) -> Result<()> {
-    let users = sqlx::query!(
+    let uses = sqlx::query!(
         r#"select (select count(*) from agent_tools
                    where (tool_id = $1 or mcp_server_id = $1) and ($2::uuid is null or org_id = $2)) as "agents!",
                   (select count(*) from analysis_rules
@@ -32,7 +32,8 @@ pub(super) async fn let_go(
     )
     .fetch_one(&mut *db)
     .await?;
-    if users.agents + users.rules + users.workflows == 0 {
+
+    if uses.agents + uses.rules + uses.workflows == 0 {
         return Ok(());
     }
     if !force {
@@ -41,12 +42,13 @@ pub(super) async fn let_go(
         return Err(Error::conflict(
             "tool_in_use",
             format!(
-                "{} agent(s), {} analysis rule(s) and {} workflow(s) use this{running}: take it away from them, \
-                 or send force=true, which takes it from these agents and makes these rules and workflows inactive",
-                users.agents, users.rules, users.workflows
+                "{} agent(s), {} analysis rule(s) and {} workflow(s) use this{running}: remove it from them, \
+                 or send force=true, which removes it from these agents and deactivates these rules and workflows",
+                uses.agents, uses.rules, uses.workflows
             ),
         ));
     }
+
     sqlx::query!(
         "delete from agent_tools
          where (tool_id = $1 or mcp_server_id = $1)
@@ -56,6 +58,7 @@ pub(super) async fn let_go(
     )
     .execute(&mut *db)
     .await?;
+
     sqlx::query!(
         "update analysis_rules
          set tool_id = null, is_active = is_active and analysis_type <> 'integration', updated_at = now()
@@ -66,6 +69,7 @@ pub(super) async fn let_go(
     )
     .execute(&mut *db)
     .await?;
+
     sqlx::query!(
         "with untied as (
              delete from workflow_tools

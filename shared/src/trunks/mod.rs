@@ -1,7 +1,7 @@
 //! Trunks: accounts with carriers, their sealed credentials and their pace.
 //!
-//! A trunk that the carrier refuses (wrong secret, no money) is paused with the reason, because
-//! every further call would fail the same way and burn somebody's row; its owner resumes it.
+//! A trunk that the carrier refuses (wrong secret, no credit) is paused with the reason, because
+//! every further call would fail the same way and cost a row its attempt; its owner resumes it.
 
 mod sealed;
 pub mod settings;
@@ -26,13 +26,13 @@ use crate::ids::{OrgId, TrunkId};
 use crate::secret::Keys;
 use crate::telephony::{Account, CarrierKind, Credentials};
 
-/// How long a replica may act on an account it has read.
+/// Longest time that a replica uses an account from its cache.
 const CACHE_TTL: Duration = Duration::from_secs(5);
 
-/// A trunk to set up.
+/// A trunk to create.
 #[derive(Clone, Debug)]
 pub struct NewTrunk {
-    /// None: the platform's own, open to every organisation with a number on it.
+    /// `None` for the platform's own, open to every organisation with a number on it.
     pub org: Option<OrgId>,
     pub name: String,
     pub account: Account,
@@ -41,11 +41,10 @@ pub struct NewTrunk {
     pub ring_timeout_secs: i32,
 }
 
-/// Sets up a trunk and its pacer, which grants its first slot one horizon from now.
+/// Creates a trunk and its pacer, which grants its first slot one horizon from now.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an unknown organisation, [`Error::Unexpected`] when the database
-/// refuses the values.
+/// [`Error::NotFound`] for an unknown organisation.
 pub async fn create_unscoped(
     db: &mut PgConnection,
     keys: &Keys,
@@ -56,8 +55,8 @@ pub async fn create_unscoped(
     Ok(id)
 }
 
-/// Writes a trunk, new or known, and its pacer where there is none. A known one keeps its owner
-/// and name, and dials again.
+/// Inserts or updates a trunk, and inserts its pacer if there is none. An existing trunk keeps
+/// its owner and name, and becomes active.
 async fn write(
     db: &mut PgConnection,
     keys: &Keys,
@@ -66,6 +65,7 @@ async fn write(
     credentials: &Credentials,
 ) -> Result<()> {
     let sealed = seal(keys, (trunk.org, id), credentials)?;
+
     sqlx::query!(
         "with written as (
              insert into trunks (id, org_id, name, kind, account_id, credentials, api_base_url,
@@ -99,10 +99,7 @@ async fn write(
     Ok(())
 }
 
-/// An organisation's trunk on a carrier's account.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Finds an organisation's trunk on a carrier's account.
 pub async fn of_account_unscoped(
     db: &mut PgConnection,
     org: OrgId,
@@ -127,11 +124,8 @@ pub async fn of_account_unscoped(
     Ok(id)
 }
 
-/// Every organisation's trunks on a carrier's account. Carriers have no principal; whoever asks
-/// must then prove to be the trunk's carrier.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists all organisations' trunks on a carrier's account. Carriers have no principal; the sender
+/// of the callback must then authenticate as the trunk's carrier.
 pub async fn on_account_unscoped(
     db: &mut PgConnection,
     kind: CarrierKind,
@@ -152,8 +146,8 @@ pub async fn on_account_unscoped(
     Ok(trunks)
 }
 
-/// Replaces what a trunk authenticates with and how fast it is. Numbers stay as they are, and
-/// the secrets that signed callbacks so far go on doing so, for calls that are under way.
+/// Replaces a trunk's account, credentials and limits. Its numbers stay, and the previous signing
+/// secrets still verify callbacks, for calls in progress.
 ///
 /// # Errors
 /// [`Error::NotFound`] for an unknown trunk.
@@ -182,7 +176,7 @@ pub async fn replace_unscoped(
 /// Reads a trunk's account. Carriers and workers act for the platform, not for a principal.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an unknown trunk, [`Error::Unexpected`] when its secret does not open.
+/// [`Error::NotFound`] for an unknown trunk.
 pub async fn account_unscoped(pool: &PgPool, keys: &Keys, id: TrunkId) -> Result<Account> {
     let row = sqlx::query!(
         r#"select org_id as "org_id: OrgId", kind as "kind: CarrierKind", account_id, credentials, api_base_url
@@ -207,10 +201,7 @@ pub async fn account_unscoped(pool: &PgPool, keys: &Keys, id: TrunkId) -> Result
     })
 }
 
-/// Stops dialling on a trunk that its carrier refuses.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Pauses a trunk that its carrier refuses.
 pub async fn pause_unscoped(db: &mut PgConnection, id: TrunkId, why: &str) -> Result<()> {
     sqlx::query!(
         "update trunks
@@ -225,7 +216,7 @@ pub async fn pause_unscoped(db: &mut PgConnection, id: TrunkId, why: &str) -> Re
     Ok(())
 }
 
-/// Why nothing is dialled on a paused trunk, in words for those who call through it.
+/// Message about a paused trunk for users who call through it.
 #[must_use]
 pub fn paused_words(reason: Option<&str>) -> String {
     format!(
@@ -234,7 +225,7 @@ pub fn paused_words(reason: Option<&str>) -> String {
     )
 }
 
-/// A trunk, for its operator. Its credentials stay sealed.
+/// A trunk as the operator sees it, without credentials.
 #[derive(Clone, Debug, Serialize)]
 pub struct TrunkState {
     pub id: TrunkId,
@@ -245,14 +236,11 @@ pub struct TrunkState {
     pub cps: Decimal,
     pub max_concurrent: i32,
     pub live_calls: i64,
-    /// 1 is full speed; more after the carrier pushed back.
+    /// 1 is full speed; more after the carrier throttled calls.
     pub slowdown: Option<f64>,
 }
 
-/// Every trunk of the installation, for its operator.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists all trunks of the installation, for the operator.
 pub async fn list_unscoped(db: &mut PgConnection) -> Result<Vec<TrunkState>> {
     let trunks = sqlx::query_as!(
         TrunkState,
@@ -270,12 +258,12 @@ pub async fn list_unscoped(db: &mut PgConnection) -> Result<Vec<TrunkState>> {
     Ok(trunks)
 }
 
-/// Lets a paused trunk dial again, after its operator has put right what paused it.
+/// Resumes a paused trunk, after the operator fixed the cause of the pause.
 ///
 /// # Errors
 /// [`Error::NotFound`] for an unknown trunk.
 pub async fn resume_unscoped(db: &mut PgConnection, id: TrunkId) -> Result<()> {
-    let done = sqlx::query!(
+    let updated = sqlx::query!(
         "update trunks
          set status = 'active', status_reason = null, updated_at = now()
          where id = $1
@@ -284,16 +272,13 @@ pub async fn resume_unscoped(db: &mut PgConnection, id: TrunkId) -> Result<()> {
     )
     .execute(db)
     .await?;
-    if done.rows_affected() == 0 {
+    if updated.rows_affected() == 0 {
         return Err(Error::NotFound("Trunk"));
     }
     Ok(())
 }
 
-/// Every active trunk with something to dial: a running batch, or direct calls in the queue.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the active trunks with work: a running batch, queued direct calls or deferred calls.
 pub async fn with_work_unscoped(pool: &PgPool) -> Result<Vec<TrunkId>> {
     let ids = sqlx::query_scalar!(
         r#"select t.id as "id: TrunkId"
@@ -311,11 +296,8 @@ pub async fn with_work_unscoped(pool: &PgPool) -> Result<Vec<TrunkId>> {
     Ok(ids)
 }
 
-/// Slows a trunk down after its carrier pushed back, at most once a second: a burst of refusals
-/// is one push.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Slows a trunk down after its carrier throttled calls, at most once a second: a burst of
+/// throttled calls counts once.
 pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result<()> {
     let mut db = db.begin().await?;
     let pacer = sqlx::query!(
@@ -329,6 +311,7 @@ pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result
     )
     .fetch_optional(&mut *db)
     .await?;
+
     if let Some(pacer) = pacer {
         let pace = Pace {
             cps: pacer.cps.to_f64().unwrap_or_default(),
@@ -345,22 +328,23 @@ pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result
         .execute(&mut *db)
         .await?;
     }
+
     db.commit().await?;
     Ok(())
 }
 
-/// Accounts read lately. Callbacks arrive by the hundred a second and each needs its trunk's
-/// secrets; a changed secret takes effect within five seconds.
+/// Cache of accounts. Hundreds of callbacks arrive per second and each needs its trunk's secrets;
+/// a changed secret takes effect within five seconds.
 #[derive(Clone, Default)]
 pub struct AccountCache {
     entries: Arc<Mutex<HashMap<TrunkId, Entry>>>,
 }
 
-/// When an account was read, and what was read.
+/// An account and the time at which it was read.
 type Entry = (Instant, Arc<Account>);
 
 impl AccountCache {
-    /// The account of a trunk.
+    /// Returns the account of a trunk, from the cache when it is fresh.
     ///
     /// # Errors
     /// As [`account_unscoped`].

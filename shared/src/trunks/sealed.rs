@@ -1,5 +1,5 @@
-//! What a trunk authenticates with, as it is stored: sealed to its row and its organisation, so
-//! that in any other row, or at any other organisation, it does not open.
+//! Stored credentials of trunks: sealed and bound to their row and organisation, so that they do
+//! not open in any other row or for any other organisation.
 
 use anyhow::Context as _;
 use secrecy::{ExposeSecret, SecretString};
@@ -11,13 +11,13 @@ use crate::ids::{OrgId, TrunkId};
 use crate::secret::Keys;
 use crate::telephony::Credentials;
 
-/// Secrets that may sign at once while they are rotated.
+/// Maximum of signing secrets that are valid at the same time during rotations.
 const SIGNING_SECRETS_LIMIT: usize = 3;
 
-/// A trunk, and whose it is: None is the platform.
+/// A trunk and its organisation; `None` is the platform.
 pub(super) type OwnedTrunk = (Option<OrgId>, TrunkId);
 
-/// What is sealed into a trunk's row.
+/// Plaintext of a trunk's sealed credentials.
 #[derive(Serialize)]
 struct SealedCredentials<'a> {
     username: Option<&'a str>,
@@ -38,7 +38,7 @@ pub(super) fn seal(keys: &Keys, trunk: OwnedTrunk, credentials: &Credentials) ->
     Ok(keys.seal(&place(trunk), &plain)?)
 }
 
-/// New credentials under which the old ones still sign, the newest first.
+/// Adds the old secrets to new credentials as valid signing secrets, the newest first.
 pub(super) fn rotated(new: &Credentials, old: Credentials) -> Credentials {
     let mut signing: Vec<SecretString> = new.signing_secrets.clone();
     let candidates = [new.password.clone(), old.password]
@@ -67,11 +67,11 @@ pub(super) fn unseal(keys: &Keys, trunk: OwnedTrunk, sealed: &[u8]) -> Result<Cr
     Ok(credentials)
 }
 
-/// Seals anew, under the present master key and at their [`place`], the credentials of every
-/// trunk that are sealed otherwise. Answers how many.
+/// Reseals the credentials of every trunk that are under an earlier master key or bound to an
+/// earlier context. Returns their number.
 ///
 /// # Errors
-/// [`crate::Error::Unexpected`] when some open under no key that is set.
+/// [`crate::Error::Unexpected`] when some open under no configured key.
 pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
     let trunks = sqlx::query!(
         r#"select id as "id: TrunkId", org_id as "org_id: OrgId", credentials
@@ -81,6 +81,7 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     )
     .fetch_all(&mut *db)
     .await?;
+
     let mut resealed = 0;
     for trunk in trunks {
         let place = place((trunk.org_id, trunk.id));
@@ -102,8 +103,8 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     Ok(resealed)
 }
 
-/// What credentials are sealed to: in the row of another trunk, or of the same one at another
-/// organisation, they do not open.
+/// Context to which credentials are bound: they do not open in another trunk's row, or in the
+/// same row for another organisation.
 fn place((org, id): OwnedTrunk) -> String {
     match org {
         Some(org) => format!("trunks/{org}/{id}/credentials"),
@@ -111,8 +112,8 @@ fn place((org, id): OwnedTrunk) -> String {
     }
 }
 
-/// What credentials were sealed to before their organisation was part of it. They open until
-/// they are sealed anew: by a rotation of theirs, or of the master key.
+/// Earlier context without the organisation. Such credentials open until they are resealed by a
+/// rotation of the credentials or of the master key.
 fn earlier_place(id: TrunkId) -> String {
     format!("trunks/{id}/credentials")
 }

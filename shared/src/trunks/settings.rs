@@ -1,5 +1,5 @@
-//! Trunks as their administrators see them. Secrets go in and never come out. A trunk without
-//! an organisation is the platform's, and out of sight for everybody else.
+//! Trunks for their administrators. Secrets are written and never returned. A trunk without an
+//! organisation belongs to the platform and is invisible to organisations.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -20,7 +20,7 @@ use crate::telephony::{CarrierKind, Credentials};
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Trunk {
     pub id: TrunkId,
-    /// Null: the platform's own.
+    /// Null for the platform's own.
     pub organization_id: Option<OrgId>,
     pub name: String,
     pub kind: CarrierKind,
@@ -29,20 +29,20 @@ pub struct Trunk {
     /// `active`, or `paused`: nothing is dialled.
     #[schema(value_type = String, example = "active")]
     pub status: String,
-    /// Why it is paused.
+    /// Reason of the pause.
     pub status_reason: Option<String>,
     /// Calls per second that the carrier grants.
     pub cps: f64,
     /// Calls at once that the carrier grants.
     pub max_concurrent: i32,
-    /// How long a call rings.
+    /// Longest time that a call rings.
     pub ring_timeout_secs: i32,
     pub live_calls: i64,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
 }
 
-/// What can be changed at any time.
+/// Settings of a trunk that can be changed at any time.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub name: String,
@@ -87,10 +87,7 @@ impl From<Row> for Trunk {
     }
 }
 
-/// The trunks in the caller's sight, the newest first; one of them when `id` says which.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the trunks in the scope, the newest first; only the trunk `id` when given.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -120,7 +117,7 @@ pub async fn list(
     Ok(page.slice(rows.into_iter().map(Trunk::from).collect()))
 }
 
-/// A trunk in the caller's sight.
+/// Finds a trunk in the scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -133,10 +130,10 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: TrunkId) -> Result<T
         .ok_or(Error::NotFound("Trunk"))
 }
 
-/// Locks a trunk in the caller's sight and reads it.
+/// Locks a trunk in the scope and reads it.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a trunk out of sight, which is not locked.
+/// [`Error::NotFound`] for a trunk outside the scope, which is not locked.
 pub async fn lock(db: &mut PgConnection, scope: &Scope, id: TrunkId) -> Result<Trunk> {
     sqlx::query!(
         "select from trunks where id = $1 and ($2::uuid is null or org_id = $2) for no key update",
@@ -146,14 +143,12 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: TrunkId) -> Result<T
     .fetch_optional(&mut *db)
     .await?
     .ok_or(Error::NotFound("Trunk"))?;
-    // Read with a snapshot taken behind the lock.
+
+    // A statement of its own: its snapshot is taken after the lock.
     find(db, scope, id).await
 }
 
-/// Gives a locked trunk another name or other limits, from the next call on.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Changes the name and limits of a locked trunk, from the next call on.
 pub async fn change(
     db: &mut PgConnection,
     scope: &Scope,
@@ -175,11 +170,8 @@ pub async fn change(
     find(db, scope, id).await
 }
 
-/// Gives a locked trunk other credentials. The secrets that signed callbacks so far go on doing
-/// so, for calls that are under way.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database, or when the stored secret does not open.
+/// Replaces the credentials of a locked trunk. The previous signing secrets still verify
+/// callbacks, for calls in progress.
 pub async fn rotate(
     db: &mut PgConnection,
     scope: &Scope,
@@ -215,11 +207,7 @@ async fn write_secret_unscoped(
     Ok(())
 }
 
-/// Pauses a locked trunk with a reason, or lets it dial again without one. Calls that are on
-/// their way go on.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Pauses a locked trunk with a reason, or resumes it without one. Calls in progress continue.
 pub async fn set_paused(
     db: &mut PgConnection,
     scope: &Scope,
@@ -241,10 +229,10 @@ pub async fn set_paused(
     find(db, scope, id).await
 }
 
-/// Deletes a trunk with its secrets. Calls of the past keep naming it.
+/// Deletes a trunk and its secrets. Past calls still refer to it.
 ///
 /// # Errors
-/// [`Error::NotFound`], or [`Error::Conflict`] while calls go through it or numbers hang on it.
+/// [`Error::NotFound`], or [`Error::Conflict`] while calls or numbers use it.
 pub async fn delete(
     db: &mut PgConnection,
     scope: &Scope,
@@ -252,6 +240,8 @@ pub async fn delete(
     id: TrunkId,
 ) -> Result<Trunk> {
     let trunk = lock(db, scope, id).await?;
+
+    // 1. Nothing may use the trunk.
     let used = sqlx::query!(
         r#"select exists (select from calls where trunk_id = $1 and live)
                   or exists (select from calls where trunk_id = $1 and queued) as "on_call!",
@@ -263,26 +253,30 @@ pub async fn delete(
     if used.on_call {
         return Err(Error::conflict(
             "trunk_in_use",
-            "calls go through the trunk: pause it, let them end, then delete it",
+            "the trunk has active calls: pause it, wait for their end, then delete it",
         ));
     }
     if used.numbers > 0 {
         return Err(Error::conflict(
             "trunk_has_numbers",
             format!(
-                "{} phone numbers hang on the trunk: delete them or move them to another first",
+                "{} phone numbers use the trunk: delete them or move them to another trunk first",
                 used.numbers
             ),
         ));
     }
-    let forgotten = Credentials {
+
+    // 2. Overwrite the secrets.
+    let random = Credentials {
         username: None,
-        // Nobody knows it, so nobody can sign with it either.
+        // Random and never returned, so no callback can be signed with it.
         password: secret::new_api_key()?.into(),
         signing_secrets: Vec::new(),
     };
     let owned = (trunk.organization_id, id);
-    write_secret_unscoped(db, keys, owned, &forgotten).await?;
+    write_secret_unscoped(db, keys, owned, &random).await?;
+
+    // 3. Mark the row as deleted.
     sqlx::query!(
         "update trunks set status = 'paused', status_reason = 'deleted', deleted_at = now() where id = $1",
         id as TrunkId,

@@ -1,4 +1,4 @@
-//! Adjustments: the platform puts a balance right, up or down, and says why. What it adds is no
+//! Adjustments: the platform corrects a balance, up or down, with a reason. An added amount is no
 //! grant: it does not expire, and is spent last.
 
 use chrono::{DateTime, Utc};
@@ -16,21 +16,21 @@ use crate::money::Usd;
 /// A correction of a balance.
 #[derive(Clone, Debug)]
 pub struct Adjustment {
-    /// Not nothing.
+    /// Not zero.
     pub delta: Usd,
     pub reason: String,
-    /// Whether less than nothing may be left.
+    /// Permits a negative balance.
     pub allow_negative: bool,
-    /// The same adjustment asked for twice has the same key.
+    /// Idempotency key: a repeated request for the same adjustment has the same key.
     pub idem_key: String,
 }
 
-/// Adjusts a wallet's balance. Answers with the wallet before and after, and with its line of the
-/// ledger. That a super_admin asks was made sure of before.
+/// Adjusts a wallet's balance. Returns the wallet before and after, and the id of its ledger
+/// entry. The caller has checked that a super_admin asks.
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::Conflict`] when less than nothing would be left, or when the
-/// same was done before.
+/// [`Error::NotFound`]; [`Error::Conflict`] when the balance would be negative, or when the
+/// adjustment was posted before.
 pub async fn adjust(
     db: &mut PgConnection,
     scope: &Scope,
@@ -39,7 +39,10 @@ pub async fn adjust(
     by: UserId,
     now: DateTime<Utc>,
 ) -> Result<(Wallet, Wallet, i64)> {
+    // 1. Check access before the lock.
     view::find(db, scope, wallet, now).await?;
+
+    // 2. Lock, then decide on what the lock protects.
     let locked = lock_unscoped(db, &[wallet], now).await?;
     let available = locked
         .get(&wallet)
@@ -48,10 +51,12 @@ pub async fn adjust(
     let before = view::find(db, scope, wallet, now).await?;
     let takes = !adjustment.delta.is_positive();
     if takes && !adjustment.allow_negative && available.plus(adjustment.delta) < Usd::ZERO {
-        let told =
+        let message =
             format!("the wallet has {available} USD to spend: take less, or send allow_negative");
-        return Err(Error::conflict("balance_would_be_negative", told));
+        return Err(Error::conflict("balance_would_be_negative", message));
     }
+
+    // 3. Post.
     let leg = |account, amount| Leg {
         account,
         entry: EntryType::Adjustment,
@@ -73,6 +78,7 @@ pub async fn adjust(
         uses: Vec::new(),
     };
     let posted = post_unscoped(db, &[posting]).await?;
+
     let transaction = posted.first().copied().unwrap_or_else(TransactionId::new);
     let entry = entry_of(db, wallet, transaction).await?;
     let after = view::find(db, scope, wallet, now).await?;

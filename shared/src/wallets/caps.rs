@@ -1,6 +1,6 @@
-//! Monthly caps: the most that may be spent from a wallet in a calendar month of its
-//! organisation's time zone, what is held included. A cap below what is spent already only
-//! keeps the next call from being made.
+//! Monthly caps: the maximum that may be spent from a wallet in a calendar month of its
+//! organisation's time zone, holds included. A cap below the amount already spent only blocks
+//! further calls.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -12,8 +12,7 @@ use crate::error::Result;
 use crate::ids::WalletId;
 use crate::money::Usd;
 
-/// Sets the cap of a wallet in the caller's sight, or takes it away. Answers with the wallet
-/// before and after.
+/// Sets or clears the cap of a wallet in the scope. Returns the wallet before and after.
 ///
 /// # Errors
 /// [`crate::Error::NotFound`] when there is none.

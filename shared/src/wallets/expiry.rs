@@ -1,8 +1,8 @@
-//! Grants whose time is up: what no hold has taken of them leaves the wallet.
+//! Expiry of grants: the part of an expired grant that no hold has pinned leaves the wallet.
 //!
-//! It does so whenever the wallet is locked, so that a late job never leaves expired money to be
-//! spent, and periodically, so that it is seen in wallets that nobody uses. What a hold has
-//! taken stays until the hold ends: a call that was under way is paid by what was held for it.
+//! This happens whenever the wallet is locked, so that expired money is never spent even if the
+//! job is late, and periodically, for wallets without activity. The pinned part stays until the
+//! hold ends: a call in progress is paid by its hold.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
@@ -12,21 +12,21 @@ use crate::error::Result;
 use crate::ids::{GrantId, OrgId, WalletId};
 use crate::money::Usd;
 
-/// Wallets looked through in one transaction.
+/// Maximum of wallets in one transaction.
 const GROUP_LIMIT: i64 = 100;
 
-/// What expires of a grant.
+/// Amount of a grant that expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Expired {
     pub grant: GrantId,
     pub org: OrgId,
     pub wallet: WalletId,
     pub amount: Usd,
-    /// How often some of it has expired before.
+    /// Number of earlier expiries of the same grant.
     pub times: i32,
 }
 
-/// Takes what has expired out of wallets that are locked.
+/// Posts the expired amounts of locked wallets.
 pub(super) async fn expire(db: &mut PgConnection, expired: &[Expired]) -> Result<()> {
     let postings: Vec<Posting> = expired.iter().map(posting).collect();
     post_unscoped(db, &postings).await?;
@@ -63,13 +63,10 @@ fn posting(expired: &Expired) -> Posting {
     }
 }
 
-/// Takes out of all wallets what has expired by `now`. Answers with how many wallets there were.
-/// Time passes for every tenant.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Expires grants in all wallets by `now`. Returns the number of wallets. Unscoped, because
+/// grants of every tenant expire.
 pub async fn expire_due_unscoped(pool: &PgPool, now: DateTime<Utc>) -> Result<usize> {
-    let mut done = 0_usize;
+    let mut count = 0_usize;
     loop {
         let wallets = sqlx::query_scalar!(
             r#"select distinct wallet_id as "id: WalletId"
@@ -84,11 +81,13 @@ pub async fn expire_due_unscoped(pool: &PgPool, now: DateTime<Utc>) -> Result<us
         .fetch_all(pool)
         .await?;
         if wallets.is_empty() {
-            return Ok(done);
+            return Ok(count);
         }
+
+        // Locking a wallet expires its grants.
         let mut db = pool.begin().await?;
         super::lock_unscoped(&mut db, &wallets, now).await?;
         db.commit().await?;
-        done = done.saturating_add(wallets.len());
+        count = count.saturating_add(wallets.len());
     }
 }

@@ -1,10 +1,9 @@
-//! Grants: money that comes into a wallet, and what is settled about it.
+//! Grants: credit added to a wallet, with expiry, priority and lock.
 //!
 //! The platform **mints** into any wallet. An organisation's administrators **transfer** from
-//! its wallet to a member's; money that would have expired there expires no later here, so the
-//! grant that a transfer makes has the earliest expiry of what it was taken from. Whatever the
-//! platform minted is for the platform alone to change; administrators change what they have
-//! transferred, and never so that it lasts longer.
+//! its wallet to a member's. A transfer must not extend the life of money, so its grant has the
+//! earliest expiry of the grants it was taken from. Only the platform changes minted grants;
+//! administrators change transferred ones, but never to a later expiry.
 
 use std::collections::BTreeMap;
 
@@ -20,39 +19,39 @@ use crate::error::{Error, Result};
 use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
 use crate::money::Usd;
 
-/// Money to give.
+/// A grant to create.
 #[derive(Clone, Debug)]
 pub struct NewGrant {
     pub amount: Usd,
     pub expires_at: Option<DateTime<Utc>>,
     pub priority: i16,
     pub note: Option<String>,
-    /// The same grant asked for twice has the same key.
+    /// Idempotency key: a repeated request for the same grant has the same key.
     pub idem_key: String,
 }
 
-/// Money that was given.
+/// A created grant and its wallet.
 #[derive(Clone, Debug)]
 pub struct Granted {
     pub grant: Grant,
     pub wallet: Wallet,
-    /// The wallet's line of its ledger.
+    /// Id of the wallet's ledger entry.
     pub entry: i64,
 }
 
-/// What to change of a grant; what is `None` stays.
+/// Changes of a grant; `None` leaves a field unchanged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GrantChange {
-    /// `Some(None)`: it does not expire any more.
+    /// `Some(None)` removes the expiry.
     pub expires_at: Option<Option<DateTime<Utc>>>,
     pub locked: Option<bool>,
     pub priority: Option<i16>,
 }
 
-/// Gives money of the platform to a wallet. That a super_admin asks was made sure of before.
+/// Grants credit of the platform to a wallet. The caller has checked that a super_admin asks.
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::Conflict`] when the same was given before.
+/// [`Error::NotFound`]; [`Error::Conflict`] when the grant was posted before.
 pub async fn mint(
     db: &mut PgConnection,
     scope: &Scope,
@@ -64,6 +63,7 @@ pub async fn mint(
     not_over(new.expires_at, now)?;
     let found = view::find(db, scope, wallet, now).await?;
     lock_unscoped(db, &[wallet], now).await?;
+
     let id = GrantId::new();
     let leg = |account, entry, amount| Leg {
         account,
@@ -85,16 +85,17 @@ pub async fn mint(
         ],
         uses: Vec::new(),
     };
+
     give(db, scope, (id, Source::Mint), wallet, new, posting, by, now).await
 }
 
-/// Gives money out of the wallet of the caller's organisation to a member's. That an org_admin
-/// asks was made sure of before.
+/// Transfers credit from the wallet of the caller's organisation to a member's. The caller has
+/// checked that an org_admin asks.
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Rejected`] for the organisation's own wallet;
-/// [`Error::InsufficientCredit`] when it has less; [`Error::Conflict`] when the same was given
-/// before.
+/// [`Error::InsufficientCredit`] when it has less; [`Error::Conflict`] when the transfer was
+/// posted before.
 pub async fn transfer(
     db: &mut PgConnection,
     scope: &Scope,
@@ -108,23 +109,29 @@ pub async fn transfer(
     if to.user_id.is_none() {
         return Err(Error::rejected(
             "not_a_members_wallet",
-            "an organization's own wallet is filled by the platform; name the wallet of a member",
+            "only the platform adds credit to an organization's own wallet; use the wallet of a member",
         ));
     }
+
+    // 1. Lock both wallets, in one statement.
     let from = view::of_org(db, scope, to.organization_id, now).await?.id;
     let mut locked = lock_unscoped(db, &[from, wallet], now).await?;
     let source = locked.get_mut(&from).ok_or(Error::NotFound("Wallet"))?;
+
+    // 2. Take the amount from the organization's grants.
     let available = source.available();
     if available < new.amount {
-        let told = format!(
-            "the organization's wallet has {available} USD to give: give less, or ask the platform for credits"
+        let message = format!(
+            "the organization's wallet has {available} USD available: transfer less, or ask the platform for credits"
         );
         return Err(Error::InsufficientCredit {
             code: Refusal::InsufficientCredits.code(),
-            detail: told,
+            detail: message,
         });
     }
     let (uses, earliest) = take(source, new.amount);
+
+    // 3. Post.
     let id = GrantId::new();
     let new = NewGrant {
         expires_at: new.expires_at.into_iter().chain(earliest).min(),
@@ -154,7 +161,7 @@ pub async fn transfer(
     give(db, scope, kind, wallet, &new, posting, by, now).await
 }
 
-/// What an amount is taken from, and the earliest moment at which some of that would expire.
+/// Takes an amount; returns the grants it was taken from and their earliest expiry.
 fn take(source: &mut Locked, amount: Usd) -> (Vec<(GrantId, Usd)>, Option<DateTime<Utc>>) {
     let expiries: BTreeMap<GrantId, Option<DateTime<Utc>>> = source
         .grants
@@ -172,8 +179,9 @@ fn take(source: &mut Locked, amount: Usd) -> (Vec<(GrantId, Usd)>, Option<DateTi
 
 #[expect(
     clippy::too_many_arguments,
-    reason = "what a grant is made of, by both who make one"
+    reason = "the fields of a grant, shared by mint and transfer"
 )]
+/// Posts a grant and inserts its row.
 async fn give(
     db: &mut PgConnection,
     scope: &Scope,
@@ -187,6 +195,7 @@ async fn give(
     let org = posting.org;
     let transactions = post_unscoped(db, &[posting]).await?;
     let transaction = transactions.first().copied().unwrap_or(TransactionId(id.0));
+
     sqlx::query!(
         "insert into grants (id, org_id, wallet_id, source, amount_micros, remaining_micros, priority, expires_at,
                              note, transaction_id, granted_by)
@@ -204,6 +213,7 @@ async fn give(
     )
     .execute(&mut *db)
     .await?;
+
     Ok(Granted {
         grant: view::grant(db, scope, id, now).await?,
         wallet: view::find(db, scope, wallet, now).await?,
@@ -211,7 +221,7 @@ async fn give(
     })
 }
 
-/// The line that a transaction left in a wallet.
+/// Id of the ledger entry of a transaction in a wallet.
 pub(super) async fn entry_of(
     db: &mut PgConnection,
     wallet: WalletId,
@@ -231,11 +241,11 @@ pub(super) async fn entry_of(
     Ok(entry)
 }
 
-/// Changes a grant in the caller's sight. Answers what it was and what it is.
+/// Changes a grant in the scope. Returns it before and after.
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::Forbidden`] for what the platform minted or settled;
-/// [`Error::Conflict`] when it has expired or nothing is left of it.
+/// [`Error::NotFound`]; [`Error::Forbidden`] for a minted grant or a later expiry, except for the
+/// platform; [`Error::Conflict`] when it has expired or is used up.
 pub async fn edit(
     db: &mut PgConnection,
     scope: &Scope,
@@ -247,16 +257,22 @@ pub async fn edit(
     if let Some(until) = change.expires_at {
         not_over(until, now)?;
     }
+
+    // 1. Lock the wallet, then read the grant again.
     let wallet = view::grant(db, scope, id, now).await?.wallet_id;
     lock_unscoped(db, &[wallet], now).await?;
     let before = view::grant(db, scope, id, now).await?;
+
+    // 2. Decide.
     may_change(caller, &before, change)?;
     if before.expires_at.is_some_and(|until| until <= now) || before.remaining_usd.is_zero() {
         return Err(Error::conflict(
             "grant_is_over",
-            "nothing is left of this grant that could be changed: make another one",
+            "this grant is used up or has expired and cannot be changed: create another one",
         ));
     }
+
+    // 3. Write.
     sqlx::query!(
         "update grants
          set expires_at = case when $2 then $3 else expires_at end,
@@ -281,7 +297,7 @@ fn may_change(caller: &Principal, grant: &Grant, change: &GrantChange) -> Result
     }
     if grant.source == Source::Mint {
         return Err(Error::Forbidden(
-            "Forbidden: the platform made this grant, and changes it".into(),
+            "Forbidden: only the platform changes a grant that it minted".into(),
         ));
     }
     let lasts_longer = |until: Option<DateTime<Utc>>| match (grant.expires_at, until) {
@@ -291,8 +307,7 @@ fn may_change(caller: &Principal, grant: &Grant, change: &GrantChange) -> Result
     };
     if change.expires_at.is_some_and(lasts_longer) {
         return Err(Error::Forbidden(
-            "Forbidden: only the platform lets a grant last longer; choose an earlier moment"
-                .into(),
+            "Forbidden: only the platform extends a grant; choose an earlier expiry".into(),
         ));
     }
     Ok(())

@@ -1,13 +1,13 @@
-//! Holds: money set aside for a call before it is dialled, so that calls which are under way
-//! can be paid whatever else happens.
+//! Holds: credit reserved for a call before it is dialled, so that a call in progress can always
+//! be paid.
 //!
 //! ```text
-//! open -> captured   the call was charged, for whatever it cost
+//! open -> captured   the call was charged its actual cost
 //!      -> voided     nothing is billed
 //! ```
 //!
-//! A hold pins what it takes from grants, by the order of spending: no other call can have it,
-//! and it does not expire meanwhile. It counts in the month of the cap in which it was opened.
+//! A hold pins amounts of grants, in the order of spending: no other call can use them, and they
+//! do not expire meanwhile. It counts in the cap's month in which it was opened.
 
 use std::collections::BTreeMap;
 
@@ -22,18 +22,18 @@ use crate::error::{Error, Result};
 use crate::ids::{CallId, GrantId, OrgId, SnapshotId, WalletId};
 use crate::money::Usd;
 
-/// What a call wants set aside.
+/// Request to hold an amount for a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub call: CallId,
     pub org: OrgId,
     pub wallet: WalletId,
-    /// The prices it will be charged by.
+    /// The prices by which the call is charged.
     pub snapshot: SnapshotId,
     pub amount: Usd,
 }
 
-/// Why there is no money for a call.
+/// Reason why no amount can be held for a call.
 #[derive(
     Clone,
     Copy,
@@ -56,7 +56,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The code on the wire and in tables.
+    /// Code on the wire and in tables.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl Refusal {
         }
     }
 
-    /// The refusal of what there is no money for.
+    /// Error of an API request for a call that cannot be paid.
     #[must_use]
     pub fn error(self) -> Error {
         Error::InsufficientCredit {
@@ -74,7 +74,7 @@ impl Refusal {
         }
     }
 
-    /// A sentence for whoever owns the wallet.
+    /// Message for the wallet's owner.
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
@@ -88,7 +88,7 @@ impl Refusal {
     }
 }
 
-/// A part of a grant that a hold has taken, or that a charge has used up.
+/// An amount of a grant that a hold has pinned, or that a charge has used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
     pub grant: GrantId,
@@ -96,7 +96,7 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// Parts of grants as they are stored.
+    /// Converts amounts of grants to their stored form.
     #[must_use]
     pub fn all(parts: &[(GrantId, Usd)]) -> Vec<Self> {
         let pin = |(grant, amount): &(GrantId, Usd)| Self {
@@ -107,7 +107,7 @@ impl Pin {
     }
 }
 
-/// A hold that can be written down.
+/// A hold to store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
     pub wanted: Wanted,
@@ -115,10 +115,10 @@ pub struct Hold {
     pub month: NaiveDate,
 }
 
-/// Takes what a call wants from a wallet, if it has that and its cap allows it.
+/// Takes the amount of a hold from a wallet, if its balance and cap permit.
 ///
 /// # Errors
-/// Why not; the wallet is as before.
+/// The reason of the refusal; the wallet is unchanged.
 pub fn take(wallet: &mut Locked, wanted: &Wanted) -> Result<Hold, Refusal> {
     let amount = wanted.amount;
     if let Some(why) = wallet.refusal(amount) {
@@ -134,16 +134,18 @@ pub fn take(wallet: &mut Locked, wanted: &Wanted) -> Result<Hold, Refusal> {
     })
 }
 
-/// Writes holds down that were taken from wallets under their locks: one conditional change of
-/// each wallet for all of them. Their calls exist.
+/// Stores holds that were taken from locked wallets, with one conditional update of each wallet.
+/// The calls must exist.
 ///
 /// # Errors
-/// [`crate::Error::Unexpected`] when a wallet was not locked and has changed, or from the
-/// database; the caller's transaction is lost then.
+/// [`crate::Error::Unexpected`] when a wallet was not locked and has changed; the caller must
+/// roll back then.
 pub async fn write_unscoped(db: &mut PgConnection, holds: &[Hold]) -> Result<()> {
     if holds.is_empty() {
         return Ok(());
     }
+
+    // 1. Sum the holds by wallet and by grant.
     let mut wallets: BTreeMap<WalletId, (Usd, NaiveDate)> = BTreeMap::new();
     for hold in holds {
         let (sum, month) = wallets
@@ -159,6 +161,8 @@ pub async fn write_unscoped(db: &mut PgConnection, holds: &[Hold]) -> Result<()>
         .iter()
         .map(|hold| serde_json::to_value(&hold.pins))
         .collect::<Result<Vec<_>, _>>()?;
+
+    // 2. Update wallets and grants, and insert the holds.
     let taken = sqlx::query_file_scalar!(
         "src/wallets/write_holds.sql",
         &ids as &[WalletId],
@@ -176,6 +180,8 @@ pub async fn write_unscoped(db: &mut PgConnection, holds: &[Hold]) -> Result<()>
     )
     .fetch_one(db)
     .await?;
+
+    // 3. Each wallet must be as it was read.
     if usize::try_from(taken).ok() != Some(ids.len()) {
         return Err(anyhow!("a wallet has changed under its lock: nothing is held").into());
     }
@@ -193,7 +199,7 @@ pub struct Ended {
     pub month: NaiveDate,
 }
 
-/// What a wallet has spent, or been given back, in the month of a call's hold.
+/// Amount that a wallet has spent, or got back, in the month of a call's hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spent {
     pub wallet: WalletId,
@@ -201,16 +207,17 @@ pub struct Spent {
     pub amount: Usd,
 }
 
-/// Ends holds of wallets that are locked: what they had pinned is free again. What was spent is
-/// counted against the caps of the months that still run.
+/// Ends holds of locked wallets and unpins their amounts. Spent amounts count against the caps of
+/// the months that are still current.
 ///
 /// # Errors
-/// [`crate::Error::Unexpected`] when one of them had ended before, or from the database; the
-/// caller's transaction is lost then.
+/// [`crate::Error::Unexpected`] when one of them had ended before; the caller must roll back then.
 pub async fn end_unscoped(db: &mut PgConnection, ended: &[Ended], spent: &[Spent]) -> Result<()> {
     if ended.is_empty() && spent.is_empty() {
         return Ok(());
     }
+
+    // 1. Sum by wallet and month, and by grant.
     let mut moved: BTreeMap<(WalletId, NaiveDate), (Usd, Usd)> = BTreeMap::new();
     for hold in ended {
         let (held, _) = moved.entry((hold.wallet, hold.month)).or_default();
@@ -223,6 +230,8 @@ pub async fn end_unscoped(db: &mut PgConnection, ended: &[Ended], spent: &[Spent
     let (wallets, months): (Vec<WalletId>, Vec<NaiveDate>) = moved.keys().copied().unzip();
     let (held, sums): (Vec<Usd>, Vec<Usd>) = moved.values().copied().unzip();
     let (grants, pinned) = by_grant(ended.iter().flat_map(|hold| &hold.pins));
+
+    // 2. Update wallets and grants, and end the holds.
     let count = sqlx::query_file_scalar!(
         "src/wallets/end_holds.sql",
         &wallets as &[WalletId],
@@ -236,6 +245,8 @@ pub async fn end_unscoped(db: &mut PgConnection, ended: &[Ended], spent: &[Spent
     )
     .fetch_one(db)
     .await?;
+
+    // 3. Each hold must have been open.
     if usize::try_from(count).ok() != Some(ended.len()) {
         return Err(anyhow!("a hold has ended before: nothing is settled").into());
     }

@@ -1,9 +1,9 @@
-//! The ledger: the one place where money moves.
+//! The ledger: all movements of money are posted here.
 //!
-//! A posting is a transaction whose legs sum to zero. What it does to wallets (`posted`) and to
-//! grants (`remaining`) is written here too, in the same breath, so that the projections cannot
-//! drift from their entries. Whoever posts has locked the wallets ([`super::lock_unscoped`]);
-//! accounts that are no wallets have no running balance and are locked by nobody.
+//! A posting is a transaction whose legs sum to zero. Its effects on wallets (`posted`) and on
+//! grants (`remaining`) are written here too, in the same database transaction, so that the
+//! projections cannot drift from their entries. The caller has locked the wallets
+//! ([`super::lock_unscoped`]); other accounts have no running balance and are not locked.
 
 use std::collections::BTreeMap;
 
@@ -17,25 +17,25 @@ use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
 use crate::money::Usd;
 
-/// What a transaction is about.
+/// Kind of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum Kind {
-    /// Money comes from the platform.
+    /// Credit from the platform.
     Grant,
     /// Between two wallets of an organisation.
     Transfer,
-    /// Calls were made.
+    /// Charges of calls.
     Usage,
-    /// A person of the platform put something right.
+    /// Correction by a person of the platform.
     Adjustment,
-    /// A grant's time was up.
+    /// Expiry of a grant.
     Expiry,
-    /// What calls had cost is given back.
+    /// Refund of charged calls.
     Reversal,
 }
 
-/// What one leg is, in words for the page of its account.
+/// Type of a ledger entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -43,9 +43,9 @@ pub enum EntryType {
     Grant,
     TransferIn,
     TransferOut,
-    /// What calls cost, up to what was held for them.
+    /// Cost of calls up to their holds.
     Usage,
-    /// What calls cost beyond that.
+    /// Cost of calls beyond their holds.
     Overage,
     Adjustment,
     Expiry,
@@ -56,7 +56,7 @@ pub enum EntryType {
     Mint,
 }
 
-/// Where money is. All but a reseller's belong to the organisation that the posting is about.
+/// A ledger account. All but a reseller's belong to the organisation of the posting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Account {
     Wallet(WalletId),
@@ -67,17 +67,17 @@ pub enum Account {
     ResellerEarnings(OrgId),
 }
 
-/// One side of a posting; positive amounts come into the account.
+/// One side of a posting; positive amounts are added to the account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leg {
     pub account: Account,
     pub entry: EntryType,
     pub amount: Usd,
-    /// The grant that the leg makes, ends or moves, where it is about one.
+    /// The grant that the leg creates, expires or moves, if any.
     pub grant: Option<GrantId>,
 }
 
-/// Calls that were folded into a posting; negative in a reversal.
+/// Totals of the calls in a posting; negative in a reversal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Folded {
     pub calls: i32,
@@ -92,31 +92,30 @@ pub struct Folded {
 /// A transaction to post.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Posting {
-    /// Whose money it is about.
+    /// Organisation of the accounts.
     pub org: OrgId,
     pub kind: Kind,
-    /// The same thing posted twice has the same key, and is refused.
+    /// Idempotency key: a second posting with the same key is refused.
     pub idem_key: String,
-    /// Of a reversal: what it takes back, or a part of.
+    /// The transaction that a reversal refunds, wholly or in part.
     pub reverses: Option<TransactionId>,
-    /// None: the platform by itself.
+    /// `None` for the platform itself.
     pub actor: Option<UserId>,
-    /// Adjustments have one.
+    /// Required for adjustments.
     pub reason: Option<String>,
     pub folded: Folded,
     pub legs: Vec<Leg>,
-    /// What it takes from grants; negative where it gives back. Their remaining money is lowered
-    /// by it, so a grant that the posting makes is not among them.
+    /// Amounts taken from grants; negative for refunds. They reduce the grants' remainders, so a
+    /// grant that the posting creates is not among them.
     pub uses: Vec<(GrantId, Usd)>,
 }
 
-/// Posts transactions, in order, on wallets that the caller has locked. Legs of nothing are left
-/// out. Answers with their ids. Who may move the money was decided by whoever calls.
+/// Posts transactions, in order, on wallets that the caller has locked. Legs of zero are omitted.
+/// Returns their ids. The caller has checked access.
 ///
 /// # Errors
 /// [`Error::Conflict`] when one of them was posted before; [`Error::Unexpected`] when one does
-/// not sum to zero, or takes more from a grant than remains, or from the database. The caller's
-/// transaction is lost then.
+/// not sum to zero, or takes more from a grant than remains. The caller must roll back then.
 pub async fn post_unscoped(
     db: &mut PgConnection,
     postings: &[Posting],
@@ -124,6 +123,7 @@ pub async fn post_unscoped(
     if postings.is_empty() {
         return Ok(Vec::new());
     }
+
     for posting in postings {
         let sum: i128 = posting
             .legs
@@ -135,6 +135,7 @@ pub async fn post_unscoped(
             return Err(anyhow!("posting {key} is out of balance by {sum}").into());
         }
     }
+
     let accounts = Accounts::of(db, postings).await?;
     let ids: Vec<TransactionId> = postings.iter().map(|_| TransactionId::new()).collect();
     insert_transactions(db, postings, &ids).await?;
@@ -144,18 +145,19 @@ pub async fn post_unscoped(
     Ok(ids)
 }
 
+/// Legs with an amount.
 fn moves(posting: &Posting) -> impl Iterator<Item = &Leg> {
     posting.legs.iter().filter(|leg| !leg.amount.is_zero())
 }
 
-/// The ids of the accounts that postings name.
+/// Ids of the accounts of postings.
 struct Accounts {
     wallets: BTreeMap<WalletId, (OrgId, Uuid)>,
     others: BTreeMap<(OrgId, &'static str), Uuid>,
 }
 
 impl Accounts {
-    /// Finds the accounts, and opens those that are not there yet.
+    /// Finds the accounts, and opens missing ones.
     async fn of(db: &mut PgConnection, postings: &[Posting]) -> Result<Self> {
         let mut wallets = Vec::new();
         let mut others = Vec::new();
@@ -171,11 +173,13 @@ impl Accounts {
         wallets.dedup();
         others.sort_unstable();
         others.dedup();
+
         let mut accounts = Self {
             wallets: BTreeMap::new(),
             others: BTreeMap::new(),
         };
         accounts.read(db, &wallets, &others).await?;
+
         let missing: Vec<_> = others
             .iter()
             .filter(|key| !accounts.others.contains_key(*key))
@@ -195,6 +199,7 @@ impl Accounts {
         others: &[(OrgId, &'static str)],
     ) -> Result<()> {
         let (orgs, kinds): (Vec<OrgId>, Vec<&str>) = others.iter().copied().unzip();
+
         let rows = sqlx::query!(
             r#"select w.account_id as "id!", w.org_id as "org_id!: OrgId", w.id as "wallet_id: WalletId", '' as "kind!"
                from wallets w
@@ -209,6 +214,7 @@ impl Accounts {
         )
         .fetch_all(db)
         .await?;
+
         for row in rows {
             if let Some(wallet) = row.wallet_id {
                 self.wallets.insert(wallet, (row.org_id, row.id));
@@ -234,7 +240,7 @@ impl Accounts {
     }
 }
 
-/// The organisation and kind of an account that is no wallet's.
+/// Organisation and kind of an account other than a wallet.
 fn other(org: OrgId, account: Account) -> (OrgId, &'static str) {
     match account {
         Account::Wallet(_) => (org, "wallet"),
@@ -266,12 +272,13 @@ async fn insert_transactions(
     postings: &[Posting],
     ids: &[TransactionId],
 ) -> Result<()> {
-    let of = |number: fn(&Folded) -> Usd| -> Vec<Usd> {
+    let amounts = |number: fn(&Folded) -> Usd| -> Vec<Usd> {
         postings
             .iter()
             .map(|posting| number(&posting.folded))
             .collect()
     };
+
     let orgs: Vec<OrgId> = postings.iter().map(|posting| posting.org).collect();
     let kinds: Vec<Kind> = postings.iter().map(|posting| posting.kind).collect();
     let keys: Vec<&str> = postings
@@ -284,6 +291,7 @@ async fn insert_transactions(
     let calls: Vec<i32> = postings.iter().map(|p| p.folded.calls).collect();
     let seconds: Vec<i64> = postings.iter().map(|p| p.folded.billed_seconds).collect();
     let resellers: Vec<Option<OrgId>> = postings.iter().map(|p| p.folded.reseller).collect();
+
     sqlx::query!(
         "insert into ledger_transactions (id, org_id, kind, idem_key, reverses_id, actor_user_id, reason, calls,
                                           billed_seconds, base_micros, retail_micros, reseller_org_id,
@@ -301,11 +309,11 @@ async fn insert_transactions(
         &reasons as &[Option<&str>],
         &calls,
         &seconds,
-        &of(|folded| folded.base) as &[Usd],
-        &of(|folded| folded.retail) as &[Usd],
+        &amounts(|folded| folded.base) as &[Usd],
+        &amounts(|folded| folded.retail) as &[Usd],
         &resellers as &[Option<OrgId>],
-        &of(|folded| folded.markup) as &[Usd],
-        &of(|folded| folded.commission) as &[Usd],
+        &amounts(|folded| folded.markup) as &[Usd],
+        &amounts(|folded| folded.commission) as &[Usd],
     )
     .execute(db)
     .await
@@ -318,7 +326,7 @@ async fn insert_transactions(
 /// A wallet's balance and number of entries.
 type Balance = (Usd, i64);
 
-/// Moves the wallets' balances to where the postings leave them; answers with where they were.
+/// Adds the postings to the wallets' balances; returns the balances before.
 async fn move_wallets(
     db: &mut PgConnection,
     postings: &[Posting],
@@ -334,6 +342,7 @@ async fn move_wallets(
     if sums.is_empty() {
         return Ok(sums);
     }
+
     let wallets: Vec<WalletId> = sums.keys().copied().collect();
     let (amounts, entries): (Vec<Usd>, Vec<i64>) = sums.values().copied().unzip();
     let rows = sqlx::query!(
@@ -349,13 +358,14 @@ async fn move_wallets(
     )
     .fetch_all(db)
     .await?;
+
     Ok(rows
         .into_iter()
         .map(|row| (row.id, (row.posted, row.entries)))
         .collect())
 }
 
-/// Entries, column by column.
+/// Columns of the entries to insert.
 #[derive(Default)]
 struct Entries {
     orgs: Vec<OrgId>,
@@ -375,10 +385,12 @@ async fn insert_entries(
     accounts: &Accounts,
     balances: &mut BTreeMap<WalletId, Balance>,
 ) -> Result<()> {
+    // 1. Compute each wallet's running balance and entry number.
     let mut entries = Entries::default();
     for (posting, id) in postings.iter().zip(ids) {
         for leg in moves(posting) {
             let (org, account) = accounts.get(posting.org, leg.account)?;
+
             let mut after = (None, None);
             if let Account::Wallet(wallet) = leg.account
                 && let Some((balance, number)) = balances.get_mut(&wallet)
@@ -387,6 +399,7 @@ async fn insert_entries(
                 *number = number.saturating_add(1);
                 after = (Some(*balance), Some(*number));
             }
+
             entries.orgs.push(org);
             entries.transactions.push(*id);
             entries.accounts.push(account);
@@ -397,6 +410,8 @@ async fn insert_entries(
             entries.numbers.push(after.1);
         }
     }
+
+    // 2. Insert.
     sqlx::query!(
         "insert into ledger_entries (org_id, transaction_id, account_id, entry_type, amount_micros, grant_id,
                                      balance_after_micros, account_seq)
@@ -417,7 +432,7 @@ async fn insert_entries(
     Ok(())
 }
 
-/// Writes down what was taken from grants, and takes it.
+/// Records the uses of grants and reduces the grants' remainders.
 async fn use_grants(
     db: &mut PgConnection,
     postings: &[Posting],
@@ -427,13 +442,15 @@ async fn use_grants(
     let mut transactions = Vec::new();
     let mut grants = Vec::new();
     let mut amounts = Vec::new();
+
+    // A grant is used once per transaction.
     for (posting, id) in postings.iter().zip(ids) {
-        let mut folded: BTreeMap<GrantId, Usd> = BTreeMap::new();
+        let mut sums: BTreeMap<GrantId, Usd> = BTreeMap::new();
         for (grant, amount) in &posting.uses {
-            let sum = folded.entry(*grant).or_default();
+            let sum = sums.entry(*grant).or_default();
             *sum = sum.plus(*amount);
         }
-        for (grant, amount) in folded.into_iter().filter(|(_, sum)| !sum.is_zero()) {
+        for (grant, amount) in sums.into_iter().filter(|(_, sum)| !sum.is_zero()) {
             orgs.push(posting.org);
             transactions.push(*id);
             grants.push(grant);
@@ -443,6 +460,7 @@ async fn use_grants(
     if grants.is_empty() {
         return Ok(());
     }
+
     sqlx::query!(
         "with used as (
              insert into grant_uses (transaction_id, grant_id, org_id, amount_micros)

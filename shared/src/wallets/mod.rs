@@ -1,31 +1,31 @@
-//! Wallets: who may spend how much.
+//! Wallets: the credit of users and organisations.
 //!
-//! Every user and every organisation has one. Calls are paid from the wallet of their user; an
-//! organisation's own wallet is where its administrators transfer from.
+//! Every user and every organisation has one. Calls are paid from the wallet of their user;
+//! administrators transfer credit from their organisation's own wallet.
 //!
 //! ```text
 //! mint --grant--> wallet --transfer--> wallet --hold, then usage--> platform and reseller
 //!                   |
-//!                   '-- expiry: what a grant had left when its time was up
+//!                   '-- expiry: the remainder of an expired grant
 //! ```
 //!
-//! A wallet holds grants, and beside them its pool: what adjustments put in, less what calls
-//! cost beyond their holds and nothing else could pay. Money is taken from grants by priority,
-//! then earliest expiry, then age, and from the pool last; the pool may be below zero, and the
-//! next hold then finds so much less. A grant that is locked or whose time is up pays for
-//! nothing, except for calls it was held for before.
+//! A wallet has grants and a pool: the sum of adjustments, less the cost of calls beyond their
+//! holds that no grant could pay. Money is taken from grants by priority, then earliest expiry,
+//! then age, and from the pool last; the pool may be negative, which reduces the amount available
+//! to the next hold. A locked or expired grant pays for nothing, except for calls whose holds
+//! have pinned it before.
 //!
 //! ```text
-//! available = what spendable grants have that no hold has taken + pool
-//! pool      = posted - what remains of all grants - the part of open holds that no grant carries
+//! available = unpinned remainder of spendable grants + pool
+//! pool      = posted - remainder of all grants - the part of open holds that is pinned to no grant
 //! ```
 //!
-//! People move money by [`grants`], [`adjust`] and [`caps`], and look at it by [`view`].
+//! The API moves money by [`grants`], [`adjust`] and [`caps`], and reads it by [`view`].
 //!
-//! The truth is the [`ledger`]; wallets and grants are what follows from it, kept in step inside
+//! The [`ledger`] is the source of truth; wallets and grants are projections of it, updated in
 //! the statements that post. Locks are taken in one order: wallets by id, and nothing of a
-//! wallet (grants, holds, charges) changes without its lock. Whoever has a wallet's lock must
-//! not wait for calls, rows or batches that applying carriers' events may have.
+//! wallet (grants, holds, charges) changes without its lock. A transaction with a wallet's lock
+//! must not wait for calls, rows or batches, which the apply of carrier events may have locked.
 
 pub mod adjust;
 pub mod caps;
@@ -47,35 +47,35 @@ use crate::error::Result;
 use crate::ids::{GrantId, OrgId, WalletId};
 use crate::money::Usd;
 
-/// A grant that may be spent from.
+/// A grant that can be spent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spendable {
     pub id: GrantId,
-    /// What no hold has taken.
+    /// Amount that no hold has pinned.
     pub free: Usd,
     pub expires_at: Option<DateTime<Utc>>,
 }
 
-/// A wallet under its lock, with what was expired already taken out of it.
+/// A wallet without expired amounts, usually under its lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Locked {
     pub id: WalletId,
     pub org: OrgId,
     pub posted: Usd,
     pub held: Usd,
-    /// What is there beside the grants; may be below zero.
+    /// Amount outside the grants; may be negative.
     pub pool: Usd,
-    /// In the order in which they are spent.
+    /// Spendable grants, in the order of spending.
     pub grants: Vec<Spendable>,
-    /// The most that may be spent in a month, holds included.
+    /// Maximum that may be spent in a month, holds included.
     pub cap: Option<Usd>,
-    /// The current month of the organisation's time zone, and what was spent and is held in it.
+    /// The current month of the organisation's time zone; `cap_spent` and `cap_held` count in it.
     pub month: NaiveDate,
     pub cap_spent: Usd,
     pub cap_held: Usd,
 }
 
-/// What an amount was taken from; the rest of it came from the pool.
+/// Sources of an amount taken from a wallet: grants, and the pool for the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Burn {
     pub grants: Vec<(GrantId, Usd)>,
@@ -83,7 +83,7 @@ pub struct Burn {
 }
 
 impl Locked {
-    /// What may be spent.
+    /// Spendable amount.
     #[must_use]
     pub fn available(&self) -> Usd {
         self.grants
@@ -93,14 +93,14 @@ impl Locked {
             .plus(self.pool)
     }
 
-    /// What the cap leaves this month; none where there is no cap.
+    /// Remainder of the cap this month; `None` without a cap.
     #[must_use]
     pub fn under_cap(&self) -> Option<Usd> {
         self.cap
             .map(|cap| cap.minus(self.cap_spent).minus(self.cap_held))
     }
 
-    /// Why an amount cannot be held; none when it can. Nothing can always be held.
+    /// Reason why an amount cannot be held; `None` when it can. Zero can always be held.
     #[must_use]
     pub fn refusal(&self, amount: Usd) -> Option<holds::Refusal> {
         if !amount.is_positive() {
@@ -114,8 +114,8 @@ impl Locked {
         }
     }
 
-    /// Takes an amount, in the order of spending. What grants do not cover comes from the pool,
-    /// even where that is not there: whether it may is for the caller to know.
+    /// Takes an amount, in the order of spending. The pool pays what grants do not cover and may
+    /// become negative: the caller decides whether that is permitted.
     pub fn burn(&mut self, amount: Usd) -> Burn {
         let mut left = amount;
         let mut grants = Vec::new();
@@ -131,7 +131,7 @@ impl Locked {
         Burn { grants, pool: left }
     }
 
-    /// Puts back what was taken from a grant; if that can still be spent, it can be spent again.
+    /// Returns an amount to a grant; has no effect when the grant is not spendable any more.
     pub fn give_back(&mut self, grant: GrantId, amount: Usd) {
         if let Some(grant) = self.grants.iter_mut().find(|known| known.id == grant) {
             grant.free = grant.free.plus(amount);
@@ -139,7 +139,7 @@ impl Locked {
     }
 }
 
-/// A query of wallets by id, with the month they are in; the caller says whether it locks.
+/// Query of wallets by id, with their current month; `$lock` is the locking clause.
 macro_rules! wallets {
     ($lock:literal, $wallets:expr, $now:expr) => {
         sqlx::query_as!(
@@ -158,12 +158,11 @@ macro_rules! wallets {
     };
 }
 
-/// Locks wallets and reads them, having taken out what has expired by `now`. A wallet that does
-/// not exist is not answered. Whose wallets they are was decided by whoever calls.
+/// Locks wallets, expires their grants by `now`, and reads them. A wallet that does not exist is
+/// missing in the result. The caller has checked access.
 ///
 /// # Errors
-/// [`crate::Error::Busy`] when somebody holds one of them for long; [`crate::Error::Unexpected`]
-/// from the database.
+/// [`crate::Error::Busy`] when another transaction holds one of the locks for too long.
 pub async fn lock_unscoped(
     db: &mut PgConnection,
     wallets: &[WalletId],
@@ -172,28 +171,28 @@ pub async fn lock_unscoped(
     if wallets.is_empty() {
         return Ok(BTreeMap::new());
     }
+
     let (locked, expired) = lock(db, wallets, now).await?;
     if expired.is_empty() {
         return Ok(locked);
     }
+
+    // The expiry changes balances, so the wallets are read again.
     expiry::expire(db, &expired).await?;
     let (locked, _) = lock(db, wallets, now).await?;
     Ok(locked)
 }
 
-/// Reads wallets as [`lock_unscoped`] does, without a lock and without moving anything: what is
-/// answered may be over already.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Reads wallets as [`lock_unscoped`] does, without a lock and without expiring anything: the
+/// result may be outdated already.
 pub async fn look_unscoped(
     db: &mut PgConnection,
     wallets: &[WalletId],
     now: DateTime<Utc>,
 ) -> Result<BTreeMap<WalletId, Locked>> {
     let rows = wallets!("", wallets, now).fetch_all(&mut *db).await?;
-    let (seen, _) = with_grants(db, rows, now).await?;
-    Ok(seen)
+    let (wallets, _) = with_grants(db, rows, now).await?;
+    Ok(wallets)
 }
 
 async fn lock(
@@ -221,8 +220,8 @@ struct WalletRow {
 
 impl From<WalletRow> for Locked {
     fn from(row: WalletRow) -> Self {
-        // A month that has begun counts from nothing. One that a change of the time zone brings
-        // back has not begun.
+        // A new month counts from zero. An earlier month, after a change of the time zone, is not
+        // a new one.
         let begins = row.month > row.cap_month;
         Self {
             id: row.id,
@@ -239,8 +238,8 @@ impl From<WalletRow> for Locked {
     }
 }
 
-/// Adds their grants to wallets. A statement of its own: its snapshot must be taken behind the
-/// lock, where there is one.
+/// Adds grants to wallets and returns the expired amounts. A statement of its own: its snapshot
+/// must be taken after the lock, where there is one.
 async fn with_grants(
     db: &mut PgConnection,
     rows: Vec<WalletRow>,
@@ -249,6 +248,7 @@ async fn with_grants(
     let mut wallets: BTreeMap<WalletId, Locked> =
         rows.into_iter().map(|row| (row.id, row.into())).collect();
     let ids: Vec<WalletId> = wallets.keys().copied().collect();
+
     let grants = sqlx::query!(
         r#"select id as "id: GrantId", wallet_id as "wallet_id: WalletId", remaining_micros as "remaining: Usd",
                   pinned_micros as "pinned: Usd", expires_at, locked, expiries
@@ -260,6 +260,7 @@ async fn with_grants(
     )
     .fetch_all(db)
     .await?;
+
     let mut expired = Vec::new();
     for grant in grants {
         let Some(wallet) = wallets.get_mut(&grant.wallet_id) else {
@@ -267,6 +268,7 @@ async fn with_grants(
         };
         let free = grant.remaining.minus(grant.pinned);
         wallet.pool = wallet.pool.minus(free);
+
         let is_over = grant.expires_at.is_some_and(|until| until <= now);
         if is_over && free.is_positive() {
             expired.push(expiry::Expired {

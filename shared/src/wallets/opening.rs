@@ -1,5 +1,5 @@
-//! Money that the platform's operator gives to a user from the command line, so that the first
-//! calls can be made.
+//! Credit that the platform's operator grants to a user from the command line, for the first
+//! calls.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -10,10 +10,10 @@ use crate::error::{Error, Result};
 use crate::ids::{GrantId, TransactionId, UserId, WalletId};
 use crate::money::Usd;
 
-/// Gives a user so much, as a grant that does not expire. The operator has no principal.
+/// Grants an amount to a user, without expiry. The operator has no principal.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a user without a wallet; [`Error::Unexpected`] from the database.
+/// [`Error::NotFound`] for a user without a wallet.
 pub async fn give_unscoped(
     db: &mut PgConnection,
     user: UserId,
@@ -23,6 +23,7 @@ pub async fn give_unscoped(
     let wallet = of(db, user).await?;
     let locked = lock_unscoped(db, &[wallet], now).await?;
     let org = locked.get(&wallet).ok_or(Error::NotFound("Wallet"))?.org;
+
     let grant = GrantId::new();
     let leg = |account, entry, amount| Leg {
         account,
@@ -45,6 +46,7 @@ pub async fn give_unscoped(
         uses: Vec::new(),
     };
     let transactions = post_unscoped(db, &[posting]).await?;
+
     sqlx::query!(
         "insert into grants (id, org_id, wallet_id, source, amount_micros, remaining_micros, transaction_id)
          select $1, w.org_id, w.id, 'mint', $3, $3, $4
@@ -60,7 +62,7 @@ pub async fn give_unscoped(
     Ok(wallet)
 }
 
-/// What a user can spend. The operator has no principal.
+/// Spendable amount of a user. The operator has no principal.
 ///
 /// # Errors
 /// As [`give_unscoped`].
@@ -70,8 +72,11 @@ pub async fn available_unscoped(
     now: DateTime<Utc>,
 ) -> Result<Usd> {
     let wallet = of(db, user).await?;
-    let seen = look_unscoped(db, &[wallet], now).await?;
-    Ok(seen.get(&wallet).map(Locked::available).unwrap_or_default())
+    let wallets = look_unscoped(db, &[wallet], now).await?;
+    Ok(wallets
+        .get(&wallet)
+        .map(Locked::available)
+        .unwrap_or_default())
 }
 
 async fn of(db: &mut PgConnection, user: UserId) -> Result<WalletId> {

@@ -1,4 +1,4 @@
-//! Every wallet that has something in it, for the platform's operator.
+//! Overview of all wallets with entries, for the platform's operator.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::ids::WalletId;
 use crate::money::Usd;
 
-/// A wallet at a glance.
+/// Balances of one wallet.
 #[derive(Clone, Debug, Serialize)]
 pub struct Overview {
     pub wallet_id: WalletId,
@@ -17,17 +17,13 @@ pub struct Overview {
     /// Absent for the organisation's own wallet.
     pub email: Option<String>,
     pub balance_usd: Usd,
-    /// Part of the balance that calls under way may cost.
+    /// Part of the balance that is held for calls in progress.
     pub held_usd: Usd,
     pub available_usd: Usd,
     pub monthly_cap_usd: Option<Usd>,
 }
 
-/// The wallets through which money has gone, by organisation and owner. The operator has no
-/// principal.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Lists the wallets with entries, by organisation and owner. The operator has no principal.
 pub async fn all_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<Vec<Overview>> {
     let rows = sqlx::query!(
         r#"select w.id as "id: WalletId", o.name, u.email as "email?"

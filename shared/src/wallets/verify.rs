@@ -1,4 +1,4 @@
-//! Whether wallets, grants and holds are what the ledger and the calls say they are.
+//! Verification of wallets, grants and holds against the ledger and the calls.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -6,22 +6,19 @@ use sqlx::PgConnection;
 
 use crate::error::Result;
 
-/// Something that does not add up.
+/// A violated rule of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Offender {
-    /// The rule that is broken.
+    /// The violated rule.
     pub check: &'static str,
-    /// The id of what breaks it.
+    /// Id of the row that violates it.
     pub of: String,
     /// The numbers that should have been equal.
     pub found: Value,
 }
 
-/// Recomputes every projection from its rows, in one statement and so in one snapshot. Books are
-/// looked through for all tenants.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Recomputes every projection from its rows, in one statement and so in one snapshot, for all
+/// tenants.
 pub async fn offenders_unscoped(db: &mut PgConnection) -> Result<Vec<Offender>> {
     let rows = sqlx::query_file!("src/wallets/verify.sql")
         .fetch_all(db)
@@ -36,7 +33,7 @@ pub async fn offenders_unscoped(db: &mut PgConnection) -> Result<Vec<Offender>> 
         .collect())
 }
 
-/// The rules that the statement looks at.
+/// Rules that the statement checks.
 const RULES: [&str; 15] = [
     "transaction_sums_to_zero",
     "transaction_has_entries",

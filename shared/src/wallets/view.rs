@@ -1,4 +1,4 @@
-//! Wallets, their grants and their pages of the ledger, as people see them.
+//! Wallets, grants and ledger pages for the API.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
@@ -12,21 +12,22 @@ use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
 use crate::money::Usd;
 use crate::page::{Page, Slice};
 
-/// Grants that a wallet shows: the spendable first.
+/// Page of grants shown with a wallet, spendable ones first.
 const GRANTS_SHOWN: Page = Page {
     number: 1,
     size: 500,
 };
 
-/// Whose a wallet is.
+/// Kind of a wallet's owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = Owner)]
 pub enum Owner {
     User,
     Organization,
 }
 
-/// A wallet and what it may spend.
+/// A wallet with its balances and cap.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Wallet {
     pub id: WalletId,
@@ -37,22 +38,22 @@ pub struct Wallet {
     pub user_id: Option<UserId>,
     #[schema(example = "ada@example.com")]
     pub email: Option<String>,
-    /// What may be spent: without what is held, locked or expired.
+    /// Spendable amount, without held, locked or expired amounts.
     pub available_balance_usd: Usd,
-    /// The same.
+    /// Same as `available_balance_usd`.
     pub credit_balance_usd: Usd,
-    /// Everything that is in it.
+    /// Total balance.
     pub posted_usd: Usd,
-    /// For calls that are on their way.
+    /// Amount held for calls in progress.
     pub held_usd: Usd,
-    /// The most that may be spent in a month; null is no limit.
+    /// Maximum that may be spent in a month; null for no limit.
     pub monthly_cap_usd: Option<Usd>,
-    /// The first day of the month that the cap counts in, in the organization's time zone.
+    /// First day of the cap's current month, in the organization's time zone.
     pub month: NaiveDate,
     pub month_spend_usd: Usd,
-    /// Of what is held, the part that counts in this month.
+    /// Part of the held amount that counts in this month.
     pub month_held_usd: Usd,
-    /// What the cap leaves; null without one.
+    /// Remainder of the cap; null without one.
     pub cap_remaining_usd: Option<Usd>,
     #[schema(example = "USD")]
     pub currency: &'static str,
@@ -60,18 +61,18 @@ pub struct Wallet {
     pub updated_at: DateTime<Utc>,
 }
 
-/// Where a grant comes from.
+/// Origin of a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum Source {
-    /// The platform gave it.
+    /// Granted by the platform.
     Mint,
-    /// It came from the organisation's wallet.
+    /// Transferred from the organisation's wallet.
     Transfer,
 }
 
-/// Whether a grant can be spent.
+/// State of a grant; only an active one can be spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -82,18 +83,18 @@ pub enum GrantState {
     Used,
 }
 
-/// Money given to a wallet.
+/// Credit added to a wallet.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Grant {
     pub id: GrantId,
     pub wallet_id: WalletId,
     pub amount_usd: Usd,
     pub remaining_usd: Usd,
-    /// Of what remains, the part that is held for calls on their way.
+    /// Part of the remainder that is held for calls in progress.
     pub held_usd: Usd,
     pub source: Source,
     pub state: GrantState,
-    /// 0 is spent first, 100 last; then what expires earlier, then what is older.
+    /// 0 is spent first, 100 last; equal priorities by earlier expiry, then by age.
     #[schema(example = 50)]
     pub priority: i16,
     pub expires_at: Option<DateTime<Utc>>,
@@ -105,16 +106,16 @@ pub struct Grant {
     pub org_id: OrgId,
 }
 
-/// A line of a wallet's ledger. It is never changed; what corrects it is a line of its own.
+/// An entry of a wallet's ledger. Entries never change; a correction is another entry.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct LedgerEntry {
     pub id: i64,
     pub wallet_id: WalletId,
-    /// 1 is the wallet's first; none is left out.
+    /// Consecutive number in the wallet, from 1.
     #[schema(example = 1)]
     pub number: i64,
     pub entry_type: EntryType,
-    /// Below zero when it left the wallet.
+    /// Negative when it left the wallet.
     pub amount_usd: Usd,
     pub balance_after_usd: Usd,
     /// `grant` or `transaction`.
@@ -122,7 +123,7 @@ pub struct LedgerEntry {
     pub reference_type: String,
     pub reference_id: String,
     pub transaction_id: TransactionId,
-    /// Calls that were folded into it; below zero when they were taken back.
+    /// Number of calls in the entry; negative for refunded calls.
     #[schema(example = 0)]
     pub calls: i32,
     pub note: Option<String>,
@@ -134,12 +135,13 @@ pub struct LedgerEntry {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct LedgerPage {
     pub entries: Vec<LedgerEntry>,
-    /// The `after` of the next page; null when this one is the last.
+    /// The `after` of the next page; null on the last page.
     pub next: Option<i64>,
 }
 
-/// Money that will be gone unless it is spent.
+/// Amount that will expire unless it is spent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Expiring)]
 pub struct Expiring {
     pub grant_id: GrantId,
     pub amount_usd: Usd,
@@ -193,8 +195,8 @@ impl From<Row> for Wallet {
     }
 }
 
-/// A query of wallets `w` in the caller's sight. What its grants have left and may not be spent
-/// is idle. The conditions' arguments begin at `$4`.
+/// Query of wallets `w` in the scope. The remainder of grants that cannot be spent is `idle`. The
+/// conditions' arguments begin at `$4`.
 macro_rules! wallets {
     ($rest:tt, $scope:expr, $now:expr $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -227,7 +229,7 @@ macro_rules! wallets {
     };
 }
 
-/// A wallet in the caller's sight: a user sees their own, not the organisation's.
+/// Finds a wallet in the scope: a user sees their own, not the organisation's.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -244,7 +246,7 @@ pub async fn find(
         .ok_or(Error::NotFound("Wallet"))
 }
 
-/// The wallet of a user in the caller's sight.
+/// Finds the wallet of a user in the scope.
 ///
 /// # Errors
 /// As [`find`].
@@ -261,7 +263,7 @@ pub async fn of_user(
         .ok_or(Error::NotFound("Wallet"))
 }
 
-/// The wallet of an organisation in the caller's sight.
+/// Finds the wallet of an organisation in the scope.
 ///
 /// # Errors
 /// As [`find`].
@@ -283,12 +285,8 @@ pub async fn of_org(
     .ok_or(Error::NotFound("Organization"))
 }
 
-/// The wallets of one kind of owner in the caller's sight, of one organisation where that is
-/// given, by their owners' names; and how many there are. People who were removed are left out
-/// once their wallet is empty.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the wallets of one kind of owner in the scope, optionally of one organisation, by their
+/// owners' names; also returns their total number. A removed user's empty wallet is omitted.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -298,6 +296,7 @@ pub async fn list(
     now: DateTime<Utc>,
 ) -> Result<(Vec<Wallet>, i64)> {
     let of_users = owner == Owner::User;
+
     let total = sqlx::query_scalar!(
         r#"select count(*) as "n!"
            from wallets w
@@ -314,6 +313,7 @@ pub async fn list(
     )
     .fetch_one(&mut *db)
     .await?;
+
     let rows = wallets!(
         "and (w.user_id is not null) = $4
          and ($5::uuid is null or w.org_id = $5)
@@ -330,10 +330,11 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     Ok((rows.into_iter().map(Wallet::from).collect(), total))
 }
 
-/// A query of grants `g` in the caller's sight; the conditions' arguments begin at `$4`.
+/// Query of grants `g` in the scope; the conditions' arguments begin at `$4`.
 macro_rules! grants {
     ($rest:tt, $scope:expr, $now:expr $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -359,7 +360,7 @@ macro_rules! grants {
     };
 }
 
-/// A grant in the caller's sight.
+/// Finds a grant in the scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -375,11 +376,8 @@ pub async fn grant(
         .ok_or(Error::NotFound("Grant"))
 }
 
-/// The grants of a wallet in the caller's sight: those that can be spent, in the order in which
-/// they are, then the others, the newest first.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the grants of a wallet in the scope: spendable ones in the order of spending, then the
+/// others, the newest first.
 pub async fn grants_of(
     db: &mut PgConnection,
     scope: &Scope,
@@ -401,17 +399,19 @@ pub async fn grants_of(
         rows: mut grants,
         has_more,
     } = GRANTS_SHOWN.slice(grants);
+
     let others = grants.extract_if(.., |grant| grant.state != GrantState::Active);
     let mut others: Vec<Grant> = others.collect();
     others.sort_by_key(|grant| std::cmp::Reverse((grant.created_at, grant.id)));
     grants.append(&mut others);
+
     Ok(Slice {
         rows: grants,
         has_more,
     })
 }
 
-/// What of these grants will expire, the soonest first.
+/// Amounts of these grants that will expire, the soonest first.
 #[must_use]
 pub fn upcoming(grants: &[Grant]) -> Vec<Expiring> {
     let mut expiring: Vec<Expiring> = grants
@@ -429,11 +429,8 @@ pub fn upcoming(grants: &[Grant]) -> Vec<Expiring> {
     expiring
 }
 
-/// A page of the ledger of a wallet in the caller's sight: entries older than the one numbered
+/// Reads a page of the ledger of a wallet in the scope: entries older than the one numbered
 /// `after`, the newest first.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
 pub async fn ledger(
     db: &mut PgConnection,
     scope: &Scope,
@@ -465,6 +462,7 @@ pub async fn ledger(
     )
     .fetch_all(db)
     .await?;
+
     let is_full = i64::try_from(entries.len()).is_ok_and(|n| n == limit);
     let next = entries.last().map(|entry| entry.number);
     Ok(LedgerPage {

@@ -1,4 +1,4 @@
-//! Workflows as their owners keep them.
+//! Storage of workflows, by owner.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::ids::{AgentId, OrgId, ToolId, UserId, WorkflowId};
 use crate::page::{Owners, Page, Slice};
 use crate::tools::org_of;
 
-/// A workflow.
+/// Stored workflow.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "0198c0de-0000-7000-8000-000000000008", "user_id": "0198c0de-0000-7000-8000-000000000002", "agent_id": null, "name": "Survey", "description": null,
@@ -25,7 +25,7 @@ use crate::tools::org_of;
 pub struct Workflow {
     pub id: WorkflowId,
     pub user_id: UserId,
-    /// Whose voice and model it has.
+    /// Agent that provides the voice and the model.
     pub agent_id: Option<AgentId>,
     pub name: String,
     pub description: Option<String>,
@@ -40,7 +40,7 @@ pub struct Workflow {
     pub org_id: OrgId,
 }
 
-/// What an owner decides about a workflow.
+/// Fields of a workflow that its owner sets.
 #[derive(Clone, Debug)]
 pub struct NewWorkflow {
     pub agent: Option<AgentId>,
@@ -68,8 +68,8 @@ impl From<Workflow> for NewWorkflow {
 /// Creates a workflow for `owner`.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an owner or agent out of sight, [`Error::Invalid`] for a graph that
-/// cannot be walked or names a tool that the owner cannot see.
+/// [`Error::NotFound`] for an owner or agent outside the scope, [`Error::Invalid`] for a faulty
+/// graph or a tool that the owner cannot see.
 pub async fn create(
     db: &mut PgConnection,
     scope: &Scope,
@@ -78,6 +78,7 @@ pub async fn create(
 ) -> Result<Workflow> {
     let org = org_of(db, scope, owner).await?;
     check(db, scope, org, owner, new).await?;
+
     let id = WorkflowId::new();
     sqlx::query!(
         "insert into workflows (id, org_id, user_id, agent_id, name, description, nodes, transitions, is_active)
@@ -95,11 +96,12 @@ pub async fn create(
     .execute(&mut *db)
     .await
     .on_constraint("agent_has_workflows", || Error::NotFound("Agent"))?;
+
     tie_tools(db, scope, org, id, &new.graph).await?;
     find(db, scope, id).await
 }
 
-/// A workflow in the caller's sight.
+/// Finds a workflow in the caller's scope.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -122,10 +124,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Resul
     .ok_or(Error::NotFound("Workflow"))
 }
 
-/// Workflows in the caller's sight, the newest first.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the workflows in the caller's scope, the newest first.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -157,13 +156,14 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     Ok(page.slice(workflows))
 }
 
 /// Locks a workflow for a change and reads it.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a workflow out of sight.
+/// [`Error::NotFound`] for a workflow outside the scope.
 pub async fn lock(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Result<Workflow> {
     sqlx::query!(
         "select
@@ -182,10 +182,10 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Resul
     find(db, scope, id).await
 }
 
-/// Replaces what the owner decided about a workflow, which the caller has locked.
+/// Replaces the fields of a workflow, which the caller has locked.
 ///
 /// # Errors
-/// As [`create`], and [`Error::NotFound`] for a workflow out of sight.
+/// As [`create`], and [`Error::NotFound`] for a workflow outside the scope.
 pub async fn replace(
     db: &mut PgConnection,
     scope: &Scope,
@@ -194,6 +194,7 @@ pub async fn replace(
 ) -> Result<Workflow> {
     let before = find(db, scope, id).await?;
     check(db, scope, before.org_id, before.user_id, new).await?;
+
     sqlx::query!(
         "update workflows
          set agent_id = $3, name = $4, description = $5, nodes = $6, transitions = $7, is_active = $8,
@@ -212,11 +213,12 @@ pub async fn replace(
     .execute(&mut *db)
     .await
     .on_constraint("agent_has_workflows", || Error::NotFound("Agent"))?;
+
     tie_tools(db, scope, before.org_id, id, &new.graph).await?;
     find(db, scope, id).await
 }
 
-/// Makes a copy of a workflow for the same owner.
+/// Copies a workflow for the same owner.
 ///
 /// # Errors
 /// As [`create`].
@@ -236,7 +238,7 @@ pub async fn duplicate(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> 
 /// Deletes a workflow.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a workflow out of sight.
+/// [`Error::NotFound`] for a workflow outside the scope.
 pub async fn delete(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Result<Workflow> {
     let workflow = lock(db, scope, id).await?;
     sqlx::query!(
@@ -249,7 +251,7 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Res
     Ok(workflow)
 }
 
-/// Whether the graph can be walked and everything it names is there for the owner.
+/// Checks the graph, and that its agent and tools are visible to the owner.
 async fn check(
     db: &mut PgConnection,
     scope: &Scope,
@@ -257,12 +259,15 @@ async fn check(
     owner: UserId,
     new: &NewWorkflow,
 ) -> Result<()> {
-    let mut faults = new.graph.faults();
+    let mut errors = new.graph.faults();
+
     if let Some(agent) = new.agent
         && agents::find(db, scope, agent).await?.org_id != org
     {
         return Err(Error::NotFound("Agent"));
     }
+
+    // Tools in the owner's view: their own, or all of the organisation for administrators.
     let named: Vec<Uuid> = new.graph.tools().map(|(_, _, tool)| tool.0).collect();
     let visible = sqlx::query_scalar!(
         r#"select t.id as "id: ToolId"
@@ -277,21 +282,23 @@ async fn check(
     )
     .fetch_all(db)
     .await?;
-    for (place, node, tool) in new.graph.tools() {
+
+    for (index, node, tool) in new.graph.tools() {
         if !visible.contains(&tool) {
-            let path = ["nodes".to_owned(), place.to_string(), "tool_id".to_owned()];
-            let told = format!("node {node:?} calls a tool that its owner does not have");
-            faults.push(FieldError::new("body", path, "graph", told));
+            let path = ["nodes".to_owned(), index.to_string(), "tool_id".to_owned()];
+            let message = format!("node {node:?} calls a tool that the owner cannot see");
+            errors.push(FieldError::new("body", path, "graph", message));
         }
     }
-    if faults.is_empty() {
+
+    if errors.is_empty() {
         Ok(())
     } else {
-        Err(Error::Invalid(faults))
+        Err(Error::Invalid(errors))
     }
 }
 
-/// Writes down which tools a workflow calls.
+/// Records the tools that a workflow calls.
 async fn tie_tools(
     db: &mut PgConnection,
     scope: &Scope,
@@ -300,6 +307,7 @@ async fn tie_tools(
     graph: &Graph,
 ) -> Result<()> {
     let tools: Vec<Uuid> = graph.tools().map(|(_, _, tool)| tool.0).collect();
+
     sqlx::query!(
         "delete from workflow_tools
          where workflow_id = $1
@@ -309,6 +317,7 @@ async fn tie_tools(
     )
     .execute(&mut *db)
     .await?;
+
     sqlx::query!(
         "insert into workflow_tools (org_id, workflow_id, tool_id)
          select distinct $1::uuid, $2::uuid, tool
@@ -319,7 +328,7 @@ async fn tie_tools(
     )
     .execute(db)
     .await
-    // It was there a moment ago.
+    // The tool was deleted after `check`.
     .on_constraint("tool_has_workflows", || Error::NotFound("Tool"))?;
     Ok(())
 }

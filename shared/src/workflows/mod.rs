@@ -1,8 +1,8 @@
 //! Workflows: conversations that follow a graph instead of a prompt.
 //!
-//! A node says something, asks something, branches on a variable, calls a tool, transfers the
-//! call or hangs up; transitions lead from node to node. `graph` knows which graphs can be
-//! walked to an end and says of every other one which node is at fault; `kept` keeps them.
+//! A node speaks, asks, branches on a variable, calls a tool, transfers the call or hangs up;
+//! transitions lead from node to node. `graph` checks that a graph leads to an end and names the
+//! faulty nodes; `kept` stores workflows.
 
 pub mod graph;
 pub mod kept;

@@ -1,15 +1,15 @@
 //! Dialling: from free send slots to requests at the carrier.
 //!
 //! ```text
-//! watch ------> one line per trunk with work
+//! watch ------> one dialer per trunk with work
 //!                claimer --(calls, slots)--> sender --> place (the POST) --> recorder
 //! ```
 //!
-//! [`run`] keeps a line ([`trunk`]) going for every trunk that has work. A line's claimer takes
-//! slots and rows in one transaction (`peal_shared::calls::claim`), its sender spends each slot
-//! at its instant, [`place`] sends the request and says what became of it, and the recorder
-//! ([`record`]) writes that down in bulk. The lines of all replicas compete for the same pacer
-//! row and so keep the trunk's pace together.
+//! [`run`] keeps a dialer ([`trunk`]) for every trunk that has work. Its claimer leases slots and
+//! claims rows in one transaction (`peal_shared::calls::claim`), its sender uses each slot at its
+//! instant, [`place`] sends the request and reports the placement, and the recorder ([`record`])
+//! stores placements in bulk. The dialers of all replicas compete for the same pacer row and so
+//! keep the trunk's pace together.
 
 mod place;
 mod record;
@@ -31,32 +31,34 @@ use tokio_util::sync::CancellationToken;
 use record::Recorder;
 use trunk::Line;
 
-/// How often to look for trunks with work when no bell rings.
+/// Time between two searches for trunks with work when no wakeup arrives.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
-/// The least time between two looks.
+/// Shortest time between two searches.
 const WATCH_PAUSE: Duration = Duration::from_millis(25);
 /// Results that may wait to be recorded.
 const RESULTS_LIMIT: usize = 4096;
 
+/// The task of a trunk dialer.
 struct Running {
     task: JoinHandle<()>,
     wake: Arc<Notify>,
 }
 
-/// Dials until `shutdown`; then gives back what was not sent and waits for what was.
+/// Dials until `shutdown`; then gives back unsent calls and waits for requests in flight.
 pub async fn run(context: Arc<Context>, worker: Arc<str>, shutdown: CancellationToken) {
     let (results, waiting) = mpsc::channel(RESULTS_LIMIT);
     let recorder = tokio::spawn(Recorder::new(Arc::clone(&context)).run(waiting));
-    let mut lines: HashMap<TrunkId, Running> = HashMap::new();
-    let mut bell = context.bells.listen(Bell::Dial);
+    let mut dialers: HashMap<TrunkId, Running> = HashMap::new();
+    let mut wakeup = context.bells.listen(Bell::Dial);
+
     while !shutdown.is_cancelled() {
         match trunks::with_work_unscoped(&context.pool).await {
             Ok(trunks) => {
-                lines.retain(|_, line| !line.task.is_finished());
+                dialers.retain(|_, dialer| !dialer.task.is_finished());
                 for trunk in trunks {
-                    let line = lines.entry(trunk).or_insert_with(|| {
+                    let running = dialers.entry(trunk).or_insert_with(|| {
                         let wake = Arc::new(Notify::new());
-                        let line = Line {
+                        let dialer = Line {
                             context: Arc::clone(&context),
                             trunk,
                             worker: Arc::clone(&worker),
@@ -65,32 +67,37 @@ pub async fn run(context: Arc<Context>, worker: Arc<str>, shutdown: Cancellation
                             shutdown: shutdown.clone(),
                         };
                         Running {
-                            task: tokio::spawn(line.run()),
+                            task: tokio::spawn(dialer.run()),
                             wake,
                         }
                     });
-                    line.wake.notify_one();
+                    running.wake.notify_one();
                 }
             }
-            Err(error) => tracing::warn!(%error, "cannot look for work to dial"),
+            Err(error) => tracing::warn!(%error, "cannot search for trunks with work"),
         }
-        // Bells ring as often as calls end; one look serves all that rang meanwhile.
+
+        // Wakeups are as frequent as ends of calls; one search serves all that arrived meanwhile.
         let pause = async {
             sleep(WATCH_PAUSE).await;
-            bell.heard(16, WATCH_EVERY).await;
+            wakeup.heard(16, WATCH_EVERY).await;
         };
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = pause => {}
         }
     }
-    for (trunk, line) in lines {
-        if let Err(error) = line.task.await {
-            tracing::error!(%error, trunk.id = %trunk, "a line ended badly");
+
+    // 1. The dialers give back unsent calls.
+    for (trunk, dialer) in dialers {
+        if let Err(error) = dialer.task.await {
+            tracing::error!(%error, trunk.id = %trunk, "a trunk dialer failed");
         }
     }
+
+    // 2. The recorder drains and ends when the last sender of results is dropped.
     drop(results);
     if let Err(error) = recorder.await {
-        tracing::error!(%error, "the recorder ended badly");
+        tracing::error!(%error, "the recorder failed");
     }
 }

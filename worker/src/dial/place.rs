@@ -1,4 +1,4 @@
-//! The one place that asks a carrier to dial.
+//! Sends create requests to carriers; no other module does.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::record::Result;
 
-/// A create request, ready to go: everything that takes time has been done.
+/// A create request with everything prepared that takes time.
 pub struct Request {
     trunk: TrunkId,
     call: NewCall,
@@ -23,7 +23,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Makes a claimed call's request.
+    /// Prepares the request of a claimed call.
     pub async fn prepare(context: &Context, trunk: TrunkId, call: &Claimed) -> Self {
         let config = &context.config;
         let urls = CallUrls::new(&config.public_url, &config.keys, trunk, call.id);
@@ -46,7 +46,7 @@ impl Request {
         }
     }
 
-    /// Sends the request, once, and reports what became of it.
+    /// Sends the request, once, and passes its result to the recorder.
     pub async fn send(
         self,
         context: &Context,
@@ -55,10 +55,12 @@ impl Request {
         counts: &OfTrunk,
     ) {
         let span = tracing::info_span!("place", call.id = %call.id, trunk.id = %self.trunk);
+
         fault::point("place.unsent");
         let began = context.traces.begin();
         let placement = self.create(context).instrument(span).await;
         fault::point("place.answered");
+
         counts.dialled(&placement);
         context.traces.end(began, call.id, Step::Place, || {
             vec![
@@ -67,6 +69,7 @@ impl Request {
                 KeyValue::new("call.submission", i64::from(call.submit_count)),
             ]
         });
+
         let result = Result {
             trunk: self.trunk,
             call: call.id,

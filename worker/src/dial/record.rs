@@ -1,8 +1,8 @@
-//! Writes down what became of create requests, many in one transaction.
+//! Records the results of create requests, many in one transaction.
 //!
-//! While the database is away results wait in memory. A result whose words the database refuses
-//! is written down as unknown. If the process dies with results in hand, their calls are found
-//! in `submitting` and resolved by evidence.
+//! During a database outage results wait in memory. A result whose values the database rejects
+//! is recorded as unknown. If the process dies with unrecorded results, their calls are found in
+//! `submitting` and resolved by evidence.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -24,22 +24,22 @@ use tokio::time::sleep;
 
 use crate::inbox::{hang_up_foreign, note_ends};
 
-/// Results recorded in one transaction, at most.
+/// Maximum of results in one transaction.
 const GROUP_LIMIT: usize = 512;
-/// How long a small group waits for company, so that a hundred calls a second are not as many
-/// transactions.
+/// Time in which a small group gathers more results, so that a hundred calls a second do not need
+/// a hundred transactions.
 const GATHER: Duration = Duration::from_millis(25);
-/// Groups of so many results do not wait.
+/// Size from which a group is recorded without waiting.
 const COMPANY: usize = 32;
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
-/// The longest pause of a call that the carrier keeps turning away.
+/// Longest backoff of a call that the carrier keeps deferring.
 const DEFER_CAP_SECS: i64 = 60;
-/// The longest pause that a carrier may ask for.
+/// Longest `Retry-After` of a carrier that is honoured.
 const ASKED_CAP_SECS: i64 = 3600;
-/// How long a call waits after its trunk or its batch was paused under it.
+/// Deferral of a call whose refusal paused its trunk or batch.
 const PAUSED_SECS: i64 = 5;
 
-/// What became of one create request.
+/// Result of one create request.
 #[derive(Debug)]
 pub struct Result {
     pub trunk: TrunkId,
@@ -67,7 +67,7 @@ impl Result {
     }
 }
 
-/// What a group of results asks for beside the changes of its calls.
+/// Trunks and batches to slow down or pause because of a group of results.
 #[derive(Default)]
 struct Measures {
     throttled: HashSet<TrunkId>,
@@ -75,19 +75,19 @@ struct Measures {
     pause_batches: HashMap<BatchId, String>,
 }
 
-/// The task that records.
+/// The task that records placements.
 pub struct Recorder {
     context: Arc<Context>,
 }
 
 impl Recorder {
-    /// A recorder on these connections.
+    /// Creates a recorder.
     #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
         Self { context }
     }
 
-    /// Records until every sender is gone.
+    /// Records until every sender of results is dropped.
     pub async fn run(self, mut results: mpsc::Receiver<Result>) {
         let mut group = Vec::new();
         while results.recv_many(&mut group, GROUP_LIMIT).await > 0 {
@@ -103,13 +103,14 @@ impl Recorder {
         }
     }
 
-    /// Records a group; when the database refuses its values, each result on its own; and of one
-    /// that it refuses even then, that its fate is unknown.
+    /// Records a group; when the database rejects its values, each result alone; and a result
+    /// that is rejected even alone as unknown.
     async fn record_all(&self, group: Vec<Result>) {
         let Err(refused) = self.record_through_outages(&group).await else {
             return;
         };
-        tracing::error!(error = %refused, results = group.len(), "placements are refused; recording each alone");
+
+        tracing::error!(error = %refused, results = group.len(), "placements are rejected; recording each alone");
         for mut result in group {
             if self
                 .record_through_outages(std::slice::from_ref(&result))
@@ -122,16 +123,17 @@ impl Recorder {
                 detail: "the carrier's answer could not be stored".to_owned(),
             };
             if let Err(error) = self.record_through_outages(&[result]).await {
-                tracing::error!(%error, "a placement could not be recorded at all; it will be looked up");
+                tracing::error!(%error, "a placement could not be recorded; it will be reconciled");
             }
         }
     }
 
-    /// Tries until the database is there to accept or to refuse.
+    /// Retries until the database accepts or rejects the group.
     async fn record_through_outages(&self, group: &[Result]) -> peal_shared::Result<()> {
         let mut measures = Measures::default();
         let now = self.context.clock.now();
         let began = self.context.traces.begin();
+
         let changes: Vec<Change> = group
             .iter()
             .map(|result| Change {
@@ -139,6 +141,8 @@ impl Recorder {
                 what: judge(result, &mut measures),
             })
             .collect();
+
+        // 1. Record the calls.
         loop {
             match self.record(&changes, now).await {
                 Ok(applied) => {
@@ -147,13 +151,15 @@ impl Recorder {
                 }
                 Err(error) if error.is_data_fault() => return Err(error),
                 Err(error) => {
-                    tracing::error!(%error, results = group.len(), "placements cannot be recorded; trying again");
+                    tracing::error!(%error, results = group.len(), "placements cannot be recorded; retrying");
                     sleep(OUTAGE_PAUSE).await;
                 }
             }
         }
+
+        // 2. Pause trunks and batches, after the commit: they are locked before calls elsewhere.
         while let Err(error) = self.take(&measures).await {
-            tracing::error!(%error, "a trunk or batch cannot be paused; trying again");
+            tracing::error!(%error, "a trunk or batch cannot be paused; retrying");
             sleep(OUTAGE_PAUSE).await;
         }
         Ok(())
@@ -168,8 +174,8 @@ impl Recorder {
         Ok(applied)
     }
 
-    /// Takes measures in transactions of their own: these lock trunks and batches, which
-    /// elsewhere are locked before calls.
+    /// Slows down and pauses trunks and batches, outside the calls' transaction: trunks and
+    /// batches are locked before calls elsewhere.
     async fn take(&self, measures: &Measures) -> peal_shared::Result<()> {
         let mut db = self.context.pool.acquire().await?;
         for trunk in &measures.throttled {
@@ -186,6 +192,7 @@ impl Recorder {
         Ok(())
     }
 
+    /// Counts, logs and wakes up after the commit.
     fn announce(&self, applied: Applied, began: Option<Began>) {
         note_ends(&self.context, &applied, began);
         if !applied.finals.is_empty() {
@@ -199,8 +206,8 @@ impl Recorder {
     }
 }
 
-/// What a placement does to its call. A refusal that is the trunk's or the batch's fault pauses
-/// those and costs no row its attempt.
+/// Maps a placement to the update of its call. A refusal that is the trunk's or the batch's fault
+/// pauses the trunk or batch and costs no row its attempt.
 fn judge(result: &Result, measures: &mut Measures) -> What {
     match &result.placement {
         Placement::Accepted {
@@ -212,6 +219,7 @@ fn judge(result: &Result, measures: &mut Measures) -> What {
             carrier_status: Some(carrier_status.clone()),
             ..CallEvent::default()
         }),
+
         Placement::Refused {
             reason,
             code,
@@ -241,6 +249,7 @@ fn judge(result: &Result, measures: &mut Measures) -> What {
                 }),
             }
         }
+
         Placement::Deferred {
             retry_after_secs,
             throttled,
@@ -249,6 +258,7 @@ fn judge(result: &Result, measures: &mut Measures) -> What {
             if *throttled {
                 measures.throttled.insert(result.trunk);
             }
+
             let doubling = 1_i64
                 .checked_shl(u32::try_from(result.submit_count).unwrap_or(0).min(6))
                 .unwrap_or(1);
@@ -256,8 +266,9 @@ fn judge(result: &Result, measures: &mut Measures) -> What {
             let asked = asked.map(|secs| secs.min(ASKED_CAP_SECS));
             defer(result, asked.unwrap_or(doubling.min(DEFER_CAP_SECS)))
         }
+
         Placement::Unknown { detail } => {
-            tracing::warn!(call.id = %result.call, "the fate of a create request is not known");
+            tracing::warn!(call.id = %result.call, "the result of a create request is unknown");
             What::Unknown {
                 submit_count: result.submit_count,
                 detail: format!("the carrier's answer was lost: {}", unnumbered(detail)),
@@ -273,7 +284,7 @@ fn defer(result: &Result, secs: i64) -> What {
     }
 }
 
-/// A carrier's words without anything that could be a phone number, for owners and logs.
+/// A carrier's message without anything that could be a phone number, for owners and logs.
 fn unnumbered(text: &str) -> String {
     text.split_whitespace()
         .map(|word| {

@@ -1,10 +1,9 @@
-//! The line of one trunk in one worker.
+//! Dialling on one trunk in one worker.
 //!
 //! The claimer and the sender are two tasks, so that the next slots are leased while the last
-//! ones are being spent. A slot that comes up late is burned; its call then waits for another
-//! slot without going back to the database: the claimer asks for slots for such calls first.
-//! A call that waited too long is given back, because by then other workers may take this one
-//! for dead.
+//! ones are used. A slot that comes up late is burned; its call then waits in memory for another
+//! slot: the claimer leases slots for such calls first. A call that waited too long is given
+//! back, because by then other workers may consider this one dead.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,28 +27,28 @@ use tokio_util::sync::CancellationToken;
 use super::place::Request;
 use super::record::Result;
 
-/// Requests a line may have under way at once.
+/// Requests that one trunk dialer may have in flight.
 const IN_FLIGHT_LIMIT: usize = 1024;
-/// Calls taken in one claim, at most.
+/// Maximum of calls in one claim.
 const CLAIM_LIMIT: u32 = 256;
-/// How long a line without work goes on looking before it ends.
+/// Longest time without work before a trunk dialer ends.
 const IDLE_LIMIT: Duration = Duration::from_secs(5);
-/// How long a line waits for a wake-up before it looks again.
+/// Longest wait for a wakeup before the next claim.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// The least time between two claims, so that wake-ups are served in bulk.
+/// Shortest time between two claims, so that wakeups are served in bulk.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
-/// How far the slots that others took may reach when the next ones are claimed: less than the
+/// Reach of the slots that other workers leased at which the next claim is due: less than the
 /// horizon by as much as a claim should give, more than a claim takes.
 const CLAIM_AHEAD: TimeDelta = TimeDelta::milliseconds(150);
 const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
-/// How long the database's time may be on its way before its slots are no longer believed. A
-/// slot may be so much earlier than it seems; together with [`LATE_LIMIT`] this stays well below
-/// the 40 ms by which slots a second apart are further apart than a second.
+/// Longest round trip of the database's time for which its slots are trusted. A slot may be
+/// earlier than it seems by this much; together with [`LATE_LIMIT`] it stays well below the 40 ms
+/// by which slots a second apart are further apart than a second.
 const READ_LIMIT: Duration = Duration::from_millis(15);
-/// How often to look for calls that have been held too long.
+/// Time between two checks for calls that have been held too long.
 const LOOK_AT_HELD: Duration = Duration::from_secs(1);
 
-/// What a line runs on.
+/// The claimer of one trunk; it starts the sender.
 pub struct Line {
     pub context: Arc<Context>,
     pub trunk: TrunkId,
@@ -59,15 +58,15 @@ pub struct Line {
     pub shutdown: CancellationToken,
 }
 
-/// What the claimer hands to the sender.
+/// Calls and slots that the claimer passes to the sender.
 struct Load {
     calls: Vec<Claimed>,
     slots: Vec<Instant>,
-    /// When the claim began: from then on others may take this worker for dead.
+    /// Start of the claim; [`HOLD_LIMIT`] counts from here.
     since: Instant,
 }
 
-/// A claimed call and when it was claimed, by this machine's monotonic clock.
+/// A claimed call and the start of its claim by this machine's monotonic clock.
 struct Held {
     call: Claimed,
     since: Instant,
@@ -76,8 +75,9 @@ struct Held {
 impl Line {
     /// Dials on this trunk until there is nothing more to dial, or the shutdown.
     pub async fn run(self) {
-        tracing::debug!(trunk.id = %self.trunk, "line opens");
+        tracing::debug!(trunk.id = %self.trunk, "trunk dialer starts");
         let (loads, waiting) = mpsc::channel(4);
+
         // Calls in this worker that have no slot: raised by a burned slot, lowered by a spare one.
         let slotless = Arc::new(AtomicI64::new(0));
         let counts = self.context.metrics.dial.trunk(self.trunk);
@@ -93,11 +93,13 @@ impl Line {
             requests: JoinSet::new(),
         };
         let sender = tokio::spawn(sender.run(waiting));
+
+        // The claimer drops its end of the channel when it returns, which ends the sender.
         self.claim_until_idle(loads, &slotless, &counts).await;
         if let Err(error) = sender.await {
-            tracing::error!(%error, trunk.id = %self.trunk, "the sender of a line ended badly");
+            tracing::error!(%error, trunk.id = %self.trunk, "the sender of a trunk dialer failed");
         }
-        tracing::debug!(trunk.id = %self.trunk, "line closes");
+        tracing::debug!(trunk.id = %self.trunk, "trunk dialer stops");
     }
 
     async fn claim_until_idle(
@@ -107,6 +109,7 @@ impl Line {
         counts: &OfTrunk,
     ) {
         let mut last_work = Instant::now();
+
         while !self.shutdown.is_cancelled() {
             let held = u32::try_from(slotless.load(Ordering::Acquire)).unwrap_or(0);
             let ask = Ask {
@@ -117,6 +120,7 @@ impl Line {
                 hold_max_secs: self.context.config.hold_max_secs,
                 tariffs: &self.context.tariffs,
             };
+
             let asked = Instant::now();
             let began = self.context.traces.begin();
             let pause = match claim_unscoped(&self.context.pool, ask).await {
@@ -138,6 +142,7 @@ impl Line {
                     Pause::For(OUTAGE_PAUSE)
                 }
             };
+
             if last_work.elapsed() > IDLE_LIMIT && slotless.load(Ordering::Acquire) <= 0 {
                 return;
             }
@@ -145,11 +150,13 @@ impl Line {
         }
     }
 
-    /// Claims that found no free slot are not counted: they are many and did nothing.
+    /// Counts and traces a claim, except one that found no free slot: those are frequent and
+    /// change nothing.
     fn count(&self, claim: &Claim, asked: Instant, began: Option<Began>, counts: &OfTrunk) {
         if matches!(claim.idle, Some(Idle::Stopped | Idle::Paced | Idle::Unsure)) {
             return;
         }
+
         let calls = claim.calls.len();
         self.context.metrics.dial.claimed(calls, asked.elapsed());
         counts.granted(claim.lease.count);
@@ -163,6 +170,7 @@ impl Line {
         }
     }
 
+    /// Passes a claim to the sender; false when the sender is gone.
     async fn hand_over(
         &self,
         claim: Claim,
@@ -180,13 +188,17 @@ impl Line {
         if claim.lease.count == 0 && claim.calls.is_empty() {
             return true;
         }
+
         let slots = slots(&claim);
         let usable = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         counts.burned(claim.lease.count.saturating_sub(usable));
-        let spare = i64::try_from(claim.calls.len())
+
+        // Negative when there are more slots than new calls: held calls get the spare ones.
+        let missing = i64::try_from(claim.calls.len())
             .unwrap_or(i64::MAX)
             .saturating_sub(i64::try_from(slots.len()).unwrap_or(i64::MAX));
-        slotless.fetch_add(spare, Ordering::AcqRel);
+        slotless.fetch_add(missing, Ordering::AcqRel);
+
         loads
             .send(Load {
                 calls: claim.calls,
@@ -217,14 +229,15 @@ impl Line {
     }
 }
 
-/// The instants of a claim's slots on this machine's clock. A slot may be over already, when the
-/// claim took long: then it is late, and burned. When the database's time was long on its way
-/// (this process stood still), nobody knows where the slots are, and all are.
+/// The instants of a claim's slots on this machine's clock. A slot may have passed already when
+/// the claim took long: then it is late and gets burned. When the round trip of the database's
+/// time was too long (this process was suspended), no slot can be located, and all are burned.
 fn slots(claim: &Claim) -> Vec<Instant> {
     if claim.read_within > READ_LIMIT {
         tracing::debug!(slots = claim.lease.count, within = ?claim.read_within, "slots burned");
         return Vec::new();
     }
+
     let read_at = Instant::from_std(claim.read_at);
     (0..claim.lease.count)
         .filter_map(|n| i32::try_from(n).ok())
@@ -236,7 +249,7 @@ fn slots(claim: &Claim) -> Vec<Instant> {
         .collect()
 }
 
-/// When to claim again.
+/// Pause before the next claim.
 #[derive(Debug, PartialEq)]
 enum Pause {
     For(Duration),
@@ -244,9 +257,9 @@ enum Pause {
     UntilWoken,
 }
 
-/// After slots were given, the next ones are leased when half of them are spent, or sooner when
-/// the next claim, taking as long as this one took, would come too late; when the
-/// horizon was full, as soon as a good part of it is free; otherwise something has to happen first.
+/// Picks the pause after a claim. After slots were given, the next claim is due when half of them
+/// are used, or sooner when a claim as slow as this one would come too late; when the horizon was
+/// full, as soon as a good part of it is free; otherwise at the next wakeup.
 fn pause_after(claim: &Claim, held: u32, took: Duration) -> Pause {
     match claim.idle {
         Some(Idle::Paced) => {
@@ -270,8 +283,8 @@ fn pause_after(claim: &Claim, held: u32, took: Duration) -> Pause {
     }
 }
 
-/// Spends slots: each in a task of its own that sleeps until the slot's instant, so that what
-/// comes between the instant and the request is as little as can be.
+/// Uses slots: each in its own task that sleeps until the slot's instant, so that as little as
+/// possible comes between the instant and the request.
 struct Sender {
     context: Arc<Context>,
     trunk: TrunkId,
@@ -286,7 +299,8 @@ struct Sender {
 
 impl Sender {
     async fn run(mut self, mut loads: mpsc::Receiver<Load>) {
-        let mut look = interval(LOOK_AT_HELD);
+        let mut check = interval(LOOK_AT_HELD);
+
         loop {
             let load = tokio::select! {
                 load = loads.recv() => load,
@@ -294,11 +308,12 @@ impl Sender {
                     self.take_back(ended);
                     continue;
                 }
-                _ = look.tick() => {
+                _ = check.tick() => {
                     self.give_back_old().await;
                     continue;
                 }
             };
+
             let Some(load) = load else { break };
             let since = load.since;
             self.held
@@ -307,6 +322,7 @@ impl Sender {
                 self.assign(slot);
             }
         }
+
         while let Some(ended) = self.requests.join_next().await {
             self.take_back(ended);
         }
@@ -315,7 +331,7 @@ impl Sender {
         }
     }
 
-    /// A call whose slot was burned waits in front of the others.
+    /// Puts a call whose slot was burned in front of the others.
     fn take_back(&mut self, ended: std::result::Result<Option<Held>, JoinError>) {
         match ended {
             Ok(Some(held)) => {
@@ -323,12 +339,12 @@ impl Sender {
                 self.held.push_front(held);
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(%error, trunk.id = %self.trunk, "a request ended badly"),
+            Err(error) => tracing::error!(%error, trunk.id = %self.trunk, "a request task failed"),
         }
     }
 
-    /// Gives calls back before others take this worker for dead: the trunk may have been paused
-    /// under them, or the database away, so that no slot comes any more.
+    /// Gives calls back before other workers consider this one dead. Their trunk may have been
+    /// paused, or the database unreachable, so that no slot comes for them.
     async fn give_back_old(&mut self) {
         let held = std::mem::take(&mut self.held);
         for held in held {
@@ -341,6 +357,7 @@ impl Sender {
         }
     }
 
+    /// Starts the task of a slot with the call that has waited longest.
     fn assign(&mut self, slot: Instant) {
         let Some(held) = self.held.pop_front() else {
             self.slotless.fetch_add(1, Ordering::AcqRel);
@@ -358,7 +375,7 @@ impl Sender {
     }
 }
 
-/// One slot and the call that has it.
+/// The task of one slot and its call.
 struct Turn {
     context: Arc<Context>,
     trunk: TrunkId,
@@ -369,9 +386,12 @@ struct Turn {
 }
 
 impl Turn {
-    /// Sends the call at its slot's instant; answers with the call when the slot was burned.
+    /// Sends the call at its slot's instant; returns the call when the slot was burned.
     async fn take(self, slot: Instant, held: Held) -> Option<Held> {
+        // 1. Prepare before the slot, so that only the request itself remains.
         let request = Request::prepare(&self.context, self.trunk, &held.call).await;
+
+        // 2. Wait for the slot.
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => {
@@ -380,10 +400,14 @@ impl Turn {
             }
             () = sleep_until(slot) => {}
         }
+
+        // 3. Give the call back when other workers may have claimed it by now.
         if held.since.elapsed() > HOLD_LIMIT {
             give_back(self.trunk, &self.results, held.call).await;
             return None;
         }
+
+        // 4. Burn the slot when it is late or too many requests are in flight.
         let permit = self.in_flight.try_acquire();
         let late = slot.elapsed();
         self.counts.came_up(late);
@@ -392,6 +416,8 @@ impl Turn {
             self.counts.burned(1);
             return Some(held);
         }
+
+        // 5. Send.
         request
             .send(&self.context, held.call, &self.results, &self.counts)
             .await;
@@ -399,6 +425,7 @@ impl Turn {
     }
 }
 
+/// Returns an unsent call to the database through the recorder.
 async fn give_back(trunk: TrunkId, results: &mpsc::Sender<Result>, call: Claimed) {
     let unsent = Result::unsent(trunk, &call);
     if results.send(unsent).await.is_err() {

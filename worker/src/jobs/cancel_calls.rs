@@ -1,9 +1,8 @@
-//! Cancels the calls of a stopped batch that nobody has answered yet, so that none of them
-//! rings later out of a carrier's queue.
+//! Cancels the unanswered calls of a stopped batch, so that none of them rings later out of a
+//! carrier's queue.
 //!
-//! A request that was on its way when the batch stopped has no carrier's id yet: the job comes
-//! back until every call is either canceled, answered or over. A batch that was started again
-//! in the meantime keeps its calls.
+//! A request in flight when the batch stopped has no carrier id yet: the job retries until every
+//! call is canceled, answered or ended. A batch that was started again meanwhile keeps its calls.
 
 use std::time::Duration;
 
@@ -20,9 +19,9 @@ use peal_shared::telephony::Ending;
 use super::Handle;
 use crate::schedule::note_released;
 
-/// Requests to the carrier under way at once.
+/// Concurrent requests to the carrier.
 const AT_ONCE: usize = 20;
-/// When to look again at calls that could not be canceled yet.
+/// Time before the next attempt at calls that could not be canceled yet.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Handle<Context> for CancelCalls {
@@ -38,12 +37,15 @@ impl Handle<Context> for CancelCalls {
     }
 }
 
-/// Cancels what can be canceled; answers how many calls are left to look at again.
+/// Cancels the calls that can be canceled; returns how many need another attempt.
 async fn cancel(payload: &CancelCalls, context: &Context) -> Result<i64> {
+    // 1. Cancel deferred calls.
     let mut db = context.pool.begin().await?;
     let released = release_unscoped(&mut db).await?;
     db.commit().await?;
     note_released(context, released);
+
+    // 2. Cancel the others at the carrier, without a transaction.
     let left = leftovers_unscoped(&context.pool, payload.batch_id).await?;
     let endings: Vec<_> = stream::iter(left.unanswered)
         .map(|call| async move { (call.id, end(context, &call).await) })
@@ -55,13 +57,15 @@ async fn cancel(payload: &CancelCalls, context: &Context) -> Result<i64> {
     for (call, ended) in endings {
         match ended {
             Ok(true) => canceled.push(call),
-            Ok(false) => {} // Answered or over: its own events say so.
+            Ok(false) => {} // Answered or ended: its own events report it.
             Err(error) => {
                 tracing::warn!(%error, call.id = %call, "a call could not be canceled");
                 failed += 1;
             }
         }
     }
+
+    // 3. Record the cancellations.
     let mut db = context.pool.begin().await?;
     mark_canceling_unscoped(&mut db, &canceled, context.clock.now()).await?;
     db.commit().await?;

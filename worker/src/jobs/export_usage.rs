@@ -1,4 +1,4 @@
-//! Writes a file of usage into the store, and the mail with its link.
+//! Writes a usage export into the store and queues the mail with its link.
 
 use peal_shared::billing::export::{ExportUsage, fail_unscoped, run_unscoped};
 use peal_shared::context::Context;
@@ -17,7 +17,7 @@ impl Handle<Context> for ExportUsage {
                 if (job.is_last_attempt() || !error.retryable())
                     && let Err(error) = fail_unscoped(&context.pool, self.export_id).await
                 {
-                    tracing::error!(%error, export.id = %self.export_id, "an export could not be given up");
+                    tracing::error!(%error, export.id = %self.export_id, "an export could not be marked as failed");
                 }
                 error.into()
             }

@@ -12,15 +12,15 @@ use super::Handle;
 impl Handle<Context> for IngestCsv {
     async fn handle(self, context: &Context, job: &Running) -> Outcome {
         match ingest(&self, context, job).await {
-            // The batch was deleted under the upload.
+            // The batch was deleted during the upload.
             Err(Error::NotFound(_)) => Outcome::Done,
             Err(error) if job.is_last_attempt() || !error.retryable() => {
-                let why = "an error of ours, which has been logged";
+                let why = "an internal error, which has been logged";
                 let (pool, store) = (&context.pool, &context.store);
                 match give_up_unscoped(pool, store, self.ingest_id, why).await {
                     Ok(mail) => mail.iter().for_each(|mail| context.bells.ring_job(mail)),
                     Err(error) => {
-                        tracing::error!(%error, ingest.id = %self.ingest_id, "an ingest could not be ended");
+                        tracing::error!(%error, ingest.id = %self.ingest_id, "an ingest could not be marked as failed");
                     }
                 }
                 error.into()

@@ -1,10 +1,10 @@
 //! Jobs: one file per kind, each with the handler of its payload.
 //!
-//! A handler gets ids, reads the truth again, and answers an [`Outcome`]. It may run twice,
-//! even at the same time (see [`peal_shared::queue`]), so what it does twice must equal what
-//! it does once; a row that has vanished is [`Outcome::Done`].
+//! A handler gets ids, reads the current state, and returns an [`Outcome`]. It may run twice,
+//! even at the same time (see [`peal_shared::queue`]), so it must be idempotent; a row that has
+//! vanished is [`Outcome::Done`].
 //!
-//! [`Registry`] finds the handler of a claimed job by its kind. A kind that nobody handles was
+//! [`Registry`] finds the handler of a claimed job by its kind. A kind without a handler was
 //! written by a later version: it is retried, so that a worker of that version gets it.
 
 mod cancel_calls;
@@ -28,10 +28,10 @@ use peal_shared::mail::SendEmail;
 use peal_shared::queue::{Outcome, Payload, Running};
 use tracing::Instrument;
 
-/// When a job of an unknown kind is offered again.
+/// Time before the retry of a job of an unknown kind.
 const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
 
-/// The handler of a kind of job; `S` is what handlers share.
+/// A payload with a handler for its kind of job; `S` is the state shared by handlers.
 pub trait Handle<S>: Payload {
     /// Runs the job.
     fn handle(self, state: &S, job: &Running) -> impl Future<Output = Outcome> + Send;
@@ -39,7 +39,7 @@ pub trait Handle<S>: Payload {
 
 type Handler<S> = Box<dyn Fn(Arc<S>, Arc<Running>) -> BoxFuture<'static, Outcome> + Send + Sync>;
 
-/// The handlers by the kinds of their jobs.
+/// The handlers by job kind.
 pub struct Registry<S> {
     handlers: HashMap<&'static str, Handler<S>>,
 }
@@ -84,7 +84,7 @@ async fn run<S: Send + Sync + 'static, P: Handle<S>>(state: Arc<S>, job: Arc<Run
     match job.payload::<P>() {
         Ok(payload) => payload.handle(&state, &job).await,
         Err(error) => Outcome::Fail {
-            why: format!("the arguments are not those of '{}': {error}", P::KIND),
+            why: format!("the payload of '{}' is invalid: {error}", P::KIND),
         },
     }
 }

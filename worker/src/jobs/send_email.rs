@@ -1,4 +1,4 @@
-//! Sends one message, once.
+//! Sends one queued mail.
 
 use peal_shared::context::Context;
 use peal_shared::mail::{SendEmail, send_unscoped};

@@ -1,4 +1,4 @@
-//! Lets a started batch dial.
+//! Launches a started batch.
 
 use peal_shared::bells::Bell;
 use peal_shared::campaigns::lifecycle::{StartBatch, launch_unscoped};

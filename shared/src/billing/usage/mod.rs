@@ -1,7 +1,7 @@
-//! Usage: what calls cost, as their owners see it.
+//! Usage: costs of calls, for their owners.
 //!
 //! A **session** is a call that was charged ([`sessions`]). Its cost is the sum of its charges,
-//! corrections included, and counts at the moment of the first one; [`totals`] add sessions up.
+//! corrections included, and counts at the time of the first one. [`totals`] sums sessions.
 
 pub mod sessions;
 pub mod totals;
@@ -14,7 +14,7 @@ use crate::ids::AgentId;
 use crate::money::Usd;
 use crate::page::Owners;
 
-/// What was used.
+/// Kind of usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageType {
@@ -23,7 +23,7 @@ pub enum UsageType {
     Embedding,
 }
 
-/// Which sessions; what is `None` narrows nothing.
+/// Filter of sessions; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     pub owners: Owners,
@@ -38,7 +38,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether it can match anything: calls are all that is used so far.
+    /// True when the filter can match: calls are the only usage so far.
     fn is_of_calls(&self) -> bool {
         self.usage_type.is_none_or(|kind| kind == UsageType::Calls)
     }
@@ -53,35 +53,35 @@ impl Filter {
     }
 }
 
-/// Who gets what of a cost; for the platform alone.
+/// Shares of a cost; for the platform only.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Split {
-    /// At the platform's own prices.
+    /// Cost at the platform's own prices.
     pub base_cost_usd: Usd,
-    /// What a distributor earns.
+    /// Markup of the distributor.
     pub markup_usd: Usd,
-    /// What a reseller earns of the platform's price.
+    /// Commission of the reseller on the platform's price.
     pub commission_usd: Usd,
 }
 
-/// How a [`Split`] is described: whoever is not the platform does not get it.
+/// OpenAPI schema of a [`Split`]; all fields are absent for other roles.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "its fields are read by the macro alone")]
 pub struct ShownSplit {
-    /// At the platform's own prices; for a super_admin.
+    /// Cost at the platform's own prices; for a super_admin.
     #[schema(nullable = false)]
     base_cost_usd: Option<Usd>,
-    /// What a distributor earns; for a super_admin.
+    /// Markup of the distributor; for a super_admin.
     #[schema(nullable = false)]
     markup_usd: Option<Usd>,
-    /// What a reseller earns of the platform's price; for a super_admin.
+    /// Commission of the reseller on the platform's price; for a super_admin.
     #[schema(nullable = false)]
     commission_usd: Option<Usd>,
 }
 
-/// A query of calls `c` that are in the caller's sight, with their agent `a` and, when they were
-/// charged, their first charge `first`. Behind the joins may stand another, behind the
-/// conditions whatever follows, whose arguments begin at `$10`.
+/// Query of calls `c` in the caller's scope, with their agent `a` and, when they were charged,
+/// their first charge `first`. `$join` is a further join, `$tail` follows the conditions; its
+/// arguments begin at `$10`.
 macro_rules! of_sessions {
     ($type:ty, [$($head:tt)+], $join:tt, $tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
         sqlx::query_as!(

@@ -1,4 +1,4 @@
-//! Calls that were charged, one by one.
+//! Sessions: the charged calls, one by one.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -14,8 +14,9 @@ use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, CallId, OrgId, UserId};
 use crate::money::Usd;
 
-/// What a call cost, and for what.
+/// A call with its cost and services.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Session)]
 pub struct Session {
     pub session_id: CallId,
     pub organization_id: OrgId,
@@ -43,7 +44,7 @@ pub struct Session {
     #[schema(value_type = ShownSplit)]
     pub split: Option<Split>,
     pub services: Vec<ServiceUse>,
-    /// When it was first charged.
+    /// Time of the first charge.
     pub charged_at: Option<DateTime<Utc>>,
 }
 
@@ -51,24 +52,24 @@ pub struct Session {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ServiceUse {
     pub service: Service,
-    /// The digits or the name that the price is of; empty when it is the general one.
+    /// Prefix or name that the price matches; empty for the general price.
     #[schema(example = "1")]
     pub r#match: String,
-    /// Seconds that were billed, or calls.
+    /// Billed seconds, or calls.
     #[schema(example = 60)]
     pub quantity: i64,
     pub unit: Unit,
     pub cost_usd: Usd,
-    /// For the platform alone.
+    /// For the platform only.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub base_cost_usd: Option<Usd>,
 }
 
-/// A charge as it stands in a call's history.
+/// A charge in a call's history.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ChargeMade {
-    /// 1; then 2 takes it back, 3 is the corrected one, and so on.
+    /// 1 is the first charge, 2 its reversal, 3 the corrected charge, and so on.
     #[schema(example = 1)]
     pub version: i32,
     pub cost_usd: Usd,
@@ -83,13 +84,13 @@ pub struct SessionDetail {
     #[serde(flatten)]
     pub session: Session,
     pub charges: Vec<ChargeMade>,
-    /// What is still held for it.
+    /// Amount still held for the call.
     pub held_usd: Usd,
     #[schema(example = "USD")]
     pub currency: &'static str,
 }
 
-/// Where a list of sessions goes on: the first charge of the last one.
+/// Cursor of a list of sessions: the first charge of the last one.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     at: DateTime<Utc>,
@@ -131,6 +132,7 @@ impl Row {
             Some(lines) => serde_json::from_value(lines)?,
             None => Vec::new(),
         };
+
         let services = lines.into_iter().map(|line| ServiceUse {
             service: line.service,
             r#match: line.matched,
@@ -139,11 +141,13 @@ impl Row {
             cost_usd: Usd(line.retail_micros),
             base_cost_usd: with_split.then_some(Usd(line.base_micros)),
         });
+
         let split = Split {
             base_cost_usd: self.base,
             markup_usd: self.markup,
             commission_usd: self.commission,
         };
+
         Ok(Session {
             session_id: self.session_id,
             organization_id: self.organization_id,
@@ -167,7 +171,7 @@ impl Row {
     }
 }
 
-/// [`Row`]s of sessions.
+/// Query of session [`Row`]s.
 macro_rules! session_rows {
     ($tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
         of_sessions!(
@@ -202,10 +206,7 @@ struct Counted {
     n: i64,
 }
 
-/// The sessions in the caller's sight, the newest first, and how many there are.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists the sessions in the caller's scope, newest first, with their total.
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
@@ -216,6 +217,7 @@ pub async fn list(
     if !filter.is_of_calls() {
         return Ok((Vec::new(), 0));
     }
+
     let counted = of_sessions!(
         Counted,
         [r#"select count(*) as "n!""#],
@@ -226,6 +228,7 @@ pub async fn list(
     )
     .fetch_one(&mut *db)
     .await?;
+
     let rows = session_rows!(
         "and first.id is not null
          order by first.created_at desc, first.id desc
@@ -238,6 +241,7 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?;
+
     let sessions: Result<Vec<Session>> = rows
         .into_iter()
         .map(|row| row.session(with_split))
@@ -245,11 +249,8 @@ pub async fn list(
     Ok((sessions?, counted.n))
 }
 
-/// Sessions in the order in which they were first charged, from behind `after` on, and where to
-/// go on; for files, which are longer than a page.
-///
-/// # Errors
-/// [`Error::Unexpected`] from the database.
+/// Lists sessions in the order of their first charge, after `after`, with the cursor of the next
+/// page. For exports.
 pub async fn after(
     db: &mut PgConnection,
     scope: &Scope,
@@ -261,6 +262,7 @@ pub async fn after(
     if !filter.is_of_calls() {
         return Ok((Vec::new(), None));
     }
+
     let rows = session_rows!(
         "and first.id is not null
          and ($10::timestamptz is null or (first.created_at, first.id) > ($10, $11::uuid))
@@ -274,8 +276,10 @@ pub async fn after(
     )
     .fetch_all(db)
     .await?;
+
     let is_full = i64::try_from(rows.len()).is_ok_and(|n| n == limit);
     let next = rows.last().filter(|_| is_full).and_then(Row::mark);
+
     let sessions: Result<Vec<Session>> = rows
         .into_iter()
         .map(|row| row.session(with_split))
@@ -283,7 +287,7 @@ pub async fn after(
     Ok((sessions?, next))
 }
 
-/// What one call in the caller's sight cost, charged or not.
+/// Finds a call in the caller's scope with its charges, charged or not.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
@@ -298,6 +302,7 @@ pub async fn find(
         .fetch_optional(&mut *db)
         .await?
         .ok_or(Error::NotFound("Session"))?;
+
     let charges = sqlx::query_as!(
         ChargeMade,
         r#"select version, retail_micros as "cost_usd: Usd", billed_seconds, created_at as charged_at
@@ -308,12 +313,14 @@ pub async fn find(
     )
     .fetch_all(&mut *db)
     .await?;
+
     let held = sqlx::query_scalar!(
         r#"select amount_micros as "micros: Usd" from holds where call_id = $1 and state = 'open'"#,
         id as CallId,
     )
     .fetch_optional(db)
     .await?;
+
     Ok(SessionDetail {
         session: row.session(with_split)?,
         charges,

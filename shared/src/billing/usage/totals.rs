@@ -1,4 +1,4 @@
-//! Sums over sessions: of a period and its parts, and of everything.
+//! Sums over sessions: of a period and its buckets, and of all time.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use chrono_tz::Tz;
@@ -14,6 +14,7 @@ use crate::money::Usd;
 
 /// Sums over sessions.
 #[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+#[schema(as = Totals)]
 pub struct Totals {
     #[schema(example = 1000)]
     pub calls: i64,
@@ -28,7 +29,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Both together.
+    /// Adds two sums.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         let split = self.split.zip(other.split).map(|(one, two)| Split {
@@ -46,7 +47,7 @@ impl Totals {
     }
 }
 
-/// The sums of one part of a period.
+/// Sums of one bucket of a period.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct UsageBucket {
     pub start: DateTime<Utc>,
@@ -54,14 +55,15 @@ pub struct UsageBucket {
     pub totals: Totals,
 }
 
-/// Sums over a period and its parts.
+/// Sums over a period and its buckets.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Summary)]
 pub struct Summary {
     pub time_period: Period,
-    /// Null: since ever.
+    /// Null for the period `all`.
     pub from: Option<DateTime<Utc>>,
     pub to: DateTime<Utc>,
-    /// Whose midnight days begin at.
+    /// Time zone of the day boundaries.
     #[schema(example = "Asia/Kolkata")]
     pub timezone: String,
     pub bucket: Bucket,
@@ -71,12 +73,13 @@ pub struct Summary {
     pub currency: &'static str,
 }
 
-/// Everything, and what of it is this month's.
+/// Sums of all time, and of this month.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Overview)]
 pub struct Overview {
     pub total: Totals,
     pub this_month: Totals,
-    /// When this month began.
+    /// Start of this month.
     pub month_began_at: DateTime<Utc>,
     #[schema(example = "Asia/Kolkata")]
     pub timezone: String,
@@ -111,7 +114,7 @@ impl Sums {
     }
 }
 
-/// [`Sums`] of sessions, one for each value of the first column.
+/// Query of [`Sums`] of sessions, one row per value of the first column.
 macro_rules! sums {
     ($start:tt, $tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
         of_sessions!(
@@ -136,10 +139,7 @@ macro_rules! sums {
     };
 }
 
-/// Sums over the sessions in the caller's sight.
-///
-/// # Errors
-/// [`Error::Unexpected`](crate::Error::Unexpected) from the database.
+/// Sums all sessions in the caller's scope.
 pub async fn total(
     db: &mut PgConnection,
     scope: &Scope,
@@ -157,11 +157,7 @@ pub async fn total(
     Ok(sums.totals(with_split))
 }
 
-/// Everything in the caller's sight that the filter lets through, and what of it is this
-/// month's in a time zone.
-///
-/// # Errors
-/// As [`total`].
+/// Sums the filtered sessions in the caller's scope, of all time and of this month in a time zone.
 pub async fn overview(
     db: &mut PgConnection,
     scope: &Scope,
@@ -175,7 +171,9 @@ pub async fn overview(
         from: Some(month_began_at),
         ..filter.clone()
     };
+
     let this_month = total(db, scope, &month, with_split).await?;
+
     Ok(Overview {
         total: all,
         this_month,
@@ -185,10 +183,7 @@ pub async fn overview(
     })
 }
 
-/// Sums over a period and its parts, in a time zone.
-///
-/// # Errors
-/// As [`total`].
+/// Sums the sessions of a period and of its buckets, in a time zone.
 pub async fn summary(
     db: &mut PgConnection,
     scope: &Scope,
@@ -202,6 +197,7 @@ pub async fn summary(
         from,
         ..filter.clone()
     };
+
     let bucket = period.bucket();
     let sums = sums!(
         r#"select date_trunc($10, first.created_at at time zone $11) as "start""#,
@@ -215,11 +211,12 @@ pub async fn summary(
     )
     .fetch_all(&mut *db)
     .await?;
+
     let parts = sums
         .into_iter()
         .filter_map(|sums| Some((sums.start?, Some(sums))))
         .collect();
-    let nothing = Totals {
+    let zero = Totals {
         split: with_split.then(Split::default),
         ..Totals::default()
     };
@@ -227,12 +224,14 @@ pub async fn summary(
         .into_iter()
         .map(|(start, sums)| UsageBucket {
             start,
-            totals: sums.map_or(nothing, |sums: Sums| sums.totals(with_split)),
+            totals: sums.map_or(zero, |sums: Sums| sums.totals(with_split)),
         })
         .collect();
+
     let totals = buckets
         .iter()
-        .fold(nothing, |sum, bucket| sum.plus(&bucket.totals));
+        .fold(zero, |sum, bucket| sum.plus(&bucket.totals));
+
     Ok(Summary {
         time_period: period,
         from,

@@ -1,4 +1,4 @@
-//! Tells an uploader who did not wait for the answer how the file went.
+//! Emails the result of an ingest to an uploader who did not wait for it.
 
 use sqlx::PgConnection;
 
@@ -7,10 +7,7 @@ use crate::ids::{IngestId, OrgId};
 use crate::mail::{self, NewEmail};
 use crate::queue::Enqueued;
 
-/// Writes the message about an ingest that has ended, once. A job has no principal.
-///
-/// # Errors
-/// [`crate::Error::Unexpected`] from the database.
+/// Writes the email about an ended ingest, once. A job has no principal.
 pub async fn announce_unscoped(
     db: &mut PgConnection,
     ingest: IngestId,
@@ -29,9 +26,10 @@ pub async fn announce_unscoped(
     .fetch_optional(&mut *db)
     .await?;
     let Some(row) = row else { return Ok(None) };
+
     let verdict = match &row.failure_message {
-        None => "It was read to its end.".to_owned(),
-        Some(why) => format!("It was not read to its end: {why}"),
+        None => "The whole file was read.".to_owned(),
+        Some(reason) => format!("Reading stopped early: {reason}"),
     };
     let body = format!(
         "Your file {} for the batch {} has been processed. {verdict}\n\n\
@@ -39,6 +37,7 @@ pub async fn announce_unscoped(
          The rejected rows can be downloaded, each with its reason, from the batch's page.\n",
         row.file_name, row.batch_name, row.total_rows, row.inserted, row.duplicates, row.rejected,
     );
+
     let email = NewEmail {
         org: row.org,
         kind: "ingest_finished",

@@ -1,4 +1,4 @@
-//! Which column of a file is what, and the columns by which an error file says why it refused rows.
+//! Mapping of a file's columns, and the reason columns of an error file.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,27 +6,26 @@ use super::header::{PHONE_COLUMN, ZONE_COLUMN};
 use super::reader::Record;
 use crate::spreadsheet;
 
-/// What an error file says of each row behind its own columns, so that it can be put right and
-/// uploaded.
+/// Columns that an error file has after the row's own, so that it can be corrected and uploaded.
 pub(super) const REASON_COLUMNS: [&str; 5] = ["line", "column", "value", "code", "message"];
 
-/// Which column is what.
+/// Mapping of a file's columns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Columns {
-    /// The names as the file has them, cleaned.
+    /// The file's names, cleaned.
     pub names: Vec<String>,
     pub phone: usize,
     pub zone: Option<usize>,
     /// Column and variable.
     pub variables: Vec<(usize, String)>,
-    /// Where the reasons of an error file begin. Its cells were neutralised.
-    // Left out when there are none: runs compare checkpoints, also with those of other versions.
+    /// Index of the first reason column of an error file, whose cells were neutralised.
+    // Left out when none: runs compare checkpoints, also with those of other versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasons: Option<usize>,
 }
 
 impl Columns {
-    /// What a record says under a column; empty when it is too short, or no text.
+    /// Returns a record's cell; empty when the record is too short or the cell is not UTF-8.
     pub fn cell<'a>(&self, record: Record<'a>, column: usize) -> &'a str {
         let cell = record.field(column).unwrap_or_default();
         match self.reasons {
@@ -35,12 +34,12 @@ impl Columns {
         }
     }
 
-    /// Whether a column says why an earlier upload refused the row.
+    /// True for a column with the reason why an earlier upload rejected the row.
     pub fn is_reason(&self, column: usize) -> bool {
         is_reason(self.reasons, column)
     }
 
-    /// Those that an error file repeats, by their names there.
+    /// Columns that an error file repeats, with their names there.
     pub fn repeated(&self) -> impl Iterator<Item = (usize, &str)> {
         let variables = self.variables.iter();
         std::iter::once((self.phone, PHONE_COLUMN))
@@ -49,8 +48,8 @@ impl Columns {
     }
 }
 
-/// Where an error file's reasons begin: the last place where their names stand side by side,
-/// unless these are variables that the file has nowhere else.
+/// Finds the first reason column of an error file: the last index at which all their names follow
+/// each other, unless they are variables that the file has nowhere else.
 pub(super) fn find_reasons(names: &[String], variables: &[String]) -> Option<usize> {
     let is_variable = |name: &&str| variables.iter().any(|variable| variable == name);
     let at = names
@@ -64,7 +63,7 @@ pub(super) fn find_reasons(names: &[String], variables: &[String]) -> Option<usi
     (!are_variables).then_some(at)
 }
 
-/// Whether a column is one of the reasons that begin there.
+/// True for a column that is one of the reasons from that index on.
 pub(super) fn is_reason(reasons: Option<usize>, column: usize) -> bool {
     reasons.is_some_and(|at| (at..at.saturating_add(REASON_COLUMNS.len())).contains(&column))
 }

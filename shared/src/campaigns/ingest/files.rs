@@ -1,8 +1,8 @@
-//! The files of uploads, from before they are stored until they are gone.
+//! Files of uploads, from before they are stored until they are removed.
 //!
-//! A file's row is written before the file and removed behind it. Whoever ends an ingest, or
-//! refuses an upload, removes the file at once; what they could not remove, or did not live to,
-//! is cleared away later ([`clear_away_unscoped`]).
+//! A file's row is inserted before the file is stored and deleted after the file is. The end of an
+//! ingest and a refused upload remove the file at once; a file that could not be removed, or whose
+//! process crashed before, is purged later ([`clear_away_unscoped`]).
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use crate::error::Result;
 use crate::ids::{IngestId, OrgId};
 use crate::store::Store;
 
-/// Half of the least rate at which an upload may come: a file that is still not an ingest when
-/// it would have come that slowly never becomes one.
+/// Half of the slowest permitted upload rate: a file that is no ingest after that time never
+/// becomes one.
 const BYTES_PER_SEC: u64 = 25_000;
-/// What an upload may take whatever its length.
+/// Time that any upload may take in addition.
 const GRACE_SECS: u64 = 3_600;
-/// Files that one round clears away.
+/// Most files that one round purges.
 const ROUND: i64 = 100;
 
-/// Where the store holds the file of an ingest.
+/// Builds the store's key of an ingest's file.
 pub(super) fn key(org: OrgId, ingest: IngestId) -> String {
     format!("ingests/{org}/{ingest}.csv")
 }
 
-/// Notes a file that is about to be stored.
+/// Records a file that is about to be stored.
 pub(super) async fn expect(pool: &PgPool, org: OrgId, ingest: IngestId, key: &str) -> Result<()> {
     sqlx::query!(
         "insert into upload_files (ingest_id, org_id, file_key) values ($1, $2, $3)",
@@ -39,7 +39,7 @@ pub(super) async fn expect(pool: &PgPool, org: OrgId, ingest: IngestId, key: &st
     Ok(())
 }
 
-/// Removes a file that nobody needs any more.
+/// Removes a file that is no longer needed.
 pub(super) async fn remove(
     pool: &PgPool,
     store: &Store,
@@ -56,25 +56,22 @@ pub(super) async fn remove(
     Ok(())
 }
 
-/// Removes a file that nobody needs any more, now or when files are cleared away.
+/// Removes a file that is no longer needed, now or by the next purge.
 pub(super) async fn remove_or_leave(pool: &PgPool, store: &Store, ingest: IngestId, key: &str) {
     if let Err(error) = remove(pool, store, ingest, key).await {
-        tracing::warn!(ingest.id = %ingest, error = format!("{error:#}"), "an upload's file is left to be cleared away");
+        tracing::warn!(ingest.id = %ingest, error = format!("{error:#}"), "an upload's file could not be removed; the next purge removes it");
     }
 }
 
-/// Removes the file of an upload that was not followed by [`super::create`].
+/// Removes the file of an upload for which [`super::create`] was not called.
 pub async fn discard(pool: &PgPool, store: &Store, upload: &Upload) {
     remove_or_leave(pool, store, upload.ingest, &upload.key).await;
 }
 
-/// Clears away what is left of ended ingests, of uploads that broke off with their process, and
-/// of deleted batches; says how many files. Runs for the platform, over all tenants.
-///
-/// # Errors
-/// The database's, or the store's; the next round begins anew.
+/// Removes files of ended ingests, of uploads that were cut off, and of deleted batches. Returns
+/// their number. Runs for the platform, over all tenants.
 pub async fn clear_away_unscoped(pool: &PgPool, store: &Store, limits: &Limits) -> Result<usize> {
-    let patience = Duration::from_secs(GRACE_SECS + limits.max_bytes / BYTES_PER_SEC);
+    let max_age = Duration::from_secs(GRACE_SECS + limits.max_bytes / BYTES_PER_SEC);
     let left = sqlx::query!(
         r#"select f.ingest_id as "ingest_id: IngestId", f.file_key
            from upload_files f
@@ -86,7 +83,7 @@ pub async fn clear_away_unscoped(pool: &PgPool, store: &Store, limits: &Limits) 
                  end
            order by f.created_at
            limit $2"#,
-        patience.as_secs_f64(),
+        max_age.as_secs_f64(),
         ROUND,
     )
     .fetch_all(pool)
@@ -94,7 +91,7 @@ pub async fn clear_away_unscoped(pool: &PgPool, store: &Store, limits: &Limits) 
     for file in &left {
         store.delete_parts(&file.file_key).await?;
         remove(pool, store, file.ingest_id, &file.file_key).await?;
-        tracing::info!(ingest.id = %file.ingest_id, "a file without an upload was cleared away");
+        tracing::info!(ingest.id = %file.ingest_id, "a file without an upload was removed");
     }
     Ok(left.len())
 }

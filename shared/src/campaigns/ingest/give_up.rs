@@ -1,4 +1,4 @@
-//! Ingests that end before their file does.
+//! Ingests that end before the end of their file.
 
 use sqlx::{PgConnection, PgPool};
 
@@ -8,7 +8,7 @@ use crate::ids::IngestId;
 use crate::queue::{Enqueued, Payload as _};
 use crate::store::Store;
 
-/// Ends an ingest early, unless it has ended. What was committed stays.
+/// Ends an ingest early, unless it has ended. Committed chunks stay.
 pub(super) async fn fail(db: &mut PgConnection, ingest: IngestId, failure: &Failure) -> Result<()> {
     sqlx::query!(
         "update ingests
@@ -27,23 +27,21 @@ pub(super) async fn fail(db: &mut PgConnection, ingest: IngestId, failure: &Fail
     Ok(())
 }
 
-/// Ends an ingest whose job is given up, so that it does not stand in the way of its batch for
-/// ever: its file goes, its uploader is told. Jobs have no principal.
-///
-/// # Errors
-/// Only the database's.
+/// Ends an ingest whose job is given up, so that it does not block its batch for ever: removes the
+/// file and emails the uploader. Jobs have no principal.
 pub async fn give_up_unscoped(
     pool: &PgPool,
     store: &Store,
     ingest: IngestId,
-    why: &str,
+    reason: &str,
 ) -> Result<Option<Enqueued>> {
     let failure = Failure::new(
         "gave_up",
         format!(
-            "the file could not be read to its end ({why}); upload it again: rows that are in already count as duplicates"
+            "the file could not be read completely ({reason}); upload it again: rows that were added already count as duplicates"
         ),
     );
+
     let mut tx = pool.begin().await?;
     fail(&mut tx, ingest, &failure).await?;
     let mail = announce_unscoped(&mut tx, ingest).await?;
@@ -54,17 +52,16 @@ pub async fn give_up_unscoped(
     .fetch_optional(&mut *tx)
     .await?;
     tx.commit().await?;
+
+    // After the commit: a rolled back failure must keep its file.
     if let Some(file_key) = file_key {
         files::remove_or_leave(pool, store, ingest, &file_key).await;
     }
     Ok(mail)
 }
 
-/// Gives up ingests whose job is dead or gone, such as one that took its worker with it each
-/// time; answers the messages that tell their uploaders. Runs for the platform.
-///
-/// # Errors
-/// Only the database's.
+/// Gives up ingests whose job is dead or missing, for example after it crashed its worker each
+/// time. Returns the jobs of the emails to their uploaders. Runs for the platform.
 pub async fn give_up_jobless_unscoped(pool: &PgPool, store: &Store) -> Result<Vec<Enqueued>> {
     let jobless = sqlx::query_scalar!(
         r#"select i.id as "id: IngestId"
@@ -78,11 +75,12 @@ pub async fn give_up_jobless_unscoped(pool: &PgPool, store: &Store) -> Result<Ve
     )
     .fetch_all(pool)
     .await?;
+
     let mut mails = Vec::new();
     for ingest in jobless {
         tracing::error!(ingest.id = %ingest, "an ingest without a live job is given up");
-        let why = "it was tried too often";
-        mails.extend(give_up_unscoped(pool, store, ingest, why).await?);
+        let reason = "too many attempts failed";
+        mails.extend(give_up_unscoped(pool, store, ingest, reason).await?);
     }
     Ok(mails)
 }

@@ -1,6 +1,6 @@
-//! The beginning of a file: is it CSV text at all, what separates its fields, and which column
-//! is what. Judged on the first bytes alone, so that an upload with a wrong header is refused
-//! before it is stored.
+//! The beginning of a file: the check that it is CSV text, its delimiter, and the mapping of its
+//! columns. Only the first bytes are read, so that an upload with a wrong header is refused before
+//! it is stored.
 
 use super::columns::{Columns, find_reasons, is_reason};
 use super::reader::{Parser, Place, Step};
@@ -9,7 +9,7 @@ use crate::phone::is_invisible;
 
 /// The column that every file must have.
 pub(super) const PHONE_COLUMN: &str = "to_phonenumber";
-/// Other names under which people export that column; accepted with a warning.
+/// Other common names of that column; accepted with a warning.
 const PHONE_ALIASES: [&str; 5] = [
     "phone",
     "phone_number",
@@ -19,17 +19,17 @@ const PHONE_ALIASES: [&str; 5] = [
 ];
 /// The column that overrides the zones derived from the number.
 pub(super) const ZONE_COLUMN: &str = "timezone";
-/// How much of a file is looked at; its header must end within.
+/// Size of the beginning that is read; the header must end within it.
 pub(super) const HEAD_BYTES: usize = 64 * 1024;
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
-/// How to read the rest of a file.
+/// Parameters for reading the rest of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Opening {
     pub delimiter: u8,
-    /// Behind the header.
+    /// The place after the header.
     pub place: Place,
     pub columns: Columns,
     pub warnings: Vec<String>,
@@ -38,6 +38,8 @@ pub(super) struct Opening {
 /// Reads the beginning of a file, of up to [`HEAD_BYTES`].
 pub(super) fn open(head: &[u8], variables: &[String], limits: &Limits) -> Result<Opening, Failure> {
     refuse_what_is_not_csv(head)?;
+
+    // 1. Skip the byte order mark and a line that declares the delimiter.
     let mut place = Place::START;
     let mut rest = head;
     if let Some(text) = rest.strip_prefix(BOM) {
@@ -50,13 +52,14 @@ pub(super) fn open(head: &[u8], variables: &[String], limits: &Limits) -> Result
         rest = rest.get(line_len..).unwrap_or_default();
         delimiters = delimiter;
     }
+
+    // 2. Try each delimiter: the best one has the phone column, else splits the most; of equals
+    // the first.
     let whole = head.len() < HEAD_BYTES;
     let attempts = delimiters.iter().map(|&delimiter| {
         let parser = Parser::new(delimiter, place, limits.max_file_columns(), limits);
         attempt(rest, whole, delimiter, parser, variables, limits)
     });
-    // A delimiter under which the phone column is found, else the one that splits the most; of
-    // equals the first.
     attempts
         .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map_or_else(
@@ -65,7 +68,7 @@ pub(super) fn open(head: &[u8], variables: &[String], limits: &Limits) -> Result
         )
 }
 
-/// How well the delimiter fits, and what it leads to.
+/// Reads the header with one delimiter; returns its rank, and the result.
 fn attempt(
     text: &[u8],
     whole: bool,
@@ -78,6 +81,7 @@ fn attempt(
         Ok(names) => names,
         Err(failure) => return ((false, 0), Err(failure)),
     };
+
     let reasons = find_reasons(&names, variables);
     let width = names.len();
     let own = (0..width).filter(|&column| !is_reason(reasons, column));
@@ -91,6 +95,7 @@ fn attempt(
             Err(Failure::new("too_many_columns", message)),
         );
     }
+
     match assign(names, variables) {
         Ok((columns, warnings)) => {
             let opening = Opening {
@@ -117,6 +122,8 @@ fn refuse_what_is_not_csv(head: &[u8]) -> Result<(), Failure> {
     ];
     const SAVE_AS: &str = "open it in your spreadsheet program and save it as \"CSV UTF-8\"";
     let begins = |magic: &[u8]| head.starts_with(magic);
+
+    // Workbooks, archives and documents.
     if begins(b"PK\x03\x04") || begins(b"PK\x05\x06") {
         let message = format!("the file is an Excel workbook or a ZIP archive, not CSV; {SAVE_AS}");
         return Err(Failure::new("not_csv", message));
@@ -133,6 +140,8 @@ fn refuse_what_is_not_csv(head: &[u8]) -> Result<(), Failure> {
         let message = "the file is a PDF; export the list as CSV UTF-8";
         return Err(Failure::new("not_csv", message));
     }
+
+    // Other encodings and binary data.
     if begins(b"\xff\xfe") || begins(b"\xfe\xff") {
         let message = format!("the file is UTF-16 text; {SAVE_AS}");
         return Err(Failure::new("not_utf8", message));
@@ -142,13 +151,14 @@ fn refuse_what_is_not_csv(head: &[u8]) -> Result<(), Failure> {
             format!("the file is binary or UTF-16 text (it contains NUL bytes); {SAVE_AS}");
         return Err(Failure::new("not_csv", message));
     }
+
     if head.iter().all(u8::is_ascii_whitespace) || head == BOM {
         return Err(Failure::new("empty_file", EMPTY));
     }
     Ok(())
 }
 
-/// The first line `sep=;`, which spreadsheets write and obey: its length, and the delimiter.
+/// Finds a first line such as `sep=;`, which spreadsheets use: its length, and the delimiter.
 fn declared_delimiter(text: &[u8]) -> Option<(usize, &'static [u8])> {
     let (key, rest) = text.split_at_checked(4)?;
     if !key.eq_ignore_ascii_case(b"sep=") {
@@ -164,7 +174,7 @@ fn declared_delimiter(text: &[u8]) -> Option<(usize, &'static [u8])> {
     Some((5 + line_break, DELIMITERS.get(at..=at)?))
 }
 
-/// The names in the header line, cleaned.
+/// Reads the names of the header line, cleaned.
 fn header(text: &[u8], whole: bool, parser: &mut Parser) -> Result<Vec<String>, Failure> {
     let complete = match parser.feed(text)? {
         (Step::Record, _) => true,
@@ -195,7 +205,7 @@ fn clean(name: &str) -> String {
     visible.trim().to_owned()
 }
 
-/// Finds the phone column, the zone column and the variables among the names.
+/// Maps the names to the phone column, the zone column and the variables.
 fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<String>), Failure> {
     let mut warnings = Vec::new();
     let reasons = find_reasons(&names, variables);
@@ -207,6 +217,8 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
         let found = own().find(|(_, name)| same(name, wanted));
         found.map(|(column, _)| column)
     };
+
+    // 1. The phone column, or an alias of it, and the zone column.
     let phone = match find(PHONE_COLUMN) {
         Some(phone) => phone,
         None => {
@@ -216,15 +228,16 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
             };
             let name = names.get(phone).map_or("", String::as_str);
             warnings.push(format!(
-                "column \"{name}\" is taken as {PHONE_COLUMN}; name it {PHONE_COLUMN} to be sure"
+                "column \"{name}\" is used as {PHONE_COLUMN}; rename it to {PHONE_COLUMN} to be sure"
             ));
             phone
         }
     };
     let zone = find(ZONE_COLUMN).filter(|&zone| zone != phone);
+
+    // 2. The variables: an exact name wins over one that differs in case.
     let mut found = Vec::new();
     for variable in variables {
-        // The exact name wins over one that differs in case.
         let exact = own().find(|(_, name)| *name == variable);
         let exact = exact.map(|(column, _)| column);
         match exact.or_else(|| find(variable)) {
@@ -234,6 +247,8 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
             )),
         }
     }
+
+    // 3. A warning for each column that is not used.
     for (column, name) in own() {
         let first = find(name).unwrap_or(column);
         if column == phone || Some(column) == zone || found.iter().any(|(used, _)| *used == column)
@@ -253,6 +268,7 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
             ));
         }
     }
+
     let columns = Columns {
         phone,
         zone,
@@ -301,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reasons_of_an_error_file_are_no_variables_unless_there_are_no_others() {
+    fn reason_columns_of_an_error_file_are_variables_only_without_others() {
         let reasons = |head: &str, variables: &[&str]| {
             let columns = opening(head.as_bytes(), variables).columns;
             let used: Vec<usize> = columns.variables.iter().map(|(at, _)| *at).collect();
@@ -342,10 +358,13 @@ mod tests {
             ("a,b\rc", b',', 0, 0),
         ] {
             let opened = open(head.as_bytes(), &[], &Limits::default());
+
+            // Offset 0: the header has no phone column.
             if offset == 0 {
                 assert_eq!(opened.unwrap_err().code, "missing_phone_column", "{head:?}");
                 continue;
             }
+
             let opening = opened.unwrap_or_else(|failure| panic!("{head:?}: {failure:?}"));
             let place = opening.place;
             assert_eq!(
@@ -358,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_found_by_name_and_everything_else_is_said() {
+    fn columns_are_found_by_name_and_the_others_give_warnings() {
         let opening = opening(
             "\u{feff} TO_phonenumber\u{200b} ,Name,plan,name,,Timezone,junk\n".as_bytes(),
             &["name", "plan", "city"],
@@ -414,10 +433,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_csv_is_refused_with_what_to_do() {
+    fn a_file_that_is_not_csv_is_refused_with_a_hint() {
         let many = "a,".repeat(60) + "to_phonenumber\n";
         let endless = vec![b'a'; HEAD_BYTES];
         let unclosed = "\"".to_owned() + &"a,b\n".repeat(HEAD_BYTES / 4);
+
         for (head, code, hint) in [
             (b"".as_slice(), "empty_file", "header line"),
             (b"\xef\xbb\xbf", "empty_file", "header line"),

@@ -1,36 +1,37 @@
-//! Rows come into a batch: from a CSV file of any size, or from the records of a request.
+//! Ingests: rows added to a batch from a CSV file of any size, or from the records of a request.
 //!
-//! A file is first *received*: streamed into the store while its first bytes are judged, so
-//! that a workbook, a compressed file or one without the phone column is refused at once
+//! A file is first *received*: its first bytes are checked, so that a workbook, a compressed file
+//! or one without the phone column is refused at once, and it is streamed into the store
 //! ([`receive`]). Then it is an `ingests` row ([`create`]) that a job *runs* ([`run_unscoped`]):
 //!
 //! ```text
 //!            first chunk                  end of the file
 //!  queued ───────────────▶ running ─────────────────────────▶ completed
 //!     │                       │  file cannot be split, batch started, too many rows,
-//!     │                       │  or its job has died
+//!     │                       │  or its job is dead
 //!     └───────────────────────┴────────────────────────────▶ failed
 //! ```
 //!
 //! Either end removes the file from the store.
 //!
 //! The file is read in chunks, and each chunk is one transaction: its rows, its rejects, the
-//! counts and the place in the file where the next chunk begins. A run that dies anywhere
-//! resumes at the last committed place and ends with the same counts; two runs of one ingest
-//! at once cannot count a row twice, because a chunk is only committed onto the place it was
-//! read from. `total = inserted + duplicates + rejected` is a constraint of the table.
+//! counts and the checkpoint, which is the place in the file where the next chunk begins. A run
+//! that crashes anywhere resumes at the last checkpoint and ends with the same counts; two
+//! concurrent runs of one ingest cannot count a row twice, because a chunk is only committed if
+//! the checkpoint is still the one it was read from. `total = inserted + duplicates + rejected` is
+//! a constraint of the table.
 //!
-//! A row that cannot be called, or has no value for a variable that the agent speaks of, is
-//! *rejected* with its line, column and reason, and never fails the file; the cells that the batch
-//! uses are kept beside them, so that the error file can be put right and uploaded. A number that
-//! the batch has already is a *duplicate*: a number is called once per batch, so the same file a
-//! second time adds nothing. Both runs and [`insert_records`] put rows in by the same code, and
-//! only while the batch has not started. What the batch or its agent comes to speak of behind its
-//! rows is not looked at here but by the start ([`super::readiness`]).
+//! A row that cannot be called, or has no value for a variable that the agent uses, is *rejected*
+//! with its line, column and reason, and never fails the file; the cells that the batch uses are
+//! stored too, so that the error file can be corrected and uploaded. A number that the batch has
+//! already is a *duplicate*: a number is called once per batch, so the same file a second time
+//! adds nothing. Runs and [`insert_records`] insert rows by the same code, and only while the
+//! batch has not started. Variables that the batch or its agent gets after its rows are not
+//! checked here but by the start ([`super::readiness`]).
 //!
-//! Memory is bounded whatever the file: one slice of it, one record, one chunk.
+//! Memory is bounded for any file: one slice of it, one record, one chunk.
 //!
-//! The queue, the answer to the uploader and the rules of who may upload are not here.
+//! The queue, the response to the uploader and the authorization of uploads are not here.
 
 mod announce;
 mod columns;
@@ -67,28 +68,28 @@ use crate::ids::{BatchId, IngestId, OrgId, UserId};
 use crate::phone::Country;
 use crate::queue::{Payload, Queue};
 
-/// The batch that rows go into, as the caller's scope allowed.
+/// The batch that rows are added to, found within the caller's scope.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub org: OrgId,
     pub batch: BatchId,
-    /// Who adds the rows.
+    /// The user who adds the rows.
     pub user: UserId,
     pub variable_names: Vec<String>,
-    /// Those of the variables that the agent speaks of: a row without a value for one of them
-    /// would be called with a gap in the sentence, so it is rejected.
+    /// The variables that the agent's texts use: a row without a value for one of them is
+    /// rejected, since its call would have a gap in the sentence.
     pub spoken: Vec<String>,
-    /// How to read numbers without a country code.
+    /// Country of numbers without a country code.
     pub default_country: Option<Country>,
-    /// Whether nobody is told the values of rows, nor those that are rejected.
+    /// True when the values of rows are hidden, those of rejected rows included.
     pub is_private: bool,
 }
 
-/// The batch as a place to put rows into, in the caller's sight.
+/// Finds the batch to add rows to, within the caller's scope.
 ///
 /// # Errors
-/// [`crate::Error::NotFound`], or [`crate::Error::Conflict`] once it was started. That is looked at again
-/// when rows go in.
+/// [`crate::Error::NotFound`], or [`crate::Error::Conflict`] once it has been started, which is
+/// checked again when rows are inserted.
 pub async fn target(
     db: &mut PgConnection,
     scope: &Scope,
@@ -99,6 +100,7 @@ pub async fn target(
     if batch.status != BatchStatus::NotStarted {
         return Err(batches::already_started());
     }
+
     let facts = sqlx::query!(
         r#"select coalesce(b.default_country, o.default_country) as "default_country: Country",
                   a.first_response_message, a.system_prompt,
@@ -111,6 +113,7 @@ pub async fn target(
     )
     .fetch_one(db)
     .await?;
+
     Ok(Target {
         org: batch.org_id,
         batch: batch.id,
@@ -125,8 +128,8 @@ pub async fn target(
     })
 }
 
-/// The variables that the agent's texts speak of. One that the batch does not have is not
-/// among them: it is the launch that it blocks, not a row.
+/// Selects the variables that the agent's texts use. A variable that the batch does not have is
+/// not among them: it blocks the launch, not a row.
 pub(super) fn spoken(texts: [&str; 2], variables: &[String]) -> Vec<String> {
     variables
         .iter()
@@ -140,10 +143,10 @@ pub(super) fn spoken(texts: [&str; 2], variables: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// How much is too much.
+/// Limits of ingests.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Of a file.
+    /// Size of a file.
     pub max_bytes: u64,
     pub max_rows_per_batch: i64,
     /// Columns that are variables.
@@ -166,14 +169,15 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Columns of a file: those that are variables, the number, the time zone, and the reasons of
-    /// an error file.
+    /// Most columns of a file: the variables, the number, the time zone, and the reasons of an
+    /// error file.
     fn max_file_columns(&self) -> usize {
         self.max_columns
             .saturating_add(2 + columns::REASON_COLUMNS.len())
     }
 
-    /// All cells at their longest, in the widest characters, with quotes and delimiters.
+    /// Size of a record whose cells are all at their longest, in the widest characters, with quotes
+    /// and delimiters.
     fn max_record_bytes(&self) -> usize {
         self.max_cell_chars
             .saturating_mul(4)
@@ -182,7 +186,7 @@ impl Limits {
     }
 }
 
-/// Job: read an uploaded file into its batch.
+/// Job: ingest an uploaded file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct IngestCsv {
     pub org_id: OrgId,
@@ -203,7 +207,7 @@ impl Payload for IngestCsv {
     }
 }
 
-/// Where an ingest stands.
+/// State of an ingest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
 #[schema(as = IngestStatus)]
 #[serde(rename_all = "snake_case")]
@@ -215,7 +219,7 @@ pub enum State {
     Failed,
 }
 
-/// What became of the rows; the total is the sum of the others.
+/// Numbers of rows by result; the total is the sum of the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub total_rows: i64,
@@ -224,13 +228,13 @@ pub struct Counts {
     pub rejected: i64,
 }
 
-/// Why an ingest ended early. Rows of the chunks before stay in the batch.
+/// The reason why an ingest ended early. Rows of the chunks before stay in the batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[schema(as = IngestFailure)]
 pub struct Failure {
     /// A stable, snake_case kind.
     pub code: Cow<'static, str>,
-    /// What happened and what to do.
+    /// The problem, and how to solve it.
     pub message: String,
 }
 
@@ -243,7 +247,7 @@ impl Failure {
     }
 }
 
-/// How an ingest ended.
+/// Result of an ingest that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finished {
     pub counts: Counts,

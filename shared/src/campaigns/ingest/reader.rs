@@ -1,10 +1,10 @@
-//! Splits a CSV stream into records, in bounded memory, and knows where each one stands.
+//! Splits a CSV stream into records with their line numbers, in bounded memory.
 //!
-//! [`Parser`] is fed slices of the file; it holds one record and nothing else. It counts bytes
-//! and lines itself, so that a checkpoint between two records is exact: a run that resumes
-//! there sees the same records with the same line numbers. A record is bounded in bytes (a
-//! line without end, a quote that nobody closes) and the fields beyond the expected columns
-//! are counted, not kept. What cannot be a record at all is a [`Fault`], and ends the file.
+//! [`Parser`] is fed slices of the file and holds one record. It counts bytes and lines itself,
+//! so that a checkpoint between two records is exact: a run that resumes there reads the same
+//! records with the same line numbers. A record is bounded in bytes (a line without end, an
+//! unclosed quote), and fields beyond the expected columns are counted, not kept. Text that cannot
+//! be a record is a [`Fault`] and ends the file.
 
 use bytes::{Buf as _, Bytes};
 use csv_core::ReadRecordResult;
@@ -19,9 +19,9 @@ use crate::error::Result;
 pub(super) struct Place {
     /// Bytes of the file before it.
     pub offset: u64,
-    /// The line it stands on, from 1.
+    /// Its line, from 1.
     pub line: u64,
-    /// The byte before it is a carriage return, so a line feed after it opens no line.
+    /// True after a carriage return: a line feed that follows begins no further line.
     pub after_cr: bool,
 }
 
@@ -33,6 +33,7 @@ impl Place {
         after_cr: false,
     };
 
+    /// Moves the place past the bytes.
     pub fn pass(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.offset += 1;
@@ -44,7 +45,7 @@ impl Place {
     }
 }
 
-/// Why the rest of a file cannot be split into records.
+/// The reason why the rest of a file cannot be split into records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     RecordTooLong { line: u64, max_bytes: usize },
@@ -70,15 +71,16 @@ impl From<Fault> for Failure {
     }
 }
 
-/// What feeding a slice led to.
+/// Result of feeding a slice.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The slice is used up within a record, or between two.
+    /// The whole slice was read, and no record is complete.
     Hungry,
     /// [`Parser::record`] has the next record.
     Record,
 }
 
+/// A CSV parser that holds one record.
 pub(super) struct Parser {
     core: csv_core::Reader,
     text: Vec<u8>,
@@ -86,7 +88,7 @@ pub(super) struct Parser {
     ends: Vec<usize>,
     field_count: usize,
     surplus_fields: bool,
-    /// The line of the record in progress, once its first byte is seen.
+    /// Line of the record in progress, once its first byte is read.
     record_line: Option<u64>,
     record_bytes: usize,
     max_record_bytes: usize,
@@ -95,7 +97,7 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    /// A parser for records of up to `max_fields`, from `place` on.
+    /// Creates a parser for records of up to `max_fields`, from `place` on.
     pub fn new(delimiter: u8, place: Place, max_fields: usize, limits: &Limits) -> Self {
         Self {
             core: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
@@ -112,26 +114,27 @@ impl Parser {
         }
     }
 
-    /// The place behind the last complete record.
+    /// Place after the last complete record.
     pub fn place(&self) -> Place {
         self.place
     }
 
-    /// Reads on; says how many bytes of the slice it took.
+    /// Reads from a slice until a record is complete; returns the number of bytes read.
     pub fn feed(&mut self, input: &[u8]) -> Result<(Step, usize), Fault> {
-        let mut taken = self.begin(input);
+        let mut consumed = self.begin(input);
         loop {
-            let rest = input.get(taken..).unwrap_or_default();
+            let rest = input.get(consumed..).unwrap_or_default();
             if rest.is_empty() {
-                return Ok((Step::Hungry, taken));
+                return Ok((Step::Hungry, consumed));
             }
+
             let (result, bytes_in, bytes_out, fields) = self.core.read_record(
                 rest,
                 self.text.get_mut(self.text_len..).unwrap_or_default(),
                 self.ends.get_mut(self.field_count..).unwrap_or_default(),
             );
             self.place.pass(rest.get(..bytes_in).unwrap_or_default());
-            taken += bytes_in;
+            consumed += bytes_in;
             self.text_len += bytes_out;
             self.field_count += fields;
             self.record_bytes += bytes_in;
@@ -141,16 +144,17 @@ impl Parser {
                     max_bytes: self.max_record_bytes,
                 });
             }
+
             match result {
                 ReadRecordResult::Record => {
                     self.complete = self.record_line.take();
-                    return Ok((Step::Record, taken));
+                    return Ok((Step::Record, consumed));
                 }
                 ReadRecordResult::OutputFull => {
                     self.text.resize(self.text.len() * 2, 0);
                 }
                 ReadRecordResult::OutputEndsFull => {
-                    // The last slot is used again for every further field.
+                    // Every further field overwrites the last slot.
                     self.surplus_fields = true;
                     self.field_count -= 1;
                 }
@@ -159,7 +163,7 @@ impl Parser {
         }
     }
 
-    /// Says that the file has ended; a record without a line break behind it is complete then.
+    /// Ends the file; returns true when that completes a last record without a line break.
     pub fn finish(&mut self) -> Result<bool, Fault> {
         let (Some(line), place) = (self.record_line, self.place) else {
             return Ok(false);
@@ -173,7 +177,7 @@ impl Parser {
         }
     }
 
-    /// The record that the last step completed.
+    /// Returns the record that the last step completed.
     pub fn record(&self) -> Record<'_> {
         let text = self.text.get(..self.text_len).unwrap_or_default();
         Record {
@@ -185,7 +189,7 @@ impl Parser {
         }
     }
 
-    /// Forgets the record before, and skips blank lines in front of the next.
+    /// Resets the parser between two records, and skips blank lines before the next.
     fn begin(&mut self, input: &[u8]) -> usize {
         if self.record_line.is_some() {
             return 0;
@@ -210,23 +214,23 @@ impl Parser {
 /// One record of the file.
 #[derive(Clone, Copy)]
 pub(super) struct Record<'a> {
-    /// The line its first byte stands on.
+    /// Line of its first byte.
     pub line: u64,
-    /// All its fields, one after the other, unless they are not UTF-8.
+    /// All its fields, concatenated; none when they are not UTF-8.
     pub text: Option<&'a str>,
     pub has_nul: bool,
     ends: &'a [usize],
-    /// It has more fields than the parser keeps.
+    /// True when it has more fields than the parser keeps.
     pub surplus_fields: bool,
 }
 
 impl<'a> Record<'a> {
-    /// How many fields were kept.
+    /// Number of fields that were kept.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// A field, or nothing when the record is shorter or the field is not UTF-8 by itself.
+    /// Returns a field; none when the record is shorter or the field alone is not UTF-8.
     pub fn field(&self, index: usize) -> Option<&'a str> {
         let end = *self.ends.get(index)?;
         let start = match index.checked_sub(1) {
@@ -240,12 +244,12 @@ impl<'a> Record<'a> {
         (0..self.len()).filter_map(|index| self.field(index))
     }
 
-    /// Whether it is valid text, field by field.
+    /// True when every field is valid UTF-8.
     pub fn is_utf8(&self) -> bool {
         self.fields().count() == self.len()
     }
 
-    /// Whether there is nothing in it but delimiters and spaces.
+    /// True when it holds only delimiters and spaces.
     pub fn is_blank(&self) -> bool {
         !self.surplus_fields && self.is_utf8() && self.fields().all(|field| field.trim().is_empty())
     }
@@ -267,7 +271,7 @@ impl<S: Stream<Item = Result<Bytes>> + Unpin> Records<S> {
         }
     }
 
-    /// Moves on to the next record; false at the end of the file.
+    /// Advances to the next record; false at the end of the file.
     pub async fn advance(&mut self) -> Result<Result<bool, Fault>> {
         loop {
             if self.slice.is_empty() {
@@ -277,8 +281,8 @@ impl<S: Stream<Item = Result<Bytes>> + Unpin> Records<S> {
                 }
             }
             match self.parser.feed(&self.slice) {
-                Ok((step, taken)) => {
-                    self.slice.advance(taken);
+                Ok((step, consumed)) => {
+                    self.slice.advance(consumed);
                     if step == Step::Record {
                         return Ok(Ok(true));
                     }

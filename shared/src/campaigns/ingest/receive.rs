@@ -1,4 +1,4 @@
-//! An upload becomes a file in the store and a queued ingest.
+//! Uploads: a file in the store, then a queued ingest.
 
 use std::borrow::Cow;
 
@@ -19,14 +19,14 @@ const MAX_FILE_NAME_CHARS: usize = 200;
 /// A file that is stored and looks like CSV with a phone column.
 #[derive(Clone, Debug)]
 pub struct Upload {
-    /// The ingest that [`create`] makes of it.
+    /// Id of the ingest that [`create`] inserts for it.
     pub ingest: IngestId,
-    /// Where the store holds it.
+    /// Key of the file in the store.
     pub key: String,
     pub file_name: String,
     pub bytes: u64,
     pub sha256: [u8; 32],
-    /// What the header already tells.
+    /// Warnings about the header.
     pub warnings: Vec<String>,
 }
 
@@ -45,6 +45,8 @@ pub async fn receive(
     body: impl Stream<Item = Result<Bytes>> + Send,
 ) -> Result<Upload> {
     pin_mut!(body);
+
+    // 1. Check the beginning of the file before anything is stored.
     let mut head = BytesMut::new();
     while head.len() < HEAD_BYTES {
         match body.try_next().await? {
@@ -54,6 +56,8 @@ pub async fn receive(
     }
     let beginning = head.get(..HEAD_BYTES).unwrap_or(&head);
     let opening = header::open(beginning, &target.variable_names, limits).map_err(refusal)?;
+
+    // 2. Record the file, then store it: a crash between the two leaves a row to purge it by.
     let ingest = IngestId::new();
     let key = files::key(target.org, ingest);
     files::expect(pool, target.org, ingest, &key).await?;
@@ -65,6 +69,7 @@ pub async fn receive(
             return Err(error);
         }
     };
+
     Ok(Upload {
         ingest,
         key,
@@ -87,10 +92,10 @@ fn refusal(failure: Failure) -> Error {
 }
 
 /// Queues the upload. The caller enqueues the job that runs it in the same transaction.
-/// `notify` says that its uploader does not wait for the answer and wants a message.
+/// `notify` requests an email for an uploader who does not wait for the result.
 ///
 /// # Errors
-/// [`Error::NotFound`] when the batch has vanished; [`Error::Conflict`] when it has started.
+/// [`Error::NotFound`] when the batch was deleted; [`Error::Conflict`] when it has started.
 pub async fn create(
     db: &mut PgConnection,
     target: &Target,
@@ -98,6 +103,7 @@ pub async fn create(
     notify: bool,
 ) -> Result<IngestId> {
     super::write::lock_batch(db, target.org, target.batch).await?;
+
     sqlx::query!(
         "insert into ingests (id, org_id, batch_id, user_id, file_name, file_key, file_bytes, notify)
          values ($1, $2, $3, $4, $5, $6, $7, $8)",

@@ -1,4 +1,4 @@
-//! The records of a request: few enough to answer at once, with their rejects.
+//! Records of a request: few enough to insert at once and to return their rejects.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -13,28 +13,28 @@ use super::{Counts, Limits, Target, header};
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, RowId};
 
-/// One person to call, as a request names them.
+/// One person to call, as sent in a request.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Record {
     pub to_phonenumber: String,
-    /// Flat values; of those, the batch's variables are kept, and `timezone` overrides the
-    /// zones derived from the number.
+    /// Flat values. The batch's variables are kept, and `timezone` overrides the zones derived from
+    /// the number.
     #[serde(flatten)]
     pub variables: Map<String, Value>,
 }
 
-/// What became of a request's records.
+/// Result of inserting a request's records.
 #[derive(Clone, Debug)]
 pub struct Inserted {
     pub counts: Counts,
     pub warnings: Vec<String>,
-    /// Their `line` is the record's place in the request, from 1.
+    /// Their `line` is the record's position in the request, from 1.
     pub rejects: Vec<Reject>,
     /// The rows that were added, in the order of the request.
     pub rows: Vec<RowId>,
 }
 
-/// Adds the records to the batch within the caller's transaction, by the rules of a file.
+/// Inserts the records into the batch within the caller's transaction, by the rules of a file.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Conflict`] when the batch has started, [`Error::Rejected`]
@@ -45,7 +45,10 @@ pub async fn insert_records(
     limits: &Limits,
     records: &[Record],
 ) -> Result<Inserted> {
+    // 1. Lock the batch.
     let next_row_no = write::lock_batch(db, target.org, target.batch).await?;
+
+    // 2. Parse the records into rows and rejects.
     let rules = Rules {
         limits,
         spoken: &target.spoken,
@@ -63,6 +66,8 @@ pub async fn insert_records(
             Err(reject) => rejects.push(reject.kept_private(target.is_private)),
         }
     }
+
+    // 3. Resolve zones, stage the rows, and insert them.
     let mut zone_ids = ZoneIds::new();
     write::resolve_zones(db, &rows, &mut zone_ids).await?;
     let staged = i64::try_from(rows.len()).unwrap_or(i64::MAX);
@@ -71,6 +76,8 @@ pub async fn insert_records(
         write::insert_staged(db, (target.org, target.batch), next_row_no, staged, limits)
             .await?
             .map_err(|failure| Error::rejected("too_many_rows", failure.message))?;
+
+    // 4. Read which of them are no duplicates.
     let ids: Vec<RowId> = rows.iter().map(|row| row.id).collect();
     let added = sqlx::query_scalar!(
         r#"select id as "id: RowId"
@@ -81,6 +88,7 @@ pub async fn insert_records(
     )
     .fetch_all(db)
     .await?;
+
     let count = |len: usize| i64::try_from(len).unwrap_or(i64::MAX);
     Ok(Inserted {
         counts: Counts {
@@ -96,11 +104,11 @@ pub async fn insert_records(
 }
 
 /// Changes rows to what the records say, by the rules of a file, within the caller's
-/// transaction. A record without variables leaves those of its row alone. Every change stands
-/// for itself; the answer has one result for each, whose `line` is its place, from 1.
+/// transaction. A record without variables leaves those of its row alone. A refused change does
+/// not affect the others; there is one result for each, whose `line` is its position, from 1.
 ///
-/// A number that any other row has is refused, even if that row gives it up in the same
-/// request: the order in which rows change is nobody's promise.
+/// A number that any other row has is refused, even if that row changes its number in the same
+/// request: rows change in no guaranteed order.
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] when the batch has started.
@@ -110,14 +118,15 @@ pub async fn update_records(
     limits: &Limits,
     changes: &[(RowId, Record)],
 ) -> Result<Vec<Result<(), Reject>>> {
+    // 1. Lock the batch, then parse each change and compare it with the ones before.
     write::lock_batch(db, target.org, target.batch).await?;
     let mut results = Vec::with_capacity(changes.len());
-    let mut sound: Vec<Change> = Vec::with_capacity(changes.len());
+    let mut valid: Vec<Change> = Vec::with_capacity(changes.len());
     let (mut ids, mut numbers) = (HashSet::new(), HashSet::new());
     for (place, (id, record)) in changes.iter().enumerate() {
         let line = u64::try_from(place).unwrap_or(u64::MAX).saturating_add(1);
-        let read = read_change(target, limits, line, record);
-        let result = match read {
+        let parsed = read_change(target, limits, line, record);
+        let result = match parsed {
             Ok(_) if !ids.insert(*id) => Err(Reject::new(
                 line,
                 "id",
@@ -129,7 +138,7 @@ pub async fn update_records(
                 Err(number_taken(line, record))
             }
             Ok(read) => {
-                sound.push(Change {
+                valid.push(Change {
                     id: *id,
                     keeps_variables: record.variables.is_empty(),
                     read,
@@ -140,12 +149,14 @@ pub async fn update_records(
         };
         results.push(result);
     }
-    let refused = refused_changes(db, target, &sound).await?;
-    sound.retain(|change| !refused.contains_key(&change.id));
+
+    // 2. Compare the valid changes with the rows of the batch.
+    let refused = refused_changes(db, target, &valid).await?;
+    valid.retain(|change| !refused.contains_key(&change.id));
     for (place, (id, record)) in changes.iter().enumerate() {
         let line = u64::try_from(place).unwrap_or(u64::MAX).saturating_add(1);
-        if let (Some(result @ Ok(())), Some(why)) = (results.get_mut(place), refused.get(id)) {
-            *result = Err(match why {
+        if let (Some(result @ Ok(())), Some(unfit)) = (results.get_mut(place), refused.get(id)) {
+            *result = Err(match unfit {
                 Unfit::Unknown => {
                     Reject::new(line, "id", &id.to_string(), "not_found", "Row not found")
                 }
@@ -153,18 +164,20 @@ pub async fn update_records(
             });
         }
     }
-    write_changes(db, target, sound).await?;
+
+    // 3. Write the others.
+    write_changes(db, target, valid).await?;
     Ok(results)
 }
 
-/// A record that may replace a row, if the row may be replaced.
+/// A valid record to replace a row with.
 struct Change {
     id: RowId,
     keeps_variables: bool,
     read: Row,
 }
 
-/// Why a row may not be replaced.
+/// The reason why a row may not be replaced.
 enum Unfit {
     Unknown,
     NumberTaken,
@@ -211,6 +224,7 @@ async fn refused_changes(
         .iter()
         .map(|change| change.read.number.as_str())
         .collect();
+
     let found = sqlx::query!(
         r#"select r.id as "id!: RowId", d.id is null as "unknown!"
            from unnest($2::uuid[], $3::text[]) as r (id, number)
@@ -224,13 +238,14 @@ async fn refused_changes(
     )
     .fetch_all(db)
     .await?;
-    let why = |unknown| match unknown {
+
+    let unfit = |unknown| match unknown {
         true => Unfit::Unknown,
         false => Unfit::NumberTaken,
     };
     Ok(found
         .into_iter()
-        .map(|row| (row.id, why(row.unknown)))
+        .map(|row| (row.id, unfit(row.unknown)))
         .collect())
 }
 
@@ -241,8 +256,10 @@ async fn write_changes(db: &mut PgConnection, target: &Target, changes: Vec<Chan
         .map(|change| change.keeps_variables)
         .collect();
     let rows: Vec<Row> = changes.into_iter().map(|change| change.read).collect();
+
     let mut zone_ids = ZoneIds::new();
     write::resolve_zones(db, &rows, &mut zone_ids).await?;
+
     let numbers: Vec<&str> = rows.iter().map(|row| row.number.as_str()).collect();
     let variables: Vec<Cow<'_, str>> = rows
         .iter()
@@ -252,6 +269,7 @@ async fn write_changes(db: &mut PgConnection, target: &Target, changes: Vec<Chan
         .iter()
         .map(|row| zone_ids.get(&row.zones).copied())
         .collect();
+
     sqlx::query!(
         "update batch_data d
          set to_phonenumber = r.number,
@@ -274,7 +292,7 @@ async fn write_changes(db: &mut PgConnection, target: &Target, changes: Vec<Chan
     Ok(())
 }
 
-/// Names that some record has and the batch does not; a few of them.
+/// Warns of names that a record has and the batch does not, up to a limit.
 fn ignored(records: &[Record], variables: &[String]) -> Vec<String> {
     const MAX_WARNINGS: usize = 20;
     let mut names: Vec<&str> = Vec::new();

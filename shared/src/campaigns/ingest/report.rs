@@ -1,4 +1,4 @@
-//! What the owner of a batch sees of its ingests.
+//! Reports of a batch's ingests for its owner.
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -20,28 +20,28 @@ use crate::spreadsheet::{self, neutral, unwritable};
 const PAGE_ROWS: i64 = 1_000;
 const PAGE_BYTES: i64 = 1_000_000;
 
-/// One upload and what became of it.
+/// One upload and its result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ingest {
     pub id: IngestId,
     pub batch_id: BatchId,
     pub file_name: String,
     pub file_bytes: i64,
-    /// Of the file, as far as its rows are in; all of it in the end.
+    /// Bytes of the committed chunks; the whole file in the end.
     pub bytes_read: i64,
     pub state: State,
     #[serde(flatten)]
     pub counts: Counts,
     pub warnings: Vec<String>,
     pub failure: Option<Failure>,
-    /// The uploader gets a message when it has ended.
+    /// True when the uploader gets an email at its end.
     pub notify: bool,
     pub created_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
 }
 
-/// An ingest as its row has it.
+/// An ingest's row.
 struct Stored {
     id: IngestId,
     batch_id: BatchId,
@@ -90,7 +90,7 @@ impl From<Stored> for Ingest {
     }
 }
 
-/// An ingest of a batch within the scope.
+/// Finds an ingest of a batch within the scope.
 ///
 /// # Errors
 /// [`Error::NotFound`].
@@ -104,10 +104,7 @@ pub async fn find(
     found.rows.pop().ok_or(Error::NotFound("Ingest"))
 }
 
-/// The newest ingests of a batch within the scope; none when it is not.
-///
-/// # Errors
-/// Only the database's.
+/// Lists the newest ingests of a batch; none when the batch is outside the scope.
 pub async fn list(
     pool: &PgPool,
     scope: &Scope,
@@ -125,6 +122,7 @@ async fn stored(
     page: Page,
 ) -> Result<Slice<Ingest>> {
     let mut db = wall::begin(pool, scope).await?;
+
     let rows = sqlx::query_as!(
         Stored,
         r#"select i.id as "id: IngestId", i.batch_id as "batch_id: BatchId", i.file_name, i.file_bytes,
@@ -150,13 +148,11 @@ async fn stored(
     )
     .fetch_all(&mut *db)
     .await?;
+
     Ok(page.slice(rows.into_iter().map(Ingest::from).collect()))
 }
 
-/// The first rejects of an ingest within the scope, by line; none when it is not.
-///
-/// # Errors
-/// Only the database's.
+/// Lists the first rejects of an ingest by line; none when the ingest is outside the scope.
 pub async fn first_rejects(
     pool: &PgPool,
     scope: &Scope,
@@ -167,11 +163,11 @@ pub async fn first_rejects(
     Ok(rejected.into_iter().map(|row| row.reject).collect())
 }
 
-/// A query for rejects must say how much it may bring: the cells of a row are up to 400 KB.
+/// Limit on the cells that a query loads: those of one row are up to 400 KB.
 #[derive(Clone, Copy)]
 enum Cells {
     Left,
-    /// At least one row's, then no more than this many bytes.
+    /// At least one row's cells, then at most this many bytes.
     Most(i64),
 }
 
@@ -187,6 +183,7 @@ async fn rejects_after(
         Cells::Most(bytes) => Some(bytes),
     };
     let mut db = wall::begin(pool, scope).await?;
+
     let rows = sqlx::query!(
         r#"with behind as materialized (
              select r.line, coalesce(octet_length(r.cells::text), 0) as bytes
@@ -223,6 +220,7 @@ async fn rejects_after(
     )
     .fetch_all(&mut *db)
     .await?;
+
     let rejected = rows.into_iter().map(|row| Rejected {
         reject: Reject {
             line: row.line,
@@ -236,7 +234,7 @@ async fn rejects_after(
     Ok(rejected.collect())
 }
 
-/// The names of an error file's first columns; none before the header was read.
+/// Lists the names of an error file's first columns; none before the header was read.
 async fn repeated(pool: &PgPool, scope: &Scope, ingest: IngestId) -> Result<Vec<String>> {
     let mut db = wall::begin(pool, scope).await?;
     let columns = sqlx::query_scalar!(
@@ -256,9 +254,9 @@ async fn repeated(pool: &PgPool, scope: &Scope, ingest: IngestId) -> Result<Vec<
     Ok(names.collect())
 }
 
-/// The error file: every rejected row under the columns that the batch uses, then its line in
-/// the file, the column and value at fault, and the reason. Put right, it can be uploaded as it
-/// is. A spreadsheet opens it as text: a cell that it would take for a formula begins with an
+/// Streams the error file: every rejected row under the columns that the batch uses, then its line
+/// in the file, the rejected column and value, and the reason. Once corrected, it can be uploaded
+/// as it is. Spreadsheets show it as text: a cell that would be a formula begins with an
 /// apostrophe.
 ///
 /// # Errors
@@ -307,17 +305,14 @@ fn page_csv(page: &[Rejected], width: usize) -> Result<Bytes> {
             reject.code.to_string(),
             neutral(&reject.message),
         ];
-        // Rows that were rejected before their cells were kept have none.
+        // Rows of a private batch, and old ones, have no cells.
         let cells = cells.chain(std::iter::repeat(String::new())).take(width);
         csv.write_record(cells.chain(reasons)).map_err(unwritable)?;
     }
     spreadsheet::written(csv)
 }
 
-/// A file that a manager fills in: the header line only.
-///
-/// # Errors
-/// None in practice: memory takes every byte.
+/// Builds a template file to fill in: the header line only.
 pub fn template(variable_names: &[String]) -> Result<String> {
     let mut csv = spreadsheet::writer();
     csv.write_record(

@@ -1,4 +1,4 @@
-//! One record of the file, or one item of a request, becomes a row or a reject.
+//! Parses one record of the file, or one item of a request, into a row or a reject.
 
 use std::borrow::Cow;
 use std::str::FromStr as _;
@@ -14,10 +14,10 @@ use super::reader::Record;
 use crate::ids::RowId;
 use crate::phone::{Country, E164, ZoneSet};
 
-/// How much of a rejected value is kept, in characters.
+/// Characters of a rejected value that are kept.
 const REJECT_VALUE_CHARS: usize = 200;
 
-/// Where a row's owner may be: derived from the number, or told by the file.
+/// Time zones of a row's callee: derived from the number, or given by the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Zones {
     Derived(ZoneSet),
@@ -25,7 +25,7 @@ pub(super) enum Zones {
 }
 
 impl Zones {
-    /// The names, separated by spaces; none when nothing is known.
+    /// Names, separated by spaces; none when unknown.
     pub fn names(self) -> Option<String> {
         match self {
             Self::Derived(ZoneSet::UNKNOWN) => None,
@@ -41,14 +41,15 @@ pub(super) struct Row {
     pub id: RowId,
     pub number: E164,
     pub zones: Zones,
-    /// The variables, as the text of a JSON object.
+    /// Variables, as the text of a JSON object.
     pub variables: Vec<u8>,
 }
 
-/// A row that may not, and why.
+/// A rejected row, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[schema(as = Reject)]
 pub struct Reject {
-    /// The line of the file, from 1 with the header; of a request, the record's place, from 1.
+    /// Line of the file, from 1 with the header; in a request, the record's position, from 1.
     #[serde(rename = "row")]
     pub line: i64,
     pub column: String,
@@ -79,7 +80,7 @@ impl Reject {
         }
     }
 
-    /// The same, without the value when that is private. Messages hold none.
+    /// Removes the value when it is private. Messages hold no values.
     pub(super) fn kept_private(mut self, is_private: bool) -> Self {
         if is_private {
             self.value.clear();
@@ -88,11 +89,11 @@ impl Reject {
     }
 }
 
-/// A row of a file that may not be called, with its cells for the error file.
+/// A rejected row of a file, with its cells for the error file.
 #[derive(Debug)]
 pub(super) struct Rejected {
     pub reject: Reject,
-    /// Under [`Columns::repeated`]. One that is too long is cut where it still is too long.
+    /// Cells of [`Columns::repeated`]. One that is too long is cut to one character over the limit.
     pub cells: Vec<String>,
 }
 
@@ -109,7 +110,7 @@ impl Rejected {
         }
     }
 
-    /// The same, without what the row said when that is private.
+    /// Removes the row's values when they are private.
     pub fn kept_private(mut self, is_private: bool) -> Self {
         if is_private {
             self.cells.clear();
@@ -120,28 +121,30 @@ impl Rejected {
         }
     }
 
-    /// What it takes to keep it, about.
+    /// Approximate size in memory.
     pub fn bytes(&self) -> usize {
         let cells: usize = self.cells.iter().map(String::len).sum();
         cells + self.reject.value.len() + self.reject.message.len()
     }
 }
 
-/// What turns raw cells into rows.
+/// Rules that turn raw cells into rows.
 #[derive(Clone, Copy)]
 pub(super) struct Rules<'a> {
     pub limits: &'a Limits,
-    /// The variables that a row must have a value for.
+    /// Variables that a row must have a value for.
     pub spoken: &'a [String],
     pub default_country: Option<Country>,
 }
 
 impl Rules<'_> {
-    /// A record of a file; nothing when it is blank.
+    /// Parses a record of a file; none when it is blank.
     pub fn record(&self, columns: &Columns, record: Record<'_>) -> Result<Option<Row>, Reject> {
         let line = record.line;
         let name = |column: usize| columns.names.get(column).map_or("", String::as_str);
         let cell = |column: usize| columns.cell(record, column);
+
+        // 1. The record as a whole.
         if !record.is_utf8() {
             return Err(Reject::new(
                 line,
@@ -173,15 +176,19 @@ impl Rules<'_> {
                 ),
             ));
         }
+
+        // 2. Its cells.
         let longest = (0..record.len())
             .filter(|&column| !columns.is_reason(column))
             .find_map(|column| Some((column, self.overlong(cell(column))?)));
         if let Some((column, cell)) = longest {
             return Err(self.too_long(line, name(column), cell));
         }
-        let told = columns.zone.map(|column| (name(column), cell(column)));
+
+        // 3. Number, zone and variables.
+        let zone = columns.zone.map(|column| (name(column), cell(column)));
         let (number, zones) =
-            self.destination(line, name(columns.phone), cell(columns.phone), told)?;
+            self.destination(line, name(columns.phone), cell(columns.phone), zone)?;
         self.all_spoken(line, |variable| {
             columns
                 .variables
@@ -194,6 +201,7 @@ impl Rules<'_> {
                 .iter()
                 .map(|(column, variable)| (variable.as_str(), cell(*column).trim())),
         );
+
         Ok(Some(Row {
             id: RowId::new(),
             number,
@@ -202,7 +210,7 @@ impl Rules<'_> {
         }))
     }
 
-    /// The item at `place` of a request. Variables that the batch does not have are left out.
+    /// Parses the item at position `place` of a request, without variables the batch does not have.
     pub fn item(
         &self,
         place: u64,
@@ -211,6 +219,8 @@ impl Rules<'_> {
         variables: &[String],
     ) -> Result<Row, Reject> {
         let known = |name: &String| variables.contains(name);
+
+        // 1. The values.
         for (name, value) in values {
             match value {
                 Value::String(text) if text.contains('\0') => {
@@ -227,11 +237,13 @@ impl Rules<'_> {
                 _ => {}
             }
         }
-        let told = values
+
+        // 2. Number, zone and variables.
+        let zone = values
             .iter()
             .find(|(name, _)| name.eq_ignore_ascii_case(ZONE_COLUMN))
             .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()));
-        let (number, zones) = self.destination(place, PHONE_COLUMN, number, told)?;
+        let (number, zones) = self.destination(place, PHONE_COLUMN, number, zone)?;
         self.all_spoken(place, |variable| match values.get(variable) {
             None | Some(Value::Null) => false,
             Some(Value::String(text)) => !text.trim().is_empty(),
@@ -243,6 +255,7 @@ impl Rules<'_> {
                 .filter(|(name, value)| known(name) && !value.is_null())
                 .map(|(name, value)| (name.as_str(), value)),
         );
+
         Ok(Row {
             id: RowId::new(),
             number,
@@ -256,13 +269,13 @@ impl Rules<'_> {
         line: u64,
         phone_column: &str,
         phone: &str,
-        told: Option<(&str, &str)>,
+        zone: Option<(&str, &str)>,
     ) -> Result<(E164, Zones), Reject> {
         let (number, derived) =
             E164::parse_with_zones(phone, self.default_country).map_err(|error| {
                 Reject::new(line, phone_column, phone, error.code(), error.to_string())
             })?;
-        let zones = match told {
+        let zones = match zone {
             Some((column, text)) if !text.trim().is_empty() => {
                 Zones::Told(Tz::from_str(text.trim()).map_err(|_unknown| {
                     Reject::new(
@@ -270,7 +283,7 @@ impl Rules<'_> {
                         column,
                         text,
                         "unknown_timezone",
-                        "this is not the name of a time zone; write it as in Asia/Kolkata or America/New_York, or leave it empty",
+                        "unknown time zone; use an IANA name such as Asia/Kolkata or America/New_York, or leave it empty",
                     )
                 })?)
             }
@@ -284,7 +297,7 @@ impl Rules<'_> {
             None => Ok(()),
             Some(variable) => {
                 let message = format!(
-                    "there is no value for \"{variable}\", which the agent speaks of; fill it in, or take {{{{{variable}}}}} out of the agent's texts"
+                    "there is no value for \"{variable}\", which the agent uses; fill it in, or remove {{{{{variable}}}}} from the agent's texts"
                 );
                 Err(Reject::new(line, variable, "", "missing_variable", message))
             }
@@ -305,7 +318,7 @@ impl Rules<'_> {
     }
 }
 
-/// Names and values, serialised as an object.
+/// Names and values, serialised as a JSON object.
 struct Pairs<I>(I);
 
 impl<'a, V, I> Serialize for Pairs<I>
@@ -318,7 +331,7 @@ where
     }
 }
 
-/// Texts and scalars under text keys cannot fail to serialise.
+/// Serialises texts and scalars under text keys, which cannot fail.
 fn json(pairs: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(pairs).unwrap_or_else(|_impossible| b"{}".to_vec())
 }

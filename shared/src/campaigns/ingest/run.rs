@@ -1,4 +1,4 @@
-//! The job: reads the stored file chunk by chunk, from wherever the last run came to.
+//! Runs an ingest: reads the stored file chunk by chunk, from the last checkpoint on.
 
 use bytes::Bytes;
 use futures::stream::{Stream, TryStreamExt as _};
@@ -21,12 +21,12 @@ use crate::ids::{BatchId, IngestId, OrgId};
 use crate::phone::Country;
 use crate::store::Store;
 
-/// A chunk ends early at this many bytes of variables and rejected rows.
+/// Bytes of variables and rejected rows at which a chunk ends early.
 const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
-/// After this many records a run lets other tasks have the thread.
+/// Records after which a run yields its thread to other tasks.
 const RECORDS_BETWEEN_YIELDS: usize = 250;
 
-/// What a resumed run needs to go on behind the last committed chunk.
+/// Parameters to resume a run after the last committed chunk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Checkpoint {
     place: Place,
@@ -34,7 +34,7 @@ struct Checkpoint {
     columns: Columns,
 }
 
-/// The ingest as the database has it.
+/// An ingest, as loaded from the database.
 struct Job {
     id: IngestId,
     org: OrgId,
@@ -50,21 +50,21 @@ struct Job {
     is_private: bool,
 }
 
-/// What a chunk's transaction found.
+/// Result of a chunk's transaction.
 enum Committed {
     Yes,
-    /// Another run has come further, or has ended the ingest.
+    /// Another run has moved the checkpoint, or has ended the ingest.
     Overtaken,
     Refused(Failure),
 }
 
-/// Runs an ingest to its end, or until `stop`. A job has no principal, so this takes no scope:
-/// the ingest was made by somebody who might.
+/// Runs an ingest to its end, or until `stop`. A job has no principal, so this takes no scope: the
+/// upload was authorised.
 ///
 /// # Errors
-/// [`Error::NotFound`] when the ingest has vanished, with its batch. Everything else is
-/// retryable, including [`Error::Busy`] after `stop`: the next run resumes. A file that can
-/// never be read, or a batch that takes no rows, is not an error but a failure in [`Finished`].
+/// [`Error::NotFound`] when the ingest was deleted with its batch. Everything else is retryable,
+/// including [`Error::Busy`] after `stop`: the next run resumes. An unreadable file, or a batch
+/// that has started, is not an error but a failure in [`Finished`].
 pub async fn run_unscoped(
     pool: &PgPool,
     store: &Store,
@@ -75,17 +75,19 @@ pub async fn run_unscoped(
     let mut file_key: Option<String> = None;
     loop {
         let job = match (load(pool, ingest).await, file_key) {
-            // The batch was deleted with the ingest right behind the last chunk.
+            // The batch was deleted with the ingest after the last chunk.
             (Err(Error::NotFound(noun)), Some(file_key)) => {
                 files::remove(pool, store, ingest, &file_key).await?;
                 return Err(Error::NotFound(noun));
             }
             (job, _) => job?,
         };
+
         if matches!(job.state, State::Completed | State::Failed) {
             files::remove(pool, store, ingest, &job.file_key).await?;
             return Ok(job.finished);
         }
+
         if let Err(failure) = Box::pin(pass(pool, store, limits, &job, stop)).await? {
             fail(&mut *pool.acquire().await?, ingest, &failure).await?;
         }
@@ -93,7 +95,7 @@ pub async fn run_unscoped(
     }
 }
 
-/// Goes through the file until it ends, fails, or another run has overtaken this one.
+/// Ingests the file until it ends, fails, or another run has overtaken this one.
 async fn pass(
     pool: &PgPool,
     store: &Store,
@@ -101,6 +103,7 @@ async fn pass(
     job: &Job,
     stop: &CancellationToken,
 ) -> Result<Result<(), Failure>> {
+    // 1. Open the file at the checkpoint.
     let checkpoint = match &job.checkpoint {
         Some(checkpoint) => checkpoint.clone(),
         None => match begin(pool, store, limits, job).await? {
@@ -122,23 +125,28 @@ async fn pass(
         spoken: &job.spoken,
         default_country: job.default_country,
     };
+
+    // 2. Read and commit chunk after chunk.
     let mut from = checkpoint;
     loop {
         if stop.is_cancelled() {
             return Err(Error::Busy(
-                "the ingest was asked to stop; its next run goes on behind the last chunk".into(),
+                "the ingest was stopped; its next run resumes after the last chunk".into(),
             ));
         }
+
         let chunk = match Chunk::read(&mut records, &from.columns, rules).await {
             Ok(chunk) => chunk,
             Err(Error::NotFound(_)) => return Ok(Err(file_missing())),
             Err(error) => return Err(error),
         };
+
         write::resolve_zones(&mut *pool.acquire().await?, &chunk.rows, &mut zone_ids).await?;
         let to = Checkpoint {
             place: records.parser.place(),
             ..from.clone()
         };
+
         let (write, end) = Write::new(job, chunk, &zone_ids, (&from, &to))?;
         match write.commit_in_a_task(pool, limits).await? {
             Committed::Yes => from = to,
@@ -171,10 +179,12 @@ async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
     .fetch_optional(pool)
     .await?
     .ok_or(Error::NotFound("Ingest"))?;
+
     let failure = row.failure_code.map(|code| Failure {
         code: code.into(),
         message: row.failure_message.unwrap_or_default(),
     });
+
     Ok(Job {
         id: ingest,
         org: row.org_id,
@@ -209,6 +219,7 @@ async fn begin(
     limits: &Limits,
     job: &Job,
 ) -> Result<Result<Checkpoint, Failure>> {
+    // 1. Read the header.
     let head = match read_head(store, &job.file_key).await {
         Ok(head) => head,
         Err(Error::NotFound(_)) => return Ok(Err(file_missing())),
@@ -223,6 +234,9 @@ async fn begin(
         Ok(opening) => opening,
         Err(failure) => return Ok(Err(failure)),
     };
+
+    // 2. Write the first checkpoint, unless another run has written one; then this run is
+    // overtaken at its first commit.
     let checkpoint = Checkpoint {
         place,
         delimiter,
@@ -262,7 +276,7 @@ async fn read_head(store: &Store, key: &str) -> Result<Vec<u8>> {
 fn file_missing() -> Failure {
     Failure::new(
         "file_missing",
-        "the uploaded file is no longer in the store; upload it again, rows that are in the batch already are skipped",
+        "the uploaded file is no longer in the store; upload it again: rows that were added already count as duplicates",
     )
 }
 
@@ -273,7 +287,7 @@ struct Chunk {
     end: End,
 }
 
-/// Why a chunk ends.
+/// The reason why a chunk ends.
 enum End {
     Full,
     OfFile,
@@ -292,6 +306,7 @@ impl Chunk {
         };
         let mut bytes = 0;
         let mut read = 0_usize;
+
         while chunk.rows.len() + chunk.rejects.len() < rules.limits.chunk_rows
             && bytes < MAX_CHUNK_BYTES
         {
@@ -306,6 +321,7 @@ impl Chunk {
                     break;
                 }
             }
+
             let record = records.parser.record();
             match rules.record(columns, record) {
                 Ok(Some(row)) => {
@@ -319,16 +335,18 @@ impl Chunk {
                     chunk.rejects.push(rejected);
                 }
             }
+
             read += 1;
             if read.is_multiple_of(RECORDS_BETWEEN_YIELDS) {
                 tokio::task::yield_now().await;
             }
         }
+
         Ok(chunk)
     }
 }
 
-/// A chunk, ready to be committed, and the place it was read from.
+/// A chunk, ready to be committed, with the checkpoint it was read from.
 struct Write {
     ingest: IngestId,
     org: OrgId,
@@ -366,8 +384,8 @@ impl Write {
         Ok((write, chunk.end))
     }
 
-    /// Commits in a task of its own, so that a run which is dropped meanwhile does not break
-    /// off a COPY; see [`write`].
+    /// Commits in a task of its own, so that a dropped run does not interrupt a COPY; see
+    /// [`write`].
     async fn commit_in_a_task(self, pool: &PgPool, limits: &Limits) -> Result<Committed> {
         let (pool, limits) = (pool.clone(), *limits);
         let task = async move { self.commit(&pool, &limits).await };
@@ -376,9 +394,11 @@ impl Write {
             .map_err(|panic| Error::Unexpected(panic.into()))?
     }
 
-    /// Puts the chunk into the batch and moves the checkpoint, or does neither.
+    /// Inserts the chunk into the batch and moves the checkpoint, or does neither.
     async fn commit(self, pool: &PgPool, limits: &Limits) -> Result<Committed> {
         let mut tx = pool.begin().await?;
+
+        // 1. Lock the batch, then the ingest.
         let next_row_no = match write::lock_batch(&mut tx, self.org, self.batch).await {
             Ok(next_row_no) => next_row_no,
             Err(Error::Conflict { code, detail }) => {
@@ -386,7 +406,7 @@ impl Write {
             }
             Err(error) => return Err(error),
         };
-        let standing = sqlx::query!(
+        let ingest = sqlx::query!(
             r#"select state as "state: State", checkpoint
              from ingests
              where id = $1
@@ -396,14 +416,15 @@ impl Write {
         .fetch_optional(&mut *tx)
         .await?
         .ok_or(Error::NotFound("Ingest"))?;
-        // What it says is compared and not its text, which other versions write otherwise.
-        let checkpoint = standing
-            .checkpoint
-            .map(serde_json::from_value)
-            .transpose()?;
-        if standing.state != State::Running || checkpoint != Some(self.from.clone()) {
+
+        // 2. Stop unless the checkpoint is still the one this chunk was read from. Values are
+        // compared, since other versions may serialise them differently.
+        let checkpoint = ingest.checkpoint.map(serde_json::from_value).transpose()?;
+        if ingest.state != State::Running || checkpoint != Some(self.from.clone()) {
             return Ok(Committed::Overtaken);
         }
+
+        // 3. Insert rows and rejects.
         let mut inserted = 0;
         if self.rows > 0 {
             write::stage_by_copy(&mut tx, &self.copy_data).await?;
@@ -414,6 +435,8 @@ impl Write {
             }
         }
         write::insert_rejects(&mut tx, self.ingest, &self.rejects).await?;
+
+        // 4. Move the counts and the checkpoint, and commit.
         self.advance(&mut tx, inserted).await?;
         fault::point("ingest.uncommitted");
         tx.commit().await?;

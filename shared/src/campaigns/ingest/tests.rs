@@ -41,7 +41,7 @@ fn lines(text: &str) -> Vec<u64> {
 }
 
 #[test]
-fn every_record_knows_its_line() {
+fn every_record_has_its_line() {
     assert_eq!(lines("a\nb\nc\n"), [1, 2, 3]);
     assert_eq!(lines("a\nb\nc"), [1, 2, 3]);
     assert_eq!(lines("a\r\nb\r\n\r\n\r\nc\r\n"), [1, 2, 5]);
@@ -64,7 +64,7 @@ fn quotes_are_read_as_spreadsheets_write_them() {
 }
 
 #[test]
-fn a_record_without_end_is_a_fault_that_names_its_line() {
+fn an_endless_record_is_a_fault_with_its_line() {
     let max_bytes = LIMITS.max_record_bytes();
     for endless in ["x", ",", "\"\"", "x\ny"] {
         let bomb = "a\nb\n\"c".to_owned() + &endless.repeat(10 * max_bytes);
@@ -156,10 +156,10 @@ fn a_good_row_is_normalised() {
     assert_eq!(row.zones.names().unwrap(), "Asia/Calcutta");
     let short = check(b"+919876543210").unwrap().unwrap();
     assert_eq!(variables(&short), json!({"name": "", "city": ""}));
-    let told = check(b"+919876543210,,, America/New_York \n")
+    let given = check(b"+919876543210,,, America/New_York \n")
         .unwrap()
         .unwrap();
-    assert_eq!(told.zones, Zones::Told(chrono_tz::America::New_York));
+    assert_eq!(given.zones, Zones::Told(chrono_tz::America::New_York));
     let satellite = check(b"+881631234567").unwrap().unwrap();
     assert_eq!(satellite.zones.names(), None);
 }
@@ -172,7 +172,7 @@ fn a_blank_row_is_no_row() {
 }
 
 #[test]
-fn a_bad_row_says_where_and_what_to_do() {
+fn a_reject_names_the_column_and_a_remedy() {
     for (row, code, column, hint) in [
         (
             b",Asha,Pune\n".as_slice(),
@@ -216,13 +216,14 @@ fn a_bad_row_says_where_and_what_to_do() {
         );
         assert!(reject.message.contains(hint), "{reject:?}");
     }
+
     // Twenty characters of four bytes each are within the limit.
     let wide = "+919876543210,".to_owned() + &"😀".repeat(20);
     assert!(check(wide.as_bytes()).unwrap().is_some());
 }
 
 #[test]
-fn an_item_of_a_request_obeys_the_same_rules() {
+fn an_item_of_a_request_follows_the_same_rules() {
     let rules = Rules {
         limits: &LIMITS,
         spoken: &[],
@@ -233,6 +234,7 @@ fn an_item_of_a_request_obeys_the_same_rules() {
         let record: Record = serde_json::from_value(values).unwrap();
         rules.item(7, &record.to_phonenumber, &record.variables, &known)
     };
+
     let row = item(json!({
         "to_phonenumber": "+91 98765 43210", "name": "Asha", "age": 41, "other": [1], "TimeZone": "Asia/Tokyo"
     }))
@@ -241,6 +243,7 @@ fn an_item_of_a_request_obeys_the_same_rules() {
     assert_eq!(row.zones.names().unwrap(), "Asia/Tokyo");
     let null = item(json!({"to_phonenumber": "+919876543210", "name": null})).unwrap();
     assert_eq!(variables(&null), json!({}));
+
     for (values, code) in [
         (json!({"to_phonenumber": "98765 43210"}), "missing_country"),
         (
@@ -266,7 +269,7 @@ fn an_item_of_a_request_obeys_the_same_rules() {
 }
 
 #[test]
-fn only_variables_that_the_agent_speaks_of_need_a_value() {
+fn only_variables_that_the_agent_uses_need_a_value() {
     let variables = ["name".to_owned(), "city".to_owned()];
     let spoken = super::spoken(["Hi {{ name }}, {{unknown}}", ""], &variables);
     assert_eq!(spoken, ["name"]);
@@ -296,7 +299,7 @@ fn only_variables_that_the_agent_speaks_of_need_a_value() {
 }
 
 #[test]
-fn the_number_and_the_zone_are_not_among_the_columns_that_are_counted() {
+fn number_and_zone_do_not_count_as_variable_columns() {
     let most = ["to_phonenumber", "a", "b", "c", "d", "e", "timezone"];
     assert_eq!(columns(&most).names, most);
     let head = most.join(",") + ",f\n";
@@ -309,7 +312,7 @@ fn the_number_and_the_zone_are_not_among_the_columns_that_are_counted() {
 }
 
 #[test]
-fn a_header_on_the_edge_of_the_first_bytes_is_found() {
+fn a_header_without_a_line_break_is_found() {
     let Opening { place, .. } = header::open(b"to_phonenumber", &[], &LIMITS).unwrap();
     assert_eq!(place.offset, 14);
 }

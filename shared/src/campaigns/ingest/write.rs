@@ -1,11 +1,11 @@
-//! Rows go into the batch: staged in a temporary table, inserted from there in one statement.
+//! Inserts rows into the batch: staged in a temporary table, then inserted in one statement.
 //!
-//! The batch's row is locked first and always first, so that two writers of one batch take
-//! turns and none of them adds a row once the batch has started.
+//! The batch's row is always locked first, so that writers of one batch wait for each other and
+//! none adds a row once the batch has started.
 //!
 //! A chunk of a file is staged by COPY, which is a little faster than bound arrays and needs no
 //! second copy of the rows. The driver's COPY must not be dropped halfway, or the connection
-//! returns to the pool out of step; a request's future may be dropped at any await, so its few
+//! returns to the pool out of sync; a request's future may be dropped at any await, so its few
 //! rows are staged as arrays.
 
 use std::borrow::Cow;
@@ -19,7 +19,7 @@ use crate::campaigns::batches::already_started;
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, RowId};
 
-/// The compile-time checker cannot see temporary tables, so the statements on this one are
+/// Temporary tables are unknown to the compile-time checker, so the statements on this one are
 /// plain texts.
 const CREATE_STAGE: &str = "
     create temporary table ingest_stage (
@@ -29,7 +29,7 @@ const CREATE_STAGE: &str = "
         variable_values jsonb not null,
         zone_set_id     integer
     ) on commit delete rows";
-/// Jobs and requests take turns on a connection, each in its own role.
+/// Jobs and requests use the same connections, each in its own role.
 const SHARE_STAGE: &str = "grant all on ingest_stage to peal_system, peal_tenant";
 /// A second writer in one transaction would find the first one's rows.
 const CLEAR_STAGE: &str = "delete from ingest_stage";
@@ -48,14 +48,14 @@ const INSERT_STAGED: &str = "
     order by ordinal
     on conflict (batch_id, to_phonenumber) do nothing";
 
-/// How many rows went in, or why none may.
+/// Number of inserted rows, or the reason why none may be.
 pub(super) type Outcome = Result<i64, Failure>;
 
-/// The numbers of the zone sets that were looked up already.
+/// Ids of the zone sets that were looked up already.
 pub(super) type ZoneIds = HashMap<Zones, i32>;
 
-/// Locks the batch against a start and against other writers, until the transaction ends, and
-/// answers its next row number.
+/// Locks the batch against a start and against other writers until the transaction ends. Returns
+/// its next row number.
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] when it has started.
@@ -134,8 +134,8 @@ async fn prepare_stage(db: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Adds the `staged` rows to the locked batch. When the answer is a failure the transaction
-/// must be rolled back.
+/// Inserts the `staged` rows into the locked batch. After a failure the transaction must be rolled
+/// back.
 pub(super) async fn insert_staged(
     db: &mut PgConnection,
     (org, batch): (OrgId, BatchId),
@@ -143,6 +143,7 @@ pub(super) async fn insert_staged(
     staged: i64,
     limits: &Limits,
 ) -> Result<Outcome> {
+    // 1. Insert, without duplicates.
     let inserted = sqlx::query(INSERT_STAGED)
         .bind(org)
         .bind(batch)
@@ -154,6 +155,8 @@ pub(super) async fn insert_staged(
     if inserted == 0 {
         return Ok(Ok(0));
     }
+
+    // 2. Move the next row number, and compare the total with the limit.
     let total = sqlx::query_scalar!(
         r#"with numbered as (
              update call_batches
@@ -177,16 +180,18 @@ pub(super) async fn insert_staged(
             ),
         )));
     }
+
     Ok(Ok(inserted))
 }
 
-/// The rows in the binary format of COPY: a signature, then for each row its number of fields
+/// Encodes rows in the binary format of COPY: a signature, then for each row its number of fields
 /// and each field's length and bytes, then -1.
 pub(super) fn copy_data(rows: &[Row], zone_ids: &ZoneIds) -> Vec<u8> {
     const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
     const FIELDS: i16 = 5;
     const NULL: i32 = -1;
     const JSONB_VERSION: u8 = 1;
+
     let payload: usize = rows.iter().map(|row| row.variables.len() + 96).sum();
     let mut data = Vec::with_capacity(payload + 32);
     data.extend_from_slice(SIGNATURE);
@@ -213,13 +218,14 @@ fn field(data: &mut Vec<u8>, parts: &[&[u8]]) {
     }
 }
 
-/// Looks up the rows' zone sets that are not known yet, and adds those that nobody had before.
-/// New ones are added in the order of their names, so that two writers cannot deadlock.
+/// Looks up the zone sets of rows that are not in `zone_ids` yet, and inserts missing ones in the
+/// order of their names, so that two writers cannot deadlock.
 pub(super) async fn resolve_zones(
     db: &mut PgConnection,
     rows: &[Row],
     zone_ids: &mut ZoneIds,
 ) -> Result<()> {
+    // 1. Collect the sets that are not looked up yet.
     let mut wanted: HashMap<String, Vec<Zones>> = HashMap::new();
     for row in rows {
         if zone_ids.contains_key(&row.zones) {
@@ -235,6 +241,8 @@ pub(super) async fn resolve_zones(
     if wanted.is_empty() {
         return Ok(());
     }
+
+    // 2. Insert the missing ones, then read all.
     let names: Vec<String> = wanted.keys().cloned().collect();
     sqlx::query!(
         "insert into zone_sets (zones)
@@ -255,6 +263,7 @@ pub(super) async fn resolve_zones(
     )
     .fetch_all(db)
     .await?;
+
     for set in found {
         for zones in wanted.remove(&set.names).unwrap_or_default() {
             zone_ids.insert(zones, set.id);
@@ -263,7 +272,7 @@ pub(super) async fn resolve_zones(
     Ok(())
 }
 
-/// Keeps the rejected rows of a chunk.
+/// Stores the rejected rows of a chunk.
 pub(super) async fn insert_rejects(
     db: &mut PgConnection,
     ingest: IngestId,
@@ -272,6 +281,7 @@ pub(super) async fn insert_rejects(
     if rejected.is_empty() {
         return Ok(());
     }
+
     let rejects = || rejected.iter().map(|rejected| &rejected.reject);
     let lines: Vec<i64> = rejects().map(|reject| reject.line).collect();
     let columns: Vec<&str> = rejects().map(|reject| reject.column.as_str()).collect();
@@ -282,6 +292,7 @@ pub(super) async fn insert_rejects(
         .iter()
         .map(|rejected| serde_json::to_string(&rejected.cells))
         .collect::<Result<Vec<String>, _>>()?;
+
     sqlx::query!(
         "insert into ingest_rejects (ingest_id, line, column_name, value, code, message, cells)
          select $1, line, column_name, value, code, message, cells::jsonb

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn ordinary_urls_are_read() {
+fn ordinary_urls_are_accepted() {
     for text in [
         "https://example.com",
         "https://api.example.com:8443/v1/leads?source=peal",
@@ -13,7 +13,7 @@ fn ordinary_urls_are_read() {
     }
 }
 
-/// Ways to write an address that is closed, or that may be read otherwise.
+/// URLs of closed or ambiguously written addresses.
 const TRICKS: [&str; 65] = [
     "http://example.com",
     "ftp://example.com",
@@ -52,7 +52,7 @@ const TRICKS: [&str; 65] = [
     "https://2130706433",
     "https://0177.0.0.1",
     "https://017700000001",
-    // Public, but written so that others may read it otherwise.
+    // Public, but in a form that other parsers may read differently.
     "https://0x08080808",
     "https://134744072",
     "https://010.8.8.8",
@@ -84,7 +84,7 @@ const TRICKS: [&str; 65] = [
 ];
 
 #[test]
-fn every_trick_with_the_text_is_refused() {
+fn closed_and_ambiguous_urls_are_refused() {
     for text in TRICKS {
         assert!(Policy::default().target(text).is_err(), "{text}");
     }
@@ -93,7 +93,7 @@ fn every_trick_with_the_text_is_refused() {
 }
 
 #[test]
-fn an_installation_opens_and_closes_what_it_says() {
+fn settings_open_and_close_ports_and_networks() {
     let policy = Policy::default()
         .with_http()
         .with_ports("443,9000-9100")
@@ -102,6 +102,7 @@ fn an_installation_opens_and_closes_what_it_says() {
         .without(&"https://peal.example.com/".parse().unwrap())
         .without(&"postgres://u:p@db.example.com/peal".parse().unwrap())
         .without(&"redis://10.20.0.9".parse().unwrap());
+
     for open in [
         "http://example.com",
         "http://10.20.0.1:9000",
@@ -121,9 +122,12 @@ fn an_installation_opens_and_closes_what_it_says() {
     ] {
         assert!(policy.target(closed).is_err(), "{closed}");
     }
+
+    // This installation's own services stay closed.
     let wide = policy.with_ports("1-65535").unwrap();
     assert!(wide.target("http://db.example.com:5432").is_err());
     assert!(wide.target("http://10.20.0.9:6379").is_err());
+
     for odd in ["", "x", "0", "9-1", "70000", "443,"] {
         assert!(Policy::default().with_ports(odd).is_err(), "{odd}");
     }

@@ -1,5 +1,5 @@
-//! What a verified callback says. Status callbacks are numbered, so that the same one said
-//! twice has the same key; the other kinds say one thing each.
+//! Reading verified callbacks. Status callbacks are numbered, so that a repeated one has the same
+//! key; the other kinds report one fact each.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::words::{self, Signs};
 use crate::error::{Error, Result};
 use crate::telephony::{Addressed, CallEvent, CallStatus, Callback, CallbackKind};
 
-/// Reads a callback that came in on a URL of the given kind.
+/// Reads a callback that arrived at a URL of the given kind.
 pub(super) fn read(kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEvent> {
     let fields = Fields::of(callback)?;
     let call = fields.call_sid()?;
@@ -23,7 +23,7 @@ pub(super) fn read(kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEv
     }
 }
 
-/// The account and the call that a callback names.
+/// Account and call named in a callback.
 pub(super) fn addressed(callback: &Callback<'_>) -> Option<Addressed> {
     let fields = Fields::of(callback).ok()?;
     Some(Addressed {
@@ -32,7 +32,7 @@ pub(super) fn addressed(callback: &Callback<'_>) -> Option<Addressed> {
     })
 }
 
-/// Whether a callback's body is an HTML form.
+/// True when a callback's body is an HTML form.
 pub(super) fn is_form(callback: &Callback<'_>) -> bool {
     let kind = callback.content_type.unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default();
@@ -40,7 +40,7 @@ pub(super) fn is_form(callback: &Callback<'_>) -> bool {
         .eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
-/// The pairs of a form.
+/// Pairs of a form.
 pub(super) fn form(body: &[u8]) -> impl Iterator<Item = (String, String)> {
     form_urlencoded::parse(body).map(|(name, value)| (name.into_owned(), value.into_owned()))
 }
@@ -49,16 +49,19 @@ fn status(fields: &Fields, call: String) -> Result<CallEvent> {
     let word = fields.required("CallStatus")?;
     let source = fields.get("CallbackSource").unwrap_or_default();
     // Twilio numbers the events of a call in the order in which they happened.
-    let said = fields.get("SequenceNumber").unwrap_or(word);
-    let dedup_key = format!("{call}|{source}|{said}");
+    let sequence = fields.get("SequenceNumber").unwrap_or(word);
+    let dedup_key = format!("{call}|{source}|{sequence}");
+
     let error_code = fields.get("ErrorCode");
     let signs = Signs {
         sip_code: fields.sip_code(),
         error_code: error_code.and_then(|code| code.parse().ok()),
         answered_by: fields.get("AnsweredBy").and_then(words::answered_by),
     };
+
     let (outcome, reason) = words::ending(word, signs).unzip();
     let price = fields.get("Price").and_then(amount);
+
     Ok(CallEvent {
         carrier_call_id: Some(call),
         dedup_key,
@@ -105,7 +108,7 @@ fn recording(fields: &Fields, call: String) -> Result<CallEvent> {
     })
 }
 
-/// Twilio fetches the document of an outbound call once it was answered.
+/// Twilio fetches the answer document of an outbound call only after an answer.
 fn answer(fields: &Fields, call: String) -> CallEvent {
     CallEvent {
         carrier_call_id: Some(call),
@@ -117,7 +120,7 @@ fn answer(fields: &Fields, call: String) -> CallEvent {
     }
 }
 
-/// The parameters of a callback. Empty ones count as absent, and the first of several wins.
+/// Parameters of a callback. Empty ones count as absent, and the first of several wins.
 struct Fields(HashMap<String, String>);
 
 impl Fields {
@@ -338,6 +341,7 @@ mod tests {
             );
             assert!(rejected, "{body}: {error}");
         }
+
         let url = Url::parse("https://dialer.example.com/a").unwrap();
         let body = Bytes::from(format!("{{\"CallSid\":\"{CALL}\"}}"));
         let json = Callback {

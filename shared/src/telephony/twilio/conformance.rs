@@ -1,4 +1,4 @@
-//! Every field we send against Twilio's published OpenAPI document, where one is at hand:
+//! Check of every sent field against Twilio's published OpenAPI document, if present:
 //! `PEAL_SPECS_DIR` names the directory that holds `twilio_api_v2010.json`.
 
 use serde_json::Value;
@@ -69,7 +69,7 @@ fn every_status_of_the_published_specification_is_known() {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the setting of a test, not of Peal"
+    reason = "a setting of this test, not of Peal"
 )]
 fn specification() -> Option<Value> {
     let Ok(directory) = std::env::var("PEAL_SPECS_DIR") else {
@@ -86,7 +86,7 @@ fn schema(spec: &Value, path: &str) -> Value {
     body["content"]["application/x-www-form-urlencoded"]["schema"].clone()
 }
 
-/// Whether a value, as the text of a form, is one of the schema's.
+/// Asserts that a value, as the text of a form field, conforms to the schema.
 fn check(spec: &Value, schema: &Value, name: &str, value: &str) {
     assert!(schema.is_object(), "{name} is not in the specification");
     if let Some(reference) = schema["$ref"].as_str() {

@@ -1,4 +1,4 @@
-//! Creating a call: one request, and a verdict on whatever comes back.
+//! Creating a call: one request, and the classification of its response.
 //!
 //! ```text
 //! 2xx with a call id                                    accepted
@@ -7,8 +7,8 @@
 //! anything else                                         unknown
 //! ```
 //!
-//! The request has no retry of any kind and follows no redirect; an HTTP client that repeats
-//! it rings somebody twice.
+//! The request has no retry of any kind and follows no redirect: a repeated request would call
+//! the person twice.
 
 use reqwest::{Client, StatusCode};
 use url::Url;
@@ -20,21 +20,21 @@ use crate::telephony::{Account, NewCall, Placement};
 /// Twilio's longest ring time.
 const MAX_RING_TIMEOUT_SECS: u32 = 600;
 
-/// The progress we ask to hear of. The earliest is what resolves a create request whose
-/// answer was lost.
+/// Progress events to be called back for. The earliest resolves a create request whose response
+/// was lost.
 const STATUS_EVENTS: [&str; 4] = ["initiated", "ringing", "answered", "completed"];
 
 /// Connection overrides of callback URLs: five retries, on every kind of failure. Twilio
 /// reads the fragment and never sends it.
 const RETRY_EVERYTHING: &str = "rc=5&rp=all";
 
-/// More concurrent API requests than the account may make; documented as not processed.
+/// Error for too many concurrent API requests; documented as not processed.
 const TOO_MANY_REQUESTS: u64 = 20429;
 
-/// More concurrent calls than the account may have; the call is rejected, not queued.
+/// Error for too many concurrent calls; the call is rejected, not queued.
 const TOO_MANY_CALLS: u64 = 10004;
 
-/// Asks Twilio to dial.
+/// Creates a call at Twilio.
 pub(super) async fn create(client: &Client, account: &Account, call: &NewCall) -> Placement {
     let Some(url) = wire::address(account, &["Calls.json"]) else {
         return Placement::Deferred {
@@ -47,7 +47,7 @@ pub(super) async fn create(client: &Client, account: &Account, call: &NewCall) -
     classify(wire::exchange(request).await)
 }
 
-/// The fields of the request, in the order of Twilio's reference.
+/// Fields of the request, in the order of Twilio's reference.
 pub(super) fn form(call: &NewCall) -> Vec<(&'static str, String)> {
     let mut fields = vec![
         ("To", call.to.as_str().to_owned()),
@@ -57,12 +57,15 @@ pub(super) fn form(call: &NewCall) -> Vec<(&'static str, String)> {
         ("StatusCallback", callback_url(&call.status_url)),
         ("StatusCallbackMethod", "POST".to_owned()),
     ];
+
     for event in STATUS_EVENTS {
         fields.push(("StatusCallbackEvent", event.to_owned()));
     }
+
     let ring_timeout_secs = call.ring_timeout_secs.min(MAX_RING_TIMEOUT_SECS);
     fields.push(("Timeout", ring_timeout_secs.to_string()));
     fields.push(("TimeLimit", call.max_duration_secs.to_string()));
+
     if let Some(url) = &call.machine_detection_url {
         // Asynchronous: otherwise the person hears silence until the verdict.
         fields.push(("MachineDetection", "Enable".to_owned()));
@@ -70,12 +73,14 @@ pub(super) fn form(call: &NewCall) -> Vec<(&'static str, String)> {
         fields.push(("AsyncAmdStatusCallback", callback_url(url)));
         fields.push(("AsyncAmdStatusCallbackMethod", "POST".to_owned()));
     }
+
     if let Some(url) = &call.recording_url {
         fields.push(("Record", "true".to_owned()));
         fields.push(("RecordingStatusCallback", callback_url(url)));
         fields.push(("RecordingStatusCallbackMethod", "POST".to_owned()));
         fields.push(("RecordingStatusCallbackEvent", "completed".to_owned()));
     }
+
     fields
 }
 
@@ -85,7 +90,7 @@ fn callback_url(url: &Url) -> String {
     url.into()
 }
 
-/// What a reply, or the lack of one, proves.
+/// Decides what a reply, or its absence, proves.
 pub(super) fn classify(result: Result<Reply, Failure>) -> Placement {
     let reply = match result {
         Ok(reply) => reply,
@@ -98,12 +103,14 @@ pub(super) fn classify(result: Result<Reply, Failure>) -> Placement {
         }
         Err(Failure::Lost(detail)) => return Placement::Unknown { detail },
     };
+
     let status = reply.status;
     if status.is_success() {
         return accepted(&reply).unwrap_or_else(|| Placement::Unknown {
             detail: format!("HTTP {status} without a call id"),
         });
     }
+
     match reply.fault() {
         Some(fault) if proves_nothing_ran(status, fault.code) => Placement::Deferred {
             proof: format!("HTTP {status}, code {}: {}", fault.code, fault.message),
@@ -115,7 +122,7 @@ pub(super) fn classify(result: Result<Reply, Failure>) -> Placement {
             detail: format!("HTTP {status}, code {}: {}", fault.code, fault.message),
         },
         None => Placement::Unknown {
-            detail: format!("HTTP {status} that is not an error of Twilio's"),
+            detail: format!("HTTP {status} without a Twilio error"),
         },
     }
 }
@@ -137,8 +144,8 @@ fn refused(status: StatusCode, fault: Fault) -> Placement {
     }
 }
 
-/// A client error that is about the request itself. The others speak of the connection's
-/// timing, and a gateway may send them while the request is being processed.
+/// True for a client error about the request itself. The others are about the connection's
+/// timing, and a gateway may send them while the request is processed.
 fn is_definite(status: StatusCode) -> bool {
     status.is_client_error() && !matches!(status.as_u16(), 408 | 409 | 425 | 429)
 }

@@ -1,4 +1,4 @@
-//! A listener on loopback that answers by script and keeps what it was sent.
+//! Fake Twilio: a listener on loopback that answers by a script and records its requests.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,13 +15,13 @@ pub(super) const ACCOUNT_SID: &str = "AC00000000000000000000000000000001";
 pub(super) const CALL_SID: &str = "CA00000000000000000000000000000002";
 pub(super) const TOKEN: &str = "000102030405060708090a0b0c0d0e0f";
 
-/// What the listener does with the next request, once it has read all of it.
+/// Response of the listener to the next request, after it has read all of it.
 pub(super) enum Act {
     /// Answers and closes.
     Answer(u16, &'static str, Value),
     /// Answers and waits for another request on the same connection.
     AnswerAndStay(u16, Value),
-    /// Closes without a word.
+    /// Closes without an answer.
     Drop,
     /// Sends the head of an answer and half of its body, then closes.
     Break,
@@ -62,19 +62,20 @@ pub(super) struct Fake {
 }
 
 impl Fake {
-    /// Listens, and plays the script request by request. A request behind its end is dropped
-    /// without an answer, and counted.
+    /// Listens, and answers one request after another by the script. A request after its end is
+    /// recorded and dropped without an answer.
     pub async fn playing(script: Vec<Act>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let kept = requests.clone();
+        let recorded = requests.clone();
+
         tokio::spawn(async move {
             let mut script = script.into_iter();
             let mut held = Vec::new();
             while let Ok((mut stream, _)) = listener.accept().await {
                 while let Some(request) = read(&mut stream).await {
-                    kept.lock().unwrap().push(request);
+                    recorded.lock().unwrap().push(request);
                     let act = script.next().unwrap_or(Act::Drop);
                     if matches!(act, Act::Hang) {
                         held.push(stream);
@@ -101,7 +102,7 @@ impl Fake {
     }
 }
 
-/// Plays one act. Whether the connection stays open.
+/// Answers by one step of the script; true when the connection stays open.
 async fn play(stream: &mut TcpStream, act: Act) -> bool {
     let (stays, text) = match act {
         Act::Answer(status, headers, body) => {
@@ -128,7 +129,7 @@ async fn play(stream: &mut TcpStream, act: Act) -> bool {
     stays
 }
 
-/// One request, whole; `None` when the client has no more.
+/// Reads one complete request; `None` when the client sends no more.
 async fn read(stream: &mut TcpStream) -> Option<Request> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];

@@ -1,21 +1,21 @@
 //! Twilio Programmable Voice, over its REST API of 2010-04-01 and TwiML.
 //!
-//! What shapes this adapter:
+//! Constraints of this adapter:
 //!
-//! - Creating a call has no idempotency key, so its request leaves at most once (`create`)
+//! - Creating a call has no idempotency key, so its request is sent at most once (`create`)
 //!   and the call's id and token travel in the callback URLs instead.
 //! - Above its rate Twilio does not refuse: it queues for up to a day. Pacing is the caller's
-//!   duty, and a campaign that stops must end what is still queued.
+//!   duty, and a campaign that stops must end the calls that are still queued.
 //! - Status callbacks arrive out of order, are numbered by `SequenceNumber`, and are lost for
-//!   good after 15 seconds of trouble on our side, so every call is also polled
-//!   (`records`). Prices are known later than the final status, which is why a record that
-//!   became richer is an event of its own.
+//!   good after 15 seconds of failures on Peal's side, so every call is also polled
+//!   (`records`). Prices are known later than the final status, which is why a record with
+//!   more values is an event of its own.
 //!
-//! The files: `create` places a call and judges the answer; `records` reads and ends
-//! calls; `standing` asks whether an account is good; `signature` and `callback` take what Twilio sends us; `twiml` writes what it
-//! fetches; `words` translates its vocabulary; `wire` is the HTTP they share. Webhooks
-//! signed with Twilio's newer shared keys (HMAC-SHA256) are not accepted: their settings
-//! header is not part of a [`Callback`].
+//! The files: `create` places a call and classifies the response; `records` reads and ends
+//! calls; `standing` checks an account; `signature` and `callback` verify and read callbacks;
+//! `twiml` writes answer documents; `words` translates Twilio's vocabulary; `wire` is the shared
+//! HTTP. Webhooks signed with Twilio's newer shared keys (HMAC-SHA256) are not accepted: their
+//! settings header is not part of a [`Callback`].
 
 mod callback;
 mod create;
@@ -45,16 +45,16 @@ use super::{
 };
 use crate::error::Result;
 
-/// The name of this vendor in errors.
+/// Name of the vendor in errors.
 const SERVICE: &str = "twilio";
 
-/// How long a create request may take before its fate counts as unknown.
+/// Timeout of a create request, after which its result counts as unknown.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// How long one request to Twilio's records may take.
+/// Timeout of one request to Twilio's records.
 const RECORDS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The adapter. Two clients, so that slow lists never hold up the placing of calls.
+/// Twilio's adapter. It has two clients, so that slow lists never delay create requests.
 #[derive(Clone, Debug)]
 pub struct Twilio {
     create_client: reqwest::Client,
@@ -62,7 +62,7 @@ pub struct Twilio {
 }
 
 impl Twilio {
-    /// An adapter with its own connections.
+    /// Creates an adapter with its own connections.
     ///
     /// # Errors
     /// Fails when the TLS roots of the machine cannot be read.

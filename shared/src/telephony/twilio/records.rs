@@ -1,5 +1,5 @@
-//! Twilio's own records: reading one call, searching for calls whose creation had no answer,
-//! and ending a call. All of it may be repeated.
+//! Twilio's records: reading one call, searching for calls whose create request had no response,
+//! and ending a call. All of these requests may be repeated.
 
 use chrono::{DateTime, SubsecRound, Utc};
 use reqwest::{Client, StatusCode};
@@ -12,16 +12,16 @@ use super::words::{self, Signs};
 use crate::error::Result;
 use crate::telephony::{Account, CallEvent, CallStatus, CarrierCall, Ending, Search};
 
-/// Twilio's largest page.
+/// Largest page that Twilio allows.
 const PAGE_SIZE: &str = "1000";
 
-/// A search that needs more pages than this is given up rather than answered in part.
+/// Maximum pages of a search; a longer one fails rather than return a part.
 const MAX_PAGES: usize = 10;
 
-/// The call is past the state in which it can be updated.
+/// Error for an update of a call that has ended.
 const CALL_HAS_ENDED: u64 = 21220;
 
-/// The record of one call.
+/// Reads the record of one call.
 pub(super) async fn fetch(
     client: &Client,
     account: &Account,
@@ -38,7 +38,7 @@ pub(super) async fn fetch(
         .ok_or_else(|| wire::outside(true, "a call record without an id"))
 }
 
-/// The calls between two numbers that were created within the window. Queued calls have no
+/// Lists the calls between two numbers that were created within the window. Queued calls have no
 /// start time, and Twilio's time filters are by day, so the window is applied here.
 pub(super) async fn search(
     client: &Client,
@@ -49,8 +49,10 @@ pub(super) async fn search(
     let mut page = list.clone();
     page.query_pairs_mut().extend_pairs(query(search));
     let mut found = Vec::new();
+
     for _ in 0..MAX_PAGES {
         let reply = wire::exchange(wire::authorize(client.get(page), account)).await?;
+
         let body = success(reply)?;
         let calls = body.get("calls").and_then(Value::as_array);
         let calls = calls.ok_or_else(|| wire::outside(true, "a list without calls"))?;
@@ -61,16 +63,18 @@ pub(super) async fn search(
                 found.push(call);
             }
         }
+
         match wire::text(&body, "next_page_uri") {
             Some(next) => page = following(&list, &next)?,
             None => return Ok(found),
         }
     }
-    let detail = format!("the list of calls goes on behind page {MAX_PAGES}");
+
+    let detail = format!("the list of calls has more than {MAX_PAGES} pages");
     Err(wire::outside(false, detail))
 }
 
-/// Ends a call, whatever it is doing or only while nobody has answered.
+/// Ends a call, in any state or only before it is answered.
 pub(super) async fn end(
     client: &Client,
     account: &Account,
@@ -80,10 +84,12 @@ pub(super) async fn end(
     let url = address(account, &["Calls", &format!("{carrier_call_id}.json")])?;
     let request = wire::authorize(client.post(url), account).form(&update(ending));
     let reply = wire::exchange(request).await?;
+
     if reply.status.is_success() {
         let status = reply.json().and_then(|call| wire::text(&call, "status"));
         return Ok(took_effect(ending, status.as_deref()));
     }
+
     let ended = reply
         .fault()
         .is_some_and(|fault| fault.code == CALL_HAS_ENDED);
@@ -93,7 +99,7 @@ pub(super) async fn end(
     Err(reply.into_error())
 }
 
-/// The filters of a search.
+/// Filters of a search.
 pub(super) fn query(search: &Search) -> [(&'static str, &str); 3] {
     [
         ("To", search.to.as_str()),
@@ -102,7 +108,7 @@ pub(super) fn query(search: &Search) -> [(&'static str, &str); 3] {
     ]
 }
 
-/// The fields of the update that ends a call.
+/// Fields of the update that ends a call.
 pub(super) fn update(ending: Ending) -> [(&'static str, &'static str); 1] {
     match ending {
         Ending::Cancel => [("Status", "canceled")],
@@ -110,7 +116,7 @@ pub(super) fn update(ending: Ending) -> [(&'static str, &'static str); 1] {
     }
 }
 
-/// A call that slipped past an update is answered with success and the status it has.
+/// Twilio answers an update that came too late with success and the call's present status.
 fn took_effect(ending: Ending, status: Option<&str>) -> bool {
     let slipped_past = match ending {
         Ending::Cancel => matches!(status, Some("in-progress" | "completed")),
@@ -133,8 +139,8 @@ fn success(reply: Reply) -> Result<Value> {
         .ok_or_else(|| wire::outside(true, "a reply that is not JSON"))
 }
 
-/// The next page of `list`. Only the query is taken from Twilio's word for it, so that no
-/// reply can send the account's credentials elsewhere.
+/// URL of the next page of `list`. Only the query is taken from Twilio's reply, so that no reply
+/// can send the account's credentials elsewhere.
 fn following(list: &Url, next: &str) -> Result<Url> {
     let next = list.join(next);
     let next = next.map_err(|error| wire::outside(true, format!("next_page_uri: {error}")))?;
@@ -143,13 +149,13 @@ fn following(list: &Url, next: &str) -> Result<Url> {
     Ok(page)
 }
 
-/// Twilio's dates are in whole seconds. A call without one cannot be ruled out.
+/// Compares a date, which Twilio gives in whole seconds. A call without a date stays a candidate.
 fn in_window(search: &Search, created_at: Option<DateTime<Utc>>) -> bool {
     created_at
         .is_none_or(|at| at >= search.created_from.trunc_subsecs(0) && at <= search.created_until)
 }
 
-/// A call record as an event. None when it has no id.
+/// Converts a call record into an event; `None` when the record has no id.
 fn read(record: &Value) -> Option<CarrierCall> {
     let carrier_call_id = wire::text(record, "sid")?;
     let word = wire::text(record, "status").unwrap_or_default();
@@ -157,21 +163,26 @@ fn read(record: &Value) -> Option<CarrierCall> {
     let price = wire::text(record, "price");
     let verdict = wire::text(record, "answered_by");
     let answered_by = verdict.as_deref().and_then(words::answered_by);
+
     let signs = Signs {
         answered_by,
         ..Signs::default()
     };
+
     let (outcome, reason) = words::ending(&word, signs).unzip();
     let status = words::status(&word);
     let end = date(record, "end_time").filter(|_| status == Some(CallStatus::Final));
-    // A record that tells more than it did is another event: the price comes late.
+
+    // A record with more values than before is another event: the price comes late.
     let dedup_key = format!(
         "poll|{word}|{}|{}|{}",
         duration.as_deref().unwrap_or_default(),
         price.as_deref().unwrap_or_default(),
         verdict.as_deref().unwrap_or_default(),
     );
+
     let price = price.as_deref().and_then(amount);
+
     Some(CarrierCall {
         created_at: date(record, "date_created"),
         event: CallEvent {
@@ -194,12 +205,12 @@ fn read(record: &Value) -> Option<CarrierCall> {
     })
 }
 
-/// A price, which Twilio states as a negative number.
+/// Parses a price, which Twilio writes as a negative number.
 pub(super) fn amount(text: &str) -> Option<Decimal> {
     text.parse::<Decimal>().ok().map(|price| price.abs())
 }
 
-/// A date as Twilio writes it: RFC 2822.
+/// Parses a date, which Twilio writes as RFC 2822 does.
 pub(super) fn moment(text: &str) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc2822(text)
         .ok()

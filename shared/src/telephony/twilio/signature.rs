@@ -1,10 +1,10 @@
-//! Whether Twilio sent a callback: `X-Twilio-Signature` is the base64 of an HMAC-SHA1, keyed
-//! with the account's auth token, over the URL and the parameters of a form. A body that is
-//! not a form is bound by its SHA-256 in the URL's `bodySHA256`.
+//! Signatures of callbacks: `X-Twilio-Signature` is the base64 of an HMAC-SHA1, keyed with the
+//! account's auth token, over the URL and the parameters of a form. A body that is not a form is
+//! bound by its SHA-256 in the URL's `bodySHA256`.
 //!
 //! Twilio is not consistent about the port in the URL it signs, so the URL is tried with and
-//! without it, as the vendor's own validator does. Anything whose body the signature does not
-//! cover is refused, where the vendor's validator would go on.
+//! without it, as the vendor's own validator does. A callback whose body the signature does not
+//! cover is refused, although the vendor's validator accepts it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ use url::{Position, Url};
 use super::callback::{form, is_form};
 use crate::telephony::{Account, Callback};
 
-/// Whether one of the account's secrets signed this callback.
+/// Checks that one of the account's secrets signed this callback.
 pub(super) fn verify(account: &Account, callback: &Callback<'_>) -> bool {
     let Some(signature) = callback.signature else {
         return false;
@@ -27,18 +27,20 @@ pub(super) fn verify(account: &Account, callback: &Callback<'_>) -> bool {
     let Some(parameters) = signed_parameters(callback) else {
         return false;
     };
-    let mut genuine = Choice::from(0);
+
+    let mut is_genuine = Choice::from(0);
     for secret in secrets(account) {
         for address in addresses(callback.url) {
             if let Some(expected) = sign(secret, &address, &parameters) {
-                genuine |= expected.as_bytes().ct_eq(signature.as_bytes());
+                is_genuine |= expected.as_bytes().ct_eq(signature.as_bytes());
             }
         }
     }
-    genuine.into()
+
+    is_genuine.into()
 }
 
-/// Every secret that may sign. An empty one would let anybody sign.
+/// Secrets that may sign. Empty ones are left out: everyone could sign with them.
 fn secrets(account: &Account) -> impl Iterator<Item = &str> {
     let credentials = &account.credentials;
     let fallback = credentials
@@ -53,7 +55,7 @@ fn secrets(account: &Account) -> impl Iterator<Item = &str> {
         .filter(|secret| !secret.is_empty())
 }
 
-/// What the signature covers beside the URL, written out. None when the body is not covered.
+/// Text that the signature covers after the URL; `None` when the body is not covered.
 fn signed_parameters(callback: &Callback<'_>) -> Option<String> {
     if callback.body.is_empty() {
         return Some(String::new());
@@ -67,7 +69,8 @@ fn signed_parameters(callback: &Callback<'_>) -> Option<String> {
     body_is_named(callback).then(String::new)
 }
 
-/// The parameters by name, the distinct values of each in order, each behind its name.
+/// Concatenates the parameters by name, with the distinct values of each in order, each value
+/// after its name.
 fn written(pairs: impl Iterator<Item = (String, String)>) -> String {
     let mut parameters: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (name, value) in pairs {
@@ -83,7 +86,7 @@ fn written(pairs: impl Iterator<Item = (String, String)>) -> String {
     text
 }
 
-/// Whether the URL, which the signature covers, names the hash of the body.
+/// True when the URL, which the signature covers, names the hash of the body.
 fn body_is_named(callback: &Callback<'_>) -> bool {
     let mut query = callback.url.query_pairs();
     let Some((_, named)) = query.find(|(name, _)| name == "bodySHA256") else {
@@ -93,7 +96,7 @@ fn body_is_named(callback: &Callback<'_>) -> bool {
     actual.as_bytes().ct_eq(named.as_bytes()).into()
 }
 
-/// The URL as Twilio may have signed it: without a port and with one, never with a fragment.
+/// URLs that Twilio may have signed: without a port and with one, never with a fragment.
 fn addresses(url: &Url) -> [String; 2] {
     let head = &url[..Position::AfterHost];
     let tail = &url[Position::BeforePath..Position::AfterQuery];

@@ -1,5 +1,5 @@
-//! Whether an account can place calls. The account's own token may read the account; an API
-//! key may not, but it may read calls.
+//! Account check: reports whether an account can place calls. The account's own token may read
+//! the account; an API key may not, but it may read calls.
 
 use reqwest::{Client, StatusCode};
 
@@ -7,6 +7,7 @@ use super::wire;
 use crate::error::Result;
 use crate::telephony::{Account, Standing};
 
+/// Checks an account with the request that its credentials allow.
 pub(super) async fn check(client: &Client, account: &Account) -> Result<Standing> {
     let with_key = account.credentials.username.is_some();
     let url = match with_key {
@@ -18,6 +19,7 @@ pub(super) async fn check(client: &Client, account: &Account) -> Result<Standing
     if with_key {
         url.query_pairs_mut().append_pair("PageSize", "1");
     }
+
     let reply = wire::exchange(wire::authorize(client.get(url), account)).await?;
     match reply.status {
         status if status.is_success() => {}
@@ -27,10 +29,11 @@ pub(super) async fn check(client: &Client, account: &Account) -> Result<Standing
         }
         _ => return Err(reply.into_error()),
     }
+
     let record = reply
         .json()
         .ok_or_else(|| wire::outside(true, "a reply that is not JSON"))?;
-    // Lists of calls have no status: who may read them may place them.
+    // Lists of calls have no status: credentials that may read them may place them.
     Ok(match wire::text(&record, "status").as_deref() {
         None | Some("active") => Standing::Good,
         Some(status) => Standing::Refused(format!("the carrier says that the account is {status}")),
@@ -65,19 +68,23 @@ mod tests {
             line,
             format!("GET /2010-04-01/Accounts/{sid}.json HTTP/1.1")
         );
+
         let calls = Act::Answer(200, "", json!({"calls": []}));
         let (good, line) = standing(calls, Some("SK01")).await;
         assert_eq!(good.unwrap(), Standing::Good);
-        let wanted = format!("GET /2010-04-01/Accounts/{sid}/Calls.json?PageSize=1 HTTP/1.1");
-        assert_eq!(line, wanted);
+        let expected = format!("GET /2010-04-01/Accounts/{sid}/Calls.json?PageSize=1 HTTP/1.1");
+        assert_eq!(line, expected);
+
         let closed = Act::Answer(200, "", json!({"status": "suspended"}));
         let (refused, _) = standing(closed, None).await;
         assert!(matches!(refused.unwrap(), Standing::Refused(why) if why.contains("suspended")));
+
         for status in [401, 403, 404] {
             let act = Act::Answer(status, "", json!({"code": 20003, "message": "no"}));
             let (refused, _) = standing(act, None).await;
             assert!(matches!(refused.unwrap(), Standing::Refused(_)), "{status}");
         }
+
         for act in [
             Act::Answer(503, "", json!({})),
             Act::Drop,

@@ -1,5 +1,5 @@
-//! The adapter against a scripted listener: what it sends, how often, and what it makes of
-//! the answers.
+//! Tests of the adapter against a scripted listener: its requests, their number, and the results
+//! for each response.
 
 use std::time::Duration;
 
@@ -67,6 +67,7 @@ fn a_refusal_is_classed_by_its_code_and_then_by_its_status() {
             code: code.to_string(),
             message: "No.".to_owned(),
         };
+
         assert_eq!(reply(status, &fault(code)), expected, "{status} {code}");
     }
 }
@@ -84,6 +85,7 @@ fn only_documented_pressure_is_proof_that_nothing_ran() {
             panic!("{status} {code}: {placement:?}");
         };
     }
+
     let unreached = classify(Err(Failure::Unreached("refused".to_owned())));
     let expected = Placement::Deferred {
         proof: "refused".to_owned(),
@@ -130,6 +132,7 @@ fn whatever_proves_nothing_is_unknown() {
         let unknown = matches!(placement, Placement::Unknown { .. });
         assert!(unknown, "{status} {body}: {placement:?}");
     }
+
     for status in [200, 201, 400, 401, 404, 429, 500] {
         for body in ["", "<html>Bad gateway</html>", "{\"code\":21211,", "\u{1}"] {
             let placement = reply_bytes(status, body.as_bytes().to_vec());
@@ -137,6 +140,7 @@ fn whatever_proves_nothing_is_unknown() {
             assert!(unknown, "{status} {body}: {placement:?}");
         }
     }
+
     let lost = classify(Err(Failure::Lost("reset".to_owned())));
     assert_eq!(
         lost,
@@ -241,10 +245,11 @@ async fn a_create_request_without_an_answer_is_unknown() {
 
 #[tokio::test]
 async fn a_call_that_could_not_reach_the_carrier_may_be_sent_again() {
-    // Bound, so that nobody else gets the port, and not listening, so that it refuses.
+    // Bound, so that no other process gets the port, and not listening, so that it refuses.
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let port = closed.local_addr().unwrap().port();
+
     // Plain HTTP behind an address that promises TLS.
     let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let no_tls = format!("https://{}", plain.local_addr().unwrap());
@@ -256,10 +261,11 @@ async fn a_call_that_could_not_reach_the_carrier_may_be_sent_again() {
                 .unwrap();
         }
     });
+
     for base in [
         format!("http://127.0.0.1:{port}"),
         no_tls,
-        "mailto:nobody".to_owned(),
+        "mailto:ada".to_owned(),
     ] {
         let account = fake::account(Some(base.parse().unwrap()));
         let placement = create(&fake::client(), &account, &fake::new_call()).await;
@@ -420,6 +426,7 @@ async fn a_search_reads_every_page_and_keeps_what_lies_in_its_window() {
         Act::Answer(200, "", second),
     ])
     .await;
+
     let found = records::search(&fake::client(), &fake.account(), &search()).await;
     let found: Vec<_> = found
         .unwrap()
@@ -428,6 +435,7 @@ async fn a_search_reads_every_page_and_keeps_what_lies_in_its_window() {
         .collect();
     let expected: Vec<_> = [2, 3, 5].map(|n| format!("CA{n:032}")).to_vec();
     assert_eq!(found, expected);
+
     let requests = fake.requests();
     let path = format!("GET /2010-04-01/Accounts/{ACCOUNT_SID}/Calls.json");
     let query = "To=%2B15550100002&From=%2B15550100001&PageSize=1000";
@@ -493,11 +501,13 @@ async fn ending_a_call_says_whether_there_was_something_to_end() {
             Ending::Cancel => "canceled",
             Ending::HangUp => "completed",
         };
+
         let requests = fake.requests();
         assert_eq!(requests[0].form(), [("Status".to_owned(), sent.to_owned())]);
         let path = format!("/2010-04-01/Accounts/{ACCOUNT_SID}/Calls/{CALL_SID}.json");
         assert_eq!(requests[0].line(), format!("POST {path} HTTP/1.1"));
     }
+
     let fake = Fake::playing(vec![Act::Answer(401, "", fault(20003))]).await;
     let ended = records::end(&fake::client(), &fake.account(), CALL_SID, Ending::HangUp).await;
     assert!(!ended.unwrap_err().retryable());

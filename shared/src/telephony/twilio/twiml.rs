@@ -1,12 +1,12 @@
 //! Answer documents as TwiML.
 //!
-//! A `<Gather>` that hears nothing posts nothing: Twilio goes on with the verb behind it, so
-//! a document that must not end in silence puts a [`Verb::Redirect`] there. Parameters reach
-//! a media server as `<Parameter>` elements, because Twilio drops the query of a stream's URL.
+//! A `<Gather>` that hears nothing posts nothing: Twilio continues with the next verb, so a
+//! document that must not end in silence puts a [`Verb::Redirect`] there. Parameters reach a
+//! media server as `<Parameter>` elements, because Twilio drops the query of a stream's URL.
 
 use crate::telephony::{Document, Rendered, Verb};
 
-/// Writes a document.
+/// Renders a document.
 pub(super) fn render(document: &Document) -> Rendered {
     let mut xml = Xml::default();
     xml.open("Response", &[]);
@@ -40,9 +40,11 @@ fn write(xml: &mut Xml, verb: &Verb) {
                 ("timeout", timeout.as_str()),
                 ("speechTimeout", "auto"),
             ];
+
             if !hints.is_empty() {
                 attributes.push(("hints", hints.as_str()));
             }
+
             xml.open("Gather", &attributes);
             for verb in prompt {
                 write_sound(xml, verb);
@@ -71,8 +73,8 @@ fn write(xml: &mut Xml, verb: &Verb) {
     }
 }
 
-/// The verbs that may stand inside a `<Gather>`. Others have no meaning there and are left
-/// out; so is speech without words, on which Twilio fails the document.
+/// Writes a verb that is allowed inside a `<Gather>`. Others have no meaning there and are left
+/// out; so is speech without text, for which Twilio fails the document.
 fn write_sound(xml: &mut Xml, verb: &Verb) {
     match verb {
         Verb::Say {
@@ -99,7 +101,7 @@ fn write_sound(xml: &mut Xml, verb: &Verb) {
     }
 }
 
-/// An XML document in the making. Names are ours; everything else is escaped.
+/// Writer of an XML document. Names are constants; values and text are escaped.
 struct Xml {
     text: String,
 }
@@ -147,8 +149,8 @@ impl Xml {
         }
     }
 
-    /// Characters that XML 1.0 cannot hold in any form are dropped; white space that a
-    /// parser would fold in an attribute is written as a reference.
+    /// Escapes a value or text. Characters that XML 1.0 cannot hold are dropped; white space that
+    /// a parser would fold in an attribute is written as a reference.
     fn escape(&mut self, text: &str) {
         for character in text.chars() {
             match character {

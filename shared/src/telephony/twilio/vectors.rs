@@ -1,4 +1,4 @@
-//! The adapter against the vendor's own Python SDK, whose answers are in `tests/vectors`.
+//! Tests of the adapter against results of the vendor's Python SDK in `tests/vectors`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -135,6 +135,7 @@ fn document(name: &str) -> Document {
         language: language.to_owned(),
         voice: voice.map(str::to_owned),
     };
+
     let verbs = match name {
         "hang up" => return Document::hang_up(),
         "say, pause and play" => vec![
@@ -189,16 +190,18 @@ fn document(name: &str) -> Document {
         )],
         _ => panic!("no document is called {name}"),
     };
+
     Document { verbs }
 }
 
-/// An XML document as a list of what it says, in which the order of attributes and the form
-/// of empty elements make no difference.
+/// Lists the elements and texts of an XML document, independent of the order of attributes and
+/// the form of empty elements.
 fn parse(xml: &str) -> Vec<String> {
     let mut reader = quick_xml::Reader::from_str(xml);
     reader.config_mut().expand_empty_elements = true;
-    let mut said = Vec::new();
+    let mut parts = Vec::new();
     let mut text = String::new();
+
     loop {
         match reader.read_event().unwrap() {
             Event::Text(part) => text.push_str(&part),
@@ -208,7 +211,7 @@ fn parse(xml: &str) -> Vec<String> {
             }
             event => {
                 if !text.is_empty() {
-                    said.push(format!("text {}", std::mem::take(&mut text)));
+                    parts.push(format!("text {}", std::mem::take(&mut text)));
                 }
                 match event {
                     Event::Start(start) => {
@@ -221,10 +224,10 @@ fn parse(xml: &str) -> Vec<String> {
                             })
                             .collect();
                         let name = start.name();
-                        said.push(format!("open {} {attributes:?}", name.as_ref()));
+                        parts.push(format!("open {} {attributes:?}", name.as_ref()));
                     }
-                    Event::End(_) => said.push("close".to_owned()),
-                    Event::Eof => return said,
+                    Event::End(_) => parts.push("close".to_owned()),
+                    Event::Eof => return parts,
                     Event::Decl(_) => {}
                     other => panic!("unexpected {other:?}"),
                 }
@@ -274,6 +277,7 @@ fn requests_say_what_the_vendors_sdk_says() {
     let call = format!("{}.json", fake::CALL_SID);
     let calls: &[&str] = &["Calls.json"];
     let one: &[&str] = &["Calls", &call];
+
     let account = fake::account(None);
     for case in cases {
         let (tail, query, form) = match case.name.as_str() {
@@ -287,6 +291,7 @@ fn requests_say_what_the_vendors_sdk_says() {
             "hang up" => (one, vec![], owned(records::update(Ending::HangUp))),
             other => panic!("no request is called {other}"),
         };
+
         let url = wire::address(&account, tail).unwrap();
         assert_eq!(url.as_str(), case.url, "{}", case.name);
         assert_eq!(set(&query), set(&case.query), "{}", case.name);

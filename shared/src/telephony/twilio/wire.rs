@@ -1,5 +1,5 @@
-//! The HTTP under every request to Twilio: addresses, credentials, bounded replies, and the
-//! two ways in which a request can fail to bring one.
+//! HTTP of every request to Twilio: addresses, credentials, bounded replies, and the two ways in
+//! which a request fails without a reply.
 
 use std::error::Error as _;
 
@@ -18,32 +18,32 @@ const PUBLIC_BASE: &str = "https://api.twilio.com";
 /// The version of the REST API, which is also the first segment of its paths.
 const API_VERSION: &str = "2010-04-01";
 
-/// A reply larger than this is not one of Twilio's.
+/// Largest reply that is read; Twilio's are smaller.
 const REPLY_LIMIT_BYTES: usize = 8 * 1024 * 1024;
 
-/// A reply that arrived whole.
+/// A complete reply.
 pub(super) struct Reply {
     pub status: StatusCode,
     pub retry_after_secs: Option<u64>,
     pub body: Vec<u8>,
 }
 
-/// Why there is no reply.
+/// Failure without a complete reply.
 pub(super) enum Failure {
-    /// No connection came about, so no byte of the request left.
+    /// No connection was made, so no byte of the request was sent.
     Unreached(String),
-    /// The request may have been read; whatever came back is not a whole reply.
+    /// The request may have been processed; no complete reply arrived.
     Lost(String),
 }
 
-/// The error document of the API.
+/// Error document of the API.
 pub(super) struct Fault {
     pub code: u64,
     pub message: String,
 }
 
-/// `{base}/2010-04-01/Accounts/{account}/{tail...}`. None when the account's address is not
-/// one that can hold a path.
+/// `{base}/2010-04-01/Accounts/{account}/{tail...}`. `None` when the account's API
+/// address cannot hold a path.
 pub(super) fn address(account: &Account, tail: &[&str]) -> Option<Url> {
     let mut url = match &account.api_base_url {
         Some(base) => base.clone(),
@@ -75,22 +75,24 @@ pub(super) fn authorize(request: RequestBuilder, account: &Account) -> RequestBu
     )
 }
 
-/// Sends a request once and reads its reply whole.
+/// Sends a request once and reads its complete reply.
 pub(super) async fn exchange(request: RequestBuilder) -> Result<Reply, Failure> {
     let mut response = request.send().await.map_err(|error| {
-        // A request that could not even be built did not leave either.
+        // A request that could not be built was not sent either.
         if error.is_connect() || error.is_builder() {
             Failure::Unreached(describe(error))
         } else {
             Failure::Lost(describe(error))
         }
     })?;
+
     let status = response.status();
     let retry_after_secs = response
         .headers()
         .get(header::RETRY_AFTER)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.trim().parse().ok());
+
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
@@ -108,6 +110,7 @@ pub(super) async fn exchange(request: RequestBuilder) -> Result<Reply, Failure> 
             }
         }
     }
+
     Ok(Reply {
         status,
         retry_after_secs,
@@ -116,14 +119,14 @@ pub(super) async fn exchange(request: RequestBuilder) -> Result<Reply, Failure> 
 }
 
 impl Reply {
-    /// The body, when it is a JSON object.
+    /// Body, when it is a JSON object.
     pub fn json(&self) -> Option<Value> {
         serde_json::from_slice(&self.body)
             .ok()
             .filter(Value::is_object)
     }
 
-    /// The body, when it has the shape of Twilio's errors: a numeric code and a message.
+    /// Body, when it has the shape of Twilio's errors: a numeric code and a message.
     pub fn fault(&self) -> Option<Fault> {
         let body = self.json()?;
         Some(Fault {
@@ -132,8 +135,8 @@ impl Reply {
         })
     }
 
-    /// A reply that is neither the record nor a refusal its caller knows, as an error. Only
-    /// pressure and Twilio's own trouble pass by themselves.
+    /// Converts an unexpected reply into an error. Only rate limits, timeouts and Twilio's server
+    /// errors are retryable.
     pub fn into_error(self) -> Error {
         let retryable = self.status.is_server_error()
             || self.status == StatusCode::TOO_MANY_REQUESTS
@@ -153,7 +156,7 @@ impl From<Failure> for Error {
     }
 }
 
-/// A failure on Twilio's side of the wire.
+/// Creates an error of Twilio's side.
 pub(super) fn outside(retryable: bool, detail: impl Into<String>) -> Error {
     Error::Outside {
         service: SERVICE,
@@ -162,7 +165,7 @@ pub(super) fn outside(retryable: bool, detail: impl Into<String>) -> Error {
     }
 }
 
-/// A value of a record as text: absent, null and empty are the same to Twilio.
+/// Value of a record as text. Twilio treats absent, null and empty alike.
 pub(super) fn text(record: &Value, name: &str) -> Option<String> {
     match record.get(name)? {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
@@ -171,13 +174,13 @@ pub(super) fn text(record: &Value, name: &str) -> Option<String> {
     }
 }
 
-/// Whether this is the id of a call: `CA` and 32 hexadecimal digits.
+/// True for the id of a call: `CA` and 32 hexadecimal digits.
 pub(super) fn is_call_sid(text: &str) -> bool {
     text.strip_prefix("CA")
         .is_some_and(|tail| tail.len() == 32 && tail.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// An HTTP error with its causes and without its address, whose query may hold a number.
+/// Text of an HTTP error with its causes, without its URL, whose query may hold a phone number.
 fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();

@@ -1,11 +1,11 @@
-//! Twilio's vocabulary in canonical words: call statuses, answering machine verdicts, error
-//! codes and SIP responses. Pure tables; a word that is not in them changes nothing.
+//! Twilio's vocabulary in canonical values: call statuses, answering machine verdicts, error codes
+//! and SIP responses. Pure tables; a word that is not in them changes nothing.
 
 use reqwest::StatusCode;
 
 use crate::telephony::{AnsweredBy, CallStatus, Outcome, Reason};
 
-/// The status behind a `CallStatus` of a callback or a `status` of a record.
+/// Status for a `CallStatus` of a callback or a `status` of a record.
 pub(super) fn status(word: &str) -> Option<CallStatus> {
     Some(match word {
         "queued" => CallStatus::Accepted,
@@ -17,7 +17,8 @@ pub(super) fn status(word: &str) -> Option<CallStatus> {
     })
 }
 
-/// Who answered. The verdicts on machines differ in where in its greeting they were reached.
+/// Answering party. The verdicts on machines differ in the part of the greeting that they are
+/// reached in.
 pub(super) fn answered_by(word: &str) -> Option<AnsweredBy> {
     Some(match word {
         "human" => AnsweredBy::Human,
@@ -28,7 +29,7 @@ pub(super) fn answered_by(word: &str) -> Option<AnsweredBy> {
     })
 }
 
-/// What Twilio adds to a final status.
+/// Details that Twilio adds to a final status.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Signs {
     pub sip_code: Option<i32>,
@@ -36,9 +37,10 @@ pub(super) struct Signs {
     pub answered_by: Option<AnsweredBy>,
 }
 
-/// How and why a call ended. None for a word that is not a final status.
+/// Outcome and reason of a final status; `None` for a word that is not one.
 pub(super) fn ending(word: &str, signs: Signs) -> Option<(Outcome, Option<Reason>)> {
-    let told = signs.error_code.and_then(reason);
+    let by_code = signs.error_code.and_then(reason);
+
     Some(match word {
         "completed" => {
             let machine = matches!(
@@ -50,8 +52,8 @@ pub(super) fn ending(word: &str, signs: Signs) -> Option<(Outcome, Option<Reason
             } else {
                 Outcome::Completed
             };
-            // The call took place; only a failing answer document takes away from that.
-            let reason = told.filter(|reason| *reason == Reason::AnswerDocument);
+            // The call took place; only a failing answer document is worth a reason.
+            let reason = by_code.filter(|reason| *reason == Reason::AnswerDocument);
             (outcome, reason)
         }
         "busy" if signs.sip_code == Some(603) => {
@@ -63,16 +65,16 @@ pub(super) fn ending(word: &str, signs: Signs) -> Option<(Outcome, Option<Reason
         "failed" => {
             let (outcome, by_sip) = match signs.sip_code {
                 Some(code) => by_sip(code),
-                // Twilio says nothing more of a call that could not be put through.
+                // Twilio adds no details to a call that could not be connected.
                 None => (Outcome::Failed, Reason::UnreachableTemp),
             };
-            (outcome, Some(told.unwrap_or(by_sip)))
+            (outcome, Some(by_code.unwrap_or(by_sip)))
         }
         _ => return None,
     })
 }
 
-/// A failed call by its last SIP response.
+/// Outcome and reason of a failed call, by its last SIP response.
 fn by_sip(code: i32) -> (Outcome, Reason) {
     match code {
         402 => (Outcome::Failed, Reason::Funds),
@@ -88,7 +90,7 @@ fn by_sip(code: i32) -> (Outcome, Reason) {
     }
 }
 
-/// Why a create request was refused: by its code, else by its HTTP status.
+/// Reason of a refused create request, by its code, else by its HTTP status.
 pub(super) fn refusal(status: StatusCode, code: u64) -> Reason {
     reason(code).unwrap_or(match status.as_u16() {
         401 | 403 | 404 => Reason::Auth,
@@ -97,7 +99,7 @@ pub(super) fn refusal(status: StatusCode, code: u64) -> Reason {
     })
 }
 
-/// The class of an error code, where it has one that decides what happens next.
+/// Reason for an error code; `None` for codes that change nothing.
 fn reason(code: u64) -> Option<Reason> {
     Some(match code {
         // Account not active, inactive for incoming calls, voice disabled; credentials;
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_completed_call_is_a_machine_when_one_answered() {
-        for (who, expected) in [
+        for (answered_by, expected) in [
             (None, Outcome::Completed),
             (Some(AnsweredBy::Human), Outcome::Completed),
             (Some(AnsweredBy::Unknown), Outcome::Completed),
@@ -173,7 +175,7 @@ mod tests {
             (Some(AnsweredBy::Fax), Outcome::Machine),
         ] {
             let signs = Signs {
-                answered_by: who,
+                answered_by,
                 ..Signs::default()
             };
             assert_eq!(ending("completed", signs), Some((expected, None)));
@@ -212,6 +214,7 @@ mod tests {
                 "{sip_code}"
             );
         }
+
         assert_eq!(
             ending("failed", Signs::default()),
             Some((Outcome::Failed, Some(Reason::UnreachableTemp)))

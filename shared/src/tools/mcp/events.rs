@@ -1,8 +1,8 @@
-//! MCP's earlier transport: what the server says comes as the events of one long answer, the
-//! first of which says where our messages are to be posted.
+//! The SSE transport of earlier MCP versions: the server sends its messages as events of one long
+//! response, and its first event names the URL to which the client posts its messages.
 //!
-//! The library has left this transport behind and many servers have not, so it is here, as one
-//! of the library's transports.
+//! `rmcp` no longer has this transport but many servers do, so it is implemented here on rmcp's
+//! `Transport` trait.
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -19,7 +19,7 @@ use url::Url;
 use super::{Door, status_text};
 use crate::egress::Failure;
 
-/// Why a server cannot be spoken to, in words that [`told`](super::told) knows.
+/// Error of this transport, with a text that the parent module recognizes.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refused(String);
@@ -30,20 +30,20 @@ impl From<Failure> for Refused {
     }
 }
 
-/// An open conversation.
+/// An open SSE session.
 pub(super) struct Events {
     door: Door,
-    /// Where our messages go.
+    /// URL for the client's messages.
     post: String,
     said: BoxStream<'static, Result<Sse, SseError>>,
 }
 
 impl Events {
-    /// Opens a conversation and waits until the server has said where to post.
+    /// Opens a session and waits for the server's `endpoint` event.
     ///
     /// # Errors
-    /// Why it cannot be opened. Messages go to the server itself alone: they carry its
-    /// credentials.
+    /// Fails when the server does not answer, or names an endpoint on another server: messages
+    /// carry the credentials of this one.
     pub(super) async fn open(door: Door, url: &str) -> Result<Self, Refused> {
         let mut headers = door.headers.clone();
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
@@ -58,16 +58,16 @@ impl Events {
                 return Ok(Self { door, post, said });
             }
         }
-        Err(Refused("no event says where to post".to_owned()))
+        Err(Refused("no event names the endpoint".to_owned()))
     }
 }
 
-/// Where to post, as the server says it.
+/// Resolves the endpoint that a server named, on the same origin only.
 fn endpoint(base: &Url, said: &str) -> Result<String, Refused> {
     let post = base.join(said.trim()).ok();
     let post = post.filter(|post| post.origin() == base.origin());
-    let told = || Refused("messages would go to another server".to_owned());
-    Ok(post.ok_or_else(told)?.into())
+    let foreign = || Refused("messages would go to another server".to_owned());
+    Ok(post.ok_or_else(foreign)?.into())
 }
 
 fn good(status: StatusCode) -> Result<(), Refused> {

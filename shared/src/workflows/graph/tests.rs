@@ -36,7 +36,7 @@ const WAYS: [(&str, &str, Option<&str>); 8] = [
     ("if", "bye", None),
 ];
 
-fn told(graph: &Graph) -> Vec<String> {
+fn messages(graph: &Graph) -> Vec<String> {
     let faults = graph.faults();
     faults
         .iter()
@@ -47,7 +47,7 @@ fn told(graph: &Graph) -> Vec<String> {
 #[test]
 fn a_graph_that_can_be_walked_to_an_end_is_sound() {
     let survey = graph(survey(), &WAYS);
-    assert!(told(&survey).is_empty(), "{:?}", told(&survey));
+    assert!(messages(&survey).is_empty(), "{:?}", messages(&survey));
     assert_eq!(survey.tools().count(), 1);
     let written = serde_json::to_value(&survey.nodes).unwrap();
     assert_eq!(
@@ -117,9 +117,10 @@ fn a_node_at_fault_is_named() {
     ] {
         let mut nodes = survey();
         nodes[place][field] = value;
-        let found = told(&graph(nodes, &WAYS));
+        let found = messages(&graph(nodes, &WAYS));
+
         assert!(
-            found.iter().any(|told| told.starts_with(fault)),
+            found.iter().any(|message| message.starts_with(fault)),
             "{fault}: {found:?}"
         );
     }
@@ -128,7 +129,7 @@ fn a_node_at_fault_is_named() {
 #[test]
 fn a_graph_has_nodes() {
     assert_eq!(
-        told(&graph(json!([]), &[])),
+        messages(&graph(json!([]), &[])),
         ["nodes: must have 1 to 200 nodes"]
     );
 }
@@ -184,9 +185,10 @@ fn a_transition_at_fault_is_named() {
         ),
         (without(4), "nodes.2.transitions: node \"look\" needs one"),
     ] {
-        let found = told(&graph(survey(), &ways));
+        let found = messages(&graph(survey(), &ways));
+
         assert!(
-            found.iter().any(|told| told.starts_with(fault)),
+            found.iter().any(|message| message.starts_with(fault)),
             "{fault}: {found:?}"
         );
     }
@@ -205,7 +207,7 @@ fn what_is_never_reached_or_never_ends_is_named() {
         ("again", "round", None),
         ("if", "round", Some("no")),
     ];
-    let found = told(&graph(nodes, &[&WAYS[..], &circle].concat()));
+    let found = messages(&graph(nodes, &[&WAYS[..], &circle].concat()));
     assert_eq!(found.len(), 3, "{found:?}");
     assert!(found[0].starts_with("nodes.6.id: node \"island\" cannot be reached"));
     assert!(found[1].starts_with("nodes.7.id: node \"round\" never leads to an end"));
