@@ -13,17 +13,17 @@ use peal_shared::context::Context;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::harness::app::{App, Options};
-use crate::harness::beside::Beside;
-use crate::harness::cast::{Player, Who};
-use crate::harness::client::Client;
-use crate::harness::digest::{digest, digest_of_user};
+use crate::harness::app::{App, AppOptions};
+use crate::harness::beside::SecondApi;
+use crate::harness::cast::{Actor, ActorKind};
+use crate::harness::client::ApiClient;
+use crate::harness::digest::{digest_org, digest_user};
 use crate::harness::document::{Document, Operation};
-use crate::harness::knock::knock;
+use crate::harness::knock::send_example;
 
 /// Callers that may use each operation. `anyone` needs no credential, `key` is any API key, and the
 /// others are sessions.
-const TABLE: &str = "
+const ACCESS_TABLE: &str = "
 GET    /health                                                    anyone
 GET    /health/ready                                              anyone
 GET    /openapi.json                                              anyone
@@ -231,8 +231,8 @@ POST   /organizations/{id}/billing/assign-credits                 anyone
 ";
 
 /// Parses the table: names of callers, by operation.
-fn table() -> BTreeMap<String, BTreeSet<&'static str>> {
-    let lines = TABLE.lines().filter(|line| !line.is_empty());
+fn access_table() -> BTreeMap<String, BTreeSet<&'static str>> {
+    let lines = ACCESS_TABLE.lines().filter(|line| !line.is_empty());
     let entries = lines.map(|line| {
         let mut words = line.split_whitespace();
         let (method, path) = (
@@ -243,7 +243,7 @@ fn table() -> BTreeMap<String, BTreeSet<&'static str>> {
     });
     let table: BTreeMap<_, BTreeSet<_>> = entries.collect();
 
-    let known = Who::ALL.map(Who::word);
+    let known = ActorKind::ALL.map(ActorKind::name);
     for (operation, words) in &table {
         let odd = words.iter().find(|word| !known.contains(word));
         assert!(odd.is_none(), "{operation}: unknown caller {odd:?}");
@@ -253,7 +253,7 @@ fn table() -> BTreeMap<String, BTreeSet<&'static str>> {
 }
 
 /// Parameters that do not name a resource of one organisation.
-const COMMON: [&str; 6] = [
+const SHARED_PARAMETERS: [&str; 6] = [
     "voice_id",
     "provider_id",
     "price_id",
@@ -263,39 +263,39 @@ const COMMON: [&str; 6] = [
 ];
 
 /// True when an operation's path names a resource of one organisation.
-fn names_a_thing(operation: &Operation<'_>) -> bool {
+fn names_owned_resource(operation: &Operation<'_>) -> bool {
     let names = operation.parameters("path").into_iter();
     let mut names = names.filter_map(|parameter| parameter["name"].as_str());
-    names.any(|name| !COMMON.contains(&name))
+    names.any(|name| !SHARED_PARAMETERS.contains(&name))
 }
 
-async fn quiet() -> App {
-    App::with(Options {
+async fn without_workers() -> App {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everybody_may_do_what_the_table_says_and_nothing_else() {
-    let app = quiet().await;
-    let document = Document::of_this_build();
-    let mut table = table();
+async fn each_caller_may_use_exactly_the_operations_in_the_table() {
+    let app = without_workers().await;
+    let document = Document::current();
+    let mut table = access_table();
 
     // 1. Create one actor of each kind, with its resources.
     let mut actors = Vec::new();
-    for kind in Who::ALL {
-        actors.push(Player::new(&app.context, app.carrier.url(), kind, kind.word()).await);
+    for kind in ActorKind::ALL {
+        actors.push(Actor::new(&app.context, app.carrier.url(), kind, kind.name()).await);
     }
     let mut all_path_ids = Vec::new();
     for actor in &actors {
-        all_path_ids.push(actor.things(&app.context, &app).await);
+        all_path_ids.push(actor.path_ids(&app.context, &app).await);
     }
 
     // The API key of a super_admin, for operations that no key may do.
     let mut root = actors.last().expect("actors").clone();
-    root.who = Who::Key;
+    root.kind = ActorKind::Key;
 
     // 2. Compare every operation with the table and the document.
     let mut wrong = Vec::new();
@@ -306,8 +306,8 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
             continue;
         };
 
-        let open = allowed.contains(Who::Anonymous.word());
-        let schemes = operation.told["security"].to_string();
+        let open = allowed.contains(ActorKind::Anonymous.name());
+        let schemes = operation.spec["security"].to_string();
         if open != (schemes == "[{}]") || allowed.contains("key") != schemes.contains("api_key") {
             wrong.push(format!(
                 "{name}: the table says {allowed:?}, the document {schemes}"
@@ -317,21 +317,21 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
         let denied_root = (!open && !allowed.contains("key")).then_some(&root);
         for (at, actor) in actors.iter().chain(denied_root).enumerate() {
             // The last two actors share their resources.
-            let path_ids = &mut all_path_ids[at.min(Who::ALL.len() - 1)];
-            let (status, text) = knock(&app, actor, &operation, path_ids).await;
+            let path_ids = &mut all_path_ids[at.min(ActorKind::ALL.len() - 1)];
+            let (status, text) = send_example(&app, actor, &operation, path_ids).await;
             if operation.method == Method::DELETE && status.is_success() {
                 // A resource is deleted, so create a fresh set.
-                *path_ids = actor.things(&app.context, &app).await;
+                *path_ids = actor.path_ids(&app.context, &app).await;
             }
             // A 401 of the login is about the password, not about access.
             let known = !matches!(status.as_u16(), 401 | 403) || text.contains("wrong_credentials");
-            let right = match (open || allowed.contains(actor.who.word()), actor.who) {
+            let right = match (open || allowed.contains(actor.kind.name()), actor.kind) {
                 (true, _) => known,
-                (false, Who::Anonymous) => status == 401,
+                (false, ActorKind::Anonymous) => status == 401,
                 (false, _) => status == 403,
             };
             if !right {
-                wrong.push(format!("{name} of {}: {status} {text}", actor.who.word()));
+                wrong.push(format!("{name} of {}: {status} {text}", actor.kind.name()));
             }
         }
     }
@@ -348,35 +348,40 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
 }
 
 /// Fails when callers of other organisations reach or change a resource of `victim`.
-async fn besiege(context: &Context, client: &Client, strangers: &[Player], victim: &Player) {
+async fn assert_foreign_access_denied(
+    context: &Context,
+    client: &ApiClient,
+    strangers: &[Actor],
+    victim: &Actor,
+) {
     let pool = &context.pool;
-    let path_ids = victim.things(context, client).await;
+    let path_ids = victim.path_ids(context, client).await;
     let org = victim.tenant.org.to_string();
 
     let theirs = path_ids.iter().filter(|(name, _)| {
         let name = name.rsplit('.').next().unwrap_or(name);
-        !COMMON.contains(&name)
+        !SHARED_PARAMETERS.contains(&name)
     });
     let mut secrets: BTreeSet<&String> = theirs.map(|(_, id)| id).collect();
     secrets.insert(&org);
 
-    let document = Document::of_this_build();
-    let before = digest(pool, &org).await;
+    let document = Document::current();
+    let before = digest_org(pool, &org).await;
     assert!(before.len() > 10, "{before:?}");
     let mut wrong = Vec::new();
 
     for operation in document.operations() {
         for stranger in strangers {
-            let (status, text) = knock(client, stranger, &operation, &path_ids).await;
+            let (status, text) = send_example(client, stranger, &operation, &path_ids).await;
 
             let response = format!(
                 "{} of {}: {status} {text}",
                 operation.name(),
-                stranger.who.word()
+                stranger.kind.name()
             );
 
-            let open = operation.told["security"] == json!([{}]);
-            let names_theirs = names_a_thing(&operation);
+            let open = operation.spec["security"] == json!([{}]);
+            let names_theirs = names_owned_resource(&operation);
             if names_theirs && !open && !matches!(status.as_u16(), 403 | 404) {
                 wrong.push(format!("{response} (another organisation's resource)"));
             }
@@ -385,7 +390,7 @@ async fn besiege(context: &Context, client: &Client, strangers: &[Player], victi
             }
         }
 
-        let after = digest(pool, &org).await;
+        let after = digest_org(pool, &org).await;
         let changed: Vec<_> = before
             .keys()
             .filter(|t| before.get(*t) != after.get(*t))
@@ -401,24 +406,24 @@ async fn besiege(context: &Context, client: &Client, strangers: &[Player], victi
 }
 
 /// Operations on resources that every member of an organisation may see.
-const SHARED: [&str; 2] = [
+const ORG_WIDE_OPERATIONS: [&str; 2] = [
     "GET /api/v1/organizations/{id}/detail",
     "GET /api/v1/trunks/{trunk_id}",
 ];
 /// Parameters that name such resources.
-const SHARED_NAMES: [&str; 5] = ["id", "org_id", "organization_ids", "trunk_id", "price_id"];
+const ORG_WIDE_PARAMETERS: [&str; 5] = ["id", "org_id", "organization_ids", "trunk_id", "price_id"];
 
 /// True when an operation on a colleague's resource has the expected status: 404 when the role may
 /// use the operation, else 403. Ids of users are no secret inside their organisation, so operations
 /// that name a user may also be answered with 403.
-fn is_right_for_a_colleague(operation: &Operation<'_>, may: bool, status: StatusCode) -> bool {
+fn is_expected_for_colleague(operation: &Operation<'_>, may: bool, status: StatusCode) -> bool {
     let in_query = operation.parameters("query").into_iter();
     let names_user = operation.path.contains("{user_id}")
         || in_query
             .into_iter()
             .any(|parameter| parameter["name"] == "user_id");
     match may {
-        true if SHARED.contains(&operation.name().as_str()) => status.is_success(),
+        true if ORG_WIDE_OPERATIONS.contains(&operation.name().as_str()) => status.is_success(),
         true => status == 404 || names_user && status == 403,
         false => status == 403,
     }
@@ -427,41 +432,43 @@ fn is_right_for_a_colleague(operation: &Operation<'_>, may: bool, status: Status
 /// Row-level security separates organisations, not users, so inside one organisation only the API's
 /// own filters are tested.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_things_of_a_colleague_do_not_exist() {
-    let app = quiet().await;
+async fn a_colleagues_resources_are_not_found() {
+    let app = without_workers().await;
     let url = app.carrier.url();
-    let victim = Player::new(&app.context, url, Who::OrgAdmin, "Victim").await;
-    let path_ids = victim.things(&app.context, &app).await;
+    let victim = Actor::new(&app.context, url, ActorKind::OrgAdmin, "Victim").await;
+    let path_ids = victim.path_ids(&app.context, &app).await;
 
     let colleagues = [
-        victim.colleague(&app.context, Who::User).await,
-        victim.colleague(&app.context, Who::Key).await,
+        victim.create_colleague(&app.context, ActorKind::User).await,
+        victim.create_colleague(&app.context, ActorKind::Key).await,
     ];
 
     let secrets = path_ids.iter().filter(|(name, _)| {
         let name = name.rsplit('.').next().unwrap_or(name);
-        !COMMON.contains(&name) && !SHARED_NAMES.contains(&name)
+        !SHARED_PARAMETERS.contains(&name) && !ORG_WIDE_PARAMETERS.contains(&name)
     });
     let secrets: BTreeSet<&String> = secrets.map(|(_, id)| id).collect();
 
     let (pool, user) = (&app.context.pool, victim.user.to_string());
-    let before = digest_of_user(pool, &user).await;
+    let before = digest_user(pool, &user).await;
     assert!(before.len() > 10, "{before:?}");
 
-    let (document, table) = (Document::of_this_build(), table());
+    let (document, table) = (Document::current(), access_table());
     let mut wrong = Vec::new();
     for operation in document.operations() {
         let allowed = &table[&operation.name()];
-        if allowed.contains(Who::Anonymous.word()) {
+        if allowed.contains(ActorKind::Anonymous.name()) {
             continue;
         }
 
         for colleague in &colleagues {
-            let word = colleague.who.word();
-            let (status, text) = knock(&app, colleague, &operation, &path_ids).await;
+            let word = colleague.kind.name();
+            let (status, text) = send_example(&app, colleague, &operation, &path_ids).await;
             let response = format!("{} of {word}: {status} {text}", operation.name());
             let may = allowed.contains(word);
-            if names_a_thing(&operation) && !is_right_for_a_colleague(&operation, may, status) {
+            if names_owned_resource(&operation)
+                && !is_expected_for_colleague(&operation, may, status)
+            {
                 wrong.push(format!("{response} (a colleague's resource)"));
             }
             if let Some(secret) = secrets.iter().find(|secret| text.contains(**secret)) {
@@ -469,7 +476,7 @@ async fn the_things_of_a_colleague_do_not_exist() {
             }
         }
 
-        let after = digest_of_user(pool, &user).await;
+        let after = digest_user(pool, &user).await;
         if before != after {
             let changed = before.keys().filter(|t| before.get(*t) != after.get(*t));
             let changed: Vec<_> = changed.collect();
@@ -479,25 +486,25 @@ async fn the_things_of_a_colleague_do_not_exist() {
 
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
-    relieve(&app.context, &app, &victim).await;
+    assert_owner_can_read(&app.context, &app, &victim).await;
     app.drop_jobs().await;
     app.finish().await;
 }
 
 /// Checks that `victim` can read the resources, so that the 404s before were about access.
-async fn relieve(context: &Context, client: &Client, victim: &Player) {
-    let path_ids = victim.things(context, client).await;
-    let document = Document::of_this_build();
+async fn assert_owner_can_read(context: &Context, client: &ApiClient, victim: &Actor) {
+    let path_ids = victim.path_ids(context, client).await;
+    let document = Document::current();
     let reads = document.operations();
-    let table = table();
+    let table = access_table();
     let reads = reads.iter().filter(|operation| {
         operation.method == Method::GET
-            && names_a_thing(operation)
-            && table[&operation.name()].contains(victim.who.word())
+            && names_owned_resource(operation)
+            && table[&operation.name()].contains(victim.kind.name())
     });
 
     for operation in reads {
-        let (status, text) = knock(client, victim, operation, &path_ids).await;
+        let (status, text) = send_example(client, victim, operation, &path_ids).await;
         // Without workers an export is not ready (409), but it exists.
         let found = status.is_success() || status == StatusCode::CONFLICT;
         assert!(found, "{}: {status} {text}", operation.name());
@@ -505,35 +512,35 @@ async fn relieve(context: &Context, client: &Client, victim: &Player) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_things_of_another_organisation_do_not_exist() {
-    let app = quiet().await;
-    let actor = async |kind, org| Player::new(&app.context, app.carrier.url(), kind, org).await;
-    let victim = actor(Who::OrgAdmin, "Victim").await;
+async fn another_organisations_resources_are_not_found() {
+    let app = without_workers().await;
+    let actor = async |kind, org| Actor::new(&app.context, app.carrier.url(), kind, org).await;
+    let victim = actor(ActorKind::OrgAdmin, "Victim").await;
     let strangers = [
-        actor(Who::User, "Stranger").await,
-        actor(Who::OrgAdmin, "Rival").await,
-        actor(Who::Key, "Robot").await,
+        actor(ActorKind::User, "Stranger").await,
+        actor(ActorKind::OrgAdmin, "Rival").await,
+        actor(ActorKind::Key, "Robot").await,
     ];
-    besiege(&app.context, &app, &strangers, &victim).await;
-    relieve(&app.context, &app, &victim).await;
+    assert_foreign_access_denied(&app.context, &app, &strangers, &victim).await;
+    assert_owner_can_read(&app.context, &app, &victim).await;
     app.drop_jobs().await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn row_level_security_alone_keeps_organisations_apart() {
-    let app = quiet().await;
-    let blind = Beside::start(&app, "scope.blind=1").await;
-    let client = Client::new(blind.url.clone(), app.tenant.clone());
-    let actor = async |kind, org| Player::new(&app.context, app.carrier.url(), kind, org).await;
-    let victim = actor(Who::OrgAdmin, "Victim").await;
+    let app = without_workers().await;
+    let blind = SecondApi::start(&app, "scope.blind=1").await;
+    let client = ApiClient::new(blind.url.clone(), app.tenant.clone());
+    let actor = async |kind, org| Actor::new(&app.context, app.carrier.url(), kind, org).await;
+    let victim = actor(ActorKind::OrgAdmin, "Victim").await;
     let strangers = [
-        actor(Who::User, "Stranger").await,
-        actor(Who::OrgAdmin, "Rival").await,
-        actor(Who::Key, "Robot").await,
+        actor(ActorKind::User, "Stranger").await,
+        actor(ActorKind::OrgAdmin, "Rival").await,
+        actor(ActorKind::Key, "Robot").await,
     ];
-    besiege(&app.context, &client, &strangers, &victim).await;
-    relieve(&app.context, &client, &victim).await;
+    assert_foreign_access_denied(&app.context, &client, &strangers, &victim).await;
+    assert_owner_can_read(&app.context, &client, &victim).await;
     blind.stop().await;
     app.drop_jobs().await;
     app.finish().await;

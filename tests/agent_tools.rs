@@ -4,41 +4,41 @@ use peal_shared::access::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, Options, answer};
-use crate::harness::members::{ask, member};
+use crate::harness::app::{App, AppOptions, send_request};
+use crate::harness::members::{create_member, send_as};
 
 const TOOLS: &str = "/api/v1/tool-endpoint-defs";
 const RULES: &str = "/api/v1/post-analysis/rules";
 
-async fn quiet() -> App {
-    App::with(Options {
+async fn without_workers() -> App {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
 
-async fn tool(app: &App, name: &str) -> Value {
+async fn create_tool(app: &App, name: &str) -> Value {
     let body = json!({"name": name, "description": "does it", "url": "https://shop.test"});
     app.post(TOOLS, body).await.expect(201)["id"].clone()
 }
 
-async fn server(app: &App) -> Value {
+async fn create_mcp_server(app: &App) -> Value {
     let body = json!({"name": "Shop", "server_url": "http://nowhere.invalid"});
     let made = app.post("/api/v1/tools-mcp-server-defs", body).await;
     made.expect(201)["id"].clone()
 }
 
-fn of_agent(app: &App, rest: &str) -> String {
+fn agent_path(app: &App, rest: &str) -> String {
     format!("/api/v1/agents/{}/{rest}", app.tenant.agent)
 }
 
-fn ids(list: &Value, field: &str) -> Vec<Value> {
+fn field_values(list: &Value, field: &str) -> Vec<Value> {
     let items = list.as_array().expect("a list");
     items.iter().map(|item| item[field].clone()).collect()
 }
 
-async fn run(app: &App, sql: &'static str) {
+async fn execute(app: &App, sql: &'static str) {
     sqlx::query(sql)
         .execute(&app.context.pool)
         .await
@@ -46,15 +46,15 @@ async fn run(app: &App, sql: &'static str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_is_given_tools_and_loses_them() {
-    let app = quiet().await;
+async fn tools_are_added_to_an_agent_replaced_and_removed() {
+    let app = without_workers().await;
     let (find, cancel, shop) = (
-        tool(&app, "find").await,
-        tool(&app, "cancel").await,
-        server(&app).await,
+        create_tool(&app, "find").await,
+        create_tool(&app, "cancel").await,
+        create_mcp_server(&app).await,
     );
 
-    let path = of_agent(&app, "tools");
+    let path = agent_path(&app, "tools");
     assert_eq!(app.get(&path).await.expect(200), json!([]));
 
     let given = app
@@ -67,10 +67,16 @@ async fn an_agent_is_given_tools_and_loses_them() {
         )
         .await
         .expect(200);
-    assert_eq!(ids(&given, "tool_id"), [find.clone(), shop.clone()]);
-    assert_eq!(ids(&given, "tool_type"), ["endpoint", "mcp_server"]);
-    assert_eq!(ids(&given, "name"), ["find", "Shop"]);
-    assert_eq!(ids(&given, "when"), ["during_call", "post_call"]);
+    assert_eq!(
+        field_values(&given, "tool_id"),
+        [find.clone(), shop.clone()]
+    );
+    assert_eq!(
+        field_values(&given, "tool_type"),
+        ["endpoint", "mcp_server"]
+    );
+    assert_eq!(field_values(&given, "name"), ["find", "Shop"]);
+    assert_eq!(field_values(&given, "when"), ["during_call", "post_call"]);
     assert_eq!(given[0]["param_defaults"], json!({"shop": "north"}));
 
     // Posting the same tool again changes its mapping and adds none.
@@ -86,19 +92,26 @@ async fn an_agent_is_given_tools_and_loses_them() {
         {"tool_id": cancel, "tool_type": "endpoint"},
         {"tool_id": find, "tool_type": "endpoint"},
     ]);
-    let set = answer(app.request(Method::PATCH, &path).json(&set))
+    let set = send_request(app.request(Method::PATCH, &path).json(&set))
         .await
         .expect(200);
-    assert_eq!(ids(&set, "tool_id"), [cancel.clone(), find.clone()]);
+    assert_eq!(
+        field_values(&set, "tool_id"),
+        [cancel.clone(), find.clone()]
+    );
     assert_eq!(
         set[1]["id"], given[0]["id"],
         "a mapping that stays keeps its id"
     );
 
     let one = format!("{path}/{}", find.as_str().expect("an id"));
-    answer(app.request(Method::DELETE, &one)).await.expect(200);
-    answer(app.request(Method::DELETE, &one)).await.expect(404);
-    let none = answer(app.request(Method::PATCH, &path).json(&json!([]))).await;
+    send_request(app.request(Method::DELETE, &one))
+        .await
+        .expect(200);
+    send_request(app.request(Method::DELETE, &one))
+        .await
+        .expect(404);
+    let none = send_request(app.request(Method::PATCH, &path).json(&json!([]))).await;
     assert_eq!(none.expect(200), json!([]));
 
     let log = "select count(*) from audit_log where action like 'agent.%'";
@@ -107,18 +120,18 @@ async fn an_agent_is_given_tools_and_loses_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_list_of_tools_changes_nothing() {
-    let app = quiet().await;
-    let path = of_agent(&app, "tools");
-    let find = tool(&app, "find").await;
+async fn an_invalid_list_of_tools_changes_nothing() {
+    let app = without_workers().await;
+    let path = agent_path(&app, "tools");
+    let find = create_tool(&app, "find").await;
     app.post(&path, json!([{"tool_id": find, "tool_type": "endpoint"}]))
         .await
         .expect(200);
 
-    let stranger = app.another_tenant("Other").await;
+    let stranger = app.create_tenant("Other").await;
     let theirs = app.request_as(&stranger, Method::POST, TOOLS);
     let body = json!({"name": "theirs", "description": "b", "url": "https://shop.test"});
-    let theirs = answer(theirs.json(&body)).await.expect(201)["id"].clone();
+    let theirs = send_request(theirs.json(&body)).await.expect(201)["id"].clone();
 
     for (body, status) in [
         (
@@ -138,38 +151,46 @@ async fn a_wrong_list_of_tools_changes_nothing() {
         (json!({"tool_id": find}), 422),
     ] {
         for method in [Method::POST, Method::PATCH] {
-            answer(app.request(method, &path).json(&body))
+            send_request(app.request(method, &path).json(&body))
                 .await
                 .expect(status);
         }
     }
 
-    assert_eq!(ids(&app.get(&path).await.expect(200), "tool_id"), [find]);
+    assert_eq!(
+        field_values(&app.get(&path).await.expect(200), "tool_id"),
+        [find]
+    );
 
     for method in [Method::GET, Method::PATCH, Method::POST] {
         let request = app.request_as(&stranger, method, &path).json(&json!([]));
-        answer(request).await.expect(404);
+        send_request(request).await.expect(404);
     }
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_agent_holds_no_tool_and_no_rule() {
-    let app = quiet().await;
-    let find = tool(&app, "find").await;
+async fn tools_and_rules_of_a_deleted_agent_can_be_deleted() {
+    let app = without_workers().await;
+    let find = create_tool(&app, "find").await;
     let given = json!([{"tool_id": find, "tool_type": "endpoint"}]);
-    app.post(&of_agent(&app, "tools"), given).await.expect(200);
+    app.post(&agent_path(&app, "tools"), given)
+        .await
+        .expect(200);
 
-    let rule = app.post(RULES, intent()).await.expect(200);
-    let attached = answer(
-        app.request(Method::PUT, &of_agent(&app, "post-analysis/attached-rules"))
-            .json(&json!({"rule_ids": [rule["id"]]})),
+    let rule = app.post(RULES, intent_rule()).await.expect(200);
+    let attached = send_request(
+        app.request(
+            Method::PUT,
+            &agent_path(&app, "post-analysis/attached-rules"),
+        )
+        .json(&json!({"rule_ids": [rule["id"]]})),
     )
     .await;
     attached.expect(200);
 
     let agent = format!("/api/v1/agents/{}?force_delete=true", app.tenant.agent);
-    answer(app.request(Method::DELETE, &agent))
+    send_request(app.request(Method::DELETE, &agent))
         .await
         .expect(200);
 
@@ -177,16 +198,21 @@ async fn a_deleted_agent_holds_no_tool_and_no_rule() {
         format!("{TOOLS}/{}", find.as_str().expect("an id")),
         format!("{RULES}/{}", rule["id"].as_str().expect("an id")),
     ] {
-        answer(app.request(Method::DELETE, &path)).await.expect(200);
+        send_request(app.request(Method::DELETE, &path))
+            .await
+            .expect(200);
     }
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_use_goes_only_by_force() {
-    let app = quiet().await;
-    let (find, shop) = (tool(&app, "find").await, server(&app).await);
-    let path = of_agent(&app, "tools");
+async fn tools_in_use_are_removed_only_with_force() {
+    let app = without_workers().await;
+    let (find, shop) = (
+        create_tool(&app, "find").await,
+        create_mcp_server(&app).await,
+    );
+    let path = agent_path(&app, "tools");
     let both = json!([
         {"tool_id": find, "tool_type": "endpoint"}, {"tool_id": shop, "tool_type": "mcp_server"},
     ]);
@@ -195,7 +221,7 @@ async fn what_is_in_use_goes_only_by_force() {
     let rule = app.post(RULES, rule).await.expect(200);
 
     let definition = format!("{TOOLS}/{}", find.as_str().expect("an id"));
-    let refused = answer(app.request(Method::DELETE, &definition))
+    let refused = send_request(app.request(Method::DELETE, &definition))
         .await
         .expect(409);
     assert_eq!(refused["code"], "tool_in_use");
@@ -207,26 +233,28 @@ async fn what_is_in_use_goes_only_by_force() {
     );
 
     app.create_batch(json!({})).await;
-    run(&app, "update call_batches set status = 'in_progress'").await;
+    execute(&app, "update call_batches set status = 'in_progress'").await;
     let none = json!([]);
-    let busy = answer(app.request(Method::PATCH, &path).json(&none))
+    let busy = send_request(app.request(Method::PATCH, &path).json(&none))
         .await
         .expect(409);
     assert_eq!(busy["code"], "agent_in_use");
     let one = format!("{path}/{}", shop.as_str().expect("an id"));
-    answer(app.request(Method::DELETE, &one)).await.expect(409);
+    send_request(app.request(Method::DELETE, &one))
+        .await
+        .expect(409);
     assert_eq!(
         app.get(&path).await.expect(200).as_array().map(Vec::len),
         Some(2)
     );
     let forced = format!("{one}?force_update=true");
-    answer(app.request(Method::DELETE, &forced))
+    send_request(app.request(Method::DELETE, &forced))
         .await
         .expect(200);
-    run(&app, "update call_batches set status = 'not_started'").await;
+    execute(&app, "update call_batches set status = 'not_started'").await;
 
     let forced = format!("{definition}?force=true");
-    answer(app.request(Method::DELETE, &forced))
+    send_request(app.request(Method::DELETE, &forced))
         .await
         .expect(200);
     assert_eq!(app.get(&path).await.expect(200), json!([]));
@@ -242,7 +270,7 @@ async fn what_is_in_use_goes_only_by_force() {
 }
 
 /// A rule that extracts the intent of the person called.
-fn intent() -> Value {
+fn intent_rule() -> Value {
     json!({
         "name": "Intent", "analysis_type": "structured_output", "prompt": "What do they want?",
         "fields": [{"name": "intent", "type": "enum", "description": "", "enum_values": ["buy", "complain"]}],
@@ -250,9 +278,9 @@ fn intent() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rule_is_kept_changed_copied_and_deleted() {
-    let app = quiet().await;
-    let body = intent();
+async fn a_rule_is_created_changed_copied_and_deleted() {
+    let app = without_workers().await;
+    let body = intent_rule();
     let rule = app.post(RULES, body.clone()).await.expect(200);
     let path = format!("{RULES}/{}", rule["id"].as_str().expect("an id"));
     assert_eq!(app.get(&path).await.expect(200), rule);
@@ -261,7 +289,7 @@ async fn a_rule_is_kept_changed_copied_and_deleted() {
     let mut change = body.clone();
     change["name"] = json!("Wish");
     change["is_active"] = json!(false);
-    let changed = answer(app.request(Method::PUT, &path).json(&change))
+    let changed = send_request(app.request(Method::PUT, &path).json(&change))
         .await
         .expect(200);
     assert_eq!(
@@ -279,27 +307,29 @@ async fn a_rule_is_kept_changed_copied_and_deleted() {
     );
     assert_ne!(copy["id"], rule["id"]);
 
-    let stranger = app.another_tenant("Other").await;
+    let stranger = app.create_tenant("Other").await;
     for (method, path) in [
         (Method::GET, path.clone()),
         (Method::DELETE, path.clone()),
         (Method::POST, format!("{path}/duplicate")),
     ] {
-        answer(app.request_as(&stranger, method, &path))
+        send_request(app.request_as(&stranger, method, &path))
             .await
             .expect(404);
     }
     let theirs = app.request_as(&stranger, Method::PUT, &path).json(&body);
-    answer(theirs).await.expect(404);
-    answer(app.request(Method::DELETE, &path)).await.expect(200);
+    send_request(theirs).await.expect(404);
+    send_request(app.request(Method::DELETE, &path))
+        .await
+        .expect(200);
     app.get(&path).await.expect(404);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_of_a_rule_that_is_wrong_is_named() {
-    let app = quiet().await;
-    let body = intent();
+async fn an_invalid_field_of_a_rule_is_named() {
+    let app = without_workers().await;
+    let body = intent_rule();
 
     for (change, at) in [
         (json!({"name": " "}), "name"),
@@ -337,8 +367,8 @@ async fn a_field_of_a_rule_that_is_wrong_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rules_are_attached_to_an_agent_in_an_order() {
-    let app = quiet().await;
+async fn rules_attached_to_an_agent_keep_their_order() {
+    let app = without_workers().await;
     let mut rules = Vec::new();
     for name in ["a", "b", "c"] {
         let body = json!({"name": name, "analysis_type": "summary", "prompt": "Sum up"});
@@ -346,12 +376,12 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
     }
 
     let (attach, attached) = (
-        of_agent(&app, "post-analysis"),
-        of_agent(&app, "post-analysis/attached-rules"),
+        agent_path(&app, "post-analysis"),
+        agent_path(&app, "post-analysis/attached-rules"),
     );
-    let id_list = of_agent(&app, "post-analysis/attached-rule-ids");
+    let id_list = agent_path(&app, "post-analysis/attached-rule-ids");
     let put = |ids: Value| {
-        answer(
+        send_request(
             app.request(Method::PUT, &attached)
                 .json(&json!({"rule_ids": ids})),
         )
@@ -365,7 +395,7 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
     };
 
     let set = put(json!([rules[2], rules[0]])).await.expect(200);
-    assert_eq!(ids(&set, "name"), ["c", "a"]);
+    assert_eq!(field_values(&set, "name"), ["c", "a"]);
 
     let row = json!({"agent_id": app.tenant.agent, "rule_id": rules[1]});
     let row = app.post(&attach, row).await.expect(200);
@@ -390,37 +420,39 @@ async fn rules_are_attached_to_an_agent_in_an_order() {
     put(json!([rules[0], uuid::Uuid::nil()])).await.expect(404);
     put(json!([rules[0], rules[0]])).await.expect(422);
 
-    let stranger = app.another_tenant("Other").await;
+    let stranger = app.create_tenant("Other").await;
     let theirs = app.request_as(&stranger, Method::PUT, &attached);
-    answer(theirs.json(&json!({"rule_ids": []})))
+    send_request(theirs.json(&json!({"rule_ids": []})))
         .await
         .expect(404);
     for path in [&attach, &attached, &id_list] {
-        answer(app.request_as(&stranger, Method::GET, path))
+        send_request(app.request_as(&stranger, Method::GET, path))
             .await
             .expect(404);
     }
 
     assert_eq!(count().await, Some(3));
     let gone = format!("{RULES}/{}", rules[2].as_str().expect("an id"));
-    answer(app.request(Method::DELETE, &gone)).await.expect(200);
+    send_request(app.request(Method::DELETE, &gone))
+        .await
+        .expect(200);
     assert_eq!(count().await, Some(2));
     assert_eq!(put(json!([])).await.expect(200), json!([]));
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
-    let app = quiet().await;
+async fn a_copied_agent_has_the_tools_and_rules_that_its_owner_may_see() {
+    let app = without_workers().await;
     let (find, cancel, shop) = (
-        tool(&app, "find").await,
-        tool(&app, "cancel").await,
-        server(&app).await,
+        create_tool(&app, "find").await,
+        create_tool(&app, "cancel").await,
+        create_mcp_server(&app).await,
     );
 
-    let colleague = member(&app, "colleague@example.com", Role::User).await;
+    let colleague = create_member(&app, "colleague@example.com", Role::User).await;
     let body = json!({"name": "theirs", "description": "does it", "url": "https://shop.test"});
-    let theirs = ask(&app, &colleague, Method::POST, TOOLS, body).await;
+    let theirs = send_as(&app, &colleague, Method::POST, TOOLS, body).await;
     let theirs = theirs.expect(201)["id"].clone();
 
     let given = json!([
@@ -429,7 +461,10 @@ async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
         {"tool_id": shop, "tool_type": "mcp_server", "order": 1, "allowed_tools": ["a"], "when": "post_call"},
         {"tool_id": cancel, "tool_type": "endpoint", "order": 0, "enabled": false},
     ]);
-    let given = app.post(&of_agent(&app, "tools"), given).await.expect(200);
+    let given = app
+        .post(&agent_path(&app, "tools"), given)
+        .await
+        .expect(200);
 
     let mut rules = Vec::new();
     for name in ["a", "b"] {
@@ -437,17 +472,20 @@ async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
         rules.push(app.post(RULES, body).await.expect(200)["id"].clone());
     }
     let body = json!({"name": "c", "analysis_type": "summary", "prompt": "Sum up"});
-    let rule = ask(&app, &colleague, Method::POST, RULES, body).await;
+    let rule = send_as(&app, &colleague, Method::POST, RULES, body).await;
     rules.push(rule.expect(200)["id"].clone());
     rules.reverse();
 
-    let attached = app.request(Method::PUT, &of_agent(&app, "post-analysis/attached-rules"));
-    let attached = answer(attached.json(&json!({ "rule_ids": rules }))).await;
+    let attached = app.request(
+        Method::PUT,
+        &agent_path(&app, "post-analysis/attached-rules"),
+    );
+    let attached = send_request(attached.json(&json!({ "rule_ids": rules }))).await;
     attached.expect(200);
 
     let copied = async || {
-        let copy = of_agent(&app, "clone");
-        let copy = ask(&app, &app.tenant, Method::POST, &copy, Value::Null).await;
+        let copy = agent_path(&app, "clone");
+        let copy = send_as(&app, &app.tenant, Method::POST, &copy, Value::Null).await;
         let copy = copy.expect(201)["agent"]["id"].clone();
         let base = format!("/api/v1/agents/{}", copy.as_str().expect("an id"));
         let tools = app.get(&format!("{base}/tools")).await.expect(200);
@@ -467,16 +505,16 @@ async fn a_copy_of_an_agent_has_the_tools_and_rules_that_its_owner_sees() {
         list
     };
     assert_eq!(without_ids(&tools), without_ids(&given));
-    assert_ne!(ids(&tools, "id"), ids(&given, "id"));
+    assert_ne!(field_values(&tools, "id"), field_values(&given, "id"));
 
     // After the demotion the owner sees only their own tools and rules.
-    run(
+    execute(
         &app,
         "update users set role = 'user' where email = 'acme@example.com'",
     )
     .await;
     let (tools, copied_rules) = copied().await;
-    assert_eq!(ids(&tools, "tool_id"), [cancel, shop, find]);
+    assert_eq!(field_values(&tools, "tool_id"), [cancel, shop, find]);
     assert_eq!(copied_rules, json!(rules[1..]));
     app.finish().await;
 }

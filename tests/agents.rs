@@ -4,26 +4,31 @@ use peal_shared::access::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, Options, PATIENCE};
+use crate::harness::app::{App, AppOptions, TEST_TIMEOUT};
 use crate::harness::eventually;
-use crate::harness::members::{ask, audited, member, signed_in};
+use crate::harness::members::{audited_actions, create_member, send_as, with_session};
 
-const BASE: &str = "/api/v1/agents";
+const AGENTS: &str = "/api/v1/agents";
 
-async fn quiet() -> App {
-    App::with(Options {
+async fn without_workers() -> App {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
 
-async fn put(app: &App, id: &str, force: bool, body: Value) -> crate::harness::app::Answer {
-    let path = format!("{BASE}/{id}?force_update={force}");
-    ask(app, &app.tenant, Method::PUT, &path, body).await
+async fn put_agent(
+    app: &App,
+    id: &str,
+    force: bool,
+    body: Value,
+) -> crate::harness::app::ApiResponse {
+    let path = format!("{AGENTS}/{id}?force_update={force}");
+    send_as(app, &app.tenant, Method::PUT, &path, body).await
 }
 
-fn everything() -> Value {
+fn full_agent() -> Value {
     json!({
         "agent": {
             "name": "Reminder", "description": "Reminds", "is_active": false, "recording_enabled": false,
@@ -68,15 +73,15 @@ fn everything() -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_setting_of_an_agent_comes_back_as_it_was_sent() {
-    let app = quiet().await;
-    let made = app.post(BASE, everything()).await.expect(201);
+    let app = without_workers().await;
+    let made = app.post(AGENTS, full_agent()).await.expect(201);
     assert_eq!(made["validation_status"], "valid");
     let id = made["agent"]["id"].as_str().expect("an id");
 
-    let shown = app.get(&format!("{BASE}/{id}")).await.expect(200);
+    let shown = app.get(&format!("{AGENTS}/{id}")).await.expect(200);
     assert_eq!(shown, made);
 
-    let sent = everything();
+    let sent = full_agent();
     for (name, value) in sent["agent"].as_object().expect("an object") {
         assert_eq!(&shown["agent"][name], value, "{name}");
     }
@@ -110,16 +115,16 @@ async fn every_setting_of_an_agent_comes_back_as_it_was_sent() {
         .await;
     assert_eq!(read, 1);
 
-    assert_eq!(audited(&app, id).await, ["agent.create"]);
+    assert_eq!(audited_actions(&app, id).await, ["agent.create"]);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_simple_agent_has_every_default() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let made = app
         .post(
-            &format!("{BASE}/simple"),
+            &format!("{AGENTS}/simple"),
             json!({"name": " Quick ", "description": "All defaults"}),
         )
         .await
@@ -155,7 +160,7 @@ async fn a_simple_agent_has_every_default() {
 
     // An agent created by another route has the same defaults.
     let theirs = app
-        .get(&format!("{BASE}/{}", app.tenant.agent))
+        .get(&format!("{AGENTS}/{}", app.tenant.agent))
         .await
         .expect(200);
     assert_eq!(
@@ -166,8 +171,8 @@ async fn a_simple_agent_has_every_default() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_wrong_with_an_agent_is_told_at_once() {
-    let app = quiet().await;
+async fn all_errors_of_an_agent_are_reported_at_once() {
+    let app = without_workers().await;
     let wrong = json!({
         "agent": {"name": " ", "description": "\u{1}"},
         "agent_model_config": {"temperature": 2.1, "max_tokens": 0},
@@ -184,7 +189,7 @@ async fn everything_wrong_with_an_agent_is_told_at_once() {
         },
     });
 
-    let problem = app.post(BASE, wrong).await.expect(422);
+    let problem = app.post(AGENTS, wrong).await.expect(422);
     let mut fields: Vec<String> = problem["errors"]
         .as_array()
         .expect("errors")
@@ -229,9 +234,9 @@ async fn everything_wrong_with_an_agent_is_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_webhook_leads_to_no_address_that_is_closed() {
-    let app = quiet().await;
-    let made = app.post(BASE, everything()).await.expect(201);
+async fn a_webhook_to_a_blocked_address_is_refused() {
+    let app = without_workers().await;
+    let made = app.post(AGENTS, full_agent()).await.expect(201);
     let id = made["agent"]["id"].as_str().expect("an id");
 
     let long = format!("https://crm.example.com/{}", "a".repeat(2000));
@@ -248,7 +253,7 @@ async fn a_webhook_leads_to_no_address_that_is_closed() {
         &long,
     ] {
         let part = json!({"agent_specific_config": {"webhooks": {"outgoing": {"url": url}}}});
-        let refused = put(&app, id, true, part.clone()).await.expect(422);
+        let refused = put_agent(&app, id, true, part.clone()).await.expect(422);
 
         let loc = json!([
             "body",
@@ -259,18 +264,18 @@ async fn a_webhook_leads_to_no_address_that_is_closed() {
         ]);
         assert_eq!(refused["errors"][0]["loc"], loc, "{url}");
 
-        let mut body = everything();
+        let mut body = full_agent();
         body["agent_specific_config"]["webhooks"]["outgoing"]["url"] = json!(url);
-        app.post(BASE, body).await.expect(422);
+        app.post(AGENTS, body).await.expect(422);
     }
 
-    assert_eq!(app.get(&format!("{BASE}/{id}")).await.expect(200), made);
+    assert_eq!(app.get(&format!("{AGENTS}/{id}")).await.expect(200), made);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_not_there_or_not_known_is_named() {
-    let app = quiet().await;
+async fn a_missing_or_unknown_field_is_named() {
+    let app = without_workers().await;
     for (body, field) in [
         (json!({}), "agent"),
         (json!({"agent": {}}), "name"),
@@ -288,7 +293,7 @@ async fn a_field_that_is_not_there_or_not_known_is_named() {
             "cookies",
         ),
     ] {
-        let problem = app.post(BASE, body).await.expect(422);
+        let problem = app.post(AGENTS, body).await.expect(422);
         let loc = problem["errors"][0]["loc"]
             .as_array()
             .expect("a path")
@@ -301,9 +306,9 @@ async fn a_field_that_is_not_there_or_not_known_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_merges_and_an_active_agent_takes_force() {
-    let app = quiet().await;
-    let made = app.post(BASE, everything()).await.expect(201);
+async fn a_change_is_merged_into_an_inactive_agent() {
+    let app = without_workers().await;
+    let made = app.post(AGENTS, full_agent()).await.expect(201);
     let id = made["agent"]["id"].as_str().expect("an id");
 
     let part = json!({
@@ -313,7 +318,7 @@ async fn a_change_merges_and_an_active_agent_takes_force() {
         "vad_config": null,
     });
 
-    let changed = put(&app, id, false, part).await.expect(200);
+    let changed = put_agent(&app, id, false, part).await.expect(200);
     assert_eq!(
         changed["agent"]["first_response_message"],
         "Good day {{name}}"
@@ -340,28 +345,30 @@ async fn a_change_merges_and_an_active_agent_takes_force() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_active_agent_is_changed_by_force_alone() {
-    let app = quiet().await;
-    let mut body = everything();
+async fn an_active_agent_is_changed_only_with_force() {
+    let app = without_workers().await;
+    let mut body = full_agent();
     body["agent"]["is_active"] = json!(true);
     body["vad_config"] = Value::Null;
-    let made = app.post(BASE, body).await.expect(201);
+    let made = app.post(AGENTS, body).await.expect(201);
     let id = made["agent"]["id"].as_str().expect("an id");
 
-    let refused = put(&app, id, false, json!({"agent": {"name": "Other"}}))
+    let refused = put_agent(&app, id, false, json!({"agent": {"name": "Other"}}))
         .await
         .expect(400);
     assert_eq!(refused["code"], "agent_active");
     assert!(refused["detail"].to_string().contains("force_update=true"));
 
-    put(&app, id, true, json!({"agent": {"name": "Other"}}))
+    put_agent(&app, id, true, json!({"agent": {"name": "Other"}}))
         .await
         .expect(200);
-    put(&app, id, true, json!({"agent": {"name": null}}))
+    put_agent(&app, id, true, json!({"agent": {"name": null}}))
         .await
         .expect(422);
-    put(&app, id, true, json!({"agents": {}})).await.expect(422);
-    put(
+    put_agent(&app, id, true, json!({"agents": {}}))
+        .await
+        .expect(422);
+    put_agent(
         &app,
         id,
         true,
@@ -369,17 +376,17 @@ async fn an_active_agent_is_changed_by_force_alone() {
     )
     .await
     .expect(422);
-    put(&app, id, true, json!([1])).await.expect(422);
+    put_agent(&app, id, true, json!([1])).await.expect(422);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_part_of_an_agent_is_changed_by_its_own_route() {
-    let app = quiet().await;
-    let mut body = everything();
+async fn each_part_of_an_agent_is_changed_by_its_own_route() {
+    let app = without_workers().await;
+    let mut body = full_agent();
     body["agent"]["is_active"] = json!(true);
     body["vad_config"] = Value::Null;
-    let made = app.post(BASE, body).await.expect(201);
+    let made = app.post(AGENTS, body).await.expect(201);
     let id = made["agent"]["id"].as_str().expect("an id");
 
     for (part, body, section) in [
@@ -404,12 +411,12 @@ async fn a_part_of_an_agent_is_changed_by_its_own_route() {
             "vad_config",
         ),
     ] {
-        let path = format!("{BASE}/{id}/{part}");
-        let refused = ask(&app, &app.tenant, Method::PATCH, &path, body.clone()).await;
+        let path = format!("{AGENTS}/{id}/{part}");
+        let refused = send_as(&app, &app.tenant, Method::PATCH, &path, body.clone()).await;
         assert_eq!(refused.expect(400)["code"], "agent_active", "{part}");
 
         let forced = format!("{path}?force_update=true");
-        let changed = ask(&app, &app.tenant, Method::PATCH, &forced, body.clone())
+        let changed = send_as(&app, &app.tenant, Method::PATCH, &forced, body.clone())
             .await
             .expect(200);
         for (name, value) in body.as_object().expect("an object") {
@@ -420,18 +427,18 @@ async fn a_part_of_an_agent_is_changed_by_its_own_route() {
             assert_eq!(&changed["configurations"][section][name], wanted, "{part}");
         }
 
-        let odd = ask(&app, &app.tenant, Method::PATCH, &forced, json!({"odd": 1})).await;
+        let odd = send_as(&app, &app.tenant, Method::PATCH, &forced, json!({"odd": 1})).await;
         odd.expect(422);
     }
 
-    let shown = app.get(&format!("{BASE}/{id}")).await.expect(200);
+    let shown = app.get(&format!("{AGENTS}/{id}")).await.expect(200);
     assert_eq!(
         shown["configurations"]["agent_model_config"]["max_tokens"],
         256
     );
     assert_eq!(shown["configurations"]["vad_config"]["threshold"], 0.5);
 
-    let log = audited(&app, id).await;
+    let log = audited_actions(&app, id).await;
     assert_eq!(log.len(), 5, "{log:?}");
     let changed: Vec<String> = sqlx::query_scalar(
         "select unnest(changed) from audit_log where action = 'agent.update' order by id limit 1",
@@ -444,10 +451,10 @@ async fn a_part_of_an_agent_is_changed_by_its_own_route() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_are_listed_by_pages_and_names() {
-    let app = quiet().await;
+async fn agents_are_listed_by_page_and_name() {
+    let app = without_workers().await;
     for name in ["Winter 50% off", "Summer", "Autumn"] {
-        app.post(&format!("{BASE}/simple"), json!({"name": name}))
+        app.post(&format!("{AGENTS}/simple"), json!({"name": name}))
             .await
             .expect(201);
     }
@@ -459,7 +466,7 @@ async fn agents_are_listed_by_pages_and_names() {
             .collect()
     };
 
-    let all = app.get(BASE).await;
+    let all = app.get(AGENTS).await;
     assert_eq!(
         names(&all.expect(200)),
         ["Autumn", "Summer", "Winter 50% off", "Ada"]
@@ -467,17 +474,17 @@ async fn agents_are_listed_by_pages_and_names() {
     assert_eq!(all.headers["x-total-count"], "4");
     assert!(all.headers.get("x-truncated").is_none());
 
-    let second = app.get(&format!("{BASE}?page=2&page_size=3")).await;
+    let second = app.get(&format!("{AGENTS}?page=2&page_size=3")).await;
 
     assert_eq!(names(&second.expect(200)), ["Ada"]);
-    let first = app.get(&format!("{BASE}?page_size=3")).await;
+    let first = app.get(&format!("{AGENTS}?page_size=3")).await;
     assert_eq!(first.headers["x-truncated"], "true");
     assert_eq!(
-        names(&app.get(&format!("{BASE}?q=0%25")).await.expect(200)),
+        names(&app.get(&format!("{AGENTS}?q=0%25")).await.expect(200)),
         ["Winter 50% off"]
     );
     assert_eq!(
-        names(&app.get(&format!("{BASE}?q=MM")).await.expect(200)),
+        names(&app.get(&format!("{AGENTS}?q=MM")).await.expect(200)),
         ["Summer"]
     );
 
@@ -487,22 +494,22 @@ async fn agents_are_listed_by_pages_and_names() {
         "scope=theirs",
         "platform_roles=king",
     ] {
-        app.get(&format!("{BASE}?{odd}")).await.expect(422);
+        app.get(&format!("{AGENTS}?{odd}")).await.expect(422);
     }
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_are_copied_counted_and_deleted() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let copy = app
-        .post(&format!("{BASE}/{}/clone", app.tenant.agent), Value::Null)
+        .post(&format!("{AGENTS}/{}/clone", app.tenant.agent), Value::Null)
         .await;
     // A body of null is not an empty body.
     assert_eq!(copy.status, 422);
 
-    let path = format!("{BASE}/{}/clone", app.tenant.agent);
-    let copy = ask(&app, &app.tenant, Method::POST, &path, Value::Null)
+    let path = format!("{AGENTS}/{}/clone", app.tenant.agent);
+    let copy = send_as(&app, &app.tenant, Method::POST, &path, Value::Null)
         .await
         .expect(201);
     assert_eq!(copy["agent"]["name"], "Ada (copy)");
@@ -511,7 +518,7 @@ async fn agents_are_copied_counted_and_deleted() {
         "Hello {{name}}, this is Peal."
     );
 
-    let named = ask(
+    let named = send_as(
         &app,
         &app.tenant,
         Method::POST,
@@ -523,32 +530,35 @@ async fn agents_are_copied_counted_and_deleted() {
     assert_eq!(named["agent"]["name"], "Eve");
 
     let eve = named["agent"]["id"].as_str().expect("an id");
-    let path = format!("{BASE}/{eve}");
-    let refused = ask(&app, &app.tenant, Method::DELETE, &path, Value::Null).await;
+    let path = format!("{AGENTS}/{eve}");
+    let refused = send_as(&app, &app.tenant, Method::DELETE, &path, Value::Null).await;
     let refused = refused.expect(400);
     assert_eq!(refused["code"], "agent_active");
     assert!(refused["detail"].to_string().contains("force_delete=true"));
 
     let forced = format!("{path}?force_delete=true");
-    let gone = ask(&app, &app.tenant, Method::DELETE, &forced, Value::Null)
+    let gone = send_as(&app, &app.tenant, Method::DELETE, &forced, Value::Null)
         .await
         .expect(200);
     assert_eq!(gone["message"], "agent deleted");
     app.get(&path).await.expect(404);
-    ask(&app, &app.tenant, Method::DELETE, &forced, Value::Null)
+    send_as(&app, &app.tenant, Method::DELETE, &forced, Value::Null)
         .await
         .expect(404);
 
-    put(&app, eve, true, json!({"agent": {"is_active": true}}))
+    put_agent(&app, eve, true, json!({"agent": {"is_active": true}}))
         .await
         .expect(404);
     let batch = json!({"caller_phone_id": app.tenant.phone, "agent_id": eve, "batch_name": "Late"});
     app.post("/api/v1/batch-call/create", batch)
         .await
         .expect(404);
-    assert_eq!(audited(&app, eve).await, ["agent.clone", "agent.delete"]);
+    assert_eq!(
+        audited_actions(&app, eve).await,
+        ["agent.clone", "agent.delete"]
+    );
 
-    let stats = app.get(&format!("{BASE}/stats")).await.expect(200);
+    let stats = app.get(&format!("{AGENTS}/stats")).await.expect(200);
     assert_eq!(
         stats,
         json!({"total": 2, "active": 2, "inactive": 0, "in_batches": 0, "calls_under_way": 0})
@@ -558,50 +568,58 @@ async fn agents_are_copied_counted_and_deleted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_tenants_agent_does_not_exist() {
-    let app = quiet().await;
-    let colleague = member(&app, "colleague@example.com", Role::User).await;
-    let stranger = app.another_tenant("Other").await;
-    let mine = ask(&app, &colleague, Method::POST, BASE, everything())
+    let app = without_workers().await;
+    let colleague = create_member(&app, "colleague@example.com", Role::User).await;
+    let stranger = app.create_tenant("Other").await;
+    let mine = send_as(&app, &colleague, Method::POST, AGENTS, full_agent())
         .await
         .expect(201);
     let id = mine["agent"]["id"].as_str().expect("an id").to_owned();
 
     let routes = [
-        (Method::GET, format!("{BASE}/{id}"), Value::Null),
+        (Method::GET, format!("{AGENTS}/{id}"), Value::Null),
         (
             Method::PUT,
-            format!("{BASE}/{id}?force_update=true"),
+            format!("{AGENTS}/{id}?force_update=true"),
             json!({"agent": {"name": "X"}}),
         ),
         (
             Method::PATCH,
-            format!("{BASE}/{id}/model-config"),
+            format!("{AGENTS}/{id}/model-config"),
             json!({}),
         ),
-        (Method::PATCH, format!("{BASE}/{id}/tts-config"), json!({})),
         (
             Method::PATCH,
-            format!("{BASE}/{id}/transcriber-config"),
+            format!("{AGENTS}/{id}/tts-config"),
             json!({}),
         ),
-        (Method::PATCH, format!("{BASE}/{id}/vad-config"), json!({})),
-        (Method::POST, format!("{BASE}/{id}/clone"), Value::Null),
+        (
+            Method::PATCH,
+            format!("{AGENTS}/{id}/transcriber-config"),
+            json!({}),
+        ),
+        (
+            Method::PATCH,
+            format!("{AGENTS}/{id}/vad-config"),
+            json!({}),
+        ),
+        (Method::POST, format!("{AGENTS}/{id}/clone"), Value::Null),
         (
             Method::DELETE,
-            format!("{BASE}/{id}?force_delete=true"),
+            format!("{AGENTS}/{id}?force_delete=true"),
             Value::Null,
         ),
     ];
 
     for (method, path, body) in &routes {
-        let theirs = ask(&app, &stranger, method.clone(), path, body.clone()).await;
+        let theirs = send_as(&app, &stranger, method.clone(), path, body.clone()).await;
         theirs.expect(404);
         let nobody = app.anonymous(method.clone(), path).json(body);
-        crate::harness::app::answer(nobody).await.expect(401);
+        crate::harness::app::send_request(nobody).await.expect(401);
     }
 
-    for path in [BASE.to_owned(), format!("{BASE}/stats")] {
-        crate::harness::app::answer(app.anonymous(Method::GET, &path))
+    for path in [AGENTS.to_owned(), format!("{AGENTS}/stats")] {
+        crate::harness::app::send_request(app.anonymous(Method::GET, &path))
             .await
             .expect(401);
     }
@@ -609,13 +627,13 @@ async fn another_tenants_agent_does_not_exist() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_shows_what_the_role_reaches() {
-    let app = quiet().await;
-    let colleague = member(&app, "colleague@example.com", Role::User).await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
-    let stranger = app.another_tenant("Other").await;
+async fn a_list_shows_the_agents_that_the_role_may_see() {
+    let app = without_workers().await;
+    let colleague = create_member(&app, "colleague@example.com", Role::User).await;
+    let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
+    let stranger = app.create_tenant("Other").await;
 
-    let mine = ask(&app, &colleague, Method::POST, BASE, everything())
+    let mine = send_as(&app, &colleague, Method::POST, AGENTS, full_agent())
         .await
         .expect(201);
     let id = mine["agent"]["id"].as_str().expect("an id").to_owned();
@@ -623,13 +641,13 @@ async fn a_list_shows_what_the_role_reaches() {
 
     // The administrator sees the member's agent, the member not the administrator's, and the
     // administrator's key neither.
-    let admin = signed_in(&app, &app.tenant).await;
-    let ada = format!("{BASE}/{}", app.tenant.agent);
-    ask(&app, &colleague, Method::GET, &ada, Value::Null)
+    let admin = with_session(&app, &app.tenant).await;
+    let ada = format!("{AGENTS}/{}", app.tenant.agent);
+    send_as(&app, &colleague, Method::GET, &ada, Value::Null)
         .await
         .expect(404);
-    let theirs = format!("{BASE}/{id}");
-    ask(&app, &admin, Method::GET, &theirs, Value::Null)
+    let theirs = format!("{AGENTS}/{id}");
+    send_as(&app, &admin, Method::GET, &theirs, Value::Null)
         .await
         .expect(200);
     app.get(&theirs).await.expect(404);
@@ -637,7 +655,7 @@ async fn a_list_shows_what_the_role_reaches() {
     let listed = |answer: Value| answer.as_array().expect("a list").len();
     assert_eq!(
         listed(
-            ask(&app, &colleague, Method::GET, BASE, Value::Null)
+            send_as(&app, &colleague, Method::GET, AGENTS, Value::Null)
                 .await
                 .expect(200)
         ),
@@ -645,17 +663,17 @@ async fn a_list_shows_what_the_role_reaches() {
     );
 
     for (who, path, count) in [
-        (&admin, BASE.to_owned(), 2),
-        (&admin, format!("{BASE}?scope=mine"), 1),
-        (&app.tenant, BASE.to_owned(), 1),
+        (&admin, AGENTS.to_owned(), 2),
+        (&admin, format!("{AGENTS}?scope=mine"), 1),
+        (&app.tenant, AGENTS.to_owned(), 1),
     ] {
-        let shown = ask(&app, who, Method::GET, &path, Value::Null).await;
+        let shown = send_as(&app, who, Method::GET, &path, Value::Null).await;
 
         assert_eq!(listed(shown.expect(200)), count, "{path}");
     }
     assert_eq!(
         listed(
-            ask(&app, &root, Method::GET, BASE, Value::Null)
+            send_as(&app, &root, Method::GET, AGENTS, Value::Null)
                 .await
                 .expect(200)
         ),
@@ -672,8 +690,8 @@ async fn a_list_shows_what_the_role_reaches() {
         ("scope=mine".to_owned(), 0),
         ("page_size=2".to_owned(), 2),
     ] {
-        let path = format!("{BASE}?{query}");
-        let answer = ask(&app, &root, Method::GET, &path, Value::Null)
+        let path = format!("{AGENTS}?{query}");
+        let answer = send_as(&app, &root, Method::GET, &path, Value::Null)
             .await
             .expect(200);
         assert_eq!(listed(answer), count, "{query}");
@@ -682,37 +700,37 @@ async fn a_list_shows_what_the_role_reaches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_are_made_for_others_by_administrators() {
-    let app = quiet().await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
-    let stranger = app.another_tenant("Other").await;
-    let colleague = member(&app, "colleague@example.com", Role::User).await;
-    let mine = ask(&app, &colleague, Method::POST, BASE, everything()).await;
+async fn only_administrators_create_agents_for_members() {
+    let app = without_workers().await;
+    let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
+    let stranger = app.create_tenant("Other").await;
+    let colleague = create_member(&app, "colleague@example.com", Role::User).await;
+    let mine = send_as(&app, &colleague, Method::POST, AGENTS, full_agent()).await;
     let user = mine.expect(201)["agent"]["user_id"].clone();
 
     // Only an administrator may create an agent for a member.
     let for_member = json!({"user_id": user, "agent": {"name": "Gift"}});
-    let admin = signed_in(&app, &app.tenant).await;
-    let gift = ask(&app, &admin, Method::POST, BASE, for_member.clone())
+    let admin = with_session(&app, &app.tenant).await;
+    let gift = send_as(&app, &admin, Method::POST, AGENTS, for_member.clone())
         .await
         .expect(201);
     assert_eq!(gift["agent"]["user_id"], user);
 
-    app.post(BASE, for_member.clone()).await.expect(403);
-    let stranger = signed_in(&app, &stranger).await;
-    ask(&app, &stranger, Method::POST, BASE, for_member.clone())
+    app.post(AGENTS, for_member.clone()).await.expect(403);
+    let stranger = with_session(&app, &stranger).await;
+    send_as(&app, &stranger, Method::POST, AGENTS, for_member.clone())
         .await
         .expect(404);
-    let eve = member(&app, "eve@example.com", Role::User).await;
-    ask(&app, &eve, Method::POST, BASE, for_member)
+    let eve = create_member(&app, "eve@example.com", Role::User).await;
+    send_as(&app, &eve, Method::POST, AGENTS, for_member)
         .await
         .expect(403);
 
-    let copied = ask(
+    let copied = send_as(
         &app,
         &root,
         Method::POST,
-        &format!("{BASE}/{}/clone", stranger.agent),
+        &format!("{AGENTS}/{}/clone", stranger.agent),
         Value::Null,
     )
     .await;
@@ -722,15 +740,15 @@ async fn agents_are_made_for_others_by_administrators() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
-    let mut app = quiet().await;
+async fn a_running_batch_blocks_changes_that_break_it() {
+    let mut app = without_workers().await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 2).await;
     app.start_batch(&batch).await;
     let id = app.tenant.agent.to_string();
 
-    let path = format!("{BASE}/{id}?force_delete=true");
-    let refused = ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
+    let path = format!("{AGENTS}/{id}?force_delete=true");
+    let refused = send_as(&app, &app.tenant, Method::DELETE, &path, Value::Null)
         .await
         .expect(409);
     assert_eq!(refused["code"], "agent_in_use");
@@ -742,12 +760,12 @@ async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
         "{refused}"
     );
 
-    let refused = put(&app, &id, true, json!({"agent": {"is_active": false}}))
+    let refused = put_agent(&app, &id, true, json!({"agent": {"is_active": false}}))
         .await
         .expect(409);
     assert_eq!(refused["code"], "agent_in_use");
 
-    let refused = put(
+    let refused = put_agent(
         &app,
         &id,
         true,
@@ -763,7 +781,7 @@ async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
         "{refused}"
     );
 
-    put(
+    put_agent(
         &app,
         &id,
         false,
@@ -771,7 +789,7 @@ async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
     )
     .await
     .expect(400);
-    put(
+    put_agent(
         &app,
         &id,
         true,
@@ -780,7 +798,7 @@ async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
     .await
     .expect(200);
 
-    let stats = app.get(&format!("{BASE}/stats")).await.expect(200);
+    let stats = app.get(&format!("{AGENTS}/stats")).await.expect(200);
     assert_eq!(stats["in_batches"], 1);
 
     app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
@@ -791,8 +809,8 @@ async fn a_running_batch_keeps_its_agent_as_it_needs_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_batch_lets_its_agent_go() {
-    let mut app = quiet().await;
+async fn the_agent_of_a_stopped_batch_can_be_deleted() {
+    let mut app = without_workers().await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 2).await;
     app.start_batch(&batch).await;
@@ -801,14 +819,14 @@ async fn a_stopped_batch_lets_its_agent_go() {
     app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
         .await
         .expect(200);
-    put(&app, &id, true, json!({"agent": {"is_active": false}}))
+    put_agent(&app, &id, true, json!({"agent": {"is_active": false}}))
         .await
         .expect(200);
-    ask(
+    send_as(
         &app,
         &app.tenant,
         Method::DELETE,
-        &format!("{BASE}/{id}"),
+        &format!("{AGENTS}/{id}"),
         Value::Null,
     )
     .await
@@ -826,16 +844,16 @@ async fn a_stopped_batch_lets_its_agent_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_waits_keeps_its_agent() {
-    let mut app = quiet().await;
+async fn the_agent_of_a_queued_call_cannot_be_deleted() {
+    let mut app = without_workers().await;
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B12125550142&agent_id={}",
         app.tenant.agent
     );
     app.post(&path, json!({})).await.expect(202);
 
-    let path = format!("{BASE}/{}?force_delete=true", app.tenant.agent);
-    let refused = ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
+    let path = format!("{AGENTS}/{}?force_delete=true", app.tenant.agent);
+    let refused = send_as(&app, &app.tenant, Method::DELETE, &path, Value::Null)
         .await
         .expect(409);
     assert!(
@@ -852,9 +870,9 @@ async fn a_call_that_waits_keeps_its_agent() {
             .await
             == 0
     };
-    eventually("the call is over", PATIENCE, over).await;
+    eventually("the call is over", TEST_TIMEOUT, over).await;
 
-    ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
+    send_as(&app, &app.tenant, Method::DELETE, &path, Value::Null)
         .await
         .expect(200);
     app.finish().await;

@@ -8,17 +8,22 @@ use futures::stream;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::app::{Answer, Client, answer};
+use crate::harness::app::{ApiClient, ApiResponse, send_request};
 use crate::harness::eventually;
 use crate::sign_in::quiet;
 
-const MINE: &str = "/api/v1/batch-call/me";
+const MY_BATCHES: &str = "/api/v1/batch-call/me";
 
-async fn asked_by(client: &Client, key: &str) -> Answer {
-    answer(client.anonymous(Method::GET, MINE).header("x-api-key", key)).await
+async fn get_with_key(client: &ApiClient, key: &str) -> ApiResponse {
+    send_request(
+        client
+            .anonymous(Method::GET, MY_BATCHES)
+            .header("x-api-key", key),
+    )
+    .await
 }
 
-fn told(answer: &Answer, header: &str) -> u32 {
+fn header_number(answer: &ApiResponse, header: &str) -> u32 {
     let value = answer.headers.get(header);
     let value = value.unwrap_or_else(|| panic!("no {header} in {:?}", answer.headers));
     let value = value.to_str().expect("text");
@@ -28,22 +33,22 @@ fn told(answer: &Answer, header: &str) -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_asks_too_often_waits_and_the_others_do_not() {
+async fn a_key_over_its_rate_limit_waits_and_others_do_not() {
     let mut app = quiet().await;
     let (client, _) = app
         .start_api(|settings| settings.limits.limit_requests_per_sec = Some("3".to_owned()))
         .await;
-    let other = app.another_tenant("Other").await;
+    let other = app.create_tenant("Other").await;
 
-    let first = client.get(MINE).await;
+    let first = client.get(MY_BATCHES).await;
     first.expect(200);
-    assert_eq!(told(&first, "ratelimit-limit"), 3);
-    assert!(told(&first, "ratelimit-remaining") <= 2);
-    assert_eq!(told(&first, "ratelimit-reset"), 1);
+    assert_eq!(header_number(&first, "ratelimit-limit"), 3);
+    assert!(header_number(&first, "ratelimit-remaining") <= 2);
+    assert_eq!(header_number(&first, "ratelimit-reset"), 1);
 
     let mut last = first;
     for _ in 0..200 {
-        last = client.get(MINE).await;
+        last = client.get(MY_BATCHES).await;
         if last.status == 429 {
             break;
         }
@@ -51,26 +56,26 @@ async fn a_key_that_asks_too_often_waits_and_the_others_do_not() {
 
     let refused = last.expect(429);
     assert_eq!(refused["code"], "too_many_requests");
-    assert_eq!(told(&last, "retry-after"), 1);
-    assert_eq!(told(&last, "ratelimit-limit"), 3);
-    assert_eq!(told(&last, "ratelimit-remaining"), 0);
+    assert_eq!(header_number(&last, "retry-after"), 1);
+    assert_eq!(header_number(&last, "ratelimit-limit"), 3);
+    assert_eq!(header_number(&last, "ratelimit-remaining"), 0);
 
-    asked_by(&client, &other.api_key).await.expect(200);
+    get_with_key(&client, &other.api_key).await.expect(200);
 
     // Probes and the OpenAPI document have no rate limit.
     for path in ["/health", "/openapi.json"] {
-        let open = answer(client.anonymous(Method::GET, path)).await;
+        let open = send_request(client.anonymous(Method::GET, path)).await;
         assert_eq!(open.status, 200);
         assert!(open.headers.get("ratelimit-limit").is_none());
     }
 
-    let again = || async { client.get(MINE).await.status == 200 };
+    let again = || async { client.get(MY_BATCHES).await.status == 200 };
     eventually("the key is accepted again", Duration::from_secs(5), again).await;
     app.finish().await;
 }
 
 /// A random text in the form of a caller's own key.
-fn guess(n: u64) -> String {
+fn random_key(n: u64) -> String {
     let mut state = n;
     let letters = (0..40).map(|_| {
         state = state
@@ -82,14 +87,14 @@ fn guess(n: u64) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_guesses_find_nothing_and_are_slowed_down() {
+async fn guesses_at_keys_fail_and_are_rate_limited() {
     let mut app = quiet().await;
     let (client, _) = app
         .start_api(|settings| settings.limits.limit_refusals_per_min = Some("60".to_owned()))
         .await;
 
     let statuses: Vec<u16> = stream::iter(0..10_000)
-        .map(async |n| asked_by(&client, &guess(n)).await.status.as_u16())
+        .map(async |n| get_with_key(&client, &random_key(n)).await.status.as_u16())
         .buffer_unordered(32)
         .collect()
         .await;
@@ -102,10 +107,17 @@ async fn ten_thousand_guesses_find_nothing_and_are_slowed_down() {
     assert!(counts[&401] < 500, "{counts:?}");
 
     // A valid key from the same address is not limited by the guesses.
-    client.get(MINE).await.expect(200);
+    client.get(MY_BATCHES).await.expect(200);
 
     // The limit refills one guess a second, so the next may still be allowed.
-    let guess = async || answer(client.anonymous(Method::GET, MINE).bearer_auth("guess")).await;
+    let guess = async || {
+        send_request(
+            client
+                .anonymous(Method::GET, MY_BATCHES)
+                .bearer_auth("guess"),
+        )
+        .await
+    };
     let mut refused = guess().await;
     for _ in 0..50 {
         if refused.status == 429 {
@@ -115,12 +127,12 @@ async fn ten_thousand_guesses_find_nothing_and_are_slowed_down() {
     }
 
     refused.expect(429);
-    assert!(told(&refused, "retry-after") >= 1);
+    assert!(header_number(&refused, "retry-after") >= 1);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_a_trusted_proxy_everybody_has_an_address_of_their_own() {
+async fn behind_a_trusted_proxy_each_client_has_its_own_rate_limit() {
     let mut app = quiet().await;
     let (client, _) = app
         .start_api(|settings| {
@@ -130,8 +142,8 @@ async fn behind_a_trusted_proxy_everybody_has_an_address_of_their_own() {
         .await;
 
     let from = async |address: &str| {
-        let request = client.anonymous(Method::GET, MINE);
-        let answer = answer(request.header("x-forwarded-for", address)).await;
+        let request = client.anonymous(Method::GET, MY_BATCHES);
+        let answer = send_request(request.header("x-forwarded-for", address)).await;
         answer.status.as_u16()
     };
 
@@ -144,7 +156,7 @@ async fn behind_a_trusted_proxy_everybody_has_an_address_of_their_own() {
         .request(Method::POST, "/api/v1/agents/simple")
         .header("x-forwarded-for", "198.51.100.9")
         .json(&json!({"name": "Grace"}));
-    answer(named).await.expect(201);
+    send_request(named).await.expect(201);
     let log = "select count(*) from audit_log where host(ip) = '198.51.100.9'";
     assert_eq!(app.count(log).await, 1);
 
@@ -153,7 +165,7 @@ async fn behind_a_trusted_proxy_everybody_has_an_address_of_their_own() {
         .request(Method::POST, "/api/v1/agents/simple")
         .header("x-forwarded-for", "198.51.100.9")
         .json(&json!({"name": "Hopper"}));
-    answer(direct).await.expect(201);
+    send_request(direct).await.expect(201);
     assert_eq!(app.count(log).await, 1);
     app.finish().await;
 }

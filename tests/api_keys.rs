@@ -10,36 +10,38 @@ use peal_shared::users;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{Answer, App, Client, answer};
-use crate::harness::refused_within_a_second;
+use crate::harness::app::{ApiClient, ApiResponse, App, send_request};
+use crate::harness::assert_denied_within_a_second;
 use crate::sign_in::{Person, quiet, session, with_token};
 
 const KEYS: &str = "/api/v1/api-keys";
-const MINE: &str = "/api/v1/batch-call/me";
+const MY_BATCHES: &str = "/api/v1/batch-call/me";
 
-async fn by_key(client: &Client, key: &str, method: Method, path: &str) -> Answer {
-    answer(client.anonymous(method, path).header("x-api-key", key)).await
+async fn send_with_key(client: &ApiClient, key: &str, method: Method, path: &str) -> ApiResponse {
+    send_request(client.anonymous(method, path).header("x-api-key", key)).await
 }
 
 /// Creates a key; returns the response and the key's text.
-async fn make(person: &Person<'_>, body: Value) -> (Value, String) {
+async fn create_key(person: &Person<'_>, body: Value) -> (Value, String) {
     let made = person.send(Method::POST, KEYS, body).await.expect(200)["api_key"].clone();
     let text = made["api_key"].as_str().unwrap_or_default().to_owned();
     (made, text)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_shown_once_and_ends_within_a_second_without_redis() {
+async fn a_key_is_shown_once_and_revoked_within_a_second_without_redis() {
     let mut app = quiet().await;
     let (other, _) = app.start_api(|settings| settings.redis_url = None).await;
     let app = app;
 
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
-    let (made, text) = make(&bob, json!({"name": "CRM"})).await;
+    let (made, text) = create_key(&bob, json!({"name": "CRM"})).await;
     assert!(text.starts_with("peal_live_") && text.len() == 59, "{text}");
     assert_eq!(made["key_prefix"], text[..14]);
     assert_eq!(made["last4"], text[text.len() - 4..]);
-    by_key(&other, &text, Method::GET, MINE).await.expect(200);
+    send_with_key(&other, &text, Method::GET, MY_BATCHES)
+        .await
+        .expect(200);
 
     let listed = bob.get(&format!("{KEYS}/fetch")).await.expect(200);
     assert_eq!(listed.as_array().map(Vec::len), Some(1));
@@ -66,36 +68,40 @@ async fn a_key_is_shown_once_and_ends_within_a_second_without_redis() {
         .await
         .expect(200);
     assert_eq!(renamed["api_key"]["name"], "");
-    by_key(&app, &text, Method::DELETE, &path).await.expect(403);
+    send_with_key(&app, &text, Method::DELETE, &path)
+        .await
+        .expect(403);
     let minted = app.anonymous(Method::POST, KEYS).header("x-api-key", &text);
-    answer(minted.json(&json!({"name": "child"})))
+    send_request(minted.json(&json!({"name": "child"})))
         .await
         .expect(403);
 
     bob.delete(&path).await.expect(200);
     let ask = || async {
-        let response = by_key(&other, &text, Method::GET, MINE).await;
+        let response = send_with_key(&other, &text, Method::GET, MY_BATCHES).await;
         response.status.as_u16()
     };
-    refused_within_a_second(Instant::now(), ask).await;
+    assert_denied_within_a_second(Instant::now(), ask).await;
     assert_eq!(exists().await, json!(false));
     bob.delete(&path).await.expect(404);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
+async fn a_weak_secret_and_a_taken_one_get_the_same_error() {
     let app = quiet().await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::User).await;
 
     let brought = "Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gA";
-    let (made, text) = make(&bob, json!({"api_key": brought, "user_id": bob.id})).await;
+    let (made, text) = create_key(&bob, json!({"api_key": brought, "user_id": bob.id})).await;
     assert_eq!(
         (text.as_str(), &made["key_prefix"], &made["last4"]),
         ("", &json!(""), &json!("F4gA"))
     );
-    by_key(&app, brought, Method::GET, MINE).await.expect(200);
+    send_with_key(&app, brought, Method::GET, MY_BATCHES)
+        .await
+        .expect(200);
 
     let taken = eve
         .send(Method::POST, KEYS, json!({"api_key": brought}))
@@ -130,8 +136,8 @@ async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
             .json(&json!({"name": "once"}))
     };
 
-    let first = answer(request()).await.expect(200);
-    let again = answer(request()).await.expect(200);
+    let first = send_request(request()).await.expect(200);
+    let again = send_request(request()).await.expect(200);
     assert_eq!(first["api_key"]["id"], again["api_key"]["id"]);
     let shown = first["api_key"]["api_key"].as_str().expect("a key");
     assert!(again["api_key"].get("api_key").is_none());
@@ -152,7 +158,7 @@ async fn a_weak_secret_and_a_taken_one_are_refused_in_the_same_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_keeps_to_its_scopes_and_its_time() {
+async fn a_key_is_limited_to_its_scopes_and_expiry() {
     let app = quiet().await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
 
@@ -160,9 +166,11 @@ async fn a_key_keeps_to_its_scopes_and_its_time() {
     let body = json!({"expires_at": soon, "scopes": [
         {"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "GET"},
     ]});
-    let (made, text) = make(&bob, body).await;
+    let (made, text) = create_key(&bob, body).await;
     assert_eq!(made["scopes"][0]["allowed_method"], "GET");
-    by_key(&app, &text, Method::GET, MINE).await.expect(200);
+    send_with_key(&app, &text, Method::GET, MY_BATCHES)
+        .await
+        .expect(200);
 
     for (method, path) in [
         (Method::POST, "/api/v1/batch-call/create"),
@@ -172,7 +180,7 @@ async fn a_key_keeps_to_its_scopes_and_its_time() {
             .anonymous(method, path)
             .header("x-api-key", &text)
             .json(&json!({}));
-        let refused = answer(refused).await.expect(403);
+        let refused = send_request(refused).await.expect(403);
         assert_eq!(
             refused["detail"],
             "Forbidden: API Key does not have required scopes"
@@ -184,10 +192,10 @@ async fn a_key_keeps_to_its_scopes_and_its_time() {
         .await
         .expect("an update");
     let ask = || async {
-        let response = by_key(&app, &text, Method::GET, MINE).await;
+        let response = send_with_key(&app, &text, Method::GET, MY_BATCHES).await;
         response.status.as_u16()
     };
-    refused_within_a_second(Instant::now(), ask).await;
+    assert_denied_within_a_second(Instant::now(), ask).await;
 
     for wrong in [
         json!({"expires_at": "2020-01-01T00:00:00Z"}),
@@ -201,19 +209,21 @@ async fn a_key_keeps_to_its_scopes_and_its_time() {
     // A mistyped key is rejected by its checksum.
     let mut typo = text.clone();
     typo.replace_range(20..21, if &text[20..21] == "A" { "B" } else { "A" });
-    by_key(&app, &typo, Method::GET, MINE).await.expect(401);
+    send_with_key(&app, &typo, Method::GET, MY_BATCHES)
+        .await
+        .expect(401);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_of_others_are_for_their_administrators() {
+async fn only_administrators_manage_keys_of_members() {
     let app = quiet().await;
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
 
-    let (made, text) = make(&admin, json!({"user_id": bob.id, "name": "for Bob"})).await;
-    let me = by_key(&app, &text, Method::GET, "/api/v1/me")
+    let (made, text) = create_key(&admin, json!({"user_id": bob.id, "name": "for Bob"})).await;
+    let me = send_with_key(&app, &text, Method::GET, "/api/v1/me")
         .await
         .expect(200);
     assert_eq!(me["user_id"], bob.id);
@@ -248,12 +258,12 @@ async fn keys_of_others_are_for_their_administrators() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_makes_changes_or_ends_keys_of_somebody_above_them() {
+async fn keys_of_a_user_with_a_higher_role_cannot_be_managed() {
     let app = quiet().await;
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let root = Person::new(&app, "root@example.com", "Acme", AdminRole::SuperAdmin).await;
 
-    let (own, text) = make(&root, json!({"name": "own"})).await;
+    let (own, text) = create_key(&root, json!({"name": "own"})).await;
     for body in [
         json!({"user_id": root.id}),
         json!({"user_id": root.id, "provider_name": "openai", "api_key": "sk-1"}),
@@ -274,14 +284,16 @@ async fn nobody_makes_changes_or_ends_keys_of_somebody_above_them() {
         admin.delete(&path).await.expect(403);
     }
 
-    by_key(&app, &text, Method::GET, MINE).await.expect(200);
+    send_with_key(&app, &text, Method::GET, MY_BATCHES)
+        .await
+        .expect(200);
     assert_eq!(app.count("select count(*) from api_keys").await, 2);
     let made = "select count(*) from provider_credentials";
     assert_eq!(app.count(made).await, 0);
 
     // An administrator may revoke the keys of an equal, but not of a higher role.
     let peer = Person::new(&app, "bob@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let (theirs, _) = make(&admin, json!({"user_id": peer.id})).await;
+    let (theirs, _) = create_key(&admin, json!({"user_id": peer.id})).await;
     let path = format!("{KEYS}/{}", theirs["id"].as_str().unwrap());
     root.delete(&path).await.expect(200);
     root.delete(&format!("{KEYS}/{}", own["id"].as_str().unwrap()))
@@ -291,7 +303,7 @@ async fn nobody_makes_changes_or_ends_keys_of_somebody_above_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_promotion_does_not_reach_keys_that_were_made_before() {
+async fn a_promotion_gives_keys_no_more_rights() {
     let app = quiet().await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
 
@@ -299,7 +311,7 @@ async fn a_promotion_does_not_reach_keys_that_were_made_before() {
     let batch = format!("/api/v1/batch-call/{batch}");
     let owner = app.get("/api/v1/me").await.expect(200)["user_id"].clone();
     let others = format!("/api/v1/batch-call/user/{}", owner.as_str().expect("an id"));
-    let (_, before) = make(&bob, json!({})).await;
+    let (_, before) = create_key(&bob, json!({})).await;
 
     for role in ["org_admin", "super_admin"] {
         sqlx::query("update users set role = $1 where email = 'bob@example.com'")
@@ -321,7 +333,7 @@ async fn a_promotion_does_not_reach_keys_that_were_made_before() {
         for key in [&before, &after] {
             let ask = async |method: Method, path: &str| {
                 let request = app.anonymous(method, path).header("x-api-key", key);
-                answer(request.json(&json!({}))).await.status.as_u16()
+                send_request(request.json(&json!({}))).await.status.as_u16()
             };
             assert_eq!(ask(Method::GET, &batch).await, 404);
             assert_eq!(ask(Method::DELETE, &batch).await, 404);
@@ -362,18 +374,20 @@ async fn principal(app: &App, user: &str) -> Principal {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
+async fn a_providers_secret_does_not_authenticate_and_survives_a_master_key_rotation() {
     let mut app = quiet().await;
     let secret = "sk-Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gA";
     let user = {
         let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
         let body = json!({"provider_name": "openai", "api_key": secret, "name": "models"});
-        let (made, text) = make(&bob, body).await;
+        let (made, text) = create_key(&bob, body).await;
         assert_eq!(
             (text.as_str(), &made["provider_name"]),
             ("", &json!("openai"))
         );
-        by_key(&app, secret, Method::GET, MINE).await.expect(401);
+        send_with_key(&app, secret, Method::GET, MY_BATCHES)
+            .await
+            .expect(401);
         let exists = json!({"user_id": bob.id, "provider_name": "openai"});
         let exists = bob
             .send(Method::POST, &format!("{KEYS}/exists"), exists)
@@ -407,8 +421,8 @@ async fn a_providers_secret_opens_nothing_here_and_outlives_a_new_master_key() {
     assert_eq!((done.tools, done.mcp_servers, done.webhooks), (1, 1, 1));
 
     // Old keys and sessions still work, and a key is rehashed under the new master key when used.
-    client.get(MINE).await.expect(200);
-    with_token(&client, &token, Method::GET, MINE, None)
+    client.get(MY_BATCHES).await.expect(200);
+    with_token(&client, &token, Method::GET, MY_BATCHES, None)
         .await
         .expect(200);
 

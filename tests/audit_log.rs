@@ -5,14 +5,14 @@ use peal_worker::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, PATIENCE, answer};
+use crate::harness::app::{App, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
 use crate::sign_in::{Person, login, quiet};
 
 const LOG: &str = "/api/v1/audit-log";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn administrators_read_who_changed_what_page_by_page() {
+async fn administrators_read_the_log_page_by_page() {
     let app = quiet().await;
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
@@ -93,7 +93,7 @@ async fn refusals(person: &Person<'_>, query: &str) -> Vec<Value> {
 }
 
 /// Provokes every kind of refusal, with and without a known caller. Returns the revoked key.
-async fn try_everything(app: &App, bob: &Person<'_>) -> Value {
+async fn provoke_refusals(app: &App, bob: &Person<'_>) -> Value {
     bob.get(LOG).await.expect(403);
     let members = format!("/api/v1/wallets/orgs/{}/members", app.tenant.org);
     bob.get(&members).await.expect(403);
@@ -105,16 +105,18 @@ async fn try_everything(app: &App, bob: &Person<'_>) -> Value {
 
     let key = "peal_live_secretsecretsecret";
     let shown = app.anonymous(Method::GET, LOG).header("x-api-key", key);
-    answer(shown).await.expect(401);
+    send_request(shown).await.expect(401);
     let shown = app
         .anonymous(Method::GET, LOG)
         .bearer_auth("ey.secret.token");
-    answer(shown.header("x-request-id", "r-17"))
+    send_request(shown.header("x-request-id", "r-17"))
         .await
         .expect(401);
 
     // A request without a credential is not recorded.
-    answer(app.anonymous(Method::GET, LOG)).await.expect(401);
+    send_request(app.anonymous(Method::GET, LOG))
+        .await
+        .expect(401);
 
     let keys = "/api/v1/api-keys";
     let made = bob.send(Method::POST, keys, json!({})).await.expect(200)["api_key"].clone();
@@ -122,7 +124,7 @@ async fn try_everything(app: &App, bob: &Person<'_>) -> Value {
     bob.delete(&path).await.expect(200);
     let key = made["api_key"].as_str().expect("a key");
     let revoked = app.anonymous(Method::GET, LOG).header("x-api-key", key);
-    answer(revoked).await.expect(401);
+    send_request(revoked).await.expect(401);
 
     let logout = "/api/v1/auth/logout";
     bob.send(Method::POST, logout, json!({})).await.expect(200);
@@ -131,16 +133,16 @@ async fn try_everything(app: &App, bob: &Person<'_>) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_is_turned_away_is_written_down_without_what_they_showed() {
+async fn refusals_are_recorded_without_the_credential() {
     let app = quiet().await;
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
     let root = Person::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
 
-    let made = try_everything(&app, &bob).await;
+    let made = provoke_refusals(&app, &bob).await;
     let written = || async { refusals(&root, "").await.len() == 9 };
-    eventually("the refusals are recorded", PATIENCE, written).await;
+    eventually("the refusals are recorded", TEST_TIMEOUT, written).await;
 
     let ours: Vec<_> = refusals(&admin, "").await;
     let summary = |entry: &Value| {
@@ -201,7 +203,7 @@ async fn a_flood_of_refusals_does_not_fill_the_log() {
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     bob.get(LOG).await.expect(403);
     let rows = "select count(*) from refusals where actor_kind = 'session'";
-    eventually("the refusal is recorded", PATIENCE, || async {
+    eventually("the refusal is recorded", TEST_TIMEOUT, || async {
         app.count(rows).await == 1
     })
     .await;
@@ -231,7 +233,7 @@ async fn a_flood_of_refusals_does_not_fill_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_are_forgotten_after_a_year_and_those_of_nobody_after_a_month() {
+async fn old_refusals_are_deleted_and_anonymous_ones_sooner() {
     let mut app = quiet().await;
     let ages = "insert into refusals (id, org_id, actor_kind, action, target, created_at)
                 select gen_random_uuid(), case when n % 2 = 0 then $1::uuid end, 'unproven',
@@ -245,7 +247,7 @@ async fn refusals_are_forgotten_after_a_year_and_those_of_nobody_after_a_month()
 
     app.start_worker(&[Role::Misc]).await;
     let left = "select count(*) from refusals";
-    eventually("old refusals are deleted", PATIENCE, || async {
+    eventually("old refusals are deleted", TEST_TIMEOUT, || async {
         app.count(left).await == 4 * 1200
     })
     .await;
@@ -258,7 +260,7 @@ async fn refusals_are_forgotten_after_a_year_and_those_of_nobody_after_a_month()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_are_found_by_their_route_and_not_among_changes() {
+async fn refusals_are_found_by_route_and_not_among_changes() {
     let app = quiet().await;
     let root = Person::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
     app.get(LOG).await.expect(403);
@@ -267,7 +269,7 @@ async fn refusals_are_found_by_their_route_and_not_among_changes() {
         let page = root.get(&route).await.expect(200);
         page["entries"].as_array().map(Vec::len) == Some(1)
     };
-    eventually("the refusal is found by its route", PATIENCE, found).await;
+    eventually("the refusal is found by its route", TEST_TIMEOUT, found).await;
     for none in ["batch.create", "auth.refused&subject_id=17"] {
         let page = root.get(&format!("{LOG}?action={none}")).await.expect(200);
         assert_eq!(page["entries"], json!([]), "{none}");
@@ -276,7 +278,7 @@ async fn refusals_are_found_by_their_route_and_not_among_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changes_digests_are_shown_and_a_bad_limit_is_found_in_the_query() {
+async fn digests_of_a_change_are_shown_and_an_invalid_limit_is_located() {
     let app = quiet().await;
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
 
@@ -284,7 +286,7 @@ async fn a_changes_digests_are_shown_and_a_bad_limit_is_found_in_the_query() {
     let path = format!("/api/v1/batch-call/{batch}/variables");
     for names in [json!(["a"]), json!(["b"])] {
         let changed = app.request(Method::PATCH, &path);
-        answer(changed.json(&json!({"variable_names": names})))
+        send_request(changed.json(&json!({"variable_names": names})))
             .await
             .expect(200);
     }

@@ -5,25 +5,27 @@ use peal_shared::trunks;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, JWT_SECRET, Options, PATIENCE, Tenant, answer, number, people};
+use crate::harness::app::{
+    App, AppOptions, JWT_SECRET, TEST_TIMEOUT, Tenant, people_csv, phone_number, send_request,
+};
 use crate::harness::eventually;
 
-const BASE: &str = "/api/v1/batch-call";
+const BATCHES: &str = "/api/v1/batch-call";
 
-async fn quiet() -> App {
-    App::with(Options {
+async fn without_workers() -> App {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_created_listed_changed_and_deleted() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let created = app
         .post(
-            &format!("{BASE}/create"),
+            &format!("{BATCHES}/create"),
             json!({"caller_phone_id": app.tenant.phone, "agent_id": app.tenant.agent, "batch_name": "March"}),
         )
         .await
@@ -47,38 +49,38 @@ async fn a_batch_is_created_listed_changed_and_deleted() {
         "/browse".to_owned(),
         format!("/user/{}", batch["user_id"].as_str().unwrap()),
     ] {
-        let page = app.get(&format!("{BASE}{path}")).await.expect(200);
+        let page = app.get(&format!("{BATCHES}{path}")).await.expect(200);
         assert_eq!(page["data"]["total"], 1, "{path}");
         assert_eq!(page["data"]["items"][0]["id"], id, "{path}");
     }
 
-    let changed = answer(
-        app.request(Method::PATCH, &format!("{BASE}/{id}/variables"))
+    let changed = send_request(
+        app.request(Method::PATCH, &format!("{BATCHES}/{id}/variables"))
             .json(&json!({"variable_names": ["name", "city"]})),
     )
     .await
     .expect(200);
     assert_eq!(changed["data"]["variable_names"], json!(["name", "city"]));
 
-    let template = app.get(&format!("{BASE}/template/{id}")).await;
+    let template = app.get(&format!("{BATCHES}/template/{id}")).await;
     assert_eq!(template.text.trim(), "to_phonenumber,name,city");
-    let status = app.get(&format!("{BASE}/{id}/status")).await.expect(200);
+    let status = app.get(&format!("{BATCHES}/{id}/status")).await.expect(200);
     assert_eq!(
         status["data"]["status_counts"],
         json!({"not_started": 0, "calling": 0, "completed": 0, "failed": 0, "no_answer": 0, "total": 0})
     );
 
-    answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
+    send_request(app.request(Method::DELETE, &format!("{BATCHES}/{id}")))
         .await
         .expect(200);
-    let gone = app.get(&format!("{BASE}/{id}")).await.expect(404);
+    let gone = app.get(&format!("{BATCHES}/{id}")).await.expect(404);
     assert_eq!(gone["detail"], "Batch not found");
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_batch_is_refused_with_what_to_do() {
-    let app = quiet().await;
+async fn an_invalid_batch_is_refused_with_the_field() {
+    let app = without_workers().await;
     let good = json!({"caller_phone_id": app.tenant.phone, "agent_id": app.tenant.agent, "batch_name": "March"});
 
     let cases = [
@@ -126,7 +128,7 @@ async fn a_wrong_batch_is_refused_with_what_to_do() {
             body[key] = value.clone();
         }
 
-        let refused = app.post(&format!("{BASE}/create"), body).await;
+        let refused = app.post(&format!("{BATCHES}/create"), body).await;
         let content_type = refused.headers["content-type"].to_str().unwrap().to_owned();
         let problem = refused.expect(status);
         assert_eq!(content_type, "application/problem+json");
@@ -143,14 +145,14 @@ async fn a_wrong_batch_is_refused_with_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_are_added_changed_and_removed_only_before_the_start() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let id = app.create_batch(json!({"default_country": "US"})).await;
-    let upsert = format!("{BASE}/{id}/data/upsert");
+    let upsert = format!("{BATCHES}/{id}/data/upsert");
     let items = json!({"items": [
         {"to_phonenumber": "(212) 555-1000", "variable_values": {"name": "Ada"}},
         {"to_phonenumber": "+1 212 555 1000", "variable_values": {"name": "Ada again"}},
         {"to_phonenumber": "9.19E+11"},
-        {"to_phonenumber": number(7), "variable_values": {"name": "Bob"}},
+        {"to_phonenumber": phone_number(7), "variable_values": {"name": "Bob"}},
     ]});
 
     let added = app.post(&upsert, items).await.expect(200)["data"].clone();
@@ -163,7 +165,7 @@ async fn rows_are_added_changed_and_removed_only_before_the_start() {
         "{added}"
     );
 
-    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200)["data"].clone();
+    let rows = app.get(&format!("{BATCHES}/{id}/data")).await.expect(200)["data"].clone();
     assert_eq!(rows.as_array().unwrap().len(), 2);
     assert_eq!(rows[0]["to_phonenumber"], "+12125551000");
     assert_eq!(rows[0]["variable_values"], json!({"name": "Ada"}));
@@ -173,34 +175,37 @@ async fn rows_are_added_changed_and_removed_only_before_the_start() {
         app.post(&upsert, change).await.expect(200)["data"]["updated"],
         1
     );
-    answer(app.request(Method::DELETE, &format!("{BASE}/{id}/data/{row}")))
+    send_request(app.request(Method::DELETE, &format!("{BATCHES}/{id}/data/{row}")))
         .await
         .expect(200);
 
     let filtered = app
-        .get(&format!("{BASE}/{id}/data?status=not_started"))
+        .get(&format!("{BATCHES}/{id}/data?status=not_started"))
         .await
         .expect(200);
     assert_eq!(filtered["data"].as_array().unwrap().len(), 1);
-    app.get(&format!("{BASE}/{id}/data?status=sleeping"))
+    app.get(&format!("{BATCHES}/{id}/data?status=sleeping"))
         .await
         .expect(422);
 
     app.start_batch(&id).await;
     let late = app
-        .post(&upsert, json!({"items": [{"to_phonenumber": number(8)}]}))
+        .post(
+            &upsert,
+            json!({"items": [{"to_phonenumber": phone_number(8)}]}),
+        )
         .await
         .expect(409);
     assert_eq!(late["detail"], "batch already started");
 
-    let path = format!("{BASE}/{id}/variables");
-    answer(
+    let path = format!("{BATCHES}/{id}/variables");
+    send_request(
         app.request(Method::PATCH, &path)
             .json(&json!({"variable_names": []})),
     )
     .await
     .expect(409);
-    answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
+    send_request(app.request(Method::DELETE, &format!("{BATCHES}/{id}")))
         .await
         .expect(409);
 
@@ -216,14 +221,17 @@ async fn rows_are_added_changed_and_removed_only_before_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_names_every_blocker_and_the_start_obeys_it() {
-    let app = quiet().await;
+async fn readiness_names_every_blocker_and_start_refuses_them() {
+    let app = without_workers().await;
     let id = app.create_batch(json!({"variable_names": []})).await;
     sqlx::query("update agents set is_active = false")
         .execute(&app.context.pool)
         .await
         .unwrap();
-    let readiness = app.get(&format!("{BASE}/{id}/readiness")).await.expect(200);
+    let readiness = app
+        .get(&format!("{BATCHES}/{id}/readiness"))
+        .await
+        .expect(200);
     let codes: Vec<&str> = readiness["blockers"]
         .as_array()
         .unwrap()
@@ -233,20 +241,23 @@ async fn readiness_names_every_blocker_and_the_start_obeys_it() {
     assert_eq!(readiness["can_start"], false);
     assert_eq!(codes, ["no_rows", "agent_inactive", "missing_variables"]);
     let refused = app
-        .post(&format!("{BASE}/start/{id}"), json!({}))
+        .post(&format!("{BATCHES}/start/{id}"), json!({}))
         .await
         .expect(400);
     assert_eq!(refused["blockers"].as_array().unwrap().len(), 3);
-    assert_eq!(app.status(&id).await["batch"]["status"], "not_started");
+    assert_eq!(
+        app.batch_status(&id).await["batch"]["status"],
+        "not_started"
+    );
     for verb in ["pause", "resume", "stop"] {
-        app.post(&format!("{BASE}/{verb}/{id}"), json!({}))
+        app.post(&format!("{BATCHES}/{verb}/{id}"), json!({}))
             .await
             .expect(409);
     }
     app.finish().await;
 }
 
-fn codes(blockers: &Value) -> Vec<&str> {
+fn blocker_codes(blockers: &Value) -> Vec<&str> {
     blockers
         .as_array()
         .expect("blockers")
@@ -256,38 +267,42 @@ fn codes(blockers: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_without_a_value_that_is_spoken_keep_a_batch_from_dialling() {
-    let mut app = quiet().await;
+async fn rows_without_a_value_for_the_agents_message_block_dialling() {
+    let mut app = without_workers().await;
     let id = app.create_batch(json!({"variable_names": []})).await;
-    assert_eq!(app.upload(&id, &people(3)).await["inserted"], 3);
+    assert_eq!(app.upload(&id, &people_csv(3)).await["inserted"], 3);
 
-    let variables = format!("{BASE}/{id}/variables");
+    let variables = format!("{BATCHES}/{id}/variables");
     let names = json!({"variable_names": ["name", "city"]});
-    answer(app.request(Method::PATCH, &variables).json(&names))
+    send_request(app.request(Method::PATCH, &variables).json(&names))
         .await
         .expect(200);
-    assert_eq!(app.upload(&id, &people(3)).await["duplicates"], 3);
+    assert_eq!(app.upload(&id, &people_csv(3)).await["duplicates"], 3);
 
-    let readiness = async || app.get(&format!("{BASE}/{id}/readiness")).await.expect(200);
+    let readiness = async || {
+        app.get(&format!("{BATCHES}/{id}/readiness"))
+            .await
+            .expect(200)
+    };
     assert_eq!(
-        codes(&readiness().await["blockers"]),
+        blocker_codes(&readiness().await["blockers"]),
         ["rows_without_values"]
     );
 
-    let start = format!("{BASE}/start/{id}");
+    let start = format!("{BATCHES}/start/{id}");
     let refused = app.post(&start, json!({})).await.expect(400);
     let words = refused["blockers"][0]["message"].as_str().expect("words");
     assert!(words.contains("no value for name,"), "{words}");
     assert!(words.contains("/data/upsert"), "{words}");
 
-    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200)["data"].clone();
+    let rows = app.get(&format!("{BATCHES}/{id}/data")).await.expect(200)["data"].clone();
     for (n, row) in (0..).zip(rows.as_array().expect("rows")) {
         assert_eq!(readiness().await["can_start"], false);
         let values = json!({"name": format!("Person {n}")});
         let items = json!({"items": [
             {"id": row["id"], "to_phonenumber": row["to_phonenumber"], "variable_values": values}
         ]});
-        let upsert = format!("{BASE}/{id}/data/upsert");
+        let upsert = format!("{BATCHES}/{id}/data/upsert");
         let changed = app.post(&upsert, items).await.expect(200);
         assert_eq!(changed["data"]["updated"], 1, "{changed}");
     }
@@ -303,45 +318,49 @@ async fn rows_without_a_value_that_is_spoken_keep_a_batch_from_dialling() {
         .await
         .unwrap();
     app.start_worker(&peal_worker::Role::ALL).await;
-    app.wait_for(&id, "paused").await;
+    app.wait_for_status(&id, "paused").await;
 
-    let why = app.status(&id).await["batch"]["status_reason"].clone();
+    let why = app.batch_status(&id).await["batch"]["status_reason"].clone();
     assert!(why.to_string().contains("no value for name"), "{why}");
     assert_eq!(app.carrier.oracle().accepted, 0);
     app.finish().await;
 }
 
 /// Every route that names a batch, with a body that is valid for its owner.
-fn routes_of(id: &str) -> Vec<(Method, String, Value)> {
-    let rows = json!({"items": [{"to_phonenumber": number(1)}]});
-    let records = json!({"records": [{"to_phonenumber": number(1)}]});
+fn batch_routes(id: &str) -> Vec<(Method, String, Value)> {
+    let rows = json!({"items": [{"to_phonenumber": phone_number(1)}]});
+    let records = json!({"records": [{"to_phonenumber": phone_number(1)}]});
     vec![
-        (Method::GET, format!("{BASE}/{id}"), Value::Null),
-        (Method::GET, format!("{BASE}/{id}/status"), Value::Null),
-        (Method::GET, format!("{BASE}/{id}/data"), Value::Null),
-        (Method::GET, format!("{BASE}/{id}/readiness"), Value::Null),
-        (Method::GET, format!("{BASE}/{id}/events"), Value::Null),
-        (Method::GET, format!("{BASE}/template/{id}"), Value::Null),
-        (Method::GET, format!("{BASE}/{id}/ingests"), Value::Null),
-        (Method::POST, format!("{BASE}/{id}/data/upsert"), rows),
-        (Method::POST, format!("{BASE}/upload-json/{id}"), records),
+        (Method::GET, format!("{BATCHES}/{id}"), Value::Null),
+        (Method::GET, format!("{BATCHES}/{id}/status"), Value::Null),
+        (Method::GET, format!("{BATCHES}/{id}/data"), Value::Null),
+        (
+            Method::GET,
+            format!("{BATCHES}/{id}/readiness"),
+            Value::Null,
+        ),
+        (Method::GET, format!("{BATCHES}/{id}/events"), Value::Null),
+        (Method::GET, format!("{BATCHES}/template/{id}"), Value::Null),
+        (Method::GET, format!("{BATCHES}/{id}/ingests"), Value::Null),
+        (Method::POST, format!("{BATCHES}/{id}/data/upsert"), rows),
+        (Method::POST, format!("{BATCHES}/upload-json/{id}"), records),
         (
             Method::PATCH,
-            format!("{BASE}/{id}/variables"),
+            format!("{BATCHES}/{id}/variables"),
             json!({"variable_names": ["x"]}),
         ),
-        (Method::POST, format!("{BASE}/start/{id}"), Value::Null),
-        (Method::POST, format!("{BASE}/pause/{id}"), Value::Null),
-        (Method::POST, format!("{BASE}/resume/{id}"), Value::Null),
-        (Method::POST, format!("{BASE}/stop/{id}"), Value::Null),
-        (Method::DELETE, format!("{BASE}/{id}"), Value::Null),
+        (Method::POST, format!("{BATCHES}/start/{id}"), Value::Null),
+        (Method::POST, format!("{BATCHES}/pause/{id}"), Value::Null),
+        (Method::POST, format!("{BATCHES}/resume/{id}"), Value::Null),
+        (Method::POST, format!("{BATCHES}/stop/{id}"), Value::Null),
+        (Method::DELETE, format!("{BATCHES}/{id}"), Value::Null),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_tenants_batch_does_not_exist_and_nothing_works_without_a_key() {
-    let app = quiet().await;
-    let other = app.another_tenant("Other").await;
+    let app = without_workers().await;
+    let other = app.create_tenant("Other").await;
     let id = app.create_batch(json!({})).await;
     app.add_people(&id, 1).await;
 
@@ -353,23 +372,23 @@ async fn another_tenants_batch_does_not_exist_and_nothing_works_without_a_key() 
         if !body.is_null() {
             request = request.json(body);
         }
-        answer(request).await.status.as_u16()
+        send_request(request).await.status.as_u16()
     };
 
-    for route in &routes_of(&id) {
+    for route in &batch_routes(&id) {
         let (foreign, anonymous) = (send(Some(&other), route).await, send(None, route).await);
         assert_eq!(foreign, 404, "{route:?}");
         assert_eq!(anonymous, 401, "{route:?}");
     }
 
-    let counts = app.status(&id).await["status_counts"].clone();
+    let counts = app.batch_status(&id).await["status_counts"].clone();
     assert_eq!(
         (&counts["not_started"], &counts["total"]),
         (&json!(1), &json!(1))
     );
 
-    let revoked = answer(
-        app.anonymous(Method::GET, &format!("{BASE}/me"))
+    let revoked = send_request(
+        app.anonymous(Method::GET, &format!("{BATCHES}/me"))
             .header("x-api-key", "peal_live_wrong"),
     )
     .await;
@@ -377,7 +396,7 @@ async fn another_tenants_batch_does_not_exist_and_nothing_works_without_a_key() 
     app.finish().await;
 }
 
-fn token(claims: &Value, secret: &str, algorithm: jsonwebtoken::Algorithm) -> String {
+fn signed_token(claims: &Value, secret: &str, algorithm: jsonwebtoken::Algorithm) -> String {
     let header = jsonwebtoken::Header::new(algorithm);
     jsonwebtoken::encode(
         &header,
@@ -388,8 +407,8 @@ fn token(claims: &Value, secret: &str, algorithm: jsonwebtoken::Algorithm) -> St
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn session_tokens_are_taken_only_as_configured() {
-    let app = quiet().await;
+async fn session_tokens_are_accepted_only_as_configured() {
+    let app = without_workers().await;
     let user: uuid::Uuid = sqlx::query_scalar("select id from users")
         .fetch_one(&app.context.pool)
         .await
@@ -407,26 +426,26 @@ async fn session_tokens_are_taken_only_as_configured() {
 
     let me = async |token: String| {
         let request = app
-            .anonymous(Method::GET, &format!("{BASE}/me"))
+            .anonymous(Method::GET, &format!("{BATCHES}/me"))
             .bearer_auth(token);
-        answer(request).await.status.as_u16()
+        send_request(request).await.status.as_u16()
     };
-    assert_eq!(me(token(&good, JWT_SECRET, hs256)).await, 200);
+    assert_eq!(me(signed_token(&good, JWT_SECRET, hs256)).await, 200);
 
     let refused = [
-        token(&good, "another secret of thirty-two bytes..", hs256),
-        token(&good, JWT_SECRET, jsonwebtoken::Algorithm::HS384),
-        token(&with("exp", json!(now - 600)), JWT_SECRET, hs256),
-        token(
+        signed_token(&good, "another secret of thirty-two bytes..", hs256),
+        signed_token(&good, JWT_SECRET, jsonwebtoken::Algorithm::HS384),
+        signed_token(&with("exp", json!(now - 600)), JWT_SECRET, hs256),
+        signed_token(
             &with("exp", json!((now + 600).to_string())),
             JWT_SECRET,
             hs256,
         ),
-        token(&with("aud", json!("somebody")), JWT_SECRET, hs256),
-        token(&with("iss", json!("somebody")), JWT_SECRET, hs256),
-        token(&with("nbf", json!(now + 600)), JWT_SECRET, hs256),
-        token(&with("sub", json!(uuid::Uuid::nil())), JWT_SECRET, hs256),
-        token(&json!({"sub": user}), JWT_SECRET, hs256),
+        signed_token(&with("aud", json!("somebody")), JWT_SECRET, hs256),
+        signed_token(&with("iss", json!("somebody")), JWT_SECRET, hs256),
+        signed_token(&with("nbf", json!(now + 600)), JWT_SECRET, hs256),
+        signed_token(&with("sub", json!(uuid::Uuid::nil())), JWT_SECRET, hs256),
+        signed_token(&json!({"sub": user}), JWT_SECRET, hs256),
         "not.a.token".to_owned(),
     ];
 
@@ -437,16 +456,16 @@ async fn session_tokens_are_taken_only_as_configured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_event_stream_says_why_nothing_is_dialled_and_ends_with_the_batch() {
-    let mut app = quiet().await;
+async fn the_event_stream_shows_the_waiting_reason_and_ends_with_the_batch() {
+    let mut app = without_workers().await;
     let id = app.create_batch(json!({})).await;
     app.add_people(&id, 3).await;
     app.start_batch(&id).await;
-    let request = app.request(Method::GET, &format!("{BASE}/{id}/events"));
+    let request = app.request(Method::GET, &format!("{BATCHES}/{id}/events"));
     let mut stream = request.send().await.unwrap().bytes_stream();
     let mut text = String::new();
     let mut read_until = async |word: &str| {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + TEST_TIMEOUT;
         while !text.contains(word) {
             let piece = tokio::time::timeout_at(deadline, stream.next()).await;
             let piece = piece.unwrap_or_else(|_| panic!("no {word} in: {text}"));
@@ -461,8 +480,8 @@ async fn the_event_stream_says_why_nothing_is_dialled_and_ends_with_the_batch() 
 }
 
 /// The first event of a batch's stream.
-async fn progress(app: &App, batch: &str) -> Value {
-    let path = format!("{BASE}/{batch}/events");
+async fn first_event(app: &App, batch: &str) -> Value {
+    let path = format!("{BATCHES}/{batch}/events");
     let mut events = app.request(Method::GET, &path).send().await.unwrap();
     let mut text = String::new();
     while !text.contains("\n\n") {
@@ -474,8 +493,8 @@ async fn progress(app: &App, batch: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trunk_that_is_slow_is_told_from_one_that_nobody_dials_for() {
-    let mut app = quiet().await;
+async fn a_slow_trunk_and_a_missing_worker_have_different_waiting_codes() {
+    let mut app = without_workers().await;
     let id = app.create_batch(json!({})).await;
     app.add_people(&id, 3).await;
     app.start_batch(&id).await;
@@ -483,7 +502,7 @@ async fn a_trunk_that_is_slow_is_told_from_one_that_nobody_dials_for() {
 
     let launched = "select count(*) from call_batches where launched_at is not null";
     let is_launched = || async { app.count(launched).await == 1 };
-    eventually("the batch is launched", PATIENCE, is_launched).await;
+    eventually("the batch is launched", TEST_TIMEOUT, is_launched).await;
 
     // A slowdown halves every ten seconds, so it is gone after a day.
     for (clock, code) in [
@@ -507,23 +526,23 @@ async fn a_trunk_that_is_slow_is_told_from_one_that_nobody_dials_for() {
 
         // The watcher of the previous stream may still report its last state.
         let reported = || async {
-            let waiting = progress(&app, &id).await["waiting"].clone();
+            let waiting = first_event(&app, &id).await["waiting"].clone();
             waiting["code"] == code && waiting["until"].is_string()
         };
-        eventually(code, PATIENCE, reported).await;
+        eventually(code, TEST_TIMEOUT, reported).await;
     }
 
-    app.post(&format!("{BASE}/stop/{id}"), json!({}))
+    app.post(&format!("{BATCHES}/stop/{id}"), json!({}))
         .await
         .expect(200);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_was_paused_a_moment_ago_says_so() {
-    let app = App::with(Options {
+async fn the_progress_of_a_paused_batch_shows_the_pause() {
+    let app = App::start_with(AppOptions {
         cps: 20,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
 
@@ -537,26 +556,26 @@ async fn a_batch_that_was_paused_a_moment_ago_says_so() {
 
     app.start_batch(&id).await;
     let dialled = || async { app.carrier.oracle().accepted >= 5 };
-    eventually("some calls are made", PATIENCE, dialled).await;
-    app.post(&format!("{BASE}/pause/{id}"), json!({}))
+    eventually("some calls are made", TEST_TIMEOUT, dialled).await;
+    app.post(&format!("{BATCHES}/pause/{id}"), json!({}))
         .await
         .expect(200);
 
-    let progress = progress(&app, &id).await;
+    let progress = first_event(&app, &id).await;
     assert!(
         progress["calls_per_second"].as_f64() > Some(0.0),
         "{progress}"
     );
     assert_eq!(progress["waiting"]["code"], "paused", "{progress}");
 
-    app.post(&format!("{BASE}/stop/{id}"), json!({}))
+    app.post(&format!("{BATCHES}/stop/{id}"), json!({}))
         .await
         .expect(200);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_direct_call_goes_through_the_same_line() {
+async fn direct_calls_are_queued_and_placed() {
     let app = App::start().await;
     let agent = app.tenant.agent;
     let path = format!("/api/call/create_call?phoneNumber=%2B12125559999&agent_id={agent}");
@@ -573,7 +592,7 @@ async fn a_direct_call_goes_through_the_same_line() {
 
     let path = format!("/api/call/{}", queued["call_session_id"].as_str().unwrap());
     let ended = || async { app.get(&path).await.expect(200)["outcome"] == "completed" };
-    eventually("the call ends", PATIENCE, ended).await;
+    eventually("the call ends", TEST_TIMEOUT, ended).await;
 
     // Two calls to one number are placed one after the other.
     let path = format!("/api/call/create_call?phoneNumber=%2B12125558888&agent_id={agent}");
@@ -598,15 +617,15 @@ async fn a_direct_call_goes_through_the_same_line() {
             .await
             == 3
     };
-    eventually("all three end", PATIENCE, all).await;
+    eventually("all three end", TEST_TIMEOUT, all).await;
     assert_eq!(app.carrier.oracle().accepted, 3);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_told_without_a_key() {
-    let app = quiet().await;
-    let health = answer(app.anonymous(Method::GET, "/health"))
+async fn health_needs_no_key() {
+    let app = without_workers().await;
+    let health = send_request(app.anonymous(Method::GET, "/health"))
         .await
         .expect(200);
     assert_eq!(
@@ -617,10 +636,10 @@ async fn health_is_told_without_a_key() {
         health["timestamp"].is_f64() && health["version"].is_string(),
         "{health}"
     );
-    answer(app.anonymous(Method::GET, "/health/ready"))
+    send_request(app.anonymous(Method::GET, "/health/ready"))
         .await
         .expect(200);
-    let lost = answer(app.anonymous(Method::GET, "/nowhere"))
+    let lost = send_request(app.anonymous(Method::GET, "/nowhere"))
         .await
         .expect(404);
     assert_eq!(lost["code"], "route_not_found");
@@ -628,12 +647,12 @@ async fn health_is_told_without_a_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_upload_is_read_by_the_job_and_its_uploader_is_told() {
+async fn a_large_upload_is_ingested_by_a_job_and_its_uploader_is_notified() {
     let app = App::start().await;
     let id = app.create_batch(json!({})).await;
     let mut csv = String::from("to_phonenumber,name\n");
     for n in 0..1_000 {
-        csv.push_str(&format!("{},{}\n", number(n), "x".repeat(1_200)));
+        csv.push_str(&format!("{},{}\n", phone_number(n), "x".repeat(1_200)));
     }
     csv.push_str("nonsense,Nobody\n");
 
@@ -645,7 +664,7 @@ async fn a_large_upload_is_read_by_the_job_and_its_uploader_is_told() {
     );
 
     let path = format!(
-        "{BASE}/{id}/ingests/{}/errors",
+        "{BATCHES}/{id}/ingests/{}/errors",
         ingest["ingest_id"].as_str().unwrap()
     );
     let errors = app.get(&path).await;
@@ -656,7 +675,7 @@ async fn a_large_upload_is_read_by_the_job_and_its_uploader_is_told() {
             .await
             == 1
     };
-    eventually("the uploader is notified", PATIENCE, mailed).await;
+    eventually("the uploader is notified", TEST_TIMEOUT, mailed).await;
     app.finish().await;
 }
 
@@ -680,6 +699,6 @@ async fn a_direct_call_on_a_paused_trunk_is_refused_with_the_reason() {
     app.post(&path, json!({})).await.expect(202);
     let ended = "select count(*) from calls where outcome = 'completed'";
     let rung = || async { app.count(ended).await == 1 };
-    eventually("the call is made", PATIENCE, rung).await;
+    eventually("the call is made", TEST_TIMEOUT, rung).await;
     app.finish().await;
 }

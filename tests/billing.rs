@@ -9,34 +9,34 @@ use peal_shared::money::Usd;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{Answer, App, Options, PATIENCE, answer};
+use crate::harness::app::{ApiResponse, App, AppOptions, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
 use crate::purse::{at_noon, give, root, settled, tenants_wallet};
 use crate::sign_in::{Person, quiet};
 
 const BILLING: &str = "/api/v1/billing";
-const RETAIL: &str = "select sum(retail_micros)::bigint from charges";
-const BASE: &str = "select sum(base_micros)::bigint from charges";
+const SUM_RETAIL: &str = "select sum(retail_micros)::bigint from charges";
+const SUM_BASE: &str = "select sum(base_micros)::bigint from charges";
 
 /// An app whose tenant has no credit.
-async fn penniless() -> App {
-    App::with(Options {
+async fn app_without_credit() -> App {
+    App::start_with(AppOptions {
         credit: Usd::ZERO,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
 
 /// An app whose tenant has called this many people, with settled charges.
-async fn called(people: u32) -> App {
-    let app = penniless().await;
+async fn app_with_charged_calls(people: u32) -> App {
+    let app = app_without_credit().await;
     let root = root(&app).await;
     at_noon(&app).await;
     give(&root, &tenants_wallet(&app).await, "50").await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, people).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     settled(&app).await;
     let charged = app.count("select count(*) from charges").await;
     assert_eq!(
@@ -48,7 +48,7 @@ async fn called(people: u32) -> App {
 }
 
 /// Parses an amount in dollars into micro-dollars.
-fn micros(amount: &Value) -> i64 {
+fn parse_micros(amount: &Value) -> i64 {
     let amount = amount
         .as_str()
         .unwrap_or_else(|| panic!("{amount} is not an amount"));
@@ -59,21 +59,24 @@ fn micros(amount: &Value) -> i64 {
 
 /// Fails unless a session's services add up to its cost and hide the platform's own price.
 #[track_caller]
-fn shows_what_is_paid(session: &Value) {
+fn assert_session_adds_up(session: &Value) {
     let services = session["services"].as_array().expect("services");
-    let parts: i64 = services.iter().map(|one| micros(&one["cost_usd"])).sum();
-    assert_eq!(parts, micros(&session["cost_usd"]), "{session}");
+    let parts: i64 = services
+        .iter()
+        .map(|one| parse_micros(&one["cost_usd"]))
+        .sum();
+    assert_eq!(parts, parse_micros(&session["cost_usd"]), "{session}");
     assert!(!session.to_string().contains("base_cost_usd"), "{session}");
     assert!(!session.to_string().contains("markup_usd"), "{session}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_and_sums_say_what_was_charged() {
-    let app = called(7).await;
-    let (retail, base) = (app.count(RETAIL).await, app.count(BASE).await);
+async fn lists_and_sums_match_the_charges() {
+    let app = app_with_charged_calls(7).await;
+    let (retail, base) = (app.count(SUM_RETAIL).await, app.count(SUM_BASE).await);
     assert!(retail > 0);
 
-    let root = root_of(&app).await;
+    let root = existing_root(&app).await;
 
     for mount in [BILLING, "/billing"] {
         let records = app.get(&format!("{mount}/usage/records")).await.expect(200);
@@ -82,11 +85,11 @@ async fn lists_and_sums_say_what_was_charged() {
         let sessions = records["grouped_sessions"].as_array().expect("sessions");
         let sum: i64 = sessions
             .iter()
-            .map(|session| micros(&session["cost_usd"]))
+            .map(|session| parse_micros(&session["cost_usd"]))
             .sum();
         assert_eq!(sum, retail, "the sessions of {mount}");
         for session in sessions {
-            shows_what_is_paid(session);
+            assert_session_adds_up(session);
         }
 
         let all = app.get(&format!("{mount}/usage-records")).await;
@@ -101,21 +104,32 @@ async fn lists_and_sums_say_what_was_charged() {
             .await
             .expect(200);
         for part in ["total", "this_month"] {
-            assert_eq!(micros(&overview[part]["cost_usd"]), retail, "{part}");
+            assert_eq!(parse_micros(&overview[part]["cost_usd"]), retail, "{part}");
             assert_eq!(overview[part]["calls"], 7);
         }
 
         for period in ["day", "week", "month", "4months", "year", "all"] {
             let path = format!("{mount}/usage/summary?time_period={period}");
             let summary = app.get(&path).await.expect(200);
-            assert_eq!(micros(&summary["totals"]["cost_usd"]), retail, "{period}");
+            assert_eq!(
+                parse_micros(&summary["totals"]["cost_usd"]),
+                retail,
+                "{period}"
+            );
             let buckets = summary["buckets"].as_array().expect("buckets");
-            let sum: i64 = buckets.iter().map(|one| micros(&one["cost_usd"])).sum();
+            let sum: i64 = buckets
+                .iter()
+                .map(|one| parse_micros(&one["cost_usd"]))
+                .sum();
             assert_eq!(sum, retail, "the buckets of {period}");
             let calls: i64 = buckets.iter().filter_map(|one| one["calls"].as_i64()).sum();
             assert_eq!(calls, 7, "{period}");
             let seen = root.get(&path).await.expect(200);
-            assert_eq!(micros(&seen["totals"]["base_cost_usd"]), base, "{period}");
+            assert_eq!(
+                parse_micros(&seen["totals"]["base_cost_usd"]),
+                base,
+                "{period}"
+            );
         }
 
         let one = sessions[0]["session_id"].as_str().expect("an id");
@@ -133,19 +147,19 @@ async fn lists_and_sums_say_what_was_charged() {
         .await
         .expect(200);
     assert_eq!(
-        micros(&balance["available_balance_usd"]),
+        parse_micros(&balance["available_balance_usd"]),
         50_000_000 - retail
     );
     assert_eq!(
         balance["credit_balance_usd"],
         balance["available_balance_usd"]
     );
-    assert_eq!(micros(&balance["month_spend_usd"]), retail);
+    assert_eq!(parse_micros(&balance["month_spend_usd"]), retail);
     app.finish().await;
 }
 
 /// The platform's super_admin that the app has already, with a session.
-async fn root_of(app: &App) -> Person<'_> {
+async fn existing_root(app: &App) -> Person<'_> {
     let email = "root@example.com";
     let id: String = sqlx::query_scalar("select id::text from users where email = $1")
         .bind(email)
@@ -158,10 +172,10 @@ async fn root_of(app: &App) -> Person<'_> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_is_searched_and_paged() {
-    let app = called(6).await;
+    let app = app_with_charged_calls(6).await;
     let get = async |query: &str| app.get(&format!("{BILLING}/usage/records?{query}")).await;
 
-    let ids = |answer: Answer| -> Vec<String> {
+    let ids = |answer: ApiResponse| -> Vec<String> {
         let answer = answer.expect(200);
         let sessions = answer["grouped_sessions"]
             .as_array()
@@ -213,15 +227,15 @@ async fn usage_is_searched_and_paged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn usage_is_seen_by_whom_it_concerns() {
-    let app = called(6).await;
+async fn usage_is_visible_only_to_its_owner_and_administrators() {
+    let app = app_with_charged_calls(6).await;
     let records = app
         .get(&format!("{BILLING}/usage/records"))
         .await
         .expect(200);
     let one = records["grouped_sessions"][0]["session_id"].clone();
 
-    let root = root_of(&app).await;
+    let root = existing_root(&app).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
@@ -277,7 +291,7 @@ async fn usage_is_seen_by_whom_it_concerns() {
 }
 
 /// Files of complete messages.
-fn messages(directory: &Path) -> Vec<PathBuf> {
+fn complete_messages(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
@@ -288,11 +302,11 @@ fn messages(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Waits for the one message about an export and returns its decoded text.
-async fn mailed(app: &App) -> String {
+async fn wait_for_mail(app: &App) -> String {
     let directory = app.directory().join("mail");
-    let there = || async { messages(&directory).len() == 1 };
-    eventually("one mail is there", PATIENCE, there).await;
-    let text = std::fs::read_to_string(&messages(&directory)[0]).expect("a mail");
+    let there = || async { complete_messages(&directory).len() == 1 };
+    eventually("one mail is there", TEST_TIMEOUT, there).await;
+    let text = std::fs::read_to_string(&complete_messages(&directory)[0]).expect("a mail");
     // Decodes quoted-printable: a line wrap is `=` at the end of a line, and `=` is `=3D`.
     text.replace("=\r\n", "")
         .replace("=\n", "")
@@ -300,7 +314,7 @@ async fn mailed(app: &App) -> String {
 }
 
 /// Path of the link in a message.
-fn link(app: &App, mail: &str) -> String {
+fn link_path(app: &App, mail: &str) -> String {
     let begin = mail.find(&app.url).expect("a link") + app.url.len();
     let rest = &mail[begin..];
     let end = rest.find(['\r', '\n', '\'', ' ']).unwrap_or(rest.len());
@@ -309,7 +323,7 @@ fn link(app: &App, mail: &str) -> String {
 
 /// Fails unless the file has five charged calls, and the agent's name, a formula, is made text.
 #[track_caller]
-fn holds_what_was_charged(text: &str, retail: i64) {
+fn assert_export_matches_charges(text: &str, retail: i64) {
     let lines: Vec<&str> = text.trim_end().split("\r\n").collect();
     assert_eq!(lines.len(), 6, "{}", text);
     assert!(
@@ -326,7 +340,7 @@ fn holds_what_was_charged(text: &str, retail: i64) {
 
     let costs = lines[1..].iter().map(|line| {
         // No cell has quotes or commas, so splitting at commas is enough.
-        micros(&json!(line.split(',').nth(column).expect("a cell")))
+        parse_micros(&json!(line.split(',').nth(column).expect("a cell")))
     });
     assert_eq!(costs.sum::<i64>(), retail);
 
@@ -349,8 +363,8 @@ fn holds_what_was_charged(text: &str, retail: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
-    let app = penniless().await;
+async fn a_usage_export_is_mailed_and_only_its_user_can_download_it() {
+    let app = app_without_credit().await;
     sqlx::query("update agents set name = '=cmd|'' /C calc''!A0' where org_id = $1")
         .bind(app.tenant.org)
         .execute(&app.context.pool)
@@ -363,7 +377,7 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 5).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     settled(&app).await;
 
     let asked = app
@@ -372,13 +386,13 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
         .expect(202);
     assert_eq!(asked["email"], "acme@example.com");
 
-    let mail = mailed(&app).await;
+    let mail = wait_for_mail(&app).await;
     assert!(
         mail.contains("acme@example.com") && mail.contains("5 sessions"),
         "{mail}"
     );
     assert!(mail.contains("x-api-key: $PEAL_API_KEY"), "{mail}");
-    let path = link(&app, &mail);
+    let path = link_path(&app, &mail);
     assert!(
         path.contains(asked["export_id"].as_str().expect("an id")),
         "{path}"
@@ -387,14 +401,17 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
     let file = app.get(&path).await;
     assert_eq!(file.status, 200, "{}", file.text);
     assert_eq!(file.headers["content-type"], "text/csv; charset=utf-8");
-    holds_what_was_charged(&file.text, app.count(RETAIL).await);
+    assert_export_matches_charges(&file.text, app.count(SUM_RETAIL).await);
 
     let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     eve.get(&path).await.expect(404);
     ada.get(&path).await.expect(404);
     root.get(&path).await.expect(404);
-    assert_eq!(answer(app.anonymous(Method::GET, &path)).await.status, 401);
+    assert_eq!(
+        send_request(app.anonymous(Method::GET, &path)).await.status,
+        401
+    );
 
     let forged = path.replace("token=", "token=A");
     app.get(&forged).await.expect(404);
@@ -407,7 +424,7 @@ async fn usage_is_mailed_as_a_file_that_opens_for_its_user_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_does_not_open_what_its_users_session_asked_for() {
+async fn a_key_cannot_download_an_export_requested_by_a_session() {
     let app = App::start().await;
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let made = ada.send(Method::POST, "/api/v1/api-keys", json!({})).await;
@@ -416,18 +433,18 @@ async fn a_key_does_not_open_what_its_users_session_asked_for() {
     ada.get(&format!("{BILLING}/usage/export"))
         .await
         .expect(202);
-    let mail = mailed(&app).await;
+    let mail = wait_for_mail(&app).await;
     assert!(!mail.contains("x-api-key"), "{mail}");
     assert!(mail.contains("Authorization: Bearer $PEAL_TOKEN"), "{mail}");
-    let path = link(&app, &mail);
+    let path = link_path(&app, &mail);
     let shown = app.anonymous(Method::GET, &path).header("x-api-key", key);
-    answer(shown).await.expect(404);
+    send_request(shown).await.expect(404);
     assert_eq!(ada.get(&path).await.status, 200);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
+async fn an_invalid_export_is_refused_and_head_starts_none() {
     let app = quiet().await;
 
     let path = format!("{BILLING}/usage/export");
@@ -448,7 +465,7 @@ async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
         app.get(&format!("{path}?{wrong}")).await.expect(422);
     }
 
-    let head = answer(app.request(Method::HEAD, &path)).await;
+    let head = send_request(app.request(Method::HEAD, &path)).await;
     assert_eq!(head.status, 202);
     let jobs = "select count(*) from jobs where kind = 'export_usage'";
     assert_eq!(app.count(jobs).await, 0, "HEAD starts no export");
@@ -461,7 +478,7 @@ async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
 
     // The API caches a key's user for half a second.
     let refused = || async { app.get(&path).await.status == 400 };
-    eventually("the account has no e-mail", PATIENCE, refused).await;
+    eventually("the account has no e-mail", TEST_TIMEOUT, refused).await;
     assert_eq!(app.get(&path).await.expect(400)["code"], "no_email");
 
     sqlx::query("update users set email = 'acme@example.com' where org_id = $1")
@@ -470,7 +487,7 @@ async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
         .await
         .expect("an address");
     let taken = || async { app.get(&path).await.status == 202 };
-    eventually("the account has an e-mail", PATIENCE, taken).await;
+    eventually("the account has an e-mail", TEST_TIMEOUT, taken).await;
 
     let first = app.get(&path).await.expect(202);
     let again = app.get(&path).await.expect(202);
@@ -484,7 +501,7 @@ async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
     let download = format!(
         "{BILLING}/exports/{}/download?token={}",
         first["export_id"].as_str().unwrap(),
-        token(&app, &first).await
+        export_token(&app, &first).await
     );
     assert_eq!(
         app.get(&download).await.expect(409)["code"],
@@ -499,7 +516,7 @@ async fn an_export_that_cannot_be_is_refused_and_looking_asks_for_none() {
 }
 
 /// Token in the link of an export.
-async fn token(app: &App, asked: &Value) -> String {
+async fn export_token(app: &App, asked: &Value) -> String {
     let me = app.get("/api/v1/me").await.expect(200);
     let export = asked["export_id"].as_str().unwrap().parse().unwrap();
     let user = me["user_id"].as_str().unwrap().parse().unwrap();

@@ -1,19 +1,19 @@
 //! The `peal-api bootstrap` command.
 
 use clap::Parser;
-use peal_api::bootstrap::{Bootstrap, bootstrap};
+use peal_api::bootstrap::{BootstrapArgs, bootstrap};
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, Client, Options, Tenant};
+use crate::harness::app::{ApiClient, App, AppOptions, Tenant};
 
 #[derive(Parser)]
-struct Typed {
+struct BootstrapCommand {
     #[command(flatten)]
-    wanted: Bootstrap,
+    bootstrap: BootstrapArgs,
 }
 
 /// Parses the required arguments and these.
-fn typed(more: &[&str]) -> Result<Bootstrap, clap::Error> {
+fn parse_args(more: &[&str]) -> Result<BootstrapArgs, clap::Error> {
     let required = [
         "peal-api",
         "--org=Patel",
@@ -23,12 +23,12 @@ fn typed(more: &[&str]) -> Result<Bootstrap, clap::Error> {
         "--number=+12125550199",
         "--agent-message=Namaste {{name}}",
     ];
-    Typed::try_parse_from([&required, more].concat()).map(|typed| typed.wanted)
+    BootstrapCommand::try_parse_from([&required, more].concat()).map(|typed| typed.bootstrap)
 }
 
 /// Bootstraps an organisation with these arguments and returns a client for it.
-async fn set_up(app: &App, more: &[&str]) -> Client {
-    let ready = bootstrap(&app.context, &typed(more).unwrap())
+async fn bootstrap_client(app: &App, more: &[&str]) -> ApiClient {
+    let ready = bootstrap(&app.context, &parse_args(more).unwrap())
         .await
         .unwrap();
     let tenant = Tenant {
@@ -39,11 +39,11 @@ async fn set_up(app: &App, more: &[&str]) -> Client {
         api_key: ready.api_key,
         session: None,
     };
-    Client::new(app.url.clone(), tenant)
+    ApiClient::new(app.url.clone(), tenant)
 }
 
 /// Uploads an Indian number without its country code; returns the inserted count and error code.
-async fn national(client: &Client, batch: Value) -> (Value, Value) {
+async fn upload_national_number(client: &ApiClient, batch: Value) -> (Value, Value) {
     let batch = client.create_batch(batch).await;
     let report = client
         .upload(&batch, "to_phonenumber,name\n98765 43210,Asha\n")
@@ -55,32 +55,35 @@ async fn national(client: &Client, batch: Value) -> (Value, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organisations_country_reads_numbers_unless_their_batch_has_one() {
-    let app = App::with(Options {
+async fn the_organisations_default_country_applies_unless_the_batch_has_one() {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
-    let client = set_up(&app, &[]).await;
+    let client = bootstrap_client(&app, &[]).await;
     let rejected = |code: &str| (json!(0), json!(code));
     assert_eq!(
-        national(&client, json!({})).await,
+        upload_national_number(&client, json!({})).await,
         rejected("missing_country")
     );
 
-    let client = set_up(&app, &["--default-country", "in"]).await;
+    let client = bootstrap_client(&app, &["--default-country", "in"]).await;
     let added = (json!(1), Value::Null);
-    assert_eq!(national(&client, json!({})).await, added);
+    assert_eq!(upload_national_number(&client, json!({})).await, added);
 
     let us = json!({"default_country": "US"});
-    assert_eq!(national(&client, us).await, rejected("invalid_for_country"));
+    assert_eq!(
+        upload_national_number(&client, us).await,
+        rejected("invalid_for_country")
+    );
 
     let stored = "select count(*) from batch_data where to_phonenumber = '+919876543210'";
     assert_eq!(app.count(stored).await, 1);
 
     // Bootstrapping again with other arguments keeps the country.
-    let client = set_up(&app, &["--trunk-cps", "2"]).await;
-    assert_eq!(national(&client, json!({})).await, added);
+    let client = bootstrap_client(&app, &["--trunk-cps", "2"]).await;
+    assert_eq!(upload_national_number(&client, json!({})).await, added);
 
     sqlx::query("delete from jobs")
         .execute(&app.context.pool)
@@ -92,7 +95,7 @@ async fn an_organisations_country_reads_numbers_unless_their_batch_has_one() {
 #[test]
 fn a_country_is_two_letters_of_iso_3166() {
     for wrong in ["XX", "IND", "India", "91", ""] {
-        let refused = typed(&["--default-country", wrong]).unwrap_err();
+        let refused = parse_args(&["--default-country", wrong]).unwrap_err();
         let message = refused.to_string();
         assert!(
             message.contains("two letters, such as IN or US"),

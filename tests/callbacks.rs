@@ -7,29 +7,29 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::app::{
-    ACCOUNT, AUTH_TOKEN, Answer, App, Options, PATIENCE, Tenant, answer, end_at_the_carrier,
-    everybody_answers,
+    ACCOUNT, AUTH_TOKEN, ApiResponse, App, AppOptions, TEST_TIMEOUT, Tenant,
+    carrier_where_all_answer, end_call_at_carrier, send_request,
 };
 use crate::harness::eventually;
 
 /// A call that rings for the whole test, with a way to send callbacks as its carrier.
-struct Ringing {
+struct RingingCall {
     app: App,
     call: CallId,
     carrier_call_id: String,
     urls: CallUrls,
 }
 
-type Form = Vec<(&'static str, String)>;
+type CallbackForm = Vec<(&'static str, String)>;
 
-impl Ringing {
+impl RingingCall {
     async fn start() -> Self {
-        let mut carrier = everybody_answers();
+        let mut carrier = carrier_where_all_answer();
         carrier.behavior.mix = Mix::only(Callee::NoAnswer);
         carrier.speed = 1.0;
-        let app = App::with(Options {
+        let app = App::start_with(AppOptions {
             carrier,
-            ..Options::default()
+            ..AppOptions::default()
         })
         .await;
 
@@ -59,7 +59,7 @@ impl Ringing {
                 .await
                 == 1
         };
-        eventually("the phone rings", PATIENCE, rings).await;
+        eventually("the phone rings", TEST_TIMEOUT, rings).await;
 
         let (trunk, carrier_call_id): (TrunkId, String) =
             sqlx::query_as("select trunk_id, carrier_call_id from calls")
@@ -77,7 +77,7 @@ impl Ringing {
         }
     }
 
-    fn form(&self, sequence: u32, status: &str) -> Form {
+    fn form(&self, sequence: u32, status: &str) -> CallbackForm {
         vec![
             ("CallSid", self.carrier_call_id.clone()),
             ("AccountSid", ACCOUNT.to_owned()),
@@ -88,17 +88,17 @@ impl Ringing {
         ]
     }
 
-    async fn post(&self, url: &str, form: &Form, signature: Option<&str>) -> Answer {
+    async fn post(&self, url: &str, form: &CallbackForm, signature: Option<&str>) -> ApiResponse {
         let path = url.strip_prefix(&self.app.url).expect("our own address");
         let mut request = self.app.anonymous(Method::POST, path).form(form);
         if let Some(signature) = signature {
             request = request.header("x-twilio-signature", signature);
         }
-        answer(request).await
+        send_request(request).await
     }
 
     /// Sends a correctly signed callback.
-    async fn say(&self, form: &Form) -> Answer {
+    async fn send_signed(&self, form: &CallbackForm) -> ApiResponse {
         let url = self.urls.status.as_str();
         self.post(url, form, Some(&sign(AUTH_TOKEN, url, form)))
             .await
@@ -111,31 +111,31 @@ impl Ringing {
             .expect(200)
     }
 
-    async fn events(&self) -> i64 {
+    async fn count_events(&self) -> i64 {
         self.app.count("select count(*) from call_events").await
     }
 
-    async fn applied(&self) {
+    async fn wait_until_applied(&self) {
         let waiting = || async {
             self.app
                 .count("select count(*) from call_events where applied_at is null")
                 .await
                 == 0
         };
-        eventually("every event is applied", PATIENCE, waiting).await;
+        eventually("every event is applied", TEST_TIMEOUT, waiting).await;
     }
 
     /// Ends the call at the simulator, which does not know of the test's own callbacks.
     async fn finish(self) {
-        end_at_the_carrier(&self.app, &self.carrier_call_id).await;
+        end_call_at_carrier(&self.app, &self.carrier_call_id).await;
         self.app.finish().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forged_callback_changes_nothing() {
-    let ringing = Ringing::start().await;
-    let before = ringing.events().await;
+    let ringing = RingingCall::start().await;
+    let before = ringing.count_events().await;
     let form = ringing.form(9, "completed");
     let url = ringing.urls.status.to_string();
     let good = sign(AUTH_TOKEN, &url, &form);
@@ -186,38 +186,38 @@ async fn a_forged_callback_changes_nothing() {
         assert_eq!(answer.status.as_u16(), 404, "{}", answer.text);
     }
 
-    assert_eq!(ringing.events().await, before);
+    assert_eq!(ringing.count_events().await, before);
     assert_eq!(ringing.call().await["status"], "ringing");
     ringing.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_callback_said_five_times_is_one_event() {
-    let ringing = Ringing::start().await;
-    let before = ringing.events().await;
+async fn duplicate_callbacks_are_one_event() {
+    let ringing = RingingCall::start().await;
+    let before = ringing.count_events().await;
     let form = ringing.form(5, "in-progress");
-    let answers = futures::future::join_all((0..5).map(|_| ringing.say(&form))).await;
+    let answers = futures::future::join_all((0..5).map(|_| ringing.send_signed(&form))).await;
     assert!(answers.iter().all(|answer| answer.status.as_u16() == 204));
-    assert_eq!(ringing.events().await, before + 1);
+    assert_eq!(ringing.count_events().await, before + 1);
     ringing.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_no_answer_does_not_reopen_a_completed_call() {
-    let ringing = Ringing::start().await;
-    ringing.say(&ringing.form(6, "completed")).await;
-    ringing.applied().await;
+    let ringing = RingingCall::start().await;
+    ringing.send_signed(&ringing.form(6, "completed")).await;
+    ringing.wait_until_applied().await;
 
     let call = ringing.call().await;
     assert_eq!(call["outcome"], "completed");
     assert_eq!(call["duration_seconds"], 7);
 
     for (sequence, status) in [(7, "no-answer"), (2, "ringing"), (3, "in-progress")] {
-        let answer = ringing.say(&ringing.form(sequence, status)).await;
+        let answer = ringing.send_signed(&ringing.form(sequence, status)).await;
         assert_eq!(answer.status.as_u16(), 204);
     }
 
-    ringing.applied().await;
+    ringing.wait_until_applied().await;
     assert_eq!(ringing.call().await["outcome"], "completed");
     assert_eq!(
         ringing
@@ -230,11 +230,11 @@ async fn a_late_no_answer_does_not_reopen_a_completed_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_word_nobody_knows_is_kept_and_moves_nothing() {
-    let ringing = Ringing::start().await;
-    let answer = ringing.say(&ringing.form(4, "levitating")).await;
+async fn an_unknown_status_is_stored_and_changes_nothing() {
+    let ringing = RingingCall::start().await;
+    let answer = ringing.send_signed(&ringing.form(4, "levitating")).await;
     assert_eq!(answer.status.as_u16(), 204);
-    ringing.applied().await;
+    ringing.wait_until_applied().await;
     assert_eq!(ringing.call().await["status"], "ringing");
     let kept = "select count(*) from call_events where carrier_status = 'levitating'";
     assert_eq!(ringing.app.count(kept).await, 1);
@@ -242,13 +242,13 @@ async fn a_word_nobody_knows_is_kept_and_moves_nothing() {
 }
 
 /// Row path that a trunk's credentials are sealed to.
-fn sealed_to(tenant: &Tenant) -> String {
+fn credentials_row_path(tenant: &Tenant) -> String {
     format!("trunks/{}/{}/credentials", tenant.org, tenant.trunk)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
-    let ringing = Ringing::start().await;
+async fn all_secrets_of_a_rotation_are_valid_and_a_retired_one_is_not() {
+    let ringing = RingingCall::start().await;
     let context = &ringing.app.context;
 
     // 1. Store two signing secrets beside the account's own.
@@ -256,7 +256,7 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
         .config
         .keys
         .seal(
-            &sealed_to(&ringing.app.tenant),
+            &credentials_row_path(&ringing.app.tenant),
             json!({"password": AUTH_TOKEN, "signing_secrets": ["old secret", "new secret"]})
                 .to_string()
                 .as_bytes(),
@@ -280,7 +280,7 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
             .as_u16()
             == 204
     };
-    eventually("the new secret takes effect", PATIENCE, rotated).await;
+    eventually("the new secret takes effect", TEST_TIMEOUT, rotated).await;
 
     let old = ringing
         .post(&url, &form, Some(&sign("old secret", &url, &form)))
@@ -296,7 +296,7 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
         .config
         .keys
         .seal(
-            &sealed_to(&ringing.app.tenant),
+            &credentials_row_path(&ringing.app.tenant),
             json!({"password": AUTH_TOKEN}).to_string().as_bytes(),
         )
         .unwrap();
@@ -308,19 +308,19 @@ async fn every_secret_of_a_rotation_is_good_and_a_retired_one_is_not() {
 
     let back = || async {
         ringing
-            .say(&ringing.form(4, "ringing"))
+            .send_signed(&ringing.form(4, "ringing"))
             .await
             .status
             .as_u16()
             == 204
     };
-    eventually("the account's own secret signs again", PATIENCE, back).await;
+    eventually("the account's own secret signs again", TEST_TIMEOUT, back).await;
     ringing.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answer_document_speaks_with_the_rows_variables_and_is_the_same_twice() {
-    let ringing = Ringing::start().await;
+async fn the_answer_document_has_the_rows_variables_and_is_idempotent() {
+    let ringing = RingingCall::start().await;
     let url = ringing.urls.answer.to_string();
     let form = ringing.form(3, "in-progress");
     let signature = sign(AUTH_TOKEN, &url, &form);
@@ -337,7 +337,7 @@ async fn the_answer_document_speaks_with_the_rows_variables_and_is_the_same_twic
 
     let second = ringing.post(&url, &form, Some(&signature)).await;
     assert_eq!(first.text, second.text);
-    ringing.applied().await;
+    ringing.wait_until_applied().await;
     assert_eq!(
         ringing.app.count("select count(*) from call_turns").await,
         1
@@ -346,8 +346,8 @@ async fn the_answer_document_speaks_with_the_rows_variables_and_is_the_same_twic
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_call_for_one_attempt_hears_nothing() {
-    let ringing = Ringing::start().await;
+async fn a_second_carrier_call_for_one_attempt_is_hung_up() {
+    let ringing = RingingCall::start().await;
     let url = ringing.urls.answer.to_string();
     let mut form = ringing.form(3, "in-progress");
     form[0].1 = "CAffffffffffffffffffffffffffffffff".to_owned();
@@ -357,7 +357,7 @@ async fn a_second_call_for_one_attempt_hears_nothing() {
     assert_eq!(heard.status.as_u16(), 200);
     assert!(heard.text.contains("<Hangup"), "{}", heard.text);
     assert!(!heard.text.contains("<Say"), "{}", heard.text);
-    ringing.applied().await;
+    ringing.wait_until_applied().await;
     assert_eq!(
         ringing
             .app
@@ -370,17 +370,17 @@ async fn a_second_call_for_one_attempt_hears_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callback_larger_than_any_carrier_sends_is_refused() {
-    let ringing = Ringing::start().await;
+    let ringing = RingingCall::start().await;
     let mut form = ringing.form(5, "completed");
     form.push(("Padding", "x".repeat(100_000)));
-    let answer = ringing.say(&form).await;
+    let answer = ringing.send_signed(&form).await;
     assert_eq!(answer.status.as_u16(), 413, "{}", answer.text);
     ringing.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_contracts_bare_address_finds_the_call_by_its_carriers_id() {
-    let ringing = Ringing::start().await;
+async fn the_bare_callback_url_finds_the_call_by_its_carrier_id() {
+    let ringing = RingingCall::start().await;
     let url = format!("{}/api/v1/batch-call/status-callback", ringing.app.url);
     let form = ringing.form(6, "busy");
     let forged = ringing.post(&url, &form, Some("forged")).await;
@@ -407,7 +407,7 @@ async fn the_contracts_bare_address_finds_the_call_by_its_carriers_id() {
         .post(&url, &form, Some(&sign(AUTH_TOKEN, &url, &form)))
         .await;
     assert_eq!(good.status.as_u16(), 204, "{}", good.text);
-    ringing.applied().await;
+    ringing.wait_until_applied().await;
     assert_eq!(ringing.call().await["outcome"], "busy");
     ringing.finish().await;
 }

@@ -3,28 +3,28 @@
 use peal_simulator::{Callee, Mix, Span};
 use serde_json::{Map, Value, json};
 
-use crate::harness::app::{App, Options, PATIENCE, everybody_answers};
+use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, carrier_where_all_answer};
 use crate::harness::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_machine_is_told_from_a_person_and_what_was_said_is_recorded() {
-    let mut carrier = everybody_answers();
+async fn machines_are_detected_and_calls_are_recorded() {
+    let mut carrier = carrier_where_all_answer();
     carrier.behavior.mix = Mix::only(Callee::Machine);
     // Detection must end while the agent still speaks; our own answer takes call seconds too.
     carrier.behavior.detection_secs = Span::new(0.5, 1.0).expect("a span");
     carrier.speed = 10.0;
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         carrier,
         recording: true,
         machine_detection: true,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
 
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 5).await;
     app.start_batch(&batch).await;
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["completed"], 5);
 
     app.drain().await;
@@ -34,7 +34,7 @@ async fn a_machine_is_told_from_a_person_and_what_was_said_is_recorded() {
     let known = || async { (app.count(machines).await, app.count(recorded).await) == (5, 5) };
     eventually(
         "every call has its verdict and its recording",
-        PATIENCE,
+        TEST_TIMEOUT,
         known,
     )
     .await;
@@ -48,10 +48,10 @@ async fn a_machine_is_told_from_a_person_and_what_was_said_is_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_direct_call_is_told_no_more_than_a_row() {
-    let app = App::with(Options {
+async fn variables_of_a_direct_call_have_the_limits_of_a_row() {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
 

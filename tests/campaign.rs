@@ -4,18 +4,20 @@ use peal_simulator::{Callee, Chance, Create, Faults, Mix};
 use peal_worker::Role;
 use serde_json::json;
 
-use crate::harness::app::{AUTH_TOKEN, App, Options, PATIENCE, everybody_answers, number, people};
+use crate::harness::app::{
+    AUTH_TOKEN, App, AppOptions, TEST_TIMEOUT, carrier_where_all_answer, people_csv, phone_number,
+};
 use crate::harness::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everybody_on_the_list_is_called_once() {
+async fn every_row_of_a_batch_is_called_once() {
     let app = App::start().await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 120).await;
     let started = app.start_batch(&batch).await;
     assert_eq!(started["status"], "in_progress");
     assert_eq!(started["member_count"], 120);
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["completed"], 120);
     assert_eq!(counts["total"], 120);
     let oracle = app.carrier.oracle();
@@ -26,17 +28,17 @@ async fn everybody_on_the_list_is_called_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_never_make_two_calls_of_one_row() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 2,
         cps: 500,
         max_concurrent: 1000,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({"batch_size": 1000})).await;
     app.add_people(&batch, 2000).await;
     app.start_batch(&batch).await;
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["completed"], 2000);
     assert_eq!(app.carrier.oracle().accepted, 2000);
     assert_eq!(app.count("select count(*) from calls").await, 2000);
@@ -48,7 +50,7 @@ async fn two_workers_never_make_two_calls_of_one_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_fate_ends_in_its_status() {
+async fn every_call_outcome_leads_to_its_row_status() {
     let app = App::start().await;
     let batch = app.create_batch(json!({})).await;
 
@@ -65,7 +67,7 @@ async fn every_fate_ends_in_its_status() {
     app.upload(&batch, csv).await;
     app.start_batch(&batch).await;
 
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(
         counts,
         json!({"not_started": 0, "calling": 0, "completed": 3, "failed": 4, "no_answer": 2, "total": 9})
@@ -91,7 +93,7 @@ async fn every_fate_ends_in_its_status() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_line_is_tried_again_as_often_as_asked() {
+async fn a_busy_number_is_retried_up_to_max_retries() {
     let app = App::start().await;
     let batch = app
         .create_batch(json!({"max_retries": 2, "retry_delay_seconds": 1}))
@@ -99,7 +101,7 @@ async fn a_busy_line_is_tried_again_as_often_as_asked() {
     app.upload(&batch, "to_phonenumber,name\n+12125560001,Busy\n")
         .await;
     app.start_batch(&batch).await;
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["no_answer"], 1);
     assert_eq!(app.carrier.oracle().accepted, 3);
     assert_eq!(
@@ -110,10 +112,10 @@ async fn a_busy_line_is_tried_again_as_often_as_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn starting_twice_is_starting_once() {
-    let mut app = App::with(Options {
+async fn concurrent_starts_launch_a_batch_once() {
+    let mut app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
 
@@ -130,7 +132,7 @@ async fn starting_twice_is_starting_once() {
     );
 
     app.start_worker(&Role::ALL).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     assert_eq!(app.carrier.oracle().accepted, 10);
 
     let again = app
@@ -141,10 +143,10 @@ async fn starting_twice_is_starting_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_whose_job_is_gone_is_launched_all_the_same() {
-    let mut app = App::with(Options {
+async fn a_started_batch_without_a_job_is_launched() {
+    let mut app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
@@ -156,17 +158,17 @@ async fn a_start_whose_job_is_gone_is_launched_all_the_same() {
     let jobs = "select count(*) from jobs where kind = 'start_batch'";
     assert_eq!(app.count(jobs).await, 0);
     app.start_worker(&Role::ALL).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     assert_eq!(app.carrier.oracle().accepted, 10);
     assert_eq!(app.count(jobs).await, 1);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pause_holds_and_resume_goes_on() {
-    let app = App::with(Options {
+async fn pause_stops_dialling_and_resume_continues_it() {
+    let app = App::start_with(AppOptions {
         cps: 20,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
 
@@ -184,7 +186,7 @@ async fn pause_holds_and_resume_goes_on() {
 
     app.start_batch(&batch).await;
     let dialled = || async { app.carrier.oracle().accepted >= 10 };
-    eventually("some calls are made", PATIENCE, dialled).await;
+    eventually("some calls are made", TEST_TIMEOUT, dialled).await;
     app.post(&format!("/api/v1/batch-call/pause/{batch}"), json!({}))
         .await
         .expect(200);
@@ -195,28 +197,28 @@ async fn pause_holds_and_resume_goes_on() {
     app.drain().await;
     assert_eq!(app.carrier.oracle().accepted, held, "it is paused");
 
-    let status = app.status(&batch).await;
+    let status = app.batch_status(&batch).await;
     assert_eq!(status["batch"]["status"], "paused");
     assert_eq!(status["status_counts"]["not_started"], json!(60 - held));
 
     app.post(&format!("/api/v1/batch-call/resume/{batch}"), json!({}))
         .await
         .expect(200);
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["completed"], 60);
     assert_eq!(app.carrier.oracle().accepted, 60);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stop_cancels_what_rings_and_keeps_the_rest() {
-    let mut carrier = everybody_answers();
+async fn stop_cancels_ringing_calls_and_keeps_the_other_rows() {
+    let mut carrier = carrier_where_all_answer();
     carrier.behavior.mix = Mix::only(Callee::NoAnswer);
     carrier.speed = 1.0;
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         cps: 20,
         carrier,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
 
@@ -235,7 +237,7 @@ async fn stop_cancels_what_rings_and_keeps_the_rest() {
             .await
             == 5
     };
-    eventually("five phones ring", PATIENCE, ringing).await;
+    eventually("five phones ring", TEST_TIMEOUT, ringing).await;
 
     app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
         .await
@@ -250,14 +252,14 @@ async fn stop_cancels_what_rings_and_keeps_the_rest() {
         5
     );
 
-    let status = app.status(&batch).await;
+    let status = app.batch_status(&batch).await;
     assert_eq!(status["batch"]["status"], "stopped");
     assert_eq!(status["status_counts"]["not_started"], 15);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_on_two_lists_is_on_one_call_at_a_time() {
+async fn a_number_in_two_batches_is_in_one_call_at_a_time() {
     let app = App::start().await;
     let one = app.create_batch(json!({})).await;
     let two = app.create_batch(json!({})).await;
@@ -265,8 +267,8 @@ async fn a_number_on_two_lists_is_on_one_call_at_a_time() {
     app.add_people(&two, 50).await;
     app.start_batch(&one).await;
     app.start_batch(&two).await;
-    app.wait_for(&one, "completed").await;
-    app.wait_for(&two, "completed").await;
+    app.wait_for_status(&one, "completed").await;
+    app.wait_for_status(&two, "completed").await;
     let oracle = app.carrier.oracle();
     assert_eq!(oracle.accepted, 100);
     assert!(oracle.overlaps.is_empty(), "{:?}", oracle.overlaps);
@@ -274,40 +276,40 @@ async fn a_number_on_two_lists_is_on_one_call_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_on_concurrency_hold() {
-    let app = App::with(Options {
+async fn the_concurrency_limit_holds() {
+    let app = App::start_with(AppOptions {
         max_concurrent: 7,
         workers: 2,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({"batch_size": 100})).await;
     app.add_people(&batch, 60).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     assert!(app.carrier.oracle().max_concurrent <= 7);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pace_is_the_trunks_and_not_more() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         cps: 25,
         workers: 3,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 100).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     let oracle = app.carrier.oracle();
     assert!(oracle.worst_window.count <= 25, "{:?}", oracle.worst_window);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn creates_whose_answer_was_lost_are_found_and_not_repeated() {
+async fn calls_with_a_lost_create_response_are_found_and_not_repeated() {
     let app = App::start().await;
     app.carrier.set_faults(Faults {
         drop_after: Chance::next(10),
@@ -316,7 +318,7 @@ async fn creates_whose_answer_was_lost_are_found_and_not_repeated() {
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 40).await;
     app.start_batch(&batch).await;
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["completed"], 40);
     let oracle = app.carrier.oracle();
     assert_eq!((oracle.accepted, oracle.rung_twice.len()), (40, 0));
@@ -324,7 +326,7 @@ async fn creates_whose_answer_was_lost_are_found_and_not_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn creates_that_never_arrived_are_lost_and_not_repeated() {
+async fn create_requests_that_never_arrived_are_lost_and_not_repeated() {
     let app = App::start().await;
     app.carrier.set_faults(Faults {
         drop_before: Chance::next(3),
@@ -340,7 +342,7 @@ async fn creates_that_never_arrived_are_lost_and_not_repeated() {
     app.add_people(&batch, 10).await;
     app.start_batch(&batch).await;
 
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(
         (counts["completed"].clone(), counts["failed"].clone()),
         (json!(7), json!(3))
@@ -355,7 +357,7 @@ async fn creates_that_never_arrived_are_lost_and_not_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_carrier_that_pushes_back_is_given_time_and_everybody_is_called() {
+async fn a_carrier_that_answers_429_is_slowed_down_and_every_row_is_called() {
     let app = App::start().await;
     app.carrier.set_faults(Faults {
         refuse_429: Chance::next(20),
@@ -364,14 +366,14 @@ async fn a_carrier_that_pushes_back_is_given_time_and_everybody_is_called() {
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 60).await;
     app.start_batch(&batch).await;
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["completed"], 60);
     assert_eq!(app.carrier.oracle().accepted, 60);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callbacks_lost_doubled_late_and_out_of_order_end_the_same() {
+async fn lost_duplicate_and_reordered_callbacks_lead_to_the_same_result() {
     let app = App::start().await;
     app.carrier.set_faults(Faults {
         callbacks_lost: Chance::Rate(0.1),
@@ -403,14 +405,16 @@ async fn callbacks_lost_doubled_late_and_out_of_order_end_the_same() {
         }
     };
 
-    let counts = app.wait_doing(&batch, "completed", silence).await;
+    let counts = app
+        .wait_for_status_while(&batch, "completed", silence)
+        .await;
     assert_eq!(counts["completed"], 100);
     assert_eq!(app.carrier.oracle().accepted, 100);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trunk_the_carrier_refuses_is_paused_and_costs_nobody_a_row() {
+async fn a_trunk_that_the_carrier_refuses_is_paused_and_no_row_fails() {
     let app = App::start().await;
     sqlx::query("update trunks set account_id = 'XX'")
         .execute(&app.context.pool)
@@ -426,23 +430,23 @@ async fn a_trunk_the_carrier_refuses_is_paused_and_costs_nobody_a_row() {
             .await
             == 1
     };
-    eventually("the trunk is paused", PATIENCE, paused).await;
+    eventually("the trunk is paused", TEST_TIMEOUT, paused).await;
 
     app.post(&format!("/api/v1/batch-call/pause/{batch}"), json!({}))
         .await
         .expect(200);
     app.drain().await;
 
-    let counts = app.status(&batch).await["status_counts"].clone();
+    let counts = app.batch_status(&batch).await["status_counts"].clone();
     assert_eq!(counts["not_started"], 5);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_tenants_list_does_not_hold_up_anothers() {
-    let app = App::with(Options {
+async fn a_large_batch_does_not_delay_another_tenants_batch() {
+    let app = App::start_with(AppOptions {
         cps: 50,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
 
@@ -456,7 +460,7 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
         .await
         .unwrap();
 
-    let other = app.another_tenant("Other").await;
+    let other = app.create_tenant("Other").await;
     sqlx::query(
         "update phone_numbers set trunk_id = $1, phone_number = '+12125550111' where org_id = $2",
     )
@@ -470,9 +474,9 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
     app.add_people(&big, 1_000).await;
     app.start_batch(&big).await;
     let under_way = || async { app.carrier.oracle().accepted >= 20 };
-    eventually("the big batch has begun", PATIENCE, under_way).await;
+    eventually("the big batch has begun", TEST_TIMEOUT, under_way).await;
 
-    let small = BatchOf {
+    let small = TenantBatch {
         app: &app,
         tenant: &other,
     };
@@ -501,12 +505,12 @@ async fn one_tenants_list_does_not_hold_up_anothers() {
 }
 
 /// Client for the batch of another tenant.
-struct BatchOf<'a> {
+struct TenantBatch<'a> {
     app: &'a App,
     tenant: &'a crate::harness::app::Tenant,
 }
 
-impl BatchOf<'_> {
+impl TenantBatch<'_> {
     async fn send(
         &self,
         method: reqwest::Method,
@@ -514,7 +518,7 @@ impl BatchOf<'_> {
         body: serde_json::Value,
     ) -> serde_json::Value {
         let request = self.app.request_as(self.tenant, method, path).json(&body);
-        let answer = crate::harness::app::answer(request).await;
+        let answer = crate::harness::app::send_request(request).await;
         assert!(answer.status.is_success(), "{}", answer.text);
         answer.json()
     }
@@ -536,7 +540,7 @@ impl BatchOf<'_> {
 
         let id = created["data"]["id"].as_str().unwrap().to_owned();
         let records: Vec<_> = (0..people)
-            .map(|n| json!({"to_phonenumber": number(20_000 + n), "name": "Somebody"}))
+            .map(|n| json!({"to_phonenumber": phone_number(20_000 + n), "name": "Somebody"}))
             .collect();
 
         let path = format!("/api/v1/batch-call/upload-json/{id}");
@@ -551,14 +555,14 @@ impl BatchOf<'_> {
         .await;
 
         let done = || async { self.status(&id).await["batch"]["status"] == "completed" };
-        eventually("the small batch completes", PATIENCE, done).await;
+        eventually("the small batch completes", TEST_TIMEOUT, done).await;
         id
     }
 }
 
 #[test]
-fn the_numbers_of_the_tests_are_valid() {
-    for line in people(20_000).lines().skip(1) {
+fn test_phone_numbers_are_valid() {
+    for line in people_csv(20_000).lines().skip(1) {
         let number = line.split(',').next().unwrap();
         peal_shared::phone::E164::parse(number, None).unwrap();
     }

@@ -14,17 +14,17 @@ use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use tokio::net::TcpListener;
 
-use crate::harness::app::{AUTH_TOKEN, Answer, App, PATIENCE, answer, number};
-use crate::harness::members::session;
-use crate::harness::scrape::show;
-use crate::harness::{eventually, setting};
+use crate::harness::app::{AUTH_TOKEN, ApiResponse, App, TEST_TIMEOUT, phone_number, send_request};
+use crate::harness::members::jwt_for_email;
+use crate::harness::scrape::serve_metrics;
+use crate::harness::{env_setting, eventually};
 use crate::sign_in::{PASSWORD, Person, login, with_token};
 
 /// Captured log output.
 #[derive(Clone, Default)]
-struct Logs(Arc<Mutex<Vec<u8>>>);
+struct CapturedLogs(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Logs {
+impl Write for CapturedLogs {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().expect("logs").extend_from_slice(bytes);
         Ok(bytes.len())
@@ -36,8 +36,8 @@ impl Write for Logs {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() {
-    let logs = Logs::default();
+async fn no_personal_data_or_secret_leaks_into_logs_jobs_metrics_or_redis() {
+    let logs = CapturedLogs::default();
     let writer = logs.clone();
     tracing_subscriber::fmt()
         .with_env_filter("warn,peal_api=trace,peal_worker=trace,peal_shared=trace")
@@ -57,7 +57,7 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
     let batch = app.create_batch(json!({})).await;
     let mut csv = String::from("to_phonenumber,name\n");
     for n in 0..20 {
-        csv.push_str(&format!("{},Canary{n}\n", number(n)));
+        csv.push_str(&format!("{},Canary{n}\n", phone_number(n)));
     }
     csv.push_str("+1212555000000000,Canary99\n");
     app.upload(&batch, &csv).await;
@@ -69,15 +69,15 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
     .await
     .expect(422);
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
-    let used = Used::by_everybody(&app).await;
+    app.wait_for_status(&batch, "completed").await;
+    let used = UsedSecrets::collect(&app).await;
 
     // 2. Collect all output.
-    let kept = in_redis(&app).await;
-    let shown = in_metrics(&app).await;
+    let kept = dump_redis(&app).await;
+    let shown = dump_metrics(&app).await;
 
     let written = || async { !logs.0.lock().expect("logs").is_empty() };
-    eventually("something is logged", PATIENCE, written).await;
+    eventually("something is logged", TEST_TIMEOUT, written).await;
     let logged = String::from_utf8_lossy(&logs.0.lock().expect("logs")).into_owned();
     assert!(
         logged.contains("place") || logged.contains("batch completed"),
@@ -92,9 +92,9 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
         "1212555000000000".to_owned(),
     ];
     secrets.extend(call_tokens(&app).await);
-    secrets.extend((0..20).map(|n| number(n).trim_start_matches('+').to_owned()));
+    secrets.extend((0..20).map(|n| phone_number(n).trim_start_matches('+').to_owned()));
 
-    let stored = in_tables(&app).await;
+    let stored = dump_tables(&app).await;
     let refusals = used.refusals.join("\n");
     assert!(stored.contains("tool.test") && refusals.contains("wrong_credentials"));
     let everywhere = [("the logs", &logged), ("Redis", &kept), ("metrics", &shown)];
@@ -102,11 +102,11 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
 
     // 3. Search for secrets.
     for secret in secrets {
-        look_for(&secret, &everywhere);
+        assert_absent(&secret, &everywhere);
     }
     for secret in used.secrets {
-        look_for(&secret, &everywhere);
-        look_for(&secret, &of_secrets);
+        assert_absent(&secret, &everywhere);
+        assert_absent(&secret, &of_secrets);
     }
 
     // Last, because a slow statement is logged. Ids are removed, as one may look like a number.
@@ -117,7 +117,7 @@ async fn no_number_name_key_or_token_is_logged_queued_shown_or_put_into_redis() 
     app.finish().await;
 }
 
-fn look_for(secret: &str, places: &[(&str, &String)]) {
+fn assert_absent(secret: &str, places: &[(&str, &String)]) {
     assert!(secret.len() >= 6, "{secret} is too short to search for");
     for (place, text) in places {
         let line = text.lines().find(|line| line.contains(secret));
@@ -131,22 +131,22 @@ fn look_for(secret: &str, places: &[(&str, &String)]) {
 
 /// Secrets that the test used, and the responses to wrong ones.
 #[derive(Default)]
-struct Used {
+struct UsedSecrets {
     secrets: Vec<String>,
     refusals: Vec<String>,
 }
 
-impl Used {
+impl UsedSecrets {
     /// Uses every kind of secret, right and wrong.
-    async fn by_everybody(app: &App) -> Self {
+    async fn collect(app: &App) -> Self {
         let mut used = Self::default();
         let ada = Person::new(app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
         used.secrets
             .extend([PASSWORD.to_owned(), ada.token.clone()]);
-        used.people(app, &ada).await;
-        used.keys(app, &ada).await;
-        used.tools(app, &ada).await;
-        used.trunks(app, &ada).await;
+        used.use_logins(app, &ada).await;
+        used.use_api_keys(app, &ada).await;
+        used.use_tool_credentials(app, &ada).await;
+        used.use_trunk_credentials(app, &ada).await;
         used
     }
 
@@ -156,20 +156,20 @@ impl Used {
     }
 
     /// Keeps the text of an error response.
-    fn refused(&mut self, answer: Answer) {
+    fn keep_refusal(&mut self, answer: ApiResponse) {
         assert!(answer.status.is_client_error(), "{}", answer.text);
         self.refusals.push(answer.text);
     }
 
     /// Uses passwords, sessions and invitations.
-    async fn people(&mut self, app: &App, ada: &Person<'_>) {
+    async fn use_logins(&mut self, app: &App, ada: &Person<'_>) {
         let wrong = self.keep("canary wrong password");
-        self.refused(login(app, "ada@example.com", &wrong).await);
-        self.refused(login(app, "nobody@example.com", &wrong).await);
+        self.keep_refusal(login(app, "ada@example.com", &wrong).await);
+        self.keep_refusal(login(app, "nobody@example.com", &wrong).await);
 
         let forged = self.keep("eyJhbGciOiJub25lIn0.eyJzdWIiOiJjYW5hcnkifQ.canary");
-        self.refused(with_token(app, &forged, Method::GET, "/api/v1/me", None).await);
-        let of_issuer = session(app, "acme@example.com").await;
+        self.keep_refusal(with_token(app, &forged, Method::GET, "/api/v1/me", None).await);
+        let of_issuer = jwt_for_email(app, "acme@example.com").await;
         self.secrets.push(of_issuer.clone());
         with_token(app, &of_issuer, Method::GET, "/api/v1/me", None)
             .await
@@ -187,17 +187,17 @@ impl Used {
         self.secrets.push(token.clone());
 
         let sent = "select count(*) from emails where sent_at is null";
-        eventually("mail is sent", PATIENCE, || async {
+        eventually("mail is sent", TEST_TIMEOUT, || async {
             app.count(sent).await == 0
         })
         .await;
 
         let accept = "/api/v1/organizations/invites/accept";
         let weak = json!({"token": token, "password": self.keep("bob@example.com1")});
-        self.refused(app.post(accept, weak).await);
+        self.keep_refusal(app.post(accept, weak).await);
         let strong = json!({"token": token, "password": self.keep("canary first password")});
         app.post(accept, strong.clone()).await.expect(201);
-        self.refused(app.post(accept, strong).await);
+        self.keep_refusal(app.post(accept, strong).await);
 
         let opened = login(app, "bob@example.com", "canary first password").await;
         let token = opened.expect(200)["access_token"]
@@ -216,18 +216,18 @@ impl Used {
             let changed = with_token(app, &token, Method::POST, path, Some(body)).await;
             assert_eq!(changed.status.as_u16(), status, "{}", changed.text);
             if status != 200 {
-                self.refused(changed);
+                self.keep_refusal(changed);
             }
         }
     }
 
     /// Uses API keys of Peal and keys of vendors.
-    async fn keys(&mut self, app: &App, ada: &Person<'_>) {
+    async fn use_api_keys(&mut self, app: &App, ada: &Person<'_>) {
         let path = "/api/v1/api-keys";
         let make = async |body: Value| {
             let request = app.anonymous(Method::POST, path).bearer_auth(&ada.token);
             let key = format!("make {}", body["name"]);
-            answer(request.header("Idempotency-Key", key).json(&body)).await
+            send_request(request.header("Idempotency-Key", key).json(&body)).await
         };
 
         let made = make(json!({"name": "made"})).await.expect(200);
@@ -245,9 +245,9 @@ impl Used {
         make(provider).await.expect(200);
 
         let weak = self.keep("canarycanarycanarycanarycanary00");
-        self.refused(make(json!({"name": "weak", "api_key": weak})).await);
+        self.keep_refusal(make(json!({"name": "weak", "api_key": weak})).await);
         let odd = json!({"name": "odd", "api_key": self.keep("canary odd key"), "role": "king"});
-        self.refused(make(odd).await);
+        self.keep_refusal(make(odd).await);
 
         let unknown = self.keep("peal_live_canarycanarycanarycanarycanarycanarycanary012345");
         for (key, status) in [
@@ -259,10 +259,10 @@ impl Used {
             let asked = app
                 .anonymous(Method::GET, "/api/v1/me")
                 .header("x-api-key", key);
-            let answer = answer(asked).await;
+            let answer = send_request(asked).await;
             assert_eq!(answer.status.as_u16(), status, "{}", answer.text);
             if status != 200 {
-                self.refused(answer);
+                self.keep_refusal(answer);
             }
         }
 
@@ -270,8 +270,8 @@ impl Used {
     }
 
     /// Uses credentials of tools and MCP servers at a server that echoes them.
-    async fn tools(&mut self, app: &App, ada: &Person<'_>) {
-        let url = echo().await;
+    async fn use_tool_credentials(&mut self, app: &App, ada: &Person<'_>) {
+        let url = echo_server().await;
         let (token, header) = (
             self.keep("canary-bearer-token"),
             self.keep("canary-header-value"),
@@ -286,11 +286,11 @@ impl Used {
             .send(Method::POST, tools, tool.clone())
             .await
             .expect(201);
-        self.refused(ada.send(Method::POST, tools, tool).await);
+        self.keep_refusal(ada.send(Method::POST, tools, tool).await);
 
         let test = format!("{tools}/{}/test", made["id"].as_str().expect("an id"));
         let request = app.anonymous(Method::POST, &test).bearer_auth(&ada.token);
-        let tried = answer(request.header("Idempotency-Key", "test").json(&json!({}))).await;
+        let tried = send_request(request.header("Idempotency-Key", "test").json(&json!({}))).await;
         assert!(tried.expect(200)["request"].is_object(), "{}", tried.text);
         self.refusals.push(tried.text);
 
@@ -308,14 +308,14 @@ impl Used {
         self.refusals.push(fetched.text);
 
         let odd = json!({"name": "Odd", "server_url": "ftp://shop.test", "auth": auth, "headers": headers});
-        self.refused(ada.send(Method::POST, servers, odd).await);
+        self.keep_refusal(ada.send(Method::POST, servers, odd).await);
     }
 
     /// Uses credentials of trunks.
-    async fn trunks(&mut self, app: &App, ada: &Person<'_>) {
+    async fn use_trunk_credentials(&mut self, app: &App, ada: &Person<'_>) {
         let rotate = format!("/api/v1/trunks/{}/rotate", app.tenant.trunk);
         let wrong = json!({"password": self.keep("canary-wrong-carrier-secret")});
-        self.refused(ada.send(Method::POST, &rotate, wrong).await);
+        self.keep_refusal(ada.send(Method::POST, &rotate, wrong).await);
         let signing = self.keep("canary-signing-secret");
         let good = json!({"password": self.keep(AUTH_TOKEN), "signing_secret": signing});
         ada.send(Method::POST, &rotate, good).await.expect(200);
@@ -323,7 +323,7 @@ impl Used {
 }
 
 /// Starts a server that answers 500 and echoes its request headers.
-async fn echo() -> String {
+async fn echo_server() -> String {
     let listener = TcpListener::bind("127.0.0.2:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     let app = Router::new().fallback(async |headers: HeaderMap| {
@@ -334,7 +334,7 @@ async fn echo() -> String {
 }
 
 /// Contents of the tables for jobs, mail, audit records and stored responses.
-async fn in_tables(app: &App) -> String {
+async fn dump_tables(app: &App) -> String {
     let mut all = String::new();
     for table in [
         "jobs",
@@ -355,10 +355,10 @@ async fn in_tables(app: &App) -> String {
 }
 
 /// Metrics of every process. Fails when a label names a call, a batch or an organisation.
-async fn in_metrics(app: &App) -> String {
+async fn dump_metrics(app: &App) -> String {
     let mut shown = String::new();
     for context in app.worker_contexts.iter().chain([&app.context]) {
-        shown.push_str(&show(context).await.scrape().await.text);
+        shown.push_str(&serve_metrics(context).await.scrape().await.text);
     }
     for series in ["peal_dials_total{", "peal_callback_seconds_count{"] {
         assert!(shown.contains(series), "{series} is not shown");
@@ -389,8 +389,8 @@ async fn call_tokens(app: &App) -> Vec<String> {
 }
 
 /// Every key and value that this app has put into Redis.
-async fn in_redis(app: &App) -> String {
-    let client = redis::Client::open(setting("PEAL_TEST_REDIS_URL")).expect("url");
+async fn dump_redis(app: &App) -> String {
+    let client = redis::Client::open(env_setting("PEAL_TEST_REDIS_URL")).expect("url");
     let mut connection = client
         .get_multiplexed_async_connection()
         .await

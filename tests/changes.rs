@@ -11,76 +11,88 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Row as _;
 
-use crate::harness::app::{App, Options, Tenant, answer};
+use crate::harness::app::{App, AppOptions, Tenant, send_request};
 
-const CREATE: &str = "/api/v1/batch-call/create";
-const KEY: &str = "Idempotency-Key";
+const CREATE_PATH: &str = "/api/v1/batch-call/create";
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
-async fn quiet() -> App {
-    App::with(Options {
+async fn without_workers() -> App {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
 
-fn body(tenant: &Tenant, name: &str) -> Value {
+fn batch_body(tenant: &Tenant, name: &str) -> Value {
     json!({"caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": name})
 }
 
-fn create(app: &App, tenant: &Tenant, key: &str, body: &Value) -> reqwest::RequestBuilder {
-    app.request_as(tenant, Method::POST, CREATE)
-        .header(KEY, key)
+fn create_request(app: &App, tenant: &Tenant, key: &str, body: &Value) -> reqwest::RequestBuilder {
+    app.request_as(tenant, Method::POST, CREATE_PATH)
+        .header(IDEMPOTENCY_KEY, key)
         .json(body)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_request_under_one_key_happens_once() {
-    let app = quiet().await;
-    let march = body(&app.tenant, "March");
-    let first = answer(create(&app, &app.tenant, "k-1", &march)).await;
+async fn a_repeated_request_under_one_key_happens_once() {
+    let app = without_workers().await;
+    let march = batch_body(&app.tenant, "March");
+    let first = send_request(create_request(&app, &app.tenant, "k-1", &march)).await;
     assert!(first.headers.get("idempotent-replayed").is_none());
 
-    let again = answer(create(&app, &app.tenant, "k-1", &march)).await;
+    let again = send_request(create_request(&app, &app.tenant, "k-1", &march)).await;
     assert_eq!(again.headers["idempotent-replayed"], "true");
 
     let id = first.expect(201)["data"]["id"].clone();
     assert_eq!(again.expect(201)["data"]["id"], id);
 
-    let other = answer(create(&app, &app.tenant, "k-1", &body(&app.tenant, "May"))).await;
+    let other = send_request(create_request(
+        &app,
+        &app.tenant,
+        "k-1",
+        &batch_body(&app.tenant, "May"),
+    ))
+    .await;
     let problem = other.expect(422);
     assert_eq!(problem["errors"][0]["type"], "key_reused");
 
-    let stranger = app.another_tenant("Other").await;
-    let theirs = answer(create(&app, &stranger, "k-1", &body(&stranger, "March"))).await;
+    let stranger = app.create_tenant("Other").await;
+    let theirs = send_request(create_request(
+        &app,
+        &stranger,
+        "k-1",
+        &batch_body(&stranger, "March"),
+    ))
+    .await;
     assert_ne!(theirs.expect(201)["data"]["id"], id);
     assert_eq!(app.count("select count(*) from call_batches").await, 2);
 
     for odd in ["", "\u{7f}", &"k".repeat(256)] {
-        let refused = app.request(Method::POST, CREATE).json(&march);
+        let refused = app.request(Method::POST, CREATE_PATH).json(&march);
         let refused = refused.header(
-            KEY,
+            IDEMPOTENCY_KEY,
             reqwest::header::HeaderValue::from_bytes(odd.as_bytes())
                 .unwrap_or_else(|_| "".parse().expect("empty")),
         );
-        answer(refused).await.expect(422);
+        send_request(refused).await.expect(422);
     }
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_request_leaves_its_key_free() {
-    let app = quiet().await;
-    let mut wrong = body(&app.tenant, "March");
+async fn a_refused_request_does_not_use_up_its_key() {
+    let app = without_workers().await;
+    let mut wrong = batch_body(&app.tenant, "March");
     wrong["agent_id"] = json!(uuid::Uuid::nil());
-    answer(create(&app, &app.tenant, "k-1", &wrong))
+    send_request(create_request(&app, &app.tenant, "k-1", &wrong))
         .await
         .expect(404);
-    answer(create(
+    send_request(create_request(
         &app,
         &app.tenant,
         "k-1",
-        &body(&app.tenant, "March"),
+        &batch_body(&app.tenant, "March"),
     ))
     .await
     .expect(201);
@@ -88,11 +100,12 @@ async fn a_refused_request_leaves_its_key_free() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_at_once_under_one_key_have_one_effect() {
-    let app = quiet().await;
-    let march = body(&app.tenant, "March");
+async fn concurrent_requests_under_one_key_have_one_effect() {
+    let app = without_workers().await;
+    let march = batch_body(&app.tenant, "March");
     let answers =
-        join_all((0..100).map(|_| answer(create(&app, &app.tenant, "k-1", &march)))).await;
+        join_all((0..100).map(|_| send_request(create_request(&app, &app.tenant, "k-1", &march))))
+            .await;
 
     let mut made = BTreeSet::new();
     for answer in answers {
@@ -113,7 +126,7 @@ async fn a_hundred_at_once_under_one_key_have_one_effect() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_leaves_one_row_in_the_audit_log() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let batch = app.create_batch(json!({})).await;
     let path = |rest: &str| format!("/api/v1/batch-call/{rest}");
 
@@ -121,7 +134,7 @@ async fn every_change_leaves_one_row_in_the_audit_log() {
         .request(Method::PATCH, &path(&format!("{batch}/variables")))
         .header("x-request-id", "asked-by-me")
         .json(&json!({"variable_names": ["name", "city"]}));
-    answer(request).await.expect(200);
+    send_request(request).await.expect(200);
 
     app.post(
         &path(&format!("upload-json/{batch}")),
@@ -134,7 +147,7 @@ async fn every_change_leaves_one_row_in_the_audit_log() {
     app.post(&path(&format!("pause/{batch}")), json!({}))
         .await
         .expect(409);
-    answer(app.request(Method::DELETE, &path(&batch)))
+    send_request(app.request(Method::DELETE, &path(&batch)))
         .await
         .expect(200);
 
@@ -178,12 +191,12 @@ async fn every_change_leaves_one_row_in_the_audit_log() {
 }
 
 /// Tables without data of tenants.
-const SHARED: [&str; 3] = ["_sqlx_migrations", "queues", "zone_sets"];
+const SHARED_TABLES: [&str; 3] = ["_sqlx_migrations", "queues", "zone_sets"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bound_transaction_sees_its_own_organisation_alone() {
-    let app = quiet().await;
-    let stranger = app.another_tenant("Other").await;
+async fn a_tenant_transaction_sees_only_its_own_organisation() {
+    let app = without_workers().await;
+    let stranger = app.create_tenant("Other").await;
     app.create_batch(json!({})).await;
     let pool = &app.context.pool;
 
@@ -197,7 +210,7 @@ async fn a_bound_transaction_sees_its_own_organisation_alone() {
     .await
     .expect("tables");
     assert_eq!(
-        open, SHARED,
+        open, SHARED_TABLES,
         "enable row-level security in the migration that creates a table"
     );
 

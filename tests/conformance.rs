@@ -12,26 +12,26 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::harness::app::{App, Options};
-use crate::harness::cast::{Player, Who};
+use crate::harness::app::{App, AppOptions};
+use crate::harness::cast::{Actor, ActorKind};
 use crate::harness::document::Document;
-use crate::harness::knock::{Things, thing};
-use crate::harness::python::{installed, run};
+use crate::harness::knock::{PathIds, path_id};
+use crate::harness::python::{install_programs, run};
 
 /// Checks on every response.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
     response_headers_conformance,response_schema_conformance,negative_data_rejection,\
     missing_required_header,unsupported_method,allow_header_conformance,ignored_auth";
 /// Longest time of one caller's run, with all callers running at once.
-const LIMIT: Duration = Duration::from_secs(900);
+const RUN_TIMEOUT: Duration = Duration::from_secs(900);
 /// Generated requests for each operation by a super_admin, beyond those that the document's bounds
 /// ask for; other callers reach fewer operations and send fewer requests.
 const EXAMPLES: &str = "5";
-const EXAMPLES_OF_OTHERS: &str = "2";
+const EXAMPLES_FOR_OTHERS: &str = "2";
 
 /// Configuration with ids of existing resources, because generated ids only lead to 404.
-fn settings(path_ids: &Things) -> String {
-    let document = Document::of_this_build();
+fn config_toml(path_ids: &PathIds) -> String {
+    let document = Document::current();
     // The example's carrier cannot be reached from tests, which leads to 503.
     let mut text = "[[operations]]\ninclude-name = \"POST /api/v1/trunks\"\n\
          [operations.checks.not_a_server_error]\n\
@@ -40,7 +40,7 @@ fn settings(path_ids: &Things) -> String {
 
     for operation in document.operations() {
         let parameters = operation.parameters("path");
-        if operation.told["security"] == serde_json::json!([{}]) || parameters.is_empty() {
+        if operation.spec["security"] == serde_json::json!([{}]) || parameters.is_empty() {
             continue;
         }
         let _written = writeln!(
@@ -52,37 +52,37 @@ fn settings(path_ids: &Things) -> String {
 
         for parameter in parameters {
             let name = parameter["name"].as_str().expect("a name");
-            let value = thing(&operation, path_ids, name);
+            let value = path_id(&operation, path_ids, name);
             let _written = writeln!(text, "\"path.{name}\" = {value:?}");
         }
     }
     text
 }
 
-async fn tried(app: &App, schemathesis: &Path, kind: Who) -> Result<(), String> {
-    let actor = Player::new(&app.context, app.carrier.url(), kind, kind.word()).await;
-    let path_ids = actor.things(&app.context, app).await;
+async fn run_as(app: &App, schemathesis: &Path, kind: ActorKind) -> Result<(), String> {
+    let actor = Actor::new(&app.context, app.carrier.url(), kind, kind.name()).await;
+    let path_ids = actor.path_ids(&app.context, app).await;
 
-    let config = app.directory().join(format!("{}.toml", kind.word()));
-    fs::write(&config, settings(&path_ids)).expect("write");
+    let config = app.directory().join(format!("{}.toml", kind.name()));
+    fs::write(&config, config_toml(&path_ids)).expect("write");
 
     let examples = std::env::var("PEAL_EXAMPLES").ok();
     let patience = match &examples {
-        Some(_) => LIMIT * 20,
-        None => LIMIT,
+        Some(_) => RUN_TIMEOUT * 20,
+        None => RUN_TIMEOUT,
     };
 
     // The requests for the document's bounds are the same for every caller, so only the super_admin
     // sends them.
     let (phases, examples) = match (kind, examples.as_deref()) {
         (_, Some(examples)) => ("examples,coverage,fuzzing", examples),
-        (Who::SuperAdmin, None) => ("examples,coverage,fuzzing", EXAMPLES),
-        _ => ("examples,fuzzing", EXAMPLES_OF_OTHERS),
+        (ActorKind::SuperAdmin, None) => ("examples,coverage,fuzzing", EXAMPLES),
+        _ => ("examples,fuzzing", EXAMPLES_FOR_OTHERS),
     };
 
     let checks = match kind {
         // An operation for sessions only answers a key with 403.
-        Who::Key => CHECKS.replace("missing_required_header,", ""),
+        ActorKind::Key => CHECKS.replace("missing_required_header,", ""),
         _ => CHECKS.to_owned(),
     };
 
@@ -105,21 +105,21 @@ async fn tried(app: &App, schemathesis: &Path, kind: Who) -> Result<(), String> 
     }
 
     let ran = run(patience, &mut command).await;
-    ran.map_err(|why| format!("as {}:\n{why}", kind.word()))
+    ran.map_err(|why| format!("as {}:\n{why}", kind.name()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_api_is_what_its_document_says_for_every_caller() {
-    let Some(programs) = installed("schemathesis").await else {
+async fn the_api_conforms_to_its_document_for_every_caller() {
+    let Some(programs) = install_programs("schemathesis").await else {
         return;
     };
     let schemathesis = programs.join("schemathesis");
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
-    let runs = Who::ALL.map(|kind| tried(&app, &schemathesis, kind));
+    let runs = ActorKind::ALL.map(|kind| run_as(&app, &schemathesis, kind));
     let ended = futures::future::join_all(runs).await;
     let failed: Vec<String> = ended.into_iter().filter_map(Result::err).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));

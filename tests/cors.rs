@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use peal_shared::config::{OriginSettings, Settings};
+use peal_shared::config::{CorsSettings, Settings};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder};
 use serde_json::json;
 
-use crate::harness::app::{Answer, App, Options, answer};
+use crate::harness::app::{ApiResponse, App, AppOptions, send_request};
 use crate::harness::document::Document;
 use crate::sign_in::quiet;
 
@@ -15,36 +15,36 @@ const DASHBOARD: &str = "https://app.example.com";
 const STRANGER: &str = "https://evil.example.net";
 const CARRIERS: &str = "Carrier callbacks";
 
-fn with_a_dashboard(settings: &mut Settings) {
-    settings.origins = OriginSettings {
+fn allow_dashboard(settings: &mut Settings) {
+    settings.origins = CorsSettings {
         cors_origins: Some(format!("{DASHBOARD},http://localhost:5173")),
     };
     // One failed authentication limits the address.
     settings.limits.limit_refusals_per_min = Some("1".to_owned());
 }
 
-async fn with_pages() -> App {
-    App::with(Options {
+async fn app_with_origins() -> App {
+    App::start_with(AppOptions {
         workers: 0,
-        settings: with_a_dashboard,
-        ..Options::default()
+        settings: allow_dashboard,
+        ..AppOptions::default()
     })
     .await
 }
 
-fn said(headers: &HeaderMap, name: &str) -> String {
+fn header_text(headers: &HeaderMap, name: &str) -> String {
     let values = headers.get_all(name).iter();
     let values = values.map(|value| value.to_str().expect("text").to_lowercase());
     values.collect::<Vec<_>>().join(",")
 }
 
 /// Items of a list header.
-fn words(headers: &HeaderMap, name: &str) -> BTreeSet<String> {
-    let text = said(headers, name);
+fn header_items(headers: &HeaderMap, name: &str) -> BTreeSet<String> {
+    let text = header_text(headers, name);
     text.split(',').map(|word| word.trim().to_owned()).collect()
 }
 
-fn is_silent(headers: &HeaderMap) -> bool {
+fn has_no_cors_headers(headers: &HeaderMap) -> bool {
     let mut names = headers.keys();
     names.all(|name| !name.as_str().starts_with("access-control-"))
 }
@@ -61,24 +61,24 @@ fn preflight(app: &App, path: &str, method: &str, origin: &str) -> RequestBuilde
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_known_page_is_let_in_on_every_route_but_those_of_carriers() {
-    let app = with_pages().await;
-    let document = Document::of_this_build();
+async fn an_allowed_origin_may_use_every_route_except_carrier_callbacks() {
+    let app = app_with_origins().await;
+    let document = Document::current();
     let (mut wrong, mut carriers) = (Vec::new(), 0);
 
     for operation in document.operations() {
         let path = operation.path.replace(['{', '}'], "");
         let method = operation.method.as_str();
-        let preflighted = answer(preflight(&app, &path, method, DASHBOARD)).await;
+        let preflighted = send_request(preflight(&app, &path, method, DASHBOARD)).await;
 
-        let allowed = said(&preflighted.headers, "access-control-allow-origin");
-        let right = match operation.told["tags"][0] == CARRIERS {
+        let allowed = header_text(&preflighted.headers, "access-control-allow-origin");
+        let right = match operation.spec["tags"][0] == CARRIERS {
             true => {
                 carriers += 1;
-                is_silent(&preflighted.headers)
+                has_no_cors_headers(&preflighted.headers)
             }
             false => {
-                let methods = words(&preflighted.headers, "access-control-allow-methods");
+                let methods = header_items(&preflighted.headers, "access-control-allow-methods");
                 preflighted.status == 200
                     && allowed == DASHBOARD
                     && methods.contains(&method.to_lowercase())
@@ -100,10 +100,10 @@ async fn a_known_page_is_let_in_on_every_route_but_those_of_carriers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_browser_is_told_what_a_page_may_send_and_read() {
-    let app = with_pages().await;
-    let preflighted = answer(preflight(&app, "/api/v1/agents", "POST", DASHBOARD)).await;
-    let headers = words(&preflighted.headers, "access-control-allow-headers");
+async fn preflight_and_responses_list_the_allowed_and_exposed_headers() {
+    let app = app_with_origins().await;
+    let preflighted = send_request(preflight(&app, "/api/v1/agents", "POST", DASHBOARD)).await;
+    let headers = header_items(&preflighted.headers, "access-control-allow-headers");
     for name in [
         "authorization",
         "x-api-key",
@@ -114,8 +114,11 @@ async fn a_browser_is_told_what_a_page_may_send_and_read() {
         assert!(headers.contains(name), "{name} is not in {headers:?}");
     }
 
-    assert_eq!(said(&preflighted.headers, "access-control-max-age"), "3600");
-    assert!(words(&preflighted.headers, "vary").contains("origin"));
+    assert_eq!(
+        header_text(&preflighted.headers, "access-control-max-age"),
+        "3600"
+    );
+    assert!(header_items(&preflighted.headers, "vary").contains("origin"));
     // No cookies: pages send credentials in headers.
     assert!(
         !preflighted
@@ -123,18 +126,18 @@ async fn a_browser_is_told_what_a_page_may_send_and_read() {
             .contains_key("access-control-allow-credentials")
     );
 
-    let read = |answer: &Answer| {
+    let read = |answer: &ApiResponse| {
         assert_eq!(
-            said(&answer.headers, "access-control-allow-origin"),
+            header_text(&answer.headers, "access-control-allow-origin"),
             DASHBOARD,
             "{}",
             answer.text
         );
-        words(&answer.headers, "access-control-expose-headers")
+        header_items(&answer.headers, "access-control-expose-headers")
     };
     let get = |path: &str| app.request(Method::GET, path).header("Origin", DASHBOARD);
 
-    let exposed = read(&answer(get("/api/v1/agents")).await);
+    let exposed = read(&send_request(get("/api/v1/agents")).await);
     for name in [
         "x-request-id",
         "x-truncated",
@@ -148,32 +151,32 @@ async fn a_browser_is_told_what_a_page_may_send_and_read() {
     }
 
     // Pages can read error responses too: 422, 401, 429, 404.
-    let refused = answer(get("/api/v1/agents?page=0")).await;
+    let refused = send_request(get("/api/v1/agents?page=0")).await;
     refused.expect(422);
     read(&refused);
 
     let anonymous = || {
         let request = app.anonymous(Method::GET, "/api/v1/agents");
-        answer(request.header("Origin", DASHBOARD))
+        send_request(request.header("Origin", DASHBOARD))
     };
     let (first, second) = (anonymous().await, anonymous().await);
     assert_eq!((first.status.as_u16(), second.status.as_u16()), (401, 429));
     read(&first);
     read(&second);
 
-    let nowhere = answer(get("/api/v1/nowhere")).await;
+    let nowhere = send_request(get("/api/v1/nowhere")).await;
     nowhere.expect(404);
     read(&nowhere);
 
     // A preflight request is not rate-limited.
-    let again = answer(preflight(&app, "/api/v1/agents", "GET", DASHBOARD)).await;
+    let again = send_request(preflight(&app, "/api/v1/agents", "GET", DASHBOARD)).await;
     assert_eq!(again.status, 200);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_page_is_told_nothing() {
-    let app = with_pages().await;
+async fn another_origin_gets_no_cors_headers() {
+    let app = app_with_origins().await;
     for origin in [
         STRANGER,
         "null",
@@ -181,11 +184,11 @@ async fn another_page_is_told_nothing() {
         "https://app.example.com:8443",
         "https://app.example.com.evil.example.net",
     ] {
-        let response = answer(preflight(&app, "/api/v1/agents", "GET", origin)).await;
+        let response = send_request(preflight(&app, "/api/v1/agents", "GET", origin)).await;
         assert!(!response.headers.contains_key("access-control-allow-origin"));
 
         let read = app.request(Method::GET, "/api/v1/agents");
-        let read = answer(read.header("Origin", origin)).await;
+        let read = send_request(read.header("Origin", origin)).await;
         assert_eq!(read.status, 200);
         assert!(
             !read.headers.contains_key("access-control-allow-origin"),
@@ -195,24 +198,24 @@ async fn another_page_is_told_nothing() {
     app.finish().await;
 
     let closed = quiet().await;
-    let response = answer(preflight(&closed, "/api/v1/agents", "GET", DASHBOARD)).await;
+    let response = send_request(preflight(&closed, "/api/v1/agents", "GET", DASHBOARD)).await;
     assert_eq!(response.status, 405);
     let read = closed.request(Method::GET, "/api/v1/agents");
-    let read = answer(read.header("Origin", DASHBOARD)).await;
-    assert!(is_silent(&response.headers) && is_silent(&read.headers));
+    let read = send_request(read.header("Origin", DASHBOARD)).await;
+    assert!(has_no_cors_headers(&response.headers) && has_no_cors_headers(&read.headers));
     closed.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_known_pages_place_a_call() {
-    let app = with_pages().await;
+async fn only_allowed_origins_may_place_a_call() {
+    let app = app_with_origins().await;
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B12125550123&agent_id={}",
         app.tenant.agent
     );
     let call = |origin: &str| {
         let request = app.request(Method::POST, &path).json(&json!({}));
-        answer(request.header("Origin", origin))
+        send_request(request.header("Origin", origin))
     };
 
     for origin in [STRANGER, "null", "", "https://app.example.com."] {
@@ -226,7 +229,7 @@ async fn only_known_pages_place_a_call() {
     let called = call(DASHBOARD).await;
     called.expect(202);
     assert_eq!(
-        said(&called.headers, "access-control-allow-origin"),
+        header_text(&called.headers, "access-control-allow-origin"),
         DASHBOARD
     );
 
@@ -240,7 +243,7 @@ async fn only_known_pages_place_a_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_answer_keeps_browsers_from_guessing_and_names_no_program() {
+async fn every_response_has_security_headers_and_names_no_server() {
     let app = quiet().await;
     let body = json!({"name": ""});
 
@@ -261,9 +264,12 @@ async fn every_answer_keeps_browsers_from_guessing_and_names_no_program() {
             400,
         ),
     ] {
-        let response = answer(request).await;
+        let response = send_request(request).await;
         assert_eq!(response.status.as_u16(), status, "{}", response.text);
-        assert_eq!(said(&response.headers, "x-content-type-options"), "nosniff");
+        assert_eq!(
+            header_text(&response.headers, "x-content-type-options"),
+            "nosniff"
+        );
         assert!(response.headers.contains_key("cache-control"));
         assert!(response.headers.contains_key("x-request-id"));
 

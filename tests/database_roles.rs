@@ -3,12 +3,12 @@
 use reqwest::Method;
 use sqlx::{Connection as _, PgConnection};
 
-use crate::harness::app::{Client, PATIENCE, answer};
+use crate::harness::app::{ApiClient, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
 use crate::sign_in::quiet;
 
-async fn ready(client: &Client) -> (u16, String) {
-    let health = answer(client.anonymous(Method::GET, "/health/ready")).await;
+async fn readiness(client: &ApiClient) -> (u16, String) {
+    let health = send_request(client.anonymous(Method::GET, "/health/ready")).await;
     let role = health.json()["database_role"]
         .as_str()
         .expect("a role")
@@ -18,21 +18,21 @@ async fn ready(client: &Client) -> (u16, String) {
 
 /// Waits until an API with a restricted role is ready: its first connection may take longer than
 /// one readiness check.
-async fn is_ready(client: &Client) {
-    let restricted = || async { ready(client).await == (200, "restricted".to_owned()) };
-    eventually("the API is ready", PATIENCE, restricted).await;
+async fn wait_until_ready(client: &ApiClient) {
+    let restricted = || async { readiness(client).await == (200, "restricted".to_owned()) };
+    eventually("the API is ready", TEST_TIMEOUT, restricted).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_whom_row_level_security_does_not_bind_is_not_ready() {
+async fn an_api_with_a_role_that_bypasses_row_level_security_is_not_ready() {
     let mut app = quiet().await;
-    is_ready(&app).await;
+    wait_until_ready(&app).await;
 
     let (owner, admin) = (app.database_url().to_owned(), app.database_url().to_owned());
     let (special, _) = app
         .start_api(|settings| settings.database_url = Some(admin))
         .await;
-    let (status, role) = ready(&special).await;
+    let (status, role) = readiness(&special).await;
     assert_eq!(status, 503);
     assert_eq!(
         role, "superuser",
@@ -45,10 +45,10 @@ async fn an_api_whom_row_level_security_does_not_bind_is_not_ready() {
         .await
         .expect("another owner");
     let (owning, _) = app.start_api(|_| {}).await;
-    let (status, role) = ready(&owning).await;
+    let (status, role) = readiness(&owning).await;
     assert_eq!(status, 503);
     assert_eq!(role, "owns tables");
     // The role is checked once at startup, so the first API stays ready.
-    is_ready(&app).await;
+    wait_until_ready(&app).await;
     app.finish().await;
 }

@@ -6,14 +6,20 @@ use rust_decimal::{Decimal, RoundingStrategy};
 use serde_json::{Value, json};
 use sqlx::Row;
 
-use crate::harness::app::{App, Tenant, answer, number};
-use crate::harness::members::audited;
+use crate::harness::app::{App, Tenant, phone_number, send_request};
+use crate::harness::members::audited_actions;
 use crate::purse::{WALLETS, at_noon, give, root, settled};
 use crate::sign_in::{Person, quiet};
 
 const EARNINGS: &str = "/api/v1/earnings";
 
-async fn settle_pricing(root: &Person<'_>, org: &str, model: &str, commission: &str, markup: &str) {
+async fn set_reseller_pricing(
+    root: &Person<'_>,
+    org: &str,
+    model: &str,
+    commission: &str,
+    markup: &str,
+) {
     for (verb, body) in [
         ("business-model", json!({"org_type": model})),
         ("commission", json!({"percentage": commission})),
@@ -25,8 +31,8 @@ async fn settle_pricing(root: &Person<'_>, org: &str, model: &str, commission: &
 }
 
 /// Creates a customer of the app's tenant.
-async fn customer(app: &App, name: &str) -> Tenant {
-    let tenant = app.another_tenant(name).await;
+async fn create_customer(app: &App, name: &str) -> Tenant {
+    let tenant = app.create_tenant(name).await;
     sqlx::query("update organizations set parent_org_id = $1 where id = $2")
         .bind(app.tenant.org)
         .bind(tenant.org)
@@ -37,17 +43,17 @@ async fn customer(app: &App, name: &str) -> Tenant {
 }
 
 /// Gives a tenant credit and calls this many people as that tenant.
-async fn call(app: &App, root: &Person<'_>, tenant: &Tenant, people: u32) {
+async fn place_paid_calls(app: &App, root: &Person<'_>, tenant: &Tenant, people: u32) {
     at_noon(app).await;
-    let mine = answer(app.request_as(tenant, Method::GET, &format!("{WALLETS}/me"))).await;
+    let mine = send_request(app.request_as(tenant, Method::GET, &format!("{WALLETS}/me"))).await;
     give(root, mine.expect(200)["id"].as_str().expect("an id"), "50").await;
     for n in 0..people {
         let path = format!(
             "/api/call/create_call?phoneNumber={}&agent_id={}",
-            number(n).replace('+', "%2B"),
+            phone_number(n).replace('+', "%2B"),
             tenant.agent
         );
-        answer(app.request_as(tenant, Method::POST, &path).json(&json!({})))
+        send_request(app.request_as(tenant, Method::POST, &path).json(&json!({})))
             .await
             .expect(202);
     }
@@ -55,20 +61,25 @@ async fn call(app: &App, root: &Person<'_>, tenant: &Tenant, people: u32) {
 }
 
 /// Amounts for an organisation's calls, computed independently from their durations.
-struct Worked {
+struct ExpectedEarnings {
     base: i64,
     retail: i64,
     commission: i64,
     calls: i64,
 }
 
-fn round(dollars: Decimal) -> i64 {
+fn round_to_micros(dollars: Decimal) -> i64 {
     let micros = (dollars * Decimal::from(1_000_000))
         .round_dp_with_strategy(0, RoundingStrategy::MidpointNearestEven);
     micros.to_string().parse().expect("a whole number")
 }
 
-async fn work_out(app: &App, org: &Tenant, commission: i64, markup: i64) -> Worked {
+async fn expected_earnings(
+    app: &App,
+    org: &Tenant,
+    commission: i64,
+    markup: i64,
+) -> ExpectedEarnings {
     let rows = sqlx::query(
         "select duration_seconds from calls where org_id = $1 and duration_seconds > 0",
     )
@@ -78,7 +89,7 @@ async fn work_out(app: &App, org: &Tenant, commission: i64, markup: i64) -> Work
     .expect("calls");
 
     let factor = Decimal::ONE + Decimal::new(markup, 2);
-    let mut worked = Worked {
+    let mut worked = ExpectedEarnings {
         base: 0,
         retail: 0,
         commission: 0,
@@ -98,24 +109,24 @@ async fn work_out(app: &App, org: &Tenant, commission: i64, markup: i64) -> Work
         ] {
             let rate: Decimal = rate.parse().expect("a rate");
             let exact = Decimal::from(quantity) * rate;
-            base += round(exact / Decimal::from(60));
-            worked.retail += round(exact * factor / Decimal::from(60));
+            base += round_to_micros(exact / Decimal::from(60));
+            worked.retail += round_to_micros(exact * factor / Decimal::from(60));
         }
 
         worked.base += base;
-        worked.commission += round(Decimal::new(base, 6) * Decimal::new(commission, 2));
+        worked.commission += round_to_micros(Decimal::new(base, 6) * Decimal::new(commission, 2));
         worked.calls += 1;
     }
     worked
 }
 
-fn amount(micros: i64) -> Value {
+fn format_usd(micros: i64) -> Value {
     let part = format!("{:06}", micros % 1_000_000);
     let shown = part.trim_end_matches('0').len().max(2);
     json!(format!("{}.{}", micros / 1_000_000, &part[..shown]))
 }
 
-async fn entries(app: &App) -> i64 {
+async fn sum_reseller_entries(app: &App) -> i64 {
     app.count(
         "select coalesce(sum(e.amount_micros), 0)::bigint
          from ledger_entries e
@@ -131,12 +142,12 @@ async fn a_distributor_earns_its_markup_and_its_commission() {
     let root = root(&app).await;
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let org = app.tenant.org.to_string();
-    settle_pricing(&root, &org, "distributor", "10", "25").await;
+    set_reseller_pricing(&root, &org, "distributor", "10", "25").await;
 
-    let customer = customer(&app, "Customer").await;
-    call(&app, &root, &customer, 6).await;
+    let customer = create_customer(&app, "Customer").await;
+    place_paid_calls(&app, &root, &customer, 6).await;
 
-    let worked = work_out(&app, &customer, 10, 25).await;
+    let worked = expected_earnings(&app, &customer, 10, 25).await;
     assert_eq!(worked.calls, 6);
     let markup = worked.retail - worked.base;
 
@@ -147,23 +158,23 @@ async fn a_distributor_earns_its_markup_and_its_commission() {
             .expect(200);
         assert_eq!(
             earned["base_cost_usd"],
-            amount(worked.base),
+            format_usd(worked.base),
             "{period}: {earned}"
         );
         assert_eq!(
             earned["retail_revenue_usd"],
-            amount(worked.retail),
+            format_usd(worked.retail),
             "{period}"
         );
-        assert_eq!(earned["markup_earned_usd"], amount(markup), "{period}");
+        assert_eq!(earned["markup_earned_usd"], format_usd(markup), "{period}");
         assert_eq!(
             earned["commission_earned_usd"],
-            amount(worked.commission),
+            format_usd(worked.commission),
             "{period}"
         );
         assert_eq!(
             earned["total_earned_usd"],
-            amount(markup + worked.commission),
+            format_usd(markup + worked.commission),
             "{period}"
         );
 
@@ -182,15 +193,16 @@ async fn a_distributor_earns_its_markup_and_its_commission() {
         assert_eq!(seen["total_earned_usd"], earned["total_earned_usd"]);
     }
     assert_eq!(
-        entries(&app).await,
+        sum_reseller_entries(&app).await,
         markup + worked.commission,
         "the ledger agrees"
     );
 
     // The customer sees its price, but not the markup.
-    let usage = answer(app.request_as(&customer, Method::GET, "/billing/usage/overview")).await;
+    let usage =
+        send_request(app.request_as(&customer, Method::GET, "/billing/usage/overview")).await;
     let usage = usage.expect(200);
-    assert_eq!(usage["total"]["cost_usd"], amount(worked.retail));
+    assert_eq!(usage["total"]["cost_usd"], format_usd(worked.retail));
     assert!(usage["total"].get("base_cost_usd").is_none() && !usage.to_string().contains("markup"));
     app.finish().await;
 }
@@ -201,16 +213,16 @@ async fn a_channel_partner_earns_its_commission_and_no_markup() {
     let root = root(&app).await;
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let org = app.tenant.org.to_string();
-    settle_pricing(&root, &org, "channel_partner", "12.5", "25").await;
+    set_reseller_pricing(&root, &org, "channel_partner", "12.5", "25").await;
 
-    let customer = customer(&app, "Customer").await;
-    call(&app, &root, &customer, 4).await;
+    let customer = create_customer(&app, "Customer").await;
+    place_paid_calls(&app, &root, &customer, 4).await;
     // Its own calls count as well.
-    call(&app, &root, &app.tenant, 3).await;
+    place_paid_calls(&app, &root, &app.tenant, 3).await;
 
     let (theirs, own) = (
-        work_out_fraction(&app, &customer).await,
-        work_out_fraction(&app, &app.tenant).await,
+        expected_commission(&app, &customer).await,
+        expected_commission(&app, &app.tenant).await,
     );
 
     let earned = ada.get(&format!("{EARNINGS}/me")).await.expect(200);
@@ -218,14 +230,14 @@ async fn a_channel_partner_earns_its_commission_and_no_markup() {
     assert_eq!(earned["calls"], 7);
     assert_eq!(earned["markup_earned_usd"], "0.00");
     assert_eq!(earned["base_cost_usd"], earned["retail_revenue_usd"]);
-    assert_eq!(earned["commission_earned_usd"], amount(theirs + own));
-    assert_eq!(earned["total_earned_usd"], amount(theirs + own));
-    assert_eq!(entries(&app).await, theirs + own);
+    assert_eq!(earned["commission_earned_usd"], format_usd(theirs + own));
+    assert_eq!(earned["total_earned_usd"], format_usd(theirs + own));
+    assert_eq!(sum_reseller_entries(&app).await, theirs + own);
     app.finish().await;
 }
 
 /// Commission of an eighth of each call's base cost.
-async fn work_out_fraction(app: &App, tenant: &Tenant) -> i64 {
+async fn expected_commission(app: &App, tenant: &Tenant) -> i64 {
     let rows = sqlx::query("select base_micros from charges where org_id = $1 and version = 1")
         .bind(tenant.org)
         .fetch_all(&app.context.pool)
@@ -233,7 +245,7 @@ async fn work_out_fraction(app: &App, tenant: &Tenant) -> i64 {
         .expect("charges");
     let eighth = |row: &sqlx::postgres::PgRow| {
         let base: i64 = row.get(0);
-        round(Decimal::new(base, 6) / Decimal::from(8))
+        round_to_micros(Decimal::new(base, 6) / Decimal::from(8))
     };
     rows.iter().map(eighth).sum()
 }
@@ -254,7 +266,7 @@ async fn only_administrators_of_resellers_see_earnings() {
         );
     }
 
-    settle_pricing(&root, &org, "channel_partner", "5", "0").await;
+    set_reseller_pricing(&root, &org, "channel_partner", "5", "0").await;
     let nothing = ada
         .get(&format!("{EARNINGS}/me?period=all"))
         .await
@@ -280,7 +292,7 @@ async fn only_administrators_of_resellers_see_earnings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_platform_makes_resellers_and_they_set_their_markup() {
+async fn super_admins_create_resellers_and_resellers_set_their_markup() {
     let app = quiet().await;
     let root = root(&app).await;
     let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
@@ -339,6 +351,6 @@ async fn the_platform_makes_resellers_and_they_set_their_markup() {
         .expect(422);
 
     let actions = ["organization.set_business_model", "organization.set_markup"];
-    assert_eq!(audited(&app, &org).await, actions);
+    assert_eq!(audited_actions(&app, &org).await, actions);
     app.finish().await;
 }

@@ -7,17 +7,17 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::harness::app::App;
-use crate::harness::cast::{Player, Who};
-use crate::harness::digest::digest;
+use crate::harness::cast::{Actor, ActorKind};
+use crate::harness::digest::digest_org;
 use crate::harness::document::{Document, Operation};
-use crate::harness::knock::{Things, body, request, send};
+use crate::harness::knock::{PathIds, example_body, example_request, send_checked};
 use crate::sign_in::quiet;
 
 /// POST operations that change nothing.
-const ASKING: [&str; 1] = ["POST /api/v1/api-keys/exists"];
+const READ_ONLY_POSTS: [&str; 1] = ["POST /api/v1/api-keys/exists"];
 
 /// Operations whose example the state refuses; each has its own test.
-const REFUSED: [&str; 14] = [
+const REFUSED_EXAMPLES: [&str; 14] = [
     // The session belongs to another issuer.
     "POST /api/v1/auth/logout",
     "POST /api/v1/auth/password",
@@ -41,7 +41,7 @@ const REFUSED: [&str; 14] = [
 ];
 
 /// Fields that a caller might try to set.
-const HOPED_FOR: [&str; 9] = [
+const FORBIDDEN_FIELDS: [&str; 9] = [
     "id",
     "org_id",
     "organization_id",
@@ -53,64 +53,67 @@ const HOPED_FOR: [&str; 9] = [
     "surprise",
 ];
 
-fn changes(document: &Document) -> Vec<Operation<'_>> {
+fn changing_operations(document: &Document) -> Vec<Operation<'_>> {
     let all = document.operations().into_iter();
     let changes: Vec<_> = all
         .filter(|operation| {
-            operation.method != Method::GET && operation.told["security"] != json!([{}])
+            operation.method != Method::GET && operation.spec["security"] != json!([{}])
         })
         .collect();
     assert!(changes.len() > 50, "{} operations change", changes.len());
     changes
 }
 
-async fn audited(app: &App) -> i64 {
+async fn count_audit_rows(app: &App) -> i64 {
     app.count("select count(*) from audit_log").await
 }
 
 /// Actors that together may use every changing operation.
-async fn doers(app: &App) -> [Player; 2] {
-    let actor = async |kind| Player::new(&app.context, app.carrier.url(), kind, kind.word()).await;
-    [actor(Who::OrgAdmin).await, actor(Who::SuperAdmin).await]
+async fn create_actors(app: &App) -> [Actor; 2] {
+    let actor = async |kind| Actor::new(&app.context, app.carrier.url(), kind, kind.name()).await;
+    [
+        actor(ActorKind::OrgAdmin).await,
+        actor(ActorKind::SuperAdmin).await,
+    ]
 }
 
 /// An operation, an actor that may use it, and the ids for its example.
-struct Attempt<'a> {
+struct OperationAttempt<'a> {
     app: &'a App,
     operation: &'a Operation<'a>,
-    player: &'a Player,
-    things: Things,
+    actor: &'a Actor,
+    path_ids: PathIds,
 }
 
-impl<'a> Attempt<'a> {
-    async fn new(app: &'a App, operation: &'a Operation<'a>, doers: &'a [Player; 2]) -> Self {
-        let description = operation.told["description"].as_str().unwrap_or_default();
+impl<'a> OperationAttempt<'a> {
+    async fn new(app: &'a App, operation: &'a Operation<'a>, doers: &'a [Actor; 2]) -> Self {
+        let description = operation.spec["description"].as_str().unwrap_or_default();
         let [admin, root] = doers;
         let actor = match description.contains("super_admin") && !description.contains("org_admin")
         {
             true => root,
             false => admin,
         };
-        let path_ids = actor.things(&app.context, app).await;
+        let path_ids = actor.path_ids(&app.context, app).await;
         Self {
             app,
             operation,
-            player: actor,
-            things: path_ids,
+            actor,
+            path_ids,
         }
     }
 
     fn request(&self, body: Option<Value>) -> RequestBuilder {
-        request(self.app, self.player, self.operation, &self.things, body)
+        example_request(self.app, self.actor, self.operation, &self.path_ids, body)
     }
 
     fn body(&self) -> Option<Value> {
-        body(self.operation, &self.things)
+        example_body(self.operation, &self.path_ids)
     }
 }
 
 /// Sends an operation twice under the same key. Returns broken rules.
-async fn twice(attempt: &Attempt<'_>) -> Vec<String> {
+async fn broken_rules(attempt: &OperationAttempt<'_>) -> Vec<String> {
     let (name, mut wrong) = (attempt.operation.name(), Vec::new());
     let headers = attempt.operation.parameters("header");
     let takes_key = headers
@@ -131,13 +134,13 @@ async fn twice(attempt: &Attempt<'_>) -> Vec<String> {
     };
 
     // 1. The first request leaves one row in the audit log.
-    let expected = i64::from(!ASKING.contains(&name.as_str()));
-    let before = audited(attempt.app).await;
-    let (status, _, text) = send(once(), attempt.operation, attempt.player).await;
-    let rows = audited(attempt.app).await - before;
+    let expected = i64::from(!READ_ONLY_POSTS.contains(&name.as_str()));
+    let before = count_audit_rows(attempt.app).await;
+    let (status, _, text) = send_checked(once(), attempt.operation, attempt.actor).await;
+    let rows = count_audit_rows(attempt.app).await - before;
 
     if !status.is_success() {
-        if !REFUSED.contains(&name.as_str()) {
+        if !REFUSED_EXAMPLES.contains(&name.as_str()) {
             wrong.push(format!("its example is refused: {status} {text}"));
         }
         if rows != 0 {
@@ -152,12 +155,12 @@ async fn twice(attempt: &Attempt<'_>) -> Vec<String> {
 
     // 2. The second request is replayed.
     if takes_key && expected == 1 {
-        let (again, headers, replay) = send(once(), attempt.operation, attempt.player).await;
+        let (again, headers, replay) = send_checked(once(), attempt.operation, attempt.actor).await;
         let replayed = headers.get("idempotent-replayed");
         if again != status || replayed.is_none_or(|replayed| replayed != "true") {
             wrong.push(format!("sent again, it was not replayed: {again} {replay}"));
         }
-        if audited(attempt.app).await - before != rows {
+        if count_audit_rows(attempt.app).await - before != rows {
             wrong.push("sent again, it happened again".to_owned());
         }
     }
@@ -165,14 +168,14 @@ async fn twice(attempt: &Attempt<'_>) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_change_is_written_down_once_and_happens_once_under_its_key() {
+async fn every_change_is_audited_once_and_happens_once_under_its_key() {
     let app = quiet().await;
-    let doers = doers(&app).await;
-    let document = Document::of_this_build();
+    let doers = create_actors(&app).await;
+    let document = Document::current();
     let mut wrong = Vec::new();
-    for operation in changes(&document) {
-        let attempt = Attempt::new(&app, &operation, &doers).await;
-        let complaints = twice(&attempt).await.into_iter();
+    for operation in changing_operations(&document) {
+        let attempt = OperationAttempt::new(&app, &operation, &doers).await;
+        let complaints = broken_rules(&attempt).await.into_iter();
         wrong.extend(complaints.map(|complaint| format!("{}: {complaint}", operation.name())));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -181,51 +184,54 @@ async fn every_change_is_written_down_once_and_happens_once_under_its_key() {
 }
 
 /// The names of the fields that a body may have, in any of its forms.
-fn fields<'a>(document: &'a Document, schema: &'a Value, found: &mut BTreeSet<&'a str>) {
+fn collect_fields<'a>(document: &'a Document, schema: &'a Value, found: &mut BTreeSet<&'a str>) {
     let schema = document.resolve(schema);
     let own = schema["properties"].as_object();
     found.extend(own.into_iter().flatten().map(|(name, _)| name.as_str()));
     for forms in ["oneOf", "anyOf", "allOf"] {
         for form in schema[forms].as_array().into_iter().flatten() {
-            fields(document, form, found);
+            collect_fields(document, form, found);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_change_takes_a_field_that_it_does_not_name() {
+async fn every_change_rejects_unknown_fields() {
     let app = quiet().await;
-    let doers = doers(&app).await;
-    let document = Document::of_this_build();
+    let doers = create_actors(&app).await;
+    let document = Document::current();
     let mut wrong = Vec::new();
 
-    for operation in changes(&document) {
+    for operation in changing_operations(&document) {
         let Some(("application/json", content)) = operation.body() else {
             continue;
         };
-        let attempt = Attempt::new(&app, &operation, &doers).await;
+        let attempt = OperationAttempt::new(&app, &operation, &doers).await;
         let Some(Value::Object(example)) = attempt.body() else {
             continue;
         };
 
         let mut known = BTreeSet::new();
-        fields(&document, &content["schema"], &mut known);
+        collect_fields(&document, &content["schema"], &mut known);
 
-        let org = attempt.player.tenant.org.to_string();
-        let before = digest(&app.context.pool, &org).await;
+        let org = attempt.actor.tenant.org.to_string();
+        let before = digest_org(&app.context.pool, &org).await;
 
-        for hoped in HOPED_FOR.iter().filter(|name| !known.contains(*name)) {
+        for hoped in FORBIDDEN_FIELDS
+            .iter()
+            .filter(|name| !known.contains(*name))
+        {
             let mut body = example.clone();
             body.insert((*hoped).to_owned(), json!("super_admin"));
             let request = attempt.request(Some(Value::Object(body)));
-            let (status, _, text) = send(request, &operation, attempt.player).await;
+            let (status, _, text) = send_checked(request, &operation, attempt.actor).await;
             if status != 422 {
                 let name = operation.name();
                 wrong.push(format!("{name} with {hoped}: {status} {text}"));
             }
         }
 
-        let after = digest(&app.context.pool, &org).await;
+        let after = digest_org(&app.context.pool, &org).await;
         if before != after {
             wrong.push(format!("{} changed something", operation.name()));
         }

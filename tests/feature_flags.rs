@@ -4,14 +4,14 @@ use peal_api::admin::AdminRole;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::app::PATIENCE;
+use crate::harness::app::TEST_TIMEOUT;
 use crate::harness::eventually;
 use crate::sign_in::{Person, quiet, with_token};
 
 const FLAGS: &str = "/api/v1/feature-flags";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_feature_that_is_off_is_off_for_sessions_and_keys() {
+async fn a_disabled_feature_is_closed_to_sessions_and_keys() {
     let mut app = quiet().await;
     let (other, _) = app.start_api(|_| {}).await;
     let app = app;
@@ -59,14 +59,14 @@ async fn a_feature_that_is_off_is_off_for_sessions_and_keys() {
         .expect(200);
 
     let closed = || async { app.get(mine).await.status.as_u16() == 403 };
-    eventually("the flag applies to the key", PATIENCE, closed).await;
+    eventually("the flag applies to the key", TEST_TIMEOUT, closed).await;
 
     admin
         .send(Method::PUT, &acmes, json!({"outbound": true}))
         .await
         .expect(200);
     let open = || async { app.get(mine).await.status.as_u16() == 200 };
-    eventually("the route is open to the key again", PATIENCE, open).await;
+    eventually("the route is open to the key again", TEST_TIMEOUT, open).await;
 
     assert_eq!(
         app.count("select count(*) from audit_log where action = 'feature_flags.update'")
@@ -77,7 +77,7 @@ async fn a_feature_that_is_off_is_off_for_sessions_and_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn flags_are_switched_by_administrators_and_only_flags() {
+async fn only_administrators_set_flags_and_unknown_flags_are_refused() {
     let app = quiet().await;
     let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
@@ -119,7 +119,7 @@ async fn flags_are_switched_by_administrators_and_only_flags() {
     bob.get(&format!("{FLAGS}/{}", admin.id)).await.expect(403);
 
     let by_key = app.request(Method::PUT, &bobs).json(&on);
-    crate::harness::app::answer(by_key).await.expect(403);
+    crate::harness::app::send_request(by_key).await.expect(403);
     assert_eq!(app.count("select count(*) from feature_flags").await, 1);
     app.finish().await;
 }

@@ -3,7 +3,9 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, Options, PATIENCE, answer, end_at_the_carrier, everybody_answers};
+use crate::harness::app::{
+    App, AppOptions, TEST_TIMEOUT, carrier_where_all_answer, end_call_at_carrier, send_request,
+};
 use crate::harness::eventually;
 
 const TOOLS: &str = "/api/v1/tool-endpoint-defs";
@@ -68,7 +70,7 @@ impl Kit {
             spare_rule: spare_rule["id"].clone(),
         };
         for (method, path, body) in kit.changes().into_iter().take(2) {
-            let given = answer(app.request(method, &path).json(&body)).await;
+            let given = send_request(app.request(method, &path).json(&body)).await;
             given.expect(200);
         }
         kit
@@ -150,7 +152,7 @@ async fn all(app: &App, asks: Vec<Ask>, query: &str, status: u16) -> Vec<Value> 
         if !body.is_null() {
             request = request.json(&body);
         }
-        let answered = answer(request).await;
+        let answered = send_request(request).await;
         assert_eq!(
             answered.status.as_u16(),
             status,
@@ -182,9 +184,9 @@ async fn set(app: &App, status: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let kit = Kit::of(&app).await;
@@ -239,13 +241,13 @@ async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_changes_under_a_call_and_everything_when_it_is_over() {
-    let mut carrier = everybody_answers();
+    let mut carrier = carrier_where_all_answer();
     // It goes on until it is told to end.
     carrier.speed = 0.001;
-    let mut app = App::with(Options {
+    let mut app = App::start_with(AppOptions {
         workers: 0,
         carrier,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let kit = Kit::of(&app).await;
@@ -260,7 +262,7 @@ async fn nothing_changes_under_a_call_and_everything_when_it_is_over() {
 
     app.start_worker(&peal_worker::Role::ALL).await;
     let is_live = || async { app.count("select count(*) from calls where live").await == 1 };
-    eventually("the call is live", PATIENCE, is_live).await;
+    eventually("the call is live", TEST_TIMEOUT, is_live).await;
     let refused = all(&app, kit.changes(), "", 409).await;
     say(refused, "calls under way use this: let them end first");
     let refused = all(&app, kit.losses(), "", 409).await;
@@ -268,9 +270,9 @@ async fn nothing_changes_under_a_call_and_everything_when_it_is_over() {
     all(&app, kit.elsewhere(), "", 200).await;
 
     let there = || async { !app.carrier.creates().is_empty() };
-    eventually("it is at the carrier", PATIENCE, there).await;
+    eventually("it is at the carrier", TEST_TIMEOUT, there).await;
     let sid = app.carrier.creates()[0].sid.clone().expect("a call");
-    end_at_the_carrier(&app, &sid).await;
+    end_call_at_carrier(&app, &sid).await;
     app.drain().await;
     all(&app, kit.changes(), "", 200).await;
     all(&app, kit.losses(), "", 200).await;
@@ -320,9 +322,9 @@ async fn give_rules(app: &App, from: i32, to: i32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let kit = Kit::of(&app).await;
@@ -352,9 +354,9 @@ async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_at_once_do_not_pass_the_limit_and_what_is_beyond_it_can_be_changed() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let kit = Kit::of(&app).await;

@@ -10,18 +10,18 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use peal_shared::access::{Credential, Principal, Role, Scope};
 use peal_shared::campaigns::ingest::{
-    self, Counts, Finished, Limits, Record, State, Target, Upload,
+    self, IngestCounts, IngestLimits, IngestResult, IngestTarget, RowInput, State, StoredUpload,
 };
 use peal_shared::ids::{AgentId, BatchId, IngestId, OrgId, PhoneId, TrunkId, UserId};
-use peal_shared::store::Store;
+use peal_shared::store::FileStore;
 use peal_shared::{Error, Result};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::db::{TestDatabase, fresh_database};
-use crate::harness::somebody_waits;
+use crate::harness::wait_for_blocked_query;
 
-const LIMITS: Limits = Limits {
+const LIMITS: IngestLimits = IngestLimits {
     max_bytes: 20_000_000,
     max_rows_per_batch: 100_000,
     max_columns: 20,
@@ -32,8 +32,8 @@ const LIMITS: Limits = Limits {
 /// A database with one batch that takes rows, and an empty store.
 struct Bench {
     db: TestDatabase,
-    store: Store,
-    target: Target,
+    store: FileStore,
+    target: IngestTarget,
     scope: Scope,
 }
 
@@ -90,13 +90,13 @@ impl Bench {
         .unwrap();
         Self {
             db,
-            store: Store::open("memory:///").unwrap(),
-            target: Target {
+            store: FileStore::open("memory:///").unwrap(),
+            target: IngestTarget {
                 org,
                 batch,
                 user,
                 variable_names: vec!["name".to_owned(), "city".to_owned()],
-                spoken: Vec::new(),
+                required_variables: Vec::new(),
                 default_country: Some("IN".parse().unwrap()),
                 is_private: false,
             },
@@ -125,12 +125,12 @@ impl Bench {
     async fn receive(
         &self,
         body: impl stream::Stream<Item = Result<Bytes>> + Send,
-    ) -> Result<Upload> {
+    ) -> Result<StoredUpload> {
         let name = "list\r\n.csv";
         ingest::receive(self.pool(), &self.store, &self.target, &LIMITS, name, body).await
     }
 
-    async fn run_with(&self, limits: &Limits, id: IngestId) -> Result<Finished> {
+    async fn run_with(&self, limits: &IngestLimits, id: IngestId) -> Result<IngestResult> {
         ingest::run_unscoped(
             self.pool(),
             &self.store,
@@ -142,7 +142,7 @@ impl Bench {
     }
 
     /// Runs an ingest that is asked to stop while its next chunk waits to be committed.
-    async fn run_one_chunk(&self, limits: &Limits, id: IngestId) -> Result<Finished> {
+    async fn run_one_chunk(&self, limits: &IngestLimits, id: IngestId) -> Result<IngestResult> {
         let mut held = self.pool().begin().await.unwrap();
         sqlx::query("select from call_batches where id = $1 for no key update")
             .bind(self.target.batch)
@@ -152,7 +152,7 @@ impl Bench {
         let stop = CancellationToken::new();
         let run = ingest::run_unscoped(self.pool(), &self.store, limits, id, &stop);
         let watch = async {
-            somebody_waits(self.pool()).await;
+            wait_for_blocked_query(self.pool()).await;
             stop.cancel();
             held.rollback().await.unwrap();
             std::future::pending::<()>().await;
@@ -160,7 +160,7 @@ impl Bench {
         tokio::select! { ended = run => ended, () = watch => unreachable!() }
     }
 
-    async fn run(&self, id: IngestId) -> Finished {
+    async fn run(&self, id: IngestId) -> IngestResult {
         self.run_with(&LIMITS, id).await.unwrap()
     }
 
@@ -207,7 +207,7 @@ fn list(first: usize, n: usize) -> String {
 }
 
 /// Of every ten lines: six people, two that were there before, one wrong number, one blank.
-fn nasty(n: usize) -> (String, Counts) {
+fn nasty(n: usize) -> (String, IngestCounts) {
     let mut file = "\u{feff}City ;PHONE; timezone;name;junk\r\n".to_owned();
     for i in 0..n {
         let line = match i % 10 {
@@ -221,7 +221,7 @@ fn nasty(n: usize) -> (String, Counts) {
         file += if i % 3 == 0 { "\r\n" } else { "\n" };
     }
     let tenth = i64::try_from(n / 10).unwrap();
-    let counts = Counts {
+    let counts = IngestCounts {
         total_rows: 9 * tenth,
         inserted: 6 * tenth,
         duplicates: 2 * tenth,
@@ -336,7 +336,7 @@ async fn a_run_that_is_stopped_between_chunks_resumes_to_the_same_counts() {
     let bench = Bench::new().await;
     let (file, counts) = nasty(1_000);
     let id = bench.upload(&file).await;
-    let limits = Limits {
+    let limits = IngestLimits {
         chunk_rows: 30,
         ..LIMITS
     };
@@ -345,7 +345,7 @@ async fn a_run_that_is_stopped_between_chunks_resumes_to_the_same_counts() {
         match bench.run_one_chunk(&limits, id).await {
             Ok(finished) => break finished,
             Err(error) => {
-                assert!(error.retryable(), "{error}");
+                assert!(error.is_retryable(), "{error}");
                 stops += 1;
             }
         }
@@ -366,7 +366,7 @@ async fn a_run_that_dies_at_any_chunk_resumes_to_the_same_counts() {
     let bench = Bench::new().await;
     let (file, counts) = nasty(600);
     let id = bench.upload(&file).await;
-    let limits = Limits {
+    let limits = IngestLimits {
         chunk_rows: 50,
         ..LIMITS
     };
@@ -390,7 +390,7 @@ async fn a_run_that_dies_at_any_chunk_resumes_to_the_same_counts() {
         match bench.run_with(&limits, id).await {
             Ok(finished) => break finished,
             Err(error) => {
-                assert!(error.retryable(), "{error}");
+                assert!(error.is_retryable(), "{error}");
                 deaths += 1;
                 let inserted = bench.find(id).await.counts.inserted;
                 assert_eq!(bench.rows().await, inserted, "a chunk was half committed");
@@ -414,7 +414,7 @@ async fn a_run_that_is_dropped_anywhere_resumes_to_the_same_counts() {
     let bench = Bench::new().await;
     let (file, counts) = nasty(1_000);
     let id = bench.upload(&file).await;
-    let limits = Limits {
+    let limits = IngestLimits {
         chunk_rows: 20,
         ..LIMITS
     };
@@ -439,7 +439,7 @@ async fn two_runs_of_one_ingest_at_once_count_every_row_once() {
     let bench = Bench::new().await;
     let (file, counts) = nasty(2_000);
     let id = bench.upload(&file).await;
-    let limits = Limits {
+    let limits = IngestLimits {
         chunk_rows: 50,
         ..LIMITS
     };
@@ -483,7 +483,7 @@ async fn a_batch_that_has_started_takes_no_rows() {
         .unwrap();
     let finished = bench.run(id).await;
     assert_eq!(finished.failure.unwrap().code, "batch_started");
-    assert_eq!(finished.counts, Counts::default());
+    assert_eq!(finished.counts, IngestCounts::default());
     assert_eq!(bench.find(id).await.state, State::Failed);
     let mut db = bench.pool().acquire().await.unwrap();
     let refused = ingest::insert_records(&mut db, &bench.target, &LIMITS, &[]).await;
@@ -500,7 +500,7 @@ async fn a_batch_that_has_started_takes_no_rows() {
 async fn a_batch_that_is_full_fails_the_list_and_keeps_what_went_in() {
     let bench = Bench::new().await;
     let id = bench.upload(&list(0, 500)).await;
-    let limits = Limits {
+    let limits = IngestLimits {
         max_rows_per_batch: 250,
         ..LIMITS
     };
@@ -553,7 +553,7 @@ async fn an_ingest_whose_file_or_batch_has_vanished_ends() {
 #[tokio::test]
 async fn the_records_of_a_request_obey_the_rules_of_a_file() {
     let bench = Bench::new().await;
-    let records: Vec<Record> = serde_json::from_value(serde_json::json!([
+    let records: Vec<RowInput> = serde_json::from_value(serde_json::json!([
         {"to_phonenumber": "98765 43210", "name": "Asha", "extra": 1},
         {"to_phonenumber": "+919876543210", "name": "again"},
         {"to_phonenumber": "nobody"},
@@ -568,7 +568,7 @@ async fn the_records_of_a_request_obey_the_rules_of_a_file() {
         tx.commit().await.unwrap();
         assert_eq!(
             done.counts,
-            Counts {
+            IngestCounts {
                 total_rows: 4,
                 inserted,
                 duplicates,

@@ -5,9 +5,9 @@ use peal_worker::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{Answer, App, PATIENCE};
-use crate::harness::members::{ask, signed_in};
-use crate::harness::{eventually, somebody_waits};
+use crate::harness::app::{ApiResponse, App, TEST_TIMEOUT};
+use crate::harness::members::{send_as, with_session};
+use crate::harness::{eventually, wait_for_blocked_query};
 use crate::sign_in::{Person, quiet};
 
 const BATCHES: &str = "/api/v1/batch-call";
@@ -37,7 +37,7 @@ async fn a_start_that_is_queued_when_its_owner_goes_dials_nobody() {
         .expect("gone");
     app.start_worker(&Role::ALL).await;
     let paused = "select count(*) from call_batches where status = 'paused'";
-    eventually("the batch is paused", PATIENCE, || async {
+    eventually("the batch is paused", TEST_TIMEOUT, || async {
         app.count(paused).await == 1
     })
     .await;
@@ -49,7 +49,10 @@ async fn a_start_that_is_queued_when_its_owner_goes_dials_nobody() {
     };
     let shown = root.get(&format!("{BATCHES}/{id}")).await.expect(200);
     let why = shown["data"]["status_reason"].as_str().expect("a reason");
-    assert!(why.contains("no longer a member of the organization"), "{why}");
+    assert!(
+        why.contains("no longer a member of the organization"),
+        "{why}"
+    );
     let resumed = root
         .send(Method::POST, &format!("{BATCHES}/resume/{id}"), json!({}))
         .await
@@ -75,7 +78,7 @@ async fn a_start_behind_its_owners_removal_is_refused() {
         .expect("going");
     let start = format!("{BATCHES}/start/{id}");
     let commit = async {
-        somebody_waits(&app.context.pool).await;
+        wait_for_blocked_query(&app.context.pool).await;
         removal.commit().await.expect("gone");
     };
     let (refused, ()) = tokio::join!(app.post(&start, json!({})), commit);
@@ -100,7 +103,7 @@ async fn a_removal_behind_a_start_is_refused() {
         .expect("kept");
     let member = format!("/api/v1/organizations/{}/users/{owner}", app.tenant.org);
     let commit = async {
-        somebody_waits(&app.context.pool).await;
+        wait_for_blocked_query(&app.context.pool).await;
         sqlx::query("update call_batches set status = 'in_progress', started_at = now() where id::text = $1")
             .bind(&id)
             .execute(&mut *start)
@@ -109,11 +112,11 @@ async fn a_removal_behind_a_start_is_refused() {
         start.commit().await.expect("commit");
     };
     let (refused, ()) = tokio::join!(admin.delete(&member), commit);
-    let refused: Answer = refused;
+    let refused: ApiResponse = refused;
     assert_eq!(refused.expect(409)["code"], "member_has_running_batches");
-    let tenant = signed_in(&app, &app.tenant).await;
+    let tenant = with_session(&app, &app.tenant).await;
     let stop = format!("{BATCHES}/stop/{id}");
-    ask(&app, &tenant, Method::POST, &stop, Value::Null)
+    send_as(&app, &tenant, Method::POST, &stop, Value::Null)
         .await
         .expect(200);
     app.drop_jobs().await;

@@ -2,19 +2,19 @@
 
 use serde_json::json;
 
-use crate::harness::app::{App, Options};
+use crate::harness::app::{App, AppOptions};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_has_no_more_calls_at_once_than_its_size() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 2,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({"batch_size": 4})).await;
     app.add_people(&batch, 40).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     let oracle = app.carrier.oracle();
     assert_eq!(
         (oracle.accepted, oracle.max_concurrent <= 4),
@@ -27,9 +27,9 @@ async fn a_batch_has_no_more_calls_at_once_than_its_size() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organisation_has_no_more_calls_at_once_than_it_may_over_all_its_batches() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 2,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     sqlx::query("update organizations set max_concurrent_calls = 6")
@@ -44,7 +44,7 @@ async fn an_organisation_has_no_more_calls_at_once_than_it_may_over_all_its_batc
         batches.push(batch);
     }
     for batch in batches {
-        app.wait_for(&batch, "completed").await;
+        app.wait_for_status(&batch, "completed").await;
     }
     let oracle = app.carrier.oracle();
     assert_eq!(

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, answer};
-use crate::harness::cast::{Player, Who};
+use crate::harness::app::{App, send_request};
+use crate::harness::cast::{Actor, ActorKind};
 use crate::harness::document::{Document, Operation};
-use crate::harness::knock::{Things, thing};
+use crate::harness::knock::{PathIds, path_id};
 use crate::sign_in::quiet;
 
 /// Answers with lists that are never cut, because they cannot grow.
@@ -68,7 +68,7 @@ fn has_list(document: &Document, schema: &Value, depth: u8) -> bool {
 }
 
 fn answered<'a>(operation: &Operation<'a>) -> Option<&'a Value> {
-    let content = &operation.told["responses"]["200"]["content"]["application/json"];
+    let content = &operation.spec["responses"]["200"]["content"]["application/json"];
     content.get("schema")
 }
 
@@ -81,7 +81,7 @@ fn counts(document: &Document, schema: &Value) -> bool {
 }
 
 fn says_more(operation: &Operation<'_>) -> bool {
-    let headers = &operation.told["responses"]["200"]["headers"];
+    let headers = &operation.spec["responses"]["200"]["headers"];
     headers.get("X-Truncated").is_some()
 }
 
@@ -109,7 +109,7 @@ fn lists(document: &Document) -> Vec<Operation<'_>> {
 
 #[test]
 fn every_list_has_pages_and_says_when_it_shows_not_all() {
-    let document = Document::of_this_build();
+    let document = Document::current();
     let paths: BTreeSet<_> = document.operations().iter().map(|o| o.path).collect();
     let gone = BOUNDED.iter().find(|path| !paths.contains(*path));
     assert_eq!(gone, None, "it is not in the document any more");
@@ -143,15 +143,15 @@ fn rows(body: &Value) -> Vec<Value> {
 }
 
 /// A list as somebody asks for it: its rows, and whether there are more.
-async fn ask(app: &App, player: &Player, path: &str) -> (Vec<Value>, bool) {
-    let told = answer(player.request(app, Method::GET, path)).await;
+async fn ask(app: &App, player: &Actor, path: &str) -> (Vec<Value>, bool) {
+    let told = send_request(player.request(app, Method::GET, path)).await;
     let more = told.headers.get("x-truncated");
     let more = more.is_some_and(|more| more == "true");
     (rows(&told.expect(200)), more)
 }
 
 /// What is wrong with the pages of a list that has been filled.
-async fn complaints(app: &App, player: &Player, path: &str) -> Vec<String> {
+async fn complaints(app: &App, player: &Actor, path: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     let (whole, more) = ask(app, player, path).await;
     if more || whole.is_empty() {
@@ -176,7 +176,7 @@ async fn complaints(app: &App, player: &Player, path: &str) -> Vec<String> {
     }
     for odd in ["page=0", "page_size=0", "page_size=101", "page=one"] {
         let path = format!("{path}?{odd}");
-        let told = answer(player.request(app, Method::GET, &path)).await;
+        let told = send_request(player.request(app, Method::GET, &path)).await;
         if told.status != 422 {
             wrong.push(format!("{odd}: {}", told.status));
         }
@@ -187,12 +187,18 @@ async fn complaints(app: &App, player: &Player, path: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pages_of_every_list_are_the_list_and_say_whether_more_follow() {
     let app = quiet().await;
-    let player = Player::new(&app.context, app.carrier.url(), Who::OrgAdmin, "Lister").await;
-    let mut things = Things::new();
+    let player = Actor::new(
+        &app.context,
+        app.carrier.url(),
+        ActorKind::OrgAdmin,
+        "Lister",
+    )
+    .await;
+    let mut things = PathIds::new();
     for _ in 0..3 {
-        things = player.things(&app.context, &app).await;
+        things = player.path_ids(&app.context, &app).await;
     }
-    let document = Document::of_this_build();
+    let document = Document::current();
     let (mut wrong, mut asked, mut long) = (Vec::new(), 0, 0);
     for operation in lists(&document) {
         let by_pages = takes(&operation).contains("page") && says_more(&operation);
@@ -202,7 +208,7 @@ async fn the_pages_of_every_list_are_the_list_and_say_whether_more_follow() {
         let mut path = operation.path.to_owned();
         for parameter in operation.parameters("path") {
             let name = parameter["name"].as_str().expect("a name");
-            path = path.replace(&format!("{{{name}}}"), &thing(&operation, &things, name));
+            path = path.replace(&format!("{{{name}}}"), &path_id(&operation, &things, name));
         }
         // No call was charged here.
         if path.ends_with("/billing/usage-records") {

@@ -10,9 +10,9 @@ use peal_shared::Error;
 use peal_shared::context::Context;
 use peal_shared::ids::{EmailId, JobId, OrgId};
 use peal_shared::mail::{self, NewEmail};
-use peal_shared::queue::{self, Queue, Timing};
+use peal_shared::queue::{self, Queue, WorkerTiming};
 use peal_worker::jobs::registry;
-use peal_worker::queues::{Queues, run_queues};
+use peal_worker::queues::{QueueRuntime, run_queues};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -61,12 +61,12 @@ async fn organization(db: &TestDatabase) -> OrgId {
 }
 
 fn work(context: Arc<Context>) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
-    let queues = Queues {
+    let queues = QueueRuntime {
         pool: context.pool.clone(),
-        bells: context.bells.clone(),
+        wakeups: context.wakeups.clone(),
         state: context,
         registry: Arc::new(registry()),
-        timing: Timing::default(),
+        timing: WorkerTiming::default(),
     };
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
@@ -174,15 +174,15 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
         settings.mail_from = "Peal <peal@example.org>".to_owned();
     })
     .await;
-    let bells = context.bells.clone();
+    let bells = context.wakeups.clone();
     let (shutdown, workers) = work(context);
 
     let subject = JobId::new().0;
     let mut connection = db.pool.acquire().await.unwrap();
-    let written = mail::write(&mut connection, message(org, subject)).await;
+    let written = mail::enqueue(&mut connection, message(org, subject)).await;
     let job = written.unwrap().unwrap();
-    bells.ring_job(&job);
-    let again = mail::write(&mut connection, message(org, subject)).await;
+    bells.notify_job(&job);
+    let again = mail::enqueue(&mut connection, message(org, subject)).await;
     assert!(again.unwrap().is_none());
 
     let done = || async {
@@ -217,7 +217,7 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
             .execute(&db.pool)
             .await
             .unwrap();
-        bells.ring_job(&job);
+        bells.notify_job(&job);
         eventually("it is delivered again", PATIENCE, done).await;
         assert_eq!(directory.files(), std::slice::from_ref(&path));
         let expected = if round == 2 {
@@ -246,7 +246,7 @@ async fn an_address_that_is_none_is_refused_before_anything_is_written() {
         to: "nobody",
         ..message(org, JobId::new().0)
     };
-    let refused = mail::write(&mut connection, email).await;
+    let refused = mail::enqueue(&mut connection, email).await;
     assert!(matches!(refused, Err(Error::Invalid(_))));
     let left: i64 = sqlx::query_scalar("select count(*) from jobs")
         .fetch_one(&db.pool)
@@ -266,7 +266,7 @@ async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_revived() 
         settings.smtp_url = Some(server.url.clone());
     })
     .await;
-    let (bells, bells_again) = (context.bells.clone(), context.bells.clone());
+    let (bells, bells_again) = (context.wakeups.clone(), context.wakeups.clone());
     let (shutdown, workers) = work(context);
     let mut connection = db.pool.acquire().await.unwrap();
     let mut send = async |to: &'static str| {
@@ -274,9 +274,9 @@ async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_revived() 
             to,
             ..message(org, JobId::new().0)
         };
-        let written = mail::write(&mut connection, email).await;
+        let written = mail::enqueue(&mut connection, email).await;
         let job = written.unwrap().unwrap();
-        bells.ring_job(&job);
+        bells.notify_job(&job);
         job
     };
     let ended = async |job: JobId| {
@@ -300,7 +300,7 @@ async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_revived() 
     assert_eq!(ended(put_off.id).await, ("done".into(), 2));
 
     let mut connection = db.pool.acquire().await.unwrap();
-    let dead = queue::dead(&mut connection, 1).await.unwrap();
+    let dead = queue::dead_jobs(&mut connection, 1).await.unwrap();
     let why = dead[0].why.clone().unwrap();
     assert!(why.contains("550") && !why.contains('@'), "{why}");
     // Nobody needs the text of what was sent; what was refused may be sent yet.
@@ -308,8 +308,10 @@ async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_revived() 
     assert_eq!(kept(&db, "ada@example.com").await, (String::new(), false));
     assert_eq!(kept(&db, "gone@example.com").await, (text.clone(), false));
     server.knows_all.store(true, Ordering::SeqCst);
-    let again = queue::revive(&mut connection, refused.id).await.unwrap();
-    bells_again.ring_job(&again);
+    let again = queue::retry_dead_job(&mut connection, refused.id)
+        .await
+        .unwrap();
+    bells_again.notify_job(&again);
     assert_eq!(ended(refused.id).await, ("done".into(), 1));
     assert_eq!(kept(&db, "gone@example.com").await, (String::new(), false));
     let received = server.received.lock().unwrap().clone();
@@ -336,7 +338,12 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
             to,
             ..message(org, JobId::new().0)
         };
-        written.push(mail::write(&mut connection, email).await.unwrap().unwrap());
+        written.push(
+            mail::enqueue(&mut connection, email)
+                .await
+                .unwrap()
+                .unwrap(),
+        );
     }
     sqlx::query(
         "update jobs set state = 'dead', finished_at = now(), last_error = 'refused' where id = $1",
@@ -354,7 +361,7 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
     let forget = async |days| {
         let mut connection = db.pool.acquire().await.unwrap();
         let now = context.clock.now() + TimeDelta::days(days);
-        mail::forget_old_unscoped(&mut connection, now).await
+        mail::purge_unsent_unscoped(&mut connection, now).await
     };
     assert_eq!(forget(6).await.unwrap(), 0);
     assert_eq!(kept(&db, "dead@example.com").await, (text.clone(), false));
@@ -364,7 +371,9 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
     assert_eq!(kept(&db, "dead@example.com").await, (String::new(), true));
 
     // Whoever revives it later learns that there is nothing to send.
-    let _unrung = queue::revive(&mut connection, written[1].id).await.unwrap();
+    let _unrung = queue::retry_dead_job(&mut connection, written[1].id)
+        .await
+        .unwrap();
     let (shutdown, workers) = work(context);
     let ended = || async {
         sqlx::query_scalar::<_, i64>("select count(*) from jobs where state in ('done', 'dead')")
@@ -374,7 +383,7 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
             == 3
     };
     eventually("all jobs end", PATIENCE, ended).await;
-    let dead = queue::dead(&mut connection, 5).await.unwrap();
+    let dead = queue::dead_jobs(&mut connection, 5).await.unwrap();
     assert_eq!(dead.len(), 1);
     let why = dead[0].why.clone().unwrap();
     assert!(why.contains("its text was forgotten"), "{why}");

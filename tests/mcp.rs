@@ -13,17 +13,17 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
-use crate::harness::app::{App, Options, PATIENCE, answer};
+use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
-use crate::harness::python::installed;
+use crate::harness::python::install_programs;
 
 const SERVERS: &str = "/api/v1/tools-mcp-server-defs";
 const MASK: &str = "********";
 
 async fn quiet() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -175,7 +175,7 @@ async fn a_server_of_the_earlier_transport_is_asked_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_made_with_the_protocols_own_kit_are_understood() {
-    let Some(programs) = installed("mcp_kit").await else {
+    let Some(programs) = install_programs("mcp_kit").await else {
         return;
     };
     let app = quiet().await;
@@ -192,7 +192,7 @@ async fn servers_made_with_the_protocols_own_kit_are_understood() {
             .spawn()
             .expect("a server");
         let listens = || async { TcpStream::connect(address).await.is_ok() };
-        eventually("the kit's server listens", PATIENCE, listens).await;
+        eventually("the kit's server listens", TEST_TIMEOUT, listens).await;
         let mut wanted = body(&format!("http://{address}/{path}"));
         wanted["transport"] = json!(transport);
         let made = app.post(SERVERS, wanted).await.expect(201);
@@ -316,7 +316,7 @@ async fn a_server_is_changed_asked_again_copied_narrowed_and_deleted() {
     let mut change = body(&url);
     change["auth"]["token"] = json!(MASK);
     change["is_active"] = json!(false);
-    let put = |body: &Value| answer(app.request(Method::PUT, &path(&made)).json(body));
+    let put = |body: &Value| send_request(app.request(Method::PUT, &path(&made)).json(body));
     let refused = put(&change).await.expect(422);
     let wrong = &refused["errors"][0];
     assert_eq!(wrong["loc"], json!(["body", "auth", "token"]));
@@ -353,7 +353,7 @@ async fn a_server_is_changed_asked_again_copied_narrowed_and_deleted() {
         .await
         .expect(400);
 
-    answer(app.request(Method::DELETE, &path(&made)))
+    send_request(app.request(Method::DELETE, &path(&made)))
         .await
         .expect(200);
     app.get(&path(&made)).await.expect(404);
@@ -367,7 +367,7 @@ async fn a_server_is_narrowed_and_copied_and_not_for_strangers() {
     let (url, heard) = server(Manner::Json).await;
     let made = app.post(SERVERS, body(&url)).await.expect(201);
     let filter = format!("{}/filter-tools", path(&made));
-    let put = |body: Value| answer(app.request(Method::PUT, &filter).json(&body));
+    let put = |body: Value| send_request(app.request(Method::PUT, &filter).json(&body));
     let narrowed = put(json!({"allowed_tools": ["find_order"]}))
         .await
         .expect(200);
@@ -394,38 +394,40 @@ async fn a_server_is_narrowed_and_copied_and_not_for_strangers() {
     let wide = put(json!({"allowed_tools": null})).await.expect(200);
     assert_eq!(wide["allowed_tools"], Value::Null);
 
-    answer(app.request(Method::DELETE, &path(&made)))
+    send_request(app.request(Method::DELETE, &path(&made)))
         .await
         .expect(200);
     let left = app.get(SERVERS).await.expect(200);
     assert_eq!(left["tools"].as_array().map(Vec::len), Some(1));
-    let stranger = app.another_tenant("Other").await;
+    let stranger = app.create_tenant("Other").await;
     for (method, path) in [
         (Method::GET, path(&copy)),
         (Method::DELETE, path(&copy)),
         (Method::POST, format!("{}/clone", path(&copy))),
     ] {
-        answer(app.request_as(&stranger, method, &path))
+        send_request(app.request_as(&stranger, method, &path))
             .await
             .expect(404);
     }
     let asked = app.request_as(&stranger, Method::POST, &fetch);
-    answer(asked.json(&json!({"tool_id": copy["id"]})))
+    send_request(asked.json(&json!({"tool_id": copy["id"]})))
         .await
         .expect(404);
     let all = format!("{SERVERS}/user/all");
-    let theirs = answer(app.request_as(&stranger, Method::DELETE, &all)).await;
+    let theirs = send_request(app.request_as(&stranger, Method::DELETE, &all)).await;
     assert_eq!(theirs.expect(200)["message"], "0 MCP servers deleted");
     app.post(SERVERS, body(&url)).await.expect(201);
     let agent = format!("/api/v1/agents/{}/tools", app.tenant.agent);
     let mapped = json!([{"tool_id": copy["id"], "tool_type": "mcp_server"}]);
     app.post(&agent, mapped).await.expect(200);
-    let refused = answer(app.request(Method::DELETE, &all)).await.expect(409);
+    let refused = send_request(app.request(Method::DELETE, &all))
+        .await
+        .expect(409);
     assert_eq!(refused["code"], "tool_in_use");
     let left = app.get(SERVERS).await.expect(200);
     assert_eq!(left["tools"].as_array().map(Vec::len), Some(2));
     let forced = format!("{all}?force=true");
-    let gone = answer(app.request(Method::DELETE, &forced)).await;
+    let gone = send_request(app.request(Method::DELETE, &forced)).await;
     assert_eq!(gone.expect(200)["message"], "2 MCP servers deleted");
     app.finish().await;
 }
@@ -458,7 +460,7 @@ async fn a_server_that_a_running_batch_uses_is_not_asked_unless_somebody_insists
     assert_eq!(refused["code"], "agent_in_use");
     let put = |query: &str| {
         let path = format!("{}{query}", path(&made));
-        answer(app.request(Method::PUT, &path).json(&body(&url)))
+        send_request(app.request(Method::PUT, &path).json(&body(&url)))
     };
     assert_eq!(put("").await.expect(409)["code"], "agent_in_use");
     assert_eq!(asked(), 1, "when it was made");

@@ -9,9 +9,9 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use crate::harness::app::{App, Options, PATIENCE, answer, everybody_answers};
+use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, carrier_where_all_answer, send_request};
 use crate::harness::eventually;
-use crate::harness::scrape::{Scraped, Shown, show};
+use crate::harness::scrape::{MetricsServer, MetricsSnapshot, serve_metrics};
 
 fn whole(count: u64) -> f64 {
     u32::try_from(count).expect("a small number").into()
@@ -22,8 +22,12 @@ async fn counted(app: &App, sql: &'static str) -> f64 {
 }
 
 /// Reads until what is shown will do.
-async fn read_until(shown: &Shown, what: &str, will_do: impl Fn(&Scraped) -> bool) -> Scraped {
-    let deadline = Instant::now() + PATIENCE;
+async fn read_until(
+    shown: &MetricsServer,
+    what: &str,
+    will_do: impl Fn(&MetricsSnapshot) -> bool,
+) -> MetricsSnapshot {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         let seen = shown.scrape().await;
         if will_do(&seen) {
@@ -36,7 +40,7 @@ async fn read_until(shown: &Shown, what: &str, will_do: impl Fn(&Scraped) -> boo
 }
 
 /// Whether everything was seen that is looked up and not counted: a look gives up soon.
-fn is_looked_up(seen: &Scraped) -> bool {
+fn is_looked_up(seen: &MetricsSnapshot) -> bool {
     seen.get("peal_sample_up") == Some(1.0)
         && seen.get("peal_redis_up") == Some(1.0)
         && seen.sum("peal_database_wait_seconds_count", &["pool=\"main\""]) > 0.0
@@ -44,11 +48,11 @@ fn is_looked_up(seen: &Scraped) -> bool {
 
 /// A campaign with bad weather, over by the time this returns.
 async fn campaign() -> App {
-    let mut carrier = everybody_answers();
+    let mut carrier = carrier_where_all_answer();
     carrier.behavior.mix = peal_simulator::Mix::default();
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         carrier,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     app.carrier.set_faults(Faults {
@@ -59,7 +63,7 @@ async fn campaign() -> App {
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 80).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     app.drain().await;
     app
 }
@@ -67,12 +71,12 @@ async fn campaign() -> App {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_counts_what_the_carrier_and_the_database_saw() {
     let app = campaign().await;
-    let shown = show(&app.worker_contexts[0]).await;
+    let shown = serve_metrics(&app.worker_contexts[0]).await;
     let oracle = app.carrier.oracle();
     let events = counted(&app, "select count(*) from call_events").await;
     let ends = counted(&app, "select count(outcome) from calls").await;
     // A worker counts behind its commits, and nobody waits for that but this.
-    let has_counted = |seen: &Scraped| {
+    let has_counted = |seen: &MetricsSnapshot| {
         is_looked_up(seen)
             && seen.sum("peal_dials_total", &[]) == whole(oracle.creates)
             && seen.sum("peal_applied_events_sum", &[]) == events
@@ -136,10 +140,10 @@ async fn an_api_counts_what_carriers_and_users_asked() {
             .unwrap();
     let token = app.context.config.keys.call_token(trunk, call);
     let unsigned = format!("/callbacks/{trunk}/{call}/{token}/answer");
-    let refused = answer(app.anonymous(Method::POST, &unsigned)).await;
+    let refused = send_request(app.anonymous(Method::POST, &unsigned)).await;
     assert_eq!(refused.status, StatusCode::FORBIDDEN, "{}", refused.text);
 
-    let seen = show(&app.context).await.scrape().await;
+    let seen = serve_metrics(&app.context).await.scrape().await;
     let oracle = app.carrier.oracle();
     let callbacks = |kind: &str, status: &str| {
         let (kind, status) = (format!("kind=\"{kind}\""), format!("status=\"{status}\""));
@@ -169,25 +173,25 @@ async fn an_api_counts_what_carriers_and_users_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_is_seen_and_a_stuck_database_hides_nothing_else() {
-    let mut app = App::with(Options {
+    let mut app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 1).await;
     app.start_batch(&batch).await;
-    let shown = show(&app.context).await;
+    let shown = serve_metrics(&app.context).await;
     let seen = read_until(&shown, "the database is looked at", is_looked_up).await;
     let ready = "peal_queue_jobs{queue=\"control\",state=\"ready\"}";
     assert_eq!(seen.get(ready), Some(1.0), "{}", seen.text);
     assert!(seen.get("peal_queue_oldest_seconds{queue=\"control\"}") > Some(0.0));
 
     app.start_worker(&Role::ALL).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     app.drain().await;
     app.stop_workers().await;
-    let mut lock = app.context.callbacks.begin().await.unwrap();
+    let mut lock = app.context.callback_pool.begin().await.unwrap();
     sqlx::query("set local idle_in_transaction_session_timeout = 0")
         .execute(&mut *lock)
         .await
@@ -198,15 +202,15 @@ async fn what_waits_is_seen_and_a_stuck_database_hides_nothing_else() {
         .unwrap();
     // Each answer comes while the lock is held.
     let hidden = || async {
-        let scrape = timeout(PATIENCE, shown.scrape()).await;
+        let scrape = timeout(TEST_TIMEOUT, shown.scrape()).await;
         let seen = scrape.expect("an answer in spite of the lock");
         assert!(seen.sum("peal_http_requests_total", &[]) > 0.0);
         seen.get("peal_sample_up") == Some(0.0) && seen.get(ready).is_none()
     };
-    eventually("the sample is gone", PATIENCE, hidden).await;
+    eventually("the sample is gone", TEST_TIMEOUT, hidden).await;
     lock.rollback().await.unwrap();
     let back = || async { shown.scrape().await.get("peal_sample_up") == Some(1.0) };
-    eventually("the sample is back", PATIENCE, back).await;
+    eventually("the sample is back", TEST_TIMEOUT, back).await;
     app.finish().await;
 }
 
@@ -215,7 +219,7 @@ async fn the_readme_and_the_dashboard_name_what_is_shown_and_nothing_else() {
     let app = campaign().await;
     let mut shown: BTreeMap<String, String> = BTreeMap::new();
     for context in [&app.context, &app.worker_contexts[0]] {
-        let page = show(context).await;
+        let page = serve_metrics(context).await;
         let seen = read_until(&page, "everything is looked up", is_looked_up).await;
         let types = seen.text.lines().filter_map(|line| {
             let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;

@@ -12,14 +12,14 @@ use peal_shared::money::Usd;
 use peal_shared::wallets::opening;
 use sqlx::AssertSqlSafe;
 
-use crate::harness::app::{App, Options};
+use crate::harness::app::{App, AppOptions};
 
 /// An app whose workers would only be in the way.
 async fn idle_app(credit: Usd) -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
         credit,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -60,7 +60,7 @@ async fn run(app: &App, sql: &str) {
 async fn top_up(app: &App, amount: Usd) {
     let (user, _) = payer(app).await;
     let mut db = app.context.pool.begin().await.expect("transaction");
-    opening::give_unscoped(&mut db, user, amount, app.context.clock.now())
+    opening::grant_unscoped(&mut db, user, amount, app.context.clock.now())
         .await
         .expect("credit");
     db.commit().await.expect("commit");

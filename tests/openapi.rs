@@ -8,9 +8,9 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::app::{App, Options, answer};
+use crate::harness::app::{App, AppOptions, send_request};
 use crate::harness::document::{Document, Operation};
-use crate::harness::plant::built;
+use crate::harness::plant::built_program;
 
 const PROBLEM: &str = "application/problem+json";
 
@@ -25,7 +25,7 @@ fn none(wrong: Vec<String>) {
 }
 
 fn complaints(look: impl Fn(&Operation<'_>) -> Vec<String>) -> Vec<String> {
-    let document = Document::of_this_build();
+    let document = Document::current();
     let operations = document.operations();
     let each = operations.iter().flat_map(|operation| {
         let name = operation.name();
@@ -38,12 +38,12 @@ fn complaints(look: impl Fn(&Operation<'_>) -> Vec<String>) -> Vec<String> {
 
 /// Whether nobody needs to be known.
 fn is_open(operation: &Operation<'_>) -> bool {
-    operation.told["security"] == serde_json::json!([{}])
+    operation.spec["security"] == serde_json::json!([{}])
 }
 
 #[test]
 fn every_operation_is_named_summed_up_and_filed() {
-    let document = Document::of_this_build();
+    let document = Document::current();
     let tags: BTreeSet<&str> = document.0["tags"]
         .as_array()
         .expect("tags")
@@ -52,26 +52,26 @@ fn every_operation_is_named_summed_up_and_filed() {
         .collect();
     none(complaints(|operation| {
         let mut wrong = Vec::new();
-        match operation.told["summary"].as_str() {
+        match operation.spec["summary"].as_str() {
             None | Some("") => wrong.push("has no summary: begin its doc comment with one".into()),
             Some(summary) if summary.ends_with('.') || summary.len() > 80 => {
                 wrong.push(format!("{summary:?} is a sentence, not a summary"));
             }
             Some(_) => {}
         }
-        match operation.told["tags"].as_array().map(Vec::as_slice) {
+        match operation.spec["tags"].as_array().map(Vec::as_slice) {
             Some([Value::String(tag)]) if tags.contains(tag.as_str()) => {}
             other => wrong.push(format!(
                 "{other:?} is not one tag of api/src/openapi.rs: {tags:?}"
             )),
         }
-        let schemes = operation.told["security"].as_array();
+        let schemes = operation.spec["security"].as_array();
         let schemes = schemes.into_iter().flatten().flat_map(|scheme| {
             let scheme = scheme.as_object().expect("an object");
             scheme.keys().map(String::as_str)
         });
         let schemes: Vec<&str> = schemes.collect();
-        if operation.told["security"].is_null()
+        if operation.spec["security"].is_null()
             || schemes
                 .iter()
                 .any(|scheme| !["api_key", "session"].contains(scheme))
@@ -82,7 +82,7 @@ fn every_operation_is_named_summed_up_and_filed() {
     }));
     let mut names = HashMap::new();
     for operation in document.operations() {
-        let id = operation.told["operationId"].as_str().expect("an id");
+        let id = operation.spec["operationId"].as_str().expect("an id");
         assert!(
             id.bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
@@ -104,7 +104,7 @@ fn every_body_and_every_answer_has_an_example() {
         {
             wrong.push("its request body has no example".to_owned());
         }
-        for (status, answer) in operation.told["responses"].as_object().expect("responses") {
+        for (status, answer) in operation.spec["responses"].as_object().expect("responses") {
             let content = answer["content"].as_object();
             for (kind, body) in content.into_iter().flatten() {
                 if status.starts_with('2') && operation.example(body).is_none() {
@@ -119,7 +119,7 @@ fn every_body_and_every_answer_has_an_example() {
 #[test]
 fn every_refusal_is_described_as_a_problem_document() {
     none(complaints(|operation| {
-        let responses = operation.told["responses"].as_object().expect("responses");
+        let responses = operation.spec["responses"].as_object().expect("responses");
         let mut expected = Vec::new();
         if !is_open(operation) {
             expected.extend(["401", "403", "422", "429", "503"]);
@@ -174,7 +174,7 @@ const WITHOUT_KEY: [&str; 9] = [
 
 #[test]
 fn every_post_may_be_sent_again_under_its_key() {
-    let document = Document::of_this_build();
+    let document = Document::current();
     let posts = document.operations().into_iter();
     let posts = posts.filter(|operation| operation.method == Method::POST);
     let without: BTreeSet<String> = posts
@@ -223,7 +223,7 @@ fn every_reference_points_at_something() {
             _ => {}
         }
     }
-    let document = Document::of_this_build();
+    let document = Document::current();
     walk(&document, &document.0);
 }
 
@@ -329,28 +329,28 @@ fn the_document_is_the_committed_one() {
 
 #[test]
 fn the_program_prints_the_document_without_settings() {
-    let printed = Command::new(built("peal-api"))
+    let printed = Command::new(built_program("peal-api"))
         .arg("openapi")
         .env_clear()
         .output()
         .expect("run");
     assert!(printed.status.success(), "{printed:?}");
     let printed: Value = serde_json::from_slice(&printed.stdout).expect("JSON");
-    assert_eq!(printed, Document::of_this_build().0);
+    assert_eq!(printed, Document::current().0);
     assert_eq!(printed["openapi"], "3.1.0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_document_and_its_page_are_served_and_need_nothing_else() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
-    let served = answer(app.anonymous(Method::GET, "/openapi.json")).await;
-    assert_eq!(served.expect(200), Document::of_this_build().0);
+    let served = send_request(app.anonymous(Method::GET, "/openapi.json")).await;
+    assert_eq!(served.expect(200), Document::current().0);
 
-    let page = answer(app.anonymous(Method::GET, "/docs")).await;
+    let page = send_request(app.anonymous(Method::GET, "/docs")).await;
     assert_eq!(page.status, 200);
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.starts_with("default-src 'none'"), "{policy}");
@@ -363,7 +363,7 @@ async fn the_document_and_its_page_are_served_and_need_nothing_else() {
     assert_eq!(parts.len(), 2, "{parts:?}");
     for part in parts {
         assert!(!part.contains("//") && !part.starts_with('/'), "{part}");
-        let part = answer(app.anonymous(Method::GET, &format!("/{part}"))).await;
+        let part = send_request(app.anonymous(Method::GET, &format!("/{part}"))).await;
         assert_eq!(part.status, 200);
     }
     app.finish().await;

@@ -11,12 +11,14 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::harness::app::{ACCOUNT, AUTH_TOKEN, Answer, App, Options, PATIENCE, answer};
+use crate::harness::app::{
+    ACCOUNT, AUTH_TOKEN, ApiResponse, App, AppOptions, TEST_TIMEOUT, send_request,
+};
 use crate::harness::eventually;
 
 /// The answer to a request that must not wait for what stands still.
-async fn answered(request: reqwest::RequestBuilder) -> Answer {
-    let answer = timeout(PATIENCE, answer(request)).await;
+async fn answered(request: reqwest::RequestBuilder) -> ApiResponse {
+    let answer = timeout(TEST_TIMEOUT, send_request(request)).await;
     answer.expect("an answer in spite of what stands still")
 }
 
@@ -52,7 +54,7 @@ async fn wait_for_locks(app: &App) {
 
 /// Fails unless the answer says that too much is asked at once, in these words: a database that
 /// is slow is told of in others.
-fn expect_shed(answer: &Answer, words: &str) {
+fn expect_shed(answer: &ApiResponse, words: &str) {
     let (status, text) = (answer.status, &answer.text);
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
     assert_eq!(answer.headers["retry-after"], "1");
@@ -65,10 +67,10 @@ fn expect_shed(answer: &Answer, words: &str) {
 }
 
 /// A status callback about a call that Peal placed, as its carrier sends it.
-async fn callback(app: &App, sequence: u32) -> Answer {
+async fn callback(app: &App, sequence: u32) -> ApiResponse {
     let call: (peal_shared::ids::TrunkId, peal_shared::ids::CallId, String) =
         sqlx::query_as("select trunk_id, id, carrier_call_id from calls limit 1")
-            .fetch_one(&app.context.callbacks)
+            .fetch_one(&app.context.callback_pool)
             .await
             .unwrap();
     let (trunk, id, carrier_call_id) = call;
@@ -92,7 +94,7 @@ async fn callback(app: &App, sequence: u32) -> Answer {
 
 /// An API that answers two reads and one change at a time, and waits a tenth of a second.
 async fn small() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         settings: |settings| {
             settings.limits.limit_reads = Some("2".to_owned());
             settings.limits.limit_control = Some("1".to_owned());
@@ -102,7 +104,7 @@ async fn small() -> App {
             settings.limits.limit_header_secs = Some("1".to_owned());
             settings.limits.limit_connections = Some("40".to_owned());
         },
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -113,19 +115,19 @@ async fn reads_that_are_stuck_are_shed_and_hold_up_nobody_else() {
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 1).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     let list = "/api/v1/batch-call/me";
     app.get(list).await.expect(200);
     wait_for_locks(&app).await;
 
     // Nobody can read batches.
-    let lock = lock(&app.context.callbacks, "call_batches").await;
+    let lock = lock(&app.context.callback_pool, "call_batches").await;
     let mut stuck = JoinSet::new();
     for _ in 0..2 {
-        stuck.spawn(answer(app.request(Method::GET, list)));
+        stuck.spawn(send_request(app.request(Method::GET, list)));
     }
-    let (_, under_way) = app.context.metrics.http.class("reads");
-    eventually("both places are taken", PATIENCE, || async {
+    let (_, under_way) = app.context.metrics.http.class_metrics("reads");
+    eventually("both places are taken", TEST_TIMEOUT, || async {
         under_way.get() == 2
     })
     .await;
@@ -165,16 +167,16 @@ async fn reads_that_are_stuck_are_shed_and_hold_up_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_that_never_ends_gives_its_place_back() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
         settings: |settings| {
             settings.limits.limit_reads = Some("1".to_owned());
             settings.limits.limit_statement_secs = Some("1".to_owned());
         },
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
-    let lock = lock(&app.context.callbacks, "call_batches").await;
+    let lock = lock(&app.context.callback_pool, "call_batches").await;
     let list = "/api/v1/batch-call/me";
     // The statement's time is up, and not that for waiting for a lock.
     let slow = answered(app.request(Method::GET, list)).await;
@@ -186,10 +188,10 @@ async fn a_read_that_never_ends_gives_its_place_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_a_batch_may_take_longer_than_other_statements() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
         settings: |settings| settings.limits.limit_statement_secs = Some("1".to_owned()),
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
@@ -201,14 +203,16 @@ async fn deleting_a_batch_may_take_longer_than_other_statements() {
         sqlx::query(statement).execute(&mut owner).await.unwrap();
     }
     let path = format!("/api/v1/batch-call/{batch}");
-    answer(app.request(Method::DELETE, &path)).await.expect(200);
+    send_request(app.request(Method::DELETE, &path))
+        .await
+        .expect(200);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn event_streams_are_bounded_in_all_and_by_organisation() {
     let app = small().await;
-    let other = app.another_tenant("Globex").await;
+    let other = app.create_tenant("Globex").await;
     let batch = app.create_batch(json!({})).await;
     let events = format!("/api/v1/batch-call/{batch}/events");
     let open = async || app.request(Method::GET, &events).send().await.unwrap();
@@ -234,7 +238,7 @@ async fn event_streams_are_bounded_in_all_and_by_organisation() {
             "caller_phone_id": other.phone, "agent_id": other.agent, "batch_name": "Theirs",
             "variable_names": ["name"], "batch_size": 1,
         }));
-    let created = answer(create).await;
+    let created = send_request(create).await;
     assert!(created.status.is_success(), "{}", created.text);
     let theirs = created.json()["data"]["id"]
         .as_str()
@@ -253,7 +257,7 @@ async fn event_streams_are_bounded_in_all_and_by_organisation() {
     // A viewer that goes away makes room.
     drop(first);
     let streams = &app.context.metrics.http.streams;
-    eventually("the stream is over", PATIENCE, || async {
+    eventually("the stream is over", TEST_TIMEOUT, || async {
         streams.get() == 2
     })
     .await;
@@ -278,11 +282,11 @@ async fn a_connection_that_says_nothing_is_closed_and_makes_room() {
         }
         idle.push(stream);
     }
-    let health = answer(app.anonymous(Method::GET, "/health")).await;
+    let health = send_request(app.anonymous(Method::GET, "/health")).await;
     assert_eq!(health.status, StatusCode::OK);
     for mut stream in idle {
         let mut rest = Vec::new();
-        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        let read = tokio::time::timeout(TEST_TIMEOUT, stream.read_to_end(&mut rest)).await;
         assert!(read.is_ok(), "the connection stays open");
         assert!(!rest.starts_with(b"HTTP/1.1 200"), "{rest:?}");
     }
@@ -291,22 +295,22 @@ async fn a_connection_that_says_nothing_is_closed_and_makes_room() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callback_without_a_place_is_turned_away_and_not_at_once() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         settings: |settings| settings.inbox_capacity = "1".to_owned(),
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 1).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
 
     // Nothing can be written down.
     let lock = lock(&app.context.pool, "call_events").await;
     let waiting = "select count(*) from pg_locks
                    where relation = 'call_events'::regclass and not granted and mode = 'RowExclusiveLock'";
     let turned_away = async {
-        eventually("the place is taken", PATIENCE, || async {
+        eventually("the place is taken", TEST_TIMEOUT, || async {
             app.count(waiting).await > 0
         })
         .await;
@@ -341,21 +345,21 @@ async fn dawdler(app: &App, path: &str) -> TcpStream {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_who_send_slowly_hold_up_each_other_alone() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         settings: |settings| {
             settings.inbox_capacity = "1".to_owned();
             settings.limits.limit_control = Some("1".to_owned());
             settings.limits.limit_wait_ms = Some("100".to_owned());
         },
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 1).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
 
-    let (_, under_way) = app.context.metrics.http.class("anonymous");
+    let (_, under_way) = app.context.metrics.http.class_metrics("anonymous");
     let mut dawdlers = Vec::new();
     for path in [
         "/api/v1/auth/login",
@@ -365,7 +369,7 @@ async fn strangers_who_send_slowly_hold_up_each_other_alone() {
         dawdlers.push(dawdler(&app, path).await);
         dawdlers.push(dawdler(&app, path).await);
     }
-    eventually("they are being read", PATIENCE, || async {
+    eventually("they are being read", TEST_TIMEOUT, || async {
         under_way.get() == 4
     })
     .await;

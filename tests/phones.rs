@@ -4,15 +4,15 @@ use peal_shared::access::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{ACCOUNT, App, Options, answer};
-use crate::harness::members::{ask, audited, member, signed_in};
+use crate::harness::app::{ACCOUNT, App, AppOptions, send_request};
+use crate::harness::members::{audited_actions, create_member, send_as, with_session};
 
 const BASE: &str = "/api/v1/phone";
 
 async fn quiet() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -41,8 +41,8 @@ async fn add(app: &App, number: &str) -> String {
         .to_owned()
 }
 
-async fn drop_phone(app: &App, id: &str) -> crate::harness::app::Answer {
-    ask(
+async fn drop_phone(app: &App, id: &str) -> crate::harness::app::ApiResponse {
+    send_as(
         app,
         &app.tenant,
         Method::DELETE,
@@ -108,7 +108,7 @@ async fn a_number_is_changed_deleted_and_comes_back() {
         .to_owned();
     let path = format!("{BASE}/{id}");
     let change = json!({"is_active": true, "region": "", "friendly_name": "Night"});
-    let changed = ask(&app, &app.tenant, Method::PUT, &path, change)
+    let changed = send_as(&app, &app.tenant, Method::PUT, &path, change)
         .await
         .expect(200);
     let phone = &changed["phone_number"];
@@ -129,7 +129,7 @@ async fn a_number_is_changed_deleted_and_comes_back() {
     let again = app.post(BASE, body).await.expect(201);
     assert_eq!(again["phone_number"]["id"], id);
     assert_eq!(
-        audited(&app, &id).await,
+        audited_actions(&app, &id).await,
         [
             "phone.create",
             "phone.update",
@@ -168,8 +168,8 @@ async fn a_wrong_number_is_refused_by_the_field() {
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_hang_on_trunks_that_their_owner_may_use() {
     let app = quiet().await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
-    let stranger = app.another_tenant("Other").await;
+    let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
+    let stranger = app.create_tenant("Other").await;
     let platform = platform_trunk(&app).await;
     let on = |trunk: &str| json!({"phone_number": "+12125550178", "trunk_id": trunk});
     let refused = app.post(BASE, on(&platform)).await.expect(403);
@@ -177,7 +177,7 @@ async fn numbers_hang_on_trunks_that_their_owner_may_use() {
     app.post(BASE, on(&stranger.trunk.to_string()))
         .await
         .expect(404);
-    let theirs = ask(
+    let theirs = send_as(
         &app,
         &root,
         Method::POST,
@@ -193,26 +193,28 @@ async fn numbers_hang_on_trunks_that_their_owner_may_use() {
         .expect("a user");
     let mut gift = on(&platform);
     gift["user_id"] = json!(user);
-    let admin = signed_in(&app, &app.tenant).await;
-    let refused = ask(&app, &admin, Method::POST, BASE, gift.clone()).await;
+    let admin = with_session(&app, &app.tenant).await;
+    let refused = send_as(&app, &admin, Method::POST, BASE, gift.clone()).await;
     refused.expect(404);
     app.post(BASE, gift.clone()).await.expect(403);
-    let given = ask(&app, &root, Method::POST, BASE, gift).await.expect(201);
+    let given = send_as(&app, &root, Method::POST, BASE, gift)
+        .await
+        .expect(201);
     let id = given["phone_number"]["id"]
         .as_str()
         .expect("an id")
         .to_owned();
     let path = format!("{BASE}/{id}");
-    ask(&app, &stranger, Method::GET, &path, Value::Null)
+    send_as(&app, &stranger, Method::GET, &path, Value::Null)
         .await
         .expect(200);
     app.get(&path).await.expect(404);
     let move_it = |trunk: &str| json!({"trunk_id": trunk});
     let own = stranger.trunk.to_string();
-    ask(&app, &stranger, Method::PUT, &path, move_it(&own))
+    send_as(&app, &stranger, Method::PUT, &path, move_it(&own))
         .await
         .expect(200);
-    ask(&app, &stranger, Method::PUT, &path, move_it(&platform))
+    send_as(&app, &stranger, Method::PUT, &path, move_it(&platform))
         .await
         .expect(403);
 
@@ -255,10 +257,10 @@ async fn a_number_in_use_is_not_taken_away() {
     );
     let path = format!("{BASE}/{id}");
     let off = json!({"is_active": false});
-    ask(&app, &app.tenant, Method::PUT, &path, off.clone())
+    send_as(&app, &app.tenant, Method::PUT, &path, off.clone())
         .await
         .expect(409);
-    ask(
+    send_as(
         &app,
         &app.tenant,
         Method::PUT,
@@ -270,7 +272,7 @@ async fn a_number_in_use_is_not_taken_away() {
     app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
         .await
         .expect(200);
-    ask(&app, &app.tenant, Method::PUT, &path, off)
+    send_as(&app, &app.tenant, Method::PUT, &path, off)
         .await
         .expect(200);
     drop_phone(&app, &id).await.expect(200);
@@ -343,7 +345,7 @@ async fn a_mapping_is_changed_and_deleted() {
     let other = add(&app, "+12125550178").await;
     let id = made["id"].as_str().expect("an id");
     let path = format!("{mapping}/{id}");
-    let moved = ask(
+    let moved = send_as(
         &app,
         &app.tenant,
         Method::PUT,
@@ -354,7 +356,7 @@ async fn a_mapping_is_changed_and_deleted() {
     assert_eq!(moved.expect(200)["mapping"]["phone_number"], "+12125550178");
     app.get(&format!("{mapping}/{phone}")).await.expect(404);
     app.post(&mapping, pair).await.expect(201);
-    let back = ask(
+    let back = send_as(
         &app,
         &app.tenant,
         Method::PUT,
@@ -363,11 +365,11 @@ async fn a_mapping_is_changed_and_deleted() {
     )
     .await;
     assert_eq!(back.expect(409)["code"], "phone_mapped");
-    ask(&app, &app.tenant, Method::DELETE, &path, Value::Null)
+    send_as(&app, &app.tenant, Method::DELETE, &path, Value::Null)
         .await
         .expect(200);
     assert_eq!(
-        audited(&app, id).await,
+        audited_actions(&app, id).await,
         [
             "phone_mapping.create",
             "phone_mapping.update",
@@ -388,7 +390,7 @@ async fn another_tenants_mapping_does_not_exist() {
     let pair = json!({"phone_number_id": phone, "agent_id": agent});
     let made = app.post(&mapping, pair.clone()).await.expect(201)["mapping"].clone();
     let path = format!("{mapping}/{}", made["id"].as_str().expect("an id"));
-    let stranger = app.another_tenant("Other").await;
+    let stranger = app.create_tenant("Other").await;
     let theirs = json!({"phone_number_id": stranger.phone, "agent_id": agent});
     app.post(&mapping, theirs).await.expect(404);
     for (method, path) in [
@@ -402,10 +404,10 @@ async fn another_tenants_mapping_does_not_exist() {
         } else {
             Value::Null
         };
-        ask(&app, &stranger, method.clone(), &path, body.clone())
+        send_as(&app, &stranger, method.clone(), &path, body.clone())
             .await
             .expect(404);
-        answer(app.anonymous(method, &path).json(&body))
+        send_request(app.anonymous(method, &path).json(&body))
             .await
             .expect(401);
     }
@@ -470,8 +472,13 @@ async fn an_inactive_line_is_passed_over() {
             .await
             == 0
     };
-    crate::harness::eventually("the calls are over", crate::harness::app::PATIENCE, settled).await;
-    ask(
+    crate::harness::eventually(
+        "the calls are over",
+        crate::harness::app::TEST_TIMEOUT,
+        settled,
+    )
+    .await;
+    send_as(
         &app,
         &app.tenant,
         Method::PUT,
@@ -482,9 +489,14 @@ async fn an_inactive_line_is_passed_over() {
     .expect(200);
     let queued = app.post(&plain, json!({})).await.expect(202);
     assert_eq!(queued["from_phone_number"], "+12125550100");
-    crate::harness::eventually("the call is over", crate::harness::app::PATIENCE, settled).await;
+    crate::harness::eventually(
+        "the call is over",
+        crate::harness::app::TEST_TIMEOUT,
+        settled,
+    )
+    .await;
     let first = app.tenant.phone;
-    ask(
+    send_as(
         &app,
         &app.tenant,
         Method::PUT,

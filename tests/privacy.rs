@@ -7,10 +7,12 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
-use crate::harness::app::{App, Options, PATIENCE, answer, everybody_answers, number};
+use crate::harness::app::{
+    App, AppOptions, TEST_TIMEOUT, carrier_where_all_answer, phone_number, send_request,
+};
 use crate::harness::document::Document;
 use crate::harness::eventually;
-use crate::harness::members::{ask, member, session};
+use crate::harness::members::{create_member, jwt_for_email, send_as};
 
 const BATCHES: &str = "/api/v1/batch-call";
 /// What somebody is told that nobody else may read.
@@ -25,8 +27,8 @@ async fn viewers(app: &App) -> Vec<(&'static str, String)> {
         ("admin@example.com", Role::OrgAdmin),
         ("root@example.com", Role::SuperAdmin),
     ] {
-        member(app, email, role).await;
-        let token = session(app, email).await;
+        create_member(app, email, role).await;
+        let token = jwt_for_email(app, email).await;
         viewers.push(("authorization", format!("Bearer {token}")));
     }
     viewers
@@ -35,7 +37,7 @@ async fn viewers(app: &App) -> Vec<(&'static str, String)> {
 /// Everything that can be read of a batch and a call, by path: whether it was read, and whether
 /// the canary is in it.
 async fn read_everything(app: &App, things: &[(&str, String)]) -> Vec<(String, bool, bool)> {
-    let document = Document::of_this_build();
+    let document = Document::current();
     let viewers = viewers(app).await;
     let mut read = Vec::new();
     for operation in document.operations() {
@@ -57,7 +59,7 @@ async fn read_everything(app: &App, things: &[(&str, String)]) -> Vec<(String, b
         let queries: Vec<_> = queries.collect();
         for (header, value) in &viewers {
             let request = app.anonymous(Method::GET, &path).header(*header, value);
-            let told = answer(request.query(&queries)).await;
+            let told = send_request(request.query(&queries)).await;
             assert_ne!(told.status, StatusCode::INTERNAL_SERVER_ERROR, "{path}");
             let holds = told.text.contains(CANARY);
             read.push((operation.path.to_owned(), told.status == 200, holds));
@@ -97,16 +99,16 @@ async fn campaign(app: &App, first: u32) -> Vec<(&'static str, String)> {
     let batch = app.create_batch(json!({})).await;
     let mut csv = String::from("to_phonenumber,name\n");
     for n in first..first + 3 {
-        csv.push_str(&format!("{},{CANARY}{n}\n", number(n)));
+        csv.push_str(&format!("{},{CANARY}{n}\n", phone_number(n)));
     }
     csv.push_str(&format!(
         "{},{CANARY}Long,{CANARY}Surplus\n",
-        number(first + 3)
+        phone_number(first + 3)
     ));
     let uploaded = app.upload(&batch, &csv).await;
     assert_eq!(uploaded["failed"], 1, "{uploaded}");
     app.start_batch(&batch).await;
-    let to = number(first + 4).replace('+', "%2B");
+    let to = phone_number(first + 4).replace('+', "%2B");
     let path = format!(
         "/api/call/create_call?phoneNumber={to}&agent_id={}",
         app.tenant.agent
@@ -114,10 +116,10 @@ async fn campaign(app: &App, first: u32) -> Vec<(&'static str, String)> {
     let body = json!({"variable_values": {"name": format!("{CANARY}Direct")}});
     let call = app.post(&path, body).await.expect(202);
     let call = call["call_session_id"].as_str().expect("an id").to_owned();
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     let path = format!("/api/call/{call}");
     let over = || async { app.get(&path).await.expect(200)["status"] == "final" };
-    eventually("the direct call is over", PATIENCE, over).await;
+    eventually("the direct call is over", TEST_TIMEOUT, over).await;
     // Then its last callbacks are on their way.
     app.drain().await;
     let me = app.get("/api/v1/me").await.expect(200);
@@ -149,7 +151,7 @@ async fn export(app: &App, user: &str) -> (String, String) {
             .await
             == 0
     };
-    eventually("the export is written", PATIENCE, written).await;
+    eventually("the export is written", TEST_TIMEOUT, written).await;
     let keys = &app.context.config.keys;
     let token = keys.export_token(
         export.parse().expect("an id"),
@@ -162,7 +164,7 @@ async fn export(app: &App, user: &str) -> (String, String) {
 async fn set_agents_flag(app: &App, on: bool) {
     let path = format!("/api/v1/agents/{}?force_update=true", app.tenant.agent);
     let body = json!({"agent": {"hipaa_compliance": on}});
-    let changed = ask(app, &app.tenant, Method::PUT, &path, body)
+    let changed = send_as(app, &app.tenant, Method::PUT, &path, body)
         .await
         .expect(200);
     assert_eq!(changed["agent"]["hipaa_compliance"], on);
@@ -225,13 +227,13 @@ async fn spilled(app: &App) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_call_under_hipaa_was_told_is_shown_to_nobody_ever() {
-    let mut carrier = everybody_answers();
+    let mut carrier = carrier_where_all_answer();
     // Whoever answers hears all of it.
     carrier.behavior.talk_secs = Span::new(3600.0, 3600.0).expect("a span");
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         recording: true,
         carrier,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     set_agents_flag(&app, true).await;
@@ -290,9 +292,9 @@ async fn what_a_call_under_hipaa_was_told_is_shown_to_nobody_ever() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organizations_flag_is_enough_and_hides_no_row_from_a_change() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
@@ -303,7 +305,7 @@ async fn an_organizations_flag_is_enough_and_hides_no_row_from_a_change() {
         async move { app.post(&path, json!({ "items": items })).await.expect(200) }
     };
     let told = json!({"name": format!("{CANARY}Row")});
-    upsert(json!([{"to_phonenumber": number(1), "variable_values": told}])).await;
+    upsert(json!([{"to_phonenumber": phone_number(1), "variable_values": told}])).await;
     let first = || async { app.get(&path).await.expect(200)["data"][0].clone() };
     let row = first().await;
     assert_eq!(
@@ -319,13 +321,13 @@ async fn an_organizations_flag_is_enough_and_hides_no_row_from_a_change() {
     );
     // A row that goes back as it was read keeps what nobody sees.
     let back = json!({
-        "id": hidden["id"], "to_phonenumber": number(2), "variable_values": hidden["variable_values"],
+        "id": hidden["id"], "to_phonenumber": phone_number(2), "variable_values": hidden["variable_values"],
     });
     assert_eq!(upsert(json!([back])).await["data"]["updated"], 1);
     let kept = "select count(*) from batch_data where variable_values ->> 'name' = 'CanaryRow'";
     assert_eq!(app.count(kept).await, 1);
 
-    let to = number(4).replace('+', "%2B");
+    let to = phone_number(4).replace('+', "%2B");
     let create = format!(
         "/api/call/create_call?phoneNumber={to}&agent_id={}",
         app.tenant.agent
@@ -350,14 +352,14 @@ async fn an_organizations_flag_is_enough_and_hides_no_row_from_a_change() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_under_hipaa_does_not_repeat_what_was_sent() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
     let long = format!("{CANARY}{}", "x".repeat(2000));
-    let records = json!({"records": [{"to_phonenumber": number(3), "name": long}]});
+    let records = json!({"records": [{"to_phonenumber": phone_number(3), "name": long}]});
     let path = format!("{BATCHES}/upload-json/{batch}");
     for (flag, value) in [(true, ""), (false, &long[..200])] {
         set_organizations_flag(&app, flag).await;

@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::app::{Answer, App, PATIENCE, answer};
+use crate::harness::app::{ApiResponse, App, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
 use crate::sign_in::Person;
 
@@ -49,20 +49,20 @@ pub async fn org_wallet(person: &Person<'_>, org: &str) -> String {
 }
 
 /// Sends a body that moves money, under a key of its own.
-pub async fn move_money(person: &Person<'_>, path: &str, body: Value) -> Answer {
+pub async fn move_money(person: &Person<'_>, path: &str, body: Value) -> ApiResponse {
     let key = Uuid::new_v4().to_string();
     move_under(person, path, &key, body).await
 }
 
 /// Sends a body that moves money, under a key.
-pub async fn move_under(person: &Person<'_>, path: &str, key: &str, body: Value) -> Answer {
+pub async fn move_under(person: &Person<'_>, path: &str, key: &str, body: Value) -> ApiResponse {
     let request = person
         .app
         .anonymous(Method::POST, path)
         .bearer_auth(&person.token)
         .header("idempotency-key", key)
         .json(&body);
-    answer(request).await
+    send_request(request).await
 }
 
 /// Gives credit to a wallet, and answers what the API said.
@@ -87,5 +87,5 @@ pub async fn settled(app: &App) {
         let left = "select (select count(*) from charges_due) + (select count(*) from holds where state = 'open')";
         app.count(left).await == 0
     };
-    eventually("everything is settled", PATIENCE, all).await;
+    eventually("everything is settled", TEST_TIMEOUT, all).await;
 }

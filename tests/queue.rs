@@ -11,19 +11,21 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use peal_shared::Error;
-use peal_shared::bells::Bells;
+use peal_shared::bells::Wakeups;
 use peal_shared::clock::Clock;
 use peal_shared::ids::{JobId, OrgId};
-use peal_shared::queue::{self, Enqueued, Outcome, Payload, Queue, Running, Timing};
-use peal_worker::jobs::{Handle, Registry};
-use peal_worker::queues::{Queues, run_queues};
+use peal_shared::queue::{
+    self, EnqueuedJob, JobOutcome, JobPayload, Queue, RunningJob, WorkerTiming,
+};
+use peal_worker::jobs::{HandlerRegistry, JobHandler};
+use peal_worker::queues::{QueueRuntime, run_queues};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::db::{TestDatabase, fresh_database};
-use crate::harness::{eventually, setting};
+use crate::harness::{env_setting, eventually};
 
 /// Long enough for a busy machine, short enough to notice a standstill.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,7 +51,7 @@ impl Default for Log {
 }
 
 impl Log {
-    fn note(&self, n: i64, job: &Running) {
+    fn note(&self, n: i64, job: &RunningJob) {
         self.runs.lock().unwrap().push((n, job.attempt));
     }
 
@@ -69,7 +71,7 @@ macro_rules! payloads {
             n: i64,
         }
 
-        impl Payload for $name {
+        impl JobPayload for $name {
             const KIND: &'static str = $kind;
             const QUEUE: Queue = Queue::$queue;
             const MAX_ATTEMPTS: i32 = $max;
@@ -98,7 +100,7 @@ struct Keyed {
     n: i64,
 }
 
-impl Payload for Keyed {
+impl JobPayload for Keyed {
     const KIND: &'static str = "keyed";
     const QUEUE: Queue = Queue::Control;
     const MAX_ATTEMPTS: i32 = 5;
@@ -114,10 +116,10 @@ impl Payload for Keyed {
 
 macro_rules! handled_by_noting {
     ($($name:ident)+) => {$(
-        impl Handle<Log> for $name {
-            async fn handle(self, log: &Log, job: &Running) -> Outcome {
+        impl JobHandler<Log> for $name {
+            async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
                 log.note(self.n, job);
-                Outcome::Done
+                JobOutcome::Done
             }
         }
     )+};
@@ -125,52 +127,52 @@ macro_rules! handled_by_noting {
 
 handled_by_noting!(Probe Urgent Keyed Other);
 
-impl Handle<Log> for Poison {
-    async fn handle(self, log: &Log, job: &Running) -> Outcome {
+impl JobHandler<Log> for Poison {
+    async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
         log.note(self.n, job);
-        Outcome::Retry {
+        JobOutcome::Retry {
             after: Some(Duration::ZERO),
             why: "poisoned".into(),
         }
     }
 }
 
-impl Handle<Log> for Panics {
-    async fn handle(self, _: &Log, job: &Running) -> Outcome {
+impl JobHandler<Log> for Panics {
+    async fn handle(self, _: &Log, job: &RunningJob) -> JobOutcome {
         panic!("attempt {} panics", job.attempt)
     }
 }
 
 /// Waits for the gate, or fails for good as soon as its job is lost.
-impl Handle<Log> for Gated {
-    async fn handle(self, log: &Log, job: &Running) -> Outcome {
+impl JobHandler<Log> for Gated {
+    async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
         log.note(self.n, job);
         tokio::select! {
             passed = log.gate.acquire() => passed.unwrap().forget(),
-            () = job.lost().cancelled() => {
+            () = job.lease_lost().cancelled() => {
                 log.lost.fetch_add(1, Ordering::SeqCst);
-                return Outcome::Fail { why: "too late to matter".into() };
+                return JobOutcome::Fail { why: "too late to matter".into() };
             }
         }
-        Outcome::Done
+        JobOutcome::Done
     }
 }
 
 /// Waits for the gate, whatever it is told.
-impl Handle<Log> for Deaf {
-    async fn handle(self, log: &Log, job: &Running) -> Outcome {
+impl JobHandler<Log> for Deaf {
+    async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
         log.note(self.n, job);
         log.gate.acquire().await.unwrap().forget();
-        Outcome::Done
+        JobOutcome::Done
     }
 }
 
 /// A database, bells and workers.
 struct House {
     db: TestDatabase,
-    bells: Bells,
+    bells: Wakeups,
     log: Arc<Log>,
-    timing: Timing,
+    timing: WorkerTiming,
 }
 
 /// Workers of one process.
@@ -189,22 +191,22 @@ impl Workers {
 impl House {
     /// A house whose bells hang on the shared test Redis, under a prefix of their own.
     async fn new() -> Self {
-        Self::with_redis(Some(&setting("PEAL_TEST_REDIS_URL"))).await
+        Self::with_redis(Some(&env_setting("PEAL_TEST_REDIS_URL"))).await
     }
 
     async fn with_redis(url: Option<&str>) -> Self {
         let prefix = format!("test-{}", JobId::new());
         Self {
             db: fresh_database().await,
-            bells: Bells::new(url, &prefix).unwrap(),
+            bells: Wakeups::new(url, &prefix).unwrap(),
             log: Arc::default(),
-            timing: Timing::default(),
+            timing: WorkerTiming::default(),
         }
     }
 
     /// Starts a process with so many hands for the control queue, and one for each other.
     fn work(&self, hands: usize) -> Workers {
-        let registry = Registry::default()
+        let registry = HandlerRegistry::default()
             .with::<Probe>()
             .with::<Urgent>()
             .with::<Keyed>()
@@ -214,9 +216,9 @@ impl House {
             .with::<Gated>()
             .with::<Deaf>()
             .with::<states::Told>();
-        let queues = Queues {
+        let queues = QueueRuntime {
             pool: self.db.pool.clone(),
-            bells: self.bells.clone(),
+            wakeups: self.bells.clone(),
             state: Arc::clone(&self.log),
             registry: Arc::new(registry),
             timing: self.timing,
@@ -230,18 +232,18 @@ impl House {
         Workers { shutdown, ended }
     }
 
-    async fn add<P: Payload>(&self, payload: P) -> Enqueued {
+    async fn add<P: JobPayload>(&self, payload: P) -> EnqueuedJob {
         let mut db = self.db.pool.acquire().await.unwrap();
         let job = queue::enqueue(&mut db, &payload, None).await.unwrap();
-        self.bells.ring_job(&job);
+        self.bells.notify_job(&job);
         job
     }
 
-    async fn add_all<P: Payload>(&self, payloads: &[P], delay: Duration) -> Vec<Enqueued> {
+    async fn add_all<P: JobPayload>(&self, payloads: &[P], delay: Duration) -> Vec<EnqueuedJob> {
         let mut db = self.db.pool.acquire().await.unwrap();
         let run_at = (!delay.is_zero()).then(|| Clock::default().now() + delay);
         let jobs = queue::enqueue_all(&mut db, payloads, run_at).await.unwrap();
-        jobs.iter().for_each(|job| self.bells.ring_job(job));
+        jobs.iter().for_each(|job| self.bells.notify_job(job));
         jobs
     }
 
@@ -253,7 +255,7 @@ impl House {
             .unwrap()
     }
 
-    async fn becomes(&self, job: &Enqueued, state: &str) {
+    async fn becomes(&self, job: &EnqueuedJob, state: &str) {
         eventually(&format!("the job is {state}"), PATIENCE, || async {
             self.state(job.id).await.0 == state
         })
@@ -342,7 +344,7 @@ async fn a_job_exists_if_and_only_if_its_transaction_commits() {
         .await
         .unwrap();
     tx.rollback().await.unwrap();
-    house.bells.ring_job(&undone);
+    house.bells.notify_job(&undone);
     assert_eq!(house.unfinished().await, 0);
 
     let mut tx = house.db.pool.begin().await.unwrap();
@@ -350,7 +352,7 @@ async fn a_job_exists_if_and_only_if_its_transaction_commits() {
         .await
         .unwrap();
     tx.commit().await.unwrap();
-    assert!(job.fresh && job.due);
+    assert!(job.is_new && job.is_due);
 
     let workers = house.work(4);
     house.becomes(&job, "done").await;
@@ -363,13 +365,13 @@ async fn a_live_key_is_added_once_and_a_finished_one_again() {
     let house = House::new().await;
     let first = house.add(Keyed { n: 7 }).await;
     let second = house.add(Keyed { n: 7 }).await;
-    assert_eq!((second.id, second.fresh), (first.id, false));
+    assert_eq!((second.id, second.is_new), (first.id, false));
     let both = [Keyed { n: 7 }, Keyed { n: 8 }];
     assert_eq!(house.add_all(&both, Duration::ZERO).await.len(), 1);
 
     let workers = house.work(4);
     house.drained().await;
-    assert!(house.add(Keyed { n: 7 }).await.fresh);
+    assert!(house.add(Keyed { n: 7 }).await.is_new);
     house.drained().await;
     workers.stop().await;
     assert_eq!(house.log.count(), 3);
@@ -380,7 +382,7 @@ async fn concurrent_adders_of_a_key_agree_on_one_job() {
     let house = House::new().await;
     let adders = (0..8).map(|_| house.add(Keyed { n: 1 }));
     let jobs = futures::future::join_all(adders).await;
-    assert_eq!(jobs.iter().filter(|job| job.fresh).count(), 1);
+    assert_eq!(jobs.iter().filter(|job| job.is_new).count(), 1);
     let ids: HashSet<JobId> = jobs.iter().map(|job| job.id).collect();
     assert_eq!(ids.len(), 1);
 }
@@ -404,7 +406,7 @@ async fn two_workers_run_each_of_2000_jobs_once() {
 #[tokio::test]
 async fn a_lost_job_is_run_again_and_its_first_run_changes_nothing() {
     let mut house = House::new().await;
-    house.timing.beat = Duration::from_millis(200);
+    house.timing.heartbeat = Duration::from_millis(200);
     let workers = house.work(4);
     let job = house.add(Gated { n: 1 }).await;
     eventually("the first run", PATIENCE, || async {
@@ -435,7 +437,7 @@ async fn a_lost_job_is_run_again_and_its_first_run_changes_nothing() {
 async fn a_job_whose_workers_vanish_runs_out_of_attempts() {
     let mut house = House::new().await;
     // No sign of life while the test lasts, as if the process were gone.
-    house.timing.beat = Duration::from_secs(600);
+    house.timing.heartbeat = Duration::from_secs(600);
     let workers = house.work(10);
     let job = house.add(Gated { n: 1 }).await;
     for fence in 1..=5 {
@@ -451,7 +453,7 @@ async fn a_job_whose_workers_vanish_runs_out_of_attempts() {
     assert_eq!(house.state(job.id).await, ("dead".into(), 5));
 
     let mut db = house.db.pool.acquire().await.unwrap();
-    let dead = queue::dead(&mut db, 10).await.unwrap();
+    let dead = queue::dead_jobs(&mut db, 10).await.unwrap();
     assert_eq!(dead.len(), 1);
     assert!(dead[0].why.as_ref().unwrap().starts_with("attempt 5 of 5"));
 }
@@ -459,7 +461,7 @@ async fn a_job_whose_workers_vanish_runs_out_of_attempts() {
 #[tokio::test]
 async fn leases_are_extended_while_a_job_runs() {
     let mut house = House::new().await;
-    house.timing.beat = Duration::from_millis(300);
+    house.timing.heartbeat = Duration::from_millis(300);
     // Nobody is told to stop while the test lasts.
     house.timing.grace = Duration::from_secs(600);
     let workers = house.work(2);
@@ -490,7 +492,7 @@ async fn a_poison_job_dies_after_its_own_limit_while_others_flow() {
     assert_eq!(probes, 500);
 
     let mut db = house.db.pool.acquire().await.unwrap();
-    let dead = queue::dead(&mut db, 10).await.unwrap();
+    let dead = queue::dead_jobs(&mut db, 10).await.unwrap();
     assert_eq!(dead[0].id, poison.id);
     assert!(dead[0].why.as_ref().unwrap().contains("poisoned"));
 }
@@ -505,7 +507,7 @@ async fn a_panic_ends_one_run_and_counts_as_a_failure() {
     house.becomes(&bad, "dead").await;
     assert_eq!(house.state(bad.id).await, ("dead".into(), 2));
     let mut db = house.db.pool.acquire().await.unwrap();
-    let dead = queue::dead(&mut db, 10).await.unwrap();
+    let dead = queue::dead_jobs(&mut db, 10).await.unwrap();
     assert!(dead[0].why.as_ref().unwrap().contains("attempt 2 panics"));
     workers.stop().await;
 }
@@ -517,11 +519,11 @@ async fn a_dead_job_can_be_revived_unless_its_work_is_under_way() {
     let bad = house.add(Panics { n: 1 }).await;
     house.becomes(&bad, "dead").await;
     let mut db = house.db.pool.acquire().await.unwrap();
-    let revived = queue::revive(&mut db, bad.id).await.unwrap();
-    house.bells.ring_job(&revived);
+    let revived = queue::retry_dead_job(&mut db, bad.id).await.unwrap();
+    house.bells.notify_job(&revived);
     house.becomes(&bad, "dead").await;
     workers.stop().await;
-    let missing = queue::revive(&mut db, JobId::new()).await;
+    let missing = queue::retry_dead_job(&mut db, JobId::new()).await;
     assert!(matches!(missing, Err(Error::NotFound(_))));
 
     let old = house.add(Keyed { n: 1 }).await;
@@ -532,8 +534,8 @@ async fn a_dead_job_can_be_revived_unless_its_work_is_under_way() {
     .execute(&house.db.pool)
     .await
     .unwrap();
-    assert!(house.add(Keyed { n: 1 }).await.fresh);
-    let taken = queue::revive(&mut db, old.id).await;
+    assert!(house.add(Keyed { n: 1 }).await.is_new);
+    let taken = queue::retry_dead_job(&mut db, old.id).await;
     assert!(matches!(taken, Err(Error::Conflict { .. })));
 }
 
@@ -542,7 +544,7 @@ async fn delayed_jobs_that_fall_due_together_drain() {
     let house = House::new().await;
     let workers = house.work(64);
     let jobs = house.add_all(&probes(20_000), Duration::from_secs(5)).await;
-    assert!(jobs.iter().all(|job| !job.due));
+    assert!(jobs.iter().all(|job| !job.is_due));
     let _ = house.add(Poison { n: -1 }).await;
     eventually("only the delayed jobs are left", PATIENCE, || async {
         house.unfinished().await <= 20_000
@@ -577,7 +579,7 @@ async fn a_paused_queue_waits_and_goes_on() {
     house.becomes(&other, "done").await;
     // The bell of the paused queue has rung before that of the other one.
     assert_eq!(house.state(held.id).await, ("ready".into(), 0));
-    let depths = queue::depths(&mut db).await.unwrap();
+    let depths = queue::queue_depths(&mut db).await.unwrap();
     let control = depths.iter().find(|d| d.queue == Queue::Control).unwrap();
     assert!(control.paused_at.is_some() && control.oldest_secs.is_some());
     assert_eq!((control.ready, control.running, control.dead), (1, 0, 0));
@@ -642,6 +644,6 @@ async fn finished_jobs_are_forgotten_after_a_week() {
         .await
         .unwrap();
     let swept = queue::sweep(&house.db.pool, &house.bells).await.unwrap();
-    assert_eq!(swept.pruned, 1200);
+    assert_eq!(swept.deleted, 1200);
     assert_eq!(house.state(recent.id).await.0, "done");
 }

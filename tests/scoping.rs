@@ -7,9 +7,9 @@ use peal_shared::access::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, Tenant, answer, number};
+use crate::harness::app::{App, Tenant, phone_number, send_request};
 use crate::harness::document::Document;
-use crate::harness::members::{ask, member, signed_in};
+use crate::harness::members::{create_member, send_as, with_session};
 use crate::purse::settled;
 
 const SCOPING: [&str; 4] = [
@@ -32,7 +32,7 @@ struct Owner {
 
 impl Owner {
     async fn new(app: &App, tenant: Tenant, things: i64) -> Self {
-        let me = ask(app, &tenant, Method::GET, "/api/v1/me", Value::Null).await;
+        let me = send_as(app, &tenant, Method::GET, "/api/v1/me", Value::Null).await;
         let user = me.expect(200)["user_id"]
             .as_str()
             .expect("an id")
@@ -59,7 +59,7 @@ impl Owner {
     }
 
     async fn post(&self, app: &App, path: &str, body: Value) -> Value {
-        let made = ask(app, &self.tenant, Method::POST, path, body).await;
+        let made = send_as(app, &self.tenant, Method::POST, path, body).await;
         assert!(made.status.is_success(), "{path}: {}", made.text);
         made.json()
     }
@@ -71,7 +71,7 @@ impl Owner {
             let agent = json!({"name": n});
             let agent = self.post(app, "/api/v1/agents/simple", agent).await;
             let agent = &agent["agent"]["id"];
-            let phone = number(70_000 + u32::try_from(digit).expect("a number"));
+            let phone = phone_number(70_000 + u32::try_from(digit).expect("a number"));
             let phone = json!({"phone_number": phone, "trunk_id": self.tenant.trunk});
             let phone = self.post(app, "/api/v1/phone", phone).await;
             let phone = phone["phone_number"]["id"].as_str().expect("an id");
@@ -151,7 +151,7 @@ fn queries(owners: &[Owner]) -> Vec<Query> {
 
 /// The lists of the document that take any of the parameters.
 fn lists() -> BTreeSet<String> {
-    let document = Document::of_this_build();
+    let document = Document::current();
     let mut found = BTreeSet::new();
     for operation in document.operations() {
         let query = operation.parameters("query");
@@ -169,7 +169,7 @@ fn lists() -> BTreeSet<String> {
 /// How many rows a list has for somebody.
 async fn count(app: &App, who: &Owner, path: &str, query: &str) -> i64 {
     let path = format!("{path}?{query}");
-    let told = answer(app.request_as(&who.tenant, Method::GET, &path)).await;
+    let told = send_request(app.request_as(&who.tenant, Method::GET, &path)).await;
     let total = told.headers.get("x-total-count");
     let total = total.map(|total| total.to_str().expect("digits").parse().expect("a number"));
     let body = told.expect(200);
@@ -195,7 +195,7 @@ async fn refuses_what_is_odd(app: &App, root: &Owner, lists: &BTreeSet<String>) 
             "scope=everything",
         ] {
             let path = format!("{path}?{odd}");
-            let told = ask(app, &root.tenant, Method::GET, &path, Value::Null).await;
+            let told = send_as(app, &root.tenant, Method::GET, &path, Value::Null).await;
             told.expect(422);
         }
     }
@@ -203,14 +203,14 @@ async fn refuses_what_is_odd(app: &App, root: &Owner, lists: &BTreeSet<String>) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_list_is_narrowed_by_the_owners_of_its_rows() {
-    let app = App::with(crate::harness::app::Options::default()).await;
-    let bob = member(&app, "bob@example.com", Role::User).await;
-    let eve = app.another_tenant("Other").await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let app = App::start_with(crate::harness::app::AppOptions::default()).await;
+    let bob = create_member(&app, "bob@example.com", Role::User).await;
+    let eve = app.create_tenant("Other").await;
+    let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
     let owners = [
-        Owner::new(&app, signed_in(&app, &app.tenant).await, 1).await,
+        Owner::new(&app, with_session(&app, &app.tenant).await, 1).await,
         Owner::new(&app, bob, 2).await,
-        Owner::new(&app, signed_in(&app, &eve).await, 4).await,
+        Owner::new(&app, with_session(&app, &eve).await, 4).await,
         Owner::new(&app, root, 0).await,
     ];
     let (lists, queries) = (lists(), queries(&owners));

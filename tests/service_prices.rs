@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::app::App;
-use crate::harness::members::audited;
+use crate::harness::members::audited_actions;
 use crate::purse::root;
 use crate::sign_in::{Person, quiet};
 
@@ -81,7 +81,7 @@ async fn a_price_ends_where_the_next_one_begins() {
     }
     let id = moved["id"].as_str().expect("an id");
     let said = ["service_price.create", "service_price.update"];
-    assert_eq!(audited(&app, id).await, said);
+    assert_eq!(audited_actions(&app, id).await, said);
     let from: DateTime<Utc> = moved["valid_from"].as_str().unwrap().parse().unwrap();
     assert!(from > Utc::now() + TimeDelta::days(11));
     app.finish().await;

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use crate::harness::cast::{Player, Who};
-use crate::harness::digest::digest;
+use crate::harness::cast::{Actor, ActorKind};
+use crate::harness::digest::digest_org;
 use crate::harness::document::{Document, Operation};
-use crate::harness::knock::{body, request, send};
+use crate::harness::knock::{example_body, example_request, send_checked};
 use crate::sign_in::quiet;
 
 /// One step into a body.
@@ -127,7 +127,7 @@ fn bodies<'a>(document: &'a Document) -> Vec<(Operation<'a>, BTreeSet<Vec<Step>>
         let Some(("application/json", told)) = operation.body() else {
             continue;
         };
-        if operation.told["security"] == json!([{}]) && operation.path.starts_with("/callbacks") {
+        if operation.spec["security"] == json!([{}]) && operation.path.starts_with("/callbacks") {
             continue;
         }
         let mut found = BTreeSet::new();
@@ -142,25 +142,29 @@ fn bodies<'a>(document: &'a Document) -> Vec<(Operation<'a>, BTreeSet<Vec<Step>>
 async fn no_body_takes_a_list_for_an_object() {
     let app = quiet().await;
     let player =
-        async |who: Who| Player::new(&app.context, app.carrier.url(), who, who.word()).await;
-    let (admin, root) = (player(Who::OrgAdmin).await, player(Who::SuperAdmin).await);
-    let document = Document::of_this_build();
+        async |who: ActorKind| Actor::new(&app.context, app.carrier.url(), who, who.name()).await;
+    let (admin, root) = (
+        player(ActorKind::OrgAdmin).await,
+        player(ActorKind::SuperAdmin).await,
+    );
+    let document = Document::current();
     let (mut wrong, mut tried) = (Vec::new(), 0);
     for (operation, places) in bodies(&document) {
-        let told = operation.told["description"].as_str().unwrap_or_default();
+        let told = operation.spec["description"].as_str().unwrap_or_default();
         let player = match told.contains("super_admin") && !told.contains("org_admin") {
             true => &root,
             false => &admin,
         };
-        let things = player.things(&app.context, &app).await;
-        let example = body(&operation, &things).unwrap_or(Value::Null);
+        let things = player.path_ids(&app.context, &app).await;
+        let example = example_body(&operation, &things).unwrap_or(Value::Null);
         let org = player.tenant.org.to_string();
-        let before = digest(&app.context.pool, &org).await;
+        let before = digest_org(&app.context.pool, &org).await;
         for place in &places {
             for list in lists(at(&example, place)) {
                 let body = with(example.clone(), place, list);
-                let request = request(&app, player, &operation, &things, Some(body.clone()));
-                let (status, _, text) = send(request, &operation, player).await;
+                let request =
+                    example_request(&app, player, &operation, &things, Some(body.clone()));
+                let (status, _, text) = send_checked(request, &operation, player).await;
                 tried += 1;
                 if status != 422 {
                     wrong.push(format!(
@@ -170,7 +174,7 @@ async fn no_body_takes_a_list_for_an_object() {
                 }
             }
         }
-        if before != digest(&app.context.pool, &org).await {
+        if before != digest_org(&app.context.pool, &org).await {
             wrong.push(format!("{} changed something", operation.name()));
         }
     }

@@ -4,16 +4,16 @@ use peal_api::admin::{AdminRole, CreateUser, create_user};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{Answer, App, Client, Options, answer};
+use crate::harness::app::{ApiClient, ApiResponse, App, AppOptions, send_request};
 
 pub const PASSWORD: &str = "correct horse battery";
 const LOGIN: &str = "/api/v1/auth/login";
 const MINE: &str = "/api/v1/batch-call/me";
 
 pub async fn quiet() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -30,30 +30,30 @@ pub async fn person(app: &App, email: &str, org: &str, role: AdminRole) -> Strin
     made.user_id.to_string()
 }
 
-pub async fn login(client: &Client, email: &str, password: &str) -> Answer {
+pub async fn login(client: &ApiClient, email: &str, password: &str) -> ApiResponse {
     let body = json!({"email": email, "password": password});
-    answer(client.anonymous(Method::POST, LOGIN).json(&body)).await
+    send_request(client.anonymous(Method::POST, LOGIN).json(&body)).await
 }
 
 /// A session token.
-pub async fn session(client: &Client, email: &str) -> String {
+pub async fn session(client: &ApiClient, email: &str) -> String {
     let opened = login(client, email, PASSWORD).await.expect(200);
     opened["access_token"].as_str().expect("a token").to_owned()
 }
 
 /// A request with a session token.
 pub async fn with_token(
-    client: &Client,
+    client: &ApiClient,
     token: &str,
     method: Method,
     path: &str,
     body: Option<Value>,
-) -> Answer {
+) -> ApiResponse {
     let mut request = client.anonymous(method, path).bearer_auth(token);
     if let Some(body) = body {
         request = request.json(&body);
     }
-    answer(request).await
+    send_request(request).await
 }
 
 /// Somebody with a session.
@@ -70,20 +70,20 @@ impl<'a> Person<'a> {
         Self { app, id, token }
     }
 
-    pub async fn send(&self, method: Method, path: &str, body: Value) -> Answer {
+    pub async fn send(&self, method: Method, path: &str, body: Value) -> ApiResponse {
         with_token(self.app, &self.token, method, path, Some(body)).await
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> ApiResponse {
         with_token(self.app, &self.token, Method::GET, path, None).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub async fn delete(&self, path: &str) -> ApiResponse {
         with_token(self.app, &self.token, Method::DELETE, path, None).await
     }
 }
 
-async fn sees(client: &Client, token: &str) -> u16 {
+async fn sees(client: &ApiClient, token: &str) -> u16 {
     let seen = with_token(client, token, Method::GET, MINE, None).await;
     seen.status.as_u16()
 }
@@ -206,7 +206,7 @@ async fn keys_have_no_session_and_answers_with_tokens_are_not_kept() {
 
     let body = json!({"email": "ada@example.com", "password": PASSWORD});
     let request = app.anonymous(Method::POST, LOGIN).json(&body);
-    answer(request.header("Idempotency-Key", "k-1"))
+    send_request(request.header("Idempotency-Key", "k-1"))
         .await
         .expect(200);
     assert_eq!(app.count("select count(*) from idempotency_keys").await, 0);
@@ -214,7 +214,7 @@ async fn keys_have_no_session_and_answers_with_tokens_are_not_kept() {
         json!({}),
         json!({"email": "ada@example.com", "password": "x", "role": "user"}),
     ] {
-        answer(app.anonymous(Method::POST, LOGIN).json(&wrong))
+        send_request(app.anonymous(Method::POST, LOGIN).json(&wrong))
             .await
             .expect(422);
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, Options};
+use crate::harness::app::{App, AppOptions};
 
 /// What start, pause, resume and stop answer in each state.
 const TABLE: [(&str, [u16; 4]); 6] = [
@@ -16,9 +16,9 @@ const TABLE: [(&str, [u16; 4]); 6] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_button_does_in_every_state_what_it_should() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     for (status, answers) in TABLE {
@@ -50,7 +50,7 @@ async fn every_button_does_in_every_state_what_it_should() {
                 "{verb} in {status}: {}",
                 answer.text
             );
-            let after = app.status(&batch).await["batch"]["status"].clone();
+            let after = app.batch_status(&batch).await["batch"]["status"].clone();
             let becomes = match (verb, expected) {
                 ("start" | "resume", 200) => "in_progress",
                 ("pause", 200) => "paused",
@@ -69,9 +69,9 @@ async fn every_button_does_in_every_state_what_it_should() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_batch_that_has_called_everybody_does_not_start_again() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;

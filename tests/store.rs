@@ -6,12 +6,12 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 use futures::stream;
 use peal_shared::Error;
-use peal_shared::store::Store;
+use peal_shared::store::FileStore;
 use reqwest::Method;
 use reqwest::multipart::{Form, Part};
 use serde_json::json;
 
-use crate::harness::app::{App, Options, PATIENCE, answer, people};
+use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, people_csv, send_request};
 use crate::harness::eventually;
 
 const BUCKET: &str = "PEAL_TEST_BUCKET";
@@ -24,7 +24,7 @@ fn bucket() -> Option<String> {
     url
 }
 
-async fn whole(store: &Store, key: &str, from: u64) -> Result<Vec<u8>, Error> {
+async fn whole(store: &FileStore, key: &str, from: u64) -> Result<Vec<u8>, Error> {
     let pieces: Vec<Bytes> = store.read(key, from).try_collect().await?;
     Ok(pieces.concat())
 }
@@ -32,7 +32,7 @@ async fn whole(store: &Store, key: &str, from: u64) -> Result<Vec<u8>, Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_keeps_files_of_any_size_and_nothing_of_broken_ones() {
     let Some(url) = bucket() else { return };
-    let store = Store::open(&url).unwrap();
+    let store = FileStore::open(&url).unwrap();
     // Nothing, one part, and several parts of five megabytes.
     for (name, pieces) in [("empty", 0), ("small", 1), ("large", 120)] {
         let key = format!("tests/{name}");
@@ -66,32 +66,32 @@ async fn a_bucket_keeps_files_of_any_size_and_nothing_of_broken_ones() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_list_comes_in_through_a_bucket() {
     let Some(url) = bucket() else { return };
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         settings: |settings| {
             settings.store_url = std::env::var(BUCKET).unwrap();
             settings.batch_max_rows = "1000000".to_owned();
         },
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
-    let csv = people(250_000) + "nobody,X\n";
+    let csv = people_csv(250_000) + "nobody,X\n";
     assert!(csv.len() > 5 * 1024 * 1024);
     let form = Form::new().part("file", Part::text(csv).file_name("people.csv"));
     let path = format!("/api/v1/batch-call/upload/{batch}");
-    let taken = answer(app.request(Method::POST, &path).multipart(form)).await;
+    let taken = send_request(app.request(Method::POST, &path).multipart(form)).await;
     let taken = taken.expect(202);
     let ingest = taken["data"]["ingest_id"].as_str().unwrap();
     let path = format!("/api/v1/batch-call/{batch}/ingests/{ingest}");
     let open = "select count(*) from jobs where state in ('ready', 'running')";
     let read = || async { app.count(open).await == 0 };
-    eventually("the list is read", PATIENCE, read).await;
+    eventually("the list is read", TEST_TIMEOUT, read).await;
     let report = app.get(&path).await.expect(200)["data"].clone();
     assert_eq!(report["inserted"], 250_000, "{report}");
     let errors = app.get(&format!("{path}/errors")).await.text;
     assert!(errors.contains("nobody"), "{errors}");
     let key = format!("ingests/{}/{ingest}.csv", app.tenant.org);
-    let gone = whole(&Store::open(&url).unwrap(), &key, 0)
+    let gone = whole(&FileStore::open(&url).unwrap(), &key, 0)
         .await
         .unwrap_err();
     assert!(matches!(gone, Error::NotFound("file")), "{gone}");

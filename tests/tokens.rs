@@ -23,7 +23,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::harness::app::{App, Client, JWT_SECRET, answer};
+use crate::harness::app::{ApiClient, App, JWT_SECRET, send_request};
 use crate::sign_in::{person, quiet};
 
 const ISSUER: &str = "https://project.example.com/auth/v1";
@@ -124,13 +124,13 @@ fn claims(subject: &str, email: &str) -> Value {
     })
 }
 
-async fn seen(client: &Client, token: &str) -> u16 {
+async fn seen(client: &ApiClient, token: &str) -> u16 {
     let request = client.anonymous(Method::GET, MINE).bearer_auth(token);
-    answer(request).await.status.as_u16()
+    send_request(request).await.status.as_u16()
 }
 
 /// An API that takes the issuer's tokens, and the id of somebody who is known to both.
-async fn taking(app: &mut App, issuer: &Issuer) -> (Client, String) {
+async fn taking(app: &mut App, issuer: &Issuer) -> (ApiClient, String) {
     let url = issuer.url.clone();
     let (client, _) = app
         .start_api(|settings| {
@@ -448,7 +448,7 @@ async fn an_address_that_nobody_verified_accepts_no_invitation() {
 }
 
 /// An API that takes everybody in whom the issuer vouches for.
-async fn open_to_everybody() -> (App, Issuer, Client) {
+async fn open_to_everybody() -> (App, Issuer, ApiClient) {
     let mut app = quiet().await;
     let issuer = Issuer::start().await;
     let url = issuer.url.clone();
@@ -486,7 +486,7 @@ async fn what_tokens_tell_of_their_user_is_kept_and_shown_to_them() {
     let now = said["iat"].as_i64().expect("a moment");
     let me = async |said: &Value| {
         let request = client.anonymous(Method::GET, "/api/v1/me");
-        let me = answer(request.bearer_auth(issuer.token(said))).await;
+        let me = send_request(request.bearer_auth(issuer.token(said))).await;
         let me = me.expect(200);
         ["full_name", "phone", "profile_image_url", "user_metadata"].map(|name| me[name].clone())
     };

@@ -11,17 +11,17 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::harness::app::{App, Options, Tenant, answer};
-use crate::harness::cast::session;
-use crate::harness::members::signed_in;
+use crate::harness::app::{App, AppOptions, Tenant, send_request};
+use crate::harness::cast::jwt_for_user;
+use crate::harness::members::with_session;
 
 const TOOLS: &str = "/api/v1/tool-endpoint-defs";
 const MASK: &str = "********";
 
 async fn quiet() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -101,7 +101,7 @@ async fn a_tool_is_kept_changed_and_deleted_without_showing_its_secrets() {
     change["auth"]["token"] = json!(MASK);
     change["headers"]["X-Shop-Key"] = json!(MASK);
     change["is_active"] = json!(false);
-    let changed = answer(app.request(Method::PUT, &path(&tool)).json(&change)).await;
+    let changed = send_request(app.request(Method::PUT, &path(&tool)).json(&change)).await;
     assert_eq!(
         changed.expect(200)["url"],
         "https://shop.test/v2/{{order_id}}"
@@ -115,7 +115,7 @@ async fn a_tool_is_kept_changed_and_deleted_without_showing_its_secrets() {
         .expect("sealed");
     assert!(!String::from_utf8_lossy(&plain).contains("bearer-token-1"));
 
-    answer(app.request(Method::DELETE, &path(&tool)))
+    send_request(app.request(Method::DELETE, &path(&tool)))
         .await
         .expect(200);
     app.get(&path(&tool)).await.expect(404);
@@ -135,7 +135,7 @@ async fn a_tool_that_moves_to_another_server_takes_no_masked_secret_along() {
     let mut change = body("find_order", &url);
     change["auth"]["token"] = json!(MASK);
     change["headers"]["X-Shop-Key"] = json!(MASK);
-    let put = |body: &Value| answer(app.request(Method::PUT, &path(&tool)).json(body));
+    let put = |body: &Value| send_request(app.request(Method::PUT, &path(&tool)).json(body));
     for elsewhere in [
         &*url,
         "https://other.test/",
@@ -177,8 +177,8 @@ async fn only_the_owner_in_a_session_sees_the_secrets() {
     let reveal = format!("{}?reveal_secret=true", path(&tool));
     app.get(&reveal).await.expect(403);
     let owner = tool["user_id"].as_str().expect("an id");
-    let token = session(owner.parse().expect("an id"));
-    let shown = answer(app.anonymous(Method::GET, &reveal).bearer_auth(token)).await;
+    let token = jwt_for_user(owner.parse().expect("an id"));
+    let shown = send_request(app.anonymous(Method::GET, &reveal).bearer_auth(token)).await;
     let shown = shown.expect(200);
     assert_eq!(shown["auth"]["token"], "bearer-token-1");
     assert_eq!(shown["headers"]["X-Shop-Key"], "shop-key-1");
@@ -194,7 +194,7 @@ async fn only_the_owner_in_a_session_sees_the_secrets() {
 async fn tools_of_others_do_not_exist() {
     let app = quiet().await;
     let mine = create(&app, body("find_order", "https://shop.test")).await;
-    let stranger = app.another_tenant("Other").await;
+    let stranger = app.create_tenant("Other").await;
     let colleague = colleague(&app).await;
     for other in [&stranger, &colleague] {
         for (method, path) in [
@@ -206,25 +206,25 @@ async fn tools_of_others_do_not_exist() {
             let request = app.request_as(other, method, &path);
             let request = request.json(&body("find_order", "https://shop.test"));
             let problem = match path.ends_with("test") {
-                true => answer(app.request_as(other, Method::POST, &path)).await,
-                false => answer(request).await,
+                true => send_request(app.request_as(other, Method::POST, &path)).await,
+                false => send_request(request).await,
             };
             assert_eq!(problem.expect(404)["detail"], "Tool not found");
         }
-        let theirs = answer(app.request_as(other, Method::GET, TOOLS)).await;
+        let theirs = send_request(app.request_as(other, Method::GET, TOOLS)).await;
         assert_eq!(theirs.expect(200), json!({"tools": []}));
     }
     let mut given = body("find_order", "https://shop.test");
     given["user_id"] = mine["user_id"].clone();
     let request = app.request_as(&colleague, Method::POST, TOOLS);
-    answer(request.json(&given)).await.expect(403);
+    send_request(request.json(&given)).await.expect(403);
     // The same name is free for somebody else, and an administrator sees both.
     given["user_id"] = Value::Null;
     let request = app.request_as(&colleague, Method::POST, TOOLS);
-    let theirs = answer(request.json(&given)).await.expect(201);
-    let admin = signed_in(&app, &app.tenant).await;
+    let theirs = send_request(request.json(&given)).await.expect(201);
+    let admin = with_session(&app, &app.tenant).await;
     let seen = async |path: &str| {
-        answer(app.request_as(&admin, Method::GET, path))
+        send_request(app.request_as(&admin, Method::GET, path))
             .await
             .expect(200)
     };
@@ -361,7 +361,7 @@ async fn arguments_of_a_post_are_its_body_and_a_repeated_test_is_sent_once() {
             .request(Method::POST, &test)
             .header("Idempotency-Key", "k-1");
         let request = request.json(&json!({"arguments": {"order_id": "7"}}));
-        let used = answer(request).await.expect(200);
+        let used = send_request(request).await.expect(200);
         assert_eq!(used["response"]["body"], "not json");
         assert_eq!(used["request"]["body"], json!({"order_id": "7"}));
     }

@@ -14,7 +14,7 @@ use prost::Message;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::harness::app::{App, Options, PATIENCE, number};
+use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, phone_number};
 use crate::harness::eventually;
 
 /// What a collector was sent: the bodies, and the spans with the program that sent them.
@@ -70,19 +70,19 @@ const STEPS: [&str; 5] = ["apply", "callback", "claim", "final", "place"];
 async fn a_call_is_followed_from_its_claim_to_its_end_over_all_processes() {
     let (collector, url) = Collector::start().await;
     COLLECTOR.set(url).expect("set once");
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 2,
         settings: |settings| {
-            settings.watch.otlp_url = COLLECTOR.get().cloned();
-            settings.watch.otlp_ratio = Some("1".to_owned());
+            settings.telemetry.otlp_url = COLLECTOR.get().cloned();
+            settings.telemetry.otlp_ratio = Some("1".to_owned());
         },
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 30).await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     app.drain().await;
     let calls: Vec<CallId> = sqlx::query_scalar("select id from calls")
         .fetch_all(&app.context.pool)
@@ -90,7 +90,7 @@ async fn a_call_is_followed_from_its_claim_to_its_end_over_all_processes() {
         .unwrap();
     assert_eq!(calls.len(), 30);
     let whole = || async { calls.iter().all(|call| is_whole(&collector.of(*call))) };
-    eventually("every call's trace has arrived", PATIENCE, whole).await;
+    eventually("every call's trace has arrived", TEST_TIMEOUT, whole).await;
     // Only then, for a step is reported behind its commit. Whatever there is beside is sent here.
     for context in app.worker_contexts.iter().chain([&app.context]) {
         context.traces.close().await;
@@ -101,7 +101,7 @@ async fn a_call_is_followed_from_its_claim_to_its_end_over_all_processes() {
     for body in collector.bodies.lock().unwrap().iter() {
         let text = String::from_utf8_lossy(body);
         for n in 0..30 {
-            assert!(!text.contains(number(n).trim_start_matches('+')));
+            assert!(!text.contains(phone_number(n).trim_start_matches('+')));
         }
         assert!(!text.contains("Person "));
     }

@@ -7,34 +7,36 @@ use peal_shared::trunks;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{AUTH_TOKEN, Answer, App, Options, PATIENCE, Tenant, answer};
+use crate::harness::app::{
+    AUTH_TOKEN, ApiResponse, App, AppOptions, TEST_TIMEOUT, Tenant, send_request,
+};
 use crate::harness::eventually;
-use crate::harness::members::{ask, audited, by_key, member, signed_in};
+use crate::harness::members::{audited_actions, create_member, send_as, with_key, with_session};
 
 const BASE: &str = "/api/v1/trunks";
 const OTHER_TOKEN: &str = "ffeeddccbbaa99887766554433221100";
 
 async fn quiet() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
 
-async fn put(app: &App, id: &str, body: Value) -> Answer {
-    let admin = signed_in(app, &app.tenant).await;
-    ask(app, &admin, Method::PUT, &format!("{BASE}/{id}"), body).await
+async fn put(app: &App, id: &str, body: Value) -> ApiResponse {
+    let admin = with_session(app, &app.tenant).await;
+    send_as(app, &admin, Method::PUT, &format!("{BASE}/{id}"), body).await
 }
 
-async fn step(app: &App, id: &str, what: &str, body: Value) -> Answer {
-    let admin = signed_in(app, &app.tenant).await;
+async fn step(app: &App, id: &str, what: &str, body: Value) -> ApiResponse {
+    let admin = with_session(app, &app.tenant).await;
     let path = format!("{BASE}/{id}/{what}");
-    ask(app, &admin, Method::POST, &path, body).await
+    send_as(app, &admin, Method::POST, &path, body).await
 }
 
 /// A trunk at the simulator, as a super_admin adds it.
-async fn add(app: &App, root: &Tenant, more: Value) -> Answer {
+async fn add(app: &App, root: &Tenant, more: Value) -> ApiResponse {
     let mut body = json!({
         "name": "Second", "account_id": "ACbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb", "password": AUTH_TOKEN,
         "cps": 2.5, "max_concurrent": 10, "api_base_url": app.carrier.url(),
@@ -42,13 +44,13 @@ async fn add(app: &App, root: &Tenant, more: Value) -> Answer {
     for (name, value) in more.as_object().expect("an object") {
         body[name] = value.clone();
     }
-    ask(app, root, Method::POST, BASE, body).await
+    send_as(app, root, Method::POST, BASE, body).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trunk_is_tried_at_its_carrier_before_it_is_kept() {
     let app = quiet().await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
     let wrong = add(&app, &root, json!({"password": "wrong"}))
         .await
         .expect(400);
@@ -81,7 +83,7 @@ async fn a_trunk_is_tried_at_its_carrier_before_it_is_kept() {
             "{text}"
         );
     }
-    assert_eq!(audited(&app, id).await, ["trunk.create"]);
+    assert_eq!(audited_actions(&app, id).await, ["trunk.create"]);
 
     for (more, field) in [
         (json!({"name": " "}), "name"),
@@ -125,7 +127,7 @@ async fn a_secret_is_rotated_only_when_the_carrier_takes_it() {
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 2).await;
     app.start_batch(&batch).await;
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["completed"], 2);
     let sealed: Vec<u8> = sqlx::query_scalar("select credentials from trunks where id = $1")
         .bind(app.tenant.trunk)
@@ -133,7 +135,10 @@ async fn a_secret_is_rotated_only_when_the_carrier_takes_it() {
         .await
         .expect("credentials");
     assert!(!String::from_utf8_lossy(&sealed).contains(AUTH_TOKEN));
-    assert_eq!(audited(&app, &id).await, ["trunk.check", "trunk.rotate"]);
+    assert_eq!(
+        audited_actions(&app, &id).await,
+        ["trunk.check", "trunk.rotate"]
+    );
     app.finish().await;
 }
 
@@ -168,11 +173,11 @@ async fn a_paused_trunk_dials_nothing_until_it_is_resumed() {
         (&json!("active"), &Value::Null)
     );
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     let again = step(&app, &id, "pause", Value::Null).await.expect(200);
     assert_eq!(again["status_reason"], "paused by its owner");
     assert_eq!(
-        audited(&app, &id).await,
+        audited_actions(&app, &id).await,
         ["trunk.pause", "trunk.resume", "trunk.pause"]
     );
     app.finish().await;
@@ -203,8 +208,8 @@ async fn limits_are_changed_and_a_used_trunk_is_not_deleted() {
         app.tenant.agent
     );
     app.post(&call, json!({})).await.expect(202);
-    let admin = signed_in(&app, &app.tenant).await;
-    let delete = async || ask(&app, &admin, Method::DELETE, &path, Value::Null).await;
+    let admin = with_session(&app, &app.tenant).await;
+    let delete = async || send_as(&app, &admin, Method::DELETE, &path, Value::Null).await;
     assert_eq!(delete().await.expect(409)["code"], "trunk_in_use");
     app.start_worker(&peal_worker::Role::ALL).await;
     let over = async || {
@@ -212,11 +217,11 @@ async fn limits_are_changed_and_a_used_trunk_is_not_deleted() {
             .await
             == 0
     };
-    eventually("the call is over", PATIENCE, over).await;
-    let delete = async || ask(&app, &admin, Method::DELETE, &path, Value::Null).await;
+    eventually("the call is over", TEST_TIMEOUT, over).await;
+    let delete = async || send_as(&app, &admin, Method::DELETE, &path, Value::Null).await;
     assert_eq!(delete().await.expect(409)["code"], "trunk_has_numbers");
     let number = format!("/api/v1/phone/{}", app.tenant.phone);
-    ask(&app, &app.tenant, Method::DELETE, &number, Value::Null)
+    send_as(&app, &app.tenant, Method::DELETE, &number, Value::Null)
         .await
         .expect(200);
     delete().await.expect(200);
@@ -225,7 +230,7 @@ async fn limits_are_changed_and_a_used_trunk_is_not_deleted() {
     let back = json!({"phone_number": "+12125550100", "trunk_id": id});
     app.post("/api/v1/phone", back).await.expect(404);
     assert_eq!(
-        audited(&app, &id).await,
+        audited_actions(&app, &id).await,
         ["trunk.update", "trunk.update", "trunk.delete"]
     );
     app.finish().await;
@@ -234,8 +239,8 @@ async fn limits_are_changed_and_a_used_trunk_is_not_deleted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_platform_says_whose_a_trunk_is_and_where() {
     let app = quiet().await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
-    let stranger = app.another_tenant("Other").await;
+    let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
+    let stranger = app.create_tenant("Other").await;
     let platform = add(&app, &root, json!({"platform": true}))
         .await
         .expect(201);
@@ -250,7 +255,7 @@ async fn only_the_platform_says_whose_a_trunk_is_and_where() {
     let gift = json!({"organization_id": stranger.org});
     let theirs = add(&app, &root, gift.clone()).await.expect(201);
     assert_eq!(theirs["organization_id"], json!(stranger.org));
-    let admin = signed_in(&app, &app.tenant).await;
+    let admin = with_session(&app, &app.tenant).await;
     for more in [
         gift,
         json!({"platform": true, "api_base_url": null}),
@@ -258,7 +263,7 @@ async fn only_the_platform_says_whose_a_trunk_is_and_where() {
     ] {
         add(&app, &admin, more.clone()).await.expect(403);
         // A key sets up no trunks, whoever its user is.
-        add(&app, &by_key(&root), more).await.expect(403);
+        add(&app, &with_key(&root), more).await.expect(403);
     }
     app.finish().await;
 }
@@ -266,16 +271,16 @@ async fn only_the_platform_says_whose_a_trunk_is_and_where() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_tenants_trunk_does_not_exist() {
     let app = quiet().await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
-    let user = member(&app, "user@example.com", Role::User).await;
-    let stranger = app.another_tenant("Other").await;
+    let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
+    let user = create_member(&app, "user@example.com", Role::User).await;
+    let stranger = app.create_tenant("Other").await;
     let platform = add(&app, &root, json!({"platform": true}))
         .await
         .expect(201);
     let theirs = add(&app, &root, json!({"organization_id": stranger.org}))
         .await
         .expect(201);
-    let admin = signed_in(&app, &app.tenant).await;
+    let admin = with_session(&app, &app.tenant).await;
     let mine = app.tenant.trunk.to_string();
     let theirs = theirs["id"].as_str().expect("an id").to_owned();
     let platform = platform["id"].as_str().expect("an id").to_owned();
@@ -289,23 +294,23 @@ async fn another_tenants_trunk_does_not_exist() {
         (Method::DELETE, "", Value::Null),
     ] {
         let path = |id: &str| format!("{BASE}/{id}{rest}");
-        ask(&app, &user, method.clone(), &path(&mine), body.clone())
+        send_as(&app, &user, method.clone(), &path(&mine), body.clone())
             .await
             .expect(403);
         for id in [&theirs, &platform] {
-            ask(&app, &admin, method.clone(), &path(id), body.clone())
+            send_as(&app, &admin, method.clone(), &path(id), body.clone())
                 .await
                 .expect(404);
         }
-        answer(app.anonymous(method, &path(&mine)).json(&body))
+        send_request(app.anonymous(method, &path(&mine)).json(&body))
             .await
             .expect(401);
     }
-    ask(&app, &user, Method::POST, BASE, json!({}))
+    send_as(&app, &user, Method::POST, BASE, json!({}))
         .await
         .expect(422);
     for (who, trunks) in [(&user, 1), (&stranger, 2), (&root, 4)] {
-        let list = ask(&app, who, Method::GET, BASE, Value::Null).await;
+        let list = send_as(&app, who, Method::GET, BASE, Value::Null).await;
         assert_eq!(
             list.expect(200).as_array().map(Vec::len),
             Some(trunks),
@@ -315,11 +320,11 @@ async fn another_tenants_trunk_does_not_exist() {
     }
     app.get(&format!("{BASE}/{platform}")).await.expect(404);
     let path = format!("{BASE}/{platform}/pause");
-    ask(&app, &root, Method::POST, &path, Value::Null)
+    send_as(&app, &root, Method::POST, &path, Value::Null)
         .await
         .expect(200);
     assert_eq!(
-        audited(&app, &platform).await,
+        audited_actions(&app, &platform).await,
         ["trunk.create", "trunk.pause"]
     );
     app.finish().await;
@@ -329,7 +334,7 @@ async fn another_tenants_trunk_does_not_exist() {
 async fn credentials_open_at_their_own_organisation_alone() {
     let app = quiet().await;
     let (keys, pool) = (&app.context.config.keys, &app.context.pool);
-    let (stranger, trunk) = (app.another_tenant("Other").await, app.tenant.trunk);
+    let (stranger, trunk) = (app.create_tenant("Other").await, app.tenant.trunk);
     let owned_by = async |org: OrgId| {
         sqlx::query("update trunks set org_id = $1 where id = $2")
             .bind(org)

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::app::{App, Options, PATIENCE, Tenant, answer, people};
+use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, Tenant, people_csv, send_request};
 use crate::harness::eventually;
 
 const BASE: &str = "/api/v1/batch-call";
@@ -19,9 +19,9 @@ const HOLDS: &str = "select count(*) from idempotency_holds";
 const FILES: &str = "select count(*) from upload_files";
 
 async fn quiet() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -35,7 +35,7 @@ fn upload(app: &App, who: &Tenant, batch: &str, key: &str, file: &str) -> Reques
 
 /// Sends a file under a key; the body, and whether it was answered so before.
 async fn sent(app: &App, batch: &str, key: &str, file: &str, status: u16) -> (Value, bool) {
-    let told = answer(upload(app, &app.tenant, batch, key, file)).await;
+    let told = send_request(upload(app, &app.tenant, batch, key, file)).await;
     let replayed = told.headers.get("idempotent-replayed").is_some();
     (told.expect(status), replayed)
 }
@@ -44,7 +44,7 @@ async fn sent(app: &App, batch: &str, key: &str, file: &str, status: u16) -> (Va
 async fn a_file_that_is_sent_again_under_its_key_is_read_once() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let (small, large) = (people(3), people(40_000));
+    let (small, large) = (people_csv(3), people_csv(40_000));
     let (first, replayed) = sent(&app, &id, "small", &small, 200).await;
     assert!(!replayed);
     assert_eq!(first["data"]["inserted"], 3);
@@ -64,7 +64,7 @@ async fn a_file_that_is_sent_again_under_its_key_is_read_once() {
 
     // Another file, or another batch, is another request.
     let other = app.create_batch(json!({})).await;
-    for (batch, file) in [(&id, &large), (&id, &people(4)), (&other, &small)] {
+    for (batch, file) in [(&id, &large), (&id, &people_csv(4)), (&other, &small)] {
         let (refused, _) = sent(&app, batch, "small", file, 422).await;
         assert_eq!(refused["errors"][0]["type"], "key_reused");
         assert_eq!(
@@ -73,11 +73,11 @@ async fn a_file_that_is_sent_again_under_its_key_is_read_once() {
         );
     }
     // Keys are their users' own.
-    let eve = app.another_tenant("Other").await;
-    let told = answer(upload(&app, &eve, &id, "small", &small)).await;
+    let eve = app.create_tenant("Other").await;
+    let told = send_request(upload(&app, &eve, &id, "small", &small)).await;
     assert_eq!(told.expect(404)["code"], "not_found");
     for odd in ["", &"k".repeat(256)] {
-        answer(upload(&app, &app.tenant, &id, odd, &small))
+        send_request(upload(&app, &app.tenant, &id, odd, &small))
             .await
             .expect(422);
     }
@@ -103,10 +103,10 @@ async fn a_refused_file_leaves_its_key_free_and_a_failed_one_does_not() {
     let (refused, _) = sent(&app, &id, "k", "name\nAda\n", 400).await;
     assert_eq!(refused["code"], "missing_phone_column");
     assert_eq!(app.count(HOLDS).await, 0);
-    sent(&app, &id, "k", &people(2), 200).await;
+    sent(&app, &id, "k", &people_csv(2), 200).await;
 
     // Its beginning is fine, so there is an ingest, which fails.
-    let torn = format!("{}\"never closed", people(40));
+    let torn = format!("{}\"never closed", people_csv(40));
     let torn = format!("{torn}{}", "x".repeat(200_000));
     let (failed, replayed) = sent(&app, &id, "torn", &torn, 400).await;
     assert!(!replayed);
@@ -130,7 +130,7 @@ async fn what_refused_rows_said_is_told_once() {
     let add = async || {
         let path = format!("{BASE}/upload-json/{id}");
         let request = app.request(Method::POST, &path);
-        let told = answer(request.header("idempotency-key", "json").json(&records)).await;
+        let told = send_request(request.header("idempotency-key", "json").json(&records)).await;
         let replayed = told.headers.get("idempotent-replayed").is_some();
         (told.expect(200), replayed)
     };
@@ -153,8 +153,8 @@ async fn what_refused_rows_said_is_told_once() {
 async fn twenty_at_once_under_one_key_are_one_upload() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let file = people(500);
-    let all = (0..20).map(|_| answer(upload(&app, &app.tenant, &id, "k", &file)));
+    let file = people_csv(500);
+    let all = (0..20).map(|_| send_request(upload(&app, &app.tenant, &id, "k", &file)));
     let mut made = BTreeSet::new();
     for told in join_all(all).await {
         match told.status.as_u16() {
@@ -199,18 +199,18 @@ async fn begin(app: &App, batch: &str, key: &str, bytes: usize) -> TcpStream {
 async fn a_key_whose_upload_is_under_way_is_in_use_until_it_has_ended() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let file = people(20_000);
+    let file = people_csv(20_000);
     let whole = form(&file);
     let (now, later) = whole.as_bytes().split_at(300_000);
     let mut socket = begin(&app, &id, "k", whole.len()).await;
     socket.write_all(now).await.expect("sent");
-    eventually("the upload has begun", PATIENCE, || async {
+    eventually("the upload has begun", TEST_TIMEOUT, || async {
         app.count(HOLDS).await == 1
     })
     .await;
     let (refused, _) = sent(&app, &id, "k", &file, 409).await;
     assert_eq!(refused["code"], "idempotency_key_in_use");
-    sent(&app, &id, "another", &people(2), 200).await;
+    sent(&app, &id, "another", &people_csv(2), 200).await;
     socket.write_all(later).await.expect("sent");
     let mut told = String::new();
     socket.read_to_string(&mut told).await.expect("an answer");
@@ -221,12 +221,12 @@ async fn a_key_whose_upload_is_under_way_is_in_use_until_it_has_ended() {
     // One that breaks off gives its key back; one whose process has died loses it in time.
     let mut broken = begin(&app, &id, "broken", whole.len()).await;
     broken.write_all(now).await.expect("sent");
-    eventually("the upload has begun", PATIENCE, || async {
+    eventually("the upload has begun", TEST_TIMEOUT, || async {
         app.count(HOLDS).await == 1
     })
     .await;
     drop(broken);
-    eventually("the key is free", PATIENCE, || async {
+    eventually("the key is free", TEST_TIMEOUT, || async {
         app.count(HOLDS).await == 0
     })
     .await;
@@ -240,7 +240,7 @@ async fn a_key_whose_upload_is_under_way_is_in_use_until_it_has_ended() {
     .execute(&app.context.pool)
     .await
     .expect("held");
-    sent(&app, &id, "dead", &people(2), 200).await;
+    sent(&app, &id, "dead", &people_csv(2), 200).await;
     app.drop_jobs().await;
     app.finish().await;
 }

@@ -13,18 +13,20 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::app::{Answer, App, Options, PATIENCE, Tenant, answer, number, people};
-use crate::harness::members::{by_key, member, signed_in};
-use crate::harness::{eventually, refused_within_a_second};
+use crate::harness::app::{
+    ApiResponse, App, AppOptions, TEST_TIMEOUT, Tenant, people_csv, phone_number, send_request,
+};
+use crate::harness::members::{create_member, with_key, with_session};
+use crate::harness::{assert_denied_within_a_second, eventually};
 
 const BASE: &str = "/api/v1/batch-call";
 const NOBODY: &str = "0197d7a5-0000-7000-8000-000000000000";
 
 async fn quiet() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
         settings: |settings| settings.upload_max_mb = "2".to_owned(),
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -33,7 +35,7 @@ async fn quiet() -> App {
 fn heavy() -> String {
     let name = "x".repeat(1_200);
     (0..1_000).fold("to_phonenumber,name\n".to_owned(), |csv, n| {
-        csv + &format!("{},{name}\n", number(n))
+        csv + &format!("{},{name}\n", phone_number(n))
     })
 }
 
@@ -41,9 +43,9 @@ fn csv(text: impl Into<String>) -> Part {
     Part::text(text.into()).file_name("people.csv")
 }
 
-async fn send(app: &App, batch: &str, form: Form) -> Answer {
+async fn send(app: &App, batch: &str, form: Form) -> ApiResponse {
     let path = format!("{BASE}/upload/{batch}");
-    answer(app.request(Method::POST, &path).multipart(form)).await
+    send_request(app.request(Method::POST, &path).multipart(form)).await
 }
 
 fn code(problem: &Value) -> &str {
@@ -67,8 +69,8 @@ async fn assert_nothing_is_left(app: &App) {
     assert_eq!(app.count("select count(*) from ingests").await, 0);
     assert_eq!(app.count("select count(*) from batch_data").await, 0);
     assert_eq!(app.count("select count(*) from upload_files").await, 0);
-    let store = app.store();
-    eventually("the store is empty", PATIENCE, || async {
+    let store = app.store_dir();
+    eventually("the store is empty", TEST_TIMEOUT, || async {
         files(&store) == 0
     })
     .await;
@@ -79,7 +81,7 @@ async fn status(app: &App, tenant: &Tenant, method: Method, path: &str, body: Va
     if !body.is_null() {
         request = request.json(&body);
     }
-    answer(request).await.status.as_u16()
+    send_request(request).await.status.as_u16()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,11 +89,11 @@ async fn a_form_that_is_not_one_file_is_refused_by_the_field() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
     let cases = [
-        (Form::new().part("datei", csv(people(3))), "datei"),
+        (Form::new().part("datei", csv(people_csv(3))), "datei"),
         (
             Form::new()
-                .part("file", csv(people(3)))
-                .part("more", csv(people(3))),
+                .part("file", csv(people_csv(3)))
+                .part("more", csv(people_csv(3))),
             "more",
         ),
     ];
@@ -99,7 +101,7 @@ async fn a_form_that_is_not_one_file_is_refused_by_the_field() {
         let problem = send(&app, &id, form).await.expect(422);
         assert_eq!(problem["errors"][0]["loc"], json!(["body", field]));
     }
-    let empty = answer(raw(&app, &id, "--x--\r\n")).await.expect(422);
+    let empty = send_request(raw(&app, &id, "--x--\r\n")).await.expect(422);
     assert_eq!(empty["errors"][0]["loc"], json!(["body", "file"]));
     let path = format!("{BASE}/upload/{id}");
     app.post(&path, json!({})).await.expect(415);
@@ -148,7 +150,7 @@ async fn sent_blindly(app: &App, batch: &str, body: &str) -> String {
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let large = form(&people(200_000));
+    let large = form(&people_csv(200_000));
     assert!(large.len() > 5_000_000);
     let in_pieces = |body: &str| {
         let body = Bytes::from(body.to_owned());
@@ -159,11 +161,11 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         Body::wrap_stream(stream::iter(pieces))
     };
     for body in [Body::from(large.clone()), in_pieces(&large)] {
-        let problem = answer(raw(&app, &id, body)).await.expect(413);
+        let problem = send_request(raw(&app, &id, body)).await.expect(413);
         assert_eq!(code(&problem), "too_large");
     }
     let compressed = form(&format!("BZh{}", "9".repeat(5_000_000)));
-    let problem = answer(raw(&app, &id, in_pieces(&compressed))).await;
+    let problem = send_request(raw(&app, &id, in_pieces(&compressed))).await;
     assert_eq!(code(&problem.expect(400)), "compressed_file");
     let small_enough = form(&format!("BZh{}", "9".repeat(1_900_000)));
     for (batch, body, expected) in [
@@ -174,7 +176,9 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         let told = sent_blindly(&app, batch, body).await;
         assert!(told.contains(expected), "{told}");
     }
-    let lost = answer(raw(&app, NOBODY, large.clone())).await.expect(404);
+    let lost = send_request(raw(&app, NOBODY, large.clone()))
+        .await
+        .expect(404);
     assert_eq!(code(&lost), "not_found");
     assert_nothing_is_left(&app).await;
 
@@ -182,7 +186,7 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         .execute(&app.context.pool)
         .await
         .unwrap();
-    let late = answer(raw(&app, &id, large)).await.expect(409);
+    let late = send_request(raw(&app, &id, large)).await.expect(409);
     assert_eq!(code(&late), "batch_started");
     assert_nothing_is_left(&app).await;
     app.finish().await;
@@ -202,7 +206,7 @@ async fn a_form_whose_file_never_begins_is_not_read_for_long() {
         });
         let beginning = stream::iter([Ok(Bytes::from(beginning))]);
         let body = Body::wrap_stream(futures::StreamExt::chain(beginning, endless));
-        let problem = answer(raw(&app, &id, body)).await.expect(400);
+        let problem = send_request(raw(&app, &id, body)).await.expect(400);
         assert_eq!(code(&problem), "form_unreadable");
     }
     assert_nothing_is_left(&app).await;
@@ -211,21 +215,21 @@ async fn a_form_whose_file_never_begins_is_not_read_for_long() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_stalls_is_told_so_and_leaves_nothing() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
         settings: |settings| settings.upload_stall_secs = "1".to_owned(),
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let id = app.create_batch(json!({})).await;
-    let whole = form(&people(40_000));
+    let whole = form(&people_csv(40_000));
     let stalled = [0, 40, 200_000, whole.len() - 5].map(async |sent| {
         let mut socket = begin(&app, &id, whole.len()).await;
         socket.write_all(&whole.as_bytes()[..sent]).await.unwrap();
         // Nothing more comes, and the connection stays open.
         let mut told = Vec::new();
         while !told.ends_with(b"}") {
-            let piece = tokio::time::timeout(PATIENCE, socket.read_buf(&mut told)).await;
+            let piece = tokio::time::timeout(TEST_TIMEOUT, socket.read_buf(&mut told)).await;
             let bytes = piece.expect("an answer in time").expect("an answer");
             assert!(bytes > 0, "{sent}: hung up without an answer");
         }
@@ -254,21 +258,21 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
         assert!(!rest.starts_with(b"HTTP/1.1 2"), "{sent}");
     }
     assert_nothing_is_left(&app).await;
-    let taken = answer(raw(&app, &id, whole)).await.expect(202);
+    let taken = send_request(raw(&app, &id, whole)).await.expect(202);
     assert_eq!(taken["data"]["status"], "queued");
-    assert_eq!(files(&app.store()), 1);
+    assert_eq!(files(&app.store_dir()), 1);
 
     // Nobody would know of the file without its ingest.
-    let busy = answer(app.request(Method::DELETE, &format!("{BASE}/{id}"))).await;
+    let busy = send_request(app.request(Method::DELETE, &format!("{BASE}/{id}"))).await;
     assert_eq!(code(&busy.expect(409)), "ingest_running");
     let mut app = app;
     app.start_worker(&peal_worker::Role::ALL).await;
-    eventually("the file is read and removed", PATIENCE, || async {
-        files(&app.store()) == 0
+    eventually("the file is read and removed", TEST_TIMEOUT, || async {
+        files(&app.store_dir()) == 0
     })
     .await;
     assert_eq!(app.count("select count(*) from batch_data").await, 1_000);
-    answer(app.request(Method::DELETE, &format!("{BASE}/{id}")))
+    send_request(app.request(Method::DELETE, &format!("{BASE}/{id}")))
         .await
         .expect(200);
     app.finish().await;
@@ -291,21 +295,23 @@ async fn an_upload_whose_job_dies_is_given_up_and_its_uploader_is_told() {
          set state = 'dead', finished_at = now(), last_error = 'without a word'
          where state = 'ready'",
     ] {
-        let taken = answer(raw(&app, &id, whole.clone())).await.expect(202);
-        assert_eq!(files(&app.store()), 1);
+        let taken = send_request(raw(&app, &id, whole.clone()))
+            .await
+            .expect(202);
+        assert_eq!(files(&app.store_dir()), 1);
         sqlx::query(death).execute(&app.context.pool).await.unwrap();
         app.start_worker(&peal_worker::Role::ALL).await;
         let ingest = taken["data"]["ingest_id"].as_str().unwrap();
         let path = format!("{BASE}/{id}/ingests/{ingest}");
         let ended = || async { app.get(&path).await.expect(200)["data"]["status"] == "failed" };
-        eventually("the ingest is given up", PATIENCE, ended).await;
+        eventually("the ingest is given up", TEST_TIMEOUT, ended).await;
         let report = app.get(&path).await.expect(200)["data"].clone();
         assert_eq!(report["failure"]["code"], "gave_up");
-        eventually("the file is removed", PATIENCE, || async {
-            files(&app.store()) == 0
+        eventually("the file is removed", TEST_TIMEOUT, || async {
+            files(&app.store_dir()) == 0
         })
         .await;
-        eventually("the uploader is told", PATIENCE, || async {
+        eventually("the uploader is told", TEST_TIMEOUT, || async {
             let told = "select count(*) from emails where kind = 'ingest_finished' and sent_at is not null";
             app.count(told).await == app.count("select count(*) from ingests").await
         })
@@ -327,8 +333,8 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
         .await;
     let list = format!(
         "to_phonenumber,name,city\n{},Ada,\n{},,Rome\nnonsense,Bob,Oslo\n",
-        number(1),
-        number(2)
+        phone_number(1),
+        phone_number(2)
     );
     let first = app.upload(&id, &list).await;
     let counts = |report: &Value| {
@@ -366,9 +372,9 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
     );
     let again = app.upload(&id, &list).await;
     assert_eq!(counts(&again), [0, 1, 2, 3], "{again}");
-    assert_eq!(files(&app.store()), 0);
+    assert_eq!(files(&app.store_dir()), 0);
 
-    let record = json!({"records": [{"to_phonenumber": number(5), "city": "Rome"}]});
+    let record = json!({"records": [{"to_phonenumber": phone_number(5), "city": "Rome"}]});
     let path = format!("{BASE}/upload-json/{id}");
     let refused = app.post(&path, record).await.expect(200)["data"].clone();
     assert_eq!(counts(&refused), [0, 0, 1, 1]);
@@ -388,8 +394,8 @@ async fn an_error_file_that_was_put_right_is_a_list_of_the_refused_rows() {
         .await;
     let list = format!(
         "ref;name;timezone;code;to_phonenumber\n1;Ada;;=1+1;{}\n2;\"O;Neil\";Asia/Tokyo;=2+2;12\n3;;;-7;{}\n",
-        number(1),
-        number(2)
+        phone_number(1),
+        phone_number(2)
     );
     let ended = |report: &Value| ["inserted", "failed"].map(|key| report[key].as_i64().unwrap());
     let first = app.upload(&id, &list).await;
@@ -408,7 +414,10 @@ async fn an_error_file_that_was_put_right_is_a_list_of_the_refused_rows() {
         "{errors}"
     );
     assert!(
-        lines[2].starts_with(&format!("{},,,'-7,4,name,,missing_variable,", number(2))),
+        lines[2].starts_with(&format!(
+            "{},,,'-7,4,name,,missing_variable,",
+            phone_number(2)
+        )),
         "{errors}"
     );
     assert_eq!(lines.len(), 3);
@@ -417,7 +426,7 @@ async fn an_error_file_that_was_put_right_is_a_list_of_the_refused_rows() {
     let again = app.upload(&id, &errors).await;
     assert_eq!(ended(&again), [0, 2]);
     let right = errors
-        .replacen("\n12,", &format!("\n{},", number(3)), 1)
+        .replacen("\n12,", &format!("\n{},", phone_number(3)), 1)
         .replacen(",,,'-7", ",,Bo,'-7", 1);
     let last = app.upload(&id, &right).await;
     assert_eq!(ended(&last), [2, 0]);
@@ -446,7 +455,7 @@ async fn a_batch_with_as_many_variables_as_there_may_be_takes_its_own_template()
     names.push("name".to_owned());
     let id = app.create_batch(json!({ "variable_names": names })).await;
     let template = app.get(&format!("{BASE}/template/{id}")).await.text;
-    let person = format!("{}{},Ada", number(1), ",x".repeat(49));
+    let person = format!("{}{},Ada", phone_number(1), ",x".repeat(49));
     let list = format!("{},timezone\n{person},Asia/Tokyo\n", template.trim());
     let report = app.upload(&id, &list).await;
     assert_eq!(report["inserted"], 1, "{report}");
@@ -465,10 +474,10 @@ async fn a_batch_with_as_many_variables_as_there_may_be_takes_its_own_template()
 }
 
 /// Gives the batch other variables.
-async fn rename(app: &App, batch: &str) -> Answer {
+async fn rename(app: &App, batch: &str) -> ApiResponse {
     let path = format!("{BASE}/{batch}/variables");
     let body = json!({"variable_names": ["name", "city"]});
-    answer(app.request(Method::PATCH, &path).json(&body)).await
+    send_request(app.request(Method::PATCH, &path).json(&body)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -491,7 +500,7 @@ async fn a_large_file_is_followed_and_keeps_the_variables_until_it_is_read() {
     let ingest = report["ingest_id"].as_str().expect("an id");
     let path = format!("{BASE}/{id}/ingests/{ingest}");
     let read = || async { app.get(&path).await.expect(200)["data"]["status"] == "completed" };
-    eventually("the file has been read", PATIENCE, read).await;
+    eventually("the file has been read", TEST_TIMEOUT, read).await;
     let report = app.get(&path).await.expect(200)["data"].clone();
     assert_eq!(report["bytes_read"], json!(bytes), "{report}");
     rename(&app, &id).await.expect(200);
@@ -502,17 +511,17 @@ async fn a_large_file_is_followed_and_keeps_the_variables_until_it_is_read() {
 async fn a_role_sees_its_own_the_organizations_or_everything() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let colleague = member(&app, "colleague@example.com", Role::User).await;
-    let admin = member(&app, "admin@example.com", Role::OrgAdmin).await;
-    let other = app.another_tenant("Other").await;
+    let colleague = create_member(&app, "colleague@example.com", Role::User).await;
+    let admin = create_member(&app, "admin@example.com", Role::OrgAdmin).await;
+    let other = app.create_tenant("Other").await;
     let root = Tenant {
-        session: member(&app, "root@example.com", Role::SuperAdmin)
+        session: create_member(&app, "root@example.com", Role::SuperAdmin)
             .await
             .session,
         ..other.clone()
     };
     // A key sees what is its user's, whatever the user sees.
-    let key = by_key(&admin);
+    let key = with_key(&admin);
     let paths = ["", "/status", "/data", "/readiness", "/ingests"];
     for path in paths.map(|rest| format!("{BASE}/{id}{rest}")) {
         for (tenant, expected) in [
@@ -528,7 +537,7 @@ async fn a_role_sees_its_own_the_organizations_or_everything() {
     }
     let batches = async |tenant: &Tenant| {
         let request = app.request_as(tenant, Method::GET, &format!("{BASE}/browse"));
-        answer(request).await.expect(200)["data"]["total"].clone()
+        send_request(request).await.expect(200)["data"]["total"].clone()
     };
     assert_eq!(batches(&colleague).await, 0);
     assert_eq!(batches(&admin).await, 1);
@@ -541,7 +550,7 @@ async fn a_role_sees_its_own_the_organizations_or_everything() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_created_for_oneself_or_a_member() {
     let app = quiet().await;
-    let other = app.another_tenant("Other").await;
+    let other = app.create_tenant("Other").await;
     let user_of = async |org: peal_shared::ids::OrgId| -> uuid::Uuid {
         sqlx::query_scalar("select id from users where org_id = $1 order by created_at limit 1")
             .bind(org)
@@ -550,14 +559,14 @@ async fn a_batch_is_created_for_oneself_or_a_member() {
             .unwrap()
     };
     let (ours, theirs) = (user_of(app.tenant.org).await, user_of(other.org).await);
-    let colleague = member(&app, "colleague@example.com", Role::User).await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let colleague = create_member(&app, "colleague@example.com", Role::User).await;
+    let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
     let path = format!("{BASE}/create");
     let body = |tenant: &Tenant, user: Option<uuid::Uuid>| {
         json!({"caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": "March",
                "user_id": user, "call_flow_id": null})
     };
-    let admin = signed_in(&app, &app.tenant).await;
+    let admin = with_session(&app, &app.tenant).await;
     for (caller, body, expected) in [
         (&colleague, body(&app.tenant, Some(ours)), 403),
         (&app.tenant, body(&app.tenant, Some(theirs)), 403),
@@ -587,9 +596,11 @@ async fn a_batch_is_created_for_oneself_or_a_member() {
 #[tokio::test(flavor = "multi_thread")]
 async fn anothers_uploads_rows_calls_and_numbers_do_not_exist() {
     let app = quiet().await;
-    let other = app.another_tenant("Other").await;
+    let other = app.create_tenant("Other").await;
     let id = app.create_batch(json!({})).await;
-    let ingest = app.upload(&id, &format!("{}nonsense,X\n", people(2))).await;
+    let ingest = app
+        .upload(&id, &format!("{}nonsense,X\n", people_csv(2)))
+        .await;
     let ingest = ingest["ingest_id"].as_str().unwrap();
     let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200);
     let row = rows["data"][0]["id"].as_str().unwrap();
@@ -606,7 +617,7 @@ async fn anothers_uploads_rows_calls_and_numbers_do_not_exist() {
         .expect(202);
     let call = call["call_session_id"].as_str().unwrap();
     let theirs = app.request_as(&other, Method::POST, &format!("{BASE}/upload/{id}"));
-    let theirs = answer(theirs.multipart(Form::new().part("file", csv(people(1))))).await;
+    let theirs = send_request(theirs.multipart(Form::new().part("file", csv(people_csv(1))))).await;
     theirs.expect(404);
     for (method, path) in [
         (Method::GET, format!("{BASE}/{id}/ingests/{ingest}")),
@@ -646,7 +657,7 @@ async fn a_revoked_key_stops_within_a_second() {
         .await
         .unwrap();
     let ask = || async { app.get(&path).await.status.as_u16() };
-    refused_within_a_second(Instant::now(), ask).await;
+    assert_denied_within_a_second(Instant::now(), ask).await;
     app.finish().await;
 }
 
@@ -660,15 +671,15 @@ async fn every_change_of_a_row_stands_for_itself() {
     let row = |n: usize| rows[n]["id"].clone();
     let eve = json!({"name": "Eve"});
     let items = json!({"items": [
-        {"id": row(0), "to_phonenumber": number(50), "variable_values": eve},
+        {"id": row(0), "to_phonenumber": phone_number(50), "variable_values": eve},
         {"id": row(1), "to_phonenumber": "nonsense", "variable_values": eve},
-        {"id": row(1), "to_phonenumber": number(3), "variable_values": eve},
-        {"id": NOBODY, "to_phonenumber": number(51), "variable_values": eve},
-        {"id": row(2), "to_phonenumber": number(52)},
-        {"id": row(2), "to_phonenumber": number(53)},
-        {"id": row(3), "to_phonenumber": number(52)},
-        {"id": row(3), "to_phonenumber": number(3), "variable_values": {"name": ""}},
-        {"to_phonenumber": number(60), "variable_values": eve},
+        {"id": row(1), "to_phonenumber": phone_number(3), "variable_values": eve},
+        {"id": NOBODY, "to_phonenumber": phone_number(51), "variable_values": eve},
+        {"id": row(2), "to_phonenumber": phone_number(52)},
+        {"id": row(2), "to_phonenumber": phone_number(53)},
+        {"id": row(3), "to_phonenumber": phone_number(52)},
+        {"id": row(3), "to_phonenumber": phone_number(3), "variable_values": {"name": ""}},
+        {"to_phonenumber": phone_number(60), "variable_values": eve},
     ]});
     let done = app
         .post(&format!("{BASE}/{id}/data/upsert"), items)
@@ -711,11 +722,11 @@ async fn every_change_of_a_row_stands_for_itself() {
     assert_eq!(
         shown,
         [
-            (json!(number(50)), json!("Eve")),
-            (json!(number(1)), person(1)),
-            (json!(number(52)), person(2)),
-            (json!(number(3)), person(3)),
-            (json!(number(60)), json!("Eve")),
+            (json!(phone_number(50)), json!("Eve")),
+            (json!(phone_number(1)), person(1)),
+            (json!(phone_number(52)), person(2)),
+            (json!(phone_number(3)), person(3)),
+            (json!(phone_number(60)), json!("Eve")),
         ]
     );
     app.finish().await;
@@ -747,7 +758,7 @@ async fn a_page_of_rows_is_bounded_by_its_bytes() {
 async fn only_so_many_uploads_are_taken_at_once() {
     let app = quiet().await;
     let id = app.create_batch(json!({})).await;
-    let whole = form(&people(3));
+    let whole = form(&people_csv(3));
     let mut open = Vec::new();
     // One that is begun has its place a moment later, so some more may get in meanwhile.
     loop {
@@ -755,7 +766,7 @@ async fn only_so_many_uploads_are_taken_at_once() {
         let mut socket = begin(&app, &id, whole.len()).await;
         socket.write_all(&whole.as_bytes()[..50]).await.unwrap();
         open.push(socket);
-        let more = answer(raw(&app, &id, whole.clone())).await;
+        let more = send_request(raw(&app, &id, whole.clone())).await;
         if more.status.as_u16() == 503 {
             assert!(more.headers.contains_key("retry-after"));
             break;
@@ -763,8 +774,12 @@ async fn only_so_many_uploads_are_taken_at_once() {
     }
     assert!(open.len() >= 32, "told to wait behind {}", open.len());
     drop(open);
-    eventually("there is room again", PATIENCE, || async {
-        answer(raw(&app, &id, whole.clone())).await.status.as_u16() == 200
+    eventually("there is room again", TEST_TIMEOUT, || async {
+        send_request(raw(&app, &id, whole.clone()))
+            .await
+            .status
+            .as_u16()
+            == 200
     })
     .await;
     sqlx::query("delete from jobs")

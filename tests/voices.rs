@@ -4,15 +4,15 @@ use peal_shared::access::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{Answer, App, Options, answer};
-use crate::harness::members::{ask, audited, by_key, member, session};
+use crate::harness::app::{ApiResponse, App, AppOptions, send_request};
+use crate::harness::members::{audited_actions, create_member, jwt_for_email, send_as, with_key};
 
 const BASE: &str = "/api/v1/tts-voices";
 
 async fn quiet() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -44,7 +44,9 @@ async fn providers_are_listed_by_what_they_are_for() {
             fields,
             ["code", "id", "is_default", "model_name", "provider_name"]
         );
-        answer(app.anonymous(Method::GET, &path)).await.expect(401);
+        send_request(app.anonymous(Method::GET, &path))
+            .await
+            .expect(401);
     }
     app.finish().await;
 }
@@ -90,7 +92,9 @@ async fn voices_are_found_by_id_code_provider_and_language() {
         format!("{BASE}/{id}"),
         format!("{BASE}/provider/polly"),
     ] {
-        answer(app.anonymous(Method::GET, &path)).await.expect(401);
+        send_request(app.anonymous(Method::GET, &path))
+            .await
+            .expect(401);
     }
     app.finish().await;
 }
@@ -98,15 +102,15 @@ async fn voices_are_found_by_id_code_provider_and_language() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_platform_lists_voices_and_nobody_else() {
     let app = quiet().await;
-    let root = member(&app, "root@example.com", Role::SuperAdmin).await;
+    let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
     let voice = json!({"provider_id": "polly", "voice_id": "Polly.Nova-Generative", "voice_name": "Nova",
                        "supported_languages": ["en-US"], "gender": "neutral", "is_public": false});
     app.post(BASE, voice.clone()).await.expect(403);
-    let refused = ask(&app, &by_key(&root), Method::POST, BASE, voice.clone()).await;
+    let refused = send_as(&app, &with_key(&root), Method::POST, BASE, voice.clone()).await;
     refused.expect(403);
-    let token = session(&app, "root@example.com").await;
+    let token = jwt_for_email(&app, "root@example.com").await;
     let post = async |body: &Value| {
-        answer(
+        send_request(
             app.anonymous(Method::POST, BASE)
                 .bearer_auth(&token)
                 .json(body),
@@ -120,10 +124,10 @@ async fn the_platform_lists_voices_and_nobody_else() {
     );
     assert_eq!(post(&voice).await.expect(409)["code"], "voice_listed");
     let id = added["id"].as_str().expect("an id");
-    assert_eq!(audited(&app, id).await, ["voice.create"]);
+    assert_eq!(audited_actions(&app, id).await, ["voice.create"]);
     // It is not public.
     app.get(&format!("{BASE}/{id}")).await.expect(404);
-    ask(
+    send_as(
         &app,
         &root,
         Method::GET,
@@ -165,7 +169,7 @@ async fn the_platform_lists_voices_and_nobody_else() {
 }
 
 /// Tries to make an agent with this voice.
-async fn speaking(app: &App, tts: Value) -> Answer {
+async fn speaking(app: &App, tts: Value) -> ApiResponse {
     let agent = json!({"agent": {"name": "A"}, "tts_config": tts});
     app.post("/api/v1/agents", agent).await
 }
@@ -230,11 +234,11 @@ async fn another_providers_voice_is_kept_as_it_is_named() {
     let id = made["agent"]["id"].as_str().expect("an id");
     let path = format!("/api/v1/agents/{id}/tts-config?force_update=true");
     let own = json!({"tts_model_name": null});
-    ask(&app, &app.tenant, Method::PATCH, &path, own)
+    send_as(&app, &app.tenant, Method::PATCH, &path, own)
         .await
         .expect(422);
     let own = json!({"tts_model_name": null, "voice_name": "Polly.Kajal-Neural"});
-    let changed = ask(&app, &app.tenant, Method::PATCH, &path, own)
+    let changed = send_as(&app, &app.tenant, Method::PATCH, &path, own)
         .await
         .expect(200);
     assert_eq!(
@@ -257,7 +261,7 @@ async fn an_agent_with_a_voice_that_is_gone_can_still_be_changed() {
         .await
         .expect("update");
     let path = format!("/api/v1/agents/{}?force_update=true", app.tenant.agent);
-    let renamed = ask(
+    let renamed = send_as(
         &app,
         &app.tenant,
         Method::PUT,

@@ -11,8 +11,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::app::{Answer, App, Options, answer};
-use crate::harness::members::audited;
+use crate::harness::app::{ApiResponse, App, AppOptions, send_request};
+use crate::harness::members::audited_actions;
 use crate::purse::{
     WALLETS, available, give, move_money, move_under, org_wallet, root, tenants_wallet, wallet_of,
 };
@@ -94,7 +94,7 @@ async fn the_platform_mints_and_administrators_hand_it_on() {
     ] {
         move_money(&root, &grants(&bobs), wrong).await.expect(422);
     }
-    assert_eq!(audited(&app, &bobs).await, ["wallet.grant"]);
+    assert_eq!(audited_actions(&app, &bobs).await, ["wallet.grant"]);
     adds_up(&app).await;
     app.finish().await;
 }
@@ -213,7 +213,7 @@ async fn grants_are_listed_as_they_are_spent_and_expire_on_time() {
             .expect("a key")
     };
     let own = app.anonymous(Method::GET, &format!("{WALLETS}/{bobs}"));
-    let seen = answer(own.header("x-api-key", key)).await.expect(200);
+    let seen = send_request(own.header("x-api-key", key)).await.expect(200);
     assert_eq!(seen["available_balance_usd"], "7.00");
     assert_eq!(
         notes(&seen),
@@ -301,7 +301,7 @@ async fn whoever_moves_money_names_the_request() {
 }
 
 /// Asks until somebody has time for it; whoever waited in vain has moved nothing.
-async fn move_in_the_end(person: &Person<'_>, path: &str, body: Value) -> Answer {
+async fn move_in_the_end(person: &Person<'_>, path: &str, body: Value) -> ApiResponse {
     let key = Uuid::new_v4().to_string();
     loop {
         let told = move_under(person, path, &key, body.clone()).await;
@@ -313,10 +313,10 @@ async fn move_in_the_end(person: &Person<'_>, path: &str, body: Value) -> Answer
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_transfers_at_once_conserve_money() {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         workers: 0,
         settings: |settings| settings.database_pool = "30".to_owned(),
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     let (root, ada) = (root(&app).await, ada(&app).await);
@@ -420,7 +420,7 @@ async fn a_balance_is_put_right_with_a_reason_and_not_below_nothing() {
     move_money(&ada, &path, body.clone()).await.expect(403);
     move_money(&bob, &path, body).await.expect(403);
     assert_eq!(
-        audited(&app, &bobs).await,
+        audited_actions(&app, &bobs).await,
         ["wallet.grant", "wallet.adjust", "wallet.adjust"]
     );
     adds_up(&app).await;
@@ -456,7 +456,7 @@ async fn a_cap_is_set_and_cleared_by_administrators() {
     ada.send(Method::POST, &path, json!({})).await.expect(422);
     let stranger = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
     set(&stranger, json!(1)).await.expect(404);
-    assert_eq!(audited(&app, &bobs).await.len(), 3);
+    assert_eq!(audited_actions(&app, &bobs).await.len(), 3);
     app.finish().await;
 }
 
@@ -583,7 +583,7 @@ async fn a_key_looks_at_money_and_moves_none() {
     let paths = places(&org.to_string(), &wallet);
     for path in &paths {
         for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
-            let told = answer(app.request(method.clone(), path).json(&body)).await;
+            let told = send_request(app.request(method.clone(), path).json(&body)).await;
             let refused = matches!(told.status.as_u16(), 403..=405);
             assert!(refused, "{method} {path}: {} {}", told.status, told.text);
         }
@@ -592,7 +592,7 @@ async fn a_key_looks_at_money_and_moves_none() {
                 .request(method, path)
                 .header("x-http-method-override", "POST")
                 .json(&body);
-            let told = answer(dressed).await;
+            let told = send_request(dressed).await;
             assert!(!told.status.is_server_error(), "{path}: {}", told.status);
         }
     }
@@ -608,7 +608,7 @@ async fn a_key_looks_at_money_and_moves_none() {
             "credit-balance",
         ] {
             for method in [Method::GET, Method::HEAD] {
-                let told = answer(app.request(method, &format!("{base}/{path}"))).await;
+                let told = send_request(app.request(method, &format!("{base}/{path}"))).await;
                 assert_eq!(told.status, 200, "{base}/{path} {}", told.text);
             }
         }

@@ -3,15 +3,15 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::app::{App, Options, answer};
+use crate::harness::app::{App, AppOptions, send_request};
 
 const WORKFLOWS: &str = "/api/v1/workflows";
 const TOOLS: &str = "/api/v1/tool-endpoint-defs";
 
 async fn quiet() -> App {
-    App::with(Options {
+    App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await
 }
@@ -55,7 +55,7 @@ async fn a_workflow_is_kept_changed_copied_and_deleted() {
         app.get(WORKFLOWS).await.expect(200),
         json!({"workflows": [made]})
     );
-    let change = |body: Value| answer(app.request(Method::PATCH, &path(&made)).json(&body));
+    let change = |body: Value| send_request(app.request(Method::PATCH, &path(&made)).json(&body));
     let changed = change(json!({"name": "March", "agent_id": null}))
         .await
         .expect(200);
@@ -79,7 +79,7 @@ async fn a_workflow_is_kept_changed_copied_and_deleted() {
     // The graph is judged with what stays of it.
     let half = change(json!({"transitions": [{"from": "bye", "to": "gone"}]})).await;
     half.expect(422);
-    answer(app.request(Method::DELETE, &path(&made)))
+    send_request(app.request(Method::DELETE, &path(&made)))
         .await
         .expect(200);
     app.get(&path(&made)).await.expect(404);
@@ -107,18 +107,18 @@ async fn another_tenants_workflow_does_not_exist() {
     let app = quiet().await;
     let tool = tool(&app).await;
     let made = app.post(WORKFLOWS, body(&tool)).await.expect(201);
-    let stranger = app.another_tenant("Other").await;
+    let stranger = app.create_tenant("Other").await;
     for (method, path) in [
         (Method::GET, path(&made)),
         (Method::DELETE, path(&made)),
         (Method::POST, format!("{}/clone", path(&made))),
     ] {
-        answer(app.request_as(&stranger, method, &path))
+        send_request(app.request_as(&stranger, method, &path))
             .await
             .expect(404);
     }
     let theirs = app.request_as(&stranger, Method::PATCH, &path(&made));
-    answer(theirs.json(&json!({"name": "mine"})))
+    send_request(theirs.json(&json!({"name": "mine"})))
         .await
         .expect(404);
     app.finish().await;
@@ -128,7 +128,7 @@ async fn another_tenants_workflow_does_not_exist() {
 async fn a_node_at_fault_is_named_and_nothing_is_kept() {
     let app = quiet().await;
     let tool = tool(&app).await;
-    let stranger = app.another_tenant("Other").await;
+    let stranger = app.create_tenant("Other").await;
     let refused = |change: fn(&mut Value)| {
         let mut odd = body(&tool);
         change(&mut odd);
@@ -168,7 +168,7 @@ async fn a_node_at_fault_is_named_and_nothing_is_kept() {
         .request_as(&stranger, Method::POST, WORKFLOWS)
         .json(&body(&tool));
     assert_eq!(
-        answer(theirs).await.expect(422)["errors"][0]["loc"][3],
+        send_request(theirs).await.expect(422)["errors"][0]["loc"][3],
         "tool_id"
     );
     let mut foreign = body(&tool);
@@ -187,7 +187,7 @@ async fn a_tool_that_a_workflow_calls_goes_only_by_force() {
     let tool = tool(&app).await;
     let made = app.post(WORKFLOWS, body(&tool)).await.expect(201);
     let definition = format!("{TOOLS}/{}", tool.as_str().expect("an id"));
-    let refused = answer(app.request(Method::DELETE, &definition))
+    let refused = send_request(app.request(Method::DELETE, &definition))
         .await
         .expect(409);
     assert!(
@@ -198,7 +198,7 @@ async fn a_tool_that_a_workflow_calls_goes_only_by_force() {
         "{refused}"
     );
     let forced = format!("{definition}?force=true");
-    answer(app.request(Method::DELETE, &forced))
+    send_request(app.request(Method::DELETE, &forced))
         .await
         .expect(200);
     let left = app.get(&path(&made)).await.expect(200);
@@ -207,7 +207,7 @@ async fn a_tool_that_a_workflow_calls_goes_only_by_force() {
         .request(Method::PATCH, &path(&made))
         .json(&json!({"is_active": true}));
     assert_eq!(
-        answer(again).await.expect(422)["errors"][0]["loc"][3],
+        send_request(again).await.expect(422)["errors"][0]["loc"][3],
         "tool_id"
     );
     app.finish().await;

@@ -7,18 +7,18 @@ use peal_shared::agents::webhooks;
 use peal_shared::api_keys::{self, credentials};
 use peal_shared::context::Context;
 use peal_shared::ids::{OrgId, UserId};
-use peal_shared::sign_in::passwords::{self, Hasher, weakness};
+use peal_shared::sign_in::passwords::{self, PasswordHasher, weakness};
 use peal_shared::sign_in::sessions;
 use peal_shared::tools::{definitions, servers};
 use peal_shared::{trunks, users};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
-use crate::bootstrap::{email, name};
+use crate::bootstrap::{parse_email, parse_name};
 
 /// Commands of `peal-api admin`.
 #[derive(Clone, Debug, Subcommand)]
-pub enum Admin {
+pub enum AdminCommand {
     /// Create a user, or set the role and password of one that exists. All its sessions end.
     CreateUser(CreateUser),
     /// Reseal under PEAL_MASTER_KEY all secrets that are sealed under PEAL_MASTER_KEY_PREVIOUS.
@@ -29,10 +29,10 @@ pub enum Admin {
 #[derive(Args, Clone, Debug)]
 pub struct CreateUser {
     /// E-mail address.
-    #[arg(long, value_parser = email)]
+    #[arg(long, value_parser = parse_email)]
     pub email: String,
     /// Name of the organisation; created when it does not exist.
-    #[arg(long, value_parser = name)]
+    #[arg(long, value_parser = parse_name)]
     pub org: String,
     /// Role of the user.
     #[arg(long, value_enum, default_value_t = AdminRole::User)]
@@ -64,7 +64,7 @@ impl From<AdminRole> for Role {
 
 /// The user, as printed on success.
 #[derive(Clone, Debug, Serialize)]
-pub struct Made {
+pub struct CreatedUser {
     pub org_id: OrgId,
     pub user_id: UserId,
     pub role: Role,
@@ -74,14 +74,14 @@ pub struct Made {
 ///
 /// # Errors
 /// When the password is weak or the address belongs to another organisation.
-pub async fn create_user(context: &Context, args: &CreateUser) -> anyhow::Result<Made> {
+pub async fn create_user(context: &Context, args: &CreateUser) -> anyhow::Result<CreatedUser> {
     let password = args.password.as_ref();
     if let Some(why) = password.and_then(|text| weakness(text.expose_secret(), &args.email)) {
         bail!("PEAL_NEW_PASSWORD {why}");
     }
 
     let hash = match password {
-        Some(password) => Some(Hasher::default().hash(password.clone()).await?),
+        Some(password) => Some(PasswordHasher::default().hash(password.clone()).await?),
         None => None,
     };
     let role = Role::from(args.role);
@@ -104,7 +104,7 @@ pub async fn create_user(context: &Context, args: &CreateUser) -> anyhow::Result
     sessions::end_all_unscoped(&mut db, user, None).await?;
 
     db.commit().await.context("no user was created")?;
-    Ok(Made {
+    Ok(CreatedUser {
         org_id: org,
         user_id: user,
         role,
@@ -113,7 +113,7 @@ pub async fn create_user(context: &Context, args: &CreateUser) -> anyhow::Result
 
 /// Numbers of resealed secrets, by kind.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Rotated {
+pub struct MasterKeyRotation {
     pub trunks: u64,
     pub provider_credentials: u64,
     pub tools: u64,
@@ -129,18 +129,18 @@ pub struct Rotated {
 ///
 /// # Errors
 /// When no configured key opens a secret.
-pub async fn rotate_master_key(context: &Context) -> anyhow::Result<Rotated> {
+pub async fn rotate_master_key(context: &Context) -> anyhow::Result<MasterKeyRotation> {
     let keys = &context.config.keys;
 
     let mut db = context.pool.begin().await?;
 
-    let rotated = Rotated {
+    let rotated = MasterKeyRotation {
         trunks: trunks::reseal_unscoped(&mut db, keys).await?,
         provider_credentials: credentials::rewrap_unscoped(&mut db, keys).await?,
         tools: definitions::reseal_unscoped(&mut db, keys).await?,
         mcp_servers: servers::reseal_unscoped(&mut db, keys).await?,
         webhooks: webhooks::reseal_unscoped(&mut db, keys).await?,
-        api_keys_left: api_keys::count_under_earlier_unscoped(&mut db, keys).await?,
+        api_keys_left: api_keys::count_outdated_hashes_unscoped(&mut db, keys).await?,
     };
 
     db.commit().await.context("no secret was resealed")?;

@@ -9,7 +9,7 @@ use peal_shared::Error;
 use peal_shared::agents;
 use peal_shared::analysis::Rule;
 use peal_shared::analysis::attached::{self, Attachment, MAX_RULES};
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::{AgentId, RuleId};
 use serde::Deserialize;
@@ -19,12 +19,12 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
 use crate::in_use::ForceUpdate;
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::state::Api;
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, attach))
         .routes(routes!(rules, set))
@@ -40,15 +40,15 @@ pub fn router() -> OpenApiRouter<Api> {
     responses(
         (status = 200, body = [Attachment]),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(agent): Ids<AgentId>,
+    PathIds(agent): PathIds<AgentId>,
 ) -> Result<Json<Vec<Attachment>>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(attached::list(&mut db, &caller.scope(), agent).await?))
 }
 
@@ -66,13 +66,13 @@ async fn list(
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The body names another agent than the path"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see the rule"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent; or it would have too many rules"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn attach(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(agent): Ids<AgentId>,
+    PathIds(agent): PathIds<AgentId>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<AttachBody>,
 ) -> Result<(StatusCode, Json<Attachment>)> {
@@ -81,18 +81,18 @@ async fn attach(
         return Err(Error::rejected("agents_differ", message).into());
     }
 
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     fields.check_range(body.sort_order.unwrap_or_default(), "sort_order", 0, 10_000);
     fields.finish()?;
 
     let scope = caller.scope();
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
 
     let rule = (body.rule_id, body.sort_order);
-    let attachment = attached::attach(&mut db, &scope, agent, rule, query.is_said()).await?;
+    let attachment = attached::attach(&mut db, &scope, agent, rule, query.requested()).await?;
 
-    let note = Note::new("agent.attach_rule", org, agent.0).after(&attachment)?;
+    let note = AuditEntry::new("agent.attach_rule", org, agent.0).after(&attachment)?;
     db.commit(note, StatusCode::OK, Json(attachment)).await
 }
 
@@ -107,15 +107,15 @@ async fn attach(
     responses(
         (status = 200, body = [Rule]),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn rules(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(agent): Ids<AgentId>,
+    PathIds(agent): PathIds<AgentId>,
 ) -> Result<Json<Vec<Rule>>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(
         attached::rules(&mut db, &caller.scope(), agent).await?,
     ))
@@ -134,17 +134,17 @@ async fn rules(
         (status = 200, body = [Rule]),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see a rule"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn set(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(agent): Ids<AgentId>,
+    PathIds(agent): PathIds<AgentId>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<RuleIds>,
 ) -> Result<(StatusCode, Json<Vec<Rule>>)> {
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     fields.check(
         body.rule_ids.len() <= MAX_RULES,
         "rule_ids",
@@ -154,13 +154,14 @@ async fn set(
     fields.finish()?;
 
     let scope = caller.scope();
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
 
     let before = attached::rules(&mut db, &scope, agent).await?;
-    let rules = attached::set(&mut db, &scope, agent, &body.rule_ids, query.is_said()).await?;
+    let rules =
+        attached::replace_all(&mut db, &scope, agent, &body.rule_ids, query.requested()).await?;
 
-    let note = Note::new("agent.set_rules", org, agent.0)
+    let note = AuditEntry::new("agent.set_rules", org, agent.0)
         .before(&before)?
         .after(&rules)?;
     db.commit(note, StatusCode::OK, Json(rules)).await
@@ -175,15 +176,15 @@ async fn set(
     responses(
         (status = 200, body = [RuleId], example = json!(["0198c0de-0000-7000-8000-000000000006"])),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn rule_ids(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(agent): Ids<AgentId>,
+    PathIds(agent): PathIds<AgentId>,
 ) -> Result<Json<Vec<RuleId>>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
 
     let attachments = attached::list(&mut db, &caller.scope(), agent).await?;
     let ids = attachments.into_iter().map(|attachment| attachment.rule_id);

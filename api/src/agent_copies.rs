@@ -15,14 +15,14 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::agents::{checked, note};
+use crate::agents::{agent_audit_entry, validate_setup};
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Ids, OptionalJson};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::state::Api;
+use crate::extract::{OptionalJson, PathIds};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(clone))
 }
 
@@ -40,18 +40,18 @@ pub fn router() -> OpenApiRouter<Api> {
     responses(
         (status = 201, body = CompleteAgent),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such agent"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn clone(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<AgentId>,
+    PathIds(id): PathIds<AgentId>,
     OptionalJson(body): OptionalJson<CloneAgent>,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let (keys, scope) = (&context.config.keys, caller.scope());
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let original = setup::find(&mut db, keys, &scope, id).await?;
     let before = original.setup();
 
@@ -60,19 +60,19 @@ async fn clone(
         let name: String = copy.agent.name.chars().take(193).collect();
         format!("{name} (copy)")
     });
-    let copy = checked(&context.gate, copy, Some(&before))?;
+    let copy = validate_setup(&context.outbound, copy, Some(&before))?;
 
     let owner = match original.org_id == caller.org {
         true => caller.user,
         false => original.agent.user_id,
     };
 
-    let stored = original.stored();
+    let stored = original.stored_webhook();
     let agent = setup::create(&mut db, keys, &scope, owner, &copy, stored.as_ref()).await?;
     mapping::copy(&mut db, &scope, id, agent.agent.id).await?;
     attached::copy(&mut db, &scope, id, agent.agent.id).await?;
 
-    let note = note("agent.clone", &agent).after(&agent.setup())?;
+    let note = agent_audit_entry("agent.clone", &agent).after(&agent.setup())?;
     db.commit(note, StatusCode::CREATED, Json(agent)).await
 }
 

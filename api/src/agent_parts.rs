@@ -84,7 +84,7 @@ pub struct VadPart {
 /// Error responses of an agent update, besides the common ones.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "its variants are read by the macro alone")]
-pub enum ChangeRefusals {
+pub enum AgentUpdateErrors {
     /// The agent is active, and the force parameter was not sent.
     #[response(status = 400, content_type = "application/problem+json")]
     Active(ProblemDocument),

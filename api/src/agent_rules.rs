@@ -4,14 +4,14 @@ use std::collections::HashSet;
 
 use chrono_tz::Tz;
 use peal_shared::agents::config::{
-    ModelConfig, Profile, Setup, SpecificConfig, TransferRoute, TtsConfig, VadConfig,
+    AgentSetup, ModelConfig, ProfileConfig, SpecificConfig, TransferRoute, TtsConfig, VadConfig,
 };
-use peal_shared::agents::webhooks::{IncomingWebhook, OUTGOING, OutgoingWebhook};
-use peal_shared::egress::Gate;
+use peal_shared::agents::webhooks::{IncomingWebhook, OUTGOING_PATH, OutgoingWebhook};
+use peal_shared::egress::OutboundClient;
 use peal_shared::noises;
 use peal_shared::phone::E164;
 
-use crate::extract::Fields;
+use crate::extract::FieldErrors;
 
 const MAX_CODE_CHARS: usize = 200;
 const MAX_TEXT_CHARS: usize = 2000;
@@ -20,13 +20,18 @@ const MAX_SPOKEN_CHARS: usize = 4000;
 const MAX_PROMPT_CHARS: usize = 50_000;
 const MAX_PARAMETER_BYTES: usize = 8 * 1024;
 const MAX_ROUTES: usize = 20;
-const MAX_ATTACHED: usize = 50;
+const MAX_ATTACHED_VARIABLES: usize = 50;
 const DAY_SECS: i32 = 86_400;
 
 /// Collects all errors in an agent's settings. The webhook's URL and the background noise are
 /// checked only when they change: an agent whose stored URL or noise is no longer valid can
 /// still be changed otherwise.
-pub fn check(fields: &mut Fields, gate: &Gate, setup: &Setup, before: Option<&Setup>) {
+pub fn check(
+    fields: &mut FieldErrors,
+    gate: &OutboundClient,
+    setup: &AgentSetup,
+    before: Option<&AgentSetup>,
+) {
     check_profile(fields, &setup.agent);
     check_model(fields, &setup.agent_model_config);
     check_voice(fields, &setup.tts_config);
@@ -44,25 +49,25 @@ pub fn check(fields: &mut Fields, gate: &Gate, setup: &Setup, before: Option<&Se
 
     check_specific(fields, &setup.agent_specific_config);
 
-    let noise = |setup: &Setup| setup.agent_specific_config.background_noise_id.clone();
+    let noise = |setup: &AgentSetup| setup.agent_specific_config.background_noise_id.clone();
     if let Some(id) = noise(setup)
         && before.and_then(noise).as_ref() != Some(&id)
     {
         fields.check(
-            noises::is_known(&id),
+            noises::exists(&id),
             "agent_specific_config.background_noise_id",
             "unknown",
             "must be an id that GET /api/v1/noise-assets lists, or null for none",
         );
     }
 
-    if let Some(outgoing) = setup.outgoing() {
-        let before = before.and_then(Setup::outgoing);
+    if let Some(outgoing) = setup.outgoing_webhook() {
+        let before = before.and_then(AgentSetup::outgoing_webhook);
         check_outgoing(fields, gate, outgoing, before);
     }
 }
 
-fn check_profile(fields: &mut Fields, agent: &Profile) {
+fn check_profile(fields: &mut FieldErrors, agent: &ProfileConfig) {
     fields.check_text(agent.name.trim(), "agent.name", 1, 200);
     check_optional(
         fields,
@@ -75,7 +80,7 @@ fn check_profile(fields: &mut Fields, agent: &Profile) {
     fields.check_text(spoken, "agent.first_response_message", 0, MAX_SPOKEN_CHARS);
 }
 
-fn check_model(fields: &mut Fields, model: &ModelConfig) {
+fn check_model(fields: &mut FieldErrors, model: &ModelConfig) {
     let name = model.model_name.as_deref();
     check_optional(
         fields,
@@ -96,7 +101,7 @@ fn check_model(fields: &mut Fields, model: &ModelConfig) {
     fields.check_text(&model.system_prompt, path, 0, MAX_PROMPT_CHARS);
 }
 
-fn check_voice(fields: &mut Fields, voice: &TtsConfig) {
+fn check_voice(fields: &mut FieldErrors, voice: &TtsConfig) {
     let model = voice.tts_model_name.as_deref();
     check_optional(
         fields,
@@ -127,7 +132,7 @@ fn check_voice(fields: &mut Fields, voice: &TtsConfig) {
     );
 }
 
-fn check_vad(fields: &mut Fields, vad: &VadConfig) {
+fn check_vad(fields: &mut FieldErrors, vad: &VadConfig) {
     fields.check_text(
         &vad.vad_provider_id,
         "vad_config.vad_provider_id",
@@ -145,7 +150,7 @@ fn check_vad(fields: &mut Fields, vad: &VadConfig) {
     fields.check_range(vad.sampling_rate, "vad_config.sampling_rate", 8_000, 48_000);
 }
 
-fn check_specific(fields: &mut Fields, specific: &SpecificConfig) {
+fn check_specific(fields: &mut FieldErrors, specific: &SpecificConfig) {
     let path = |field: &str| format!("agent_specific_config.{field}");
 
     let timeout = specific.session_timeout;
@@ -189,7 +194,7 @@ fn check_specific(fields: &mut Fields, specific: &SpecificConfig) {
     }
 }
 
-fn check_routes(fields: &mut Fields, routes: &[TransferRoute], path: &str) {
+fn check_routes(fields: &mut FieldErrors, routes: &[TransferRoute], path: &str) {
     fields.check(
         routes.len() <= MAX_ROUTES,
         path,
@@ -234,13 +239,13 @@ fn check_routes(fields: &mut Fields, routes: &[TransferRoute], path: &str) {
     }
 }
 
-fn check_incoming(fields: &mut Fields, incoming: &IncomingWebhook, path: &str) {
+fn check_incoming(fields: &mut FieldErrors, incoming: &IncomingWebhook, path: &str) {
     let path = format!("{path}.attached_variables");
     fields.check(
-        incoming.attached_variables.len() <= MAX_ATTACHED,
+        incoming.attached_variables.len() <= MAX_ATTACHED_VARIABLES,
         &path,
         "length",
-        format!("at most {MAX_ATTACHED} variables can be attached"),
+        format!("at most {MAX_ATTACHED_VARIABLES} variables can be attached"),
     );
 
     for (place, variable) in incoming.attached_variables.iter().enumerate() {
@@ -252,34 +257,40 @@ fn check_incoming(fields: &mut Fields, incoming: &IncomingWebhook, path: &str) {
 }
 
 fn check_outgoing(
-    fields: &mut Fields,
-    gate: &Gate,
+    fields: &mut FieldErrors,
+    gate: &OutboundClient,
     outgoing: &OutgoingWebhook,
     before: Option<&OutgoingWebhook>,
 ) {
-    let path = |field: &str| format!("{}.{field}", OUTGOING.join("."));
+    let path = |field: &str| format!("{}.{field}", OUTGOING_PATH.join("."));
 
     if before.is_none_or(|before| before.url != outgoing.url) {
-        match gate.target(&outgoing.url) {
+        match gate.parse_url(&outgoing.url) {
             Ok(_target) => fields.check_text(&outgoing.url, &path("url"), 1, MAX_TEXT_CHARS),
             Err(why) => fields.check(false, &path("url"), "url", why),
         }
     }
 
-    for (field, why) in outgoing.credentials().complaints() {
+    for (field, why) in outgoing.credentials().field_errors() {
         fields.check(false, &path(&field), "value_error", why);
     }
 
     fields.check_range(outgoing.retry_count, &path("retry_count"), 0, 10);
 }
 
-fn check_optional(fields: &mut Fields, text: Option<&str>, path: &str, least: usize, most: usize) {
+fn check_optional(
+    fields: &mut FieldErrors,
+    text: Option<&str>,
+    path: &str,
+    least: usize,
+    most: usize,
+) {
     if let Some(text) = text {
         fields.check_text(text, path, least, most);
     }
 }
 
-fn check_language(fields: &mut Fields, language: &str, path: &str) {
+fn check_language(fields: &mut FieldErrors, language: &str, path: &str) {
     fields.check(
         is_language(language),
         path,

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::agents;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::AgentId;
 use peal_shared::tools::mapping::{self, AgentTool, MAX_TOOLS, NewAgentTool, ToolType, When};
@@ -20,13 +20,13 @@ use uuid::Uuid;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
 use crate::in_use::ForceUpdate;
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::state::Api;
-use crate::tools::{Told, yes};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::state::AppState;
+use crate::tools::{ActionMessage, yes};
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, add, replace))
         .routes(routes!(remove))
@@ -41,15 +41,15 @@ pub fn router() -> OpenApiRouter<Api> {
     responses(
         (status = 200, body = [AgentTool]),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(agent): Ids<AgentId>,
+    PathIds(agent): PathIds<AgentId>,
 ) -> Result<Json<Vec<AgentTool>>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(mapping::list(&mut db, &caller.scope(), agent).await?))
 }
 
@@ -67,26 +67,26 @@ async fn list(
         (status = 200, body = [AgentTool]),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see a tool"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent; or it would have too many tools"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn add(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(agent): Ids<AgentId>,
+    PathIds(agent): PathIds<AgentId>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<Vec<AgentToolBody>>,
 ) -> Result<(StatusCode, Json<Vec<AgentTool>>)> {
-    let tools = validated(body)?;
-    let (scope, force) = (caller.scope(), query.is_said());
+    let tools = validate_tools(body)?;
+    let (scope, force) = (caller.scope(), query.requested());
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
 
     let before = mapping::list(&mut db, &scope, agent).await?;
     let after = mapping::add(&mut db, &scope, agent, &tools, force).await?;
 
-    let note = Note::new("agent.add_tools", org, agent.0)
+    let note = AuditEntry::new("agent.add_tools", org, agent.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
@@ -103,26 +103,26 @@ async fn add(
         (status = 200, body = [AgentTool]),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or its owner cannot see a tool"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn replace(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(agent): Ids<AgentId>,
+    PathIds(agent): PathIds<AgentId>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<Vec<AgentToolBody>>,
 ) -> Result<(StatusCode, Json<Vec<AgentTool>>)> {
-    let tools = validated(body)?;
-    let (scope, force) = (caller.scope(), query.is_said());
+    let tools = validate_tools(body)?;
+    let (scope, force) = (caller.scope(), query.requested());
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let org = agents::find(&mut db, &scope, agent).await?.org_id;
 
     let before = mapping::list(&mut db, &scope, agent).await?;
     let after = mapping::replace(&mut db, &scope, agent, &tools, force).await?;
 
-    let note = Note::new("agent.set_tools", org, agent.0)
+    let note = AuditEntry::new("agent.set_tools", org, agent.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
@@ -135,26 +135,26 @@ async fn replace(
     tag = "Agent tools",
     params(("agent_id" = AgentId, Path), ("tool_id" = Uuid, Path), ForceUpdate),
     responses(
-        (status = 200, body = Told),
+        (status = 200, body = ActionMessage),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent, or it does not have the tool"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the agent, and force_update was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn remove(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids((agent, tool)): Ids<(AgentId, Uuid)>,
+    PathIds((agent, tool)): PathIds<(AgentId, Uuid)>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
-) -> Result<(StatusCode, Json<Told>)> {
-    let (scope, force) = (caller.scope(), query.is_said());
+) -> Result<(StatusCode, Json<ActionMessage>)> {
+    let (scope, force) = (caller.scope(), query.requested());
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = mapping::list(&mut db, &scope, agent).await?;
     let owner = mapping::remove(&mut db, &scope, agent, tool, force).await?;
 
-    let note = Note::new("agent.remove_tool", owner.org_id, agent.0).before(&before)?;
-    db.commit(note, StatusCode::OK, Told::that("tool removed"))
+    let note = AuditEntry::new("agent.remove_tool", owner.org_id, agent.0).before(&before)?;
+    db.commit(note, StatusCode::OK, ActionMessage::json("tool removed"))
         .await
 }
 
@@ -187,8 +187,8 @@ fn during_call() -> When {
     When::DuringCall
 }
 
-fn validated(body: Vec<AgentToolBody>) -> Result<Vec<NewAgentTool>> {
-    let mut fields = Fields::default();
+fn validate_tools(body: Vec<AgentToolBody>) -> Result<Vec<NewAgentTool>> {
+    let mut fields = FieldErrors::default();
     fields.check(
         body.len() <= MAX_TOOLS,
         "tools",

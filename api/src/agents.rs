@@ -7,12 +7,12 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use peal_shared::agents::browse::{self, AgentStats, AgentSummary};
 use peal_shared::agents::config::{
-    ModelConfig, Profile, Setup, SpecificConfig, TranscriberConfig, TtsConfig, VadConfig,
+    AgentSetup, ModelConfig, ProfileConfig, SpecificConfig, TranscriberConfig, TtsConfig, VadConfig,
 };
 use peal_shared::agents::setup::{self, CompleteAgent};
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
-use peal_shared::egress::Gate;
+use peal_shared::egress::OutboundClient;
 use peal_shared::ids::{AgentId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,19 +20,19 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::agent_parts::{ChangeRefusals, TranscriberPart, UpdateAgent, VadPart};
+use crate::agent_parts::{AgentUpdateErrors, TranscriberPart, UpdateAgent, VadPart};
 use crate::agent_rules;
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, JsonObject, ValidJson, ValidQuery, typed_body};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Sight, owners, page, page_or_whole};
-use crate::state::Api;
+use crate::extract::{FieldErrors, JsonObject, PathIds, ValidJson, ValidQuery, convert_body};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListResponse, Visibility, parse_owners, parse_page, parse_page_or_whole};
+use crate::state::AppState;
 
 /// Header with the number of rows on all pages.
 pub const X_TOTAL_COUNT: HeaderName = HeaderName::from_static("x-total-count");
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(create_simple))
@@ -59,40 +59,40 @@ pub fn router() -> OpenApiRouter<Api> {
             ("X-Total-Count" = i64, description = "Agents on all pages; absent after the last page"),
             ("X-Truncated" = bool, description = "True when more rows follow"),
         )),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<ListAgents>,
-) -> Result<(HeaderMap, Listed<Vec<AgentSummary>>)> {
+) -> Result<(HeaderMap, ListResponse<Vec<AgentSummary>>)> {
     let scope = match query.scope {
-        Some(Sight::Mine) => caller.scope_of(caller.user)?,
-        Some(Sight::All) | None => caller.scope(),
+        Some(Visibility::Mine) => caller.scope_of(caller.user)?,
+        Some(Visibility::All) | None => caller.scope(),
     };
 
-    let owners = owners(
+    let owners = parse_owners(
         query.organization_ids.as_deref(),
         query.owner_user_ids.as_deref(),
         query.platform_roles.as_deref(),
     )?;
 
     let page = match scope.org() {
-        Some(_) => page_or_whole(query.page, query.page_size)?,
-        None => page(query.page, query.page_size)?,
+        Some(_) => parse_page_or_whole(query.page, query.page_size)?,
+        None => parse_page(query.page, query.page_size)?,
     };
 
     let q = query.q.as_deref().filter(|q| !q.is_empty());
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let (agents, total) = browse::list(&mut db, &scope, &owners, q, page).await?;
 
     let mut headers = HeaderMap::new();
     if let Some(total) = total {
         headers.insert(X_TOTAL_COUNT, HeaderValue::from(total));
     }
-    let has_more = total.is_some_and(|total| page.is_exceeded_by(total));
-    Ok((headers, Listed::new(agents, has_more)))
+    let has_more = total.is_some_and(|total| page.has_rows_after(total));
+    Ok((headers, ListResponse::new(agents, has_more)))
 }
 
 /// Create an agent
@@ -112,7 +112,7 @@ async fn list(
     responses(
         (status = 201, body = CompleteAgent),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such user"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn create(
@@ -121,7 +121,7 @@ async fn create(
     ValidJson(body): ValidJson<CreateAgent>,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let owner = body.user_id.unwrap_or(caller.user);
-    let setup = Setup {
+    let setup = AgentSetup {
         agent: body.agent,
         agent_model_config: body.agent_model_config,
         tts_config: body.tts_config,
@@ -129,7 +129,7 @@ async fn create(
         vad_config: body.vad_config,
         agent_specific_config: body.agent_specific_config,
     };
-    insert(&context, &caller, owner, setup).await
+    insert_agent(&context, &caller, owner, setup).await
 }
 
 /// Create an agent with default settings
@@ -138,30 +138,31 @@ async fn create(
     path = "/api/v1/agents/simple",
     tag = "Agents",
     request_body(content = SimpleAgent, example = json!({"name": "Quick start", "description": "All defaults"})),
-    responses((status = 201, body = CompleteAgent), Refusals)
+    responses((status = 201, body = CompleteAgent), CommonErrors)
 )]
 async fn create_simple(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidJson(body): ValidJson<SimpleAgent>,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
-    let setup = typed_body(json!({"agent": {"name": body.name, "description": body.description}}))?;
-    insert(&context, &caller, caller.user, setup).await
+    let setup =
+        convert_body(json!({"agent": {"name": body.name, "description": body.description}}))?;
+    insert_agent(&context, &caller, caller.user, setup).await
 }
 
-async fn insert(
+async fn insert_agent(
     context: &Context,
     caller: &Caller,
     owner: UserId,
-    setup: Setup,
+    setup: AgentSetup,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
-    let setup = checked(&context.gate, setup, None)?;
+    let setup = validate_setup(&context.outbound, setup, None)?;
     let scope = caller.scope_of(owner)?;
 
-    let mut db = caller.change(context).await?;
+    let mut db = caller.begin_write(context).await?;
     let agent = setup::create(&mut db, &context.config.keys, &scope, owner, &setup, None).await?;
 
-    let note = note("agent.create", &agent).after(&agent.setup())?;
+    let note = agent_audit_entry("agent.create", &agent).after(&agent.setup())?;
     db.commit(note, StatusCode::CREATED, Json(agent)).await
 }
 
@@ -170,10 +171,10 @@ async fn insert(
     get,
     path = "/api/v1/agents/stats",
     tag = "Agents",
-    responses((status = 200, body = AgentStats), Refusals)
+    responses((status = 200, body = AgentStats), CommonErrors)
 )]
 async fn stats(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<AgentStats>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(browse::stats(&mut db, &caller.scope()).await?))
 }
 
@@ -186,15 +187,15 @@ async fn stats(State(context): State<Arc<Context>>, caller: Caller) -> Result<Js
     responses(
         (status = 200, body = CompleteAgent),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such agent"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<AgentId>,
+    PathIds(id): PathIds<AgentId>,
 ) -> Result<Json<CompleteAgent>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let keys = &context.config.keys;
     Ok(Json(setup::find(&mut db, keys, &caller.scope(), id).await?))
 }
@@ -208,21 +209,21 @@ async fn show(
     put,
     path = "/api/v1/agents/{agent_id}",
     tag = "Agents",
-    params(("agent_id" = AgentId, Path), Force),
+    params(("agent_id" = AgentId, Path), AgentForceUpdate),
     request_body(content = UpdateAgent, example = json!({
         "agent": {"first_response_message": "Hello {{name}}, how are you?"},
         "tts_config": {"voice_parameters": {"rate": "slow"}}
     })),
-    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+    responses((status = 200, body = CompleteAgent), AgentUpdateErrors, CommonErrors)
 )]
 async fn update(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<AgentId>,
-    ValidQuery(query): ValidQuery<Force>,
+    PathIds(id): PathIds<AgentId>,
+    ValidQuery(query): ValidQuery<AgentForceUpdate>,
     JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
-    change(&context, &caller, id, query, Value::Object(body)).await
+    update_agent_part(&context, &caller, id, query, Value::Object(body)).await
 }
 
 /// Change an agent's model
@@ -230,19 +231,19 @@ async fn update(
     patch,
     path = "/api/v1/agents/{agent_id}/model-config",
     tag = "Agents",
-    params(("agent_id" = AgentId, Path), Force),
+    params(("agent_id" = AgentId, Path), AgentForceUpdate),
     request_body(content = ModelConfig, example = json!({"temperature": 0.2})),
-    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+    responses((status = 200, body = CompleteAgent), AgentUpdateErrors, CommonErrors)
 )]
 async fn set_model(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<AgentId>,
-    ValidQuery(query): ValidQuery<Force>,
+    PathIds(id): PathIds<AgentId>,
+    ValidQuery(query): ValidQuery<AgentForceUpdate>,
     JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let part = json!({"agent_model_config": body});
-    change(&context, &caller, id, query, part).await
+    update_agent_part(&context, &caller, id, query, part).await
 }
 
 /// Change an agent's voice
@@ -250,19 +251,19 @@ async fn set_model(
     patch,
     path = "/api/v1/agents/{agent_id}/tts-config",
     tag = "Agents",
-    params(("agent_id" = AgentId, Path), Force),
+    params(("agent_id" = AgentId, Path), AgentForceUpdate),
     request_body(content = TtsConfig, example = json!({"voice_name": "Polly.Matthew"})),
-    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+    responses((status = 200, body = CompleteAgent), AgentUpdateErrors, CommonErrors)
 )]
 async fn set_voice(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<AgentId>,
-    ValidQuery(query): ValidQuery<Force>,
+    PathIds(id): PathIds<AgentId>,
+    ValidQuery(query): ValidQuery<AgentForceUpdate>,
     JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let part = json!({"tts_config": body});
-    change(&context, &caller, id, query, part).await
+    update_agent_part(&context, &caller, id, query, part).await
 }
 
 /// Change an agent's transcriber
@@ -270,19 +271,19 @@ async fn set_voice(
     patch,
     path = "/api/v1/agents/{agent_id}/transcriber-config",
     tag = "Agents",
-    params(("agent_id" = AgentId, Path), Force),
+    params(("agent_id" = AgentId, Path), AgentForceUpdate),
     request_body(content = TranscriberPart, example = json!({"language": "hi-IN"})),
-    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+    responses((status = 200, body = CompleteAgent), AgentUpdateErrors, CommonErrors)
 )]
 async fn set_transcriber(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<AgentId>,
-    ValidQuery(query): ValidQuery<Force>,
+    PathIds(id): PathIds<AgentId>,
+    ValidQuery(query): ValidQuery<AgentForceUpdate>,
     JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let part = json!({"transcriber_config": body});
-    change(&context, &caller, id, query, part).await
+    update_agent_part(&context, &caller, id, query, part).await
 }
 
 /// Change an agent's voice activity detection
@@ -290,41 +291,41 @@ async fn set_transcriber(
     patch,
     path = "/api/v1/agents/{agent_id}/vad-config",
     tag = "Agents",
-    params(("agent_id" = AgentId, Path), Force),
+    params(("agent_id" = AgentId, Path), AgentForceUpdate),
     request_body(content = VadPart, example = json!({"threshold": 0.6})),
-    responses((status = 200, body = CompleteAgent), ChangeRefusals, Refusals)
+    responses((status = 200, body = CompleteAgent), AgentUpdateErrors, CommonErrors)
 )]
 async fn set_vad(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<AgentId>,
-    ValidQuery(query): ValidQuery<Force>,
+    PathIds(id): PathIds<AgentId>,
+    ValidQuery(query): ValidQuery<AgentForceUpdate>,
     JsonObject(body): JsonObject,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
     let part = json!({"vad_config": body});
-    change(&context, &caller, id, query, part).await
+    update_agent_part(&context, &caller, id, query, part).await
 }
 
-async fn change(
+async fn update_agent_part(
     context: &Context,
     caller: &Caller,
     id: AgentId,
-    query: Force,
+    query: AgentForceUpdate,
     part: Value,
 ) -> Result<(StatusCode, Json<CompleteAgent>)> {
-    let mut db = caller.change(context).await?;
+    let mut db = caller.begin_write(context).await?;
     let (keys, scope) = (&context.config.keys, caller.scope());
     let before = setup::lock(&mut db, keys, &scope, id).await?;
     let before_setup = before.setup();
 
-    let updated = typed_body(before_setup.merged(part)?)?;
-    let updated = checked(&context.gate, updated, Some(&before_setup))?;
+    let updated = convert_body(before_setup.merged_with(part)?)?;
+    let updated = validate_setup(&context.outbound, updated, Some(&before_setup))?;
 
     let force = query.force_update;
-    let agent = setup::change(&mut db, keys, &scope, &before, &updated, force).await?;
+    let agent = setup::update(&mut db, keys, &scope, &before, &updated, force).await?;
 
     // The setup as shown: the request may contain secrets.
-    let note = note("agent.update", &agent)
+    let note = agent_audit_entry("agent.update", &agent)
         .before(&before_setup)?
         .after(&agent.setup())?;
     db.commit(note, StatusCode::OK, Json(agent)).await
@@ -337,20 +338,20 @@ async fn change(
     delete,
     path = "/api/v1/agents/{agent_id}",
     tag = "Agents",
-    params(("agent_id" = AgentId, Path), ForceDelete),
+    params(("agent_id" = AgentId, Path), AgentForceDelete),
     responses(
-        (status = 200, body = Deleted),
-        ChangeRefusals,
-        Refusals,
+        (status = 200, body = AgentDeletion),
+        AgentUpdateErrors,
+        CommonErrors,
     )
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<AgentId>,
-    ValidQuery(query): ValidQuery<ForceDelete>,
-) -> Result<(StatusCode, Json<Deleted>)> {
-    let mut db = caller.change(&context).await?;
+    PathIds(id): PathIds<AgentId>,
+    ValidQuery(query): ValidQuery<AgentForceDelete>,
+) -> Result<(StatusCode, Json<AgentDeletion>)> {
+    let mut db = caller.begin_write(&context).await?;
     let agent = setup::delete(
         &mut db,
         &context.config.keys,
@@ -360,9 +361,9 @@ async fn delete(
     )
     .await?;
 
-    let note = note("agent.delete", &agent).before(&agent.setup())?;
+    let note = agent_audit_entry("agent.delete", &agent).before(&agent.setup())?;
 
-    let body = Deleted {
+    let body = AgentDeletion {
         message: "agent deleted",
         data: DeletedAgent { id },
     };
@@ -371,19 +372,23 @@ async fn delete(
 
 /// Validates and completes the settings. The webhook's URL and the background noise are checked
 /// only when they differ from those in `before`.
-pub fn checked(gate: &Gate, mut setup: Setup, before: Option<&Setup>) -> Result<Setup> {
-    let mut fields = Fields::default();
+pub fn validate_setup(
+    gate: &OutboundClient,
+    mut setup: AgentSetup,
+    before: Option<&AgentSetup>,
+) -> Result<AgentSetup> {
+    let mut fields = FieldErrors::default();
     agent_rules::check(&mut fields, gate, &setup, before);
     fields.finish()?;
 
     setup.agent.name = setup.agent.name.trim().to_owned();
-    setup.complete();
+    setup.normalize();
     Ok(setup)
 }
 
 /// Audit entry of a change of an agent.
-pub fn note(action: &'static str, agent: &CompleteAgent) -> Note {
-    Note::new(action, agent.org_id, agent.agent.id.0)
+pub fn agent_audit_entry(action: &'static str, agent: &CompleteAgent) -> AuditEntry {
+    AuditEntry::new(action, agent.org_id, agent.agent.id.0)
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -394,7 +399,7 @@ struct ListAgents {
     #[param(minimum = 1, maximum = 100, default = 20)]
     page_size: Option<i64>,
     /// `mine` lists only the caller's own agents.
-    scope: Option<Sight>,
+    scope: Option<Visibility>,
     /// Part of the name.
     q: Option<String>,
     /// Ids, separated by commas.
@@ -407,7 +412,7 @@ struct ListAgents {
 
 #[derive(Clone, Copy, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct Force {
+struct AgentForceUpdate {
     /// Also changes an active agent.
     #[serde(default)]
     #[param(default = false)]
@@ -416,7 +421,7 @@ struct Force {
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct ForceDelete {
+struct AgentForceDelete {
     /// Also deletes an active agent.
     #[serde(default)]
     #[param(default = false)]
@@ -428,7 +433,7 @@ struct ForceDelete {
 struct CreateAgent {
     /// Owner of the agent, by default the caller.
     user_id: Option<UserId>,
-    agent: Profile,
+    agent: ProfileConfig,
     #[serde(default)]
     agent_model_config: ModelConfig,
     #[serde(default)]
@@ -450,7 +455,7 @@ struct SimpleAgent {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Deleted, example = json!({"message": "agent deleted", "data": {"id": "0198c0de-0000-7000-8000-00000000000a"}}))]
-struct Deleted {
+struct AgentDeletion {
     message: &'static str,
     data: DeletedAgent,
 }

@@ -8,9 +8,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::analysis::rules::{self, FieldType};
 use peal_shared::analysis::{AnalysisType, NewRule, Rule, RuleField};
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
-use peal_shared::egress::Gate;
+use peal_shared::egress::OutboundClient;
 use peal_shared::ids::{RuleId, ToolId, UserId};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -19,17 +19,17 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
 use crate::in_use::ForceUpdate;
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Whose};
-use crate::state::Api;
-use crate::tools::{Told, check_owner_stays, yes};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListResponse, OwnedListParams};
+use crate::state::AppState;
+use crate::tools::{ActionMessage, reject_owner_change, yes};
 
 const MAX_FIELDS: usize = 50;
-const MAX_PROMPT: usize = 8000;
+const MAX_PROMPT_CHARS: usize = 8000;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(show, replace, delete))
@@ -43,18 +43,18 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/post-analysis/rules",
     tag = "Analysis rules",
-    params(Whose),
-    responses((status = 200, body = [Rule], headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(OwnedListParams),
+    responses((status = 200, body = [Rule], headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Listed<Vec<Rule>>> {
-    let (scope, owners) = query.rows(&caller)?;
-    let page = query.page()?;
+    ValidQuery(query): ValidQuery<OwnedListParams>,
+) -> Result<ListResponse<Vec<Rule>>> {
+    let (scope, owners) = query.scope_and_owners(&caller)?;
+    let page = query.parse_page()?;
 
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let rules = rules::list(&mut db, &scope, &owners, page).await?;
     Ok(rules.into())
 }
@@ -69,7 +69,7 @@ async fn list(
         (status = 200, body = Rule),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool_id or user_id"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn create(
@@ -79,12 +79,12 @@ async fn create(
 ) -> Result<(StatusCode, Json<Rule>)> {
     let owner = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(owner)?;
-    let new = body.validated(&context.gate)?;
+    let new = body.validate(&context.outbound)?;
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let rule = rules::create(&mut db, &scope, owner, &new).await?;
 
-    let note = note("analysis_rule.create", &rule).after(&rule)?;
+    let note = rule_audit_entry("analysis_rule.create", &rule).after(&rule)?;
     db.commit(note, StatusCode::OK, Json(rule)).await
 }
 
@@ -97,15 +97,15 @@ async fn create(
     responses(
         (status = 200, body = Rule),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<RuleId>,
+    PathIds(id): PathIds<RuleId>,
 ) -> Result<Json<Rule>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(rules::find(&mut db, &caller.scope(), id).await?))
 }
 
@@ -120,28 +120,28 @@ async fn show(
         (status = 200, body = Rule),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule or tool_id"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses it, and force_update was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn replace(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<RuleId>,
+    PathIds(id): PathIds<RuleId>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<RuleBody>,
 ) -> Result<(StatusCode, Json<Rule>)> {
-    let mut fields = Fields::default();
-    check_owner_stays(&mut fields, body.user_id);
+    let mut fields = FieldErrors::default();
+    reject_owner_change(&mut fields, body.user_id);
     fields.finish()?;
 
-    let new = body.validated(&context.gate)?;
+    let new = body.validate(&context.outbound)?;
     let scope = caller.scope();
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = rules::find(&mut db, &scope, id).await?;
-    let rule = rules::replace(&mut db, &scope, id, &new, query.is_said()).await?;
+    let rule = rules::replace(&mut db, &scope, id, &new, query.requested()).await?;
 
-    let note = note("analysis_rule.update", &rule)
+    let note = rule_audit_entry("analysis_rule.update", &rule)
         .before(&before)?
         .after(&rule)?;
     db.commit(note, StatusCode::OK, Json(rule)).await
@@ -156,23 +156,23 @@ async fn replace(
     tag = "Analysis rules",
     params(("rule_id" = RuleId, Path), ForceUpdate),
     responses(
-        (status = 200, body = Told),
+        (status = 200, body = ActionMessage),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses it, and force_update was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<RuleId>,
+    PathIds(id): PathIds<RuleId>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
-) -> Result<(StatusCode, Json<Told>)> {
-    let mut db = caller.change(&context).await?;
-    let rule = rules::delete(&mut db, &caller.scope(), id, query.is_said()).await?;
+) -> Result<(StatusCode, Json<ActionMessage>)> {
+    let mut db = caller.begin_write(&context).await?;
+    let rule = rules::delete(&mut db, &caller.scope(), id, query.requested()).await?;
 
-    let note = note("analysis_rule.delete", &rule).before(&rule)?;
-    db.commit(note, StatusCode::OK, Told::that("rule deleted"))
+    let note = rule_audit_entry("analysis_rule.delete", &rule).before(&rule)?;
+    db.commit(note, StatusCode::OK, ActionMessage::json("rule deleted"))
         .await
 }
 
@@ -188,24 +188,24 @@ async fn delete(
         (status = 200, body = Rule),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such rule"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn duplicate(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<RuleId>,
+    PathIds(id): PathIds<RuleId>,
 ) -> Result<(StatusCode, Json<Rule>)> {
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let copy = rules::duplicate(&mut db, &caller.scope(), id).await?;
 
-    let note = note("analysis_rule.duplicate", &copy).after(&copy)?;
+    let note = rule_audit_entry("analysis_rule.duplicate", &copy).after(&copy)?;
     db.commit(note, StatusCode::OK, Json(copy)).await
 }
 
 /// Audit entry of a change of a rule.
-fn note(action: &'static str, rule: &Rule) -> Note {
-    Note::new(action, rule.org_id, rule.id.0)
+fn rule_audit_entry(action: &'static str, rule: &Rule) -> AuditEntry {
+    AuditEntry::new(action, rule.org_id, rule.id.0)
 }
 
 /// Settings of an analysis rule.
@@ -236,8 +236,8 @@ struct RuleBody {
 }
 
 impl RuleBody {
-    fn validated(self, gate: &Gate) -> Result<NewRule> {
-        let mut fields = Fields::default();
+    fn validate(self, gate: &OutboundClient) -> Result<NewRule> {
+        let mut fields = FieldErrors::default();
         let name = self.name.trim();
         fields.check_text(name, "name", 1, 200);
         let description = self.description.as_deref().unwrap_or_default();
@@ -245,12 +245,12 @@ impl RuleBody {
 
         let prompt = self.prompt.as_deref().map(str::trim);
         let prompt = prompt.filter(|prompt| !prompt.is_empty());
-        fields.check_text(prompt.unwrap_or_default(), "prompt", 0, MAX_PROMPT);
+        fields.check_text(prompt.unwrap_or_default(), "prompt", 0, MAX_PROMPT_CHARS);
 
         let model = self.model_name.as_deref().unwrap_or_default();
         fields.check_text(model, "model_name", 0, 200);
 
-        if let Some(Err(why)) = self.webhook_url.as_deref().map(|url| gate.target(url)) {
+        if let Some(Err(why)) = self.webhook_url.as_deref().map(|url| gate.parse_url(url)) {
             fields.check(false, "webhook_url", "url", why);
         }
 
@@ -280,7 +280,7 @@ impl RuleBody {
 
 /// Checks the fields that each type requires and forbids.
 fn check_type(
-    errors: &mut Fields,
+    errors: &mut FieldErrors,
     kind: AnalysisType,
     prompt: Option<&str>,
     fields: &[RuleField],
@@ -310,7 +310,7 @@ fn check_type(
     );
 }
 
-fn check_fields(errors: &mut Fields, fields: &[RuleField]) {
+fn check_fields(errors: &mut FieldErrors, fields: &[RuleField]) {
     errors.check(
         fields.len() <= MAX_FIELDS,
         "fields",

@@ -10,11 +10,11 @@ use chrono::{DateTime, Utc};
 use peal_shared::Error;
 use peal_shared::access::Scope;
 use peal_shared::access::known::KeyScope;
-use peal_shared::api_keys::{self, ApiKey, NewKey, OURS, credentials};
-use peal_shared::audit::Note;
+use peal_shared::api_keys::{self, ApiKey, NewApiKey, OWN_PROVIDER, credentials};
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::{ApiKeyId, OrgId, UserId};
-use peal_shared::page::{Page, Slice};
+use peal_shared::page::{Page, PageSlice};
 use peal_shared::users;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -25,18 +25,18 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Part, page_or_whole};
-use crate::sign_in::Door;
-use crate::state::Api;
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListParams, ListResponse, parse_page_or_whole};
+use crate::sign_in::AuthRateLimits;
+use crate::state::AppState;
 
 const MAX_SCOPES: usize = 50;
 const METHODS: [&str; 8] = [
     "*", "GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE",
 ];
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create))
         .routes(routes!(fetch))
@@ -59,36 +59,36 @@ pub fn router() -> OpenApiRouter<Api> {
         {"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "*"}
     ]})),
     responses(
-        (status = 200, body = Created),
+        (status = 200, body = KeyCreation),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn create(
     State(context): State<Arc<Context>>,
-    State(rate_limits): State<Door>,
+    State(rate_limits): State<AuthRateLimits>,
     caller: Caller,
     ValidJson(body): ValidJson<CreateKey>,
-) -> Result<(StatusCode, Json<Created>)> {
+) -> Result<(StatusCode, Json<KeyCreation>)> {
     caller.require_session()?;
 
     let user = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(user)?;
-    let (provider, new) = body.checked(context.clock.now())?;
+    let (provider, new) = body.validate(context.clock.now())?;
 
-    rate_limits.make_key(caller.user)?;
+    rate_limits.check_key_creation(caller.user)?;
 
     let keys = &context.config.keys;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let org = org_of(&mut db, &scope, user).await?;
     users::check_rank(&mut db, &scope, &caller, user).await?;
 
     let supplied = body.api_key.as_ref();
-    let (id, text) = match (provider == OURS, supplied) {
+    let (id, text) = match (provider == OWN_PROVIDER, supplied) {
         (true, supplied) => {
             let supplied = supplied.map(ExposeSecret::expose_secret);
             let (id, text) =
-                api_keys::make_unscoped(&mut db, keys, (org, user), supplied, &new).await?;
+                api_keys::create_from_unscoped(&mut db, keys, (org, user), supplied, &new).await?;
             // The caller already has a supplied secret.
             (id, supplied.is_none().then_some(text))
         }
@@ -103,9 +103,9 @@ async fn create(
     };
 
     let api_key = api_keys::find(&mut db, &scope, id).await?;
-    let note = Note::new("api_key.create", org, id.0).after(&api_key)?;
+    let note = AuditEntry::new("api_key.create", org, id.0).after(&api_key)?;
 
-    let response = |text| Created {
+    let response = |text| KeyCreation {
         message: "key created; it is shown only once",
         api_key: CreatedKey {
             api_key: text,
@@ -113,7 +113,7 @@ async fn create(
         },
     };
 
-    db.commit_showing(note, StatusCode::OK, &response(None), Json(response(text)))
+    db.commit_redacted(note, StatusCode::OK, &response(None), Json(response(text)))
         .await
 }
 
@@ -122,21 +122,21 @@ async fn create(
     get,
     path = "/api/v1/api-keys/fetch",
     tag = "API keys",
-    params(WhoseKeys),
+    params(ListKeysParams),
     responses(
         (status = 200, body = Vec<ApiKey>, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn fetch(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<WhoseKeys>,
-) -> Result<Listed<Vec<ApiKey>>> {
+    ValidQuery(query): ValidQuery<ListKeysParams>,
+) -> Result<ListResponse<Vec<ApiKey>>> {
     let user = query.user_id.unwrap_or(caller.user);
-    let page = page_or_whole(query.page, query.page_size)?;
-    Ok(of_user(&context, &caller, user, page).await?.into())
+    let page = parse_page_or_whole(query.page, query.page_size)?;
+    Ok(keys_of_user(&context, &caller, user, page).await?.into())
 }
 
 /// List a user's keys
@@ -144,32 +144,32 @@ async fn fetch(
     get,
     path = "/api/v1/api-keys/fetch/{user_id}",
     tag = "API keys",
-    params(("user_id" = UserId, Path), Part),
+    params(("user_id" = UserId, Path), ListParams),
     responses(
         (status = 200, body = Vec<ApiKey>, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn fetch_of(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(user): Ids<UserId>,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Vec<ApiKey>>> {
-    let keys = of_user(&context, &caller, user, part.page()?).await?;
+    PathIds(user): PathIds<UserId>,
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<Vec<ApiKey>>> {
+    let keys = keys_of_user(&context, &caller, user, part.parse_page()?).await?;
     Ok(keys.into())
 }
 
-async fn of_user(
+async fn keys_of_user(
     context: &Context,
     caller: &Caller,
     user: UserId,
     page: Page,
-) -> Result<Slice<ApiKey>> {
+) -> Result<PageSlice<ApiKey>> {
     let scope = caller.scope_of(user)?;
 
-    let mut db = caller.read(context).await?;
+    let mut db = caller.begin_read(context).await?;
     org_of(&mut db, &scope, user).await?;
     Ok(api_keys::list(&mut db, &scope, user, page).await?)
 }
@@ -179,20 +179,20 @@ async fn of_user(
     post,
     path = "/api/v1/api-keys/exists",
     tag = "API keys",
-    request_body = Exists,
+    request_body = KeyExistsQuery,
     responses(
         (status = 200, body = bool, content_type = "application/json", example = json!(true)),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn exists(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidJson(body): ValidJson<Exists>,
+    ValidJson(body): ValidJson<KeyExistsQuery>,
 ) -> Result<Json<bool>> {
-    let keys = of_user(&context, &caller, body.user_id, Page::EVERYTHING).await?;
-    let provider = body.provider_name.as_deref().unwrap_or(OURS);
+    let keys = keys_of_user(&context, &caller, body.user_id, Page::EVERYTHING).await?;
+    let provider = body.provider_name.as_deref().unwrap_or(OWN_PROVIDER);
     Ok(Json(
         keys.rows.iter().any(|key| key.provider_name == provider),
     ))
@@ -206,36 +206,36 @@ async fn exists(
     path = "/api/v1/api-keys/{key_id}",
     tag = "API keys",
     security(("session" = [])),
-    params(("key_id" = ApiKeyId, Path), Whose),
-    request_body(content = Rename, example = json!({"name": "CRM"})),
+    params(("key_id" = ApiKeyId, Path), KeyOwnerParams),
+    request_body(content = RenameKey, example = json!({"name": "CRM"})),
     responses(
-        (status = 200, body = Changed),
+        (status = 200, body = KeyChange),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such key"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn rename(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<ApiKeyId>,
-    ValidQuery(query): ValidQuery<Whose>,
-    ValidJson(body): ValidJson<Rename>,
-) -> Result<(StatusCode, Json<Changed>)> {
+    PathIds(id): PathIds<ApiKeyId>,
+    ValidQuery(query): ValidQuery<KeyOwnerParams>,
+    ValidJson(body): ValidJson<RenameKey>,
+) -> Result<(StatusCode, Json<KeyChange>)> {
     caller.require_session()?;
 
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     fields.check_text(&body.name, "name", 0, 200);
     fields.finish()?;
 
     let scope = query.scope(&caller)?;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let (before, after) = api_keys::rename(&mut db, &scope, &caller, id, body.name.trim()).await?;
 
-    let note = Note::new("api_key.update", after.organization_id, id.0)
+    let note = AuditEntry::new("api_key.update", after.organization_id, id.0)
         .before(&before)?
         .after(&after)?;
 
-    let answer = Changed {
+    let answer = KeyChange {
         message: "key renamed",
         api_key: after,
     };
@@ -250,28 +250,28 @@ async fn rename(
     path = "/api/v1/api-keys/{key_id}",
     tag = "API keys",
     security(("session" = [])),
-    params(("key_id" = ApiKeyId, Path), Whose),
+    params(("key_id" = ApiKeyId, Path), KeyOwnerParams),
     responses(
-        (status = 200, body = Changed),
+        (status = 200, body = KeyChange),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such key"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn revoke(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<ApiKeyId>,
-    ValidQuery(query): ValidQuery<Whose>,
-) -> Result<(StatusCode, Json<Changed>)> {
+    PathIds(id): PathIds<ApiKeyId>,
+    ValidQuery(query): ValidQuery<KeyOwnerParams>,
+) -> Result<(StatusCode, Json<KeyChange>)> {
     caller.require_session()?;
 
     let scope = query.scope(&caller)?;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let api_key = api_keys::revoke(&mut db, &scope, &caller, id).await?;
 
-    let note = Note::new("api_key.delete", api_key.organization_id, id.0).before(&api_key)?;
+    let note = AuditEntry::new("api_key.delete", api_key.organization_id, id.0).before(&api_key)?;
 
-    let answer = Changed {
+    let answer = KeyChange {
         message: "key revoked",
         api_key,
     };
@@ -303,12 +303,12 @@ struct CreateKey {
 }
 
 impl CreateKey {
-    fn checked(&self, now: DateTime<Utc>) -> Result<(String, NewKey)> {
-        let mut fields = Fields::default();
+    fn validate(&self, now: DateTime<Utc>) -> Result<(String, NewApiKey)> {
+        let mut fields = FieldErrors::default();
         let name = self.name.as_deref().unwrap_or_default().trim();
         fields.check_text(name, "name", 0, 200);
 
-        let provider = self.provider_name.as_deref().unwrap_or(OURS);
+        let provider = self.provider_name.as_deref().unwrap_or(OWN_PROVIDER);
         let is_word = (1..=60).contains(&provider.len())
             && provider.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
             && provider
@@ -348,7 +348,7 @@ impl CreateKey {
             );
         }
 
-        if provider != OURS {
+        if provider != OWN_PROVIDER {
             let message = "is only for keys of this API";
             fields.check(self.scopes.is_empty(), "scopes", "value_error", message);
             let never_expires = self.expires_at.is_none();
@@ -365,7 +365,7 @@ impl CreateKey {
 
         fields.finish()?;
 
-        let new = NewKey {
+        let new = NewApiKey {
             name: name.to_owned(),
             expires_at: self.expires_at,
             scopes: self.scopes.clone(),
@@ -377,7 +377,7 @@ impl CreateKey {
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct WhoseKeys {
+struct ListKeysParams {
     /// Owner of the keys, by default the caller.
     user_id: Option<UserId>,
     /// From 1. Without this and `page_size`, the newest 1000 are listed.
@@ -391,12 +391,12 @@ struct WhoseKeys {
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct Whose {
+struct KeyOwnerParams {
     /// Owner of the keys, by default the caller.
     user_id: Option<UserId>,
 }
 
-impl Whose {
+impl KeyOwnerParams {
     fn scope(&self, caller: &Caller) -> Result<Scope> {
         Ok(match self.user_id {
             Some(user) => caller.scope_of(user)?,
@@ -411,7 +411,7 @@ impl Whose {
     as = Exists,
     example = json!({"user_id": "0198c0de-0000-7000-8000-000000000002", "provider_name": "milli_chat_ai"})
 )]
-struct Exists {
+struct KeyExistsQuery {
     user_id: UserId,
     /// `milli_chat_ai` by default.
     provider_name: Option<String>,
@@ -420,7 +420,7 @@ struct Exists {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Rename)]
-struct Rename {
+struct RenameKey {
     name: String,
 }
 
@@ -433,7 +433,7 @@ struct Rename {
     "last_used_at": "2026-06-09T08:00:00Z",
     "scopes": [{"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "*"}]
 }}))]
-struct Created {
+struct KeyCreation {
     message: &'static str,
     api_key: CreatedKey,
 }
@@ -455,7 +455,7 @@ struct CreatedKey {
     "last_used_at": "2026-06-09T08:00:00Z",
     "scopes": [{"allowed_path_prefix": "/api/v1/batch-call", "allowed_method": "*"}]
 }}))]
-struct Changed {
+struct KeyChange {
     message: &'static str,
     api_key: ApiKey,
 }

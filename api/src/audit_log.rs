@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use peal_shared::access::Role;
-use peal_shared::audit::{self, Entry, Filter};
+use peal_shared::audit::{self, AuditFilter, AuditRecord};
 use peal_shared::context::Context;
 use peal_shared::ids::{AuditId, OrgId, UserId};
 use serde::{Deserialize, Serialize};
@@ -17,11 +17,11 @@ use utoipa_axum::routes;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::extract::ValidQuery;
-use crate::openapi::Refusals;
-use crate::page::query_field;
-use crate::state::Api;
+use crate::openapi::CommonErrors;
+use crate::page::query_error;
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(list))
 }
 
@@ -36,22 +36,22 @@ pub fn router() -> OpenApiRouter<Api> {
     path = "/api/v1/audit-log",
     tag = "Audit log",
     security(("session" = [])),
-    params(Query),
-    responses((status = 200, body = Log), Refusals)
+    params(AuditLogParams),
+    responses((status = 200, body = AuditLogPage), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Query>,
-) -> Result<Json<Log>> {
+    ValidQuery(query): ValidQuery<AuditLogParams>,
+) -> Result<Json<AuditLogPage>> {
     caller.require(Role::OrgAdmin)?;
 
     let limit = query.limit.unwrap_or(50);
     if !(1..=200).contains(&limit) {
-        return Err(query_field("limit", "must be between 1 and 200"));
+        return Err(query_error("limit", "must be between 1 and 200"));
     }
 
-    let filter = Filter {
+    let filter = AuditFilter {
         action: query.action,
         subject: query.subject_id,
         actor: query.actor_user_id,
@@ -61,18 +61,18 @@ async fn list(
         before: query.before,
     };
 
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let entries = audit::list(&mut db, &caller.scope(), &filter, limit).await?;
 
     let is_full = i64::try_from(entries.len()).is_ok_and(|n| n == limit);
     let next = entries.last().map(|entry| entry.id).filter(|_| is_full);
-    Ok(Json(Log { entries, next }))
+    Ok(Json(AuditLogPage { entries, next }))
 }
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct Query {
+struct AuditLogParams {
     /// Resource and verb: `batch.create`.
     action: Option<String>,
     /// Id of the changed resource; for denied requests the route.
@@ -98,7 +98,7 @@ struct Query {
     "after_digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "left_out": 0,
     "created_at": "2026-06-09T08:00:00Z"
 }], "next": null}))]
-struct Log {
-    entries: Vec<Entry>,
+struct AuditLogPage {
+    entries: Vec<AuditRecord>,
     next: Option<AuditId>,
 }

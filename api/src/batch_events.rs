@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream};
 use peal_shared::Error;
 use peal_shared::access::{Scope, wall};
-use peal_shared::campaigns::progress::{Snapshot, snapshot};
+use peal_shared::campaigns::progress::{BatchSnapshot, snapshot};
 use peal_shared::campaigns::{BatchStatus, batches};
 use peal_shared::context::Context;
 use peal_shared::ids::BatchId;
@@ -29,25 +29,25 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::Ids;
-use crate::openapi::{Missing, Refusals};
-use crate::standings::Watched;
-use crate::state::Api;
+use crate::extract::PathIds;
+use crate::openapi::{CommonErrors, NotFoundResponse};
+use crate::standings::CallerRegistration;
+use crate::state::AppState;
 use crate::streams::OpenStream;
 
 /// Interval at which a watched batch is read.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Most batches that are read at the same time.
-const LOOKS_AT_ONCE: usize = 2;
+const MAX_CONCURRENT_POLLS: usize = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Longest stream. The client's next one is authenticated again.
-const STREAM_LIMIT: Duration = Duration::from_secs(3600);
+const MAX_STREAM_DURATION: Duration = Duration::from_secs(3600);
 /// Data of the last event when the viewer is no longer authorized.
-const TURNED_AWAY: &str = r#"{"code": "unauthorized", "detail": "the key or session has ended, or the rights of its user have changed: authenticate again"}"#;
+const UNAUTHORIZED_DATA: &str = r#"{"code": "unauthorized", "detail": "the key or session has ended, or the rights of its user have changed: authenticate again"}"#;
 /// Header that makes proxies forward events without buffering.
 const UNBUFFERED: [(HeaderName, &str); 1] = [(HeaderName::from_static("x-accel-buffering"), "no")];
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(events))
 }
 
@@ -64,61 +64,66 @@ pub fn router() -> OpenApiRouter<Api> {
     params(("batch_id" = BatchId, Path)),
     responses(
         (
-            status = 200, body = Snapshot, content_type = "text/event-stream",
+            status = 200, body = BatchSnapshot, content_type = "text/event-stream",
             description = "Each event's data",
             example = json!("event: progress\ndata: {\"status\": \"in_progress\"}\n\n")
         ),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn events(
-    State(api): State<Api>,
+    State(api): State<AppState>,
     caller: Caller,
-    Ids(batch): Ids<BatchId>,
+    PathIds(batch): PathIds<BatchId>,
 ) -> Result<Response> {
     let scope = caller.scope();
-    let mut db = caller.read(&api.context).await?;
+    let mut db = caller.begin_read(&api.context).await?;
     batches::find(&mut db, &scope, batch).await?;
     drop(db);
 
-    let stream = api.streams.open(caller.org)?;
-    let caller = api.standings.watch(&api.context, &caller);
-    let seen = api.watches.join(&api, batch, scope);
+    let stream = api.stream_limits.open(caller.org)?;
+    let caller = api.stream_revalidation.register(&api.context, &caller);
+    let seen = api.watches.subscribe(&api, batch, scope);
 
-    let events = Sse::new(Viewer::new(seen, caller, api.shutdown, stream).told())
+    let events = Sse::new(EventViewer::new(seen, caller, api.shutdown, stream).into_events())
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok((UNBUFFERED, events).into_response())
 }
 
 /// Latest state of a watched batch.
 #[derive(Clone, Default)]
-struct Seen {
+struct BatchState {
     progress: Option<Arc<str>>,
     ended: bool,
 }
 
 /// Poll tasks of the batches that have viewers.
 #[derive(Clone)]
-pub struct Watches {
-    open: Arc<Mutex<HashMap<BatchId, Arc<watch::Sender<Seen>>>>>,
-    looks: Arc<Semaphore>,
+pub struct BatchEventHub {
+    senders: Arc<Mutex<HashMap<BatchId, Arc<watch::Sender<BatchState>>>>>,
+    poll_permits: Arc<Semaphore>,
 }
 
-impl Default for Watches {
+impl Default for BatchEventHub {
     fn default() -> Self {
         Self {
-            open: Arc::default(),
-            looks: Arc::new(Semaphore::new(LOOKS_AT_ONCE)),
+            senders: Arc::default(),
+            poll_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_POLLS)),
         }
     }
 }
 
-impl Watches {
+impl BatchEventHub {
     /// Subscribes to a batch, and starts its poll task when there is none. The poll uses the
     /// scope of its first viewer: the state is the same for all who may see the batch.
-    fn join(&self, api: &Api, batch: BatchId, scope: Scope) -> watch::Receiver<Seen> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    fn subscribe(
+        &self,
+        api: &AppState,
+        batch: BatchId,
+        scope: Scope,
+    ) -> watch::Receiver<BatchState> {
+        let mut open = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = open.get(&batch) {
             let mut seen = sender.subscribe();
             if sender.borrow().progress.is_some() {
@@ -127,7 +132,7 @@ impl Watches {
             return seen;
         }
 
-        let (sender, seen) = watch::channel(Seen::default());
+        let (sender, seen) = watch::channel(BatchState::default());
         let sender = Arc::new(sender);
         open.insert(batch, Arc::clone(&sender));
 
@@ -135,42 +140,42 @@ impl Watches {
         let shutdown = api.shutdown.clone();
 
         tokio::spawn(async move {
-            let polling = watches.look(&context, batch, scope, &sender);
+            let polling = watches.poll(&context, batch, scope, &sender);
             shutdown.run_until_cancelled(polling).await;
-            watches.close(batch, &sender, |_| true);
+            watches.remove_if(batch, &sender, |_| true);
         });
         seen
     }
 
     /// Reads the batch until it has ended, is deleted, or has no viewers.
-    async fn look(
+    async fn poll(
         &self,
         context: &Context,
         batch: BatchId,
         scope: Scope,
-        sender: &Arc<watch::Sender<Seen>>,
+        sender: &Arc<watch::Sender<BatchState>>,
     ) {
-        let mut ticks = interval(LOOK_EVERY);
+        let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
         loop {
             ticks.tick().await;
-            if self.close(batch, sender, |sender| sender.receiver_count() == 0) {
+            if self.remove_if(batch, sender, |sender| sender.receiver_count() == 0) {
                 return;
             }
 
             let read = async {
                 // Leaves most connections to requests, however many batches are watched.
-                let _permit = self.looks.acquire().await;
+                let _permit = self.poll_permits.acquire().await;
                 let mut db = wall::begin(&context.pool, &scope).await?;
                 let snapshot = snapshot(&mut db, &scope, batch).await?;
                 let progress = serde_json::to_string(&snapshot)?;
-                Ok::<_, Error>((Arc::<str>::from(progress), is_over(&snapshot)))
+                Ok::<_, Error>((Arc::<str>::from(progress), is_finished(&snapshot)))
             };
 
             match read.await {
                 Ok((progress, ended)) => {
-                    show(sender, progress, ended);
+                    publish(sender, progress, ended);
                     if ended {
                         return;
                     }
@@ -185,13 +190,13 @@ impl Watches {
 
     /// Removes this sender if the condition holds, under the lock that subscribers take. True
     /// when it is removed, by this call or before: a later sender of the batch stays.
-    fn close(
+    fn remove_if(
         &self,
         batch: BatchId,
-        watch: &Arc<watch::Sender<Seen>>,
-        when: impl FnOnce(&watch::Sender<Seen>) -> bool,
+        watch: &Arc<watch::Sender<BatchState>>,
+        when: impl FnOnce(&watch::Sender<BatchState>) -> bool,
     ) -> bool {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
         match open.get(&batch) {
             Some(sender) if !Arc::ptr_eq(sender, watch) => true,
             None => true,
@@ -204,7 +209,7 @@ impl Watches {
     }
 }
 
-fn show(sender: &watch::Sender<Seen>, progress: Arc<str>, ended: bool) {
+fn publish(sender: &watch::Sender<BatchState>, progress: Arc<str>, ended: bool) {
     sender.send_if_modified(|seen| {
         let changed = seen.progress.as_ref() != Some(&progress) || seen.ended != ended;
         seen.progress = Some(progress);
@@ -213,7 +218,7 @@ fn show(sender: &watch::Sender<Seen>, progress: Arc<str>, ended: bool) {
     });
 }
 
-fn is_over(snapshot: &Snapshot) -> bool {
+fn is_finished(snapshot: &BatchSnapshot) -> bool {
     match snapshot.status {
         BatchStatus::Completed => true,
         BatchStatus::Stopped => snapshot.status_counts.calling == 0,
@@ -222,70 +227,70 @@ fn is_over(snapshot: &Snapshot) -> bool {
 }
 
 /// One viewer's stream of events.
-struct Viewer {
+struct EventViewer {
     _stream: OpenStream,
-    seen: watch::Receiver<Seen>,
-    caller: Watched,
+    updates: watch::Receiver<BatchState>,
+    caller: CallerRegistration,
     shutdown: CancellationToken,
     until: Instant,
-    stage: Stage,
+    stage: ViewerStage,
 }
 
 /// Next event of a viewer.
-enum Stage {
+enum ViewerStage {
     Progress,
     End,
     Nothing,
 }
 
-impl Viewer {
+impl EventViewer {
     fn new(
-        seen: watch::Receiver<Seen>,
-        caller: Watched,
+        updates: watch::Receiver<BatchState>,
+        caller: CallerRegistration,
         shutdown: CancellationToken,
         stream: OpenStream,
     ) -> Self {
         Self {
             _stream: stream,
-            seen,
+            updates,
             caller,
             shutdown,
-            until: Instant::now() + STREAM_LIMIT,
-            stage: Stage::Progress,
+            until: Instant::now() + MAX_STREAM_DURATION,
+            stage: ViewerStage::Progress,
         }
     }
 
-    fn told(self) -> impl Stream<Item = std::result::Result<Event, Infallible>> {
+    fn into_events(self) -> impl Stream<Item = std::result::Result<Event, Infallible>> {
         stream::unfold(self, async |mut viewer| {
-            let event = viewer.next().await?;
+            let event = viewer.next_event().await?;
             Some((Ok(event), viewer))
         })
     }
 
-    async fn next(&mut self) -> Option<Event> {
+    async fn next_event(&mut self) -> Option<Event> {
         let name = match self.stage {
-            Stage::Progress => {
-                let changed = timeout_at(self.until, self.seen.changed());
+            ViewerStage::Progress => {
+                let changed = timeout_at(self.until, self.updates.changed());
                 tokio::select! {
                     biased;
                     () = self.shutdown.cancelled() => return None,
-                    () = self.caller.gone() => {
-                        self.stage = Stage::Nothing;
-                        return Some(Event::default().event("unauthorized").data(TURNED_AWAY));
+                    () = self.caller.revoked() => {
+                        self.stage = ViewerStage::Nothing;
+                        return Some(Event::default().event("unauthorized").data(UNAUTHORIZED_DATA));
                     }
                     changed = changed => changed.ok()?.ok()?,
                 }
                 "progress"
             }
-            Stage::End => "end",
-            Stage::Nothing => return None,
+            ViewerStage::End => "end",
+            ViewerStage::Nothing => return None,
         };
 
-        let latest = self.seen.borrow_and_update().clone();
+        let latest = self.updates.borrow_and_update().clone();
         self.stage = match (&self.stage, latest.ended) {
-            (Stage::Progress, false) => Stage::Progress,
-            (Stage::Progress, true) => Stage::End,
-            _ => Stage::Nothing,
+            (ViewerStage::Progress, false) => ViewerStage::Progress,
+            (ViewerStage::Progress, true) => ViewerStage::End,
+            _ => ViewerStage::Nothing,
         };
 
         Some(Event::default().event(name).data(latest.progress?))
@@ -298,20 +303,23 @@ mod tests {
 
     #[test]
     fn a_watch_closes_itself_and_not_its_successor() {
-        let watches = Watches::default();
+        let watches = BatchEventHub::default();
         let batch = BatchId::new();
         let open = || {
-            let (sender, _seen) = watch::channel(Seen::default());
+            let (sender, _seen) = watch::channel(BatchState::default());
             let sender = Arc::new(sender);
-            let mut open = watches.open.lock().unwrap();
+            let mut open = watches.senders.lock().unwrap();
             open.insert(batch, Arc::clone(&sender));
             sender
         };
         let first = open();
-        assert!(!watches.close(batch, &first, |_| false));
-        assert!(watches.close(batch, &first, |sender| sender.receiver_count() == 0));
+        assert!(!watches.remove_if(batch, &first, |_| false));
+        assert!(watches.remove_if(batch, &first, |sender| sender.receiver_count() == 0));
         let second = open();
-        assert!(watches.close(batch, &first, |_| true));
-        assert!(Arc::ptr_eq(&watches.open.lock().unwrap()[&batch], &second));
+        assert!(watches.remove_if(batch, &first, |_| true));
+        assert!(Arc::ptr_eq(
+            &watches.senders.lock().unwrap()[&batch],
+            &second
+        ));
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::campaigns::batches;
 use peal_shared::campaigns::ingest::{
-    self, Inserted, Record, Reject, insert_records, update_records,
+    self, InsertedRows, RowInput, RowReject, insert_records, update_records,
 };
-use peal_shared::campaigns::rows::{self, Filter, Row, RowStatus};
+use peal_shared::campaigns::rows::{self, BatchRow, RowFilter, RowStatus};
 use peal_shared::context::Context;
 use peal_shared::ids::{BatchId, RowId};
 use serde::{Deserialize, Serialize};
@@ -20,21 +20,21 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::envelope::{AnswerWith, Envelope, Said, done, said};
+use crate::envelope::{Envelope, EnvelopeStatusResult, MessageBody, ok, ok_message};
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
-use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
-use crate::page::Listed;
-use crate::state::Api;
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::openapi::{BadRequestResponse, CommonErrors, ConflictResponse, NotFoundResponse};
+use crate::page::ListResponse;
+use crate::state::AppState;
 
 /// Most rows of one response.
 const MAX_ROWS: i64 = 1000;
 /// Most bytes of variables in one response; a single larger row is still returned.
-const MAX_BYTES: i64 = 8 * 1024 * 1024;
+const MAX_VARIABLE_BYTES: i64 = 8 * 1024 * 1024;
 /// Most items of one request.
 const MAX_ITEMS: usize = 1000;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list))
         .routes(routes!(upsert))
@@ -49,36 +49,36 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/{batch_id}/data",
     tag = "Batch rows",
-    params(("batch_id" = BatchId, Path), Which),
+    params(("batch_id" = BatchId, Path), RowListParams),
     responses(
         (
-            status = 200, body = Envelope<Vec<Row>>,
+            status = 200, body = Envelope<Vec<BatchRow>>,
             headers(("X-Truncated" = bool, description = "True when more rows follow"))
         ),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(batch): Ids<BatchId>,
-    ValidQuery(query): ValidQuery<Which>,
-) -> Result<Listed<Envelope<Vec<Row>>>> {
-    let most = query.limit.unwrap_or(MAX_ROWS).clamp(1, MAX_ROWS);
+    PathIds(batch): PathIds<BatchId>,
+    ValidQuery(query): ValidQuery<RowListParams>,
+) -> Result<ListResponse<Envelope<Vec<BatchRow>>>> {
+    let max_rows = query.limit.unwrap_or(MAX_ROWS).clamp(1, MAX_ROWS);
 
-    let mut db = caller.read(&context).await?;
-    let filter = Filter {
+    let mut db = caller.begin_read(&context).await?;
+    let filter = RowFilter {
         status: query.status,
-        after: query.after.unwrap_or(0),
-        most,
-        most_bytes: MAX_BYTES,
+        after_row_no: query.after.unwrap_or(0),
+        max_rows,
+        max_bytes: MAX_VARIABLE_BYTES,
     };
     let (rows, truncated) = rows::list(&mut db, &caller.scope(), batch, filter).await?;
 
     let message = format!("{} rows", rows.len());
-    let Json(body) = done(message, rows);
-    Ok(Listed::new(body, truncated))
+    let Json(body) = ok(message, rows);
+    Ok(ListResponse::new(body, truncated))
 }
 
 /// Add and change rows before the start
@@ -92,20 +92,20 @@ async fn list(
     params(("batch_id" = BatchId, Path)),
     request_body = UpsertRows,
     responses(
-        (status = 200, body = Envelope<Upserted>),
-        Rejected,
-        Missing,
-        Conflicting,
-        Refusals,
+        (status = 200, body = Envelope<UpsertReport>),
+        BadRequestResponse,
+        NotFoundResponse,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn upsert(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(batch): Ids<BatchId>,
+    PathIds(batch): PathIds<BatchId>,
     ValidJson(body): ValidJson<UpsertRows>,
-) -> AnswerWith<Upserted> {
-    let mut fields = Fields::default();
+) -> EnvelopeStatusResult<UpsertReport> {
+    let mut fields = FieldErrors::default();
     fields.check(
         (1..=MAX_ITEMS).contains(&body.items.len()),
         "items",
@@ -117,16 +117,16 @@ async fn upsert(
     // 1. Lock the unstarted batch, which must not start meanwhile.
     let scope = caller.scope();
     let limits = context.config.uploads;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     batches::lock_unstarted(&mut db, &scope, batch).await?;
-    let target = ingest::target(&mut db, &scope, batch, caller.user).await?;
+    let target = ingest::ingest_target(&mut db, &scope, batch, caller.user).await?;
 
     // 2. Separate updates from inserts, with their indexes in the request.
-    let mut result = Upserted::default();
+    let mut result = UpsertReport::default();
     let (mut changes, mut changed_places) = (Vec::new(), Vec::new());
     let (mut added, mut added_places) = (Vec::new(), Vec::new());
     for (index, item) in body.items.into_iter().enumerate() {
-        let record = Record {
+        let record = RowInput {
             to_phonenumber: item.to_phonenumber,
             variables: item.variable_values,
         };
@@ -148,14 +148,16 @@ async fn upsert(
         for (index, change) in changed_places.into_iter().zip(changed) {
             match change {
                 Ok(()) => result.updated += 1,
-                Err(reject) => result.errors.push(Failed::from(reject).at(index)),
+                Err(reject) => result
+                    .errors
+                    .push(FailedItem::from(reject).with_index(index)),
             }
         }
     }
 
     if !added.is_empty() {
         let inserted = insert_records(&mut db, &target, &limits, &added).await?;
-        result.note(inserted, &added_places);
+        result.record_inserts(inserted, &added_places);
     }
 
     // 4. Report by index, and commit.
@@ -166,8 +168,8 @@ async fn upsert(
         result.inserted, result.updated, result.duplicates, result.failed
     );
 
-    let note = Note::new("batch.upsert_rows", target.org, batch.0);
-    db.commit(note, StatusCode::OK, done(message, result)).await
+    let note = AuditEntry::new("batch.upsert_rows", target.org, batch.0);
+    db.commit(note, StatusCode::OK, ok(message, result)).await
 }
 
 /// Remove a row before the start
@@ -177,27 +179,28 @@ async fn upsert(
     tag = "Batch rows",
     params(("batch_id" = BatchId, Path), ("item_id" = RowId, Path)),
     responses(
-        (status = 200, body = Said),
-        Missing,
-        Conflicting,
-        Refusals,
+        (status = 200, body = MessageBody),
+        NotFoundResponse,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn remove(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids((batch, row)): Ids<(BatchId, RowId)>,
-) -> Result<(StatusCode, Json<Said>)> {
-    let mut db = caller.change(&context).await?;
+    PathIds((batch, row)): PathIds<(BatchId, RowId)>,
+) -> Result<(StatusCode, Json<MessageBody>)> {
+    let mut db = caller.begin_write(&context).await?;
     let org = rows::delete(&mut db, &caller.scope(), batch, row).await?;
 
-    let note = Note::new("batch.delete_row", org, row.0);
-    db.commit(note, StatusCode::OK, said("row deleted")).await
+    let note = AuditEntry::new("batch.delete_row", org, row.0);
+    db.commit(note, StatusCode::OK, ok_message("row deleted"))
+        .await
 }
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct Which {
+struct RowListParams {
     status: Option<RowStatus>,
     /// Rows after this `row_no`.
     after: Option<i64>,
@@ -231,20 +234,20 @@ struct UpsertRow {
     "inserted": 1, "updated": 0, "duplicates": 0, "failed": 0, "errors": [], "warnings": [],
     "inserted_ids": ["0197d7a5-3c1e-7a10-8f00-00000000000f"]
 }))]
-struct Upserted {
+struct UpsertReport {
     inserted: i64,
     updated: i64,
     /// Numbers that the batch already has.
     duplicates: i64,
     failed: usize,
-    errors: Vec<Failed>,
+    errors: Vec<FailedItem>,
     warnings: Vec<String>,
     inserted_ids: Vec<RowId>,
 }
 
-impl Upserted {
+impl UpsertReport {
     /// Records the inserted and rejected items; `places` are their indexes in the request.
-    fn note(&mut self, added: Inserted, places: &[usize]) {
+    fn record_inserts(&mut self, added: InsertedRows, places: &[usize]) {
         self.inserted = added.counts.inserted;
         self.duplicates = added.counts.duplicates;
         self.inserted_ids = added.rows;
@@ -255,14 +258,14 @@ impl Upserted {
                 places.get(place).copied()
             });
             self.errors
-                .push(Failed::from(reject).at(place.unwrap_or_default()));
+                .push(FailedItem::from(reject).with_index(place.unwrap_or_default()));
         }
     }
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = FailedItem)]
-struct Failed {
+struct FailedItem {
     /// Index of the item in the request, from 0.
     index: usize,
     column: String,
@@ -270,14 +273,14 @@ struct Failed {
     message: String,
 }
 
-impl Failed {
-    fn at(self, index: usize) -> Self {
+impl FailedItem {
+    fn with_index(self, index: usize) -> Self {
         Self { index, ..self }
     }
 }
 
-impl From<Reject> for Failed {
-    fn from(reject: Reject) -> Self {
+impl From<RowReject> for FailedItem {
+    fn from(reject: RowReject) -> Self {
         Self {
             index: 0,
             column: reject.column,

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
 use peal_shared::access::Scope;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::campaigns::batches;
 use peal_shared::campaigns::progress::{self, StatusCounts};
 use peal_shared::campaigns::readiness::{self, Readiness};
@@ -15,7 +15,7 @@ use peal_shared::campaigns::{Batch, BatchStatus, lifecycle};
 use peal_shared::context::Context;
 use peal_shared::fault;
 use peal_shared::ids::{BatchId, JobId, UserId};
-use peal_shared::page::{Owners, Page};
+use peal_shared::page::{OwnerFilter, Page};
 use peal_shared::users;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -23,15 +23,19 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::envelope::{Answer, AnswerWith, Envelope, Items, Said, done, said};
+use crate::envelope::{
+    Envelope, EnvelopeResult, EnvelopeStatusResult, Items, MessageBody, ok, ok_message,
+};
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
 use crate::new_batch::{CreateBatch, check_variables};
-use crate::openapi::{Conflicting, Missing, Refusals, Rejected, Unpaid};
-use crate::page::{Browse, Paging, Sight, page};
-use crate::state::Api;
+use crate::openapi::{
+    BadRequestResponse, CommonErrors, ConflictResponse, NotFoundResponse, PaymentRequiredResponse,
+};
+use crate::page::{PageParams, PagedOwnedListParams, Visibility, parse_page};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create))
         .routes(routes!(mine))
@@ -55,27 +59,27 @@ pub fn router() -> OpenApiRouter<Api> {
     request_body = CreateBatch,
     responses(
         (status = 201, body = Envelope<Batch>),
-        Rejected,
-        Missing,
-        Refusals,
+        BadRequestResponse,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn create(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidJson(body): ValidJson<CreateBatch>,
-) -> AnswerWith<Batch> {
+) -> EnvelopeStatusResult<Batch> {
     let new = body.validated(&caller)?;
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     if new.user != caller.user {
         let org = users::org_of(&mut db, &caller.scope(), new.user).await?;
         org.ok_or(Error::NotFound("User"))?;
     }
 
     let batch = batches::create(&mut db, &caller.scope(), &new).await?;
-    let note = note("batch.create", &batch).after(&batch)?;
-    db.commit(note, StatusCode::CREATED, done("batch created", batch))
+    let note = batch_audit_entry("batch.create", &batch).after(&batch)?;
+    db.commit(note, StatusCode::CREATED, ok("batch created", batch))
         .await
 }
 
@@ -84,24 +88,24 @@ async fn create(
     get,
     path = "/me",
     tag = "Batches",
-    params(Paging),
+    params(PageParams),
     responses(
         (status = 200, body = Envelope<Items<Batch>>),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn mine(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Paging>,
-) -> Answer<Items<Batch>> {
+    ValidQuery(query): ValidQuery<PageParams>,
+) -> EnvelopeResult<Items<Batch>> {
     let scope = caller.scope_of(caller.user)?;
     list(
         &context,
         &caller,
         &scope,
-        &Owners::default(),
-        page(query.page, query.page_size)?,
+        &OwnerFilter::default(),
+        parse_page(query.page, query.page_size)?,
     )
     .await
 }
@@ -113,23 +117,23 @@ async fn mine(
     get,
     path = "/browse",
     tag = "Batches",
-    params(Browse),
+    params(PagedOwnedListParams),
     responses(
         (status = 200, body = Envelope<Items<Batch>>),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn browse(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Browse>,
-) -> Answer<Items<Batch>> {
+    ValidQuery(query): ValidQuery<PagedOwnedListParams>,
+) -> EnvelopeResult<Items<Batch>> {
     let scope = match query.scope {
-        Some(Sight::Mine) => caller.scope_of(caller.user)?,
-        Some(Sight::All) | None => caller.scope(),
+        Some(Visibility::Mine) => caller.scope_of(caller.user)?,
+        Some(Visibility::All) | None => caller.scope(),
     };
-    let page = page(query.page, query.page_size)?;
-    list(&context, &caller, &scope, &query.owners()?, page).await
+    let page = parse_page(query.page, query.page_size)?;
+    list(&context, &caller, &scope, &query.parse_owners()?, page).await
 }
 
 /// List the batches of a user, newest first
@@ -137,22 +141,22 @@ async fn browse(
     get,
     path = "/user/{user_id}",
     tag = "Batches",
-    params(("user_id" = UserId, Path), Paging),
+    params(("user_id" = UserId, Path), PageParams),
     responses(
         (status = 200, body = Envelope<Items<Batch>>),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn of_user(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(user): Ids<UserId>,
-    ValidQuery(query): ValidQuery<Paging>,
-) -> Answer<Items<Batch>> {
+    PathIds(user): PathIds<UserId>,
+    ValidQuery(query): ValidQuery<PageParams>,
+) -> EnvelopeResult<Items<Batch>> {
     let scope = caller.scope_of(user)?;
-    let mut db = caller.read(&context).await?;
-    if !users::is_seen(&mut db, &scope, user).await? {
+    let mut db = caller.begin_read(&context).await?;
+    if !users::is_in_scope(&mut db, &scope, user).await? {
         return Err(Error::NotFound("User").into());
     }
     drop(db);
@@ -161,8 +165,8 @@ async fn of_user(
         &context,
         &caller,
         &scope,
-        &Owners::default(),
-        page(query.page, query.page_size)?,
+        &OwnerFilter::default(),
+        parse_page(query.page, query.page_size)?,
     )
     .await
 }
@@ -171,10 +175,10 @@ async fn list(
     context: &Context,
     caller: &Caller,
     scope: &Scope,
-    owners: &Owners,
+    owners: &OwnerFilter,
     page: Page,
-) -> Answer<Items<Batch>> {
-    let mut db = caller.read(context).await?;
+) -> EnvelopeResult<Items<Batch>> {
+    let mut db = caller.begin_read(context).await?;
     let (items, total) = batches::list(&mut db, scope, owners, page).await?;
     let page = Items {
         items,
@@ -182,7 +186,7 @@ async fn list(
         page: page.number,
         page_size: page.size,
     };
-    Ok(done(format!("{total} batches"), page))
+    Ok(ok(format!("{total} batches"), page))
 }
 
 /// Show a batch
@@ -193,18 +197,18 @@ async fn list(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = Envelope<Batch>),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<BatchId>,
-) -> Answer<Batch> {
-    let mut db = caller.read(&context).await?;
+    PathIds(id): PathIds<BatchId>,
+) -> EnvelopeResult<Batch> {
+    let mut db = caller.begin_read(&context).await?;
     let batch = batches::find(&mut db, &caller.scope(), id).await?;
-    Ok(done("batch found", batch))
+    Ok(ok("batch found", batch))
 }
 
 /// Delete a batch with its rows
@@ -216,21 +220,22 @@ async fn show(
     tag = "Batches",
     params(("batch_id" = BatchId, Path)),
     responses(
-        (status = 200, body = Said, example = json!({"success": true, "message": "batch deleted"})),
-        Missing,
-        Conflicting,
-        Refusals,
+        (status = 200, body = MessageBody, example = json!({"success": true, "message": "batch deleted"})),
+        NotFoundResponse,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<BatchId>,
-) -> Result<(StatusCode, Json<Said>)> {
-    let mut db = caller.change(&context).await?;
+    PathIds(id): PathIds<BatchId>,
+) -> Result<(StatusCode, Json<MessageBody>)> {
+    let mut db = caller.begin_write(&context).await?;
     let batch = batches::delete(&mut db, &caller.scope(), id).await?;
-    let note = note("batch.delete", &batch).before(&batch)?;
-    db.commit(note, StatusCode::OK, said("batch deleted")).await
+    let note = batch_audit_entry("batch.delete", &batch).before(&batch)?;
+    db.commit(note, StatusCode::OK, ok_message("batch deleted"))
+        .await
 }
 
 /// Show a batch with the counts of its rows
@@ -241,16 +246,16 @@ async fn delete(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = StatusAnswer),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn status(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<BatchId>,
+    PathIds(id): PathIds<BatchId>,
 ) -> Result<Json<StatusAnswer>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let (batch, status_counts) = progress::counts(&mut db, &caller.scope(), id).await?;
     let data = BatchWithCounts {
         batch,
@@ -274,18 +279,18 @@ async fn status(
             "status": "not_started",
             "blockers": [{"code": "no_rows", "message": "the batch has no rows: upload a CSV first"}]
         })),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn readiness(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<BatchId>,
+    PathIds(id): PathIds<BatchId>,
 ) -> Result<Json<Readiness>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(
-        readiness::readiness(&mut db, &caller.scope(), id, context.basis()).await?,
+        readiness::readiness(&mut db, &caller.scope(), id, context.estimate_basis()).await?,
     ))
 }
 
@@ -295,33 +300,33 @@ async fn readiness(
     path = "/{batch_id}/variables",
     tag = "Batches",
     params(("batch_id" = BatchId, Path)),
-    request_body = Variables,
+    request_body = SetVariables,
     responses(
         (status = 200, body = Envelope<Batch>),
-        Missing,
-        Conflicting,
-        Refusals,
+        NotFoundResponse,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn set_variables(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<BatchId>,
-    ValidJson(body): ValidJson<Variables>,
-) -> AnswerWith<Batch> {
-    let mut fields = Fields::default();
+    PathIds(id): PathIds<BatchId>,
+    ValidJson(body): ValidJson<SetVariables>,
+) -> EnvelopeStatusResult<Batch> {
+    let mut fields = FieldErrors::default();
     check_variables(&mut fields, &body.variable_names);
     fields.finish()?;
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = batches::lock_unstarted(&mut db, &caller.scope(), id).await?;
 
     let batch = batches::set_variables(&mut db, &caller.scope(), id, &body.variable_names).await?;
 
-    let note = note("batch.set_variables", &batch)
+    let note = batch_audit_entry("batch.set_variables", &batch)
         .before(&before)?
         .after(&batch)?;
-    db.commit(note, StatusCode::OK, done("variables replaced", batch))
+    db.commit(note, StatusCode::OK, ok("variables replaced", batch))
         .await
 }
 
@@ -334,29 +339,29 @@ async fn set_variables(
     tag = "Batches",
     params(("batch_id" = BatchId, Path)),
     responses(
-        (status = 200, body = Accepted, example = json!({
+        (status = 200, body = StartAccepted, example = json!({
             "success": true, "message": "batch started", "status": "in_progress", "member_count": 1000,
             "data": {
                 "batch_id": "0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b",
                 "job_id": "0197d7a5-3c1e-7a10-8f00-00000000000d"
             }
         })),
-        Rejected,
-        Unpaid,
-        Missing,
-        Conflicting,
-        Refusals,
+        BadRequestResponse,
+        PaymentRequiredResponse,
+        NotFoundResponse,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn start(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<BatchId>,
-) -> Result<(StatusCode, Json<Accepted>)> {
-    let mut db = caller.change(&context).await?;
-    let started = lifecycle::start(&mut db, &caller.scope(), id, context.basis()).await?;
+    PathIds(id): PathIds<BatchId>,
+) -> Result<(StatusCode, Json<StartAccepted>)> {
+    let mut db = caller.begin_write(&context).await?;
+    let started = lifecycle::start(&mut db, &caller.scope(), id, context.estimate_basis()).await?;
 
-    let accepted = Accepted {
+    let accepted = StartAccepted {
         success: true,
         message: "batch started".to_owned(),
         status: started.batch.status,
@@ -367,11 +372,11 @@ async fn start(
         },
     };
 
-    let note = note("batch.start", &started.batch).after(&started.batch)?;
+    let note = batch_audit_entry("batch.start", &started.batch).after(&started.batch)?;
     let answer = db.commit(note, StatusCode::OK, Json(accepted)).await?;
 
-    fault::point("start.committed");
-    context.bells.ring_job(&started.job);
+    fault::hit("start.committed");
+    context.wakeups.notify_job(&started.job);
     Ok(answer)
 }
 
@@ -383,21 +388,21 @@ async fn start(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = Envelope<Batch>),
-        Missing,
-        Conflicting,
-        Refusals,
+        NotFoundResponse,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn pause(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<BatchId>,
-) -> AnswerWith<Batch> {
-    let mut db = caller.change(&context).await?;
+    PathIds(id): PathIds<BatchId>,
+) -> EnvelopeStatusResult<Batch> {
+    let mut db = caller.begin_write(&context).await?;
     let batch = lifecycle::pause(&mut db, &caller.scope(), id).await?;
 
-    let note = note("batch.pause", &batch).after(&batch)?;
-    let body = done("batch paused; calls in progress continue", batch);
+    let note = batch_audit_entry("batch.pause", &batch).after(&batch)?;
+    let body = ok("batch paused; calls in progress continue", batch);
     db.commit(note, StatusCode::OK, body).await
 }
 
@@ -409,27 +414,28 @@ async fn pause(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = Envelope<Batch>),
-        Rejected,
-        Unpaid,
-        Missing,
-        Conflicting,
-        Refusals,
+        BadRequestResponse,
+        PaymentRequiredResponse,
+        NotFoundResponse,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn resume(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<BatchId>,
-) -> AnswerWith<Batch> {
-    let mut db = caller.change(&context).await?;
-    let (batch, job) = lifecycle::resume(&mut db, &caller.scope(), id, context.basis()).await?;
+    PathIds(id): PathIds<BatchId>,
+) -> EnvelopeStatusResult<Batch> {
+    let mut db = caller.begin_write(&context).await?;
+    let (batch, job) =
+        lifecycle::resume(&mut db, &caller.scope(), id, context.estimate_basis()).await?;
 
-    let note = note("batch.resume", &batch).after(&batch)?;
+    let note = batch_audit_entry("batch.resume", &batch).after(&batch)?;
     let answer = db
-        .commit(note, StatusCode::OK, done("batch resumed", batch))
+        .commit(note, StatusCode::OK, ok("batch resumed", batch))
         .await?;
 
-    context.bells.ring_job(&job);
+    context.wakeups.notify_job(&job);
     Ok(answer)
 }
 
@@ -443,42 +449,42 @@ async fn resume(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = Envelope<Batch>),
-        Missing,
-        Conflicting,
-        Refusals,
+        NotFoundResponse,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn stop(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<BatchId>,
-) -> AnswerWith<Batch> {
-    let mut db = caller.change(&context).await?;
+    PathIds(id): PathIds<BatchId>,
+) -> EnvelopeStatusResult<Batch> {
+    let mut db = caller.begin_write(&context).await?;
     let (batch, job) = lifecycle::stop(&mut db, &caller.scope(), id).await?;
 
-    let note = note("batch.stop", &batch).after(&batch)?;
+    let note = batch_audit_entry("batch.stop", &batch).after(&batch)?;
 
-    let body = done(
+    let body = ok(
         "batch stopped; answered calls continue, ringing ones are canceled",
         batch,
     );
     let answer = db.commit(note, StatusCode::OK, body).await?;
 
     if let Some(job) = job {
-        context.bells.ring_job(&job);
+        context.wakeups.notify_job(&job);
     }
     Ok(answer)
 }
 
 /// Audit entry of a change of a batch.
-fn note(action: &'static str, batch: &Batch) -> Note {
-    Note::new(action, batch.org_id, batch.id.0)
+fn batch_audit_entry(action: &'static str, batch: &Batch) -> AuditEntry {
+    AuditEntry::new(action, batch.org_id, batch.id.0)
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Variables, example = json!({"variable_names": ["name", "city"]}))]
-struct Variables {
+struct SetVariables {
     variable_names: Vec<String>,
 }
 
@@ -496,7 +502,7 @@ struct BatchWithCounts {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Accepted)]
-struct Accepted {
+struct StartAccepted {
     success: bool,
     message: String,
     status: BatchStatus,

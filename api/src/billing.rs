@@ -15,17 +15,17 @@ use axum::response::{IntoResponse, Response};
 use chrono_tz::Tz;
 use peal_shared::Error;
 use peal_shared::access::{Credential, Role, Scope};
-use peal_shared::audit::Note;
-use peal_shared::billing::export::{self, Wanted};
-use peal_shared::billing::period::zone;
-use peal_shared::billing::usage::Filter;
+use peal_shared::audit::AuditEntry;
+use peal_shared::billing::export::{self, ExportRequest};
+use peal_shared::billing::period::parse_zone;
+use peal_shared::billing::usage::UsageFilter;
 use peal_shared::billing::usage::sessions::{self, SessionDetail};
-use peal_shared::billing::usage::totals::{self, Overview, Summary};
+use peal_shared::billing::usage::totals::{self, UsageOverview, UsageSummary};
 use peal_shared::context::Context;
 use peal_shared::ids::{CallId, ExportId};
-use peal_shared::mail::is_address;
+use peal_shared::mail::is_email_address;
 use peal_shared::orgs;
-use peal_shared::page::Owners;
+use peal_shared::page::OwnerFilter;
 use peal_shared::users;
 use peal_shared::wallets::view;
 use sqlx::PgConnection;
@@ -34,19 +34,21 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::billing_bodies::{
-    CreditBalance, ExportAsked, ExportQuery, Grouped, Link, ListQuery, OverviewQuery, RecordsQuery,
-    SummaryQuery,
+    CreditBalance, ExportAsked, ExportLinkParams, ExportQuery, GroupedUsage, ListQuery,
+    OverviewQuery, RecordsQuery, SummaryQuery,
 };
 use crate::error::Result;
-use crate::extract::{Ids, ValidQuery};
-use crate::openapi::{Conflicting, Missing, ProblemDocument, Refusals, Rejected};
-use crate::page::Listed;
-use crate::state::Api;
+use crate::extract::{PathIds, ValidQuery};
+use crate::openapi::{
+    BadRequestResponse, CommonErrors, ConflictResponse, NotFoundResponse, ProblemDocument,
+};
+use crate::page::ListResponse;
+use crate::state::AppState;
 
 /// Most sessions of a list without pages.
-const UNPAGED: i64 = 1_000;
+const MAX_UNPAGED_SESSIONS: i64 = 1_000;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(usage_records))
         .routes(routes!(records))
@@ -59,7 +61,7 @@ pub fn router() -> OpenApiRouter<Api> {
 }
 
 /// True when the caller may see the platform's own price and the shares of resellers.
-fn sees_split(caller: &Caller) -> bool {
+fn may_see_split(caller: &Caller) -> bool {
     caller.role == Role::SuperAdmin
 }
 
@@ -71,28 +73,28 @@ fn sees_split(caller: &Caller) -> bool {
     path = "/usage-records",
     tag = "Billing",
     params(ListQuery),
-    responses((status = 200, body = Grouped, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    responses((status = 200, body = GroupedUsage, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn usage_records(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<ListQuery>,
-) -> Result<Listed<Grouped>> {
-    let bounds = query.bounds(UNPAGED)?;
-    let filter = Filter {
+) -> Result<ListResponse<GroupedUsage>> {
+    let bounds = query.bounds(MAX_UNPAGED_SESSIONS)?;
+    let filter = UsageFilter {
         owners: query.owners()?,
-        ..Filter::default()
+        ..UsageFilter::default()
     };
 
     let scope = query.scope(&caller)?;
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
 
-    let split = sees_split(&caller);
+    let split = may_see_split(&caller);
     let (grouped_sessions, total) = sessions::list(&mut db, &scope, &filter, bounds, split).await?;
 
     let has_more = total > bounds.0.saturating_add(bounds.1);
-    let grouped = Grouped::new(grouped_sessions, total, bounds);
-    Ok(Listed::new(grouped, has_more))
+    let grouped = GroupedUsage::new(grouped_sessions, total, bounds);
+    Ok(ListResponse::new(grouped, has_more))
 }
 
 /// Usage by call, searched and paged
@@ -103,26 +105,26 @@ async fn usage_records(
     path = "/usage/records",
     tag = "Billing",
     params(RecordsQuery),
-    responses((status = 200, body = Grouped), Refusals)
+    responses((status = 200, body = GroupedUsage), CommonErrors)
 )]
 async fn records(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<RecordsQuery>,
-) -> Result<Json<Grouped>> {
+) -> Result<Json<GroupedUsage>> {
     let bounds = query.bounds()?;
     let owners = query.owners()?;
     let scope = query.scope(&caller)?;
     let now = context.clock.now();
 
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
 
     let zone = zone_of(&mut db, &caller, &owners).await?;
 
     let filter = query.filter(owners, now, zone)?;
     let (grouped_sessions, total) =
-        sessions::list(&mut db, &scope, &filter, bounds, sees_split(&caller)).await?;
-    Ok(Json(Grouped::new(grouped_sessions, total, bounds)))
+        sessions::list(&mut db, &scope, &filter, bounds, may_see_split(&caller)).await?;
+    Ok(Json(GroupedUsage::new(grouped_sessions, total, bounds)))
 }
 
 /// Usage over time
@@ -133,25 +135,25 @@ async fn records(
     path = "/usage/summary",
     tag = "Billing",
     params(SummaryQuery),
-    responses((status = 200, body = Summary), Refusals)
+    responses((status = 200, body = UsageSummary), CommonErrors)
 )]
 async fn summary(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<SummaryQuery>,
-) -> Result<Json<Summary>> {
+) -> Result<Json<UsageSummary>> {
     let owners = query.owners()?;
     let scope = query.scope(&caller)?;
     let now = context.clock.now();
 
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let zone = zone_of(&mut db, &caller, &owners).await?;
 
-    let filter = Filter {
+    let filter = UsageFilter {
         owners,
-        ..Filter::default()
+        ..UsageFilter::default()
     };
-    let (period, split) = (query.period(), sees_split(&caller));
+    let (period, split) = (query.period(), may_see_split(&caller));
 
     let summary = totals::summary(&mut db, &scope, &filter, period, (now, zone), split).await?;
     Ok(Json(summary))
@@ -163,34 +165,34 @@ async fn summary(
     path = "/usage/overview",
     tag = "Billing",
     params(OverviewQuery),
-    responses((status = 200, body = Overview), Missing, Refusals)
+    responses((status = 200, body = UsageOverview), NotFoundResponse, CommonErrors)
 )]
 async fn overview(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<OverviewQuery>,
-) -> Result<Json<Overview>> {
+) -> Result<Json<UsageOverview>> {
     let scope = match query.user_id {
         Some(user) => caller.scope_of(user)?,
         None => caller.scope(),
     };
 
     let now = context.clock.now();
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
 
-    let mut owners = Owners::default();
+    let mut owners = OwnerFilter::default();
     if let Some(user) = query.user_id {
         let org = users::org_of(&mut db, &scope, user).await?;
         owners.orgs = Some(vec![org.ok_or(Error::NotFound("User"))?]);
     }
 
     let zone = zone_of(&mut db, &caller, &owners).await?;
-    let filter = Filter {
+    let filter = UsageFilter {
         owners,
-        ..Filter::default()
+        ..UsageFilter::default()
     };
 
-    let split = sees_split(&caller);
+    let split = may_see_split(&caller);
     let overview = totals::overview(&mut db, &scope, &filter, (now, zone), split).await?;
     Ok(Json(overview))
 }
@@ -203,16 +205,16 @@ async fn overview(
     path = "/usage/sessions/{session_id}",
     tag = "Billing",
     params(("session_id" = CallId, Path)),
-    responses((status = 200, body = SessionDetail), Missing, Refusals)
+    responses((status = 200, body = SessionDetail), NotFoundResponse, CommonErrors)
 )]
 async fn session(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<CallId>,
+    PathIds(id): PathIds<CallId>,
 ) -> Result<Json<SessionDetail>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
 
-    let split = sees_split(&caller);
+    let split = may_see_split(&caller);
     Ok(Json(
         sessions::find(&mut db, &caller.scope(), id, split).await?,
     ))
@@ -227,7 +229,7 @@ async fn session(
     path = "/usage/export",
     tag = "Billing",
     params(ExportQuery),
-    responses((status = 202, body = ExportAsked), Rejected, Refusals)
+    responses((status = 202, body = ExportAsked), BadRequestResponse, CommonErrors)
 )]
 async fn export_usage(
     State(context): State<Arc<Context>>,
@@ -237,7 +239,7 @@ async fn export_usage(
 ) -> Result<Response> {
     let scope = caller.scope_of(caller.user)?;
 
-    let email = caller.email.clone().filter(|email| is_address(email));
+    let email = caller.email.clone().filter(|email| is_email_address(email));
     let email = email.ok_or_else(|| {
         Error::rejected(
             "no_email",
@@ -246,12 +248,12 @@ async fn export_usage(
     })?;
 
     let now = context.clock.now();
-    let mut db = caller.change(&context).await?;
-    let zone = zone_of(&mut db, &caller, &Owners::default()).await?;
+    let mut db = caller.begin_write(&context).await?;
+    let zone = zone_of(&mut db, &caller, &OwnerFilter::default()).await?;
 
-    let request = Wanted {
+    let request = ExportRequest {
         by_key: matches!(caller.credential, Credential::ApiKey(_)),
-        ..query.wanted(now, zone)?
+        ..query.into_request(now, zone)?
     };
 
     if method == Method::HEAD {
@@ -259,8 +261,8 @@ async fn export_usage(
         return Ok(StatusCode::ACCEPTED.into_response());
     }
 
-    let (id, job) = export::ask(&mut db, &scope, caller.user, &email, &request).await?;
-    let note = Note::new("usage.export", caller.org, id.0).after(&request)?;
+    let (id, job) = export::request(&mut db, &scope, caller.user, &email, &request).await?;
+    let note = AuditEntry::new("usage.export", caller.org, id.0).after(&request)?;
 
     let answer = ExportAsked {
         message: "export started; a link to the file will be mailed to you",
@@ -271,7 +273,7 @@ async fn export_usage(
 
     let answer = db.commit(note, StatusCode::ACCEPTED, Json(answer)).await?;
 
-    context.bells.ring_job(&job);
+    context.wakeups.notify_job(&job);
     Ok(answer.into_response())
 }
 
@@ -283,27 +285,27 @@ async fn export_usage(
     get,
     path = "/exports/{export_id}/download",
     tag = "Billing",
-    params(("export_id" = ExportId, Path), Link),
+    params(("export_id" = ExportId, Path), ExportLinkParams),
     responses(
         (status = 200, body = String, content_type = "text/csv", example = json!("session_id,charged_at,...\r\n")),
-        Missing,
+        NotFoundResponse,
         (status = 410, body = ProblemDocument, content_type = "application/problem+json", description = "The link was good for 24 hours"),
-        Conflicting,
-        Refusals,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn download(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<ExportId>,
-    ValidQuery(link): ValidQuery<Link>,
+    PathIds(id): PathIds<ExportId>,
+    ValidQuery(link): ValidQuery<ExportLinkParams>,
 ) -> Result<Response> {
     let keys = &context.config.keys;
     if !keys.is_export_token(id, caller.org, caller.user, &link.token) {
         return Err(Error::NotFound("Export").into());
     }
 
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let now = context.clock.now();
     let file = export::open(&mut db, &caller.scope(), &caller, id, now).await?;
 
@@ -325,7 +327,7 @@ async fn download(
     get,
     path = "/credit-balance",
     tag = "Billing",
-    responses((status = 200, body = CreditBalance), Refusals)
+    responses((status = 200, body = CreditBalance), CommonErrors)
 )]
 async fn credit_balance(
     State(context): State<Arc<Context>>,
@@ -333,14 +335,14 @@ async fn credit_balance(
 ) -> Result<Json<CreditBalance>> {
     let scope = caller.scope_of(caller.user)?;
 
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let now = context.clock.now();
     let wallet = view::of_user(&mut db, &scope, caller.user, now).await?;
     Ok(Json(wallet.into()))
 }
 
 /// Time zone of day boundaries: that of the one requested organisation, otherwise the caller's.
-async fn zone_of(db: &mut PgConnection, caller: &Caller, owners: &Owners) -> Result<Tz> {
+async fn zone_of(db: &mut PgConnection, caller: &Caller, owners: &OwnerFilter) -> Result<Tz> {
     let org = match owners.orgs.as_deref() {
         Some([only]) => *only,
         _ => caller.org,
@@ -351,5 +353,5 @@ async fn zone_of(db: &mut PgConnection, caller: &Caller, owners: &Owners) -> Res
         Err(Error::NotFound(_)) => None,
         found => Some(found?),
     };
-    Ok(found.map_or(Tz::UTC, |org| zone(&org.timezone)))
+    Ok(found.map_or(Tz::UTC, |org| parse_zone(&org.timezone)))
 }

@@ -4,23 +4,23 @@ use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use chrono_tz::Tz;
 use peal_shared::Error;
 use peal_shared::access::Scope;
-use peal_shared::billing::export::Wanted;
+use peal_shared::billing::export::ExportRequest;
 use peal_shared::billing::period::{Period, midnight};
-use peal_shared::billing::usage::sessions::Session;
-use peal_shared::billing::usage::{Filter, UsageType};
+use peal_shared::billing::usage::sessions::UsageSession;
+use peal_shared::billing::usage::{UsageFilter, UsageType};
 use peal_shared::ids::{AgentId, ExportId, JobId, UserId, WalletId};
 use peal_shared::money::Usd;
-use peal_shared::page::Owners;
+use peal_shared::page::OwnerFilter;
 use peal_shared::wallets::view::Wallet;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::page::{self, Sight, comma_list, page, query_field};
+use crate::page::{self, Visibility, comma_list, parse_page, query_error};
 
 /// Default and largest number of sessions on a page of records.
-const LIMIT: i64 = 50;
+const DEFAULT_LIMIT: i64 = 50;
 const MAX_LIMIT: i64 = 200;
 /// Longest search text.
 const MAX_SEARCH_CHARS: usize = 200;
@@ -40,7 +40,7 @@ macro_rules! usage_params {
             $($(#[$field_doc])* $field: $type,)*
             /// `mine` for the caller's own, `all` for all visible ones; `all` by default.
             #[param(inline)]
-            scope: Option<Sight>,
+            scope: Option<Visibility>,
             /// Ids, separated by commas.
             organization_ids: Option<String>,
             /// Ids, separated by commas.
@@ -51,8 +51,8 @@ macro_rules! usage_params {
 
         impl $name {
             /// Parses the requested owners.
-            pub fn owners(&self) -> Result<Owners> {
-                page::owners(
+            pub fn owners(&self) -> Result<OwnerFilter> {
+                page::parse_owners(
                     self.organization_ids.as_deref(),
                     self.owner_user_ids.as_deref(),
                     self.platform_roles.as_deref(),
@@ -62,8 +62,8 @@ macro_rules! usage_params {
             /// Narrows the caller's scope as requested.
             pub fn scope(&self, caller: &Caller) -> Result<Scope> {
                 Ok(match self.scope {
-                    Some(Sight::Mine) => caller.scope_of(caller.user)?,
-                    Some(Sight::All) | None => caller.scope(),
+                    Some(Visibility::Mine) => caller.scope_of(caller.user)?,
+                    Some(Visibility::All) | None => caller.scope(),
                 })
             }
         }
@@ -134,7 +134,7 @@ impl ListQuery {
             return Ok((unpaged, 0));
         }
 
-        let page = page(self.page, self.page_size)?;
+        let page = parse_page(self.page, self.page_size)?;
         Ok((page.size, page.offset()))
     }
 }
@@ -143,31 +143,34 @@ impl RecordsQuery {
     /// Limit and offset.
     pub fn bounds(&self) -> Result<(i64, i64)> {
         if self.page.is_some() || self.page_size.is_some() {
-            let page = page(self.page, self.page_size)?;
+            let page = parse_page(self.page, self.page_size)?;
             return Ok((page.size, page.offset()));
         }
-        let (limit, offset) = (self.limit.unwrap_or(LIMIT), self.offset.unwrap_or(0));
+        let (limit, offset) = (
+            self.limit.unwrap_or(DEFAULT_LIMIT),
+            self.offset.unwrap_or(0),
+        );
         if !(1..=MAX_LIMIT).contains(&limit) {
-            return Err(query_field("limit", "must be between 1 and 200"));
+            return Err(query_error("limit", "must be between 1 and 200"));
         }
         if offset < 0 {
-            return Err(query_field("offset", "must be 0 or more"));
+            return Err(query_error("offset", "must be 0 or more"));
         }
         Ok((limit, offset))
     }
 
-    pub fn filter(&self, owners: Owners, now: DateTime<Utc>, zone: Tz) -> Result<Filter> {
+    pub fn filter(&self, owners: OwnerFilter, now: DateTime<Utc>, zone: Tz) -> Result<UsageFilter> {
         let search = self.search.as_deref().map(str::trim);
         if search.is_some_and(|text| text.chars().count() > MAX_SEARCH_CHARS) {
-            return Err(query_field("search", "must have at most 200 characters"));
+            return Err(query_error("search", "must have at most 200 characters"));
         }
 
-        Ok(Filter {
+        Ok(UsageFilter {
             owners,
             usage_type: self.usage_type,
-            from: self.time_filter.begin(now, zone),
+            from: self.time_filter.start(now, zone),
             search: search.map(str::to_owned),
-            ..Filter::default()
+            ..UsageFilter::default()
         })
     }
 }
@@ -206,7 +209,7 @@ pub struct ExportQuery {
 }
 
 impl ExportQuery {
-    pub fn wanted(self, now: DateTime<Utc>, zone: Tz) -> Result<Wanted> {
+    pub fn into_request(self, now: DateTime<Utc>, zone: Tz) -> Result<ExportRequest> {
         if let (Some(first), Some(last)) = (self.from_date, self.to_date) {
             if first > last {
                 let message = "from_date is after to_date: swap them";
@@ -223,19 +226,19 @@ impl ExportQuery {
             false => Err(()),
         };
         let kinds = comma_list(self.session_types.as_deref(), kind)
-            .ok_or_else(|| query_field("session_types", "must be of outbound, inbound, web"))?;
+            .ok_or_else(|| query_error("session_types", "must be of outbound, inbound, web"))?;
 
         let agents = comma_list(self.agent_ids.as_deref(), str::parse::<AgentId>)
-            .ok_or_else(|| query_field("agent_ids", "must be ids, separated by commas"))?;
+            .ok_or_else(|| query_error("agent_ids", "must be ids, separated by commas"))?;
 
         let first = self.from_date.map(|day| midnight(day, zone));
         let end = self.to_date.and_then(|day| day.succ_opt());
-        Ok(Wanted {
+        Ok(ExportRequest {
             usage_type: self.usage_type,
             session_types: kinds,
             agents,
             // The later start wins: both filters apply.
-            from: first.max(self.time_filter.begin(now, zone)),
+            from: first.max(self.time_filter.start(now, zone)),
             to: end.map(|day| midnight(day, zone)),
             by_key: false,
         })
@@ -246,15 +249,15 @@ impl ExportQuery {
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct Link {
+pub struct ExportLinkParams {
     /// Token from the mail.
     pub token: String,
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Grouped)]
-pub struct Grouped {
-    grouped_sessions: Vec<Session>,
+pub struct GroupedUsage {
+    grouped_sessions: Vec<UsageSession>,
     /// Number of matching sessions.
     #[schema(example = 1)]
     total: i64,
@@ -266,8 +269,8 @@ pub struct Grouped {
     currency: &'static str,
 }
 
-impl Grouped {
-    pub fn new(sessions: Vec<Session>, total: i64, (limit, offset): (i64, i64)) -> Self {
+impl GroupedUsage {
+    pub fn new(sessions: Vec<UsageSession>, total: i64, (limit, offset): (i64, i64)) -> Self {
         Self {
             grouped_sessions: sessions,
             total,

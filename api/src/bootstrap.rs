@@ -10,10 +10,10 @@ use peal_shared::access::Role;
 use peal_shared::agents::{self, NewAgent};
 use peal_shared::context::Context;
 use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId, UserId};
-use peal_shared::money::{NoAmount, Usd};
+use peal_shared::money::{InvalidAmount, Usd};
 use peal_shared::phone::{Country, E164};
-use peal_shared::phones::{self, NewPhone};
-use peal_shared::telephony::{Account, CarrierKind, Credentials};
+use peal_shared::phones::{self, NewCallerNumber};
+use peal_shared::telephony::{CarrierAccount, CarrierCredentials, CarrierKind};
 use peal_shared::trunks::{self, NewTrunk};
 use peal_shared::wallets::opening;
 use peal_shared::{api_keys, users};
@@ -25,31 +25,31 @@ use url::Url;
 
 /// Arguments of `bootstrap`.
 #[derive(Args, Clone, Debug)]
-pub struct Bootstrap {
+pub struct BootstrapArgs {
     /// Name of the organisation.
-    #[arg(long, default_value = "Demo", value_parser = name)]
+    #[arg(long, default_value = "Demo", value_parser = parse_name)]
     pub org: String,
     /// Country of numbers without a country code in the organisation's files: IN or US. A batch
     /// may override it.
     #[arg(long, value_name = "CC")]
     pub default_country: Option<Country>,
     /// E-mail address of its administrator.
-    #[arg(long, value_parser = email)]
+    #[arg(long, value_parser = parse_email)]
     pub email: String,
     /// Carrier of the trunk.
-    #[arg(long, value_enum, default_value_t = Kind::Twilio)]
-    pub trunk_kind: Kind,
+    #[arg(long, value_enum, default_value_t = TrunkVendor::Twilio)]
+    pub trunk_kind: TrunkVendor,
     /// The carrier's id of the account, such as AC...
     #[arg(long)]
     pub trunk_account: String,
     /// The account's secret.
-    #[arg(long, env = "PEAL_TRUNK_TOKEN", hide_env_values = true, value_parser = secret)]
+    #[arg(long, env = "PEAL_TRUNK_TOKEN", hide_env_values = true, value_parser = parse_secret)]
     pub trunk_token: SecretString,
     /// URL of the carrier's API, by default its public one.
     #[arg(long)]
     pub trunk_base_url: Option<Url>,
     /// Calls per second that the carrier grants.
-    #[arg(long, default_value = "1", value_parser = cps)]
+    #[arg(long, default_value = "1", value_parser = parse_cps)]
     pub trunk_cps: Decimal,
     /// Calls at once that the carrier grants.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i32).range(1..=100_000))]
@@ -58,13 +58,13 @@ pub struct Bootstrap {
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(i32).range(15..=600))]
     pub ring_timeout_secs: i32,
     /// Caller number, in E.164.
-    #[arg(long, value_parser = number)]
+    #[arg(long, value_parser = parse_number)]
     pub number: E164,
     /// First message of the agent; {{name}} is a variable of the row.
     #[arg(long)]
     pub agent_message: String,
     /// Name of the agent.
-    #[arg(long, default_value = "Demo agent", value_parser = name)]
+    #[arg(long, default_value = "Demo agent", value_parser = parse_name)]
     pub agent_name: String,
     /// Ask the carrier whether a person or a machine answered.
     #[arg(long)]
@@ -74,19 +74,19 @@ pub struct Bootstrap {
     pub recording: bool,
     /// Dollars to add to the administrator's wallet on every run. Calls are paid from that wallet:
     /// while it is empty, nothing is dialled.
-    #[arg(long, value_name = "USD", default_value = "0", value_parser = credit)]
+    #[arg(long, value_name = "USD", default_value = "0", value_parser = parse_credit)]
     pub credit_usd: Usd,
 }
 
 /// A carrier as a command-line value.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Kind {
+pub enum TrunkVendor {
     Twilio,
 }
 
 /// The resources, as printed on success. Contains the API key, which is shown only once.
 #[derive(Clone, Debug, Serialize)]
-pub struct Ready {
+pub struct BootstrapReport {
     pub org_id: OrgId,
     pub user_id: UserId,
     pub agent_id: AgentId,
@@ -101,14 +101,14 @@ pub struct Ready {
 }
 
 /// Hint for an empty wallet.
-const NO_MONEY: &str = "the wallet is empty, so nothing will be dialled: run this again with --credit-usd 100, \
+const EMPTY_WALLET_HINT: &str = "the wallet is empty, so nothing will be dialled: run this again with --credit-usd 100, \
     or have a super_admin grant credits";
 
 /// Creates or updates everything in one transaction.
 ///
 /// # Errors
 /// When the address belongs to another organisation.
-pub async fn bootstrap(context: &Context, args: &Bootstrap) -> anyhow::Result<Ready> {
+pub async fn bootstrap(context: &Context, args: &BootstrapArgs) -> anyhow::Result<BootstrapReport> {
     let mut db = context.pool.begin().await?;
     let org = users::ensure_org_unscoped(&mut db, &args.org).await?;
 
@@ -125,11 +125,11 @@ pub async fn bootstrap(context: &Context, args: &Bootstrap) -> anyhow::Result<Re
         );
     }
 
-    let trunk = trunk(&mut db, context, org, args).await?;
+    let trunk = ensure_trunk(&mut db, context, org, args).await?;
 
     let phone = phones::create_unscoped(
         &mut db,
-        &NewPhone {
+        &NewCallerNumber {
             org,
             user,
             trunk,
@@ -156,12 +156,12 @@ pub async fn bootstrap(context: &Context, args: &Bootstrap) -> anyhow::Result<Re
 
     let now = context.clock.now();
     if args.credit_usd.is_positive() {
-        opening::give_unscoped(&mut db, user, args.credit_usd, now).await?;
+        opening::grant_unscoped(&mut db, user, args.credit_usd, now).await?;
     }
     let available_usd = opening::available_unscoped(&mut db, user, now).await?;
 
     db.commit().await.context("nothing was created")?;
-    Ok(Ready {
+    Ok(BootstrapReport {
         org_id: org,
         user_id: user,
         agent_id: agent,
@@ -169,18 +169,18 @@ pub async fn bootstrap(context: &Context, args: &Bootstrap) -> anyhow::Result<Re
         phone_id: phone,
         api_key,
         available_usd,
-        hint: (!available_usd.is_positive()).then_some(NO_MONEY),
+        hint: (!available_usd.is_positive()).then_some(EMPTY_WALLET_HINT),
     })
 }
 
-async fn trunk(
+async fn ensure_trunk(
     db: &mut PgConnection,
     context: &Context,
     org: OrgId,
-    args: &Bootstrap,
+    args: &BootstrapArgs,
 ) -> anyhow::Result<TrunkId> {
     let kind = match args.trunk_kind {
-        Kind::Twilio => CarrierKind::Twilio,
+        TrunkVendor::Twilio => CarrierKind::Twilio,
     };
 
     let new = NewTrunk {
@@ -189,10 +189,10 @@ async fn trunk(
             .chars()
             .take(MAX_NAME_CHARS)
             .collect(),
-        account: Account {
+        account: CarrierAccount {
             kind,
             account_id: args.trunk_account.clone(),
-            credentials: Credentials {
+            credentials: CarrierCredentials {
                 username: None,
                 password: args.trunk_token.clone(),
                 signing_secrets: Vec::new(),
@@ -206,7 +206,7 @@ async fn trunk(
 
     let keys = &context.config.keys;
     let account = &args.trunk_account;
-    match trunks::of_account_unscoped(&mut *db, org, kind, account).await? {
+    match trunks::find_by_account_unscoped(&mut *db, org, kind, account).await? {
         Some(id) => {
             trunks::replace_unscoped(db, keys, id, &new).await?;
             Ok(id)
@@ -217,7 +217,7 @@ async fn trunk(
 
 const MAX_NAME_CHARS: usize = 200;
 
-pub(crate) fn name(text: &str) -> Result<String, String> {
+pub(crate) fn parse_name(text: &str) -> Result<String, String> {
     let name = text.trim();
     match name.chars().count() {
         1..=MAX_NAME_CHARS => Ok(name.to_owned()),
@@ -225,7 +225,7 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     }
 }
 
-pub(crate) fn email(text: &str) -> Result<String, String> {
+pub(crate) fn parse_email(text: &str) -> Result<String, String> {
     let text = text.trim();
     match text.split_once('@') {
         Some((name, host)) if !name.is_empty() && !host.is_empty() && text.len() <= 320 => {
@@ -235,29 +235,31 @@ pub(crate) fn email(text: &str) -> Result<String, String> {
     }
 }
 
-fn secret(text: &str) -> Result<SecretString, String> {
+fn parse_secret(text: &str) -> Result<SecretString, String> {
     match text.trim() {
         "" => Err("must not be empty".to_owned()),
         secret => Ok(secret.into()),
     }
 }
 
-fn credit(text: &str) -> Result<Usd, String> {
-    let amount: Usd = text.parse().map_err(|error: NoAmount| error.to_string())?;
+fn parse_credit(text: &str) -> Result<Usd, String> {
+    let amount: Usd = text
+        .parse()
+        .map_err(|error: InvalidAmount| error.to_string())?;
     match amount >= Usd::ZERO {
         true => Ok(amount),
         false => Err("must not be negative".to_owned()),
     }
 }
 
-fn cps(text: &str) -> Result<Decimal, String> {
+fn parse_cps(text: &str) -> Result<Decimal, String> {
     text.parse()
         .ok()
         .filter(|cps| *cps >= Decimal::new(1, 3) && *cps <= Decimal::from(10_000))
         .ok_or_else(|| "must be between 0.001 and 10000".to_owned())
 }
 
-fn number(text: &str) -> Result<E164, String> {
+fn parse_number(text: &str) -> Result<E164, String> {
     let lenient = E164::parse(text, None).map_err(|error| error.to_string());
     // Carriers' test numbers are well-formed but in no numbering plan.
     lenient.or_else(|why| E164::try_from(text.trim().to_owned()).map_err(|_e| why))

@@ -14,12 +14,12 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode, request};
 use axum::response::{IntoResponse, Response};
 use peal_shared::Error;
-use peal_shared::calls::inbox::{NewEvent, Source, of_carrier_unscoped};
-use peal_shared::calls::urls::{CALL_PATH, STATUS_PATH, requested};
+use peal_shared::calls::inbox::{EventSource, NewCallEvent, find_by_carrier_id_unscoped};
+use peal_shared::calls::urls::{CALL_PATH, STATUS_PATH, requested_url};
 use peal_shared::context::Context;
 use peal_shared::ids::{CallId, TrunkId};
 use peal_shared::telephony::{
-    Account, Addressed, CallEvent, Callback, CallbackKind, Carrier, CarrierKind,
+    CallEvent, CallReference, CallbackKind, Carrier, CarrierAccount, CarrierCallback, CarrierKind,
 };
 use peal_shared::trunks;
 use url::Url;
@@ -28,14 +28,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::{Problem, Result};
-use crate::extract::in_time;
+use crate::extract::with_body_timeout;
 use crate::openapi::ProblemDocument;
-use crate::state::Api;
+use crate::state::AppState;
 
 /// Largest body; carriers send far less.
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     let call_routes = OpenApiRouter::new()
         .routes(routes!(answer))
         .routes(routes!(machine))
@@ -53,10 +53,10 @@ pub fn router() -> OpenApiRouter<Api> {
     tag = "Carrier callbacks",
     security(()),
     params(CallParams),
-    responses((status = 204, description = "Stored"), CallbackRefusals)
+    responses((status = 204, description = "Stored"), CallbackErrors)
 )]
 async fn status(
-    State(api): State<Api>,
+    State(api): State<AppState>,
     path: Path<CallPath>,
     request: Request,
 ) -> Result<StatusCode> {
@@ -70,10 +70,10 @@ async fn status(
     tag = "Carrier callbacks",
     security(()),
     params(CallParams),
-    responses((status = 204, description = "Stored"), CallbackRefusals)
+    responses((status = 204, description = "Stored"), CallbackErrors)
 )]
 async fn machine(
-    State(api): State<Api>,
+    State(api): State<AppState>,
     path: Path<CallPath>,
     request: Request,
 ) -> Result<StatusCode> {
@@ -87,10 +87,10 @@ async fn machine(
     tag = "Carrier callbacks",
     security(()),
     params(CallParams),
-    responses((status = 204, description = "Stored"), CallbackRefusals)
+    responses((status = 204, description = "Stored"), CallbackErrors)
 )]
 async fn recording(
-    State(api): State<Api>,
+    State(api): State<AppState>,
     path: Path<CallPath>,
     request: Request,
 ) -> Result<StatusCode> {
@@ -98,18 +98,20 @@ async fn recording(
 }
 
 async fn receive(
-    api: &Api,
+    api: &AppState,
     kind: CallbackKind,
     path: &CallPath,
     request: Request,
 ) -> Result<StatusCode> {
-    let call = path.proven(&api.context)?;
+    let call = path.verify_token(&api.context)?;
 
-    let _permit = api.inbox.enter().await?;
-    let received = Received::read(&api.context, request).await?;
+    let _permit = api.event_writer.acquire().await?;
+    let received = ReceivedCallback::read(&api.context, request).await?;
 
-    let (_, event) = received.told(api, kind, call.trunk).await?;
-    api.inbox.append(call.said(Source::Callback, event)).await?;
+    let (_, event) = received.verified_event(api, kind, call.trunk).await?;
+    api.event_writer
+        .insert_events(call.event(EventSource::Callback, event))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -129,26 +131,29 @@ async fn receive(
             description = "In the carrier's markup",
             example = "<Response><Say>Hello</Say></Response>"
         ),
-        CallbackRefusals
+        CallbackErrors
     )
 )]
 async fn answer(
-    State(api): State<Api>,
+    State(api): State<AppState>,
     path: Path<CallPath>,
     request: Request,
 ) -> Result<Response> {
-    let call = path.0.proven(&api.context)?;
+    let call = path.0.verify_token(&api.context)?;
 
-    let _permit = api.inbox.enter().await?;
-    let received = Received::read(&api.context, request).await?;
+    let _permit = api.event_writer.acquire().await?;
+    let received = ReceivedCallback::read(&api.context, request).await?;
 
     let (account, event) = received
-        .told(&api, CallbackKind::Answer, call.trunk)
+        .verified_event(&api, CallbackKind::Answer, call.trunk)
         .await?;
 
-    let document = api.inbox.answer(call.said(Source::Answer, event)).await?;
+    let document = api
+        .event_writer
+        .answer(call.event(EventSource::Answer, event))
+        .await?;
 
-    let rendered = api.context.carriers.of(account.kind).render(&document);
+    let rendered = api.context.carriers.adapter(account.kind).render(&document);
     Ok(([(CONTENT_TYPE, rendered.content_type)], rendered.body).into_response())
 }
 
@@ -166,11 +171,11 @@ async fn answer(
     responses(
         (status = 202, description = "Signature valid, but the call is not one of Peal's"),
         (status = 204, description = "Stored"),
-        CallbackRefusals
+        CallbackErrors
     )
 )]
-async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<StatusCode> {
-    let received = Received::read(&api.context, request).await?;
+async fn unaddressed_status(State(api): State<AppState>, request: Request) -> Result<StatusCode> {
+    let received = ReceivedCallback::read(&api.context, request).await?;
 
     let Some((kind, addressed)) = received.addressed(&api.context) else {
         return Err(Error::rejected(
@@ -179,18 +184,18 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
         )
         .into());
     };
-    let Addressed {
+    let CallReference {
         account_id,
         carrier_call_id,
     } = addressed;
 
-    let _permit = api.inbox.enter().await?;
+    let _permit = api.event_writer.acquire().await?;
 
     // Calls and trunks that may have sent it; the connection is not held while they are tried.
-    let mut db = api.context.callbacks.acquire().await?;
-    let calls = of_carrier_unscoped(&mut db, &account_id, &carrier_call_id).await?;
+    let mut db = api.context.callback_pool.acquire().await?;
+    let calls = find_by_carrier_id_unscoped(&mut db, &account_id, &carrier_call_id).await?;
     let trunks = match calls.is_empty() {
-        true => trunks::on_account_unscoped(&mut db, kind, &account_id).await?,
+        true => trunks::list_by_account_unscoped(&mut db, kind, &account_id).await?,
         false => Vec::new(),
     };
     drop(db);
@@ -198,10 +203,15 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
     // The first signature that matches decides.
     let mut problem = Problem::from(Error::NotFound("Call"));
     for (trunk, id) in calls {
-        match received.told(&api, CallbackKind::Status, trunk).await {
+        match received
+            .verified_event(&api, CallbackKind::Status, trunk)
+            .await
+        {
             Ok((_, event)) => {
-                let call = ProvenCall { trunk, id };
-                api.inbox.append(call.said(Source::Callback, event)).await?;
+                let call = VerifiedCall { trunk, id };
+                api.event_writer
+                    .insert_events(call.event(EventSource::Callback, event))
+                    .await?;
                 return Ok(StatusCode::NO_CONTENT);
             }
             Err(mismatch) => problem = mismatch,
@@ -209,7 +219,10 @@ async fn unaddressed_status(State(api): State<Api>, request: Request) -> Result<
     }
 
     for trunk in trunks {
-        match received.told(&api, CallbackKind::Status, trunk).await {
+        match received
+            .verified_event(&api, CallbackKind::Status, trunk)
+            .await
+        {
             Ok(_) => return Ok(StatusCode::ACCEPTED),
             Err(mismatch) => problem = mismatch,
         }
@@ -234,7 +247,7 @@ struct CallParams {
 /// Error responses of a callback.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "its variants are read by the macro alone")]
-enum CallbackRefusals {
+enum CallbackErrors {
     /// The callback cannot be parsed.
     #[response(status = 400, content_type = "application/problem+json")]
     Unreadable(ProblemDocument),
@@ -257,14 +270,14 @@ type CallPath = (String, String, String);
 
 /// A call whose token was in the path.
 #[derive(Clone, Copy)]
-struct ProvenCall {
+struct VerifiedCall {
     trunk: TrunkId,
     id: CallId,
 }
 
-impl ProvenCall {
-    fn said(self, source: Source, event: CallEvent) -> NewEvent {
-        NewEvent {
+impl VerifiedCall {
+    fn event(self, source: EventSource, event: CallEvent) -> NewCallEvent {
+        NewCallEvent {
             call: self.id,
             trunk: self.trunk,
             source,
@@ -273,17 +286,17 @@ impl ProvenCall {
     }
 }
 
-trait Proven {
+trait CallPathExt {
     /// Verifies the token, and returns the call of the path.
-    fn proven(&self, context: &Context) -> Result<ProvenCall>;
+    fn verify_token(&self, context: &Context) -> Result<VerifiedCall>;
 }
 
-impl Proven for CallPath {
-    fn proven(&self, context: &Context) -> Result<ProvenCall> {
+impl CallPathExt for CallPath {
+    fn verify_token(&self, context: &Context) -> Result<VerifiedCall> {
         let (trunk, call, token) = self;
         match (trunk.parse(), call.parse()) {
             (Ok(trunk), Ok(id)) if context.config.keys.is_call_token(trunk, id, token) => {
-                Ok(ProvenCall { trunk, id })
+                Ok(VerifiedCall { trunk, id })
             }
             _ => Err(Error::NotFound("Call").into()),
         }
@@ -291,14 +304,14 @@ impl Proven for CallPath {
 }
 
 /// A received callback, not verified yet.
-struct Received {
+struct ReceivedCallback {
     method: Method,
     url: Url,
     headers: HeaderMap,
     body: Bytes,
 }
 
-impl Received {
+impl ReceivedCallback {
     async fn read(context: &Context, request: Request) -> Result<Self> {
         let (
             request::Parts {
@@ -317,9 +330,10 @@ impl Received {
             None => &uri,
         };
         let sent_to = uri.path_and_query().map_or("/", |path| path.as_str());
-        let url = requested(&context.config.public_url, sent_to).ok_or_else(Problem::no_route)?;
+        let url = requested_url(&context.config.public_url, sent_to)
+            .ok_or_else(Problem::route_not_found)?;
 
-        let body = in_time(to_bytes(body, BODY_LIMIT_BYTES))
+        let body = with_body_timeout(to_bytes(body, BODY_LIMIT_BYTES))
             .await?
             .map_err(|_error| {
                 Problem::new(
@@ -337,9 +351,9 @@ impl Received {
         })
     }
 
-    fn callback(&self, carrier: &dyn Carrier) -> Callback<'_> {
+    fn callback(&self, carrier: &dyn Carrier) -> CarrierCallback<'_> {
         let text = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
-        Callback {
+        CarrierCallback {
             method: self.method.as_str(),
             url: &self.url,
             content_type: text(CONTENT_TYPE.as_str()),
@@ -349,23 +363,23 @@ impl Received {
     }
 
     /// Account and call that the callback names, read by the first carrier that can parse it.
-    fn addressed(&self, context: &Context) -> Option<(CarrierKind, Addressed)> {
+    fn addressed(&self, context: &Context) -> Option<(CarrierKind, CallReference)> {
         CarrierKind::ALL.into_iter().find_map(|kind| {
-            let carrier = context.carriers.of(kind);
-            let addressed = carrier.addressed(&self.callback(carrier))?;
+            let carrier = context.carriers.adapter(kind);
+            let addressed = carrier.call_reference(&self.callback(carrier))?;
             Some((kind, addressed))
         })
     }
 
     /// Verifies the carrier's signature, and parses the event.
-    async fn told(
+    async fn verified_event(
         &self,
-        api: &Api,
+        api: &AppState,
         kind: CallbackKind,
         trunk: TrunkId,
-    ) -> Result<(Arc<Account>, CallEvent)> {
+    ) -> Result<(Arc<CarrierAccount>, CallEvent)> {
         let Context {
-            callbacks: pool,
+            callback_pool: pool,
             config,
             carriers,
             accounts,
@@ -377,10 +391,10 @@ impl Received {
             account => account,
         }?;
 
-        let carrier = carriers.of(account.kind);
+        let carrier = carriers.adapter(account.kind);
         let callback = self.callback(carrier);
         if !carrier.verify(&account, &callback) {
-            let refused = api.context.metrics.http.refuse_signature();
+            let refused = api.context.metrics.http.record_invalid_signature();
             tracing::warn!(trunk.id = %trunk, ?kind, refused, "callback with an invalid signature");
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::http::StatusCode;
 use peal_shared::access::wall;
-use peal_shared::audit::{self, Actor, Note};
+use peal_shared::audit::{self, AuditActor, AuditEntry};
 use peal_shared::context::Context;
-use peal_shared::idempotency::{self, Claim, Hold, Stored};
+use peal_shared::idempotency::{self, IdempotencyClaim, KeyHold, StoredResponse};
 use serde::Serialize;
 use sqlx::{PgConnection, Postgres, Transaction};
 use tracing::Instrument as _;
@@ -21,15 +21,15 @@ use crate::auth::Caller;
 use crate::error::{Problem, Result};
 
 /// A write transaction of a caller, committed together with its audit entry.
-pub struct Change {
+pub struct AuditedTx {
     db: Transaction<'static, Postgres>,
-    actor: Actor,
-    claim: Option<Claim>,
+    actor: AuditActor,
+    claim: Option<IdempotencyClaim>,
 }
 
 impl Caller {
     /// Begins a transaction for reads.
-    pub async fn read(&self, context: &Context) -> Result<Transaction<'static, Postgres>> {
+    pub async fn begin_read(&self, context: &Context) -> Result<Transaction<'static, Postgres>> {
         Ok(wall::begin(&context.pool, &self.scope()).await?)
     }
 
@@ -39,7 +39,7 @@ impl Caller {
     ///
     /// # Errors
     /// Those of `work`; the `Idempotency-Key` is in use or was used for another request.
-    pub async fn once<T, F>(
+    pub async fn run_once<T, F>(
         self,
         context: Arc<Context>,
         work: impl FnOnce(Arc<Context>, Self) -> F,
@@ -54,21 +54,21 @@ impl Caller {
 
         let (pool, principal) = (context.pool.clone(), self.principal.clone());
 
-        let hold = Hold::take_unscoped(&pool, &principal, &claim.key).await?;
+        let hold = KeyHold::acquire_unscoped(&pool, &principal, &claim.key).await?;
 
         let work = Box::pin(work(context, self));
         let work = async move {
             let mut db = pool.acquire().await?;
-            let stored = idempotency::known_unscoped(&mut db, &principal, &claim.key).await?;
+            let stored = idempotency::find_unscoped(&mut db, &principal, &claim.key).await?;
             drop(db);
 
             match stored {
-                Some(stored) => Err(Problem::answered_before(stored.answer(&claim)?)),
+                Some(stored) => Err(Problem::replayed(stored.replay(&claim)?)),
                 None => work.await,
             }
         };
 
-        let result = tokio::spawn(hold.during(work).in_current_span());
+        let result = tokio::spawn(hold.run(work).in_current_span());
         result.await.map_err(anyhow::Error::from)?
     }
 
@@ -77,18 +77,18 @@ impl Caller {
     /// # Errors
     /// The stored response of a repeated request; the `Idempotency-Key` is in use or was used for
     /// another request.
-    pub async fn change(&self, context: &Context) -> Result<Change> {
+    pub async fn begin_write(&self, context: &Context) -> Result<AuditedTx> {
         let mut db = wall::begin(&context.pool, &self.scope()).await?;
         if let Some(claim) = &self.origin.claim
             && let Some(stored) =
                 idempotency::claim_unscoped(&mut db, &self.principal, claim).await?
         {
-            return Err(Problem::answered_before(stored));
+            return Err(Problem::replayed(stored));
         }
 
-        Ok(Change {
+        Ok(AuditedTx {
             db,
-            actor: Actor {
+            actor: AuditActor {
                 principal: self.principal.clone(),
                 ip: self.origin.ip,
                 request_id: self.origin.request_id.clone(),
@@ -98,7 +98,7 @@ impl Caller {
     }
 }
 
-impl Deref for Change {
+impl Deref for AuditedTx {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
@@ -106,24 +106,24 @@ impl Deref for Change {
     }
 }
 
-impl DerefMut for Change {
+impl DerefMut for AuditedTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.db
     }
 }
 
-impl Change {
+impl AuditedTx {
     /// Commits with an audit entry, and returns the response.
     ///
     /// # Errors
     /// The database does not answer: nothing is changed, or the outcome is unknown.
     pub async fn commit<T: Serialize>(
         self,
-        note: Note,
+        note: AuditEntry,
         status: StatusCode,
         Json(body): Json<T>,
     ) -> Result<(StatusCode, Json<T>)> {
-        self.write(note, status, &body).await?;
+        self.commit_stored(note, status, &body).await?;
         Ok((status, Json(body)))
     }
 
@@ -132,26 +132,36 @@ impl Change {
     ///
     /// # Errors
     /// Those of [`Self::commit`].
-    pub async fn commit_showing<T: Serialize>(
+    pub async fn commit_redacted<T: Serialize>(
         self,
-        note: Note,
+        note: AuditEntry,
         status: StatusCode,
         kept: &T,
         Json(shown): Json<T>,
     ) -> Result<(StatusCode, Json<T>)> {
-        self.write(note, status, kept).await?;
+        self.commit_stored(note, status, kept).await?;
         Ok((status, Json(shown)))
     }
 
-    async fn write(mut self, note: Note, status: StatusCode, kept: &impl Serialize) -> Result<()> {
+    async fn commit_stored(
+        mut self,
+        note: AuditEntry,
+        status: StatusCode,
+        kept: &impl Serialize,
+    ) -> Result<()> {
         audit::write_unscoped(&mut self.db, &self.actor, &note).await?;
         if let Some(claim) = &self.claim {
-            let stored = Stored {
+            let stored = StoredResponse {
                 status: status.as_u16(),
                 body: serde_json::to_value(kept).map_err(peal_shared::Error::from)?,
             };
-            idempotency::answer_unscoped(&mut self.db, &self.actor.principal, claim, &stored)
-                .await?;
+            idempotency::store_response_unscoped(
+                &mut self.db,
+                &self.actor.principal,
+                claim,
+                &stored,
+            )
+            .await?;
         }
 
         self.db.commit().await?;

@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 /// Pause after the process has no resources to accept a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Longest time for requests in progress to finish at shutdown.
-const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Serves connections until `shutdown`, then lets requests finish.
 ///
@@ -45,7 +45,7 @@ pub async fn serve(
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header);
+        .header_read_timeout(limits.header_timeout);
 
     let accepting = async {
         // The semaphore is never closed.
@@ -81,7 +81,7 @@ pub async fn serve(
 
     // 2. Refuse new connections, and let requests in progress finish.
     drop(listener);
-    match timeout(DRAIN_LIMIT, graceful.shutdown()).await {
+    match timeout(DRAIN_TIMEOUT, graceful.shutdown()).await {
         Ok(()) => Ok(()),
         Err(_elapsed) => anyhow::bail!("some requests did not finish in time and were aborted"),
     }
@@ -97,17 +97,17 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 }
                 return (stream, from);
             }
-            Err(error) if is_of_the_connection(&error) => {}
+            Err(error) if is_connection_error(&error) => {}
             Err(error) => {
                 tracing::error!(%error, "connections cannot be accepted");
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
 }
 
 /// True when one connection failed before it was accepted, and the process is healthy.
-fn is_of_the_connection(error: &std::io::Error) -> bool {
+fn is_connection_error(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(
         error.kind(),

@@ -17,7 +17,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
-use peal_shared::config::{Config, Origins};
+use peal_shared::config::{Config, CorsOrigins};
 use peal_shared::context::Context;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -25,16 +25,16 @@ use crate::agents::X_TOTAL_COUNT;
 use crate::auth::API_KEY_HEADER;
 use crate::error::{IDEMPOTENT_REPLAYED, Problem, Result};
 use crate::page::X_TRUNCATED;
-use crate::rates::{LIMIT, REMAINING, RESET};
+use crate::rates::{RATELIMIT_LIMIT, RATELIMIT_REMAINING, RATELIMIT_RESET};
 use crate::request_key::IDEMPOTENCY_KEY;
 use crate::server::REQUEST_ID;
 
 /// Lifetime of a preflight response in the browser's cache.
-const MAX_AGE: Duration = Duration::from_secs(3600);
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Builds the CORS layer; `None` without origins.
-pub fn layer(origins: &Origins) -> Option<CorsLayer> {
+pub fn cors_layer(origins: &CorsOrigins) -> Option<CorsLayer> {
     let origins: Vec<HeaderValue> = origins
         .iter()
         .filter_map(|origin| HeaderValue::from_str(origin).ok())
@@ -66,13 +66,13 @@ pub fn layer(origins: &Origins) -> Option<CorsLayer> {
             X_TRUNCATED,
             X_TOTAL_COUNT,
             RETRY_AFTER,
-            LIMIT,
-            REMAINING,
-            RESET,
+            RATELIMIT_LIMIT,
+            RATELIMIT_REMAINING,
+            RATELIMIT_RESET,
             IDEMPOTENT_REPLAYED,
             CONTENT_DISPOSITION,
         ])
-        .max_age(MAX_AGE);
+        .max_age(PREFLIGHT_MAX_AGE);
 
     Some(layer)
 }
@@ -81,12 +81,12 @@ pub fn layer(origins: &Origins) -> Option<CorsLayer> {
 ///
 /// # Errors
 /// 403 for an unknown `Origin`.
-pub async fn known_origin(
+pub async fn require_known_origin(
     Extension(context): Extension<Arc<Context>>,
     request: Request,
     next: Next,
 ) -> Result<Response> {
-    match is_known(&context.config, request.headers()) {
+    match is_allowed_origin(&context.config, request.headers()) {
         true => Ok(next.run(request).await),
         false => Err(Problem::new(
             StatusCode::FORBIDDEN,
@@ -96,7 +96,7 @@ pub async fn known_origin(
     }
 }
 
-fn is_known(config: &Config, headers: &HeaderMap) -> bool {
+fn is_allowed_origin(config: &Config, headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(ORIGIN) else {
         return true;
     };
@@ -112,5 +112,5 @@ fn is_known(config: &Config, headers: &HeaderMap) -> bool {
 
     is_own_host
         || config.public_url.origin().ascii_serialization() == origin
-        || config.origins.contains(origin)
+        || config.cors_origins.contains(origin)
 }

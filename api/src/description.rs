@@ -11,21 +11,21 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::server::document;
-use crate::state::Api;
+use crate::state::AppState;
 
 /// RapiDoc 9.3.8 (MIT), `dist/rapidoc-min.js` of its npm package.
-const VIEWER: &str = include_str!("../assets/rapidoc/rapidoc-9.3.8.min.js");
-const PAGE: &str = include_str!("../assets/docs.html");
+const VIEWER_SCRIPT: &str = include_str!("../assets/rapidoc/rapidoc-9.3.8.min.js");
+const DOCS_PAGE: &str = include_str!("../assets/docs.html");
 
 /// Restricts scripts and requests to this origin; the viewer creates inline styles.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; \
+const DOCS_CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; \
     connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'";
 
 /// Serialized OpenAPI document.
 static DOCUMENT: LazyLock<serde_json::Result<String>> = LazyLock::new(|| document().to_json());
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(openapi))
         .routes(routes!(docs))
@@ -58,10 +58,10 @@ async fn openapi() -> crate::error::Result<impl IntoResponse> {
 async fn docs() -> impl IntoResponse {
     let headers: [(HeaderName, &str); 3] = [
         (CONTENT_TYPE, "text/html; charset=utf-8"),
-        (CONTENT_SECURITY_POLICY, POLICY),
+        (CONTENT_SECURITY_POLICY, DOCS_CONTENT_POLICY),
         (REFERRER_POLICY, "no-referrer"),
     ];
-    (headers, PAGE)
+    (headers, DOCS_PAGE)
 }
 
 /// Script of the documentation page
@@ -78,5 +78,5 @@ async fn viewer() -> impl IntoResponse {
         // The path contains the version.
         (CACHE_CONTROL, "public, max-age=31536000, immutable"),
     ];
-    (headers, VIEWER)
+    (headers, VIEWER_SCRIPT)
 }

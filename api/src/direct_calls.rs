@@ -8,15 +8,15 @@ use axum::http::StatusCode;
 use axum::middleware::from_fn;
 use peal_shared::Error;
 use peal_shared::agents::{self, Agent};
-use peal_shared::audit::Note;
-use peal_shared::bells::Bell;
+use peal_shared::audit::AuditEntry;
+use peal_shared::bells::WakeupChannel;
 use peal_shared::calls::log::{self, Call};
-use peal_shared::calls::request::{NewDirectCall, request};
+use peal_shared::calls::request::{NewDirectCall, queue_call};
 use peal_shared::context::Context;
 use peal_shared::error::FieldError;
 use peal_shared::ids::{AgentId, CallId, PhoneId, UserId};
 use peal_shared::phone::E164;
-use peal_shared::phones::{self, Phone};
+use peal_shared::phones::{self, CallerNumber};
 use peal_shared::privacy::Variables;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -26,17 +26,17 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::auth::Caller;
-use crate::cors::known_origin;
+use crate::cors::require_known_origin;
 use crate::error::{Problem, Result};
-use crate::extract::{Fields, Ids, OptionalJson, ValidQuery};
-use crate::new_batch::{check_values, one_of};
-use crate::openapi::{Missing, Refusals, Rejected, Unpaid};
-use crate::state::Api;
+use crate::extract::{FieldErrors, OptionalJson, PathIds, ValidQuery};
+use crate::new_batch::{check_variable_values, require_agent};
+use crate::openapi::{BadRequestResponse, CommonErrors, NotFoundResponse, PaymentRequiredResponse};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create_call))
-        .route_layer(from_fn(known_origin))
+        .route_layer(from_fn(require_known_origin))
         .routes(routes!(show))
 }
 
@@ -55,17 +55,17 @@ pub fn router() -> OpenApiRouter<Api> {
     params(CreateCall),
     request_body = Option<CallBody>,
     responses(
-        (status = 202, body = Queued, example = json!({
+        (status = 202, body = CreateCallResponse, example = json!({
             "status": "queued", "queue_job_id": "0197d7a5-3c1e-7a10-8f00-00000000000e",
             "call_session_id": "0197d7a5-3c1e-7a10-8f00-00000000000e",
             "user_id": "0197d7a5-3c1e-7a10-8f00-00000000000a", "target_number": "+12125550123",
             "agent_id": "0197d7a5-3c1e-7a10-8f00-00000000000b", "from_phone_number": "+12125550100",
             "source": "create_call"
         })),
-        Rejected,
-        Unpaid,
-        Missing,
-        Refusals,
+        BadRequestResponse,
+        PaymentRequiredResponse,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn create_call(
@@ -73,15 +73,15 @@ async fn create_call(
     caller: Caller,
     ValidQuery(query): ValidQuery<CreateCall>,
     OptionalJson(body): OptionalJson<CallBody>,
-) -> Result<(StatusCode, Json<Queued>)> {
-    let to = query.number()?;
-    let mut fields = Fields::default();
-    check_values(&mut fields, &body.variable_values, &context.config.uploads);
+) -> Result<(StatusCode, Json<CreateCallResponse>)> {
+    let to = query.parse_number()?;
+    let mut fields = FieldErrors::default();
+    check_variable_values(&mut fields, &body.variable_values, &context.config.uploads);
     fields.finish()?;
-    let agent_id = one_of(query.agent_id, query.workflow_id)?;
+    let agent_id = require_agent(query.agent_id, query.workflow_id)?;
 
     let scope = caller.scope();
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let agent = agents::find(&mut db, &scope, agent_id).await?;
 
     // A super_admin calls for another organisation on behalf of the agent's owner.
@@ -92,19 +92,19 @@ async fn create_call(
 
     let phone = match query.phone_number_id {
         Some(id) => phones::find(&mut db, &scope, id).await?,
-        None => phones::line_for(&mut db, &scope, &agent, user).await?,
+        None => phones::default_number(&mut db, &scope, &agent, user).await?,
     };
-    callable(&agent, &phone)?;
+    check_callable(&agent, &phone)?;
 
     let new = NewDirectCall {
         user,
         to: to.clone(),
-        variable_values: Variables::of(body.variable_values),
-        basis: context.basis(),
+        variable_values: Variables::from_map(body.variable_values),
+        basis: context.estimate_basis(),
     };
-    let queued = request(&mut db, &scope, &agent, &phone, &new).await?;
+    let queued = queue_call(&mut db, &scope, &agent, &phone, &new).await?;
 
-    let answer = Queued {
+    let answer = CreateCallResponse {
         status: "queued",
         queue_job_id: queued.id,
         call_session_id: queued.id,
@@ -115,15 +115,15 @@ async fn create_call(
         source: "create_call",
     };
 
-    let note = Note::new("call.create", agent.org_id, queued.id.0);
+    let note = AuditEntry::new("call.create", agent.org_id, queued.id.0);
     let answer = db.commit(note, StatusCode::ACCEPTED, Json(answer)).await?;
 
-    context.bells.ring(Bell::Dial);
+    context.wakeups.notify(WakeupChannel::Dial);
     Ok(answer)
 }
 
 /// Checks that the agent may call from the phone number.
-fn callable(agent: &Agent, phone: &Phone) -> Result<()> {
+fn check_callable(agent: &Agent, phone: &CallerNumber) -> Result<()> {
     let (code, detail) = if !agent.is_active {
         ("agent_inactive", "the agent is not active")
     } else if !phone.is_active {
@@ -147,16 +147,16 @@ fn callable(agent: &Agent, phone: &Phone) -> Result<()> {
     params(("call_id" = CallId, Path)),
     responses(
         (status = 200, body = Call),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<CallId>,
+    PathIds(id): PathIds<CallId>,
 ) -> Result<Json<Call>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(log::find(&mut db, &caller.scope(), id).await?))
 }
 
@@ -178,7 +178,7 @@ struct CreateCall {
 impl CreateCall {
     /// Parses the number. An unescaped `+` arrives as a space, which is never meant before a
     /// digit.
-    fn number(&self) -> Result<E164> {
+    fn parse_number(&self) -> Result<E164> {
         let restored = match self.phone_number.strip_prefix(' ') {
             Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => format!("+{rest}"),
             _ => self.phone_number.clone(),
@@ -203,7 +203,7 @@ struct CallBody {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = QueuedCall)]
-struct Queued {
+struct CreateCallResponse {
     status: &'static str,
     queue_job_id: CallId,
     call_session_id: CallId,

@@ -6,9 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use peal_shared::Error;
 use peal_shared::access::Role;
-use peal_shared::billing::period::{Period, zone};
+use peal_shared::billing::period::{Period, parse_zone};
 use peal_shared::context::Context;
-use peal_shared::earnings::{self, Breakdown, Earnings};
+use peal_shared::earnings::{self, Earnings, EarningsBreakdown};
 use peal_shared::ids::OrgId;
 use peal_shared::orgs;
 use peal_shared::orgs::pricing;
@@ -19,12 +19,12 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Ids, ValidQuery};
-use crate::openapi::{Missing, Refusals};
-use crate::page::query_field;
-use crate::state::Api;
+use crate::extract::{PathIds, ValidQuery};
+use crate::openapi::{CommonErrors, NotFoundResponse};
+use crate::page::query_error;
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(mine))
         .routes(routes!(my_breakdown))
@@ -40,14 +40,14 @@ pub fn router() -> OpenApiRouter<Api> {
     tag = "Earnings",
     security(("session" = [])),
     params(EarningsQuery),
-    responses((status = 200, body = Earnings), Refusals)
+    responses((status = 200, body = Earnings), CommonErrors)
 )]
 async fn mine(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<EarningsQuery>,
 ) -> Result<Json<Earnings>> {
-    let breakdown = own(&context, &caller, query.period()?).await?;
+    let breakdown = own_breakdown(&context, &caller, query.period()?).await?;
     Ok(Json(breakdown.whole))
 }
 
@@ -60,14 +60,16 @@ async fn mine(
     tag = "Earnings",
     security(("session" = [])),
     params(EarningsQuery),
-    responses((status = 200, body = Breakdown), Refusals)
+    responses((status = 200, body = EarningsBreakdown), CommonErrors)
 )]
 async fn my_breakdown(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<EarningsQuery>,
-) -> Result<Json<Breakdown>> {
-    Ok(Json(own(&context, &caller, query.period()?).await?))
+) -> Result<Json<EarningsBreakdown>> {
+    Ok(Json(
+        own_breakdown(&context, &caller, query.period()?).await?,
+    ))
 }
 
 /// Show the earnings of an organization
@@ -79,23 +81,27 @@ async fn my_breakdown(
     tag = "Earnings",
     security(("session" = [])),
     params(("org_id" = OrgId, Path), EarningsQuery),
-    responses((status = 200, body = Earnings), Missing, Refusals)
+    responses((status = 200, body = Earnings), NotFoundResponse, CommonErrors)
 )]
 async fn of_org(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(org): Ids<OrgId>,
+    PathIds(org): PathIds<OrgId>,
     ValidQuery(query): ValidQuery<EarningsQuery>,
 ) -> Result<Json<Earnings>> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
-    let breakdown = earned(&context, &caller, org, query.period()?).await?;
+    let breakdown = org_breakdown(&context, &caller, org, query.period()?).await?;
     Ok(Json(breakdown.whole))
 }
 
-async fn own(context: &Context, caller: &Caller, period: Period) -> Result<Breakdown> {
+async fn own_breakdown(
+    context: &Context,
+    caller: &Caller,
+    period: Period,
+) -> Result<EarningsBreakdown> {
     caller.require_session()?;
-    let mut db = caller.read(context).await?;
+    let mut db = caller.begin_read(context).await?;
     let pricing = pricing::find(&mut db, &caller.scope(), caller.org).await?;
     drop(db);
 
@@ -104,19 +110,19 @@ async fn own(context: &Context, caller: &Caller, period: Period) -> Result<Break
         return Err(Error::Forbidden(message.into()).into());
     }
 
-    earned(context, caller, caller.org, period).await
+    org_breakdown(context, caller, caller.org, period).await
 }
 
-async fn earned(
+async fn org_breakdown(
     context: &Context,
     caller: &Caller,
     org: OrgId,
     period: Period,
-) -> Result<Breakdown> {
+) -> Result<EarningsBreakdown> {
     let (scope, now) = (caller.scope(), context.clock.now());
-    let mut db = caller.read(context).await?;
+    let mut db = caller.begin_read(context).await?;
 
-    let zone = zone(&orgs::find(&mut db, &scope, org).await?.timezone);
+    let zone = parse_zone(&orgs::find(&mut db, &scope, org).await?.timezone);
     Ok(earnings::breakdown(&mut db, &scope, org, period, (now, zone)).await?)
 }
 
@@ -132,7 +138,7 @@ struct EarningsQuery {
 impl EarningsQuery {
     fn period(&self) -> Result<Period> {
         match self.period.unwrap_or(Period::Month) {
-            Period::FourMonths => Err(query_field(
+            Period::FourMonths => Err(query_error(
                 "period",
                 "must be one of day, week, month, year, all",
             )),

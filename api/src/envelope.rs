@@ -19,7 +19,7 @@ pub struct Envelope<T> {
 /// An envelope without data.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Said, example = json!({"success": true, "message": "done"}))]
-pub struct Said {
+pub struct MessageBody {
     success: bool,
     /// One-line summary, for people.
     message: String,
@@ -35,12 +35,12 @@ pub struct Items<T> {
 }
 
 /// Result of a handler that responds with an envelope.
-pub type Answer<T> = Result<Json<Envelope<T>>>;
+pub type EnvelopeResult<T> = Result<Json<Envelope<T>>>;
 /// [`Answer`] with a status.
-pub type AnswerWith<T> = Result<(StatusCode, Json<Envelope<T>>)>;
+pub type EnvelopeStatusResult<T> = Result<(StatusCode, Json<Envelope<T>>)>;
 
 /// Success response with data.
-pub fn done<T: Serialize>(message: impl Into<String>, data: T) -> Json<Envelope<T>> {
+pub fn ok<T: Serialize>(message: impl Into<String>, data: T) -> Json<Envelope<T>> {
     Json(Envelope {
         success: true,
         message: message.into(),
@@ -49,8 +49,8 @@ pub fn done<T: Serialize>(message: impl Into<String>, data: T) -> Json<Envelope<
 }
 
 /// Success response without data.
-pub fn said(message: impl Into<String>) -> Json<Said> {
-    Json(Said {
+pub fn ok_message(message: impl Into<String>) -> Json<MessageBody> {
+    Json(MessageBody {
         success: true,
         message: message.into(),
     })

@@ -16,11 +16,11 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use peal_shared::Error;
 use peal_shared::error::{Blocker, FieldError};
-use peal_shared::idempotency::Stored;
+use peal_shared::idempotency::StoredResponse;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::pace::TooSoon;
+use crate::pace::RateLimited;
 use crate::rates;
 
 /// Seconds after which a client may retry when the server is busy.
@@ -43,13 +43,13 @@ pub struct Problem {
     blockers: Box<[Blocker]>,
     retry_after_secs: Option<u32>,
     /// The rate limit that is used up.
-    used_up: Option<u32>,
+    exhausted_limit: Option<u32>,
     /// Logged, never shown.
     cause: Option<Arc<anyhow::Error>>,
     /// True for a stored response.
     is_replayed: bool,
     /// Stored response of a request that succeeded.
-    answered: Option<Arc<Stored>>,
+    stored_response: Option<Arc<StoredResponse>>,
 }
 
 impl Problem {
@@ -66,21 +66,21 @@ impl Problem {
             errors: Box::default(),
             blockers: Box::default(),
             retry_after_secs: None,
-            used_up: None,
+            exhausted_limit: None,
             cause: None,
             is_replayed: false,
-            answered: None,
+            stored_response: None,
         }
     }
 
     /// True for a client error (4xx).
-    pub fn is_refusal(&self) -> bool {
+    pub fn is_client_error(&self) -> bool {
         self.status.is_client_error()
     }
 
     /// Stored response to a request with a used `Idempotency-Key`, sent with the header
     /// `Idempotent-Replayed`.
-    pub fn answered_before(stored: Stored) -> Self {
+    pub fn replayed(stored: StoredResponse) -> Self {
         let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::OK);
         let text = |name| stored.body.get(name).and_then(Value::as_str);
         let text = |name| Cow::Owned(text(name).unwrap_or_default().to_owned());
@@ -93,15 +93,15 @@ impl Problem {
         match status.is_client_error() {
             true => replayed,
             false => Self {
-                answered: Some(Arc::new(stored)),
+                stored_response: Some(Arc::new(stored)),
                 ..replayed
             },
         }
     }
 
     /// Converts to the stored form, for an error of a request that has side effects.
-    pub fn to_be_stored(&self) -> Stored {
-        Stored {
+    pub fn to_stored(&self) -> StoredResponse {
+        StoredResponse {
             status: self.status.as_u16(),
             body: json!({"code": self.code, "detail": self.detail}),
         }
@@ -109,7 +109,7 @@ impl Problem {
 
     /// Sets `Retry-After`.
     #[must_use]
-    pub fn again_in_secs(self, secs: u32) -> Self {
+    pub fn retry_after_secs(self, secs: u32) -> Self {
         Self {
             retry_after_secs: Some(secs),
             ..self
@@ -127,10 +127,10 @@ impl Problem {
     }
 
     /// Exceeded rate limit.
-    pub fn too_soon(refused: TooSoon) -> Self {
+    pub fn rate_limited(refused: RateLimited) -> Self {
         Self {
-            retry_after_secs: Some(refused.wait_secs()),
-            used_up: Some(refused.limit),
+            retry_after_secs: Some(refused.retry_after_secs()),
+            exhausted_limit: Some(refused.limit),
             ..Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_requests",
@@ -140,7 +140,7 @@ impl Problem {
     }
 
     /// Unknown route.
-    pub fn no_route() -> Self {
+    pub fn route_not_found() -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
             "route_not_found",
@@ -192,7 +192,7 @@ impl Problem {
     /// Problem for a bare error response of the framework.
     pub fn of_status(status: StatusCode) -> Self {
         let (code, detail) = match status {
-            StatusCode::NOT_FOUND => return Self::no_route(),
+            StatusCode::NOT_FOUND => return Self::route_not_found(),
             StatusCode::METHOD_NOT_ALLOWED => (
                 "method_not_allowed",
                 "the route does not support this method; the header Allow lists those that it supports",
@@ -290,7 +290,7 @@ impl From<anyhow::Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = match &self.answered {
+        let mut response = match &self.stored_response {
             Some(stored) => (self.status, Json(&stored.body)).into_response(),
             None => self.status.into_response(),
         };
@@ -300,7 +300,7 @@ impl IntoResponse for Problem {
             response.headers_mut().insert(IDEMPOTENT_REPLAYED, replayed);
         }
 
-        if self.answered.is_none() {
+        if self.stored_response.is_none() {
             response.extensions_mut().insert(self);
         }
         response
@@ -309,7 +309,7 @@ impl IntoResponse for Problem {
 
 /// Body of a problem document.
 #[derive(Serialize)]
-struct Document<'a> {
+struct ProblemBody<'a> {
     r#type: &'static str,
     title: &'static str,
     status: u16,
@@ -323,7 +323,7 @@ struct Document<'a> {
 }
 
 /// Renders the problem of an error response, or one for its bare status.
-pub fn written(mut response: Response, request_id: &str) -> Response {
+pub fn render_problem(mut response: Response, request_id: &str) -> Response {
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
         return response;
@@ -344,7 +344,7 @@ pub fn written(mut response: Response, request_id: &str) -> Response {
         );
     }
 
-    let document = Document {
+    let document = ProblemBody {
         r#type: "about:blank",
         title: status.canonical_reason().unwrap_or("Error"),
         status: status.as_u16(),
@@ -360,10 +360,10 @@ pub fn written(mut response: Response, request_id: &str) -> Response {
     headers.remove(CONTENT_LENGTH);
     if let Some(seconds) = problem.retry_after_secs {
         headers.insert(RETRY_AFTER, seconds.into());
-        if let Some(limit) = problem.used_up {
-            headers.insert(rates::LIMIT, limit.into());
-            headers.insert(rates::REMAINING, 0.into());
-            headers.insert(rates::RESET, seconds.into());
+        if let Some(limit) = problem.exhausted_limit {
+            headers.insert(rates::RATELIMIT_LIMIT, limit.into());
+            headers.insert(rates::RATELIMIT_REMAINING, 0.into());
+            headers.insert(rates::RATELIMIT_RESET, seconds.into());
         }
     }
 
@@ -387,7 +387,7 @@ mod tests {
     use super::*;
 
     async fn body(response: impl IntoResponse) -> (StatusCode, Value) {
-        let response = written(response.into_response(), "r-1");
+        let response = render_problem(response.into_response(), "r-1");
         assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
 
         let status = response.status();
@@ -485,10 +485,10 @@ mod tests {
 
     #[test]
     fn retry_after_and_www_authenticate_are_headers() {
-        let busy = written(Problem::from(Error::Busy("x".into())).into_response(), "r");
+        let busy = render_problem(Problem::from(Error::Busy("x".into())).into_response(), "r");
         assert_eq!(busy.headers()[RETRY_AFTER], "1");
 
-        let unknown = written(Problem::unauthorized().into_response(), "r");
+        let unknown = render_problem(Problem::unauthorized().into_response(), "r");
         assert_eq!(unknown.headers()[WWW_AUTHENTICATE], "Bearer");
     }
 }

@@ -23,7 +23,7 @@ use crate::error::Problem;
 use crate::shape;
 
 /// Longest time to read a whole body.
-const BODY_TIME: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A JSON body.
 pub struct ValidJson<T>(pub T);
@@ -35,7 +35,7 @@ pub struct JsonObject(pub Map<String, Value>);
 pub struct OptionalJson<T>(pub T);
 
 /// Ids in the path.
-pub struct Ids<T>(pub T);
+pub struct PathIds<T>(pub T);
 
 /// The query.
 pub struct ValidQuery<T>(pub T);
@@ -45,10 +45,10 @@ impl<S: Send + Sync, T: DeserializeOwned + ToSchema> FromRequest<S> for ValidJso
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         if !is_json(request.headers()) {
-            return Err(wrong_type());
+            return Err(unsupported_media_type());
         }
-        let body = read(request, state).await?;
-        shaped(&body).map(Self)
+        let body = read_body(request, state).await?;
+        parse_shaped(&body).map(Self)
     }
 }
 
@@ -57,9 +57,9 @@ impl<S: Send + Sync> FromRequest<S> for JsonObject {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         if !is_json(request.headers()) {
-            return Err(wrong_type());
+            return Err(unsupported_media_type());
         }
-        let body = read(request, state).await?;
+        let body = read_body(request, state).await?;
         parse(&body).map(Self)
     }
 }
@@ -73,16 +73,16 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let is_json = is_json(request.headers());
-        let body = read(request, state).await?;
+        let body = read_body(request, state).await?;
         match body.is_empty() {
             true => Ok(Self(T::default())),
-            false if is_json => shaped(&body).map(Self),
-            false => Err(wrong_type()),
+            false if is_json => parse_shaped(&body).map(Self),
+            false => Err(unsupported_media_type()),
         }
     }
 }
 
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Ids<T> {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathIds<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
@@ -92,7 +92,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Ids<T> 
 
         let params = RawPathParams::from_request_parts(parts, state)
             .await
-            .map_err(|_rejection| Problem::no_route())?;
+            .map_err(|_rejection| Problem::route_not_found())?;
 
         let errors: Vec<FieldError> = params
             .iter()
@@ -116,7 +116,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ValidQuery<T> 
             let error = FieldError::new("query", [name], "characters", message);
             return Err(Problem::invalid(vec![error]));
         }
-        typed(serde_urlencoded::Deserializer::new(pairs), "query").map(Self)
+        deserialize_at(serde_urlencoded::Deserializer::new(pairs), "query").map(Self)
     }
 }
 
@@ -124,14 +124,14 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ValidQuery<T> 
 ///
 /// # Errors
 /// 408 after the limit.
-pub async fn in_time<T>(reading: impl Future<Output = T>) -> Result<T, Problem> {
-    timeout(BODY_TIME, reading)
+pub async fn with_body_timeout<T>(reading: impl Future<Output = T>) -> Result<T, Problem> {
+    timeout(BODY_TIMEOUT, reading)
         .await
         .map_err(|_elapsed| Problem::of_status(StatusCode::REQUEST_TIMEOUT))
 }
 
-async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
-    in_time(Bytes::from_request(request, state))
+async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    with_body_timeout(Bytes::from_request(request, state))
         .await?
         .map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(failure)
@@ -167,7 +167,7 @@ fn is_json(headers: &HeaderMap) -> bool {
         || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-fn wrong_type() -> Problem {
+fn unsupported_media_type() -> Problem {
     Problem::new(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "unsupported_media_type",
@@ -176,17 +176,17 @@ fn wrong_type() -> Problem {
 }
 
 /// Parses a body, and checks that arrays are not in the place of objects.
-fn shaped<T: DeserializeOwned + ToSchema>(body: &[u8]) -> Result<T, Problem> {
+fn parse_shaped<T: DeserializeOwned + ToSchema>(body: &[u8]) -> Result<T, Problem> {
     let typed = parse(body)?;
     if body.contains(&b'[') {
-        shape::objects::<T>(&parse(body)?)?;
+        shape::reject_lists_for_objects::<T>(&parse(body)?)?;
     }
     Ok(typed)
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let mut json = serde_json::Deserializer::from_slice(body);
-    let value = typed(&mut json, "body")?;
+    let value = deserialize_at(&mut json, "body")?;
     json.end().map_err(|error| {
         let whole = std::iter::empty::<String>();
         let error = FieldError::new("body", whole, "json_invalid", error.to_string());
@@ -199,13 +199,13 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 ///
 /// # Errors
 /// Names the invalid field.
-pub fn typed_body<T: DeserializeOwned + ToSchema>(body: Value) -> Result<T, Problem> {
-    shape::objects::<T>(&body)?;
-    typed(body, "body")
+pub fn convert_body<T: DeserializeOwned + ToSchema>(body: Value) -> Result<T, Problem> {
+    shape::reject_lists_for_objects::<T>(&body)?;
+    deserialize_at(body, "body")
 }
 
 /// Deserializes a value; an error names the path and the reason.
-fn typed<'de, T, D>(input: D, place: &str) -> Result<T, Problem>
+fn deserialize_at<'de, T, D>(input: D, place: &str) -> Result<T, Problem>
 where
     T: DeserializeOwned,
     D: Deserializer<'de>,
@@ -224,7 +224,7 @@ where
             .collect();
 
         let message = error.inner().to_string();
-        let (kind, detail) = retold(&message);
+        let (kind, detail) = translate_serde_error(&message);
 
         if matches!(kind, "missing" | "extra_forbidden" | "duplicate")
             && let Some(name) = message.split('`').nth(1)
@@ -263,7 +263,7 @@ pub fn some_decimal<'de, D: Deserializer<'de>>(
 
 /// Translates a message of serde to a stable kind and a text about the field. Serde's message
 /// contains the value, which may be a phone number; the text does not.
-fn retold(message: &str) -> (&'static str, String) {
+fn translate_serde_error(message: &str) -> (&'static str, String) {
     let plain = message
         .rsplit_once(" at line ")
         .map_or(message, |(head, _)| head);
@@ -315,9 +315,9 @@ fn plain_word(expected: &str) -> &str {
 
 /// Collects all errors in the fields of a body, so that one response reports them together.
 #[derive(Default)]
-pub struct Fields(Vec<FieldError>);
+pub struct FieldErrors(Vec<FieldError>);
 
-impl Fields {
+impl FieldErrors {
     /// Adds an error of the field at `path` unless `holds`.
     pub fn check(&mut self, holds: bool, path: &str, kind: &'static str, msg: impl Into<String>) {
         if !holds {
@@ -390,16 +390,16 @@ mod tests {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     #[expect(dead_code, reason = "only its errors are tested")]
-    struct Body {
+    struct SampleBody {
         name: String,
         id: Option<Uuid>,
         #[serde(default)]
-        items: Vec<Item>,
+        items: Vec<SampleItem>,
     }
 
     #[derive(Debug, Deserialize)]
     #[expect(dead_code, reason = "only its errors are tested")]
-    struct Item {
+    struct SampleItem {
         size: i32,
     }
 
@@ -444,7 +444,7 @@ mod tests {
                 "is a duplicate",
             ),
         ] {
-            let problem = parse::<Body>(body.as_bytes()).unwrap_err();
+            let problem = parse::<SampleBody>(body.as_bytes()).unwrap_err();
             let [error] = problem.errors() else {
                 panic!("{problem:?}")
             };
@@ -453,7 +453,7 @@ mod tests {
         }
 
         for broken in ["", "{", "[", "{\"name\": \"a\"} x"] {
-            let problem = parse::<Body>(broken.as_bytes()).unwrap_err();
+            let problem = parse::<SampleBody>(broken.as_bytes()).unwrap_err();
             assert_eq!(problem.errors()[0].kind, "json_invalid", "{broken}");
         }
     }

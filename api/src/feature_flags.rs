@@ -8,9 +8,9 @@ use axum::http::StatusCode;
 use peal_shared::Error;
 use peal_shared::access::Role;
 use peal_shared::access::known::Feature;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
-use peal_shared::feature_flags::{self, Flags};
+use peal_shared::feature_flags::{self, FeatureFlags};
 use peal_shared::ids::UserId;
 use serde_json::{Map, Value};
 use utoipa_axum::router::OpenApiRouter;
@@ -18,11 +18,11 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, JsonObject};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::state::Api;
+use crate::extract::{FieldErrors, JsonObject, PathIds};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(mine))
         .routes(routes!(show, switch))
@@ -35,13 +35,13 @@ pub fn router() -> OpenApiRouter<Api> {
     tag = "Feature flags",
     responses(
         (status = 200, body = BTreeMap<String, bool>, example = json!({"call_analytics": true, "call_logs": true, "outbound": true})),
-        Refusals,
+        CommonErrors,
     )
 )]
-async fn mine(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Flags>> {
+async fn mine(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<FeatureFlags>> {
     let scope = caller.scope_of(caller.user)?;
-    let mut db = caller.read(&context).await?;
-    let (_org, flags) = feature_flags::of_user(&mut db, &scope, caller.user).await?;
+    let mut db = caller.begin_read(&context).await?;
+    let (_org, flags) = feature_flags::for_user(&mut db, &scope, caller.user).await?;
     Ok(Json(flags))
 }
 
@@ -54,17 +54,17 @@ async fn mine(State(context): State<Arc<Context>>, caller: Caller) -> Result<Jso
     responses(
         (status = 200, body = BTreeMap<String, bool>, example = json!({"call_analytics": true, "call_logs": true, "outbound": false})),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(user): Ids<UserId>,
-) -> Result<Json<Flags>> {
+    PathIds(user): PathIds<UserId>,
+) -> Result<Json<FeatureFlags>> {
     let scope = caller.scope_of(user)?;
-    let mut db = caller.read(&context).await?;
-    let (_org, flags) = feature_flags::of_user(&mut db, &scope, user).await?;
+    let mut db = caller.begin_read(&context).await?;
+    let (_org, flags) = feature_flags::for_user(&mut db, &scope, user).await?;
     Ok(Json(flags))
 }
 
@@ -82,15 +82,15 @@ async fn show(
     responses(
         (status = 200, body = BTreeMap<String, bool>, example = json!({"call_analytics": true, "call_logs": true, "outbound": false})),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn switch(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(user): Ids<UserId>,
+    PathIds(user): PathIds<UserId>,
     JsonObject(body): JsonObject,
-) -> Result<(StatusCode, Json<Flags>)> {
+) -> Result<(StatusCode, Json<FeatureFlags>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
     if user == caller.user {
@@ -98,22 +98,22 @@ async fn switch(
         return Err(Error::Forbidden(message.into()).into());
     }
 
-    let flags = wanted(&body)?;
-    let mut db = caller.change(&context).await?;
+    let flags = parse_flags(&body)?;
+    let mut db = caller.begin_write(&context).await?;
     let (org, before, after) =
-        feature_flags::switch(&mut db, &caller.scope(), &caller, user, &flags).await?;
+        feature_flags::set_flags(&mut db, &caller.scope(), &caller, user, &flags).await?;
 
-    let note = Note::new("feature_flags.update", org, user.0)
+    let note = AuditEntry::new("feature_flags.update", org, user.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
 }
 
-fn wanted(body: &Map<String, Value>) -> Result<Vec<(Feature, bool)>> {
+fn parse_flags(body: &Map<String, Value>) -> Result<Vec<(Feature, bool)>> {
     let known = Feature::ALL.map(Feature::as_str).join(", ");
-    let (mut fields, mut flags) = (Fields::default(), Vec::new());
+    let (mut fields, mut flags) = (FieldErrors::default(), Vec::new());
     for (name, value) in body {
-        match (Feature::named(name), value) {
+        match (Feature::from_name(name), value) {
             (Some(feature), Value::Bool(on)) => flags.push((feature, *on)),
             (Some(_), _) => fields.check(false, name, "type_error", "must be true or false"),
             (None, _) => {

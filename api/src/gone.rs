@@ -7,9 +7,9 @@ use utoipa_axum::routes;
 
 use crate::error::Problem;
 use crate::openapi::ProblemDocument;
-use crate::state::Api;
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(assign_credits))
 }
 

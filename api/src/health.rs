@@ -17,12 +17,12 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::state::Api;
+use crate::state::AppState;
 
 /// Longest wait of a probe for the database.
-const PATIENCE: Duration = Duration::from_secs(2);
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(health))
         .routes(routes!(ready))
@@ -35,17 +35,17 @@ pub fn router() -> OpenApiRouter<Api> {
     tag = "Health",
     security(()),
     responses(
-        (status = 200, body = Health, example = json!({
+        (status = 200, body = HealthReport, example = json!({
             "status": "healthy", "timestamp": 1_781_000_000.25, "service": "peal-api",
             "database": "connected", "version": "0.1.0"
         })),
-        (status = 503, body = Health, description = "The database does not answer"),
+        (status = 503, body = HealthReport, description = "The database does not answer"),
     )
 )]
 async fn health(State(context): State<Arc<Context>>) -> Response {
     let connected = database_answers(&context).await;
 
-    let body = Health {
+    let body = HealthReport {
         status: if connected { "healthy" } else { "unhealthy" },
         timestamp: timestamp(&context),
         service: "peal-api",
@@ -57,7 +57,7 @@ async fn health(State(context): State<Arc<Context>>) -> Response {
         version: env!("CARGO_PKG_VERSION"),
     };
 
-    (status(connected), Json(body)).into_response()
+    (status_of(connected), Json(body)).into_response()
 }
 
 /// Check readiness for requests
@@ -69,28 +69,28 @@ async fn health(State(context): State<Arc<Context>>) -> Response {
     tag = "Health",
     security(()),
     responses(
-        (status = 200, body = Ready, example = json!({
+        (status = 200, body = ReadinessReport, example = json!({
             "status": "ready", "database": "connected", "migrations": "current", "redis": "connected",
             "database_role": "restricted", "stopping": false
         })),
-        (status = 503, body = Ready, description = "Send requests elsewhere"),
+        (status = 503, body = ReadinessReport, description = "Send requests elsewhere"),
     )
 )]
 async fn ready(
     State(context): State<Arc<Context>>,
     State(shutdown): State<CancellationToken>,
 ) -> Response {
-    let (connected, redis) = tokio::join!(database_answers(&context), context.bells.answers());
+    let (connected, redis) = tokio::join!(database_answers(&context), context.wakeups.ping());
     let migrated = connected
         && matches!(
-            timeout(PATIENCE, is_migrated(&context.callbacks)).await,
+            timeout(DATABASE_TIMEOUT, is_migrated(&context.callback_pool)).await,
             Ok(Ok(true))
         );
 
     let stopping = shutdown.is_cancelled();
-    let is_ready = connected && migrated && context.breach.is_none() && !stopping;
+    let is_ready = connected && migrated && context.unsafe_role.is_none() && !stopping;
 
-    let body = Ready {
+    let body = ReadinessReport {
         status: if is_ready { "ready" } else { "not_ready" },
         database: if connected {
             "connected"
@@ -104,16 +104,16 @@ async fn ready(
             None => "not_configured",
         },
         database_role: context
-            .breach
+            .unsafe_role
             .as_ref()
-            .map_or("restricted", |breach| breach.word),
+            .map_or("restricted", |breach| breach.reason),
         stopping,
     };
 
-    (status(is_ready), Json(body)).into_response()
+    (status_of(is_ready), Json(body)).into_response()
 }
 
-fn status(is_good: bool) -> StatusCode {
+fn status_of(is_good: bool) -> StatusCode {
     if is_good {
         StatusCode::OK
     } else {
@@ -124,8 +124,8 @@ fn status(is_good: bool) -> StatusCode {
 /// Pings the database on a connection of the callback pool: a process whose other connections are
 /// all busy is healthy.
 async fn database_answers(context: &Context) -> bool {
-    let ping = async { context.callbacks.acquire().await?.ping().await };
-    matches!(timeout(PATIENCE, ping).await, Ok(Ok(())))
+    let ping = async { context.callback_pool.acquire().await?.ping().await };
+    matches!(timeout(DATABASE_TIMEOUT, ping).await, Ok(Ok(())))
 }
 
 #[expect(
@@ -138,7 +138,7 @@ fn timestamp(context: &Context) -> f64 {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health)]
-struct Health {
+struct HealthReport {
     status: &'static str,
     /// Seconds since 1970.
     timestamp: f64,
@@ -149,7 +149,7 @@ struct Health {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Ready)]
-struct Ready {
+struct ReadinessReport {
     status: &'static str,
     database: &'static str,
     migrations: &'static str,

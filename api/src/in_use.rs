@@ -14,7 +14,7 @@ pub struct ForceUpdate {
 
 impl ForceUpdate {
     /// True when the force parameter was sent as true.
-    pub fn is_said(&self) -> bool {
+    pub fn requested(&self) -> bool {
         self.force_update.unwrap_or_default()
     }
 }
@@ -22,7 +22,7 @@ impl ForceUpdate {
 /// Force parameter of a deletion.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Force {
+pub struct ForceRemoval {
     /// Remove the resource from all agents that have it; rules and workflows that call it become
     /// inactive.
     pub force: Option<bool>,

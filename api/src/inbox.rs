@@ -15,12 +15,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peal_shared::bells::Bell;
-use peal_shared::calls::answer::{Answered, documents_unscoped};
-use peal_shared::calls::inbox::{NewEvent, Source, append_unscoped};
+use peal_shared::bells::WakeupChannel;
+use peal_shared::calls::answer::{AnswerRequest, answer_documents_unscoped};
+use peal_shared::calls::inbox::{EventSource, NewCallEvent, append_events_unscoped};
 use peal_shared::context::Context;
 use peal_shared::fault;
-use peal_shared::telephony::Document;
+use peal_shared::telephony::AnswerDocument;
 use peal_shared::{Error, Result};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
@@ -30,60 +30,60 @@ use crate::error::is_unreachable;
 /// Concurrent writers: one inserts while the next batch fills.
 const WRITERS: usize = 2;
 /// Wait of a small batch for more events. Too short to be noticed on a call.
-const GATHER: Duration = Duration::from_millis(5);
+const BATCH_WINDOW: Duration = Duration::from_millis(5);
 /// Batches of this size do not wait.
-const COMPANY: usize = 32;
+const MIN_BATCH: usize = 32;
 /// Most events in one statement.
-const GROUP_LIMIT: usize = 512;
+const MAX_BATCH: usize = 512;
 /// Longest wait of a callback for its commit; carriers time out after 15 seconds.
-const COMMIT_LIMIT: Duration = Duration::from_secs(8);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Longest wait of a callback for a permit; permits are soon free again.
-const PLACE_PATIENCE: Duration = Duration::from_millis(50);
+const PERMIT_TIMEOUT: Duration = Duration::from_millis(50);
 /// Delay of the response to a rejected callback.
-const REFUSAL_PAUSE: Duration = Duration::from_millis(450);
+const REJECTION_DELAY: Duration = Duration::from_millis(450);
 /// Shortest time between warnings about rejected callbacks.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A queued event, and the channel for its result.
-struct Waiting {
-    event: NewEvent,
-    answer: oneshot::Sender<Result<Written>>,
+struct QueuedEvent {
+    event: NewCallEvent,
+    answer: oneshot::Sender<Result<StoredEvent>>,
 }
 
 /// Result of a stored event.
-enum Written {
+enum StoredEvent {
     /// The call does not exist on the trunk.
-    Stranger,
-    Noted,
+    UnknownCall,
+    Accepted,
     /// Next instructions for an answered call.
-    Says(Document),
+    Answered(AnswerDocument),
 }
 
 /// Handle of the writers, with their queue.
 #[derive(Clone)]
-pub struct Inbox {
-    line: mpsc::Sender<Waiting>,
-    places: Arc<Semaphore>,
+pub struct EventWriter {
+    queue: mpsc::Sender<QueuedEvent>,
+    permits: Arc<Semaphore>,
     /// Callbacks that may wait without a permit. Leaves connections to other requests.
-    patient: Arc<Semaphore>,
+    waiting_permits: Arc<Semaphore>,
     /// Time of the last warning about rejected callbacks.
-    complained: Arc<std::sync::Mutex<Option<Instant>>>,
+    last_warning: Arc<std::sync::Mutex<Option<Instant>>>,
 }
 
-impl Inbox {
+impl EventWriter {
     /// Spawns the writers, which run until the last clone of the handle is dropped.
     pub fn open(context: &Arc<Context>) -> Self {
-        let (line, queued) = mpsc::channel(context.config.inbox_capacity);
+        let (queue, queued) = mpsc::channel(context.config.inbox_capacity);
         let queued = Arc::new(Mutex::new(queued));
         for _ in 0..WRITERS {
-            tokio::spawn(write(Arc::clone(context), Arc::clone(&queued)));
+            tokio::spawn(run_writer(Arc::clone(context), Arc::clone(&queued)));
         }
 
         Self {
-            line,
-            places: Arc::new(Semaphore::new(context.config.inbox_capacity)),
-            patient: Arc::new(Semaphore::new(context.config.limits.connections / 2)),
-            complained: Arc::default(),
+            queue,
+            permits: Arc::new(Semaphore::new(context.config.inbox_capacity)),
+            waiting_permits: Arc::new(Semaphore::new(context.config.limits.connections / 2)),
+            last_warning: Arc::default(),
         }
     }
 
@@ -92,20 +92,20 @@ impl Inbox {
     ///
     /// # Errors
     /// [`Error::Busy`] after half a second: the carrier must retry.
-    pub async fn enter(&self) -> Result<OwnedSemaphorePermit> {
-        let permits = Arc::clone(&self.places);
+    pub async fn acquire(&self) -> Result<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.permits);
         if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
             return Ok(permit);
         }
 
-        if let Ok(_waiting) = self.patient.try_acquire() {
-            if let Ok(Ok(permit)) = timeout(PLACE_PATIENCE, permits.acquire_owned()).await {
+        if let Ok(_waiting) = self.waiting_permits.try_acquire() {
+            if let Ok(Ok(permit)) = timeout(PERMIT_TIMEOUT, permits.acquire_owned()).await {
                 return Ok(permit);
             }
-            sleep(REFUSAL_PAUSE).await;
+            sleep(REJECTION_DELAY).await;
         }
 
-        Err(self.too_many())
+        Err(self.reject())
     }
 
     /// Stores an event. Returns after the commit.
@@ -113,10 +113,10 @@ impl Inbox {
     /// # Errors
     /// [`Error::NotFound`] when the call does not exist on the trunk, [`Error::Busy`] when the
     /// queue is full or the commit takes too long: the carrier must retry.
-    pub async fn append(&self, event: NewEvent) -> Result<()> {
-        match self.put(event).await? {
-            Written::Noted | Written::Says(_) => Ok(()),
-            Written::Stranger => Err(Error::NotFound("Call")),
+    pub async fn insert_events(&self, event: NewCallEvent) -> Result<()> {
+        match self.enqueue(event).await? {
+            StoredEvent::Accepted | StoredEvent::Answered(_) => Ok(()),
+            StoredEvent::UnknownCall => Err(Error::NotFound("Call")),
         }
     }
 
@@ -125,67 +125,69 @@ impl Inbox {
     ///
     /// # Errors
     /// Those of [`Self::append`].
-    pub async fn answer(&self, event: NewEvent) -> Result<Document> {
-        match self.put(event).await? {
-            Written::Says(document) => Ok(document),
-            Written::Noted | Written::Stranger => Err(Error::NotFound("Call")),
+    pub async fn answer(&self, event: NewCallEvent) -> Result<AnswerDocument> {
+        match self.enqueue(event).await? {
+            StoredEvent::Answered(document) => Ok(document),
+            StoredEvent::Accepted | StoredEvent::UnknownCall => Err(Error::NotFound("Call")),
         }
     }
 
-    async fn put(&self, event: NewEvent) -> Result<Written> {
+    async fn enqueue(&self, event: NewCallEvent) -> Result<StoredEvent> {
         let (answer, answered) = oneshot::channel();
-        self.line
-            .try_send(Waiting { event, answer })
-            .map_err(|_full| self.too_many())?;
+        self.queue
+            .try_send(QueuedEvent { event, answer })
+            .map_err(|_full| self.reject())?;
 
-        match timeout(COMMIT_LIMIT, answered).await {
+        match timeout(COMMIT_TIMEOUT, answered).await {
             Ok(Ok(written)) => written,
             Ok(Err(_gone)) => Err(Error::Busy("the server is stopping; retry".into())),
             Err(_elapsed) => {
-                self.complain("callbacks are rejected: the commit takes too long");
+                self.warn("callbacks are rejected: the commit takes too long");
                 Err(Error::Busy("event queue is slow; retry".into()))
             }
         }
     }
 
-    fn too_many(&self) -> Error {
-        self.complain("callbacks are rejected: the event queue is full");
+    fn reject(&self) -> Error {
+        self.warn("callbacks are rejected: the event queue is full");
         Error::Busy("event queue is full; retry".into())
     }
 
     /// Logs that callbacks are rejected. Rate-limited: a log line for each would add to the load.
-    fn complain(&self, message: &'static str) {
-        if let Ok(mut warned_at) = self.complained.try_lock()
-            && warned_at.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY)
+    fn warn(&self, message: &'static str) {
+        if let Ok(mut warned_at) = self.last_warning.try_lock()
+            && warned_at.is_none_or(|at| at.elapsed() > WARNING_INTERVAL)
         {
             *warned_at = Some(Instant::now());
-            tracing::warn!(capacity = self.line.max_capacity(), "{message}");
+            tracing::warn!(capacity = self.queue.max_capacity(), "{message}");
         }
     }
 }
 
-async fn write(context: Arc<Context>, queue: Arc<Mutex<mpsc::Receiver<Waiting>>>) {
-    let mut batch = Vec::with_capacity(GROUP_LIMIT);
+async fn run_writer(context: Arc<Context>, queue: Arc<Mutex<mpsc::Receiver<QueuedEvent>>>) {
+    let mut batch = Vec::with_capacity(MAX_BATCH);
     loop {
         // Unlocks the queue for the other writer as soon as this one has its batch.
-        if !gather(&mut *queue.lock().await, &mut batch).await {
+        if !fill_batch(&mut *queue.lock().await, &mut batch).await {
             return;
         }
 
         // All writers insert in one order, so that they cannot deadlock on the same events.
-        batch.sort_by(|a: &Waiting, b: &Waiting| key(&a.event).cmp(&key(&b.event)));
+        batch.sort_by(|a: &QueuedEvent, b: &QueuedEvent| {
+            lock_key(&a.event).cmp(&lock_key(&b.event))
+        });
         let (events, answers): (Vec<_>, Vec<_>) = batch
             .drain(..)
             .map(|waiting| (waiting.event, waiting.answer))
             .unzip();
 
         // The commit; only then wake the workers and resolve the callbacks.
-        let known = append_group(&context, &events).await;
+        let known = append_batch(&context, &events).await;
         if known.iter().any(|known| matches!(known, Ok(true))) {
-            context.bells.ring(Bell::Inbox);
+            context.wakeups.notify(WakeupChannel::Inbox);
         }
 
-        let results = say(&context, &events, known).await;
+        let results = resolve_events(&context, &events, known).await;
         for (answer, result) in answers.into_iter().zip(results) {
             // A callback that has stopped waiting is sent again by its carrier.
             let _gone = answer.send(result);
@@ -194,11 +196,11 @@ async fn write(context: Arc<Context>, queue: Arc<Mutex<mpsc::Receiver<Waiting>>>
 }
 
 /// Takes a batch from the queue; false when the queue is closed and empty.
-async fn gather(queue: &mut mpsc::Receiver<Waiting>, batch: &mut Vec<Waiting>) -> bool {
-    let taken = queue.recv_many(batch, GROUP_LIMIT).await;
-    if (1..COMPANY).contains(&taken) {
-        sleep(GATHER).await;
-        while batch.len() < GROUP_LIMIT
+async fn fill_batch(queue: &mut mpsc::Receiver<QueuedEvent>, batch: &mut Vec<QueuedEvent>) -> bool {
+    let taken = queue.recv_many(batch, MAX_BATCH).await;
+    if (1..MIN_BATCH).contains(&taken) {
+        sleep(BATCH_WINDOW).await;
+        while batch.len() < MAX_BATCH
             && let Ok(waiting) = queue.try_recv()
         {
             batch.push(waiting);
@@ -208,13 +210,13 @@ async fn gather(queue: &mut mpsc::Receiver<Waiting>, batch: &mut Vec<Waiting>) -
     taken > 0
 }
 
-fn key(event: &NewEvent) -> (peal_shared::ids::CallId, &str) {
+fn lock_key(event: &NewCallEvent) -> (peal_shared::ids::CallId, &str) {
     (event.call, &event.event.dedup_key)
 }
 
 /// Stores events; true for each whose call exists, in order.
-async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool>> {
-    match append(context, events).await {
+async fn append_batch(context: &Context, events: &[NewCallEvent]) -> Vec<Result<bool>> {
+    match insert_events(context, events).await {
         Ok(known) => known.into_iter().map(Ok).collect(),
         Err(Error::Unexpected(cause)) if !is_unreachable(&cause) => {
             if events.len() == 1 {
@@ -229,7 +231,7 @@ async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool
 
             let mut results = Vec::with_capacity(events.len());
             for event in events {
-                let single = append(context, std::slice::from_ref(event)).await;
+                let single = insert_events(context, std::slice::from_ref(event)).await;
                 results.push(single.map(|known| known.first() == Some(&true)));
             }
             results
@@ -240,45 +242,45 @@ async fn append_group(context: &Context, events: &[NewEvent]) -> Vec<Result<bool
                 error = format!("{error:#}"),
                 "a batch of events could not be stored; carriers must retry"
             );
-            events.iter().map(|_| Err(unanswered())).collect()
+            events.iter().map(|_| Err(must_retry())).collect()
         }
     }
 }
 
 /// Stores events in one statement, which is one transaction.
-async fn append(context: &Context, events: &[NewEvent]) -> Result<Vec<bool>> {
-    let mut db = context.callbacks.acquire().await?;
-    let known = append_unscoped(&mut db, events).await?;
-    context.metrics.events.appended(events.len());
-    fault::point("append.committed");
+async fn insert_events(context: &Context, events: &[NewCallEvent]) -> Result<Vec<bool>> {
+    let mut db = context.callback_pool.acquire().await?;
+    let known = append_events_unscoped(&mut db, events).await?;
+    context.metrics.events.record_appended(events.len());
+    fault::hit("append.committed");
     Ok(known)
 }
 
 /// Returns one result for each event, in order. Reads the instructions for all answered calls in
 /// one statement.
-async fn say(
+async fn resolve_events(
     context: &Context,
-    events: &[NewEvent],
+    events: &[NewCallEvent],
     known: Vec<Result<bool>>,
-) -> Vec<Result<Written>> {
-    let answered: Vec<Answered> = events
+) -> Vec<Result<StoredEvent>> {
+    let answered: Vec<AnswerRequest> = events
         .iter()
         .zip(&known)
         .enumerate()
-        .filter(|(_, (new, known))| new.source == Source::Answer && matches!(known, Ok(true)))
-        .map(|(n, (new, _))| Answered {
-            n,
+        .filter(|(_, (new, known))| new.source == EventSource::Answer && matches!(known, Ok(true)))
+        .map(|(n, (new, _))| AnswerRequest {
+            index: n,
             call: new.call,
             carrier_call_id: new.event.carrier_call_id.clone().unwrap_or_default(),
         })
         .collect();
 
-    let mut results: Vec<Result<Written>> = known
+    let mut results: Vec<Result<StoredEvent>> = known
         .into_iter()
         .map(|known| {
             known.map(|known| match known {
-                true => Written::Noted,
-                false => Written::Stranger,
+                true => StoredEvent::Accepted,
+                false => StoredEvent::UnknownCall,
             })
         })
         .collect();
@@ -286,7 +288,7 @@ async fn say(
         return results;
     }
 
-    let documents = match documents(context, &answered).await {
+    let documents = match read_documents(context, &answered).await {
         Ok(documents) => documents,
         Err(error) => {
             tracing::error!(
@@ -299,24 +301,27 @@ async fn say(
     };
 
     // An answered call without instructions must be retried.
-    for Answered { n, .. } in answered {
+    for AnswerRequest { index: n, .. } in answered {
         if let Some(slot) = results.get_mut(n) {
-            *slot = Err(unanswered());
+            *slot = Err(must_retry());
         }
     }
     for (n, document) in documents {
         if let Some(slot) = results.get_mut(n) {
-            *slot = Ok(Written::Says(document));
+            *slot = Ok(StoredEvent::Answered(document));
         }
     }
     results
 }
 
-async fn documents(context: &Context, answered: &[Answered]) -> Result<Vec<(usize, Document)>> {
-    let mut db = context.callbacks.acquire().await?;
-    documents_unscoped(&mut db, answered).await
+async fn read_documents(
+    context: &Context,
+    answered: &[AnswerRequest],
+) -> Result<Vec<(usize, AnswerDocument)>> {
+    let mut db = context.callback_pool.acquire().await?;
+    answer_documents_unscoped(&mut db, answered).await
 }
 
-fn unanswered() -> Error {
+fn must_retry() -> Error {
     Error::Busy("the database does not answer; retry".into())
 }

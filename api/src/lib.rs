@@ -71,4 +71,4 @@ mod wallet_bodies;
 mod wallets;
 mod workflows;
 
-pub use server::{document, listen, serve, serve_framed};
+pub use server::{document, listen, serve, serve_routes};

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use peal_api::admin::{Admin, create_user, rotate_master_key};
-use peal_api::bootstrap::{Bootstrap, bootstrap};
+use peal_api::admin::{AdminCommand, create_user, rotate_master_key};
+use peal_api::bootstrap::{BootstrapArgs, bootstrap};
 use peal_shared::config::{Config, Settings};
-use peal_shared::context::{Context, Process, migrate};
-use peal_shared::open_files::raise_limit;
+use peal_shared::context::{Context, ProcessKind, migrate};
+use peal_shared::open_files::raise_open_files_limit;
 use peal_shared::{logging, metrics};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Open files besides client connections: database, Redis, users' servers, uploads.
-const FILES_BESIDE: u64 = 512;
+const NON_CLIENT_FILES: u64 = 512;
 
 /// The HTTP API of Peal, the outbound AI voice dialer.
 #[derive(Parser)]
@@ -26,11 +26,11 @@ struct Cli {
     #[command(flatten)]
     settings: Settings,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<CliCommand>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum CliCommand {
     /// Serve the API (the default).
     Serve,
     /// Migrate the database to the latest schema.
@@ -39,16 +39,16 @@ enum Command {
     Openapi,
     /// Create an organisation, its administrator, a trunk, a number and an agent, and print
     /// their ids and a new API key as JSON.
-    Bootstrap(Box<Bootstrap>),
+    Bootstrap(Box<BootstrapArgs>),
     /// Operator commands.
     #[command(subcommand)]
-    Admin(Admin),
+    Admin(AdminCommand),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    if let Some(Command::Openapi) = cli.command {
+    if let Some(CliCommand::Openapi) = cli.command {
         println!("{}", peal_api::document().to_pretty_json()?);
         return Ok(());
     }
@@ -57,24 +57,24 @@ async fn main() -> anyhow::Result<()> {
 
     let config = Config::from_settings(cli.settings)?;
 
-    match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve(config).await,
-        Command::Migrate => migrate(&config).await,
-        Command::Openapi => Ok(()),
-        Command::Bootstrap(options) => {
-            let context = Context::connect(config, Process::Command).await?;
+    match cli.command.unwrap_or(CliCommand::Serve) {
+        CliCommand::Serve => serve(config).await,
+        CliCommand::Migrate => migrate(&config).await,
+        CliCommand::Openapi => Ok(()),
+        CliCommand::Bootstrap(options) => {
+            let context = Context::connect(config, ProcessKind::Command).await?;
             let ready = bootstrap(&context, &options).await?;
             println!("{}", serde_json::to_string(&ready)?);
             Ok(())
         }
-        Command::Admin(Admin::CreateUser(options)) => {
-            let context = Context::connect(config, Process::Command).await?;
+        CliCommand::Admin(AdminCommand::CreateUser(options)) => {
+            let context = Context::connect(config, ProcessKind::Command).await?;
             let created = create_user(&context, &options).await?;
             println!("{}", serde_json::to_string(&created)?);
             Ok(())
         }
-        Command::Admin(Admin::RotateMasterKey) => {
-            let context = Context::connect(config, Process::Command).await?;
+        CliCommand::Admin(AdminCommand::RotateMasterKey) => {
+            let context = Context::connect(config, ProcessKind::Command).await?;
             let rotated = rotate_master_key(&context).await?;
             println!("{}", serde_json::to_string(&rotated)?);
             Ok(())
@@ -84,10 +84,11 @@ async fn main() -> anyhow::Result<()> {
 
 /// Raises the limit of open files, and warns when it stays below the configured connections.
 /// Each connection is an open file; an upload or an outgoing request takes one more.
-fn warn_of_few_files(config: &Config) {
-    let files = raise_limit();
+fn raise_file_limit(config: &Config) {
+    let files = raise_open_files_limit();
     let connections = config.limits.connections;
-    let wanted = u64::try_from(connections).map_or(u64::MAX, |n| n.saturating_add(FILES_BESIDE));
+    let wanted =
+        u64::try_from(connections).map_or(u64::MAX, |n| n.saturating_add(NON_CLIENT_FILES));
     if files < wanted {
         tracing::warn!(
             files,
@@ -98,8 +99,8 @@ fn warn_of_few_files(config: &Config) {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let context = Context::connect(config, Process::Api).await?;
-    warn_of_few_files(&context.config);
+    let context = Context::connect(config, ProcessKind::Api).await?;
+    raise_file_limit(&context.config);
 
     let address = context.config.listen;
     let listener = peal_api::listen(address)

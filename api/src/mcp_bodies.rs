@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 
 use peal_shared::Error;
-use peal_shared::egress::Gate;
+use peal_shared::egress::OutboundClient;
 use peal_shared::ids::{McpServerId, UserId};
 use peal_shared::tools::mcp::McpTool;
 use peal_shared::tools::servers::{McpServer, NewMcpServer, Transport};
-use peal_shared::tools::{Auth, Credentials};
+use peal_shared::tools::{EndpointAuth, EndpointCredentials};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::Result;
-use crate::extract::Fields;
+use crate::extract::FieldErrors;
 use crate::tools::{check_credentials, yes};
 
-const MAX_ALLOWED: usize = 200;
+const MAX_ALLOWED_TOOLS: usize = 200;
 
 /// Definition of an MCP server.
 #[derive(Deserialize, ToSchema)]
@@ -32,7 +32,7 @@ pub struct McpServerBody {
     #[serde(default)]
     headers: BTreeMap<String, String>,
     #[serde(default)]
-    auth: Auth,
+    auth: EndpointAuth,
     /// Timeout of a request to the server, 1 to 15.
     #[serde(default = "ten")]
     timeout_seconds: i32,
@@ -57,16 +57,16 @@ impl McpServerBody {
     ///
     /// # Errors
     /// Every invalid field.
-    pub fn validated(self, gate: &Gate) -> Result<NewMcpServer> {
-        let mut fields = Fields::default();
+    pub fn validated(self, gate: &OutboundClient) -> Result<NewMcpServer> {
+        let mut fields = FieldErrors::default();
         let name = self.name.trim();
         fields.check_text(name, "name", 1, 200);
         fields.check_range(self.timeout_seconds, "timeout_seconds", 1, 15);
-        if let Err(why) = gate.target(&self.server_url) {
+        if let Err(why) = gate.parse_url(&self.server_url) {
             fields.check(false, "server_url", "url", why);
         }
-        check_allowed(&mut fields, self.allowed_tools.as_deref());
-        let credentials = Credentials {
+        check_allowed_tools(&mut fields, self.allowed_tools.as_deref());
+        let credentials = EndpointCredentials {
             headers: self.headers,
             auth: self.auth,
         };
@@ -85,10 +85,10 @@ impl McpServerBody {
 }
 
 /// Checks a list of allowed tool names.
-pub fn check_allowed(fields: &mut Fields, names: Option<&[String]>) {
+pub fn check_allowed_tools(fields: &mut FieldErrors, names: Option<&[String]>) {
     let names = names.unwrap_or_default();
     fields.check(
-        names.len() <= MAX_ALLOWED,
+        names.len() <= MAX_ALLOWED_TOOLS,
         "allowed_tools",
         "length",
         "must be 200 names or fewer",
@@ -112,15 +112,15 @@ pub struct FetchTools {
     #[serde(default)]
     headers: BTreeMap<String, String>,
     #[serde(default)]
-    auth: Auth,
+    auth: EndpointAuth,
     #[serde(default = "ten")]
     timeout_seconds: i32,
 }
 
 /// The server to list tools of.
-pub enum Asked {
-    Kept(McpServerId),
-    Unkept(NewMcpServer),
+pub enum McpServerSource {
+    Saved(McpServerId),
+    Unsaved(NewMcpServer),
 }
 
 impl FetchTools {
@@ -128,9 +128,9 @@ impl FetchTools {
     ///
     /// # Errors
     /// Neither or both of `tool_id` and `server_url`; every invalid field of an unsaved server.
-    pub fn asked(self, gate: &Gate) -> Result<Asked> {
+    pub fn source(self, gate: &OutboundClient) -> Result<McpServerSource> {
         match (self.tool_id, self.server_url) {
-            (Some(id), None) => Ok(Asked::Kept(id)),
+            (Some(id), None) => Ok(McpServerSource::Saved(id)),
             (None, Some(server_url)) => {
                 let unnamed = McpServerBody {
                     name: "unnamed".to_owned(),
@@ -143,7 +143,7 @@ impl FetchTools {
                     is_active: true,
                     user_id: None,
                 };
-                unnamed.validated(gate).map(Asked::Unkept)
+                unnamed.validated(gate).map(McpServerSource::Unsaved)
             }
             _ => {
                 let message = "send exactly one of tool_id and server_url";
@@ -168,7 +168,7 @@ pub struct FetchedTools {
 
 impl FetchedTools {
     /// Wraps the result of listing a server's tools.
-    pub fn of(discovered: std::result::Result<Vec<McpTool>, String>) -> Self {
+    pub fn from_result(discovered: std::result::Result<Vec<McpTool>, String>) -> Self {
         let sync_error = discovered.as_ref().err().cloned();
         Self {
             success: sync_error.is_none(),

@@ -9,7 +9,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::agents::usage::check_idle_unscoped;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::McpServerId;
 use peal_shared::tools::mcp::McpClient as _;
@@ -20,15 +20,15 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
-use crate::in_use::{Force, ForceUpdate};
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::in_use::{ForceRemoval, ForceUpdate};
 use crate::mcp_bodies::{McpServerBody, McpServers};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Whose};
-use crate::state::Api;
-use crate::tools::{Told, check_owner_stays};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListResponse, OwnedListParams};
+use crate::state::AppState;
+use crate::tools::{ActionMessage, reject_owner_change};
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list))
         .routes(routes!(list_active))
@@ -38,7 +38,7 @@ pub fn router() -> OpenApiRouter<Api> {
 }
 
 /// Routes that wait for a user's MCP server.
-pub fn outside_router() -> OpenApiRouter<Api> {
+pub fn third_party_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create))
         .routes(routes!(replace))
@@ -57,7 +57,7 @@ pub fn outside_router() -> OpenApiRouter<Api> {
         (status = 201, body = McpServer),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user_id"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn create(
@@ -67,14 +67,14 @@ async fn create(
 ) -> Result<(StatusCode, Json<McpServer>)> {
     let owner = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(owner)?;
-    let new = body.validated(&context.gate)?;
-    let created = caller.once(context, move |context, caller| async move {
+    let new = body.validated(&context.outbound)?;
+    let created = caller.run_once(context, move |context, caller| async move {
         // No transaction stays open during the request.
         let discovered = context.mcp.tools(caller.org, &new.endpoint()).await;
-        let mut db = caller.change(&context).await?;
+        let mut db = caller.begin_write(&context).await?;
         let keys = &context.config.keys;
         let server = servers::create(&mut db, keys, &scope, owner, &new, &discovered).await?;
-        let note = note("mcp_server.create", &server).after(&server)?;
+        let note = audit_entry("mcp_server.create", &server).after(&server)?;
         db.commit(note, StatusCode::CREATED, Json(server)).await
     });
     created.await
@@ -87,15 +87,15 @@ async fn create(
     get,
     path = "/api/v1/tools-mcp-server-defs",
     tag = "MCP servers",
-    params(Whose),
-    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(OwnedListParams),
+    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Listed<McpServers>> {
-    all(&context, &caller, &query, false).await
+    ValidQuery(query): ValidQuery<OwnedListParams>,
+) -> Result<ListResponse<McpServers>> {
+    list_servers(&context, &caller, &query, false).await
 }
 
 /// List the MCP servers that are active
@@ -103,29 +103,31 @@ async fn list(
     get,
     path = "/api/v1/tools-mcp-server-defs/active/servers",
     tag = "MCP servers",
-    params(Whose),
-    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(OwnedListParams),
+    responses((status = 200, body = McpServers, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list_active(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Listed<McpServers>> {
-    all(&context, &caller, &query, true).await
+    ValidQuery(query): ValidQuery<OwnedListParams>,
+) -> Result<ListResponse<McpServers>> {
+    list_servers(&context, &caller, &query, true).await
 }
 
-async fn all(
+async fn list_servers(
     context: &Context,
     caller: &Caller,
-    query: &Whose,
+    query: &OwnedListParams,
     only_active: bool,
-) -> Result<Listed<McpServers>> {
-    let (scope, owners) = query.rows(caller)?;
-    let page = query.page()?;
-    let mut db = caller.read(context).await?;
+) -> Result<ListResponse<McpServers>> {
+    let (scope, owners) = query.scope_and_owners(caller)?;
+    let page = query.parse_page()?;
+    let mut db = caller.begin_read(context).await?;
     let keys = &context.config.keys;
     let tools = servers::list(&mut db, keys, &scope, &owners, only_active, page).await?;
-    Ok(Listed::of(tools, |tools| McpServers { tools }))
+    Ok(ListResponse::from_slice(tools, |tools| McpServers {
+        tools,
+    }))
 }
 
 /// Show an MCP server
@@ -137,15 +139,15 @@ async fn all(
     responses(
         (status = 200, body = McpServer),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<McpServerId>,
+    PathIds(id): PathIds<McpServerId>,
 ) -> Result<Json<McpServer>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let server = servers::find(&mut db, &context.config.keys, &caller.scope(), id).await?;
     Ok(Json(server))
 }
@@ -164,27 +166,27 @@ async fn show(
         (status = 200, body = McpServer),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses it, and force_update was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn replace(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<McpServerId>,
+    PathIds(id): PathIds<McpServerId>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<McpServerBody>,
 ) -> Result<(StatusCode, Json<McpServer>)> {
-    let mut fields = Fields::default();
-    check_owner_stays(&mut fields, body.user_id);
+    let mut fields = FieldErrors::default();
+    reject_owner_change(&mut fields, body.user_id);
     fields.finish()?;
 
-    let new = body.validated(&context.gate)?;
+    let new = body.validated(&context.outbound)?;
     let (keys, scope) = (&context.config.keys, caller.scope());
 
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let (before, stored) = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
     // 1. Refuse a server in use before its tools are listed; `replace` checks again under its lock.
-    check_idle_unscoped(&mut db, id.0, query.is_said()).await?;
+    check_idle_unscoped(&mut db, id.0, query.requested()).await?;
     drop(db);
 
     // 2. List the tools without a transaction.
@@ -192,17 +194,17 @@ async fn replace(
     let discovered = context.mcp.tools(before.org_id, &endpoint).await;
 
     // 3. Save under the lock.
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let server = servers::replace(
         &mut db,
         keys,
         &scope,
         id,
         (&new, &discovered),
-        query.is_said(),
+        query.requested(),
     )
     .await?;
-    let note = note("mcp_server.update", &server)
+    let note = audit_entry("mcp_server.update", &server)
         .before(&before)?
         .after(&server)?;
     db.commit(note, StatusCode::OK, Json(server)).await
@@ -213,26 +215,30 @@ async fn replace(
     delete,
     path = "/api/v1/tools-mcp-server-defs/{server_id}",
     tag = "MCP servers",
-    params(("server_id" = McpServerId, Path), Force),
+    params(("server_id" = McpServerId, Path), ForceRemoval),
     responses(
-        (status = 200, body = Told),
+        (status = 200, body = ActionMessage),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "It is in use, and force was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<McpServerId>,
-    ValidQuery(query): ValidQuery<Force>,
-) -> Result<(StatusCode, Json<Told>)> {
+    PathIds(id): PathIds<McpServerId>,
+    ValidQuery(query): ValidQuery<ForceRemoval>,
+) -> Result<(StatusCode, Json<ActionMessage>)> {
     let force = query.force.unwrap_or_default();
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let server = servers::delete(&mut db, &context.config.keys, &caller.scope(), id, force).await?;
-    let note = note("mcp_server.delete", &server).before(&server)?;
-    db.commit(note, StatusCode::OK, Told::that("MCP server deleted"))
-        .await
+    let note = audit_entry("mcp_server.delete", &server).before(&server)?;
+    db.commit(
+        note,
+        StatusCode::OK,
+        ActionMessage::json("MCP server deleted"),
+    )
+    .await
 }
 
 /// Delete all MCP servers of the caller
@@ -242,25 +248,26 @@ async fn delete(
     delete,
     path = "/api/v1/tools-mcp-server-defs/user/all",
     tag = "MCP servers",
-    params(Force),
+    params(ForceRemoval),
     responses(
-        (status = 200, body = Told),
+        (status = 200, body = ActionMessage),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "One is in use, and force was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn delete_own(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Force>,
-) -> Result<(StatusCode, Json<Told>)> {
+    ValidQuery(query): ValidQuery<ForceRemoval>,
+) -> Result<(StatusCode, Json<ActionMessage>)> {
     let force = query.force.unwrap_or_default();
     let (scope, keys) = (caller.scope_of(caller.user)?, &context.config.keys);
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let own = sweep::delete_all(&mut db, keys, &scope, force).await?;
-    let note = Note::new("mcp_server.delete_all", caller.org, caller.user.0).before(&own)?;
+    let note = AuditEntry::new("mcp_server.delete_all", caller.org, caller.user.0).before(&own)?;
     let message = format!("{} MCP servers deleted", own.len());
-    db.commit(note, StatusCode::OK, Told::that(message)).await
+    db.commit(note, StatusCode::OK, ActionMessage::json(message))
+        .await
 }
 
 /// Clone an MCP server
@@ -275,21 +282,21 @@ async fn delete_own(
         (status = 201, body = McpServer),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn duplicate(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<McpServerId>,
+    PathIds(id): PathIds<McpServerId>,
 ) -> Result<(StatusCode, Json<McpServer>)> {
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let copy = servers::duplicate(&mut db, &context.config.keys, &caller.scope(), id).await?;
-    let note = note("mcp_server.clone", &copy).after(&copy)?;
+    let note = audit_entry("mcp_server.clone", &copy).after(&copy)?;
     db.commit(note, StatusCode::CREATED, Json(copy)).await
 }
 
 /// Audit entry of a change of a server.
-pub fn note(action: &'static str, server: &McpServer) -> Note {
-    Note::new(action, server.org_id, server.id.0)
+pub fn audit_entry(action: &'static str, server: &McpServer) -> AuditEntry {
+    AuditEntry::new(action, server.org_id, server.id.0)
 }

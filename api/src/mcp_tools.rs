@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::agents::usage::check_idle_unscoped;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::McpServerId;
 use peal_shared::tools::mcp::McpClient as _;
@@ -16,19 +16,21 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
 use crate::in_use::ForceUpdate;
-use crate::mcp_bodies::{AllowedTools, Asked, FetchTools, FetchedTools, check_allowed};
-use crate::mcp_servers::note;
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::state::Api;
+use crate::mcp_bodies::{
+    AllowedTools, FetchTools, FetchedTools, McpServerSource, check_allowed_tools,
+};
+use crate::mcp_servers::audit_entry;
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(filter))
 }
 
 /// Routes that wait for a user's MCP server.
-pub fn outside_router() -> OpenApiRouter<Api> {
+pub fn third_party_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(fetch))
 }
 
@@ -47,7 +49,7 @@ pub fn outside_router() -> OpenApiRouter<Api> {
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Neither or both of tool_id and server_url"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the saved server, and force_update was not sent; or the Idempotency-Key is in use"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn fetch(
@@ -56,30 +58,30 @@ async fn fetch(
     ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<FetchTools>,
 ) -> Result<(StatusCode, Json<FetchedTools>)> {
-    let (asked, force) = (body.asked(&context.gate)?, query.is_said());
+    let (asked, force) = (body.source(&context.outbound)?, query.requested());
 
-    let fetched = caller.once(context, move |context, caller| async move {
+    let fetched = caller.run_once(context, move |context, caller| async move {
         let (keys, scope) = (&context.config.keys, caller.scope());
 
         let (org, subject, endpoint, saved) = match asked {
-            Asked::Kept(id) => {
-                let mut db = caller.read(&context).await?;
+            McpServerSource::Saved(id) => {
+                let mut db = caller.begin_read(&context).await?;
                 let found = servers::find_with_endpoint(&mut db, keys, &scope, id).await?;
                 check_idle_unscoped(&mut db, id.0, force).await?;
                 (found.0.org_id, id.0, found.1, Some(id))
             }
-            Asked::Unkept(new) => (caller.org, caller.user.0, new.endpoint(), None),
+            McpServerSource::Unsaved(new) => (caller.org, caller.user.0, new.endpoint(), None),
         };
 
         let discovered = context.mcp.tools(org, &endpoint).await;
 
-        let mut db = caller.change(&context).await?;
+        let mut db = caller.begin_write(&context).await?;
         if let Some(id) = saved {
             servers::sync(&mut db, keys, &scope, id, &discovered, force).await?;
         }
 
-        let fetched = FetchedTools::of(discovered);
-        let note = Note::new("mcp_server.fetch", org, subject);
+        let fetched = FetchedTools::from_result(discovered);
+        let note = AuditEntry::new("mcp_server.fetch", org, subject);
         db.commit(note, StatusCode::OK, Json(fetched)).await
     });
     fetched.await
@@ -96,28 +98,28 @@ async fn fetch(
         (status = 200, body = McpServer),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such server"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses it, and force_update was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn filter(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<McpServerId>,
+    PathIds(id): PathIds<McpServerId>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<AllowedTools>,
 ) -> Result<(StatusCode, Json<McpServer>)> {
-    let mut fields = Fields::default();
-    check_allowed(&mut fields, body.allowed_tools.as_deref());
+    let mut fields = FieldErrors::default();
+    check_allowed_tools(&mut fields, body.allowed_tools.as_deref());
     fields.finish()?;
 
     let (keys, scope) = (&context.config.keys, caller.scope());
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = servers::find(&mut db, keys, &scope, id).await?;
 
-    let (allowed, force) = (body.allowed_tools.as_deref(), query.is_said());
-    let server = servers::filter(&mut db, keys, &scope, id, allowed, force).await?;
+    let (allowed, force) = (body.allowed_tools.as_deref(), query.requested());
+    let server = servers::set_allowed_tools(&mut db, keys, &scope, id, allowed, force).await?;
 
-    let note = note("mcp_server.filter", &server)
+    let note = audit_entry("mcp_server.filter", &server)
         .before(&before)?
         .after(&server)?;
     db.commit(note, StatusCode::OK, Json(server)).await

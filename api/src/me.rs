@@ -17,10 +17,10 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::openapi::Refusals;
-use crate::state::Api;
+use crate::openapi::CommonErrors;
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(me))
 }
 
@@ -28,13 +28,13 @@ pub fn router() -> OpenApiRouter<Api> {
 ///
 /// `phone`, `profile_image_url` and `user_metadata` come from the latest session token of an
 /// external issuer.
-#[utoipa::path(get, path = "/api/v1/me", tag = "Me", responses((status = 200, body = Me), Refusals))]
-async fn me(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Me>> {
+#[utoipa::path(get, path = "/api/v1/me", tag = "Me", responses((status = 200, body = CurrentUser), CommonErrors))]
+async fn me(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<CurrentUser>> {
     let scope = caller.scope_of(caller.user)?;
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let member = members::find(&mut db, &scope, caller.org, caller.user).await?;
-    let profile = users::about(&mut db, &scope, caller.user).await?;
-    Ok(Json(Me {
+    let profile = users::profile(&mut db, &scope, caller.user).await?;
+    Ok(Json(CurrentUser {
         user_id: member.id,
         auth: match caller.credential {
             Credential::Session => "bearer",
@@ -57,7 +57,7 @@ async fn me(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<
     "user_metadata": {"full_name": "Ada Lovelace"}, "organization_id": "0198c0de-0000-7000-8000-000000000001",
     "role": "org_admin"
 }))]
-struct Me {
+struct CurrentUser {
     user_id: UserId,
     /// `bearer` or `api_key`.
     auth: &'static str,

@@ -6,20 +6,20 @@ use axum::http::{StatusCode, Uri};
 use peal_shared::calls::urls::{CALL_PATH, STATUS_PATH};
 use peal_shared::context::Context;
 use peal_shared::ids::CallId;
-use peal_shared::traces::{Began, KeyValue, Step};
+use peal_shared::traces::{CallStep, KeyValue, StepStart};
 
 /// Counts a response.
-pub fn count(context: &Context, pattern: &str, status: StatusCode, took: Duration) {
+pub fn record_response(context: &Context, pattern: &str, status: StatusCode, took: Duration) {
     let http = &context.metrics.http;
-    let route = http.route(pattern, kind_of_callback);
-    http.answered(&route, status.as_u16(), took);
+    let route = http.route(pattern, callback_kind);
+    http.record_response(&route, status.as_u16(), took);
 }
 
 /// Adds a callback's span to the trace of its call, if calls are traced. A rejected callback is
 /// left out: an unauthenticated client must not write into traces.
-pub fn trace(
+pub fn trace_callback(
     context: &Context,
-    began: Option<Began>,
+    began: Option<StepStart>,
     pattern: &str,
     uri: &Uri,
     status: StatusCode,
@@ -27,11 +27,11 @@ pub fn trace(
     if began.is_none() || !status.is_success() {
         return;
     }
-    if let Some(kind) = kind_of_callback(pattern)
-        && let Some(call) = call_of(uri)
+    if let Some(kind) = callback_kind(pattern)
+        && let Some(call) = call_in_path(uri)
     {
         let status = i64::from(status.as_u16());
-        context.traces.end(began, call, Step::Callback, || {
+        context.traces.end(began, call, CallStep::Callback, || {
             vec![
                 KeyValue::new("callback.kind", kind),
                 KeyValue::new("http.response.status_code", status),
@@ -41,7 +41,7 @@ pub fn trace(
 }
 
 /// Kind of a callback: `status`, or the pattern's last word (`answer`, `machine`, `recording`).
-fn kind_of_callback(pattern: &str) -> Option<String> {
+fn callback_kind(pattern: &str) -> Option<String> {
     if pattern.starts_with(STATUS_PATH) {
         return Some("status".to_owned());
     }
@@ -50,7 +50,7 @@ fn kind_of_callback(pattern: &str) -> Option<String> {
 }
 
 /// Call id in the path of a callback.
-fn call_of(uri: &Uri) -> Option<CallId> {
+fn call_in_path(uri: &Uri) -> Option<CallId> {
     let path = uri.path();
     let rest = path
         .strip_prefix(STATUS_PATH)
@@ -74,15 +74,15 @@ mod tests {
             (format!("{CALL_PATH}/{of_call}/machine"), Some("machine")),
             ("/api/v1/batch-call/list".to_owned(), None),
         ] {
-            assert_eq!(kind_of_callback(&pattern).as_deref(), kind, "{pattern}");
+            assert_eq!(callback_kind(&pattern).as_deref(), kind, "{pattern}");
         }
         let call = CallId::new();
         for path in [
             format!("{STATUS_PATH}/t/{call}/secret?a=b"),
             format!("{CALL_PATH}/t/{call}/secret/answer"),
         ] {
-            assert_eq!(call_of(&path.parse().unwrap()), Some(call), "{path}");
+            assert_eq!(call_in_path(&path.parse().unwrap()), Some(call), "{path}");
         }
-        assert_eq!(call_of(&STATUS_PATH.parse().unwrap()), None);
+        assert_eq!(call_in_path(&STATUS_PATH.parse().unwrap()), None);
     }
 }

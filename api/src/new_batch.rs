@@ -5,7 +5,7 @@ use std::str::FromStr as _;
 
 use peal_shared::Error;
 use peal_shared::access::Principal;
-use peal_shared::campaigns::ingest::Limits;
+use peal_shared::campaigns::ingest::IngestLimits;
 use peal_shared::campaigns::{BatchStatus, NewBatch};
 use peal_shared::ids::{AgentId, PhoneId, UserId};
 use peal_shared::phone::Country;
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::Result;
-use crate::extract::Fields;
+use crate::extract::FieldErrors;
 
 const MAX_VARIABLES: usize = 50;
 const MAX_VARIABLE_CHARS: usize = 64;
@@ -90,7 +90,7 @@ impl CreateBatch {
     /// scope.
     pub fn validated(self, caller: &Principal) -> Result<NewBatch> {
         let batch_name = self.batch_name.trim();
-        let mut fields = Fields::default();
+        let mut fields = FieldErrors::default();
 
         fields.check_text(batch_name, "batch_name", 1, 200);
         fields.check_text(
@@ -131,7 +131,7 @@ impl CreateBatch {
         fields.finish()?;
 
         let user = self.user_id.unwrap_or(caller.user);
-        let agent = one_of(self.agent_id, self.workflow_id)?;
+        let agent = require_agent(self.agent_id, self.workflow_id)?;
 
         // Refuses an owner outside the caller's scope.
         caller.scope_of(user)?;
@@ -157,7 +157,7 @@ impl CreateBatch {
 ///
 /// # Errors
 /// Neither or both are given, or a workflow is.
-pub fn one_of(agent: Option<AgentId>, workflow: Option<Uuid>) -> Result<AgentId> {
+pub fn require_agent(agent: Option<AgentId>, workflow: Option<Uuid>) -> Result<AgentId> {
     match (agent, workflow) {
         (Some(agent), None) => Ok(agent),
         (None, Some(_)) => Err(Error::rejected(
@@ -174,7 +174,7 @@ pub fn one_of(agent: Option<AgentId>, workflow: Option<Uuid>) -> Result<AgentId>
 }
 
 /// Checks names of variables: usable as CSV columns and in `{{braces}}`.
-pub fn check_variables(fields: &mut Fields, names: &[String]) {
+pub fn check_variables(fields: &mut FieldErrors, names: &[String]) {
     let path = "variable_names";
     fields.check(
         names.len() <= MAX_VARIABLES,
@@ -196,7 +196,11 @@ pub fn check_variables(fields: &mut Fields, names: &[String]) {
 }
 
 /// Checks the variables of one call: names as of a batch, values no longer than of a row.
-pub fn check_values(fields: &mut Fields, values: &Map<String, Value>, limits: &Limits) {
+pub fn check_variable_values(
+    fields: &mut FieldErrors,
+    values: &Map<String, Value>,
+    limits: &IngestLimits,
+) {
     let path = "variable_values";
     let most = MAX_VARIABLES.min(limits.max_columns);
     fields.check(
@@ -218,7 +222,7 @@ pub fn check_values(fields: &mut Fields, values: &Map<String, Value>, limits: &L
     }
 }
 
-fn check_value(fields: &mut Fields, value: &Value, path: &str, most: usize) {
+fn check_value(fields: &mut FieldErrors, value: &Value, path: &str, most: usize) {
     fields.check(
         !value.is_array() && !value.is_object(),
         path,
@@ -241,7 +245,7 @@ fn check_value(fields: &mut Fields, value: &Value, path: &str, most: usize) {
     }
 }
 
-fn check_name(fields: &mut Fields, name: &str, path: &str) {
+fn check_name(fields: &mut FieldErrors, name: &str, path: &str) {
     fields.check(
         is_identifier(name),
         path,

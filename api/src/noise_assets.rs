@@ -1,16 +1,16 @@
 //! `/api/v1/noise-assets`: background noises behind an agent's voice.
 
 use axum::Json;
-use peal_shared::noises::{self, Noise};
+use peal_shared::noises::{self, BackgroundNoise};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::openapi::Refusals;
-use crate::state::Api;
+use crate::openapi::CommonErrors;
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(list))
 }
 
@@ -21,8 +21,8 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/noise-assets",
     tag = "Providers",
-    responses((status = 200, body = Vec<Noise>), Refusals)
+    responses((status = 200, body = Vec<BackgroundNoise>), CommonErrors)
 )]
-async fn list(_caller: Caller) -> Result<Json<Vec<Noise>>> {
+async fn list(_caller: Caller) -> Result<Json<Vec<BackgroundNoise>>> {
     Ok(Json(noises::ALL.to_vec()))
 }

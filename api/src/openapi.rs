@@ -16,8 +16,8 @@ use utoipa::openapi::{Components, Content, OpenApi, RefOr, Required, Response, R
 use utoipa::{IntoResponses, Modify, OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::page::Sight;
-use crate::state::Api;
+use crate::page::Visibility;
+use crate::state::AppState;
 
 /// A problem document (RFC 9457).
 #[derive(ToSchema)]
@@ -57,7 +57,7 @@ pub struct WrongField {
 /// 409 ...
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "its variants are read by the macro alone")]
-pub enum Refusals {
+pub enum CommonErrors {
     /// The key or token is not valid.
     #[response(status = 401, content_type = "application/problem+json")]
     Unauthorized(ProblemDocument),
@@ -69,35 +69,35 @@ pub enum Refusals {
     Invalid(ProblemDocument),
     /// Too many requests; `Retry-After` says when to retry.
     #[response(status = 429, content_type = "application/problem+json")]
-    TooMany(ProblemDocument),
+    TooManyRequests(ProblemDocument),
     /// Overloaded, or the database is unavailable; `Retry-After` says when to retry.
     #[response(status = 503, content_type = "application/problem+json")]
-    Busy(ProblemDocument),
+    Unavailable(ProblemDocument),
 }
 
 /// The input is well-formed, but breaks a rule across fields or with existing data.
 #[derive(IntoResponses)]
 #[response(status = 400, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
-pub struct Rejected(ProblemDocument);
+pub struct BadRequestResponse(ProblemDocument);
 
 /// Not enough credit: `insufficient_credits` or `monthly_cap_reached`.
 #[derive(IntoResponses)]
 #[response(status = 402, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
-pub struct Unpaid(ProblemDocument);
+pub struct PaymentRequiredResponse(ProblemDocument);
 
 /// It does not exist, or the caller cannot see it.
 #[derive(IntoResponses)]
 #[response(status = 404, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
-pub struct Missing(ProblemDocument);
+pub struct NotFoundResponse(ProblemDocument);
 
 /// The current state does not allow this.
 #[derive(IntoResponses)]
 #[response(status = 409, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
-pub struct Conflicting(ProblemDocument);
+pub struct ConflictResponse(ProblemDocument);
 
 /// Head of the document: info, tags and shared components.
 #[derive(utoipa::OpenApi)]
@@ -113,8 +113,8 @@ pub struct Conflicting(ProblemDocument);
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     // Schemas that only parameters and errors refer to.
-    components(schemas(ProblemDocument, WrongField, Blocker, TrunkId, Sight)),
-    modifiers(&Schemes),
+    components(schemas(ProblemDocument, WrongField, Blocker, TrunkId, Visibility)),
+    modifiers(&SecuritySchemes),
     tags(
         (name = "Sign in", description = "Login with an e-mail address and a password."),
         (name = "Me", description = "The caller, and the users visible to the caller."),
@@ -148,11 +148,11 @@ pub struct Conflicting(ProblemDocument);
         (name = "Description", description = "OpenAPI document."),
     )
 )]
-struct Head;
+struct ApiDocument;
 
-struct Schemes;
+struct SecuritySchemes;
 
-impl Modify for Schemes {
+impl Modify for SecuritySchemes {
     fn modify(&self, document: &mut OpenApi) {
         let key = ApiKeyValue::with_description(
             crate::auth::API_KEY_HEADER,
@@ -170,12 +170,12 @@ impl Modify for Schemes {
 }
 
 /// Document without routes.
-pub fn head() -> OpenApi {
-    Head::openapi()
+pub fn empty_document() -> OpenApi {
+    ApiDocument::openapi()
 }
 
 /// Gives the operations of routes that are also mounted elsewhere a distinct `operationId`.
-pub fn alias(mut router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
+pub fn alias_routes(mut router: OpenApiRouter<AppState>) -> OpenApiRouter<AppState> {
     let items = router.get_openapi_mut().paths.paths.values_mut();
     for (_, operation) in items.flat_map(operations_of) {
         let name = operation.operation_id.take();
@@ -187,9 +187,9 @@ pub fn alias(mut router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
 /// Completes the document of all routes: an operation takes a key or a session unless it says
 /// otherwise, and its `operationId` is its tag and handler, plus the method where one handler
 /// serves several.
-pub fn complete(document: &mut OpenApi) {
+pub fn complete_document(document: &mut OpenApi) {
     // 1. Add the shared errors as components.
-    let refusals = shared_refusals();
+    let refusals = common_responses();
     let components = document.components.get_or_insert_with(Components::new);
     let named = refusals.iter().cloned();
     components.responses.extend(named);
@@ -240,13 +240,13 @@ pub fn complete(document: &mut OpenApi) {
 
 /// Describes the layers around ordinary routes: the timeout, the limit of a body's size, and
 /// `Idempotency-Key` on a POST.
-pub fn surrounded(document: &mut OpenApi) {
+pub fn add_common_responses(document: &mut OpenApi) {
     let items = document.paths.paths.values_mut();
     for (_, operation) in items.flat_map(operations_of) {
         let mut add_error = |status: &str, message: &str| {
             let responses = &mut operation.responses.responses;
             let entry = responses.entry(status.to_owned());
-            entry.or_insert_with(|| RefOr::T(problem(message)));
+            entry.or_insert_with(|| RefOr::T(problem_response(message)));
         };
 
         add_error("408", "The request took too long.");
@@ -256,11 +256,11 @@ pub fn surrounded(document: &mut OpenApi) {
         }
     }
 
-    sent_again(document);
+    add_idempotency_key(document);
 }
 
 /// Describes `Idempotency-Key` on each POST of an authenticated caller.
-pub fn sent_again(document: &mut OpenApi) {
+pub fn add_idempotency_key(document: &mut OpenApi) {
     let items = document.paths.paths.values_mut();
     for (method, operation) in items.flat_map(operations_of) {
         let is_anonymous = operation.security == Some(vec![SecurityRequirement::default()]);
@@ -271,7 +271,7 @@ pub fn sent_again(document: &mut OpenApi) {
         let responses = &mut operation.responses.responses;
         let conflict = responses.entry("409".to_owned());
         let under_way = "A request with this `Idempotency-Key` is in progress.";
-        conflict.or_insert_with(|| RefOr::T(problem(under_way)));
+        conflict.or_insert_with(|| RefOr::T(problem_response(under_way)));
 
         let text = ObjectBuilder::new()
             .schema_type(Type::String)
@@ -296,13 +296,13 @@ pub fn sent_again(document: &mut OpenApi) {
 }
 
 /// Errors that most operations share, by component name.
-fn shared_refusals() -> Vec<(String, RefOr<Response>)> {
+fn common_responses() -> Vec<(String, RefOr<Response>)> {
     let refusals = [
-        Refusals::responses(),
-        Rejected::responses(),
-        Unpaid::responses(),
-        Missing::responses(),
-        Conflicting::responses(),
+        CommonErrors::responses(),
+        BadRequestResponse::responses(),
+        PaymentRequiredResponse::responses(),
+        NotFoundResponse::responses(),
+        ConflictResponse::responses(),
     ];
     refusals
         .into_iter()
@@ -311,7 +311,7 @@ fn shared_refusals() -> Vec<(String, RefOr<Response>)> {
         .collect()
 }
 
-fn problem(message: &str) -> Response {
+fn problem_response(message: &str) -> Response {
     let document = Content::new(Some(Ref::from_schema_name("ProblemDocument")));
     ResponseBuilder::new()
         .description(message)

@@ -8,10 +8,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
 use peal_shared::access::Role;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::OrgId;
-use peal_shared::orgs::pricing::{self, OrgType, Pricing, PricingChange};
+use peal_shared::orgs::pricing::{self, OrgPricing, OrgType, PricingChange};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -20,16 +20,16 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, decimal};
-use crate::openapi::{Conflicting, Missing, Refusals};
-use crate::state::Api;
+use crate::extract::{FieldErrors, PathIds, ValidJson, decimal};
+use crate::openapi::{CommonErrors, ConflictResponse, NotFoundResponse};
+use crate::state::AppState;
 
 /// Decimal places of a percentage.
-const PERCENT_PLACES: u32 = 6;
+const MAX_PERCENT_DECIMALS: u32 = 6;
 const MAX_COMMISSION: Decimal = Decimal::ONE_HUNDRED;
 const MAX_MARKUP: Decimal = Decimal::ONE_THOUSAND;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(business_model))
         .routes(routes!(commission))
@@ -47,14 +47,14 @@ pub fn router() -> OpenApiRouter<Api> {
     tag = "Organization pricing",
     security(("session" = [])),
     params(("org_id" = OrgId, Path)),
-    request_body(content = BusinessModel, example = json!({"org_type": "distributor"})),
-    responses((status = 200, body = PricingSet), Missing, Refusals)
+    request_body(content = SetBusinessModel, example = json!({"org_type": "distributor"})),
+    responses((status = 200, body = PricingSet), NotFoundResponse, CommonErrors)
 )]
 async fn business_model(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(org): Ids<OrgId>,
-    ValidJson(body): ValidJson<BusinessModel>,
+    PathIds(org): PathIds<OrgId>,
+    ValidJson(body): ValidJson<SetBusinessModel>,
 ) -> Result<(StatusCode, Json<PricingSet>)> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
@@ -62,7 +62,7 @@ async fn business_model(
         org_type: Some(body.org_type),
         ..PricingChange::default()
     };
-    set(
+    change_pricing(
         &context,
         &caller,
         org,
@@ -81,14 +81,14 @@ async fn business_model(
     tag = "Organization pricing",
     security(("session" = [])),
     params(("org_id" = OrgId, Path)),
-    request_body(content = Commission, example = json!({"percentage": 10})),
-    responses((status = 200, body = PricingSet), Missing, Conflicting, Refusals)
+    request_body(content = SetCommission, example = json!({"percentage": 10})),
+    responses((status = 200, body = PricingSet), NotFoundResponse, ConflictResponse, CommonErrors)
 )]
 async fn commission(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(org): Ids<OrgId>,
-    ValidJson(body): ValidJson<Commission>,
+    PathIds(org): PathIds<OrgId>,
+    ValidJson(body): ValidJson<SetCommission>,
 ) -> Result<(StatusCode, Json<PricingSet>)> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
@@ -97,7 +97,7 @@ async fn commission(
         commission_percent: Some(body.percentage),
         ..PricingChange::default()
     };
-    set(
+    change_pricing(
         &context,
         &caller,
         org,
@@ -117,14 +117,14 @@ async fn commission(
     tag = "Organization pricing",
     security(("session" = [])),
     params(("org_id" = OrgId, Path)),
-    request_body(content = Markup, example = json!({"percentage": "25", "currency": "USD"})),
-    responses((status = 200, body = PricingSet), Missing, Conflicting, Refusals)
+    request_body(content = SetMarkup, example = json!({"percentage": "25", "currency": "USD"})),
+    responses((status = 200, body = PricingSet), NotFoundResponse, ConflictResponse, CommonErrors)
 )]
 async fn markup(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(org): Ids<OrgId>,
-    ValidJson(body): ValidJson<Markup>,
+    PathIds(org): PathIds<OrgId>,
+    ValidJson(body): ValidJson<SetMarkup>,
 ) -> Result<(StatusCode, Json<PricingSet>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
@@ -137,17 +137,17 @@ async fn markup(
         markup_percent: Some(body.percentage),
         ..PricingChange::default()
     };
-    set(&context, &caller, org, "organization.set_markup", change).await
+    change_pricing(&context, &caller, org, "organization.set_markup", change).await
 }
 
-async fn set(
+async fn change_pricing(
     context: &Context,
     caller: &Caller,
     org: OrgId,
     action: &'static str,
     change: PricingChange,
 ) -> Result<(StatusCode, Json<PricingSet>)> {
-    let mut db = caller.change(context).await?;
+    let mut db = caller.begin_write(context).await?;
     let current = pricing::find(&mut db, &caller.scope(), org).await?;
 
     if change.org_type.is_none() && !current.org_type.is_reseller() {
@@ -164,7 +164,7 @@ async fn set(
         .into());
     }
 
-    let (before, after) = pricing::change(&mut db, &caller.scope(), org, &change).await?;
+    let (before, after) = pricing::update(&mut db, &caller.scope(), org, &change).await?;
 
     let message = match (change.markup_percent, after.org_type) {
         (Some(_), OrgType::ChannelPartner) => {
@@ -173,7 +173,7 @@ async fn set(
         _ => "applies to calls claimed from now on",
     };
 
-    let note = Note::new(action, org, org.0)
+    let note = AuditEntry::new(action, org, org.0)
         .before(&before)?
         .after(&after)?;
     let answer = PricingSet {
@@ -185,14 +185,14 @@ async fn set(
 }
 
 fn check_percentage(percentage: Decimal, most: Decimal) -> Result<()> {
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     fields.check(
         percentage >= Decimal::ZERO
             && percentage <= most
-            && percentage.normalize().scale() <= PERCENT_PLACES,
+            && percentage.normalize().scale() <= MAX_PERCENT_DECIMALS,
         "percentage",
         "range",
-        format!("must be between 0 and {most}, with at most {PERCENT_PLACES} decimal places"),
+        format!("must be between 0 and {most}, with at most {MAX_PERCENT_DECIMALS} decimal places"),
     );
     fields.finish()
 }
@@ -200,14 +200,14 @@ fn check_percentage(percentage: Decimal, most: Decimal) -> Result<()> {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = BusinessModel)]
-struct BusinessModel {
+struct SetBusinessModel {
     org_type: OrgType,
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Commission)]
-struct Commission {
+struct SetCommission {
     /// 0 to 100.
     #[serde(deserialize_with = "decimal")]
     #[schema(value_type = String)]
@@ -217,7 +217,7 @@ struct Commission {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Markup)]
-struct Markup {
+struct SetMarkup {
     /// 0 to 1000.
     #[serde(deserialize_with = "decimal")]
     #[schema(value_type = String)]
@@ -230,5 +230,5 @@ struct Markup {
 struct PricingSet {
     #[schema(example = "applies to calls claimed from now on")]
     message: &'static str,
-    pricing: Pricing,
+    pricing: OrgPricing,
 }

@@ -8,10 +8,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::access::Role;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::OrgId;
-use peal_shared::orgs::{self, Headcount, NewOrganization, Organization, Settings, is_timezone};
+use peal_shared::orgs::{self, Headcount, NewOrganization, OrgSettings, Organization, is_timezone};
 use peal_shared::phone::Country;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -20,12 +20,12 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Paging, page};
-use crate::state::Api;
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{PageParams, parse_page};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(detail))
@@ -39,19 +39,19 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/organizations",
     tag = "Organizations",
-    params(Paging),
-    responses((status = 200, body = Organizations), Refusals)
+    params(PageParams),
+    responses((status = 200, body = OrganizationPage), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Paging>,
-) -> Result<Json<Organizations>> {
-    let page = page(query.page, query.page_size)?;
-    let mut db = caller.read(&context).await?;
+    ValidQuery(query): ValidQuery<PageParams>,
+) -> Result<Json<OrganizationPage>> {
+    let page = parse_page(query.page, query.page_size)?;
+    let mut db = caller.begin_read(&context).await?;
     let (organizations, total) =
         orgs::list(&mut db, &caller.scope(), (page.number, page.size)).await?;
-    Ok(Json(Organizations {
+    Ok(Json(OrganizationPage {
         organizations,
         total,
         page: page.number,
@@ -74,7 +74,7 @@ async fn list(
         (status = 201, body = Organization),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The parent has a parent itself"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such parent"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn create(
@@ -85,14 +85,14 @@ async fn create(
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
 
-    let settings = Settings {
+    let settings = OrgSettings {
         name: Some(body.name.trim().to_owned()),
         timezone: body.timezone,
         default_country: Some(body.default_country),
         hipaa_compliance: body.hipaa_compliance,
         max_concurrent_calls: body.max_concurrent_calls,
     };
-    let settings = checked(settings)?;
+    let settings = validate_settings(settings)?;
 
     let new = NewOrganization {
         name: settings.name.clone().unwrap_or_default(),
@@ -100,9 +100,9 @@ async fn create(
         settings,
     };
 
-    let mut db = caller.change(&context).await?;
-    let created = orgs::found_unscoped(&mut db, &new).await?;
-    let note = Note::new("organization.create", created.id, created.id.0).after(&created)?;
+    let mut db = caller.begin_write(&context).await?;
+    let created = orgs::create_unscoped(&mut db, &new).await?;
+    let note = AuditEntry::new("organization.create", created.id, created.id.0).after(&created)?;
     db.commit(note, StatusCode::CREATED, Json(created)).await
 }
 
@@ -113,25 +113,25 @@ async fn create(
     tag = "Organizations",
     params(("id" = OrgId, Path)),
     responses(
-        (status = 200, body = Detail),
+        (status = 200, body = OrganizationDetail),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn detail(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<OrgId>,
-) -> Result<Json<Detail>> {
+    PathIds(id): PathIds<OrgId>,
+) -> Result<Json<OrganizationDetail>> {
     let scope = caller.scope();
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let organization = orgs::find(&mut db, &scope, id).await?;
     // A reseller sees that its customer exists, but not its members.
     let headcount = match scope.org().is_none_or(|own| own == id) {
-        true => Some(orgs::headcount(&mut db, &scope, id).await?),
+        true => Some(orgs::count_members(&mut db, &scope, id).await?),
         false => None,
     };
-    Ok(Json(Detail {
+    Ok(Json(OrganizationDetail {
         organization,
         headcount,
     }))
@@ -150,13 +150,13 @@ async fn detail(
     responses(
         (status = 200, body = Organization),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn update(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<OrgId>,
+    PathIds(id): PathIds<OrgId>,
     ValidJson(body): ValidJson<UpdateOrganization>,
 ) -> Result<(StatusCode, Json<Organization>)> {
     caller.require_session()?;
@@ -166,7 +166,7 @@ async fn update(
         caller.require(Role::SuperAdmin)?;
     }
 
-    let settings = checked(Settings {
+    let settings = validate_settings(OrgSettings {
         name: body.name.map(|name| name.trim().to_owned()),
         timezone: body.timezone,
         default_country: body.default_country,
@@ -175,19 +175,19 @@ async fn update(
     })?;
 
     let scope = caller.scope();
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = orgs::lock(&mut db, &scope, id).await?;
-    let after = orgs::settle(&mut db, &scope, id, &settings).await?;
+    let after = orgs::update(&mut db, &scope, id, &settings).await?;
 
-    let note = Note::new("organization.update", id, id.0)
+    let note = AuditEntry::new("organization.update", id, id.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
 }
 
 /// Validates settings and normalizes the country.
-fn checked(mut settings: Settings) -> Result<Settings> {
-    let mut fields = Fields::default();
+fn validate_settings(mut settings: OrgSettings) -> Result<OrgSettings> {
+    let mut fields = FieldErrors::default();
     if let Some(name) = &settings.name {
         fields.check_text(name, "name", 1, 200);
     }
@@ -252,7 +252,7 @@ struct UpdateOrganization {
     "timezone": "Asia/Kolkata", "default_country": "IN", "hipaa_compliance": false, "max_concurrent_calls": 100,
     "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z"
 }], "total": 1, "page": 1, "page_size": 20}))]
-struct Organizations {
+struct OrganizationPage {
     organizations: Vec<Organization>,
     total: i64,
     page: i64,
@@ -266,7 +266,7 @@ struct Organizations {
     "created_at": "2026-06-01T08:00:00Z", "updated_at": "2026-06-09T08:00:00Z",
     "members": 3, "open_invites": 1
 }))]
-struct Detail {
+struct OrganizationDetail {
     #[serde(flatten)]
     organization: Organization,
     #[serde(flatten)]

@@ -11,13 +11,13 @@ use axum::response::{IntoResponse, Response};
 use peal_shared::access::{Principal, Role, Scope};
 use peal_shared::error::FieldError;
 use peal_shared::ids::{OrgId, UserId};
-use peal_shared::page::{Owners, Page, Slice};
+use peal_shared::page::{OwnerFilter, Page, PageSlice};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::error::{Problem, Result};
 
-const PAGE_SIZE: i64 = 20;
+const DEFAULT_PAGE_SIZE: i64 = 20;
 const MAX_PAGE_SIZE: i64 = 100;
 /// Header of a response after which more rows follow.
 pub const X_TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
@@ -26,16 +26,16 @@ pub const X_TRUNCATED: HeaderName = HeaderName::from_static("x-truncated");
 ///
 /// # Errors
 /// The page is out of bounds.
-pub fn page(number: Option<i64>, size: Option<i64>) -> Result<Page> {
+pub fn parse_page(number: Option<i64>, size: Option<i64>) -> Result<Page> {
     let page = Page {
         number: number.unwrap_or(1),
-        size: size.unwrap_or(PAGE_SIZE),
+        size: size.unwrap_or(DEFAULT_PAGE_SIZE),
     };
     if page.number < 1 {
-        return Err(query_field("page", "must be 1 or more"));
+        return Err(query_error("page", "must be 1 or more"));
     }
     if !(1..=MAX_PAGE_SIZE).contains(&page.size) {
-        return Err(query_field("page_size", "must be between 1 and 100"));
+        return Err(query_error("page_size", "must be between 1 and 100"));
     }
     Ok(page)
 }
@@ -44,37 +44,37 @@ pub fn page(number: Option<i64>, size: Option<i64>) -> Result<Page> {
 ///
 /// # Errors
 /// The page is out of bounds.
-pub fn page_or_whole(number: Option<i64>, size: Option<i64>) -> Result<Page> {
+pub fn parse_page_or_whole(number: Option<i64>, size: Option<i64>) -> Result<Page> {
     match (number, size) {
         (None, None) => Ok(Page::WHOLE),
-        _ => page(number, size),
+        _ => parse_page(number, size),
     }
 }
 
 /// Response of a list that may have more rows than it shows.
-pub struct Listed<T> {
+pub struct ListResponse<T> {
     body: T,
     has_more: bool,
 }
 
-impl<T> Listed<T> {
+impl<T> ListResponse<T> {
     pub fn new(body: T, has_more: bool) -> Self {
         Self { body, has_more }
     }
 
     /// Wraps the rows in their body.
-    pub fn of<R>(slice: Slice<R>, body: impl FnOnce(Vec<R>) -> T) -> Self {
+    pub fn from_slice<R>(slice: PageSlice<R>, body: impl FnOnce(Vec<R>) -> T) -> Self {
         Self::new(body(slice.rows), slice.has_more)
     }
 }
 
-impl<T> From<Slice<T>> for Listed<Vec<T>> {
-    fn from(slice: Slice<T>) -> Self {
+impl<T> From<PageSlice<T>> for ListResponse<Vec<T>> {
+    fn from(slice: PageSlice<T>) -> Self {
         Self::new(slice.rows, slice.has_more)
     }
 }
 
-impl<T: Serialize> IntoResponse for Listed<T> {
+impl<T: Serialize> IntoResponse for ListResponse<T> {
     fn into_response(self) -> Response {
         let mut response = Json(self.body).into_response();
         if self.has_more {
@@ -89,7 +89,7 @@ impl<T: Serialize> IntoResponse for Listed<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = Sight)]
-pub enum Sight {
+pub enum Visibility {
     Mine,
     All,
 }
@@ -98,7 +98,7 @@ pub enum Sight {
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct Paging {
+pub struct PageParams {
     /// From 1, the default.
     #[param(minimum = 1)]
     pub page: Option<i64>,
@@ -111,7 +111,7 @@ pub struct Paging {
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct Part {
+pub struct ListParams {
     /// From 1. Without this and `page_size`, the first 1000 rows are listed.
     #[param(minimum = 1)]
     page: Option<i64>,
@@ -120,13 +120,13 @@ pub struct Part {
     page_size: Option<i64>,
 }
 
-impl Part {
+impl ListParams {
     /// Parses the requested page.
     ///
     /// # Errors
     /// The page is out of bounds.
-    pub fn page(&self) -> Result<Page> {
-        page_or_whole(self.page, self.page_size)
+    pub fn parse_page(&self) -> Result<Page> {
+        parse_page_or_whole(self.page, self.page_size)
     }
 }
 
@@ -134,7 +134,7 @@ impl Part {
 /// commas and narrow what the caller's role allows.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Browse {
+pub struct PagedOwnedListParams {
     /// From 1, the default.
     #[param(minimum = 1)]
     pub page: Option<i64>,
@@ -142,7 +142,7 @@ pub struct Browse {
     #[param(minimum = 1, maximum = 100)]
     pub page_size: Option<i64>,
     /// `mine` for the caller's own, `all` for all visible ones; `all` by default.
-    pub scope: Option<Sight>,
+    pub scope: Option<Visibility>,
     /// Ids, separated by commas.
     organization_ids: Option<String>,
     /// Ids, separated by commas.
@@ -151,15 +151,15 @@ pub struct Browse {
     platform_roles: Option<String>,
 }
 
-impl Browse {
+impl PagedOwnedListParams {
     /// True when only the caller's own rows are requested.
-    pub fn is_mine(&self) -> bool {
-        matches!(self.scope, Some(Sight::Mine))
+    pub fn is_own_only(&self) -> bool {
+        matches!(self.scope, Some(Visibility::Mine))
     }
 
     /// Parses the requested owners.
-    pub fn owners(&self) -> Result<Owners> {
-        owners(
+    pub fn parse_owners(&self) -> Result<OwnerFilter> {
+        parse_owners(
             self.organization_ids.as_deref(),
             self.owner_user_ids.as_deref(),
             self.platform_roles.as_deref(),
@@ -171,7 +171,7 @@ impl Browse {
 /// narrow what the caller's role allows.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Whose {
+pub struct OwnedListParams {
     /// From 1. Without this and `page_size`, the newest 1000 are listed.
     #[param(minimum = 1)]
     page: Option<i64>,
@@ -181,7 +181,7 @@ pub struct Whose {
     /// A member of the organisation, for its administrators; when left out, all visible users.
     user_id: Option<UserId>,
     /// `mine` for the caller's own, `all` for all visible ones; `all` by default.
-    scope: Option<Sight>,
+    scope: Option<Visibility>,
     /// Ids, separated by commas.
     organization_ids: Option<String>,
     /// Ids, separated by commas.
@@ -190,21 +190,21 @@ pub struct Whose {
     platform_roles: Option<String>,
 }
 
-impl Whose {
+impl OwnedListParams {
     /// Parses the requested page.
     ///
     /// # Errors
     /// The page is out of bounds.
-    pub fn page(&self) -> Result<Page> {
-        page_or_whole(self.page, self.page_size)
+    pub fn parse_page(&self) -> Result<Page> {
+        parse_page_or_whole(self.page, self.page_size)
     }
 
     /// Resolves the requested rows.
     ///
     /// # Errors
     /// The caller may not see another user's rows, or an item of a list is invalid.
-    pub fn rows(&self, caller: &Principal) -> Result<(Scope, Owners)> {
-        let mut owners = owners(
+    pub fn scope_and_owners(&self, caller: &Principal) -> Result<(Scope, OwnerFilter)> {
+        let mut owners = parse_owners(
             self.organization_ids.as_deref(),
             self.owner_user_ids.as_deref(),
             self.platform_roles.as_deref(),
@@ -213,7 +213,7 @@ impl Whose {
             Some(user) => caller.scope_of(user)?,
             None => caller.scope(),
         };
-        if matches!(self.scope, Some(Sight::Mine)) {
+        if matches!(self.scope, Some(Visibility::Mine)) {
             let requested = owners.users.take();
             let includes_caller = requested.is_none_or(|users| users.contains(&caller.user));
             owners.users = Some(includes_caller.then_some(caller.user).into_iter().collect());
@@ -227,20 +227,24 @@ impl Whose {
 ///
 /// # Errors
 /// An item is invalid.
-pub fn owners(orgs: Option<&str>, users: Option<&str>, roles: Option<&str>) -> Result<Owners> {
+pub fn parse_owners(
+    orgs: Option<&str>,
+    users: Option<&str>,
+    roles: Option<&str>,
+) -> Result<OwnerFilter> {
     let role = |text: &str| match text {
         "user" => Ok(Role::User),
         "org_admin" => Ok(Role::OrgAdmin),
         "super_admin" => Ok(Role::SuperAdmin),
         _ => Err(()),
     };
-    Ok(Owners {
+    Ok(OwnerFilter {
         orgs: comma_list(orgs, OrgId::from_str)
-            .ok_or_else(|| query_field("organization_ids", "must be ids, separated by commas"))?,
+            .ok_or_else(|| query_error("organization_ids", "must be ids, separated by commas"))?,
         users: comma_list(users, UserId::from_str)
-            .ok_or_else(|| query_field("owner_user_ids", "must be ids, separated by commas"))?,
+            .ok_or_else(|| query_error("owner_user_ids", "must be ids, separated by commas"))?,
         roles: comma_list(roles, role).ok_or_else(|| {
-            query_field("platform_roles", "must be of user, org_admin, super_admin")
+            query_error("platform_roles", "must be of user, org_admin, super_admin")
         })?,
     })
 }
@@ -260,6 +264,6 @@ pub fn comma_list<T, E>(
 }
 
 /// Error of a query parameter.
-pub fn query_field(name: &str, msg: &str) -> Problem {
+pub fn query_error(name: &str, msg: &str) -> Problem {
     Problem::invalid(vec![FieldError::new("query", [name], "value_error", msg)])
 }

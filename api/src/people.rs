@@ -8,13 +8,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
 use peal_shared::access::Role;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::{InviteId, OrgId, UserId};
 use peal_shared::orgs::find_own;
 use peal_shared::orgs::invites::{self, Invite};
 use peal_shared::orgs::members::{self, Member};
-use peal_shared::page::Owners;
+use peal_shared::page::OwnerFilter;
 use peal_shared::sign_in::strangers::is_email;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -22,15 +22,15 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::auth::{Caller, Origin};
+use crate::auth::{Caller, RequestOrigin};
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Browse, Listed, Paging, Part, page};
-use crate::sign_in::{Door, check_password};
-use crate::state::Api;
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListParams, ListResponse, PageParams, PagedOwnedListParams, parse_page};
+use crate::sign_in::{AuthRateLimits, check_password};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(visible_users))
         .routes(routes!(list_members))
@@ -41,7 +41,7 @@ pub fn router() -> OpenApiRouter<Api> {
 }
 
 /// Unauthenticated routes.
-pub fn strangers_router() -> OpenApiRouter<Api> {
+pub fn anonymous_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(accept_invite))
 }
 
@@ -58,16 +58,19 @@ pub fn strangers_router() -> OpenApiRouter<Api> {
         ("organization_ids" = Option<String>, Query), ("owner_user_ids" = Option<String>, Query),
         ("platform_roles" = Option<String>, Query), ("scope" = Option<String>, Query, description = "mine or all"),
     ),
-    responses((status = 200, body = Members), Refusals)
+    responses((status = 200, body = MemberPage), CommonErrors)
 )]
 async fn visible_users(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Browse>,
-) -> Result<Json<Members>> {
-    let (page, owners) = (page(query.page, query.page_size)?, query.owners()?);
+    ValidQuery(query): ValidQuery<PagedOwnedListParams>,
+) -> Result<Json<MemberPage>> {
+    let (page, owners) = (
+        parse_page(query.page, query.page_size)?,
+        query.parse_owners()?,
+    );
     if caller.role == Role::User {
-        return Ok(Json(Members {
+        return Ok(Json(MemberPage {
             users: Vec::new(),
             total: 0,
             page: page.number,
@@ -75,13 +78,13 @@ async fn visible_users(
             message: Some("only administrators see other users"),
         }));
     }
-    let scope = match query.is_mine() {
+    let scope = match query.is_own_only() {
         true => caller.scope_of(caller.user)?,
         false => caller.scope(),
     };
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let (users, total) = members::list(&mut db, &scope, &owners, page).await?;
-    Ok(Json(Members {
+    Ok(Json(MemberPage {
         users,
         total,
         page: page.number,
@@ -96,30 +99,30 @@ async fn visible_users(
     path = "/api/v1/organizations/{id}/users",
     tag = "Organizations",
     security(("session" = [])),
-    params(("id" = OrgId, Path), Paging),
+    params(("id" = OrgId, Path), PageParams),
     responses(
-        (status = 200, body = Members),
+        (status = 200, body = MemberPage),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn list_members(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<OrgId>,
-    ValidQuery(query): ValidQuery<Paging>,
-) -> Result<Json<Members>> {
+    PathIds(id): PathIds<OrgId>,
+    ValidQuery(query): ValidQuery<PageParams>,
+) -> Result<Json<MemberPage>> {
     caller.require(Role::OrgAdmin)?;
-    let page = page(query.page, query.page_size)?;
+    let page = parse_page(query.page, query.page_size)?;
     let scope = caller.scope();
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     find_own(&mut db, &scope, id).await?;
-    let owners = Owners {
+    let owners = OwnerFilter {
         orgs: Some(vec![id]),
-        ..Owners::default()
+        ..OwnerFilter::default()
     };
     let (users, total) = members::list(&mut db, &scope, &owners, page).await?;
-    Ok(Json(Members {
+    Ok(Json(MemberPage {
         users,
         total,
         page: page.number,
@@ -143,21 +146,21 @@ async fn list_members(
         (status = 200, body = Member),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such member"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The organization would have no administrator"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn set_role(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids((org, user)): Ids<(OrgId, UserId)>,
+    PathIds((org, user)): PathIds<(OrgId, UserId)>,
     ValidJson(body): ValidJson<NewRole>,
 ) -> Result<(StatusCode, Json<Member>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let (before, after) =
         members::set_role(&mut db, &caller.scope(), &caller, org, user, body.role).await?;
-    let note = Note::new("user.set_role", org, user.0)
+    let note = AuditEntry::new("user.set_role", org, user.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
@@ -173,23 +176,23 @@ async fn set_role(
     security(("session" = [])),
     params(("id" = OrgId, Path), ("user_id" = UserId, Path)),
     responses(
-        (status = 200, body = Removed),
+        (status = 200, body = RemovalMessage),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such member"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The member has running or waiting batches or calls, or the organization would have no administrator"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn remove_member(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids((org, user)): Ids<(OrgId, UserId)>,
-) -> Result<(StatusCode, Json<Removed>)> {
+    PathIds((org, user)): PathIds<(OrgId, UserId)>,
+) -> Result<(StatusCode, Json<RemovalMessage>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let member = members::remove(&mut db, &caller.scope(), &caller, org, user).await?;
-    let note = Note::new("user.remove", org, user.0).before(&member)?;
-    let answer = Removed {
+    let note = AuditEntry::new("user.remove", org, user.0).before(&member)?;
+    let answer = RemovalMessage {
         message: "the user is removed",
     };
     db.commit(note, StatusCode::OK, Json(answer)).await
@@ -209,21 +212,21 @@ async fn remove_member(
         (status = 201, body = Invite),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The address belongs to a member"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn invite(
     State(context): State<Arc<Context>>,
-    State(door): State<Door>,
+    State(door): State<AuthRateLimits>,
     caller: Caller,
-    Ids(org): Ids<OrgId>,
+    PathIds(org): PathIds<OrgId>,
     ValidJson(body): ValidJson<NewInvite>,
 ) -> Result<(StatusCode, Json<Invite>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
 
     let email = body.email.trim();
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     let message = "must be an e-mail address such as name@example.com";
     fields.check(is_email(email), "email", "email", message);
     let message = "must be user or org_admin; only the operator creates a super_admin";
@@ -231,13 +234,13 @@ async fn invite(
     fields.finish()?;
 
     // 1. Take a token of the rate limit before anything is sent.
-    door.invite(caller.org)?;
+    door.check_invite(caller.org)?;
 
-    let text = |id: InviteId, name: &str| mail_text(&context, id, name);
+    let text = |id: InviteId, name: &str| invite_mail_text(&context, id, name);
 
     // 2. Store the invitation and its mail job in one transaction.
-    let mut db = caller.change(&context).await?;
-    let (invite, job) = invites::send(
+    let mut db = caller.begin_write(&context).await?;
+    let (invite, job) = invites::create(
         &mut db,
         &caller.scope(),
         &caller,
@@ -248,17 +251,17 @@ async fn invite(
     )
     .await?;
 
-    let note = Note::new("invite.create", org, invite.id.0).after(&invite)?;
+    let note = AuditEntry::new("invite.create", org, invite.id.0).after(&invite)?;
     let answer = db.commit(note, StatusCode::CREATED, Json(invite)).await?;
 
     // 3. Wake a worker after the commit.
     if let Some(job) = job {
-        context.bells.ring_job(&job);
+        context.wakeups.notify_job(&job);
     }
     Ok(answer)
 }
 
-fn mail_text(context: &Context, id: InviteId, organization: &str) -> String {
+fn invite_mail_text(context: &Context, id: InviteId, organization: &str) -> String {
     let token = context.config.keys.invite_token(id);
     let base = context.config.public_url.as_str().trim_end_matches('/');
     format!(
@@ -278,24 +281,26 @@ fn mail_text(context: &Context, id: InviteId, organization: &str) -> String {
     path = "/api/v1/organizations/{id}/invites",
     tag = "Organizations",
     security(("session" = [])),
-    params(("id" = OrgId, Path), Part),
+    params(("id" = OrgId, Path), ListParams),
     responses(
-        (status = 200, body = Invites, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
+        (status = 200, body = InviteList, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such organization"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn list_invites(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(org): Ids<OrgId>,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Invites>> {
+    PathIds(org): PathIds<OrgId>,
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<InviteList>> {
     caller.require(Role::OrgAdmin)?;
-    let page = part.page()?;
-    let mut db = caller.read(&context).await?;
+    let page = part.parse_page()?;
+    let mut db = caller.begin_read(&context).await?;
     let invites = invites::list(&mut db, &caller.scope(), org, page).await?;
-    Ok(Listed::of(invites, |invites| Invites { invites }))
+    Ok(ListResponse::from_slice(invites, |invites| InviteList {
+        invites,
+    }))
 }
 
 /// Revoke an invitation
@@ -306,22 +311,22 @@ async fn list_invites(
     security(("session" = [])),
     params(("id" = OrgId, Path), ("invite_id" = InviteId, Path)),
     responses(
-        (status = 200, body = Removed),
+        (status = 200, body = RemovalMessage),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such open invitation"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn revoke_invite(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids((org, id)): Ids<(OrgId, InviteId)>,
-) -> Result<(StatusCode, Json<Removed>)> {
+    PathIds((org, id)): PathIds<(OrgId, InviteId)>,
+) -> Result<(StatusCode, Json<RemovalMessage>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let invite = invites::revoke(&mut db, &caller.scope(), org, id).await?;
-    let note = Note::new("invite.delete", org, id.0).before(&invite)?;
-    let answer = Removed {
+    let note = AuditEntry::new("invite.delete", org, id.0).before(&invite)?;
+    let answer = RemovalMessage {
         message: "invitation revoked",
     };
     db.commit(note, StatusCode::OK, Json(answer)).await
@@ -336,9 +341,9 @@ async fn revoke_invite(
     path = "/api/v1/organizations/invites/accept",
     tag = "Organizations",
     security(()),
-    request_body = Accept,
+    request_body = AcceptInvite,
     responses(
-        (status = 201, body = Joined),
+        (status = 201, body = JoinedMember),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "The token is not valid"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The address is already in use"),
         (status = 410, body = ProblemDocument, content_type = "application/problem+json", description = "The invitation was used, revoked, or has expired"),
@@ -349,25 +354,25 @@ async fn revoke_invite(
 )]
 async fn accept_invite(
     State(context): State<Arc<Context>>,
-    State(door): State<Door>,
-    mut origin: Origin,
-    ValidJson(body): ValidJson<Accept>,
-) -> Result<(StatusCode, Json<Joined>)> {
+    State(door): State<AuthRateLimits>,
+    mut origin: RequestOrigin,
+    ValidJson(body): ValidJson<AcceptInvite>,
+) -> Result<(StatusCode, Json<JoinedMember>)> {
     let keys = &context.config.keys;
 
     if let Some(name) = &body.full_name {
-        let mut fields = Fields::default();
+        let mut fields = FieldErrors::default();
         fields.check_text(name, "full_name", 1, 200);
         fields.finish()?;
     }
 
     // 1. Bound the attempts, then find the invitation.
-    door.guess(&origin)?;
+    door.check_secret(&origin)?;
     let id = keys
-        .invite_of(&body.token)
+        .verify_invite_token(&body.token)
         .ok_or(Error::NotFound("Invite"))?;
     let mut db = context.pool.begin().await?;
-    let invite = invites::waiting_unscoped(&mut db, id).await?;
+    let invite = invites::find_open_unscoped(&mut db, id).await?;
     drop(db);
 
     // 2. Hash the password without a connection.
@@ -379,18 +384,18 @@ async fn accept_invite(
 
     let name = body.full_name.as_deref().map(str::trim);
     let caller = Caller {
-        principal: invites::guest(&invite),
+        principal: invites::invited_principal(&invite),
         session: None,
         until: None,
         origin,
     };
 
     // 3. Accept the invitation as its new member.
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     invites::accept_unscoped(&mut db, &caller, id, name, &hash).await?;
 
-    let note = Note::new("invite.accept", invite.organization_id, id.0);
-    let answer = Joined {
+    let note = AuditEntry::new("invite.accept", invite.organization_id, id.0);
+    let answer = JoinedMember {
         user_id: caller.user,
         organization_id: invite.organization_id,
         email: invite.email,
@@ -404,7 +409,7 @@ async fn accept_invite(
     "id": "0198c0de-0000-7000-8000-000000000002", "organization_id": "0198c0de-0000-7000-8000-000000000001",
     "email": "ada@example.com", "full_name": "Ada Lovelace", "role": "org_admin", "created_at": "2026-06-01T08:00:00Z"
 }], "total": 1, "page": 1, "page_size": 20}))]
-struct Members {
+struct MemberPage {
     users: Vec<Member>,
     total: i64,
     page: i64,
@@ -437,21 +442,21 @@ fn user() -> Role {
     "email": "grace@example.com", "role": "user", "invited_by": "0198c0de-0000-7000-8000-000000000002",
     "created_at": "2026-06-01T08:00:00Z", "expires_at": "2026-06-08T08:00:00Z"
 }]}))]
-struct Invites {
+struct InviteList {
     invites: Vec<Invite>,
 }
 
 /// Success message.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Removed, example = json!({"message": "the user is removed"}))]
-struct Removed {
+struct RemovalMessage {
     message: &'static str,
 }
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Accept, example = json!({"token": "from the mail", "password": "correct horse battery", "full_name": "Grace Hopper"}))]
-struct Accept {
+struct AcceptInvite {
     /// The token from the e-mail.
     token: String,
     /// 12 to 128 characters.
@@ -465,7 +470,7 @@ struct Accept {
     "user_id": "0198c0de-0000-7000-8000-00000000000b", "organization_id": "0198c0de-0000-7000-8000-000000000001",
     "email": "grace@example.com", "role": "user"
 }))]
-struct Joined {
+struct JoinedMember {
     user_id: UserId,
     organization_id: OrgId,
     email: String,

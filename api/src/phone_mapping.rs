@@ -6,11 +6,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::{AgentId, MappingId, PhoneId};
 use peal_shared::page::Page;
-use peal_shared::phones::mapping::{self, Mapping, Wanted};
+use peal_shared::phones::mapping::{self, AgentMapping, MappingFilter};
 use peal_shared::{agents, phones};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -19,15 +19,15 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::auth::Caller;
-use crate::envelope::{Said, said};
+use crate::envelope::{MessageBody, ok_message};
 use crate::error::Result;
-use crate::extract::{Ids, ValidJson, ValidQuery};
-use crate::new_batch::one_of;
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Part};
-use crate::state::Api;
+use crate::extract::{PathIds, ValidJson, ValidQuery};
+use crate::new_batch::require_agent;
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListParams, ListResponse};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(of_agent))
@@ -41,18 +41,18 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/phone/mapping",
     tag = "Phone mapping",
-    params(Part),
-    responses((status = 200, body = Mappings, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(ListParams),
+    responses((status = 200, body = MappingList, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Mappings>> {
-    let (page, filter) = (part.page()?, Wanted::default());
-    let mut db = caller.read(&context).await?;
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<MappingList>> {
+    let (page, filter) = (part.parse_page()?, MappingFilter::default());
+    let mut db = caller.begin_read(&context).await?;
     let mappings = mapping::list(&mut db, &caller.scope(), filter, page).await?;
-    Ok(Listed::of(mappings, several))
+    Ok(ListResponse::from_slice(mappings, mapping_list))
 }
 
 /// List an agent's phone mappings
@@ -60,28 +60,28 @@ async fn list(
     get,
     path = "/api/v1/phone/mapping/agent/{agent_id}",
     tag = "Phone mapping",
-    params(("agent_id" = AgentId, Path), Part),
+    params(("agent_id" = AgentId, Path), ListParams),
     responses(
-        (status = 200, body = Mappings, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
+        (status = 200, body = MappingList, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such agent"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn of_agent(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(agent): Ids<AgentId>,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Mappings>> {
-    let page = part.page()?;
-    let mut db = caller.read(&context).await?;
+    PathIds(agent): PathIds<AgentId>,
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<MappingList>> {
+    let page = part.parse_page()?;
+    let mut db = caller.begin_read(&context).await?;
     agents::find(&mut db, &caller.scope(), agent).await?;
-    let filter = Wanted {
+    let filter = MappingFilter {
         agent: Some(agent),
-        ..Wanted::default()
+        ..MappingFilter::default()
     };
     let mappings = mapping::list(&mut db, &caller.scope(), filter, page).await?;
-    Ok(Listed::of(mappings, several))
+    Ok(ListResponse::from_slice(mappings, mapping_list))
 }
 
 /// Show the mapping of a phone number
@@ -93,23 +93,23 @@ async fn of_agent(
     responses(
         (status = 200, body = OneMapping),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such number, or it has no mapping"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn of_phone(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(phone): Ids<PhoneId>,
+    PathIds(phone): PathIds<PhoneId>,
 ) -> Result<Json<OneMapping>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     phones::find(&mut db, &caller.scope(), phone).await?;
-    let filter = Wanted {
+    let filter = MappingFilter {
         phone: Some(phone),
-        ..Wanted::default()
+        ..MappingFilter::default()
     };
     let found = mapping::list(&mut db, &caller.scope(), filter, Page::WHOLE).await?;
     let found = found.rows.into_iter().next();
-    Ok(one(found.ok_or(Error::NotFound("Mapping"))?))
+    Ok(one_mapping(found.ok_or(Error::NotFound("Mapping"))?))
 }
 
 /// Map a phone number to an agent
@@ -126,7 +126,7 @@ async fn of_phone(
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Not exactly one of `agent_id` and `workflow_id`, or a workflow"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such number or agent"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The number has a mapping already"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn create(
@@ -134,11 +134,12 @@ async fn create(
     caller: Caller,
     ValidJson(body): ValidJson<CreateMapping>,
 ) -> Result<(StatusCode, Json<OneMapping>)> {
-    let agent = one_of(body.agent_id, body.workflow_id)?;
-    let mut db = caller.change(&context).await?;
+    let agent = require_agent(body.agent_id, body.workflow_id)?;
+    let mut db = caller.begin_write(&context).await?;
     let created = mapping::create(&mut db, &caller.scope(), body.phone_number_id, agent).await?;
-    let note = note("phone_mapping.create", &created).after(&created)?;
-    db.commit(note, StatusCode::CREATED, one(created)).await
+    let note = audit_entry("phone_mapping.create", &created).after(&created)?;
+    db.commit(note, StatusCode::CREATED, one_mapping(created))
+        .await
 }
 
 /// Change a phone mapping
@@ -153,24 +154,24 @@ async fn create(
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "Both `agent_id` and `workflow_id`, or a workflow"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such mapping, number or agent"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The other number has a mapping already"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn update(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<MappingId>,
+    PathIds(id): PathIds<MappingId>,
     ValidJson(body): ValidJson<UpdateMapping>,
 ) -> Result<(StatusCode, Json<OneMapping>)> {
     let agent = match (body.agent_id, body.workflow_id) {
         (None, None) => None,
-        (agent, workflow) => Some(one_of(agent, workflow)?),
+        (agent, workflow) => Some(require_agent(agent, workflow)?),
     };
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = mapping::find(&mut db, &caller.scope(), id).await?;
 
-    let changed = mapping::change(
+    let changed = mapping::update(
         &mut db,
         &caller.scope(),
         id,
@@ -179,10 +180,10 @@ async fn update(
     )
     .await?;
 
-    let note = note("phone_mapping.update", &changed)
+    let note = audit_entry("phone_mapping.update", &changed)
         .before(&before)?
         .after(&changed)?;
-    db.commit(note, StatusCode::OK, one(changed)).await
+    db.commit(note, StatusCode::OK, one_mapping(changed)).await
 }
 
 /// Delete a phone mapping
@@ -192,36 +193,36 @@ async fn update(
     tag = "Phone mapping",
     params(("id" = MappingId, Path, description = "The mapping's id")),
     responses(
-        (status = 200, body = Said),
+        (status = 200, body = MessageBody),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such mapping"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<MappingId>,
-) -> Result<(StatusCode, Json<Said>)> {
-    let mut db = caller.change(&context).await?;
+    PathIds(id): PathIds<MappingId>,
+) -> Result<(StatusCode, Json<MessageBody>)> {
+    let mut db = caller.begin_write(&context).await?;
     let deleted = mapping::delete(&mut db, &caller.scope(), id).await?;
-    let note = note("phone_mapping.delete", &deleted).before(&deleted)?;
-    db.commit(note, StatusCode::OK, said("phone mapping deleted"))
+    let note = audit_entry("phone_mapping.delete", &deleted).before(&deleted)?;
+    db.commit(note, StatusCode::OK, ok_message("phone mapping deleted"))
         .await
 }
 
 /// Audit entry of a change of a mapping.
-fn note(action: &'static str, mapping: &Mapping) -> Note {
-    Note::new(action, mapping.org_id, mapping.id.0)
+fn audit_entry(action: &'static str, mapping: &AgentMapping) -> AuditEntry {
+    AuditEntry::new(action, mapping.org_id, mapping.id.0)
 }
 
-fn several(mappings: Vec<Mapping>) -> Mappings {
-    Mappings {
+fn mapping_list(mappings: Vec<AgentMapping>) -> MappingList {
+    MappingList {
         success: true,
         mappings,
     }
 }
 
-fn one(mapping: Mapping) -> Json<OneMapping> {
+fn one_mapping(mapping: AgentMapping) -> Json<OneMapping> {
     Json(OneMapping {
         success: true,
         mapping,
@@ -249,13 +250,13 @@ struct UpdateMapping {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Mappings)]
-struct Mappings {
+struct MappingList {
     success: bool,
-    mappings: Vec<Mapping>,
+    mappings: Vec<AgentMapping>,
 }
 
 #[derive(Serialize, ToSchema)]
 struct OneMapping {
     success: bool,
-    mapping: Mapping,
+    mapping: AgentMapping,
 }

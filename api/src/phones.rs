@@ -8,12 +8,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
 use peal_shared::access::Scope;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::{PhoneId, TrunkId, UserId};
-use peal_shared::page::{Owners, Page};
+use peal_shared::page::{OwnerFilter, Page};
 use peal_shared::phone::{Country, E164};
-use peal_shared::phones::{self, Details, Phone};
+use peal_shared::phones::{self, CallerNumber, CallerNumberDetails};
 use peal_shared::users;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -21,14 +21,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::envelope::{Said, said};
+use crate::envelope::{MessageBody, ok_message};
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Part, Sight, owners, page};
-use crate::state::Api;
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListParams, ListResponse, Visibility, parse_owners, parse_page};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(active))
@@ -44,15 +44,22 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/phone",
     tag = "Phone numbers",
-    params(Part),
-    responses((status = 200, body = Phones, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(ListParams),
+    responses((status = 200, body = PhoneList, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Phones>> {
-    all(&context, &caller, &caller.scope(), false, part.page()?).await
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<PhoneList>> {
+    list_phones(
+        &context,
+        &caller,
+        &caller.scope(),
+        false,
+        part.parse_page()?,
+    )
+    .await
 }
 
 /// List active phone numbers
@@ -60,15 +67,15 @@ async fn list(
     get,
     path = "/api/v1/phone/active",
     tag = "Phone numbers",
-    params(Part),
-    responses((status = 200, body = Phones, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(ListParams),
+    responses((status = 200, body = PhoneList, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn active(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Phones>> {
-    all(&context, &caller, &caller.scope(), true, part.page()?).await
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<PhoneList>> {
+    list_phones(&context, &caller, &caller.scope(), true, part.parse_page()?).await
 }
 
 /// List phone numbers by pages
@@ -76,25 +83,25 @@ async fn active(
     get,
     path = "/api/v1/phone/browse",
     tag = "Phone numbers",
-    params(Browse),
-    responses((status = 200, body = PhonePage), Refusals)
+    params(BrowsePhonesParams),
+    responses((status = 200, body = PhonePage), CommonErrors)
 )]
 async fn browse(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Browse>,
+    ValidQuery(query): ValidQuery<BrowsePhonesParams>,
 ) -> Result<Json<PhonePage>> {
     let scope = match query.scope {
-        Some(Sight::Mine) => caller.scope_of(caller.user)?,
-        Some(Sight::All) | None => caller.scope(),
+        Some(Visibility::Mine) => caller.scope_of(caller.user)?,
+        Some(Visibility::All) | None => caller.scope(),
     };
-    let owners = owners(
+    let owners = parse_owners(
         query.organization_ids.as_deref(),
         query.owner_user_ids.as_deref(),
         query.platform_roles.as_deref(),
     )?;
-    let page = page(query.page, query.page_size)?;
-    let mut db = caller.read(&context).await?;
+    let page = parse_page(query.page, query.page_size)?;
+    let mut db = caller.begin_read(&context).await?;
     let (phone_numbers, total) = phones::list(&mut db, &scope, &owners, false, page).await?;
     Ok(Json(PhonePage {
         success: true,
@@ -110,43 +117,43 @@ async fn browse(
     get,
     path = "/api/v1/phone/user/{user_id}",
     tag = "Phone numbers",
-    params(("user_id" = UserId, Path), Part),
+    params(("user_id" = UserId, Path), ListParams),
     responses(
-        (status = 200, body = Phones, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
+        (status = 200, body = PhoneList, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such user"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn of_user(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(user): Ids<UserId>,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Phones>> {
+    PathIds(user): PathIds<UserId>,
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<PhoneList>> {
     let scope = caller.scope_of(user)?;
-    let mut db = caller.read(&context).await?;
-    if !users::is_seen(&mut db, &scope, user).await? {
+    let mut db = caller.begin_read(&context).await?;
+    if !users::is_in_scope(&mut db, &scope, user).await? {
         return Err(Error::NotFound("User").into());
     }
     drop(db);
-    all(&context, &caller, &scope, false, part.page()?).await
+    list_phones(&context, &caller, &scope, false, part.parse_page()?).await
 }
 
-async fn all(
+async fn list_phones(
     context: &Context,
     caller: &Caller,
     scope: &Scope,
     only_active: bool,
     page: Page,
-) -> Result<Listed<Phones>> {
-    let mut db = caller.read(context).await?;
-    let owners = Owners::default();
+) -> Result<ListResponse<PhoneList>> {
+    let mut db = caller.begin_read(context).await?;
+    let owners = OwnerFilter::default();
     let (phone_numbers, total) = phones::list(&mut db, scope, &owners, only_active, page).await?;
-    let phones = Phones {
+    let phones = PhoneList {
         success: true,
         phone_numbers,
     };
-    Ok(Listed::new(phones, page.is_exceeded_by(total)))
+    Ok(ListResponse::new(phones, page.has_rows_after(total)))
 }
 
 /// Show a phone number
@@ -158,16 +165,16 @@ async fn all(
     responses(
         (status = 200, body = OnePhone),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such number"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<PhoneId>,
+    PathIds(id): PathIds<PhoneId>,
 ) -> Result<Json<OnePhone>> {
-    let mut db = caller.read(&context).await?;
-    Ok(one(phones::find(&mut db, &caller.scope(), id).await?))
+    let mut db = caller.begin_read(&context).await?;
+    Ok(one_phone(phones::find(&mut db, &caller.scope(), id).await?))
 }
 
 /// Add a phone number
@@ -183,7 +190,7 @@ async fn show(
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "`trunk_id` is needed, because there is not exactly one trunk"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such user or trunk"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The number is on the trunk already"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn create(
@@ -191,16 +198,16 @@ async fn create(
     caller: Caller,
     ValidJson(body): ValidJson<AddPhone>,
 ) -> Result<(StatusCode, Json<OnePhone>)> {
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     let number = E164::parse(&body.phone_number, None);
     if let Err(error) = &number {
         fields.check(false, "phone_number", error.code(), error.to_string());
     }
 
-    let details = Details {
-        friendly_name: text(&mut fields, body.friendly_name, "friendly_name"),
-        country_code: country(&mut fields, body.country_code),
-        region: text(&mut fields, body.region, "region"),
+    let details = CallerNumberDetails {
+        friendly_name: optional_text(&mut fields, body.friendly_name, "friendly_name"),
+        country_code: optional_country(&mut fields, body.country_code),
+        region: optional_text(&mut fields, body.region, "region"),
         is_active: body.is_active,
     };
 
@@ -214,10 +221,10 @@ async fn create(
     // A member's numbers may belong to trunks that only the caller sees.
     let scope = caller.scope_of(user)?;
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let phone = phones::add(&mut db, &scope, user, body.trunk_id, &number, &details).await?;
-    let note = note("phone.create", &phone).after(&phone)?;
-    db.commit(note, StatusCode::CREATED, one(phone)).await
+    let note = audit_entry("phone.create", &phone).after(&phone)?;
+    db.commit(note, StatusCode::CREATED, one_phone(phone)).await
 }
 
 /// Change a phone number
@@ -233,34 +240,34 @@ async fn create(
         (status = 200, body = OnePhone),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such number or trunk"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the number"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn update(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<PhoneId>,
+    PathIds(id): PathIds<PhoneId>,
     ValidJson(body): ValidJson<UpdatePhone>,
 ) -> Result<(StatusCode, Json<OnePhone>)> {
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     let friendly_name = body
         .friendly_name
-        .map(|name| text(&mut fields, Some(name), "friendly_name"));
+        .map(|name| optional_text(&mut fields, Some(name), "friendly_name"));
 
     let country_code = body
         .country_code
-        .map(|code| country(&mut fields, Some(code)));
+        .map(|code| optional_country(&mut fields, Some(code)));
 
     let region = body
         .region
-        .map(|region| text(&mut fields, Some(region), "region"));
+        .map(|region| optional_text(&mut fields, Some(region), "region"));
 
     fields.finish()?;
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = phones::lock(&mut db, &caller.scope(), id).await?;
 
-    let details = Details {
+    let details = CallerNumberDetails {
         friendly_name: friendly_name.unwrap_or_else(|| before.friendly_name.clone()),
         country_code: country_code.unwrap_or_else(|| before.country_code.clone()),
         region: region.unwrap_or_else(|| before.region.clone()),
@@ -268,12 +275,12 @@ async fn update(
     };
 
     let trunk = body.trunk_id.unwrap_or(before.trunk_id);
-    let phone = phones::change(&mut db, &caller.scope(), &before, trunk, &details).await?;
+    let phone = phones::update(&mut db, &caller.scope(), &before, trunk, &details).await?;
 
-    let note = note("phone.update", &phone)
+    let note = audit_entry("phone.update", &phone)
         .before(&before)?
         .after(&phone)?;
-    db.commit(note, StatusCode::OK, one(phone)).await
+    db.commit(note, StatusCode::OK, one_phone(phone)).await
 }
 
 /// Delete a phone number
@@ -285,30 +292,30 @@ async fn update(
     tag = "Phone numbers",
     params(("phone_id" = PhoneId, Path)),
     responses(
-        (status = 200, body = Said),
+        (status = 200, body = MessageBody),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such number"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "A running batch or a call uses the number"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<PhoneId>,
-) -> Result<(StatusCode, Json<Said>)> {
-    let mut db = caller.change(&context).await?;
+    PathIds(id): PathIds<PhoneId>,
+) -> Result<(StatusCode, Json<MessageBody>)> {
+    let mut db = caller.begin_write(&context).await?;
     let phone = phones::delete(&mut db, &caller.scope(), id).await?;
-    let note = note("phone.delete", &phone).before(&phone)?;
-    db.commit(note, StatusCode::OK, said("phone number deleted"))
+    let note = audit_entry("phone.delete", &phone).before(&phone)?;
+    db.commit(note, StatusCode::OK, ok_message("phone number deleted"))
         .await
 }
 
 /// Audit entry of a change of a phone number.
-fn note(action: &'static str, phone: &Phone) -> Note {
-    Note::new(action, phone.org_id, phone.id.0)
+fn audit_entry(action: &'static str, phone: &CallerNumber) -> AuditEntry {
+    AuditEntry::new(action, phone.org_id, phone.id.0)
 }
 
-fn one(phone_number: Phone) -> Json<OnePhone> {
+fn one_phone(phone_number: CallerNumber) -> Json<OnePhone> {
     Json(OnePhone {
         success: true,
         phone_number,
@@ -316,14 +323,14 @@ fn one(phone_number: Phone) -> Json<OnePhone> {
 }
 
 /// Trims and checks a text; `None` when it is empty.
-fn text(fields: &mut Fields, text: Option<String>, path: &str) -> Option<String> {
+fn optional_text(fields: &mut FieldErrors, text: Option<String>, path: &str) -> Option<String> {
     let text = text?.trim().to_owned();
     fields.check_text(&text, path, 0, 200);
     Some(text).filter(|text| !text.is_empty())
 }
 
 /// Parses the two letters of a country; `None` when they are empty.
-fn country(fields: &mut Fields, code: Option<String>) -> Option<String> {
+fn optional_country(fields: &mut FieldErrors, code: Option<String>) -> Option<String> {
     let code = code.filter(|code| !code.is_empty())?;
     match Country::from_str(&code) {
         Ok(country) => Some(country.into()),
@@ -373,13 +380,13 @@ struct UpdatePhone {
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct Browse {
+struct BrowsePhonesParams {
     #[param(minimum = 1, default = 1)]
     page: Option<i64>,
     #[param(minimum = 1, maximum = 100, default = 20)]
     page_size: Option<i64>,
     /// `mine` lists only the caller's own numbers.
-    scope: Option<Sight>,
+    scope: Option<Visibility>,
     /// Ids, separated by commas.
     organization_ids: Option<String>,
     /// Ids, separated by commas.
@@ -390,15 +397,15 @@ struct Browse {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Phones)]
-struct Phones {
+struct PhoneList {
     success: bool,
-    phone_numbers: Vec<Phone>,
+    phone_numbers: Vec<CallerNumber>,
 }
 
 #[derive(Serialize, ToSchema)]
 struct PhonePage {
     success: bool,
-    phone_numbers: Vec<Phone>,
+    phone_numbers: Vec<CallerNumber>,
     total: i64,
     page: i64,
     page_size: i64,
@@ -407,5 +414,5 @@ struct PhonePage {
 #[derive(Serialize, ToSchema)]
 struct OnePhone {
     success: bool,
-    phone_number: Phone,
+    phone_number: CallerNumber,
 }

@@ -13,10 +13,10 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::openapi::Refusals;
-use crate::state::Api;
+use crate::openapi::CommonErrors;
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(models))
         .routes(routes!(voices))
@@ -30,13 +30,13 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/providers/model",
     tag = "Providers",
-    responses((status = 200, body = Vec<Provider>), Refusals)
+    responses((status = 200, body = Vec<Provider>), CommonErrors)
 )]
 async fn models(
     State(context): State<Arc<Context>>,
     caller: Caller,
 ) -> Result<Json<Vec<Provider>>> {
-    of_kind(&context, &caller, ProviderKind::Model).await
+    list_kind(&context, &caller, ProviderKind::Model).await
 }
 
 /// List voice providers
@@ -44,13 +44,13 @@ async fn models(
     get,
     path = "/api/v1/providers/tts",
     tag = "Providers",
-    responses((status = 200, body = Vec<Provider>), Refusals)
+    responses((status = 200, body = Vec<Provider>), CommonErrors)
 )]
 async fn voices(
     State(context): State<Arc<Context>>,
     caller: Caller,
 ) -> Result<Json<Vec<Provider>>> {
-    of_kind(&context, &caller, ProviderKind::Tts).await
+    list_kind(&context, &caller, ProviderKind::Tts).await
 }
 
 /// List transcribers
@@ -58,13 +58,13 @@ async fn voices(
     get,
     path = "/api/v1/providers/stt",
     tag = "Providers",
-    responses((status = 200, body = Vec<Provider>), Refusals)
+    responses((status = 200, body = Vec<Provider>), CommonErrors)
 )]
 async fn transcribers(
     State(context): State<Arc<Context>>,
     caller: Caller,
 ) -> Result<Json<Vec<Provider>>> {
-    of_kind(&context, &caller, ProviderKind::Stt).await
+    list_kind(&context, &caller, ProviderKind::Stt).await
 }
 
 /// List voice activity detectors
@@ -72,21 +72,21 @@ async fn transcribers(
     get,
     path = "/api/v1/providers/vad",
     tag = "Providers",
-    responses((status = 200, body = Vec<Provider>), Refusals)
+    responses((status = 200, body = Vec<Provider>), CommonErrors)
 )]
 async fn detectors(
     State(context): State<Arc<Context>>,
     caller: Caller,
 ) -> Result<Json<Vec<Provider>>> {
-    of_kind(&context, &caller, ProviderKind::Vad).await
+    list_kind(&context, &caller, ProviderKind::Vad).await
 }
 
-async fn of_kind(
+async fn list_kind(
     context: &Context,
     caller: &Caller,
     kind: ProviderKind,
 ) -> Result<Json<Vec<Provider>>> {
-    let mut db = caller.read(context).await?;
+    let mut db = caller.begin_read(context).await?;
     Ok(Json(
         providers::list(&mut db, &caller.scope(), Some(kind)).await?,
     ))
@@ -97,10 +97,10 @@ async fn of_kind(
     get,
     path = "/api/v1/providers/all",
     tag = "Providers",
-    responses((status = 200, body = AllProviders), Refusals)
+    responses((status = 200, body = AllProviders), CommonErrors)
 )]
 async fn all(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<AllProviders>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let mut all = AllProviders::default();
     for provider in providers::list(&mut db, &caller.scope(), None).await? {
         match provider.kind {

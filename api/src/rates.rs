@@ -14,26 +14,29 @@ use peal_shared::access::{Credential, Principal};
 use peal_shared::config::ServerLimits;
 
 use crate::error::{Problem, Result};
-use crate::pace::{Left, Pace, whole_secs};
+use crate::pace::{RateLimiter, Remaining, round_up_to_secs};
 
-pub const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
-pub const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
-pub const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+pub const RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+pub const RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+pub const RATELIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
 /// Rate limits of authenticated callers and of invalid credentials.
 #[derive(Clone)]
-pub struct Rates {
-    callers: Pace,
-    refusals: Pace,
+pub struct RequestRateLimits {
+    callers: RateLimiter,
+    invalid_credentials: RateLimiter,
 }
 
-impl Rates {
+impl RequestRateLimits {
     /// Creates the limits of the settings.
     pub fn new(limits: &ServerLimits) -> Self {
-        let (requests, refusals) = (limits.requests_per_sec, limits.refusals_per_min);
+        let (requests, refusals) = (limits.requests_per_sec, limits.denied_per_min);
         Self {
-            callers: Pace::new(requests, Duration::from_secs(1) / requests.get()),
-            refusals: Pace::new(refusals, Duration::from_secs(60) / refusals.get()),
+            callers: RateLimiter::new(requests, Duration::from_secs(1) / requests.get()),
+            invalid_credentials: RateLimiter::new(
+                refusals,
+                Duration::from_secs(60) / refusals.get(),
+            ),
         }
     }
 
@@ -41,26 +44,26 @@ impl Rates {
     ///
     /// # Errors
     /// 429 when the limit is reached.
-    pub fn known(&self, caller: &Principal) -> Result<Left> {
+    pub fn check_caller(&self, caller: &Principal) -> Result<Remaining> {
         let taken = match caller.credential {
-            Credential::ApiKey(key) => self.callers.take(("key", key.0)),
-            Credential::Session => self.callers.take(("user", caller.user.0)),
+            Credential::ApiKey(key) => self.callers.try_acquire(("key", key.0)),
+            Credential::Session => self.callers.try_acquire(("user", caller.user.0)),
         };
-        taken.map_err(Problem::too_soon)
+        taken.map_err(Problem::rate_limited)
     }
 
     /// Takes a token of the address of an invalid credential. Returns the error to send: 401, or
     /// 429 when the limit is reached.
-    pub fn unknown(&self, from: Option<IpAddr>) -> Problem {
-        match self.refusals.take(from.map(neighbourhood)) {
+    pub fn refuse_credential(&self, from: Option<IpAddr>) -> Problem {
+        match self.invalid_credentials.try_acquire(from.map(ip_prefix)) {
             Ok(_left) => Problem::unauthorized(),
-            Err(refused) => Problem::too_soon(refused),
+            Err(refused) => Problem::rate_limited(refused),
         }
     }
 }
 
 /// Key of an address: the address of IPv4, the /64 network of IPv6, where a customer has many.
-pub fn neighbourhood(address: IpAddr) -> IpAddr {
+pub fn ip_prefix(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => {
@@ -73,21 +76,21 @@ pub fn neighbourhood(address: IpAddr) -> IpAddr {
 /// Request extension for the caller's remaining limit. Authentication records it; the outer
 /// middleware writes it to the response's headers.
 #[derive(Clone, Default)]
-pub struct Allowance(Arc<OnceLock<Left>>);
+pub struct RateLimitHeaders(Arc<OnceLock<Remaining>>);
 
-impl Allowance {
+impl RateLimitHeaders {
     /// Records the remaining limit.
-    pub fn note(&self, left: Left) {
+    pub fn record(&self, left: Remaining) {
         // A request has one caller, even when it is authenticated twice.
         let _already_recorded = self.0.set(left);
     }
 
     /// Writes the headers when the caller was authenticated.
-    pub fn tell(&self, headers: &mut HeaderMap) {
+    pub fn apply(&self, headers: &mut HeaderMap) {
         if let Some(left) = self.0.get() {
-            headers.insert(LIMIT, left.limit.into());
-            headers.insert(REMAINING, left.remaining.into());
-            headers.insert(RESET, whole_secs(left.whole_again).into());
+            headers.insert(RATELIMIT_LIMIT, left.limit.into());
+            headers.insert(RATELIMIT_REMAINING, left.remaining.into());
+            headers.insert(RATELIMIT_RESET, round_up_to_secs(left.reset_after).into());
         }
     }
 }
@@ -98,7 +101,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_customer_has_one_limit() {
-        let of = |text: &str| neighbourhood(text.parse().unwrap());
+        let of = |text: &str| ip_prefix(text.parse().unwrap());
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
         assert_ne!(of("192.0.2.1"), of("192.0.2.2"));

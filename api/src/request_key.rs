@@ -10,31 +10,31 @@ use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use peal_shared::error::FieldError;
-use peal_shared::idempotency::Claim;
+use peal_shared::idempotency::IdempotencyClaim;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::auth::Caller;
 use crate::error::{Problem, Result};
-use crate::extract::in_time;
+use crate::extract::with_body_timeout;
 use crate::server::BODY_LIMIT_BYTES;
 
 /// Name of the header.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_KEY_BYTES: usize = 255;
-const INSANE: &str = "must be 1 to 255 printable ASCII characters, such as a UUID";
+const INVALID_KEY: &str = "must be 1 to 255 printable ASCII characters, such as a UUID";
 
 /// Middleware that adds the key and the fingerprint as a request extension.
-pub async fn take(request: Request, next: Next) -> Result<Response> {
+pub async fn idempotency_middleware(request: Request, next: Next) -> Result<Response> {
     if request.method() != Method::POST {
         return Ok(next.run(request).await);
     }
-    let Some(key) = sent(request.headers())? else {
+    let Some(key) = key_in(request.headers())? else {
         return Ok(next.run(request).await);
     };
 
     let (mut parts, body) = request.into_parts();
-    let body = in_time(to_bytes(body, BODY_LIMIT_BYTES))
+    let body = with_body_timeout(to_bytes(body, BODY_LIMIT_BYTES))
         .await?
         .map_err(|_error| {
             Problem::new(
@@ -46,23 +46,25 @@ pub async fn take(request: Request, next: Next) -> Result<Response> {
 
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let fingerprint = fingerprint(path, &body);
-    parts.extensions.insert(Claim { key, fingerprint });
+    parts
+        .extensions
+        .insert(IdempotencyClaim { key, fingerprint });
     Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
 }
 
 /// Key of a request whose body is streamed, if it has one.
-pub struct StreamedKey(pub Option<Unclaimed>);
+pub struct StreamedKey(pub Option<UnclaimedKey>);
 
 /// Key of a request whose fingerprint is not yet known.
-pub struct Unclaimed {
+pub struct UnclaimedKey {
     pub key: String,
     path: String,
 }
 
-impl Unclaimed {
+impl UnclaimedKey {
     /// Completes the claim with the SHA-256 of the body.
-    pub fn with(&self, sha256: &[u8; 32]) -> Claim {
-        Claim {
+    pub fn claim_with(&self, sha256: &[u8; 32]) -> IdempotencyClaim {
+        IdempotencyClaim {
             key: self.key.clone(),
             fingerprint: fingerprint(&self.path, sha256),
         }
@@ -75,7 +77,7 @@ impl<S: Send + Sync> FromRequestParts<S> for StreamedKey {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
         let Ok(OriginalUri(uri)) = OriginalUri::from_request_parts(parts, state).await;
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let key = sent(&parts.headers)?.map(|key| Unclaimed {
+        let key = key_in(&parts.headers)?.map(|key| UnclaimedKey {
             key,
             path: path.to_owned(),
         });
@@ -83,14 +85,14 @@ impl<S: Send + Sync> FromRequestParts<S> for StreamedKey {
     }
 }
 
-fn sent(headers: &HeaderMap) -> Result<Option<String>> {
+fn key_in(headers: &HeaderMap) -> Result<Option<String>> {
     let Some(key) = headers.get(IDEMPOTENCY_KEY) else {
         return Ok(None);
     };
-    let is_valid = is_sane(key.as_bytes());
+    let is_valid = is_valid_key(key.as_bytes());
     let key = key.to_str().ok().filter(|_| is_valid);
     key.map(|key| Some(key.to_owned()))
-        .ok_or_else(|| wrong(("header", "Idempotency-Key"), "value_error", INSANE))
+        .ok_or_else(|| key_error(("header", "Idempotency-Key"), "value_error", INVALID_KEY))
 }
 
 /// Requires an idempotency key for a request that moves money, in the header or as the body's
@@ -98,7 +100,7 @@ fn sent(headers: &HeaderMap) -> Result<Option<String>> {
 ///
 /// # Errors
 /// No key, an invalid key, or two different keys.
-pub fn demand(
+pub fn require_key(
     caller: &mut Caller,
     given: Option<&str>,
     path: &str,
@@ -108,18 +110,26 @@ pub fn demand(
     match (&claim, given) {
         (Some(claim), Some(given)) if claim.key != given => {
             let message = "is not the Idempotency-Key of the header: send one of them";
-            return Err(wrong(("body", "idempotency_key"), "value_error", message));
+            return Err(key_error(
+                ("body", "idempotency_key"),
+                "value_error",
+                message,
+            ));
         }
         (Some(_), _) => {}
-        (None, Some(given)) if is_sane(given.as_bytes()) => {
+        (None, Some(given)) if is_valid_key(given.as_bytes()) => {
             let body = serde_json::to_vec(body).map_err(peal_shared::Error::from)?;
-            *claim = Some(Claim {
+            *claim = Some(IdempotencyClaim {
                 key: given.to_owned(),
                 fingerprint: fingerprint(path, &body),
             });
         }
         (None, Some(_)) => {
-            return Err(wrong(("body", "idempotency_key"), "value_error", INSANE));
+            return Err(key_error(
+                ("body", "idempotency_key"),
+                "value_error",
+                INVALID_KEY,
+            ));
         }
         (None, None) => {}
     }
@@ -129,7 +139,7 @@ pub fn demand(
         let message = "is missing: send a key of your choice, such as a UUID, so that the request \
                        moves money once even when it is sent twice (or idempotency_key in the \
                        body)";
-        wrong(("header", "Idempotency-Key"), "missing", message)
+        key_error(("header", "Idempotency-Key"), "missing", message)
     })?;
 
     // The ledger's keys are per user.
@@ -152,10 +162,10 @@ fn fingerprint(path: &str, body: &[u8]) -> [u8; 32] {
         .into()
 }
 
-fn is_sane(key: &[u8]) -> bool {
+fn is_valid_key(key: &[u8]) -> bool {
     (1..=MAX_KEY_BYTES).contains(&key.len()) && key.iter().all(|byte| (b' '..=b'~').contains(byte))
 }
 
-fn wrong((place, name): (&'static str, &str), kind: &'static str, message: &str) -> Problem {
+fn key_error((place, name): (&'static str, &str), kind: &'static str, message: &str) -> Problem {
     Problem::invalid(vec![FieldError::new(place, [name], kind, message)])
 }

@@ -31,11 +31,11 @@ use tracing::Instrument as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::auth::{API_KEY_HEADER, RequestId, Sender};
-use crate::error::{Problem, written};
-use crate::rates::Allowance;
-use crate::shed::{shed, shed_outside, shed_strangers};
-use crate::state::Api;
+use crate::auth::{API_KEY_HEADER, ClientIp, RequestId};
+use crate::error::{Problem, render_problem};
+use crate::rates::RateLimitHeaders;
+use crate::shed::{limit_anonymous, limit_concurrency, limit_third_party};
+use crate::state::AppState;
 use crate::workflows;
 use crate::{
     agent_analysis, agent_copies, agent_tools, agents, analysis_rules, api_keys, audit_log,
@@ -49,16 +49,16 @@ use crate::{phones, providers, refusals, request_key, service_prices, sign_in, t
 use crate::{uploads, voices, wallets};
 
 /// Base path of batches, their rows and uploads.
-pub const BATCH_CALL: &str = "/api/v1/batch-call";
+pub const BATCH_CALL_PATH: &str = "/api/v1/batch-call";
 /// Connections that may wait to be accepted. The usual 128 are full as soon as a carrier opens
 /// some hundred at once; the kernel then drops the rest, and the clients retry a second later.
-const BACKLOG: u32 = 4096;
+const LISTEN_BACKLOG: u32 = 4096;
 /// Timeout of an ordinary request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest body of an ordinary request.
 pub const BODY_LIMIT_BYTES: usize = 2 * 1024 * 1024;
 /// Duration from which any request is logged.
-const SLOW: Duration = Duration::from_secs(1);
+const SLOW_REQUEST: Duration = Duration::from_secs(1);
 
 /// Header with the request's id, repeated in the response.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -76,7 +76,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // A restarted process does not wait for the connections of its predecessor.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(LISTEN_BACKLOG)
 }
 
 /// Serves until `shutdown`, then lets requests finish.
@@ -88,9 +88,9 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let api = Api::new(Arc::clone(&context), shutdown.clone())?;
-    let refusals = api.refusals.clone();
-    let served = serve_framed(context, listener, router(api), shutdown).await;
+    let api = AppState::new(Arc::clone(&context), shutdown.clone())?;
+    let refusals = api.denied_requests.clone();
+    let served = serve_routes(context, listener, router(api), shutdown).await;
     refusals.close().await;
     served
 }
@@ -100,7 +100,7 @@ pub async fn serve(
 ///
 /// # Errors
 /// As [`serve`].
-pub async fn serve_framed(
+pub async fn serve_routes(
     context: Arc<Context>,
     listener: TcpListener,
     routes: Router,
@@ -109,8 +109,8 @@ pub async fn serve_framed(
     let limits = context.config.limits;
     let open = context.metrics.http.connections.clone();
     let framed = routes
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(context, frame))
+        .layer(CatchPanicLayer::custom(panic_response))
+        .layer(from_fn_with_state(context, request_middleware))
         .layer(SetSensitiveRequestHeadersLayer::new([
             AUTHORIZATION,
             HeaderName::from_static(API_KEY_HEADER),
@@ -126,34 +126,34 @@ pub fn document() -> OpenApi {
 
 /// All routes with their descriptions. Layers take state from extensions, so that the document
 /// can be built without state.
-fn routes(pages: Option<CorsLayer>) -> OpenApiRouter<Api> {
-    let mut ordinary = bounded(ordinary());
-    openapi::surrounded(ordinary.get_openapi_mut());
+fn routes(pages: Option<CorsLayer>) -> OpenApiRouter<AppState> {
+    let mut ordinary = with_limits(ordinary_routes());
+    openapi::add_common_responses(ordinary.get_openapi_mut());
 
-    let mut carriers = bounded(callbacks::router());
-    openapi::surrounded(carriers.get_openapi_mut());
+    let mut carriers = with_limits(callbacks::router());
+    openapi::add_common_responses(carriers.get_openapi_mut());
 
     let mut streaming_routes = OpenApiRouter::new().nest(
-        BATCH_CALL,
+        BATCH_CALL_PATH,
         batch_events::router()
-            .route_layer(from_fn(shed))
+            .route_layer(from_fn(limit_concurrency))
             .merge(uploads::upload_router()),
     );
-    openapi::sent_again(streaming_routes.get_openapi_mut());
+    openapi::add_idempotency_key(streaming_routes.get_openapi_mut());
 
-    let mut routes = OpenApiRouter::with_openapi(openapi::head())
+    let mut routes = OpenApiRouter::with_openapi(openapi::empty_document())
         .merge(ordinary)
         .merge(streaming_routes)
-        .fallback(async || Problem::no_route())
+        .fallback(async || Problem::route_not_found())
         .layer(option_layer(pages))
         .merge(carriers);
 
-    openapi::complete(routes.get_openapi_mut());
+    openapi::complete_document(routes.get_openapi_mut());
     routes
 }
 
 /// Routes with short requests.
-fn ordinary() -> OpenApiRouter<Api> {
+fn ordinary_routes() -> OpenApiRouter<AppState> {
     let batch_routes = batches::router()
         .merge(batch_rows::router())
         .merge(uploads::router());
@@ -172,7 +172,7 @@ fn ordinary() -> OpenApiRouter<Api> {
         .merge(agent_analysis::router())
         .merge(workflows::router())
         .nest("/api/call", direct_calls::router())
-        .nest(BATCH_CALL, batch_routes)
+        .nest(BATCH_CALL_PATH, batch_routes)
         .merge(sign_in::router())
         .merge(organizations::router())
         .merge(me::router())
@@ -187,30 +187,30 @@ fn ordinary() -> OpenApiRouter<Api> {
         .merge(org_pricing::router())
         .merge(wallets::router())
         .nest("/api/v1/billing", billing::router())
-        .nest("/billing", openapi::alias(billing::router()))
+        .nest("/billing", openapi::alias_routes(billing::router()))
         .merge(earnings::router())
-        .route_layer(from_fn(shed))
+        .route_layer(from_fn(limit_concurrency))
         .merge(
-            tools::outside_router()
-                .merge(mcp_servers::outside_router())
-                .merge(mcp_tools::outside_router())
-                .route_layer(from_fn(shed_outside)),
+            tools::third_party_router()
+                .merge(mcp_servers::third_party_router())
+                .merge(mcp_tools::third_party_router())
+                .route_layer(from_fn(limit_third_party)),
         )
         .merge(
-            sign_in::strangers_router()
-                .merge(people::strangers_router())
-                .route_layer(from_fn(shed_strangers)),
+            sign_in::anonymous_router()
+                .merge(people::anonymous_router())
+                .route_layer(from_fn(limit_anonymous)),
         )
         .merge(health::router())
         .merge(description::router())
         .nest("/api/v1", gone::router())
-        .merge(openapi::alias(gone::router()))
+        .merge(openapi::alias_routes(gone::router()))
 }
 
 /// Adds the limits of time and size, and `Idempotency-Key`.
-fn bounded(routes: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
+fn with_limits(routes: OpenApiRouter<AppState>) -> OpenApiRouter<AppState> {
     routes
-        .layer(from_fn(request_key::take))
+        .layer(from_fn(request_key::idempotency_middleware))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
@@ -218,23 +218,27 @@ fn bounded(routes: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
 }
 
-fn router(api: Api) -> Router {
-    let pages = cors::layer(&api.context.config.origins);
+fn router(api: AppState) -> Router {
+    let pages = cors::cors_layer(&api.context.config.cors_origins);
     Router::from(routes(pages))
-        .layer(from_fn_with_state(api.clone(), refusals::note))
-        .layer(Extension(api.gates.clone()))
+        .layer(from_fn_with_state(api.clone(), refusals::record_denied))
+        .layer(Extension(api.concurrency_limits.clone()))
         .layer(Extension(Arc::clone(&api.context)))
         .with_state(api)
 }
 
 /// Middleware of every request: id, span, log line, metrics, headers and problems.
-async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: Next) -> Response {
+async fn request_middleware(
+    State(context): State<Arc<Context>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let (started, began) = (Instant::now(), context.traces.begin());
     let uri = began.map(|_traced| request.uri().clone());
 
     let id = request_id(&request);
-    let allowance = Allowance::default();
-    let sender = Sender::of(&request, &context.config.proxies);
+    let allowance = RateLimitHeaders::default();
+    let sender = ClientIp::of(&request, &context.config.trusted_proxies);
 
     request.extensions_mut().insert(RequestId(id.clone()));
     request.extensions_mut().insert(allowance.clone());
@@ -252,24 +256,24 @@ async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: 
 
     let span = tracing::info_span!("request", request.id = id, %method, route);
     async move {
-        let mut response = written(next.run(request).await, &id);
+        let mut response = render_problem(next.run(request).await, &id);
 
         let headers = response.headers_mut();
         if let Ok(id) = HeaderValue::from_str(&id) {
             headers.insert(REQUEST_ID, id);
         }
 
-        allowance.tell(headers);
+        allowance.apply(headers);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers
             .entry(CACHE_CONTROL)
             .or_insert(HeaderValue::from_static("no-store"));
 
         let (status, took) = (response.status(), started.elapsed());
-        log(&route, status, took);
-        measure::count(&context, &route, status, took);
+        log_response(&route, status, took);
+        measure::record_response(&context, &route, status, took);
         if let Some(uri) = uri {
-            measure::trace(&context, began, &route, &uri, status);
+            measure::trace_callback(&context, began, &route, &uri, status);
         }
         response
     }
@@ -279,12 +283,12 @@ async fn frame(State(context): State<Arc<Context>>, mut request: Request, next: 
 
 /// Logs a response. Carriers and probes send hundreds of requests a second: their successful
 /// responses, and callbacks rejected under overload, are logged at debug level only.
-fn log(route: &str, status: StatusCode, took: Duration) {
+fn log_response(route: &str, status: StatusCode, took: Duration) {
     let (status, ms) = (status.as_u16(), took.as_millis());
     let is_callback = route.contains("callback");
     let is_shed = is_callback && status == StatusCode::SERVICE_UNAVAILABLE.as_u16();
     let is_frequent = is_callback || route.starts_with("/health");
-    if is_shed || is_frequent && status < 400 && took < SLOW {
+    if is_shed || is_frequent && status < 400 && took < SLOW_REQUEST {
         tracing::debug!(status, ms, "response sent");
     } else {
         tracing::info!(status, ms, "response sent");
@@ -306,7 +310,7 @@ fn request_id(request: &Request) -> String {
         .map_or_else(|| JobId::new().to_string(), str::to_owned)
 }
 
-fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+fn panic_response(panic: Box<dyn Any + Send + 'static>) -> Response {
     let message = panic
         .downcast_ref::<String>()
         .cloned()

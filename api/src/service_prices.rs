@@ -8,8 +8,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use peal_shared::access::Role;
-use peal_shared::audit::Note;
-use peal_shared::billing::prices::{self, Direction, NewPrice, PriceChange, ServicePrice, Wanted};
+use peal_shared::audit::AuditEntry;
+use peal_shared::billing::prices::{
+    self, Direction, NewPrice, PriceChange, PriceFilter, ServicePrice,
+};
 use peal_shared::billing::quote::Service;
 use peal_shared::context::Context;
 use peal_shared::ids::PriceId;
@@ -21,17 +23,17 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery, decimal, some_decimal};
-use crate::openapi::{Conflicting, Missing, Refusals};
-use crate::page::page;
-use crate::state::Api;
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery, decimal, some_decimal};
+use crate::openapi::{CommonErrors, ConflictResponse, NotFoundResponse};
+use crate::page::parse_page;
+use crate::state::AppState;
 
 /// Default billing increment, in seconds.
-const INCREMENT_SECS: i32 = 60;
+const DEFAULT_INCREMENT_SECS: i32 = 60;
 /// Decimal places of a rate.
-const RATE_PLACES: u32 = 10;
+const MAX_RATE_DECIMALS: u32 = 10;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(show, update, delete))
@@ -46,16 +48,16 @@ pub fn router() -> OpenApiRouter<Api> {
     path = "/api/v1/service-prices",
     tag = "Service prices",
     params(PriceQuery),
-    responses((status = 200, body = ServicePrices), Refusals)
+    responses((status = 200, body = ServicePrices), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<PriceQuery>,
 ) -> Result<Json<ServicePrices>> {
-    let page = page(query.page, query.page_size)?;
+    let page = parse_page(query.page, query.page_size)?;
 
-    let filter = Wanted {
+    let filter = PriceFilter {
         id: None,
         service: query.service,
         r#match: query.r#match,
@@ -63,8 +65,8 @@ async fn list(
         in_force: query.in_force,
     };
 
-    let factor = factor(&context, &caller).await?;
-    let mut db = caller.read(&context).await?;
+    let factor = price_factor(&context, &caller).await?;
+    let mut db = caller.begin_read(&context).await?;
     let bounds = (page.size, page.offset());
     let (prices, total) = prices::list_unscoped(&mut db, &filter, factor, bounds).await?;
 
@@ -82,15 +84,15 @@ async fn list(
     path = "/api/v1/service-prices/{price_id}",
     tag = "Service prices",
     params(("price_id" = PriceId, Path)),
-    responses((status = 200, body = ServicePrice), Missing, Refusals)
+    responses((status = 200, body = ServicePrice), NotFoundResponse, CommonErrors)
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<PriceId>,
+    PathIds(id): PathIds<PriceId>,
 ) -> Result<Json<ServicePrice>> {
-    let factor = factor(&context, &caller).await?;
-    let mut db = caller.read(&context).await?;
+    let factor = price_factor(&context, &caller).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(prices::find_unscoped(&mut db, id, factor).await?))
 }
 
@@ -106,7 +108,7 @@ async fn show(
     request_body(content = AddPrice, example = json!({
         "service": "telephony", "match": "91", "price_usd": "0.035", "increment_secs": 60
     })),
-    responses((status = 201, body = ServicePrice), Conflicting, Refusals)
+    responses((status = 201, body = ServicePrice), ConflictResponse, CommonErrors)
 )]
 async fn create(
     State(context): State<Arc<Context>>,
@@ -115,10 +117,10 @@ async fn create(
 ) -> Result<(StatusCode, Json<ServicePrice>)> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
-    let new = body.checked()?;
-    let mut db = caller.change(&context).await?;
+    let new = body.validated()?;
+    let mut db = caller.begin_write(&context).await?;
     let price = prices::add_unscoped(&mut db, &new, caller.user).await?;
-    let note = Note::new("service_price.create", caller.org, price.id.0).after(&price)?;
+    let note = AuditEntry::new("service_price.create", caller.org, price.id.0).after(&price)?;
     db.commit(note, StatusCode::CREATED, Json(price)).await
 }
 
@@ -133,18 +135,18 @@ async fn create(
     security(("session" = [])),
     params(("price_id" = PriceId, Path)),
     request_body(content = UpdatePrice, example = json!({"price_usd": "0.03"})),
-    responses((status = 200, body = ServicePrice), Missing, Conflicting, Refusals)
+    responses((status = 200, body = ServicePrice), NotFoundResponse, ConflictResponse, CommonErrors)
 )]
 async fn update(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<PriceId>,
+    PathIds(id): PathIds<PriceId>,
     ValidJson(body): ValidJson<UpdatePrice>,
 ) -> Result<(StatusCode, Json<ServicePrice>)> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
 
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     check_rate(&mut fields, body.price_usd);
     check_increment(&mut fields, body.increment_secs);
     fields.finish()?;
@@ -155,10 +157,10 @@ async fn update(
         valid_from: body.valid_from,
     };
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let (before, after) = prices::change_unscoped(&mut db, id, &change).await?;
 
-    let note = Note::new("service_price.update", caller.org, id.0)
+    let note = AuditEntry::new("service_price.update", caller.org, id.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
@@ -173,18 +175,18 @@ async fn update(
     tag = "Service prices",
     security(("session" = [])),
     params(("price_id" = PriceId, Path)),
-    responses((status = 200, body = PriceDeleted), Missing, Conflicting, Refusals)
+    responses((status = 200, body = PriceDeleted), NotFoundResponse, ConflictResponse, CommonErrors)
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<PriceId>,
+    PathIds(id): PathIds<PriceId>,
 ) -> Result<(StatusCode, Json<PriceDeleted>)> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let price = prices::delete_unscoped(&mut db, id).await?;
-    let note = Note::new("service_price.delete", caller.org, id.0).before(&price)?;
+    let note = AuditEntry::new("service_price.delete", caller.org, id.0).before(&price)?;
     let answer = PriceDeleted {
         message: "price deleted",
     };
@@ -192,24 +194,24 @@ async fn delete(
 }
 
 /// Factor on the platform's prices for this caller.
-async fn factor(context: &Context, caller: &Caller) -> Result<Decimal> {
+async fn price_factor(context: &Context, caller: &Caller) -> Result<Decimal> {
     if caller.role == Role::SuperAdmin {
         return Ok(Decimal::ONE);
     }
-    let mut db = caller.read(context).await?;
-    Ok(prices::factor_unscoped(&mut db, caller.org).await?)
+    let mut db = caller.begin_read(context).await?;
+    Ok(prices::markup_factor_unscoped(&mut db, caller.org).await?)
 }
 
-fn check_rate(fields: &mut Fields, rate: Option<Decimal>) {
+fn check_rate(fields: &mut FieldErrors, rate: Option<Decimal>) {
     let Some(rate) = rate else { return };
     let message = "must be 0 to 1000 USD with at most 10 decimal places, such as \"0.014\"";
     let is_rate = rate >= Decimal::ZERO
         && rate <= Decimal::ONE_THOUSAND
-        && rate.normalize().scale() <= RATE_PLACES;
+        && rate.normalize().scale() <= MAX_RATE_DECIMALS;
     fields.check(is_rate, "price_usd", "range", message);
 }
 
-fn check_increment(fields: &mut Fields, secs: Option<i32>) {
+fn check_increment(fields: &mut FieldErrors, secs: Option<i32>) {
     if let Some(secs) = secs {
         fields.check_range(secs, "increment_secs", 1, 3600);
     }
@@ -270,9 +272,9 @@ struct AddPrice {
 }
 
 impl AddPrice {
-    fn checked(self) -> Result<NewPrice> {
+    fn validated(self) -> Result<NewPrice> {
         let r#match = self.r#match.trim().to_owned();
-        let mut fields = Fields::default();
+        let mut fields = FieldErrors::default();
         check_rate(&mut fields, Some(self.price_usd));
         check_increment(&mut fields, self.increment_secs);
 
@@ -305,7 +307,7 @@ impl AddPrice {
             r#match,
             direction: self.direction,
             price_usd: self.price_usd,
-            increment_secs: self.increment_secs.unwrap_or(INCREMENT_SECS),
+            increment_secs: self.increment_secs.unwrap_or(DEFAULT_INCREMENT_SECS),
             valid_from: self.valid_from,
         })
     }

@@ -17,12 +17,12 @@ use crate::error::{Problem, Result};
 ///
 /// # Errors
 /// Every list in place of an object.
-pub fn objects<T: ToSchema>(body: &Value) -> Result<()> {
+pub fn reject_lists_for_objects<T: ToSchema>(body: &Value) -> Result<()> {
     let mut parts = Vec::new();
     T::schemas(&mut parts);
-    let shape = Shape(parts.into_iter().collect());
+    let shape = SchemaIndex(parts.into_iter().collect());
     let mut lists = Vec::new();
-    shape.look(&T::schema(), body, &mut Vec::new(), &mut lists);
+    shape.check(&T::schema(), body, &mut Vec::new(), &mut lists);
     match lists.is_empty() {
         true => Ok(()),
         false => Err(Problem::invalid(lists)),
@@ -30,38 +30,38 @@ pub fn objects<T: ToSchema>(body: &Value) -> Result<()> {
 }
 
 /// Schemas by name.
-struct Shape(HashMap<String, RefOr<Schema>>);
+struct SchemaIndex(HashMap<String, RefOr<Schema>>);
 
-impl Shape {
-    fn at<'a>(&'a self, schema: &'a RefOr<Schema>) -> Option<&'a Schema> {
+impl SchemaIndex {
+    fn resolve<'a>(&'a self, schema: &'a RefOr<Schema>) -> Option<&'a Schema> {
         match schema {
             RefOr::T(schema) => Some(schema),
             RefOr::Ref(reference) => {
                 let name = reference.ref_location.rsplit('/').next()?;
-                self.at(self.0.get(name)?)
+                self.resolve(self.0.get(name)?)
             }
         }
     }
 
     /// True when the schema accepts a value of this type.
-    fn takes(&self, schema: &RefOr<Schema>, kind: &Type) -> bool {
+    fn accepts(&self, schema: &RefOr<Schema>, kind: &Type) -> bool {
         let is_kind = |schema: &SchemaType| match schema {
             SchemaType::Type(one) => one == kind,
             SchemaType::Array(several) => several.contains(kind),
             SchemaType::AnyValue => true,
         };
-        match self.at(schema) {
+        match self.resolve(schema) {
             None => true,
             Some(Schema::Object(object)) => is_kind(&object.schema_type),
             Some(Schema::Array(array)) => is_kind(&array.schema_type),
-            Some(Schema::OneOf(forms)) => forms.items.iter().any(|form| self.takes(form, kind)),
-            Some(Schema::AnyOf(forms)) => forms.items.iter().any(|form| self.takes(form, kind)),
-            Some(Schema::AllOf(forms)) => forms.items.iter().all(|form| self.takes(form, kind)),
+            Some(Schema::OneOf(forms)) => forms.items.iter().any(|form| self.accepts(form, kind)),
+            Some(Schema::AnyOf(forms)) => forms.items.iter().any(|form| self.accepts(form, kind)),
+            Some(Schema::AllOf(forms)) => forms.items.iter().all(|form| self.accepts(form, kind)),
             Some(_) => true,
         }
     }
 
-    fn look(
+    fn check(
         &self,
         schema: &RefOr<Schema>,
         value: &Value,
@@ -69,19 +69,19 @@ impl Shape {
         lists: &mut Vec<FieldError>,
     ) {
         if value.is_array()
-            && self.takes(schema, &Type::Object)
-            && !self.takes(schema, &Type::Array)
+            && self.accepts(schema, &Type::Object)
+            && !self.accepts(schema, &Type::Array)
         {
             let error = FieldError::new("body", path.clone(), "type_error", "must be an object");
             lists.push(error);
             return;
         }
 
-        match (self.at(schema), value) {
+        match (self.resolve(schema), value) {
             (Some(Schema::Array(array)), Value::Array(items)) => {
                 if let ArrayItems::RefOrSchema(each) = &array.items {
                     for (at, item) in items.iter().enumerate() {
-                        self.within(each, item, at.to_string(), path, lists);
+                        self.check_child(each, item, at.to_string(), path, lists);
                     }
                 }
             }
@@ -92,22 +92,22 @@ impl Shape {
                         _ => None,
                     };
                     if let Some(property) = object.properties.get(name).or(other) {
-                        self.within(property, field, name.clone(), path, lists);
+                        self.check_child(property, field, name.clone(), path, lists);
                     }
                 }
             }
             (Some(Schema::AllOf(forms)), _) => {
                 for form in &forms.items {
-                    self.look(form, value, path, lists);
+                    self.check(form, value, path, lists);
                 }
             }
-            (Some(Schema::OneOf(forms)), _) => self.look_at_any(&forms.items, value, path, lists),
-            (Some(Schema::AnyOf(forms)), _) => self.look_at_any(&forms.items, value, path, lists),
+            (Some(Schema::OneOf(forms)), _) => self.check_any(&forms.items, value, path, lists),
+            (Some(Schema::AnyOf(forms)), _) => self.check_any(&forms.items, value, path, lists),
             _ => {}
         }
     }
 
-    fn within(
+    fn check_child(
         &self,
         schema: &RefOr<Schema>,
         value: &Value,
@@ -116,15 +116,15 @@ impl Shape {
         lists: &mut Vec<FieldError>,
     ) {
         path.push(name);
-        self.look(schema, value, path, lists);
+        self.check(schema, value, path, lists);
         path.pop();
     }
 
     /// True when the value can be this variant of an enum: its tag is not another variant's.
-    fn fits(&self, form: &RefOr<Schema>, value: &Value) -> bool {
-        match self.at(form) {
+    fn is_variant(&self, form: &RefOr<Schema>, value: &Value) -> bool {
+        match self.resolve(form) {
             Some(Schema::Object(object)) => object.properties.iter().all(|(name, part)| {
-                match (self.at(part), value.get(name)) {
+                match (self.resolve(part), value.get(name)) {
                     (Some(Schema::Object(part)), Some(tag)) => part
                         .enum_values
                         .as_ref()
@@ -132,13 +132,15 @@ impl Shape {
                     _ => true,
                 }
             }),
-            Some(Schema::AllOf(forms)) => forms.items.iter().all(|form| self.fits(form, value)),
+            Some(Schema::AllOf(forms)) => {
+                forms.items.iter().all(|form| self.is_variant(form, value))
+            }
             _ => true,
         }
     }
 
     /// Checks a value against alternatives; the one with the fewest errors counts.
-    fn look_at_any(
+    fn check_any(
         &self,
         forms: &[RefOr<Schema>],
         value: &Value,
@@ -152,11 +154,12 @@ impl Shape {
         };
 
         let mut fewest: Option<Vec<FieldError>> = None;
-        let fitting = |form: &&RefOr<Schema>| self.takes(form, &kind) && self.fits(form, value);
+        let fitting =
+            |form: &&RefOr<Schema>| self.accepts(form, &kind) && self.is_variant(form, value);
 
         for form in forms.iter().filter(fitting) {
             let mut found = Vec::new();
-            self.look(form, value, path, &mut found);
+            self.check(form, value, path, &mut found);
             if fewest
                 .as_ref()
                 .is_none_or(|fewest| found.len() < fewest.len())
@@ -178,10 +181,10 @@ mod tests {
 
     #[derive(ToSchema)]
     #[expect(dead_code, reason = "its fields are read by the macro alone")]
-    struct Body {
-        auth: Option<Auth>,
-        items: Vec<Item>,
-        by_name: HashMap<String, Item>,
+    struct TestBody {
+        auth: Option<TestAuth>,
+        items: Vec<TestItem>,
+        by_name: HashMap<String, TestItem>,
         anything: Value,
         #[schema(value_type = Object)]
         parameters: Value,
@@ -190,14 +193,14 @@ mod tests {
     #[derive(ToSchema)]
     #[serde(tag = "type", rename_all = "snake_case")]
     #[expect(dead_code, reason = "read by the macro alone")]
-    enum Auth {
+    enum TestAuth {
         None,
-        Basic { user: Item, pets: Vec<String> },
+        Basic { user: TestItem, pets: Vec<String> },
     }
 
     #[derive(ToSchema)]
     #[expect(dead_code, reason = "its fields are read by the macro alone")]
-    struct Item {
+    struct TestItem {
         size: i32,
     }
 
@@ -210,9 +213,12 @@ mod tests {
             json!({"items": [{"size": 1}], "by_name": {"a": {"size": 2}}, "anything": [[]]}),
             json!({"unknown": [1], "auth": {"type": "none", "surprise": []}}),
         ] {
-            assert!(objects::<Body>(&fine).is_ok(), "{fine}");
+            assert!(
+                reject_lists_for_objects::<TestBody>(&fine).is_ok(),
+                "{fine}"
+            );
         }
-        assert!(objects::<Vec<Item>>(&json!([{"size": 1}])).is_ok());
+        assert!(reject_lists_for_objects::<Vec<TestItem>>(&json!([{"size": 1}])).is_ok());
         for (body, place) in [
             (json!([]), "body"),
             (json!({"auth": ["none"]}), "body.auth"),
@@ -224,11 +230,11 @@ mod tests {
             (json!({"by_name": {"a": [1]}}), "body.by_name.a"),
             (json!({"parameters": []}), "body.parameters"),
         ] {
-            let problem = objects::<Body>(&body).unwrap_err();
+            let problem = reject_lists_for_objects::<TestBody>(&body).unwrap_err();
             let errors = problem.errors().iter();
             let places: Vec<_> = errors.map(|error| error.loc.join(".")).collect();
             assert_eq!(places, [place], "{body}");
         }
-        assert!(objects::<Vec<Item>>(&json!([[1]])).is_err());
+        assert!(reject_lists_for_objects::<Vec<TestItem>>(&json!([[1]])).is_err());
     }
 }

@@ -31,54 +31,54 @@ use tokio::time::timeout;
 use crate::error::{Problem, Result};
 
 /// Waiting requests per permit: about as many as get a permit within the queue timeout.
-const WAITING_PER_PLACE: usize = 64;
+const QUEUED_PER_PERMIT: usize = 64;
 
 /// Concurrent requests that wait for a third party's server. They hold no connection to the
 /// database meanwhile, so the limit may be higher than others.
-const WAITING_OUTSIDE: usize = 256;
+const MAX_THIRD_PARTY: usize = 256;
 
 /// Concurrent unauthenticated requests. Slow senders delay only their own class.
-const STRANGERS: usize = 64;
+const MAX_ANONYMOUS: usize = 64;
 
 /// Concurrency limit of a class.
-struct Gate {
+struct ConcurrencyLimit {
     class: &'static str,
-    places: Semaphore,
+    permits: Semaphore,
     queue: Semaphore,
-    patience: Duration,
+    queue_timeout: Duration,
     shed: Counter,
-    under_way: Gauge,
+    in_flight: Gauge,
 }
 
 /// Permit of a class, released on drop.
-struct Place<'a> {
+struct Permit<'a> {
     _permit: SemaphorePermit<'a>,
-    under_way: &'a Gauge,
+    in_flight: &'a Gauge,
 }
 
-impl Drop for Place<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.under_way.dec();
+        self.in_flight.dec();
     }
 }
 
-impl Gate {
+impl ConcurrencyLimit {
     fn new(context: &Context, class: &'static str, places: usize) -> Self {
-        let (shed, under_way) = context.metrics.http.class(class);
+        let (shed, in_flight) = context.metrics.http.class_metrics(class);
         Self {
             class,
-            places: Semaphore::new(places),
-            queue: Semaphore::new(places.saturating_mul(WAITING_PER_PLACE)),
-            patience: context.config.limits.wait,
+            permits: Semaphore::new(places),
+            queue: Semaphore::new(places.saturating_mul(QUEUED_PER_PERMIT)),
+            queue_timeout: context.config.limits.queue_timeout,
             shed,
-            under_way,
+            in_flight,
         }
     }
 
-    async fn enter(&self) -> Result<Place<'_>> {
-        let permit = match self.places.try_acquire() {
+    async fn acquire(&self) -> Result<Permit<'_>> {
+        let permit = match self.permits.try_acquire() {
             Ok(permit) => Some(permit),
-            Err(_full) => self.wait().await,
+            Err(_full) => self.wait_for_permit().await,
         };
 
         let Some(permit) = permit else {
@@ -90,16 +90,16 @@ impl Gate {
             .into());
         };
 
-        self.under_way.inc();
-        Ok(Place {
+        self.in_flight.inc();
+        Ok(Permit {
             _permit: permit,
-            under_way: &self.under_way,
+            in_flight: &self.in_flight,
         })
     }
 
-    async fn wait(&self) -> Option<SemaphorePermit<'_>> {
+    async fn wait_for_permit(&self) -> Option<SemaphorePermit<'_>> {
         let _queued = self.queue.try_acquire().ok()?;
-        timeout(self.patience, self.places.acquire())
+        timeout(self.queue_timeout, self.permits.acquire())
             .await
             .ok()?
             .ok()
@@ -108,55 +108,63 @@ impl Gate {
 
 /// Concurrency limits of all classes.
 #[derive(Clone)]
-pub struct Gates {
-    reads: Arc<Gate>,
-    changes: Arc<Gate>,
-    outside: Arc<Gate>,
-    strangers: Arc<Gate>,
+pub struct ConcurrencyLimits {
+    reads: Arc<ConcurrencyLimit>,
+    changes: Arc<ConcurrencyLimit>,
+    third_party: Arc<ConcurrencyLimit>,
+    anonymous: Arc<ConcurrencyLimit>,
 }
 
-impl Gates {
+impl ConcurrencyLimits {
     /// Creates the limits of the settings.
     pub fn new(context: &Context) -> Self {
         let limits = &context.config.limits;
         Self {
-            reads: Arc::new(Gate::new(context, "reads", limits.reads)),
-            changes: Arc::new(Gate::new(context, "changes", limits.control)),
-            outside: Arc::new(Gate::new(context, "third_party", WAITING_OUTSIDE)),
-            strangers: Arc::new(Gate::new(context, "anonymous", STRANGERS)),
+            reads: Arc::new(ConcurrencyLimit::new(context, "reads", limits.reads)),
+            changes: Arc::new(ConcurrencyLimit::new(context, "changes", limits.changes)),
+            third_party: Arc::new(ConcurrencyLimit::new(
+                context,
+                "third_party",
+                MAX_THIRD_PARTY,
+            )),
+            anonymous: Arc::new(ConcurrencyLimit::new(context, "anonymous", MAX_ANONYMOUS)),
         }
     }
 }
 
 /// Middleware for reads and changes. The permit is released when the response begins.
-pub async fn shed(Extension(gates): Extension<Gates>, request: Request, next: Next) -> Response {
+pub async fn limit_concurrency(
+    Extension(gates): Extension<ConcurrencyLimits>,
+    request: Request,
+    next: Next,
+) -> Response {
     let gate = match request.method().is_safe() {
         true => &gates.reads,
         false => &gates.changes,
     };
-    through(gate, request, next).await
+    run_limited(gate, request, next).await
 }
 
 /// Middleware for requests that wait for a third party's server.
-pub async fn shed_outside(
-    Extension(gates): Extension<Gates>,
+pub async fn limit_third_party(
+    Extension(gates): Extension<ConcurrencyLimits>,
     request: Request,
     next: Next,
 ) -> Response {
-    through(&gates.outside, request, next).await
+    run_limited(&gates.third_party, request, next).await
 }
 
 /// Middleware for unauthenticated requests.
-pub async fn shed_strangers(
-    Extension(gates): Extension<Gates>,
+pub async fn limit_anonymous(
+    Extension(gates): Extension<ConcurrencyLimits>,
     request: Request,
     next: Next,
 ) -> Response {
-    through(&gates.strangers, request, next).await
+    run_limited(&gates.anonymous, request, next).await
 }
 
-async fn through(gate: &Gate, request: Request, next: Next) -> Response {
-    match gate.enter().await {
+async fn run_limited(gate: &ConcurrencyLimit, request: Request, next: Next) -> Response {
+    match gate.acquire().await {
         Ok(_permit) => next.run(request).await,
         Err(problem) => Problem::into_response(problem),
     }

@@ -9,10 +9,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use peal_shared::access::Role;
-use peal_shared::audit::{Note, Turned};
+use peal_shared::audit::{AuditEntry, DeniedCaller};
 use peal_shared::context::Context;
 use peal_shared::ids::{OrgId, UserId};
-use peal_shared::sign_in::passwords::{self, Hasher, weakness};
+use peal_shared::sign_in::passwords::{self, PasswordHasher, weakness};
 use peal_shared::sign_in::sessions;
 use peal_shared::{Error, users};
 use secrecy::{ExposeSecret, SecretString};
@@ -21,47 +21,47 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::auth::tokens::Tokens;
-use crate::auth::{Caller, Origin};
+use crate::auth::tokens::TokenCodec;
+use crate::auth::{Caller, RequestOrigin};
 use crate::error::{Problem, Result};
-use crate::extract::{Fields, ValidJson};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::pace::Pace;
-use crate::rates::neighbourhood;
-use crate::state::Api;
+use crate::extract::{FieldErrors, ValidJson};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::pace::RateLimiter;
+use crate::rates::ip_prefix;
+use crate::state::AppState;
 
 /// Longest accepted address and password.
-const MAX_CHARS: usize = 512;
+const MAX_CREDENTIAL_CHARS: usize = 512;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(logout))
         .routes(routes!(change_password))
 }
 
 /// Unauthenticated routes.
-pub fn strangers_router() -> OpenApiRouter<Api> {
+pub fn anonymous_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(login))
 }
 
 /// Password hasher and rate limits of authentication.
 #[derive(Clone)]
-pub struct Door {
-    pub hasher: Hasher,
-    by_ip: Pace,
-    by_email: Pace,
-    invites: Pace,
-    keys: Pace,
+pub struct AuthRateLimits {
+    pub hasher: PasswordHasher,
+    by_ip: RateLimiter,
+    by_email: RateLimiter,
+    invites: RateLimiter,
+    keys: RateLimiter,
 }
 
-impl Default for Door {
+impl Default for AuthRateLimits {
     fn default() -> Self {
         let limit = |burst, secs| {
             let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
-            Pace::new(burst, Duration::from_secs(secs))
+            RateLimiter::new(burst, Duration::from_secs(secs))
         };
         Self {
-            hasher: Hasher::default(),
+            hasher: PasswordHasher::default(),
             by_ip: limit(20, 6),
             by_email: limit(10, 30),
             invites: limit(100, 36),
@@ -70,31 +70,37 @@ impl Default for Door {
     }
 }
 
-impl Door {
+impl AuthRateLimits {
     /// Limits attempts at a secret by the client's address.
-    pub fn guess(&self, origin: &Origin) -> Result<()> {
-        let from = origin.ip.map(neighbourhood);
-        self.by_ip.take(from).map_err(Problem::too_soon)?;
+    pub fn check_secret(&self, origin: &RequestOrigin) -> Result<()> {
+        let from = origin.ip.map(ip_prefix);
+        self.by_ip
+            .try_acquire(from)
+            .map_err(Problem::rate_limited)?;
         Ok(())
     }
 
     /// Limits invitation e-mails by organisation.
-    pub fn invite(&self, org: OrgId) -> Result<()> {
-        self.invites.take(org).map_err(Problem::too_soon)?;
+    pub fn check_invite(&self, org: OrgId) -> Result<()> {
+        self.invites
+            .try_acquire(org)
+            .map_err(Problem::rate_limited)?;
         Ok(())
     }
 
     /// Limits creation of keys by user: many attempts would reveal which keys exist.
-    pub fn make_key(&self, user: UserId) -> Result<()> {
-        self.keys.take(user).map_err(Problem::too_soon)?;
+    pub fn check_key_creation(&self, user: UserId) -> Result<()> {
+        self.keys.try_acquire(user).map_err(Problem::rate_limited)?;
         Ok(())
     }
 
     /// Limits attempts at a password by the client's address and by the e-mail address.
-    pub fn knock(&self, origin: &Origin, email: &str) -> Result<()> {
-        self.guess(origin)?;
+    pub fn check_login(&self, origin: &RequestOrigin, email: &str) -> Result<()> {
+        self.check_secret(origin)?;
         let email = email.trim().to_lowercase();
-        self.by_email.take(email).map_err(Problem::too_soon)?;
+        self.by_email
+            .try_acquire(email)
+            .map_err(Problem::rate_limited)?;
         Ok(())
     }
 }
@@ -108,7 +114,7 @@ impl Door {
     path = "/api/v1/auth/login",
     tag = "Sign in",
     security(()),
-    request_body(content = Login, example = json!({"email": "ada@example.com", "password": "correct horse battery"})),
+    request_body(content = LoginRequest, example = json!({"email": "ada@example.com", "password": "correct horse battery"})),
     responses(
         (status = 200, body = SignedIn),
         (status = 401, body = ProblemDocument, content_type = "application/problem+json", description = "The address or the password is wrong"),
@@ -119,41 +125,43 @@ impl Door {
 )]
 async fn login(
     State(context): State<Arc<Context>>,
-    State(door): State<Door>,
-    State(tokens): State<Tokens>,
-    mut origin: Origin,
-    ValidJson(body): ValidJson<Login>,
+    State(door): State<AuthRateLimits>,
+    State(tokens): State<TokenCodec>,
+    mut origin: RequestOrigin,
+    ValidJson(body): ValidJson<LoginRequest>,
 ) -> Result<(StatusCode, Json<SignedIn>)> {
-    let mut fields = Fields::default();
-    fields.check_text(&body.email, "email", 3, MAX_CHARS);
+    let mut fields = FieldErrors::default();
+    fields.check_text(&body.email, "email", 3, MAX_CREDENTIAL_CHARS);
     let chars = body.password.expose_secret().chars().count();
-    let fits = (1..=MAX_CHARS).contains(&chars);
+    let fits = (1..=MAX_CREDENTIAL_CHARS).contains(&chars);
     fields.check(fits, "password", "length", "must have 1 to 512 characters");
     fields.finish()?;
 
     // 1. Limit the attempts, then find the account.
-    door.knock(&origin, &body.email)?;
+    door.check_login(&origin, &body.email)?;
     let mut db = context.pool.acquire().await?;
-    let known = passwords::of_email_unscoped(&mut db, body.email.trim()).await?;
+    let known = passwords::find_by_email_unscoped(&mut db, body.email.trim()).await?;
     // Hashing is slow; the connection is released first.
     drop(db);
 
     let (identity, hash) = known.unzip();
     if let Some((org, user)) = identity {
-        origin.asker.is(Turned::As(org, user, None));
+        origin
+            .caller_slot
+            .set(DeniedCaller::Expired(org, user, None));
     }
 
     // 2. Verify the password; an unknown address costs the same.
-    let matches = door.hasher.matches(body.password, hash).await?;
+    let matches = door.hasher.verify(body.password, hash).await?;
     let Some((_org, user)) = identity.filter(|_| matches) else {
-        return Err(wrong());
+        return Err(wrong_credentials());
     };
 
     // 3. Open a session for the user.
     let mut db = context.pool.acquire().await?;
     let principal = users::principal_unscoped(&mut db, user).await?;
     drop(db);
-    let principal = principal.ok_or_else(wrong)?;
+    let principal = principal.ok_or_else(wrong_credentials)?;
 
     // A response with a token is never stored, so an Idempotency-Key cannot replay it.
     origin.claim = None;
@@ -164,7 +172,7 @@ async fn login(
         origin,
     };
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let (now, ttl) = (context.clock.now(), context.config.sign_in.session_ttl);
     let session = sessions::open_unscoped(&mut db, &caller.principal, now, ttl).await?;
 
@@ -181,11 +189,11 @@ async fn login(
         },
     };
 
-    let note = Note::new("session.open", caller.org, session.id.0);
+    let note = AuditEntry::new("session.open", caller.org, session.id.0);
     db.commit(note, StatusCode::OK, Json(answer)).await
 }
 
-fn wrong() -> Problem {
+fn wrong_credentials() -> Problem {
     Problem::new(
         StatusCode::UNAUTHORIZED,
         "wrong_credentials",
@@ -202,23 +210,25 @@ fn wrong() -> Problem {
     tag = "Sign in",
     security(("session" = [])),
     responses(
-        (status = 200, body = Assurance),
+        (status = 200, body = AuthMessage),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The token comes from another issuer"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn logout(
     State(context): State<Arc<Context>>,
     caller: Caller,
-) -> Result<(StatusCode, Json<Assurance>)> {
+) -> Result<(StatusCode, Json<AuthMessage>)> {
     caller.require_session()?;
     let Some(session) = caller.session else {
-        return Err(elsewhere("this session was opened elsewhere; sign out there").into());
+        return Err(
+            external_session_error("this session was opened elsewhere; sign out there").into(),
+        );
     };
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     sessions::end_unscoped(&mut db, caller.user, session).await?;
-    let note = Note::new("session.end", caller.org, session.0);
-    db.commit(note, StatusCode::OK, Json(Assurance::new("signed out")))
+    let note = AuditEntry::new("session.end", caller.org, session.0);
+    db.commit(note, StatusCode::OK, Json(AuthMessage::new("signed out")))
         .await
 }
 
@@ -232,52 +242,54 @@ async fn logout(
     security(("session" = [])),
     request_body = ChangePassword,
     responses(
-        (status = 200, body = Assurance),
+        (status = 200, body = AuthMessage),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The current password is wrong, or another issuer keeps it"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn change_password(
     State(context): State<Arc<Context>>,
-    State(door): State<Door>,
+    State(door): State<AuthRateLimits>,
     caller: Caller,
     ValidJson(body): ValidJson<ChangePassword>,
-) -> Result<(StatusCode, Json<Assurance>)> {
+) -> Result<(StatusCode, Json<AuthMessage>)> {
     caller.require_session()?;
     let email = caller.email.clone().unwrap_or_default();
     check_password(&body.new_password, "new_password", &email)?;
 
-    door.knock(&caller.origin, &email)?;
-    let mut db = caller.read(&context).await?;
-    let hash = passwords::of_user_unscoped(&mut db, caller.user).await?;
+    door.check_login(&caller.origin, &email)?;
+    let mut db = caller.begin_read(&context).await?;
+    let hash = passwords::hash_of_user_unscoped(&mut db, caller.user).await?;
     drop(db);
 
     if hash.is_none() {
-        return Err(elsewhere("you sign in elsewhere; change your password there").into());
+        return Err(
+            external_session_error("you sign in elsewhere; change your password there").into(),
+        );
     }
-    if !door.hasher.matches(body.current_password, hash).await? {
+    if !door.hasher.verify(body.current_password, hash).await? {
         let message = "the current password is wrong";
         return Err(Error::rejected("wrong_password", message).into());
     }
 
     let hash = door.hasher.hash(body.new_password).await?;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     passwords::set_unscoped(&mut db, caller.org, caller.user, &hash).await?;
     sessions::end_all_unscoped(&mut db, caller.user, caller.session).await?;
 
-    let note = Note::new("password.change", caller.org, caller.user.0);
+    let note = AuditEntry::new("password.change", caller.org, caller.user.0);
     let message = "the password is changed; your other sessions have ended";
-    db.commit(note, StatusCode::OK, Json(Assurance::new(message)))
+    db.commit(note, StatusCode::OK, Json(AuthMessage::new(message)))
         .await
 }
 
-fn elsewhere(message: &'static str) -> Error {
+fn external_session_error(message: &'static str) -> Error {
     Error::rejected("signed_in_elsewhere", message)
 }
 
 /// Rejects a weak password, naming its field.
 pub fn check_password(password: &SecretString, field: &str, email: &str) -> Result<()> {
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     if let Some(weakness) = weakness(password.expose_secret(), email) {
         fields.check(false, field, "weak_password", weakness);
     }
@@ -287,7 +299,7 @@ pub fn check_password(password: &SecretString, field: &str, email: &str) -> Resu
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Login)]
-struct Login {
+struct LoginRequest {
     email: String,
     #[schema(value_type = String, format = Password)]
     password: SecretString,
@@ -330,11 +342,11 @@ struct SignedInUser {
 /// Success message.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Assurance, example = json!({"message": "signed out"}))]
-pub struct Assurance {
+pub struct AuthMessage {
     message: &'static str,
 }
 
-impl Assurance {
+impl AuthMessage {
     pub fn new(message: &'static str) -> Self {
         Self { message }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use peal_shared::access::known::Feature;
-use peal_shared::access::standing::{Standing, stand_unscoped};
+use peal_shared::access::standing::{CallerSnapshot, still_authorized_unscoped};
 use peal_shared::context::Context;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -18,48 +18,48 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Caller;
 
 /// Interval of revalidation: twice within the promised second.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-const _: () = assert!(LOOK_EVERY.as_millis() * 2 <= 1000);
+const REVALIDATION_INTERVAL: Duration = Duration::from_millis(500);
+const _: () = assert!(REVALIDATION_INTERVAL.as_millis() * 2 <= 1000);
 
 /// Callers of this process's event streams, all of them about batches.
 #[derive(Clone, Default)]
-pub struct Standings {
-    open: Arc<Mutex<Open>>,
+pub struct StreamRevalidation {
+    registry: Arc<Mutex<CallerRegistry>>,
 }
 
 #[derive(Default)]
-struct Open {
-    callers: HashMap<u64, Entry>,
-    next: u64,
+struct CallerRegistry {
+    callers: HashMap<u64, RegisteredCaller>,
+    next_id: u64,
     /// True while the revalidation task runs.
-    looked_at: bool,
+    is_running: bool,
 }
 
 #[derive(Clone)]
-struct Entry {
-    standing: Standing,
+struct RegisteredCaller {
+    snapshot: CallerSnapshot,
     /// Expiry of a token without a session.
-    until: Option<DateTime<Utc>>,
-    gone: CancellationToken,
+    expires_at: Option<DateTime<Utc>>,
+    revoked: CancellationToken,
 }
 
 /// Registration of a caller, ended on drop.
-pub struct Watched {
-    standings: Standings,
+pub struct CallerRegistration {
+    revalidation: StreamRevalidation,
     id: u64,
-    gone: CancellationToken,
+    revoked: CancellationToken,
 }
 
-impl Watched {
+impl CallerRegistration {
     /// Completes when the caller is no longer authorized.
-    pub async fn gone(&self) {
-        self.gone.cancelled().await;
+    pub async fn revoked(&self) {
+        self.revoked.cancelled().await;
     }
 }
 
-impl Drop for Watched {
+impl Drop for CallerRegistration {
     fn drop(&mut self) {
-        let open = &self.standings.open;
+        let open = &self.revalidation.registry;
         let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
         open.callers.remove(&self.id);
     }
@@ -67,73 +67,73 @@ impl Drop for Watched {
 
 /// Guard of the revalidation task. When the task panics, all its streams end, and the next stream
 /// starts a new task.
-struct Looking {
-    standings: Standings,
-    is_over: bool,
+struct TaskGuard {
+    revalidation: StreamRevalidation,
+    is_finished: bool,
 }
 
-impl Drop for Looking {
+impl Drop for TaskGuard {
     fn drop(&mut self) {
-        if self.is_over {
+        if self.is_finished {
             return;
         }
-        let open = &self.standings.open;
+        let open = &self.revalidation.registry;
         let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.looked_at = false;
+        open.is_running = false;
         for caller in open.callers.values() {
-            caller.gone.cancel();
+            caller.revoked.cancel();
         }
     }
 }
 
-impl Standings {
+impl StreamRevalidation {
     /// Registers a caller for revalidation.
-    pub fn watch(&self, context: &Arc<Context>, caller: &Caller) -> Watched {
+    pub fn register(&self, context: &Arc<Context>, caller: &Caller) -> CallerRegistration {
         let gone = CancellationToken::new();
-        let entry = Entry {
-            standing: Standing::of(&caller.principal, caller.session),
-            until: caller.until,
-            gone: gone.clone(),
+        let entry = RegisteredCaller {
+            snapshot: CallerSnapshot::new(&caller.principal, caller.session),
+            expires_at: caller.until,
+            revoked: gone.clone(),
         };
 
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = open.next;
-        open.next += 1;
+        let mut open = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = open.next_id;
+        open.next_id += 1;
         open.callers.insert(id, entry);
 
-        if !std::mem::replace(&mut open.looked_at, true) {
-            tokio::spawn(self.clone().look(Arc::clone(context)));
+        if !std::mem::replace(&mut open.is_running, true) {
+            tokio::spawn(self.clone().run(Arc::clone(context)));
         }
 
-        Watched {
-            standings: self.clone(),
+        CallerRegistration {
+            revalidation: self.clone(),
             id,
-            gone,
+            revoked: gone,
         }
     }
 
     /// Revalidates until no caller is registered.
-    async fn look(self, context: Arc<Context>) {
-        let mut task = Looking {
-            standings: self.clone(),
-            is_over: false,
+    async fn run(self, context: Arc<Context>) {
+        let mut task = TaskGuard {
+            revalidation: self.clone(),
+            is_finished: false,
         };
 
-        let mut ticks = interval(LOOK_EVERY);
+        let mut ticks = interval(REVALIDATION_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
 
             let Some(callers) = self.callers() else {
-                task.is_over = true;
+                task.is_finished = true;
                 return;
             };
 
             let now = context.clock.now();
-            let snapshots: Vec<Standing> = callers.iter().map(|one| one.standing).collect();
+            let snapshots: Vec<CallerSnapshot> = callers.iter().map(|one| one.snapshot).collect();
             let result = async {
                 let mut db = context.pool.acquire().await?;
-                stand_unscoped(&mut db, &snapshots, Feature::Outbound, now).await
+                still_authorized_unscoped(&mut db, &snapshots, Feature::Outbound, now).await
             };
 
             let authorized = match result.await {
@@ -146,19 +146,19 @@ impl Standings {
             };
 
             for (place, caller) in callers.iter().enumerate() {
-                let has_expired = caller.until.is_some_and(|until| until <= now);
+                let has_expired = caller.expires_at.is_some_and(|until| until <= now);
                 if has_expired || !authorized.contains(&place) {
-                    caller.gone.cancel();
+                    caller.revoked.cancel();
                 }
             }
         }
     }
 
     /// Registered callers; `None` ends the task.
-    fn callers(&self) -> Option<Vec<Entry>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.looked_at = !open.callers.is_empty();
-        open.looked_at
+    fn callers(&self) -> Option<Vec<RegisteredCaller>> {
+        let mut open = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        open.is_running = !open.callers.is_empty();
+        open.is_running
             .then(|| open.callers.values().cloned().collect())
     }
 }
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_panic_of_the_revalidation_task_ends_its_streams() {
-        let standings = Standings::default();
+        let standings = StreamRevalidation::default();
         let principal = Principal {
             user: UserId::new(),
             org: OrgId::new(),
@@ -181,23 +181,23 @@ mod tests {
             credential: Credential::Session,
         };
         let gone = CancellationToken::new();
-        let caller = Entry {
-            standing: Standing::of(&principal, None),
-            until: None,
-            gone: gone.clone(),
+        let caller = RegisteredCaller {
+            snapshot: CallerSnapshot::new(&principal, None),
+            expires_at: None,
+            revoked: gone.clone(),
         };
         {
-            let mut open = standings.open.lock().unwrap();
+            let mut open = standings.registry.lock().unwrap();
             open.callers.insert(0, caller);
-            open.looked_at = true;
+            open.is_running = true;
         }
-        let task = |is_over| Looking {
-            standings: standings.clone(),
-            is_over,
+        let task = |is_over| TaskGuard {
+            revalidation: standings.clone(),
+            is_finished: is_over,
         };
         drop(task(true));
-        assert!(standings.open.lock().unwrap().looked_at && !gone.is_cancelled());
+        assert!(standings.registry.lock().unwrap().is_running && !gone.is_cancelled());
         drop(task(false));
-        assert!(!standings.open.lock().unwrap().looked_at && gone.is_cancelled());
+        assert!(!standings.registry.lock().unwrap().is_running && gone.is_cancelled());
     }
 }

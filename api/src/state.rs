@@ -7,54 +7,54 @@ use peal_shared::context::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::KeyCache;
-use crate::auth::tokens::Tokens;
-use crate::batch_events::Watches;
-use crate::inbox::Inbox;
-use crate::rates::Rates;
-use crate::refusals::Refusals;
-use crate::shed::Gates;
-use crate::sign_in::Door;
-use crate::standings::Standings;
-use crate::streams::Streams;
+use crate::auth::tokens::TokenCodec;
+use crate::batch_events::BatchEventHub;
+use crate::inbox::EventWriter;
+use crate::rates::RequestRateLimits;
+use crate::refusals::DeniedRequests;
+use crate::shed::ConcurrencyLimits;
+use crate::sign_in::AuthRateLimits;
+use crate::standings::StreamRevalidation;
+use crate::streams::StreamLimits;
 use crate::upload_body::UploadSlots;
 
 /// Shared state; handlers extract each part by its type.
 #[derive(Clone, FromRef)]
-pub struct Api {
+pub struct AppState {
     pub context: Arc<Context>,
-    pub inbox: Inbox,
-    pub known_keys: KeyCache,
-    pub tokens: Tokens,
-    pub door: Door,
-    pub rates: Rates,
-    pub refusals: Refusals,
-    pub watches: Watches,
-    pub standings: Standings,
-    pub streams: Streams,
-    pub gates: Gates,
-    pub uploads: UploadSlots,
+    pub event_writer: EventWriter,
+    pub key_cache: KeyCache,
+    pub tokens: TokenCodec,
+    pub auth_limits: AuthRateLimits,
+    pub rate_limits: RequestRateLimits,
+    pub denied_requests: DeniedRequests,
+    pub watches: BatchEventHub,
+    pub stream_revalidation: StreamRevalidation,
+    pub stream_limits: StreamLimits,
+    pub concurrency_limits: ConcurrencyLimits,
+    pub upload_slots: UploadSlots,
     /// Cancelled when the process shuts down.
     pub shutdown: CancellationToken,
 }
 
-impl Api {
+impl AppState {
     /// Creates the state. Must run inside a tokio runtime.
     ///
     /// # Errors
     /// TLS roots for the issuer of session tokens are missing.
     pub fn new(context: Arc<Context>, shutdown: CancellationToken) -> anyhow::Result<Self> {
         Ok(Self {
-            inbox: Inbox::open(&context),
-            known_keys: KeyCache::default(),
-            tokens: Tokens::new(&context)?,
-            door: Door::default(),
-            rates: Rates::new(&context.config.limits),
-            refusals: Refusals::open(&context),
-            watches: Watches::default(),
-            standings: Standings::default(),
-            streams: Streams::new(&context),
-            gates: Gates::new(&context),
-            uploads: UploadSlots::new(context.config.limits.uploads),
+            event_writer: EventWriter::open(&context),
+            key_cache: KeyCache::default(),
+            tokens: TokenCodec::new(&context)?,
+            auth_limits: AuthRateLimits::default(),
+            rate_limits: RequestRateLimits::new(&context.config.limits),
+            denied_requests: DeniedRequests::spawn(&context),
+            watches: BatchEventHub::default(),
+            stream_revalidation: StreamRevalidation::default(),
+            stream_limits: StreamLimits::new(&context),
+            concurrency_limits: ConcurrencyLimits::new(&context),
+            upload_slots: UploadSlots::new(context.config.limits.uploads),
             context,
             shutdown,
         })

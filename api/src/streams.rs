@@ -13,34 +13,34 @@ use crate::error::{Problem, Result};
 
 /// Limits and counts of this process's open streams.
 #[derive(Clone)]
-pub struct Streams {
-    most: usize,
-    most_per_org: usize,
-    open: Arc<Mutex<Open>>,
-    shown: Gauge,
+pub struct StreamLimits {
+    max_total: usize,
+    max_per_org: usize,
+    counts: Arc<Mutex<StreamCounts>>,
+    gauge: Gauge,
 }
 
 #[derive(Default)]
-struct Open {
-    all: usize,
+struct StreamCounts {
+    total: usize,
     by_org: HashMap<OrgId, usize>,
 }
 
 /// Open stream, counted until dropped.
 pub struct OpenStream {
-    streams: Streams,
+    limits: StreamLimits,
     org: OrgId,
 }
 
-impl Streams {
+impl StreamLimits {
     /// Creates the limits of the settings.
     pub fn new(context: &Context) -> Self {
         let limits = &context.config.limits;
         Self {
-            most: limits.streams,
-            most_per_org: limits.streams_per_org,
-            open: Arc::default(),
-            shown: context.metrics.http.streams.clone(),
+            max_total: limits.streams,
+            max_per_org: limits.streams_per_org,
+            counts: Arc::default(),
+            gauge: context.metrics.http.streams.clone(),
         }
     }
 
@@ -49,28 +49,28 @@ impl Streams {
     /// # Errors
     /// 503 at the process's limit, 429 at the organisation's.
     pub fn open(&self, org: OrgId) -> Result<OpenStream> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.all >= self.most {
+        let mut open = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.total >= self.max_total {
             return Err(
                 Error::Busy("too many event streams at once; try again shortly".into()).into(),
             );
         }
 
         let of_org = open.by_org.entry(org).or_default();
-        if *of_org >= self.most_per_org {
+        if *of_org >= self.max_per_org {
             return Err(Problem::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_streams",
                 "your organization has too many event streams open; close one first",
             )
-            .again_in_secs(10));
+            .retry_after_secs(10));
         }
 
         *of_org += 1;
-        open.all += 1;
-        self.shown.inc();
+        open.total += 1;
+        self.gauge.inc();
         Ok(OpenStream {
-            streams: self.clone(),
+            limits: self.clone(),
             org,
         })
     }
@@ -78,15 +78,15 @@ impl Streams {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        let open = &self.streams.open;
+        let open = &self.limits.counts;
         let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.all -= 1;
+        open.total -= 1;
         if let Some(of_org) = open.by_org.get_mut(&self.org) {
             *of_org -= 1;
             if *of_org == 0 {
                 open.by_org.remove(&self.org);
             }
         }
-        self.streams.shown.dec();
+        self.limits.gauge.dec();
     }
 }

@@ -8,12 +8,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
 use peal_shared::access::Credential;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
-use peal_shared::egress::Gate;
+use peal_shared::egress::OutboundClient;
 use peal_shared::ids::{ToolId, UserId};
-use peal_shared::tools::request::{self, Use};
-use peal_shared::tools::{Auth, Credentials, NewTool, Tool, ToolMethod, definitions, schema};
+use peal_shared::tools::request::{self, ToolExecution};
+use peal_shared::tools::{
+    EndpointAuth, EndpointCredentials, NewTool, Tool, ToolMethod, definitions, schema,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
@@ -22,15 +24,15 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, OptionalJson, ValidJson, ValidQuery};
-use crate::in_use::{Force, ForceUpdate};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Whose};
-use crate::state::Api;
+use crate::extract::{FieldErrors, OptionalJson, PathIds, ValidJson, ValidQuery};
+use crate::in_use::{ForceRemoval, ForceUpdate};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListResponse, OwnedListParams};
+use crate::state::AppState;
 
 const MAX_OUTPUT_FIELDS: usize = 50;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create, list))
         .routes(routes!(list_active))
@@ -38,7 +40,7 @@ pub fn router() -> OpenApiRouter<Api> {
 }
 
 /// Routes that wait for a tool's endpoint.
-pub fn outside_router() -> OpenApiRouter<Api> {
+pub fn third_party_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(test))
 }
 
@@ -54,7 +56,7 @@ pub fn outside_router() -> OpenApiRouter<Api> {
         (status = 201, body = Tool),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such user_id"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The owner has a tool of this name"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn create(
@@ -64,10 +66,10 @@ async fn create(
 ) -> Result<(StatusCode, Json<Tool>)> {
     let owner = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(owner)?;
-    let new = body.validated(&context.gate)?;
-    let mut db = caller.change(&context).await?;
+    let new = body.validated(&context.outbound)?;
+    let mut db = caller.begin_write(&context).await?;
     let tool = definitions::create(&mut db, &context.config.keys, &scope, owner, &new).await?;
-    let note = note("tool.create", &tool).after(&tool)?;
+    let note = audit_entry("tool.create", &tool).after(&tool)?;
     db.commit(note, StatusCode::CREATED, Json(tool)).await
 }
 
@@ -78,15 +80,15 @@ async fn create(
     get,
     path = "/api/v1/tool-endpoint-defs",
     tag = "Tools",
-    params(Whose),
-    responses((status = 200, body = Tools, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(OwnedListParams),
+    responses((status = 200, body = ToolList, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Listed<Tools>> {
-    all(&context, &caller, &query, false).await
+    ValidQuery(query): ValidQuery<OwnedListParams>,
+) -> Result<ListResponse<ToolList>> {
+    list_tools(&context, &caller, &query, false).await
 }
 
 /// List the HTTP tools that are active
@@ -94,29 +96,29 @@ async fn list(
     get,
     path = "/api/v1/tool-endpoint-defs/active/endpoints",
     tag = "Tools",
-    params(Whose),
-    responses((status = 200, body = Tools, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(OwnedListParams),
+    responses((status = 200, body = ToolList, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list_active(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Listed<Tools>> {
-    all(&context, &caller, &query, true).await
+    ValidQuery(query): ValidQuery<OwnedListParams>,
+) -> Result<ListResponse<ToolList>> {
+    list_tools(&context, &caller, &query, true).await
 }
 
-async fn all(
+async fn list_tools(
     context: &Context,
     caller: &Caller,
-    query: &Whose,
+    query: &OwnedListParams,
     only_active: bool,
-) -> Result<Listed<Tools>> {
-    let (scope, owners) = query.rows(caller)?;
-    let page = query.page()?;
-    let mut db = caller.read(context).await?;
+) -> Result<ListResponse<ToolList>> {
+    let (scope, owners) = query.scope_and_owners(caller)?;
+    let page = query.parse_page()?;
+    let mut db = caller.begin_read(context).await?;
     let keys = &context.config.keys;
     let tools = definitions::list(&mut db, keys, &scope, &owners, only_active, page).await?;
-    Ok(Listed::of(tools, |tools| Tools { tools }))
+    Ok(ListResponse::from_slice(tools, |tools| ToolList { tools }))
 }
 
 /// Show an HTTP tool
@@ -126,28 +128,28 @@ async fn all(
     get,
     path = "/api/v1/tool-endpoint-defs/{tool_id}",
     tag = "Tools",
-    params(("tool_id" = ToolId, Path), Reveal),
+    params(("tool_id" = ToolId, Path), RevealParams),
     responses(
         (status = 200, body = Tool),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<ToolId>,
-    ValidQuery(query): ValidQuery<Reveal>,
+    PathIds(id): PathIds<ToolId>,
+    ValidQuery(query): ValidQuery<RevealParams>,
 ) -> Result<Json<Tool>> {
     let keys = &context.config.keys;
     if !query.reveal_secret.unwrap_or_default() {
-        let mut db = caller.read(&context).await?;
+        let mut db = caller.begin_read(&context).await?;
         return Ok(Json(
             definitions::find(&mut db, keys, &caller.scope(), id).await?,
         ));
     }
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let (mut tool, credentials) =
         definitions::find_with_credentials(&mut db, keys, &caller.scope(), id).await?;
     if tool.user_id != caller.user || caller.credential != Credential::Session {
@@ -157,7 +159,7 @@ async fn show(
         .into());
     }
 
-    let note = note("tool.reveal", &tool);
+    let note = audit_entry("tool.reveal", &tool);
     tool.headers = credentials.headers;
     tool.auth = credentials.auth;
     let (_, tool) = db.commit(note, StatusCode::OK, Json(tool)).await?;
@@ -178,26 +180,28 @@ async fn show(
         (status = 200, body = Tool),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The owner has another tool of this name; or a running batch or a call uses it, and force_update was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn replace(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<ToolId>,
+    PathIds(id): PathIds<ToolId>,
     ValidQuery(query): ValidQuery<ForceUpdate>,
     ValidJson(body): ValidJson<ToolBody>,
 ) -> Result<(StatusCode, Json<Tool>)> {
-    let mut fields = Fields::default();
-    check_owner_stays(&mut fields, body.user_id);
+    let mut fields = FieldErrors::default();
+    reject_owner_change(&mut fields, body.user_id);
     fields.finish()?;
-    let new = body.validated(&context.gate)?;
+    let new = body.validated(&context.outbound)?;
     let (keys, scope) = (&context.config.keys, caller.scope());
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = definitions::find(&mut db, keys, &scope, id).await?;
-    let force = query.is_said();
+    let force = query.requested();
     let tool = definitions::replace(&mut db, keys, &scope, id, &new, force).await?;
-    let note = note("tool.update", &tool).before(&before)?.after(&tool)?;
+    let note = audit_entry("tool.update", &tool)
+        .before(&before)?
+        .after(&tool)?;
     db.commit(note, StatusCode::OK, Json(tool)).await
 }
 
@@ -206,26 +210,26 @@ async fn replace(
     delete,
     path = "/api/v1/tool-endpoint-defs/{tool_id}",
     tag = "Tools",
-    params(("tool_id" = ToolId, Path), Force),
+    params(("tool_id" = ToolId, Path), ForceRemoval),
     responses(
-        (status = 200, body = Told),
+        (status = 200, body = ActionMessage),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "It is in use, and force was not sent"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<ToolId>,
-    ValidQuery(query): ValidQuery<Force>,
-) -> Result<(StatusCode, Json<Told>)> {
+    PathIds(id): PathIds<ToolId>,
+    ValidQuery(query): ValidQuery<ForceRemoval>,
+) -> Result<(StatusCode, Json<ActionMessage>)> {
     let force = query.force.unwrap_or_default();
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let tool =
         definitions::delete(&mut db, &context.config.keys, &caller.scope(), id, force).await?;
-    let note = note("tool.delete", &tool).before(&tool)?;
-    db.commit(note, StatusCode::OK, Told::that("tool deleted"))
+    let note = audit_entry("tool.delete", &tool).before(&tool)?;
+    db.commit(note, StatusCode::OK, ActionMessage::json("tool deleted"))
         .await
 }
 
@@ -238,45 +242,45 @@ async fn delete(
     path = "/api/v1/tool-endpoint-defs/{tool_id}/test",
     tag = "Tools",
     params(("tool_id" = ToolId, Path)),
-    request_body = Sample,
+    request_body = SampleArguments,
     responses(
-        (status = 200, body = Use),
+        (status = 200, body = ToolExecution),
         (status = 400, body = ProblemDocument, content_type = "application/problem+json", description = "The arguments do not form a valid URL"),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such tool"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn test(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<ToolId>,
-    OptionalJson(sample): OptionalJson<Sample>,
-) -> Result<(StatusCode, Json<Use>)> {
-    let used = caller.once(context, move |context, caller| async move {
+    PathIds(id): PathIds<ToolId>,
+    OptionalJson(sample): OptionalJson<SampleArguments>,
+) -> Result<(StatusCode, Json<ToolExecution>)> {
+    let used = caller.run_once(context, move |context, caller| async move {
         // No transaction stays open during the request.
         let (keys, scope) = (&context.config.keys, caller.scope());
-        let mut db = caller.read(&context).await?;
+        let mut db = caller.begin_read(&context).await?;
         let found = definitions::find_with_credentials(&mut db, keys, &scope, id).await?;
         let (tool, credentials) = found;
         drop(db);
 
-        let used = request::send(&context.gate, &tool, &credentials, &sample.arguments).await?;
+        let used = request::send(&context.outbound, &tool, &credentials, &sample.arguments).await?;
 
-        let db = caller.change(&context).await?;
-        db.commit(note("tool.test", &tool), StatusCode::OK, Json(used))
+        let db = caller.begin_write(&context).await?;
+        db.commit(audit_entry("tool.test", &tool), StatusCode::OK, Json(used))
             .await
     });
     used.await
 }
 
 /// Audit entry of a change of a tool.
-fn note(action: &'static str, tool: &Tool) -> Note {
-    Note::new(action, tool.org_id, tool.id.0)
+fn audit_entry(action: &'static str, tool: &Tool) -> AuditEntry {
+    AuditEntry::new(action, tool.org_id, tool.id.0)
 }
 
 /// Rejects a change of the owner.
-pub fn check_owner_stays(fields: &mut Fields, user: Option<UserId>) {
+pub fn reject_owner_change(fields: &mut FieldErrors, user: Option<UserId>) {
     fields.check(
         user.is_none(),
         "user_id",
@@ -307,12 +311,12 @@ struct ToolBody {
     #[serde(default)]
     headers: BTreeMap<String, String>,
     #[serde(default)]
-    auth: Auth,
+    auth: EndpointAuth,
     /// Timeout of a request, 1 to 15.
     #[serde(default = "ten")]
     timeout_seconds: i32,
     /// JSON Schema of the arguments, also accepted as `parameters`.
-    #[serde(default = "schema::of_nothing", alias = "parameters")]
+    #[serde(default = "schema::empty_object", alias = "parameters")]
     #[schema(value_type = Object)]
     tool_schema: Value,
     /// Required arguments, besides those that the schema requires.
@@ -339,8 +343,8 @@ pub fn yes() -> bool {
 }
 
 impl ToolBody {
-    fn validated(self, gate: &Gate) -> Result<NewTool> {
-        let mut fields = Fields::default();
+    fn validated(self, gate: &OutboundClient) -> Result<NewTool> {
+        let mut fields = FieldErrors::default();
         fields.check(
             is_function_name(&self.name),
             "name",
@@ -353,7 +357,7 @@ impl ToolBody {
 
         fields.check_range(self.timeout_seconds, "timeout_seconds", 1, 15);
 
-        let credentials = Credentials {
+        let credentials = EndpointCredentials {
             headers: self.headers,
             auth: self.auth,
         };
@@ -391,7 +395,7 @@ impl ToolBody {
         fields.finish()?;
         Ok(NewTool {
             description: description.to_owned(),
-            tool_schema: schema::demanding(self.tool_schema, &self.required),
+            tool_schema: schema::with_required(self.tool_schema, &self.required),
             name: self.name,
             url: self.url,
             method: self.method,
@@ -404,8 +408,8 @@ impl ToolBody {
 }
 
 /// Checks the headers and the authentication of an endpoint.
-pub fn check_credentials(fields: &mut Fields, credentials: &Credentials) {
-    for (path, why) in credentials.complaints() {
+pub fn check_credentials(fields: &mut FieldErrors, credentials: &EndpointCredentials) {
+    for (path, why) in credentials.field_errors() {
         fields.check(false, &path, "value_error", why);
     }
 }
@@ -421,7 +425,7 @@ fn is_function_name(name: &str) -> bool {
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Sample, example = json!({"arguments": {"order_id": "A-17"}}))]
-struct Sample {
+struct SampleArguments {
     #[serde(default)]
     #[schema(value_type = Object)]
     arguments: Map<String, Value>,
@@ -429,26 +433,26 @@ struct Sample {
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct Reveal {
+struct RevealParams {
     /// Returns secrets unmasked.
     reveal_secret: Option<bool>,
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Tools)]
-struct Tools {
+struct ToolList {
     tools: Vec<Tool>,
 }
 
 /// Success message.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Told, example = json!({"message": "deleted"}))]
-pub struct Told {
+pub struct ActionMessage {
     message: String,
 }
 
-impl Told {
-    pub fn that(message: impl Into<String>) -> Json<Self> {
+impl ActionMessage {
+    pub fn json(message: impl Into<String>) -> Json<Self> {
         Json(Self {
             message: message.into(),
         })

@@ -1,12 +1,12 @@
 //! Request and response bodies of `/api/v1/trunks`.
 
 use peal_shared::ids::OrgId;
-use peal_shared::telephony::{CarrierKind, Credentials};
+use peal_shared::telephony::{CarrierCredentials, CarrierKind};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::extract::Fields;
+use crate::extract::FieldErrors;
 use crate::openapi::ProblemDocument;
 
 #[derive(Deserialize, ToSchema)]
@@ -75,7 +75,7 @@ pub struct UpdateTrunk {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Secret)]
-pub struct Secret {
+pub struct TrunkSecret {
     /// User name of API requests, such as the id of an API key; the account when absent.
     #[schema(max_length = 200)]
     pub username: Option<String>,
@@ -87,9 +87,9 @@ pub struct Secret {
     pub signing_secret: Option<SecretString>,
 }
 
-impl Secret {
+impl TrunkSecret {
     /// Checks the fields and returns the credentials.
-    pub fn checked(self, fields: &mut Fields) -> Credentials {
+    pub fn validated(self, fields: &mut FieldErrors) -> CarrierCredentials {
         if let Some(username) = &self.username {
             fields.check_text(username, "username", 1, 200);
         }
@@ -97,7 +97,7 @@ impl Secret {
         if let Some(secret) = &self.signing_secret {
             fields.check_text(secret.expose_secret(), "signing_secret", 1, 500);
         }
-        Credentials {
+        CarrierCredentials {
             username: self.username,
             password: self.password,
             signing_secrets: self.signing_secret.into_iter().collect(),
@@ -108,7 +108,7 @@ impl Secret {
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Pause)]
-pub struct Pause {
+pub struct PauseTrunk {
     /// Reason of the pause, shown with the trunk.
     #[schema(min_length = 1, max_length = 500)]
     pub reason: Option<String>,
@@ -116,7 +116,7 @@ pub struct Pause {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Checked, example = json!({"accepted": true, "reason": null}))]
-pub struct Checked {
+pub struct TrunkCheck {
     /// True when the carrier accepts the account with its secret.
     pub accepted: bool,
     /// The carrier's reason for the rejection.
@@ -132,10 +132,10 @@ pub struct TrunkDeleted {
 /// Errors of an operation on a trunk, besides the common ones.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "its variants are read by the macro alone")]
-pub enum TrunkRefusals {
+pub enum TrunkErrors {
     /// The carrier rejects the account.
     #[response(status = 400, content_type = "application/problem+json")]
-    Refused(ProblemDocument),
+    AccountRejected(ProblemDocument),
     /// No such trunk.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(ProblemDocument),
@@ -144,5 +144,5 @@ pub enum TrunkRefusals {
     InUse(ProblemDocument),
     /// The carrier does not respond correctly.
     #[response(status = 502, content_type = "application/problem+json")]
-    Outside(ProblemDocument),
+    BadGateway(ProblemDocument),
 }

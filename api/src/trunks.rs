@@ -11,11 +11,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::Error;
 use peal_shared::access::Role;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::TrunkId;
-use peal_shared::telephony::{Account, Standing};
-use peal_shared::trunks::settings::{self, Limits, Trunk};
+use peal_shared::telephony::{AccountStatus, CarrierAccount};
+use peal_shared::trunks::settings::{self, Trunk, TrunkUpdate};
 use peal_shared::trunks::{self, NewTrunk};
 use rust_decimal::Decimal;
 use url::Url;
@@ -24,15 +24,15 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, OptionalJson, ValidJson, ValidQuery};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Part};
-use crate::state::Api;
+use crate::extract::{FieldErrors, OptionalJson, PathIds, ValidJson, ValidQuery};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListParams, ListResponse};
+use crate::state::AppState;
 use crate::trunk_bodies::{
-    AddTrunk, Checked, Pause, Secret, TrunkDeleted, TrunkRefusals, UpdateTrunk,
+    AddTrunk, PauseTrunk, TrunkCheck, TrunkDeleted, TrunkErrors, TrunkSecret, UpdateTrunk,
 };
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(show, update, delete))
@@ -50,16 +50,16 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/trunks",
     tag = "Trunks",
-    params(Part),
-    responses((status = 200, body = Vec<Trunk>, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(ListParams),
+    responses((status = 200, body = Vec<Trunk>, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Vec<Trunk>>> {
-    let page = part.page()?;
-    let mut db = caller.read(&context).await?;
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<Vec<Trunk>>> {
+    let page = part.parse_page()?;
+    let mut db = caller.begin_read(&context).await?;
     let trunks = settings::list(&mut db, &caller.scope(), None, page).await?;
     Ok(trunks.into())
 }
@@ -76,7 +76,7 @@ async fn list(
         "name": "Main", "account_id": "AC00000000000000000000000000000000", "password": "the auth token",
         "cps": 1, "max_concurrent": 50
     })),
-    responses((status = 201, body = Trunk), TrunkRefusals, Refusals)
+    responses((status = 201, body = Trunk), TrunkErrors, CommonErrors)
 )]
 async fn create(
     State(context): State<Arc<Context>>,
@@ -94,24 +94,24 @@ async fn create(
         .into());
     }
 
-    let new = wanted(&caller, body)?;
-    let created = caller.once(context, move |context, caller| async move {
-        try_at_carrier(&context, &new.account).await?;
-        let mut db = caller.change(&context).await?;
+    let new = new_trunk(&caller, body)?;
+    let created = caller.run_once(context, move |context, caller| async move {
+        verify_account(&context, &new.account).await?;
+        let mut db = caller.begin_write(&context).await?;
         let id = trunks::create_unscoped(&mut db, &context.config.keys, &new).await?;
         let trunk = settings::find(&mut db, &caller.scope(), id).await?;
-        let note = note("trunk.create", &caller, &trunk).after(&trunk)?;
+        let note = audit_entry("trunk.create", &caller, &trunk).after(&trunk)?;
         db.commit(note, StatusCode::CREATED, Json(trunk)).await
     });
     created.await
 }
 
 /// Validates the body of a new trunk.
-fn wanted(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
-    let mut fields = Fields::default();
+fn new_trunk(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
+    let mut fields = FieldErrors::default();
     let name = body.name.trim().to_owned();
 
-    let cps = checked_limits(
+    let cps = check_limits(
         &mut fields,
         &name,
         body.cps,
@@ -128,12 +128,12 @@ fn wanted(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
         "must be letters and digits",
     );
 
-    let secret = Secret {
+    let secret = TrunkSecret {
         username: body.username,
         password: body.password,
         signing_secret: body.signing_secret,
     };
-    let credentials = secret.checked(&mut fields);
+    let credentials = secret.validated(&mut fields);
 
     let base = body.api_base_url.as_deref().map(Url::parse);
     let is_http = base.as_ref().is_none_or(|url| {
@@ -162,7 +162,7 @@ fn wanted(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
         false => Some(body.organization_id.unwrap_or(caller.org)),
     };
 
-    let account = Account {
+    let account = CarrierAccount {
         kind: body.kind,
         account_id: body.account_id,
         credentials,
@@ -188,15 +188,15 @@ fn wanted(caller: &Caller, body: AddTrunk) -> Result<NewTrunk> {
     responses(
         (status = 200, body = Trunk),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such trunk"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<TrunkId>,
+    PathIds(id): PathIds<TrunkId>,
 ) -> Result<Json<Trunk>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(settings::find(&mut db, &caller.scope(), id).await?))
 }
 
@@ -210,17 +210,17 @@ async fn show(
     security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
     request_body(content = UpdateTrunk, example = json!({"cps": 2.5, "max_concurrent": 100})),
-    responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
+    responses((status = 200, body = Trunk), TrunkErrors, CommonErrors)
 )]
 async fn update(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<TrunkId>,
+    PathIds(id): PathIds<TrunkId>,
     ValidJson(body): ValidJson<UpdateTrunk>,
 ) -> Result<(StatusCode, Json<Trunk>)> {
     caller.require(Role::OrgAdmin)?;
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = settings::lock(&mut db, &caller.scope(), id).await?;
 
     let name = body
@@ -232,21 +232,21 @@ async fn update(
     let max_concurrent = body.max_concurrent.unwrap_or(before.max_concurrent);
     let ring_timeout_secs = body.ring_timeout_secs.unwrap_or(before.ring_timeout_secs);
 
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     let cps = body.cps.unwrap_or(before.cps);
-    let cps = checked_limits(&mut fields, &name, cps, max_concurrent, ring_timeout_secs);
+    let cps = check_limits(&mut fields, &name, cps, max_concurrent, ring_timeout_secs);
     fields.finish()?;
 
-    let limits = Limits {
+    let limits = TrunkUpdate {
         name,
         cps,
         max_concurrent,
         ring_timeout_secs,
     };
 
-    let trunk = settings::change(&mut db, &caller.scope(), id, &limits).await?;
+    let trunk = settings::update(&mut db, &caller.scope(), id, &limits).await?;
 
-    let note = note("trunk.update", &caller, &trunk)
+    let note = audit_entry("trunk.update", &caller, &trunk)
         .before(&before)?
         .after(&trunk)?;
     db.commit(note, StatusCode::OK, Json(trunk)).await
@@ -261,31 +261,35 @@ async fn update(
     tag = "Trunks",
     security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
-    responses((status = 200, body = Checked), TrunkRefusals, Refusals)
+    responses((status = 200, body = TrunkCheck), TrunkErrors, CommonErrors)
 )]
 async fn check(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<TrunkId>,
-) -> Result<(StatusCode, Json<Checked>)> {
+    PathIds(id): PathIds<TrunkId>,
+) -> Result<(StatusCode, Json<TrunkCheck>)> {
     caller.require(Role::OrgAdmin)?;
-    let checked = caller.once(context, move |context, caller| async move {
-        let (trunk, account) = account(&context, &caller, id).await?;
-        let standing = context.carriers.of(account.kind).check(&account).await?;
+    let checked = caller.run_once(context, move |context, caller| async move {
+        let (trunk, account) = find_with_account(&context, &caller, id).await?;
+        let standing = context
+            .carriers
+            .adapter(account.kind)
+            .check(&account)
+            .await?;
 
         let checked = match standing {
-            Standing::Good => Checked {
+            AccountStatus::Good => TrunkCheck {
                 accepted: true,
                 reason: None,
             },
-            Standing::Refused(why) => Checked {
+            AccountStatus::Refused(why) => TrunkCheck {
                 accepted: false,
                 reason: Some(why),
             },
         };
 
-        let db = caller.change(&context).await?;
-        let note = note("trunk.check", &caller, &trunk);
+        let db = caller.begin_write(&context).await?;
+        let note = audit_entry("trunk.check", &caller, &trunk);
         db.commit(note, StatusCode::OK, Json(checked)).await
     });
     checked.await
@@ -301,34 +305,35 @@ async fn check(
     tag = "Trunks",
     security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
-    request_body(content = Secret, example = json!({"password": "the new auth token"})),
-    responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
+    request_body(content = TrunkSecret, example = json!({"password": "the new auth token"})),
+    responses((status = 200, body = Trunk), TrunkErrors, CommonErrors)
 )]
 async fn rotate(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<TrunkId>,
-    ValidJson(body): ValidJson<Secret>,
+    PathIds(id): PathIds<TrunkId>,
+    ValidJson(body): ValidJson<TrunkSecret>,
 ) -> Result<(StatusCode, Json<Trunk>)> {
     caller.require(Role::OrgAdmin)?;
-    let mut fields = Fields::default();
-    let credentials = body.checked(&mut fields);
+    let mut fields = FieldErrors::default();
+    let credentials = body.validated(&mut fields);
     fields.finish()?;
 
-    let rotated = caller.once(context, move |context, caller| async move {
-        let account = Account {
+    let rotated = caller.run_once(context, move |context, caller| async move {
+        let account = CarrierAccount {
             credentials: credentials.clone(),
-            ..account(&context, &caller, id).await?.1
+            ..find_with_account(&context, &caller, id).await?.1
         };
 
-        try_at_carrier(&context, &account).await?;
+        verify_account(&context, &account).await?;
 
         let keys = &context.config.keys;
-        let mut db = caller.change(&context).await?;
+        let mut db = caller.begin_write(&context).await?;
         settings::lock(&mut db, &caller.scope(), id).await?;
-        let trunk = settings::rotate(&mut db, &caller.scope(), keys, id, &credentials).await?;
+        let trunk =
+            settings::rotate_credentials(&mut db, &caller.scope(), keys, id, &credentials).await?;
 
-        let note = note("trunk.rotate", &caller, &trunk);
+        let note = audit_entry("trunk.rotate", &caller, &trunk);
         db.commit(note, StatusCode::OK, Json(trunk)).await
     });
     rotated.await
@@ -344,20 +349,20 @@ async fn rotate(
     tag = "Trunks",
     security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
-    request_body(content = Option<Pause>, example = json!({"reason": "The carrier works on its lines"})),
-    responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
+    request_body(content = Option<PauseTrunk>, example = json!({"reason": "The carrier works on its lines"})),
+    responses((status = 200, body = Trunk), TrunkErrors, CommonErrors)
 )]
 async fn pause(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<TrunkId>,
-    OptionalJson(body): OptionalJson<Pause>,
+    PathIds(id): PathIds<TrunkId>,
+    OptionalJson(body): OptionalJson<PauseTrunk>,
 ) -> Result<(StatusCode, Json<Trunk>)> {
     caller.require(Role::OrgAdmin)?;
     let reason = body
         .reason
         .unwrap_or_else(|| "paused by its owner".to_owned());
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     fields.check_text(reason.trim(), "reason", 1, 500);
     fields.finish()?;
     set_paused(&context, &caller, id, Some(reason.trim())).await
@@ -372,12 +377,12 @@ async fn pause(
     tag = "Trunks",
     security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
-    responses((status = 200, body = Trunk), TrunkRefusals, Refusals)
+    responses((status = 200, body = Trunk), TrunkErrors, CommonErrors)
 )]
 async fn resume(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<TrunkId>,
+    PathIds(id): PathIds<TrunkId>,
 ) -> Result<(StatusCode, Json<Trunk>)> {
     caller.require(Role::OrgAdmin)?;
     set_paused(&context, &caller, id, None).await
@@ -393,10 +398,10 @@ async fn set_paused(
         Some(_) => "trunk.pause",
         None => "trunk.resume",
     };
-    let mut db = caller.change(context).await?;
+    let mut db = caller.begin_write(context).await?;
     let before = settings::lock(&mut db, &caller.scope(), id).await?;
     let trunk = settings::set_paused(&mut db, &caller.scope(), id, reason).await?;
-    let note = note(action, caller, &trunk)
+    let note = audit_entry(action, caller, &trunk)
         .before(&before)?
         .after(&trunk)?;
     db.commit(note, StatusCode::OK, Json(trunk)).await
@@ -411,18 +416,18 @@ async fn set_paused(
     tag = "Trunks",
     security(("session" = [])),
     params(("trunk_id" = TrunkId, Path)),
-    responses((status = 200, body = TrunkDeleted), TrunkRefusals, Refusals)
+    responses((status = 200, body = TrunkDeleted), TrunkErrors, CommonErrors)
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<TrunkId>,
+    PathIds(id): PathIds<TrunkId>,
 ) -> Result<(StatusCode, Json<TrunkDeleted>)> {
     caller.require(Role::OrgAdmin)?;
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let keys = &context.config.keys;
     let trunk = settings::delete(&mut db, &caller.scope(), keys, id).await?;
-    let note = note("trunk.delete", &caller, &trunk).before(&trunk)?;
+    let note = audit_entry("trunk.delete", &caller, &trunk).before(&trunk)?;
     let answer = TrunkDeleted {
         message: "trunk deleted",
     };
@@ -430,8 +435,12 @@ async fn delete(
 }
 
 /// Finds a trunk visible to the caller, and its account.
-async fn account(context: &Context, caller: &Caller, id: TrunkId) -> Result<(Trunk, Account)> {
-    let mut db = caller.read(context).await?;
+async fn find_with_account(
+    context: &Context,
+    caller: &Caller,
+    id: TrunkId,
+) -> Result<(Trunk, CarrierAccount)> {
+    let mut db = caller.begin_read(context).await?;
     let trunk = settings::find(&mut db, &caller.scope(), id).await?;
     drop(db);
     let account = trunks::account_unscoped(&context.pool, &context.config.keys, id).await?;
@@ -439,16 +448,21 @@ async fn account(context: &Context, caller: &Caller, id: TrunkId) -> Result<(Tru
 }
 
 /// Rejects an account that its carrier does not accept.
-async fn try_at_carrier(context: &Context, account: &Account) -> Result<()> {
-    match context.carriers.of(account.kind).check(account).await? {
-        Standing::Good => Ok(()),
-        Standing::Refused(why) => Err(Error::rejected("carrier_refused", why).into()),
+async fn verify_account(context: &Context, account: &CarrierAccount) -> Result<()> {
+    match context
+        .carriers
+        .adapter(account.kind)
+        .check(account)
+        .await?
+    {
+        AccountStatus::Good => Ok(()),
+        AccountStatus::Refused(why) => Err(Error::rejected("carrier_refused", why).into()),
     }
 }
 
 /// Checks the limits, and returns the calls per second as stored.
-fn checked_limits(
-    fields: &mut Fields,
+fn check_limits(
+    fields: &mut FieldErrors,
     name: &str,
     cps: f64,
     max_concurrent: i32,
@@ -462,7 +476,7 @@ fn checked_limits(
 }
 
 /// Audit entry of a change of a trunk; of a platform trunk in the caller's organisation.
-fn note(action: &'static str, caller: &Caller, trunk: &Trunk) -> Note {
+fn audit_entry(action: &'static str, caller: &Caller, trunk: &Trunk) -> AuditEntry {
     let org = trunk.organization_id.unwrap_or(caller.org);
-    Note::new(action, org, trunk.id.0)
+    AuditEntry::new(action, org, trunk.id.0)
 }

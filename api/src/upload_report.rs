@@ -2,12 +2,14 @@
 
 use chrono::{DateTime, Utc};
 use peal_shared::Error;
-use peal_shared::campaigns::ingest::{Failure, Ingest, Reject, State as IngestState, Upload};
+use peal_shared::campaigns::ingest::{
+    Ingest, IngestFailure, RowReject, State as IngestState, StoredUpload,
+};
 use peal_shared::ids::IngestId;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::server::BATCH_CALL;
+use crate::server::BATCH_CALL_PATH;
 
 /// Result of an upload. The total is `inserted + duplicates + failed`.
 #[derive(Clone, Serialize, ToSchema)]
@@ -22,7 +24,7 @@ use crate::server::BATCH_CALL;
     "error_report_url": "/api/v1/batch-call/0197d7a5-3c1e-7a10-8f00-0c5d1f2e3a4b/ingests/0197d7a5-3c1e-7a10-8f00-000000000010/errors",
     "failure": null, "created_at": "2026-03-01T09:00:00Z", "finished_at": "2026-03-01T09:00:01Z"
 }))]
-pub struct Report {
+pub struct UploadReport {
     /// Null for records, which have no ingest.
     pub ingest_id: Option<IngestId>,
     /// Same as `ingest_id`, under the contract's name.
@@ -40,16 +42,16 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// The first hundred; the error report has all. They have no values in a response that is
     /// replayed under its `Idempotency-Key`.
-    pub errors: Vec<Reject>,
+    pub errors: Vec<RowReject>,
     pub error_report_url: Option<String>,
-    pub failure: Option<Failure>,
+    pub failure: Option<IngestFailure>,
     pub created_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
 }
 
-impl Report {
+impl UploadReport {
     /// Report of an ingest.
-    pub fn of(ingest: Ingest, errors: Vec<Reject>) -> Self {
+    pub fn from_ingest(ingest: Ingest, errors: Vec<RowReject>) -> Self {
         Self {
             ingest_id: Some(ingest.id),
             ingest_job_id: Some(ingest.id),
@@ -66,7 +68,7 @@ impl Report {
             errors,
             error_report_url: (ingest.counts.rejected > 0).then(|| {
                 format!(
-                    "{BATCH_CALL}/{}/ingests/{}/errors",
+                    "{BATCH_CALL_PATH}/{}/ingests/{}/errors",
                     ingest.batch_id, ingest.id
                 )
             }),
@@ -77,7 +79,7 @@ impl Report {
     }
 
     /// Report of an upload before its ingest has begun.
-    pub fn queued(upload: &Upload) -> Self {
+    pub fn queued(upload: &StoredUpload) -> Self {
         Self {
             ingest_id: Some(upload.ingest),
             ingest_job_id: Some(upload.ingest),
@@ -118,7 +120,7 @@ impl Report {
     }
 
     /// Error of a failed ingest.
-    pub fn failed(&self) -> Error {
+    pub fn to_error(&self) -> Error {
         let why = self
             .failure
             .as_ref()

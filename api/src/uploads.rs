@@ -17,14 +17,16 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use chrono::TimeDelta;
 use peal_shared::access::Principal;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::campaigns::batches;
 use peal_shared::campaigns::ingest::{
-    self, IngestCsv, Record, State as IngestState, Target, Upload,
+    self, IngestCsv, IngestTarget, RowInput, State as IngestState, StoredUpload,
 };
 use peal_shared::context::Context;
 use peal_shared::fault;
-use peal_shared::idempotency::{Hold, Known, Stored, answer_unscoped, known_unscoped};
+use peal_shared::idempotency::{
+    IdempotencyRecord, KeyHold, StoredResponse, find_unscoped, store_response_unscoped,
+};
 use peal_shared::ids::{BatchId, IngestId};
 use peal_shared::queue::enqueue;
 use serde::Deserialize;
@@ -35,35 +37,37 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::envelope::{Answer, AnswerWith, Envelope, done};
+use crate::envelope::{Envelope, EnvelopeResult, EnvelopeStatusResult, ok};
 use crate::error::{Problem, Result};
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
-use crate::openapi::{Conflicting, Missing, ProblemDocument, Refusals, Rejected};
-use crate::page::{Listed, Part};
-use crate::request_key::{StreamedKey, Unclaimed};
-use crate::state::Api;
-use crate::upload_body::{Meter, UploadSlots, metered};
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::openapi::{
+    BadRequestResponse, CommonErrors, ConflictResponse, NotFoundResponse, ProblemDocument,
+};
+use crate::page::{ListParams, ListResponse};
+use crate::request_key::{StreamedKey, UnclaimedKey};
+use crate::state::AppState;
+use crate::upload_body::{BodyMeter, UploadSlots, meter_body};
 use crate::upload_form;
-use crate::upload_report::Report;
+use crate::upload_report::UploadReport;
 
 /// Largest file that is ingested before the response.
 const INLINE_LIMIT_BYTES: u64 = 1_000_000;
 /// Delay of the job of an ingest that runs before the response.
-const SAFETY_NET_AFTER: TimeDelta = TimeDelta::minutes(2);
+const SAFETY_NET_DELAY: TimeDelta = TimeDelta::minutes(2);
 /// Maximum of rejected rows in a response.
 const MAX_ERRORS: i64 = 100;
 const MAX_RECORDS: usize = 20_000;
 const PHONE_FIELD: &str = "to_phonenumber";
 
 /// Streamed uploads, bounded in size by the upload limit and in time by the minimum rate.
-pub fn upload_router() -> OpenApiRouter<Api> {
+pub fn upload_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(upload))
-        .layer(from_fn(metered))
+        .layer(from_fn(meter_body))
         .layer(DefaultBodyLimit::disable())
 }
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(upload_json))
         .routes(routes!(template))
@@ -94,46 +98,46 @@ struct UploadForm {
     params(("batch_id" = BatchId, Path)),
     request_body(content = UploadForm, content_type = "multipart/form-data"),
     responses(
-        (status = 200, body = Envelope<Report>),
-        (status = 202, body = Envelope<Report>, description = "The file is being read"),
-        Rejected,
-        Missing,
+        (status = 200, body = Envelope<UploadReport>),
+        (status = 202, body = Envelope<UploadReport>, description = "The file is being read"),
+        BadRequestResponse,
+        NotFoundResponse,
         (status = 408, body = ProblemDocument, content_type = "application/problem+json", description = "The upload is too slow"),
-        Conflicting,
+        ConflictResponse,
         (status = 413, body = ProblemDocument, content_type = "application/problem+json", description = "The file is too large"),
         (status = 415, body = ProblemDocument, content_type = "application/problem+json", description = "Not a form"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn upload(
-    State(api): State<Api>,
+    State(api): State<AppState>,
     State(slots): State<UploadSlots>,
     mut caller: Caller,
-    Ids(batch): Ids<BatchId>,
+    PathIds(batch): PathIds<BatchId>,
     StreamedKey(key): StreamedKey,
-    Extension(meter): Extension<Arc<Meter>>,
+    Extension(meter): Extension<Arc<BodyMeter>>,
     form: std::result::Result<Multipart, MultipartRejection>,
-) -> AnswerWith<Report> {
+) -> EnvelopeStatusResult<UploadReport> {
     // 1. Replay the response of a repeated key, or find the batch.
-    let mut db = caller.read(&api.context).await?;
+    let mut db = caller.begin_read(&api.context).await?;
     if let Some(unclaimed) = &key
-        && let Some(earlier) = known_unscoped(&mut db, &caller.principal, &unclaimed.key).await?
+        && let Some(earlier) = find_unscoped(&mut db, &caller.principal, &unclaimed.key).await?
     {
         drop(db);
-        return again(form, &slots, &meter, unclaimed, earlier).await;
+        return replay(form, &slots, &meter, unclaimed, earlier).await;
     }
 
-    let target = ingest::target(&mut db, &caller.scope(), batch, caller.user).await?;
+    let target = ingest::ingest_target(&mut db, &caller.scope(), batch, caller.user).await?;
     drop(db);
 
-    let (mut form, slot) = (form.map_err(no_form)?, slots.take()?);
+    let (mut form, slot) = (form.map_err(not_a_form)?, slots.try_acquire()?);
 
     // 2. Receive in a separate task: a client may disconnect at any time, even while the store
     // completes the file, and the work must be finished or undone.
     let task = async move {
         let hold = match &key {
-            Some(Unclaimed { key, .. }) => {
-                Some(Hold::take_unscoped(&api.context.pool, &caller.principal, key).await?)
+            Some(UnclaimedKey { key, .. }) => {
+                Some(KeyHold::acquire_unscoped(&api.context.pool, &caller.principal, key).await?)
             }
             None => None,
         };
@@ -141,12 +145,12 @@ async fn upload(
         let work = Box::pin(async move {
             let received = upload_form::receive(&api.context, &target, &mut form, &meter).await?;
             drop((form, slot));
-            caller.origin.claim = key.map(|unclaimed| unclaimed.with(&received.sha256));
-            take_in(api, caller, target, received).await
+            caller.origin.claim = key.map(|unclaimed| unclaimed.claim_with(&received.sha256));
+            run_ingest(api, caller, target, received).await
         });
 
         match hold {
-            Some(hold) => hold.during(work).await,
+            Some(hold) => hold.run(work).await,
             None => work.await,
         }
     };
@@ -157,20 +161,20 @@ async fn upload(
 
 /// Replays the stored response of an upload under the same key. The file must be the same; the
 /// batch may have changed.
-async fn again(
+async fn replay(
     form: std::result::Result<Multipart, MultipartRejection>,
     slots: &UploadSlots,
-    meter: &Meter,
-    unclaimed: &Unclaimed,
-    earlier: Known,
-) -> AnswerWith<Report> {
-    let (mut form, _slot) = (form.map_err(no_form)?, slots.take()?);
+    meter: &BodyMeter,
+    unclaimed: &UnclaimedKey,
+    earlier: IdempotencyRecord,
+) -> EnvelopeStatusResult<UploadReport> {
+    let (mut form, _slot) = (form.map_err(not_a_form)?, slots.try_acquire()?);
     let sha256 = upload_form::digest(&mut form, meter).await?;
-    let stored = earlier.answer(&unclaimed.with(&sha256))?;
-    Err(Problem::answered_before(stored))
+    let stored = earlier.replay(&unclaimed.claim_with(&sha256))?;
+    Err(Problem::replayed(stored))
 }
 
-fn no_form(_rejection: MultipartRejection) -> Problem {
+fn not_a_form(_rejection: MultipartRejection) -> Problem {
     Problem::new(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "unsupported_media_type",
@@ -186,22 +190,22 @@ fn no_form(_rejection: MultipartRejection) -> Problem {
     path = "/upload-json/{batch_id}",
     tag = "Uploads",
     params(("batch_id" = BatchId, Path)),
-    request_body = Records,
+    request_body = UploadRecords,
     responses(
-        (status = 200, body = Envelope<Report>),
-        Rejected,
-        Missing,
-        Conflicting,
-        Refusals,
+        (status = 200, body = Envelope<UploadReport>),
+        BadRequestResponse,
+        NotFoundResponse,
+        ConflictResponse,
+        CommonErrors,
     )
 )]
 async fn upload_json(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(batch): Ids<BatchId>,
-    ValidJson(body): ValidJson<Records>,
-) -> AnswerWith<Report> {
-    let mut fields = Fields::default();
+    PathIds(batch): PathIds<BatchId>,
+    ValidJson(body): ValidJson<UploadRecords>,
+) -> EnvelopeStatusResult<UploadReport> {
+    let mut fields = FieldErrors::default();
     fields.check(
         (1..=MAX_RECORDS).contains(&body.records.len()),
         "records",
@@ -210,15 +214,15 @@ async fn upload_json(
     );
     fields.finish()?;
 
-    let records: Vec<Record> = body.records.into_iter().map(record).collect();
+    let records: Vec<RowInput> = body.records.into_iter().map(parse_record).collect();
 
-    let mut db = caller.change(&context).await?;
-    let target = ingest::target(&mut db, &caller.scope(), batch, caller.user).await?;
+    let mut db = caller.begin_write(&context).await?;
+    let target = ingest::ingest_target(&mut db, &caller.scope(), batch, caller.user).await?;
     let limits = &context.config.uploads;
     let added = ingest::insert_records(&mut db, &target, limits, &records).await?;
     let most = usize::try_from(MAX_ERRORS).unwrap_or(usize::MAX);
 
-    let report = Report {
+    let report = UploadReport {
         ingest_id: None,
         ingest_job_id: None,
         file_name: None,
@@ -238,10 +242,10 @@ async fn upload_json(
         finished_at: None,
     };
 
-    let note = Note::new("batch.add_records", target.org, batch.0);
-    let Json(stored) = done(report.summary(), report.without_values());
-    let shown = done(report.summary(), report);
-    db.commit_showing(note, StatusCode::OK, &stored, shown)
+    let note = AuditEntry::new("batch.add_records", target.org, batch.0);
+    let Json(stored) = ok(report.summary(), report.without_values());
+    let shown = ok(report.summary(), report);
+    db.commit_redacted(note, StatusCode::OK, &stored, shown)
         .await
 }
 
@@ -253,16 +257,16 @@ async fn upload_json(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = String, content_type = "text/csv", example = "to_phonenumber,name\n"),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn template(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(batch): Ids<BatchId>,
+    PathIds(batch): PathIds<BatchId>,
 ) -> Result<Response> {
-    header_line(&context, &caller, batch).await
+    template_csv(&context, &caller, batch).await
 }
 
 /// Get a CSV template (alias)
@@ -273,22 +277,22 @@ async fn template(
     params(("batch_id" = BatchId, Path)),
     responses(
         (status = 200, body = String, content_type = "text/csv", example = "to_phonenumber,name\n"),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn template_of(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(batch): Ids<BatchId>,
+    PathIds(batch): PathIds<BatchId>,
 ) -> Result<Response> {
-    header_line(&context, &caller, batch).await
+    template_csv(&context, &caller, batch).await
 }
 
-async fn header_line(context: &Context, caller: &Caller, batch: BatchId) -> Result<Response> {
-    let mut db = caller.read(context).await?;
+async fn template_csv(context: &Context, caller: &Caller, batch: BatchId) -> Result<Response> {
+    let mut db = caller.begin_read(context).await?;
     let batch = batches::find(&mut db, &caller.scope(), batch).await?;
-    let csv = ingest::template(&batch.variable_names)?;
+    let csv = ingest::csv_template(&batch.variable_names)?;
     Ok(download("template.csv", Body::from(csv)))
 }
 
@@ -297,30 +301,30 @@ async fn header_line(context: &Context, caller: &Caller, batch: BatchId) -> Resu
     get,
     path = "/{batch_id}/ingests",
     tag = "Uploads",
-    params(("batch_id" = BatchId, Path), Part),
+    params(("batch_id" = BatchId, Path), ListParams),
     responses(
-        (status = 200, body = Envelope<Vec<Report>>, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
-        Missing,
-        Refusals,
+        (status = 200, body = Envelope<Vec<UploadReport>>, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(batch): Ids<BatchId>,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Envelope<Vec<Report>>>> {
-    let page = part.page()?;
-    let mut db = caller.read(&context).await?;
+    PathIds(batch): PathIds<BatchId>,
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<Envelope<Vec<UploadReport>>>> {
+    let page = part.parse_page()?;
+    let mut db = caller.begin_read(&context).await?;
     batches::find(&mut db, &caller.scope(), batch).await?;
     drop(db);
     let ingests = ingest::list(&context.pool, &caller.scope(), batch, page).await?;
-    Ok(Listed::of(ingests, |ingests| {
-        let reports: Vec<Report> = ingests
+    Ok(ListResponse::from_slice(ingests, |ingests| {
+        let reports: Vec<UploadReport> = ingests
             .into_iter()
-            .map(|ingest| Report::of(ingest, Vec::new()))
+            .map(|ingest| UploadReport::from_ingest(ingest, Vec::new()))
             .collect();
-        let Json(listed) = done(format!("{} uploads", reports.len()), reports);
+        let Json(listed) = ok(format!("{} uploads", reports.len()), reports);
         listed
     }))
 }
@@ -332,18 +336,18 @@ async fn list(
     tag = "Uploads",
     params(("batch_id" = BatchId, Path), ("ingest_id" = IngestId, Path)),
     responses(
-        (status = 200, body = Envelope<Report>),
-        Missing,
-        Refusals,
+        (status = 200, body = Envelope<UploadReport>),
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids((batch, id)): Ids<(BatchId, IngestId)>,
-) -> Answer<Report> {
-    let report = report(&context, &caller, batch, id).await?;
-    Ok(done(report.summary(), report))
+    PathIds((batch, id)): PathIds<(BatchId, IngestId)>,
+) -> EnvelopeResult<UploadReport> {
+    let report = find_report(&context, &caller, batch, id).await?;
+    Ok(ok(report.summary(), report))
 }
 
 /// Get the rejected rows as a CSV file
@@ -358,31 +362,36 @@ async fn show(
     params(("batch_id" = BatchId, Path), ("ingest_id" = IngestId, Path)),
     responses(
         (status = 200, body = String, content_type = "text/csv", example = "to_phonenumber,name,line,column,value,code,message\r\n12,Ada,17,to_phonenumber,12,too_short,the number is too short\r\n"),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn errors(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids((batch, id)): Ids<(BatchId, IngestId)>,
+    PathIds((batch, id)): PathIds<(BatchId, IngestId)>,
 ) -> Result<Response> {
     let csv = ingest::rejects_csv(&context.pool, &caller.scope(), batch, id).await?;
     Ok(download("errors.csv", Body::from_stream(csv)))
 }
 
 /// Queues the ingest of a stored file, and runs it when it is small.
-async fn take_in(api: Api, caller: Caller, target: Target, upload: Upload) -> AnswerWith<Report> {
-    fault::point("upload.stored");
+async fn run_ingest(
+    api: AppState,
+    caller: Caller,
+    target: IngestTarget,
+    upload: StoredUpload,
+) -> EnvelopeStatusResult<UploadReport> {
+    fault::hit("upload.stored");
     let context = &api.context;
     let inline = upload.bytes <= INLINE_LIMIT_BYTES;
 
     // 1. Commit the ingest, its job and a first response for the key.
-    if let Err(problem) = queue(context, &caller, &target, &upload, inline).await {
+    if let Err(problem) = queue_ingest(context, &caller, &target, &upload, inline).await {
         // After an internal failure the commit may have succeeded, and the ingest needs its
         // file. A file without an ingest is purged later.
-        if problem.is_refusal() {
-            ingest::discard(&context.pool, &context.store, &upload).await;
+        if problem.is_client_error() {
+            ingest::discard_upload(&context.pool, &context.store, &upload).await;
         }
         return Err(problem);
     }
@@ -398,42 +407,46 @@ async fn take_in(api: Api, caller: Caller, target: Target, upload: Upload) -> An
     }
 
     // 3. Store the final response in place of the first.
-    let report = report(context, &caller, target.batch, upload.ingest).await?;
-    remember(context, &caller, &answered(report.without_values())).await;
-    answered(report)
+    let report = find_report(context, &caller, target.batch, upload.ingest).await?;
+    store_response(context, &caller, &current_response(report.without_values())).await;
+    current_response(report)
 }
 
 /// Response to an upload in its current state.
-fn answered(report: Report) -> AnswerWith<Report> {
+fn current_response(report: UploadReport) -> EnvelopeStatusResult<UploadReport> {
     match report.status {
-        IngestState::Queued | IngestState::Running => being_read(report),
-        IngestState::Failed => Err(report.failed().into()),
-        IngestState::Completed => Ok((StatusCode::OK, done(report.summary(), report))),
+        IngestState::Queued | IngestState::Running => accepted(report),
+        IngestState::Failed => Err(report.to_error().into()),
+        IngestState::Completed => Ok((StatusCode::OK, ok(report.summary(), report))),
     }
 }
 
-fn being_read(report: Report) -> AnswerWith<Report> {
+fn accepted(report: UploadReport) -> EnvelopeStatusResult<UploadReport> {
     let message = "the file is being read; poll the ingest for its progress";
-    Ok((StatusCode::ACCEPTED, done(message, report)))
+    Ok((StatusCode::ACCEPTED, ok(message, report)))
 }
 
 /// Stores the response under the upload's key, replacing the one that [`queue_ingest`] stored.
-async fn remember(context: &Context, caller: &Caller, answer: &AnswerWith<Report>) {
+async fn store_response(
+    context: &Context,
+    caller: &Caller,
+    answer: &EnvelopeStatusResult<UploadReport>,
+) {
     let Some(claim) = &caller.origin.claim else {
         return;
     };
 
     let stored = match answer {
-        Ok((status, Json(body))) => serde_json::to_value(body).map(|body| Stored {
+        Ok((status, Json(body))) => serde_json::to_value(body).map(|body| StoredResponse {
             status: status.as_u16(),
             body,
         }),
-        Err(problem) => Ok(problem.to_be_stored()),
+        Err(problem) => Ok(problem.to_stored()),
     };
 
     let result = async {
         let mut db = context.pool.acquire().await?;
-        answer_unscoped(&mut db, &caller.principal, claim, &stored?).await
+        store_response_unscoped(&mut db, &caller.principal, claim, &stored?).await
     };
     if let Err(error) = result.await {
         tracing::warn!(
@@ -443,55 +456,55 @@ async fn remember(context: &Context, caller: &Caller, answer: &AnswerWith<Report
     }
 }
 
-async fn queue(
+async fn queue_ingest(
     context: &Context,
     caller: &Caller,
-    target: &Target,
-    upload: &Upload,
+    target: &IngestTarget,
+    upload: &StoredUpload,
     inline: bool,
 ) -> Result<()> {
     let job = IngestCsv {
         org_id: target.org,
         ingest_id: upload.ingest,
     };
-    let run_at = inline.then(|| context.clock.now() + SAFETY_NET_AFTER);
+    let run_at = inline.then(|| context.clock.now() + SAFETY_NET_DELAY);
 
-    let mut db = caller.change(context).await?;
+    let mut db = caller.begin_write(context).await?;
     ingest::create(&mut db, target, upload, !inline).await?;
     let job = enqueue(&mut db, &job, run_at).await?;
 
-    let note = Note::new("batch.upload", target.org, upload.ingest.0);
-    let (status, report) = being_read(Report::queued(upload))?;
+    let note = AuditEntry::new("batch.upload", target.org, upload.ingest.0);
+    let (status, report) = accepted(UploadReport::queued(upload))?;
     let _answer = db.commit(note, status, report).await?;
 
-    context.bells.ring_job(&job);
+    context.wakeups.notify_job(&job);
     Ok(())
 }
 
 /// Parses one record, with its number as text of any JSON type. A missing or invalid number
 /// becomes a text that is no number, so that the record fails and not the request.
-fn record(mut fields: Map<String, Value>) -> Record {
+fn parse_record(mut fields: Map<String, Value>) -> RowInput {
     let to_phonenumber = match fields.remove(PHONE_FIELD) {
         Some(Value::String(text)) => text,
         None | Some(Value::Null) => String::new(),
         Some(other) => other.to_string(),
     };
-    Record {
+    RowInput {
         to_phonenumber,
         variables: fields,
     }
 }
 
-async fn report(
+async fn find_report(
     context: &Context,
     caller: &Principal,
     batch: BatchId,
     id: IngestId,
-) -> Result<Report> {
+) -> Result<UploadReport> {
     let scope = caller.scope();
     let ingest = ingest::find(&context.pool, &scope, batch, id).await?;
     let errors = ingest::first_rejects(&context.pool, &scope, id, MAX_ERRORS).await?;
-    Ok(Report::of(ingest, errors))
+    Ok(UploadReport::from_ingest(ingest, errors))
 }
 
 fn download(name: &str, csv: Body) -> Response {
@@ -506,7 +519,7 @@ fn download(name: &str, csv: Body) -> Response {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Records, example = json!({"records": [{"to_phonenumber": "+12125550123", "name": "Ada"}]}))]
-struct Records {
+struct UploadRecords {
     /// Each has `to_phonenumber`; its other fields are variables.
     #[schema(value_type = Vec<Object>, min_items = 1, max_items = 20_000)]
     records: Vec<Map<String, Value>>,

@@ -6,10 +6,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::access::Role;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::providers::{self, ProviderKind};
-use peal_shared::voices::{self, NewVoice, Voice, Wanted};
+use peal_shared::voices::{self, NewVoice, Voice, VoiceFilter};
 use serde::Deserialize;
 use url::Url;
 use utoipa::{IntoParams, ToSchema};
@@ -19,12 +19,12 @@ use utoipa_axum::routes;
 use crate::agent_rules::is_language;
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Part, page_or_whole};
-use crate::state::Api;
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListParams, ListResponse, parse_page_or_whole};
+use crate::state::AppState;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(show))
@@ -39,19 +39,19 @@ pub fn router() -> OpenApiRouter<Api> {
     path = "/api/v1/tts-voices",
     tag = "Voices",
     params(ListVoices),
-    responses((status = 200, body = Vec<Voice>, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    responses((status = 200, body = Vec<Voice>, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
     ValidQuery(query): ValidQuery<ListVoices>,
-) -> Result<Listed<Vec<Voice>>> {
-    let page = page_or_whole(query.page, query.page_size)?;
-    let filter = Wanted {
+) -> Result<ListResponse<Vec<Voice>>> {
+    let page = parse_page_or_whole(query.page, query.page_size)?;
+    let filter = VoiceFilter {
         language: query.language,
-        ..Wanted::default()
+        ..VoiceFilter::default()
     };
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let voices = voices::list(&mut db, &caller.scope(), &filter, page).await?;
     Ok(voices.into())
 }
@@ -61,26 +61,26 @@ async fn list(
     get,
     path = "/api/v1/tts-voices/provider/{provider_id}",
     tag = "Voices",
-    params(("provider_id" = String, Path, description = "A provider's id or code"), Part),
+    params(("provider_id" = String, Path, description = "A provider's id or code"), ListParams),
     responses(
         (status = 200, body = Vec<Voice>, headers(("X-Truncated" = bool, description = "True when more rows follow"))),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such provider"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn of_provider(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(name): Ids<String>,
-    ValidQuery(part): ValidQuery<Part>,
-) -> Result<Listed<Vec<Voice>>> {
-    let page = part.page()?;
-    let mut db = caller.read(&context).await?;
+    PathIds(name): PathIds<String>,
+    ValidQuery(part): ValidQuery<ListParams>,
+) -> Result<ListResponse<Vec<Voice>>> {
+    let page = part.parse_page()?;
+    let mut db = caller.begin_read(&context).await?;
     let scope = caller.scope();
     let provider = providers::resolve(&mut db, &scope, ProviderKind::Tts, &name).await?;
-    let filter = Wanted {
+    let filter = VoiceFilter {
         provider: Some(provider.id),
-        ..Wanted::default()
+        ..VoiceFilter::default()
     };
     Ok(voices::list(&mut db, &scope, &filter, page).await?.into())
 }
@@ -94,15 +94,15 @@ async fn of_provider(
     responses(
         (status = 200, body = Voice),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such voice"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(name): Ids<String>,
+    PathIds(name): PathIds<String>,
 ) -> Result<Json<Voice>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(
         voices::resolve(&mut db, &caller.scope(), &name).await?,
     ))
@@ -124,7 +124,7 @@ async fn show(
         (status = 201, body = Voice),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "No such provider"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The provider has that voice"),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn create(
@@ -135,7 +135,7 @@ async fn create(
     caller.require(Role::SuperAdmin)?;
     caller.require_session()?;
 
-    let mut fields = Fields::default();
+    let mut fields = FieldErrors::default();
     fields.check_text(&body.voice_id, "voice_id", 1, 200);
     fields.check_text(body.voice_name.trim(), "voice_name", 1, 200);
 
@@ -163,7 +163,7 @@ async fn create(
 
     fields.finish()?;
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let scope = caller.scope();
     let kind = ProviderKind::Tts;
     let provider = providers::resolve(&mut db, &scope, kind, &body.provider_id).await?;
@@ -172,14 +172,14 @@ async fn create(
         voice_id: body.voice_id,
         voice_name: body.voice_name.trim().to_owned(),
         supported_languages: body.supported_languages,
-        gender: body.gender.map(Gender::as_str),
+        gender: body.gender.map(VoiceGender::as_str),
         preview_url: body.preview_url,
         is_public: body.is_public,
     };
 
     let voice = voices::add(&mut db, &scope, provider.id, &new).await?;
 
-    let note = Note::new("voice.create", caller.org, voice.id.0).after(&voice)?;
+    let note = AuditEntry::new("voice.create", caller.org, voice.id.0).after(&voice)?;
     db.commit(note, StatusCode::CREATED, Json(voice)).await
 }
 
@@ -208,7 +208,7 @@ struct AddVoice {
     voice_name: String,
     #[schema(min_items = 1, max_items = 100)]
     supported_languages: Vec<String>,
-    gender: Option<Gender>,
+    gender: Option<VoiceGender>,
     #[schema(max_length = 2000)]
     preview_url: Option<String>,
     /// All organizations may use the voice when true, else only the platform.
@@ -224,13 +224,13 @@ fn yes() -> bool {
 #[derive(Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = Gender)]
-enum Gender {
+enum VoiceGender {
     Female,
     Male,
     Neutral,
 }
 
-impl Gender {
+impl VoiceGender {
     fn as_str(self) -> &'static str {
         match self {
             Self::Female => "female",

@@ -3,24 +3,24 @@
 use chrono::{DateTime, Utc};
 use peal_shared::money::Usd;
 use peal_shared::wallets::grants::{GrantChange, NewGrant};
-use peal_shared::wallets::view::{Expiring, Grant, LedgerPage, Wallet};
+use peal_shared::wallets::view::{ExpiringAmount, Grant, LedgerPage, Wallet};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use crate::error::Result;
-use crate::extract::Fields;
+use crate::extract::FieldErrors;
 use crate::openapi::ProblemDocument;
 
 /// Default priority of a grant.
-const PRIORITY: i16 = 50;
+const DEFAULT_PRIORITY: i16 = 50;
 /// Maximum of one transfer, and of a cap.
-const MOST: Usd = Usd::dollars(1_000_000_000);
+const MAX_AMOUNT: Usd = Usd::dollars(1_000_000_000);
 
 /// The organization's wallet has less than the amount.
 #[derive(IntoResponses)]
 #[response(status = 402, content_type = "application/problem+json")]
 #[expect(dead_code, reason = "read by the macro alone")]
-pub struct TooLittle(ProblemDocument);
+pub struct InsufficientFundsResponse(ProblemDocument);
 
 /// Page of a ledger.
 #[derive(Deserialize, IntoParams)]
@@ -35,7 +35,7 @@ pub struct LedgerQuery {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Wallets)]
-pub struct Wallets {
+pub struct WalletPage {
     pub wallets: Vec<Wallet>,
     #[schema(example = 1)]
     pub total: i64,
@@ -58,13 +58,13 @@ pub struct WalletDetail {
     #[serde(flatten)]
     pub wallet: Wallet,
     pub grants: Vec<Grant>,
-    pub upcoming_expiry: Vec<Expiring>,
+    pub upcoming_expiry: Vec<ExpiringAmount>,
     pub ledger: LedgerPage,
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Granted)]
-pub struct Granted {
+pub struct GrantedCredit {
     #[schema(example = "credit granted")]
     pub message: &'static str,
     pub grant: Grant,
@@ -81,7 +81,7 @@ pub struct WalletSet {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Adjusted)]
-pub struct Adjusted {
+pub struct AdjustedBalance {
     #[schema(example = "balance adjusted")]
     pub message: &'static str,
     pub wallet: Wallet,
@@ -104,9 +104,9 @@ pub struct GiveCredit {
 
 impl GiveCredit {
     pub fn check(&self) -> Result<()> {
-        let mut fields = Fields::default();
+        let mut fields = FieldErrors::default();
         fields.check(
-            self.amount_usd.is_positive() && self.amount_usd <= MOST,
+            self.amount_usd.is_positive() && self.amount_usd <= MAX_AMOUNT,
             "amount_usd",
             "range",
             "must be more than 0, and at most 1000000000",
@@ -119,11 +119,11 @@ impl GiveCredit {
     }
 
     /// Builds the grant, without its key.
-    pub fn wanted(&self) -> NewGrant {
+    pub fn to_grant(&self) -> NewGrant {
         NewGrant {
             amount: self.amount_usd,
             expires_at: self.expires_at,
-            priority: self.priority.unwrap_or(PRIORITY),
+            priority: self.priority.unwrap_or(DEFAULT_PRIORITY),
             note: self.note.clone(),
             idem_key: String::new(),
         }
@@ -145,8 +145,8 @@ pub struct EditGrant {
 }
 
 impl EditGrant {
-    pub fn checked(self) -> Result<GrantChange> {
-        let mut fields = Fields::default();
+    pub fn validated(self) -> Result<GrantChange> {
+        let mut fields = FieldErrors::default();
         check_priority(&mut fields, self.priority);
         fields.finish()?;
         Ok(GrantChange {
@@ -167,9 +167,9 @@ pub struct SetCap {
 }
 
 impl SetCap {
-    pub fn checked(self) -> Result<Option<Usd>> {
-        let fits = |cap: Usd| (Usd::ZERO..=MOST).contains(&cap);
-        let mut fields = Fields::default();
+    pub fn validated(self) -> Result<Option<Usd>> {
+        let fits = |cap: Usd| (Usd::ZERO..=MAX_AMOUNT).contains(&cap);
+        let mut fields = FieldErrors::default();
         fields.check(
             self.monthly_cap_usd.is_none_or(fits),
             "monthly_cap_usd",
@@ -197,9 +197,9 @@ pub struct AdjustBalance {
 
 impl AdjustBalance {
     pub fn check(&self) -> Result<()> {
-        let mut fields = Fields::default();
+        let mut fields = FieldErrors::default();
         fields.check(
-            !self.delta_usd.is_zero() && (-MOST..=MOST).contains(&self.delta_usd),
+            !self.delta_usd.is_zero() && (-MAX_AMOUNT..=MAX_AMOUNT).contains(&self.delta_usd),
             "delta_usd",
             "range",
             "must not be 0, and at most 1000000000 either way",
@@ -209,7 +209,7 @@ impl AdjustBalance {
     }
 }
 
-fn check_priority(fields: &mut Fields, priority: Option<i16>) {
+fn check_priority(fields: &mut FieldErrors, priority: Option<i16>) {
     if let Some(priority) = priority {
         fields.check_range(i32::from(priority), "priority", 0, 100);
     }

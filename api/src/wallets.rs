@@ -11,33 +11,34 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::access::Role;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::{GrantId, OrgId, WalletId};
-use peal_shared::wallets::adjust::{Adjustment, adjust as adjust_balance};
+use peal_shared::wallets::adjust::{BalanceAdjustment, adjust as adjust_balance};
 use peal_shared::wallets::caps;
 use peal_shared::wallets::grants::{self, NewGrant};
-use peal_shared::wallets::view::{self, Grant, Owner, Wallet};
+use peal_shared::wallets::view::{self, Grant, Wallet, WalletOwner};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Ids, ValidJson, ValidQuery};
-use crate::openapi::{Conflicting, Missing, Refusals, Rejected};
-use crate::page::{Listed, Paging, page, query_field};
+use crate::extract::{PathIds, ValidJson, ValidQuery};
+use crate::openapi::{BadRequestResponse, CommonErrors, ConflictResponse, NotFoundResponse};
+use crate::page::{ListResponse, PageParams, parse_page, query_error};
 use crate::request_key;
-use crate::state::Api;
+use crate::state::AppState;
 use crate::wallet_bodies::{
-    AdjustBalance, Adjusted, EditGrant, GiveCredit, Granted, LedgerQuery, MemberWallets, SetCap,
-    TooLittle, WalletDetail, WalletSet, Wallets,
+    AdjustBalance, AdjustedBalance, EditGrant, GiveCredit, GrantedCredit,
+    InsufficientFundsResponse, LedgerQuery, MemberWallets, SetCap, WalletDetail, WalletPage,
+    WalletSet,
 };
 
 /// Default entries on a page of the ledger.
-const LEDGER_LINES: i64 = 50;
-const MAX_LEDGER_LINES: i64 = 200;
+const DEFAULT_LEDGER_ENTRIES: i64 = 50;
+const MAX_LEDGER_ENTRIES: i64 = 200;
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(mine))
         .routes(routes!(of_users))
@@ -55,11 +56,11 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/wallets/me",
     tag = "Wallets",
-    responses((status = 200, body = Wallet), Refusals)
+    responses((status = 200, body = Wallet), CommonErrors)
 )]
 async fn mine(State(context): State<Arc<Context>>, caller: Caller) -> Result<Json<Wallet>> {
     let scope = caller.scope_of(caller.user)?;
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let now = context.clock.now();
     Ok(Json(
         view::of_user(&mut db, &scope, caller.user, now).await?,
@@ -74,15 +75,15 @@ async fn mine(State(context): State<Arc<Context>>, caller: Caller) -> Result<Jso
     path = "/api/v1/wallets/users",
     tag = "Wallets",
     security(("session" = [])),
-    params(Paging),
-    responses((status = 200, body = Wallets), Refusals)
+    params(PageParams),
+    responses((status = 200, body = WalletPage), CommonErrors)
 )]
 async fn of_users(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Paging>,
-) -> Result<Json<Wallets>> {
-    list(&context, &caller, Owner::User, query).await
+    ValidQuery(query): ValidQuery<PageParams>,
+) -> Result<Json<WalletPage>> {
+    list(&context, &caller, WalletOwner::User, query).await
 }
 
 /// List the wallets of all organizations
@@ -93,30 +94,30 @@ async fn of_users(
     path = "/api/v1/wallets/orgs",
     tag = "Wallets",
     security(("session" = [])),
-    params(Paging),
-    responses((status = 200, body = Wallets), Refusals)
+    params(PageParams),
+    responses((status = 200, body = WalletPage), CommonErrors)
 )]
 async fn of_orgs(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Paging>,
-) -> Result<Json<Wallets>> {
-    list(&context, &caller, Owner::Organization, query).await
+    ValidQuery(query): ValidQuery<PageParams>,
+) -> Result<Json<WalletPage>> {
+    list(&context, &caller, WalletOwner::Organization, query).await
 }
 
 async fn list(
     context: &Context,
     caller: &Caller,
-    owner: Owner,
-    query: Paging,
-) -> Result<Json<Wallets>> {
+    owner: WalletOwner,
+    query: PageParams,
+) -> Result<Json<WalletPage>> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
-    let page = page(query.page, query.page_size)?;
-    let mut db = caller.read(context).await?;
+    let page = parse_page(query.page, query.page_size)?;
+    let mut db = caller.begin_read(context).await?;
     let now = context.clock.now();
     let (wallets, total) = view::list(&mut db, &caller.scope(), owner, None, page, now).await?;
-    Ok(Json(Wallets {
+    Ok(Json(WalletPage {
         wallets,
         total,
         page: page.number,
@@ -132,22 +133,23 @@ async fn list(
     path = "/api/v1/wallets/orgs/{org_id}/members",
     tag = "Wallets",
     security(("session" = [])),
-    params(("org_id" = OrgId, Path), Paging),
-    responses((status = 200, body = MemberWallets), Missing, Refusals)
+    params(("org_id" = OrgId, Path), PageParams),
+    responses((status = 200, body = MemberWallets), NotFoundResponse, CommonErrors)
 )]
 async fn of_members(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(org): Ids<OrgId>,
-    ValidQuery(query): ValidQuery<Paging>,
+    PathIds(org): PathIds<OrgId>,
+    ValidQuery(query): ValidQuery<PageParams>,
 ) -> Result<Json<MemberWallets>> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
-    let page = page(query.page, query.page_size)?;
+    let page = parse_page(query.page, query.page_size)?;
     let (scope, now) = (caller.scope(), context.clock.now());
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let organization_wallet = view::of_org(&mut db, &scope, org, now).await?;
-    let (wallets, total) = view::list(&mut db, &scope, Owner::User, Some(org), page, now).await?;
+    let (wallets, total) =
+        view::list(&mut db, &scope, WalletOwner::User, Some(org), page, now).await?;
     Ok(Json(MemberWallets {
         organization_wallet,
         wallets,
@@ -171,28 +173,28 @@ async fn of_members(
         (status = 200, body = WalletDetail, headers(
             ("X-Truncated" = bool, description = "True when more grants follow"),
         )),
-        Missing,
-        Refusals,
+        NotFoundResponse,
+        CommonErrors,
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<WalletId>,
+    PathIds(id): PathIds<WalletId>,
     ValidQuery(query): ValidQuery<LedgerQuery>,
-) -> Result<Listed<WalletDetail>> {
-    let limit = query.limit.unwrap_or(LEDGER_LINES);
-    if !(1..=MAX_LEDGER_LINES).contains(&limit) {
-        return Err(query_field("limit", "must be between 1 and 200"));
+) -> Result<ListResponse<WalletDetail>> {
+    let limit = query.limit.unwrap_or(DEFAULT_LEDGER_ENTRIES);
+    if !(1..=MAX_LEDGER_ENTRIES).contains(&limit) {
+        return Err(query_error("limit", "must be between 1 and 200"));
     }
     let (scope, now) = (caller.scope(), context.clock.now());
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     let wallet = view::find(&mut db, &scope, id, now).await?;
     let grants = view::grants_of(&mut db, &scope, id, now).await?;
-    let ledger = view::ledger(&mut db, &scope, id, query.after, limit).await?;
-    Ok(Listed::of(grants, |grants| WalletDetail {
+    let ledger = view::ledger_page(&mut db, &scope, id, query.after, limit).await?;
+    Ok(ListResponse::from_slice(grants, |grants| WalletDetail {
         wallet,
-        upcoming_expiry: view::upcoming(&grants),
+        upcoming_expiry: view::upcoming_expiries(&grants),
         grants,
         ledger,
     }))
@@ -213,14 +215,14 @@ async fn show(
     request_body(content = GiveCredit, example = json!({
         "amount_usd": "25.00", "note": "November", "idempotency_key": "0197d7a5-3c1e-7a10-8f00-00000000000f"
     })),
-    responses((status = 201, body = Granted), Rejected, TooLittle, Missing, Conflicting, Refusals)
+    responses((status = 201, body = GrantedCredit), BadRequestResponse, InsufficientFundsResponse, NotFoundResponse, ConflictResponse, CommonErrors)
 )]
 async fn give(
     State(context): State<Arc<Context>>,
     mut caller: Caller,
-    Ids(id): Ids<WalletId>,
+    PathIds(id): PathIds<WalletId>,
     ValidJson(body): ValidJson<GiveCredit>,
-) -> Result<(StatusCode, Json<Granted>)> {
+) -> Result<(StatusCode, Json<GrantedCredit>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
     body.check()?;
@@ -229,13 +231,13 @@ async fn give(
     let path = format!("/api/v1/wallets/{id}/grants");
     let key = body.idempotency_key.as_deref();
     let new = NewGrant {
-        idem_key: request_key::demand(&mut caller, key, &path, &body)?,
-        ..body.wanted()
+        idem_key: request_key::require_key(&mut caller, key, &path, &body)?,
+        ..body.to_grant()
     };
 
     // 2. Mint or transfer.
     let (scope, by, now) = (caller.scope(), caller.user, context.clock.now());
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let (message, granted) = match caller.role {
         Role::SuperAdmin => (
             "credit granted",
@@ -247,10 +249,10 @@ async fn give(
         ),
     };
 
-    let note =
-        Note::new("wallet.grant", granted.wallet.organization_id, id.0).after(&granted.grant)?;
+    let note = AuditEntry::new("wallet.grant", granted.wallet.organization_id, id.0)
+        .after(&granted.grant)?;
 
-    let answer = Granted {
+    let answer = GrantedCredit {
         message,
         grant: granted.grant,
         wallet: granted.wallet,
@@ -270,21 +272,21 @@ async fn give(
     security(("session" = [])),
     params(("grant_id" = GrantId, Path)),
     request_body(content = EditGrant, example = json!({"locked": true})),
-    responses((status = 200, body = Grant), Missing, Conflicting, Refusals)
+    responses((status = 200, body = Grant), NotFoundResponse, ConflictResponse, CommonErrors)
 )]
 async fn edit_grant(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<GrantId>,
+    PathIds(id): PathIds<GrantId>,
     ValidJson(body): ValidJson<EditGrant>,
 ) -> Result<(StatusCode, Json<Grant>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
-    let change = body.checked()?;
+    let change = body.validated()?;
     let (scope, now) = (caller.scope(), context.clock.now());
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let (before, after) = grants::edit(&mut db, &scope, &caller, id, &change, now).await?;
-    let note = Note::new("grant.update", after.org_id, id.0)
+    let note = AuditEntry::new("grant.update", after.org_id, id.0)
         .before(&before)?
         .after(&after)?;
     db.commit(note, StatusCode::OK, Json(after)).await
@@ -301,23 +303,23 @@ async fn edit_grant(
     security(("session" = [])),
     params(("wallet_id" = WalletId, Path)),
     request_body(content = SetCap, example = json!({"monthly_cap_usd": "100.00"})),
-    responses((status = 200, body = WalletSet), Missing, Refusals)
+    responses((status = 200, body = WalletSet), NotFoundResponse, CommonErrors)
 )]
 async fn set_cap(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<WalletId>,
+    PathIds(id): PathIds<WalletId>,
     ValidJson(body): ValidJson<SetCap>,
 ) -> Result<(StatusCode, Json<WalletSet>)> {
     caller.require_session()?;
     caller.require(Role::OrgAdmin)?;
-    let cap = body.checked()?;
+    let cap = body.validated()?;
 
     let (scope, now) = (caller.scope(), context.clock.now());
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let (before, after) = caps::set(&mut db, &scope, id, cap, now).await?;
 
-    let note = Note::new("wallet.set_cap", after.organization_id, id.0)
+    let note = AuditEntry::new("wallet.set_cap", after.organization_id, id.0)
         .before(&before)?
         .after(&after)?;
 
@@ -344,14 +346,14 @@ async fn set_cap(
     request_body(content = AdjustBalance, example = json!({
         "delta_usd": "-1.50", "reason": "Charged twice by hand", "idempotency_key": "0197d7a5-3c1e-7a10-8f00-000000000010"
     })),
-    responses((status = 200, body = Adjusted), Missing, Conflicting, Refusals)
+    responses((status = 200, body = AdjustedBalance), NotFoundResponse, ConflictResponse, CommonErrors)
 )]
 async fn adjust(
     State(context): State<Arc<Context>>,
     mut caller: Caller,
-    Ids(id): Ids<WalletId>,
+    PathIds(id): PathIds<WalletId>,
     ValidJson(body): ValidJson<AdjustBalance>,
-) -> Result<(StatusCode, Json<Adjusted>)> {
+) -> Result<(StatusCode, Json<AdjustedBalance>)> {
     caller.require_session()?;
     caller.require(Role::SuperAdmin)?;
     body.check()?;
@@ -359,8 +361,8 @@ async fn adjust(
     // 1. Require an idempotency key, for the claim and the ledger.
     let path = format!("/api/v1/wallets/{id}/adjust");
     let key = body.idempotency_key.as_deref();
-    let adjustment = Adjustment {
-        idem_key: request_key::demand(&mut caller, key, &path, &body)?,
+    let adjustment = BalanceAdjustment {
+        idem_key: request_key::require_key(&mut caller, key, &path, &body)?,
         delta: body.delta_usd,
         reason: body.reason.trim().to_owned(),
         allow_negative: body.allow_negative,
@@ -368,14 +370,14 @@ async fn adjust(
 
     // 2. Adjust.
     let (scope, by, now) = (caller.scope(), caller.user, context.clock.now());
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let (before, after, entry) = adjust_balance(&mut db, &scope, id, &adjustment, by, now).await?;
 
-    let note = Note::new("wallet.adjust", after.organization_id, id.0)
+    let note = AuditEntry::new("wallet.adjust", after.organization_id, id.0)
         .before(&before)?
         .after(&after)?;
 
-    let answer = Adjusted {
+    let answer = AdjustedBalance {
         message: "balance adjusted",
         wallet: after,
         ledger_entry_id: entry,

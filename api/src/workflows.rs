@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use peal_shared::audit::Note;
+use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::ids::{AgentId, UserId, WorkflowId};
-use peal_shared::workflows::{Graph, NewWorkflow, Node, Transition, Workflow, kept};
+use peal_shared::workflows::{NewWorkflow, Node, Transition, Workflow, WorkflowGraph, kept};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -16,13 +16,13 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::extract::{Fields, Ids, ValidJson, ValidQuery};
-use crate::openapi::{ProblemDocument, Refusals};
-use crate::page::{Listed, Whose};
-use crate::state::Api;
-use crate::tools::{Told, yes};
+use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::openapi::{CommonErrors, ProblemDocument};
+use crate::page::{ListResponse, OwnedListParams};
+use crate::state::AppState;
+use crate::tools::{ActionMessage, yes};
 
-pub fn router() -> OpenApiRouter<Api> {
+pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(show, change, delete))
@@ -36,19 +36,21 @@ pub fn router() -> OpenApiRouter<Api> {
     get,
     path = "/api/v1/workflows",
     tag = "Workflows",
-    params(Whose),
-    responses((status = 200, body = Workflows, headers(("X-Truncated" = bool, description = "True when more rows follow"))), Refusals)
+    params(OwnedListParams),
+    responses((status = 200, body = WorkflowList, headers(("X-Truncated" = bool, description = "True when more rows follow"))), CommonErrors)
 )]
 async fn list(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    ValidQuery(query): ValidQuery<Whose>,
-) -> Result<Listed<Workflows>> {
-    let (scope, owners) = query.rows(&caller)?;
-    let page = query.page()?;
-    let mut db = caller.read(&context).await?;
+    ValidQuery(query): ValidQuery<OwnedListParams>,
+) -> Result<ListResponse<WorkflowList>> {
+    let (scope, owners) = query.scope_and_owners(&caller)?;
+    let page = query.parse_page()?;
+    let mut db = caller.begin_read(&context).await?;
     let workflows = kept::list(&mut db, &scope, &owners, page).await?;
-    Ok(Listed::of(workflows, |workflows| Workflows { workflows }))
+    Ok(ListResponse::from_slice(workflows, |workflows| {
+        WorkflowList { workflows }
+    }))
 }
 
 /// Create a workflow
@@ -64,7 +66,7 @@ async fn list(
         (status = 201, body = Workflow),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such agent_id or user_id"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn create(
@@ -75,20 +77,20 @@ async fn create(
     let owner = body.user_id.unwrap_or(caller.user);
     let scope = caller.scope_of(owner)?;
 
-    let new = checked(NewWorkflow {
+    let new = validate_workflow(NewWorkflow {
         agent: body.agent_id,
         name: body.name,
         description: body.description,
-        graph: Graph {
+        graph: WorkflowGraph {
             nodes: body.nodes,
             transitions: body.transitions,
         },
         is_active: body.is_active,
     })?;
 
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let workflow = kept::create(&mut db, &scope, owner, &new).await?;
-    let note = note("workflow.create", &workflow).after(&workflow)?;
+    let note = audit_entry("workflow.create", &workflow).after(&workflow)?;
     db.commit(note, StatusCode::CREATED, Json(workflow)).await
 }
 
@@ -101,15 +103,15 @@ async fn create(
     responses(
         (status = 200, body = Workflow),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such workflow"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn show(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<WorkflowId>,
+    PathIds(id): PathIds<WorkflowId>,
 ) -> Result<Json<Workflow>> {
-    let mut db = caller.read(&context).await?;
+    let mut db = caller.begin_read(&context).await?;
     Ok(Json(kept::find(&mut db, &caller.scope(), id).await?))
 }
 
@@ -126,21 +128,21 @@ async fn show(
     responses(
         (status = 200, body = Workflow),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such workflow or agent_id"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn change(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<WorkflowId>,
+    PathIds(id): PathIds<WorkflowId>,
     ValidJson(body): ValidJson<ChangeWorkflow>,
 ) -> Result<(StatusCode, Json<Workflow>)> {
     let scope = caller.scope();
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let before = kept::lock(&mut db, &scope, id).await?;
-    let new = checked(body.onto(before.clone()))?;
+    let new = validate_workflow(body.apply_to(before.clone()))?;
     let workflow = kept::replace(&mut db, &scope, id, &new).await?;
-    let note = note("workflow.update", &workflow)
+    let note = audit_entry("workflow.update", &workflow)
         .before(&before)?
         .after(&workflow)?;
     db.commit(note, StatusCode::OK, Json(workflow)).await
@@ -153,21 +155,25 @@ async fn change(
     tag = "Workflows",
     params(("workflow_id" = WorkflowId, Path)),
     responses(
-        (status = 200, body = Told),
+        (status = 200, body = ActionMessage),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such workflow"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn delete(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<WorkflowId>,
-) -> Result<(StatusCode, Json<Told>)> {
-    let mut db = caller.change(&context).await?;
+    PathIds(id): PathIds<WorkflowId>,
+) -> Result<(StatusCode, Json<ActionMessage>)> {
+    let mut db = caller.begin_write(&context).await?;
     let workflow = kept::delete(&mut db, &caller.scope(), id).await?;
-    let note = note("workflow.delete", &workflow).before(&workflow)?;
-    db.commit(note, StatusCode::OK, Told::that("workflow deleted"))
-        .await
+    let note = audit_entry("workflow.delete", &workflow).before(&workflow)?;
+    db.commit(
+        note,
+        StatusCode::OK,
+        ActionMessage::json("workflow deleted"),
+    )
+    .await
 }
 
 /// Clone a workflow
@@ -182,23 +188,23 @@ async fn delete(
         (status = 201, body = Workflow),
         (status = 404, body = ProblemDocument, content_type = "application/problem+json", description = "There is no such workflow"),
         (status = 409, body = ProblemDocument, content_type = "application/problem+json", description = "The Idempotency-Key is in use"),
-        Refusals
+        CommonErrors
     )
 )]
 async fn duplicate(
     State(context): State<Arc<Context>>,
     caller: Caller,
-    Ids(id): Ids<WorkflowId>,
+    PathIds(id): PathIds<WorkflowId>,
 ) -> Result<(StatusCode, Json<Workflow>)> {
-    let mut db = caller.change(&context).await?;
+    let mut db = caller.begin_write(&context).await?;
     let copy = kept::duplicate(&mut db, &caller.scope(), id).await?;
-    let note = note("workflow.clone", &copy).after(&copy)?;
+    let note = audit_entry("workflow.clone", &copy).after(&copy)?;
     db.commit(note, StatusCode::CREATED, Json(copy)).await
 }
 
 /// Audit entry of a change of a workflow.
-fn note(action: &'static str, workflow: &Workflow) -> Note {
-    Note::new(action, workflow.org_id, workflow.id.0)
+fn audit_entry(action: &'static str, workflow: &Workflow) -> AuditEntry {
+    AuditEntry::new(action, workflow.org_id, workflow.id.0)
 }
 
 /// A workflow to create.
@@ -254,13 +260,13 @@ fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 }
 
 impl ChangeWorkflow {
-    fn onto(self, workflow: Workflow) -> NewWorkflow {
+    fn apply_to(self, workflow: Workflow) -> NewWorkflow {
         let old = NewWorkflow::from(workflow);
         NewWorkflow {
             agent: self.agent_id.unwrap_or(old.agent),
             name: self.name.unwrap_or(old.name),
             description: self.description.unwrap_or(old.description),
-            graph: Graph {
+            graph: WorkflowGraph {
                 nodes: self.nodes.unwrap_or(old.graph.nodes),
                 transitions: self.transitions.unwrap_or(old.graph.transitions),
             },
@@ -269,8 +275,8 @@ impl ChangeWorkflow {
     }
 }
 
-fn checked(mut workflow: NewWorkflow) -> Result<NewWorkflow> {
-    let mut fields = Fields::default();
+fn validate_workflow(mut workflow: NewWorkflow) -> Result<NewWorkflow> {
+    let mut fields = FieldErrors::default();
     workflow.name = workflow.name.trim().to_owned();
     fields.check_text(&workflow.name, "name", 1, 200);
     let description = workflow.description.as_deref().unwrap_or_default();
@@ -281,6 +287,6 @@ fn checked(mut workflow: NewWorkflow) -> Result<NewWorkflow> {
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Workflows)]
-struct Workflows {
+struct WorkflowList {
     workflows: Vec<Workflow>,
 }

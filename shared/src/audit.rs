@@ -23,14 +23,14 @@ use crate::error::Result;
 use crate::ids::{ApiKeyId, AuditId, OrgId, UserId};
 
 /// Retention of denied requests, and of those whose caller is unknown.
-const KEPT: TimeDelta = TimeDelta::days(400);
-const NOBODYS_KEPT: TimeDelta = TimeDelta::days(30);
+const DENIED_RETENTION: TimeDelta = TimeDelta::days(400);
+const ANONYMOUS_RETENTION: TimeDelta = TimeDelta::days(30);
 /// Denied requests that one statement deletes.
-const ROUND: i64 = 1_000;
+const PURGE_BATCH_ROWS: i64 = 1_000;
 
 /// Caller and origin of a change.
 #[derive(Clone, Debug)]
-pub struct Actor {
+pub struct AuditActor {
     pub principal: Principal,
     pub ip: Option<IpAddr>,
     pub request_id: Option<String>,
@@ -38,7 +38,7 @@ pub struct Actor {
 
 /// A change to be logged.
 #[derive(Clone, Debug)]
-pub struct Note {
+pub struct AuditEntry {
     /// Resource and verb: `batch.create`.
     action: &'static str,
     /// The organisation that owns the resource.
@@ -48,7 +48,7 @@ pub struct Note {
     after: Option<Value>,
 }
 
-impl Note {
+impl AuditEntry {
     /// Describes an action on the resource `subject` of an organisation.
     #[must_use]
     pub fn new(action: &'static str, org: OrgId, subject: Uuid) -> Self {
@@ -74,7 +74,7 @@ impl Note {
     }
 
     /// Names of the top-level fields whose values differ.
-    fn changed(&self) -> Vec<String> {
+    fn changed_fields(&self) -> Vec<String> {
         let (Some(Value::Object(before)), Some(Value::Object(after))) = (&self.before, &self.after)
         else {
             return Vec::new();
@@ -93,8 +93,12 @@ impl Note {
 
 /// Inserts a change into the log. Its organisation comes from the entry: the change was checked
 /// against the caller's scope before.
-pub async fn write_unscoped(db: &mut PgConnection, actor: &Actor, note: &Note) -> Result<()> {
-    let (kind, key) = kind_of(&actor.principal.credential);
+pub async fn write_unscoped(
+    db: &mut PgConnection,
+    actor: &AuditActor,
+    note: &AuditEntry,
+) -> Result<()> {
+    let (kind, key) = actor_kind(&actor.principal.credential);
     sqlx::query!(
         "insert into audit_log (id, org_id, actor_user_id, actor_kind, api_key_id, ip, request_id, action,
                                 subject_id, before_digest, after_digest, changed)
@@ -110,7 +114,7 @@ pub async fn write_unscoped(db: &mut PgConnection, actor: &Actor, note: &Note) -
         note.subject.to_string(),
         digest(note.before.as_ref())?,
         digest(note.after.as_ref())?,
-        &note.changed(),
+        &note.changed_fields(),
     )
     .execute(db)
     .await?;
@@ -119,8 +123,8 @@ pub async fn write_unscoped(db: &mut PgConnection, actor: &Actor, note: &Note) -
 
 /// A denied request.
 #[derive(Clone, Debug)]
-pub struct Refusal {
-    pub who: Turned,
+pub struct DeniedRequest {
+    pub caller: DeniedCaller,
     pub ip: Option<IpAddr>,
     pub request_id: Option<String>,
     /// `auth.refused`, `login.failed` or `credential.refused`.
@@ -133,42 +137,42 @@ pub struct Refusal {
 
 /// Caller of a denied request.
 #[derive(Clone, Debug)]
-pub enum Turned {
+pub enum DeniedCaller {
     /// An authenticated caller without the permission.
-    Known(Principal),
+    Authenticated(Principal),
     /// A failed sign-in as this user, or a credential of theirs that is no longer valid: a
     /// session, or this key.
-    As(OrgId, UserId, Option<ApiKeyId>),
+    Expired(OrgId, UserId, Option<ApiKeyId>),
     /// A request whose credential names no user.
-    Nobody,
+    Anonymous,
 }
 
-impl Turned {
+impl DeniedCaller {
     fn kind(&self) -> &'static str {
         match self {
-            Self::Known(principal) => kind_of(&principal.credential).0,
-            Self::As(..) | Self::Nobody => "unproven",
+            Self::Authenticated(principal) => actor_kind(&principal.credential).0,
+            Self::Expired(..) | Self::Anonymous => "unproven",
         }
     }
 
     fn key(&self) -> Option<ApiKeyId> {
         match self {
-            Self::Known(principal) => kind_of(&principal.credential).1,
-            Self::As(_, _, key) => *key,
-            Self::Nobody => None,
+            Self::Authenticated(principal) => actor_kind(&principal.credential).1,
+            Self::Expired(_, _, key) => *key,
+            Self::Anonymous => None,
         }
     }
 
-    fn whose(&self) -> (Option<OrgId>, Option<UserId>) {
+    fn owner(&self) -> (Option<OrgId>, Option<UserId>) {
         match self {
-            Self::Known(principal) => (Some(principal.org), Some(principal.user)),
-            Self::As(org, user, _) => (Some(*org), Some(*user)),
-            Self::Nobody => (None, None),
+            Self::Authenticated(principal) => (Some(principal.org), Some(principal.user)),
+            Self::Expired(org, user, _) => (Some(*org), Some(*user)),
+            Self::Anonymous => (None, None),
         }
     }
 }
 
-fn kind_of(credential: &Credential) -> (&'static str, Option<ApiKeyId>) {
+fn actor_kind(credential: &Credential) -> (&'static str, Option<ApiKeyId>) {
     match credential {
         Credential::Session => ("session", None),
         Credential::ApiKey(key) => ("api_key", Some(*key)),
@@ -176,14 +180,26 @@ fn kind_of(credential: &Credential) -> (&'static str, Option<ApiKeyId>) {
 }
 
 /// Inserts denied requests of all organisations at once. Some belong to none, so there is no scope.
-pub async fn refused_unscoped(db: &mut PgConnection, refusals: &[Refusal]) -> Result<()> {
-    let column = |of: fn(&Refusal) -> Option<String>| refusals.iter().map(of).collect::<Vec<_>>();
+pub async fn record_denied_unscoped(
+    db: &mut PgConnection,
+    refusals: &[DeniedRequest],
+) -> Result<()> {
+    let column =
+        |of: fn(&DeniedRequest) -> Option<String>| refusals.iter().map(of).collect::<Vec<_>>();
 
     let ids: Vec<AuditId> = refusals.iter().map(|_| AuditId::new()).collect();
-    let (orgs, users): (Vec<_>, Vec<_>) =
-        refusals.iter().map(|refusal| refusal.who.whose()).unzip();
-    let kinds: Vec<&str> = refusals.iter().map(|refusal| refusal.who.kind()).collect();
-    let keys: Vec<Option<ApiKeyId>> = refusals.iter().map(|refusal| refusal.who.key()).collect();
+    let (orgs, users): (Vec<_>, Vec<_>) = refusals
+        .iter()
+        .map(|refusal| refusal.caller.owner())
+        .unzip();
+    let kinds: Vec<&str> = refusals
+        .iter()
+        .map(|refusal| refusal.caller.kind())
+        .collect();
+    let keys: Vec<Option<ApiKeyId>> = refusals
+        .iter()
+        .map(|refusal| refusal.caller.key())
+        .collect();
     let ips = column(|refusal| refusal.ip.map(|ip| ip.to_string()));
     let request_ids = column(|refusal| refusal.request_id.clone());
     let actions: Vec<&str> = refusals.iter().map(|refusal| refusal.action).collect();
@@ -217,7 +233,7 @@ pub async fn refused_unscoped(db: &mut PgConnection, refusals: &[Refusal]) -> Re
 }
 
 /// Deletes denied requests past their retention, of all organisations.
-pub async fn forget_refusals_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
+pub async fn purge_denied_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
     let mut deleted = 0;
 
     loop {
@@ -236,16 +252,16 @@ pub async fn forget_refusals_unscoped(db: &mut PgConnection, now: DateTime<Utc>)
                                    order by created_at
                                    limit $3
                                    for update skip locked))",
-            now - KEPT,
-            now - NOBODYS_KEPT,
-            ROUND,
+            now - DENIED_RETENTION,
+            now - ANONYMOUS_RETENTION,
+            PURGE_BATCH_ROWS,
         )
         .execute(&mut *db)
         .await?
         .rows_affected();
 
         deleted += round;
-        if i64::try_from(round).is_ok_and(|rows| rows < ROUND) {
+        if i64::try_from(round).is_ok_and(|rows| rows < PURGE_BATCH_ROWS) {
             return Ok(deleted);
         }
     }
@@ -261,7 +277,7 @@ pub async fn forget_refusals_unscoped(db: &mut PgConnection, now: DateTime<Utc>)
     "after_digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "left_out": 0,
     "created_at": "2026-06-09T08:00:00Z"
 }))]
-pub struct Entry {
+pub struct AuditRecord {
     pub id: AuditId,
     /// Null when the credential names no user.
     pub organization_id: Option<OrgId>,
@@ -290,7 +306,7 @@ pub struct Entry {
 
 /// Filter of log rows; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub struct AuditFilter {
     pub action: Option<String>,
     pub subject: Option<String>,
     pub actor: Option<UserId>,
@@ -305,11 +321,11 @@ pub struct Filter {
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    filter: &Filter,
+    filter: &AuditFilter,
     limit: i64,
-) -> Result<Vec<Entry>> {
+) -> Result<Vec<AuditRecord>> {
     let entries = sqlx::query_as!(
-        Entry,
+        AuditRecord,
         r#"select id as "id!: AuditId", org_id as "organization_id: OrgId", actor_user_id as "actor_user_id: UserId",
                   actor_kind as "actor_kind!", api_key_id as "api_key_id: ApiKeyId", host(ip) as ip, request_id,
                   action as "action!", subject_id as "subject_id!", changed as "changed!",
@@ -383,16 +399,16 @@ mod tests {
 
     #[test]
     fn a_note_names_the_fields_that_differ() {
-        let note = Note::new("batch.update", OrgId::new(), Uuid::nil())
+        let note = AuditEntry::new("batch.update", OrgId::new(), Uuid::nil())
             .before(&json!({"a": 1, "b": [1], "gone": true}))
             .unwrap()
             .after(&json!({"a": 1, "b": [2], "came": null}))
             .unwrap();
-        assert_eq!(note.changed(), ["b", "came", "gone"]);
-        let created = Note::new("batch.create", OrgId::new(), Uuid::nil())
+        assert_eq!(note.changed_fields(), ["b", "came", "gone"]);
+        let created = AuditEntry::new("batch.create", OrgId::new(), Uuid::nil())
             .after(&json!({"a": 1}))
             .unwrap();
-        assert!(created.changed().is_empty());
+        assert!(created.changed_fields().is_empty());
     }
 
     #[test]

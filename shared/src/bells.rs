@@ -25,26 +25,26 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::error::Result;
-use crate::queue::{Enqueued, Queue};
+use crate::queue::{EnqueuedJob, Queue};
 
 /// Time limit for opening a connection, and for a response of Redis.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest blocking read of a listener.
-const LISTEN_LIMIT: Duration = Duration::from_secs(5);
+const MAX_LISTEN_TIME: Duration = Duration::from_secs(5);
 /// Pauses between attempts to connect: the first and the longest.
 const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Most hints that wait to be sent.
-const UNSENT_LIMIT: usize = 4096;
+const MAX_QUEUED_HINTS: usize = 4096;
 /// Most hints taken from the queue for one round trip.
-const SEND_LIMIT: usize = 256;
+const MAX_HINTS_PER_SEND: usize = 256;
 /// Least time between two hints of a channel that coalesces.
-const REST: Duration = Duration::from_millis(25);
+const COALESCE_INTERVAL: Duration = Duration::from_millis(25);
 /// Hint without content.
-const LOOK: &str = "1";
+const EMPTY_HINT: &str = "1";
 
 /// Wakeup channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Bell {
+pub enum WakeupChannel {
     /// Jobs of a queue are due.
     Jobs(Queue),
     /// A campaign has rows to dial.
@@ -55,7 +55,7 @@ pub enum Bell {
     Settle,
 }
 
-impl Bell {
+impl WakeupChannel {
     fn name(self) -> &'static str {
         match self {
             Self::Jobs(queue) => queue.name(),
@@ -66,12 +66,12 @@ impl Bell {
     }
 
     /// True when its hints carry nothing, so that one stands for many.
-    fn rests(self) -> bool {
+    fn coalesces(self) -> bool {
         !matches!(self, Self::Jobs(_))
     }
 
     /// Most hints kept in the list.
-    fn cap(self) -> isize {
+    fn max_len(self) -> isize {
         match self {
             Self::Jobs(_) => 1000,
             Self::Dial | Self::Inbox | Self::Settle => 16,
@@ -81,90 +81,93 @@ impl Bell {
 
 /// Wakeups of an installation; cheap to clone. Without Redis they do nothing.
 #[derive(Clone, Debug)]
-pub struct Bells {
-    tower: Option<Tower>,
-    missed: Arc<AtomicU64>,
+pub struct Wakeups {
+    sender: Option<WakeupSender>,
+    dropped: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Debug)]
-struct Tower {
+struct WakeupSender {
     client: Client,
     prefix: Arc<str>,
-    hints: mpsc::Sender<(Bell, String)>,
+    hints: mpsc::Sender<(WakeupChannel, String)>,
 }
 
-impl Bells {
+impl Wakeups {
     /// Wakeups over the Redis at `url`. Needs a tokio runtime; does not wait for Redis.
     ///
     /// # Errors
     /// Fails when `url` is not a Redis URL.
     pub fn new(url: Option<&str>, prefix: &str) -> Result<Self> {
         let Some(url) = url else {
-            return Ok(Self::silent());
+            return Ok(Self::disabled());
         };
         let client = Client::open(url).map_err(anyhow::Error::from)?;
         let missed = Arc::new(AtomicU64::new(0));
         let prefix: Arc<str> = prefix.into();
-        let (hints, unsent) = mpsc::channel(UNSENT_LIMIT);
+        let (hints, unsent) = mpsc::channel(MAX_QUEUED_HINTS);
 
-        let publisher = Ringer {
+        let publisher = WakeupPublisher {
             client: client.clone(),
             prefix: Arc::clone(&prefix),
-            missed: Arc::clone(&missed),
+            dropped: Arc::clone(&missed),
             connection: None,
-            resting: HashMap::new(),
-            held: HashSet::new(),
+            next_send_at: HashMap::new(),
+            pending: HashSet::new(),
         };
-        tokio::spawn(publisher.work(unsent));
+        tokio::spawn(publisher.run(unsent));
 
-        let tower = Some(Tower {
+        let tower = Some(WakeupSender {
             client,
             prefix,
             hints,
         });
-        Ok(Self { tower, missed })
+        Ok(Self {
+            sender: tower,
+            dropped: missed,
+        })
     }
 
     /// Disabled wakeups: workers find all work by polling.
     #[must_use]
-    pub fn silent() -> Self {
+    pub fn disabled() -> Self {
         Self {
-            tower: None,
-            missed: Arc::default(),
+            sender: None,
+            dropped: Arc::default(),
         }
     }
 
     /// Wakes a worker for a job; called after the commit. Jobs that are not due yet are left to
     /// the sweeper.
-    pub fn ring_job(&self, job: &Enqueued) {
-        if job.fresh && job.due {
-            self.ring_with(Bell::Jobs(job.queue), job.id.to_string());
+    pub fn notify_job(&self, job: &EnqueuedJob) {
+        if job.is_new && job.is_due {
+            self.notify_with_hint(WakeupChannel::Jobs(job.queue), job.id.to_string());
         }
     }
 
     /// Wakes one listener, at once or after the channel's interval.
-    pub fn ring(&self, bell: Bell) {
-        self.ring_with(bell, LOOK.to_owned());
+    pub fn notify(&self, bell: WakeupChannel) {
+        self.notify_with_hint(bell, EMPTY_HINT.to_owned());
     }
 
-    pub(crate) fn ring_with(&self, bell: Bell, hint: String) {
-        if let Some(tower) = &self.tower
+    pub(crate) fn notify_with_hint(&self, bell: WakeupChannel, hint: String) {
+        if let Some(tower) = &self.sender
             && tower.hints.try_send((bell, hint)).is_err()
         {
-            self.missed.fetch_add(1, Ordering::Relaxed);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Hints dropped because Redis did not keep up.
     #[must_use]
-    pub fn missed(&self) -> u64 {
-        self.missed.load(Ordering::Relaxed)
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Pings Redis; `None` when none is configured.
-    pub async fn answers(&self) -> Option<bool> {
-        let tower = self.tower.as_ref()?;
-        let Ok(mut connection) = connect(&tower.client, Some(ANSWER_TIMEOUT)).await else {
+    pub async fn ping(&self) -> Option<bool> {
+        let tower = self.sender.as_ref()?;
+        let Ok(mut connection) = connect(&tower.client, Some(RESPONSE_TIMEOUT)).await else {
             return Some(false);
         };
         let pong: RedisResult<String> = redis::cmd("PING").query_async(&mut connection).await;
@@ -173,20 +176,20 @@ impl Bells {
 
     /// Listener of one channel, with its own connection.
     #[must_use]
-    pub fn listen(&self, bell: Bell) -> Listener {
-        Listener {
-            bell,
-            line: self.tower.as_ref().map(|tower| Line {
+    pub fn listen(&self, bell: WakeupChannel) -> WakeupListener {
+        WakeupListener {
+            channel: bell,
+            connection: self.sender.as_ref().map(|tower| ListenerConnection {
                 client: tower.client.clone(),
                 key: key(&tower.prefix, bell),
                 connection: None,
-                pause: RECONNECT_PAUSES.0,
+                reconnect_pause: RECONNECT_PAUSES.0,
             }),
         }
     }
 }
 
-fn key(prefix: &str, bell: Bell) -> String {
+fn key(prefix: &str, bell: WakeupChannel) -> String {
     format!("{prefix}:{{{}}}:bell", bell.name())
 }
 
@@ -195,7 +198,7 @@ async fn connect(
     answer_timeout: Option<Duration>,
 ) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(ANSWER_TIMEOUT))
+        .set_connection_timeout(Some(RESPONSE_TIMEOUT))
         .set_response_timeout(answer_timeout);
     client
         .get_multiplexed_async_connection_with_config(&config)
@@ -203,63 +206,63 @@ async fn connect(
 }
 
 /// Task that sends queued hints to Redis.
-struct Ringer {
+struct WakeupPublisher {
     client: Client,
     prefix: Arc<str>,
-    missed: Arc<AtomicU64>,
+    dropped: Arc<AtomicU64>,
     connection: Option<MultiplexedConnection>,
     /// Earliest next send, by channel.
-    resting: HashMap<Bell, Instant>,
+    next_send_at: HashMap<WakeupChannel, Instant>,
     /// Coalescing channels with a hint to send.
-    held: HashSet<Bell>,
+    pending: HashSet<WakeupChannel>,
 }
 
-impl Ringer {
-    async fn work(mut self, mut unsent: mpsc::Receiver<(Bell, String)>) {
-        let mut hints = Vec::with_capacity(SEND_LIMIT);
+impl WakeupPublisher {
+    async fn run(mut self, mut unsent: mpsc::Receiver<(WakeupChannel, String)>) {
+        let mut hints = Vec::with_capacity(MAX_HINTS_PER_SEND);
         loop {
             tokio::select! {
-                count = unsent.recv_many(&mut hints, SEND_LIMIT) => if count == 0 {
+                count = unsent.recv_many(&mut hints, MAX_HINTS_PER_SEND) => if count == 0 {
                     return;
                 },
-                () = rested(self.next()) => {}
+                () = sleep_until_some(self.next_send_at()) => {}
             }
 
-            let mut bells: HashMap<Bell, Vec<String>> = HashMap::new();
+            let mut bells: HashMap<WakeupChannel, Vec<String>> = HashMap::new();
             for (bell, hint) in hints.drain(..) {
-                if bell.rests() {
-                    self.held.insert(bell);
+                if bell.coalesces() {
+                    self.pending.insert(bell);
                 } else {
                     bells.entry(bell).or_default().push(hint);
                 }
             }
 
-            for bell in self.take_rested() {
-                bells.insert(bell, vec![LOOK.to_owned()]);
+            for bell in self.take_due() {
+                bells.insert(bell, vec![EMPTY_HINT.to_owned()]);
             }
             if !bells.is_empty() {
-                self.send_or_miss(&bells).await;
+                self.send_or_drop(&bells).await;
             }
         }
     }
 
     /// Earliest time at which a pending channel may be sent.
-    fn next(&self) -> Option<Instant> {
-        let until = |bell| self.resting.get(bell).copied();
-        self.held.iter().filter_map(until).min()
+    fn next_send_at(&self) -> Option<Instant> {
+        let until = |bell| self.next_send_at.get(bell).copied();
+        self.pending.iter().filter_map(until).min()
     }
 
     /// Takes the pending channels that are due and starts their next interval.
-    fn take_rested(&mut self) -> Vec<Bell> {
+    fn take_due(&mut self) -> Vec<WakeupChannel> {
         let now = Instant::now();
-        let resting = &mut self.resting;
-        let rested = |bell: &Bell| resting.get(bell).is_none_or(|until| *until <= now);
-        let bells: Vec<Bell> = self.held.extract_if(rested).collect();
-        resting.extend(bells.iter().map(|bell| (*bell, now + REST)));
+        let resting = &mut self.next_send_at;
+        let rested = |bell: &WakeupChannel| resting.get(bell).is_none_or(|until| *until <= now);
+        let bells: Vec<WakeupChannel> = self.pending.extract_if(rested).collect();
+        resting.extend(bells.iter().map(|bell| (*bell, now + COALESCE_INTERVAL)));
         bells
     }
 
-    async fn send_or_miss(&mut self, bells: &HashMap<Bell, Vec<String>>) {
+    async fn send_or_drop(&mut self, bells: &HashMap<WakeupChannel, Vec<String>>) {
         // A connection that Redis has closed fails on first use, hence a second try.
         if self.send(bells).await.is_ok() {
             return;
@@ -269,28 +272,28 @@ impl Ringer {
             self.connection = None;
             let count: usize = bells.values().map(Vec::len).sum();
             let count = u64::try_from(count).unwrap_or(u64::MAX);
-            self.missed.fetch_add(count, Ordering::Relaxed);
+            self.dropped.fetch_add(count, Ordering::Relaxed);
             tracing::debug!(%error, count, "wakeups dropped: Redis did not answer");
         }
     }
 
-    async fn send(&mut self, bells: &HashMap<Bell, Vec<String>>) -> RedisResult<()> {
+    async fn send(&mut self, bells: &HashMap<WakeupChannel, Vec<String>>) -> RedisResult<()> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(connect(&self.client, Some(ANSWER_TIMEOUT)).await?),
+            none => none.insert(connect(&self.client, Some(RESPONSE_TIMEOUT)).await?),
         };
         let mut pipe = redis::pipe();
         for (bell, hints) in bells {
             let key = key(&self.prefix, *bell);
             pipe.rpush(&key, hints).ignore();
-            pipe.ltrim(&key, -bell.cap(), -1).ignore();
+            pipe.ltrim(&key, -bell.max_len(), -1).ignore();
         }
         pipe.query_async(connection).await
     }
 }
 
 /// Sleeps until an instant; forever without one.
-async fn rested(until: Option<Instant>) {
+async fn sleep_until_some(until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(until).await,
         None => pending().await,
@@ -299,47 +302,47 @@ async fn rested(until: Option<Instant>) {
 
 /// Listener of one wakeup channel.
 #[derive(Debug)]
-pub struct Listener {
-    bell: Bell,
-    line: Option<Line>,
+pub struct WakeupListener {
+    channel: WakeupChannel,
+    connection: Option<ListenerConnection>,
 }
 
 #[derive(Debug)]
-struct Line {
+struct ListenerConnection {
     client: Client,
     key: String,
     connection: Option<MultiplexedConnection>,
-    pause: Duration,
+    reconnect_pause: Duration,
 }
 
-impl Listener {
+impl WakeupListener {
     /// Waits for a hint, at most for `max_wait` (and five seconds); true when there was one.
     /// Takes up to `hints` hints at once, one for each job that the caller can start. While Redis
     /// is unreachable, waits and keeps reconnecting.
-    pub async fn heard(&mut self, hints: usize, max_wait: Duration) -> bool {
-        let Some(line) = &mut self.line else {
+    pub async fn wait(&mut self, hints: usize, max_wait: Duration) -> bool {
+        let Some(line) = &mut self.connection else {
             sleep(max_wait).await;
             return false;
         };
 
-        let deadline = Instant::now() + max_wait.min(LISTEN_LIMIT);
+        let deadline = Instant::now() + max_wait.min(MAX_LISTEN_TIME);
         loop {
-            match timeout_at(deadline + ANSWER_TIMEOUT, line.wait(hints, deadline)).await {
+            match timeout_at(deadline + RESPONSE_TIMEOUT, line.pop_hints(hints, deadline)).await {
                 Ok(Ok(woken)) => {
-                    line.pause = RECONNECT_PAUSES.0;
+                    line.reconnect_pause = RECONNECT_PAUSES.0;
                     return woken;
                 }
                 Err(_elapsed) => {
                     line.connection = None;
-                    tracing::debug!(channel = self.bell.name(), "wakeup listener timed out");
+                    tracing::debug!(channel = self.channel.name(), "wakeup listener timed out");
                     return false;
                 }
                 Ok(Err(error)) => {
                     line.connection = None;
-                    tracing::debug!(channel = self.bell.name(), %error, "wakeup listener failed");
+                    tracing::debug!(channel = self.channel.name(), %error, "wakeup listener failed");
 
-                    let retry_at = Instant::now() + line.pause;
-                    line.pause = RECONNECT_PAUSES.1.min(line.pause * 2);
+                    let retry_at = Instant::now() + line.reconnect_pause;
+                    line.reconnect_pause = RECONNECT_PAUSES.1.min(line.reconnect_pause * 2);
                     sleep_until(retry_at.min(deadline)).await;
                     if retry_at >= deadline {
                         return false;
@@ -350,8 +353,8 @@ impl Listener {
     }
 }
 
-impl Line {
-    async fn wait(&mut self, hints: usize, deadline: Instant) -> RedisResult<bool> {
+impl ListenerConnection {
+    async fn pop_hints(&mut self, hints: usize, deadline: Instant) -> RedisResult<bool> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             none => none.insert(connect(&self.client, None).await?),

@@ -18,16 +18,16 @@ use clap::Args;
 use secrecy::SecretString;
 use url::Url;
 
-use crate::campaigns::ingest::Limits;
+use crate::campaigns::ingest::IngestLimits;
 use crate::egress;
-use crate::secret::Keys;
+use crate::secret::KeyRing;
 
 pub use limits::{LimitSettings, ServerLimits};
 pub use money::MoneySettings;
-pub use origins::{OriginSettings, Origins};
-pub use proxies::{Proxies, ProxySettings};
-pub use sign_in::{SessionTokens, SignIn, SignInSettings, SignUp};
-pub use watch::{Tracing, WatchSettings, Watched};
+pub use origins::{CorsOrigins, CorsSettings};
+pub use proxies::{ProxySettings, TrustedProxies};
+pub use sign_in::{ExternalIssuer, SignInConfig, SignInSettings, SignUpPolicy};
+pub use watch::{TelemetryConfig, TelemetrySettings, TracesConfig};
 
 /// Settings as typed. `--help` shows these comments.
 #[derive(Args, Clone, Debug, Default)]
@@ -165,9 +165,9 @@ pub struct Settings {
     #[command(flatten)]
     pub proxies: ProxySettings,
     #[command(flatten)]
-    pub origins: OriginSettings,
+    pub origins: CorsSettings,
     #[command(flatten)]
-    pub watch: WatchSettings,
+    pub telemetry: TelemetrySettings,
     /// Ports that tools, MCP servers and webhooks may use, such as 443,9000-9100. Unset: 443,8443.
     #[arg(long, env = "PEAL_EGRESS_PORTS", global = true)]
     pub egress_ports: Option<String>,
@@ -187,42 +187,42 @@ pub struct Config {
     pub database_pool: u32,
     pub redis_url: Option<SecretString>,
     pub redis_prefix: String,
-    pub keys: Keys,
+    pub keys: KeyRing,
     pub public_url: Url,
     pub listen: SocketAddr,
-    pub sign_in: SignIn,
+    pub sign_in: SignInConfig,
     pub store_url: String,
     pub smtp_url: Option<SecretString>,
     pub mail_dir: PathBuf,
     pub mail_from: String,
-    pub uploads: Limits,
-    pub upload_stall: Duration,
+    pub uploads: IngestLimits,
+    pub upload_stall_timeout: Duration,
     pub unknown_deadline: Duration,
-    pub reconcile_every: Duration,
+    pub reconcile_interval: Duration,
     pub inbox_capacity: usize,
     pub limits: ServerLimits,
     /// Most seconds of talk covered by a hold.
     pub hold_max_secs: i32,
-    pub proxies: Proxies,
+    pub trusted_proxies: TrustedProxies,
     /// Web pages that may use the API from a browser.
-    pub origins: Origins,
-    pub watch: Watched,
+    pub cors_origins: CorsOrigins,
+    pub telemetry: TelemetryConfig,
     /// Addresses that users' URLs may reach.
-    pub egress: egress::Policy,
+    pub outbound: egress::OutboundPolicy,
 }
 
 /// Collected errors of the settings.
 #[derive(Default)]
-struct Complaints(Vec<String>);
+struct ConfigErrors(Vec<String>);
 
-impl Complaints {
-    fn check<T>(&mut self, name: &str, value: Result<T, String>) -> Option<T> {
+impl ConfigErrors {
+    fn record<T>(&mut self, name: &str, value: Result<T, String>) -> Option<T> {
         value
             .map_err(|message| self.0.push(format!("{name} {message}")))
             .ok()
     }
 
-    fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
+    fn parse_number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
         &mut self,
         name: &str,
         text: &str,
@@ -234,7 +234,7 @@ impl Complaints {
             .ok()
             .filter(|n| *n >= least && *n <= most)
             .ok_or_else(|| format!("must be a whole number from {least} to {most}, not {text:?}"));
-        self.check(name, parsed)
+        self.record(name, parsed)
     }
 }
 
@@ -244,8 +244,8 @@ impl Config {
     /// # Errors
     /// A message with one line per missing or invalid setting.
     pub fn from_settings(settings: Settings) -> anyhow::Result<Self> {
-        let mut errors = Complaints::default();
-        let config = Self::check(settings, &mut errors);
+        let mut errors = ConfigErrors::default();
+        let config = Self::validate(settings, &mut errors);
         match config {
             Some(config) if errors.0.is_empty() => Ok(config),
             _ => Err(anyhow::anyhow!(
@@ -256,59 +256,60 @@ impl Config {
         }
     }
 
-    fn check(settings: Settings, errors: &mut Complaints) -> Option<Self> {
+    fn validate(settings: Settings, errors: &mut ConfigErrors) -> Option<Self> {
         // Every setting is checked before the first missing one ends the function.
-        let egress = egress(&settings, errors);
+        let egress = validate_outbound(&settings, errors);
 
-        let database_url = errors.check(
+        let database_url = errors.record(
             "PEAL_DATABASE_URL",
-            postgres_url(settings.database_url.as_deref()),
+            parse_postgres_url(settings.database_url.as_deref()),
         );
-        let keys = errors.check(
+        let keys = errors.record(
             "PEAL_MASTER_KEY",
-            master_keys(
+            parse_master_keys(
                 settings.master_key.as_deref(),
                 settings.master_key_previous.as_deref(),
             ),
         );
-        let public_url = errors.check(
+        let public_url = errors.record(
             "PEAL_PUBLIC_URL",
-            public_url(settings.public_url.as_deref()),
+            parse_public_url(settings.public_url.as_deref()),
         );
 
         let listen = settings
             .listen
             .parse()
             .map_err(|_e| "must be address:port".to_owned());
-        let listen = errors.check("PEAL_LISTEN", listen);
+        let listen = errors.record("PEAL_LISTEN", listen);
 
-        let sign_in = settings.sign_in.check(
+        let sign_in = settings.sign_in.validate(
             settings.jwt_secret.as_deref(),
             &settings.jwt_issuer,
             &settings.jwt_audience,
             errors,
         );
 
-        let uploads = uploads(&settings, errors);
+        let uploads = validate_uploads(&settings, errors);
         let stall = &settings.upload_stall_secs;
-        let stall = errors.number("PEAL_UPLOAD_STALL_SECS", stall, 1, 3600);
+        let stall = errors.parse_number("PEAL_UPLOAD_STALL_SECS", stall, 1, 3600);
 
-        let pool = errors.number("PEAL_DATABASE_POOL", &settings.database_pool, 2, 1000);
+        let pool = errors.parse_number("PEAL_DATABASE_POOL", &settings.database_pool, 2, 1000);
         let deadline = &settings.unknown_deadline_secs;
-        let deadline = errors.number("PEAL_UNKNOWN_DEADLINE_SECS", deadline, 0, 86_400);
-        let reconcile = errors.number("PEAL_RECONCILE_SECS", &settings.reconcile_secs, 1, 3600);
+        let deadline = errors.parse_number("PEAL_UNKNOWN_DEADLINE_SECS", deadline, 0, 86_400);
+        let reconcile =
+            errors.parse_number("PEAL_RECONCILE_SECS", &settings.reconcile_secs, 1, 3600);
         let inbox = &settings.inbox_capacity;
-        let inbox = errors.number("PEAL_INBOX_CAPACITY", inbox, 1, 1_000_000);
+        let inbox = errors.parse_number("PEAL_INBOX_CAPACITY", inbox, 1, 1_000_000);
 
-        let limits = settings.limits.check(pool, errors);
-        let hold_max_secs = settings.money.check(errors);
-        let proxies = settings.proxies.check(errors);
-        let origins = settings.origins.check(errors);
-        let watch = settings.watch.check(errors);
-        let (store_url, redis_url, smtp_url, mail_from) = services(&settings, errors)?;
+        let limits = settings.limits.validate(pool, errors);
+        let hold_max_secs = settings.money.validate(errors);
+        let proxies = settings.proxies.validate(errors);
+        let origins = settings.origins.validate(errors);
+        let watch = settings.telemetry.validate(errors);
+        let (store_url, redis_url, smtp_url, mail_from) = validate_services(&settings, errors)?;
 
         Some(Self {
-            egress: egress?,
+            outbound: egress?,
             database_url: database_url?,
             database_pool: pool?,
             redis_url,
@@ -322,41 +323,41 @@ impl Config {
             mail_dir: settings.mail_dir,
             mail_from,
             uploads: uploads?,
-            upload_stall: Duration::from_secs(stall?),
+            upload_stall_timeout: Duration::from_secs(stall?),
             unknown_deadline: Duration::from_secs(deadline?),
-            reconcile_every: Duration::from_secs(reconcile?),
+            reconcile_interval: Duration::from_secs(reconcile?),
             inbox_capacity: inbox?,
             limits: limits?,
             hold_max_secs: hold_max_secs?,
-            proxies: proxies?,
-            origins: origins?,
-            watch: watch?,
+            trusted_proxies: proxies?,
+            cors_origins: origins?,
+            telemetry: watch?,
         })
     }
 }
 
 /// URLs of the store, Redis and the mail server, and the sender of mail.
-type Services = (String, Option<SecretString>, Option<SecretString>, String);
+type ServiceUrls = (String, Option<SecretString>, Option<SecretString>, String);
 
-fn services(settings: &Settings, errors: &mut Complaints) -> Option<Services> {
-    let store = scheme(settings.store_url.clone(), &["file", "s3", "memory"]);
-    let redis = optional(settings.redis_url.clone(), &["redis", "rediss", "unix"]);
-    let smtp = optional(settings.smtp_url.clone(), &["smtp", "smtps"]);
-    let store = errors.check("PEAL_STORE_URL", store);
-    let redis = errors.check("PEAL_REDIS_URL", redis);
-    let smtp = errors.check("PEAL_SMTP_URL", smtp);
-    let sender = errors.check("PEAL_MAIL_FROM", sender(settings.mail_from.clone()));
+fn validate_services(settings: &Settings, errors: &mut ConfigErrors) -> Option<ServiceUrls> {
+    let store = check_scheme(settings.store_url.clone(), &["file", "s3", "memory"]);
+    let redis = optional_url(settings.redis_url.clone(), &["redis", "rediss", "unix"]);
+    let smtp = optional_url(settings.smtp_url.clone(), &["smtp", "smtps"]);
+    let store = errors.record("PEAL_STORE_URL", store);
+    let redis = errors.record("PEAL_REDIS_URL", redis);
+    let smtp = errors.record("PEAL_SMTP_URL", smtp);
+    let sender = errors.record("PEAL_MAIL_FROM", check_sender(settings.mail_from.clone()));
     Some((store?, redis?, smtp?, sender?))
 }
 
 /// Optional URL; an empty text counts as unset.
-fn optional(url: Option<String>, schemes: &[&str]) -> Result<Option<SecretString>, String> {
+fn optional_url(url: Option<String>, schemes: &[&str]) -> Result<Option<SecretString>, String> {
     url.filter(|url| !url.is_empty())
-        .map(|url| scheme(url, schemes).map(SecretString::from))
+        .map(|url| check_scheme(url, schemes).map(SecretString::from))
         .transpose()
 }
 
-fn scheme(url: String, schemes: &[&str]) -> Result<String, String> {
+fn check_scheme(url: String, schemes: &[&str]) -> Result<String, String> {
     match Url::parse(&url) {
         Ok(parsed) if schemes.contains(&parsed.scheme()) => Ok(url),
         _ => Err(format!(
@@ -366,33 +367,37 @@ fn scheme(url: String, schemes: &[&str]) -> Result<String, String> {
     }
 }
 
-fn sender(text: String) -> Result<String, String> {
+fn check_sender(text: String) -> Result<String, String> {
     match text.parse::<lettre::message::Mailbox>() {
         Ok(_) => Ok(text),
         Err(_) => Err("must be a mail sender such as Peal <peal@example.com>".to_owned()),
     }
 }
 
-fn uploads(settings: &Settings, errors: &mut Complaints) -> Option<Limits> {
-    let max_mb = errors.number("PEAL_UPLOAD_MAX_MB", &settings.upload_max_mb, 1_u64, 10_000);
-    let max_rows = errors.number(
+fn validate_uploads(settings: &Settings, errors: &mut ConfigErrors) -> Option<IngestLimits> {
+    let max_mb = errors.parse_number("PEAL_UPLOAD_MAX_MB", &settings.upload_max_mb, 1_u64, 10_000);
+    let max_rows = errors.parse_number(
         "PEAL_BATCH_MAX_ROWS",
         &settings.batch_max_rows,
         1,
         100_000_000,
     );
-    let max_columns = errors.number("PEAL_CSV_MAX_COLUMNS", &settings.csv_max_columns, 1, 1000);
-    let max_cell = errors.number("PEAL_CSV_MAX_CELL", &settings.csv_max_cell, 1, 100_000);
-    Some(Limits {
+    let max_columns =
+        errors.parse_number("PEAL_CSV_MAX_COLUMNS", &settings.csv_max_columns, 1, 1000);
+    let max_cell = errors.parse_number("PEAL_CSV_MAX_CELL", &settings.csv_max_cell, 1, 100_000);
+    Some(IngestLimits {
         max_bytes: max_mb?.saturating_mul(1_000_000),
         max_rows_per_batch: max_rows?,
         max_columns: max_columns?,
         max_cell_chars: max_cell?,
-        ..Limits::default()
+        ..IngestLimits::default()
     })
 }
 
-fn egress(settings: &Settings, errors: &mut Complaints) -> Option<egress::Policy> {
+fn validate_outbound(
+    settings: &Settings,
+    errors: &mut ConfigErrors,
+) -> Option<egress::OutboundPolicy> {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
 
     // Users' URLs must not reach this installation's own services.
@@ -405,27 +410,27 @@ fn egress(settings: &Settings, errors: &mut Complaints) -> Option<egress::Policy
         .into_iter()
         .flatten()
         .filter_map(|url| Url::parse(url).ok())
-        .fold(egress::Policy::default(), |policy, own| {
-            policy.without(&own)
+        .fold(egress::OutboundPolicy::default(), |policy, own| {
+            policy.without_own_service(&own)
         });
 
     match given(&settings.egress_http).as_deref() {
         Some("true") => policy = policy.with_http(),
         Some("false") | None => {}
         Some(_) => {
-            return errors.check("PEAL_EGRESS_HTTP", Err("must be true or false".to_owned()));
+            return errors.record("PEAL_EGRESS_HTTP", Err("must be true or false".to_owned()));
         }
     }
     if let Some(ports) = given(&settings.egress_ports) {
-        policy = errors.check("PEAL_EGRESS_PORTS", policy.with_ports(&ports))?;
+        policy = errors.record("PEAL_EGRESS_PORTS", policy.with_ports(&ports))?;
     }
     if let Some(networks) = given(&settings.egress_networks) {
-        policy = errors.check("PEAL_EGRESS_NETWORKS", policy.with_networks(&networks))?;
+        policy = errors.record("PEAL_EGRESS_NETWORKS", policy.with_networks(&networks))?;
     }
     Some(policy)
 }
 
-fn postgres_url(url: Option<&str>) -> Result<SecretString, String> {
+fn parse_postgres_url(url: Option<&str>) -> Result<SecretString, String> {
     let url = url.ok_or("is not set: postgres://user:password@host:5432/peal")?;
     match Url::parse(url) {
         Ok(parsed) if matches!(parsed.scheme(), "postgres" | "postgresql") => Ok(url.into()),
@@ -433,26 +438,28 @@ fn postgres_url(url: Option<&str>) -> Result<SecretString, String> {
     }
 }
 
-fn master_keys(present: Option<&str>, earlier: Option<&str>) -> Result<Keys, String> {
+fn parse_master_keys(present: Option<&str>, earlier: Option<&str>) -> Result<KeyRing, String> {
     let present =
         present.ok_or("is not set: create one with `openssl rand -base64 32` and keep it safe")?;
     let earlier = earlier.unwrap_or_default().split(',');
     let earlier: Result<Vec<[u8; 32]>, String> = earlier
         .filter(|text| !text.trim().is_empty())
         .map(|text| {
-            master_key(text).map_err(|message| format!("and PEAL_MASTER_KEY_PREVIOUS {message}"))
+            parse_master_key(text)
+                .map_err(|message| format!("and PEAL_MASTER_KEY_PREVIOUS {message}"))
         })
         .collect();
-    Keys::rotated(&master_key(present)?, &earlier?).map_err(|error| error.to_string())
+    KeyRing::derive_rotated(&parse_master_key(present)?, &earlier?)
+        .map_err(|error| error.to_string())
 }
 
-fn master_key(text: &str) -> Result<[u8; 32], String> {
+fn parse_master_key(text: &str) -> Result<[u8; 32], String> {
     let bytes = STANDARD.decode(text.trim()).ok();
     let key = bytes.and_then(|bytes| bytes.try_into().ok());
     key.ok_or_else(|| "must be 32 bytes in base64 (`openssl rand -base64 32`)".to_owned())
 }
 
-fn public_url(text: Option<&str>) -> Result<Url, String> {
+fn parse_public_url(text: Option<&str>) -> Result<Url, String> {
     let text = text.ok_or(
         "is not set: the URL at which carriers reach the API, such as https://peal.example.com",
     )?;

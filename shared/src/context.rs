@@ -10,28 +10,28 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
-use crate::access::wall::{self, Breach};
-use crate::bells::Bells;
-use crate::billing::estimate::Basis;
-use crate::billing::tariffs::Tariffs;
+use crate::access::wall::{self, UnsafeRole};
+use crate::bells::Wakeups;
+use crate::billing::estimate::EstimateBasis;
+use crate::billing::tariffs::PriceCache;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::egress::Gate;
+use crate::egress::OutboundClient;
 use crate::error::Result;
 use crate::mail::Mailer;
 use crate::metrics::Metrics;
-use crate::store::Store;
-use crate::telephony::Carriers;
-use crate::tools::mcp::GatedClient;
-use crate::traces::Traces;
+use crate::store::FileStore;
+use crate::telephony::CarrierRegistry;
+use crate::tools::mcp::OutboundMcpClient;
+use crate::traces::CallTracer;
 use crate::trunks::AccountCache;
 
 /// SQLSTATE of a table that does not exist.
-const NO_SUCH_TABLE: &str = "42P01";
+const UNDEFINED_TABLE: &str = "42P01";
 /// SQLSTATE of a deadlock that the server ended.
-const DEADLOCK: &str = "40P01";
+const DEADLOCK_DETECTED: &str = "40P01";
 /// Most deadlocks of one migration run.
-const DEADLOCKS: u32 = 20;
+const MAX_DEADLOCKS: u32 = 20;
 /// Migrations of this build's schema.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 /// Longest wait for a database connection.
@@ -39,7 +39,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest idle time inside a transaction. A process that is frozen or cut off from the network
 /// in a transaction holds locks that others wait for, so the server ends its session.
-const IDLE_TRANSACTION_LIMIT: &str = "5s";
+const IDLE_TRANSACTION_TIMEOUT: &str = "5s";
 /// Longest time a statement waits for a lock.
 const LOCK_TIMEOUT: &str = "5s";
 /// Connections reserved for callbacks: two writers, and answers.
@@ -53,34 +53,34 @@ pub struct Context {
     pub config: Config,
     pub pool: PgPool,
     /// Role that bypasses row-level security, if this process has one; checked at start.
-    pub breach: Option<Breach>,
+    pub unsafe_role: Option<UnsafeRole>,
     /// Connections for carriers' callbacks alone, so that users' load does not delay them.
-    pub callbacks: PgPool,
-    pub bells: Bells,
-    pub carriers: Carriers,
+    pub callback_pool: PgPool,
+    pub wakeups: Wakeups,
+    pub carriers: CarrierRegistry,
     pub accounts: AccountCache,
-    pub tariffs: Tariffs,
+    pub price_cache: PriceCache,
     pub mailer: Mailer,
-    pub store: Store,
+    pub store: FileStore,
     pub clock: Clock,
     /// Client for users' URLs.
-    pub gate: Gate,
+    pub outbound: OutboundClient,
     /// Client for users' MCP servers.
-    pub mcp: GatedClient,
+    pub mcp: OutboundMcpClient,
     pub metrics: Metrics,
-    pub traces: Traces,
+    pub traces: CallTracer,
 }
 
 /// Program that connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Process {
+pub enum ProcessKind {
     Api,
     Worker,
     /// A command that runs once and ends.
     Command,
 }
 
-impl Process {
+impl ProcessKind {
     fn name(self) -> &'static str {
         match self {
             Self::Api => "peal-api",
@@ -93,8 +93,8 @@ impl Process {
 impl Context {
     /// Basis of cost estimates.
     #[must_use]
-    pub fn basis(&self) -> Basis {
-        Basis {
+    pub fn estimate_basis(&self) -> EstimateBasis {
+        EstimateBasis {
             at: self.clock.now(),
             hold_max_secs: self.config.hold_max_secs,
         }
@@ -105,22 +105,22 @@ impl Context {
     ///
     /// # Errors
     /// Names the service that could not be reached or opened.
-    pub async fn connect(config: Config, process: Process) -> anyhow::Result<Arc<Self>> {
+    pub async fn connect(config: Config, process: ProcessKind) -> anyhow::Result<Arc<Self>> {
         // PostgreSQL: the main pool, the check of its role, and the pool of callbacks.
         let pool = open_pool(&config, process).await?;
-        let breach = wall::breach_unscoped(&mut *pool.acquire().await?).await?;
+        let breach = wall::find_unsafe_role_unscoped(&mut *pool.acquire().await?).await?;
         if let Some(breach) = &breach {
-            tracing::error!("row-level security is not in force: {}", breach.why);
+            tracing::error!("row-level security is not in force: {}", breach.detail);
         }
 
-        let options = system(&config, "peal-callbacks")?;
+        let options = system_options(&config, "peal-callbacks")?;
         let callbacks = pool_options()
             .max_connections(CALLBACK_CONNECTIONS)
             .acquire_timeout(CALLBACK_ACQUIRE_TIMEOUT)
-            .connect_lazy_with(planned_once(brief(options, &config)));
+            .connect_lazy_with(with_generic_plans(with_statement_timeout(options, &config)));
 
         let redis_url = config.redis_url.as_ref().map(ExposeSecret::expose_secret);
-        let bells = Bells::new(redis_url, &config.redis_prefix).context("PEAL_REDIS_URL")?;
+        let bells = Wakeups::new(redis_url, &config.redis_prefix).context("PEAL_REDIS_URL")?;
 
         let mailer = match &config.smtp_url {
             Some(url) => {
@@ -130,24 +130,28 @@ impl Context {
         };
 
         let clock = Clock::default();
-        let traces = Traces::open(config.watch.traces.as_ref(), process.name(), clock.clone())?;
-        let gate = Gate::new(config.egress.clone())?;
+        let traces = CallTracer::open(
+            config.telemetry.traces.as_ref(),
+            process.name(),
+            clock.clone(),
+        )?;
+        let gate = OutboundClient::new(config.outbound.clone())?;
 
         Ok(Arc::new(Self {
             pool,
-            breach,
-            callbacks,
-            bells,
-            carriers: Carriers::new()?,
+            unsafe_role: breach,
+            callback_pool: callbacks,
+            wakeups: bells,
+            carriers: CarrierRegistry::new()?,
             accounts: AccountCache::default(),
-            tariffs: Tariffs::default(),
+            price_cache: PriceCache::default(),
             mailer,
-            store: Store::open(&config.store_url).context("PEAL_STORE_URL")?,
+            store: FileStore::open(&config.store_url).context("PEAL_STORE_URL")?,
             clock,
             metrics: Metrics::default(),
             traces,
-            mcp: GatedClient::new(gate.clone()),
-            gate,
+            mcp: OutboundMcpClient::new(gate.clone()),
+            outbound: gate,
             config,
         }))
     }
@@ -156,7 +160,7 @@ impl Context {
 /// Connection options of every process. Waiting for a lock is limited: a holder that takes longer
 /// is stuck, and waiting would spread that. JIT is off: statements are short and many, and
 /// compiling them costs more than running them.
-fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
+fn connect_options(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
     let options: PgConnectOptions = config
         .database_url
         .expose_secret()
@@ -166,7 +170,7 @@ fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions
         ("lock_timeout", LOCK_TIMEOUT),
         (
             "idle_in_transaction_session_timeout",
-            IDLE_TRANSACTION_LIMIT,
+            IDLE_TRANSACTION_TIMEOUT,
         ),
         ("jit", "off"),
         // Plans are cached. One made while a table is small scans all of it, and keeps doing so
@@ -178,19 +182,19 @@ fn connection(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions
 }
 
 /// Connection options of everything but migrations: the role that sees all tenants' rows.
-fn system(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
-    Ok(connection(config, process)?.options([("role", "peal_system")]))
+fn system_options(config: &Config, process: &str) -> anyhow::Result<PgConnectOptions> {
+    Ok(connect_options(config, process)?.options([("role", "peal_system")]))
 }
 
 /// Plans each statement once. Those of workers and callbacks are few, select by key, and take
 /// longer to plan than to run. Not for lists with many optional filters.
-fn planned_once(options: PgConnectOptions) -> PgConnectOptions {
+fn with_generic_plans(options: PgConnectOptions) -> PgConnectOptions {
     options.options([("plan_cache_mode", "force_generic_plan")])
 }
 
 /// Limits a statement's time: a client waits for the response, others for the connection.
-fn brief(options: PgConnectOptions, config: &Config) -> PgConnectOptions {
-    let limit_ms = config.limits.statement.as_millis();
+fn with_statement_timeout(options: PgConnectOptions, config: &Config) -> PgConnectOptions {
+    let limit_ms = config.limits.statement_timeout.as_millis();
     options.options([("statement_timeout", limit_ms.to_string())])
 }
 
@@ -212,12 +216,12 @@ pub fn pool_options() -> PgPoolOptions {
         })
 }
 
-async fn open_pool(config: &Config, process: Process) -> anyhow::Result<PgPool> {
-    let options = system(config, process.name())?;
+async fn open_pool(config: &Config, process: ProcessKind) -> anyhow::Result<PgPool> {
+    let options = system_options(config, process.name())?;
     let options = match process {
-        Process::Api => brief(options, config),
-        Process::Worker => planned_once(options),
-        Process::Command => options,
+        ProcessKind::Api => with_statement_timeout(options, config),
+        ProcessKind::Worker => with_generic_plans(options),
+        ProcessKind::Command => options,
     };
     pool_options()
         .max_connections(config.database_pool)
@@ -240,10 +244,10 @@ pub async fn run_migrations(
     migrator: &Migrator,
     db: &mut PgConnection,
 ) -> std::result::Result<(), MigrateError> {
-    for _ in 0..DEADLOCKS {
+    for _ in 0..MAX_DEADLOCKS {
         match migrator.run(&mut *db).await {
             Err(MigrateError::ExecuteMigration(sqlx::Error::Database(error), version))
-                if error.code().as_deref() == Some(DEADLOCK) =>
+                if error.code().as_deref() == Some(DEADLOCK_DETECTED) =>
             {
                 tracing::warn!(version, "migration aborted by a deadlock; running it again");
                 // The migrator takes its lock again.
@@ -262,7 +266,7 @@ pub async fn run_migrations(
 /// # Errors
 /// The database does not answer, or an applied migration has been changed.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
-    let mut db = connection(config, "peal-migrate")?
+    let mut db = connect_options(config, "peal-migrate")?
         .options([
             ("lock_timeout", "0"),
             ("idle_in_transaction_session_timeout", "0"),
@@ -293,7 +297,9 @@ pub async fn is_migrated(pool: &PgPool) -> Result<bool> {
             .fetch_all(pool)
             .await
         {
-            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(NO_SUCH_TABLE) => {
+            Err(sqlx::Error::Database(error))
+                if error.code().as_deref() == Some(UNDEFINED_TABLE) =>
+            {
                 return Ok(false);
             }
             applied => applied?,

@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 
 use crate::access::Scope;
-use crate::billing::period::{Bucket, Period, fill};
+use crate::billing::period::{Bucket, Period, fill_buckets};
 use crate::error::Result;
 use crate::ids::OrgId;
 use crate::money::Usd;
@@ -20,7 +20,7 @@ use crate::orgs::pricing::{self, OrgType};
 /// Earned amounts, and the calls they come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Earned)]
-pub struct Earned {
+pub struct EarnedAmounts {
     /// Cost of the calls at the platform's own prices.
     pub base_cost_usd: Usd,
     /// Amount that customers paid for the calls.
@@ -38,7 +38,7 @@ pub struct Earned {
     pub minutes: Decimal,
 }
 
-impl Earned {
+impl EarnedAmounts {
     fn plus(self, other: &Self) -> Self {
         Self {
             base_cost_usd: self.base_cost_usd.plus(other.base_cost_usd),
@@ -48,7 +48,7 @@ impl Earned {
             total_earned_usd: self.total_earned_usd.plus(other.total_earned_usd),
             calls: self.calls.saturating_add(other.calls),
             billed_seconds: self.billed_seconds.saturating_add(other.billed_seconds),
-            minutes: minutes(self.billed_seconds.saturating_add(other.billed_seconds)),
+            minutes: to_minutes(self.billed_seconds.saturating_add(other.billed_seconds)),
         }
     }
 }
@@ -68,7 +68,7 @@ pub struct Earnings {
     #[schema(example = "USD")]
     pub currency: &'static str,
     #[serde(flatten)]
-    pub earned: Earned,
+    pub earned: EarnedAmounts,
 }
 
 /// Earnings in one bucket of a period.
@@ -76,20 +76,20 @@ pub struct Earnings {
 pub struct EarningsBucket {
     pub start: DateTime<Utc>,
     #[serde(flatten)]
-    pub earned: Earned,
+    pub earned: EarnedAmounts,
 }
 
 /// Earnings of a reseller in a period, by buckets.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Breakdown)]
-pub struct Breakdown {
+pub struct EarningsBreakdown {
     pub bucket: Bucket,
     pub buckets: Vec<EarningsBucket>,
     #[serde(flatten)]
     pub whole: Earnings,
 }
 
-struct Part {
+struct EarningsRow {
     start: NaiveDateTime,
     base: Usd,
     retail: Usd,
@@ -111,24 +111,27 @@ pub async fn breakdown(
     org: OrgId,
     period: Period,
     (now, zone): (DateTime<Utc>, Tz),
-) -> Result<Breakdown> {
+) -> Result<EarningsBreakdown> {
     let pricing = pricing::find(db, scope, org).await?;
-    let (from, bucket) = (period.begin(now, zone), period.bucket());
+    let (from, bucket) = (period.start(now, zone), period.bucket());
 
-    let mut by_start: BTreeMap<NaiveDateTime, Earned> = BTreeMap::new();
-    for part in parts_of(db, scope, org, from, bucket, zone).await? {
-        by_start.insert(part.start, part.earned());
+    let mut by_start: BTreeMap<NaiveDateTime, EarnedAmounts> = BTreeMap::new();
+    for part in load_rows(db, scope, org, from, bucket, zone).await? {
+        by_start.insert(part.start, part.amounts());
     }
 
-    let buckets: Vec<EarningsBucket> = fill(period, now, zone, by_start.into_iter().collect())
-        .into_iter()
-        .map(|(start, earned)| EarningsBucket { start, earned })
-        .collect();
+    let buckets: Vec<EarningsBucket> =
+        fill_buckets(period, now, zone, by_start.into_iter().collect())
+            .into_iter()
+            .map(|(start, earned)| EarningsBucket { start, earned })
+            .collect();
     let earned = buckets
         .iter()
-        .fold(Earned::default(), |sum, bucket| sum.plus(&bucket.earned));
+        .fold(EarnedAmounts::default(), |sum, bucket| {
+            sum.plus(&bucket.earned)
+        });
 
-    Ok(Breakdown {
+    Ok(EarningsBreakdown {
         bucket,
         buckets,
         whole: Earnings {
@@ -144,15 +147,15 @@ pub async fn breakdown(
     })
 }
 
-fn minutes(seconds: i64) -> Decimal {
+fn to_minutes(seconds: i64) -> Decimal {
     (Decimal::from(seconds) / Decimal::from(60))
         .round_dp(2)
         .normalize()
 }
 
-impl Part {
-    fn earned(&self) -> Earned {
-        Earned {
+impl EarningsRow {
+    fn amounts(&self) -> EarnedAmounts {
+        EarnedAmounts {
             base_cost_usd: self.base,
             retail_revenue_usd: self.retail,
             markup_earned_usd: self.markup,
@@ -160,21 +163,21 @@ impl Part {
             total_earned_usd: self.earned,
             calls: self.calls,
             billed_seconds: self.billed_seconds,
-            minutes: minutes(self.billed_seconds),
+            minutes: to_minutes(self.billed_seconds),
         }
     }
 }
 
-async fn parts_of(
+async fn load_rows(
     db: &mut PgConnection,
     scope: &Scope,
     org: OrgId,
     from: Option<DateTime<Utc>>,
     bucket: Bucket,
     zone: Tz,
-) -> Result<Vec<Part>> {
+) -> Result<Vec<EarningsRow>> {
     let rows = sqlx::query_as!(
-        Part,
+        EarningsRow,
         r#"select date_trunc($4, t.created_at at time zone $5) as "start!",
                   sum(t.base_micros)::bigint as "base!: Usd", sum(t.retail_micros)::bigint as "retail!: Usd",
                   sum(t.markup_micros)::bigint as "markup!: Usd",

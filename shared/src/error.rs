@@ -48,7 +48,7 @@ pub struct Blocker {
     pub message: String,
 }
 
-fn reasons(blockers: &[Blocker]) -> String {
+fn join_messages(blockers: &[Blocker]) -> String {
     let messages: Vec<&str> = blockers
         .iter()
         .map(|blocker| blocker.message.as_str())
@@ -75,7 +75,7 @@ pub enum Error {
     #[error("{detail}")]
     Conflict { code: &'static str, detail: String },
     /// A batch cannot start; every reason is listed.
-    #[error("the batch cannot start: {}", reasons(.0))]
+    #[error("the batch cannot start: {}", join_messages(.0))]
     NotReady(Vec<Blocker>),
     /// The input is larger than a configured limit.
     #[error("{0}")]
@@ -125,7 +125,7 @@ impl Error {
 
     /// Prefixes field errors with the path of the object in the body that holds the fields.
     #[must_use]
-    pub fn within(mut self, path: &[&str]) -> Self {
+    pub fn at_path(mut self, path: &[&str]) -> Self {
         if let Self::Invalid(errors) = &mut self {
             for error in errors {
                 let place = path.iter().map(|name| (*name).to_owned());
@@ -138,11 +138,11 @@ impl Error {
     /// True when the database refused the values themselves (SQLSTATE classes 22 and 23), so that
     /// the same statement can never succeed.
     #[must_use]
-    pub fn is_data_fault(&self) -> bool {
-        self.sqlstate_is_in(&["22", "23"])
+    pub fn is_invalid_data(&self) -> bool {
+        self.has_sqlstate_class(&["22", "23"])
     }
 
-    fn sqlstate_is_in(&self, classes: &[&str]) -> bool {
+    fn has_sqlstate_class(&self, classes: &[&str]) -> bool {
         let Self::Unexpected(cause) = self else {
             return false;
         };
@@ -161,7 +161,7 @@ impl Error {
             return false;
         };
         // Connection exceptions, an administrator's shutdown, too many connections.
-        self.sqlstate_is_in(&["08", "57", "53"])
+        self.has_sqlstate_class(&["08", "57", "53"])
             || matches!(
                 cause.downcast_ref::<sqlx::Error>(),
                 Some(
@@ -177,7 +177,7 @@ impl Error {
 
     /// True when a retry with the same input may succeed.
     #[must_use]
-    pub fn retryable(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         match self {
             Self::Outside { retryable, .. } => *retryable,
             Self::Busy(_) | Self::Unexpected(_) => true,

@@ -7,7 +7,7 @@
 
 /// Passes a failpoint, or aborts the process there.
 #[inline]
-pub fn point(name: &'static str) {
+pub fn hit(name: &'static str) {
     let Some(chance) = chance(name) else {
         return;
     };
@@ -20,7 +20,7 @@ pub fn point(name: &'static str) {
 /// True when statements run without their tenant filters.
 #[must_use]
 #[inline]
-pub fn is_blind() -> bool {
+pub fn skips_tenant_filters() -> bool {
     chance("scope.blind").is_some()
 }
 

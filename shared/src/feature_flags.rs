@@ -12,13 +12,17 @@ use crate::ids::{OrgId, UserId};
 use crate::users;
 
 /// Flags of a user, by name.
-pub type Flags = BTreeMap<&'static str, bool>;
+pub type FeatureFlags = BTreeMap<&'static str, bool>;
 
 /// Returns a user's organisation and flags.
 ///
 /// # Errors
 /// [`Error::NotFound`] for a user outside the scope.
-pub async fn of_user(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<(OrgId, Flags)> {
+pub async fn for_user(
+    db: &mut PgConnection,
+    scope: &Scope,
+    user: UserId,
+) -> Result<(OrgId, FeatureFlags)> {
     let row = sqlx::query!(
         r#"select u.org_id as "org_id: OrgId",
                   array(select flag from feature_flags f where f.user_id = u.id and not f.enabled) as "off!"
@@ -44,14 +48,14 @@ pub async fn of_user(db: &mut PgConnection, scope: &Scope, user: UserId) -> Resu
 ///
 /// # Errors
 /// As [`for_user`]; [`Error::Forbidden`] for a user whose role is above the caller's.
-pub async fn switch(
+pub async fn set_flags(
     db: &mut PgConnection,
     scope: &Scope,
     caller: &Principal,
     user: UserId,
     wanted: &[(Feature, bool)],
-) -> Result<(OrgId, Flags, Flags)> {
-    let (org, before) = of_user(db, scope, user).await?;
+) -> Result<(OrgId, FeatureFlags, FeatureFlags)> {
+    let (org, before) = for_user(db, scope, user).await?;
     users::check_rank(db, scope, caller, user).await?;
 
     let (names, enabled): (Vec<String>, Vec<bool>) = wanted
@@ -71,6 +75,6 @@ pub async fn switch(
     .execute(&mut *db)
     .await?;
 
-    let (_org, after) = of_user(db, scope, user).await?;
+    let (_org, after) = for_user(db, scope, user).await?;
     Ok((org, before, after))
 }

@@ -17,7 +17,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
     clippy::disallowed_methods,
     reason = "the one place that builds HTTP clients"
 )]
-pub fn client(total_timeout: Duration) -> anyhow::Result<reqwest::Client> {
+pub fn carrier_client(total_timeout: Duration) -> anyhow::Result<reqwest::Client> {
     Ok(reqwest::Client::builder()
         .redirect(Policy::none())
         .retry(reqwest::retry::never())
@@ -39,7 +39,7 @@ pub fn client(total_timeout: Duration) -> anyhow::Result<reqwest::Client> {
     clippy::disallowed_methods,
     reason = "the one place that builds HTTP clients"
 )]
-pub(crate) fn gated_client(
+pub(crate) fn outbound_client(
     resolver: impl Resolve + 'static,
     connect_timeout: Duration,
     total_timeout: Duration,

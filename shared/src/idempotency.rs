@@ -24,19 +24,19 @@ use crate::error::{Error, FieldError, Result};
 use crate::ids::{JobId, OrgId, UserId};
 
 /// Time for which a response can be replayed.
-const KEPT: Duration = Duration::hours(48);
+const RESPONSE_RETENTION: Duration = Duration::hours(48);
 
 /// Longest wait for another request under the same key.
-const PATIENCE: &str = "500ms";
+const KEY_LOCK_TIMEOUT: &str = "500ms";
 
 /// Interval at which a hold is renewed.
-const RENEWED: StdDuration = StdDuration::from_secs(10);
+const HOLD_RENEW_INTERVAL: StdDuration = StdDuration::from_secs(10);
 /// Seconds without a renewal after which a hold expires.
-const HELD_SECS: f64 = 40.0;
+const HOLD_EXPIRY_SECS: f64 = 40.0;
 
 /// Idempotency key and the request it was sent with.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub struct IdempotencyClaim {
     pub key: String,
     /// SHA-256 of path, query and body.
     pub fingerprint: [u8; 32],
@@ -44,7 +44,7 @@ pub struct Claim {
 
 /// Stored response of an earlier request.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct StoredResponse {
     pub status: u16,
     pub body: Value,
 }
@@ -58,11 +58,11 @@ pub struct Stored {
 pub async fn claim_unscoped(
     db: &mut PgConnection,
     principal: &Principal,
-    claim: &Claim,
-) -> Result<Option<Stored>> {
-    lock(db, principal, &claim.key).await?;
-    if let Some(known) = known_unscoped(db, principal, &claim.key).await? {
-        return known.answer(claim).map(Some);
+    claim: &IdempotencyClaim,
+) -> Result<Option<StoredResponse>> {
+    lock_key(db, principal, &claim.key).await?;
+    if let Some(known) = find_unscoped(db, principal, &claim.key).await? {
+        return known.replay(claim).map(Some);
     }
     sqlx::query!(
         "insert into idempotency_keys (org_id, user_id, key, fingerprint) values ($1, $2, $3, $4)",
@@ -78,25 +78,25 @@ pub async fn claim_unscoped(
 
 /// Stored key: the request it was used for, and the response.
 #[derive(Debug)]
-pub struct Known {
+pub struct IdempotencyRecord {
     fingerprint: Vec<u8>,
     status: Option<i16>,
     body: Option<Value>,
 }
 
-impl Known {
+impl IdempotencyRecord {
     /// Returns the response to the same request.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the key was sent with another request.
-    pub fn answer(self, claim: &Claim) -> Result<Stored> {
+    pub fn replay(self, claim: &IdempotencyClaim) -> Result<StoredResponse> {
         if self.fingerprint != claim.fingerprint {
             let message = "this Idempotency-Key was used for another request; choose a new one";
             let field = FieldError::new("header", ["Idempotency-Key"], "key_reused", message);
             return Err(Error::Invalid(vec![field]));
         }
         match (self.status.map(u16::try_from), self.body) {
-            (Some(Ok(status)), Some(body)) => Ok(Stored { status, body }),
+            (Some(Ok(status)), Some(body)) => Ok(StoredResponse { status, body }),
             _ => {
                 Err(anyhow::anyhow!("an idempotency key was committed without its response").into())
             }
@@ -105,13 +105,13 @@ impl Known {
 }
 
 /// Finds a principal's own key, whatever its scope.
-pub async fn known_unscoped(
+pub async fn find_unscoped(
     db: &mut PgConnection,
     principal: &Principal,
     key: &str,
-) -> Result<Option<Known>> {
+) -> Result<Option<IdempotencyRecord>> {
     let known = sqlx::query_as!(
-        Known,
+        IdempotencyRecord,
         "select fingerprint, status, body
          from idempotency_keys
          where org_id = $1
@@ -124,7 +124,7 @@ pub async fn known_unscoped(
     Ok(known.fetch_optional(db).await?)
 }
 
-fn in_use() -> Error {
+fn key_in_use() -> Error {
     Error::conflict(
         "idempotency_key_in_use",
         "a request with this Idempotency-Key is in progress; retry when it has ended",
@@ -134,7 +134,7 @@ fn in_use() -> Error {
 /// Key whose request is in progress. It only signals that to other requests; [`claim_unscoped`]
 /// ensures that the request takes effect once.
 #[derive(Debug)]
-pub struct Hold {
+pub struct KeyHold {
     pool: PgPool,
     org: OrgId,
     user: UserId,
@@ -142,12 +142,12 @@ pub struct Hold {
     holder: Uuid,
 }
 
-impl Hold {
+impl KeyHold {
     /// Acquires a hold on a key of the principal, whatever its scope.
     ///
     /// # Errors
     /// [`Error::Conflict`] while another live request holds the key.
-    pub async fn take_unscoped(pool: &PgPool, principal: &Principal, key: &str) -> Result<Self> {
+    pub async fn acquire_unscoped(pool: &PgPool, principal: &Principal, key: &str) -> Result<Self> {
         let hold = Self {
             pool: pool.clone(),
             org: principal.org,
@@ -167,19 +167,19 @@ impl Hold {
             hold.user as UserId,
             hold.key,
             hold.holder,
-            HELD_SECS,
+            HOLD_EXPIRY_SECS,
         )
         .execute(pool)
         .await?;
 
         match taken.rows_affected() {
-            0 => Err(in_use()),
+            0 => Err(key_in_use()),
             _ => Ok(hold),
         }
     }
 
     /// Runs the request and releases the key afterwards, also when the request panics.
-    pub async fn during<T>(self, work: impl Future<Output = T>) -> T {
+    pub async fn run<T>(self, work: impl Future<Output = T>) -> T {
         // State that a panic leaves half done is not read again.
         let work = AssertUnwindSafe(work).catch_unwind();
         let result = tokio::select! {
@@ -211,7 +211,7 @@ impl Hold {
     }
 
     async fn renew(&self) -> Infallible {
-        let mut ticks = interval(RENEWED);
+        let mut ticks = interval(HOLD_RENEW_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -226,7 +226,7 @@ impl Hold {
                 self.user as UserId,
                 self.key,
                 self.holder,
-                HELD_SECS,
+                HOLD_EXPIRY_SECS,
             );
             if let Err(error) = renewed.execute(&self.pool).await {
                 tracing::warn!(%error, "idempotency hold not renewed");
@@ -237,10 +237,13 @@ impl Hold {
 
 /// Locks the key until the transaction ends, after a short wait for another request. The wait
 /// covers a retry after a refusal: the response may arrive just before its transaction ends.
-async fn lock(db: &mut PgConnection, principal: &Principal, key: &str) -> Result<()> {
-    sqlx::query!("select set_config('lock_timeout', $1, true)", PATIENCE)
-        .fetch_one(&mut *db)
-        .await?;
+async fn lock_key(db: &mut PgConnection, principal: &Principal, key: &str) -> Result<()> {
+    sqlx::query!(
+        "select set_config('lock_timeout', $1, true)",
+        KEY_LOCK_TIMEOUT
+    )
+    .fetch_one(&mut *db)
+    .await?;
 
     let locked = sqlx::query!(
         "select pg_advisory_xact_lock(hashtextextended('idempotency ' || $1::uuid || $2::uuid || $3, 0))",
@@ -253,7 +256,7 @@ async fn lock(db: &mut PgConnection, principal: &Principal, key: &str) -> Result
     .map_err(Error::from);
     match locked {
         Ok(_) => {}
-        Err(Error::Busy(_)) => return Err(in_use()),
+        Err(Error::Busy(_)) => return Err(key_in_use()),
         Err(error) => return Err(error),
     }
 
@@ -265,11 +268,11 @@ async fn lock(db: &mut PgConnection, principal: &Principal, key: &str) -> Result
 
 /// Stores the response of a key that [`claim_unscoped`] claimed in the same transaction for the
 /// same principal.
-pub async fn answer_unscoped(
+pub async fn store_response_unscoped(
     db: &mut PgConnection,
     principal: &Principal,
-    claim: &Claim,
-    answer: &Stored,
+    claim: &IdempotencyClaim,
+    answer: &StoredResponse,
 ) -> Result<()> {
     let status = i16::try_from(answer.status).map_err(anyhow::Error::from)?;
     sqlx::query!(
@@ -290,10 +293,10 @@ pub async fn answer_unscoped(
 }
 
 /// Deletes expired keys and holds of all organisations; returns the number of keys.
-pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
+pub async fn purge_expired_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
     let deleted = sqlx::query!(
         "delete from idempotency_keys where created_at < $1",
-        now - KEPT
+        now - RESPONSE_RETENTION
     )
     .execute(&mut *db)
     .await?;

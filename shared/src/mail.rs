@@ -29,10 +29,10 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::ids::{EmailId, OrgId};
-use crate::queue::{self, Enqueued, Payload, Queue};
+use crate::queue::{self, EnqueuedJob, JobPayload, Queue};
 
 /// Time for which an unsent message keeps its text.
-const UNSENT_FOR: TimeDelta = TimeDelta::days(7);
+const UNSENT_RETENTION: TimeDelta = TimeDelta::days(7);
 
 /// Message to store and send.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ pub struct SendEmail {
     pub org_id: OrgId,
 }
 
-impl Payload for SendEmail {
+impl JobPayload for SendEmail {
     const KIND: &'static str = "send_email";
     const QUEUE: Queue = Queue::Mail;
     const MAX_ATTEMPTS: i32 = 12;
@@ -67,7 +67,7 @@ impl Payload for SendEmail {
 
 /// True for a valid e-mail address.
 #[must_use]
-pub fn is_address(text: &str) -> bool {
+pub fn is_email_address(text: &str) -> bool {
     text.parse::<Mailbox>().is_ok()
 }
 
@@ -76,8 +76,8 @@ pub fn is_address(text: &str) -> bool {
 ///
 /// # Errors
 /// [`Error::Invalid`] when `to` is not an e-mail address.
-pub async fn write(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<Enqueued>> {
-    if !is_address(email.to) {
+pub async fn enqueue(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<EnqueuedJob>> {
+    if !is_email_address(email.to) {
         return Err(Error::field(
             "to",
             "email",
@@ -121,7 +121,7 @@ pub async fn write(db: &mut PgConnection, email: NewEmail<'_>) -> Result<Option<
 /// [`Error::Rejected`] when its text was [deleted](purge_unsent_unscoped).
 pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Result<()> {
     let unsent = sqlx::query_as!(
-        Unsent,
+        UnsentEmail,
         r#"
         select id as "id: EmailId", to_address, subject, body, created_at, failed_at is not null as "failed!"
         from emails
@@ -157,7 +157,7 @@ pub async fn send_unscoped(pool: &PgPool, mailer: &Mailer, id: EmailId) -> Resul
 /// Marks old unsent messages without a live job as failed and deletes their texts, in all
 /// organisations. Deletes as well the texts of messages sent by a process of an earlier version.
 /// Returns the number of failed messages.
-pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
+pub async fn purge_unsent_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
     let failed = sqlx::query!(
         "update emails
          set failed_at = now(), body = ''
@@ -168,7 +168,7 @@ pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> R
                            where j.kind = 'send_email'
                              and j.state in ('ready', 'running')
                              and j.args ->> 'email_id' = emails.id::text)",
-        now - UNSENT_FOR,
+        now - UNSENT_RETENTION,
     )
     .execute(&mut *db)
     .await?;
@@ -178,7 +178,7 @@ pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> R
     Ok(failed.rows_affected())
 }
 
-struct Unsent {
+struct UnsentEmail {
     id: EmailId,
     to_address: String,
     subject: String,
@@ -191,11 +191,11 @@ struct Unsent {
 #[derive(Clone, Debug)]
 pub struct Mailer {
     from: Mailbox,
-    way: Way,
+    transport: MailTransport,
 }
 
 #[derive(Clone, Debug)]
-enum Way {
+enum MailTransport {
     Smtp(AsyncSmtpTransport<Tokio1Executor>),
     Files(PathBuf),
 }
@@ -209,7 +209,7 @@ impl Mailer {
         let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
             .map_err(|_hidden| anyhow::anyhow!("the SMTP URL is malformed"))?
             .build();
-        Self::new(Way::Smtp(transport), from)
+        Self::new(MailTransport::Smtp(transport), from)
     }
 
     /// Creates a mailer that writes to a directory, which the first message creates.
@@ -217,25 +217,28 @@ impl Mailer {
     /// # Errors
     /// Fails when the sender is malformed.
     pub fn files(directory: impl Into<PathBuf>, from: &str) -> anyhow::Result<Self> {
-        Self::new(Way::Files(directory.into()), from)
+        Self::new(MailTransport::Files(directory.into()), from)
     }
 
-    fn new(way: Way, from: &str) -> anyhow::Result<Self> {
+    fn new(way: MailTransport, from: &str) -> anyhow::Result<Self> {
         let from = from
             .parse()
             .with_context(|| format!("'{from}' is not a valid mail sender"))?;
-        Ok(Self { from, way })
+        Ok(Self {
+            from,
+            transport: way,
+        })
     }
 
-    async fn send(&self, email: Unsent) -> Result<()> {
+    async fn send(&self, email: UnsentEmail) -> Result<()> {
         let id = email.id;
-        let message = self.message(email)?;
-        match &self.way {
-            Way::Smtp(transport) => {
-                transport.send(message).await.map_err(refused)?;
+        let message = self.build_message(email)?;
+        match &self.transport {
+            MailTransport::Smtp(transport) => {
+                transport.send(message).await.map_err(smtp_error)?;
                 Ok(())
             }
-            Way::Files(directory) => write_file(directory, id, &message.formatted())
+            MailTransport::Files(directory) => write_file(directory, id, &message.formatted())
                 .await
                 .map_err(|error| Error::Outside {
                     service: "mail directory",
@@ -245,7 +248,7 @@ impl Mailer {
         }
     }
 
-    fn message(&self, email: Unsent) -> Result<Message> {
+    fn build_message(&self, email: UnsentEmail) -> Result<Message> {
         // The parser's message would repeat the address.
         let to: Mailbox = email.to_address.parse().map_err(|_address| {
             Error::rejected("email_address", "The address of the message is malformed")
@@ -264,7 +267,7 @@ impl Mailer {
 }
 
 /// Maps an SMTP error. The server's reply may repeat the address, so only its code is kept.
-fn refused(error: lettre::transport::smtp::Error) -> Error {
+fn smtp_error(error: lettre::transport::smtp::Error) -> Error {
     let detail = match error.status() {
         Some(code) => format!("the server answered {code}"),
         None if error.is_timeout() => "the server did not answer in time".to_owned(),

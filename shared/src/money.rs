@@ -12,11 +12,11 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Micro-dollars in a dollar.
-const MICROS: i64 = 1_000_000;
+const MICROS_PER_USD: i64 = 1_000_000;
 /// Decimal places of a micro-dollar.
-const PLACES: usize = 6;
+const DECIMAL_PLACES: usize = 6;
 /// Decimal places that are always shown.
-const SHOWN_PLACES: usize = 2;
+const MIN_SHOWN_PLACES: usize = 2;
 
 /// Amount in micro-dollars. Arithmetic saturates at the range of the type, nine trillion dollars;
 /// the database's sums refuse such an amount.
@@ -26,7 +26,7 @@ pub struct Usd(pub i64);
 
 /// Error of a text that is not an amount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoAmount {
+pub enum InvalidAmount {
     #[error("must be an amount in USD with at most 6 decimal places, such as \"12.50\"")]
     Malformed,
     #[error("is too large")]
@@ -40,7 +40,7 @@ impl Usd {
     /// Whole dollars.
     #[must_use]
     pub const fn dollars(dollars: i64) -> Self {
-        Self(dollars.saturating_mul(MICROS))
+        Self(dollars.saturating_mul(MICROS_PER_USD))
     }
 
     /// Rounds an exact number of dollars half to even at the sixth place. Money is rounded only
@@ -48,7 +48,7 @@ impl Usd {
     #[must_use]
     pub fn rounded(dollars: Decimal) -> Self {
         let micros = dollars
-            .saturating_mul(Decimal::from(MICROS))
+            .saturating_mul(Decimal::from(MICROS_PER_USD))
             .round_dp_with_strategy(0, RoundingStrategy::MidpointNearestEven);
         Self(micros.to_i64().unwrap_or(if micros.is_sign_negative() {
             i64::MIN
@@ -83,7 +83,7 @@ impl Usd {
 
     /// The amount, or zero if it is negative.
     #[must_use]
-    pub fn or_nothing(self) -> Self {
+    pub fn or_zero(self) -> Self {
         self.max(Self::ZERO)
     }
 
@@ -110,50 +110,50 @@ impl Sum for Usd {
 
 impl fmt::Display for Usd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = MICROS.unsigned_abs();
+        let micros = MICROS_PER_USD.unsigned_abs();
         let (whole, part) = (
             self.0.unsigned_abs() / micros,
             self.0.unsigned_abs() % micros,
         );
-        let part = format!("{part:0PLACES$}");
-        let shown = part.trim_end_matches('0').len().max(SHOWN_PLACES);
+        let part = format!("{part:0DECIMAL_PLACES$}");
+        let shown = part.trim_end_matches('0').len().max(MIN_SHOWN_PLACES);
         let sign = if self.0 < 0 { "-" } else { "" };
         write!(f, "{sign}{whole}.{part:.shown$}")
     }
 }
 
 impl TryFrom<Decimal> for Usd {
-    type Error = NoAmount;
+    type Error = InvalidAmount;
 
-    fn try_from(dollars: Decimal) -> Result<Self, NoAmount> {
+    fn try_from(dollars: Decimal) -> Result<Self, InvalidAmount> {
         let dollars = dollars.normalize();
         if dollars.scale() > 6 {
-            return Err(NoAmount::Malformed);
+            return Err(InvalidAmount::Malformed);
         }
         let micros = dollars
-            .checked_mul(Decimal::from(MICROS))
-            .ok_or(NoAmount::TooLarge)?;
-        micros.to_i64().map(Self).ok_or(NoAmount::TooLarge)
+            .checked_mul(Decimal::from(MICROS_PER_USD))
+            .ok_or(InvalidAmount::TooLarge)?;
+        micros.to_i64().map(Self).ok_or(InvalidAmount::TooLarge)
     }
 }
 
 /// Digits of the largest amount before its decimal point.
-const MOST_DIGITS: usize = 13;
+const MAX_WHOLE_DIGITS: usize = 13;
 
 impl FromStr for Usd {
-    type Err = NoAmount;
+    type Err = InvalidAmount;
 
-    fn from_str(text: &str) -> Result<Self, NoAmount> {
+    fn from_str(text: &str) -> Result<Self, InvalidAmount> {
         let digits = text.strip_prefix('-').unwrap_or(text);
         let plain = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         if !plain || digits.is_empty() {
-            return Err(NoAmount::Malformed);
+            return Err(InvalidAmount::Malformed);
         }
         let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
-        if whole.trim_start_matches('0').len() > MOST_DIGITS && !part.contains('.') {
-            return Err(NoAmount::TooLarge);
+        if whole.trim_start_matches('0').len() > MAX_WHOLE_DIGITS && !part.contains('.') {
+            return Err(InvalidAmount::TooLarge);
         }
-        let exact = Decimal::from_str_exact(text).map_err(|_malformed| NoAmount::Malformed)?;
+        let exact = Decimal::from_str_exact(text).map_err(|_malformed| InvalidAmount::Malformed)?;
         Self::try_from(exact)
     }
 }
@@ -166,14 +166,14 @@ impl Serialize for Usd {
 
 impl<'de> Deserialize<'de> for Usd {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Amount)
+        deserializer.deserialize_any(AmountVisitor)
     }
 }
 
 /// Visitor that reads a decimal string or a JSON number.
-struct Amount;
+struct AmountVisitor;
 
-impl Visitor<'_> for Amount {
+impl Visitor<'_> for AmountVisitor {
     type Value = Usd;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -250,10 +250,10 @@ mod tests {
             "1.2.3",
             "--1",
         ] {
-            assert_eq!(text.parse::<Usd>(), Err(NoAmount::Malformed), "{text}");
+            assert_eq!(text.parse::<Usd>(), Err(InvalidAmount::Malformed), "{text}");
         }
         for text in ["9223372036855", "99999999999999999999999999999999"] {
-            assert_eq!(text.parse::<Usd>(), Err(NoAmount::TooLarge), "{text}");
+            assert_eq!(text.parse::<Usd>(), Err(InvalidAmount::TooLarge), "{text}");
         }
     }
 

@@ -7,35 +7,35 @@ use utoipa::ToSchema;
 /// Background noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = NoiseAsset, example = json!({"id": "office", "name": "Office"}))]
-pub struct Noise {
+pub struct BackgroundNoise {
     /// Value for an agent's `background_noise_id`.
     pub id: &'static str,
     pub name: &'static str,
 }
 
 /// All background noises.
-pub const ALL: [Noise; 6] = [
-    Noise {
+pub const ALL: [BackgroundNoise; 6] = [
+    BackgroundNoise {
         id: "office",
         name: "Office",
     },
-    Noise {
+    BackgroundNoise {
         id: "call-centre",
         name: "Call centre",
     },
-    Noise {
+    BackgroundNoise {
         id: "cafe",
         name: "Café",
     },
-    Noise {
+    BackgroundNoise {
         id: "street",
         name: "Street",
     },
-    Noise {
+    BackgroundNoise {
         id: "rain",
         name: "Rain",
     },
-    Noise {
+    BackgroundNoise {
         id: "room",
         name: "Quiet room",
     },
@@ -43,7 +43,7 @@ pub const ALL: [Noise; 6] = [
 
 /// True for the id of a background noise.
 #[must_use]
-pub fn is_known(id: &str) -> bool {
+pub fn exists(id: &str) -> bool {
     ALL.iter().any(|noise| noise.id == id)
 }
 
@@ -57,7 +57,7 @@ mod tests {
     fn ids_are_unique() {
         let ids: HashSet<&str> = ALL.iter().map(|noise| noise.id).collect();
         assert_eq!(ids.len(), ALL.len());
-        assert!(ALL.iter().all(|noise| is_known(noise.id)));
-        assert!(!is_known("office.wav") && !is_known(""));
+        assert!(ALL.iter().all(|noise| exists(noise.id)));
+        assert!(!exists("office.wav") && !exists(""));
     }
 }

@@ -31,16 +31,16 @@ impl Page {
 
     /// Cuts the rows of a statement with [`Self::limit`] to the page.
     #[must_use]
-    pub fn slice<T>(&self, mut rows: Vec<T>) -> Slice<T> {
+    pub fn slice<T>(&self, mut rows: Vec<T>) -> PageSlice<T> {
         let size = usize::try_from(self.size).unwrap_or(usize::MAX);
         let has_more = rows.len() > size;
         rows.truncate(size);
-        Slice { rows, has_more }
+        PageSlice { rows, has_more }
     }
 
     /// True when a list of `total` rows continues after the page.
     #[must_use]
-    pub fn is_exceeded_by(&self, total: i64) -> bool {
+    pub fn has_rows_after(&self, total: i64) -> bool {
         total > self.offset().saturating_add(self.size)
     }
 
@@ -53,13 +53,13 @@ impl Page {
 
 /// Rows of one page.
 #[derive(Clone, Debug)]
-pub struct Slice<T> {
+pub struct PageSlice<T> {
     pub rows: Vec<T>,
     /// True when more rows follow.
     pub has_more: bool,
 }
 
-impl<T> Slice<T> {
+impl<T> PageSlice<T> {
     /// Converts each row.
     ///
     /// # Errors
@@ -67,8 +67,8 @@ impl<T> Slice<T> {
     pub fn try_map<U, E>(
         self,
         make: impl FnMut(T) -> std::result::Result<U, E>,
-    ) -> std::result::Result<Slice<U>, E> {
-        Ok(Slice {
+    ) -> std::result::Result<PageSlice<U>, E> {
+        Ok(PageSlice {
             rows: self
                 .rows
                 .into_iter()
@@ -81,7 +81,7 @@ impl<T> Slice<T> {
 
 /// Filter by owners; each list narrows the scope. Default: all owners.
 #[derive(Clone, Debug, Default)]
-pub struct Owners {
+pub struct OwnerFilter {
     pub orgs: Option<Vec<OrgId>>,
     pub users: Option<Vec<UserId>>,
     pub roles: Option<Vec<Role>>,
@@ -100,8 +100,8 @@ mod tests {
             assert_eq!((slice.rows.len(), slice.has_more), (shown, has_more));
         }
         for (total, more) in [(0, false), (6, false), (7, true)] {
-            assert_eq!(page.is_exceeded_by(total), more, "{total}");
+            assert_eq!(page.has_rows_after(total), more, "{total}");
         }
-        assert!(!Page::EVERYTHING.is_exceeded_by(i64::MAX));
+        assert!(!Page::EVERYTHING.has_rows_after(i64::MAX));
     }
 }

@@ -24,19 +24,19 @@ pub struct Variables(Value);
 impl Variables {
     /// Wraps values by their names.
     #[must_use]
-    pub fn of(values: Map<String, Value>) -> Self {
+    pub fn from_map(values: Map<String, Value>) -> Self {
         Self(Value::Object(values))
     }
 
     /// Values for the speech of the call itself.
     #[must_use]
-    pub fn to_be_spoken(&self) -> &Value {
+    pub fn for_speech(&self) -> &Value {
         &self.0
     }
 
     /// Values for readers of the call or the row: an empty object when it is private.
     #[must_use]
-    pub fn shown(self, is_private: bool) -> Value {
+    pub fn redacted_if(self, is_private: bool) -> Value {
         match is_private {
             true => Value::Object(Map::new()),
             false => self.0,
@@ -59,10 +59,10 @@ mod tests {
     #[test]
     fn private_values_are_spoken_and_not_shown() {
         let values = json!({"name": "Ada"});
-        let variables = Variables::of(values.as_object().unwrap().clone());
-        assert_eq!(variables.to_be_spoken(), &values);
+        let variables = Variables::from_map(values.as_object().unwrap().clone());
+        assert_eq!(variables.for_speech(), &values);
         assert!(!format!("{variables:?}").contains("Ada"));
-        assert_eq!(variables.clone().shown(false), values);
-        assert_eq!(variables.shown(true), json!({}));
+        assert_eq!(variables.clone().redacted_if(false), values);
+        assert_eq!(variables.redacted_if(true), json!({}));
     }
 }

@@ -21,26 +21,26 @@ const CALL_TOKEN_BYTES: usize = 20;
 const SEAL_VERSION: u8 = 1;
 
 /// Keys derived from one master key.
-struct Derived {
+struct DerivedKeys {
     calls: [u8; 32],
     api_keys: [u8; 32],
     sessions: [u8; 32],
     invites: [u8; 32],
     exports: [u8; 32],
-    name: [u8; 32],
+    fingerprint: [u8; 32],
     sealing: LessSafeKey,
 }
 
-impl Derived {
+impl DerivedKeys {
     fn new(master: &[u8; 32]) -> anyhow::Result<Self> {
         Ok(Self {
-            calls: mac(master, b"sign call urls"),
-            api_keys: mac(master, b"hash api keys"),
-            sessions: mac(master, b"sign session tokens"),
-            invites: mac(master, b"sign invitations"),
-            exports: mac(master, b"sign export links"),
-            name: mac(master, b"name the master key"),
-            sealing: sealing_key(&mac(master, b"seal credentials"))?,
+            calls: hmac_sha256(master, b"sign call urls"),
+            api_keys: hmac_sha256(master, b"hash api keys"),
+            sessions: hmac_sha256(master, b"sign session tokens"),
+            invites: hmac_sha256(master, b"sign invitations"),
+            exports: hmac_sha256(master, b"sign export links"),
+            fingerprint: hmac_sha256(master, b"name the master key"),
+            sealing: sealing_key(&hmac_sha256(master, b"seal credentials"))?,
         })
     }
 }
@@ -48,47 +48,48 @@ impl Derived {
 /// Keys of the installation. The current master key makes all tokens and seals; those of an
 /// earlier master key remain valid while it is configured as well. `Debug` shows nothing.
 #[derive(Clone)]
-pub struct Keys {
-    present: Arc<Derived>,
-    earlier: Arc<[Derived]>,
+pub struct KeyRing {
+    current: Arc<DerivedKeys>,
+    earlier: Arc<[DerivedKeys]>,
 }
 
-impl std::fmt::Debug for Keys {
+impl std::fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("KeyRing([REDACTED])")
     }
 }
 
-impl Keys {
+impl KeyRing {
     /// Derives every key from the master key.
     ///
     /// # Errors
     /// Fails when the cryptography library refuses a 32-byte key.
     pub fn derive(master: &[u8; 32]) -> anyhow::Result<Self> {
-        Self::rotated(master, &[])
+        Self::derive_rotated(master, &[])
     }
 
     /// Derives every key from the current master key and from the earlier ones.
     ///
     /// # Errors
     /// As [`Self::derive`].
-    pub fn rotated(master: &[u8; 32], earlier: &[[u8; 32]]) -> anyhow::Result<Self> {
-        let earlier: anyhow::Result<Vec<Derived>> = earlier.iter().map(Derived::new).collect();
+    pub fn derive_rotated(master: &[u8; 32], earlier: &[[u8; 32]]) -> anyhow::Result<Self> {
+        let earlier: anyhow::Result<Vec<DerivedKeys>> =
+            earlier.iter().map(DerivedKeys::new).collect();
         Ok(Self {
-            present: Arc::new(Derived::new(master)?),
+            current: Arc::new(DerivedKeys::new(master)?),
             earlier: earlier?.into(),
         })
     }
 
-    fn all(&self) -> impl Iterator<Item = &Derived> {
-        std::iter::once(&*self.present).chain(self.earlier.iter())
+    fn all(&self) -> impl Iterator<Item = &DerivedKeys> {
+        std::iter::once(&*self.current).chain(self.earlier.iter())
     }
 
     /// Unguessable part of a call's URLs. It is recomputed, never stored, so a callback is
     /// checked without a query.
     #[must_use]
     pub fn call_token(&self, trunk: TrunkId, call: CallId) -> String {
-        call_token(&self.present.calls, trunk, call)
+        call_token(&self.current.calls, trunk, call)
     }
 
     /// Checks in constant time that `token` belongs to the call.
@@ -102,21 +103,21 @@ impl Keys {
 
     /// Fingerprint of the current master key.
     #[must_use]
-    pub fn name(&self) -> &[u8] {
-        self.present.name.get(..8).unwrap_or_default()
+    pub fn fingerprint(&self) -> &[u8] {
+        self.current.fingerprint.get(..8).unwrap_or_default()
     }
 
     /// HMAC of an API key, which is stored and looked up in its place.
     #[must_use]
     pub fn api_key_digest(&self, api_key: &str) -> [u8; 32] {
-        mac(&self.present.api_keys, api_key.as_bytes())
+        hmac_sha256(&self.current.api_keys, api_key.as_bytes())
     }
 
     /// Digests of an API key under the current master key and the earlier ones.
     #[must_use]
     pub fn api_key_digests(&self, api_key: &str) -> Vec<[u8; 32]> {
         self.all()
-            .map(|keys| mac(&keys.api_keys, api_key.as_bytes()))
+            .map(|keys| hmac_sha256(&keys.api_keys, api_key.as_bytes()))
             .collect()
     }
 
@@ -124,18 +125,18 @@ impl Keys {
     #[must_use]
     pub fn invite_token(&self, invite: InviteId) -> String {
         let mut token = invite.0.as_bytes().to_vec();
-        token.extend_from_slice(&mac(&self.present.invites, invite.0.as_bytes()));
+        token.extend_from_slice(&hmac_sha256(&self.current.invites, invite.0.as_bytes()));
         URL_SAFE_NO_PAD.encode(token)
     }
 
     /// Invitation of a genuine token.
     #[must_use]
-    pub fn invite_of(&self, token: &str) -> Option<InviteId> {
+    pub fn verify_invite_token(&self, token: &str) -> Option<InviteId> {
         let bytes = URL_SAFE_NO_PAD.decode(token.trim()).ok()?;
         let (id, tag) = bytes.split_at_checked(16)?;
         let is_genuine = self
             .all()
-            .any(|keys| mac(&keys.invites, id).ct_eq(tag).into());
+            .any(|keys| hmac_sha256(&keys.invites, id).ct_eq(tag).into());
         let id = uuid::Uuid::from_slice(id).ok()?;
         is_genuine.then_some(InviteId(id))
     }
@@ -143,7 +144,7 @@ impl Keys {
     /// Token in the link to a usage export. It is valid for its user alone.
     #[must_use]
     pub fn export_token(&self, export: ExportId, org: OrgId, user: UserId) -> String {
-        export_token(&self.present.exports, export, org, user)
+        export_token(&self.current.exports, export, org, user)
     }
 
     /// Checks in constant time that `token` opens the export for that user.
@@ -166,7 +167,7 @@ impl Keys {
     /// # Errors
     /// Fails when the system has no randomness.
     pub fn seal(&self, place: &str, plain: &[u8]) -> anyhow::Result<Vec<u8>> {
-        seal(&self.present.sealing, place, plain)
+        seal(&self.current.sealing, place, plain)
     }
 
     /// Decrypts bytes that [`Keys::seal`] made for the same place.
@@ -189,7 +190,7 @@ impl Keys {
     /// # Errors
     /// As [`Self::open`].
     pub fn reseal(&self, place: &str, sealed: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
-        if open(&self.present.sealing, place, sealed).is_some() {
+        if open(&self.current.sealing, place, sealed).is_some() {
             return Ok(None);
         }
         let plain = self.open(place, sealed)?;
@@ -241,13 +242,13 @@ fn call_token(key: &[u8; 32], trunk: TrunkId, call: CallId) -> String {
     let (head, tail) = subject.split_at_mut(16);
     head.copy_from_slice(trunk.0.as_bytes());
     tail.copy_from_slice(call.0.as_bytes());
-    let tag = mac(key, &subject);
+    let tag = hmac_sha256(key, &subject);
     URL_SAFE_NO_PAD.encode(tag.get(..CALL_TOKEN_BYTES).unwrap_or_default())
 }
 
 fn export_token(key: &[u8; 32], export: ExportId, org: OrgId, user: UserId) -> String {
     let subject = [export.0, org.0, user.0].map(uuid::Uuid::into_bytes);
-    URL_SAFE_NO_PAD.encode(mac(key, subject.as_flattened()))
+    URL_SAFE_NO_PAD.encode(hmac_sha256(key, subject.as_flattened()))
 }
 
 fn sealing_key(bytes: &[u8]) -> anyhow::Result<LessSafeKey> {
@@ -339,7 +340,7 @@ pub fn jitter() -> f64 {
     rand::rng().random::<f64>()
 }
 
-fn mac(key: &[u8; 32], subject: &[u8]) -> [u8; 32] {
+fn hmac_sha256(key: &[u8; 32], subject: &[u8]) -> [u8; 32] {
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), subject);
     let mut bytes = [0; 32];
     for (byte, from) in bytes.iter_mut().zip(tag.as_ref()) {
@@ -352,8 +353,8 @@ fn mac(key: &[u8; 32], subject: &[u8]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    fn keys(byte: u8) -> Keys {
-        Keys::derive(&[byte; 32]).unwrap()
+    fn keys(byte: u8) -> KeyRing {
+        KeyRing::derive(&[byte; 32]).unwrap()
     }
 
     #[test]
@@ -384,12 +385,12 @@ mod tests {
     fn an_invitations_token_belongs_to_it_alone() {
         let invite = InviteId::new();
         let token = keys(1).invite_token(invite);
-        assert_eq!(keys(1).invite_of(&token), Some(invite));
-        assert_eq!(keys(2).invite_of(&token), None);
+        assert_eq!(keys(1).verify_invite_token(&token), Some(invite));
+        assert_eq!(keys(2).verify_invite_token(&token), None);
         let other = keys(1).invite_token(InviteId::new());
         let mixed = format!("{}{}", &token[..22], &other[22..]);
-        assert_eq!(keys(1).invite_of(&mixed), None);
-        assert_eq!(keys(1).invite_of(""), None);
+        assert_eq!(keys(1).verify_invite_token(&mixed), None);
+        assert_eq!(keys(1).verify_invite_token(""), None);
     }
 
     #[test]
@@ -428,7 +429,10 @@ mod tests {
 
     #[test]
     fn what_an_earlier_master_key_made_is_understood_and_made_anew() {
-        let (old, new) = (keys(1), Keys::rotated(&[2; 32], &[[1; 32]]).unwrap());
+        let (old, new) = (
+            keys(1),
+            KeyRing::derive_rotated(&[2; 32], &[[1; 32]]).unwrap(),
+        );
         let sealed = old.seal("trunk a", b"token").unwrap();
         assert_eq!(new.open("trunk a", &sealed).unwrap(), b"token");
         let again = new.reseal("trunk a", &sealed).unwrap().unwrap();
@@ -453,7 +457,7 @@ mod tests {
         );
         assert!(keys(1).open_enveloped("row b", &own, &sealed).is_err());
         assert!(keys(2).open_enveloped("row a", &own, &sealed).is_err());
-        let new = Keys::rotated(&[2; 32], &[[1; 32]]).unwrap();
+        let new = KeyRing::derive_rotated(&[2; 32], &[[1; 32]]).unwrap();
         let rewrapped = new.rewrap("row a", &own).unwrap().unwrap();
         assert_eq!(
             keys(2)

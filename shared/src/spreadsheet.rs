@@ -14,7 +14,7 @@ pub fn writer() -> csv::Writer<Vec<u8>> {
 }
 
 /// Returns the bytes of the file. Writing into memory does not fail in practice.
-pub fn written(csv: csv::Writer<Vec<u8>>) -> Result<Bytes> {
+pub fn finish(csv: csv::Writer<Vec<u8>>) -> Result<Bytes> {
     csv.into_inner()
         .map(Bytes::from)
         .map_err(|error| Error::Unexpected(error.into_error().into()))
@@ -22,7 +22,7 @@ pub fn written(csv: csv::Writer<Vec<u8>>) -> Result<Bytes> {
 
 /// Converts the error of a line that could not be written; always a bug.
 #[must_use]
-pub fn unwritable(error: csv::Error) -> Error {
+pub fn write_error(error: csv::Error) -> Error {
     Error::Unexpected(error.into())
 }
 
@@ -30,7 +30,7 @@ pub fn unwritable(error: csv::Error) -> Error {
 /// already has such an apostrophe. A phone number may begin with `+`, as long as nothing but
 /// digits and their separators follow.
 #[must_use]
-pub fn neutral(cell: &str) -> String {
+pub fn neutralize(cell: &str) -> String {
     let mut chars = cell.trim_start_matches('\'').chars();
     let is_formula = match chars.next() {
         Some('+') => !chars.all(|c| c.is_ascii_digit() || matches!(c, ' ' | '(' | ')' | '.')),
@@ -49,9 +49,9 @@ pub fn neutral(cell: &str) -> String {
 
 /// Reverts [`neutral`].
 #[must_use]
-pub fn original(cell: &str) -> &str {
+pub fn restore(cell: &str) -> &str {
     match cell.strip_prefix('\'') {
-        Some(rest) if neutral(rest) == cell => rest,
+        Some(rest) if neutralize(rest) == cell => rest,
         _ => cell,
     }
 }
@@ -76,8 +76,8 @@ mod tests {
             ("Asha", "Asha"),
             ("", ""),
         ] {
-            assert_eq!(neutral(cell), expected);
-            assert_eq!(original(expected), cell);
+            assert_eq!(neutralize(cell), expected);
+            assert_eq!(restore(expected), cell);
         }
     }
 }

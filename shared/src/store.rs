@@ -35,7 +35,7 @@ const PARTS_IN_FLIGHT: usize = 2;
 
 /// Directory, bucket or memory that holds files.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct FileStore {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     /// Set for a `file:` URL.
@@ -44,12 +44,12 @@ pub struct Store {
 
 /// Size and digest of a stored file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredFile {
     pub bytes: u64,
     pub sha256: [u8; 32],
 }
 
-impl Store {
+impl FileStore {
     /// Opens the store at a URL; creates the directory of a `file:` URL.
     ///
     /// # Errors
@@ -107,9 +107,9 @@ impl Store {
         key: &str,
         body: impl Stream<Item = Result<Bytes>> + Send,
         limit_bytes: u64,
-    ) -> Result<Stored> {
+    ) -> Result<StoredFile> {
         let path = self.path(key)?;
-        let upload = self.inner.put_multipart(&path).await.map_err(outside)?;
+        let upload = self.inner.put_multipart(&path).await.map_err(store_error)?;
         let mut writer = WriteMultipart::new(upload);
 
         match write_all(&mut writer, body, limit_bytes).await {
@@ -119,7 +119,7 @@ impl Store {
                     if let Err(left_over) = self.delete(key).await {
                         tracing::warn!(file.key = key, error = %left_over, "an upload could not be removed");
                     }
-                    return Err(outside(error));
+                    return Err(store_error(error));
                 }
                 Ok(stored)
             }
@@ -144,7 +144,7 @@ impl Store {
         let path = self.path(key);
         stream::once(async move {
             let path = path?;
-            let size = inner.head(&path).await.map_err(outside)?.size;
+            let size = inner.head(&path).await.map_err(store_error)?.size;
             Ok::<_, Error>(stream::try_unfold(from_offset, move |offset| {
                 let inner = Arc::clone(&inner);
                 let path = path.clone();
@@ -153,7 +153,10 @@ impl Store {
                         return Ok(None);
                     }
                     let end = size.min(offset.saturating_add(READ_BYTES));
-                    let bytes = inner.get_range(&path, offset..end).await.map_err(outside)?;
+                    let bytes = inner
+                        .get_range(&path, offset..end)
+                        .await
+                        .map_err(store_error)?;
                     Ok(Some((bytes, end)))
                 }
             }))
@@ -169,7 +172,7 @@ impl Store {
     pub async fn delete(&self, key: &str) -> Result<()> {
         match self.inner.delete(&self.path(key)?).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(outside(error)),
+            Err(error) => Err(store_error(error)),
         }
     }
 
@@ -218,7 +221,7 @@ async fn write_all(
     writer: &mut WriteMultipart,
     body: impl Stream<Item = Result<Bytes>> + Send,
     limit_bytes: u64,
-) -> Result<Stored> {
+) -> Result<StoredFile> {
     let mut hash = Sha256::new();
     let mut bytes = 0_u64;
     pin_mut!(body);
@@ -236,17 +239,17 @@ async fn write_all(
         writer
             .wait_for_capacity(PARTS_IN_FLIGHT)
             .await
-            .map_err(outside)?;
+            .map_err(store_error)?;
         writer.put(piece);
     }
 
-    Ok(Stored {
+    Ok(StoredFile {
         bytes,
         sha256: hash.finalize().into(),
     })
 }
 
-fn outside(error: object_store::Error) -> Error {
+fn store_error(error: object_store::Error) -> Error {
     match error {
         object_store::Error::NotFound { .. } => Error::NotFound("file"),
         error => Error::Outside {
@@ -265,22 +268,22 @@ mod tests {
         stream::iter(pieces)
     }
 
-    async fn text(store: &Store, key: &str, from: u64) -> Result<String> {
+    async fn text(store: &FileStore, key: &str, from: u64) -> Result<String> {
         let bytes: Vec<Bytes> = store.read(key, from).try_collect().await?;
         Ok(String::from_utf8(bytes.concat()).unwrap())
     }
 
-    fn directory() -> (std::path::PathBuf, Store) {
+    fn directory() -> (std::path::PathBuf, FileStore) {
         let name = crate::ids::IngestId::new().to_string();
         let directory = std::env::temp_dir().join(format!("peal-store-{name}"));
-        let store = Store::open(&format!("file://{}", directory.display())).unwrap();
+        let store = FileStore::open(&format!("file://{}", directory.display())).unwrap();
         (directory, store)
     }
 
     #[tokio::test]
     async fn a_file_is_written_read_from_any_place_and_removed() {
         let (path, local) = directory();
-        for store in [local, Store::open("memory:///some/prefix").unwrap()] {
+        for store in [local, FileStore::open("memory:///some/prefix").unwrap()] {
             let body = pieces(vec![
                 Ok("hello ".into()),
                 Ok(Bytes::new()),
@@ -336,13 +339,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_key_stays_inside_the_store() {
-        let store = Store::open("memory:///").unwrap();
+        let store = FileStore::open("memory:///").unwrap();
         for key in ["../escape", "a/../../b", "a//b"] {
             assert!(text(&store, key, 0).await.is_err(), "{key}");
             assert!(store.delete(key).await.is_err(), "{key}");
         }
         for url in ["", "relative", "ftp://host/", "s3://"] {
-            assert!(Store::open(url).is_err(), "{url}");
+            assert!(FileStore::open(url).is_err(), "{url}");
         }
     }
 }

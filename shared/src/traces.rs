@@ -40,7 +40,7 @@ use opentelemetry_sdk::trace::{
 use tokio::runtime::Handle;
 
 use crate::clock::Clock;
-use crate::config::Tracing;
+use crate::config::TracesConfig;
 use crate::http;
 use crate::ids::CallId;
 use crate::telephony::Outcome;
@@ -48,17 +48,17 @@ use crate::telephony::Outcome;
 pub use opentelemetry::KeyValue;
 
 /// Timeout of requests to the collector.
-const SEND_LIMIT: Duration = Duration::from_secs(10);
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two exports of spans.
-const SEND_EVERY: Duration = Duration::from_secs(1);
+const SEND_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum of unsent spans; further ones are dropped.
 const UNSENT_LIMIT: usize = 8192;
 /// Longest time for the last export when the process ends.
-const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A step of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum CallStep {
     Claim,
     Place,
     Callback,
@@ -66,7 +66,7 @@ pub enum Step {
     Final,
 }
 
-impl Step {
+impl CallStep {
     fn name(self) -> &'static str {
         match self {
             Self::Claim => "claim",
@@ -88,14 +88,14 @@ impl Step {
 
 /// Start time of a step.
 #[derive(Clone, Copy, Debug)]
-pub struct Began(DateTime<Utc>);
+pub struct StepStart(DateTime<Utc>);
 
 /// The traces of this process.
 #[derive(Clone, Debug, Default)]
-pub struct Traces(Option<Arc<Collector>>);
+pub struct CallTracer(Option<Arc<SpanCollector>>);
 
 #[derive(Debug)]
-struct Collector {
+struct SpanCollector {
     processor: BatchSpanProcessor,
     ids: RandomIdGenerator,
     scope: InstrumentationScope,
@@ -103,14 +103,14 @@ struct Collector {
     clock: Clock,
 }
 
-impl Traces {
+impl CallTracer {
     /// Starts tracing for the program `service`; requires a tokio runtime. Does not wait for the
     /// collector.
     ///
     /// # Errors
     /// Fails when no HTTP client can be made.
     pub fn open(
-        settings: Option<&Tracing>,
+        settings: Option<&TracesConfig>,
         service: &'static str,
         clock: Clock,
     ) -> anyhow::Result<Self> {
@@ -118,8 +118,8 @@ impl Traces {
             return Ok(Self(None));
         };
 
-        let client = Client {
-            http: http::client(SEND_LIMIT)?,
+        let client = OtlpHttpClient {
+            http: http::carrier_client(SEND_TIMEOUT)?,
             runtime: Handle::current(),
             failing: AtomicBool::new(false),
         };
@@ -128,13 +128,13 @@ impl Traces {
             .with_http_client(client)
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(settings.url.as_str())
-            .with_timeout(SEND_LIMIT)
+            .with_timeout(SEND_TIMEOUT)
             .build()
             .context("PEAL_OTLP_URL")?;
 
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(UNSENT_LIMIT)
-            .with_scheduled_delay(SEND_EVERY)
+            .with_scheduled_delay(SEND_INTERVAL)
             .build();
         let mut processor = BatchSpanProcessor::builder(exporter)
             .with_batch_config(batches)
@@ -147,7 +147,7 @@ impl Traces {
             .build();
         processor.set_resource(&resource);
 
-        Ok(Self(Some(Arc::new(Collector {
+        Ok(Self(Some(Arc::new(SpanCollector {
             processor,
             ids: RandomIdGenerator::default(),
             scope: InstrumentationScope::builder("peal").build(),
@@ -158,26 +158,26 @@ impl Traces {
 
     /// Returns the current time when tracing is on.
     #[must_use]
-    pub fn begin(&self) -> Option<Began> {
+    pub fn begin(&self) -> Option<StepStart> {
         let collector = self.0.as_ref()?;
-        Some(Began(collector.clock.now()))
+        Some(StepStart(collector.clock.now()))
     }
 
     /// Reports a step of a call that has just ended. The attributes are evaluated only when the
     /// call is sampled; they must contain no personal data.
     pub fn end(
         &self,
-        began: Option<Began>,
+        began: Option<StepStart>,
         call: CallId,
-        step: Step,
+        step: CallStep,
         attributes: impl FnOnce() -> Vec<KeyValue>,
     ) {
-        if let (Some(collector), Some(Began(began))) = (&self.0, began)
+        if let (Some(collector), Some(StepStart(began))) = (&self.0, began)
             && is_sampled(call, collector.ratio)
         {
             let id = collector.ids.new_span_id();
             let mut span = collector.span(call, id, step.name(), began);
-            span.parent_span_id = root(call);
+            span.parent_span_id = root_span_id(call);
             span.parent_span_is_remote = true;
             span.span_kind = step.kind();
             span.attributes.extend(attributes());
@@ -186,14 +186,14 @@ impl Traces {
     }
 
     /// Reports the end of a call and the root of its trace.
-    pub fn end_call(&self, began: Option<Began>, call: CallId, outcome: Outcome) {
+    pub fn end_call(&self, began: Option<StepStart>, call: CallId, outcome: Outcome) {
         let attributes = || vec![KeyValue::new("call.outcome", outcome.as_str())];
-        self.end(began, call, Step::Final, attributes);
+        self.end(began, call, CallStep::Final, attributes);
         if let Some(collector) = &self.0
             && is_sampled(call, collector.ratio)
         {
             let created = created_at(call).unwrap_or_else(|| collector.clock.now());
-            let mut span = collector.span(call, root(call), "call", created);
+            let mut span = collector.span(call, root_span_id(call), "call", created);
             span.attributes.extend(attributes());
             collector.processor.on_end(span);
         }
@@ -206,7 +206,7 @@ impl Traces {
         };
         // The processor waits for its own thread, which waits for this runtime.
         let closing = tokio::task::spawn_blocking(move || {
-            collector.processor.shutdown_with_timeout(CLOSE_LIMIT)
+            collector.processor.shutdown_with_timeout(CLOSE_TIMEOUT)
         });
         match closing.await {
             Ok(Ok(())) => {}
@@ -216,7 +216,7 @@ impl Traces {
     }
 }
 
-impl Collector {
+impl SpanCollector {
     /// Creates a span that ends at the current time, without a parent.
     fn span(&self, call: CallId, id: SpanId, name: &'static str, began: DateTime<Utc>) -> SpanData {
         let trace = TraceId::from_bytes(*call.0.as_bytes());
@@ -241,7 +241,7 @@ impl Collector {
 
 /// Id of the root span of a call's trace: the second half of the call's id, never zero because it
 /// contains the UUID's variant.
-fn root(call: CallId) -> SpanId {
+fn root_span_id(call: CallId) -> SpanId {
     let [.., a, b, c, d, e, f, g, h] = *call.0.as_bytes();
     SpanId::from_bytes([a, b, c, d, e, f, g, h])
 }
@@ -261,15 +261,15 @@ fn created_at(call: CallId) -> Option<DateTime<Utc>> {
 /// Sends spans with the shared HTTP client. The exporter runs on its own thread, outside of the
 /// runtime that the client needs.
 #[derive(Debug)]
-struct Client {
+struct OtlpHttpClient {
     http: reqwest::Client,
     runtime: Handle,
     failing: AtomicBool,
 }
 
-impl Client {
+impl OtlpHttpClient {
     /// Logs the first failure and the first success after failures.
-    fn note<E: fmt::Display>(&self, sent: &Result<Response<Bytes>, E>) {
+    fn log_transition<E: fmt::Display>(&self, sent: &Result<Response<Bytes>, E>) {
         let why = match sent {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(format!("status {}", response.status())),
@@ -290,7 +290,7 @@ impl Client {
 }
 
 #[async_trait]
-impl HttpClient for Client {
+impl HttpClient for OtlpHttpClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let http = self.http.clone();
         let sending = self.runtime.spawn(async move {
@@ -304,7 +304,7 @@ impl HttpClient for Client {
         let sent = sending.await?;
         // The address may contain a password.
         let sent = sent.map_err(reqwest::Error::without_url);
-        self.note(&sent);
+        self.log_transition(&sent);
         Ok(sent?)
     }
 }
@@ -342,8 +342,8 @@ mod tests {
     #[test]
     fn a_call_knows_its_roots_id_and_its_birth() {
         let call = CallId::new();
-        assert_ne!(root(call), SpanId::INVALID);
-        assert_eq!(root(call), root(call));
+        assert_ne!(root_span_id(call), SpanId::INVALID);
+        assert_eq!(root_span_id(call), root_span_id(call));
         let age = Clock::default().now() - created_at(call).unwrap();
         assert!(age.num_seconds().abs() < 5, "{age}");
     }

@@ -99,7 +99,7 @@ pub async fn principal_unscoped(db: &mut PgConnection, user: UserId) -> Result<O
 
 /// Profile of a user, from the claims of their tokens.
 #[derive(Clone, Debug)]
-pub struct About {
+pub struct UserProfile {
     pub phone: Option<String>,
     pub profile_image_url: Option<String>,
     pub user_metadata: serde_json::Value,
@@ -109,9 +109,9 @@ pub struct About {
 ///
 /// # Errors
 /// [`Error::NotFound`] for a user outside the scope.
-pub async fn about(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<About> {
+pub async fn profile(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<UserProfile> {
     sqlx::query_as!(
-        About,
+        UserProfile,
         "select phone, profile_image_url, user_metadata
          from users
          where id = $1
@@ -129,7 +129,7 @@ pub async fn about(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result
 /// Locks a member against removal until the transaction ends, so that a removal waits and then
 /// sees the calls that this transaction starts. The caller has already found a resource of the
 /// user within its scope. False when the user was removed.
-pub async fn keep_unscoped(db: &mut PgConnection, user: UserId) -> Result<bool> {
+pub async fn lock_member_unscoped(db: &mut PgConnection, user: UserId) -> Result<bool> {
     let kept = sqlx::query!(
         "select from users where id = $1 and removed_at is null for share",
         user as UserId,
@@ -140,7 +140,7 @@ pub async fn keep_unscoped(db: &mut PgConnection, user: UserId) -> Result<bool> 
 }
 
 /// True when a user exists in the caller's scope.
-pub async fn is_seen(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<bool> {
+pub async fn is_in_scope(db: &mut PgConnection, scope: &Scope, user: UserId) -> Result<bool> {
     let seen = sqlx::query_scalar!(
         r#"select exists (
                select from users
@@ -181,7 +181,7 @@ pub async fn check_rank(
     .fetch_optional(db)
     .await?
     .ok_or(Error::NotFound("User"))?;
-    caller.require_rank_of(role)
+    caller.require_at_least_role_of(role)
 }
 
 /// Organisation of a member in the caller's scope.

@@ -14,11 +14,11 @@ use crate::access::Scope;
 use crate::agents::config::TtsConfig;
 use crate::error::{Error, FieldError, OnConstraint as _, Result};
 use crate::ids::{ProviderId, VoiceId};
-use crate::page::{Page, Slice};
+use crate::page::{Page, PageSlice};
 use crate::providers::{self, ProviderKind};
 
 /// Number of names that are suggested for an unknown one.
-const SUGGESTIONS: usize = 3;
+const MAX_SUGGESTIONS: usize = 3;
 
 /// Voice of the catalogue.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -55,7 +55,7 @@ pub struct NewVoice {
 
 /// Filter of voices.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct VoiceFilter {
     pub id: Option<VoiceId>,
     /// The vendor's code.
     pub code: Option<String>,
@@ -69,9 +69,9 @@ pub struct Wanted {
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    filter: &Wanted,
+    filter: &VoiceFilter,
     page: Page,
-) -> Result<Slice<Voice>> {
+) -> Result<PageSlice<Voice>> {
     let voices = sqlx::query_as!(
         Voice,
         r#"select v.id as "id: VoiceId", v.provider_id as "provider_id: ProviderId", v.voice_id, v.voice_name,
@@ -107,14 +107,14 @@ pub async fn list(
 /// # Errors
 /// [`Error::NotFound`] when there is none.
 pub async fn resolve(db: &mut PgConnection, scope: &Scope, name: &str) -> Result<Voice> {
-    let by_id = Wanted {
+    let by_id = VoiceFilter {
         id: name.parse().ok(),
-        ..Wanted::default()
+        ..VoiceFilter::default()
     };
-    let by_code = Wanted {
+    let by_code = VoiceFilter {
         // PostgreSQL text cannot hold NUL.
         code: name.split('\0').next().map(str::to_owned),
-        ..Wanted::default()
+        ..VoiceFilter::default()
     };
 
     let mut found = match by_id.id {
@@ -157,9 +157,9 @@ pub async fn add(
         Error::conflict("voice_listed", "the provider already has a voice of that voice_id")
     })?;
 
-    let filter = Wanted {
+    let filter = VoiceFilter {
         id: Some(id),
-        ..Wanted::default()
+        ..VoiceFilter::default()
     };
     let added = list(db, scope, &filter, Page::WHOLE).await?;
     added
@@ -170,12 +170,16 @@ pub async fn add(
 }
 
 /// True when an agent of this configuration speaks with a carrier's own voice.
-pub async fn is_carriers(db: &mut PgConnection, scope: &Scope, config: &TtsConfig) -> Result<bool> {
-    Ok(carriers_provider(db, scope, config).await?.is_some())
+pub async fn is_carrier_voice(
+    db: &mut PgConnection,
+    scope: &Scope,
+    config: &TtsConfig,
+) -> Result<bool> {
+    Ok(carrier_provider(db, scope, config).await?.is_some())
 }
 
 /// Returns `None` when another service speaks, otherwise the named provider, if there is one.
-async fn carriers_provider(
+async fn carrier_provider(
     db: &mut PgConnection,
     scope: &Scope,
     config: &TtsConfig,
@@ -198,13 +202,13 @@ pub async fn check(db: &mut PgConnection, scope: &Scope, config: &TtsConfig) -> 
     let Some(name) = &config.voice_name else {
         return Ok(());
     };
-    let Some(provider) = carriers_provider(db, scope, config).await? else {
+    let Some(provider) = carrier_provider(db, scope, config).await? else {
         return Ok(());
     };
 
-    let filter = Wanted {
+    let filter = VoiceFilter {
         provider,
-        ..Wanted::default()
+        ..VoiceFilter::default()
     };
 
     let voices = list(db, scope, &filter, Page::EVERYTHING).await?.rows;
@@ -218,7 +222,7 @@ pub async fn check(db: &mut PgConnection, scope: &Scope, config: &TtsConfig) -> 
 
     // 1. Find the voice.
     let Some(voice) = voices.iter().find(|voice| voice.voice_id == *name) else {
-        let similar = nearest(name, voices.iter().map(|voice| voice.voice_id.as_str()));
+        let similar = most_similar(name, voices.iter().map(|voice| voice.voice_id.as_str()));
         let msg = format!(
             "unknown voice; similar ones: {} (GET /api/v1/tts-voices lists all)",
             similar.join(", ")
@@ -241,7 +245,7 @@ pub async fn check(db: &mut PgConnection, scope: &Scope, config: &TtsConfig) -> 
 }
 
 /// Names most similar to `name`, the most similar first.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+fn most_similar<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let wanted = name.to_lowercase();
     let similarity = |known: &str| {
         let known = known.to_lowercase();
@@ -254,7 +258,7 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str>
     let mut ranked: Vec<(f64, &str)> = known.map(|known| (similarity(known), known)).collect();
     ranked.sort_by(|one, other| other.0.total_cmp(&one.0).then(one.1.cmp(other.1)));
     let ranked = ranked.into_iter().map(|(_, known)| known);
-    ranked.take(SUGGESTIONS).collect()
+    ranked.take(MAX_SUGGESTIONS).collect()
 }
 
 #[cfg(test)]
@@ -278,8 +282,8 @@ mod tests {
             ("hi-IN-Wavenet-B", "Google.hi-IN-Wavenet-A"),
             ("Alice", "alice"),
         ] {
-            let near = nearest(name, known.into_iter());
-            assert_eq!(near.len(), SUGGESTIONS);
+            let near = most_similar(name, known.into_iter());
+            assert_eq!(near.len(), MAX_SUGGESTIONS);
             assert_eq!(near[0], first, "{name}");
         }
     }

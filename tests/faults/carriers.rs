@@ -4,34 +4,36 @@ use peal_simulator::{Chance, Faults};
 use serde_json::json;
 
 use super::seeds;
-use crate::harness::plant::{Plant, Setup};
+use crate::harness::plant::{Cluster, ClusterOptions};
 
-async fn campaign_with(seed: u64, faults: Faults) {
-    let mut setup = Setup::default();
+async fn run_campaign_with_faults(seed: u64, faults: Faults) {
+    let mut setup = ClusterOptions::default();
     setup.carrier.faults = faults;
-    let cluster = Plant::start(seed, setup).await;
-    let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
+    let cluster = Cluster::start(seed, setup).await;
+    let batch = cluster
+        .start_campaign(300, json!({"batch_size": 100}))
+        .await;
     cluster.finish(&batch, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_never_comes_is_not_asked_for_again() {
+async fn a_call_without_a_response_is_not_placed_again() {
     for seed in seeds(1) {
         let faults = Faults {
             drop_after: Chance::Rate(0.1),
             ..Faults::default()
         };
-        campaign_with(seed, faults).await;
+        run_campaign_with_faults(seed, faults).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callbacks_that_never_come_keep_no_row_open() {
+async fn lost_callbacks_leave_no_row_open() {
     for seed in seeds(1) {
         let faults = Faults {
             callbacks_lost: Chance::Rate(0.2),
             ..Faults::default()
         };
-        campaign_with(seed, faults).await;
+        run_campaign_with_faults(seed, faults).await;
     }
 }

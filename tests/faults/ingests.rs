@@ -7,25 +7,25 @@ use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Method};
 use serde_json::json;
 
-use super::{Dice, seeds};
-use crate::harness::client::{PATIENCE, answer, number};
+use super::{SeededRng, seeds};
+use crate::harness::client::{TEST_TIMEOUT, phone_number, send_request};
 use crate::harness::eventually;
-use crate::harness::plant::{Plant, Setup};
+use crate::harness::plant::{Cluster, ClusterOptions};
 
-const UPLOAD: &str = "/api/v1/batch-call/upload";
+const UPLOAD_PATH: &str = "/api/v1/batch-call/upload";
 /// Records of the file: twelve chunks.
-const RECORDS: u32 = 60_000;
-const ROWS_READ: &str = "select total_rows from ingests";
+const RECORD_COUNT: u32 = 60_000;
+const COUNT_ROWS_READ: &str = "select total_rows from ingests";
 
 /// Builds a CSV, with the line numbers of its errors. Of every ten records seven are new, two are
 /// duplicates, and one has an invalid number.
-fn list() -> (String, BTreeSet<u64>) {
+fn mixed_csv() -> (String, BTreeSet<u64>) {
     let mut csv = String::from("to_phonenumber,name\n");
     let mut wrong = BTreeSet::new();
-    for n in 0..RECORDS {
+    for n in 0..RECORD_COUNT {
         let phone = match n % 10 {
-            0..7 => number(n),
-            7 | 8 => number(n - 7),
+            0..7 => phone_number(n),
+            7 | 8 => phone_number(n - 7),
             _ => format!("nobody {n}"),
         };
         csv.push_str(&format!("{phone},Person {n}\n"));
@@ -36,31 +36,35 @@ fn list() -> (String, BTreeSet<u64>) {
     (csv, wrong)
 }
 
-async fn no_workers(seed: u64, api_faults: &'static str) -> Plant {
-    let setup = Setup {
+async fn cluster_without_workers(seed: u64, api_faults: &'static str) -> Cluster {
+    let setup = ClusterOptions {
         workers: 0,
         api_faults,
-        ..Setup::default()
+        ..ClusterOptions::default()
     };
-    Plant::start(seed, setup).await
+    Cluster::start(seed, setup).await
 }
 
-fn upload(cluster: &Plant, batch: &str, file: impl Into<Body>) -> reqwest::RequestBuilder {
+fn upload_request(
+    cluster: &Cluster,
+    batch: &str,
+    file: impl Into<Body>,
+) -> reqwest::RequestBuilder {
     let part = Part::stream(file).file_name("people.csv");
-    let path = format!("{UPLOAD}/{batch}");
+    let path = format!("{UPLOAD_PATH}/{batch}");
     let request = cluster.client.request(Method::POST, &path);
     request.multipart(Form::new().part("file", part))
 }
 
 /// Kills a worker in the middle of a random later chunk, where a trigger makes it wait for an
 /// advisory lock.
-async fn kill_at_random(cluster: &mut Plant, dice: &mut Dice) {
-    let before = cluster.number(ROWS_READ).await;
+async fn kill_worker_in_random_chunk(cluster: &mut Cluster, dice: &mut SeededRng) {
+    let before = cluster.query_number(COUNT_ROWS_READ).await;
     let further = i64::try_from(dice.draw(0..12_000)).expect("few");
-    let held = (before + further).min(RECORDS.into());
+    let held = (before + further).min(RECORD_COUNT.into());
 
     cluster
-        .run(&format!(
+        .execute(&format!(
             "create or replace function hold() returns trigger language plpgsql as $$
                  begin
                      if new.total_rows >= {held} then perform pg_advisory_xact_lock_shared(1); end if;
@@ -80,25 +84,25 @@ async fn kill_at_random(cluster: &mut Plant, dice: &mut Dice) {
     cluster.start_worker();
     let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
     cluster
-        .until("a worker waits in the chunk", waiting, |n| n == 1)
+        .wait_until("a worker waits in the chunk", waiting, |n| n == 1)
         .await;
 
     let worker = cluster.workers.pop().expect("it was started");
     worker.kill().await.expect("kill");
     holder.rollback().await.expect("release");
-    cluster.miss_the_dead().await;
+    cluster.expire_dead_workers().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
-    let (csv, wrong) = list();
+async fn an_upload_with_crashed_workers_is_ingested_once_and_completely() {
+    let (csv, wrong) = mixed_csv();
     for seed in seeds(1) {
         eprintln!("seed {seed}");
 
-        let mut dice = Dice::new(seed);
-        let mut cluster = no_workers(seed, "").await;
+        let mut dice = SeededRng::new(seed);
+        let mut cluster = cluster_without_workers(seed, "").await;
         let batch = cluster.client.create_batch(json!({})).await;
-        let uploaded = answer(upload(&cluster, &batch, csv.clone()))
+        let uploaded = send_request(upload_request(&cluster, &batch, csv.clone()))
             .await
             .expect(202);
         let ingest = uploaded["data"]["ingest_id"].as_str().expect("an id");
@@ -109,29 +113,43 @@ async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
 
         for _ in 0..6 {
             match dice.draw(0..3) {
-                0 => cluster.sacrifice("ingest", "ingest.committed=1").await,
-                1 => cluster.sacrifice("ingest", "ingest.uncommitted=1").await,
-                _ => kill_at_random(&mut cluster, &mut dice).await,
+                0 => {
+                    cluster
+                        .run_worker_until_crash("ingest", "ingest.committed=1")
+                        .await
+                }
+                1 => {
+                    cluster
+                        .run_worker_until_crash("ingest", "ingest.uncommitted=1")
+                        .await
+                }
+                _ => kill_worker_in_random_chunk(&mut cluster, &mut dice).await,
             }
-            assert_eq!(cluster.number(whole).await, 1, "half a chunk is committed");
+            assert_eq!(
+                cluster.query_number(whole).await,
+                1,
+                "half a chunk is committed"
+            );
         }
 
-        let read = cluster.number(ROWS_READ).await;
+        let read = cluster.query_number(COUNT_ROWS_READ).await;
         assert!(
-            read < i64::from(RECORDS),
+            read < i64::from(RECORD_COUNT),
             "seed {seed}: the file was read too early"
         );
 
         cluster.start_worker();
         let open = "select count(*) from jobs where state <> 'done'";
-        cluster.until("the list is read", open, |n| n == 0).await;
+        cluster
+            .wait_until("the list is read", open, |n| n == 0)
+            .await;
 
         let path = format!("/api/v1/batch-call/{batch}/ingests/{ingest}");
         let report = cluster.client.get(&path).await.expect(200)["data"].clone();
-        let tenth = RECORDS / 10;
+        let tenth = RECORD_COUNT / 10;
 
         for (count, expected) in [
-            ("total_rows", RECORDS),
+            ("total_rows", RECORD_COUNT),
             ("inserted", 7 * tenth),
             ("duplicates", 2 * tenth),
             ("failed", tenth),
@@ -139,7 +157,7 @@ async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
             assert_eq!(report[count], expected, "seed {seed}: {count} of {report}");
         }
 
-        assert_eq!(cluster.number(whole).await, 1, "seed {seed}");
+        assert_eq!(cluster.query_number(whole).await, 1, "seed {seed}");
 
         let errors = cluster.client.get(&format!("{path}/errors")).await.text;
         let mut errors = csv::Reader::from_reader(errors.as_bytes());
@@ -166,43 +184,47 @@ async fn a_list_whose_readers_are_killed_comes_in_once_and_whole() {
         );
 
         let mails = "select count(*) from emails where sent_at is not null";
-        assert_eq!(cluster.number(mails).await, 1, "seed {seed}");
-        assert_eq!(stored(&cluster).len(), 0, "seed {seed}");
+        assert_eq!(cluster.query_number(mails).await, 1, "seed {seed}");
+        assert_eq!(stored_files(&cluster).len(), 0, "seed {seed}");
         cluster.close().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_whose_workers_are_killed_starts_the_batch_once() {
+async fn a_start_with_crashed_workers_launches_the_batch_once() {
     for seed in seeds(1) {
-        let mut cluster = no_workers(seed, "").await;
-        let batch = cluster.campaign(40, json!({"batch_size": 100})).await;
+        let mut cluster = cluster_without_workers(seed, "").await;
+        let batch = cluster.start_campaign(40, json!({"batch_size": 100})).await;
 
         let launched = "select count(*) from call_batches where launched_at is not null";
-        cluster.sacrifice("misc", "start.uncommitted=1").await;
-        assert_eq!(cluster.number(launched).await, 0, "seed {seed}");
-        cluster.sacrifice("misc", "start.committed=1").await;
-        assert_eq!(cluster.number(launched).await, 1, "seed {seed}");
+        cluster
+            .run_worker_until_crash("misc", "start.uncommitted=1")
+            .await;
+        assert_eq!(cluster.query_number(launched).await, 0, "seed {seed}");
+        cluster
+            .run_worker_until_crash("misc", "start.committed=1")
+            .await;
+        assert_eq!(cluster.query_number(launched).await, 1, "seed {seed}");
 
         let when = "select (extract(epoch from launched_at) * 1e6)::bigint from call_batches";
-        let first = cluster.number(when).await;
+        let first = cluster.query_number(when).await;
 
         cluster.start_worker();
-        cluster.completes(&batch).await;
+        cluster.wait_for_completion(&batch).await;
         assert_eq!(
-            cluster.number(when).await,
+            cluster.query_number(when).await,
             first,
             "seed {seed}: launched again"
         );
 
         let claims = "select attempts::bigint from jobs where kind = 'start_batch'";
-        assert_eq!(cluster.number(claims).await, 3, "seed {seed}");
+        assert_eq!(cluster.query_number(claims).await, 3, "seed {seed}");
         cluster.finish(&batch, 0).await;
     }
 }
 
 /// Files in the cluster's store, unfinished ones included.
-fn stored(cluster: &Plant) -> Vec<PathBuf> {
+fn stored_files(cluster: &Cluster) -> Vec<PathBuf> {
     fn files(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
             match entry.path() {
@@ -218,16 +240,16 @@ fn stored(cluster: &Plant) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_whose_api_is_killed_leaves_no_file_for_long() {
-    let (csv, _) = list();
+async fn files_of_an_upload_with_a_killed_api_are_deleted() {
+    let (csv, _) = mixed_csv();
     for seed in seeds(1) {
-        let mut cluster = no_workers(seed, "upload.stored=1").await;
+        let mut cluster = cluster_without_workers(seed, "upload.stored=1").await;
         let batch = cluster.client.create_batch(json!({})).await;
 
         // 1. Crash after the file is stored and before it is recorded.
-        let lost = upload(&cluster, &batch, csv.clone()).send().await;
+        let lost = upload_request(&cluster, &batch, csv.clone()).send().await;
         assert!(lost.is_err(), "seed {seed}: {lost:?}");
-        assert_eq!(stored(&cluster).len(), 1, "seed {seed}");
+        assert_eq!(stored_files(&cluster).len(), 1, "seed {seed}");
         cluster.kill_api().await;
         cluster.api_faults = "";
         cluster.start_api().await;
@@ -235,10 +257,10 @@ async fn an_upload_whose_api_is_killed_leaves_no_file_for_long() {
         // 2. Kill the API while a file is being uploaded.
         let beginning = futures::stream::iter([Ok::<_, std::io::Error>(csv.clone())]);
         let endless = futures::StreamExt::chain(beginning, futures::stream::pending());
-        let half = upload(&cluster, &batch, Body::wrap_stream(endless));
+        let half = upload_request(&cluster, &batch, Body::wrap_stream(endless));
         let half = tokio::spawn(half.send());
-        let begun = || async { stored(&cluster).len() == 2 };
-        eventually("the second upload has begun", PATIENCE, begun).await;
+        let begun = || async { stored_files(&cluster).len() == 2 };
+        eventually("the second upload has begun", TEST_TIMEOUT, begun).await;
         cluster.kill_api().await;
         let lost = half.await.expect("the upload");
         assert!(lost.is_err(), "seed {seed}: {lost:?}");
@@ -247,15 +269,15 @@ async fn an_upload_whose_api_is_killed_leaves_no_file_for_long() {
 
         // 3. Age the files, so that a worker deletes them.
         cluster
-            .run("update upload_files set created_at = created_at - interval '1 day'")
+            .execute("update upload_files set created_at = created_at - interval '1 day'")
             .await;
         cluster.start_worker();
-        let cleared = || async { stored(&cluster).is_empty() };
-        eventually("both files are deleted", PATIENCE, cleared).await;
+        let cleared = || async { stored_files(&cluster).is_empty() };
+        eventually("both files are deleted", TEST_TIMEOUT, cleared).await;
 
         let known = "select count(*) from upload_files";
         cluster
-            .until("their rows are deleted", known, |n| n == 0)
+            .wait_until("their rows are deleted", known, |n| n == 0)
             .await;
         cluster.close().await;
     }

@@ -33,9 +33,9 @@ fn seeds(usual: u64) -> Range<u64> {
 }
 
 /// Random choices of one seed.
-struct Dice(StdRng);
+struct SeededRng(StdRng);
 
-impl Dice {
+impl SeededRng {
     fn new(seed: u64) -> Self {
         Self(StdRng::seed_from_u64(seed))
     }

@@ -4,17 +4,19 @@ use serde_json::json;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::{Dice, seeds};
-use crate::harness::client::PATIENCE;
-use crate::harness::plant::{Plant, Setup};
+use super::{SeededRng, seeds};
+use crate::harness::client::TEST_TIMEOUT;
+use crate::harness::plant::{Cluster, ClusterOptions};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_may_forget_everything_and_be_killed() {
+async fn a_campaign_survives_a_flush_and_a_kill_of_redis() {
     for seed in seeds(1) {
-        let mut dice = Dice::new(seed);
-        let mut cluster = Plant::start(seed, Setup::default()).await;
-        let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
-        cluster.dialled(dice.draw(20..60)).await;
+        let mut dice = SeededRng::new(seed);
+        let mut cluster = Cluster::start(seed, ClusterOptions::default()).await;
+        let batch = cluster
+            .start_campaign(300, json!({"batch_size": 100}))
+            .await;
+        cluster.wait_for_accepted(dice.draw(20..60)).await;
 
         let client = redis::Client::open(cluster.services.redis_url.as_str()).expect("url");
         let mut connection = client
@@ -26,23 +28,25 @@ async fn redis_may_forget_everything_and_be_killed() {
             .await
             .expect("flush");
 
-        cluster.dialled(dice.draw(80..140)).await;
+        cluster.wait_for_accepted(dice.draw(80..140)).await;
         cluster.services.kill_redis().await.expect("kill");
-        cluster.dialled(dice.draw(160..220)).await;
+        cluster.wait_for_accepted(dice.draw(160..220)).await;
         cluster.services.start_redis().await.expect("start");
         cluster.finish(&batch, 0).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_of_postgresql_costs_nobody_a_call() {
+async fn a_campaign_survives_crashes_of_postgresql() {
     for seed in seeds(1) {
-        let mut dice = Dice::new(seed);
-        let mut cluster = Plant::start(seed, Setup::default()).await;
-        let batch = cluster.campaign(300, json!({"batch_size": 100})).await;
-        cluster.dialled(dice.draw(40..120)).await;
+        let mut dice = SeededRng::new(seed);
+        let mut cluster = Cluster::start(seed, ClusterOptions::default()).await;
+        let batch = cluster
+            .start_campaign(300, json!({"batch_size": 100}))
+            .await;
+        cluster.wait_for_accepted(dice.draw(40..120)).await;
         cluster.services.restart_postgres().await.expect("restart");
-        cluster.dialled(dice.draw(150..200)).await;
+        cluster.wait_for_accepted(dice.draw(150..200)).await;
         cluster.services.restart_postgres().await.expect("restart");
         // A claim whose commit was cut off may have been committed. No worker holds those calls,
         // so they are given up instead of being dialled without proof.
@@ -51,37 +55,39 @@ async fn a_crash_of_postgresql_costs_nobody_a_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_survives_the_death_of_the_api() {
+async fn acknowledged_callbacks_survive_crashes_of_the_api() {
     for seed in seeds(1) {
-        let mut dice = Dice::new(seed);
-        let mut cluster = Plant::start(
+        let mut dice = SeededRng::new(seed);
+        let mut cluster = Cluster::start(
             seed,
-            Setup {
+            ClusterOptions {
                 api_faults: "append.committed=0.01",
-                ..Setup::default()
+                ..ClusterOptions::default()
             },
         )
         .await;
 
-        let batch = cluster.campaign(600, json!({"batch_size": 100})).await;
+        let batch = cluster
+            .start_campaign(600, json!({"batch_size": 100}))
+            .await;
         let open = "select count(*) from call_batches where status <> 'completed'";
 
         // 1. Kill the API four times between callbacks.
         for _ in 0..4 {
             let next = cluster.carrier.oracle().callbacks.sent + dice.draw(50..150);
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + TEST_TIMEOUT;
             let mut aged = Instant::now();
             while cluster.carrier.oracle().callbacks.sent < next
-                && !cluster.api_has_died()
-                && cluster.count(open).await != Some(0)
+                && !cluster.api_has_crashed()
+                && cluster.try_query_number(open).await != Some(0)
             {
                 // Calls that ended without an API keep their slots until they are reconciled.
                 if aged.elapsed() > Duration::from_millis(100) {
-                    cluster.age().await;
+                    cluster.age_calls().await;
                     aged = Instant::now();
                 }
                 if Instant::now() > deadline {
-                    cluster.complain("callbacks arrive").await;
+                    cluster.fail_with_state("callbacks arrive").await;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -91,31 +97,31 @@ async fn what_was_acknowledged_survives_the_death_of_the_api() {
         }
 
         // 2. Restart it after each crash until the batch completes.
-        let mut deadline = Instant::now() + PATIENCE;
-        while cluster.count(open).await != Some(0) {
-            if cluster.api_has_died() {
+        let mut deadline = Instant::now() + TEST_TIMEOUT;
+        while cluster.try_query_number(open).await != Some(0) {
+            if cluster.api_has_crashed() {
                 cluster.kill_api().await;
                 cluster.start_api().await;
-                deadline = Instant::now() + PATIENCE;
+                deadline = Instant::now() + TEST_TIMEOUT;
             }
-            cluster.age().await;
+            cluster.age_calls().await;
             if Instant::now() > deadline {
-                cluster.complain("the batch completes").await;
+                cluster.fail_with_state("the batch completes").await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
 
-        if !cluster.carrier.wait_idle(PATIENCE).await {
-            cluster.complain("the carrier becomes idle").await;
+        if !cluster.carrier.wait_idle(TEST_TIMEOUT).await {
+            cluster.fail_with_state("the carrier becomes idle").await;
         }
 
-        acknowledged_are_written(&cluster).await;
+        assert_acknowledged_are_stored(&cluster).await;
         cluster.finish(&batch, 0).await;
     }
 }
 
 /// Fails unless every callback that was acknowledged to the carrier is in `call_events`.
-async fn acknowledged_are_written(cluster: &Plant) {
+async fn assert_acknowledged_are_stored(cluster: &Cluster) {
     let written: Vec<(String, String)> = sqlx::query_as(
         "select c.carrier_call_id, e.dedup_key from call_events e join calls c on c.id = e.call_id
          where c.carrier_call_id is not null",

@@ -12,12 +12,12 @@ use peal_shared::agents::{self, NewAgent};
 use peal_shared::billing::settle::settle_due_unscoped;
 use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::config::{Config, LimitSettings, Settings};
-use peal_shared::context::{Context, Process};
+use peal_shared::context::{Context, ProcessKind};
 use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId};
 use peal_shared::money::Usd;
 use peal_shared::phone::E164;
-use peal_shared::phones::{self, NewPhone};
-use peal_shared::telephony::{Account, CarrierKind, Credentials};
+use peal_shared::phones::{self, NewCallerNumber};
+use peal_shared::telephony::{CarrierAccount, CarrierCredentials, CarrierKind};
 use peal_shared::trunks::{self, NewTrunk};
 use peal_shared::wallets::opening;
 use peal_shared::{api_keys, users};
@@ -27,9 +27,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use super::client::{Answer, Client, PATIENCE, answer, number, people};
+pub use super::client::{
+    ApiClient, ApiResponse, TEST_TIMEOUT, people_csv, phone_number, send_request,
+};
 use super::db::{TestDatabase, drop_database, fresh_database};
-use super::{eventually, setting};
+use super::{env_setting, eventually};
 
 /// Carrier account of every test's trunk.
 pub const ACCOUNT: &str = "ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -39,7 +41,7 @@ pub const AUTH_TOKEN: &str = "00112233445566778899aabbccddeeff";
 pub const JWT_SECRET: &str = "a secret of more than thirty-two bytes";
 
 /// Settings of an [`App`]; the default suits most tests.
-pub struct Options {
+pub struct AppOptions {
     pub cps: i64,
     pub max_concurrent: i32,
     pub workers: usize,
@@ -52,7 +54,7 @@ pub struct Options {
     pub settings: fn(&mut Settings),
 }
 
-impl Default for Options {
+impl Default for AppOptions {
     fn default() -> Self {
         Self {
             cps: 200,
@@ -62,14 +64,14 @@ impl Default for Options {
             recording: false,
             machine_detection: false,
             credit: Usd::dollars(1_000_000),
-            carrier: everybody_answers(),
+            carrier: carrier_where_all_answer(),
             settings: |_| {},
         }
     }
 }
 
 /// A carrier whose callees all answer and talk for some seconds, at a hundred times real time.
-pub fn everybody_answers() -> Carrier {
+pub fn carrier_where_all_answer() -> Carrier {
     let mut carrier = Carrier {
         speed: 100.0,
         ..Carrier::default()
@@ -95,7 +97,7 @@ pub struct Tenant {
 pub struct App {
     pub context: Arc<Context>,
     pub carrier: Running,
-    client: Client,
+    client: ApiClient,
     api_shutdown: CancellationToken,
     api: Option<JoinHandle<anyhow::Result<()>>>,
     replicas: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
@@ -110,9 +112,9 @@ pub struct App {
 }
 
 impl Deref for App {
-    type Target = Client;
+    type Target = ApiClient;
 
-    fn deref(&self) -> &Client {
+    fn deref(&self) -> &ApiClient {
         &self.client
     }
 }
@@ -120,11 +122,11 @@ impl Deref for App {
 impl App {
     /// Starts an app with the default options.
     pub async fn start() -> Self {
-        Self::with(Options::default()).await
+        Self::start_with(AppOptions::default()).await
     }
 
     /// Starts an app with these options.
-    pub async fn with(options: Options) -> Self {
+    pub async fn start_with(options: AppOptions) -> Self {
         let database = fresh_database().await;
         let carrier = Simulator::start(options.carrier.clone())
             .await
@@ -135,7 +137,7 @@ impl App {
         let directory = std::env::temp_dir().join(&database.name);
 
         let context = connect(&database, &url, &directory, options.settings).await;
-        let tenant = found_tenant(&context, "Acme", carrier.url(), &options).await;
+        let tenant = create_tenant(&context, "Acme", carrier.url(), &options).await;
 
         let api_shutdown = CancellationToken::new();
         let api = tokio::spawn(peal_api::serve(
@@ -147,7 +149,7 @@ impl App {
         let mut app = Self {
             context,
             carrier,
-            client: Client::new(url, tenant),
+            client: ApiClient::new(url, tenant),
             api_shutdown,
             api: Some(api),
             replicas: Vec::new(),
@@ -166,7 +168,7 @@ impl App {
     }
 
     /// Directory of uploaded files.
-    pub fn store(&self) -> std::path::PathBuf {
+    pub fn store_dir(&self) -> std::path::PathBuf {
         self.directory.join("store")
     }
 
@@ -189,7 +191,7 @@ impl App {
     pub async fn start_api(
         &mut self,
         change: impl FnOnce(&mut Settings),
-    ) -> (Client, Arc<Context>) {
+    ) -> (ApiClient, Arc<Context>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
 
@@ -199,13 +201,13 @@ impl App {
         let running = peal_api::serve(Arc::clone(&context), listener, shutdown.clone());
         self.replicas.push((shutdown, tokio::spawn(running)));
 
-        (Client::new(url, self.client.tenant.clone()), context)
+        (ApiClient::new(url, self.client.tenant.clone()), context)
     }
 
     /// Adds a worker with its own connections.
     pub async fn start_worker(&mut self, roles: &[Role]) {
         let context = connect_as(
-            Process::Worker,
+            ProcessKind::Worker,
             &self.database,
             &self.client.url,
             &self.directory,
@@ -229,8 +231,14 @@ impl App {
     }
 
     /// Creates a second organisation on the same carrier.
-    pub async fn another_tenant(&self, name: &str) -> Tenant {
-        found_tenant(&self.context, name, self.carrier.url(), &Options::default()).await
+    pub async fn create_tenant(&self, name: &str) -> Tenant {
+        create_tenant(
+            &self.context,
+            name,
+            self.carrier.url(),
+            &AppOptions::default(),
+        )
+        .await
     }
 
     /// Runs a query that returns one number.
@@ -244,7 +252,7 @@ impl App {
     /// Waits until no due job, no unapplied event and no live call is left.
     pub async fn drain(&self) {
         assert!(
-            self.carrier.wait_idle(PATIENCE).await,
+            self.carrier.wait_idle(TEST_TIMEOUT).await,
             "the carrier does not become idle"
         );
         let quiet = || async {
@@ -256,7 +264,7 @@ impl App {
             .await
                 == 0
         };
-        eventually("all work is done", PATIENCE, quiet).await;
+        eventually("all work is done", TEST_TIMEOUT, quiet).await;
         self.settle().await;
     }
 
@@ -295,7 +303,7 @@ impl App {
                 .expect("settle");
             self.count(due).await == 0
         };
-        eventually("all calls are charged", PATIENCE, charged).await;
+        eventually("all calls are charged", TEST_TIMEOUT, charged).await;
     }
 
     /// Fails unless the ledger balances.
@@ -385,10 +393,10 @@ impl Drop for App {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_test_that_forgets_to_finish_fails() {
-    let app = App::with(Options {
+async fn a_test_without_finish_fails() {
+    let app = App::start_with(AppOptions {
         workers: 0,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
 
@@ -410,19 +418,19 @@ pub async fn connect(
     directory: &std::path::Path,
     change: impl FnOnce(&mut Settings),
 ) -> Arc<Context> {
-    connect_as(Process::Api, database, url, directory, change).await
+    connect_as(ProcessKind::Api, database, url, directory, change).await
 }
 
 /// Connects a context for any of the programs.
 async fn connect_as(
-    process: Process,
+    process: ProcessKind,
     database: &TestDatabase,
     url: &str,
     directory: &std::path::Path,
     change: impl FnOnce(&mut Settings),
 ) -> Arc<Context> {
-    let redis_url = setting("PEAL_TEST_REDIS_URL");
-    let mut settings = settings(&database.program_url, &redis_url, url, directory);
+    let redis_url = env_setting("PEAL_TEST_REDIS_URL");
+    let mut settings = test_settings(&database.program_url, &redis_url, url, directory);
     settings.redis_prefix = database.name.clone();
     change(&mut settings);
     let config = Config::from_settings(settings).expect("settings");
@@ -430,7 +438,7 @@ async fn connect_as(
 }
 
 /// Settings that every test starts from.
-pub fn settings(
+pub fn test_settings(
     database_url: &str,
     redis_url: &str,
     url: &str,
@@ -478,17 +486,17 @@ pub fn settings(
 /// Connects an API context with these settings.
 pub async fn connect_with(settings: Settings) -> Arc<Context> {
     let config = Config::from_settings(settings).expect("settings");
-    Context::connect(config, Process::Api)
+    Context::connect(config, ProcessKind::Api)
         .await
         .expect("context")
 }
 
 /// Creates an organisation with a trunk at the carrier, a number, an agent and a key.
-pub async fn found_tenant(
+pub async fn create_tenant(
     context: &Context,
     name: &str,
     carrier_url: &str,
-    options: &Options,
+    options: &AppOptions,
 ) -> Tenant {
     let mut db = context.pool.begin().await.expect("transaction");
     let org = users::ensure_org_unscoped(&mut db, name)
@@ -501,14 +509,14 @@ pub async fn found_tenant(
         .expect("user");
 
     if options.credit.is_positive() {
-        let given = opening::give_unscoped(&mut db, user, options.credit, context.clock.now());
+        let given = opening::grant_unscoped(&mut db, user, options.credit, context.clock.now());
         given.await.expect("credit");
     }
 
-    let account = Account {
+    let account = CarrierAccount {
         kind: CarrierKind::Twilio,
         account_id: ACCOUNT.to_owned(),
-        credentials: Credentials {
+        credentials: CarrierCredentials {
             username: None,
             password: AUTH_TOKEN.into(),
             signing_secrets: Vec::new(),
@@ -528,7 +536,7 @@ pub async fn found_tenant(
         .await
         .expect("trunk");
 
-    let phone = NewPhone {
+    let phone = NewCallerNumber {
         org,
         user,
         trunk,
@@ -565,7 +573,7 @@ pub async fn found_tenant(
 }
 
 /// Ends a call through the carrier's own API.
-pub async fn end_at_the_carrier(app: &App, carrier_call_id: &str) {
+pub async fn end_call_at_carrier(app: &App, carrier_call_id: &str) {
     let url = format!(
         "{}/2010-04-01/Accounts/{ACCOUNT}/Calls/{carrier_call_id}.json",
         app.carrier.url()

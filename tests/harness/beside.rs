@@ -7,20 +7,20 @@ use peal_local::ports;
 use peal_local::processes::{Desk, Process, Spec};
 
 use super::app::{App, JWT_SECRET};
-use super::client::PATIENCE;
+use super::client::TEST_TIMEOUT;
+use super::env_setting;
 use super::eventually;
-use super::plant::{built, environment};
-use super::setting;
+use super::plant::{built_program, process_env};
 
 /// A running second API.
-pub struct Beside {
+pub struct SecondApi {
     pub url: String,
     process: Process,
     // Held so that no other test gets the port before the process listens on it.
     _port: ports::Held,
 }
 
-impl Beside {
+impl SecondApi {
     /// Starts the API with these faults and waits until it is ready.
     pub async fn start(app: &App, faults: &str) -> Self {
         let port = ports::Held::any().expect("a free port");
@@ -28,8 +28,8 @@ impl Beside {
         let url = format!("http://{listen}");
         let directory = app.directory();
 
-        let redis_url = setting("PEAL_TEST_REDIS_URL");
-        let mut envs = environment(app.program_url(), &redis_url, &listen, directory);
+        let redis_url = env_setting("PEAL_TEST_REDIS_URL");
+        let mut envs = process_env(app.program_url(), &redis_url, &listen, directory);
         let prefix = &app.context.config.redis_prefix;
 
         let own: [(&str, OsString); 8] = [
@@ -47,7 +47,7 @@ impl Beside {
 
         let spec = Spec {
             name: "api-beside",
-            program: &built("peal-api"),
+            program: &built_program("peal-api"),
             args: Vec::new(),
             envs,
             owner: None,
@@ -63,7 +63,7 @@ impl Beside {
             let answer = reqwest::get(&ready).await;
             answer.is_ok_and(|answer| answer.status().is_success())
         };
-        eventually("the second API is ready", PATIENCE, is_ready).await;
+        eventually("the second API is ready", TEST_TIMEOUT, is_ready).await;
 
         Self {
             url,
@@ -74,6 +74,6 @@ impl Beside {
 
     /// Stops the API gracefully.
     pub async fn stop(self) {
-        self.process.stop(PATIENCE).await.expect("stop");
+        self.process.stop(TEST_TIMEOUT).await.expect("stop");
     }
 }

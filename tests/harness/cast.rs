@@ -7,8 +7,8 @@ use peal_shared::access::{Principal, Role};
 use peal_shared::context::Context;
 use peal_shared::ids::{GrantId, UserId, WalletId};
 use peal_shared::money::Usd;
-use peal_shared::secret::Keys;
-use peal_shared::telephony::{Account, CarrierKind, Credentials};
+use peal_shared::secret::KeyRing;
+use peal_shared::telephony::{CarrierAccount, CarrierCredentials, CarrierKind};
 use peal_shared::trunks::{self, NewTrunk};
 use peal_shared::wallets::grants::{self, NewGrant};
 use peal_shared::wallets::view;
@@ -17,15 +17,15 @@ use reqwest::{Method, RequestBuilder, Url};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::app::{AUTH_TOKEN, JWT_SECRET, Options, Tenant, answer, found_tenant};
-use super::client::{Client, number};
+use super::app::{AUTH_TOKEN, AppOptions, JWT_SECRET, Tenant, create_tenant, send_request};
+use super::client::{ApiClient, phone_number};
 
 /// Counter that keeps generated names and numbers unique.
-static MADE: AtomicU32 = AtomicU32::new(0);
+static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Credential and role of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Who {
+pub enum ActorKind {
     Anonymous,
     /// The API key of an org_admin, which acts as a plain user.
     Key,
@@ -34,7 +34,7 @@ pub enum Who {
     SuperAdmin,
 }
 
-impl Who {
+impl ActorKind {
     /// Every kind of caller.
     pub const ALL: [Self; 5] = [
         Self::Anonymous,
@@ -45,7 +45,7 @@ impl Who {
     ];
 
     /// Name of this kind in the access table.
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Anonymous => "anyone",
             Self::Key => "key",
@@ -58,8 +58,8 @@ impl Who {
 
 /// A caller with its own user, organisation, wallet and grant.
 #[derive(Clone)]
-pub struct Player {
-    pub who: Who,
+pub struct Actor {
+    pub kind: ActorKind,
     pub user: UserId,
     pub tenant: Tenant,
     /// Wallet of the user, and a grant that was transferred to it.
@@ -69,7 +69,7 @@ pub struct Player {
 }
 
 /// Makes an organisation a reseller with credit, and transfers some of it to its user.
-async fn purse(context: &Context, tenant: &Tenant, user: UserId) -> (WalletId, GrantId) {
+async fn fund_wallet(context: &Context, tenant: &Tenant, user: UserId) -> (WalletId, GrantId) {
     let mut db = context.pool.begin().await.expect("transaction");
     sqlx::query("update organizations set org_type = 'distributor' where id = $1")
         .bind(tenant.org)
@@ -107,15 +107,15 @@ async fn purse(context: &Context, tenant: &Tenant, user: UserId) -> (WalletId, G
     (own, handed_on.grant.id)
 }
 
-impl Player {
+impl Actor {
     /// Creates an organisation and returns its first user, in the role of `who`.
-    pub async fn new(context: &Context, carrier_url: &str, kind: Who, org: &str) -> Self {
-        let tenant = found_tenant(context, org, carrier_url, &Options::default()).await;
+    pub async fn new(context: &Context, carrier_url: &str, kind: ActorKind, org: &str) -> Self {
+        let tenant = create_tenant(context, org, carrier_url, &AppOptions::default()).await;
 
         let role = match kind {
-            Who::User => Role::User,
-            Who::SuperAdmin => Role::SuperAdmin,
-            Who::Anonymous | Who::Key | Who::OrgAdmin => Role::OrgAdmin,
+            ActorKind::User => Role::User,
+            ActorKind::SuperAdmin => Role::SuperAdmin,
+            ActorKind::Anonymous | ActorKind::Key | ActorKind::OrgAdmin => Role::OrgAdmin,
         };
         let user = sqlx::query_scalar("update users set role = $2 where org_id = $1 returning id")
             .bind(tenant.org)
@@ -124,10 +124,10 @@ impl Player {
             .await
             .expect("a user");
 
-        let (wallet, grant) = purse(context, &tenant, user).await;
+        let (wallet, grant) = fund_wallet(context, &tenant, user).await;
         let carrier = carrier_url.parse().expect("a URL");
         Self {
-            who: kind,
+            kind,
             user,
             tenant,
             wallet,
@@ -137,13 +137,13 @@ impl Player {
     }
 
     /// Creates another member of the same organisation: a plain user, or an administrator's key.
-    pub async fn colleague(&self, context: &Context, kind: Who) -> Self {
+    pub async fn create_colleague(&self, context: &Context, kind: ActorKind) -> Self {
         let role = match kind {
-            Who::Key => Role::OrgAdmin,
+            ActorKind::Key => Role::OrgAdmin,
             _ => Role::User,
         };
 
-        let email = format!("colleague-{}@example.com", kind.word());
+        let email = format!("colleague-{}@example.com", kind.name());
         let mut db = context.pool.acquire().await.expect("a connection");
         let user = users::ensure_user_unscoped(&mut db, self.tenant.org, &email, role)
             .await
@@ -159,7 +159,7 @@ impl Player {
             ..self.tenant.clone()
         };
         Self {
-            who: kind,
+            kind,
             user,
             tenant,
             ..self.clone()
@@ -168,18 +168,21 @@ impl Player {
 
     /// Authentication header of this caller.
     pub fn credential(&self) -> Option<(&'static str, String)> {
-        match self.who {
-            Who::Anonymous => None,
-            Who::Key => Some(("x-api-key", self.tenant.api_key.clone())),
-            Who::User | Who::OrgAdmin | Who::SuperAdmin => {
+        match self.kind {
+            ActorKind::Anonymous => None,
+            ActorKind::Key => Some(("x-api-key", self.tenant.api_key.clone())),
+            ActorKind::User | ActorKind::OrgAdmin | ActorKind::SuperAdmin => {
                 // Capitalised as schemathesis expects it when it repeats requests without it.
-                Some(("Authorization", format!("Bearer {}", session(self.user))))
+                Some((
+                    "Authorization",
+                    format!("Bearer {}", jwt_for_user(self.user)),
+                ))
             }
         }
     }
 
     /// A request with this caller's credential.
-    pub fn request(&self, client: &Client, method: Method, path: &str) -> RequestBuilder {
+    pub fn request(&self, client: &ApiClient, method: Method, path: &str) -> RequestBuilder {
         let request = client.anonymous(method, path);
         match self.credential() {
             Some((name, value)) => request.header(name, value),
@@ -189,19 +192,19 @@ impl Player {
 
     /// Creates fresh resources in this caller's organisation with the organisation's key, and
     /// returns their ids by the name of the parameter in paths, queries and bodies.
-    pub async fn things(
+    pub async fn path_ids(
         &self,
         context: &Context,
-        client: &Client,
+        client: &ApiClient,
     ) -> BTreeMap<&'static str, String> {
         let tenant = &self.tenant;
 
-        let n = MADE.fetch_add(1, Ordering::Relaxed);
+        let n = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
 
         let agent = json!({"name": format!("Agent {n}")});
-        let agent = id_in(&self.post(client, "/api/v1/agents/simple", agent).await);
-        let phone = json!({"phone_number": number(90_000 + n), "trunk_id": tenant.trunk});
-        let phone = id_in(&self.post(client, "/api/v1/phone", phone).await);
+        let agent = find_id(&self.post(client, "/api/v1/agents/simple", agent).await);
+        let phone = json!({"phone_number": phone_number(90_000 + n), "trunk_id": tenant.trunk});
+        let phone = find_id(&self.post(client, "/api/v1/phone", phone).await);
         let mapping = json!({"phone_number_id": phone, "agent_id": agent});
         let mapping = self.post(client, "/api/v1/phone/mapping", mapping).await;
 
@@ -211,10 +214,10 @@ impl Player {
         );
         let call = self.post(client, &call, json!({})).await;
 
-        let mut path_ids = self.people(context, n).await;
-        path_ids.extend(self.batch(client).await);
-        path_ids.extend(self.tools(client, n, &agent).await);
-        path_ids.extend(self.money(client, n).await);
+        let mut path_ids = self.people_form(context, n).await;
+        path_ids.extend(self.batch_ids(client).await);
+        path_ids.extend(self.tool_ids(client, n, &agent).await);
+        path_ids.extend(self.billing_ids(client, n).await);
 
         path_ids.extend([
             ("session_id", id(&call["call_session_id"])),
@@ -224,8 +227,8 @@ impl Player {
             ("phone_number_id", phone.clone()),
             ("phone_id", phone.clone()),
             ("GET /api/v1/phone/mapping/{id}.id", phone),
-            ("Phone mapping.id", id_in(&mapping)),
-            ("trunk_id", self.trunk(context, n).await),
+            ("Phone mapping.id", find_id(&mapping)),
+            ("trunk_id", self.create_trunk(context, n).await),
             ("Voices.voice_id", "Polly.Joanna".to_owned()),
             ("Voices.provider_id", "polly".to_owned()),
             ("force", "true".to_owned()),
@@ -236,15 +239,15 @@ impl Player {
         path_ids
     }
 
-    async fn post(&self, client: &Client, path: &str, body: Value) -> Value {
+    async fn post(&self, client: &ApiClient, path: &str, body: Value) -> Value {
         let request = client.request_as(&self.tenant, Method::POST, path);
-        let made = answer(request.json(&body)).await;
+        let made = send_request(request.json(&body)).await;
         assert!(made.status.is_success(), "{path}: {}", made.text);
         made.json()
     }
 
     /// Creates a batch with a row and an upload.
-    async fn batch(&self, client: &Client) -> [(&'static str, String); 3] {
+    async fn batch_ids(&self, client: &ApiClient) -> [(&'static str, String); 3] {
         let (tenant, batches) = (&self.tenant, "/api/v1/batch-call");
         let batch = json!({
             "caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": "Theirs",
@@ -258,8 +261,8 @@ impl Player {
 
         let form = client
             .request_as(tenant, Method::POST, &format!("{batches}/upload/{batch}"))
-            .multipart(people());
-        let uploaded = answer(form).await.expect(200);
+            .multipart(people_form());
+        let uploaded = send_request(form).await.expect(200);
 
         [
             ("item_id", id(&added["data"]["inserted_ids"][0])),
@@ -270,7 +273,12 @@ impl Player {
 
     /// Creates a tool, an MCP server, an analysis rule and a workflow, and attaches the tool and
     /// the rule to the agent.
-    async fn tools(&self, client: &Client, n: u32, agent: &str) -> [(&'static str, String); 4] {
+    async fn tool_ids(
+        &self,
+        client: &ApiClient,
+        n: u32,
+        agent: &str,
+    ) -> [(&'static str, String); 4] {
         let tool = json!({"name": format!("tool_{n}"), "description": "Theirs", "url": "https://shop.invalid"});
         let tool = self.post(client, "/api/v1/tool-endpoint-defs", tool).await;
 
@@ -304,11 +312,11 @@ impl Player {
     }
 
     /// Creates a trunk that no other resource uses.
-    async fn trunk(&self, context: &Context, n: u32) -> String {
-        let account = Account {
+    async fn create_trunk(&self, context: &Context, n: u32) -> String {
+        let account = CarrierAccount {
             kind: CarrierKind::Twilio,
             account_id: format!("AC{n:032x}"),
-            credentials: Credentials {
+            credentials: CarrierCredentials {
                 username: None,
                 password: AUTH_TOKEN.into(),
                 signing_secrets: Vec::new(),
@@ -336,7 +344,7 @@ impl Player {
 
     /// Creates a member, an invitation and an API key. Inserts them directly, because over HTTP
     /// only sessions may create them, at a limited rate.
-    async fn people(&self, context: &Context, n: u32) -> BTreeMap<&'static str, String> {
+    async fn people_form(&self, context: &Context, n: u32) -> BTreeMap<&'static str, String> {
         let (org, user) = (self.tenant.org, self.user);
         let mut db = context.pool.acquire().await.expect("a connection");
 
@@ -386,38 +394,38 @@ impl Player {
     }
 
     /// Ids of this caller's wallet and grant, a price, and a usage export.
-    async fn money(&self, client: &Client, n: u32) -> BTreeMap<&'static str, String> {
+    async fn billing_ids(&self, client: &ApiClient, n: u32) -> BTreeMap<&'static str, String> {
         let org = self.tenant.org;
         let path = "/api/v1/billing/usage/export";
-        let export = answer(client.request_as(&self.tenant, Method::GET, path)).await;
+        let export = send_request(client.request_as(&self.tenant, Method::GET, path)).await;
         let export = id(&export.expect(202)["export_id"]);
-        let keys = Keys::derive(&[7; 32]).expect("keys");
+        let keys = KeyRing::derive(&[7; 32]).expect("keys");
         let token = keys.export_token(export.parse().expect("an id"), org, self.user);
         BTreeMap::from([
             ("wallet_id", self.wallet.to_string()),
             ("grant_id", self.grant.to_string()),
             ("org_id", org.to_string()),
-            ("price_id", self.price(client, n).await),
+            ("price_id", self.price_id(client, n).await),
             ("export_id", export),
             ("token", token),
         ])
     }
 
     /// Id of a price: a new future price for a super_admin, any existing one for others.
-    async fn price(&self, client: &Client, n: u32) -> String {
+    async fn price_id(&self, client: &ApiClient, n: u32) -> String {
         let path = "/api/v1/service-prices";
-        let price = match self.who {
-            Who::SuperAdmin => {
+        let price = match self.kind {
+            ActorKind::SuperAdmin => {
                 let body = json!({
                     "service": "model", "match": format!("model {n}"), "price_usd": "0.01",
                     "valid_from": "2099-01-01T00:00:00Z",
                 });
                 let request = self.request(client, Method::POST, path).json(&body);
-                answer(request).await.expect(201)
+                send_request(request).await.expect(201)
             }
             _ => {
                 let request = client.request_as(&self.tenant, Method::GET, path);
-                answer(request).await.expect(200)["prices"][0].clone()
+                send_request(request).await.expect(200)["prices"][0].clone()
             }
         };
         price["id"].as_str().expect("an id").to_owned()
@@ -429,7 +437,7 @@ fn id(value: &Value) -> String {
 }
 
 /// First id in a response, at any depth of its envelope.
-fn id_in(answer: &Value) -> String {
+fn find_id(answer: &Value) -> String {
     fn find(value: &Value) -> Option<&str> {
         let parts = value.as_object()?;
         let own = parts.get("id").and_then(Value::as_str);
@@ -441,7 +449,7 @@ fn id_in(answer: &Value) -> String {
 }
 
 /// An upload form with a small file of people.
-pub fn people() -> reqwest::multipart::Form {
+pub fn people_form() -> reqwest::multipart::Form {
     let part = reqwest::multipart::Part::text("to_phonenumber\n+12125550113\n")
         .file_name("people.csv")
         .mime_str("text/csv")
@@ -450,7 +458,7 @@ pub fn people() -> reqwest::multipart::Form {
 }
 
 /// A session token for a user.
-pub fn session(user: UserId) -> String {
+pub fn jwt_for_user(user: UserId) -> String {
     let now = chrono::Utc::now().timestamp();
     let claims = json!({
         "sub": user, "iss": "peal", "aud": "authenticated", "iat": now, "exp": now + 3600,

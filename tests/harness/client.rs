@@ -9,16 +9,16 @@ use super::app::Tenant;
 use super::eventually;
 
 /// Longest wait for any condition before its test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A response with its complete body.
-pub struct Answer {
+pub struct ApiResponse {
     pub status: StatusCode,
     pub headers: reqwest::header::HeaderMap,
     pub text: String,
 }
 
-impl Answer {
+impl ApiResponse {
     /// The body as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
@@ -33,13 +33,13 @@ impl Answer {
 }
 
 /// An HTTP client that sends a tenant's key.
-pub struct Client {
+pub struct ApiClient {
     pub url: String,
     pub tenant: Tenant,
     http: reqwest::Client,
 }
 
-impl Client {
+impl ApiClient {
     /// A client of the API at `url`.
     pub fn new(url: String, tenant: Tenant) -> Self {
         Self {
@@ -76,12 +76,12 @@ impl Client {
         self.http.request(method, format!("{}{path}", self.url))
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
-        answer(self.request(Method::GET, path)).await
+    pub async fn get(&self, path: &str) -> ApiResponse {
+        send_request(self.request(Method::GET, path)).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
-        answer(self.request(Method::POST, path).json(&body)).await
+    pub async fn post(&self, path: &str, body: Value) -> ApiResponse {
+        send_request(self.request(Method::POST, path).json(&body)).await
     }
 
     /// Creates a batch with the variable `name`; `extra` overrides the defaults.
@@ -112,7 +112,7 @@ impl Client {
         let form = reqwest::multipart::Form::new().part("file", part);
 
         let path = format!("/api/v1/batch-call/upload/{batch}");
-        let uploaded = answer(self.request(Method::POST, &path).multipart(form)).await;
+        let uploaded = send_request(self.request(Method::POST, &path).multipart(form)).await;
         assert!(uploaded.status.is_success(), "{}", uploaded.text);
 
         let data = uploaded.json()["data"].clone();
@@ -123,7 +123,7 @@ impl Client {
             let state = self.get(&path).await.expect(200)["data"]["status"].clone();
             state == "completed" || state == "failed"
         };
-        eventually("the ingest has ended", PATIENCE, ended).await;
+        eventually("the ingest has ended", TEST_TIMEOUT, ended).await;
 
         self.get(&path).await.expect(200)["data"].clone()
     }
@@ -131,7 +131,7 @@ impl Client {
     /// Adds `count` people through the row upsert route, a thousand rows a request.
     pub async fn add_people(&self, batch: &str, count: u32) {
         let people: Vec<Value> = (0..count)
-            .map(|n| json!({"to_phonenumber": number(n), "variable_values": {"name": format!("Person {n}")}}))
+            .map(|n| json!({"to_phonenumber": phone_number(n), "variable_values": {"name": format!("Person {n}")}}))
             .collect();
         for items in people.chunks(1000) {
             let path = format!("/api/v1/batch-call/{batch}/data/upsert");
@@ -150,7 +150,7 @@ impl Client {
     }
 
     /// The status object of a batch.
-    pub async fn status(&self, batch: &str) -> Value {
+    pub async fn batch_status(&self, batch: &str) -> Value {
         self.get(&format!("/api/v1/batch-call/{batch}/status"))
             .await
             .expect(200)["data"]
@@ -158,15 +158,20 @@ impl Client {
     }
 
     /// Waits until the batch has this status, as long as it makes progress.
-    pub async fn wait_for(&self, batch: &str, status: &str) -> Value {
-        self.wait_doing(batch, status, async || {}).await
+    pub async fn wait_for_status(&self, batch: &str, status: &str) -> Value {
+        self.wait_for_status_while(batch, status, async || {}).await
     }
 
     /// Waits like [`Client::wait_for`], and calls `meanwhile` before each poll.
-    pub async fn wait_doing(&self, batch: &str, status: &str, meanwhile: impl AsyncFn()) -> Value {
+    pub async fn wait_for_status_while(
+        &self,
+        batch: &str,
+        status: &str,
+        meanwhile: impl AsyncFn(),
+    ) -> Value {
         let (mut seen, mut since) = (Value::Null, Instant::now());
         loop {
-            let now = self.status(batch).await;
+            let now = self.batch_status(batch).await;
             if now["batch"]["status"] == status {
                 return now["status_counts"].clone();
             }
@@ -175,7 +180,7 @@ impl Client {
             }
             let waited = since.elapsed();
             assert!(
-                waited < PATIENCE,
+                waited < TEST_TIMEOUT,
                 "no progress for {waited:?}, and it is not {status}: {seen}"
             );
             meanwhile().await;
@@ -185,9 +190,9 @@ impl Client {
 }
 
 /// Sends a request and reads the complete response.
-pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
+pub async fn send_request(request: reqwest::RequestBuilder) -> ApiResponse {
     let response = request.send().await.expect("an answer");
-    Answer {
+    ApiResponse {
         status: response.status(),
         headers: response.headers().clone(),
         text: response.text().await.expect("a body"),
@@ -195,15 +200,15 @@ pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
 }
 
 /// A CSV of people in the United States whose numbers have no scripted behaviour at the simulator.
-pub fn people(count: u32) -> String {
+pub fn people_csv(count: u32) -> String {
     let mut csv = String::from("to_phonenumber,name\n");
     for n in 0..count {
-        csv.push_str(&format!("{},Person {n}\n", number(n)));
+        csv.push_str(&format!("{},Person {n}\n", phone_number(n)));
     }
     csv
 }
 
 /// The n-th test number: valid, and without scripted behaviour at the simulator.
-pub fn number(n: u32) -> String {
+pub fn phone_number(n: u32) -> String {
     format!("+1212{:03}{:04}", 200 + n / 5000, 1000 + n % 5000)
 }

@@ -12,13 +12,13 @@ use peal_shared::ids::JobId;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
-use super::setting;
+use super::env_setting;
 
 /// Advisory lock under which the template is built: "pealtest" in ASCII.
 const TEMPLATE_LOCK: i64 = 0x7065_616c_7465_7374;
 
 /// Login role of the programs: unprivileged, as in production.
-const LOGIN: &str = "peal_test";
+const PROGRAM_ROLE: &str = "peal_test";
 
 /// A fresh database, dropped with this value unless the test has failed.
 pub struct TestDatabase {
@@ -33,12 +33,12 @@ pub struct TestDatabase {
 
 /// Creates a fresh database on the server of `PEAL_TEST_DATABASE_URL`.
 pub async fn fresh_database() -> TestDatabase {
-    let server = server();
+    let server = server_options();
     let mut admin = server.connect().await.expect("connect to the test server");
-    let template = template(&mut admin, &server).await;
+    let template = ensure_template(&mut admin, &server).await;
 
     let name = format!("test_{}", JobId::new().0.simple());
-    run(
+    execute(
         &mut admin,
         format!("create database {name} template {template}"),
     )
@@ -54,7 +54,7 @@ pub async fn fresh_database() -> TestDatabase {
         .expect("connect to the fresh database");
 
     let url = options.to_url_lossy().to_string();
-    let program = options.username(LOGIN).password(LOGIN);
+    let program = options.username(PROGRAM_ROLE).password(PROGRAM_ROLE);
     let program_url = program.to_url_lossy().to_string();
 
     TestDatabase {
@@ -65,13 +65,13 @@ pub async fn fresh_database() -> TestDatabase {
     }
 }
 
-fn server() -> PgConnectOptions {
-    PgConnectOptions::from_str(&setting("PEAL_TEST_DATABASE_URL"))
+fn server_options() -> PgConnectOptions {
+    PgConnectOptions::from_str(&env_setting("PEAL_TEST_DATABASE_URL"))
         .expect("PEAL_TEST_DATABASE_URL is a PostgreSQL URL")
 }
 
 /// Builds the migrated template when it is missing, and returns its name.
-async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String {
+async fn ensure_template(admin: &mut PgConnection, server: &PgConnectOptions) -> String {
     let mut hasher = DefaultHasher::new();
     for migration in MIGRATIONS.iter() {
         migration.checksum.hash(&mut hasher);
@@ -94,12 +94,12 @@ async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String
             .expect("look for the template");
     if !built {
         let draft = format!("{name}_draft");
-        run(
+        execute(
             admin,
             format!("drop database if exists {draft} with (force)"),
         )
         .await;
-        run(admin, format!("create database {draft}")).await;
+        execute(admin, format!("create database {draft}")).await;
         let mut connection = server
             .clone()
             .database(&draft)
@@ -108,16 +108,16 @@ async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String
             .expect("connect to the template");
         MIGRATIONS.run(&mut connection).await.expect("migrate");
         connection.close().await.expect("close");
-        run(
+        execute(
             admin,
             format!(
-                "do $$ begin create role {LOGIN} login password '{LOGIN}'; \
+                "do $$ begin create role {PROGRAM_ROLE} login password '{PROGRAM_ROLE}'; \
                  exception when duplicate_object then null; end $$; \
-                 grant peal_system, peal_tenant to {LOGIN}"
+                 grant peal_system, peal_tenant to {PROGRAM_ROLE}"
             ),
         )
         .await;
-        run(admin, format!("alter database {draft} rename to {name}")).await;
+        execute(admin, format!("alter database {draft} rename to {name}")).await;
     }
 
     // 3. Let them go on.
@@ -129,7 +129,7 @@ async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String
     name
 }
 
-async fn run(admin: &mut PgConnection, statement: String) {
+async fn execute(admin: &mut PgConnection, statement: String) {
     // Safe: names are generated here from hexadecimal digits.
     admin
         .execute(AssertSqlSafe(statement))
@@ -157,8 +157,8 @@ pub fn drop_database(name: &str) {
             .build()
             .expect("runtime");
         runtime.block_on(async {
-            let mut admin = server().connect().await.expect("connect");
-            run(&mut admin, statement).await;
+            let mut admin = server_options().connect().await.expect("connect");
+            execute(&mut admin, statement).await;
         });
     });
     dropped.join().expect("drop the database");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::{AssertSqlSafe, PgPool};
 
 /// Digest of an organisation's rows, by table.
-pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
+pub async fn digest_org(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
     let tables: Vec<(String, bool)> = sqlx::query_as(
         "select t.relname::text,
                 exists (select from pg_attribute a
@@ -37,11 +37,11 @@ pub async fn digest(pool: &PgPool, org: &str) -> BTreeMap<String, String> {
         let theirs = theirs(table, *has_org)?.replace("{org}", org);
         Some((table.as_str(), theirs))
     });
-    digests(pool, parts).await
+    digest_rows(pool, parts).await
 }
 
 /// Digest of the rows that a user owns, by table.
-pub async fn digest_of_user(pool: &PgPool, user: &str) -> BTreeMap<String, String> {
+pub async fn digest_user(pool: &PgPool, user: &str) -> BTreeMap<String, String> {
     let tables: Vec<String> = sqlx::query_scalar(
         "select t.table_name::text
          from information_schema.tables t
@@ -60,11 +60,11 @@ pub async fn digest_of_user(pool: &PgPool, user: &str) -> BTreeMap<String, Strin
     let parts = own
         .chain([("batch_data", rows)])
         .map(|(table, theirs)| (table, theirs.replace("{user}", user)));
-    digests(pool, parts).await
+    digest_rows(pool, parts).await
 }
 
 /// Digests of the given rows of each table.
-async fn digests<'a>(
+async fn digest_rows<'a>(
     pool: &PgPool,
     parts: impl Iterator<Item = (&'a str, String)>,
 ) -> BTreeMap<String, String> {

@@ -13,13 +13,13 @@ pub struct Document(pub Value);
 pub struct Operation<'a> {
     pub method: Method,
     pub path: &'a str,
-    pub told: &'a Value,
+    pub spec: &'a Value,
     pub document: &'a Document,
 }
 
 impl Document {
     /// Generates the document of this build.
-    pub fn of_this_build() -> Self {
+    pub fn current() -> Self {
         Self(serde_json::to_value(peal_api::document()).expect("JSON"))
     }
 
@@ -33,7 +33,7 @@ impl Document {
                     found.push(Operation {
                         method: method.to_uppercase().parse().expect("a method"),
                         path,
-                        told: spec,
+                        spec,
                         document: self,
                     });
                 }
@@ -64,14 +64,14 @@ impl<'a> Operation<'a> {
 
     /// Parameters in one location: `path`, `query` or `header`.
     pub fn parameters(&self, place: &str) -> Vec<&'a Value> {
-        let all = self.told["parameters"].as_array();
+        let all = self.spec["parameters"].as_array();
         let all = all.into_iter().flatten();
         all.filter(|parameter| parameter["in"] == place).collect()
     }
 
     /// Content type of the request's body, and its media type object.
     pub fn body(&self) -> Option<(&'a str, &'a Value)> {
-        let content = self.told["requestBody"]["content"].as_object()?;
+        let content = self.spec["requestBody"]["content"].as_object()?;
         let (kind, body) = content.iter().next()?;
         Some((kind, body))
     }

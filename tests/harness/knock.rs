@@ -7,36 +7,36 @@ use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::cast::{Player, people};
-use super::client::Client;
+use super::cast::{Actor, people_form};
+use super::client::ApiClient;
 use super::document::Operation;
 
 /// Ids for paths, queries and bodies, by the name of the parameter.
-pub type Things = BTreeMap<&'static str, String>;
+pub type PathIds = BTreeMap<&'static str, String>;
 
 /// Sends an operation's example request with these ids.
-pub async fn knock(
-    client: &Client,
-    actor: &Player,
+pub async fn send_example(
+    client: &ApiClient,
+    actor: &Actor,
     operation: &Operation<'_>,
-    path_ids: &Things,
+    path_ids: &PathIds,
 ) -> (StatusCode, String) {
-    let request = request(
+    let request = example_request(
         client,
         actor,
         operation,
         path_ids,
-        body(operation, path_ids),
+        example_body(operation, path_ids),
     );
-    let (status, _, text) = send(request, operation, actor).await;
+    let (status, _, text) = send_checked(request, operation, actor).await;
     (status, text)
 }
 
 /// Sends a request and returns the response; fails the test on status 500.
-pub async fn send(
+pub async fn send_checked(
     request: RequestBuilder,
     operation: &Operation<'_>,
-    actor: &Player,
+    actor: &Actor,
 ) -> (StatusCode, HeaderMap, String) {
     let response = request.send().await.expect("an answer");
     let (status, headers) = (response.status(), response.headers().clone());
@@ -51,34 +51,34 @@ pub async fn send(
         status != StatusCode::INTERNAL_SERVER_ERROR,
         "{} of {}: {status} {text}",
         operation.name(),
-        actor.who.word()
+        actor.kind.name()
     );
     (status, headers, text)
 }
 
 /// An operation's example body with these ids.
-pub fn body(operation: &Operation<'_>, path_ids: &Things) -> Option<Value> {
+pub fn example_body(operation: &Operation<'_>, path_ids: &PathIds) -> Option<Value> {
     let (kind, _) = operation.body()?;
     if kind == "multipart/form-data" {
         return None;
     }
     let mut body = operation.body_example().unwrap_or(Value::Null);
-    set_things(&mut body, path_ids);
+    substitute_ids(&mut body, path_ids);
     Some(body)
 }
 
 /// An operation's example request with these ids and this body.
-pub fn request(
-    client: &Client,
-    actor: &Player,
+pub fn example_request(
+    client: &ApiClient,
+    actor: &Actor,
     operation: &Operation<'_>,
-    path_ids: &Things,
+    path_ids: &PathIds,
     body: Option<Value>,
 ) -> RequestBuilder {
     let mut path = operation.path.to_owned();
     for parameter in operation.parameters("path") {
         let name = parameter["name"].as_str().expect("a name");
-        path = path.replace(&format!("{{{name}}}"), &thing(operation, path_ids, name));
+        path = path.replace(&format!("{{{name}}}"), &path_id(operation, path_ids, name));
     }
 
     let mut query = Vec::new();
@@ -99,15 +99,15 @@ pub fn request(
         .query(&query);
 
     match (operation.body(), body) {
-        (Some(("multipart/form-data", _)), _) => request.multipart(people()),
+        (Some(("multipart/form-data", _)), _) => request.multipart(people_form()),
         (_, Some(body)) => request.json(&body),
         (_, None) => request,
     }
 }
 
 /// Value of a path parameter, looked up by `operation.name`, `tag.name`, then `name`.
-pub fn thing(operation: &Operation<'_>, path_ids: &Things, name: &str) -> String {
-    let tag = operation.told["tags"][0].as_str().unwrap_or_default();
+pub fn path_id(operation: &Operation<'_>, path_ids: &PathIds, name: &str) -> String {
+    let tag = operation.spec["tags"][0].as_str().unwrap_or_default();
     let (exact, tagged) = (
         format!("{}.{name}", operation.name()),
         format!("{tag}.{name}"),
@@ -117,7 +117,7 @@ pub fn thing(operation: &Operation<'_>, path_ids: &Things, name: &str) -> String
         .find_map(|name| path_ids.get(name));
     match thing {
         Some(value) => value.clone(),
-        None if operation.told["security"] == json!([{}]) => Uuid::nil().to_string(),
+        None if operation.spec["security"] == json!([{}]) => Uuid::nil().to_string(),
         None => panic!(
             "{}: add {name} to path_ids() in tests/harness/cast.rs",
             operation.name()
@@ -126,7 +126,7 @@ pub fn thing(operation: &Operation<'_>, path_ids: &Things, name: &str) -> String
 }
 
 /// Replaces the placeholder ids of an example.
-fn set_things(body: &mut Value, path_ids: &Things) {
+fn substitute_ids(body: &mut Value, path_ids: &PathIds) {
     match body {
         Value::Object(fields) => {
             for (name, value) in fields {
@@ -134,11 +134,13 @@ fn set_things(body: &mut Value, path_ids: &Things) {
                 match (path_ids.get(name.as_str()), path_ids.get(one)) {
                     (Some(id), _) if value.is_string() => *value = json!(id),
                     (_, Some(id)) if value.is_array() => *value = json!([id]),
-                    _ => set_things(value, path_ids),
+                    _ => substitute_ids(value, path_ids),
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| set_things(item, path_ids)),
+        Value::Array(items) => items
+            .iter_mut()
+            .for_each(|item| substitute_ids(item, path_ids)),
         _ => {}
     }
 }

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::app::{App, JWT_SECRET, Tenant};
 use super::cast;
-use super::client::{Answer, answer};
+use super::client::{ApiResponse, send_request};
 
 /// Credit of a member.
-const CREDIT: Usd = Usd::dollars(1000);
+const MEMBER_CREDIT: Usd = Usd::dollars(1000);
 
 /// The tenant's administrator with a session, who sees the whole organisation.
-pub async fn signed_in(app: &App, tenant: &Tenant) -> Tenant {
+pub async fn with_session(app: &App, tenant: &Tenant) -> Tenant {
     let user =
         sqlx::query_scalar("select id from users where org_id = $1 order by created_at limit 1")
             .bind(tenant.org)
@@ -24,13 +24,13 @@ pub async fn signed_in(app: &App, tenant: &Tenant) -> Tenant {
             .await
             .expect("a user");
     Tenant {
-        session: Some(cast::session(user)),
+        session: Some(cast::jwt_for_user(user)),
         ..tenant.clone()
     }
 }
 
 /// The same user with their API key only.
-pub fn by_key(tenant: &Tenant) -> Tenant {
+pub fn with_key(tenant: &Tenant) -> Tenant {
     Tenant {
         session: None,
         ..tenant.clone()
@@ -39,7 +39,7 @@ pub fn by_key(tenant: &Tenant) -> Tenant {
 
 /// Creates a member of the tenant's organisation with an API key and credit; administrators also
 /// get a session.
-pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
+pub async fn create_member(app: &App, email: &str, role: Role) -> Tenant {
     let mut db = app.context.pool.begin().await.expect("transaction");
     let org = app.tenant.org;
     let user = users::ensure_user_unscoped(&mut db, org, email, role)
@@ -50,19 +50,19 @@ pub async fn member(app: &App, email: &str, role: Role) -> Tenant {
         .await
         .expect("key");
     let now = app.context.clock.now();
-    opening::give_unscoped(&mut db, user, CREDIT, now)
+    opening::grant_unscoped(&mut db, user, MEMBER_CREDIT, now)
         .await
         .expect("credit");
     db.commit().await.expect("commit");
     Tenant {
         api_key,
-        session: (role != Role::User).then(|| cast::session(user)),
+        session: (role != Role::User).then(|| cast::jwt_for_user(user)),
         ..app.tenant.clone()
     }
 }
 
 /// A session token for the user with this address.
-pub async fn session(app: &App, email: &str) -> String {
+pub async fn jwt_for_email(app: &App, email: &str) -> String {
     let user: String = sqlx::query_scalar("select id::text from users where email = $1")
         .bind(email)
         .fetch_one(&app.context.pool)
@@ -76,16 +76,22 @@ pub async fn session(app: &App, email: &str) -> String {
 }
 
 /// Sends a request with a tenant's credential, and with a body unless it is null.
-pub async fn ask(app: &App, who: &Tenant, method: Method, path: &str, body: Value) -> Answer {
+pub async fn send_as(
+    app: &App,
+    who: &Tenant,
+    method: Method,
+    path: &str,
+    body: Value,
+) -> ApiResponse {
     let mut request = app.request_as(who, method, path);
     if !body.is_null() {
         request = request.json(&body);
     }
-    answer(request).await
+    send_request(request).await
 }
 
 /// Actions in the audit log about a subject, oldest first.
-pub async fn audited(app: &App, subject: &str) -> Vec<String> {
+pub async fn audited_actions(app: &App, subject: &str) -> Vec<String> {
     sqlx::query_scalar("select action from audit_log where subject_id = $1 order by id")
         .bind(subject)
         .fetch_all(&app.context.pool)

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
-use client::PATIENCE;
+use client::TEST_TIMEOUT;
 
 /// Polls `holds` until it returns true, and fails the test when that takes longer than `patience`.
 pub async fn eventually<F>(what: &str, patience: Duration, mut holds: impl FnMut() -> F)
@@ -33,7 +33,7 @@ where
 }
 
 /// Repeats a request until it is answered 401, which must happen within a second of `since`.
-pub async fn refused_within_a_second<F>(since: Instant, mut ask: impl FnMut() -> F)
+pub async fn assert_denied_within_a_second<F>(since: Instant, mut ask: impl FnMut() -> F)
 where
     F: Future<Output = u16>,
 {
@@ -42,7 +42,7 @@ where
         match ask().await {
             401 => return,
             // An overloaded API decides nothing about the credential.
-            503 => assert!(sent < PATIENCE, "busy"),
+            503 => assert!(sent < TEST_TIMEOUT, "busy"),
             status => assert!(
                 status < 500 && sent < Duration::from_secs(1),
                 "{status} {sent:?} later"
@@ -53,7 +53,7 @@ where
 }
 
 /// Waits until one session of the database blocks another.
-pub async fn somebody_waits(pool: &PgPool) {
+pub async fn wait_for_blocked_query(pool: &PgPool) {
     let waiting = "select count(*) from pg_stat_activity
                    where datname = current_database() and cardinality(pg_blocking_pids(pid)) > 0";
     let waits = || async {
@@ -63,10 +63,10 @@ pub async fn somebody_waits(pool: &PgPool) {
             .expect("sessions");
         waiting > 0
     };
-    eventually("a query is blocked", PATIENCE, waits).await;
+    eventually("a query is blocked", TEST_TIMEOUT, waits).await;
 }
 
 /// An environment variable of the test run.
-pub fn setting(name: &str) -> String {
+pub fn env_setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("set {name} to run these tests"))
 }

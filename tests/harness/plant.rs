@@ -23,43 +23,45 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
-use super::app::{Options, connect_with, everybody_answers, found_tenant, settings};
-use super::client::{Client, PATIENCE};
+use super::app::{
+    AppOptions, carrier_where_all_answer, connect_with, create_tenant, test_settings,
+};
+use super::client::{ApiClient, TEST_TIMEOUT};
 use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::context::MIGRATIONS;
 
 /// Lets one cluster run at a time, because its pace is measured against the clock of this machine.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+static CLUSTER_LOCK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Ages calls without a recent callback, so that they are reconciled at once and not after minutes.
-const AGE_SILENT: &str = "update calls
+const AGE_SILENT_CALLS: &str = "update calls
      set changed_at = changed_at - interval '10 minutes', check_at = null
      where live
        and status in ('accepted', 'dialing', 'ringing', 'in_progress', 'canceling')
        and changed_at between now() - interval '5 minutes' and now() - interval '3 seconds'";
 /// Selects and locks calls whose placement is unknown.
-const UNKNOWN: &str = "select id from calls
+const LOCK_UNKNOWN_CALLS: &str = "select id from calls
      where live
        and status = 'unknown'
      for no key update skip locked";
 /// Ages those that the carrier has no request for: a search until the deadline finds nothing
 /// either.
-const AGE_HOPELESS: &str = "update calls
+const AGE_UNKNOWN_CALLS: &str = "update calls
      set submitted_at = submitted_at - interval '5 minutes', check_at = now()
      where id = any ($1)
        and submitted_at > now() - interval '4 minutes'";
 /// State half a minute after the death of every worker.
-const ABANDON: &str = "update calls
+const ABANDON_SUBMITTING_CALLS: &str = "update calls
      set status = 'unknown', check_at = now(), changed_at = now(), error_message = 'its worker was killed'
      where live and status = 'submitting'";
 /// State a minute after the death of every worker.
-const END_LEASES: &str = "update jobs set lease_until = now() where state = 'running'";
+const EXPIRE_LEASES: &str = "update jobs set lease_until = now() where state = 'running'";
 
 /// Most calls that one dying worker can lose: the slots of two horizons.
-pub const IN_HAND: i64 = 40;
+pub const MAX_LOST_PER_WORKER: i64 = 40;
 
 /// Settings of a cluster.
-pub struct Setup {
+pub struct ClusterOptions {
     pub cps: i64,
     pub max_concurrent: i32,
     pub workers: usize,
@@ -70,9 +72,9 @@ pub struct Setup {
     pub api_faults: &'static str,
 }
 
-impl Default for Setup {
+impl Default for ClusterOptions {
     fn default() -> Self {
-        let mut carrier = everybody_answers();
+        let mut carrier = carrier_where_all_answer();
         carrier.behavior.suffixes.clear();
         Self {
             cps: 80,
@@ -87,42 +89,42 @@ impl Default for Setup {
 
 /// A running cluster. Its test must end with [`Plant::finish`], which checks the result of a
 /// campaign, or with [`Plant::close`] when there was none.
-pub struct Plant {
+pub struct Cluster {
     pub seed: u64,
-    pub client: Client,
+    pub client: ApiClient,
     pub carrier: Running,
     pub services: Services,
     pub workers: Vec<Process>,
     pool: PgPool,
     /// Connections with short timeouts, for queries that are retried.
-    hasty: PgPool,
+    short_timeout_pool: PgPool,
     cps: i64,
     max_concurrent: i32,
     api: Option<Process>,
-    desk: Desk,
+    process_dir: Desk,
     envs: Vec<(&'static str, OsString)>,
     /// `PEAL_FAULT` of workers and APIs that are started later.
     pub worker_faults: &'static str,
     pub api_faults: &'static str,
     workers_started: usize,
-    begun: Instant,
+    started_at: Instant,
     finished: bool,
     // Held for the API, which restarts on the same port.
     _port: ports::Held,
-    _alone: tokio::sync::MutexGuard<'static, ()>,
+    _lock: tokio::sync::MutexGuard<'static, ()>,
 }
 
 /// Number of calls that a campaign placed, and that it gave up.
 #[derive(Debug)]
-pub struct Verdict {
+pub struct CampaignTotals {
     pub accepted: i64,
     pub lost: i64,
 }
 
-impl Plant {
+impl Cluster {
     /// Starts the services, the carrier, the API and the workers.
-    pub async fn start(seed: u64, setup: Setup) -> Self {
-        let alone = ALONE.lock().await;
+    pub async fn start(seed: u64, setup: ClusterOptions) -> Self {
+        let alone = CLUSTER_LOCK.lock().await;
         let begun = Instant::now();
 
         let mut carrier = setup.carrier.clone();
@@ -138,13 +140,13 @@ impl Plant {
             .postgres()
             .create_owned_database("peal")
             .expect("database");
-        let (pool, hasty) = pools(&database_url);
+        let (pool, hasty) = connect_pools(&database_url);
         MIGRATIONS.run(&pool).await.expect("migrate");
 
         let port = ports::Held::any().expect("a free port");
         let listen = port.address().to_string();
         let url = format!("http://{listen}");
-        let context = connect_with(settings(
+        let context = connect_with(test_settings(
             &database_url,
             &services.redis_url,
             &url,
@@ -152,34 +154,34 @@ impl Plant {
         ))
         .await;
 
-        let options = Options {
+        let options = AppOptions {
             cps: setup.cps,
             max_concurrent: setup.max_concurrent,
-            ..Options::default()
+            ..AppOptions::default()
         };
-        let tenant = found_tenant(&context, "Acme", carrier.url(), &options).await;
+        let tenant = create_tenant(&context, "Acme", carrier.url(), &options).await;
         context.pool.close().await;
 
         let mut cluster = Self {
             seed,
-            client: Client::new(url.clone(), tenant),
+            client: ApiClient::new(url.clone(), tenant),
             carrier,
             pool,
-            hasty,
+            short_timeout_pool: hasty,
             cps: setup.cps,
             max_concurrent: setup.max_concurrent,
             api: None,
             workers: Vec::new(),
-            desk: Desk::under(&directory).expect("logs"),
-            envs: environment(&database_url, &services.redis_url, &listen, &directory),
+            process_dir: Desk::under(&directory).expect("logs"),
+            envs: process_env(&database_url, &services.redis_url, &listen, &directory),
             services,
             worker_faults: setup.worker_faults,
             api_faults: setup.api_faults,
             workers_started: 0,
-            begun,
+            started_at: begun,
             finished: false,
             _port: port,
-            _alone: alone,
+            _lock: alone,
         };
 
         cluster.start_api().await;
@@ -194,18 +196,18 @@ impl Plant {
     pub async fn start_api(&mut self) {
         self.api = Some(self.spawn("api", "peal-api", &[], self.api_faults));
         let ready = format!("{}/health/ready", self.client.url);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             let answer = reqwest::get(&ready).await;
             if answer.is_ok_and(|answer| answer.status().is_success()) {
                 return;
             }
-            if self.api_has_died() {
+            if self.api_has_crashed() {
                 assert!(!self.api_faults.is_empty(), "the API does not start");
                 return;
             }
             if Instant::now() > deadline {
-                self.complain("the API is ready").await;
+                self.fail_with_state("the API is ready").await;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -219,7 +221,7 @@ impl Plant {
     }
 
     /// True when the API has crashed at a failpoint.
-    pub fn api_has_died(&mut self) -> bool {
+    pub fn api_has_crashed(&mut self) -> bool {
         let api = self.api.as_mut();
         api.is_none_or(|api| api.ended().expect("a status").is_some())
     }
@@ -246,7 +248,7 @@ impl Plant {
     }
 
     /// Replaces each worker that has crashed at a failpoint.
-    pub fn revive(&mut self) {
+    pub fn replace_crashed_workers(&mut self) {
         let before = self.workers.len();
         self.workers
             .retain_mut(|worker| worker.ended().expect("a status").is_none());
@@ -256,53 +258,53 @@ impl Plant {
     }
 
     /// Kills every worker, expires their leases, and starts as many workers without faults.
-    pub async fn mend(&mut self) {
+    pub async fn restart_workers_without_faults(&mut self) {
         let workers = std::mem::take(&mut self.workers);
         let count = workers.len();
         for worker in workers {
             worker.kill().await.expect("kill");
         }
         self.worker_faults = "";
-        self.miss_the_dead().await;
+        self.expire_dead_workers().await;
         for _ in 0..count {
             self.start_worker();
         }
     }
 
     /// Abandons the calls and expires the leases of the workers, all of which must be dead.
-    pub async fn miss_the_dead(&self) {
+    pub async fn expire_dead_workers(&self) {
         // First the server must end their transactions, because the statements below read rows.
         let sessions =
             "select count(*) from pg_stat_activity where application_name = 'peal-worker'";
-        self.until("the dead workers' sessions have ended", sessions, |n| {
+        self.wait_until("the dead workers' sessions have ended", sessions, |n| {
             n == 0
         })
         .await;
-        self.run(ABANDON).await;
-        self.run(END_LEASES).await;
+        self.execute(ABANDON_SUBMITTING_CALLS).await;
+        self.execute(EXPIRE_LEASES).await;
     }
 
     /// Starts a worker with faults and waits until it has crashed.
-    pub async fn sacrifice(&mut self, roles: &str, faults: &'static str) {
+    pub async fn run_worker_until_crash(&mut self, roles: &str, faults: &'static str) {
         self.worker_faults = faults;
         self.start_worker_for(roles);
         self.worker_faults = "";
         let mut worker = self.workers.pop().expect("it was started");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while worker.ended().expect("a status").is_none() {
             if Instant::now() > deadline {
-                self.complain(&format!("a worker crashes at {faults}"))
+                self.fail_with_state(&format!("a worker crashes at {faults}"))
                     .await;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.miss_the_dead().await;
+        self.expire_dead_workers().await;
     }
 
     /// Ends a test without a campaign: no job may be left, and no call may have been placed.
     pub async fn close(mut self) {
         let left = "select count(*) from jobs where state <> 'done'";
-        self.until("no job is left", left, |n| n == 0).await;
+        self.wait_until("no job is left", left, |n| n == 0).await;
         assert_eq!(self.carrier.oracle().accepted, 0, "seed {}", self.seed);
         self.finished = true;
     }
@@ -323,7 +325,7 @@ impl Plant {
         envs.extend(more.iter().map(|(key, value)| (*key, value.into())));
         let spec = Spec {
             name,
-            program: &built(program),
+            program: &built_program(program),
             args: args.iter().map(OsString::from).collect(),
             envs,
             owner: None,
@@ -331,11 +333,11 @@ impl Plant {
             mark: program,
             detached: false,
         };
-        Process::spawn(spec, &self.desk).expect("start")
+        Process::spawn(spec, &self.process_dir).expect("start")
     }
 
     /// Creates a batch with `people` rows and starts it.
-    pub async fn campaign(&self, people: u32, extra: serde_json::Value) -> String {
+    pub async fn start_campaign(&self, people: u32, extra: serde_json::Value) -> String {
         let batch = self.client.create_batch(extra).await;
         self.client.add_people(&batch, people).await;
         self.client.start_batch(&batch).await;
@@ -343,59 +345,59 @@ impl Plant {
     }
 
     /// Waits until the carrier has accepted this many calls.
-    pub async fn dialled(&mut self, calls: u64) {
-        self.reach(calls, false).await;
+    pub async fn wait_for_accepted(&mut self, calls: u64) {
+        self.poll_accepted(calls, false).await;
     }
 
     /// Waits like [`Plant::dialled`] when callbacks were lost, and ages silent calls, which keep
     /// their slots until they are reconciled.
-    pub async fn dialled_through_silence(&mut self, calls: u64) {
-        self.reach(calls, true).await;
+    pub async fn wait_for_accepted_despite_silence(&mut self, calls: u64) {
+        self.poll_accepted(calls, true).await;
     }
 
-    async fn reach(&mut self, calls: u64, through_silence: bool) {
+    async fn poll_accepted(&mut self, calls: u64, through_silence: bool) {
         let what = format!("{calls} calls are accepted");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while self.carrier.oracle().accepted < calls {
-            self.revive();
+            self.replace_crashed_workers();
             if through_silence {
-                self.age().await;
+                self.age_calls().await;
             }
             if Instant::now() > deadline {
-                self.complain(&what).await;
+                self.fail_with_state(&what).await;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// Runs a query that returns one number; `None` while the database is away.
-    pub async fn count(&self, sql: &str) -> Option<i64> {
+    pub async fn try_query_number(&self, sql: &str) -> Option<i64> {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
-            .fetch_one(&self.hasty)
+            .fetch_one(&self.short_timeout_pool)
             .await
             .ok()
     }
 
     /// Runs a query that returns one number; fails the test on an error.
-    pub async fn number(&self, sql: &str) -> i64 {
+    pub async fn query_number(&self, sql: &str) -> i64 {
         let number = sqlx::query_scalar(AssertSqlSafe(sql.to_owned()));
         let number = number.fetch_one(&self.pool).await;
         number.unwrap_or_else(|error| panic!("{error}: {sql}"))
     }
 
     /// Waits until the query's number satisfies `holds`.
-    pub async fn until(&self, what: &str, sql: &str, holds: impl Fn(i64) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.count(sql).await.is_some_and(&holds) {
+    pub async fn wait_until(&self, what: &str, sql: &str, holds: impl Fn(i64) -> bool) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        while !self.try_query_number(sql).await.is_some_and(&holds) {
             if Instant::now() > deadline {
-                self.complain(what).await;
+                self.fail_with_state(what).await;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     /// Executes statements.
-    pub async fn run(&self, sql: &str) {
+    pub async fn execute(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
             .execute(&self.pool)
             .await
@@ -408,34 +410,40 @@ impl Plant {
     }
 
     /// Calls that the carrier has accepted, with the time of each request.
-    pub fn accepted(&self) -> BTreeMap<Uuid, SystemTime> {
+    pub fn accepted_calls(&self) -> BTreeMap<Uuid, SystemTime> {
         let creates = self.carrier.creates().into_iter();
         creates
             .filter(|create| create.verdict.is_accepted())
             .map(|create| {
-                let id = call_of(&create.url);
+                let id = call_id_from_url(&create.url);
                 (id, UNIX_EPOCH + Duration::from_micros(create.unix_micros))
             })
             .collect()
     }
 
     /// Ages silent and unknown calls, so that they are reconciled at once.
-    pub async fn age(&self) {
-        let silent = sqlx::raw_sql(AGE_SILENT).execute(&self.hasty).await;
-        let hopeless = self.age_hopeless().await;
+    pub async fn age_calls(&self) {
+        let silent = sqlx::raw_sql(AGE_SILENT_CALLS)
+            .execute(&self.short_timeout_pool)
+            .await;
+        let hopeless = self.age_unknown_calls().await;
         if let Err(error) = silent.map(drop).and(hopeless) {
             eprintln!("rows could not be made older: {error}");
         }
     }
 
     /// Reads the calls before the carrier's log, so that the log has every request for them.
-    async fn age_hopeless(&self) -> sqlx::Result<()> {
-        let mut tx = self.hasty.begin().await?;
-        let mut calls: Vec<Uuid> = sqlx::query_scalar(UNKNOWN).fetch_all(&mut *tx).await?;
+    async fn age_unknown_calls(&self) -> sqlx::Result<()> {
+        let mut tx = self.short_timeout_pool.begin().await?;
+        let mut calls: Vec<Uuid> = sqlx::query_scalar(LOCK_UNKNOWN_CALLS)
+            .fetch_all(&mut *tx)
+            .await?;
         let creates = self.carrier.creates().into_iter();
-        let known: HashSet<Uuid> = creates.map(|create| call_of(&create.url)).collect();
+        let known: HashSet<Uuid> = creates
+            .map(|create| call_id_from_url(&create.url))
+            .collect();
         calls.retain(|call| !known.contains(call));
-        sqlx::query(AGE_HOPELESS)
+        sqlx::query(AGE_UNKNOWN_CALLS)
             .bind(&calls)
             .execute(&mut *tx)
             .await?;
@@ -443,7 +451,7 @@ impl Plant {
     }
 
     /// Waits until the batch is completed and no work is left.
-    pub async fn completes(&mut self, batch: &str) {
+    pub async fn wait_for_completion(&mut self, batch: &str) {
         let left = format!(
             "select (select count(*) from call_batches where id = '{batch}' and status <> 'completed')
                   + (select count(*) from jobs where state in ('ready', 'running'))
@@ -452,11 +460,11 @@ impl Plant {
                   + (select count(*) from charges_due)"
         );
 
-        let deadline = Instant::now() + PATIENCE;
-        while self.count(&left).await != Some(0) {
-            self.age().await;
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        while self.try_query_number(&left).await != Some(0) {
+            self.age_calls().await;
             if Instant::now() > deadline {
-                self.complain("the batch completes").await;
+                self.fail_with_state("the batch completes").await;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -464,11 +472,11 @@ impl Plant {
 
     /// Checks a campaign whose rows may be dialled once each. At most `lost_limit` rows may have
     /// been given up, each without a call at the carrier.
-    pub async fn finish(mut self, batch: &str, lost_limit: i64) -> Verdict {
-        self.completes(batch).await;
+    pub async fn finish(mut self, batch: &str, lost_limit: i64) -> CampaignTotals {
+        self.wait_for_completion(batch).await;
 
-        if !self.carrier.wait_idle(PATIENCE).await {
-            self.complain("the carrier becomes idle").await;
+        if !self.carrier.wait_idle(TEST_TIMEOUT).await {
+            self.fail_with_state("the carrier becomes idle").await;
         }
 
         let (seed, oracle) = (self.seed, self.carrier.oracle());
@@ -493,14 +501,14 @@ impl Plant {
             oracle.worst_window
         );
 
-        let verdict = self.judge_rows(batch, lost_limit).await;
+        let verdict = self.check_rows(batch, lost_limit).await;
         self.verify().await;
 
         eprintln!(
             "seed {seed}: {verdict:?}, {} workers, worst second {worst} of {}, {:.1} s",
             self.workers_started,
             self.cps,
-            self.begun.elapsed().as_secs_f64()
+            self.started_at.elapsed().as_secs_f64()
         );
         self.finished = true;
         verdict
@@ -515,15 +523,19 @@ impl Plant {
             "seed {seed}: the ledger does not balance: {offenders:#?}"
         );
         let held = "select count(*) from wallets where held_micros <> 0";
-        assert_eq!(self.number(held).await, 0, "seed {seed}: money is held");
+        assert_eq!(
+            self.query_number(held).await,
+            0,
+            "seed {seed}: money is held"
+        );
     }
 
-    async fn judge_rows(&self, batch: &str, lost_limit: i64) -> Verdict {
+    async fn check_rows(&self, batch: &str, lost_limit: i64) -> CampaignTotals {
         let seed = self.seed;
 
         let one = async |sql: &str| {
             let sql = sql.replace("$batch", &format!("'{batch}'"));
-            self.number(&sql).await
+            self.query_number(&sql).await
         };
 
         let open = "select count(*) from batch_data
@@ -544,7 +556,7 @@ impl Plant {
         assert_eq!(one(several).await, 0, "seed {seed}: rows with two calls");
 
         let rows = one("select count(*) from batch_data where batch_id = $batch").await;
-        let accepted: HashSet<Uuid> = self.accepted().into_keys().collect();
+        let accepted: HashSet<Uuid> = self.accepted_calls().into_keys().collect();
 
         let lost: Vec<Uuid> = sqlx::query_scalar("select id from calls where outcome = 'lost'")
             .fetch_all(&self.pool)
@@ -559,9 +571,12 @@ impl Plant {
         let most = one("select coalesce(max(n), 0)
              from (select count(*) as n from calls where outcome = 'lost' group by worker) l")
         .await;
-        assert!(most <= IN_HAND, "seed {seed}: one worker lost {most} calls");
+        assert!(
+            most <= MAX_LOST_PER_WORKER,
+            "seed {seed}: one worker lost {most} calls"
+        );
 
-        let verdict = Verdict {
+        let verdict = CampaignTotals {
             accepted: i64::try_from(accepted.len()).expect("few"),
             lost: i64::try_from(lost.len()).expect("few"),
         };
@@ -578,7 +593,7 @@ impl Plant {
     }
 
     /// Fails the test with the state of batches, calls, jobs and sessions.
-    pub async fn complain(&self, what: &str) -> ! {
+    pub async fn fail_with_state(&self, what: &str) -> ! {
         let picture: Option<serde_json::Value> = sqlx::query_scalar(
             "select jsonb_build_object(
                  'batches', (select jsonb_agg(jsonb_build_object('status', status, 'why', status_reason)) from call_batches),
@@ -591,12 +606,12 @@ impl Plant {
                               from pg_stat_activity where state <> 'idle' and datname = current_database()),
                  'live', (select jsonb_agg(to_jsonb(l) - 'variable_values' - 'to_number') from (select * from calls where live limit 3) l))",
         )
-        .fetch_one(&self.hasty)
+        .fetch_one(&self.short_timeout_pool)
         .await
         .ok();
 
         panic!(
-            "seed {}: not within {PATIENCE:?}: {what}\n{}\n{:?}",
+            "seed {}: not within {TEST_TIMEOUT:?}: {what}\n{}\n{:?}",
             self.seed,
             picture.unwrap_or(json!("the database is away")),
             self.carrier.oracle()
@@ -604,7 +619,7 @@ impl Plant {
     }
 }
 
-impl Drop for Plant {
+impl Drop for Cluster {
     fn drop(&mut self) {
         let forgotten = !self.finished && !std::thread::panicking();
         for worker in &self.workers {
@@ -615,7 +630,9 @@ impl Drop for Plant {
                 "PEAL_SEED={} repeats this test. Ends of the logs:",
                 self.seed
             );
-            let logs = std::fs::read_dir(&self.desk.logs).into_iter().flatten();
+            let logs = std::fs::read_dir(&self.process_dir.logs)
+                .into_iter()
+                .flatten();
             for log in logs.flatten() {
                 let text = std::fs::read_to_string(log.path()).unwrap_or_default();
                 let lines: Vec<&str> = text.lines().collect();
@@ -637,7 +654,7 @@ impl Drop for Plant {
 
 /// Connections to a cluster's database: patient ones, and ones that soon give up on a server that
 /// is away or a lock that another session holds.
-fn pools(database_url: &str) -> (PgPool, PgPool) {
+fn connect_pools(database_url: &str) -> (PgPool, PgPool) {
     let options: PgConnectOptions = database_url.parse().expect("url");
     let hasty = options.clone().options([("lock_timeout", "2s")]);
     let pool = |patience| {
@@ -645,19 +662,19 @@ fn pools(database_url: &str) -> (PgPool, PgPool) {
         pool.acquire_timeout(patience)
     };
     (
-        pool(PATIENCE).connect_lazy_with(options),
+        pool(TEST_TIMEOUT).connect_lazy_with(options),
         pool(Duration::from_secs(2)).connect_lazy_with(hasty),
     )
 }
 
 /// Id of the call that a request to the carrier names in its answer URL.
-fn call_of(url: &str) -> Uuid {
+fn call_id_from_url(url: &str) -> Uuid {
     let id = url.split('/').rev().nth(2).unwrap_or_default();
     id.parse().unwrap_or_else(|_| panic!("no call in {url}"))
 }
 
 /// Environment variables of a process.
-pub fn environment(
+pub fn process_env(
     database_url: &str,
     redis_url: &str,
     listen: &str,
@@ -683,7 +700,7 @@ pub fn environment(
 }
 
 /// Path of a program next to the test binary; fails the test when its sources are newer.
-pub fn built(program: &str) -> PathBuf {
+pub fn built_program(program: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a path");
     let directory = test
         .parent()
@@ -693,7 +710,7 @@ pub fn built(program: &str) -> PathBuf {
     let Ok(made) = path.metadata().and_then(|meta| meta.modified()) else {
         panic!("{} is missing; run `make build`", path.display());
     };
-    for source in made_of(&path) {
+    for source in source_files(&path) {
         let changed = source.metadata().and_then(|meta| meta.modified());
         assert!(
             changed.is_ok_and(|changed| changed <= made),
@@ -706,7 +723,7 @@ pub fn built(program: &str) -> PathBuf {
 
 /// Source files of a program, from Cargo's make-style dependency file next to it: the program, a
 /// colon, and the files, in whose names a space is escaped by a backslash.
-fn made_of(program: &Path) -> Vec<PathBuf> {
+fn source_files(program: &Path) -> Vec<PathBuf> {
     let notes = program.with_extension("d");
     let text = std::fs::read_to_string(&notes)
         .unwrap_or_else(|error| panic!("{}: {error}; run `make build`", notes.display()));

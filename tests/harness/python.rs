@@ -14,12 +14,12 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 /// Longest time for an installation.
-const PATIENCE: Duration = Duration::from_secs(180);
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Installs `tests/{folder}/requirements.txt` and returns the directory of its programs, or `None`
 /// when the installation is not possible.
-pub async fn installed(folder: &str) -> Option<PathBuf> {
-    match install(folder).await {
+pub async fn install_programs(folder: &str) -> Option<PathBuf> {
+    match try_install(folder).await {
         Ok(programs) => Some(programs),
         Err(why) if std::env::var_os("CI").is_none() => {
             eprintln!("SKIPPED: tests/{folder} needs Python and its registry: {why}");
@@ -29,7 +29,7 @@ pub async fn installed(folder: &str) -> Option<PathBuf> {
     }
 }
 
-async fn install(folder: &str) -> Result<PathBuf, String> {
+async fn try_install(folder: &str) -> Result<PathBuf, String> {
     let folder_path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let list = folder_path.join("requirements.txt");
     let mut hasher = DefaultHasher::new();
@@ -41,13 +41,13 @@ async fn install(folder: &str) -> Result<PathBuf, String> {
     if !done.exists() {
         let _gone = fs::remove_dir_all(&home);
         run(
-            PATIENCE,
+            INSTALL_TIMEOUT,
             Command::new("python3").args(["-m", "venv"]).arg(&home),
         )
         .await?;
         let pip = ["-m", "pip", "install", "--quiet", "--no-deps", "-r"];
         let python = home.join("bin/python");
-        run(PATIENCE, Command::new(python).args(pip).arg(&list)).await?;
+        run(INSTALL_TIMEOUT, Command::new(python).args(pip).arg(&list)).await?;
         fs::write(&done, "").expect("write");
     }
     Ok(home.join("bin"))

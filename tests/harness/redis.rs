@@ -29,7 +29,7 @@ impl PrivateRedis {
             port,
             directory,
         };
-        server.answers().await;
+        server.wait_until_ready().await;
         server
     }
 
@@ -45,7 +45,7 @@ impl PrivateRedis {
     /// Starts an empty server on the same port.
     pub async fn restart(&mut self) {
         self.child = spawn(self.port.port(), &self.directory);
-        self.answers().await;
+        self.wait_until_ready().await;
     }
 
     /// Deletes all keys.
@@ -61,7 +61,7 @@ impl PrivateRedis {
             .expect("flush");
     }
 
-    async fn answers(&self) {
+    async fn wait_until_ready(&self) {
         let client = redis::Client::open(self.url()).expect("url");
         eventually("Redis answers", Duration::from_secs(10), || async {
             client.get_multiplexed_async_connection().await.is_ok()

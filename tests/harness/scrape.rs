@@ -10,32 +10,32 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::sync::DropGuard;
 
 /// A listener that serves the metrics of one process.
-pub struct Shown {
+pub struct MetricsServer {
     url: String,
-    _until: DropGuard,
+    _shutdown: DropGuard,
 }
 
 /// Scraped values by series, written as name and labels.
-pub struct Scraped {
+pub struct MetricsSnapshot {
     pub text: String,
     values: BTreeMap<String, f64>,
 }
 
 /// Serves the metrics of one context of the test.
-pub async fn show(context: &Arc<Context>) -> Shown {
+pub async fn serve_metrics(context: &Arc<Context>) -> MetricsServer {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     let until = CancellationToken::new();
     tokio::spawn(metrics::serve(Arc::clone(context), listener, until.clone()));
-    Shown {
+    MetricsServer {
         url,
-        _until: until.drop_guard(),
+        _shutdown: until.drop_guard(),
     }
 }
 
-impl Shown {
+impl MetricsServer {
     /// Scrapes all metrics.
-    pub async fn scrape(&self) -> Scraped {
+    pub async fn scrape(&self) -> MetricsSnapshot {
         let answer = reqwest::get(format!("{}/metrics", self.url))
             .await
             .expect("an answer");
@@ -49,7 +49,7 @@ impl Shown {
             let (name, value) = line.rsplit_once(' ').expect("a value");
             (name.to_owned(), value.parse().expect(line))
         });
-        Scraped {
+        MetricsSnapshot {
             values: values.collect(),
             text,
         }
@@ -64,7 +64,7 @@ impl Shown {
     }
 }
 
-impl Scraped {
+impl MetricsSnapshot {
     /// Value of exactly this series, labels included.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.values.get(name).copied()

@@ -10,7 +10,7 @@ impl Bench {
     async fn on_disk() -> (Self, PathBuf) {
         let mut bench = Self::new().await;
         let directory = std::env::temp_dir().join(format!("{}-store", bench.db.name));
-        bench.store = Store::open(&format!("file://{}", directory.display())).unwrap();
+        bench.store = FileStore::open(&format!("file://{}", directory.display())).unwrap();
         (bench, directory)
     }
 
@@ -42,7 +42,7 @@ impl Bench {
     }
 
     async fn clear_away(&self) -> usize {
-        ingest::clear_away_unscoped(self.pool(), &self.store, &LIMITS)
+        ingest::purge_files_unscoped(self.pool(), &self.store, &LIMITS)
             .await
             .unwrap()
     }
@@ -72,7 +72,7 @@ async fn an_upload_is_judged_by_its_first_bytes_and_kept() {
         (bench.holds(&upload.key).await, bench.noted().await),
         (true, 1)
     );
-    ingest::discard(bench.pool(), &bench.store, &upload).await;
+    ingest::discard_upload(bench.pool(), &bench.store, &upload).await;
     assert_eq!(
         (bench.holds(&upload.key).await, bench.noted().await),
         (false, 0)

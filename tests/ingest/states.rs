@@ -1,7 +1,7 @@
 //! The states of an ingest: what everything that can happen does in each of them, and what the
 //! schema refuses whoever asks.
 
-use peal_shared::billing::estimate::Basis;
+use peal_shared::billing::estimate::EstimateBasis;
 use peal_shared::campaigns::ingest::IngestCsv;
 use peal_shared::campaigns::{batches, lifecycle};
 use peal_shared::clock::Clock;
@@ -111,13 +111,13 @@ impl Bench {
         id
     }
 
-    async fn run_and_stop(&self, id: IngestId) -> Result<Finished> {
+    async fn run_and_stop(&self, id: IngestId) -> Result<IngestResult> {
         let stop = CancellationToken::new();
         stop.cancel();
         ingest::run_unscoped(self.pool(), &self.store, &LIMITS, id, &stop).await
     }
 
-    async fn give_up(&self, id: IngestId) -> Option<queue::Enqueued> {
+    async fn give_up(&self, id: IngestId) -> Option<queue::EnqueuedJob> {
         ingest::give_up_unscoped(self.pool(), &self.store, id, "a test")
             .await
             .unwrap()
@@ -180,7 +180,7 @@ impl Bench {
                     .execute(self.pool())
                     .await
                     .unwrap();
-                let basis = Basis {
+                let basis = EstimateBasis {
                     at: Clock::default().now(),
                     hold_max_secs: 600,
                 };
@@ -238,16 +238,16 @@ async fn an_uploader_is_told_of_either_end_once() {
     for (state, told) in STATES.into_iter().zip([false, false, true, true]) {
         let id = bench.ingest_in(state).await;
         let mut db = bench.pool().acquire().await.unwrap();
-        let unasked = ingest::announce_unscoped(&mut db, id).await.unwrap();
+        let unasked = ingest::email_result_unscoped(&mut db, id).await.unwrap();
         assert_eq!(unasked, None, "{state:?}");
         sqlx::query("update ingests set notify = true where id = $1")
             .bind(id)
             .execute(&mut *db)
             .await
             .unwrap();
-        let first = ingest::announce_unscoped(&mut db, id).await.unwrap();
+        let first = ingest::email_result_unscoped(&mut db, id).await.unwrap();
         assert_eq!(first.is_some(), told, "{state:?}");
-        let second = ingest::announce_unscoped(&mut db, id).await.unwrap();
+        let second = ingest::email_result_unscoped(&mut db, id).await.unwrap();
         assert_eq!(second, None, "{state:?}");
     }
 }

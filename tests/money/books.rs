@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::{charge, end, idle_app, payer, run};
-use crate::harness::app::{App, answer, number};
+use crate::harness::app::{App, phone_number, send_request};
 
 /// An app with one call that was charged.
 async fn charged() -> App {
@@ -24,10 +24,10 @@ async fn charged() -> App {
 async fn call(app: &App, n: u32) -> peal_shared::ids::CallId {
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
-        number(n).trim_start_matches('+'),
+        phone_number(n).trim_start_matches('+'),
         app.tenant.agent
     );
-    let queued = answer(app.request(Method::POST, &path).json(&json!({})))
+    let queued = send_request(app.request(Method::POST, &path).json(&json!({})))
         .await
         .expect(202);
     queued["call_session_id"]

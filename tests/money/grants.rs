@@ -9,15 +9,17 @@ use peal_shared::ids::{CallId, GrantId, SnapshotId, UserId, WalletId};
 use peal_shared::money::Usd;
 use peal_shared::users;
 use peal_shared::wallets::expiry::expire_due_unscoped;
-use peal_shared::wallets::holds::{Wanted, take, write_unscoped};
-use peal_shared::wallets::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
-use peal_shared::wallets::{lock_unscoped, look_unscoped};
+use peal_shared::wallets::holds::{HoldRequest, insert_unscoped, try_hold};
+use peal_shared::wallets::ledger::{
+    CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
+};
+use peal_shared::wallets::{lock_unscoped, read_unscoped};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tokio::runtime::Handle;
 
 use super::{charge, idle_app, run};
-use crate::harness::app::{App, number};
+use crate::harness::app::{App, phone_number};
 
 /// A cent, and a second of talk.
 const COIN: i64 = 10_000;
@@ -296,17 +298,17 @@ impl<'a> Real<'a> {
         let amount = Usd(coins * COIN);
         let posting = Posting {
             org: self.app.tenant.org,
-            kind: Kind::Grant,
+            kind: TransactionKind::Grant,
             idem_key: grant.to_string(),
             reverses: None,
             actor: None,
             reason: None,
-            folded: Folded::default(),
+            call_totals: CallTotals::default(),
             legs: vec![
-                leg(Account::Wallet(self.wallet), EntryType::Grant, amount),
-                leg(Account::Mint, EntryType::Mint, -amount),
+                leg(LedgerAccount::Wallet(self.wallet), EntryType::Grant, amount),
+                leg(LedgerAccount::Mint, EntryType::Mint, -amount),
             ],
-            uses: Vec::new(),
+            grant_uses: Vec::new(),
         };
         let transactions = post_unscoped(&mut db, &[posting]).await.unwrap();
         sqlx::query(
@@ -331,7 +333,7 @@ impl<'a> Real<'a> {
     async fn hold(&mut self, now: i64, coins: i64) -> bool {
         let mut db = self.app.context.pool.begin().await.unwrap();
         let call = CallId::new();
-        let line = number(u32::try_from(self.calls.len()).unwrap());
+        let line = phone_number(u32::try_from(self.calls.len()).unwrap());
         sqlx::query(
             "insert into calls (id, org_id, user_id, agent_id, phone_id, trunk_id, from_number, to_number, status)
              values ($1, $2, $3, $4, $5, $6, '+12125550100', $7, 'queued')",
@@ -349,17 +351,17 @@ impl<'a> Real<'a> {
         let mut wallets = lock_unscoped(&mut db, &[self.wallet], self.at(now))
             .await
             .unwrap();
-        let wanted = Wanted {
+        let wanted = HoldRequest {
             call,
             org: self.app.tenant.org,
             wallet: self.wallet,
             snapshot: self.snapshot,
             amount: Usd(coins * COIN),
         };
-        let Ok(hold) = take(wallets.get_mut(&self.wallet).unwrap(), &wanted) else {
+        let Ok(hold) = try_hold(wallets.get_mut(&self.wallet).unwrap(), &wanted) else {
             return false;
         };
-        write_unscoped(&mut db, &[hold]).await.unwrap();
+        insert_unscoped(&mut db, &[hold]).await.unwrap();
         db.commit().await.unwrap();
         self.calls.push(call);
         true
@@ -379,7 +381,7 @@ impl<'a> Real<'a> {
             .await
             .unwrap();
         let mut db = self.app.context.pool.acquire().await.unwrap();
-        let seen = look_unscoped(&mut db, &[self.wallet], self.at(now))
+        let seen = read_unscoped(&mut db, &[self.wallet], self.at(now))
             .await
             .unwrap();
         let wallet = &seen[&self.wallet];
@@ -457,7 +459,7 @@ async fn grants_are_spent_held_and_expire_as_coins_would() {
     // A call, so that there is a snapshot of these prices.
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
-        number(9999).trim_start_matches('+'),
+        phone_number(9999).trim_start_matches('+'),
         app.tenant.agent
     );
     run(&app, "update agents set session_timeout_secs = 10").await;

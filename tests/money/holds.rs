@@ -6,7 +6,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::{amount, charge, idle_app, payer, run};
-use crate::harness::app::{App, PATIENCE, answer, number};
+use crate::harness::app::{App, TEST_TIMEOUT, phone_number, send_request};
 use crate::harness::eventually;
 
 const HELD: &str = "select coalesce(sum(amount_micros), 0)::bigint from holds where state = 'open'";
@@ -17,11 +17,11 @@ async fn call_at_once(app: &App, calls: u32) -> (usize, Vec<Value>) {
     let requests = stream::iter(0..calls).map(async |n| {
         let path = format!(
             "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
-            number(n).trim_start_matches('+'),
+            phone_number(n).trim_start_matches('+'),
             app.tenant.agent
         );
         loop {
-            let answer = answer(app.request(Method::POST, &path).json(&json!({}))).await;
+            let answer = send_request(app.request(Method::POST, &path).json(&json!({}))).await;
             // Whoever was turned away because too many ask comes again.
             if answer.status != StatusCode::SERVICE_UNAVAILABLE {
                 return answer;
@@ -84,10 +84,10 @@ async fn five_hundred_holds_at_once_never_pass_the_monthly_cap() {
     .await;
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
-        number(600).trim_start_matches('+'),
+        phone_number(600).trim_start_matches('+'),
         app.tenant.agent
     );
-    answer(app.request(Method::POST, &path).json(&json!({})))
+    send_request(app.request(Method::POST, &path).json(&json!({})))
         .await
         .expect(202);
     let counted = "select cap_held_micros from wallets where cap_held_micros > 0";
@@ -109,7 +109,7 @@ async fn a_call_that_is_never_sent_gives_its_money_back() {
     )
     .await;
     let free = || async { amount(&app, HELD).await.is_zero() };
-    eventually("the holds are void", PATIENCE, free).await;
+    eventually("the holds are void", TEST_TIMEOUT, free).await;
     assert_eq!(app.count("select count(*) from charges").await, 0);
     let voided = "select count(*) from holds where state = 'voided'";
     assert_eq!(app.count(voided).await, 2);
@@ -120,7 +120,7 @@ async fn a_call_that_is_never_sent_gives_its_money_back() {
 async fn a_customers_call_is_priced_on_its_resellers_terms() {
     let app = idle_app(Usd::dollars(10)).await;
     charge(&app, "0.1", "0").await;
-    let reseller = app.another_tenant("Reseller").await;
+    let reseller = app.create_tenant("Reseller").await;
     run(
         &app,
         &format!(

@@ -10,7 +10,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{amount, charge, end, idle_app, run, top_up};
-use crate::harness::app::{ACCOUNT, AUTH_TOKEN, App, Options, answer, everybody_answers, number};
+use crate::harness::app::{
+    ACCOUNT, AUTH_TOKEN, App, AppOptions, carrier_where_all_answer, phone_number, send_request,
+};
 
 const SPENT: &str = "select coalesce(sum(retail_micros), 0)::bigint from charges";
 const POSTED: &str = "select posted_micros from wallets where user_id is not null and entries > 0";
@@ -18,10 +20,10 @@ const POSTED: &str = "select posted_micros from wallets where user_id is not nul
 async fn call(app: &App, n: u32) -> CallId {
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
-        number(n).trim_start_matches('+'),
+        phone_number(n).trim_start_matches('+'),
         app.tenant.agent
     );
-    let queued = answer(app.request(Method::POST, &path).json(&json!({})))
+    let queued = send_request(app.request(Method::POST, &path).json(&json!({})))
         .await
         .expect(202);
     queued["call_session_id"]
@@ -121,10 +123,10 @@ async fn a_call_longer_than_its_hold_is_charged_and_the_next_hold_is_refused() {
     assert_eq!(amount(&app, POSTED).await, Usd::dollars(-1));
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
-        number(1).trim_start_matches('+'),
+        phone_number(1).trim_start_matches('+'),
         app.tenant.agent
     );
-    let ask = async || answer(app.request(Method::POST, &path).json(&json!({}))).await;
+    let ask = async || send_request(app.request(Method::POST, &path).json(&json!({}))).await;
     assert_eq!(ask().await.expect(402)["code"], "insufficient_credits");
     // What is owed is taken first.
     top_up(&app, Usd(2_700_000)).await;
@@ -185,14 +187,14 @@ fn cost(seconds: i64) -> i64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn charges_are_the_carriers_log_to_the_micro_dollar() {
     const CALLS: u32 = 10_000;
-    let mut carrier = everybody_answers();
+    let mut carrier = carrier_where_all_answer();
     carrier.speed = 500.0;
     carrier.behavior.mix = Mix::default();
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         cps: 2000,
         max_concurrent: 4000,
         carrier,
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     app.carrier.set_faults(Faults {
@@ -215,7 +217,8 @@ async fn charges_are_the_carriers_log_to_the_micro_dollar() {
         )
         .await;
     };
-    app.wait_doing(&batch, "completed", silence).await;
+    app.wait_for_status_while(&batch, "completed", silence)
+        .await;
     app.drain().await;
     let log = log(&app).await;
     assert_eq!(log.len(), usize::try_from(CALLS).expect("few"));

@@ -5,16 +5,16 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{charge, payer, run, top_up};
-use crate::harness::app::{App, Options, PATIENCE, answer, number};
+use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, phone_number, send_request};
 use crate::harness::eventually;
 
 const BASE: &str = "/api/v1/batch-call";
 
 /// An app whose user can pay so many calls of a dollar.
 async fn with_calls(calls: i64) -> App {
-    let app = App::with(Options {
+    let app = App::start_with(AppOptions {
         credit: Usd::dollars(calls),
-        ..Options::default()
+        ..AppOptions::default()
     })
     .await;
     charge(&app, "1", "0").await;
@@ -30,7 +30,7 @@ async fn starving(app: &App, extra: Value) -> String {
         let sql = "select count(*) from call_batches where starved_reason = 'insufficient_credits'";
         app.count(sql).await == 1 && app.count("select count(*) from calls where live").await == 0
     };
-    eventually("the batch starves", PATIENCE, starves).await;
+    eventually("the batch starves", TEST_TIMEOUT, starves).await;
     batch
 }
 
@@ -71,7 +71,7 @@ async fn a_starving_batch_is_paused_and_resumes_by_itself_when_money_comes() {
     let reasons = "select count(*) from batch_data where status = 'not_started' and reason = 'insufficient_credits'";
     assert!(app.count(reasons).await >= 1);
     assert_eq!(app.count("select count(*) from calls").await, 3);
-    let status = app.status(&batch).await;
+    let status = app.batch_status(&batch).await;
     assert_eq!(status["batch"]["status"], "in_progress");
     assert_eq!(
         status["batch"]["status_reason_code"],
@@ -79,8 +79,8 @@ async fn a_starving_batch_is_paused_and_resumes_by_itself_when_money_comes() {
     );
 
     half_a_minute_later(&app).await;
-    app.wait_for(&batch, "paused").await;
-    let status = app.status(&batch).await;
+    app.wait_for_status(&batch, "paused").await;
+    let status = app.batch_status(&batch).await;
     assert_eq!(
         status["batch"]["status_reason_code"],
         "insufficient_credits"
@@ -96,7 +96,7 @@ async fn a_starving_batch_is_paused_and_resumes_by_itself_when_money_comes() {
     assert_eq!(app.count("select count(*) from calls").await, 3);
 
     top_up(&app, Usd::dollars(7)).await;
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["completed"], 10);
     assert_eq!(app.count(reasons).await, 0);
     app.finish().await;
@@ -107,16 +107,16 @@ async fn a_batch_that_was_not_asked_to_waits_for_its_owner() {
     let app = with_calls(3).await;
     let batch = starving(&app, json!({})).await;
     half_a_minute_later(&app).await;
-    app.wait_for(&batch, "paused").await;
+    app.wait_for_status(&batch, "paused").await;
     let resume = format!("{BASE}/resume/{batch}");
     let refused = app.post(&resume, json!({})).await.expect(402);
     assert_eq!(refused["code"], "insufficient_credits");
     top_up(&app, Usd::dollars(7)).await;
     // Twice as long as it takes one that is to go on by itself.
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
-    assert_eq!(app.status(&batch).await["batch"]["status"], "paused");
+    assert_eq!(app.batch_status(&batch).await["batch"]["status"], "paused");
     app.post(&resume, json!({})).await.expect(200);
-    let counts = app.wait_for(&batch, "completed").await;
+    let counts = app.wait_for_status(&batch, "completed").await;
     assert_eq!(counts["completed"], 10);
     app.finish().await;
 }
@@ -126,13 +126,13 @@ async fn a_batch_its_owner_pauses_while_it_starves_stays_paused() {
     let app = with_calls(2).await;
     let batch = starving(&app, json!({"auto_resume": true})).await;
     half_a_minute_later(&app).await;
-    app.wait_for(&batch, "paused").await;
+    app.wait_for_status(&batch, "paused").await;
     let paused = app.post(&format!("{BASE}/pause/{batch}"), json!({})).await;
     let paused = paused.expect(200);
     assert_eq!(paused["data"]["status_reason_code"], Value::Null);
     top_up(&app, Usd::dollars(8)).await;
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
-    assert_eq!(app.status(&batch).await["batch"]["status"], "paused");
+    assert_eq!(app.batch_status(&batch).await["batch"]["status"], "paused");
     app.post(&format!("{BASE}/stop/{batch}"), json!({}))
         .await
         .expect(200);
@@ -157,10 +157,10 @@ async fn without_money_nothing_is_started() {
     assert_eq!(refused["code"], "insufficient_credits");
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
-        number(9).trim_start_matches('+'),
+        phone_number(9).trim_start_matches('+'),
         app.tenant.agent
     );
-    let refused = answer(app.request(Method::POST, &path).json(&json!({})))
+    let refused = send_request(app.request(Method::POST, &path).json(&json!({})))
         .await
         .expect(402);
     assert_eq!(refused["code"], "insufficient_credits");
@@ -180,6 +180,6 @@ async fn without_money_nothing_is_started() {
     assert_eq!(refused["code"], "monthly_cap_reached");
     run(&app, "update wallets set cap_micros = null").await;
     app.start_batch(&batch).await;
-    app.wait_for(&batch, "completed").await;
+    app.wait_for_status(&batch, "completed").await;
     app.finish().await;
 }

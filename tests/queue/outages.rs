@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use peal_shared::bells::{Bell, Bells};
+use peal_shared::bells::{WakeupChannel, Wakeups};
 use peal_shared::queue::{self, Queue};
 
 use super::{House, Other, PATIENCE, Probe};
@@ -35,7 +35,7 @@ async fn a_bell_wakes_an_idle_worker_before_it_would_look() {
         let times = if n % 8 == 7 {
             &mut unrung
         } else {
-            house.bells.ring_job(&job);
+            house.bells.notify_job(&job);
             &mut rung
         };
         house.becomes(&job, "done").await;
@@ -122,17 +122,17 @@ async fn workers_survive_the_loss_of_every_database_connection() {
 #[tokio::test]
 async fn a_bell_that_nobody_hears_does_not_grow() {
     let redis = PrivateRedis::start().await;
-    let bells = Bells::new(Some(&redis.url()), "peal").unwrap();
+    let bells = Wakeups::new(Some(&redis.url()), "peal").unwrap();
     let client = redis::Client::open(redis.url()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     // Of a bell that rests there would be few anyway.
-    let mail = Bell::Jobs(Queue::Mail);
+    let mail = WakeupChannel::Jobs(Queue::Mail);
     for _ in 0..3000 {
-        bells.ring(mail);
+        bells.notify(mail);
     }
     let mut listener = bells.listen(mail);
-    assert!(listener.heard(1, Duration::from_secs(5)).await);
-    bells.ring(Bell::Inbox);
+    assert!(listener.wait(1, Duration::from_secs(5)).await);
+    bells.notify(WakeupChannel::Inbox);
     eventually("the last ring arrived", PATIENCE, || {
         let mut connection = connection.clone();
         async move {

@@ -57,7 +57,7 @@ async fn a_job_that_outlasts_the_grace_is_told_to_stop_and_may_still_answer() {
 async fn a_job_that_will_not_stop_is_left_to_its_lease() {
     let mut house = House::new().await;
     house.timing.grace = Duration::from_millis(200);
-    house.timing.halt_grace = Duration::from_millis(200);
+    house.timing.abort_grace = Duration::from_millis(200);
     let workers = house.work(2);
     let job = house.add(Deaf { n: 1 }).await;
     eventually("it runs", PATIENCE, || async { house.log.count() == 1 }).await;

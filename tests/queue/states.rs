@@ -154,7 +154,7 @@ impl House {
         assert!(swept.is_ok(), "{swept:?}");
     }
 
-    async fn act(&self, action: Action, job: &Enqueued, place: &str) {
+    async fn act(&self, action: Action, job: &EnqueuedJob, place: &str) {
         let mut db = self.db.pool.acquire().await.unwrap();
         match action {
             Action::AddAgain => {
@@ -162,7 +162,7 @@ impl House {
                     .await
                     .unwrap();
                 let has_ended = place.starts_with("done") || place == "dead";
-                assert_eq!(again.fresh, has_ended, "{place}");
+                assert_eq!(again.is_new, has_ended, "{place}");
                 assert_eq!(again.id == job.id, !has_ended, "{place}");
             }
             Action::Work => self.work_past(false).await,
@@ -173,7 +173,7 @@ impl House {
             }
             Action::Sweep => self.sweep().await,
             Action::Revive => {
-                let revived = queue::revive(&mut db, job.id).await;
+                let revived = queue::retry_dead_job(&mut db, job.id).await;
                 assert_eq!(revived.is_ok(), place == "dead", "{place}");
             }
         }
@@ -211,7 +211,7 @@ pub(super) struct Told {
     how: How,
 }
 
-impl Payload for Told {
+impl JobPayload for Told {
     const KIND: &'static str = "told";
     const QUEUE: Queue = Queue::Control;
     const MAX_ATTEMPTS: i32 = 3;
@@ -221,18 +221,18 @@ impl Payload for Told {
     }
 }
 
-impl Handle<Log> for Told {
-    async fn handle(self, log: &Log, job: &Running) -> Outcome {
+impl JobHandler<Log> for Told {
+    async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
         log.note(0, job);
         log.gate.acquire().await.unwrap().forget();
         let why = "told so".to_owned();
         match self.how {
-            How::Done => Outcome::Done,
-            How::Retry => Outcome::Retry {
+            How::Done => JobOutcome::Done,
+            How::Retry => JobOutcome::Retry {
                 after: Some(Duration::from_secs(3600)),
                 why,
             },
-            How::Fail => Outcome::Fail { why },
+            How::Fail => JobOutcome::Fail { why },
             How::Panic => panic!("told so"),
         }
     }

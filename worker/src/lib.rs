@@ -25,18 +25,18 @@ use std::sync::Arc;
 
 use peal_shared::context::Context;
 use peal_shared::ids::JobId;
-use peal_shared::queue::{Queue, Timing};
+use peal_shared::queue::{Queue, WorkerTiming};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::queues::{Queues, run_queues};
+use crate::queues::{QueueRuntime, run_queues};
 
 /// Concurrent jobs of a queue in one process.
-const HANDS: usize = 8;
+const JOB_CONCURRENCY: usize = 8;
 /// Concurrent uploads in one process.
-const INGEST_HANDS: usize = 2;
+const INGEST_CONCURRENCY: usize = 2;
 /// Concurrent exports in one process.
-const EXPORT_HANDS: usize = 1;
+const EXPORT_CONCURRENCY: usize = 1;
 
 /// A share of the work that a process takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,13 +102,13 @@ pub async fn run(
 
     let mut concurrency = Vec::new();
     if roles.contains(&Role::Ingest) {
-        concurrency.push((Queue::Ingest, INGEST_HANDS));
+        concurrency.push((Queue::Ingest, INGEST_CONCURRENCY));
     }
     if roles.contains(&Role::Misc) {
         concurrency.extend([
-            (Queue::Control, HANDS),
-            (Queue::Mail, HANDS),
-            (Queue::Export, EXPORT_HANDS),
+            (Queue::Control, JOB_CONCURRENCY),
+            (Queue::Mail, JOB_CONCURRENCY),
+            (Queue::Export, EXPORT_CONCURRENCY),
         ]);
         let (context, shutdown) = (Arc::clone(&context), shutdown.clone());
         running.spawn(async move {
@@ -118,12 +118,12 @@ pub async fn run(
     }
 
     if !concurrency.is_empty() {
-        let queues = Queues {
+        let queues = QueueRuntime {
             pool: context.pool.clone(),
-            bells: context.bells.clone(),
+            wakeups: context.wakeups.clone(),
             registry: Arc::new(jobs::registry()),
             state: context,
-            timing: Timing::default(),
+            timing: WorkerTiming::default(),
         };
         let shutdown = shutdown.clone();
         running.spawn(async move { run_queues(queues, &concurrency, shutdown).await });

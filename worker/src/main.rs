@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use peal_shared::config::{Config, Settings};
-use peal_shared::context::{Context, Process, ensure_migrated};
-use peal_shared::open_files::raise_limit;
+use peal_shared::context::{Context, ProcessKind, ensure_migrated};
+use peal_shared::open_files::raise_open_files_limit;
 use peal_shared::{logging, metrics};
 use peal_worker::Role;
-use peal_worker::operate::Command;
+use peal_worker::operate::OperatorCommand;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -18,12 +18,12 @@ use tokio_util::sync::CancellationToken;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Longest time for a graceful shutdown; then the process exits.
-const STOP_LIMIT: Duration = Duration::from_secs(28);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(28);
 
 /// Places calls, applies carrier events, reads uploads, sends mail.
 #[derive(Parser)]
 #[command(name = "peal-worker", version)]
-struct Arguments {
+struct CliArguments {
     /// Roles of this replica, separated by commas: dial, inbox, ingest, misc.
     #[arg(
         long,
@@ -36,25 +36,25 @@ struct Arguments {
     settings: Settings,
     /// Operator command; without one the worker runs its roles.
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<OperatorCommand>,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = CliArguments::parse();
     logging::init();
     let config = Config::from_settings(arguments.settings)?;
 
     if let Some(command) = arguments.command {
-        let context = Context::connect(config, Process::Command).await?;
+        let context = Context::connect(config, ProcessKind::Command).await?;
         ensure_migrated(&context.pool).await?;
         return command.run(&context).await;
     }
 
-    let context = Context::connect(config, Process::Worker).await?;
+    let context = Context::connect(config, ProcessKind::Worker).await?;
     ensure_migrated(&context.pool).await?;
 
-    let files = raise_limit();
+    let files = raise_open_files_limit();
     tracing::debug!(files, "limit of open files");
     let roles: BTreeSet<Role> = arguments.roles.into_iter().collect();
 
@@ -83,7 +83,7 @@ async fn stop_on_signal(mut terminate: Signal, shutdown: CancellationToken) {
     }
     tracing::info!("stopping");
     shutdown.cancel();
-    tokio::time::sleep(STOP_LIMIT).await;
+    tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
     tracing::error!("shutdown timed out; other workers take over the remaining work");
     std::process::exit(1);
 }

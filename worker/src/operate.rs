@@ -3,7 +3,7 @@
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use peal_shared::bells::Bell;
+use peal_shared::bells::WakeupChannel;
 use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::context::Context;
 use peal_shared::ids::{JobId, TrunkId};
@@ -13,11 +13,11 @@ use peal_shared::wallets::overview;
 use serde::Serialize;
 
 /// Maximum of dead jobs in the output.
-const DEAD_LIMIT: i64 = 200;
+const DEAD_JOBS_LIMIT: i64 = 200;
 
 /// An operator's command.
 #[derive(Clone, Debug, Subcommand)]
-pub enum Command {
+pub enum OperatorCommand {
     /// Lists the queues: number of waiting jobs and age of the oldest.
     Queues,
     /// Pauses a queue: jobs are still added, none starts.
@@ -34,12 +34,12 @@ pub enum Command {
     ResumeTrunk { trunk: TrunkId },
     /// Reads or verifies the ledger.
     #[command(subcommand)]
-    Ledger(Books),
+    Ledger(LedgerCommand),
 }
 
 /// A command on the ledger.
 #[derive(Clone, Copy, Debug, Subcommand)]
-pub enum Books {
+pub enum LedgerCommand {
     /// Lists every wallet with entries: balance, holds and spendable amount.
     Wallets,
     /// Recomputes all balances from the entries and prints the violations. No output and exit
@@ -47,7 +47,7 @@ pub enum Books {
     Verify,
 }
 
-impl Command {
+impl OperatorCommand {
     /// Runs the command and prints its result.
     ///
     /// # Errors
@@ -56,32 +56,32 @@ impl Command {
         let mut db = context.pool.acquire().await?;
 
         match self {
-            Self::Queues => print(queue::depths(&mut db).await?),
-            Self::PauseQueue { queue } => Ok(queue::pause(&mut db, named(&queue)?).await?),
-            Self::ResumeQueue { queue } => Ok(queue::resume(&mut db, named(&queue)?).await?),
-            Self::DeadJobs => print(queue::dead(&mut db, DEAD_LIMIT).await?),
+            Self::Queues => print_lines(queue::queue_depths(&mut db).await?),
+            Self::PauseQueue { queue } => Ok(queue::pause(&mut db, parse_queue(&queue)?).await?),
+            Self::ResumeQueue { queue } => Ok(queue::resume(&mut db, parse_queue(&queue)?).await?),
+            Self::DeadJobs => print_lines(queue::dead_jobs(&mut db, DEAD_JOBS_LIMIT).await?),
             Self::Revive { job } => {
-                let revived = queue::revive(&mut db, job).await?;
-                context.bells.ring_job(&revived);
+                let revived = queue::retry_dead_job(&mut db, job).await?;
+                context.wakeups.notify_job(&revived);
                 Ok(())
             }
 
-            Self::Trunks => print(trunks::list_unscoped(&mut db).await?),
+            Self::Trunks => print_lines(trunks::list_unscoped(&mut db).await?),
             Self::ResumeTrunk { trunk } => {
                 trunks::resume_unscoped(&mut db, trunk).await?;
-                context.bells.ring(Bell::Dial);
+                context.wakeups.notify(WakeupChannel::Dial);
                 Ok(())
             }
 
-            Self::Ledger(Books::Wallets) => {
-                print(overview::all_unscoped(&mut db, context.clock.now()).await?)
+            Self::Ledger(LedgerCommand::Wallets) => {
+                print_lines(overview::all_unscoped(&mut db, context.clock.now()).await?)
             }
-            Self::Ledger(Books::Verify) => {
+            Self::Ledger(LedgerCommand::Verify) => {
                 // The verification takes a connection of its own.
                 drop(db);
                 let offenders = verify_unscoped(&context.pool).await?;
                 let count = offenders.len();
-                print(offenders)?;
+                print_lines(offenders)?;
                 anyhow::ensure!(count == 0, "the ledger has {count} violations");
                 Ok(())
             }
@@ -89,13 +89,13 @@ impl Command {
     }
 }
 
-fn named(queue: &str) -> anyhow::Result<Queue> {
+fn parse_queue(queue: &str) -> anyhow::Result<Queue> {
     let names: Vec<&str> = Queue::ALL.iter().map(|queue| queue.name()).collect();
     Queue::from_name(queue)
         .with_context(|| format!("unknown queue {queue:?}: choose from {}", names.join(", ")))
 }
 
-fn print<T: Serialize>(lines: Vec<T>) -> anyhow::Result<()> {
+fn print_lines<T: Serialize>(lines: Vec<T>) -> anyhow::Result<()> {
     for line in lines {
         println!("{}", serde_json::to_string(&line)?);
     }

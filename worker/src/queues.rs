@@ -19,34 +19,36 @@ use apalis_core::monitor::Monitor;
 use apalis_core::task::data::Data;
 use apalis_core::worker::builder::WorkerBuilder;
 use apalis_core::worker::ext::parallelize::ParallelizeLayer;
-use peal_shared::bells::Bells;
+use peal_shared::bells::Wakeups;
 use peal_shared::ids::JobId;
-use peal_shared::queue::{self, Outcome, PgBackend, Queue, Running, Shift, Timing};
+use peal_shared::queue::{
+    self, JobOutcome, PgBackend, Queue, RunningJob, WorkerSettings, WorkerTiming,
+};
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::jobs::Registry;
+use crate::jobs::HandlerRegistry;
 
 /// Time between two sweeps.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Connections, handlers and timing of a process's queues.
 #[derive(Debug)]
-pub struct Queues<S> {
+pub struct QueueRuntime<S> {
     pub pool: PgPool,
-    pub bells: Bells,
+    pub wakeups: Wakeups,
     /// State shared by the handlers.
     pub state: Arc<S>,
-    pub registry: Arc<Registry<S>>,
-    pub timing: Timing,
+    pub registry: Arc<HandlerRegistry<S>>,
+    pub timing: WorkerTiming,
 }
 
-impl<S> Clone for Queues<S> {
+impl<S> Clone for QueueRuntime<S> {
     fn clone(&self) -> Self {
         Self {
             pool: self.pool.clone(),
-            bells: self.bells.clone(),
+            wakeups: self.wakeups.clone(),
             state: Arc::clone(&self.state),
             registry: Arc::clone(&self.registry),
             timing: self.timing,
@@ -60,7 +62,7 @@ impl<S> Clone for Queues<S> {
 /// # Errors
 /// Fails when apalis cannot stop its workers.
 pub async fn run_queues<S: Send + Sync + 'static>(
-    queues: Queues<S>,
+    queues: QueueRuntime<S>,
     concurrency: &[(Queue, usize)],
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -72,7 +74,7 @@ pub async fn run_queues<S: Send + Sync + 'static>(
             shutdown.cancelled().await;
             sleep(timing.grace).await;
             halt.cancel();
-            sleep(timing.halt_grace).await;
+            sleep(timing.abort_grace).await;
             tracing::warn!("jobs did not stop in time; others take over when their leases end");
         }
     };
@@ -84,20 +86,20 @@ pub async fn run_queues<S: Send + Sync + 'static>(
         .with_terminator(deadline)
         .should_restart(|_, _| true);
     for &(queue, hands) in concurrency {
-        let shift = Shift {
+        let shift = WorkerSettings {
             queue,
             worker: format!("{queue}-{}", process),
-            hands,
+            concurrency: hands,
             timing: queues.timing,
             shutdown: shutdown.clone(),
-            halt: halt.clone(),
+            abort: halt.clone(),
         };
         monitor = register(monitor, queues.clone(), shift);
     }
 
     let sweeper = tokio::spawn(sweep_until(
         queues.pool.clone(),
-        queues.bells.clone(),
+        queues.wakeups.clone(),
         shutdown.clone(),
     ));
 
@@ -114,16 +116,20 @@ pub async fn run_queues<S: Send + Sync + 'static>(
 /// Adds the worker of one queue to the monitor.
 fn register<S: Send + Sync + 'static>(
     monitor: Monitor,
-    queues: Queues<S>,
-    shift: Shift,
+    queues: QueueRuntime<S>,
+    shift: WorkerSettings,
 ) -> Monitor {
     monitor.register(move |restarts| {
-        let shift = Shift {
+        let shift = WorkerSettings {
             worker: format!("{}-{restarts}", shift.worker),
             ..shift.clone()
         };
         WorkerBuilder::new(shift.worker.as_str())
-            .backend(PgBackend::start(queues.pool.clone(), &queues.bells, shift))
+            .backend(PgBackend::start(
+                queues.pool.clone(),
+                &queues.wakeups,
+                shift,
+            ))
             .data(queues.clone())
             .layer(ParallelizeLayer::new(tokio::spawn))
             .catch_panic()
@@ -131,14 +137,17 @@ fn register<S: Send + Sync + 'static>(
     })
 }
 
-async fn dispatch<S: Send + Sync + 'static>(job: Arc<Running>, queues: Data<Queues<S>>) -> Outcome {
+async fn dispatch<S: Send + Sync + 'static>(
+    job: Arc<RunningJob>,
+    queues: Data<QueueRuntime<S>>,
+) -> JobOutcome {
     let state = Arc::clone(&queues.state);
     queues.registry.dispatch(state, job).await
 }
 
 /// Sweeps until the shutdown. Errors are logged; the next sweep retries.
-async fn sweep_until(pool: PgPool, bells: Bells, shutdown: CancellationToken) {
-    let mut ticks = interval(SWEEP_EVERY);
+async fn sweep_until(pool: PgPool, bells: Wakeups, shutdown: CancellationToken) {
+    let mut ticks = interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
         match shutdown

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use peal_shared::bells::Bell;
-use peal_shared::billing::settle::{Refused, put_off_unscoped, settle_due_unscoped};
+use peal_shared::bells::WakeupChannel;
+use peal_shared::billing::settle::{SettlementFailure, postpone_unscoped, settle_due_unscoped};
 use peal_shared::context::Context;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -15,25 +15,28 @@ use tokio_util::sync::CancellationToken;
 /// Maximum of calls in one transaction.
 const GROUP_LIMIT: i64 = 500;
 /// Time between two polls when no wakeup arrives.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest time between two polls: calls that end meanwhile are charged together, and claims do
 /// not wait for the wallet's lock meanwhile.
-const LOOK_PAUSE: Duration = Duration::from_millis(250);
+const MIN_POLL_PAUSE: Duration = Duration::from_millis(250);
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Settles until `shutdown`.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
-    let mut wakeup = context.bells.listen(Bell::Settle);
+    let mut wakeup = context.wakeups.listen(WakeupChannel::Settle);
     let mut group = GROUP_LIMIT;
 
     while !shutdown.is_cancelled() {
         let asked = Instant::now();
         match settle_due_unscoped(&context.pool, group, context.clock.now()).await {
             Ok(settled) => {
-                let full = i64::try_from(settled.taken).is_ok_and(|taken| taken >= group);
-                if settled.taken > 0 {
+                let full = i64::try_from(settled.processed).is_ok_and(|taken| taken >= group);
+                if settled.processed > 0 {
                     tracing::debug!(?settled, "calls settled");
-                    context.metrics.money.settled(&settled, asked.elapsed());
+                    context
+                        .metrics
+                        .money
+                        .record_settled(&settled, asked.elapsed());
                 }
 
                 group = group.saturating_mul(2).min(GROUP_LIMIT);
@@ -42,8 +45,8 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
                 }
 
                 let pause = async {
-                    sleep(LOOK_PAUSE).await;
-                    wakeup.heard(16, LOOK_EVERY).await;
+                    sleep(MIN_POLL_PAUSE).await;
+                    wakeup.wait(16, POLL_INTERVAL).await;
                 };
                 tokio::select! {
                     () = shutdown.cancelled() => {}
@@ -53,7 +56,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
 
             Err(refused) => {
                 tracing::warn!(error = %refused.error, group, "calls cannot be settled");
-                group = narrow(&context, group, refused).await;
+                group = next_group_size(&context, group, refused).await;
                 tokio::select! {
                     () = shutdown.cancelled() => {}
                     () = sleep(OUTAGE_PAUSE) => {}
@@ -65,18 +68,18 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
 
 /// Returns the next group size. An outage, a deadlock or a timeout is retried with the same
 /// group; a group that is rejected for any other reason gets smaller.
-async fn narrow(context: &Context, group: i64, refused: Refused) -> i64 {
-    let outage = matches!(refused.error, peal_shared::Error::Busy(_)) || refused.due.is_empty();
+async fn next_group_size(context: &Context, group: i64, refused: SettlementFailure) -> i64 {
+    let outage = matches!(refused.error, peal_shared::Error::Busy(_)) || refused.entries.is_empty();
     if outage || refused.error.is_lost_connection() {
         return group;
     }
-    let [due] = refused.due[..] else {
+    let [due] = refused.entries[..] else {
         return (group / 8).max(1);
     };
 
     tracing::error!(due, error = %refused.error, "a call cannot be settled: its charge is postponed");
-    context.metrics.money.put_off();
-    if let Err(error) = put_off_unscoped(&context.pool, due).await {
+    context.metrics.money.record_postponed();
+    if let Err(error) = postpone_unscoped(&context.pool, due).await {
         tracing::warn!(%error, "a charge could not be postponed");
     }
     group

@@ -21,14 +21,14 @@ use serde_json::Value;
 use url::Url;
 
 /// Age up to which keys are fresh; a withdrawn key works for this long.
-const FRESH: TimeDelta = TimeDelta::minutes(10);
+const KEY_MAX_AGE: TimeDelta = TimeDelta::minutes(10);
 /// Age up to which stale keys are used when the issuer does not respond.
-const LAST_GOOD: TimeDelta = TimeDelta::hours(1);
+const STALE_KEY_MAX_AGE: TimeDelta = TimeDelta::hours(1);
 /// Shortest time between two requests to the issuer.
-const PAUSE: TimeDelta = TimeDelta::seconds(30);
+const MIN_FETCH_INTERVAL: TimeDelta = TimeDelta::seconds(30);
 /// Limits of the issuer's response.
-const PATIENCE: Duration = Duration::from_secs(5);
-const MAX_BYTES: usize = 256 * 1024;
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_RESPONSE_BYTES: usize = 256 * 1024;
 /// Most keys of an issuer.
 const MAX_KEYS: usize = 100;
 /// Shortest accepted modulus of an RSA key: shorter keys are too weak.
@@ -42,29 +42,29 @@ pub struct VerifyingKey {
 }
 
 /// Cached keys of one issuer.
-pub struct Jwks {
+pub struct JwksCache {
     url: Url,
     client: reqwest::Client,
-    known: Mutex<Known>,
+    cache: Mutex<CachedKeys>,
     /// Held during a request to the issuer.
-    asking: tokio::sync::Mutex<()>,
+    fetch_lock: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
-struct Known {
+struct CachedKeys {
     keys: HashMap<String, VerifyingKey>,
     fetched_at: Option<DateTime<Utc>>,
     asked_at: Option<DateTime<Utc>>,
 }
 
 /// Result of a cache lookup.
-struct Look {
+struct KeyLookup {
     key: Option<VerifyingKey>,
     /// True when the keys should be fetched again.
-    ask: bool,
+    needs_fetch: bool,
 }
 
-impl Jwks {
+impl JwksCache {
     /// Creates an empty cache.
     ///
     /// # Errors
@@ -72,50 +72,52 @@ impl Jwks {
     pub fn new(url: Url) -> anyhow::Result<Self> {
         Ok(Self {
             url,
-            client: http::client(PATIENCE)?,
-            known: Mutex::default(),
-            asking: tokio::sync::Mutex::default(),
+            client: http::carrier_client(FETCH_TIMEOUT)?,
+            cache: Mutex::default(),
+            fetch_lock: tokio::sync::Mutex::default(),
         })
     }
 
     /// Returns the issuer's key of an id.
     pub async fn find(&self, id: &str, now: DateTime<Utc>) -> Option<VerifyingKey> {
-        let lookup = self.look(id, now);
-        if !lookup.ask {
+        let lookup = self.lookup(id, now);
+        if !lookup.needs_fetch {
             return lookup.key;
         }
 
-        let _guard = match (self.asking.try_lock(), lookup.key) {
+        let _guard = match (self.fetch_lock.try_lock(), lookup.key) {
             (Ok(guard), _) => guard,
             // Another task fetches the keys; the cached key is used meanwhile.
             (Err(_held), Some(key)) => return Some(key),
-            (Err(_held), None) => self.asking.lock().await,
+            (Err(_held), None) => self.fetch_lock.lock().await,
         };
 
-        if self.look(id, now).ask {
-            self.ask(now).await;
+        if self.lookup(id, now).needs_fetch {
+            self.refresh(now).await;
         }
-        self.look(id, now).key
+        self.lookup(id, now).key
     }
 
-    fn look(&self, id: &str, now: DateTime<Utc>) -> Look {
-        let cache = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    fn lookup(&self, id: &str, now: DateTime<Utc>) -> KeyLookup {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let age = cache.fetched_at.map(|at| now - at);
         let key = cache.keys.get(id);
-        let key = key.filter(|_| age.is_some_and(|age| age < LAST_GOOD));
+        let key = key.filter(|_| age.is_some_and(|age| age < STALE_KEY_MAX_AGE));
 
-        let is_stale = age.is_none_or(|age| age >= FRESH);
-        let may_ask = cache.asked_at.is_none_or(|at| now - at >= PAUSE);
+        let is_stale = age.is_none_or(|age| age >= KEY_MAX_AGE);
+        let may_ask = cache
+            .asked_at
+            .is_none_or(|at| now - at >= MIN_FETCH_INTERVAL);
 
-        Look {
-            ask: may_ask && (is_stale || key.is_none()),
+        KeyLookup {
+            needs_fetch: may_ask && (is_stale || key.is_none()),
             key: key.cloned(),
         }
     }
 
-    async fn ask(&self, now: DateTime<Utc>) {
+    async fn refresh(&self, now: DateTime<Utc>) {
         let fetched = self.fetch().await;
-        let mut cache = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.asked_at = Some(now);
 
         match fetched {
@@ -140,12 +142,12 @@ impl Jwks {
         let mut chunks = response.bytes_stream();
         while let Some(chunk) = chunks.next().await {
             body.extend_from_slice(&chunk?);
-            if body.len() > MAX_BYTES {
-                bail!("the issuer's keys are larger than {MAX_BYTES} bytes");
+            if body.len() > MAX_RESPONSE_BYTES {
+                bail!("the issuer's keys are larger than {MAX_RESPONSE_BYTES} bytes");
             }
         }
 
-        read(&body)
+        parse_key_set(&body)
     }
 }
 
@@ -155,16 +157,16 @@ struct KeySet {
 }
 
 /// Parses the keys that can verify tokens; other keys are ignored.
-fn read(document: &[u8]) -> anyhow::Result<HashMap<String, VerifyingKey>> {
+fn parse_key_set(document: &[u8]) -> anyhow::Result<HashMap<String, VerifyingKey>> {
     let set: KeySet = serde_json::from_slice(document).context("the issuer's keys")?;
     let keys = set.keys.into_iter().take(MAX_KEYS);
     let jwks = keys.filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
-    Ok(jwks.filter_map(verifying).collect())
+    Ok(jwks.filter_map(verifying_key).collect())
 }
 
 /// Derives the algorithm from the key type: ES256 for P-256, RS256 for RSA. Other types are
 /// ignored, above all shared secrets, which must not be public.
-fn verifying(jwk: Jwk) -> Option<(String, VerifyingKey)> {
+fn verifying_key(jwk: Jwk) -> Option<(String, VerifyingKey)> {
     let id = jwk.common.key_id.clone()?;
     if !matches!(
         jwk.common.public_key_use,
@@ -177,7 +179,9 @@ fn verifying(jwk: Jwk) -> Option<(String, VerifyingKey)> {
         AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
             (Algorithm::ES256, KeyAlgorithm::ES256)
         }
-        AlgorithmParameters::RSA(key) if is_long(&key.n) => (Algorithm::RS256, KeyAlgorithm::RS256),
+        AlgorithmParameters::RSA(key) if is_long_enough(&key.n) => {
+            (Algorithm::RS256, KeyAlgorithm::RS256)
+        }
         _ => return None,
     };
 
@@ -189,10 +193,10 @@ fn verifying(jwk: Jwk) -> Option<(String, VerifyingKey)> {
     Some((id, VerifyingKey { key, algorithm }))
 }
 
-fn is_long(modulus: &str) -> bool {
+fn is_long_enough(modulus: &str) -> bool {
     let bytes = URL_SAFE_NO_PAD.decode(modulus.trim_end_matches('='));
     bytes.is_ok_and(|bytes| bytes.iter().skip_while(|byte| **byte == 0).count() >= MIN_RSA_BYTES)
 }
 
 /// Keys shared by all requests; `None` without a configured URL.
-pub type SharedJwks = Option<Arc<Jwks>>;
+pub type SharedJwks = Option<Arc<JwksCache>>;

@@ -19,20 +19,20 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request};
 use chrono::{DateTime, Utc};
 use peal_shared::access::Principal;
-use peal_shared::access::known::Known;
-use peal_shared::api_keys::{self, Holder};
-use peal_shared::audit::Turned;
-use peal_shared::config::Proxies;
+use peal_shared::access::known::Permissions;
+use peal_shared::api_keys::{self, KeyHolder};
+use peal_shared::audit::DeniedCaller;
+use peal_shared::config::TrustedProxies;
 use peal_shared::context::Context;
-use peal_shared::idempotency::Claim;
+use peal_shared::idempotency::IdempotencyClaim;
 use peal_shared::ids::SessionId;
 use peal_shared::secret::may_be_api_key;
 use peal_shared::sign_in::{sessions, strangers};
 
 use crate::error::Problem;
-use crate::rates::{Allowance, Rates};
-use crate::refusals::Asker;
-use tokens::{Bearer, Tokens};
+use crate::rates::{RateLimitHeaders, RequestRateLimits};
+use crate::refusals::CallerSlot;
+use tokens::{BearerIdentity, TokenCodec};
 
 /// Header in which a proxy forwards the client's address.
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -51,12 +51,12 @@ pub struct Caller {
     pub session: Option<SessionId>,
     /// Expiry of an external issuer's token.
     pub until: Option<DateTime<Utc>>,
-    pub origin: Origin,
+    pub origin: RequestOrigin,
 }
 
 /// Result of a successful authentication.
-struct Found {
-    known: Known,
+struct AuthenticatedCaller {
+    permissions: Permissions,
     session: Option<SessionId>,
     until: Option<DateTime<Utc>>,
 }
@@ -71,30 +71,34 @@ impl std::ops::Deref for Caller {
 
 /// Facts of a request besides its caller.
 #[derive(Clone, Debug, Default)]
-pub struct Origin {
+pub struct RequestOrigin {
     pub ip: Option<IpAddr>,
     pub request_id: Option<String>,
     /// The `Idempotency-Key`, if one was sent.
-    pub claim: Option<Claim>,
+    pub claim: Option<IdempotencyClaim>,
     /// Slot in which the middleware finds the caller after the request.
-    pub asker: Asker,
+    pub caller_slot: CallerSlot,
 }
 
-impl Origin {
+impl RequestOrigin {
     fn of(parts: &Parts) -> Self {
         Self {
-            ip: parts.extensions.get::<Sender>().map(|Sender(ip)| *ip),
+            ip: parts.extensions.get::<ClientIp>().map(|ClientIp(ip)| *ip),
             request_id: parts
                 .extensions
                 .get::<RequestId>()
                 .map(|RequestId(id)| id.clone()),
-            claim: parts.extensions.get::<Claim>().cloned(),
-            asker: parts.extensions.get::<Asker>().cloned().unwrap_or_default(),
+            claim: parts.extensions.get::<IdempotencyClaim>().cloned(),
+            caller_slot: parts
+                .extensions
+                .get::<CallerSlot>()
+                .cloned()
+                .unwrap_or_default(),
         }
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Origin {
+impl<S: Send + Sync> FromRequestParts<S> for RequestOrigin {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
@@ -104,15 +108,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
 
 /// Client address of a request, as its extension.
 #[derive(Clone, Copy, Debug)]
-pub struct Sender(pub IpAddr);
+pub struct ClientIp(pub IpAddr);
 
-impl Sender {
+impl ClientIp {
     /// Address of the connection, or the address that a trusted proxy forwards.
-    pub fn of<B>(request: &Request<B>, proxies: &Proxies) -> Option<Self> {
+    pub fn of<B>(request: &Request<B>, proxies: &TrustedProxies) -> Option<Self> {
         let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
         let forwarded = request.headers().get_all(FORWARDED_FOR).iter();
         let forwarded = forwarded.map(|line| line.to_str().unwrap_or_default());
-        Some(Self(proxies.client(peer.ip(), forwarded)))
+        Some(Self(proxies.client_address(peer.ip(), forwarded)))
     }
 }
 
@@ -125,40 +129,43 @@ where
     S: Send + Sync,
     Arc<Context>: FromRef<S>,
     KeyCache: FromRef<S>,
-    Tokens: FromRef<S>,
-    Rates: FromRef<S>,
+    TokenCodec: FromRef<S>,
+    RequestRateLimits: FromRef<S>,
 {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let context = Arc::<Context>::from_ref(state);
-        let origin = Origin::of(parts);
+        let origin = RequestOrigin::of(parts);
 
         // 1. Authenticate by the key, or by the token.
         let found = if let Some(key) = parts.headers.get(API_KEY_HEADER) {
             let key = key.to_str().unwrap_or_default();
             let cache = KeyCache::from_ref(state);
-            let permissions = by_key(&context, &cache, key.trim(), &origin.asker).await?;
-            permissions.map(|known| Found {
-                known,
+            let permissions =
+                authenticate_key(&context, &cache, key.trim(), &origin.caller_slot).await?;
+            permissions.map(|known| AuthenticatedCaller {
+                permissions: known,
                 session: None,
                 until: None,
             })
-        } else if let Some(token) = bearer(&parts.headers) {
-            by_token(&context, &Tokens::from_ref(state), token, &origin).await?
+        } else if let Some(token) = bearer_token(&parts.headers) {
+            authenticate_token(&context, &TokenCodec::from_ref(state), token, &origin).await?
         } else {
             None
         };
 
         // 2. Count failures per address, and requests per caller.
-        let rates = Rates::from_ref(state);
-        let found = found.ok_or_else(|| rates.unknown(origin.ip))?;
-        let known = found.known;
+        let rates = RequestRateLimits::from_ref(state);
+        let found = found.ok_or_else(|| rates.refuse_credential(origin.ip))?;
+        let known = found.permissions;
 
-        origin.asker.is(Turned::Known(known.principal.clone()));
-        let remaining = rates.known(&known.principal)?;
-        if let Some(allowance) = parts.extensions.get::<Allowance>() {
-            allowance.note(remaining);
+        origin
+            .caller_slot
+            .set(DeniedCaller::Authenticated(known.principal.clone()));
+        let remaining = rates.check_caller(&known.principal)?;
+        if let Some(allowance) = parts.extensions.get::<RateLimitHeaders>() {
+            allowance.record(remaining);
         }
 
         // 3. Check the permission for the route. A nested router strips the prefix of the path.
@@ -175,18 +182,18 @@ where
     }
 }
 
-async fn by_key(
+async fn authenticate_key(
     context: &Context,
     cache: &KeyCache,
     key: &str,
-    asker: &Asker,
-) -> Result<Option<Known>, Problem> {
+    asker: &CallerSlot,
+) -> Result<Option<Permissions>, Problem> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES || !may_be_api_key(key) {
         return Ok(None);
     }
 
     let digest = context.config.keys.api_key_digest(key);
-    if let Some(known) = cache.fresh(&digest) {
+    if let Some(known) = cache.get(&digest) {
         return Ok(Some(known));
     }
 
@@ -194,58 +201,60 @@ async fn by_key(
     let read_at = Instant::now();
     let mut db = context.pool.acquire().await?;
 
-    match api_keys::holder_unscoped(&mut db, &context.config.keys, key).await? {
-        Holder::Caller(known) => {
-            cache.keep(digest, read_at, known.clone());
+    match api_keys::find_holder_unscoped(&mut db, &context.config.keys, key).await? {
+        KeyHolder::Active(known) => {
+            cache.insert(digest, read_at, known.clone());
             Ok(Some(known))
         }
-        Holder::Ended(org, user, key) => {
-            asker.is(Turned::As(org, user, Some(key)));
+        KeyHolder::Inactive(org, user, key) => {
+            asker.set(DeniedCaller::Expired(org, user, Some(key)));
             Ok(None)
         }
-        Holder::Nobody => Ok(None),
+        KeyHolder::Unknown => Ok(None),
     }
 }
 
-async fn by_token(
+async fn authenticate_token(
     context: &Context,
-    tokens: &Tokens,
+    tokens: &TokenCodec,
     token: &str,
-    origin: &Origin,
-) -> Result<Option<Found>, Problem> {
+    origin: &RequestOrigin,
+) -> Result<Option<AuthenticatedCaller>, Problem> {
     let now = context.clock.now();
-    let Some(bearer) = tokens.read(token, now).await else {
+    let Some(bearer) = tokens.verify(token, now).await else {
         return Ok(None);
     };
 
     let mut db = context.pool.acquire().await?;
     match bearer {
-        Bearer::Member { session, user } => {
+        BearerIdentity::Local { session, user } => {
             let known = sessions::principal_unscoped(&mut db, session, user, now).await?;
 
             if known.is_none()
-                && let Some(org) = sessions::ended_unscoped(&mut db, session, user).await?
+                && let Some(org) = sessions::org_of_unscoped(&mut db, session, user).await?
             {
-                origin.asker.is(Turned::As(org, user, None));
+                origin
+                    .caller_slot
+                    .set(DeniedCaller::Expired(org, user, None));
             }
 
-            Ok(known.map(|known| Found {
-                known,
+            Ok(known.map(|known| AuthenticatedCaller {
+                permissions: known,
                 session: Some(session),
                 until: None,
             }))
         }
-        Bearer::Stranger { stranger, until } => {
+        BearerIdentity::External { stranger, until } => {
             let mut known = strangers::principal_unscoped(&mut db, &stranger).await?;
 
             if known.is_none() {
                 let sign_up = context.config.sign_in.sign_up;
-                strangers::take_in_unscoped(&mut db, &stranger, sign_up, origin.ip).await?;
+                strangers::provision_unscoped(&mut db, &stranger, sign_up, origin.ip).await?;
                 known = strangers::principal_unscoped(&mut db, &stranger).await?;
             }
 
-            Ok(known.map(|known| Found {
-                known,
+            Ok(known.map(|known| AuthenticatedCaller {
+                permissions: known,
                 session: None,
                 until,
             }))
@@ -253,7 +262,7 @@ async fn by_token(
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
@@ -261,20 +270,20 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// Recently read callers, by the digest of their key.
 #[derive(Clone, Default)]
 pub struct KeyCache {
-    entries: Arc<Mutex<HashMap<[u8; 32], LookedUp>>>,
+    entries: Arc<Mutex<HashMap<[u8; 32], CachedPermissions>>>,
 }
 
 /// Time of the query, and the permissions of the key.
-type LookedUp = (Instant, Known);
+type CachedPermissions = (Instant, Permissions);
 
 impl KeyCache {
-    fn fresh(&self, digest: &[u8; 32]) -> Option<Known> {
+    fn get(&self, digest: &[u8; 32]) -> Option<Permissions> {
         let entries = self.entries.lock().ok()?;
         let (read_at, known) = entries.get(digest)?;
         (read_at.elapsed() < KEY_TTL).then(|| known.clone())
     }
 
-    fn keep(&self, digest: [u8; 32], read_at: Instant, known: Known) {
+    fn insert(&self, digest: [u8; 32], read_at: Instant, known: Permissions) {
         if let Ok(mut entries) = self.entries.lock() {
             entries.retain(|_, (read_at, _)| read_at.elapsed() < KEY_TTL);
             entries.insert(digest, (read_at, known));
@@ -296,7 +305,7 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(AUTHORIZATION, header.parse().unwrap());
-            assert_eq!(bearer(&headers), token, "{header}");
+            assert_eq!(bearer_token(&headers), token, "{header}");
         }
     }
 }

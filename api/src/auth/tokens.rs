@@ -17,117 +17,126 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
-use peal_shared::config::SessionTokens;
+use peal_shared::config::ExternalIssuer;
 use peal_shared::context::Context;
 use peal_shared::ids::{SessionId, UserId};
-use peal_shared::sign_in::sessions::Session;
-use peal_shared::sign_in::strangers::Stranger;
-use peal_shared::sign_in::told::Told;
+use peal_shared::sign_in::sessions::LoginSession;
+use peal_shared::sign_in::strangers::ExternalIdentity;
+use peal_shared::sign_in::told::ProfileClaims;
 use secrecy::ExposeSecret as _;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::jwks::{Jwks, SharedJwks};
+use super::jwks::{JwksCache, SharedJwks};
 
 /// Key id, issuer and audience of local tokens.
-const OWN: &str = "peal";
+const LOCAL_ISSUER: &str = "peal";
 /// Allowed difference between an issuer's clock and the local one.
 const LEEWAY: Duration = Duration::from_secs(30);
 /// Longest token.
 const MAX_TOKEN_BYTES: usize = 8192;
 /// Roles of Supabase tokens that belong to no user.
-const NOT_A_PERSON: [&str; 2] = ["service_role", "anon"];
+const NON_USER_ROLES: [&str; 2] = ["service_role", "anon"];
 
 /// Identity that a verified token names.
 #[derive(Clone, Debug)]
-pub enum Bearer {
+pub enum BearerIdentity {
     /// A user with a local session.
-    Member { session: SessionId, user: UserId },
+    Local { session: SessionId, user: UserId },
     /// A user of an external issuer, until the token expires.
-    Stranger {
-        stranger: Stranger,
+    External {
+        stranger: ExternalIdentity,
         until: Option<DateTime<Utc>>,
     },
 }
 
 /// Verifies session tokens, and issues local ones.
 #[derive(Clone)]
-pub struct Tokens {
+pub struct TokenCodec {
     /// The first secret signs; those of earlier master keys still verify.
-    own_secrets: Vec<[u8; 32]>,
-    foreign: Option<SessionTokens>,
+    local_secrets: Vec<[u8; 32]>,
+    external: Option<ExternalIssuer>,
     jwks: SharedJwks,
 }
 
-impl Tokens {
+impl TokenCodec {
     pub fn new(context: &Context) -> anyhow::Result<Self> {
-        let foreign = context.config.sign_in.foreign.clone();
+        let foreign = context.config.sign_in.external_issuer.clone();
         let jwks_url = foreign
             .as_ref()
             .and_then(|foreign| foreign.jwks_url.clone());
         Ok(Self {
-            own_secrets: context.config.keys.session_secrets(),
-            foreign,
-            jwks: jwks_url.map(Jwks::new).transpose()?.map(Arc::new),
+            local_secrets: context.config.keys.session_secrets(),
+            external: foreign,
+            jwks: jwks_url.map(JwksCache::new).transpose()?.map(Arc::new),
         })
     }
 
     /// Issues the token of a session.
-    pub fn issue(&self, session: &Session) -> anyhow::Result<String> {
+    pub fn issue(&self, session: &LoginSession) -> anyhow::Result<String> {
         let header = Header {
-            kid: Some(OWN.to_owned()),
+            kid: Some(LOCAL_ISSUER.to_owned()),
             ..Header::new(Algorithm::HS256)
         };
 
-        let claims = OwnClaims {
-            iss: OWN,
-            aud: OWN,
+        let claims = LocalClaims {
+            iss: LOCAL_ISSUER,
+            aud: LOCAL_ISSUER,
             sub: session.user,
             sid: session.id,
             iat: session.opened_at.timestamp(),
             exp: session.expires_at.timestamp(),
         };
 
-        let secret = self.own_secrets.first().context("no secret")?;
+        let secret = self.local_secrets.first().context("no secret")?;
         let key = EncodingKey::from_secret(secret);
         Ok(encode(&header, &claims, &key)?)
     }
 
     /// Verifies a token at the time `now`; `None` for an invalid one.
-    pub async fn read(&self, token: &str, now: DateTime<Utc>) -> Option<Bearer> {
-        let head = Head::of(token)?;
+    pub async fn verify(&self, token: &str, now: DateTime<Utc>) -> Option<BearerIdentity> {
+        let head = TokenHeader::parse(token)?;
 
-        if head.kid.as_deref() == Some(OWN) {
-            let claims = self.own_secrets.iter().find_map(|secret| {
+        if head.kid.as_deref() == Some(LOCAL_ISSUER) {
+            let claims = self.local_secrets.iter().find_map(|secret| {
                 let key = DecodingKey::from_secret(secret);
-                verified(token, &key, Algorithm::HS256, (OWN, OWN), now)
+                verify_claims(
+                    token,
+                    &key,
+                    Algorithm::HS256,
+                    (LOCAL_ISSUER, LOCAL_ISSUER),
+                    now,
+                )
             })?;
-            return Some(Bearer::Member {
+            return Some(BearerIdentity::Local {
                 session: claims.sid?,
                 user: claims.sub.parse().ok()?,
             });
         }
 
         // Tokens of the external issuer: by shared secret, otherwise by public key.
-        let rules = self.foreign.as_ref()?;
+        let rules = self.external.as_ref()?;
         let names = (rules.issuer.as_str(), rules.audience.as_str());
         if let Some(secret) = &rules.secret {
             let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
-            if let Some(claims) = verified(token, &key, Algorithm::HS256, names, now) {
-                return stranger(claims, rules);
+            if let Some(claims) = verify_claims(token, &key, Algorithm::HS256, names, now) {
+                return external_identity(claims, rules);
             }
         }
 
         let key = self.jwks.as_ref()?.find(&head.kid?, now).await?;
-        stranger(verified(token, &key.key, key.algorithm, names, now)?, rules)
+        external_identity(
+            verify_claims(token, &key.key, key.algorithm, names, now)?,
+            rules,
+        )
     }
 }
 
-fn stranger(claims: Claims, rules: &SessionTokens) -> Option<Bearer> {
+fn external_identity(claims: TokenClaims, rules: &ExternalIssuer) -> Option<BearerIdentity> {
     let is_person = !claims
         .role
-        .is_some_and(|role| NOT_A_PERSON.contains(&role.as_str()))
+        .is_some_and(|role| NON_USER_ROLES.contains(&role.as_str()))
         && !claims.is_anonymous.unwrap_or_default()
         && !claims.sub.is_empty();
 
@@ -135,21 +144,21 @@ fn stranger(claims: Claims, rules: &SessionTokens) -> Option<Bearer> {
         .user_metadata
         .as_ref()
         .and_then(|metadata| metadata.get("email_verified"));
-    let is_unverified = denies(claims.email_verified.as_ref()) || denies(in_metadata);
+    let is_unverified = is_denied(claims.email_verified.as_ref()) || is_denied(in_metadata);
 
-    let profile = Told::of(claims.phone.as_ref(), claims.user_metadata.as_ref());
+    let profile = ProfileClaims::from_claims(claims.phone.as_ref(), claims.user_metadata.as_ref());
 
     let until = claims
         .exp
         .saturating_add(LEEWAY.as_secs().try_into().unwrap_or(0));
     let until = DateTime::from_timestamp(until, 0);
 
-    is_person.then(|| Bearer::Stranger {
-        stranger: Stranger {
+    is_person.then(|| BearerIdentity::External {
+        stranger: ExternalIdentity {
             issuer: rules.issuer.clone(),
             subject: claims.sub,
             email: claims.email.filter(|_| !is_unverified),
-            told: profile,
+            claims: profile,
             issued_at: DateTime::from_timestamp(claims.iat, 0).unwrap_or_default(),
         },
         until,
@@ -157,7 +166,7 @@ fn stranger(claims: Claims, rules: &SessionTokens) -> Option<Bearer> {
 }
 
 /// True when a claim is false. Some issuers send booleans as strings.
-fn denies(claim: Option<&Value>) -> bool {
+fn is_denied(claim: Option<&Value>) -> bool {
     match claim {
         None | Some(Value::Null | Value::Bool(true)) => false,
         Some(Value::String(text)) => !text.eq_ignore_ascii_case("true"),
@@ -167,14 +176,14 @@ fn denies(claim: Option<&Value>) -> bool {
 
 /// Header fields that are read before verification.
 #[derive(Deserialize)]
-struct Head {
+struct TokenHeader {
     kid: Option<String>,
     /// Critical extensions. None is supported, so a token with any is invalid.
     crit: Option<IgnoredAny>,
 }
 
-impl Head {
-    fn of(token: &str) -> Option<Self> {
+impl TokenHeader {
+    fn parse(token: &str) -> Option<Self> {
         if token.len() > MAX_TOKEN_BYTES {
             return None;
         }
@@ -186,7 +195,7 @@ impl Head {
 }
 
 #[derive(Serialize)]
-struct OwnClaims {
+struct LocalClaims {
     iss: &'static str,
     aud: &'static str,
     sub: UserId,
@@ -197,7 +206,7 @@ struct OwnClaims {
 
 /// Claims of a token. Permissions are not read from it, and times are whole seconds.
 #[derive(Deserialize)]
-struct Claims {
+struct TokenClaims {
     sub: String,
     iat: i64,
     exp: i64,
@@ -214,13 +223,13 @@ struct Claims {
 }
 
 /// Verifies a token with this key and algorithm, and returns its claims.
-fn verified(
+fn verify_claims(
     token: &str,
     key: &DecodingKey,
     algorithm: Algorithm,
     (issuer, audience): (&str, &str),
     now: DateTime<Utc>,
-) -> Option<Claims> {
+) -> Option<TokenClaims> {
     let mut validation = Validation::new(algorithm);
     // Times are checked below, against the injected clock.
     validation.validate_exp = false;
@@ -231,7 +240,7 @@ fn verified(
     let claims = decode::<Map<String, Value>>(token, key, &validation)
         .ok()?
         .claims;
-    let claims: Claims = serde_json::from_value(Value::Object(claims)).ok()?;
+    let claims: TokenClaims = serde_json::from_value(Value::Object(claims)).ok()?;
 
     let (now, leeway) = (now.timestamp(), LEEWAY.as_secs().try_into().unwrap_or(0));
     let is_current = claims.exp > now.saturating_sub(leeway)

@@ -34,19 +34,19 @@ impl Feature {
 
     /// The feature of that name.
     #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
+    pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|feature| feature.as_str() == name)
     }
 
     /// The features that a route belongs to.
-    fn of(path: &str) -> &'static [Self] {
-        if within(path, "/api/v1/batch-call") || within(path, "/api/call/create_call") {
+    fn for_path(path: &str) -> &'static [Self] {
+        if is_within(path, "/api/v1/batch-call") || is_within(path, "/api/call/create_call") {
             &[Self::Outbound]
-        } else if within(path, "/api/v1/call-analytics") {
+        } else if is_within(path, "/api/v1/call-analytics") {
             &[Self::CallAnalytics, Self::CallLogs]
-        } else if within(path, "/api/call") {
+        } else if is_within(path, "/api/call") {
             &[Self::CallLogs]
         } else {
             &[]
@@ -68,21 +68,21 @@ impl KeyScope {
     fn allows(&self, method: &str, path: &str) -> bool {
         let prefix = self.allowed_path_prefix.trim_end_matches('/');
         (self.allowed_method == "*" || self.allowed_method == method)
-            && (prefix.is_empty() || within(path, prefix))
+            && (prefix.is_empty() || is_within(path, prefix))
     }
 }
 
 /// A caller with their permissions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct Permissions {
     pub principal: Principal,
     /// Names of the features that are off.
-    pub off: Vec<String>,
+    pub disabled_features: Vec<String>,
     /// Requests that the key may send; an empty list allows all.
     pub scopes: Vec<KeyScope>,
 }
 
-impl Known {
+impl Permissions {
     /// Refuses requests that the key's scopes or the user's features do not allow.
     ///
     /// # Errors
@@ -91,15 +91,19 @@ impl Known {
         if let Credential::ApiKey(_) = self.principal.credential {
             let scoped = self.scopes.is_empty()
                 || self.scopes.iter().any(|scope| scope.allows(method, path));
-            if !scoped || (is_money(path) && !matches!(method, "GET" | "HEAD" | "OPTIONS")) {
+            if !scoped || (is_billing_path(path) && !matches!(method, "GET" | "HEAD" | "OPTIONS")) {
                 return Err(Error::Forbidden(
                     "Forbidden: API Key does not have required scopes".into(),
                 ));
             }
         }
 
-        for feature in Feature::of(path) {
-            if self.off.iter().any(|name| name == feature.as_str()) {
+        for feature in Feature::for_path(path) {
+            if self
+                .disabled_features
+                .iter()
+                .any(|name| name == feature.as_str())
+            {
                 let message = format!(
                     "Forbidden: the feature {} is switched off for this user",
                     feature.as_str()
@@ -112,7 +116,7 @@ impl Known {
 }
 
 /// Routes that move or price money. API keys have read access only.
-fn is_money(path: &str) -> bool {
+fn is_billing_path(path: &str) -> bool {
     let prefixes = [
         "/billing",
         "/wallets",
@@ -121,15 +125,15 @@ fn is_money(path: &str) -> bool {
         "/service-prices",
     ];
     prefixes.iter().any(|prefix| {
-        within(path, prefix)
+        is_within(path, prefix)
             || path
                 .strip_prefix("/api/v1")
-                .is_some_and(|rest| within(rest, prefix))
+                .is_some_and(|rest| is_within(rest, prefix))
     })
 }
 
 /// True when a path is `prefix` or below it. Compares the path as it was sent, as routing does.
-fn within(path: &str, prefix: &str) -> bool {
+fn is_within(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -140,8 +144,8 @@ mod tests {
     use crate::access::Role;
     use crate::ids::{ApiKeyId, OrgId, UserId};
 
-    fn known(credential: Credential, off: &[&str], scopes: &[(&str, &str)]) -> Known {
-        Known {
+    fn permissions(credential: Credential, off: &[&str], scopes: &[(&str, &str)]) -> Permissions {
+        Permissions {
             principal: Principal {
                 user: UserId::new(),
                 org: OrgId::new(),
@@ -149,7 +153,7 @@ mod tests {
                 email: None,
                 credential,
             },
-            off: off.iter().map(|name| (*name).to_owned()).collect(),
+            disabled_features: off.iter().map(|name| (*name).to_owned()).collect(),
             scopes: scopes
                 .iter()
                 .map(|(path, method)| KeyScope {
@@ -176,7 +180,7 @@ mod tests {
                 ("call_analytics", "/api/call/1", true),
                 ("", "/api/v1/batch-call", true),
             ] {
-                let known = known(credential, &[feature], &[]);
+                let known = permissions(credential, &[feature], &[]);
                 let allowed = known.allow("GET", path);
                 assert_eq!(allowed.is_ok(), open, "{feature} {path}");
             }
@@ -195,7 +199,7 @@ mod tests {
             ("POST", "/api/call/create_call", true),
             ("GET", "/api/v1/agents", false),
         ] {
-            let allowed = known(key, &[], &scopes).allow(method, path);
+            let allowed = permissions(key, &[], &scopes).allow(method, path);
             assert_eq!(allowed.is_ok(), open, "{method} {path}");
             if let Err(refusal) = allowed {
                 assert_eq!(
@@ -204,18 +208,18 @@ mod tests {
                 );
             }
             assert!(
-                known(Credential::Session, &[], &scopes)
+                permissions(Credential::Session, &[], &scopes)
                     .allow(method, path)
                     .is_ok()
             );
         }
-        let all = known(key, &[], &[("/", "*")]);
+        let all = permissions(key, &[], &[("/", "*")]);
         assert!(all.allow("DELETE", "/api/v1/agents/1").is_ok());
     }
 
     #[test]
     fn a_key_only_looks_at_money() {
-        let key = known(Credential::ApiKey(ApiKeyId::new()), &[], &[("/", "*")]);
+        let key = permissions(Credential::ApiKey(ApiKeyId::new()), &[], &[("/", "*")]);
         for place in ["billing", "wallets", "earnings", "orgs", "service-prices"] {
             for base in ["/api/v1", ""] {
                 let path = format!("{base}/{place}/1/cap");

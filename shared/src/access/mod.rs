@@ -98,7 +98,7 @@ impl Principal {
     ///
     /// # Errors
     /// [`Error::Forbidden`] when the other role is above the caller's.
-    pub fn require_rank_of(&self, other: Role) -> Result<()> {
+    pub fn require_at_least_role_of(&self, other: Role) -> Result<()> {
         if other > self.role {
             let message = "Forbidden: this user's role is above yours";
             return Err(Error::Forbidden(message.into()));
@@ -122,7 +122,7 @@ impl Principal {
 
     /// The same user restricted to their own rows, as for an API key.
     #[must_use]
-    pub fn without_rank(self) -> Self {
+    pub fn with_user_role(self) -> Self {
         Self {
             role: Role::User,
             ..self
@@ -177,13 +177,13 @@ impl Scope {
     /// The organisation filter, for `($n::uuid is null or org_id = $n)`.
     #[must_use]
     pub fn org(&self) -> Option<OrgId> {
-        self.org.filter(|_| !fault::is_blind())
+        self.org.filter(|_| !fault::skips_tenant_filters())
     }
 
     /// The user filter, for `($n::uuid is null or user_id = $n)`.
     #[must_use]
     pub fn user(&self) -> Option<UserId> {
-        self.user.filter(|_| !fault::is_blind())
+        self.user.filter(|_| !fault::skips_tenant_filters())
     }
 }
 
@@ -237,7 +237,7 @@ mod tests {
         let roles = [Role::User, Role::OrgAdmin, Role::SuperAdmin];
         for (rank, role) in roles.into_iter().enumerate() {
             for (others, other) in roles.into_iter().enumerate() {
-                let allowed = principal(role).require_rank_of(other);
+                let allowed = principal(role).require_at_least_role_of(other);
                 assert_eq!(allowed.is_ok(), rank >= others, "{role:?} on {other:?}");
             }
         }

@@ -12,7 +12,7 @@ use crate::ids::{ApiKeyId, OrgId, SessionId, UserId};
 
 /// Identity and credential of a caller when the response began.
 #[derive(Clone, Copy, Debug)]
-pub struct Standing {
+pub struct CallerSnapshot {
     org: OrgId,
     user: UserId,
     role: Role,
@@ -20,10 +20,10 @@ pub struct Standing {
     session: Option<SessionId>,
 }
 
-impl Standing {
+impl CallerSnapshot {
     /// Takes a snapshot of a caller, with the local session that their token belongs to.
     #[must_use]
-    pub fn of(principal: &Principal, session: Option<SessionId>) -> Self {
+    pub fn new(principal: &Principal, session: Option<SessionId>) -> Self {
         let key = match principal.credential {
             Credential::ApiKey(key) => Some(key),
             Credential::Session => None,
@@ -41,16 +41,16 @@ impl Standing {
 /// Returns the indexes of the callers that are still authorized for a feature: the key or session
 /// is valid, its user is a member with the same role, and the feature is on. They were
 /// authenticated before, so there is no scope.
-pub async fn stand_unscoped(
+pub async fn still_authorized_unscoped(
     db: &mut PgConnection,
-    callers: &[Standing],
+    callers: &[CallerSnapshot],
     feature: Feature,
     now: DateTime<Utc>,
 ) -> Result<HashSet<usize>> {
     let orgs: Vec<OrgId> = callers.iter().map(|caller| caller.org).collect();
     let users: Vec<UserId> = callers.iter().map(|caller| caller.user).collect();
     // A key's role is not its user's.
-    let role = |caller: &Standing| caller.key.is_none().then_some(caller.role.as_str());
+    let role = |caller: &CallerSnapshot| caller.key.is_none().then_some(caller.role.as_str());
     let roles: Vec<Option<&str>> = callers.iter().map(role).collect();
     let keys: Vec<Option<ApiKeyId>> = callers.iter().map(|caller| caller.key).collect();
     let sessions: Vec<Option<SessionId>> = callers.iter().map(|caller| caller.session).collect();

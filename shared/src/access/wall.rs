@@ -23,11 +23,11 @@ pub async fn begin(pool: &PgPool, scope: &Scope) -> Result<Transaction<'static, 
 
 /// A role that row-level security does not bind.
 #[derive(Clone, Debug)]
-pub struct Breach {
+pub struct UnsafeRole {
     /// Short reason, without names; may be public.
-    pub word: &'static str,
+    pub reason: &'static str,
     /// Sentence for the log, with the role and the remedy.
-    pub why: String,
+    pub detail: String,
 }
 
 /// A database role that a process uses.
@@ -43,7 +43,7 @@ struct DatabaseRole {
 
 impl DatabaseRole {
     /// Reports a role that row-level security does not bind.
-    fn breach(&self) -> Option<Breach> {
+    fn unsafe_role(&self) -> Option<UnsafeRole> {
         let name = &self.name;
         let (word, why) = if self.is_superuser {
             let why = format!(
@@ -65,14 +65,17 @@ impl DatabaseRole {
         } else {
             return None;
         };
-        Some(Breach { word, why })
+        Some(UnsafeRole {
+            reason: word,
+            detail: why,
+        })
     }
 }
 
 /// Reports the first role of this connection that row-level security does not bind. The login
 /// role, the current role and the tenant role must all be bound. The login role may own the
 /// tables, because their policies are forced; no statement runs as it.
-pub async fn breach_unscoped(db: &mut PgConnection) -> Result<Option<Breach>> {
+pub async fn find_unsafe_role_unscoped(db: &mut PgConnection) -> Result<Option<UnsafeRole>> {
     let roles = sqlx::query_as!(
         DatabaseRole,
         r#"select r.rolname::text as "name!", r.rolsuper as "is_superuser!", r.rolbypassrls as "bypasses!",
@@ -87,7 +90,7 @@ pub async fn breach_unscoped(db: &mut PgConnection) -> Result<Option<Breach>> {
     )
     .fetch_all(db)
     .await?;
-    Ok(roles.iter().find_map(DatabaseRole::breach))
+    Ok(roles.iter().find_map(DatabaseRole::unsafe_role))
 }
 
 #[cfg(test)]
@@ -114,10 +117,10 @@ mod tests {
             (role(true, true, false, false), Some("superuser")),
             (role(true, false, false, true), Some("superuser")),
         ] {
-            let breach = role.breach();
-            let found = breach.as_ref().map(|breach| breach.word);
+            let breach = role.unsafe_role();
+            let found = breach.as_ref().map(|breach| breach.reason);
             assert_eq!(found, word, "{role:?}");
-            assert!(breach.is_none_or(|breach| breach.why.contains("role r ")));
+            assert!(breach.is_none_or(|breach| breach.detail.contains("role r ")));
         }
     }
 }

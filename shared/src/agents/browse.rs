@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::access::{Role, Scope};
 use crate::error::Result;
 use crate::ids::{AgentId, OrgId, UserId};
-use crate::page::{Owners, Page};
+use crate::page::{OwnerFilter, Page};
 
 /// An agent in a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -47,7 +47,7 @@ pub struct AgentStats {
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    owners: &Owners,
+    owners: &OwnerFilter,
     q: Option<&str>,
     page: Page,
 ) -> Result<(Vec<AgentSummary>, Option<i64>)> {

@@ -10,8 +10,8 @@ use super::webhooks::{self, OutgoingWebhook, Webhooks};
 /// All configurations of an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Setup {
-    pub agent: Profile,
+pub struct AgentSetup {
+    pub agent: ProfileConfig,
     #[serde(default)]
     pub agent_model_config: ModelConfig,
     #[serde(default)]
@@ -26,7 +26,7 @@ pub struct Setup {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Profile)]
-pub struct Profile {
+pub struct ProfileConfig {
     #[schema(min_length = 1, max_length = 200, example = "Support voice agent")]
     pub name: String,
     #[schema(max_length = 2000)]
@@ -240,10 +240,10 @@ pub enum EndCallMessageMode {
     ContextAware,
 }
 
-impl Setup {
+impl AgentSetup {
     /// Webhook that is sent when a call has ended.
     #[must_use]
-    pub fn outgoing(&self) -> Option<&OutgoingWebhook> {
+    pub fn outgoing_webhook(&self) -> Option<&OutgoingWebhook> {
         self.agent_specific_config
             .webhooks
             .as_ref()
@@ -251,7 +251,7 @@ impl Setup {
     }
 
     /// Assigns an id to every transfer route, and removes null parameters.
-    pub fn complete(&mut self) {
+    pub fn normalize(&mut self) {
         self.tts_config
             .voice_parameters
             .retain(|_, value| !value.is_null());
@@ -277,7 +277,7 @@ impl Setup {
 
     /// Merges a partial update: objects are merged, all other values are replaced. The result is
     /// untyped JSON.
-    pub fn merged(&self, mut part: Value) -> crate::Result<Value> {
+    pub fn merged_with(&self, mut part: Value) -> crate::Result<Value> {
         let mut whole = serde_json::to_value(self)?;
 
         for (section, alias, name) in ALIASES {
@@ -289,8 +289,8 @@ impl Setup {
             }
         }
 
-        webhooks::make_room(&mut whole, &part);
-        merge(&mut whole, part);
+        webhooks::remove_replaced(&mut whole, &part);
+        merge_json(&mut whole, part);
         webhooks::drop_nulls(&mut whole);
         Ok(whole)
     }
@@ -308,11 +308,11 @@ const ALIASES: [(&str, &str, &str); 4] = [
     ),
 ];
 
-fn merge(whole: &mut Value, part: Value) {
+fn merge_json(whole: &mut Value, part: Value) {
     match (whole, part) {
         (Value::Object(whole), Value::Object(part)) => {
             for (name, value) in part {
-                merge(whole.entry(name).or_insert(Value::Null), value);
+                merge_json(whole.entry(name).or_insert(Value::Null), value);
             }
         }
         (whole, part) => *whole = part,
@@ -322,12 +322,12 @@ fn merge(whole: &mut Value, part: Value) {
 fn one_language<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Language {
+    enum LanguageInput {
         One(String),
         List([String; 1]),
     }
-    match Language::deserialize(input) {
-        Ok(Language::One(one) | Language::List([one])) => Ok(one),
+    match LanguageInput::deserialize(input) {
+        Ok(LanguageInput::One(one) | LanguageInput::List([one])) => Ok(one),
         Err(_) => Err(serde::de::Error::custom(
             "must be a language such as hi-IN, or a list of one",
         )),
@@ -364,7 +364,7 @@ mod tests {
 
     use super::*;
 
-    fn setup(value: Value) -> Setup {
+    fn setup(value: Value) -> AgentSetup {
         serde_json::from_value(value).unwrap()
     }
 
@@ -400,8 +400,8 @@ mod tests {
             "transcriber_config": {"provider_id": "whisper", "language": ["hi-IN"]},
         });
 
-        let mut changed = setup(ada.merged(part).unwrap());
-        changed.complete();
+        let mut changed = setup(ada.merged_with(part).unwrap());
+        changed.normalize();
         assert_eq!(changed.agent.first_response_message, "Hello");
         assert_eq!(changed.agent.name, "Ada");
         assert_eq!(changed.agent_model_config.model_name.as_deref(), Some("m"));
@@ -429,8 +429,8 @@ mod tests {
             "headers": {"x-key": "d", "X-Tenant": null},
             "auth": {"type": "basic", "username": "e", "password": "f"},
         }));
-        let changed = setup(ada.merged(part).unwrap());
-        let changed = serde_json::to_value(changed.outgoing().unwrap()).unwrap();
+        let changed = setup(ada.merged_with(part).unwrap());
+        let changed = serde_json::to_value(changed.outgoing_webhook().unwrap()).unwrap();
         assert_eq!(changed["headers"], json!({"Accept": "*/*", "x-key": "d"}));
         assert_eq!(
             changed["auth"],
@@ -439,14 +439,14 @@ mod tests {
 
         // The same type is merged.
         let part = outgoing(json!({"auth": {"token": "g"}}));
-        let changed = setup(ada.merged(part).unwrap());
-        let changed = serde_json::to_value(changed.outgoing().unwrap()).unwrap();
+        let changed = setup(ada.merged_with(part).unwrap());
+        let changed = serde_json::to_value(changed.outgoing_webhook().unwrap()).unwrap();
         assert_eq!(changed["auth"], json!({"type": "bearer", "token": "g"}));
 
         // Nulls remove.
         let part = outgoing(json!({"headers": null, "auth": null}));
-        let changed = setup(ada.merged(part).unwrap());
-        let changed = serde_json::to_value(changed.outgoing().unwrap()).unwrap();
+        let changed = setup(ada.merged_with(part).unwrap());
+        let changed = serde_json::to_value(changed.outgoing_webhook().unwrap()).unwrap();
         assert_eq!(changed["headers"], json!({}));
         assert_eq!(changed["auth"], json!({"type": "none"}));
 
@@ -463,7 +463,7 @@ mod tests {
                 {"phone_number": "+12125550102"},
             ]},
         }));
-        ada.complete();
+        ada.normalize();
         let ids: Vec<_> = ada
             .agent_specific_config
             .inbound_transfer_routes

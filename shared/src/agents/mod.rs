@@ -179,7 +179,7 @@ pub fn placeholders(text: &str) -> impl Iterator<Item = &str> {
 /// Replaces each `{{name}}` with its value. A name without a value becomes an empty string: the
 /// text is spoken, and braces must not be read aloud.
 #[must_use]
-pub fn fill_in(text: &str, values: &serde_json::Value) -> String {
+pub fn fill_placeholders(text: &str, values: &serde_json::Value) -> String {
     let mut filled = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("{{") {
@@ -213,7 +213,7 @@ mod tests {
             ["name", "amount", "missing"]
         );
         assert_eq!(
-            fill_in(text, &json!({"name": "Ada", "amount": 12})),
+            fill_placeholders(text, &json!({"name": "Ada", "amount": 12})),
             "Hi Ada, you owe 12 . {{ not closed"
         );
     }

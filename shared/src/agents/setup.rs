@@ -8,29 +8,29 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 
 use super::config::{
-    ModelConfig, Profile, Setup, SpecificConfig, TranscriberConfig, TtsConfig, VadConfig,
+    AgentSetup, ModelConfig, ProfileConfig, SpecificConfig, TranscriberConfig, TtsConfig, VadConfig,
 };
-use super::usage::{Intent, check_unused_unscoped, check_variables_unscoped};
-use super::webhooks::{self, Stored};
+use super::usage::{AgentOperation, check_unused_unscoped, check_variables_unscoped};
+use super::webhooks::{self, StoredWebhook};
 use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, OrgId, UserId};
-use crate::secret::Keys;
-use crate::tools::Credentials;
+use crate::secret::KeyRing;
+use crate::tools::EndpointCredentials;
 use crate::voices;
 
 /// An agent with all of its configurations.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct CompleteAgent {
     pub agent: AgentProfile,
-    pub configurations: Configurations,
+    pub configurations: AgentConfigurations,
     /// Always `valid`: invalid configurations are rejected.
     pub validation_status: &'static str,
     #[serde(skip)]
     pub org_id: OrgId,
     /// Credentials of the outgoing webhook; the configuration holds masks.
     #[serde(skip)]
-    pub webhook_credentials: Credentials,
+    pub webhook_credentials: EndpointCredentials,
 }
 
 /// Identity and flags of an agent.
@@ -53,7 +53,7 @@ pub struct AgentProfile {
 /// Configurations of an agent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Configurations)]
-pub struct Configurations {
+pub struct AgentConfigurations {
     pub agent_model_config: ModelConfig,
     pub tts_config: TtsConfig,
     pub transcriber_config: Option<TranscriberConfig>,
@@ -64,14 +64,14 @@ pub struct Configurations {
 impl CompleteAgent {
     /// All configurations, as the base of an update.
     #[must_use]
-    pub fn setup(&self) -> Setup {
+    pub fn setup(&self) -> AgentSetup {
         let Self {
             agent,
             configurations,
             ..
         } = self.clone();
-        Setup {
-            agent: Profile {
+        AgentSetup {
+            agent: ProfileConfig {
                 name: agent.name,
                 description: agent.description,
                 is_active: agent.is_active,
@@ -91,9 +91,9 @@ impl CompleteAgent {
 
     /// Stored webhook that the configuration's masks stand for.
     #[must_use]
-    pub fn stored(&self) -> Option<Stored> {
-        Some(Stored {
-            url: self.setup().outgoing()?.url.clone(),
+    pub fn stored_webhook(&self) -> Option<StoredWebhook> {
+        Some(StoredWebhook {
+            url: self.setup().outgoing_webhook()?.url.clone(),
             credentials: self.webhook_credentials.clone(),
         })
     }
@@ -107,11 +107,11 @@ impl CompleteAgent {
 /// without a stored value.
 pub async fn create(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     owner: UserId,
-    setup: &Setup,
-    copied: Option<&Stored>,
+    setup: &AgentSetup,
+    copied: Option<&StoredWebhook>,
 ) -> Result<CompleteAgent> {
     voices::check(db, scope, &setup.tts_config).await?;
 
@@ -135,8 +135,8 @@ pub async fn create(
     .await?
     .ok_or(Error::NotFound("User"))?;
 
-    let sealed = webhooks::sealed(keys, (org, id), setup.outgoing(), copied)?;
-    write(db, scope, id, setup, sealed).await?;
+    let sealed = webhooks::seal_credentials(keys, (org, id), setup.outgoing_webhook(), copied)?;
+    write_settings(db, scope, id, setup, sealed).await?;
     find(db, keys, scope, id).await
 }
 
@@ -146,12 +146,12 @@ pub async fn create(
 /// [`Error::NotFound`] when there is none.
 pub async fn find(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: AgentId,
 ) -> Result<CompleteAgent> {
     let row = sqlx::query_as!(
-        Row,
+        AgentRow,
         r#"select org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description, is_active,
                   recording_enabled, first_response_message, apply_noise_reduction, machine_detection,
                   hipaa_compliance, system_prompt, language, voice, session_timeout_secs, model_config,
@@ -169,7 +169,7 @@ pub async fn find(
     .fetch_optional(db)
     .await?
     .ok_or(Error::NotFound("Agent"))?;
-    row.complete(keys, id)
+    row.into_complete_agent(keys, id)
 }
 
 /// Locks an agent in the caller's scope and reads it.
@@ -178,7 +178,7 @@ pub async fn find(
 /// [`Error::NotFound`] for an agent out of scope, which is not locked.
 pub async fn lock(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: AgentId,
 ) -> Result<CompleteAgent> {
@@ -193,12 +193,12 @@ pub async fn lock(
 /// [`Error::Rejected`] when it is active, unless `force`; [`Error::Conflict`] when a running batch
 /// or a call in progress does not allow the change; [`Error::Invalid`] for an unknown voice, and
 /// for a mask without a stored value or whose webhook moves to another server.
-pub async fn change(
+pub async fn update(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     before: &CompleteAgent,
-    setup: &Setup,
+    setup: &AgentSetup,
     force: bool,
 ) -> Result<CompleteAgent> {
     let id = before.agent.id;
@@ -212,12 +212,12 @@ pub async fn change(
 
     if !setup.agent.is_active {
         let intent = match before.agent.is_active {
-            true => Intent::Deactivate,
-            false => Intent::ChangeInactive,
+            true => AgentOperation::Deactivate,
+            false => AgentOperation::ChangeInactive,
         };
         check_unused_unscoped(db, before, intent).await?;
     } else if !force {
-        check_unused_unscoped(db, before, Intent::Change).await?;
+        check_unused_unscoped(db, before, AgentOperation::Change).await?;
     }
 
     check_variables_unscoped(db, id, setup).await?;
@@ -225,9 +225,9 @@ pub async fn change(
         voices::check(db, scope, &setup.tts_config).await?;
     }
 
-    let (row, stored) = ((before.org_id, id), before.stored());
-    let sealed = webhooks::sealed(keys, row, setup.outgoing(), stored.as_ref())?;
-    write(db, scope, id, setup, sealed).await?;
+    let (row, stored) = ((before.org_id, id), before.stored_webhook());
+    let sealed = webhooks::seal_credentials(keys, row, setup.outgoing_webhook(), stored.as_ref())?;
+    write_settings(db, scope, id, setup, sealed).await?;
     find(db, keys, scope, id).await
 }
 
@@ -238,13 +238,13 @@ pub async fn change(
 /// As [`change`].
 pub async fn delete(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: AgentId,
     force: bool,
 ) -> Result<CompleteAgent> {
     let agent = lock(db, keys, scope, id).await?;
-    check_unused_unscoped(db, &agent, Intent::Delete).await?;
+    check_unused_unscoped(db, &agent, AgentOperation::Delete).await?;
 
     if agent.agent.is_active && !force {
         return Err(Error::rejected(
@@ -273,21 +273,21 @@ pub async fn delete(
 }
 
 /// Writes all settings of an agent.
-async fn write(
+async fn write_settings(
     db: &mut PgConnection,
     scope: &Scope,
     id: AgentId,
-    setup: &Setup,
+    setup: &AgentSetup,
     webhook_credentials: Option<Vec<u8>>,
 ) -> Result<()> {
     // The voice column holds carriers' voices only.
     let voice = &setup.tts_config;
-    let (spoken, columns): (_, &[&str]) = match voices::is_carriers(db, scope, voice).await? {
+    let (spoken, columns): (_, &[&str]) = match voices::is_carrier_voice(db, scope, voice).await? {
         true => (voice.voice_name.as_deref(), &["language", "voice_name"]),
         false => (None, &["language"]),
     };
 
-    let Profile {
+    let ProfileConfig {
         name,
         description,
         is_active,
@@ -318,11 +318,11 @@ async fn write(
         voice.language,
         spoken,
         setup.agent_specific_config.session_timeout,
-        rest(&setup.agent_model_config, &["system_prompt"])?,
-        rest(voice, columns)?,
+        without_columns(&setup.agent_model_config, &["system_prompt"])?,
+        without_columns(voice, columns)?,
         setup.transcriber_config.as_ref().map(serde_json::to_value).transpose()?,
         setup.vad_config.as_ref().map(serde_json::to_value).transpose()?,
-        without_credentials(rest(&setup.agent_specific_config, &["session_timeout"])?),
+        without_credentials(without_columns(&setup.agent_specific_config, &["session_timeout"])?),
         hipaa_compliance,
         webhook_credentials,
     )
@@ -332,8 +332,8 @@ async fn write(
 }
 
 /// Returns a configuration as JSON, without the fields that are columns.
-fn rest(config: &impl Serialize, columns: &[&str]) -> Result<Value> {
-    let mut fields: Map<String, Value> = typed(serde_json::to_value(config)?)?;
+fn without_columns(config: &impl Serialize, columns: &[&str]) -> Result<Value> {
+    let mut fields: Map<String, Value> = from_json(serde_json::to_value(config)?)?;
     fields.retain(|name, _| !columns.contains(&name.as_str()));
     Ok(Value::Object(fields))
 }
@@ -347,12 +347,12 @@ fn without_credentials(mut specific: Value) -> Value {
     specific
 }
 
-fn typed<T: DeserializeOwned>(stored: Value) -> Result<T> {
+fn from_json<T: DeserializeOwned>(stored: Value) -> Result<T> {
     Ok(serde_json::from_value(stored)?)
 }
 
 /// A row of `agents`.
-struct Row {
+struct AgentRow {
     org_id: OrgId,
     user_id: UserId,
     name: String,
@@ -377,19 +377,19 @@ struct Row {
     updated_at: DateTime<Utc>,
 }
 
-impl Row {
-    fn complete(self, keys: &Keys, id: AgentId) -> Result<CompleteAgent> {
-        let tts: TtsConfig = typed(self.tts_config)?;
+impl AgentRow {
+    fn into_complete_agent(self, keys: &KeyRing, id: AgentId) -> Result<CompleteAgent> {
+        let tts: TtsConfig = from_json(self.tts_config)?;
         let mut specific = SpecificConfig {
             session_timeout: self.session_timeout_secs,
-            ..typed(self.specific_config)?
+            ..from_json(self.specific_config)?
         };
 
         let sealed = self.webhook_credentials.as_deref();
-        let webhook_credentials = webhooks::opened(keys, (self.org_id, id), sealed)?;
+        let webhook_credentials = webhooks::open_credentials(keys, (self.org_id, id), sealed)?;
         let webhook = specific.webhooks.as_mut();
         if let Some(outgoing) = webhook.and_then(|webhooks| webhooks.outgoing.as_mut()) {
-            outgoing.show(&webhook_credentials);
+            outgoing.set_masked(&webhook_credentials);
         }
 
         Ok(CompleteAgent {
@@ -407,18 +407,18 @@ impl Row {
                 created_at: self.created_at,
                 updated_at: self.updated_at,
             },
-            configurations: Configurations {
+            configurations: AgentConfigurations {
                 agent_model_config: ModelConfig {
                     system_prompt: self.system_prompt,
-                    ..typed(self.model_config)?
+                    ..from_json(self.model_config)?
                 },
                 tts_config: TtsConfig {
                     language: self.language,
                     voice_name: self.voice.or(tts.voice_name),
                     ..tts
                 },
-                transcriber_config: self.transcriber_config.map(typed).transpose()?,
-                vad_config: self.vad_config.map(typed).transpose()?,
+                transcriber_config: self.transcriber_config.map(from_json).transpose()?,
+                vad_config: self.vad_config.map(from_json).transpose()?,
                 agent_specific_config: specific,
             },
             validation_status: "valid",

@@ -6,22 +6,22 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::config::Setup;
+use super::config::AgentSetup;
 use super::setup::CompleteAgent;
 use super::variables;
 use crate::error::{Error, Result};
 use crate::ids::AgentId;
 
 /// Batches and calls that depend on a resource.
-struct Relying {
+struct AgentDependents {
     /// Names of the first three batches.
     batches: Vec<String>,
     is_on_call: bool,
 }
 
-impl Relying {
+impl AgentDependents {
     /// Returns the dependents and the remedy as text; `None` without dependents.
-    fn told(&self) -> Option<(String, &'static str)> {
+    fn describe(&self) -> Option<(String, &'static str)> {
         let batches = self.batches.iter();
         let quoted: Vec<String> = batches.map(|name| format!("\"{name}\"")).collect();
         match (quoted.as_slice(), self.is_on_call) {
@@ -42,9 +42,13 @@ impl Relying {
 /// Finds the dependents of the agent, tool, MCP server or rule with this id; ids are unique over
 /// all of them. A tool is used through the agents that have it and the rules that call it, a rule
 /// through the agents that have it.
-async fn relying_unscoped(db: &mut PgConnection, id: Uuid, only_running: bool) -> Result<Relying> {
+async fn find_dependents_unscoped(
+    db: &mut PgConnection,
+    id: Uuid,
+    only_running: bool,
+) -> Result<AgentDependents> {
     let relying = sqlx::query_as!(
-        Relying,
+        AgentDependents,
         r#"with relied_on as (
                select $1::uuid as id
                union
@@ -76,7 +80,7 @@ async fn relying_unscoped(db: &mut PgConnection, id: Uuid, only_running: bool) -
 
 /// Operation on an agent that may need it to be unused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Intent {
+pub(super) enum AgentOperation {
     /// A change, which force allows.
     Change,
     /// A change of an agent that stays inactive.
@@ -85,9 +89,9 @@ pub(super) enum Intent {
     Delete,
 }
 
-impl Intent {
+impl AgentOperation {
     /// Returns the refused operation, and a hint about the query parameter.
-    fn words(self) -> (&'static str, &'static str) {
+    fn message_parts(self) -> (&'static str, &'static str) {
         match self {
             Self::Change => ("changed", ", or send force_update=true in the query"),
             Self::ChangeInactive => (
@@ -107,9 +111,9 @@ impl Intent {
 pub(super) async fn check_unused_unscoped(
     db: &mut PgConnection,
     agent: &CompleteAgent,
-    intent: Intent,
+    intent: AgentOperation,
 ) -> Result<()> {
-    let relying = relying_unscoped(db, agent.agent.id.0, false).await?;
+    let relying = find_dependents_unscoped(db, agent.agent.id.0, false).await?;
 
     let by = match (relying.batches.first(), relying.is_on_call) {
         (Some(batch), _) => {
@@ -121,7 +125,7 @@ pub(super) async fn check_unused_unscoped(
         (None, false) => return Ok(()),
     };
 
-    let (what, force) = intent.words();
+    let (what, force) = intent.message_parts();
     Err(Error::conflict(
         "agent_in_use",
         format!("the agent cannot be {what}, because {by}{force}"),
@@ -141,7 +145,7 @@ pub async fn check_idle_unscoped(db: &mut PgConnection, id: Uuid, force: bool) -
     if force {
         return Ok(());
     }
-    match relying_unscoped(db, id, true).await?.told() {
+    match find_dependents_unscoped(db, id, true).await?.describe() {
         None => Ok(()),
         Some((dependents, remedy)) => Err(Error::conflict(
             "agent_in_use",
@@ -154,9 +158,9 @@ pub async fn check_idle_unscoped(db: &mut PgConnection, id: Uuid, force: bool) -
 
 /// Describes the running batches or the calls that use a tool, a server or a rule, for the
 /// message that refuses to delete it. No scope, as for [`check_idle_unscoped`].
-pub async fn running_unscoped(db: &mut PgConnection, id: Uuid) -> Result<Option<String>> {
-    let relying = relying_unscoped(db, id, true).await?;
-    Ok(relying.told().map(|(dependents, _)| dependents))
+pub async fn describe_running_unscoped(db: &mut PgConnection, id: Uuid) -> Result<Option<String>> {
+    let relying = find_dependents_unscoped(db, id, true).await?;
+    Ok(relying.describe().map(|(dependents, _)| dependents))
 }
 
 /// Refuses texts with variables that a running batch does not have.
@@ -166,7 +170,7 @@ pub async fn running_unscoped(db: &mut PgConnection, id: Uuid) -> Result<Option<
 pub(super) async fn check_variables_unscoped(
     db: &mut PgConnection,
     id: AgentId,
-    setup: &Setup,
+    setup: &AgentSetup,
 ) -> Result<()> {
     let used = variables([
         &setup.agent.first_response_message,

@@ -14,13 +14,13 @@ use utoipa::ToSchema;
 
 use crate::error::Result;
 use crate::ids::{AgentId, OrgId};
-use crate::secret::Keys;
-use crate::tools::{Auth, Credentials};
+use crate::secret::KeyRing;
+use crate::tools::{EndpointAuth, EndpointCredentials};
 
 /// Table name in the sealing context.
 const TABLE: &str = "agents";
 /// Path of the outgoing webhook in a body.
-pub const OUTGOING: [&str; 3] = ["agent_specific_config", "webhooks", "outgoing"];
+pub const OUTGOING_PATH: [&str; 3] = ["agent_specific_config", "webhooks", "outgoing"];
 
 /// Webhooks and their triggers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -73,7 +73,7 @@ pub struct OutgoingWebhook {
     pub headers: BTreeMap<String, String>,
     /// Replaced as a whole when its `type` changes. In an update, a null removes it.
     #[serde(default)]
-    pub auth: Auth,
+    pub auth: EndpointAuth,
     #[serde(default)]
     #[schema(default = 0, minimum = 0, maximum = 10)]
     pub retry_count: i32,
@@ -103,25 +103,25 @@ pub enum WebhookMethod {
 impl OutgoingWebhook {
     /// Credentials of the requests, as sent or as masked.
     #[must_use]
-    pub fn credentials(&self) -> Credentials {
-        Credentials {
+    pub fn credentials(&self) -> EndpointCredentials {
+        EndpointCredentials {
             headers: self.headers.clone(),
             auth: self.auth.clone(),
         }
     }
 
     /// Sets the stored credentials, masked.
-    pub(super) fn show(&mut self, stored: &Credentials) {
-        let Credentials { headers, auth } = stored.masked();
+    pub(super) fn set_masked(&mut self, stored: &EndpointCredentials) {
+        let EndpointCredentials { headers, auth } = stored.masked();
         (self.headers, self.auth) = (headers, auth);
     }
 }
 
 /// Stored credentials of an agent's webhook, and its URL.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct StoredWebhook {
     pub url: String,
-    pub credentials: Credentials,
+    pub credentials: EndpointCredentials,
 }
 
 /// Seals the credentials of a webhook for its agent; `None` without credentials. Masks stand for
@@ -130,11 +130,11 @@ pub struct Stored {
 /// # Errors
 /// [`Error::Invalid`](crate::Error::Invalid) for each mask without a stored value, or whose
 /// webhook moves to another server.
-pub(super) fn sealed(
-    keys: &Keys,
+pub(super) fn seal_credentials(
+    keys: &KeyRing,
     (org, id): (OrgId, AgentId),
     outgoing: Option<&OutgoingWebhook>,
-    stored: Option<&Stored>,
+    stored: Option<&StoredWebhook>,
 ) -> Result<Option<Vec<u8>>> {
     let Some(outgoing) = outgoing else {
         return Ok(None);
@@ -142,35 +142,35 @@ pub(super) fn sealed(
 
     let sent = outgoing.credentials();
     let whole = match stored {
-        Some(Stored { url, credentials }) => sent.unmasked(&outgoing.url, credentials, url),
+        Some(StoredWebhook { url, credentials }) => sent.unmasked(&outgoing.url, credentials, url),
         None => Ok(sent),
     };
     let whole = whole
-        .and_then(Credentials::without_masks)
-        .map_err(|error| error.within(&OUTGOING))?;
+        .and_then(EndpointCredentials::without_masks)
+        .map_err(|error| error.at_path(&OUTGOING_PATH))?;
 
-    if whole == Credentials::default() {
+    if whole == EndpointCredentials::default() {
         return Ok(None);
     }
     whole.sealed(keys, TABLE, org, id.0).map(Some)
 }
 
 /// Opens credentials that [`sealed`] returned.
-pub(super) fn opened(
-    keys: &Keys,
+pub(super) fn open_credentials(
+    keys: &KeyRing,
     (org, id): (OrgId, AgentId),
     sealed: Option<&[u8]>,
-) -> Result<Credentials> {
+) -> Result<EndpointCredentials> {
     match sealed {
-        None => Ok(Credentials::default()),
-        Some(sealed) => Credentials::opened(keys, TABLE, org, id.0, sealed),
+        None => Ok(EndpointCredentials::default()),
+        Some(sealed) => EndpointCredentials::opened(keys, TABLE, org, id.0, sealed),
     }
 }
 
 /// Removes the fields that a partial update replaces as a whole: an `auth` of another type, and
 /// headers whose names differ in case only.
-pub(super) fn make_room(whole: &mut Value, part: &Value) {
-    let pointer = format!("/{}", OUTGOING.join("/"));
+pub(super) fn remove_replaced(whole: &mut Value, part: &Value) {
+    let pointer = format!("/{}", OUTGOING_PATH.join("/"));
     let (Some(whole), Some(part)) = (whole.pointer_mut(&pointer), part.pointer(&pointer)) else {
         return;
     };
@@ -197,7 +197,7 @@ pub(super) fn make_room(whole: &mut Value, part: &Value) {
 
 /// Removes null headers, and `headers` and `auth` when they are null.
 pub(super) fn drop_nulls(whole: &mut Value) {
-    let pointer = format!("/{}", OUTGOING.join("/"));
+    let pointer = format!("/{}", OUTGOING_PATH.join("/"));
     let Some(outgoing) = whole.pointer_mut(&pointer).and_then(Value::as_object_mut) else {
         return;
     };
@@ -213,7 +213,7 @@ pub(super) fn drop_nulls(whole: &mut Value) {
 ///
 /// # Errors
 /// [`Error::Unexpected`](crate::Error::Unexpected) when no configured key opens one.
-pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+pub async fn reseal_unscoped(db: &mut PgConnection, keys: &KeyRing) -> Result<u64> {
     let agents = sqlx::query!(
         r#"select id as "id: AgentId", org_id as "org_id: OrgId", webhook_credentials as "credentials!"
            from agents
@@ -227,7 +227,9 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     let mut resealed = 0;
     for agent in agents {
         let (org, id) = (agent.org_id, agent.id);
-        if let Some(sealed) = Credentials::resealed(keys, TABLE, org, id.0, &agent.credentials)? {
+        if let Some(sealed) =
+            EndpointCredentials::resealed(keys, TABLE, org, id.0, &agent.credentials)?
+        {
             sqlx::query!(
                 "update agents set webhook_credentials = $2 where id = $1",
                 id as AgentId,

@@ -132,7 +132,7 @@ pub async fn attach(
 /// [`Error::NotFound`] for an agent out of scope or any rule that its owner cannot see,
 /// [`Error::Invalid`] for a duplicate rule, [`Error::Conflict`] while the agent is in use, unless
 /// `force`.
-pub async fn set(
+pub async fn replace_all(
     db: &mut PgConnection,
     scope: &Scope,
     agent: AgentId,
@@ -199,7 +199,7 @@ pub async fn copy(
     .fetch_all(&mut *db)
     .await?;
 
-    set(db, scope, to, &seen, false).await
+    replace_all(db, scope, to, &seen, false).await
 }
 
 async fn check_visible(db: &mut PgConnection, agent: &Agent, rules: &[RuleId]) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::access::{Role, Scope};
 use crate::agents::usage::check_idle_unscoped;
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{OrgId, RuleId, ToolId, UserId};
-use crate::page::{Owners, Page, Slice};
+use crate::page::{OwnerFilter, Page, PageSlice};
 use crate::tools::org_of;
 
 /// Kind of analysis of a rule.
@@ -158,9 +158,9 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: RuleId) -> Result<Ru
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    owners: &Owners,
+    owners: &OwnerFilter,
     page: Page,
-) -> Result<Slice<Rule>> {
+) -> Result<PageSlice<Rule>> {
     let rules = sqlx::query_as!(
         Rule,
         r#"select id as "id: RuleId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description,

@@ -10,12 +10,12 @@ use sqlx::PgConnection;
 use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{ApiKeyId, OrgId, UserId};
-use crate::secret::Keys;
+use crate::secret::KeyRing;
 
 /// Stores a provider's secret for a user.
 pub async fn create_unscoped(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     (org, user): (OrgId, UserId),
     provider: &str,
     secret: &SecretString,
@@ -23,7 +23,7 @@ pub async fn create_unscoped(
 ) -> Result<ApiKeyId> {
     let id = ApiKeyId::new();
     let text = secret.expose_secret();
-    let (data_key, sealed) = keys.seal_enveloped(&place(org, id), text.as_bytes())?;
+    let (data_key, sealed) = keys.seal_enveloped(&row_path(org, id), text.as_bytes())?;
 
     let last4: String = match text.chars().count() {
         // Four characters reveal too much of a short secret.
@@ -51,7 +51,7 @@ pub async fn create_unscoped(
 /// Returns the newest secret of a user for a provider.
 pub async fn read(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     user: UserId,
     provider: &str,
@@ -75,7 +75,7 @@ pub async fn read(
     .await?;
 
     let Some(row) = row else { return Ok(None) };
-    let path = place(row.org_id, row.id);
+    let path = row_path(row.org_id, row.id);
     let plain = keys.open_enveloped(&path, &row.data_key, &row.secret)?;
 
     let text = String::from_utf8(plain)
@@ -88,7 +88,7 @@ pub async fn read(
 ///
 /// # Errors
 /// [`Error::Unexpected`] when no configured key opens one.
-pub async fn rewrap_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+pub async fn rewrap_unscoped(db: &mut PgConnection, keys: &KeyRing) -> Result<u64> {
     let rows = sqlx::query!(
         r#"select id as "id: ApiKeyId", org_id as "org_id: OrgId", data_key
            from provider_credentials
@@ -100,7 +100,7 @@ pub async fn rewrap_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
 
     let mut rewrapped = 0;
     for row in rows {
-        let path = place(row.org_id, row.id);
+        let path = row_path(row.org_id, row.id);
         if let Some(data_key) = keys.rewrap(&path, &row.data_key)? {
             sqlx::query!(
                 "update provider_credentials set data_key = $2 where id = $1",
@@ -116,6 +116,6 @@ pub async fn rewrap_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
 }
 
 /// Row path that seals are bound to.
-fn place(org: OrgId, id: ApiKeyId) -> String {
+fn row_path(org: OrgId, id: ApiKeyId) -> String {
     format!("organizations/{org}/provider_credentials/{id}")
 }

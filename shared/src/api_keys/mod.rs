@@ -19,18 +19,18 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use utoipa::ToSchema;
 
-use crate::access::known::{KeyScope, Known};
+use crate::access::known::{KeyScope, Permissions};
 use crate::access::{Credential, Principal, Role, Scope};
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{ApiKeyId, OrgId, UserId};
-use crate::page::{Page, Slice};
-use crate::secret::{Keys, new_api_key};
+use crate::page::{Page, PageSlice};
+use crate::secret::{KeyRing, new_api_key};
 use crate::users;
 
 /// The contract's provider name of keys for this API.
-pub const OURS: &str = "milli_chat_ai";
+pub const OWN_PROVIDER: &str = "milli_chat_ai";
 /// Characters of a generated key that are shown.
-const SHOWN: usize = 14;
+const SHOWN_PREFIX_CHARS: usize = 14;
 
 /// A key, or a provider's secret, without its text.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -60,7 +60,7 @@ pub struct ApiKey {
 
 /// Settings of a key to be created.
 #[derive(Clone, Debug, Default)]
-pub struct NewKey {
+pub struct NewApiKey {
     pub name: String,
     pub expires_at: Option<DateTime<Utc>>,
     pub scopes: Vec<KeyScope>,
@@ -70,22 +70,22 @@ pub struct NewKey {
 ///
 /// # Errors
 /// [`Error::Invalid`] for a secret that is weak or already a key; the message does not tell which.
-pub async fn make_unscoped(
+pub async fn create_from_unscoped(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     (org, user): (OrgId, UserId),
     supplied: Option<&str>,
-    new: &NewKey,
+    new: &NewApiKey,
 ) -> Result<(ApiKeyId, String)> {
     let text = match supplied {
-        Some(secret) if !strength::is_strong(secret) => return Err(unfit()),
+        Some(secret) if !strength::is_strong(secret) => return Err(weak_secret()),
         Some(secret) => secret.to_owned(),
         None => new_api_key()?,
     };
 
     let prefix = match supplied {
         Some(_) => "",
-        None => text.get(..SHOWN).unwrap_or_default(),
+        None => text.get(..SHOWN_PREFIX_CHARS).unwrap_or_default(),
     };
     let last4 = text.get(text.len().saturating_sub(4)..).unwrap_or_default();
 
@@ -120,11 +120,11 @@ pub async fn make_unscoped(
         new.expires_at,
         &paths,
         &methods,
-        keys.name(),
+        keys.fingerprint(),
     )
     .execute(db)
     .await
-    .on_constraint("api_key_exists", unfit)?;
+    .on_constraint("api_key_exists", weak_secret)?;
 
     Ok((id, text))
 }
@@ -132,21 +132,21 @@ pub async fn make_unscoped(
 /// Creates a key with a name only. Returns its text, which cannot be read again.
 pub async fn create_unscoped(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     org: OrgId,
     user: UserId,
     name: &str,
 ) -> Result<String> {
-    let new = NewKey {
+    let new = NewApiKey {
         name: name.to_owned(),
-        ..NewKey::default()
+        ..NewApiKey::default()
     };
-    let (_id, text) = make_unscoped(db, keys, (org, user), None, &new).await?;
+    let (_id, text) = create_from_unscoped(db, keys, (org, user), None, &new).await?;
     Ok(text)
 }
 
 /// Error for a supplied secret that is weak or in use.
-fn unfit() -> Error {
+fn weak_secret() -> Error {
     Error::field(
         "api_key",
         "weak_secret",
@@ -156,18 +156,22 @@ fn unfit() -> Error {
 
 /// Holder of a text that was sent as a key.
 #[derive(Clone, Debug)]
-pub enum Holder {
+pub enum KeyHolder {
     /// Caller with a valid key.
-    Caller(Known),
+    Active(Permissions),
     /// User of a key that was revoked, has expired, or whose user was removed.
-    Ended(OrgId, UserId, ApiKeyId),
+    Inactive(OrgId, UserId, ApiKeyId),
     /// No such key.
-    Nobody,
+    Unknown,
 }
 
 /// Finds the holder of a key; one statement serves valid and invalid keys. Updates the last use of
 /// a valid key once a minute, and rehashes it under the current master key.
-pub async fn holder_unscoped(db: &mut PgConnection, keys: &Keys, text: &str) -> Result<Holder> {
+pub async fn find_holder_unscoped(
+    db: &mut PgConnection,
+    keys: &KeyRing,
+    text: &str,
+) -> Result<KeyHolder> {
     let digests = keys.api_key_digests(text);
 
     let row = sqlx::query!(
@@ -193,10 +197,10 @@ pub async fn holder_unscoped(db: &mut PgConnection, keys: &Keys, text: &str) -> 
     .await?;
 
     let Some(row) = row else {
-        return Ok(Holder::Nobody);
+        return Ok(KeyHolder::Unknown);
     };
     if !row.good {
-        return Ok(Holder::Ended(row.org_id, row.user_id, row.id));
+        return Ok(KeyHolder::Inactive(row.org_id, row.user_id, row.id));
     }
 
     if row.stale {
@@ -204,13 +208,13 @@ pub async fn holder_unscoped(db: &mut PgConnection, keys: &Keys, text: &str) -> 
             "update api_keys set last_used_at = now(), secret_hmac = $2, hashed_under = $3 where id = $1",
             row.id as ApiKeyId,
             &keys.api_key_digest(text)[..],
-            keys.name(),
+            keys.fingerprint(),
         )
         .execute(db)
         .await?;
     }
 
-    Ok(Holder::Caller(Known {
+    Ok(KeyHolder::Active(Permissions {
         principal: Principal {
             user: row.user_id,
             org: row.org_id,
@@ -219,7 +223,7 @@ pub async fn holder_unscoped(db: &mut PgConnection, keys: &Keys, text: &str) -> 
             email: Some(row.email),
             credential: Credential::ApiKey(row.id),
         },
-        off: row.off,
+        disabled_features: row.off,
         scopes: row.scopes.0,
     }))
 }
@@ -230,7 +234,7 @@ pub async fn list(
     scope: &Scope,
     user: UserId,
     page: Page,
-) -> Result<Slice<ApiKey>> {
+) -> Result<PageSlice<ApiKey>> {
     select(db, scope, Some(user), None, page).await
 }
 
@@ -253,7 +257,7 @@ async fn select(
     user: Option<UserId>,
     id: Option<ApiKeyId>,
     page: Page,
-) -> Result<Slice<ApiKey>> {
+) -> Result<PageSlice<ApiKey>> {
     let rows = sqlx::query!(
         r#"select k.id as "id!: ApiKeyId", k.user_id as "user_id!: UserId", k.org_id as "org_id!: OrgId",
                   k.name as "name!", k.provider as "provider!", k.prefix as "prefix!", k.last4 as "last4!",
@@ -281,7 +285,7 @@ async fn select(
         scope.user() as Option<UserId>,
         user as Option<UserId>,
         id as Option<ApiKeyId>,
-        OURS,
+        OWN_PROVIDER,
         page.limit(),
         page.offset(),
     )
@@ -358,14 +362,14 @@ pub async fn revoke(
 
 /// Counts valid keys that are not hashed under the current master key, of all organisations. Each
 /// is rehashed at its next use.
-pub async fn count_under_earlier_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<i64> {
+pub async fn count_outdated_hashes_unscoped(db: &mut PgConnection, keys: &KeyRing) -> Result<i64> {
     let count = sqlx::query_scalar!(
         r#"select count(*) as "n!"
            from api_keys
            where revoked_at is null
              and (expires_at is null or expires_at > now())
              and hashed_under is distinct from $1"#,
-        keys.name(),
+        keys.fingerprint(),
     )
     .fetch_one(db)
     .await?;

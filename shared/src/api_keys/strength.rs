@@ -2,21 +2,21 @@
 //! secrets that look weak are rejected.
 
 /// Allowed lengths of a secret, in characters.
-const LENGTHS: std::ops::RangeInclusive<usize> = 32..=256;
+const SECRET_LENGTHS: std::ops::RangeInclusive<usize> = 32..=256;
 /// Minimum entropy, in bits, that alphabet and length allow.
-const LEAST_BITS: f64 = 128.0;
+const MIN_ENTROPY_BITS: f64 = 128.0;
 /// Minimum number of distinct characters.
-const LEAST_DISTINCT: usize = 10;
+const MIN_DISTINCT_CHARS: usize = 10;
 
 /// Common words of passwords, sentences and examples.
-const WORDS: [&str; 26] = [
+const COMMON_WORDS: [&str; 26] = [
     "password", "passwort", "secret", "apikey", "api_key", "api-key", "changeme", "qwerty", "asdf",
     "admin", "example", "sample", "letmein", "welcome", "correct", "horse", "battery", "staple",
     "dragon", "monkey", "sunshine", "football", "company", "customer", "platform", "default",
 ];
 
 /// Prefixes of other vendors' secrets, and of generated keys.
-const VENDORS: [&str; 24] = [
+const VENDOR_PREFIXES: [&str; 24] = [
     "peal_live_",
     "sk-",
     "sk_",
@@ -47,13 +47,15 @@ const VENDORS: [&str; 24] = [
 #[must_use]
 pub fn is_strong(secret: &str) -> bool {
     let lower = secret.to_ascii_lowercase();
-    LENGTHS.contains(&secret.len())
+    SECRET_LENGTHS.contains(&secret.len())
         && secret.bytes().all(|byte| byte.is_ascii_graphic())
-        && bits(secret) >= LEAST_BITS
-        && !repeats(secret.as_bytes())
-        && !runs(secret.as_bytes())
-        && !WORDS.iter().any(|word| lower.contains(word))
-        && !VENDORS.iter().any(|vendor| lower.starts_with(vendor))
+        && entropy_bits(secret) >= MIN_ENTROPY_BITS
+        && !is_repetitive(secret.as_bytes())
+        && !is_sequential(secret.as_bytes())
+        && !COMMON_WORDS.iter().any(|word| lower.contains(word))
+        && !VENDOR_PREFIXES
+            .iter()
+            .any(|vendor| lower.starts_with(vendor))
         && !is_account_id(&lower)
         && !is_uuid(secret)
 }
@@ -68,7 +70,7 @@ fn is_uuid(secret: &str) -> bool {
 }
 
 /// Upper bound of the entropy, in bits, from alphabet and length.
-fn bits(secret: &str) -> f64 {
+fn entropy_bits(secret: &str) -> f64 {
     let has = |class: fn(&u8) -> bool| secret.bytes().any(|byte| class(&byte));
     let is_hex = secret.bytes().all(|byte| byte.is_ascii_hexdigit());
     let mut alphabet = 0_u32;
@@ -90,7 +92,7 @@ fn bits(secret: &str) -> f64 {
 }
 
 /// Reports too few distinct characters, or a repeated piece.
-fn repeats(secret: &[u8]) -> bool {
+fn is_repetitive(secret: &[u8]) -> bool {
     let mut distinct = secret.to_vec();
     distinct.sort_unstable();
     distinct.dedup();
@@ -100,11 +102,11 @@ fn repeats(secret: &[u8]) -> bool {
         secret.iter().zip(shifted).all(|(a, b)| a == b)
     });
 
-    distinct.len() < LEAST_DISTINCT || periodic
+    distinct.len() < MIN_DISTINCT_CHARS || periodic
 }
 
 /// Reports sequences: equal or consecutive neighbours in a third of all positions.
-fn runs(secret: &[u8]) -> bool {
+fn is_sequential(secret: &[u8]) -> bool {
     let next = secret.iter().skip(1);
     let steps = secret.iter().zip(next);
     let close = steps.filter(|(a, b)| a.abs_diff(**b) <= 1).count();

@@ -6,12 +6,12 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::quote::{Book, Rate, Service};
+use super::quote::{PriceCatalogue, Service, ServiceRate};
 use crate::error::Result;
 
 /// Loads the prices of outbound calls in force at `at`. The catalogue belongs to the platform, so
 /// there is no scope.
-pub async fn in_force_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Result<Book> {
+pub async fn in_force_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Result<PriceCatalogue> {
     let rows = sqlx::query!(
         r#"select service as "service: Service", match as matched, price_usd, increment_secs
            from service_prices
@@ -25,7 +25,7 @@ pub async fn in_force_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Resu
     .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Rate {
+        .map(|row| ServiceRate {
             service: row.service,
             matched: row.matched,
             price_usd: row.price_usd.normalize(),
@@ -36,17 +36,17 @@ pub async fn in_force_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Resu
 
 /// Prices of one edition of the catalogue, valid until the next price begins or ends.
 #[derive(Debug)]
-pub struct Edition {
+pub struct CatalogueEdition {
     number: Uuid,
     since: Option<DateTime<Utc>>,
     until: Option<DateTime<Utc>>,
-    pub book: Arc<Book>,
+    pub catalogue: Arc<PriceCatalogue>,
 }
 
-impl Edition {
+impl CatalogueEdition {
     /// True when these are the prices of an edition at a moment.
     #[must_use]
-    pub fn is(&self, number: Uuid, at: DateTime<Utc>) -> bool {
+    pub fn is_current(&self, number: Uuid, at: DateTime<Utc>) -> bool {
         self.number == number
             && self.since.is_none_or(|since| since <= at)
             && self.until.is_none_or(|until| at < until)
@@ -54,7 +54,10 @@ impl Edition {
 }
 
 /// Loads the edition of the catalogue in force at `at`.
-pub async fn edition_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Result<Edition> {
+pub async fn load_edition_unscoped(
+    db: &mut PgConnection,
+    at: DateTime<Utc>,
+) -> Result<CatalogueEdition> {
     // 1. Read the edition before its prices: prices that change in between are cached under the
     // old edition, and read again under the new one.
     let edition = sqlx::query!(
@@ -72,10 +75,10 @@ pub async fn edition_unscoped(db: &mut PgConnection, at: DateTime<Utc>) -> Resul
 
     // 2. Read the prices.
     let book = in_force_unscoped(db, at).await?;
-    Ok(Edition {
+    Ok(CatalogueEdition {
         number: edition.number,
         since: edition.since,
         until: edition.until,
-        book: Arc::new(book),
+        catalogue: Arc::new(book),
     })
 }

@@ -4,17 +4,17 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::book;
-use super::quote::{Destination, Prices, Terms, worst_case};
+use super::quote::{CallPrices, PricedCall, ResellerTerms, max_cost};
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, OrgId, UserId, WalletId};
 use crate::money::Usd;
 use crate::phone::E164;
 use crate::wallets::holds::Refusal;
-use crate::wallets::look_unscoped;
+use crate::wallets::read_unscoped;
 
 /// Moment and limits of an estimate.
 #[derive(Clone, Copy, Debug)]
-pub struct Basis {
+pub struct EstimateBasis {
     /// Prices and grants are those of this moment.
     pub at: DateTime<Utc>,
     /// Maximum seconds of talk that are held for.
@@ -23,12 +23,12 @@ pub struct Basis {
 
 /// Maximum cost of a call, and the wallet that pays.
 #[derive(Clone, Debug)]
-pub struct Estimate {
+pub struct CallEstimate {
     pub org: OrgId,
     pub wallet: WalletId,
-    pub prices: Prices,
+    pub prices: CallPrices,
     /// Amount to hold.
-    pub worst: Usd,
+    pub max_cost: Usd,
 }
 
 /// Estimates a call of an agent for a member of its organisation. Both were found in the caller's
@@ -41,8 +41,8 @@ pub async fn estimate_unscoped(
     agent: AgentId,
     user: UserId,
     to: &E164,
-    basis: Basis,
-) -> Result<Estimate> {
+    basis: EstimateBasis,
+) -> Result<CallEstimate> {
     let facts = sqlx::query!(
         r#"select a.org_id as "org_id: OrgId", w.id as "wallet_id: WalletId", a.session_timeout_secs,
                   a.model_config ->> 'model_name' as model, a.tts_config ->> 'tts_model_name' as speech,
@@ -60,15 +60,15 @@ pub async fn estimate_unscoped(
     .ok_or(Error::NotFound("Wallet"))?;
 
     let book = book::in_force_unscoped(db, basis.at).await?;
-    let destination = Destination {
+    let destination = PricedCall {
         to,
         model: facts.model.as_deref(),
         speech: facts.speech.as_deref(),
     };
 
-    let prices = Prices {
+    let prices = CallPrices {
         rates: book.rates_for(&destination),
-        terms: Terms::of(
+        terms: ResellerTerms::new(
             facts.reseller_org_id,
             facts.org_type,
             facts.markup_percent,
@@ -77,21 +77,25 @@ pub async fn estimate_unscoped(
     };
 
     let seconds = facts.session_timeout_secs.min(basis.hold_max_secs);
-    Ok(Estimate {
+    Ok(CallEstimate {
         org: facts.org_id,
         wallet: facts.wallet_id,
-        worst: worst_case(&prices, seconds),
+        max_cost: max_cost(&prices, seconds),
         prices,
     })
 }
 
-impl Estimate {
+impl CallEstimate {
     /// Returns the reason why the wallet cannot pay; `None` when it can.
-    pub async fn shortage(&self, db: &mut PgConnection, basis: Basis) -> Result<Option<Refusal>> {
-        let wallets = look_unscoped(db, &[self.wallet], basis.at).await?;
+    pub async fn shortage(
+        &self,
+        db: &mut PgConnection,
+        basis: EstimateBasis,
+    ) -> Result<Option<Refusal>> {
+        let wallets = read_unscoped(db, &[self.wallet], basis.at).await?;
         let Some(wallet) = wallets.get(&self.wallet) else {
             return Ok(Some(Refusal::InsufficientCredits));
         };
-        Ok(wallet.refusal(self.worst))
+        Ok(wallet.refusal(self.max_cost))
     }
 }

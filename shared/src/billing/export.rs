@@ -24,24 +24,24 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
 
-use super::usage::sessions::{self, Mark, Session};
-use super::usage::{Filter, UsageType};
+use super::usage::sessions::{self, SessionCursor, UsageSession};
+use super::usage::{UsageFilter, UsageType};
 use crate::access::{Credential, Principal, Role, Scope};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, ExportId, OrgId, UserId};
 use crate::mail::{self, NewEmail};
-use crate::queue::{self, Enqueued, Payload, Queue};
-use crate::spreadsheet::{self, neutral, unwritable};
-use crate::store::Store;
+use crate::queue::{self, EnqueuedJob, JobPayload, Queue};
+use crate::spreadsheet::{self, neutralize, write_error};
+use crate::store::FileStore;
 use crate::{fault, users};
 
 /// Sessions per page of a file.
 const PAGE_ROWS: i64 = 1_000;
 /// Maximum size of a file.
-const MAX_BYTES: u64 = 4_000_000_000;
+const MAX_FILE_BYTES: u64 = 4_000_000_000;
 /// Files that one round deletes.
-const ROUND: i64 = 100;
+const CLEANUP_BATCH_FILES: i64 = 100;
 /// Columns of a file. [`SPLIT_COLUMNS`] follow for the platform.
 const COLUMNS: [&str; 18] = [
     "session_id",
@@ -67,7 +67,7 @@ const SPLIT_COLUMNS: [&str; 3] = ["base_cost_usd", "markup_usd", "commission_usd
 
 /// Requested rows. Stored with the export.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Wanted {
+pub struct ExportRequest {
     pub usage_type: Option<UsageType>,
     /// `outbound`, `inbound`, `web`; `None` means all.
     pub session_types: Option<Vec<String>>,
@@ -79,14 +79,14 @@ pub struct Wanted {
     pub by_key: bool,
 }
 
-impl Wanted {
+impl ExportRequest {
     /// Returns the filter of sessions that were charged before a moment.
-    fn filter(self, before: DateTime<Utc>) -> Filter {
+    fn filter(self, before: DateTime<Utc>) -> UsageFilter {
         // All calls are outbound, so other session types match nothing.
         let has_outbound = self
             .session_types
             .is_none_or(|kinds| kinds.iter().any(|kind| kind == "outbound"));
-        Filter {
+        UsageFilter {
             usage_type: match has_outbound {
                 true => self.usage_type,
                 false => Some(UsageType::Chat),
@@ -94,7 +94,7 @@ impl Wanted {
             from: self.from,
             to: Some(self.to.map_or(before, |to| to.min(before))),
             agents: self.agents,
-            ..Filter::default()
+            ..UsageFilter::default()
         }
     }
 }
@@ -106,7 +106,7 @@ pub struct ExportUsage {
     pub org_id: OrgId,
 }
 
-impl Payload for ExportUsage {
+impl JobPayload for ExportUsage {
     const KIND: &'static str = "export_usage";
     const QUEUE: Queue = Queue::Export;
     const MAX_ATTEMPTS: i32 = 8;
@@ -124,13 +124,13 @@ impl Payload for ExportUsage {
 ///
 /// # Errors
 /// [`Error::NotFound`] for a user out of scope.
-pub async fn ask(
+pub async fn request(
     db: &mut PgConnection,
     scope: &Scope,
     user: UserId,
     to_address: &str,
-    wanted: &Wanted,
-) -> Result<(ExportId, Enqueued)> {
+    wanted: &ExportRequest,
+) -> Result<(ExportId, EnqueuedJob)> {
     let org = users::org_of(db, scope, user)
         .await?
         .ok_or(Error::NotFound("User"))?;
@@ -159,7 +159,7 @@ pub async fn ask(
 }
 
 /// A waiting export.
-struct Waiting {
+struct WaitingExport {
     org: OrgId,
     user: UserId,
     filters: Value,
@@ -168,10 +168,10 @@ struct Waiting {
 
 /// Writes the file of an export, and its mail. The job has no principal; the file holds the rows
 /// in its user's scope. Skips an export that has ended, and fails one whose user was removed.
-pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqueued>> {
+pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<EnqueuedJob>> {
     // 1. Read the export; a second run finds none that waits.
     let waiting = sqlx::query_as!(
-        Waiting,
+        WaitingExport,
         r#"select org_id as "org: OrgId", user_id as "user: UserId", filters, created_at
            from usage_exports
            where id = $1
@@ -194,13 +194,13 @@ pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqu
         return Ok(None);
     };
 
-    let wanted: Wanted = serde_json::from_value(waiting.filters)?;
+    let wanted: ExportRequest = serde_json::from_value(waiting.filters)?;
     let principal = match wanted.by_key {
-        true => principal.without_rank(),
+        true => principal.with_user_role(),
         false => principal,
     };
 
-    let pages = Pages {
+    let pages = ExportPages {
         pool: context.pool.clone(),
         scope: principal.scope(),
         filter: wanted.filter(waiting.created_at),
@@ -209,10 +209,10 @@ pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqu
 
     // 3. Write the file.
     let rows = Arc::new(AtomicI64::new(0));
-    let key = key(waiting.org, id);
-    let csv = pages.csv(Arc::clone(&rows));
-    context.store.put_stream(&key, csv, MAX_BYTES).await?;
-    fault::point("export.stored");
+    let key = store_key(waiting.org, id);
+    let csv = pages.into_csv(Arc::clone(&rows));
+    context.store.put_stream(&key, csv, MAX_FILE_BYTES).await?;
+    fault::hit("export.stored");
 
     // 4. Mark it as finished, with the mail.
     let rows = rows.load(Ordering::SeqCst);
@@ -220,7 +220,7 @@ pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqu
 }
 
 /// Marks an export as finished, and writes its mail.
-async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enqueued>> {
+async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<EnqueuedJob>> {
     let mut db = context.pool.begin().await?;
     let finished = sqlx::query!(
         r#"update usage_exports
@@ -268,9 +268,9 @@ async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enq
         subject: "Your usage is ready to be downloaded",
         body: &body,
     };
-    let mail = mail::write(&mut db, email).await?;
+    let mail = mail::enqueue(&mut db, email).await?;
 
-    fault::point("export.uncommitted");
+    fault::hit("export.uncommitted");
     db.commit().await?;
     Ok(mail)
 }
@@ -288,7 +288,7 @@ pub async fn fail_unscoped(pool: &PgPool, id: ExportId) -> Result<()> {
 
 /// A finished file.
 #[derive(Debug)]
-pub struct Ready {
+pub struct FinishedExport {
     pub key: String,
     pub created_at: DateTime<Utc>,
 }
@@ -305,7 +305,7 @@ pub async fn open(
     caller: &Principal,
     id: ExportId,
     now: DateTime<Utc>,
-) -> Result<Ready> {
+) -> Result<FinishedExport> {
     let found = sqlx::query!(
         r#"select org_id as "org: OrgId", created_at, expires_at, failed_at, cleared_at
            from usage_exports
@@ -336,8 +336,8 @@ pub async fn open(
         Some(until) if until <= now || found.cleared_at.is_some() => Err(Error::Gone(
             "this link was good for 24 hours; ask for the export again".into(),
         )),
-        Some(_) => Ok(Ready {
-            key: key(found.org, id),
+        Some(_) => Ok(FinishedExport {
+            key: store_key(found.org, id),
             created_at: found.created_at,
         }),
     }
@@ -345,7 +345,7 @@ pub async fn open(
 
 /// Deletes expired files, and parts of failed ones, of all tenants. The next round retries after an
 /// error.
-pub async fn clear_away_unscoped(pool: &PgPool, store: &Store) -> Result<usize> {
+pub async fn delete_expired_unscoped(pool: &PgPool, store: &FileStore) -> Result<usize> {
     let expired = sqlx::query!(
         r#"select id as "id: ExportId", org_id as "org: OrgId"
            from usage_exports
@@ -353,13 +353,13 @@ pub async fn clear_away_unscoped(pool: &PgPool, store: &Store) -> Result<usize> 
              and (expires_at < now() - interval '10 minutes' or failed_at < now() - interval '10 minutes')
            order by created_at
            limit $1"#,
-        ROUND,
+        CLEANUP_BATCH_FILES,
     )
     .fetch_all(pool)
     .await?;
 
     for export in &expired {
-        let key = key(export.org, export.id);
+        let key = store_key(export.org, export.id);
         store.delete_parts(&key).await?;
         store.delete(&key).await?;
         sqlx::query!(
@@ -372,77 +372,81 @@ pub async fn clear_away_unscoped(pool: &PgPool, store: &Store) -> Result<usize> 
     Ok(expired.len())
 }
 
-fn key(org: OrgId, export: ExportId) -> String {
+fn store_key(org: OrgId, export: ExportId) -> String {
     format!("exports/{org}/{export}.csv")
 }
 
 /// Rows of a file, read page by page.
-struct Pages {
+struct ExportPages {
     pool: PgPool,
     scope: Scope,
-    filter: Filter,
+    filter: UsageFilter,
     with_split: bool,
 }
 
 /// Start of the next page.
-enum At {
-    Start,
-    Behind(Mark),
+enum PageStart {
+    First,
+    After(SessionCursor),
 }
 
-impl Pages {
+impl ExportPages {
     /// Streams the CSV page by page, and adds to the count of its sessions.
-    fn csv(self, rows: Arc<AtomicI64>) -> impl Stream<Item = Result<Bytes>> + Send {
-        stream::try_unfold((self, Some(At::Start)), move |(pages, at)| {
+    fn into_csv(self, rows: Arc<AtomicI64>) -> impl Stream<Item = Result<Bytes>> + Send {
+        stream::try_unfold((self, Some(PageStart::First)), move |(pages, at)| {
             let rows = Arc::clone(&rows);
             async move {
                 let Some(at) = at else { return Ok(None) };
                 let (mark, is_first) = match at {
-                    At::Start => (None, true),
-                    At::Behind(mark) => (Some(mark), false),
+                    PageStart::First => (None, true),
+                    PageStart::After(mark) => (Some(mark), false),
                 };
 
                 let (page, next) = pages.page(mark).await?;
                 let count = i64::try_from(page.len()).unwrap_or(i64::MAX);
                 rows.fetch_add(count, Ordering::SeqCst);
-                let text = page_csv(&page, is_first, pages.with_split)?;
-                Ok(Some((text, (pages, next.map(At::Behind)))))
+                let text = render_page(&page, is_first, pages.with_split)?;
+                Ok(Some((text, (pages, next.map(PageStart::After)))))
             }
         })
     }
 
-    async fn page(&self, after: Option<Mark>) -> Result<(Vec<Session>, Option<Mark>)> {
+    async fn page(
+        &self,
+        after: Option<SessionCursor>,
+    ) -> Result<(Vec<UsageSession>, Option<SessionCursor>)> {
         let mut db = self.pool.begin().await?;
         // The best index depends on the filters that are set.
         sqlx::query("set local plan_cache_mode = auto")
             .execute(&mut *db)
             .await?;
         let (scope, filter) = (&self.scope, &self.filter);
-        sessions::after(&mut db, scope, filter, after, PAGE_ROWS, self.with_split).await
+        sessions::list_after(&mut db, scope, filter, after, PAGE_ROWS, self.with_split).await
     }
 }
 
-fn page_csv(page: &[Session], with_header: bool, with_split: bool) -> Result<Bytes> {
+fn render_page(page: &[UsageSession], with_header: bool, with_split: bool) -> Result<Bytes> {
     let split = SPLIT_COLUMNS.iter().filter(|_| with_split);
     let mut csv = spreadsheet::writer();
     if with_header {
         csv.write_record(COLUMNS.iter().chain(split))
-            .map_err(unwritable)?;
+            .map_err(write_error)?;
     }
     for session in page {
-        csv.write_record(cells(session)).map_err(unwritable)?;
+        csv.write_record(session_cells(session))
+            .map_err(write_error)?;
     }
-    spreadsheet::written(csv)
+    spreadsheet::finish(csv)
 }
 
 /// Cells of a session. Texts from users are neutralised against spreadsheet formulas.
-fn cells(session: &Session) -> Vec<String> {
+fn session_cells(session: &UsageSession) -> Vec<String> {
     let moment = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339()).unwrap_or_default();
     let services: Vec<String> = session
         .services
         .iter()
         .map(|used| {
-            let (service, unit) = (word(&used.service), word(&used.unit));
+            let (service, unit) = (json_word(&used.service), json_word(&used.unit));
             format!("{service} {} {unit} = {}", used.quantity, used.cost_usd)
         })
         .collect();
@@ -455,20 +459,20 @@ fn cells(session: &Session) -> Vec<String> {
         session.organization_id.to_string(),
         session.user_id.to_string(),
         session.agent_id.to_string(),
-        neutral(&session.agent_name),
+        neutralize(&session.agent_name),
         session
             .batch_id
             .map(|id| id.to_string())
             .unwrap_or_default(),
         session.call_type.to_owned(),
-        neutral(&session.from_number),
-        neutral(&session.to_number),
+        neutralize(&session.from_number),
+        neutralize(&session.to_number),
         session.outcome.clone().unwrap_or_default(),
         session.duration_seconds.to_string(),
         session.billed_seconds.to_string(),
         session.cost_usd.to_string(),
         "USD".to_owned(),
-        neutral(&services.join("; ")),
+        neutralize(&services.join("; ")),
     ];
 
     if let Some(split) = session.split {
@@ -482,7 +486,7 @@ fn cells(session: &Session) -> Vec<String> {
 }
 
 /// JSON string of a value.
-fn word(value: &impl Serialize) -> String {
+fn json_word(value: &impl Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
     value.as_str().unwrap_or_default().to_owned()
 }

@@ -62,7 +62,7 @@ impl Period {
 
     /// Start of the period in a time zone; `None` for [`Period::All`].
     #[must_use]
-    pub fn begin(self, now: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
+    pub fn start(self, now: DateTime<Utc>, zone: Tz) -> Option<DateTime<Utc>> {
         let today = now.with_timezone(&zone).date_naive();
         let first = today.with_day(1)?;
         let day = match self {
@@ -80,12 +80,12 @@ impl Period {
 /// First moment of a day in a time zone.
 #[must_use]
 pub fn midnight(day: NaiveDate, zone: Tz) -> DateTime<Utc> {
-    moment(day.and_time(NaiveTime::MIN), zone)
+    local_to_utc(day.and_time(NaiveTime::MIN), zone)
 }
 
 /// First moment of a local time; for a skipped time, the moment of the clock change.
 #[must_use]
-pub fn moment(shown: NaiveDateTime, zone: Tz) -> DateTime<Utc> {
+pub fn local_to_utc(shown: NaiveDateTime, zone: Tz) -> DateTime<Utc> {
     let mut local = shown;
     // No zone skips more than a day, and all skip multiples of a quarter of an hour.
     for _ in 0..=96 {
@@ -100,14 +100,14 @@ pub fn moment(shown: NaiveDateTime, zone: Tz) -> DateTime<Utc> {
 /// Fills the buckets of a period up to `now`, empty ones included. `found` holds local starts in
 /// order. [`Period::All`] begins with the first one found.
 #[must_use]
-pub fn fill<T: Default>(
+pub fn fill_buckets<T: Default>(
     period: Period,
     now: DateTime<Utc>,
     zone: Tz,
     found: Vec<(NaiveDateTime, T)>,
 ) -> Vec<(DateTime<Utc>, T)> {
     let begin = period
-        .begin(now, zone)
+        .start(now, zone)
         .map(|begin| begin.with_timezone(&zone).naive_local());
     let first = found.first().map(|(start, _)| *start);
     let Some(mut start) = begin.into_iter().chain(first).min() else {
@@ -122,7 +122,7 @@ pub fn fill<T: Default>(
     while start <= last {
         let entry = found.next_if(|(at, _)| *at <= start);
         let value = entry.map(|(_, value)| value).unwrap_or_default();
-        filled.push((moment(start, zone), value));
+        filled.push((local_to_utc(start, zone), value));
 
         let next = match period.bucket() {
             Bucket::Hour => start.checked_add_signed(TimeDelta::hours(1)),
@@ -137,7 +137,7 @@ pub fn fill<T: Default>(
 
 /// Parses a time zone's name; UTC for an unknown one.
 #[must_use]
-pub fn zone(name: &str) -> Tz {
+pub fn parse_zone(name: &str) -> Tz {
     name.parse().unwrap_or(Tz::UTC)
 }
 
@@ -147,7 +147,7 @@ mod tests {
 
     fn begins(period: Period, now: &str, zone: Tz) -> Option<String> {
         let now: DateTime<Utc> = now.parse().unwrap();
-        period.begin(now, zone).map(|begin| begin.to_rfc3339())
+        period.start(now, zone).map(|begin| begin.to_rfc3339())
     }
 
     #[test]
@@ -185,21 +185,21 @@ mod tests {
             (at("2026-11-02T00:00:00"), 7),
             (at("2026-11-04T00:00:00"), 9),
         ];
-        let filled = fill(Period::Month, now, Tz::UTC, found);
+        let filled = fill_buckets(Period::Month, now, Tz::UTC, found);
         let values: Vec<i32> = filled.iter().map(|(_, value)| *value).collect();
         assert_eq!(values, [0, 7, 0, 9]);
         let found = vec![(at("2026-08-01T00:00:00"), 1)];
-        let filled = fill(Period::All, now, Tz::Asia__Kolkata, found);
+        let filled = fill_buckets(Period::All, now, Tz::Asia__Kolkata, found);
         let starts: Vec<String> = filled.iter().map(|(at, _)| at.to_rfc3339()).collect();
         assert_eq!(starts.len(), 4);
         assert_eq!(starts[0], "2026-07-31T18:30:00+00:00");
 
-        assert!(fill::<i32>(Period::All, now, Tz::UTC, Vec::new()).is_empty());
+        assert!(fill_buckets::<i32>(Period::All, now, Tz::UTC, Vec::new()).is_empty());
     }
 
     #[test]
     fn an_unknown_zone_is_utc() {
-        assert_eq!(zone("Asia/Kolkata"), Tz::Asia__Kolkata);
-        assert_eq!(zone("Mars/Olympus"), Tz::UTC);
+        assert_eq!(parse_zone("Asia/Kolkata"), Tz::Asia__Kolkata);
+        assert_eq!(parse_zone("Mars/Olympus"), Tz::UTC);
     }
 }

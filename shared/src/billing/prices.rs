@@ -66,7 +66,7 @@ pub struct ServicePrice {
 
 /// Filter of prices; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct PriceFilter {
     pub id: Option<PriceId>,
     pub service: Option<Service>,
     pub r#match: Option<String>,
@@ -98,7 +98,7 @@ pub struct PriceChange {
 /// catalogue, so there is no scope.
 pub async fn list_unscoped(
     db: &mut PgConnection,
-    wanted: &Wanted,
+    wanted: &PriceFilter,
     factor: Decimal,
     (limit, offset): (i64, i64),
 ) -> Result<(Vec<ServicePrice>, i64)> {
@@ -166,9 +166,9 @@ pub async fn find_unscoped(
     id: PriceId,
     factor: Decimal,
 ) -> Result<ServicePrice> {
-    let wanted = Wanted {
+    let wanted = PriceFilter {
         id: Some(id),
-        ..Wanted::default()
+        ..PriceFilter::default()
     };
     let (mut found, _) = list_unscoped(db, &wanted, factor, (1, 0)).await?;
     found.pop().ok_or(Error::NotFound("Price"))
@@ -177,7 +177,7 @@ pub async fn find_unscoped(
 /// Returns the factor on the platform's prices for members of an organisation: one plus the
 /// markup of their distributor. The distributor may be the parent organisation, which they do
 /// not see; hence no scope.
-pub async fn factor_unscoped(db: &mut PgConnection, org: OrgId) -> Result<Decimal> {
+pub async fn markup_factor_unscoped(db: &mut PgConnection, org: OrgId) -> Result<Decimal> {
     let markup = sqlx::query_scalar!(
         r#"select markup_percent as "percent!" from reseller_terms($1)"#,
         org as OrgId,
@@ -199,8 +199,8 @@ pub async fn add_unscoped(
     new: &NewPrice,
     by: UserId,
 ) -> Result<ServicePrice> {
-    hold_still(db).await?;
-    not_in_the_past(db, new.valid_from).await?;
+    lock_catalogue(db).await?;
+    check_not_past(db, new.valid_from).await?;
 
     let id = PriceId::new();
     sqlx::query!(
@@ -217,9 +217,9 @@ pub async fn add_unscoped(
     )
     .execute(&mut *db)
     .await
-    .on_constraint("price_begins_once", begins_once)?;
+    .on_constraint("price_begins_once", price_exists)?;
 
-    join_up(db, new.service, &new.r#match, new.direction).await?;
+    link_validity(db, new.service, &new.r#match, new.direction).await?;
     find_unscoped(db, id, Decimal::ONE).await
 }
 
@@ -232,9 +232,9 @@ pub async fn change_unscoped(
     id: PriceId,
     change: &PriceChange,
 ) -> Result<(ServicePrice, ServicePrice)> {
-    hold_still(db).await?;
-    let before = to_come(db, id).await?;
-    not_in_the_past(db, change.valid_from).await?;
+    lock_catalogue(db).await?;
+    let before = find_future(db, id).await?;
+    check_not_past(db, change.valid_from).await?;
 
     sqlx::query!(
         "update service_prices
@@ -250,9 +250,9 @@ pub async fn change_unscoped(
     )
     .execute(&mut *db)
     .await
-    .on_constraint("price_begins_once", begins_once)?;
+    .on_constraint("price_begins_once", price_exists)?;
 
-    join_up(db, before.service, &before.r#match, before.direction).await?;
+    link_validity(db, before.service, &before.r#match, before.direction).await?;
     let after = find_unscoped(db, id, Decimal::ONE).await?;
     Ok((before, after))
 }
@@ -262,24 +262,24 @@ pub async fn change_unscoped(
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Conflict`] when it has been in force.
 pub async fn delete_unscoped(db: &mut PgConnection, id: PriceId) -> Result<ServicePrice> {
-    hold_still(db).await?;
-    let price = to_come(db, id).await?;
+    lock_catalogue(db).await?;
+    let price = find_future(db, id).await?;
     sqlx::query!("delete from service_prices where id = $1", id as PriceId)
         .execute(&mut *db)
         .await?;
-    join_up(db, price.service, &price.r#match, price.direction).await?;
+    link_validity(db, price.service, &price.r#match, price.direction).await?;
     Ok(price)
 }
 
 /// Locks the catalogue against concurrent changes, not against reads.
-async fn hold_still(db: &mut PgConnection) -> Result<()> {
+async fn lock_catalogue(db: &mut PgConnection) -> Result<()> {
     sqlx::query!("lock table service_prices in share row exclusive mode")
         .execute(db)
         .await?;
     Ok(())
 }
 
-async fn not_in_the_past(db: &mut PgConnection, moment: Option<DateTime<Utc>>) -> Result<()> {
+async fn check_not_past(db: &mut PgConnection, moment: Option<DateTime<Utc>>) -> Result<()> {
     let past = sqlx::query_scalar!(
         r#"select coalesce($1::timestamptz < now(), false) as "past!""#,
         moment,
@@ -297,7 +297,7 @@ async fn not_in_the_past(db: &mut PgConnection, moment: Option<DateTime<Utc>>) -
     }
 }
 
-async fn to_come(db: &mut PgConnection, id: PriceId) -> Result<ServicePrice> {
+async fn find_future(db: &mut PgConnection, id: PriceId) -> Result<ServicePrice> {
     let price = find_unscoped(db, id, Decimal::ONE).await?;
     // A price that has ended has also begun.
     let begun = sqlx::query_scalar!(
@@ -317,7 +317,7 @@ async fn to_come(db: &mut PgConnection, id: PriceId) -> Result<ServicePrice> {
 }
 
 /// Sets the end of every price of a key to the start of the next one.
-async fn join_up(
+async fn link_validity(
     db: &mut PgConnection,
     service: Service,
     r#match: &str,
@@ -342,7 +342,7 @@ async fn join_up(
     Ok(())
 }
 
-fn begins_once() -> Error {
+fn price_exists() -> Error {
     Error::conflict(
         "price_exists",
         "another price of the same thing begins at the same moment: change that one, or choose another moment",

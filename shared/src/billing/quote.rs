@@ -52,7 +52,7 @@ impl Service {
 
 /// The price of a service for one kind of call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rate {
+pub struct ServiceRate {
     pub service: Service,
     /// Prefix or name that it matches; empty matches all others.
     #[serde(rename = "match")]
@@ -65,7 +65,7 @@ pub struct Rate {
 
 /// Terms of the reseller, if any.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Terms {
+pub struct ResellerTerms {
     pub reseller_org_id: Option<OrgId>,
     pub org_type: String,
     /// Markup on the customer's price; only a distributor has one.
@@ -74,10 +74,10 @@ pub struct Terms {
     pub commission_percent: Decimal,
 }
 
-impl Terms {
+impl ResellerTerms {
     /// Terms of a reseller, or [`Self::direct`] without one.
     #[must_use]
-    pub fn of(
+    pub fn new(
         reseller: Option<OrgId>,
         org_type: Option<String>,
         markup_percent: Option<Decimal>,
@@ -108,14 +108,14 @@ impl Terms {
 
 /// Rates and terms that price a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Prices {
-    pub rates: Vec<Rate>,
-    pub terms: Terms,
+pub struct CallPrices {
+    pub rates: Vec<ServiceRate>,
+    pub terms: ResellerTerms,
 }
 
 /// Properties of a call that select its rates.
 #[derive(Clone, Copy, Debug)]
-pub struct Destination<'a> {
+pub struct PricedCall<'a> {
     pub to: &'a E164,
     pub model: Option<&'a str>,
     pub speech: Option<&'a str>,
@@ -123,12 +123,12 @@ pub struct Destination<'a> {
 
 /// Rates in force, by service and match.
 #[derive(Clone, Debug, Default)]
-pub struct Book {
-    rates: HashMap<Service, HashMap<String, Rate>>,
+pub struct PriceCatalogue {
+    rates: HashMap<Service, HashMap<String, ServiceRate>>,
 }
 
-impl FromIterator<Rate> for Book {
-    fn from_iter<I: IntoIterator<Item = Rate>>(rates: I) -> Self {
+impl FromIterator<ServiceRate> for PriceCatalogue {
+    fn from_iter<I: IntoIterator<Item = ServiceRate>>(rates: I) -> Self {
         let mut book = Self::default();
         for rate in rates {
             let of_service = book.rates.entry(rate.service).or_default();
@@ -138,11 +138,11 @@ impl FromIterator<Rate> for Book {
     }
 }
 
-impl Book {
+impl PriceCatalogue {
     /// Returns the rates of a call: the closest match of each service. A service without a match is
     /// free.
     #[must_use]
-    pub fn rates_for(&self, call: &Destination<'_>) -> Vec<Rate> {
+    pub fn rates_for(&self, call: &PricedCall<'_>) -> Vec<ServiceRate> {
         Service::ALL
             .into_iter()
             .filter_map(|service| match service {
@@ -162,7 +162,7 @@ impl Book {
         self.by_prefix(to).map_or("", |rate| rate.matched.as_str())
     }
 
-    fn by_prefix(&self, to: &E164) -> Option<&Rate> {
+    fn by_prefix(&self, to: &E164) -> Option<&ServiceRate> {
         let rates = self.rates.get(&Service::Telephony)?;
         let digits = to.as_str().trim_start_matches('+');
         (0..=digits.len())
@@ -170,7 +170,7 @@ impl Book {
             .find_map(|length| rates.get(digits.get(..length)?))
     }
 
-    fn by_name(&self, service: Service, name: Option<&str>) -> Option<&Rate> {
+    fn by_name(&self, service: Service, name: Option<&str>) -> Option<&ServiceRate> {
         let rates = self.rates.get(&service)?;
         name.and_then(|name| rates.get(name))
             .or_else(|| rates.get(""))
@@ -179,7 +179,7 @@ impl Book {
 
 /// Billable usage of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
+pub struct CallUsage {
     /// True when the carrier accepted the call.
     pub attempted: bool,
     /// Answered duration, as the carrier reports it.
@@ -188,13 +188,13 @@ pub struct Used {
 
 /// One line of a bill.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
+pub struct BillLine {
     pub service: Service,
     #[serde(rename = "match")]
     pub matched: String,
     /// Billed seconds, or calls; negative in a reversal.
     pub quantity: i64,
-    pub unit: Unit,
+    pub unit: BillingUnit,
     /// Per minute, or per call.
     pub price_usd: Decimal,
     pub base_micros: i64,
@@ -205,7 +205,7 @@ pub struct Line {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = Unit)]
-pub enum Unit {
+pub enum BillingUnit {
     Second,
     Call,
 }
@@ -216,7 +216,7 @@ pub enum Unit {
 pub struct Bill {
     /// Billed seconds of telephony.
     pub billed_seconds: i32,
-    pub lines: Vec<Line>,
+    pub lines: Vec<BillLine>,
     pub base: Usd,
     pub retail: Usd,
     pub markup: Usd,
@@ -227,7 +227,7 @@ impl Bill {
     /// Returns the bill that reverses this one.
     #[must_use]
     pub fn reversed(&self) -> Self {
-        let lines = self.lines.iter().map(|line| Line {
+        let lines = self.lines.iter().map(|line| BillLine {
             quantity: line.quantity.saturating_neg(),
             base_micros: line.base_micros.saturating_neg(),
             retail_micros: line.retail_micros.saturating_neg(),
@@ -246,21 +246,21 @@ impl Bill {
 
 /// Prices the usage of a call.
 #[must_use]
-pub fn price(prices: &Prices, used: Used) -> Bill {
+pub fn price_call(prices: &CallPrices, used: CallUsage) -> Bill {
     let hundred = Decimal::ONE_HUNDRED;
     let factor = Decimal::ONE + prices.terms.markup_percent / hundred;
     let mut bill = Bill::default();
     for rate in &prices.rates {
         let (quantity, unit, units) = match rate.service {
-            Service::Attempt => (i64::from(used.attempted), Unit::Call, Decimal::ONE),
+            Service::Attempt => (i64::from(used.attempted), BillingUnit::Call, Decimal::ONE),
             _ => {
-                let seconds = i64::from(stepped(used.seconds, rate.increment_secs));
-                (seconds, Unit::Second, Decimal::from(60))
+                let seconds = i64::from(round_up_to_step(used.seconds, rate.increment_secs));
+                (seconds, BillingUnit::Second, Decimal::from(60))
             }
         };
 
         if rate.service == Service::Telephony {
-            bill.billed_seconds = stepped(used.seconds, rate.increment_secs);
+            bill.billed_seconds = round_up_to_step(used.seconds, rate.increment_secs);
         }
         if quantity == 0 {
             continue;
@@ -272,7 +272,7 @@ pub fn price(prices: &Prices, used: Used) -> Bill {
         let retail = Usd::rounded(amount * factor / units);
         bill.base = bill.base.plus(base);
         bill.retail = bill.retail.plus(retail);
-        bill.lines.push(Line {
+        bill.lines.push(BillLine {
             service: rate.service,
             matched: rate.matched.clone(),
             quantity,
@@ -293,16 +293,16 @@ pub fn price(prices: &Prices, used: Used) -> Bill {
 
 /// Maximum cost of a call that is answered for `seconds`.
 #[must_use]
-pub fn worst_case(prices: &Prices, seconds: i32) -> Usd {
-    let used = Used {
+pub fn max_cost(prices: &CallPrices, seconds: i32) -> Usd {
+    let used = CallUsage {
         attempted: true,
         seconds,
     };
-    price(prices, used).retail
+    price_call(prices, used).retail
 }
 
 /// Rounds seconds up to whole steps.
-fn stepped(seconds: i32, step: i32) -> i32 {
+fn round_up_to_step(seconds: i32, step: i32) -> i32 {
     let (seconds, step) = (seconds.max(0), step.max(1));
     let rest = seconds % step;
     match rest {

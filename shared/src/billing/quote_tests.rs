@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn rate(service: Service, matched: &str, price: &str, increment_secs: i32) -> Rate {
-    Rate {
+fn rate(service: Service, matched: &str, price: &str, increment_secs: i32) -> ServiceRate {
+    ServiceRate {
         service,
         matched: matched.to_owned(),
         price_usd: price.parse().unwrap(),
@@ -11,8 +11,8 @@ fn rate(service: Service, matched: &str, price: &str, increment_secs: i32) -> Ra
     }
 }
 
-fn distributor(markup: &str, commission: &str) -> Terms {
-    Terms {
+fn distributor(markup: &str, commission: &str) -> ResellerTerms {
+    ResellerTerms {
         reseller_org_id: Some(OrgId::new()),
         org_type: "distributor".to_owned(),
         markup_percent: markup.parse().unwrap(),
@@ -20,8 +20,8 @@ fn distributor(markup: &str, commission: &str) -> Terms {
     }
 }
 
-fn answered(seconds: i32) -> Used {
-    Used {
+fn answered(seconds: i32) -> CallUsage {
+    CallUsage {
         attempted: true,
         seconds,
     }
@@ -29,7 +29,7 @@ fn answered(seconds: i32) -> Used {
 
 #[test]
 fn the_longest_prefix_and_the_agents_model_names_match() {
-    let book: Book = [
+    let book: PriceCatalogue = [
         rate(Service::Telephony, "", "0.25", 60),
         rate(Service::Telephony, "33", "0.02", 60),
         rate(Service::Telephony, "336", "0.04", 60),
@@ -47,7 +47,7 @@ fn the_longest_prefix_and_the_agents_model_names_match() {
         ("+12125550123", Some("unknown"), "", ""),
     ] {
         let to = E164::try_from(to.to_owned()).unwrap();
-        let rates = book.rates_for(&Destination {
+        let rates = book.rates_for(&PricedCall {
             to: &to,
             model,
             speech: Some("unknown"),
@@ -69,13 +69,13 @@ fn the_longest_prefix_and_the_agents_model_names_match() {
 
 #[test]
 fn minutes_are_billed_in_steps_and_only_for_answered_calls() {
-    let prices = Prices {
+    let prices = CallPrices {
         rates: vec![
             rate(Service::Telephony, "1", "0.014", 60),
             rate(Service::Platform, "", "0.01", 1),
             rate(Service::Attempt, "", "0.001", 1),
         ],
-        terms: Terms::direct(),
+        terms: ResellerTerms::direct(),
     };
     for (seconds, attempted, billed, micros) in [
         (0, false, 0, 0),
@@ -85,7 +85,7 @@ fn minutes_are_billed_in_steps_and_only_for_answered_calls() {
         (61, true, 120, 28_000 + 10_167 + 1_000),
         (-5, false, 0, 0),
     ] {
-        let bill = price(&prices, Used { attempted, seconds });
+        let bill = price_call(&prices, CallUsage { attempted, seconds });
         assert_eq!(
             (bill.billed_seconds, bill.retail),
             (billed, Usd(micros)),
@@ -93,28 +93,28 @@ fn minutes_are_billed_in_steps_and_only_for_answered_calls() {
         );
         assert_eq!((bill.markup, bill.commission), (Usd::ZERO, Usd::ZERO));
     }
-    assert_eq!(worst_case(&prices, 61), Usd(39_167));
+    assert_eq!(max_cost(&prices, 61), Usd(39_167));
 }
 
 #[test]
 fn a_distributor_earns_the_markup_and_a_partner_its_share_of_the_base() {
     let rates = vec![rate(Service::Telephony, "1", "0.1", 60)];
-    let distributor = Prices {
+    let distributor = CallPrices {
         rates: rates.clone(),
         terms: distributor("25", "10"),
     };
-    let bill = price(&distributor, answered(30));
+    let bill = price_call(&distributor, answered(30));
     assert_eq!((bill.base, bill.retail), (Usd(100_000), Usd(125_000)));
     assert_eq!((bill.markup, bill.commission), (Usd(25_000), Usd(10_000)));
-    let partner = Prices {
+    let partner = CallPrices {
         rates,
-        terms: Terms {
+        terms: ResellerTerms {
             org_type: "channel_partner".to_owned(),
             markup_percent: Decimal::ZERO,
             ..distributor.terms
         },
     };
-    let bill = price(&partner, answered(30));
+    let bill = price_call(&partner, answered(30));
     assert_eq!((bill.retail, bill.markup), (Usd(100_000), Usd::ZERO));
     assert_eq!(bill.commission, Usd(10_000));
 }
@@ -128,12 +128,12 @@ fn a_line_is_rounded_once_half_to_even() {
         ("0.00003", 1, 0),
         ("0.00009", 1, 2),
     ] {
-        let prices = Prices {
+        let prices = CallPrices {
             rates: vec![rate(Service::Platform, "", price_usd, 1)],
-            terms: Terms::direct(),
+            terms: ResellerTerms::direct(),
         };
         assert_eq!(
-            price(&prices, answered(seconds)).base,
+            price_call(&prices, answered(seconds)).base,
             Usd(micros),
             "{price_usd}"
         );
@@ -141,8 +141,8 @@ fn a_line_is_rounded_once_half_to_even() {
 }
 
 prop_compose! {
-    fn a_rate()(service in prop::sample::select(Service::ALL.to_vec()), tenths in 0_i64..2_000_000_000_000, step in 1_i32..120) -> Rate {
-        Rate {
+    fn a_rate()(service in prop::sample::select(Service::ALL.to_vec()), tenths in 0_i64..2_000_000_000_000, step in 1_i32..120) -> ServiceRate {
+        ServiceRate {
             service,
             matched: String::new(),
             price_usd: Decimal::new(tenths, 10),
@@ -160,19 +160,19 @@ proptest! {
         seconds in 0_i32..86_400,
         attempted: bool,
     ) {
-        let terms = Terms {
+        let terms = ResellerTerms {
             reseller_org_id: Some(OrgId::new()),
             org_type: "distributor".to_owned(),
             markup_percent: Decimal::new(markup, 6),
             commission_percent: Decimal::new(commission, 6),
         };
-        let prices = Prices { rates, terms };
-        let bill = price(&prices, Used { attempted, seconds });
+        let prices = CallPrices { rates, terms };
+        let bill = price_call(&prices, CallUsage { attempted, seconds });
         let platform = bill.retail.minus(bill.markup).minus(bill.commission);
         prop_assert!(bill.markup >= Usd::ZERO && bill.commission >= Usd::ZERO && platform >= Usd::ZERO);
         prop_assert_eq!(bill.lines.iter().map(|line| Usd(line.base_micros)).sum::<Usd>(), bill.base);
         prop_assert_eq!(bill.lines.iter().map(|line| Usd(line.retail_micros)).sum::<Usd>(), bill.retail);
-        prop_assert!(worst_case(&prices, seconds) >= bill.retail);
+        prop_assert!(max_cost(&prices, seconds) >= bill.retail);
         prop_assert_eq!(bill.reversed().reversed(), bill);
     }
 
@@ -181,7 +181,7 @@ proptest! {
         rates in prop::collection::vec(a_rate(), 0..6),
         seconds in 0_i32..86_399,
     ) {
-        let prices = Prices { rates, terms: Terms::direct() };
-        prop_assert!(worst_case(&prices, seconds) <= worst_case(&prices, seconds + 1));
+        let prices = CallPrices { rates, terms: ResellerTerms::direct() };
+        prop_assert!(max_cost(&prices, seconds) <= max_cost(&prices, seconds + 1));
     }
 }

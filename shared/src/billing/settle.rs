@@ -15,40 +15,42 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::charge::{Charge, Due, Held, Last, decide};
-use super::quote::{Bill, Used};
+use super::charge::{CallHold, DueCall, LastCharge, NewCharge, decide};
+use super::quote::{Bill, CallUsage};
 use super::snapshots;
 use crate::columns::column;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::ids::{CallId, ChargeId, OrgId, SnapshotId, TransactionId, UserId, WalletId};
 use crate::money::Usd;
-use crate::wallets::holds::{Ended, Pin, Spent, end_unscoped};
-use crate::wallets::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
+use crate::wallets::holds::{EndedHold, GrantPin, MonthlySpend, end_unscoped};
+use crate::wallets::ledger::{
+    CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
+};
 use crate::wallets::lock_unscoped;
 
 /// Delay before the retry of a call that failed to settle.
-const REFUSED_PAUSE_SECS: f64 = 60.0;
+const RETRY_DELAY_SECS: f64 = 60.0;
 
 /// Counts of a settlement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
+pub struct SettlementCounts {
     /// Entries of `charges_due` that were processed.
-    pub taken: usize,
+    pub processed: usize,
     /// Calls that were charged, corrections included.
     pub charged: usize,
     /// Calls whose charge was reversed.
-    pub taken_back: usize,
+    pub reversed: usize,
     /// Calls without billed lines.
     pub voided: usize,
 }
 
 /// A failed settlement.
 #[derive(Debug)]
-pub struct Refused {
+pub struct SettlementFailure {
     pub error: Error,
     /// Entries of `charges_due` that were tried; empty when they could not be read.
-    pub due: Vec<i64>,
+    pub entries: Vec<i64>,
 }
 
 /// Settles up to `limit` calls of all tenants.
@@ -59,11 +61,14 @@ pub async fn settle_due_unscoped(
     pool: &PgPool,
     limit: i64,
     now: DateTime<Utc>,
-) -> Result<Settled, Refused> {
+) -> Result<SettlementCounts, SettlementFailure> {
     let mut tried = Vec::new();
     settle_due(pool, limit, now, &mut tried)
         .await
-        .map_err(|error| Refused { error, due: tried })
+        .map_err(|error| SettlementFailure {
+            error,
+            entries: tried,
+        })
 }
 
 async fn settle_due(
@@ -71,7 +76,7 @@ async fn settle_due(
     limit: i64,
     now: DateTime<Utc>,
     tried: &mut Vec<i64>,
-) -> Result<Settled> {
+) -> Result<SettlementCounts> {
     let mut connection = pool.acquire().await?;
     let mut db = connection.begin().await?;
 
@@ -96,7 +101,7 @@ async fn settle_due(
     .await?;
 
     if taken.is_empty() {
-        return Ok(Settled::default());
+        return Ok(SettlementCounts::default());
     }
     tried.extend(taken.iter().map(|row| row.id));
 
@@ -115,11 +120,11 @@ async fn settle_due(
 
     // 2. Charge them.
     let mut settled = settle(&mut db, &calls, &wallets, now).await?;
-    settled.taken = taken.len();
+    settled.processed = taken.len();
 
-    fault::point("settle.uncommitted");
+    fault::hit("settle.uncommitted");
     db.commit().await?;
-    fault::point("settle.committed");
+    fault::hit("settle.committed");
     Ok(settled)
 }
 
@@ -128,12 +133,12 @@ async fn settle(
     calls: &[CallId],
     wallets: &[WalletId],
     now: DateTime<Utc>,
-) -> Result<Settled> {
+) -> Result<SettlementCounts> {
     // 1. Lock the wallets.
     let mut locked = lock_unscoped(db, wallets, now).await?;
 
     // 2. Read after the locks: no other settlement changes these calls.
-    let due = load(db, calls).await?;
+    let due = load_due(db, calls).await?;
 
     let mut snapshots: Vec<SnapshotId> = due.iter().map(|due| due.snapshot).collect();
     snapshots.sort_unstable();
@@ -141,8 +146,8 @@ async fn settle(
     let prices = snapshots::load_unscoped(db, &snapshots).await?;
 
     // 3. Decide on each call.
-    let mut settled = Settled::default();
-    let mut batch = Batch::default();
+    let mut settled = SettlementCounts::default();
+    let mut batch = SettlementBatch::default();
     for due in &due {
         let (Some(wallet), Some(prices)) = (locked.get_mut(&due.wallet), prices.get(&due.snapshot))
         else {
@@ -150,12 +155,16 @@ async fn settle(
         };
         let decision = decide(wallet, due, prices);
 
-        if decision.ended.as_ref().is_some_and(|hold| !hold.captured) {
+        if decision
+            .ended_hold
+            .as_ref()
+            .is_some_and(|hold| !hold.captured)
+        {
             settled.voided += 1;
         }
-        batch.ended.extend(decision.ended);
+        batch.ended.extend(decision.ended_hold);
         if !decision.spent.is_zero() {
-            batch.spent.push(Spent {
+            batch.spent.push(MonthlySpend {
                 wallet: due.wallet,
                 month: due.hold.month,
                 amount: decision.spent,
@@ -164,7 +173,7 @@ async fn settle(
 
         for charge in decision.charges {
             match charge.reverses {
-                Some(_) => settled.taken_back += 1,
+                Some(_) => settled.reversed += 1,
                 None => settled.charged += 1,
             }
             batch.add(due, prices.terms.reseller_org_id, charge);
@@ -173,7 +182,7 @@ async fn settle(
 
     // 4. End holds, post and store charges.
     batch.write(db).await?;
-    if settled.taken_back > 0 {
+    if settled.reversed > 0 {
         // Locking again expires what was returned to expired grants.
         lock_unscoped(db, wallets, now).await?;
     }
@@ -182,9 +191,9 @@ async fn settle(
 
 /// Holds to end, spending and postings of a group of calls.
 #[derive(Default)]
-struct Batch {
-    ended: Vec<Ended>,
-    spent: Vec<Spent>,
+struct SettlementBatch {
+    ended: Vec<EndedHold>,
+    spent: Vec<MonthlySpend>,
     postings: Vec<Posting>,
     /// Index in `postings` of each wallet and reseller.
     folds: BTreeMap<(WalletId, Option<OrgId>), usize>,
@@ -192,8 +201,8 @@ struct Batch {
     charges: Vec<(StoredCharge, usize)>,
 }
 
-impl Batch {
-    fn add(&mut self, due: &Due, reseller: Option<OrgId>, charge: Charge) {
+impl SettlementBatch {
+    fn add(&mut self, due: &DueCall, reseller: Option<OrgId>, charge: NewCharge) {
         let fold = (due.wallet, reseller);
         let existing = match charge.reverses {
             Some(_) => None,
@@ -201,7 +210,7 @@ impl Batch {
         };
 
         let index = existing.unwrap_or_else(|| {
-            self.postings.push(posting_for(due, reseller, &charge));
+            self.postings.push(empty_posting(due, reseller, &charge));
             self.postings.len() - 1
         });
         if charge.reverses.is_none() {
@@ -209,9 +218,9 @@ impl Batch {
         }
 
         if let Some(posting) = self.postings.get_mut(index) {
-            fold_in(posting, &charge);
+            add_to_posting(posting, &charge);
         }
-        self.charges.push((StoredCharge::of(due, charge), index));
+        self.charges.push((StoredCharge::new(due, charge), index));
     }
 
     async fn write(self, db: &mut PgConnection) -> Result<()> {
@@ -270,8 +279,8 @@ async fn store(db: &mut PgConnection, charges: &[StoredCharge]) -> Result<()> {
 }
 
 /// Returns an empty posting of the charge's kind, with the legs that charges are added to.
-fn posting_for(due: &Due, reseller: Option<OrgId>, charge: &Charge) -> Posting {
-    let wallet = Account::Wallet(due.wallet);
+fn empty_posting(due: &DueCall, reseller: Option<OrgId>, charge: &NewCharge) -> Posting {
+    let wallet = LedgerAccount::Wallet(due.wallet);
     let leg = |account, entry| Leg {
         account,
         entry,
@@ -286,10 +295,10 @@ fn posting_for(due: &Due, reseller: Option<OrgId>, charge: &Charge) -> Posting {
     let mut legs = vec![
         leg(wallet, paid),
         leg(wallet, EntryType::Overage),
-        leg(Account::PlatformRevenue, EntryType::Revenue),
+        leg(LedgerAccount::PlatformRevenue, EntryType::Revenue),
     ];
     if let Some(reseller) = reseller {
-        let earnings = Account::ResellerEarnings(reseller);
+        let earnings = LedgerAccount::ResellerEarnings(reseller);
         legs.extend([
             leg(earnings, EntryType::Markup),
             leg(earnings, EntryType::Commission),
@@ -299,25 +308,25 @@ fn posting_for(due: &Due, reseller: Option<OrgId>, charge: &Charge) -> Posting {
     Posting {
         org: due.org,
         kind: match charge.reverses {
-            Some(_) => Kind::Reversal,
-            None => Kind::Usage,
+            Some(_) => TransactionKind::Reversal,
+            None => TransactionKind::Usage,
         },
         idem_key: charge.id.to_string(),
         reverses: charge.reverses.map(|(_, transaction)| transaction),
         actor: None,
         reason: None,
-        folded: Folded {
+        call_totals: CallTotals {
             reseller,
-            ..Folded::default()
+            ..CallTotals::default()
         },
         legs,
-        uses: Vec::new(),
+        grant_uses: Vec::new(),
     }
 }
 
-fn fold_in(posting: &mut Posting, charge: &Charge) {
+fn add_to_posting(posting: &mut Posting, charge: &NewCharge) {
     let bill = &charge.bill;
-    let folded = &mut posting.folded;
+    let folded = &mut posting.call_totals;
     folded.calls += if charge.reverses.is_some() { -1 } else { 1 };
     folded.billed_seconds += i64::from(bill.billed_seconds);
     folded.base = folded.base.plus(bill.base);
@@ -327,15 +336,15 @@ fn fold_in(posting: &mut Posting, charge: &Charge) {
 
     for leg in &mut posting.legs {
         let part = match leg.entry {
-            EntryType::Overage => -charge.beyond,
+            EntryType::Overage => -charge.overage,
             EntryType::Revenue => bill.retail.minus(bill.markup).minus(bill.commission),
             EntryType::Markup => bill.markup,
             EntryType::Commission => bill.commission,
-            _ => charge.beyond.minus(bill.retail),
+            _ => charge.overage.minus(bill.retail),
         };
         leg.amount = leg.amount.plus(part);
     }
-    posting.uses.extend(charge.uses.iter().copied());
+    posting.grant_uses.extend(charge.grant_uses.iter().copied());
 }
 
 /// A row of `charges`.
@@ -350,13 +359,13 @@ struct StoredCharge {
     transaction: Option<TransactionId>,
     snapshot: SnapshotId,
     bill: Bill,
-    grants: Vec<Pin>,
+    grants: Vec<GrantPin>,
     carrier_price: Option<Decimal>,
     carrier_currency: Option<String>,
 }
 
 impl StoredCharge {
-    fn of(due: &Due, charge: Charge) -> Self {
+    fn new(due: &DueCall, charge: NewCharge) -> Self {
         Self {
             id: charge.id,
             org: due.org,
@@ -367,7 +376,7 @@ impl StoredCharge {
             reverses: charge.reverses.map(|(charge, _)| charge),
             transaction: None,
             snapshot: due.snapshot,
-            grants: Pin::all(&charge.uses),
+            grants: GrantPin::from_amounts(&charge.grant_uses),
             bill: charge.bill,
             carrier_price: due.carrier_price,
             carrier_currency: due.carrier_currency.clone(),
@@ -402,7 +411,7 @@ struct DueRow {
 }
 
 impl DueRow {
-    fn last(&mut self) -> Result<Option<Last>> {
+    fn last_charge(&mut self) -> Result<Option<LastCharge>> {
         let (Some(id), Some(version), Some(transaction)) =
             (self.charge_id, self.version, self.transaction_id)
         else {
@@ -416,7 +425,7 @@ impl DueRow {
             markup: self.markup.unwrap_or_default(),
             commission: self.commission.unwrap_or_default(),
         };
-        Ok(Some(Last {
+        Ok(Some(LastCharge {
             id,
             version,
             transaction,
@@ -425,21 +434,21 @@ impl DueRow {
         }))
     }
 
-    fn into_due(mut self) -> Result<Due> {
-        Ok(Due {
-            last: self.last()?,
+    fn into_due(mut self) -> Result<DueCall> {
+        Ok(DueCall {
+            last_charge: self.last_charge()?,
             call: self.call_id,
             org: self.org_id,
             user: self.user_id,
             wallet: self.wallet_id,
             snapshot: self.snapshot_id,
-            used: Used {
+            usage: CallUsage {
                 attempted: self.attempted,
                 seconds: self.duration_seconds.unwrap_or_default(),
             },
             carrier_price: self.carrier_price,
             carrier_currency: self.carrier_currency,
-            hold: Held {
+            hold: CallHold {
                 amount: self.held,
                 pins: serde_json::from_value(self.pins)?,
                 month: self.cap_month,
@@ -449,7 +458,7 @@ impl DueRow {
     }
 }
 
-async fn load(db: &mut PgConnection, calls: &[CallId]) -> Result<Vec<Due>> {
+async fn load_due(db: &mut PgConnection, calls: &[CallId]) -> Result<Vec<DueCall>> {
     let rows = sqlx::query_file_as!(DueRow, "src/billing/due.sql", calls as &[CallId])
         .fetch_all(db)
         .await?;
@@ -458,11 +467,11 @@ async fn load(db: &mut PgConnection, calls: &[CallId]) -> Result<Vec<Due>> {
 
 /// Postpones a call that fails to settle on its own, so that the others proceed. It is retried
 /// after [`REFUSED_PAUSE_SECS`].
-pub async fn put_off_unscoped(pool: &PgPool, due: i64) -> Result<()> {
+pub async fn postpone_unscoped(pool: &PgPool, due: i64) -> Result<()> {
     sqlx::query!(
         "update charges_due set look_at = now() + make_interval(secs => $2) where id = $1",
         due,
-        REFUSED_PAUSE_SECS,
+        RETRY_DELAY_SECS,
     )
     .execute(pool)
     .await?;
@@ -471,15 +480,15 @@ pub async fn put_off_unscoped(pool: &PgPool, due: i64) -> Result<()> {
 
 /// Calls that wait for settlement.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Backlog {
+pub struct SettlementBacklog {
     pub calls: i64,
     pub oldest_secs: f64,
 }
 
 /// Counts the waiting calls, up to `limit`, for operators.
-pub async fn backlog_unscoped(db: &mut PgConnection, limit: i64) -> Result<Backlog> {
+pub async fn backlog_unscoped(db: &mut PgConnection, limit: i64) -> Result<SettlementBacklog> {
     let backlog = sqlx::query_as!(
-        Backlog,
+        SettlementBacklog,
         r#"select count(*) as "calls!",
                   coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::float8 as "oldest_secs!"
            from (select since

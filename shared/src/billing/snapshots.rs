@@ -8,33 +8,36 @@ use rust_decimal::Decimal;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 
-use super::quote::{Prices, Rate, Terms};
+use super::quote::{CallPrices, ResellerTerms, ServiceRate};
 use crate::error::Result;
 use crate::ids::{OrgId, SnapshotId};
 
 /// Key of a snapshot: its organisation, and the SHA-256 of its prices.
-pub type Key = (OrgId, [u8; 32]);
+pub type SnapshotKey = (OrgId, [u8; 32]);
 
 /// Snapshots of a set of prices.
-pub struct Frozen {
+pub struct FrozenSnapshots {
     /// Ids in the order of the prices.
     pub ids: Vec<SnapshotId>,
     /// Snapshots that existed before.
-    pub found: HashMap<Key, SnapshotId>,
+    pub existing: HashMap<SnapshotKey, SnapshotId>,
 }
 
 /// Returns the key of a snapshot.
-pub fn key(org: OrgId, prices: &Prices) -> Result<Key> {
+pub fn snapshot_key(org: OrgId, prices: &CallPrices) -> Result<SnapshotKey> {
     Ok((org, Sha256::digest(serde_json::to_vec(prices)?).into()))
 }
 
 /// Finds or stores the snapshots of prices. The organisations were found in a scope, or by the
 /// dialler.
-pub async fn freeze_unscoped(db: &mut PgConnection, wanted: &[(OrgId, Prices)]) -> Result<Frozen> {
+pub async fn freeze_unscoped(
+    db: &mut PgConnection,
+    wanted: &[(OrgId, CallPrices)],
+) -> Result<FrozenSnapshots> {
     let mut keys = Vec::with_capacity(wanted.len());
-    let mut distinct: BTreeMap<Key, &Prices> = BTreeMap::new();
+    let mut distinct: BTreeMap<SnapshotKey, &CallPrices> = BTreeMap::new();
     for (org, prices) in wanted {
-        let key = key(*org, prices)?;
+        let key = snapshot_key(*org, prices)?;
         keys.push(key);
         distinct.insert(key, prices);
     }
@@ -52,14 +55,17 @@ pub async fn freeze_unscoped(db: &mut PgConnection, wanted: &[(OrgId, Prices)]) 
         .map(|key| known.get(key).copied())
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| anyhow!("a price snapshot was not stored"))?;
-    Ok(Frozen { ids, found })
+    Ok(FrozenSnapshots {
+        ids,
+        existing: found,
+    })
 }
 
 async fn find(
     db: &mut PgConnection,
-    distinct: &BTreeMap<Key, &Prices>,
-) -> Result<HashMap<Key, SnapshotId>> {
-    let (orgs, digests) = columns(distinct);
+    distinct: &BTreeMap<SnapshotKey, &CallPrices>,
+) -> Result<HashMap<SnapshotKey, SnapshotId>> {
+    let (orgs, digests) = key_columns(distinct);
     let rows = sqlx::query!(
         r#"select s.id as "id: SnapshotId", s.org_id as "org_id: OrgId", s.digest
            from unnest($1::uuid[], $2::bytea[]) as w (org_id, digest)
@@ -79,7 +85,7 @@ async fn find(
         .collect()
 }
 
-fn columns(distinct: &BTreeMap<Key, &Prices>) -> (Vec<OrgId>, Vec<Vec<u8>>) {
+fn key_columns(distinct: &BTreeMap<SnapshotKey, &CallPrices>) -> (Vec<OrgId>, Vec<Vec<u8>>) {
     distinct
         .keys()
         .map(|(org, digest)| (*org, digest.to_vec()))
@@ -87,15 +93,18 @@ fn columns(distinct: &BTreeMap<Key, &Prices>) -> (Vec<OrgId>, Vec<Vec<u8>>) {
 }
 
 /// Stores snapshots, in key order so that concurrent inserts of the same keys cannot deadlock.
-async fn insert(db: &mut PgConnection, distinct: &BTreeMap<Key, &Prices>) -> Result<()> {
-    let (orgs, digests) = columns(distinct);
+async fn insert(
+    db: &mut PgConnection,
+    distinct: &BTreeMap<SnapshotKey, &CallPrices>,
+) -> Result<()> {
+    let (orgs, digests) = key_columns(distinct);
     let ids: Vec<SnapshotId> = distinct.iter().map(|_| SnapshotId::new()).collect();
 
     let rates = distinct
         .values()
         .map(|prices| serde_json::to_value(&prices.rates))
         .collect::<Result<Vec<_>, _>>()?;
-    let terms: Vec<&Terms> = distinct.values().map(|prices| &prices.terms).collect();
+    let terms: Vec<&ResellerTerms> = distinct.values().map(|prices| &prices.terms).collect();
     let resellers: Vec<Option<OrgId>> = terms.iter().map(|terms| terms.reseller_org_id).collect();
     let types: Vec<&str> = terms.iter().map(|terms| terms.org_type.as_str()).collect();
     let markups: Vec<Decimal> = terms.iter().map(|terms| terms.markup_percent).collect();
@@ -126,7 +135,7 @@ async fn insert(db: &mut PgConnection, distinct: &BTreeMap<Key, &Prices>) -> Res
 pub async fn load_unscoped(
     db: &mut PgConnection,
     snapshots: &[SnapshotId],
-) -> Result<HashMap<SnapshotId, Prices>> {
+) -> Result<HashMap<SnapshotId, CallPrices>> {
     let rows = sqlx::query!(
         r#"select id as "id: SnapshotId", rates, reseller_org_id as "reseller_org_id: OrgId", org_type,
                   markup_percent, commission_percent
@@ -138,14 +147,14 @@ pub async fn load_unscoped(
     .await?;
     rows.into_iter()
         .map(|row| {
-            let rates: Vec<Rate> = serde_json::from_value(row.rates)?;
-            let terms = Terms {
+            let rates: Vec<ServiceRate> = serde_json::from_value(row.rates)?;
+            let terms = ResellerTerms {
                 reseller_org_id: row.reseller_org_id,
                 org_type: row.org_type,
                 markup_percent: row.markup_percent.normalize(),
                 commission_percent: row.commission_percent.normalize(),
             };
-            Ok((row.id, Prices { rates, terms }))
+            Ok((row.id, CallPrices { rates, terms }))
         })
         .collect()
 }

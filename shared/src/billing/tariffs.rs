@@ -13,27 +13,27 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::book::{Edition, edition_unscoped};
-use super::quote::{Book, Prices};
-use super::snapshots::{Frozen, Key, freeze_unscoped, key};
+use super::book::{CatalogueEdition, load_edition_unscoped};
+use super::quote::{CallPrices, PriceCatalogue};
+use super::snapshots::{FrozenSnapshots, SnapshotKey, freeze_unscoped, snapshot_key};
 use crate::error::Result;
 use crate::ids::{OrgId, SnapshotId};
 
 /// Maximum number of cached snapshots, of some hundred bytes each.
-const SNAPSHOTS_LIMIT: usize = 10_000;
+const MAX_CACHED_SNAPSHOTS: usize = 10_000;
 
 /// Cached prices and snapshots of one database, shared within a process.
 #[derive(Debug, Default)]
-pub struct Tariffs {
-    edition: Mutex<Option<Arc<Edition>>>,
-    snapshots: Mutex<HashMap<Key, SnapshotId>>,
+pub struct PriceCache {
+    edition: Mutex<Option<Arc<CatalogueEdition>>>,
+    snapshots: Mutex<HashMap<SnapshotKey, SnapshotId>>,
 }
 
-impl Tariffs {
+impl PriceCache {
     /// Clears the cache.
-    pub fn forget(&self) {
-        *lock(&self.edition) = None;
-        lock(&self.snapshots).clear();
+    pub fn clear(&self) {
+        *lock_unpoisoned(&self.edition) = None;
+        lock_unpoisoned(&self.snapshots).clear();
     }
 
     /// Returns the prices in force at `at`, of the edition that the caller's transaction saw.
@@ -42,15 +42,15 @@ impl Tariffs {
         db: &mut PgConnection,
         edition: Uuid,
         at: DateTime<Utc>,
-    ) -> Result<Arc<Book>> {
-        let cached = lock(&self.edition).clone();
-        if let Some(cached) = cached.filter(|cached| cached.is(edition, at)) {
-            return Ok(Arc::clone(&cached.book));
+    ) -> Result<Arc<PriceCatalogue>> {
+        let cached = lock_unpoisoned(&self.edition).clone();
+        if let Some(cached) = cached.filter(|cached| cached.is_current(edition, at)) {
+            return Ok(Arc::clone(&cached.catalogue));
         }
 
-        let loaded = Arc::new(edition_unscoped(db, at).await?);
-        let book = Arc::clone(&loaded.book);
-        *lock(&self.edition) = Some(loaded);
+        let loaded = Arc::new(load_edition_unscoped(db, at).await?);
+        let book = Arc::clone(&loaded.catalogue);
+        *lock_unpoisoned(&self.edition) = Some(loaded);
         Ok(book)
     }
 
@@ -58,24 +58,27 @@ impl Tariffs {
     pub async fn freeze_unscoped(
         &self,
         db: &mut PgConnection,
-        wanted: &[(OrgId, Prices)],
+        wanted: &[(OrgId, CallPrices)],
     ) -> Result<Vec<SnapshotId>> {
         let keys = wanted
             .iter()
-            .map(|(org, prices)| key(*org, prices))
-            .collect::<Result<Vec<Key>>>()?;
+            .map(|(org, prices)| snapshot_key(*org, prices))
+            .collect::<Result<Vec<SnapshotKey>>>()?;
 
         let cached: Option<Vec<SnapshotId>> = {
-            let snapshots = lock(&self.snapshots);
+            let snapshots = lock_unpoisoned(&self.snapshots);
             keys.iter().map(|key| snapshots.get(key).copied()).collect()
         };
         if let Some(cached) = cached {
             return Ok(cached);
         }
 
-        let Frozen { ids, found } = freeze_unscoped(db, wanted).await?;
-        let mut snapshots = lock(&self.snapshots);
-        if snapshots.len() + found.len() > SNAPSHOTS_LIMIT {
+        let FrozenSnapshots {
+            ids,
+            existing: found,
+        } = freeze_unscoped(db, wanted).await?;
+        let mut snapshots = lock_unpoisoned(&self.snapshots);
+        if snapshots.len() + found.len() > MAX_CACHED_SNAPSHOTS {
             snapshots.clear();
         }
         snapshots.extend(found);
@@ -84,6 +87,6 @@ impl Tariffs {
 }
 
 /// Locks a mutex, poisoned or not: its value is consistent at every moment.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

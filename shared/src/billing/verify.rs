@@ -8,12 +8,12 @@ use futures::TryStreamExt;
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 
-use super::quote::{Bill, Used, price};
+use super::quote::{Bill, CallUsage, price_call};
 use super::snapshots;
 use crate::error::Result;
 use crate::ids::{CallId, SnapshotId};
 use crate::money::Usd;
-use crate::wallets::verify::{Offender, offenders_unscoped};
+use crate::wallets::verify::{LedgerViolation, violations_unscoped};
 
 /// Begins one snapshot for all reads, with plans that scan whole tables.
 const WHOLE_TABLES: &str =
@@ -21,16 +21,16 @@ const WHOLE_TABLES: &str =
 
 /// Verifies the ledger and all charges, of all tenants. Returns the rows that do not add up. Calls
 /// that wait for settlement are not priced.
-pub async fn verify_unscoped(pool: &PgPool) -> Result<Vec<Offender>> {
+pub async fn verify_unscoped(pool: &PgPool) -> Result<Vec<LedgerViolation>> {
     let mut db = pool.begin_with(WHOLE_TABLES).await?;
-    let mut offenders = offenders_unscoped(&mut db).await?;
-    offenders.extend(mispriced(&mut db).await?);
+    let mut offenders = violations_unscoped(&mut db).await?;
+    offenders.extend(find_mispriced(&mut db).await?);
     db.rollback().await?;
     Ok(offenders)
 }
 
 /// Finds calls whose charges differ from their price.
-async fn mispriced(db: &mut PgConnection) -> Result<Vec<Offender>> {
+async fn find_mispriced(db: &mut PgConnection) -> Result<Vec<LedgerViolation>> {
     let snapshots = sqlx::query_scalar!(r#"select id as "id: SnapshotId" from price_snapshots"#)
         .fetch_all(&mut *db)
         .await?;
@@ -57,18 +57,18 @@ async fn mispriced(db: &mut PgConnection) -> Result<Vec<Offender>> {
     .fetch(db);
 
     while let Some(call) = calls.try_next().await? {
-        let used = Used {
+        let used = CallUsage {
             attempted: call.attempted,
             seconds: call.duration_seconds.unwrap_or_default(),
         };
         let bill = prices
             .get(&call.snapshot_id)
-            .map(|prices| price(prices, used))
+            .map(|prices| price_call(prices, used))
             .unwrap_or_default();
 
         let charged = [call.base, call.retail, call.markup, call.commission];
-        if !is_what_was_charged(&bill, call.seconds, charged) {
-            offenders.push(Offender {
+        if !matches_charge(&bill, call.seconds, charged) {
+            offenders.push(LedgerViolation {
                 check: "call_is_charged_its_price",
                 of: call.id.to_string(),
                 found: json!({
@@ -83,7 +83,7 @@ async fn mispriced(db: &mut PgConnection) -> Result<Vec<Offender>> {
 
 /// Compares a bill with the charged amounts. Seconds are not compared for a bill of zero, which has
 /// no charge.
-fn is_what_was_charged(bill: &Bill, seconds: i64, charged: [Usd; 4]) -> bool {
+fn matches_charge(bill: &Bill, seconds: i64, charged: [Usd; 4]) -> bool {
     if charged != [bill.base, bill.retail, bill.markup, bill.commission] {
         return false;
     }

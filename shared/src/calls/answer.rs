@@ -9,22 +9,22 @@ use std::collections::HashMap;
 
 use sqlx::PgConnection;
 
-use crate::agents::fill_in;
+use crate::agents::fill_placeholders;
 use crate::error::Result;
 use crate::ids::CallId;
 use crate::privacy::Variables;
-use crate::telephony::{CallStatus, Document, Verb};
+use crate::telephony::{AnswerDocument, CallStatus, CallVerb};
 
 /// Deduplication key of the event for a fetched answer document: the first fetch owns the call.
-pub const ANSWERED: &str = "answer";
+pub const ANSWER_EVENT_KEY: &str = "answer";
 /// Silence before the first word, which would be cut off otherwise.
 const LEAD_IN_SECS: u32 = 1;
 
 /// A carrier's request for the answer document of a call.
 #[derive(Clone, Debug)]
-pub struct Answered {
+pub struct AnswerRequest {
     /// Index of the request in the caller's list.
-    pub n: usize,
+    pub index: usize,
     pub call: CallId,
     /// The carrier call that fetched the document.
     pub carrier_call_id: String,
@@ -33,10 +33,10 @@ pub struct Answered {
 /// Builds the answer documents, each with the index of its request. Call it after the answers
 /// have been appended to the inbox, which decides the first fetch and checks that the calls
 /// belong to the requesting trunks.
-pub async fn documents_unscoped(
+pub async fn answer_documents_unscoped(
     db: &mut PgConnection,
-    answered: &[Answered],
-) -> Result<Vec<(usize, Document)>> {
+    answered: &[AnswerRequest],
+) -> Result<Vec<(usize, AnswerDocument)>> {
     // 1. Load the calls, with the first fetch of each.
     let calls: Vec<CallId> = answered.iter().map(|answered| answered.call).collect();
     let rows = sqlx::query!(
@@ -55,7 +55,7 @@ pub async fn documents_unscoped(
     .await?;
 
     // 2. Group the requests by call.
-    let mut requests: HashMap<CallId, Vec<&Answered>> = HashMap::new();
+    let mut requests: HashMap<CallId, Vec<&AnswerRequest>> = HashMap::new();
     for answered in answered {
         requests.entry(answered.call).or_default().push(answered);
     }
@@ -69,22 +69,24 @@ pub async fn documents_unscoped(
             CallStatus::Canceling | CallStatus::Final | CallStatus::Queued
         ) && row.batch_status.as_deref() != Some("stopped");
 
-        let opening = opening(
-            fill_in(
+        let opening = opening_document(
+            fill_placeholders(
                 &row.first_response_message,
-                row.variable_values.to_be_spoken(),
+                row.variable_values.for_speech(),
             ),
             row.language,
             row.voice,
         );
 
-        for Answered {
-            n, carrier_call_id, ..
+        for AnswerRequest {
+            index: n,
+            carrier_call_id,
+            ..
         } in requests.remove(&row.id).unwrap_or_default()
         {
             let document = match wanted && owner.as_deref() == Some(carrier_call_id) {
                 true => opening.clone(),
-                false => Document::hang_up(),
+                false => AnswerDocument::hang_up(),
             };
             documents.push((*n, document));
         }
@@ -93,25 +95,25 @@ pub async fn documents_unscoped(
 }
 
 /// Builds the document of an agent's first message; hangs up when the message is empty.
-fn opening(text: String, language: String, voice: Option<String>) -> Document {
+fn opening_document(text: String, language: String, voice: Option<String>) -> AnswerDocument {
     if text.trim().is_empty() {
-        return Document::hang_up();
+        return AnswerDocument::hang_up();
     }
-    Document {
+    AnswerDocument {
         verbs: vec![
-            Verb::Pause { secs: LEAD_IN_SECS },
-            Verb::Say {
+            CallVerb::Pause { secs: LEAD_IN_SECS },
+            CallVerb::Say {
                 text,
                 language,
                 voice,
             },
-            Verb::Hangup,
+            CallVerb::Hangup,
         ],
     }
 }
 
 /// Stores the agents' first messages of answered calls as turns, in bulk.
-pub async fn note_first_turns_unscoped(db: &mut PgConnection, calls: &[CallId]) -> Result<()> {
+pub async fn store_first_turns_unscoped(db: &mut PgConnection, calls: &[CallId]) -> Result<()> {
     if calls.is_empty() {
         return Ok(());
     }
@@ -133,9 +135,9 @@ pub async fn note_first_turns_unscoped(db: &mut PgConnection, calls: &[CallId]) 
         .map(|row| {
             (
                 row.id,
-                fill_in(
+                fill_placeholders(
                     &row.first_response_message,
-                    row.variable_values.to_be_spoken(),
+                    row.variable_values.for_speech(),
                 ),
             )
         })

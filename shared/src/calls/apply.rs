@@ -14,7 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 
-use super::transition::{Effect, Progress, RetryPolicy, Verdict, after_call};
+use super::transition::{CallProgress, EventEffect, RetryPolicy, RowVerdict, decide_row};
 use crate::columns::column;
 use crate::error::Result;
 use crate::ids::{BatchId, CallId, OrgId, RowId, TrunkId};
@@ -22,14 +22,14 @@ use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 
 /// A carrier's event, or the result of a create request, for one call.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub struct CallUpdate {
     pub call: CallId,
-    pub what: What,
+    pub kind: UpdateKind,
 }
 
 /// Kinds of updates.
 #[derive(Clone, Debug)]
-pub enum What {
+pub enum UpdateKind {
     /// An event of the carrier.
     Event(CallEvent),
     /// The create request provably did nothing; valid for this submission only.
@@ -40,27 +40,27 @@ pub enum What {
 
 /// Result of a set of updates.
 #[derive(Debug, Default)]
-pub struct Applied {
+pub struct AppliedUpdates {
     /// Calls that the updates named.
     pub calls: Vec<CallId>,
     /// Calls that reached their end.
-    pub finals: Vec<(CallId, Outcome)>,
+    pub ended: Vec<(CallId, Outcome)>,
     /// Batches without rows left to call.
     pub completed: Vec<BatchId>,
     /// Second carrier calls of one attempt, to be hung up.
-    pub foreign: Vec<Foreign>,
+    pub duplicates: Vec<DuplicateCall>,
 }
 
 /// A second call at the carrier for one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Foreign {
+pub struct DuplicateCall {
     pub org: OrgId,
     pub call: CallId,
     pub trunk: TrunkId,
     pub carrier_call_id: String,
 }
 
-struct Loaded {
+struct LoadedCall {
     org: OrgId,
     trunk: TrunkId,
     batch: Option<BatchId>,
@@ -71,23 +71,23 @@ struct Loaded {
     submit_count: i32,
     policy: RetryPolicy,
     check_at: Option<DateTime<Utc>>,
-    progress: Progress,
-    touched: bool,
+    progress: CallProgress,
+    changed: bool,
     was_final: bool,
     /// Basis of its charge before these updates.
-    billed: Billed,
+    charge_basis: ChargeBasis,
 }
 
 /// Facts that the charge of a call is computed from.
 #[derive(Clone, Debug, PartialEq)]
-struct Billed {
+struct ChargeBasis {
     bound: bool,
     duration_seconds: Option<i32>,
     price: Option<Decimal>,
 }
 
-impl Billed {
-    fn of(progress: &Progress) -> Self {
+impl ChargeBasis {
+    fn of(progress: &CallProgress) -> Self {
         Self {
             bound: progress.carrier_call_id.is_some(),
             duration_seconds: progress.duration_seconds,
@@ -96,80 +96,82 @@ impl Billed {
     }
 }
 
-impl Loaded {
+impl LoadedCall {
     /// True when the call must be settled, or settled again.
-    fn is_due(&self) -> bool {
+    fn needs_settling(&self) -> bool {
         self.progress.status == CallStatus::Final
-            && (!self.was_final || self.billed != Billed::of(&self.progress))
+            && (!self.was_final || self.charge_basis != ChargeBasis::of(&self.progress))
     }
 }
 
 /// Applies updates, in the given order for each call. Carriers and workers have no principal.
 pub async fn apply_unscoped(
     db: &mut PgConnection,
-    changes: &[Change],
+    changes: &[CallUpdate],
     now: DateTime<Utc>,
-) -> Result<Applied> {
+) -> Result<AppliedUpdates> {
     // 1. Lock the calls.
-    let mut calls = load(db, changes).await?;
-    let mut applied = Applied {
+    let mut calls = lock_calls(db, changes).await?;
+    let mut applied = AppliedUpdates {
         calls: calls.keys().copied().collect(),
-        ..Applied::default()
+        ..AppliedUpdates::default()
     };
 
     // 2. Apply the rules in memory.
     for change in changes {
         if let Some(call) = calls.get_mut(&change.call) {
-            fold(call, change, now, &mut applied);
+            apply_update(call, change, now, &mut applied);
         }
     }
-    calls.retain(|_, call| call.touched);
+    calls.retain(|_, call| call.changed);
 
     // 3. Write the calls, then their rows, then their batches.
-    store(db, &calls).await?;
+    store_calls(db, &calls).await?;
     let batches = store_rows(db, &calls, now, &mut applied).await?;
     applied.completed = complete_unscoped(db, &batches).await?;
     Ok(applied)
 }
 
-fn fold(call: &mut Loaded, change: &Change, now: DateTime<Utc>, applied: &mut Applied) {
-    match &change.what {
-        What::Event(event) => match call.progress.take(event, now) {
-            Effect::Changed => call.touched = true,
-            Effect::Nothing => {}
-            Effect::Foreign => {
-                call.touched = true;
-                applied
-                    .foreign
-                    .extend(
-                        event
-                            .carrier_call_id
-                            .clone()
-                            .map(|carrier_call_id| Foreign {
-                                org: call.org,
-                                call: change.call,
-                                trunk: call.trunk,
-                                carrier_call_id,
-                            }),
-                    );
+fn apply_update(
+    call: &mut LoadedCall,
+    change: &CallUpdate,
+    now: DateTime<Utc>,
+    applied: &mut AppliedUpdates,
+) {
+    match &change.kind {
+        UpdateKind::Event(event) => {
+            match call.progress.apply_event(event, now) {
+                EventEffect::Changed => call.changed = true,
+                EventEffect::Unchanged => {}
+                EventEffect::DuplicateCall => {
+                    call.changed = true;
+                    applied.duplicates.extend(event.carrier_call_id.clone().map(
+                        |carrier_call_id| DuplicateCall {
+                            org: call.org,
+                            call: change.call,
+                            trunk: call.trunk,
+                            carrier_call_id,
+                        },
+                    ));
+                }
             }
-        },
+        }
 
         // The row keeps this call, and the next claim may send it again.
-        What::Deferred {
+        UpdateKind::Deferred {
             submit_count,
             pause,
         } => {
-            if undecided(call, *submit_count) {
+            if may_be_deferred(call, *submit_count) {
                 call.progress.status = CallStatus::Deferred;
                 call.progress.error_message = None;
                 call.check_at = Some(now + *pause);
-                call.touched = true;
+                call.changed = true;
             }
         }
 
         // Never sent again: `reconcile` looks for evidence.
-        What::Unknown {
+        UpdateKind::Unknown {
             submit_count,
             detail,
         } => {
@@ -177,7 +179,7 @@ fn fold(call: &mut Loaded, change: &Change, now: DateTime<Utc>, applied: &mut Ap
                 call.progress.status = CallStatus::Unknown;
                 call.progress.error_message = Some(detail.clone());
                 call.check_at = Some(now);
-                call.touched = true;
+                call.changed = true;
             }
         }
     }
@@ -185,7 +187,7 @@ fn fold(call: &mut Loaded, change: &Change, now: DateTime<Utc>, applied: &mut Ap
 
 /// True while nothing shows that this submission reached the carrier; its worker may have been
 /// presumed dead already (`unknown`).
-fn undecided(call: &Loaded, submit_count: i32) -> bool {
+fn may_be_deferred(call: &LoadedCall, submit_count: i32) -> bool {
     let waiting = matches!(
         call.progress.status,
         CallStatus::Submitting | CallStatus::Unknown
@@ -194,11 +196,14 @@ fn undecided(call: &Loaded, submit_count: i32) -> bool {
 }
 
 /// True while the call waits for the result of this submission.
-fn still_submitting(call: &Loaded, submit_count: i32) -> bool {
+fn still_submitting(call: &LoadedCall, submit_count: i32) -> bool {
     call.progress.status == CallStatus::Submitting && call.submit_count == submit_count
 }
 
-async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<CallId, Loaded>> {
+async fn lock_calls(
+    db: &mut PgConnection,
+    changes: &[CallUpdate],
+) -> Result<BTreeMap<CallId, LoadedCall>> {
     let ids: BTreeSet<CallId> = changes.iter().map(|change| change.call).collect();
     let ids: Vec<CallId> = ids.into_iter().collect();
 
@@ -226,7 +231,7 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
     .await?;
 
     let loaded = rows.into_iter().map(|row| {
-        let progress = Progress {
+        let progress = CallProgress {
             status: row.status,
             outcome: row.outcome,
             reason: row.reason,
@@ -247,7 +252,7 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
             conflicts: row.conflicts,
         };
 
-        let call = Loaded {
+        let call = LoadedCall {
             org: row.org_id,
             trunk: row.trunk_id,
             batch: row.batch_id,
@@ -259,13 +264,13 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
                 max_retries: row.max_retries.unwrap_or(0),
                 retry_delay_seconds: row.retry_delay_seconds.unwrap_or(0),
                 retry_lost: row.retry_lost.unwrap_or(false),
-                wanted: row.wanted.unwrap_or(false),
+                batch_active: row.wanted.unwrap_or(false),
             },
             check_at: row.check_at,
             was_final: row.status == CallStatus::Final,
-            billed: Billed::of(&progress),
+            charge_basis: ChargeBasis::of(&progress),
             progress,
-            touched: false,
+            changed: false,
         };
         (row.id, call)
     });
@@ -273,13 +278,13 @@ async fn load(db: &mut PgConnection, changes: &[Change]) -> Result<BTreeMap<Call
     Ok(loaded.collect())
 }
 
-async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Result<()> {
+async fn store_calls(db: &mut PgConnection, calls: &BTreeMap<CallId, LoadedCall>) -> Result<()> {
     if calls.is_empty() {
         return Ok(());
     }
     let ids: Vec<CallId> = calls.keys().copied().collect();
-    let calls: Vec<&Loaded> = calls.values().collect();
-    let progress: Vec<&Progress> = calls.iter().map(|call| &call.progress).collect();
+    let calls: Vec<&LoadedCall> = calls.values().collect();
+    let progress: Vec<&CallProgress> = calls.iter().map(|call| &call.progress).collect();
 
     sqlx::query_file!(
         "src/calls/store.sql",
@@ -303,7 +308,7 @@ async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Resul
         &column(&progress, |p| p.recording_url.as_deref()) as &[Option<&str>],
         &column(&progress, |p| p.conflicts),
         &column(&calls, |call| call.check_at) as &[Option<DateTime<Utc>>],
-        &column(&calls, |call| call.is_due()),
+        &column(&calls, |call| call.needs_settling()),
     )
     .execute(db)
     .await?;
@@ -314,7 +319,7 @@ async fn store(db: &mut PgConnection, calls: &BTreeMap<CallId, Loaded>) -> Resul
 /// New state of a row whose call ended.
 struct EndedRow<'a> {
     id: RowId,
-    call: &'a Loaded,
+    call: &'a LoadedCall,
     status: &'static str,
     due_at: Option<DateTime<Utc>>,
 }
@@ -322,9 +327,9 @@ struct EndedRow<'a> {
 /// Moves the rows of calls that reached their end. Returns their batches.
 async fn store_rows(
     db: &mut PgConnection,
-    calls: &BTreeMap<CallId, Loaded>,
+    calls: &BTreeMap<CallId, LoadedCall>,
     now: DateTime<Utc>,
-    applied: &mut Applied,
+    applied: &mut AppliedUpdates,
 ) -> Result<Vec<BatchId>> {
     let mut rows = Vec::new();
     let mut batches = Vec::new();
@@ -335,13 +340,13 @@ async fn store_rows(
             continue;
         };
         if !call.was_final {
-            applied.finals.push((*id, outcome));
+            applied.ended.push((*id, outcome));
         }
         let (Some(row), Some(batch)) = (call.row, call.batch) else {
             continue;
         };
 
-        let verdict = after_call(
+        let verdict = decide_row(
             outcome,
             call.progress.reason,
             call.attempts_made,
@@ -350,9 +355,9 @@ async fn store_rows(
         );
         let (status, due_at) = match verdict {
             // The call had ended before these updates: its row has moved on already.
-            Verdict::Again(_) if call.was_final => continue,
-            Verdict::Again(due_at) => ("not_started", Some(due_at)),
-            Verdict::End(status) => (status, None),
+            RowVerdict::Retry(_) if call.was_final => continue,
+            RowVerdict::Retry(due_at) => ("not_started", Some(due_at)),
+            RowVerdict::Done(status) => (status, None),
         };
 
         batches.push(batch);
@@ -418,7 +423,7 @@ pub async fn complete_unscoped(db: &mut PgConnection, batches: &[BatchId]) -> Re
 
 /// Completes every running batch whose rows are all done: the last row may have been moved by
 /// something else than the end of its call.
-pub async fn complete_finished_unscoped(db: &mut PgConnection) -> Result<Vec<BatchId>> {
+pub async fn complete_all_finished_unscoped(db: &mut PgConnection) -> Result<Vec<BatchId>> {
     let batches = sqlx::query_scalar!(
         r#"select b.id as "id: BatchId"
            from call_batches b

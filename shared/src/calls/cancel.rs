@@ -3,14 +3,14 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
-use super::apply::{Change, What, apply_unscoped};
+use super::apply::{CallUpdate, UpdateKind, apply_unscoped};
 use crate::error::Result;
 use crate::ids::{BatchId, CallId, TrunkId};
 use crate::telephony::{CallEvent, CallStatus};
 
 /// A call that can still be canceled.
 #[derive(Clone, Debug)]
-pub struct Unanswered {
+pub struct CancelableCall {
     pub id: CallId,
     pub trunk: TrunkId,
     pub carrier_call_id: String,
@@ -18,15 +18,15 @@ pub struct Unanswered {
 
 /// Live calls of a stopped batch.
 #[derive(Clone, Debug)]
-pub struct Leftovers {
-    pub unanswered: Vec<Unanswered>,
+pub struct RemainingCalls {
+    pub cancelable: Vec<CancelableCall>,
     /// Calls whose request is being sent or has no known result: they cannot be canceled yet.
     pub undecided: i64,
 }
 
 /// Loads the live calls of a stopped batch; none once it was started again. Jobs have no
 /// principal.
-pub async fn leftovers_unscoped(pool: &PgPool, batch: BatchId) -> Result<Leftovers> {
+pub async fn remaining_calls_unscoped(pool: &PgPool, batch: BatchId) -> Result<RemainingCalls> {
     let rows = sqlx::query!(
         r#"select c.id as "id: CallId", c.trunk_id as "trunk: TrunkId", c.carrier_call_id,
                   c.status as "status: CallStatus"
@@ -41,18 +41,20 @@ pub async fn leftovers_unscoped(pool: &PgPool, batch: BatchId) -> Result<Leftove
     .fetch_all(pool)
     .await?;
 
-    let mut left = Leftovers {
-        unanswered: Vec::new(),
+    let mut left = RemainingCalls {
+        cancelable: Vec::new(),
         undecided: 0,
     };
 
     for row in rows {
         match row.carrier_call_id {
-            Some(carrier_call_id) if row.status.rank() > 0 => left.unanswered.push(Unanswered {
-                id: row.id,
-                trunk: row.trunk,
-                carrier_call_id,
-            }),
+            Some(carrier_call_id) if row.status.rank() > 0 => {
+                left.cancelable.push(CancelableCall {
+                    id: row.id,
+                    trunk: row.trunk,
+                    carrier_call_id,
+                })
+            }
             _ => left.undecided += 1,
         }
     }
@@ -70,11 +72,11 @@ pub async fn mark_canceling_unscoped(
         status: Some(CallStatus::Canceling),
         ..CallEvent::default()
     };
-    let changes: Vec<Change> = calls
+    let changes: Vec<CallUpdate> = calls
         .iter()
-        .map(|call| Change {
+        .map(|call| CallUpdate {
             call: *call,
-            what: What::Event(canceling.clone()),
+            kind: UpdateKind::Event(canceling.clone()),
         })
         .collect();
     apply_unscoped(db, &changes, now).await?;

@@ -19,11 +19,11 @@ use chrono::{DateTime, Utc};
 use rust_decimal::prelude::ToPrimitive;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::fair::{self, Division, Lane, Share};
-use super::pacer::{Lease, Pace};
-use super::server_time::Reading;
-use super::take::{self, Fate};
-use crate::billing::tariffs::Tariffs;
+use super::fair::{self, DialLane, OrgShare, SlotDivision};
+use super::pacer::{SlotLease, TrunkPace};
+use super::server_time::ClockReading;
+use super::take::{self, Funding};
+use crate::billing::tariffs::PriceCache;
 use crate::error::Result;
 use crate::fault;
 use crate::ids::{BatchId, CallId, OrgId, TrunkId};
@@ -32,7 +32,7 @@ use crate::wallets::holds::Refusal;
 
 /// A call that its worker may send, once.
 #[derive(Clone, Debug)]
-pub struct Claimed {
+pub struct ClaimedCall {
     pub id: CallId,
     pub org: OrgId,
     pub batch: Option<BatchId>,
@@ -50,83 +50,87 @@ pub struct Claimed {
 
 /// Reason for a claim without calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Idle {
+pub enum IdleReason {
     /// The trunk is paused, deleted, or has no pacer.
-    Stopped,
+    TrunkInactive,
     /// Every slot up to the horizon is leased.
-    Paced,
+    NoFreeSlot,
     /// The trunk is at its limit of live calls.
-    Full,
+    AtCapacity,
     /// No call and no row is due, or their limits are reached.
     NoWork,
     /// The commit's result is unknown: the calls must not be sent.
-    Unsure,
+    CommitUnknown,
 }
 
 /// Claimed calls, and a lease of slots to send them in. There are more slots than calls when
 /// the worker asked for slots for calls it still holds.
 #[derive(Debug)]
-pub struct Claim {
-    pub calls: Vec<Claimed>,
-    pub lease: Lease,
+pub struct CallClaim {
+    pub calls: Vec<ClaimedCall>,
+    pub lease: SlotLease,
     /// The database's time at or after the end of the claim; slots are offsets from it.
     pub now: DateTime<Utc>,
     /// The same moment by this machine's monotonic clock, or a little later.
     pub read_at: Instant,
     /// Duration of the reading: `now` may be earlier than `read_at` by this much.
-    pub read_within: Duration,
-    pub idle: Option<Idle>,
+    pub read_uncertainty: Duration,
+    pub idle: Option<IdleReason>,
     /// Time spent on prices and holds.
-    pub money_took: Duration,
+    pub funding_time: Duration,
 }
 
 /// A worker's request for calls of one trunk.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask<'a> {
+pub struct ClaimRequest<'a> {
     pub trunk: TrunkId,
     pub worker: &'a str,
     /// Calls the worker can send beyond those it holds.
-    pub most: u32,
+    pub max_calls: u32,
     /// Calls claimed earlier whose slots were burned: they need slots only.
-    pub held: u32,
+    pub held_calls: u32,
     /// Longest talk that money is held for.
     pub hold_max_secs: i32,
-    pub tariffs: &'a Tariffs,
+    pub tariffs: &'a PriceCache,
 }
 
-struct TrunkRow {
-    pace: Pace,
+struct LockedTrunk {
+    pace: TrunkPace,
     now: DateTime<Utc>,
     turn: i64,
-    room: u32,
+    capacity: u32,
 }
 
 /// Claims calls for free slots of a trunk. The dialler acts for every tenant on the trunk.
-pub async fn claim_unscoped(pool: &PgPool, request: Ask<'_>) -> Result<Claim> {
+pub async fn claim_unscoped(pool: &PgPool, request: ClaimRequest<'_>) -> Result<CallClaim> {
     let mut connection = pool.acquire().await?;
     let mut db = connection.begin().await?;
 
     // 1. Lock the trunk's pacer, and lease no more slots than the worker can use.
-    let Some(trunk) = lock(&mut db, request.trunk).await? else {
-        return Ok(nothing(Idle::Stopped));
+    let Some(trunk) = lock_trunk(&mut db, request.trunk).await? else {
+        return Ok(empty_claim(IdleReason::TrunkInactive));
     };
     let free = trunk.pace.lease(trunk.now);
-    let wanted = free.count.min(request.held.saturating_add(request.most));
+    let wanted = free
+        .count
+        .min(request.held_calls.saturating_add(request.max_calls));
     if wanted == 0 {
-        return Ok(Claim {
+        return Ok(CallClaim {
             lease: free.at_most(0),
             now: trunk.now,
-            ..nothing(Idle::Paced)
+            ..empty_claim(IdleReason::NoFreeSlot)
         });
     }
-    let slots = wanted.saturating_sub(request.held);
+    let slots = wanted.saturating_sub(request.held_calls);
 
     // 2. Lock and resubmit deferred calls: they come first, and are within the limits already.
     let mut calls = resubmit_deferred(&mut db, request, slots).await?;
-    let left = slots.saturating_sub(count(calls.len())).min(trunk.room);
-    let mut division = Division {
+    let left = slots
+        .saturating_sub(saturating_count(calls.len()))
+        .min(trunk.capacity);
+    let mut division = SlotDivision {
         turn: trunk.turn,
-        ..Division::default()
+        ..SlotDivision::default()
     };
     let mut fates = HashMap::new();
     let mut money_took = Duration::ZERO;
@@ -134,80 +138,81 @@ pub async fn claim_unscoped(pool: &PgPool, request: Ask<'_>) -> Result<Claim> {
     if left > 0 {
         // 3. Lock the organisations, and divide the slots that are left.
         let orgs = lock_orgs(&mut db, request.trunk).await?;
-        let (shares, lanes) = lanes(&mut db, request.trunk, left, &orgs).await?;
-        division = fair::divide(left, trunk.turn, &shares, lanes);
+        let (shares, lanes) = load_lanes(&mut db, request.trunk, left, &orgs).await?;
+        division = fair::divide_slots(left, trunk.turn, &shares, lanes);
 
         // 4. Claim direct calls, then lock rows and wallets.
         calls.extend(claim_direct(&mut db, request, &division).await?);
-        let rows = take::rows(&mut db, request, &division, trunk.now).await?;
+        let rows = take::claim_rows(&mut db, request, &division, trunk.now).await?;
         calls.extend(rows.calls);
-        (fates, money_took) = (rows.fates, rows.money_took);
+        (fates, money_took) = (rows.funding, rows.funding_time);
     }
 
     // 5. Lease the slots. Slots that passed while rows were picked and priced are skipped.
     let made = calls.iter().map(|call| call.claimed_at).max();
     let free = trunk.pace.lease(made.unwrap_or(trunk.now));
-    let lease = free.at_most(count(calls.len()).saturating_add(request.held.min(wanted)));
+    let lease =
+        free.at_most(saturating_count(calls.len()).saturating_add(request.held_calls.min(wanted)));
     let sent_at = Instant::now();
-    let now = advance(&mut db, request.trunk, &lease, &division, &fates).await?;
-    let reading = Reading::new(now, sent_at);
+    let now = advance_turns(&mut db, request.trunk, &lease, &division, &fates).await?;
+    let reading = ClockReading::new(now, sent_at);
 
     // 6. Commit: only then may a call be sent.
-    fault::point("claim.uncommitted");
+    fault::hit("claim.uncommitted");
     let committed = db.commit().await;
-    fault::point("claim.committed");
+    fault::hit("claim.committed");
 
-    let Reading {
+    let ClockReading {
         now,
         read_at,
-        within: read_within,
+        uncertainty: read_within,
     } = match committed {
-        Ok(()) => reading.sharpened_unscoped(&mut connection).await,
+        Ok(()) => reading.refined_unscoped(&mut connection).await,
         Err(_) => reading,
     };
 
-    let idle = match (committed, lease.count, trunk.room) {
+    let idle = match (committed, lease.count, trunk.capacity) {
         (Err(error), ..) => {
             tracing::warn!(%error, "the commit of a claim has an unknown result");
-            Some(Idle::Unsure)
+            Some(IdleReason::CommitUnknown)
         }
-        (Ok(()), 0, 0) => Some(Idle::Full),
-        (Ok(()), 0, _) => Some(Idle::NoWork),
+        (Ok(()), 0, 0) => Some(IdleReason::AtCapacity),
+        (Ok(()), 0, _) => Some(IdleReason::NoWork),
         (Ok(()), ..) => None,
     };
 
-    Ok(Claim {
+    Ok(CallClaim {
         calls,
         lease,
         now,
         read_at,
-        read_within,
+        read_uncertainty: read_within,
         idle,
-        money_took,
+        funding_time: money_took,
     })
 }
 
-fn nothing(reason: Idle) -> Claim {
-    Claim {
+fn empty_claim(reason: IdleReason) -> CallClaim {
+    CallClaim {
         calls: Vec::new(),
-        lease: Lease {
+        lease: SlotLease {
             count: 0,
             first: DateTime::<Utc>::MIN_UTC,
             interval: chrono::TimeDelta::zero(),
         },
         now: DateTime::<Utc>::MIN_UTC,
         read_at: Instant::now(),
-        read_within: Duration::ZERO,
+        read_uncertainty: Duration::ZERO,
         idle: Some(reason),
-        money_took: Duration::ZERO,
+        funding_time: Duration::ZERO,
     }
 }
 
-fn count(len: usize) -> u32 {
+fn saturating_count(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
-async fn lock(db: &mut PgConnection, trunk: TrunkId) -> Result<Option<TrunkRow>> {
+async fn lock_trunk(db: &mut PgConnection, trunk: TrunkId) -> Result<Option<LockedTrunk>> {
     let pacer = sqlx::query!(
         "select next_slot, slowdown, slowed_at, turn from pacers where trunk_id = $1 for update",
         trunk as TrunkId,
@@ -232,8 +237,8 @@ async fn lock(db: &mut PgConnection, trunk: TrunkId) -> Result<Option<TrunkRow>>
         let room = i64::from(limits.max_concurrent)
             .saturating_sub(limits.live)
             .max(0);
-        TrunkRow {
-            pace: Pace {
+        LockedTrunk {
+            pace: TrunkPace {
                 cps: limits.cps.to_f64().unwrap_or_default(),
                 next_slot: pacer.next_slot,
                 slowdown: pacer.slowdown,
@@ -241,7 +246,7 @@ async fn lock(db: &mut PgConnection, trunk: TrunkId) -> Result<Option<TrunkRow>>
             },
             now: limits.now,
             turn: pacer.turn,
-            room: u32::try_from(room).unwrap_or(u32::MAX),
+            capacity: u32::try_from(room).unwrap_or(u32::MAX),
         }
     }))
 }
@@ -267,12 +272,12 @@ async fn lock_orgs(db: &mut PgConnection, trunk: TrunkId) -> Result<Vec<OrgId>> 
 }
 
 /// Loads the lanes with due work on the trunk, and how many more calls each may have.
-async fn lanes(
+async fn load_lanes(
     db: &mut PgConnection,
     trunk: TrunkId,
     most: u32,
     orgs: &[OrgId],
-) -> Result<(HashMap<OrgId, Share>, Vec<Lane>)> {
+) -> Result<(HashMap<OrgId, OrgShare>, Vec<DialLane>)> {
     let rows = sqlx::query_file!(
         "src/calls/lanes.sql",
         trunk as TrunkId,
@@ -292,16 +297,16 @@ async fn lanes(
         let org = OrgId(row.org_id);
         shares.insert(
             org,
-            Share {
+            OrgShare {
                 turn: row.org_turn,
-                room: room(row.org_limit, row.org_live),
+                capacity: room(row.org_limit, row.org_live),
             },
         );
-        lanes.push(Lane {
+        lanes.push(DialLane {
             org,
             batch: row.batch_id.map(BatchId),
             turn: row.turn,
-            room: room(row.lane_limit, row.lane_live).min(room(row.due, 0)),
+            capacity: room(row.lane_limit, row.lane_live).min(room(row.due, 0)),
         });
     }
     Ok((shares, lanes))
@@ -310,9 +315,9 @@ async fn lanes(
 /// Gives another slot to calls whose request provably did nothing.
 async fn resubmit_deferred(
     db: &mut PgConnection,
-    request: Ask<'_>,
+    request: ClaimRequest<'_>,
     most: u32,
-) -> Result<Vec<Claimed>> {
+) -> Result<Vec<ClaimedCall>> {
     let due = sqlx::query_scalar!(
         r#"select c.id as "id: CallId"
            from calls c
@@ -329,15 +334,15 @@ async fn resubmit_deferred(
     )
     .fetch_all(&mut *db)
     .await?;
-    submit(db, request, &due).await
+    submit_calls(db, request, &due).await
 }
 
 /// Claims direct calls, one per number: two that wait for the same person go one after the other.
 async fn claim_direct(
     db: &mut PgConnection,
-    request: Ask<'_>,
-    division: &Division,
-) -> Result<Vec<Claimed>> {
+    request: ClaimRequest<'_>,
+    division: &SlotDivision,
+) -> Result<Vec<ClaimedCall>> {
     let (orgs, counts): (Vec<OrgId>, Vec<i64>) = division
         .grants
         .iter()
@@ -374,16 +379,20 @@ async fn claim_direct(
     .fetch_all(&mut *db)
     .await?;
 
-    submit(db, request, &picked).await
+    submit_calls(db, request, &picked).await
 }
 
 /// Assigns those calls that are still queued or deferred to the worker.
-async fn submit(db: &mut PgConnection, request: Ask<'_>, calls: &[CallId]) -> Result<Vec<Claimed>> {
+async fn submit_calls(
+    db: &mut PgConnection,
+    request: ClaimRequest<'_>,
+    calls: &[CallId],
+) -> Result<Vec<ClaimedCall>> {
     if calls.is_empty() {
         return Ok(Vec::new());
     }
     let rows = sqlx::query_as!(
-        ClaimedRow,
+        ClaimedCallRow,
         r#"update calls c
            set status = 'submitting', worker = $1, submit_count = c.submit_count + 1,
                submitted_at = now(), changed_at = now(), check_at = null
@@ -401,17 +410,17 @@ async fn submit(db: &mut PgConnection, request: Ask<'_>, calls: &[CallId]) -> Re
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().map(Claimed::from).collect())
+    Ok(rows.into_iter().map(ClaimedCall::from).collect())
 }
 
 /// Moves the trunk's next slot past the leased ones and each lane's turn past its grant, and
 /// stores which batches could not be funded.
-async fn advance(
+async fn advance_turns(
     db: &mut PgConnection,
     trunk: TrunkId,
-    lease: &Lease,
-    division: &Division,
-    fates: &HashMap<BatchId, Fate>,
+    lease: &SlotLease,
+    division: &SlotDivision,
+    fates: &HashMap<BatchId, Funding>,
 ) -> Result<DateTime<Utc>> {
     let (orgs, org_turns): (Vec<OrgId>, Vec<i64>) = division.org_turns.iter().copied().unzip();
     let (batches, batch_turns): (Vec<BatchId>, Vec<i64>) = division
@@ -429,12 +438,12 @@ async fn advance(
 
     let fed: Vec<bool> = batches
         .iter()
-        .map(|id| matches!(fates.get(id), Some(Fate::Fed)))
+        .map(|id| matches!(fates.get(id), Some(Funding::Funded)))
         .collect();
     let starved: Vec<Option<Refusal>> = batches
         .iter()
         .map(|id| match fates.get(id) {
-            Some(Fate::Starved(refusal)) => Some(*refusal),
+            Some(Funding::Unfunded(refusal)) => Some(*refusal),
             _ => None,
         })
         .collect();
@@ -459,7 +468,7 @@ async fn advance(
     Ok(now)
 }
 
-pub(super) struct ClaimedRow {
+pub(super) struct ClaimedCallRow {
     pub id: uuid::Uuid,
     pub org_id: uuid::Uuid,
     pub batch_id: Option<uuid::Uuid>,
@@ -473,8 +482,8 @@ pub(super) struct ClaimedRow {
     pub claimed_at: DateTime<Utc>,
 }
 
-impl From<ClaimedRow> for Claimed {
-    fn from(row: ClaimedRow) -> Self {
+impl From<ClaimedCallRow> for ClaimedCall {
+    fn from(row: ClaimedCallRow) -> Self {
         Self {
             id: CallId(row.id),
             org: OrgId(row.org_id),

@@ -10,26 +10,26 @@ use crate::ids::{BatchId, OrgId};
 
 /// A batch, or the direct calls of an organisation, with due work.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lane {
+pub struct DialLane {
     pub org: OrgId,
     /// None for the organisation's direct calls.
     pub batch: Option<BatchId>,
     pub turn: i64,
     /// More calls that its limit and its due work allow.
-    pub room: u32,
+    pub capacity: u32,
 }
 
 /// An organisation's turn on the trunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub struct OrgShare {
     pub turn: i64,
     /// More calls that the organisation's limit allows.
-    pub room: u32,
+    pub capacity: u32,
 }
 
 /// Slots given to one lane, and its turn afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
+pub struct SlotGrant {
     pub org: OrgId,
     pub batch: Option<BatchId>,
     pub count: u32,
@@ -38,43 +38,48 @@ pub struct Grant {
 
 /// Result of one division.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Division {
-    pub grants: Vec<Grant>,
+pub struct SlotDivision {
+    pub grants: Vec<SlotGrant>,
     /// Each served organisation's turn afterwards.
     pub org_turns: Vec<(OrgId, i64)>,
     /// The trunk's virtual time afterwards.
     pub turn: i64,
 }
 
-struct Turns {
-    lane: Lane,
+struct LaneProgress {
+    lane: DialLane,
     given: u32,
 }
 
 /// Divides `slots` over the lanes. `turn` is the trunk's virtual time: no organisation
 /// starts before it.
 #[must_use]
-pub fn divide(slots: u32, turn: i64, shares: &HashMap<OrgId, Share>, lanes: Vec<Lane>) -> Division {
+pub fn divide_slots(
+    slots: u32,
+    turn: i64,
+    shares: &HashMap<OrgId, OrgShare>,
+    lanes: Vec<DialLane>,
+) -> SlotDivision {
     // 1. Group the lanes by organisation.
-    let mut orgs: Vec<(OrgId, Share, Vec<Turns>)> = Vec::new();
-    for lane in lanes.into_iter().filter(|lane| lane.room > 0) {
+    let mut orgs: Vec<(OrgId, OrgShare, Vec<LaneProgress>)> = Vec::new();
+    for lane in lanes.into_iter().filter(|lane| lane.capacity > 0) {
         let Some(share) = shares.get(&lane.org) else {
             continue;
         };
-        let entry = Turns { lane, given: 0 };
+        let entry = LaneProgress { lane, given: 0 };
         match orgs.iter_mut().find(|(org, ..)| *org == entry.lane.org) {
             Some((_, _, lanes)) => lanes.push(entry),
             None => {
-                let start = Share {
+                let start = OrgShare {
                     turn: share.turn.max(turn),
-                    room: share.room,
+                    capacity: share.capacity,
                 };
                 orgs.push((entry.lane.org, start, vec![entry]));
             }
         }
     }
     for (.., lanes) in &mut orgs {
-        level(lanes);
+        raise_idle_lanes(lanes);
     }
 
     // 2. Give each slot to the organisation, and in it the lane, with the lowest turn.
@@ -83,22 +88,22 @@ pub fn divide(slots: u32, turn: i64, shares: &HashMap<OrgId, Share>, lanes: Vec<
         let next = orgs
             .iter_mut()
             .filter(|(_, share, lanes)| {
-                share.room > 0 && lanes.iter().any(|lane| lane.lane.room > 0)
+                share.capacity > 0 && lanes.iter().any(|lane| lane.lane.capacity > 0)
             })
             .min_by_key(|(org, share, _)| (share.turn, *org));
         let Some((_, share, lanes)) = next else { break };
         now = now.max(share.turn);
         share.turn += 1;
-        share.room -= 1;
-        serve_one(lanes);
+        share.capacity -= 1;
+        grant_one(lanes);
     }
 
-    collect(orgs, now)
+    collect_grants(orgs, now)
 }
 
 /// Raises the turn of lanes that were idle, so that they do not catch up: no turn is below the
 /// highest one by more than the number of lanes.
-fn level(lanes: &mut [Turns]) {
+fn raise_idle_lanes(lanes: &mut [LaneProgress]) {
     let floor = lanes
         .iter()
         .map(|lane| lane.lane.turn)
@@ -110,36 +115,38 @@ fn level(lanes: &mut [Turns]) {
     }
 }
 
-fn serve_one(lanes: &mut [Turns]) {
+fn grant_one(lanes: &mut [LaneProgress]) {
     let next = lanes
         .iter_mut()
-        .filter(|lane| lane.lane.room > 0)
+        .filter(|lane| lane.lane.capacity > 0)
         .min_by_key(|lane| (lane.lane.turn, lane.lane.batch));
     if let Some(lane) = next {
         lane.lane.turn += 1;
-        lane.lane.room -= 1;
+        lane.lane.capacity -= 1;
         lane.given += 1;
     }
 }
 
-fn collect(orgs: Vec<(OrgId, Share, Vec<Turns>)>, turn: i64) -> Division {
-    let mut division = Division {
+fn collect_grants(orgs: Vec<(OrgId, OrgShare, Vec<LaneProgress>)>, turn: i64) -> SlotDivision {
+    let mut division = SlotDivision {
         turn,
-        ..Division::default()
+        ..SlotDivision::default()
     };
     for (org, share, lanes) in orgs {
         let before = division.grants.len();
-        division.grants.extend(
-            lanes
-                .into_iter()
-                .filter(|lane| lane.given > 0)
-                .map(|lane| Grant {
-                    org,
-                    batch: lane.lane.batch,
-                    count: lane.given,
-                    turn: lane.lane.turn,
-                }),
-        );
+        division
+            .grants
+            .extend(
+                lanes
+                    .into_iter()
+                    .filter(|lane| lane.given > 0)
+                    .map(|lane| SlotGrant {
+                        org,
+                        batch: lane.lane.batch,
+                        count: lane.given,
+                        turn: lane.lane.turn,
+                    }),
+            );
         if division.grants.len() > before {
             division.org_turns.push((org, share.turn));
         }
@@ -151,28 +158,28 @@ fn collect(orgs: Vec<(OrgId, Share, Vec<Turns>)>, turn: i64) -> Division {
 mod tests {
     use super::*;
 
-    fn lane(org: OrgId, batch: BatchId, turn: i64, room: u32) -> Lane {
-        Lane {
+    fn lane(org: OrgId, batch: BatchId, turn: i64, room: u32) -> DialLane {
+        DialLane {
             org,
             batch: Some(batch),
             turn,
-            room,
+            capacity: room,
         }
     }
 
-    fn shares(orgs: &[(OrgId, i64, u32)]) -> HashMap<OrgId, Share> {
+    fn shares(orgs: &[(OrgId, i64, u32)]) -> HashMap<OrgId, OrgShare> {
         orgs.iter()
             .map(|(org, turn, room)| {
-                let share = Share {
+                let share = OrgShare {
                     turn: *turn,
-                    room: *room,
+                    capacity: *room,
                 };
                 (*org, share)
             })
             .collect()
     }
 
-    fn given(division: &Division, batch: BatchId) -> u32 {
+    fn given(division: &SlotDivision, batch: BatchId) -> u32 {
         division
             .grants
             .iter()
@@ -186,7 +193,7 @@ mod tests {
         let (a, b) = (OrgId::new(), OrgId::new());
         let (big, small) = (BatchId::new(), BatchId::new());
         let lanes = vec![lane(a, big, 0, 1_000_000), lane(b, small, 0, 100)];
-        let division = divide(150, 0, &shares(&[(a, 0, 9999), (b, 0, 9999)]), lanes);
+        let division = divide_slots(150, 0, &shares(&[(a, 0, 9999), (b, 0, 9999)]), lanes);
         assert_eq!((given(&division, big), given(&division, small)), (75, 75));
     }
 
@@ -199,7 +206,7 @@ mod tests {
             lane(a, two, 0, 99),
             lane(b, other, 0, 99),
         ];
-        let division = divide(40, 0, &shares(&[(a, 0, 99), (b, 0, 99)]), lanes);
+        let division = divide_slots(40, 0, &shares(&[(a, 0, 99), (b, 0, 99)]), lanes);
         assert_eq!(
             [
                 given(&division, one),
@@ -218,7 +225,7 @@ mod tests {
         let mut served = Vec::new();
         for _ in 0..6 {
             let lanes = vec![lane(a, one, 0, 9), lane(b, two, 0, 9)];
-            let division = divide(1, turn, &shares(&[(a, turn_a, 9), (b, turn_b, 9)]), lanes);
+            let division = divide_slots(1, turn, &shares(&[(a, turn_a, 9), (b, turn_b, 9)]), lanes);
             turn = division.turn;
             let (org, after) = division.org_turns[0];
             if org == a {
@@ -237,7 +244,7 @@ mod tests {
         let (a, b) = (OrgId::new(), OrgId::new());
         let (one, two) = (BatchId::new(), BatchId::new());
         let lanes = vec![lane(a, one, 0, 99), lane(b, two, 0, 3)];
-        let division = divide(10, 0, &shares(&[(a, 0, 5), (b, 0, 99)]), lanes);
+        let division = divide_slots(10, 0, &shares(&[(a, 0, 5), (b, 0, 99)]), lanes);
         assert_eq!((given(&division, one), given(&division, two)), (5, 3));
     }
 
@@ -246,17 +253,17 @@ mod tests {
         let (a, b) = (OrgId::new(), OrgId::new());
         let (one, two) = (BatchId::new(), BatchId::new());
         let lanes = vec![lane(a, one, 5000, 99), lane(b, two, 0, 99)];
-        let division = divide(20, 5000, &shares(&[(a, 5000, 99), (b, 0, 99)]), lanes);
+        let division = divide_slots(20, 5000, &shares(&[(a, 5000, 99), (b, 0, 99)]), lanes);
         assert_eq!((given(&division, one), given(&division, two)), (10, 10));
     }
 
     #[test]
     fn no_lanes_give_no_grants() {
         assert_eq!(
-            divide(10, 7, &HashMap::new(), Vec::new()),
-            Division {
+            divide_slots(10, 7, &HashMap::new(), Vec::new()),
+            SlotDivision {
                 turn: 7,
-                ..Division::default()
+                ..SlotDivision::default()
             }
         );
     }

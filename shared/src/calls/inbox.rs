@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::answer::{self, ANSWERED};
-use super::apply::{Applied, Change, What, apply_unscoped};
+use super::answer::{self, ANSWER_EVENT_KEY};
+use super::apply::{AppliedUpdates, CallUpdate, UpdateKind, apply_unscoped};
 use crate::columns::column;
 use crate::error::{Error, Result};
 use crate::fault;
@@ -19,7 +19,7 @@ use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 /// Origin of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum Source {
+pub enum EventSource {
     /// A callback of the carrier.
     Callback,
     /// A fetch of the answer document.
@@ -30,22 +30,25 @@ pub enum Source {
 
 /// An event to store.
 #[derive(Clone, Debug)]
-pub struct NewEvent {
+pub struct NewCallEvent {
     pub call: CallId,
     /// The trunk the event came in for; a call of another trunk is not found.
     pub trunk: TrunkId,
-    pub source: Source,
+    pub source: EventSource,
     pub event: CallEvent,
 }
 
 /// Stores events in one statement, except those that are stored already. Returns, for each event
 /// in order, true when its call exists.
-pub async fn append_unscoped(db: &mut PgConnection, events: &[NewEvent]) -> Result<Vec<bool>> {
+pub async fn append_events_unscoped(
+    db: &mut PgConnection,
+    events: &[NewCallEvent],
+) -> Result<Vec<bool>> {
     let found = sqlx::query_file_scalar!(
         "src/calls/append.sql",
         &column(events, |new| new.call) as &[CallId],
         &column(events, |new| new.trunk) as &[TrunkId],
-        &column(events, |new| new.source) as &[Source],
+        &column(events, |new| new.source) as &[EventSource],
         &column(events, |new| new.event.dedup_key.as_str()) as &[&str],
         &column(events, |new| new.event.carrier_call_id.as_deref()) as &[Option<&str>],
         &column(events, |new| new.event.status) as &[Option<CallStatus>],
@@ -77,7 +80,7 @@ pub async fn append_unscoped(db: &mut PgConnection, events: &[NewEvent]) -> Resu
 
 /// Finds the calls with this id at a carrier's account, for callbacks that do not carry our id.
 /// Carriers have no principal; the request must then prove to come from the trunk's carrier.
-pub async fn of_carrier_unscoped(
+pub async fn find_by_carrier_id_unscoped(
     db: &mut PgConnection,
     account_id: &str,
     carrier_call_id: &str,
@@ -98,7 +101,7 @@ pub async fn of_carrier_unscoped(
 
 /// A failed attempt to apply events.
 #[derive(Debug)]
-pub struct Refused {
+pub struct RefusedEvents {
     pub error: Error,
     /// The events of the attempt; empty when they could not be loaded.
     pub events: Vec<i64>,
@@ -108,23 +111,23 @@ pub struct Refused {
 ///
 /// # Errors
 /// [`Refused`]; the events stay pending then.
-pub async fn apply_waiting_unscoped(
+pub async fn apply_pending_unscoped(
     pool: &PgPool,
     most: i64,
     now: DateTime<Utc>,
-) -> std::result::Result<(usize, Applied), Refused> {
+) -> std::result::Result<(usize, AppliedUpdates), RefusedEvents> {
     let mut events = Vec::new();
-    apply_waiting(pool, most, now, &mut events)
+    apply_pending(pool, most, now, &mut events)
         .await
-        .map_err(|error| Refused { error, events })
+        .map_err(|error| RefusedEvents { error, events })
 }
 
-async fn apply_waiting(
+async fn apply_pending(
     pool: &PgPool,
     most: i64,
     now: DateTime<Utc>,
     tried: &mut Vec<i64>,
-) -> Result<(usize, Applied)> {
+) -> Result<(usize, AppliedUpdates)> {
     let mut connection = pool.acquire().await?;
     let mut db = connection.begin().await?;
 
@@ -144,16 +147,16 @@ async fn apply_waiting(
     .fetch_all(&mut *db)
     .await?;
     if rows.is_empty() {
-        return Ok((0, Applied::default()));
+        return Ok((0, AppliedUpdates::default()));
     }
     tried.extend(rows.iter().map(|row| row.id));
 
     // 2. Move the calls.
-    let changes: Vec<Change> = rows
+    let changes: Vec<CallUpdate> = rows
         .into_iter()
-        .map(|row| Change {
+        .map(|row| CallUpdate {
             call: row.call_id,
-            what: What::Event(CallEvent {
+            kind: UpdateKind::Event(CallEvent {
                 carrier_call_id: row.carrier_call_id,
                 dedup_key: row.dedup_key,
                 status: row.status,
@@ -176,10 +179,10 @@ async fn apply_waiting(
     // 3. Store the first turn of answered calls.
     let answered: Vec<CallId> = changes
         .iter()
-        .filter(|change| matches!(&change.what, What::Event(event) if event.dedup_key == ANSWERED))
+        .filter(|change| matches!(&change.kind, UpdateKind::Event(event) if event.dedup_key == ANSWER_EVENT_KEY))
         .map(|change| change.call)
         .collect();
-    answer::note_first_turns_unscoped(&mut db, &answered).await?;
+    answer::store_first_turns_unscoped(&mut db, &answered).await?;
 
     // 4. Mark the events as applied, and commit.
     sqlx::query!(
@@ -189,15 +192,15 @@ async fn apply_waiting(
     .execute(&mut *db)
     .await?;
 
-    fault::point("inbox.uncommitted");
+    fault::hit("inbox.uncommitted");
     db.commit().await?;
-    fault::point("inbox.committed");
+    fault::hit("inbox.committed");
     Ok((tried.len(), applied))
 }
 
 /// Sets aside an event that fails even when applied alone: it stays in the table with the
 /// reason and is not tried again.
-pub async fn set_aside_unscoped(pool: &PgPool, event: i64, why: &str) -> Result<()> {
+pub async fn set_event_aside_unscoped(pool: &PgPool, event: i64, why: &str) -> Result<()> {
     sqlx::query!(
         "update call_events
          set applied_at = clock_timestamp(),

@@ -73,7 +73,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: CallId) -> Result<Ca
         attempt_number: row.attempt_number,
         from_number: row.from_number,
         to_number: row.to_number,
-        variable_values: row.variable_values.shown(row.hipaa_compliance),
+        variable_values: row.variable_values.redacted_if(row.hipaa_compliance),
         hipaa_compliance: row.hipaa_compliance,
         status: row.status,
         outcome: row.outcome,

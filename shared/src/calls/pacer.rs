@@ -15,14 +15,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 /// Share by which slots are further apart than the limit requires.
 const HEADROOM: f64 = 0.04;
 /// Longest delay of a send; a later slot is burned.
-pub const LATE_LIMIT: Duration = Duration::from_millis(10);
+pub const MAX_SEND_DELAY: Duration = Duration::from_millis(10);
 /// Longest time ahead for which slots are leased.
 const HORIZON_MILLIS: i64 = 250;
 /// Horizon of trunks slower than [`SLOW_CPS`], which are claimed from less often.
 const SLOW_HORIZON_MILLIS: i64 = 500;
 const SLOW_CPS: f64 = 20.0;
 /// Time for the claim's commit: a first slot before it would be burned.
-const LEAD_MILLIS: i64 = 15;
+const COMMIT_LEAD_MILLIS: i64 = 15;
 /// Half-life of the slowdown after a carrier pushed back.
 const SLOWDOWN_HALF_LIFE_SECS: f64 = 10.0;
 const SLOWDOWN_STEP: f64 = 1.5;
@@ -30,7 +30,7 @@ const SLOWDOWN_LIMIT: f64 = 20.0;
 
 /// State of a trunk's pacer, by the database's clock.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
+pub struct TrunkPace {
     pub cps: f64,
     pub next_slot: DateTime<Utc>,
     pub slowdown: f64,
@@ -39,13 +39,13 @@ pub struct Pace {
 
 /// Leased slots: `count` of them from `first` on, `interval` apart.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lease {
+pub struct SlotLease {
     pub count: u32,
     pub first: DateTime<Utc>,
     pub interval: TimeDelta,
 }
 
-impl Lease {
+impl SlotLease {
     /// The slot after the last leased one.
     #[must_use]
     pub fn next_slot(&self) -> DateTime<Utc> {
@@ -64,7 +64,7 @@ impl Lease {
     }
 }
 
-impl Pace {
+impl TrunkPace {
     /// Longest time ahead for which this trunk's slots are leased.
     #[must_use]
     pub fn horizon(&self) -> TimeDelta {
@@ -87,7 +87,7 @@ impl Pace {
 
     /// Slowdown to store after the carrier pushed back at `now`.
     #[must_use]
-    pub fn pushed_back(&self, now: DateTime<Utc>) -> f64 {
+    pub fn slowdown_after_push_back(&self, now: DateTime<Utc>) -> f64 {
         (self.slowdown_at(now) * SLOWDOWN_STEP).min(SLOWDOWN_LIMIT)
     }
 
@@ -105,17 +105,17 @@ impl Pace {
     /// Every free slot up to the horizon, without those in the past or before the claim can be
     /// committed.
     #[must_use]
-    pub fn lease(&self, now: DateTime<Utc>) -> Lease {
+    pub fn lease(&self, now: DateTime<Utc>) -> SlotLease {
         let interval = self.interval(now);
         let first = self
             .next_slot
-            .max(now + TimeDelta::milliseconds(LEAD_MILLIS));
+            .max(now + TimeDelta::milliseconds(COMMIT_LEAD_MILLIS));
         let room = (now + self.horizon() - first)
             .num_microseconds()
             .unwrap_or(-1);
         let step = interval.num_microseconds().unwrap_or(i64::MAX).max(1);
         let count = if room < 0 { 0 } else { room / step + 1 };
-        Lease {
+        SlotLease {
             count: u32::try_from(count).unwrap_or(u32::MAX),
             first,
             interval,
@@ -133,8 +133,8 @@ mod tests {
         DateTime::from_timestamp_micros(1_700_000_000_000_000 + micros).unwrap()
     }
 
-    fn pace(cps: f64, next_slot: i64) -> Pace {
-        Pace {
+    fn pace(cps: f64, next_slot: i64) -> TrunkPace {
+        TrunkPace {
             cps,
             next_slot: at(next_slot),
             slowdown: 1.0,
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn push_back_slows_and_decays() {
-        let slow = Pace {
+        let slow = TrunkPace {
             slowdown: 3.0,
             slowed_at: Some(at(0)),
             ..pace(10.0, 0)
@@ -179,8 +179,8 @@ mod tests {
         assert!((slow.slowdown_at(at(0)) - 3.0).abs() < 1e-9);
         assert!((slow.slowdown_at(at(10_000_000)) - 2.0).abs() < 1e-9);
         assert!(slow.slowdown_at(at(200_000_000)) < 1.001);
-        assert!((slow.pushed_back(at(0)) - 4.5).abs() < 1e-9);
-        assert!(slow.pushed_back(at(0)) <= SLOWDOWN_LIMIT);
+        assert!((slow.slowdown_after_push_back(at(0)) - 4.5).abs() < 1e-9);
+        assert!(slow.slowdown_after_push_back(at(0)) <= SLOWDOWN_LIMIT);
     }
 
     proptest! {

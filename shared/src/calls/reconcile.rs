@@ -14,17 +14,17 @@ use crate::telephony::{CallEvent, CallStatus, Outcome, Reason};
 
 /// Time in `submitting` after which the worker that should have sent the request is presumed
 /// dead. It is longer than a worker may hold a call ([`HOLD_LIMIT`]) plus its HTTP timeout.
-pub const SUBMITTING_LIMIT: TimeDelta = TimeDelta::seconds(30);
+pub const SUBMIT_TIMEOUT: TimeDelta = TimeDelta::seconds(30);
 /// Longest time a worker may hold a claimed call before it must give it back unsent.
-pub const HOLD_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+pub const MAX_CLAIM_AGE: std::time::Duration = std::time::Duration::from_secs(10);
 /// Longest time an accepted call may have no event beyond its ring time or its longest talk.
-const SILENCE_SECS: i32 = 60;
+const STALE_AFTER_SECS: i32 = 60;
 /// Longest time a direct call may wait for its slot; then it expires.
-const QUEUE_LIMIT: TimeDelta = TimeDelta::minutes(15);
+const QUEUE_TIMEOUT: TimeDelta = TimeDelta::minutes(15);
 
 /// A call to look up at its carrier.
 #[derive(Clone, Debug)]
-pub struct Silent {
+pub struct StaleCall {
     pub id: CallId,
     pub org: OrgId,
     pub trunk: TrunkId,
@@ -54,7 +54,7 @@ pub async fn abandon_submissions_unscoped(db: &mut PgConnection) -> Result<u64> 
              error_message = 'the worker died while it placed this call'
          from abandoned a
          where c.id = a.id",
-        SUBMITTING_LIMIT.as_seconds_f64(),
+        SUBMIT_TIMEOUT.as_seconds_f64(),
     )
     .execute(db)
     .await?;
@@ -64,12 +64,12 @@ pub async fn abandon_submissions_unscoped(db: &mut PgConnection) -> Result<u64> 
 
 /// Claims stale calls for a look-up at their carrier. One worker gets each call, and the call is
 /// due again after `again_in` unless it has moved by then.
-pub async fn take_silent_unscoped(
+pub async fn claim_stale_unscoped(
     pool: &PgPool,
     most: i64,
     again_in: TimeDelta,
     unknown_deadline: TimeDelta,
-) -> Result<Vec<Silent>> {
+) -> Result<Vec<StaleCall>> {
     let rows = sqlx::query!(
         r#"with due as (
                select c.id
@@ -101,14 +101,14 @@ pub async fn take_silent_unscoped(
         most,
         again_in.as_seconds_f64(),
         i32::try_from(unknown_deadline.num_seconds()).unwrap_or(i32::MAX / 2),
-        SILENCE_SECS,
+        STALE_AFTER_SECS,
     )
     .fetch_all(pool)
     .await?;
 
     Ok(rows
         .into_iter()
-        .map(|row| Silent {
+        .map(|row| StaleCall {
             id: row.id,
             org: row.org_id,
             trunk: row.trunk_id,
@@ -123,7 +123,7 @@ pub async fn take_silent_unscoped(
 }
 
 /// Selects those of the carrier's call ids that belong to one of our calls already.
-pub async fn bound_unscoped(
+pub async fn bound_carrier_ids_unscoped(
     pool: &PgPool,
     trunk: TrunkId,
     carrier_call_ids: &[String],
@@ -144,7 +144,7 @@ pub async fn bound_unscoped(
 /// Builds the event that ends a call without evidence, or one with a carrier's id that the carrier
 /// no longer knows.
 #[must_use]
-pub fn lost(carrier_call_id: Option<String>, now: DateTime<Utc>) -> CallEvent {
+pub fn lost_event(carrier_call_id: Option<String>, now: DateTime<Utc>) -> CallEvent {
     CallEvent {
         carrier_call_id,
         dedup_key: "lost".to_owned(),
@@ -158,14 +158,14 @@ pub fn lost(carrier_call_id: Option<String>, now: DateTime<Utc>) -> CallEvent {
 
 /// Numbers of calls that were ended unsent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Released {
+pub struct ReleasedCalls {
     pub canceled: u64,
     pub expired: u64,
 }
 
 /// Cancels deferred calls of batches or trunks that do not run, so that their rows can be dialled
 /// again, and expires direct calls that waited too long.
-pub async fn release_unscoped(db: &mut PgConnection) -> Result<Released> {
+pub async fn release_unsent_unscoped(db: &mut PgConnection) -> Result<ReleasedCalls> {
     // 1. Cancel deferred calls, settle them, and give their rows back.
     let canceled = sqlx::query_scalar!(
         r#"with unwanted as (
@@ -215,12 +215,12 @@ pub async fn release_unscoped(db: &mut PgConnection) -> Result<Released> {
          )
          insert into charges_due (call_id)
          select id from ended",
-        QUEUE_LIMIT.as_seconds_f64(),
+        QUEUE_TIMEOUT.as_seconds_f64(),
     )
     .execute(db)
     .await?;
 
-    Ok(Released {
+    Ok(ReleasedCalls {
         canceled: u64::try_from(canceled).unwrap_or(0),
         expired: expired.rows_affected(),
     })

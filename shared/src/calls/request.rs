@@ -6,16 +6,16 @@ use sqlx::PgConnection;
 
 use crate::access::Scope;
 use crate::agents::Agent;
-use crate::billing::estimate::{Basis, estimate_unscoped};
+use crate::billing::estimate::{EstimateBasis, estimate_unscoped};
 use crate::billing::snapshots::freeze_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId, UserId};
 use crate::phone::E164;
-use crate::phones::Phone;
+use crate::phones::CallerNumber;
 use crate::privacy::Variables;
 use crate::trunks;
 use crate::users;
-use crate::wallets::holds::{Refusal, Wanted, take, write_unscoped};
+use crate::wallets::holds::{HoldRequest, Refusal, insert_unscoped, try_hold};
 use crate::wallets::lock_unscoped;
 
 /// A direct call to make.
@@ -25,12 +25,12 @@ pub struct NewDirectCall {
     pub to: E164,
     pub variable_values: Variables,
     /// Basis of the hold.
-    pub basis: Basis,
+    pub basis: EstimateBasis,
 }
 
 /// A direct call that waits for its slot.
 #[derive(Clone, Debug, Serialize)]
-pub struct Queued {
+pub struct QueuedCall {
     pub id: CallId,
     pub org_id: OrgId,
     pub trunk_id: TrunkId,
@@ -43,13 +43,13 @@ pub struct Queued {
 /// [`Error::Conflict`] while the trunk is paused, or when its user is no longer a member;
 /// [`Error::InsufficientCredit`] when its user's wallet cannot pay it; [`Error::Unexpected`] when
 /// agent and number belong to different organisations.
-pub async fn request(
+pub async fn queue_call(
     db: &mut PgConnection,
     _scope: &Scope,
     agent: &Agent,
-    caller: &Phone,
+    caller: &CallerNumber,
     new: &NewDirectCall,
-) -> Result<Queued> {
+) -> Result<QueuedCall> {
     // 1. Refuse while the trunk is paused, or after the user has left.
     let paused = sqlx::query!(
         "select status_reason from trunks where id = $1 and status = 'paused'",
@@ -62,11 +62,11 @@ pub async fn request(
             "trunk_paused",
             format!(
                 "{}; call again when it has been resumed",
-                trunks::paused_words(trunk.status_reason.as_deref())
+                trunks::paused_message(trunk.status_reason.as_deref())
             ),
         ));
     }
-    if !users::keep_unscoped(db, new.user).await? {
+    if !users::lock_member_unscoped(db, new.user).await? {
         return Err(Error::conflict(
             "owner_removed",
             "the call's user is no longer a member of the organization",
@@ -95,9 +95,9 @@ pub async fn request(
     )
     .execute(&mut *db)
     .await?;
-    hold(db, agent, new, id).await?;
+    hold_funds(db, agent, new, id).await?;
 
-    Ok(Queued {
+    Ok(QueuedCall {
         id,
         org_id: agent.org_id,
         trunk_id: caller.trunk_id,
@@ -105,7 +105,7 @@ pub async fn request(
 }
 
 /// Holds the money for a queued call.
-async fn hold(
+async fn hold_funds(
     db: &mut PgConnection,
     agent: &Agent,
     new: &NewDirectCall,
@@ -121,13 +121,13 @@ async fn hold(
     else {
         return Err(Refusal::InsufficientCredits.error());
     };
-    let wanted = Wanted {
+    let wanted = HoldRequest {
         call,
         org: estimate.org,
         wallet: estimate.wallet,
         snapshot: *snapshot,
-        amount: estimate.worst,
+        amount: estimate.max_cost,
     };
-    let hold = take(wallet, &wanted).map_err(Refusal::error)?;
-    write_unscoped(db, &[hold]).await
+    let hold = try_hold(wallet, &wanted).map_err(Refusal::error)?;
+    insert_unscoped(db, &[hold]).await
 }

@@ -7,35 +7,35 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 /// The time is read again when the reading took longer than this.
-const SHARP: Duration = Duration::from_millis(3);
+const MAX_READ_TIME: Duration = Duration::from_millis(3);
 /// Most readings after the first.
-const READ_AGAIN: usize = 3;
+const MAX_REREADS: usize = 3;
 
 /// The database's time, and when it was read by this machine's monotonic clock.
-pub(super) struct Reading {
+pub(super) struct ClockReading {
     pub now: DateTime<Utc>,
     /// The same moment or a little later.
     pub read_at: Instant,
     /// Duration of the reading: `now` may be older by this much.
-    pub within: Duration,
+    pub uncertainty: Duration,
 }
 
-impl Reading {
+impl ClockReading {
     /// A reading by a statement that was sent at `sent_at`.
     pub fn new(now: DateTime<Utc>, sent_at: Instant) -> Self {
         let read_at = Instant::now();
         Self {
             now,
             read_at,
-            within: read_at - sent_at,
+            uncertainty: read_at - sent_at,
         }
     }
 
     /// Reads again while the reading took long, and keeps the fastest one: on a busy machine the
     /// statement that moves the pacer is too slow to place the slots. Time has no tenant.
-    pub async fn sharpened_unscoped(mut self, db: &mut PgConnection) -> Self {
-        for _ in 0..READ_AGAIN {
-            if self.within <= SHARP {
+    pub async fn refined_unscoped(mut self, db: &mut PgConnection) -> Self {
+        for _ in 0..MAX_REREADS {
+            if self.uncertainty <= MAX_READ_TIME {
                 break;
             }
             let sent_at = Instant::now();
@@ -45,7 +45,7 @@ impl Reading {
             // The first reading stays when a later one fails.
             let Ok(now) = now else { break };
             let again = Self::new(now, sent_at);
-            if again.within < self.within {
+            if again.uncertainty < self.uncertainty {
                 self = again;
             }
         }

@@ -13,35 +13,35 @@ use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::claim::{Ask, Claimed, ClaimedRow};
-use super::fair::Division;
-use crate::billing::quote::{Destination, Prices, Terms, worst_case};
+use super::claim::{ClaimRequest, ClaimedCall, ClaimedCallRow};
+use super::fair::SlotDivision;
+use crate::billing::quote::{CallPrices, PricedCall, ResellerTerms, max_cost};
 use crate::error::Result;
 use crate::ids::{BatchId, CallId, OrgId, RowId, TrunkId, WalletId};
 use crate::money::Usd;
 use crate::phone::E164;
-use crate::wallets::holds::{Refusal, Wanted, take, write_unscoped};
-use crate::wallets::{Locked, lock_unscoped};
+use crate::wallets::holds::{HoldRequest, Refusal, insert_unscoped, try_hold};
+use crate::wallets::{WalletState, lock_unscoped};
 
 /// Funding of a batch that was granted slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum Funding {
     /// Money was held for at least one of its rows.
-    Fed,
+    Funded,
     /// Rows were due, and the wallet could pay for none of them.
-    Starved(Refusal),
+    Unfunded(Refusal),
 }
 
 /// Calls made from rows, and the funding of their batches.
 #[derive(Default)]
-pub(super) struct Taken {
-    pub calls: Vec<Claimed>,
-    pub fates: HashMap<BatchId, Fate>,
+pub(super) struct ClaimedRows {
+    pub calls: Vec<ClaimedCall>,
+    pub funding: HashMap<BatchId, Funding>,
     /// Time spent on prices and holds.
-    pub money_took: Duration,
+    pub funding_time: Duration,
 }
 
-struct Picked {
+struct CallableRow {
     row_id: RowId,
     to: E164,
     batch_id: BatchId,
@@ -62,56 +62,58 @@ struct Picked {
 
 /// Claims batch rows: each becomes a call, unless its number has a live call already or its
 /// wallet cannot pay.
-pub(super) async fn rows(
+pub(super) async fn claim_rows(
     db: &mut PgConnection,
-    request: Ask<'_>,
-    division: &Division,
+    request: ClaimRequest<'_>,
+    division: &SlotDivision,
     now: DateTime<Utc>,
-) -> Result<Taken> {
+) -> Result<ClaimedRows> {
     // 1. Lock the due rows.
-    let picked = pick(db, division).await?;
+    let picked = lock_due_rows(db, division).await?;
     if picked.is_empty() {
-        return Ok(Taken::default());
+        return Ok(ClaimedRows::default());
     }
 
     // 2. Price them.
     let started = Instant::now();
-    let wanted = price(db, request, &picked, now).await?;
+    let wanted = price_rows(db, request, &picked, now).await?;
 
     // 3. Lock the wallets by id, and select the rows they can pay.
     let mut wallets: Vec<WalletId> = picked.iter().map(|row| row.wallet_id).collect();
     wallets.sort_unstable();
     wallets.dedup();
     let locked = lock_unscoped(db, &wallets, now).await?;
-    let (affordable, refused) = afford(locked.clone(), &wanted);
+    let (affordable, refused) = select_affordable(locked.clone(), &wanted);
     let priced = started.elapsed();
 
     // 4. Insert the calls. Some may be missing: only those that were made need a hold.
-    let calls = make(db, request, &picked, &wanted, &affordable).await?;
+    let calls = insert_calls(db, request, &picked, &wanted, &affordable).await?;
 
     // 5. Hold the money, and store the refusals.
     let started = Instant::now();
-    hold(db, locked, &wanted, &calls).await?;
-    turn_away(db, &picked, &wanted, &refused).await?;
+    hold_funds(db, locked, &wanted, &calls).await?;
+    store_refusals(db, &picked, &wanted, &refused).await?;
     let money_took = priced + started.elapsed();
 
     let mut fates = HashMap::new();
     for (row, wanted) in picked.iter().zip(&wanted) {
         if let Some(refusal) = refused.get(&wanted.call) {
-            fates.entry(row.batch_id).or_insert(Fate::Starved(*refusal));
+            fates
+                .entry(row.batch_id)
+                .or_insert(Funding::Unfunded(*refusal));
         } else {
-            fates.insert(row.batch_id, Fate::Fed);
+            fates.insert(row.batch_id, Funding::Funded);
         }
     }
 
-    Ok(Taken {
+    Ok(ClaimedRows {
         calls,
-        fates,
-        money_took,
+        funding: fates,
+        funding_time: money_took,
     })
 }
 
-async fn pick(db: &mut PgConnection, division: &Division) -> Result<Vec<Picked>> {
+async fn lock_due_rows(db: &mut PgConnection, division: &SlotDivision) -> Result<Vec<CallableRow>> {
     let (batches, counts): (Vec<BatchId>, Vec<i64>) = division
         .grants
         .iter()
@@ -121,7 +123,7 @@ async fn pick(db: &mut PgConnection, division: &Division) -> Result<Vec<Picked>>
         return Ok(Vec::new());
     }
     let picked = sqlx::query_file_as!(
-        Picked,
+        CallableRow,
         "src/calls/pick_rows.sql",
         &batches as &[BatchId],
         &counts,
@@ -133,12 +135,12 @@ async fn pick(db: &mut PgConnection, division: &Division) -> Result<Vec<Picked>>
 
 /// Freezes prices and computes the hold of each row. Rows of one batch with the same dialling
 /// prefix cost the same.
-async fn price(
+async fn price_rows(
     db: &mut PgConnection,
-    request: Ask<'_>,
-    picked: &[Picked],
+    request: ClaimRequest<'_>,
+    picked: &[CallableRow],
     now: DateTime<Utc>,
-) -> Result<Vec<Wanted>> {
+) -> Result<Vec<HoldRequest>> {
     let Some(edition) = picked.first().map(|row| row.edition) else {
         return Ok(Vec::new());
     };
@@ -146,21 +148,21 @@ async fn price(
 
     // 1. Quote each pair of batch and prefix once.
     let mut kinds: HashMap<(BatchId, &str), usize> = HashMap::new();
-    let mut prices: Vec<(OrgId, Prices)> = Vec::new();
+    let mut prices: Vec<(OrgId, CallPrices)> = Vec::new();
     let mut costs: Vec<Usd> = Vec::new();
     let mut kind_of = Vec::with_capacity(picked.len());
     for row in picked {
         let kind = *kinds
             .entry((row.batch_id, book.prefix_of(&row.to)))
             .or_insert_with(|| {
-                let destination = Destination {
+                let destination = PricedCall {
                     to: &row.to,
                     model: row.model.as_deref(),
                     speech: row.speech.as_deref(),
                 };
-                let quoted = Prices {
+                let quoted = CallPrices {
                     rates: book.rates_for(&destination),
-                    terms: Terms::of(
+                    terms: ResellerTerms::new(
                         row.reseller_org_id,
                         row.org_type.clone(),
                         row.markup_percent,
@@ -168,7 +170,7 @@ async fn price(
                     ),
                 };
                 let seconds = row.session_timeout_secs.min(request.hold_max_secs);
-                costs.push(worst_case(&quoted, seconds));
+                costs.push(max_cost(&quoted, seconds));
                 prices.push((row.org_id, quoted));
                 prices.len() - 1
             });
@@ -184,7 +186,7 @@ async fn price(
             let (Some(snapshot), Some(cost)) = (snapshots.get(kind), costs.get(kind)) else {
                 return Err(anyhow!("a row has no price").into());
             };
-            Ok(Wanted {
+            Ok(HoldRequest {
                 call: CallId::new(),
                 org: row.org_id,
                 wallet: row.wallet_id,
@@ -196,9 +198,9 @@ async fn price(
 }
 
 /// Selects the rows that can be paid, in order, with a refusal for each of the others.
-fn afford(
-    mut wallets: BTreeMap<WalletId, Locked>,
-    wanted: &[Wanted],
+fn select_affordable(
+    mut wallets: BTreeMap<WalletId, WalletState>,
+    wanted: &[HoldRequest],
 ) -> (HashSet<CallId>, HashMap<CallId, Refusal>) {
     let mut affordable = HashSet::new();
     let mut refused = HashMap::new();
@@ -206,7 +208,7 @@ fn afford(
         let Some(wallet) = wallets.get_mut(&wanted.wallet) else {
             continue;
         };
-        match take(wallet, wanted) {
+        match try_hold(wallet, wanted) {
             Ok(_) => {
                 affordable.insert(wanted.call);
             }
@@ -219,14 +221,14 @@ fn afford(
 }
 
 /// Inserts calls for the rows that can be paid.
-async fn make(
+async fn insert_calls(
     db: &mut PgConnection,
-    request: Ask<'_>,
-    picked: &[Picked],
-    wanted: &[Wanted],
+    request: ClaimRequest<'_>,
+    picked: &[CallableRow],
+    wanted: &[HoldRequest],
     affordable: &HashSet<CallId>,
-) -> Result<Vec<Claimed>> {
-    let paid: Vec<(&Picked, CallId)> = picked
+) -> Result<Vec<ClaimedCall>> {
+    let paid: Vec<(&CallableRow, CallId)> = picked
         .iter()
         .zip(wanted.iter().map(|wanted| wanted.call))
         .filter(|(_, call)| affordable.contains(call))
@@ -240,7 +242,7 @@ async fn make(
     let private: Vec<bool> = paid.iter().map(|(row, _)| row.hipaa_compliance).collect();
 
     let made = sqlx::query_file_as!(
-        ClaimedRow,
+        ClaimedCallRow,
         "src/calls/make_calls.sql",
         request.trunk as TrunkId,
         request.worker,
@@ -251,32 +253,32 @@ async fn make(
     .fetch_all(db)
     .await?;
 
-    Ok(made.into_iter().map(Claimed::from).collect())
+    Ok(made.into_iter().map(ClaimedCall::from).collect())
 }
 
 /// Holds the money of the calls that were made, all of which can be paid.
-async fn hold(
+async fn hold_funds(
     db: &mut PgConnection,
-    mut wallets: BTreeMap<WalletId, Locked>,
-    wanted: &[Wanted],
-    calls: &[Claimed],
+    mut wallets: BTreeMap<WalletId, WalletState>,
+    wanted: &[HoldRequest],
+    calls: &[ClaimedCall],
 ) -> Result<()> {
     let made: HashSet<CallId> = calls.iter().map(|call| call.id).collect();
     let mut holds = Vec::with_capacity(made.len());
     for wanted in wanted.iter().filter(|wanted| made.contains(&wanted.call)) {
         let hold = wallets
             .get_mut(&wanted.wallet)
-            .and_then(|wallet| take(wallet, wanted).ok());
+            .and_then(|wallet| try_hold(wallet, wanted).ok());
         holds.push(hold.ok_or_else(|| anyhow!("a call was made without money for it"))?);
     }
-    write_unscoped(db, &holds).await
+    insert_unscoped(db, &holds).await
 }
 
 /// Writes the refusal on rows that could not be paid.
-async fn turn_away(
+async fn store_refusals(
     db: &mut PgConnection,
-    picked: &[Picked],
-    wanted: &[Wanted],
+    picked: &[CallableRow],
+    wanted: &[HoldRequest],
     refused: &HashMap<CallId, Refusal>,
 ) -> Result<()> {
     if refused.is_empty() {

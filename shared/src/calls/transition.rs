@@ -12,7 +12,7 @@ use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 
 /// The part of a call that events change.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Progress {
+pub struct CallProgress {
     pub status: CallStatus,
     pub outcome: Option<Outcome>,
     pub reason: Option<Reason>,
@@ -35,52 +35,52 @@ pub struct Progress {
 
 /// Effect of an event on a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum EventEffect {
     /// The event changed the call.
     Changed,
     /// The event added nothing.
-    Nothing,
+    Unchanged,
     /// The event belongs to another call at the carrier: two exist for one attempt.
-    Foreign,
+    DuplicateCall,
 }
 
-impl Progress {
+impl CallProgress {
     /// Applies an event. `now` is used where the carrier gave no time.
-    pub fn take(&mut self, event: &CallEvent, now: DateTime<Utc>) -> Effect {
+    pub fn apply_event(&mut self, event: &CallEvent, now: DateTime<Utc>) -> EventEffect {
         match (&self.carrier_call_id, &event.carrier_call_id) {
             (Some(bound), Some(other)) if bound != other => {
                 self.conflicts += 1;
-                return Effect::Foreign;
+                return EventEffect::DuplicateCall;
             }
             _ => {}
         }
 
         let before = self.clone();
-        fill(&mut self.carrier_call_id, &event.carrier_call_id);
+        fill_missing(&mut self.carrier_call_id, &event.carrier_call_id);
         self.enrich(event);
         if let Some(status) = event.status {
-            self.climb(status, event, now);
+            self.advance_status(status, event, now);
         }
         if *self == before {
-            Effect::Nothing
+            EventEffect::Unchanged
         } else {
-            Effect::Changed
+            EventEffect::Changed
         }
     }
 
     fn enrich(&mut self, event: &CallEvent) {
-        fill(&mut self.sip_code, &event.sip_code);
-        fill(&mut self.carrier_code, &event.carrier_code);
-        fill(&mut self.price, &event.price);
-        fill(&mut self.currency, &event.currency);
-        fill(&mut self.recording_url, &event.recording_url);
+        fill_missing(&mut self.sip_code, &event.sip_code);
+        fill_missing(&mut self.carrier_code, &event.carrier_code);
+        fill_missing(&mut self.price, &event.price);
+        fill_missing(&mut self.currency, &event.currency);
+        fill_missing(&mut self.recording_url, &event.recording_url);
         if matches!(self.answered_by, None | Some(AnsweredBy::Unknown))
             && event.answered_by.is_some()
         {
             self.answered_by = event.answered_by;
         }
         if self.status == CallStatus::Final {
-            fill(&mut self.duration_seconds, &event.duration_seconds);
+            fill_missing(&mut self.duration_seconds, &event.duration_seconds);
         }
         if self.outcome == Some(Outcome::Completed) && self.by_machine() {
             self.outcome = Some(Outcome::Machine);
@@ -94,22 +94,22 @@ impl Progress {
         )
     }
 
-    fn climb(&mut self, status: CallStatus, event: &CallEvent, now: DateTime<Utc>) {
+    fn advance_status(&mut self, status: CallStatus, event: &CallEvent, now: DateTime<Utc>) {
         let at = event.occurred_at.unwrap_or(now);
         match status {
-            CallStatus::Dialing => fill(&mut self.dialed_at, &Some(at)),
-            CallStatus::Ringing => fill(&mut self.ringing_at, &Some(at)),
-            CallStatus::InProgress => fill(&mut self.answered_at, &Some(at)),
+            CallStatus::Dialing => fill_missing(&mut self.dialed_at, &Some(at)),
+            CallStatus::Ringing => fill_missing(&mut self.ringing_at, &Some(at)),
+            CallStatus::InProgress => fill_missing(&mut self.answered_at, &Some(at)),
             _ => {}
         }
         let nothing_known = self.status.rank() == 0 || event.carrier_call_id.is_some();
         if event.outcome == Some(Outcome::Lost) && !nothing_known {
             // Evidence arrived while the call was being given up as lost.
         } else if self.status == CallStatus::Final {
-            self.meet_final(status, event, at);
+            self.merge_final(status, event, at);
         } else if status.rank() > self.status.rank() {
             self.status = status;
-            fill_over(&mut self.carrier_status, event.carrier_status.as_ref());
+            overwrite(&mut self.carrier_status, event.carrier_status.as_ref());
             if status == CallStatus::Final {
                 self.finish(event, at);
             }
@@ -117,13 +117,13 @@ impl Progress {
     }
 
     /// Merges a final event into a call that is final already.
-    fn meet_final(&mut self, status: CallStatus, event: &CallEvent, at: DateTime<Utc>) {
+    fn merge_final(&mut self, status: CallStatus, event: &CallEvent, at: DateTime<Utc>) {
         if status != CallStatus::Final {
             return;
         }
         if self.outcome == Some(Outcome::Lost) {
             self.finish(event, at);
-        } else if event.outcome.map(answered) != self.outcome.map(answered) {
+        } else if event.outcome.map(without_machine) != self.outcome.map(without_machine) {
             self.conflicts += 1;
         }
     }
@@ -135,7 +135,9 @@ impl Progress {
             outcome => outcome,
         });
         self.reason = event.reason;
-        self.error_message = self.outcome.and_then(|outcome| explain(outcome, event));
+        self.error_message = self
+            .outcome
+            .and_then(|outcome| failure_message(outcome, event));
         self.duration_seconds = event.duration_seconds.or(self.duration_seconds);
         // Times come from the carrier's clock: an end must not precede the answer.
         self.ended_at = Some(
@@ -146,7 +148,7 @@ impl Progress {
 }
 
 /// Folds `machine` into `completed`: it refines the outcome and does not contradict it.
-fn answered(outcome: Outcome) -> Outcome {
+fn without_machine(outcome: Outcome) -> Outcome {
     if outcome == Outcome::Machine {
         Outcome::Completed
     } else {
@@ -154,20 +156,20 @@ fn answered(outcome: Outcome) -> Outcome {
     }
 }
 
-fn fill<T: Clone>(slot: &mut Option<T>, value: &Option<T>) {
+fn fill_missing<T: Clone>(slot: &mut Option<T>, value: &Option<T>) {
     if slot.is_none() {
         slot.clone_from(value);
     }
 }
 
-fn fill_over(slot: &mut Option<String>, value: Option<&String>) {
+fn overwrite(slot: &mut Option<String>, value: Option<&String>) {
     if let Some(value) = value {
         *slot = Some(value.clone());
     }
 }
 
 /// Explains to the owner why a call was not completed.
-fn explain(outcome: Outcome, event: &CallEvent) -> Option<String> {
+fn failure_message(outcome: Outcome, event: &CallEvent) -> Option<String> {
     // 1. Text by outcome, and by reason where a failure has one.
     let text = match (outcome, event.reason) {
         (Outcome::Completed | Outcome::Machine, _) => return None,
@@ -213,42 +215,42 @@ pub struct RetryPolicy {
     /// True when a row whose call was lost may be dialled again.
     pub retry_lost: bool,
     /// True while the batch is in progress or paused.
-    pub wanted: bool,
+    pub batch_active: bool,
 }
 
 /// Next state of a row whose call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RowVerdict {
     /// The row is done, with this wire status.
-    End(&'static str),
+    Done(&'static str),
     /// Another attempt, as a new call, not before this time.
-    Again(DateTime<Utc>),
+    Retry(DateTime<Utc>),
 }
 
 /// Decides the row's next state. `attempts` includes the one that just ended.
 #[must_use]
-pub fn after_call(
+pub fn decide_row(
     outcome: Outcome,
     reason: Option<Reason>,
     attempts: i64,
     policy: RetryPolicy,
     ended_at: DateTime<Utc>,
-) -> Verdict {
-    let again = Verdict::Again(ended_at + TimeDelta::seconds(policy.retry_delay_seconds.into()));
-    let tries_left = policy.wanted && attempts <= i64::from(policy.max_retries);
+) -> RowVerdict {
+    let again = RowVerdict::Retry(ended_at + TimeDelta::seconds(policy.retry_delay_seconds.into()));
+    let tries_left = policy.batch_active && attempts <= i64::from(policy.max_retries);
     let transient = matches!(reason, Some(Reason::Congestion | Reason::UnreachableTemp));
 
     match outcome {
-        Outcome::Completed | Outcome::Machine => Verdict::End("completed"),
+        Outcome::Completed | Outcome::Machine => RowVerdict::Done("completed"),
         Outcome::Busy | Outcome::NoAnswer if tries_left => again,
         Outcome::Failed if tries_left && transient => again,
         Outcome::Lost if tries_left && policy.retry_lost => again,
-        Outcome::Busy | Outcome::NoAnswer => Verdict::End("no_answer"),
+        Outcome::Busy | Outcome::NoAnswer => RowVerdict::Done("no_answer"),
         Outcome::Rejected
         | Outcome::Failed
         | Outcome::Canceled
         | Outcome::Expired
-        | Outcome::Lost => Verdict::End("failed"),
+        | Outcome::Lost => RowVerdict::Done("failed"),
     }
 }
 

@@ -7,8 +7,8 @@ fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + secs, 0).unwrap()
 }
 
-fn submitted() -> Progress {
-    Progress {
+fn submitted() -> CallProgress {
+    CallProgress {
         status: CallStatus::Submitting,
         outcome: None,
         reason: None,
@@ -75,7 +75,7 @@ fn every_status_climbs_and_none_falls() {
 
     for from in all {
         for to in all {
-            let mut call = Progress {
+            let mut call = CallProgress {
                 status: from,
                 ..submitted()
             };
@@ -84,7 +84,7 @@ fn every_status_climbs_and_none_falls() {
                 call.ended_at = Some(at(0));
             }
 
-            call.take(
+            call.apply_event(
                 &CallEvent {
                     outcome: (to == Final).then_some(Outcome::Busy),
                     ..event(to, 1)
@@ -103,8 +103,8 @@ fn every_status_climbs_and_none_falls() {
 #[test]
 fn a_late_no_answer_does_not_reopen_a_completed_call() {
     let mut call = submitted();
-    call.take(&end(Outcome::Completed, 12), at(12));
-    call.take(&end(Outcome::NoAnswer, 13), at(13));
+    call.apply_event(&end(Outcome::Completed, 12), at(12));
+    call.apply_event(&end(Outcome::NoAnswer, 13), at(13));
     assert_eq!(
         (call.outcome, call.conflicts),
         (Some(Outcome::Completed), 1)
@@ -114,8 +114,8 @@ fn a_late_no_answer_does_not_reopen_a_completed_call() {
 #[test]
 fn a_machine_found_after_the_end_refines_the_outcome_without_a_conflict() {
     let mut call = submitted();
-    call.take(&end(Outcome::Completed, 12), at(12));
-    call.take(
+    call.apply_event(&end(Outcome::Completed, 12), at(12));
+    call.apply_event(
         &CallEvent {
             status: None,
             answered_by: Some(AnsweredBy::Machine),
@@ -123,14 +123,14 @@ fn a_machine_found_after_the_end_refines_the_outcome_without_a_conflict() {
         },
         at(13),
     );
-    call.take(&end(Outcome::Completed, 14), at(14));
+    call.apply_event(&end(Outcome::Completed, 14), at(14));
     assert_eq!((call.outcome, call.conflicts), (Some(Outcome::Machine), 0));
 }
 
 #[test]
 fn evidence_replaces_lost_and_nothing_else() {
     let mut call = submitted();
-    call.take(
+    call.apply_event(
         &CallEvent {
             outcome: Some(Outcome::Lost),
             carrier_call_id: None,
@@ -139,19 +139,19 @@ fn evidence_replaces_lost_and_nothing_else() {
         at(400),
     );
     assert_eq!(call.outcome, Some(Outcome::Lost));
-    call.take(&end(Outcome::Completed, 500), at(500));
+    call.apply_event(&end(Outcome::Completed, 500), at(500));
     assert_eq!(call.outcome, Some(Outcome::Completed));
 }
 
 #[test]
 fn a_second_call_at_the_carrier_is_a_duplicate() {
     let mut call = submitted();
-    call.take(&event(CallStatus::Ringing, 1), at(1));
+    call.apply_event(&event(CallStatus::Ringing, 1), at(1));
     let other = CallEvent {
         carrier_call_id: Some("CA2".to_owned()),
         ..end(Outcome::Busy, 2)
     };
-    assert_eq!(call.take(&other, at(2)), Effect::Foreign);
+    assert_eq!(call.apply_event(&other, at(2)), EventEffect::DuplicateCall);
     assert_eq!((call.status, call.conflicts), (CallStatus::Ringing, 1));
 }
 
@@ -163,7 +163,7 @@ fn an_unknown_carrier_status_changes_nothing() {
         carrier_status: Some("levitating".to_owned()),
         ..event(CallStatus::Ringing, 1)
     };
-    call.take(&odd, at(1));
+    call.apply_event(&odd, at(1));
     assert_eq!(call.status, CallStatus::Submitting);
 }
 
@@ -173,7 +173,7 @@ fn a_row_ends_as_its_last_call_did() {
         max_retries: 0,
         retry_delay_seconds: 60,
         retry_lost: false,
-        wanted: true,
+        batch_active: true,
     };
     let table = [
         (Outcome::Completed, "completed"),
@@ -188,8 +188,8 @@ fn a_row_ends_as_its_last_call_did() {
     ];
     for (outcome, status) in table {
         assert_eq!(
-            after_call(outcome, None, 1, policy, at(0)),
-            Verdict::End(status)
+            decide_row(outcome, None, 1, policy, at(0)),
+            RowVerdict::Done(status)
         );
     }
 }
@@ -200,52 +200,52 @@ fn only_transient_outcomes_are_retried() {
         max_retries: 1,
         retry_delay_seconds: 60,
         retry_lost: false,
-        wanted: true,
+        batch_active: true,
     };
-    let again = Verdict::Again(at(0) + TimeDelta::seconds(60));
+    let again = RowVerdict::Retry(at(0) + TimeDelta::seconds(60));
 
     // An attempt is left.
-    assert_eq!(after_call(Outcome::Busy, None, 1, policy, at(0)), again);
-    assert_eq!(after_call(Outcome::NoAnswer, None, 1, policy, at(0)), again);
+    assert_eq!(decide_row(Outcome::Busy, None, 1, policy, at(0)), again);
+    assert_eq!(decide_row(Outcome::NoAnswer, None, 1, policy, at(0)), again);
     assert_eq!(
-        after_call(Outcome::Failed, Some(Reason::Congestion), 1, policy, at(0)),
+        decide_row(Outcome::Failed, Some(Reason::Congestion), 1, policy, at(0)),
         again
     );
 
     // No attempt is left, or the outcome is not transient.
     assert_eq!(
-        after_call(Outcome::Busy, None, 2, policy, at(0)),
-        Verdict::End("no_answer")
+        decide_row(Outcome::Busy, None, 2, policy, at(0)),
+        RowVerdict::Done("no_answer")
     );
     assert_eq!(
-        after_call(Outcome::Lost, None, 1, policy, at(0)),
-        Verdict::End("failed")
+        decide_row(Outcome::Lost, None, 1, policy, at(0)),
+        RowVerdict::Done("failed")
     );
     assert_eq!(
-        after_call(
+        decide_row(
             Outcome::Failed,
             Some(Reason::InvalidNumber),
             1,
             policy,
             at(0)
         ),
-        Verdict::End("failed")
+        RowVerdict::Done("failed")
     );
 
     let stopped = RetryPolicy {
-        wanted: false,
+        batch_active: false,
         ..policy
     };
     assert_eq!(
-        after_call(Outcome::Busy, None, 1, stopped, at(0)),
-        Verdict::End("no_answer")
+        decide_row(Outcome::Busy, None, 1, stopped, at(0)),
+        RowVerdict::Done("no_answer")
     );
 
     let careless = RetryPolicy {
         retry_lost: true,
         ..policy
     };
-    assert_eq!(after_call(Outcome::Lost, None, 1, careless, at(0)), again);
+    assert_eq!(decide_row(Outcome::Lost, None, 1, careless, at(0)), again);
 }
 
 proptest! {
@@ -258,11 +258,11 @@ proptest! {
         let events = whole_life();
         let mut straight = submitted();
         for event in &events {
-            straight.take(event, at(99));
+            straight.apply_event(event, at(99));
         }
         let mut shuffled = submitted();
         for n in order.iter().chain(&repeats) {
-            shuffled.take(&events[*n], at(99));
+            shuffled.apply_event(&events[*n], at(99));
         }
         prop_assert_eq!(straight, shuffled);
     }

@@ -8,7 +8,7 @@
 use url::Url;
 
 use crate::ids::{CallId, TrunkId};
-use crate::secret::Keys;
+use crate::secret::KeyRing;
 
 /// Path of status callbacks, with and without a call after it.
 pub const STATUS_PATH: &str = "/api/v1/batch-call/status-callback";
@@ -27,7 +27,7 @@ pub struct CallUrls {
 impl CallUrls {
     /// Builds the URLs of `call` on `trunk`.
     #[must_use]
-    pub fn new(public_url: &Url, keys: &Keys, trunk: TrunkId, call: CallId) -> Self {
+    pub fn new(public_url: &Url, keys: &KeyRing, trunk: TrunkId, call: CallId) -> Self {
         let of_call = format!("{trunk}/{call}/{}", keys.call_token(trunk, call));
         let at = |path: String| {
             let mut url = public_url.clone();
@@ -46,7 +46,7 @@ impl CallUrls {
 /// Builds the URL that a request for `path_and_query` was sent to, as the carrier saw it. None
 /// when the result is not a URL.
 #[must_use]
-pub fn requested(public_url: &Url, path_and_query: &str) -> Option<Url> {
+pub fn requested_url(public_url: &Url, path_and_query: &str) -> Option<Url> {
     let origin = public_url.origin().ascii_serialization();
     Url::parse(&format!("{origin}{}{path_and_query}", prefix(public_url))).ok()
 }
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn issued_urls_equal_the_rebuilt_ones() {
-        let keys = Keys::derive(&[5; 32]).unwrap();
+        let keys = KeyRing::derive(&[5; 32]).unwrap();
         let (trunk, call) = (TrunkId::new(), CallId::new());
         for (public, prefix) in [
             ("https://peal.example.com", ""),
@@ -79,7 +79,7 @@ mod tests {
             ];
             for url in all {
                 let seen = url.path().strip_prefix(prefix).unwrap();
-                assert_eq!(requested(&public, seen).as_ref(), Some(url));
+                assert_eq!(requested_url(&public, seen).as_ref(), Some(url));
                 assert!(seen.contains(&keys.call_token(trunk, call)));
             }
             assert!(urls.status.path().ends_with(&format!(
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn the_query_is_kept_unchanged() {
         let public = Url::parse("https://peal.example.com").unwrap();
-        let url = requested(&public, "/callbacks/a/b?To=%2B15550100&x=a+b&empty=").unwrap();
+        let url = requested_url(&public, "/callbacks/a/b?To=%2B15550100&x=a+b&empty=").unwrap();
         assert_eq!(
             url.as_str(),
             "https://peal.example.com/callbacks/a/b?To=%2B15550100&x=a+b&empty="

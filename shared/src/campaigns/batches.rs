@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use crate::access::{Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
-use crate::page::{Owners, Page};
+use crate::page::{OwnerFilter, Page};
 use crate::wallets::holds::Refusal;
 use crate::{agents, phones};
 
@@ -199,7 +199,7 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<B
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    owners: &Owners,
+    owners: &OwnerFilter,
     page: Page,
 ) -> Result<(Vec<Batch>, i64)> {
     let total = sqlx::query_scalar!(
@@ -274,13 +274,13 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<B
 pub async fn lock_unstarted(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Batch> {
     let batch = lock(db, scope, id).await?;
     if batch.status != BatchStatus::NotStarted {
-        return Err(already_started());
+        return Err(batch_started_error());
     }
     Ok(batch)
 }
 
 /// The conflict of a change after the start.
-pub(super) fn already_started() -> Error {
+pub(super) fn batch_started_error() -> Error {
     Error::conflict("batch_started", "batch already started")
 }
 

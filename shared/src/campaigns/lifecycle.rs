@@ -8,15 +8,17 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::batches::{Batch, BatchStatus, batches, find, lock};
-use super::readiness::{ROWS_LOOKED_AT, blockers, owner_removed, rows_without_values, startable};
-use super::starving::{is_starved, pause_for, shortage_of};
+use super::readiness::{
+    MAX_ROWS_CHECKED, check_startable, load_blockers, owner_removed_blocker, rows_without_values,
+};
+use super::starving::{credit_shortage, is_paused_for_credit, pause_for_credit};
 use crate::access::Scope;
-use crate::billing::estimate::Basis;
+use crate::billing::estimate::EstimateBasis;
 use crate::calls::apply::complete_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
-use crate::queue::{Enqueued, Payload, Queue, enqueue, enqueue_all};
-use crate::users::keep_unscoped;
+use crate::queue::{EnqueuedJob, JobPayload, Queue, enqueue, enqueue_all};
+use crate::users::lock_member_unscoped;
 
 /// Most launches that one round enqueues again.
 const ROUND_LIMIT: i64 = 1000;
@@ -28,7 +30,7 @@ pub struct StartBatch {
     pub batch_id: BatchId,
 }
 
-impl Payload for StartBatch {
+impl JobPayload for StartBatch {
     const KIND: &'static str = "start_batch";
     const QUEUE: Queue = Queue::Control;
     const MAX_ATTEMPTS: i32 = 25;
@@ -50,7 +52,7 @@ pub struct CancelCalls {
     pub batch_id: BatchId,
 }
 
-impl Payload for CancelCalls {
+impl JobPayload for CancelCalls {
     const KIND: &'static str = "cancel_calls";
     const QUEUE: Queue = Queue::Control;
     // The job retries each second while requests of the batch have no known result.
@@ -64,10 +66,10 @@ impl Payload for CancelCalls {
 
 /// A start that was accepted.
 #[derive(Debug)]
-pub struct Started {
+pub struct StartedBatch {
     pub batch: Batch,
     pub member_count: i64,
-    pub job: Enqueued,
+    pub job: EnqueuedJob,
 }
 
 /// Accepts the start of a batch.
@@ -79,12 +81,12 @@ pub async fn start(
     db: &mut PgConnection,
     scope: &Scope,
     id: BatchId,
-    basis: Basis,
-) -> Result<Started> {
+    basis: EstimateBasis,
+) -> Result<StartedBatch> {
     // 1. Lock the batch, then its owner, whose membership is among the blockers.
     let batch = lock(db, scope, id).await?;
-    let _is_member = keep_unscoped(db, batch.user_id).await?;
-    let (member_count, mut blockers) = blockers(db, &batch).await?;
+    let _is_member = lock_member_unscoped(db, batch.user_id).await?;
+    let (member_count, mut blockers) = load_blockers(db, &batch).await?;
     let payload = StartBatch {
         org_id: batch.org_id,
         batch_id: id,
@@ -100,12 +102,12 @@ pub async fn start(
             ));
         }
 
-        startable(&batch, member_count)?;
-        blockers.extend(rows_without_values(db, &batch, Some(ROWS_LOOKED_AT)).await?);
+        check_startable(&batch, member_count)?;
+        blockers.extend(rows_without_values(db, &batch, Some(MAX_ROWS_CHECKED)).await?);
         if !blockers.is_empty() {
             return Err(Error::NotReady(blockers));
         }
-        if let Some(refusal) = shortage_of(db, &batch, basis).await? {
+        if let Some(refusal) = credit_shortage(db, &batch, basis).await? {
             return Err(refusal.error());
         }
 
@@ -123,7 +125,7 @@ pub async fn start(
 
     // 3. Enqueue the launch in the same transaction.
     let job = enqueue(db, &payload, None).await?;
-    Ok(Started {
+    Ok(StartedBatch {
         batch: find(db, scope, id).await?,
         member_count,
         job,
@@ -132,8 +134,12 @@ pub async fn start(
 
 /// Launches an accepted batch, or pauses it with the reason when it is no longer ready. Runs for
 /// the platform: the start was authorised when it was accepted. True when it dials.
-pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -> Result<bool> {
-    let Some(batch) = waiting_for_launch(db, id).await? else {
+pub async fn launch_unscoped(
+    db: &mut PgConnection,
+    id: BatchId,
+    basis: EstimateBasis,
+) -> Result<bool> {
+    let Some(batch) = find_unlaunched(db, id).await? else {
         return Ok(false);
     };
 
@@ -148,13 +154,13 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -
     )
     .fetch_optional(&mut *db)
     .await?;
-    let Some(batch) = waiting_for_launch(db, id).await? else {
+    let Some(batch) = find_unlaunched(db, id).await? else {
         return Ok(false);
     };
 
     // 3. Pause it when something blocks it, or when its owner's credit is insufficient.
-    let _is_member = keep_unscoped(db, batch.user_id).await?;
-    let (rows, mut blockers) = blockers(db, &batch).await?;
+    let _is_member = lock_member_unscoped(db, batch.user_id).await?;
+    let (rows, mut blockers) = load_blockers(db, &batch).await?;
     blockers.extend(without_values);
     if rows > 0
         && let Some(blocker) = blockers.first()
@@ -168,8 +174,8 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -
         .await?;
         return Ok(false);
     }
-    if let Some(refusal) = shortage_of(db, &batch, basis).await? {
-        pause_for(db, id, refusal).await?;
+    if let Some(refusal) = credit_shortage(db, &batch, basis).await? {
+        pause_for_credit(db, id, refusal).await?;
         return Ok(false);
     }
 
@@ -189,7 +195,7 @@ pub async fn launch_unscoped(db: &mut PgConnection, id: BatchId, basis: Basis) -
 
 /// Enqueues the launch of batches that await one and have no job for it: the job that a quick
 /// resume returned may have run earlier, while the batch was paused. Runs for every tenant.
-pub async fn start_forgotten_unscoped(db: &mut PgConnection) -> Result<Vec<Enqueued>> {
+pub async fn requeue_launches_unscoped(db: &mut PgConnection) -> Result<Vec<EnqueuedJob>> {
     let forgotten = sqlx::query!(
         r#"select b.id as "id: BatchId", b.org_id as "org_id: OrgId"
            from call_batches b
@@ -229,7 +235,7 @@ pub async fn pause(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<
     let batch = lock(db, scope, id).await?;
     match batch.status {
         // A batch paused for insufficient credit could resume automatically.
-        BatchStatus::Paused if !is_starved(&batch) => return Ok(batch),
+        BatchStatus::Paused if !is_paused_for_credit(&batch) => return Ok(batch),
         BatchStatus::Paused | BatchStatus::InProgress => {}
         status => return Err(wrong_status("pause", "in progress", status)),
     }
@@ -263,8 +269,8 @@ pub async fn resume(
     db: &mut PgConnection,
     scope: &Scope,
     id: BatchId,
-    basis: Basis,
-) -> Result<(Batch, Enqueued)> {
+    basis: EstimateBasis,
+) -> Result<(Batch, EnqueuedJob)> {
     let batch = lock(db, scope, id).await?;
     match batch.status {
         BatchStatus::Paused | BatchStatus::InProgress => {}
@@ -272,10 +278,10 @@ pub async fn resume(
     }
 
     if batch.status == BatchStatus::Paused {
-        if !keep_unscoped(db, batch.user_id).await? {
-            return Err(Error::NotReady(vec![owner_removed()]));
+        if !lock_member_unscoped(db, batch.user_id).await? {
+            return Err(Error::NotReady(vec![owner_removed_blocker()]));
         }
-        if let Some(refusal) = shortage_of(db, &batch, basis).await? {
+        if let Some(refusal) = credit_shortage(db, &batch, basis).await? {
             return Err(refusal.error());
         }
 
@@ -310,7 +316,7 @@ pub async fn stop(
     db: &mut PgConnection,
     scope: &Scope,
     id: BatchId,
-) -> Result<(Batch, Option<Enqueued>)> {
+) -> Result<(Batch, Option<EnqueuedJob>)> {
     let batch = lock(db, scope, id).await?;
     match batch.status {
         BatchStatus::Stopped => return Ok((batch, None)),
@@ -369,10 +375,10 @@ async fn set_status(
 }
 
 async fn awaits_launch(db: &mut PgConnection, id: BatchId) -> Result<bool> {
-    Ok(waiting_for_launch(db, id).await?.is_some())
+    Ok(find_unlaunched(db, id).await?.is_some())
 }
 
-async fn waiting_for_launch(db: &mut PgConnection, id: BatchId) -> Result<Option<Batch>> {
+async fn find_unlaunched(db: &mut PgConnection, id: BatchId) -> Result<Option<Batch>> {
     let batch = batches!(
         "where id = $1
            and status = 'in_progress'

@@ -29,7 +29,7 @@ pub struct StatusCounts {
 /// The reason why nothing is dialled at the moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[schema(as = Waiting)]
-pub struct Waiting {
+pub struct WaitingReason {
     pub code: &'static str,
     pub message: String,
     /// Time at which dialling continues, where known.
@@ -39,7 +39,7 @@ pub struct Waiting {
 /// The state of a batch at one moment.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = Snapshot)]
-pub struct Snapshot {
+pub struct BatchSnapshot {
     pub status: BatchStatus,
     pub status_reason: Option<String>,
     pub status_counts: StatusCounts,
@@ -48,7 +48,7 @@ pub struct Snapshot {
     /// Seconds until the last row, at this rate.
     pub eta_seconds: Option<f64>,
     /// None while calls are being started, or when there is nothing left to start.
-    pub waiting: Option<Waiting>,
+    pub waiting: Option<WaitingReason>,
 }
 
 /// Counts a batch's rows by status.
@@ -79,7 +79,7 @@ pub async fn counts(
 /// # Errors
 /// As [`counts`].
 #[expect(clippy::cast_precision_loss, reason = "a rate for people to read")]
-pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<Snapshot> {
+pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Result<BatchSnapshot> {
     // 1. Count rows, and calls of the last seconds.
     let (batch, counts) = counts(db, scope, id).await?;
     let started = sqlx::query_scalar!(
@@ -101,10 +101,10 @@ pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Resu
     let waiting = if starting || left + counts.calling == 0 {
         None
     } else {
-        waiting(db, &batch).await?
+        waiting_reason(db, &batch).await?
     };
 
-    Ok(Snapshot {
+    Ok(BatchSnapshot {
         status: batch.status,
         status_reason: batch.status_reason,
         status_counts: counts,
@@ -114,7 +114,7 @@ pub async fn snapshot(db: &mut PgConnection, scope: &Scope, id: BatchId) -> Resu
     })
 }
 
-struct Facts {
+struct WaitingFacts {
     launched: bool,
     starved: Option<Refusal>,
     trunk_active: bool,
@@ -136,9 +136,9 @@ struct Facts {
     pace_used: bool,
 }
 
-async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>> {
+async fn waiting_reason(db: &mut PgConnection, batch: &Batch) -> Result<Option<WaitingReason>> {
     let waiting = |code, message: String, until| {
-        Some(Waiting {
+        Some(WaitingReason {
             code,
             message,
             until,
@@ -149,13 +149,14 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
     Ok(match batch.status {
         BatchStatus::InProgress => {
             let facts = sqlx::query_file_as!(
-                Facts,
+                WaitingFacts,
                 "src/campaigns/waiting_facts.sql",
                 batch.id as BatchId
             )
             .fetch_one(db)
             .await?;
-            (facts.under_way == 0 || facts.rows_left).then(|| explain(&facts, batch.batch_size))
+            (facts.under_way == 0 || facts.rows_left)
+                .then(|| first_obstacle(&facts, batch.batch_size))
         }
         BatchStatus::Paused => waiting(
             batch.status_reason_code.map_or("paused", Refusal::code),
@@ -180,7 +181,7 @@ async fn waiting(db: &mut PgConnection, batch: &Batch) -> Result<Option<Waiting>
 }
 
 /// Reports the first obstacle between a row and its call.
-fn explain(facts: &Facts, batch_size: i32) -> Waiting {
+fn first_obstacle(facts: &WaitingFacts, batch_size: i32) -> WaitingReason {
     let first = obstacles(facts, batch_size)
         .into_iter()
         .find(|(applies, ..)| *applies);
@@ -190,16 +191,16 @@ fn explain(facts: &Facts, batch_size: i32) -> Waiting {
         "rows are due and slots are free: no worker with the role dial has claimed them yet"
             .to_owned(),
     ));
-    Waiting {
+    WaitingReason {
         code,
         message,
-        until: until(code, facts),
+        until: obstacle_end(code, facts),
     }
 }
 
 /// Lists all obstacles in the order in which they must be cleared: true when one applies, its
 /// code, and a sentence for the batch's owner.
-fn obstacles(facts: &Facts, batch_size: i32) -> Vec<(bool, &'static str, String)> {
+fn obstacles(facts: &WaitingFacts, batch_size: i32) -> Vec<(bool, &'static str, String)> {
     let text = |text: &str| text.to_owned();
 
     let org_limit = facts.org_limit;
@@ -213,7 +214,7 @@ fn obstacles(facts: &Facts, batch_size: i32) -> Vec<(bool, &'static str, String)
         (
             !facts.trunk_active,
             "trunk_paused",
-            trunks::paused_words(facts.trunk_reason.as_deref()),
+            trunks::paused_message(facts.trunk_reason.as_deref()),
         ),
         (
             !facts.has_pacer,
@@ -229,7 +230,7 @@ fn obstacles(facts: &Facts, batch_size: i32) -> Vec<(bool, &'static str, String)
         (
             facts.starved.is_some(),
             facts.starved.map_or("", Refusal::code),
-            text(facts.starved.map_or("", Refusal::words)),
+            text(facts.starved.map_or("", Refusal::message)),
         ),
         (
             !facts.due,
@@ -272,7 +273,7 @@ fn obstacles(facts: &Facts, batch_size: i32) -> Vec<(bool, &'static str, String)
 }
 
 /// Time at which an obstacle goes away by itself, where known.
-fn until(code: &str, facts: &Facts) -> Option<DateTime<Utc>> {
+fn obstacle_end(code: &str, facts: &WaitingFacts) -> Option<DateTime<Utc>> {
     match code {
         "retry_later" => facts.next_due,
         "deferred" => facts.deferred_until,
@@ -292,8 +293,8 @@ mod tests {
     }
 
     /// A batch with due rows, on a trunk with free slots.
-    fn free() -> Facts {
-        Facts {
+    fn free() -> WaitingFacts {
+        WaitingFacts {
             launched: true,
             starved: None,
             trunk_active: true,
@@ -318,7 +319,7 @@ mod tests {
 
     #[test]
     fn each_obstacle_is_reported_with_its_end_before_the_later_ones() {
-        type ObstacleStep = (fn(&mut Facts), &'static str, Option<i64>);
+        type ObstacleStep = (fn(&mut WaitingFacts), &'static str, Option<i64>);
 
         // From the last obstacle to the first, each added to the ones before.
         let steps: [ObstacleStep; 13] = [
@@ -356,7 +357,7 @@ mod tests {
         let mut facts = free();
         for (apply, code, until) in steps {
             apply(&mut facts);
-            let waiting = explain(&facts, BATCH_SIZE);
+            let waiting = first_obstacle(&facts, BATCH_SIZE);
             assert_eq!((waiting.code, waiting.until), (code, until.and_then(at)));
             assert!(!waiting.message.is_empty(), "{code}");
         }
@@ -364,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_trunk_that_is_nearly_full_or_slow_is_no_obstacle() {
-        let facts = Facts {
+        let facts = WaitingFacts {
             trunk_live: 9,
             org_live: 99,
             batch_live: 4,
@@ -372,12 +373,18 @@ mod tests {
             deferred_until: at(9),
             ..free()
         };
-        assert_eq!(explain(&facts, BATCH_SIZE).code, "waiting_for_worker");
-        let unlimited = Facts {
+        assert_eq!(
+            first_obstacle(&facts, BATCH_SIZE).code,
+            "waiting_for_worker"
+        );
+        let unlimited = WaitingFacts {
             trunk_limit: None,
             slowdown: None,
             ..free()
         };
-        assert_eq!(explain(&unlimited, BATCH_SIZE).code, "waiting_for_worker");
+        assert_eq!(
+            first_obstacle(&unlimited, BATCH_SIZE).code,
+            "waiting_for_worker"
+        );
     }
 }

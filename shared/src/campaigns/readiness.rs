@@ -4,17 +4,17 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::batches::{Batch, BatchStatus, find};
-use super::ingest::spoken;
-use super::starving::shortage_of;
+use super::ingest::required_variables;
+use super::starving::credit_shortage;
 use crate::access::Scope;
 use crate::agents;
-use crate::billing::estimate::Basis;
+use crate::billing::estimate::EstimateBasis;
 use crate::error::{Blocker, Error, Result};
 use crate::ids::{AgentId, BatchId, TrunkId};
 use crate::trunks;
 
 /// Most rows that a request checks for missing values; the launch checks all of them.
-pub(super) const ROWS_LOOKED_AT: i64 = 20_000;
+pub(super) const MAX_ROWS_CHECKED: i64 = 20_000;
 
 /// Readiness of a batch to start now.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -35,21 +35,21 @@ pub async fn readiness(
     db: &mut PgConnection,
     scope: &Scope,
     id: BatchId,
-    basis: Basis,
+    basis: EstimateBasis,
 ) -> Result<Readiness> {
     let batch = find(db, scope, id).await?;
 
-    let (member_count, mut blockers) = blockers(db, &batch).await?;
-    blockers.extend(rows_without_values(db, &batch, Some(ROWS_LOOKED_AT)).await?);
-    if let Some(refusal) = shortage_of(db, &batch, basis).await? {
+    let (member_count, mut blockers) = load_blockers(db, &batch).await?;
+    blockers.extend(rows_without_values(db, &batch, Some(MAX_ROWS_CHECKED)).await?);
+    if let Some(refusal) = credit_shortage(db, &batch, basis).await? {
         blockers.push(Blocker {
             code: refusal.code(),
-            message: refusal.words().to_owned(),
+            message: refusal.message().to_owned(),
         });
     }
 
     // The status comes first: nothing else matters while it does not allow a start.
-    if let Err(refusal) = startable(&batch, member_count) {
+    if let Err(refusal) = check_startable(&batch, member_count) {
         blockers.insert(
             0,
             Blocker {
@@ -70,7 +70,7 @@ pub async fn readiness(
 }
 
 /// Refuses a batch whose status does not allow a start; `rows` are those not started.
-pub(super) fn startable(batch: &Batch, rows: i64) -> Result<()> {
+pub(super) fn check_startable(batch: &Batch, rows: i64) -> Result<()> {
     let (code, detail) = match batch.status {
         BatchStatus::NotStarted => return Ok(()),
         BatchStatus::Stopped if rows > 0 => return Ok(()),
@@ -94,7 +94,10 @@ pub(super) fn startable(batch: &Batch, rows: i64) -> Result<()> {
 
 /// Counts the rows not started, and collects the batch's blockers apart from
 /// [`rows_without_values`].
-pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i64, Vec<Blocker>)> {
+pub(super) async fn load_blockers(
+    db: &mut PgConnection,
+    batch: &Batch,
+) -> Result<(i64, Vec<Blocker>)> {
     // 1. Load all facts in one statement.
     let facts = sqlx::query!(
         r#"select g.not_started,
@@ -117,7 +120,7 @@ pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i6
     .await?;
 
     // 2. Check them in the order in which an owner can clear them.
-    let mut blockers = Vec::from_iter(facts.owner_removed.then(owner_removed));
+    let mut blockers = Vec::from_iter(facts.owner_removed.then(owner_removed_blocker));
     let mut block = |is: bool, code: &'static str, message: String| {
         if is {
             blockers.push(Blocker { code, message });
@@ -147,7 +150,7 @@ pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i6
     block(
         !facts.trunk_active,
         "trunk_paused",
-        trunks::paused_words(facts.trunk_reason.as_deref()),
+        trunks::paused_message(facts.trunk_reason.as_deref()),
     );
 
     let texts = [
@@ -159,7 +162,7 @@ pub(super) async fn blockers(db: &mut PgConnection, batch: &Batch) -> Result<(i6
 }
 
 /// The blocker of a batch whose owner was removed: their data stays, but no wallet pays for calls.
-pub(super) fn owner_removed() -> Blocker {
+pub(super) fn owner_removed_blocker() -> Blocker {
     Blocker {
         code: "owner_removed",
         message: "the batch owner is no longer a member of the organization; create the batch under another user".to_owned(),
@@ -199,7 +202,7 @@ pub(super) async fn rows_without_values(
     )
     .fetch_one(&mut *db)
     .await?;
-    let spoken = spoken(
+    let spoken = required_variables(
         [&agent.first_response_message, &agent.system_prompt],
         &batch.variable_names,
     );

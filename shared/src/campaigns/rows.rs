@@ -28,7 +28,7 @@ pub enum RowStatus {
 /// A row: the contract's fields, then Peal's own.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = Row)]
-pub struct Row {
+pub struct BatchRow {
     pub id: RowId,
     pub batch_id: BatchId,
     pub to_phonenumber: E164,
@@ -55,11 +55,11 @@ pub struct Row {
 /// Selection of rows: those after row number `after`, of one status or any, at most `most`, and
 /// fewer when their variables exceed `most_bytes`.
 #[derive(Clone, Copy, Debug)]
-pub struct Filter {
+pub struct RowFilter {
     pub status: Option<RowStatus>,
-    pub after: i64,
-    pub most: i64,
-    pub most_bytes: i64,
+    pub after_row_no: i64,
+    pub max_rows: i64,
+    pub max_bytes: i64,
 }
 
 /// Lists rows of a batch within the caller's scope in the order they were added; the flag is true
@@ -71,8 +71,8 @@ pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
     batch: BatchId,
-    filter: Filter,
-) -> Result<(Vec<Row>, bool)> {
+    filter: RowFilter,
+) -> Result<(Vec<BatchRow>, bool)> {
     // 1. Find the end of the page within the scope.
     find(db, scope, batch).await?;
     let (last, more) = end_of_page(db, batch, filter).await?;
@@ -99,7 +99,7 @@ pub async fn list(
              and d.row_no <= $4
            order by d.row_no"#,
         batch as BatchId,
-        filter.after,
+        filter.after_row_no,
         filter.status as Option<RowStatus>,
         last,
     )
@@ -107,11 +107,11 @@ pub async fn list(
     .await?;
 
     // 3. Hide the variables of private rows.
-    let rows = rows.into_iter().map(|row| Row {
+    let rows = rows.into_iter().map(|row| BatchRow {
         id: row.id,
         batch_id: row.batch_id,
         to_phonenumber: row.to_phonenumber,
-        variable_values: row.variable_values.shown(row.hipaa_compliance),
+        variable_values: row.variable_values.redacted_if(row.hipaa_compliance),
         hipaa_compliance: row.hipaa_compliance,
         status: row.status,
         error_message: row.error_message,
@@ -128,7 +128,11 @@ pub async fn list(
 }
 
 /// Finds the last row of a page; the flag is true when more follow.
-async fn end_of_page(db: &mut PgConnection, batch: BatchId, filter: Filter) -> Result<(i64, bool)> {
+async fn end_of_page(
+    db: &mut PgConnection,
+    batch: BatchId,
+    filter: RowFilter,
+) -> Result<(i64, bool)> {
     let page = sqlx::query!(
         r#"with behind as (
                select row_no, octet_length(variable_values::text) as bytes
@@ -148,10 +152,10 @@ async fn end_of_page(db: &mut PgConnection, batch: BatchId, filter: Filter) -> R
                   count(*) > count(*) filter (where n <= $4 and bytes_before < $5) as "more!"
            from measured"#,
         batch as BatchId,
-        filter.after,
+        filter.after_row_no,
         filter.status as Option<RowStatus>,
-        filter.most,
-        filter.most_bytes,
+        filter.max_rows,
+        filter.max_bytes,
     )
     .fetch_one(db)
     .await?;

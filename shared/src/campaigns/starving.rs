@@ -17,26 +17,26 @@ use sqlx::{PgConnection, PgPool};
 
 use super::batches::{Batch, BatchStatus};
 use super::lifecycle::StartBatch;
-use crate::billing::estimate::{Basis, estimate_unscoped};
+use crate::billing::estimate::{EstimateBasis, estimate_unscoped};
 use crate::error::Result;
 use crate::ids::{AgentId, BatchId, OrgId, UserId};
 use crate::phone::E164;
-use crate::queue::{Enqueued, enqueue};
+use crate::queue::{EnqueuedJob, enqueue};
 use crate::wallets::holds::Refusal;
 
 /// Time that a batch stays unfunded before it is paused.
-const PATIENCE: TimeDelta = TimeDelta::seconds(30);
+const PAUSE_DELAY: TimeDelta = TimeDelta::seconds(30);
 /// Most batches of one round.
 const ROUND_LIMIT: i64 = 1000;
 
 /// Returns the refusal of the owner's wallet for the batch's next call; none when it can pay, or
 /// when no row is left. The batch was found in the caller's scope.
-pub async fn shortage_unscoped(
+pub async fn credit_shortage_unscoped(
     db: &mut PgConnection,
     batch: BatchId,
     agent: AgentId,
     owner: UserId,
-    basis: Basis,
+    basis: EstimateBasis,
 ) -> Result<Option<Refusal>> {
     let next = sqlx::query_scalar!(
         r#"select to_phonenumber as "to: E164"
@@ -55,16 +55,16 @@ pub async fn shortage_unscoped(
 }
 
 /// As [`shortage_unscoped`], for a loaded batch.
-pub(super) async fn shortage_of(
+pub(super) async fn credit_shortage(
     db: &mut PgConnection,
     batch: &Batch,
-    basis: Basis,
+    basis: EstimateBasis,
 ) -> Result<Option<Refusal>> {
-    shortage_unscoped(db, batch.id, batch.agent_id, batch.user_id, basis).await
+    credit_shortage_unscoped(db, batch.id, batch.agent_id, batch.user_id, basis).await
 }
 
 /// Pauses a batch whose wallet cannot pay its next call.
-pub(super) async fn pause_for(
+pub(super) async fn pause_for_credit(
     db: &mut PgConnection,
     batch: BatchId,
     refusal: Refusal,
@@ -75,7 +75,7 @@ pub(super) async fn pause_for(
              starved_reason = $3, starved_until = now(), updated_at = now()
          where id = $1",
         batch as BatchId,
-        refusal.words(),
+        refusal.message(),
         refusal as Refusal,
     )
     .execute(db)
@@ -85,7 +85,7 @@ pub(super) async fn pause_for(
 
 /// Pauses batches that stayed unfunded and whose wallets have no holds that could be released.
 /// Runs for every tenant.
-pub async fn pause_starved_unscoped(pool: &PgPool) -> Result<Vec<(BatchId, Refusal)>> {
+pub async fn pause_unfunded_unscoped(pool: &PgPool) -> Result<Vec<(BatchId, Refusal)>> {
     let starved = sqlx::query!(
         r#"select b.id as "id: BatchId", b.starved_reason as "why!: Refusal"
            from call_batches b
@@ -93,7 +93,7 @@ pub async fn pause_starved_unscoped(pool: &PgPool) -> Result<Vec<(BatchId, Refus
            where b.status = 'in_progress'
              and b.starved_since < now() - make_interval(secs => $1)
              and w.held_micros = 0"#,
-        PATIENCE.as_seconds_f64(),
+        PAUSE_DELAY.as_seconds_f64(),
     )
     .fetch_all(pool)
     .await?;
@@ -108,8 +108,8 @@ pub async fn pause_starved_unscoped(pool: &PgPool) -> Result<Vec<(BatchId, Refus
                and status = 'in_progress'
                and starved_since < now() - make_interval(secs => $3)",
             batch.id as BatchId,
-            batch.why.words(),
-            PATIENCE.as_seconds_f64(),
+            batch.why.message(),
+            PAUSE_DELAY.as_seconds_f64(),
         )
         .execute(pool)
         .await?;
@@ -122,7 +122,10 @@ pub async fn pause_starved_unscoped(pool: &PgPool) -> Result<Vec<(BatchId, Refus
 
 /// Resumes batches with `auto_resume` that were paused for insufficient credit and can be paid.
 /// Runs for every tenant.
-pub async fn resume_fed_unscoped(pool: &PgPool, basis: Basis) -> Result<Vec<(BatchId, Enqueued)>> {
+pub async fn resume_funded_unscoped(
+    pool: &PgPool,
+    basis: EstimateBasis,
+) -> Result<Vec<(BatchId, EnqueuedJob)>> {
     let waiting = sqlx::query!(
         r#"select id as "id: BatchId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
                   agent_id as "agent_id: AgentId"
@@ -143,7 +146,8 @@ pub async fn resume_fed_unscoped(pool: &PgPool, basis: Basis) -> Result<Vec<(Bat
 
         // 1. Skip a batch that still cannot be paid.
         let shortage =
-            shortage_unscoped(&mut db, batch.id, batch.agent_id, batch.user_id, basis).await?;
+            credit_shortage_unscoped(&mut db, batch.id, batch.agent_id, batch.user_id, basis)
+                .await?;
         if shortage.is_some() {
             continue;
         }
@@ -177,6 +181,6 @@ pub async fn resume_fed_unscoped(pool: &PgPool, basis: Basis) -> Result<Vec<(Bat
 }
 
 /// True when a batch is paused for insufficient credit.
-pub(super) fn is_starved(batch: &Batch) -> bool {
+pub(super) fn is_paused_for_credit(batch: &Batch) -> bool {
     batch.status == BatchStatus::Paused && batch.status_reason_code.is_some()
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::Complaints;
+use super::ConfigErrors;
 
 /// Limits, as typed.
 #[derive(Args, Clone, Debug, Default)]
@@ -52,28 +52,32 @@ pub struct LimitSettings {
 #[derive(Clone, Copy, Debug)]
 pub struct ServerLimits {
     pub reads: usize,
-    pub control: usize,
+    pub changes: usize,
     pub uploads: usize,
     /// Longest time a request waits in the queue.
-    pub wait: Duration,
+    pub queue_timeout: Duration,
     pub streams: usize,
     pub streams_per_org: usize,
     pub connections: usize,
     /// Time to send the head of a request, idle time included.
-    pub header: Duration,
+    pub header_timeout: Duration,
     /// Longest time of one statement.
-    pub statement: Duration,
+    pub statement_timeout: Duration,
     /// Requests of one caller.
     pub requests_per_sec: NonZeroU32,
     /// Unauthenticated requests of one IP address.
-    pub refusals_per_min: NonZeroU32,
+    pub denied_per_min: NonZeroU32,
 }
 
 impl LimitSettings {
-    pub(super) fn check(&self, pool: Option<u32>, errors: &mut Complaints) -> Option<ServerLimits> {
+    pub(super) fn validate(
+        &self,
+        pool: Option<u32>,
+        errors: &mut ConfigErrors,
+    ) -> Option<ServerLimits> {
         let mut number =
             |name, text: &Option<String>, default: u32, least: u32, most: u32| match text {
-                Some(text) if !text.is_empty() => errors.number(name, text, least, most),
+                Some(text) if !text.is_empty() => errors.parse_number(name, text, least, most),
                 _ => Some(default),
             };
         let of_pool = |share: u32| (pool.unwrap_or(20) / share).max(1);
@@ -119,21 +123,21 @@ impl LimitSettings {
             }
             _ => Ok(()),
         };
-        errors.check("PEAL_LIMIT_READS", fits)?;
+        errors.record("PEAL_LIMIT_READS", fits)?;
 
         let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
         Some(ServerLimits {
             reads: count(reads?),
-            control: count(control?),
+            changes: count(control?),
             uploads: count(uploads?),
-            wait: Duration::from_millis(wait?.into()),
+            queue_timeout: Duration::from_millis(wait?.into()),
             streams: count(streams?),
             streams_per_org: count(per_org?),
             connections: count(connections?),
-            header: Duration::from_secs(header?.into()),
-            statement: Duration::from_secs(statement?.into()),
+            header_timeout: Duration::from_secs(header?.into()),
+            statement_timeout: Duration::from_secs(statement?.into()),
             requests_per_sec: NonZeroU32::new(requests?)?,
-            refusals_per_min: NonZeroU32::new(refusals?)?,
+            denied_per_min: NonZeroU32::new(refusals?)?,
         })
     }
 }
@@ -143,8 +147,8 @@ mod tests {
     use super::*;
 
     fn limits(settings: &LimitSettings, pool: u32) -> Result<ServerLimits, Vec<String>> {
-        let mut errors = Complaints::default();
-        let limits = settings.check(Some(pool), &mut errors);
+        let mut errors = ConfigErrors::default();
+        let limits = settings.validate(Some(pool), &mut errors);
         limits.filter(|_| errors.0.is_empty()).ok_or(errors.0)
     }
 
@@ -152,7 +156,7 @@ mod tests {
     fn defaults_follow_from_the_pool() {
         for (pool, reads, control) in [(2, 1, 1), (3, 1, 1), (20, 10, 5), (100, 50, 25)] {
             let limits = limits(&LimitSettings::default(), pool).unwrap();
-            assert_eq!((limits.reads, limits.control), (reads, control), "{pool}");
+            assert_eq!((limits.reads, limits.changes), (reads, control), "{pool}");
         }
     }
 

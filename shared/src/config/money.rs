@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Complaints;
+use super::ConfigErrors;
 
 /// Money settings, as typed.
 #[derive(Args, Clone, Debug, Default)]
@@ -14,9 +14,11 @@ pub struct MoneySettings {
 }
 
 impl MoneySettings {
-    pub(super) fn check(&self, errors: &mut Complaints) -> Option<i32> {
+    pub(super) fn validate(&self, errors: &mut ConfigErrors) -> Option<i32> {
         match &self.hold_max_secs {
-            Some(text) if !text.is_empty() => errors.number("PEAL_HOLD_MAX_SECS", text, 1, 86_400),
+            Some(text) if !text.is_empty() => {
+                errors.parse_number("PEAL_HOLD_MAX_SECS", text, 1, 86_400)
+            }
             _ => Some(600),
         }
     }

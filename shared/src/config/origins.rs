@@ -6,11 +6,11 @@
 use clap::Args;
 use url::{Origin, Url};
 
-use super::Complaints;
+use super::ConfigErrors;
 
 /// CORS settings, as typed.
 #[derive(Args, Clone, Debug, Default)]
-pub struct OriginSettings {
+pub struct CorsSettings {
     /// Origins of the web pages that may use the API from a browser, separated by commas, such as
     /// https://app.example.com. Unset: only the API's own.
     #[arg(long, env = "PEAL_CORS_ORIGINS", global = true)]
@@ -19,22 +19,22 @@ pub struct OriginSettings {
 
 /// Allowed origins, as browsers write them.
 #[derive(Clone, Debug, Default)]
-pub struct Origins(Vec<String>);
+pub struct CorsOrigins(Vec<String>);
 
-impl OriginSettings {
-    pub(super) fn check(&self, errors: &mut Complaints) -> Option<Origins> {
+impl CorsSettings {
+    pub(super) fn validate(&self, errors: &mut ConfigErrors) -> Option<CorsOrigins> {
         let text = self.cors_origins.as_deref().unwrap_or_default();
         let items = text
             .split(',')
             .map(str::trim)
             .filter(|item| !item.is_empty());
-        let origins: Result<Vec<String>, String> = items.map(origin).collect();
-        Some(Origins(errors.check("PEAL_CORS_ORIGINS", origins)?))
+        let origins: Result<Vec<String>, String> = items.map(parse_origin).collect();
+        Some(CorsOrigins(errors.record("PEAL_CORS_ORIGINS", origins)?))
     }
 }
 
 /// Parses one origin into the form that browsers send.
-fn origin(text: &str) -> Result<String, String> {
+fn parse_origin(text: &str) -> Result<String, String> {
     if text.contains('*') {
         return Err(format!(
             "must name each origin, not {text:?}: keys and tokens travel with the requests, so not every page may send them"
@@ -56,7 +56,7 @@ fn origin(text: &str) -> Result<String, String> {
     }
 }
 
-impl Origins {
+impl CorsOrigins {
     /// True when pages of this origin may use the API. The origin is compared as it is.
     #[must_use]
     pub fn contains(&self, origin: &str) -> bool {
@@ -74,11 +74,11 @@ mod tests {
     use super::*;
 
     fn checked(text: &str) -> Result<Vec<String>, String> {
-        let mut errors = Complaints::default();
-        let settings = OriginSettings {
+        let mut errors = ConfigErrors::default();
+        let settings = CorsSettings {
             cors_origins: Some(text.to_owned()),
         };
-        match settings.check(&mut errors) {
+        match settings.validate(&mut errors) {
             Some(origins) => Ok(origins.0),
             None => Err(errors.0.join("; ")),
         }

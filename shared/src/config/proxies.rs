@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::Complaints;
+use super::ConfigErrors;
 
 /// Proxy settings, as typed.
 #[derive(Args, Clone, Debug, Default)]
@@ -22,33 +22,37 @@ pub struct ProxySettings {
 
 /// Networks of the trusted proxies.
 #[derive(Clone, Debug, Default)]
-pub struct Proxies(Vec<IpNet>);
+pub struct TrustedProxies(Vec<IpNet>);
 
 impl ProxySettings {
-    pub(super) fn check(&self, errors: &mut Complaints) -> Option<Proxies> {
+    pub(super) fn validate(&self, errors: &mut ConfigErrors) -> Option<TrustedProxies> {
         let text = self.trusted_proxies.as_deref().unwrap_or_default();
         let items = text
             .split(',')
             .map(str::trim)
             .filter(|item| !item.is_empty());
-        let networks: Option<Vec<IpNet>> = items.map(network).collect();
+        let networks: Option<Vec<IpNet>> = items.map(parse_network).collect();
         let message = || "must be networks such as 10.0.0.0/8,192.0.2.7".to_owned();
-        let networks = errors.check("PEAL_TRUSTED_PROXIES", networks.ok_or_else(message))?;
-        Some(Proxies(networks))
+        let networks = errors.record("PEAL_TRUSTED_PROXIES", networks.ok_or_else(message))?;
+        Some(TrustedProxies(networks))
     }
 }
 
 /// Parses a network or a single address.
-fn network(text: &str) -> Option<IpNet> {
+fn parse_network(text: &str) -> Option<IpNet> {
     let address = || text.parse::<IpAddr>().map(IpNet::from);
     text.parse().or_else(|_not_a_network| address()).ok()
 }
 
-impl Proxies {
+impl TrustedProxies {
     /// Client's address: the last one that is no trusted proxy. `forwarded` are the lines of the
     /// request's `X-Forwarded-For`, in order.
     #[must_use]
-    pub fn client<'a>(&self, peer: IpAddr, forwarded: impl Iterator<Item = &'a str>) -> IpAddr {
+    pub fn client_address<'a>(
+        &self,
+        peer: IpAddr,
+        forwarded: impl Iterator<Item = &'a str>,
+    ) -> IpAddr {
         let hops: Vec<&str> = forwarded.flat_map(|line| line.split(',')).collect();
         let mut client = peer.to_canonical();
         for hop in hops.into_iter().rev() {
@@ -68,12 +72,12 @@ impl Proxies {
 mod tests {
     use super::*;
 
-    fn proxies(text: &str) -> Option<Proxies> {
-        let mut errors = Complaints::default();
+    fn proxies(text: &str) -> Option<TrustedProxies> {
+        let mut errors = ConfigErrors::default();
         let settings = ProxySettings {
             trusted_proxies: Some(text.to_owned()),
         };
-        settings.check(&mut errors)
+        settings.validate(&mut errors)
     }
 
     #[test]
@@ -106,7 +110,7 @@ mod tests {
         ] {
             let proxies = proxies(trusted).unwrap();
 
-            let found = proxies.client(peer.parse().unwrap(), [forwarded].into_iter());
+            let found = proxies.client_address(peer.parse().unwrap(), [forwarded].into_iter());
             assert_eq!(found.to_string(), client, "{trusted} {peer} {forwarded}");
         }
     }

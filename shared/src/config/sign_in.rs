@@ -6,7 +6,7 @@ use clap::Args;
 use secrecy::SecretString;
 use url::{Host, Url};
 
-use super::Complaints;
+use super::ConfigErrors;
 
 /// Sign-in settings, as typed.
 #[derive(Args, Clone, Debug, Default)]
@@ -26,7 +26,7 @@ pub struct SignInSettings {
 
 /// Policy for the first valid token of a user of another issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SignUp {
+pub enum SignUpPolicy {
     /// Accepts people invited under the token's e-mail address.
     Invited,
     /// Accepts everybody; a person without an invitation gets a new organisation.
@@ -35,7 +35,7 @@ pub enum SignUp {
 
 /// Session tokens of another issuer.
 #[derive(Clone, Debug)]
-pub struct SessionTokens {
+pub struct ExternalIssuer {
     /// Key of HS256 tokens.
     pub secret: Option<SecretString>,
     /// URL of the keys for ES256 and RS256 tokens.
@@ -46,51 +46,54 @@ pub struct SessionTokens {
 
 /// Validated sign-in settings.
 #[derive(Clone, Debug)]
-pub struct SignIn {
+pub struct SignInConfig {
     /// `None`: only Peal's own tokens are accepted.
-    pub foreign: Option<SessionTokens>,
-    pub sign_up: SignUp,
+    pub external_issuer: Option<ExternalIssuer>,
+    pub sign_up: SignUpPolicy,
     pub session_ttl: Duration,
 }
 
 impl SignInSettings {
-    pub(super) fn check(
+    pub(super) fn validate(
         &self,
         secret: Option<&str>,
         issuer: &str,
         audience: &str,
-        errors: &mut Complaints,
-    ) -> Option<SignIn> {
+        errors: &mut ConfigErrors,
+    ) -> Option<SignInConfig> {
         let secret = match secret.filter(|secret| !secret.is_empty()) {
             Some(secret) if secret.len() < 32 => Err("must have at least 32 bytes".to_owned()),
             secret => Ok(secret.map(SecretString::from)),
         };
-        let secret = errors.check("PEAL_JWT_SECRET", secret);
+        let secret = errors.record("PEAL_JWT_SECRET", secret);
 
         let jwks_url = self.jwt_jwks_url.as_deref().filter(|url| !url.is_empty());
-        let jwks_url = errors.check("PEAL_JWT_JWKS_URL", jwks_url.map(keys_url).transpose());
+        let jwks_url = errors.record(
+            "PEAL_JWT_JWKS_URL",
+            jwks_url.map(parse_jwks_url).transpose(),
+        );
 
         let sign_up = match self.sign_up.as_deref().unwrap_or_default() {
-            "" | "invited" => Ok(SignUp::Invited),
-            "open" => Ok(SignUp::Open),
+            "" | "invited" => Ok(SignUpPolicy::Invited),
+            "open" => Ok(SignUpPolicy::Open),
             _ => Err("must be invited or open".to_owned()),
         };
-        let sign_up = errors.check("PEAL_SIGN_UP", sign_up);
+        let sign_up = errors.record("PEAL_SIGN_UP", sign_up);
 
         let hours = match self.session_hours.as_deref().unwrap_or_default() {
             "" => Some(12),
-            hours => errors.number("PEAL_SESSION_HOURS", hours, 1_u64, 24 * 31),
+            hours => errors.parse_number("PEAL_SESSION_HOURS", hours, 1_u64, 24 * 31),
         };
 
         let (secret, jwks_url) = (secret?, jwks_url?);
-        let foreign = (secret.is_some() || jwks_url.is_some()).then(|| SessionTokens {
+        let foreign = (secret.is_some() || jwks_url.is_some()).then(|| ExternalIssuer {
             secret,
             jwks_url,
             issuer: issuer.to_owned(),
             audience: audience.to_owned(),
         });
-        Some(SignIn {
-            foreign,
+        Some(SignInConfig {
+            external_issuer: foreign,
             sign_up: sign_up?,
             session_ttl: Duration::from_secs(hours? * 3600),
         })
@@ -99,7 +102,7 @@ impl SignInSettings {
 
 /// Parses the URL of the keys. It must use TLS or a loopback host: a changed key would allow
 /// signing in as anybody.
-fn keys_url(text: &str) -> Result<Url, String> {
+fn parse_jwks_url(text: &str) -> Result<Url, String> {
     let message = || "must be an https:// URL (http:// only on this machine)".to_owned();
     let url = Url::parse(text).map_err(|_error| message())?;
 
@@ -120,17 +123,20 @@ fn keys_url(text: &str) -> Result<Url, String> {
 mod tests {
     use super::*;
 
-    fn checked(settings: &SignInSettings, secret: Option<&str>) -> Result<SignIn, Vec<String>> {
-        let mut errors = Complaints::default();
-        let checked = settings.check(secret, "peal", "authenticated", &mut errors);
+    fn checked(
+        settings: &SignInSettings,
+        secret: Option<&str>,
+    ) -> Result<SignInConfig, Vec<String>> {
+        let mut errors = ConfigErrors::default();
+        let checked = settings.validate(secret, "peal", "authenticated", &mut errors);
         checked.filter(|_| errors.0.is_empty()).ok_or(errors.0)
     }
 
     #[test]
     fn without_secret_and_keys_only_own_tokens_are_accepted() {
         let sign_in = checked(&SignInSettings::default(), None).unwrap();
-        assert!(sign_in.foreign.is_none());
-        assert_eq!(sign_in.sign_up, SignUp::Invited);
+        assert!(sign_in.external_issuer.is_none());
+        assert_eq!(sign_in.sign_up, SignUpPolicy::Invited);
         assert_eq!(sign_in.session_ttl, Duration::from_secs(12 * 3600));
     }
 

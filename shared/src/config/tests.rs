@@ -26,7 +26,7 @@ fn settings() -> Settings {
 fn valid_settings_are_accepted() {
     let config = Config::from_settings(settings()).unwrap();
     assert_eq!(config.uploads.max_bytes, 200_000_000);
-    assert!(config.sign_in.foreign.is_none());
+    assert!(config.sign_in.external_issuer.is_none());
     assert!(!format!("{config:?}").contains("postgres://"));
 }
 
@@ -46,7 +46,7 @@ fn all_invalid_settings_are_reported_at_once() {
         proxies: ProxySettings {
             trusted_proxies: Some("everybody".into()),
         },
-        origins: OriginSettings {
+        origins: CorsSettings {
             cors_origins: Some("*".into()),
         },
         ..settings()

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use clap::Args;
 use url::Url;
 
-use super::Complaints;
+use super::ConfigErrors;
 
 /// Telemetry settings, as typed.
 #[derive(Args, Clone, Debug, Default)]
-pub struct WatchSettings {
+pub struct TelemetrySettings {
     /// Address that serves /metrics: 127.0.0.1:9464. Unset: none. The endpoint has no
     /// authentication: restrict access to Prometheus.
     #[arg(long, env = "PEAL_METRICS_LISTEN", global = true)]
@@ -24,7 +24,7 @@ pub struct WatchSettings {
 
 /// Trace exporter settings.
 #[derive(Clone, Debug)]
-pub struct Tracing {
+pub struct TracesConfig {
     /// Collector's URL, with the path for spans.
     pub url: Url,
     /// Traced fraction of all calls.
@@ -33,18 +33,20 @@ pub struct Tracing {
 
 /// Validated telemetry settings.
 #[derive(Clone, Debug)]
-pub struct Watched {
+pub struct TelemetryConfig {
     pub metrics_listen: Option<SocketAddr>,
-    pub traces: Option<Tracing>,
+    pub traces: Option<TracesConfig>,
 }
 
-impl WatchSettings {
-    pub(super) fn check(&self, errors: &mut Complaints) -> Option<Watched> {
+impl TelemetrySettings {
+    pub(super) fn validate(&self, errors: &mut ConfigErrors) -> Option<TelemetryConfig> {
         let set = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let listen = set(&self.metrics_listen)
             .map(|text| text.parse().map_err(|_e| "must be address:port".to_owned()))
             .transpose();
-        let url = set(&self.otlp_url).map(|text| spans_url(&text)).transpose();
+        let url = set(&self.otlp_url)
+            .map(|text| parse_spans_url(&text))
+            .transpose();
 
         let ratio = set(&self.otlp_ratio).map_or(Ok(0.1), |text| {
             text.parse()
@@ -53,18 +55,20 @@ impl WatchSettings {
                 .ok_or_else(|| "must be a number from 0 to 1".to_owned())
         });
 
-        let listen = errors.check("PEAL_METRICS_LISTEN", listen);
-        let url = errors.check("PEAL_OTLP_URL", url);
-        let ratio = errors.check("PEAL_OTLP_RATIO", ratio);
-        Some(Watched {
+        let listen = errors.record("PEAL_METRICS_LISTEN", listen);
+        let url = errors.record("PEAL_OTLP_URL", url);
+        let ratio = errors.record("PEAL_OTLP_RATIO", ratio);
+        Some(TelemetryConfig {
             metrics_listen: listen?,
-            traces: url?.zip(ratio).map(|(url, ratio)| Tracing { url, ratio }),
+            traces: url?
+                .zip(ratio)
+                .map(|(url, ratio)| TracesConfig { url, ratio }),
         })
     }
 }
 
 /// Parses the collector's URL and appends the OTLP path for spans.
-fn spans_url(text: &str) -> Result<Url, String> {
+fn parse_spans_url(text: &str) -> Result<Url, String> {
     let message = || "must be an http(s):// URL without a query".to_owned();
     let mut url = Url::parse(text).map_err(|_e| message())?;
     if !matches!(url.scheme(), "http" | "https") || url.query().is_some() {
@@ -91,8 +95,8 @@ mod tests {
             ),
             ("http://a/v1/traces", "http://a/v1/traces"),
         ] {
-            assert_eq!(spans_url(typed).unwrap().as_str(), url);
+            assert_eq!(parse_spans_url(typed).unwrap().as_str(), url);
         }
-        assert!(spans_url("127.0.0.1:4318").is_err());
+        assert!(parse_spans_url("127.0.0.1:4318").is_err());
     }
 }

@@ -7,7 +7,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 /// IPv4 networks outside the public internet: this host, private and shared ranges,
 /// link-local (the metadata services of clouds), documentation, benchmarks, relays, multicast
 /// and reserved ranges. Source: IANA's registry of special-purpose addresses.
-pub(super) const CLOSED_V4: [Ipv4Net; 15] = [
+pub(super) const NON_PUBLIC_V4: [Ipv4Net; 15] = [
     v4([0, 0, 0, 0], 8),
     v4([10, 0, 0, 0], 8),
     v4([100, 64, 0, 0], 10),
@@ -33,7 +33,7 @@ const PUBLIC_V6: Ipv6Net = v6([0x2000, 0], 3);
 
 /// Networks inside it that are not the public internet: protocol assignments with Teredo
 /// (2001::/32), documentation, and 6to4, which hides an IPv4 address.
-pub(super) const CLOSED_V6: [Ipv6Net; 4] = [
+pub(super) const NON_PUBLIC_V6: [Ipv6Net; 4] = [
     v6([0x2001, 0], 23),
     v6([0x2001, 0xdb8], 32),
     v6([0x2002, 0], 16),
@@ -44,9 +44,9 @@ pub(super) const CLOSED_V6: [Ipv6Net; 4] = [
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
-        IpAddr::V4(address) => !CLOSED_V4.iter().any(|net| net.contains(&address)),
+        IpAddr::V4(address) => !NON_PUBLIC_V4.iter().any(|net| net.contains(&address)),
         IpAddr::V6(address) => {
-            PUBLIC_V6.contains(&address) && !CLOSED_V6.iter().any(|net| net.contains(&address))
+            PUBLIC_V6.contains(&address) && !NON_PUBLIC_V6.iter().any(|net| net.contains(&address))
         }
     }
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     /// Every network that must be closed, as its registry writes it.
-    const LISTED: [&str; 32] = [
+    const SPECIAL_NETWORKS: [&str; 32] = [
         "0.0.0.0/8",
         "10.0.0.0/8",
         "100.64.0.0/10",
@@ -101,11 +101,14 @@ mod tests {
         "fd00:ec2::254/128",
     ];
 
-    fn listed() -> Vec<ipnet::IpNet> {
-        LISTED.iter().map(|net| net.parse().unwrap()).collect()
+    fn special_networks() -> Vec<ipnet::IpNet> {
+        SPECIAL_NETWORKS
+            .iter()
+            .map(|net| net.parse().unwrap())
+            .collect()
     }
 
-    fn mapped(address: IpAddr) -> IpAddr {
+    fn ipv4_mapped(address: IpAddr) -> IpAddr {
         match address {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().into(),
             v6 => v6,
@@ -114,10 +117,10 @@ mod tests {
 
     #[test]
     fn both_edges_of_every_listed_network_are_closed() {
-        for net in listed() {
+        for net in special_networks() {
             for edge in [net.network(), net.broadcast()] {
                 assert!(!is_public(edge), "{edge} of {net}");
-                assert!(!is_public(mapped(edge)), "{edge} of {net}, mapped");
+                assert!(!is_public(ipv4_mapped(edge)), "{edge} of {net}, mapped");
             }
         }
     }
@@ -163,7 +166,7 @@ mod tests {
             let address: IpAddr = open.parse().unwrap();
 
             assert!(is_public(address), "{open}");
-            assert!(is_public(mapped(address)), "{open}, mapped");
+            assert!(is_public(ipv4_mapped(address)), "{open}, mapped");
         }
     }
 
@@ -194,8 +197,8 @@ mod tests {
     /// Any address: of IPv4, of IPv6, or one that shares its first bits with a listed network.
     fn addresses() -> impl Strategy<Value = IpAddr> {
         let near =
-            (0..LISTED.len(), any::<u128>(), 0..4_u8).prop_map(
-                |(which, host, more)| match listed()[which] {
+            (0..SPECIAL_NETWORKS.len(), any::<u128>(), 0..4_u8).prop_map(|(which, host, more)| {
+                match special_networks()[which] {
                     ipnet::IpNet::V4(net) => {
                         let bits = u32::try_from(host & u128::from(u32::MAX)).unwrap();
                         let keep = net.prefix_len().saturating_sub(more);
@@ -207,8 +210,8 @@ mod tests {
                         let mask = u128::MAX.checked_shl(u32::from(128 - keep)).unwrap_or(0);
                         Ipv6Addr::from(u128::from(net.network()) & mask | host & !mask).into()
                     }
-                },
-            );
+                }
+            });
         prop_oneof![
             any::<u32>().prop_map(|bits| Ipv4Addr::from(bits).into()),
             any::<u128>().prop_map(|bits| Ipv6Addr::from(bits).into()),
@@ -223,7 +226,7 @@ mod tests {
         fn an_open_address_is_in_no_listed_network(address in addresses()) {
             if is_public(address) {
                 let canonical = address.to_canonical();
-                prop_assert!(!listed().iter().any(|net| net.contains(&canonical)), "{address}");
+                prop_assert!(!special_networks().iter().any(|net| net.contains(&canonical)), "{address}");
                 prop_assert!(!is_special(address), "{address}");
             }
         }

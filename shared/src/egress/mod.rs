@@ -32,22 +32,22 @@ use reqwest::{Method, Response, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-pub use self::policy::{Policy, Target};
-pub use self::resolve::Resolver;
-use self::resolve::{System, Vetted};
+pub use self::policy::{OutboundPolicy, OutboundTarget};
+pub use self::resolve::HostResolver;
+use self::resolve::{FilteringResolver, SystemResolver};
 use crate::ids::OrgId;
 
 /// Longest time of one exchange, from connecting to the last byte.
-pub const LONGEST: Duration = Duration::from_secs(15);
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest time to resolve, connect and finish the TLS handshake.
-const CONNECT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest response body.
-pub const LARGEST_BYTES: usize = 1_000_000;
+pub const MAX_RESPONSE_BYTES: usize = 1_000_000;
 /// Concurrent exchanges of one organisation.
-const PER_ORG: usize = 10;
+const MAX_EXCHANGES_PER_ORG: usize = 10;
 
 /// Headers that belong to a connection or a proxy, not to a request.
-const NOT_FORWARDED: [&str; 16] = [
+const DROPPED_HEADERS: [&str; 16] = [
     "connection",
     "content-length",
     "expect",
@@ -66,13 +66,13 @@ const NOT_FORWARDED: [&str; 16] = [
     "x-real-ip",
 ];
 /// Prefixes of such headers, and of those that authenticate Peal itself.
-const NOT_FORWARDED_PREFIXES: [&str; 3] = ["x-forwarded-", "x-peal-", "x-twilio-"];
+const DROPPED_HEADER_PREFIXES: [&str; 3] = ["x-forwarded-", "x-peal-", "x-twilio-"];
 
 /// A request to a user's URL.
 #[derive(Clone, Debug)]
-pub struct Outgoing {
+pub struct OutboundRequest {
     pub method: Method,
-    pub target: Target,
+    pub target: OutboundTarget,
     pub headers: HeaderMap,
     pub body: Option<Bytes>,
     /// At most [`MAX_TIMEOUT`].
@@ -81,23 +81,23 @@ pub struct Outgoing {
 
 /// Complete response.
 #[derive(Clone, Debug)]
-pub struct Incoming {
+pub struct OutboundResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
 
 /// Response whose body is a stream.
-pub struct Ongoing {
+pub struct StreamingResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     /// At most [`MAX_RESPONSE_BYTES`] in all.
-    pub body: BoxStream<'static, Result<Bytes, Failure>>,
+    pub body: BoxStream<'static, Result<Bytes, OutboundFailure>>,
 }
 
 /// Failure of a request, as shown to the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum OutboundFailure {
     #[error("the address cannot be reached")]
     Unreachable,
     #[error("the response did not complete in time")]
@@ -107,42 +107,45 @@ pub enum Failure {
     #[error("the response is compressed; send it uncompressed")]
     Compressed,
     #[error("the response ended early")]
-    BrokenOff,
+    Interrupted,
 }
 
 /// HTTP client for users' URLs; cheap to clone.
 #[derive(Clone)]
-pub struct Gate {
-    policy: Arc<Policy>,
+pub struct OutboundClient {
+    policy: Arc<OutboundPolicy>,
     client: reqwest::Client,
-    running: Running,
+    org_semaphores: OrgSemaphores,
 }
 
-type Running = Arc<Mutex<HashMap<OrgId, Weak<Semaphore>>>>;
+type OrgSemaphores = Arc<Mutex<HashMap<OrgId, Weak<Semaphore>>>>;
 
-impl Gate {
+impl OutboundClient {
     /// Creates a client with the system's resolver.
     ///
     /// # Errors
     /// Fails when the TLS roots of the machine cannot be read.
-    pub fn new(policy: Policy) -> anyhow::Result<Self> {
-        Self::with_resolver(policy, Arc::new(System::new()))
+    pub fn new(policy: OutboundPolicy) -> anyhow::Result<Self> {
+        Self::with_resolver(policy, Arc::new(SystemResolver::new()))
     }
 
     /// Creates a client with the given resolver.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_resolver(policy: Policy, resolver: Arc<dyn Resolver>) -> anyhow::Result<Self> {
+    pub fn with_resolver(
+        policy: OutboundPolicy,
+        resolver: Arc<dyn HostResolver>,
+    ) -> anyhow::Result<Self> {
         let policy = Arc::new(policy);
-        let vetted = Vetted {
+        let vetted = FilteringResolver {
             resolver,
             policy: Arc::clone(&policy),
         };
         Ok(Self {
-            client: crate::http::gated_client(vetted, CONNECT, LONGEST)?,
+            client: crate::http::outbound_client(vetted, CONNECT_TIMEOUT, MAX_TIMEOUT)?,
             policy,
-            running: Running::default(),
+            org_semaphores: OrgSemaphores::default(),
         })
     }
 
@@ -150,21 +153,25 @@ impl Gate {
     ///
     /// # Errors
     /// A message for the user.
-    pub fn target(&self, text: &str) -> Result<Target, &'static str> {
-        self.policy.target(text)
+    pub fn parse_url(&self, text: &str) -> Result<OutboundTarget, &'static str> {
+        self.policy.parse_url(text)
     }
 
     /// Sends a request on behalf of an organisation and reads the whole response.
     ///
     /// # Errors
     /// The failure for the user; its reason is logged.
-    pub async fn send(&self, org: OrgId, request: Outgoing) -> Result<Incoming, Failure> {
-        let (host, max_time) = (host_of(&request), request.timeout);
+    pub async fn send(
+        &self,
+        org: OrgId,
+        request: OutboundRequest,
+    ) -> Result<OutboundResponse, OutboundFailure> {
+        let (host, max_time) = (request_host(&request), request.timeout);
         let exchange = async {
-            let _slot = self.slot(org).await;
+            let _slot = self.acquire_slot(org).await;
             self.exchange(request).await
         };
-        within(org, &host, max_time, exchange).await
+        run_with_timeout(org, &host, max_time, exchange).await
     }
 
     /// Opens a streaming response, such as server-sent events. It counts as one of the
@@ -172,26 +179,32 @@ impl Gate {
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub async fn listen(&self, org: OrgId, request: Outgoing) -> Result<Ongoing, Failure> {
-        let (host, max_time) = (host_of(&request), request.timeout);
+    pub async fn open_stream(
+        &self,
+        org: OrgId,
+        request: OutboundRequest,
+    ) -> Result<StreamingResponse, OutboundFailure> {
+        let (host, max_time) = (request_host(&request), request.timeout);
         let opening = async {
-            let slot = self.slot(org).await;
-            Ok((self.begin(request).await?, slot))
+            let slot = self.acquire_slot(org).await;
+            Ok((self.send_request(request).await?, slot))
         };
-        let (response, slot) = within(org, &host, max_time, opening).await?;
+        let (response, slot) = run_with_timeout(org, &host, max_time, opening).await?;
         let (status, headers) = (response.status(), response.headers().clone());
 
         // The slot lives as long as the stream.
-        let initial = (response, LARGEST_BYTES, slot);
+        let initial = (response, MAX_RESPONSE_BYTES, slot);
         let body = stream::try_unfold(initial, async |(mut response, left, slot)| {
             let next = response.chunk().await;
-            let Some(chunk) = next.map_err(|error| Failed::of_reading(error).failure)? else {
+            let Some(chunk) =
+                next.map_err(|error| LoggedFailure::from_read_error(error).failure)?
+            else {
                 return Ok(None);
             };
-            let left = usize::checked_sub(left, chunk.len()).ok_or(Failure::TooLarge)?;
+            let left = usize::checked_sub(left, chunk.len()).ok_or(OutboundFailure::TooLarge)?;
             Ok(Some((chunk, (response, left, slot))))
         });
-        Ok(Ongoing {
+        Ok(StreamingResponse {
             status,
             headers,
             body: body.boxed(),
@@ -202,21 +215,25 @@ impl Gate {
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub async fn send_beside(&self, org: OrgId, request: Outgoing) -> Result<Incoming, Failure> {
-        let (host, max_time) = (host_of(&request), request.timeout);
-        within(org, &host, max_time, self.exchange(request)).await
+    pub async fn send_in_stream(
+        &self,
+        org: OrgId,
+        request: OutboundRequest,
+    ) -> Result<OutboundResponse, OutboundFailure> {
+        let (host, max_time) = (request_host(&request), request.timeout);
+        run_with_timeout(org, &host, max_time, self.exchange(request)).await
     }
 
     /// Waits for one of the organisation's slots.
-    async fn slot(&self, org: OrgId) -> Option<OwnedSemaphorePermit> {
+    async fn acquire_slot(&self, org: OrgId) -> Option<OwnedSemaphorePermit> {
         let slots = {
-            let mut running = self.running.lock().ok()?;
+            let mut running = self.org_semaphores.lock().ok()?;
             match running.get(&org).and_then(Weak::upgrade) {
                 Some(slots) => slots,
                 None => {
                     running.retain(|_, slots| slots.strong_count() > 0);
                     // Organisations without exchanges were just removed.
-                    let slots = Arc::new(Semaphore::new(PER_ORG));
+                    let slots = Arc::new(Semaphore::new(MAX_EXCHANGES_PER_ORG));
                     running.insert(org, Arc::downgrade(&slots));
                     slots
                 }
@@ -225,11 +242,11 @@ impl Gate {
         slots.acquire_owned().await.ok()
     }
 
-    async fn exchange(&self, request: Outgoing) -> Result<Incoming, Failed> {
-        let response = self.begin(request).await?;
+    async fn exchange(&self, request: OutboundRequest) -> Result<OutboundResponse, LoggedFailure> {
+        let response = self.send_request(request).await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = read(response).await?;
-        Ok(Incoming {
+        let body = read_body(response).await?;
+        Ok(OutboundResponse {
             status,
             headers,
             body,
@@ -237,7 +254,7 @@ impl Gate {
     }
 
     /// Sends a request and returns the head of its response.
-    async fn begin(&self, request: Outgoing) -> Result<Response, Failed> {
+    async fn send_request(&self, request: OutboundRequest) -> Result<Response, LoggedFailure> {
         let mut headers = HeaderMap::new();
         for (name, value) in &request.headers {
             if is_forwarded(name) {
@@ -255,23 +272,26 @@ impl Gate {
             builder = builder.body(body);
         }
 
-        let response = builder.send().await.map_err(Failed::of_sending)?;
-        self.judge(&response)?;
+        let response = builder
+            .send()
+            .await
+            .map_err(LoggedFailure::from_send_error)?;
+        self.check_response(&response)?;
         Ok(response)
     }
 
-    fn judge(&self, response: &Response) -> Result<(), Failed> {
+    fn check_response(&self, response: &Response) -> Result<(), LoggedFailure> {
         let is_open = response
             .remote_addr()
-            .is_some_and(|peer| self.policy.opens(peer.ip()));
+            .is_some_and(|peer| self.policy.allows(peer.ip()));
         if !is_open {
             let reason = "the connection went to a closed address";
-            return Err(Failed::new(Failure::Unreachable, reason));
+            return Err(LoggedFailure::new(OutboundFailure::Unreachable, reason));
         }
         let encoding = response.headers().get(CONTENT_ENCODING);
         if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            return Err(Failed::new(
-                Failure::Compressed,
+            return Err(LoggedFailure::new(
+                OutboundFailure::Compressed,
                 "the response is compressed",
             ));
         }
@@ -279,22 +299,22 @@ impl Gate {
     }
 }
 
-fn host_of(request: &Outgoing) -> String {
+fn request_host(request: &OutboundRequest) -> String {
     let host = request.target.url().host_str();
     host.unwrap_or_default().to_owned()
 }
 
 /// Runs an exchange within its time limit and logs the reason of a failure.
-async fn within<T>(
+async fn run_with_timeout<T>(
     org: OrgId,
     host: &str,
     max_time: Duration,
-    exchange: impl Future<Output = Result<T, Failed>>,
-) -> Result<T, Failure> {
-    let failed = match timeout(max_time.min(LONGEST), exchange).await {
+    exchange: impl Future<Output = Result<T, LoggedFailure>>,
+) -> Result<T, OutboundFailure> {
+    let failed = match timeout(max_time.min(MAX_TIMEOUT), exchange).await {
         Ok(Ok(response)) => return Ok(response),
         Ok(Err(failed)) => failed,
-        Err(_elapsed) => Failed::new(Failure::TimedOut, "timed out"),
+        Err(_elapsed) => LoggedFailure::new(OutboundFailure::TimedOut, "timed out"),
     };
     tracing::warn!(org.id = %org, host, reason = failed.reason, "request to a user's URL failed");
     Err(failed.failure)
@@ -304,21 +324,25 @@ async fn within<T>(
 #[must_use]
 pub fn is_forwarded(name: &HeaderName) -> bool {
     let name = name.as_str();
-    !NOT_FORWARDED.contains(&name)
-        && !NOT_FORWARDED_PREFIXES
+    !DROPPED_HEADERS.contains(&name)
+        && !DROPPED_HEADER_PREFIXES
             .iter()
             .any(|prefix| name.starts_with(prefix))
 }
 
-async fn read(mut response: Response) -> Result<Bytes, Failed> {
-    let too_large = || Failed::new(Failure::TooLarge, "the response is too large");
+async fn read_body(mut response: Response) -> Result<Bytes, LoggedFailure> {
+    let too_large = || LoggedFailure::new(OutboundFailure::TooLarge, "the response is too large");
     let announced = response.content_length().unwrap_or_default();
-    if usize::try_from(announced).map_or(true, |announced| announced > LARGEST_BYTES) {
+    if usize::try_from(announced).map_or(true, |announced| announced > MAX_RESPONSE_BYTES) {
         return Err(too_large());
     }
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(Failed::of_reading)? {
-        if body.len() + chunk.len() > LARGEST_BYTES {
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(LoggedFailure::from_read_error)?
+    {
+        if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
             return Err(too_large());
         }
         body.extend_from_slice(&chunk);
@@ -327,41 +351,41 @@ async fn read(mut response: Response) -> Result<Bytes, Failed> {
 }
 
 /// Failure with the reason for the log.
-struct Failed {
-    failure: Failure,
+struct LoggedFailure {
+    failure: OutboundFailure,
     reason: String,
 }
 
-impl Failed {
-    fn new(failure: Failure, reason: &str) -> Self {
+impl LoggedFailure {
+    fn new(failure: OutboundFailure, reason: &str) -> Self {
         Self {
             failure,
             reason: reason.to_owned(),
         }
     }
 
-    fn of_sending(error: reqwest::Error) -> Self {
+    fn from_send_error(error: reqwest::Error) -> Self {
         let failure = if error.is_timeout() && !error.is_connect() {
-            Failure::TimedOut
+            OutboundFailure::TimedOut
         } else if error.is_connect() {
-            Failure::Unreachable
+            OutboundFailure::Unreachable
         } else {
-            Failure::BrokenOff
+            OutboundFailure::Interrupted
         };
-        Self::caused(failure, error)
+        Self::with_cause(failure, error)
     }
 
-    fn of_reading(error: reqwest::Error) -> Self {
+    fn from_read_error(error: reqwest::Error) -> Self {
         let failure = if error.is_timeout() {
-            Failure::TimedOut
+            OutboundFailure::TimedOut
         } else {
-            Failure::BrokenOff
+            OutboundFailure::Interrupted
         };
-        Self::caused(failure, error)
+        Self::with_cause(failure, error)
     }
 
     /// Formats the cause without the URL, which may hold secrets.
-    fn caused(failure: Failure, error: reqwest::Error) -> Self {
+    fn with_cause(failure: OutboundFailure, error: reqwest::Error) -> Self {
         let error = anyhow::Error::new(error.without_url());
         Self::new(failure, &format!("{error:#}"))
     }

@@ -14,32 +14,32 @@ const MAX_URL_BYTES: usize = 2048;
 
 /// Addresses that users' URLs may reach in this installation.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub struct OutboundPolicy {
     /// Allows plain HTTP, for development.
-    http: bool,
+    allows_http: bool,
     ports: Vec<RangeInclusive<u16>>,
     /// Allowed networks that are not public.
-    networks: Vec<IpNet>,
+    allowed_networks: Vec<IpNet>,
     /// Hosts and ports of this installation's own services.
-    own: Vec<(String, u16)>,
+    own_services: Vec<(String, u16)>,
 }
 
-impl Default for Policy {
+impl Default for OutboundPolicy {
     fn default() -> Self {
         Self {
-            http: false,
+            allows_http: false,
             ports: DEFAULT_PORTS.to_vec(),
-            networks: Vec::new(),
-            own: Vec::new(),
+            allowed_networks: Vec::new(),
+            own_services: Vec::new(),
         }
     }
 }
 
 /// URL whose text is valid. Its host is checked when it is resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target(Url);
+pub struct OutboundTarget(Url);
 
-impl Target {
+impl OutboundTarget {
     /// The URL.
     #[must_use]
     pub fn url(&self) -> &Url {
@@ -47,11 +47,11 @@ impl Target {
     }
 }
 
-impl Policy {
+impl OutboundPolicy {
     /// Allows plain HTTP as well.
     #[must_use]
     pub fn with_http(mut self) -> Self {
-        self.http = true;
+        self.allows_http = true;
         self
     }
 
@@ -77,7 +77,7 @@ impl Policy {
     /// # Errors
     /// A message that shows the expected form.
     pub fn with_networks(mut self, text: &str) -> Result<Self, String> {
-        self.networks = text
+        self.allowed_networks = text
             .split(',')
             .map(|item| item.trim().parse().ok())
             .collect::<Option<Vec<IpNet>>>()
@@ -87,30 +87,34 @@ impl Policy {
 
     /// Closes the host and port of one of this installation's own services.
     #[must_use]
-    pub fn without(mut self, own: &Url) -> Self {
+    pub fn without_own_service(mut self, own: &Url) -> Self {
         let port = own.port_or_known_default().or(match own.scheme() {
             "postgres" | "postgresql" => Some(5432),
             "redis" | "rediss" => Some(6379),
             _ => None,
         });
         if let (Some(host), Some(port)) = (own.host_str(), port) {
-            self.own.push((host.to_ascii_lowercase(), port));
+            self.own_services.push((host.to_ascii_lowercase(), port));
         }
         self
     }
 
     /// True when connections to the address are allowed.
     #[must_use]
-    pub fn opens(&self, address: IpAddr) -> bool {
+    pub fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        is_public(address) || self.networks.iter().any(|net| net.contains(&address))
+        is_public(address)
+            || self
+                .allowed_networks
+                .iter()
+                .any(|net| net.contains(&address))
     }
 
     /// Parses a URL.
     ///
     /// # Errors
     /// A message for its author about the text. It does not reveal what the name resolves to.
-    pub fn target(&self, text: &str) -> Result<Target, &'static str> {
+    pub fn parse_url(&self, text: &str) -> Result<OutboundTarget, &'static str> {
         if text.len() > MAX_URL_BYTES {
             return Err("is longer than 2048 bytes");
         }
@@ -124,7 +128,7 @@ impl Policy {
         let url = Url::parse(text).map_err(|_reason| "is not a URL such as https://example.com")?;
         match url.scheme() {
             "https" => {}
-            "http" if self.http => {}
+            "http" if self.allows_http => {}
             _ => return Err("must begin with https://"),
         }
 
@@ -141,11 +145,11 @@ impl Policy {
         if !is_plain && !self.ports.iter().any(|range| range.contains(&port)) {
             return Err("has a port that is not allowed here; use 443");
         }
-        self.judge_host(&url, text, port)?;
-        Ok(Target(url))
+        self.check_host(&url, text, port)?;
+        Ok(OutboundTarget(url))
     }
 
-    fn judge_host(&self, url: &Url, text: &str, port: u16) -> Result<(), &'static str> {
+    fn check_host(&self, url: &Url, text: &str, port: u16) -> Result<(), &'static str> {
         const CLOSED: &str = "has an address that is not allowed here";
         let address = match url.host().ok_or("must have a host")? {
             Host::Ipv4(ip) => {
@@ -161,7 +165,7 @@ impl Policy {
                 }
                 if name == "localhost" || name.ends_with(".localhost") {
                     let loopback = IpAddr::from([127, 0, 0, 1]);
-                    if !self.opens(loopback) {
+                    if !self.allows(loopback) {
                         return Err(CLOSED);
                     }
                 }
@@ -170,11 +174,11 @@ impl Policy {
         };
 
         let is_own = url.host_str().is_some_and(|host| {
-            self.own
+            self.own_services
                 .iter()
                 .any(|own| (own.0.as_str(), own.1) == (host, port))
         });
-        if is_own || address.is_some_and(|ip| !self.opens(ip)) {
+        if is_own || address.is_some_and(|ip| !self.allows(ip)) {
             return Err(CLOSED);
         }
         Ok(())

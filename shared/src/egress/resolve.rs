@@ -8,34 +8,34 @@ use async_trait::async_trait;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 
-use super::policy::Policy;
+use super::policy::OutboundPolicy;
 
 /// Most concurrent look-ups. Each occupies a thread for as long as the users' name servers
 /// take.
-const LOOKUPS_AT_ONCE: usize = 64;
+const MAX_LOOKUPS: usize = 64;
 
 /// Resolver of host names.
 #[async_trait]
-pub trait Resolver: Send + Sync {
+pub trait HostResolver: Send + Sync {
     /// Returns every address of a host.
     async fn addresses(&self, host: &str) -> anyhow::Result<Vec<IpAddr>>;
 }
 
 /// Resolver of the operating system.
-pub(super) struct System {
+pub(super) struct SystemResolver {
     slots: Arc<Semaphore>,
 }
 
-impl System {
+impl SystemResolver {
     pub(super) fn new() -> Self {
         Self {
-            slots: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
+            slots: Arc::new(Semaphore::new(MAX_LOOKUPS)),
         }
     }
 }
 
 #[async_trait]
-impl Resolver for System {
+impl HostResolver for SystemResolver {
     async fn addresses(&self, host: &str) -> anyhow::Result<Vec<IpAddr>> {
         // The slot moves into the thread, which may outlive a cancelled request.
         let slot = Arc::clone(&self.slots).acquire_owned().await?;
@@ -51,12 +51,12 @@ impl Resolver for System {
 
 /// Resolver that drops closed addresses.
 #[derive(Clone)]
-pub(super) struct Vetted {
-    pub resolver: Arc<dyn Resolver>,
-    pub policy: Arc<Policy>,
+pub(super) struct FilteringResolver {
+    pub resolver: Arc<dyn HostResolver>,
+    pub policy: Arc<OutboundPolicy>,
 }
 
-impl Resolve for Vetted {
+impl Resolve for FilteringResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let resolver = self.clone();
         Box::pin(async move {
@@ -64,7 +64,7 @@ impl Resolve for Vetted {
             let count = found.len();
             let open: Vec<SocketAddr> = found
                 .into_iter()
-                .filter(|address| resolver.policy.opens(*address))
+                .filter(|address| resolver.policy.allows(*address))
                 .map(|address| SocketAddr::new(address, 0))
                 .collect();
             if open.is_empty() {

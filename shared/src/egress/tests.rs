@@ -13,10 +13,10 @@ use super::*;
 const OPEN: &str = "127.0.0.2";
 
 /// Resolver that returns the next list at each look-up, and the last one from then on.
-struct Script(Mutex<VecDeque<Vec<IpAddr>>>);
+struct ScriptedResolver(Mutex<VecDeque<Vec<IpAddr>>>);
 
 #[async_trait]
-impl Resolver for Script {
+impl HostResolver for ScriptedResolver {
     async fn addresses(&self, _host: &str) -> anyhow::Result<Vec<IpAddr>> {
         let mut lists = self.0.lock().unwrap();
         if lists.len() > 1 {
@@ -28,29 +28,29 @@ impl Resolver for Script {
 }
 
 /// Server that sends the same bytes on each connection and closes it.
-struct Server {
+struct TestServer {
     port: u16,
-    heard: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
-impl Server {
+impl TestServer {
     /// Starts a server at a free port.
-    fn on(address: &str, answer: impl Into<Vec<u8>>) -> Self {
-        Self::serving(TcpListener::bind((address, 0)).unwrap(), answer)
+    fn start(address: &str, answer: impl Into<Vec<u8>>) -> Self {
+        Self::serve(TcpListener::bind((address, 0)).unwrap(), answer)
     }
 
     /// Starts an open server that sends `open` and a closed one that sends `secret`, at the same
     /// port.
-    fn side_by_side() -> (Self, Self) {
+    fn start_open_and_closed() -> (Self, Self) {
         loop {
             let open = TcpListener::bind((OPEN, 0)).unwrap();
             let port = open.local_addr().unwrap().port();
             match TcpListener::bind(("127.0.0.1", port)) {
                 Ok(closed) => {
                     return (
-                        Self::serving(open, ok("open")),
-                        Self::serving(closed, ok("secret")),
+                        Self::serve(open, ok("open")),
+                        Self::serve(closed, ok("secret")),
                     );
                 }
                 // The port is taken on the closed address: try another one.
@@ -59,13 +59,16 @@ impl Server {
         }
     }
 
-    fn serving(listener: TcpListener, answer: impl Into<Vec<u8>>) -> Self {
+    fn serve(listener: TcpListener, answer: impl Into<Vec<u8>>) -> Self {
         let server = Self {
             port: listener.local_addr().unwrap().port(),
-            heard: Arc::default(),
+            connections: Arc::default(),
             requests: Arc::default(),
         };
-        let (heard, requests) = (Arc::clone(&server.heard), Arc::clone(&server.requests));
+        let (heard, requests) = (
+            Arc::clone(&server.connections),
+            Arc::clone(&server.requests),
+        );
         let answer = answer.into();
 
         std::thread::spawn(move || {
@@ -87,8 +90,8 @@ impl Server {
         server
     }
 
-    fn heard(&self) -> usize {
-        self.heard.load(Ordering::SeqCst)
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 }
 
@@ -99,37 +102,37 @@ fn ok(body: &str) -> String {
     )
 }
 
-fn gate(lists: &[&[&str]]) -> Gate {
+fn client(lists: &[&[&str]]) -> OutboundClient {
     let lists = lists
         .iter()
         .map(|list| list.iter().map(|ip| ip.parse().unwrap()).collect())
         .collect();
-    let policy = Policy::default()
+    let policy = OutboundPolicy::default()
         .with_http()
         .with_ports("1-65535")
         .and_then(|policy| policy.with_networks("127.0.0.2/32"))
         .unwrap();
-    Gate::with_resolver(policy, Arc::new(Script(Mutex::new(lists)))).unwrap()
+    OutboundClient::with_resolver(policy, Arc::new(ScriptedResolver(Mutex::new(lists)))).unwrap()
 }
 
-fn get(gate: &Gate, url: &str) -> Outgoing {
-    Outgoing {
+fn get_request(gate: &OutboundClient, url: &str) -> OutboundRequest {
+    OutboundRequest {
         method: Method::GET,
-        target: gate.target(url).unwrap(),
+        target: gate.parse_url(url).unwrap(),
         headers: HeaderMap::new(),
         body: None,
-        timeout: LONGEST,
+        timeout: MAX_TIMEOUT,
     }
 }
 
-async fn fetch(gate: &Gate, url: &str) -> Result<Incoming, Failure> {
-    gate.send(OrgId::new(), get(gate, url)).await
+async fn fetch(gate: &OutboundClient, url: &str) -> Result<OutboundResponse, OutboundFailure> {
+    gate.send(OrgId::new(), get_request(gate, url)).await
 }
 
 #[tokio::test]
 async fn a_request_to_an_open_host_succeeds() {
-    let server = Server::on(OPEN, ok("hello"));
-    let gate = gate(&[&[OPEN]]);
+    let server = TestServer::start(OPEN, ok("hello"));
+    let gate = client(&[&[OPEN]]);
     let answer = fetch(&gate, &format!("http://tool.test:{}/x?y=1", server.port)).await;
     let answer = answer.unwrap();
     assert_eq!(
@@ -144,7 +147,7 @@ async fn a_request_to_an_open_host_succeeds() {
 
 #[tokio::test]
 async fn a_name_that_resolves_inside_is_never_connected_to() {
-    let canary = Server::on("127.0.0.1", ok("secret"));
+    let canary = TestServer::start("127.0.0.1", ok("secret"));
     let url = format!("http://tool.test:{}/", canary.port);
     for list in [
         &["127.0.0.1"][..],
@@ -152,38 +155,45 @@ async fn a_name_that_resolves_inside_is_never_connected_to() {
         &["127.0.0.1", "10.0.0.1", "169.254.169.254"],
         &[],
     ] {
-        let answer = fetch(&gate(&[list]), &url).await;
-        assert_eq!(answer.unwrap_err(), Failure::Unreachable, "{list:?}");
+        let answer = fetch(&client(&[list]), &url).await;
+        assert_eq!(
+            answer.unwrap_err(),
+            OutboundFailure::Unreachable,
+            "{list:?}"
+        );
     }
-    assert_eq!(canary.heard(), 0);
+    assert_eq!(canary.connections(), 0);
 }
 
 #[tokio::test]
 async fn a_closed_address_among_open_ones_is_left_out() {
-    let (server, canary) = Server::side_by_side();
+    let (server, canary) = TestServer::start_open_and_closed();
     let url = format!("http://tool.test:{}/", server.port);
     for _ in 0..5 {
-        let gate = gate(&[&["127.0.0.1", OPEN, "::1"]]);
+        let gate = client(&[&["127.0.0.1", OPEN, "::1"]]);
         assert_eq!(fetch(&gate, &url).await.unwrap().body, "open");
     }
-    assert_eq!((server.heard(), canary.heard()), (5, 0));
+    assert_eq!((server.connections(), canary.connections()), (5, 0));
 }
 
 #[tokio::test]
 async fn dns_rebinding_does_not_reach_closed_addresses() {
-    let (server, canary) = Server::side_by_side();
-    let gate = gate(&[&[OPEN], &["127.0.0.1"]]);
+    let (server, canary) = TestServer::start_open_and_closed();
+    let gate = client(&[&[OPEN], &["127.0.0.1"]]);
     let url = format!("http://tool.test:{}/", server.port);
     assert_eq!(fetch(&gate, &url).await.unwrap().body, "open");
     for _ in 0..3 {
-        assert_eq!(fetch(&gate, &url).await.unwrap_err(), Failure::Unreachable);
+        assert_eq!(
+            fetch(&gate, &url).await.unwrap_err(),
+            OutboundFailure::Unreachable
+        );
     }
-    assert_eq!((server.heard(), canary.heard()), (1, 0));
+    assert_eq!((server.connections(), canary.connections()), (1, 0));
 }
 
 #[tokio::test]
 async fn redirects_are_returned_and_not_followed() {
-    let elsewhere = Server::on(OPEN, ok("followed"));
+    let elsewhere = TestServer::start(OPEN, ok("followed"));
     for location in [
         "http://169.254.169.254/latest/meta-data/".to_owned(),
         "http://127.0.0.1/".to_owned(),
@@ -193,52 +203,52 @@ async fn redirects_are_returned_and_not_followed() {
             let answer = format!(
                 "HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
             );
-            let server = Server::on(OPEN, answer);
+            let server = TestServer::start(OPEN, answer);
             let url = format!("http://tool.test:{}/", server.port);
-            let answer = fetch(&gate(&[&[OPEN]]), &url).await.unwrap();
+            let answer = fetch(&client(&[&[OPEN]]), &url).await.unwrap();
             assert_eq!(answer.status.as_u16(), status);
         }
     }
-    assert_eq!(elsewhere.heard(), 0);
+    assert_eq!(elsewhere.connections(), 0);
 }
 
 #[tokio::test]
 async fn too_large_responses_fail_with_and_without_a_length() {
-    let limit = LARGEST_BYTES;
-    let gate = gate(&[&[OPEN]]);
-    let whole = Server::on(OPEN, ok(&"a".repeat(limit)));
-    let url = |server: &Server| format!("http://tool.test:{}/", server.port);
+    let limit = MAX_RESPONSE_BYTES;
+    let gate = client(&[&[OPEN]]);
+    let whole = TestServer::start(OPEN, ok(&"a".repeat(limit)));
+    let url = |server: &TestServer| format!("http://tool.test:{}/", server.port);
     assert_eq!(fetch(&gate, &url(&whole)).await.unwrap().body.len(), limit);
-    let announced = Server::on(OPEN, ok(&"a".repeat(limit + 1)));
+    let announced = TestServer::start(OPEN, ok(&"a".repeat(limit + 1)));
     let silent = format!(
         "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}",
         "a".repeat(limit + 1)
     );
-    let silent = Server::on(OPEN, silent);
+    let silent = TestServer::start(OPEN, silent);
     for server in [announced, silent] {
         assert_eq!(
             fetch(&gate, &url(&server)).await.unwrap_err(),
-            Failure::TooLarge
+            OutboundFailure::TooLarge
         );
     }
 }
 
 #[tokio::test]
 async fn compressed_and_broken_responses_are_refused() {
-    let gate = gate(&[&[OPEN]]);
+    let gate = client(&[&[OPEN]]);
     for (answer, failure) in [
         (
             "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
-            Failure::Compressed,
+            OutboundFailure::Compressed,
         ),
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\nabc",
-            Failure::BrokenOff,
+            OutboundFailure::Interrupted,
         ),
-        ("SSH-2.0-OpenSSH\r\n", Failure::BrokenOff),
-        ("", Failure::BrokenOff),
+        ("SSH-2.0-OpenSSH\r\n", OutboundFailure::Interrupted),
+        ("", OutboundFailure::Interrupted),
     ] {
-        let server = Server::on(OPEN, answer);
+        let server = TestServer::start(OPEN, answer);
         let got = fetch(&gate, &format!("http://tool.test:{}/", server.port)).await;
         assert_eq!(got.unwrap_err(), failure, "{answer}");
     }
@@ -247,18 +257,18 @@ async fn compressed_and_broken_responses_are_refused() {
 #[tokio::test]
 async fn a_silent_server_times_out() {
     let listener = TcpListener::bind((OPEN, 0)).unwrap();
-    let gate = gate(&[&[OPEN]]);
+    let gate = client(&[&[OPEN]]);
     let port = listener.local_addr().unwrap().port();
-    let request = Outgoing {
+    let request = OutboundRequest {
         timeout: Duration::from_millis(200),
-        ..get(&gate, &format!("http://tool.test:{port}/"))
+        ..get_request(&gate, &format!("http://tool.test:{port}/"))
     };
     // Both are polled in this order, and the second one's time begins after the first one's: on
     // however slow a machine, the request times out first.
     tokio::select! {
         biased;
         answer = gate.send(OrgId::new(), request) => {
-            assert_eq!(answer.unwrap_err(), Failure::TimedOut);
+            assert_eq!(answer.unwrap_err(), OutboundFailure::TimedOut);
         }
         () = async { tokio::time::sleep(Duration::from_secs(3)).await } => {
             panic!("the request did not time out");
@@ -270,22 +280,22 @@ async fn a_silent_server_times_out() {
 async fn one_organisation_cannot_take_all_slots() {
     let listener = TcpListener::bind((OPEN, 0)).unwrap();
     let silent = listener.local_addr().unwrap().port();
-    let server = Server::on(OPEN, ok("open"));
-    let gate = gate(&[&[OPEN]]);
+    let server = TestServer::start(OPEN, ok("open"));
+    let gate = client(&[&[OPEN]]);
     let (greedy, other) = (OrgId::new(), OrgId::new());
 
     // One organisation fills its slots.
-    let occupied: Vec<_> = (0..PER_ORG)
+    let occupied: Vec<_> = (0..MAX_EXCHANGES_PER_ORG)
         .map(|_| {
             let (gate, request) = (
                 gate.clone(),
-                get(&gate, &format!("http://a.test:{silent}/")),
+                get_request(&gate, &format!("http://a.test:{silent}/")),
             );
             tokio::spawn(async move { gate.send(greedy, request).await })
         })
         .collect();
     while gate
-        .running
+        .org_semaphores
         .lock()
         .unwrap()
         .get(&greedy)
@@ -300,17 +310,20 @@ async fn one_organisation_cannot_take_all_slots() {
     let url = format!("http://tool.test:{}/", server.port);
 
     // Its next request finds no slot in time.
-    let request = Outgoing {
+    let request = OutboundRequest {
         timeout: Duration::from_millis(200),
-        ..get(&gate, &url)
+        ..get_request(&gate, &url)
     };
     let waited = gate.send(greedy, request).await;
-    assert_eq!(waited.unwrap_err(), Failure::TimedOut);
-    assert_eq!(server.heard(), 0);
+    assert_eq!(waited.unwrap_err(), OutboundFailure::TimedOut);
+    assert_eq!(server.connections(), 0);
 
     // Another organisation's request succeeds.
     assert_eq!(
-        gate.send(other, get(&gate, &url)).await.unwrap().body,
+        gate.send(other, get_request(&gate, &url))
+            .await
+            .unwrap()
+            .body,
         "open"
     );
 
@@ -321,9 +334,9 @@ async fn one_organisation_cannot_take_all_slots() {
 
 #[tokio::test]
 async fn headers_of_the_connection_and_of_peal_are_not_sent() {
-    let server = Server::on(OPEN, ok(""));
-    let gate = gate(&[&[OPEN]]);
-    let mut request = get(&gate, &format!("http://tool.test:{}/", server.port));
+    let server = TestServer::start(OPEN, ok(""));
+    let gate = client(&[&[OPEN]]);
+    let mut request = get_request(&gate, &format!("http://tool.test:{}/", server.port));
     for (name, value) in [
         ("host", "metadata.internal"),
         ("transfer-encoding", "chunked"),
@@ -369,16 +382,19 @@ async fn headers_of_the_connection_and_of_peal_are_not_sent() {
 
 #[tokio::test]
 async fn the_system_resolver_is_filtered_too() {
-    let canary = Server::on("127.0.0.1", ok("secret"));
-    let policy = Policy::default().with_http().with_ports("1-65535").unwrap();
-    let gate = Gate::new(policy).unwrap();
+    let canary = TestServer::start("127.0.0.1", ok("secret"));
+    let policy = OutboundPolicy::default()
+        .with_http()
+        .with_ports("1-65535")
+        .unwrap();
+    let gate = OutboundClient::new(policy).unwrap();
     // The text is refused before; the resolver must refuse the name as well.
-    assert!(gate.target("http://localhost").is_err());
-    let vetted = Vetted {
-        resolver: Arc::new(System::new()),
-        policy: Arc::new(Policy::default()),
+    assert!(gate.parse_url("http://localhost").is_err());
+    let vetted = FilteringResolver {
+        resolver: Arc::new(SystemResolver::new()),
+        policy: Arc::new(OutboundPolicy::default()),
     };
     use reqwest::dns::Resolve as _;
     assert!(vetted.resolve("localhost".parse().unwrap()).await.is_err());
-    assert_eq!(canary.heard(), 0);
+    assert_eq!(canary.connections(), 0);
 }

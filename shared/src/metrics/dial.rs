@@ -9,46 +9,46 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::{GROUPS, SECONDS};
+use super::{DURATION_BUCKETS, GROUP_SIZE_BUCKETS};
 use crate::ids::TrunkId;
 use crate::telephony::{Outcome, Placement};
 
 /// Histogram buckets of a slot's lateness in seconds; the limit is ten milliseconds.
-const LATENESS: [f64; 12] = [
+const LATENESS_BUCKETS: [f64; 12] = [
     0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 1.0,
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Trunk {
+struct TrunkLabel {
     trunk: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TrunkResult {
+struct TrunkResultLabels {
     trunk: String,
     result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Ended {
+struct OutcomeLabel {
     outcome: &'static str,
 }
 
 /// Metrics of the dialler.
 #[derive(Debug)]
-pub struct Dial {
-    dials: Family<TrunkResult, Counter>,
-    granted: Family<Trunk, Counter>,
-    burned: Family<Trunk, Counter>,
+pub struct DialMetrics {
+    dials: Family<TrunkResultLabels, Counter>,
+    granted: Family<TrunkLabel, Counter>,
+    burned: Family<TrunkLabel, Counter>,
     lateness: Histogram,
     claimed: Histogram,
     claim_time: Histogram,
-    ended: Family<Ended, Counter>,
+    ended: Family<OutcomeLabel, Counter>,
 }
 
 /// Metrics of one trunk, looked up once for many calls.
 #[derive(Debug)]
-pub struct OfTrunk {
+pub struct TrunkMetrics {
     accepted: Counter,
     refused: Counter,
     deferred: Counter,
@@ -58,20 +58,20 @@ pub struct OfTrunk {
     lateness: Histogram,
 }
 
-impl Dial {
+impl DialMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let new = Self {
             dials: Family::default(),
             granted: Family::default(),
             burned: Family::default(),
-            lateness: Histogram::new(LATENESS),
-            claimed: Histogram::new(GROUPS),
-            claim_time: Histogram::new(SECONDS),
+            lateness: Histogram::new(LATENESS_BUCKETS),
+            claimed: Histogram::new(GROUP_SIZE_BUCKETS),
+            claim_time: Histogram::new(DURATION_BUCKETS),
             ended: Family::default(),
         };
         // Every outcome is present from the start, with zero calls.
         for outcome in Outcome::ALL {
-            new.ended(outcome, 0);
+            new.record_ended(outcome, 0);
         }
 
         registry.register(
@@ -117,17 +117,17 @@ impl Dial {
 
     /// Metrics of a trunk.
     #[must_use]
-    pub fn trunk(&self, id: TrunkId) -> Arc<OfTrunk> {
+    pub fn for_trunk(&self, id: TrunkId) -> Arc<TrunkMetrics> {
         let trunk = id.to_string();
         let dials = |result| {
             let trunk = trunk.clone();
             self.dials
-                .get_or_create_owned(&TrunkResult { trunk, result })
+                .get_or_create_owned(&TrunkResultLabels { trunk, result })
         };
-        let label = Trunk {
+        let label = TrunkLabel {
             trunk: trunk.clone(),
         };
-        Arc::new(OfTrunk {
+        Arc::new(TrunkMetrics {
             accepted: dials("accepted"),
             refused: dials("refused"),
             deferred: dials("deferred"),
@@ -139,36 +139,38 @@ impl Dial {
     }
 
     /// Records the calls of one claim, and its duration.
-    pub fn claimed(&self, calls: usize, took: Duration) {
-        self.claimed.observe(as_number(calls));
+    pub fn record_claim(&self, calls: usize, took: Duration) {
+        self.claimed.observe(count_to_f64(calls));
         self.claim_time.observe(took.as_secs_f64());
     }
 
     /// Counts ended calls.
-    pub fn ended(&self, outcome: Outcome, calls: u64) {
+    pub fn record_ended(&self, outcome: Outcome, calls: u64) {
         let outcome = outcome.as_str();
-        self.ended.get_or_create(&Ended { outcome }).inc_by(calls);
+        self.ended
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc_by(calls);
     }
 }
 
-impl OfTrunk {
+impl TrunkMetrics {
     /// Counts leased slots.
-    pub fn granted(&self, slots: u32) {
+    pub fn record_granted(&self, slots: u32) {
         self.granted.inc_by(slots.into());
     }
 
     /// Counts dropped slots.
-    pub fn burned(&self, slots: u32) {
+    pub fn record_burned(&self, slots: u32) {
         self.burned.inc_by(slots.into());
     }
 
     /// Records the lateness of a slot.
-    pub fn came_up(&self, late: Duration) {
+    pub fn record_lateness(&self, late: Duration) {
         self.lateness.observe(late.as_secs_f64());
     }
 
     /// Counts a request by its result.
-    pub fn dialled(&self, placement: &Placement) {
+    pub fn record_placement(&self, placement: &Placement) {
         let counter = match placement {
             Placement::Accepted { .. } => &self.accepted,
             Placement::Refused { .. } => &self.refused,
@@ -180,6 +182,6 @@ impl OfTrunk {
 }
 
 /// Converts a count for a histogram.
-pub(super) fn as_number(count: usize) -> f64 {
+pub(super) fn count_to_f64(count: usize) -> f64 {
     u32::try_from(count).unwrap_or(u32::MAX).into()
 }

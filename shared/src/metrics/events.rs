@@ -6,24 +6,24 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::dial::as_number;
-use super::{GROUPS, SECONDS};
+use super::dial::count_to_f64;
+use super::{DURATION_BUCKETS, GROUP_SIZE_BUCKETS};
 
 /// Metrics of carriers' events.
 #[derive(Debug)]
-pub struct Events {
+pub struct EventMetrics {
     appended: Histogram,
     applied: Histogram,
     apply_time: Histogram,
     set_aside: Counter,
 }
 
-impl Events {
+impl EventMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let new = Self {
-            appended: Histogram::new(GROUPS),
-            applied: Histogram::new(GROUPS),
-            apply_time: Histogram::new(SECONDS),
+            appended: Histogram::new(GROUP_SIZE_BUCKETS),
+            applied: Histogram::new(GROUP_SIZE_BUCKETS),
+            apply_time: Histogram::new(DURATION_BUCKETS),
             set_aside: Counter::default(),
         };
 
@@ -53,18 +53,18 @@ impl Events {
     }
 
     /// Records the events appended by one statement.
-    pub fn appended(&self, events: usize) {
-        self.appended.observe(as_number(events));
+    pub fn record_appended(&self, events: usize) {
+        self.appended.observe(count_to_f64(events));
     }
 
     /// Records the events applied in one transaction, and its duration.
-    pub fn applied(&self, events: usize, took: Duration) {
-        self.applied.observe(as_number(events));
+    pub fn record_applied(&self, events: usize, took: Duration) {
+        self.applied.observe(count_to_f64(events));
         self.apply_time.observe(took.as_secs_f64());
     }
 
     /// Counts an event that cannot be applied.
-    pub fn set_aside(&self) {
+    pub fn record_set_aside(&self) {
         self.set_aside.inc();
     }
 }

@@ -11,78 +11,78 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::SECONDS;
+use super::DURATION_BUCKETS;
 
 /// Classes of statuses, from 1xx to 5xx.
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// Histograms of durations by labels.
-type Times<L> = Family<L, Histogram, fn() -> Histogram>;
+type DurationFamily<L> = Family<L, Histogram, fn() -> Histogram>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RouteStatus {
+struct RouteStatusLabels {
     route: String,
     status: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfRoute {
+struct RouteLabel {
     route: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KindStatus {
+struct KindStatusLabels {
     kind: String,
     status: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Class {
+struct ClassLabel {
     class: &'static str,
 }
 
 /// Metrics of the API's requests.
 #[derive(Debug)]
-pub struct Http {
-    requests: Family<RouteStatus, Counter>,
-    times: Times<OfRoute>,
-    callbacks: Times<KindStatus>,
-    refused_signatures: Counter,
-    shed: Family<Class, Counter>,
-    under_way: Family<Class, Gauge>,
+pub struct HttpMetrics {
+    requests: Family<RouteStatusLabels, Counter>,
+    times: DurationFamily<RouteLabel>,
+    callbacks: DurationFamily<KindStatusLabels>,
+    invalid_signatures: Counter,
+    shed: Family<ClassLabel, Counter>,
+    in_progress: Family<ClassLabel, Gauge>,
     /// Open event streams.
     pub streams: Gauge,
     /// Open connections.
     pub connections: Gauge,
-    routes: RwLock<HashMap<Box<str>, Arc<Route>>>,
+    routes: RwLock<HashMap<Box<str>, Arc<RouteMetrics>>>,
 }
 
 /// Metrics of one route, looked up by its pattern.
 #[derive(Debug)]
-pub struct Route {
+pub struct RouteMetrics {
     pattern: Box<str>,
     time: Histogram,
-    requests: [OnceLock<Counter>; CLASSES.len()],
-    callback: Option<Callback>,
+    requests: [OnceLock<Counter>; STATUS_CLASSES.len()],
+    callback: Option<CallbackMetrics>,
 }
 
 /// Durations of a callback by class of status.
 #[derive(Debug)]
-struct Callback {
+struct CallbackMetrics {
     kind: Box<str>,
-    times: [OnceLock<Histogram>; CLASSES.len()],
+    times: [OnceLock<Histogram>; STATUS_CLASSES.len()],
 }
 
-impl Http {
+impl HttpMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let times = || Histogram::new(SECONDS);
+        let times = || Histogram::new(DURATION_BUCKETS);
         let new = Self {
             requests: Family::default(),
             times: Family::new_with_constructor(times),
             callbacks: Family::new_with_constructor(times),
-            refused_signatures: Counter::default(),
+            invalid_signatures: Counter::default(),
             shed: Family::default(),
-            under_way: Family::default(),
+            in_progress: Family::default(),
             streams: Gauge::default(),
             connections: Gauge::default(),
             routes: RwLock::default(),
@@ -108,7 +108,7 @@ impl Http {
         registry.register(
             "peal_callback_signatures_refused",
             "Callbacks without a valid signature of their carrier",
-            new.refused_signatures.clone(),
+            new.invalid_signatures.clone(),
         );
         registry.register(
             "peal_http_shed",
@@ -118,7 +118,7 @@ impl Http {
         registry.register(
             "peal_http_under_way",
             "Requests in progress, by class",
-            new.under_way.clone(),
+            new.in_progress.clone(),
         );
         registry.register(
             "peal_http_streams",
@@ -140,21 +140,21 @@ impl Http {
         &self,
         pattern: &str,
         callback: impl FnOnce(&str) -> Option<String>,
-    ) -> Arc<Route> {
+    ) -> Arc<RouteMetrics> {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(route) = routes.get(pattern) {
             return Arc::clone(route);
         }
         drop(routes);
 
-        let route = OfRoute {
+        let route = RouteLabel {
             route: pattern.to_owned(),
         };
-        let new = Arc::new(Route {
+        let new = Arc::new(RouteMetrics {
             pattern: pattern.into(),
             time: self.times.get_or_create_owned(&route),
             requests: Default::default(),
-            callback: callback(pattern).map(|kind| Callback {
+            callback: callback(pattern).map(|kind| CallbackMetrics {
                 kind: kind.into(),
                 times: Default::default(),
             }),
@@ -164,17 +164,17 @@ impl Http {
     }
 
     /// Records a response with this status.
-    pub fn answered(&self, route: &Route, status: u16, took: Duration) {
+    pub fn record_response(&self, route: &RouteMetrics, status: u16, took: Duration) {
         let secs = took.as_secs_f64();
         route.time.observe(secs);
         let class = usize::from(status / 100).saturating_sub(1);
-        let Some(status) = CLASSES.get(class).copied() else {
+        let Some(status) = STATUS_CLASSES.get(class).copied() else {
             return;
         };
 
         if let Some(counter) = route.requests.get(class) {
             let new = || {
-                self.requests.get_or_create_owned(&RouteStatus {
+                self.requests.get_or_create_owned(&RouteStatusLabels {
                     route: route.pattern.to_string(),
                     status,
                 })
@@ -186,7 +186,7 @@ impl Http {
             && let Some(time) = callback.times.get(class)
         {
             let new = || {
-                self.callbacks.get_or_create_owned(&KindStatus {
+                self.callbacks.get_or_create_owned(&KindStatusLabels {
                     kind: callback.kind.to_string(),
                     status,
                 })
@@ -196,17 +196,17 @@ impl Http {
     }
 
     /// Counts a callback without a valid signature; returns the count.
-    pub fn refuse_signature(&self) -> u64 {
-        self.refused_signatures.inc() + 1
+    pub fn record_invalid_signature(&self) -> u64 {
+        self.invalid_signatures.inc() + 1
     }
 
     /// Rejected requests of a class, and those in progress.
     #[must_use]
-    pub fn class(&self, class: &'static str) -> (Counter, Gauge) {
-        let class = Class { class };
+    pub fn class_metrics(&self, class: &'static str) -> (Counter, Gauge) {
+        let class = ClassLabel { class };
         (
             self.shed.get_or_create_owned(&class),
-            self.under_way.get_or_create_owned(&class),
+            self.in_progress.get_or_create_owned(&class),
         )
     }
 }

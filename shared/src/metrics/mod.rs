@@ -20,45 +20,45 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-pub use dial::{Dial, OfTrunk};
-pub use events::Events;
-pub use http::{Http, Route};
-pub use money::Money;
+pub use dial::{DialMetrics, TrunkMetrics};
+pub use events::EventMetrics;
+pub use http::{HttpMetrics, RouteMetrics};
+pub use money::MoneyMetrics;
 pub use page::{listen, serve};
 
 #[cfg(doc)]
 use crate::context::Context;
 
 /// Gauge with fractions.
-type Level = Gauge<f64, std::sync::atomic::AtomicU64>;
+type FloatGauge = Gauge<f64, std::sync::atomic::AtomicU64>;
 
 /// Histogram buckets of durations, from half a millisecond to ten seconds.
-const SECONDS: [f64; 14] = [
+const DURATION_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 /// Histogram buckets of group sizes.
-const GROUPS: [f64; 10] = [0.0, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0];
+const GROUP_SIZE_BUCKETS: [f64; 10] = [0.0, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0];
 
 /// Metrics of a process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    pub dial: Dial,
-    pub events: Events,
-    pub http: Http,
-    pub money: Money,
-    sampled: sample::Sampled,
+    pub dial: DialMetrics,
+    pub events: EventMetrics,
+    pub http: HttpMetrics,
+    pub money: MoneyMetrics,
+    sampled: sample::SampledMetrics,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::default();
         Self {
-            dial: Dial::register(&mut registry),
-            events: Events::register(&mut registry),
-            http: Http::register(&mut registry),
-            money: Money::register(&mut registry),
-            sampled: sample::Sampled::register(&mut registry),
+            dial: DialMetrics::register(&mut registry),
+            events: EventMetrics::register(&mut registry),
+            http: HttpMetrics::register(&mut registry),
+            money: MoneyMetrics::register(&mut registry),
+            sampled: sample::SampledMetrics::register(&mut registry),
             registry,
         }
     }
@@ -66,7 +66,7 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Encodes all metrics in the OpenMetrics text format.
-    fn page(&self) -> String {
+    fn encode_text(&self) -> String {
         let mut page = String::with_capacity(32 * 1024);
         // Writing to a string cannot fail.
         let _written = encode(&mut page, &self.registry);

@@ -7,26 +7,26 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::dial::as_number;
-use super::{GROUPS, SECONDS};
-use crate::billing::settle::Settled;
+use super::dial::count_to_f64;
+use super::{DURATION_BUCKETS, GROUP_SIZE_BUCKETS};
+use crate::billing::settle::SettlementCounts;
 
 /// Metrics of settlement and the ledger.
 #[derive(Debug)]
-pub struct Money {
+pub struct MoneyMetrics {
     settled: Histogram,
     settle_time: Histogram,
-    put_off: Counter,
-    offenders: Gauge,
+    postponed: Counter,
+    violations: Gauge,
 }
 
-impl Money {
+impl MoneyMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let new = Self {
-            settled: Histogram::new(GROUPS),
-            settle_time: Histogram::new(SECONDS),
-            put_off: Counter::default(),
-            offenders: Gauge::default(),
+            settled: Histogram::new(GROUP_SIZE_BUCKETS),
+            settle_time: Histogram::new(DURATION_BUCKETS),
+            postponed: Counter::default(),
+            violations: Gauge::default(),
         };
 
         registry.register(
@@ -43,31 +43,31 @@ impl Money {
         registry.register(
             "peal_settlements_put_off",
             "Calls that the database refused to settle; they need attention",
-            new.put_off.clone(),
+            new.postponed.clone(),
         );
         registry.register(
             "peal_ledger_offenders",
             "Ledger violations found by the last verification of this process",
-            new.offenders.clone(),
+            new.violations.clone(),
         );
 
         new
     }
 
     /// Records the calls settled in one transaction, and its duration.
-    pub fn settled(&self, settled: &Settled, took: Duration) {
-        self.settled.observe(as_number(settled.taken));
+    pub fn record_settled(&self, settled: &SettlementCounts, took: Duration) {
+        self.settled.observe(count_to_f64(settled.processed));
         self.settle_time.observe(took.as_secs_f64());
     }
 
     /// Counts a call that cannot be settled.
-    pub fn put_off(&self) {
-        self.put_off.inc();
+    pub fn record_postponed(&self) {
+        self.postponed.inc();
     }
 
     /// Sets the number of ledger violations.
-    pub fn verified(&self, offenders: usize) {
-        self.offenders
+    pub fn set_violations(&self, offenders: usize) {
+        self.violations
             .set(i64::try_from(offenders).unwrap_or(i64::MAX));
     }
 }

@@ -22,12 +22,12 @@ use crate::config::Config;
 use crate::context::Context;
 
 /// Most connections served at once.
-const CONNECTIONS: usize = 16;
+const MAX_CONNECTIONS: usize = 16;
 /// Time to send the head of a request, idle time included.
-const HEAD_LIMIT: Duration = Duration::from_secs(65);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(65);
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-const OPEN_METRICS: HeaderValue =
+const OPENMETRICS_CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 /// Opens the listener at `PEAL_METRICS_LISTEN`; `None` when it is unset.
@@ -35,7 +35,7 @@ const OPEN_METRICS: HeaderValue =
 /// # Errors
 /// The address is in use, or not local.
 pub async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {
-    let Some(address) = config.watch.metrics_listen else {
+    let Some(address) = config.telemetry.metrics_listen else {
         return Ok(None);
     };
     let listener = TcpListener::bind(address)
@@ -47,16 +47,20 @@ pub async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {
 
 /// Serves the metrics of the process until `shutdown`.
 pub async fn serve(context: Arc<Context>, listener: TcpListener, shutdown: CancellationToken) {
-    let accepting = accept(Arc::clone(&context), listener, shutdown.clone());
+    let accepting = accept_connections(Arc::clone(&context), listener, shutdown.clone());
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = accepting => {}
-        () = context.metrics.sampled.probe(&context) => {}
+        () = context.metrics.sampled.probe_pools(&context) => {}
     }
 }
 
-async fn accept(context: Arc<Context>, listener: TcpListener, shutdown: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+async fn accept_connections(
+    context: Arc<Context>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // The semaphore is never closed.
     while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
         let stream = match listener.accept().await {
@@ -71,10 +75,10 @@ async fn accept(context: Arc<Context>, listener: TcpListener, shutdown: Cancella
         let context = Arc::clone(&context);
         let shutdown = shutdown.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(&context, request));
+            let service = service_fn(|request| respond(&context, request));
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_LIMIT)
+                .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
             let served = shutdown.run_until_cancelled(serving).await;
             if let Some(Err(error)) = served {
@@ -85,7 +89,7 @@ async fn accept(context: Arc<Context>, listener: TcpListener, shutdown: Cancella
     }
 }
 
-async fn answer<B>(
+async fn respond<B>(
     context: &Context,
     request: Request<B>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -96,8 +100,8 @@ async fn answer<B>(
         return Ok(response);
     }
     context.metrics.sampled.refresh(context).await;
-    let mut response = Response::new(Full::from(context.metrics.page()));
+    let mut response = Response::new(Full::from(context.metrics.encode_text()));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, OPEN_METRICS);
+    headers.insert(CONTENT_TYPE, OPENMETRICS_CONTENT_TYPE);
     Ok(response)
 }

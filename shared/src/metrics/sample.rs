@@ -20,8 +20,8 @@ use rust_decimal::prelude::ToPrimitive;
 use sqlx::PgPool;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use super::{Level, SECONDS};
-use crate::bells::Bells;
+use super::{DURATION_BUCKETS, FloatGauge};
+use crate::bells::Wakeups;
 use crate::billing::settle;
 use crate::context::Context;
 use crate::error::Result;
@@ -30,59 +30,59 @@ use crate::telephony::CallStatus;
 use crate::trunks;
 
 /// Greatest age of the database's sample.
-const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 /// Longest time of one sample, waits for locks and connections included.
-const SAMPLE_LIMIT: Duration = Duration::from_secs(2);
+const SAMPLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Greatest count of unapplied events and unsettled calls.
-const EVENTS_LIMIT: i64 = 100_000;
+const MAX_COUNTED_ROWS: i64 = 100_000;
 /// The pools of a process.
-const POOLS: [&str; 2] = ["main", "callbacks"];
+const POOL_NAMES: [&str; 2] = ["main", "callbacks"];
 /// Interval of the probes that measure the wait for a connection.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Jobs {
+struct QueueStateLabels {
     queue: &'static str,
     state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfQueue {
+struct QueueLabel {
     queue: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Status {
+struct StatusLabel {
     status: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Trunk {
+struct SampledTrunkLabel {
     trunk: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Pool {
+struct PoolLabel {
     pool: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Connections {
+struct PoolStateLabels {
     pool: &'static str,
     state: &'static str,
 }
 
 /// Gauge that is absent while its value is unknown.
 #[derive(Clone, Debug, Default)]
-struct Known<T>(Arc<Mutex<Option<T>>>);
+struct OptionalGauge<T>(Arc<Mutex<Option<T>>>);
 
-impl<T> Known<T> {
+impl<T> OptionalGauge<T> {
     fn set(&self, value: Option<T>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
     }
 }
 
-impl<T: EncodeGaugeValue + Copy> EncodeMetric for Known<T> {
+impl<T: EncodeGaugeValue + Copy> EncodeMetric for OptionalGauge<T> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let value = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         value.map_or(Ok(()), |value| encoder.encode_gauge(&value))
@@ -95,67 +95,69 @@ impl<T: EncodeGaugeValue + Copy> EncodeMetric for Known<T> {
 
 /// Sampled metrics.
 #[derive(Debug)]
-pub struct Sampled {
-    looked: tokio::sync::Mutex<Option<Instant>>,
+pub struct SampledMetrics {
+    sampled_at: tokio::sync::Mutex<Option<Instant>>,
     up: Gauge,
-    jobs: Family<Jobs, Gauge>,
-    oldest_job: Family<OfQueue, Level>,
-    live: Family<Status, Gauge>,
-    unapplied: Known<i64>,
-    oldest_event: Known<f64>,
-    unsettled: Known<i64>,
-    oldest_charge: Known<f64>,
-    trunk_calls: Family<Trunk, Gauge>,
-    trunk_limit: Family<Trunk, Gauge>,
-    trunk_pace: Family<Trunk, Level>,
-    trunk_slowdown: Family<Trunk, Level>,
-    trunk_active: Family<Trunk, Gauge>,
-    connections: Family<Connections, Gauge>,
-    waits: Family<Pool, Histogram, fn() -> Histogram>,
-    failed_waits: Family<Pool, Counter>,
-    bell: Known<i64>,
-    missed_bells: Counter,
-    memory: Known<i64>,
+    jobs: Family<QueueStateLabels, Gauge>,
+    oldest_job: Family<QueueLabel, FloatGauge>,
+    live: Family<StatusLabel, Gauge>,
+    unapplied: OptionalGauge<i64>,
+    oldest_event: OptionalGauge<f64>,
+    unsettled: OptionalGauge<i64>,
+    oldest_charge: OptionalGauge<f64>,
+    trunk_calls: Family<SampledTrunkLabel, Gauge>,
+    trunk_limit: Family<SampledTrunkLabel, Gauge>,
+    trunk_pace: Family<SampledTrunkLabel, FloatGauge>,
+    trunk_slowdown: Family<SampledTrunkLabel, FloatGauge>,
+    trunk_active: Family<SampledTrunkLabel, Gauge>,
+    connections: Family<PoolStateLabels, Gauge>,
+    waits: Family<PoolLabel, Histogram, fn() -> Histogram>,
+    failed_waits: Family<PoolLabel, Counter>,
+    redis_up: OptionalGauge<i64>,
+    dropped_wakeups: Counter,
+    memory: OptionalGauge<i64>,
 }
 
-impl Sampled {
+impl SampledMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let new = Self {
-            looked: tokio::sync::Mutex::default(),
+            sampled_at: tokio::sync::Mutex::default(),
             up: Gauge::default(),
             jobs: Family::default(),
             oldest_job: Family::default(),
             live: Family::default(),
-            unapplied: Known::default(),
-            oldest_event: Known::default(),
-            unsettled: Known::default(),
-            oldest_charge: Known::default(),
+            unapplied: OptionalGauge::default(),
+            oldest_event: OptionalGauge::default(),
+            unsettled: OptionalGauge::default(),
+            oldest_charge: OptionalGauge::default(),
             trunk_calls: Family::default(),
             trunk_limit: Family::default(),
             trunk_pace: Family::default(),
             trunk_slowdown: Family::default(),
             trunk_active: Family::default(),
             connections: Family::default(),
-            waits: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            waits: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
             failed_waits: Family::default(),
-            bell: Known::default(),
-            missed_bells: Counter::default(),
-            memory: Known::default(),
+            redis_up: OptionalGauge::default(),
+            dropped_wakeups: Counter::default(),
+            memory: OptionalGauge::default(),
         };
 
         // A counter that exists from the start shows its first increment.
-        for pool in POOLS {
-            new.failed_waits.get_or_create(&Pool { pool }).inc_by(0);
+        for pool in POOL_NAMES {
+            new.failed_waits
+                .get_or_create(&PoolLabel { pool })
+                .inc_by(0);
         }
 
-        new.name_state(registry);
-        new.name_trunks(registry);
-        new.name_process(registry);
+        new.register_state(registry);
+        new.register_trunks(registry);
+        new.register_process(registry);
 
         new
     }
 
-    fn name_state(&self, registry: &mut Registry) {
+    fn register_state(&self, registry: &mut Registry) {
         registry.register(
             "peal_sample_up",
             "1 while the database can be sampled",
@@ -204,7 +206,7 @@ impl Sampled {
         );
     }
 
-    fn name_trunks(&self, registry: &mut Registry) {
+    fn register_trunks(&self, registry: &mut Registry) {
         registry.register(
             "peal_trunk_calls",
             "Live calls of a trunk",
@@ -232,7 +234,7 @@ impl Sampled {
         );
     }
 
-    fn name_process(&self, registry: &mut Registry) {
+    fn register_process(&self, registry: &mut Registry) {
         registry.register(
             "peal_database_connections",
             "Connections to PostgreSQL by pool: limit, open and idle",
@@ -253,12 +255,12 @@ impl Sampled {
         registry.register(
             "peal_redis_up",
             "1 while Redis answers; absent when none is configured",
-            self.bell.clone(),
+            self.redis_up.clone(),
         );
         registry.register(
             "peal_wakeups_dropped",
             "Wakeups dropped because Redis did not keep up",
-            self.missed_bells.clone(),
+            self.dropped_wakeups.clone(),
         );
 
         registry.register_with_unit(
@@ -271,23 +273,23 @@ impl Sampled {
 
     /// Takes a new sample if the last one is too old. Concurrent scrapes wait for it.
     pub(super) async fn refresh(&self, context: &Context) {
-        let mut looked = self.looked.lock().await;
-        if looked.is_none_or(|at| at.elapsed() >= SAMPLE_EVERY) {
+        let mut looked = self.sampled_at.lock().await;
+        if looked.is_none_or(|at| at.elapsed() >= SAMPLE_INTERVAL) {
             let (state, ()) = tokio::join!(
-                timeout(SAMPLE_LIMIT, State::read_unscoped(&context.pool)),
-                self.show_bells(&context.bells),
+                timeout(SAMPLE_TIMEOUT, DatabaseState::read_unscoped(&context.pool)),
+                self.publish_redis(&context.wakeups),
             );
             let state = state.ok().and_then(|read| {
                 read.inspect_err(|error| tracing::warn!(%error, "cannot sample the database"))
                     .ok()
             });
-            self.show(state);
+            self.publish_state(state);
             *looked = Some(Instant::now());
         }
-        self.show_process(context);
+        self.publish_process(context);
     }
 
-    fn show(&self, state: Option<State>) {
+    fn publish_state(&self, state: Option<DatabaseState>) {
         // 1. Reset all series: without a sample they are absent.
         self.jobs.clear();
         self.oldest_job.clear();
@@ -320,11 +322,13 @@ impl Sampled {
                 ("running", depth.running),
                 ("dead", depth.dead),
             ] {
-                self.jobs.get_or_create(&Jobs { queue, state }).set(jobs);
+                self.jobs
+                    .get_or_create(&QueueStateLabels { queue, state })
+                    .set(jobs);
             }
             let oldest = depth.oldest_secs.unwrap_or(0.0);
             self.oldest_job
-                .get_or_create(&OfQueue { queue })
+                .get_or_create(&QueueLabel { queue })
                 .set(oldest);
         }
 
@@ -333,12 +337,12 @@ impl Sampled {
             let calls = state.live.iter().find(|(live, _)| *live == status);
             let status = status.as_str();
             let calls = calls.map_or(0, |(_, calls)| *calls);
-            self.live.get_or_create(&Status { status }).set(calls);
+            self.live.get_or_create(&StatusLabel { status }).set(calls);
         }
 
         // 4. Trunks.
         for trunk in state.trunks {
-            let of = Trunk {
+            let of = SampledTrunkLabel {
                 trunk: trunk.id.to_string(),
             };
             self.trunk_calls.get_or_create(&of).set(trunk.live_calls);
@@ -353,14 +357,16 @@ impl Sampled {
         }
     }
 
-    async fn show_bells(&self, bells: &Bells) {
-        self.bell.set(bells.answers().await.map(i64::from));
+    async fn publish_redis(&self, bells: &Wakeups) {
+        self.redis_up.set(bells.ping().await.map(i64::from));
         // The total never decreases, as a counter requires.
-        let dropped = bells.missed();
-        self.missed_bells.inner().store(dropped, Ordering::Relaxed);
+        let dropped = bells.dropped();
+        self.dropped_wakeups
+            .inner()
+            .store(dropped, Ordering::Relaxed);
     }
 
-    fn show_process(&self, context: &Context) {
+    fn publish_process(&self, context: &Context) {
         for (name, pool) in pools(context) {
             let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
             for (state, count) in [
@@ -368,7 +374,7 @@ impl Sampled {
                 ("open", pool.size().into()),
                 ("idle", idle),
             ] {
-                let of = Connections { pool: name, state };
+                let of = PoolStateLabels { pool: name, state };
                 self.connections.get_or_create(&of).set(count);
             }
         }
@@ -376,8 +382,8 @@ impl Sampled {
     }
 
     /// Measures at intervals the wait for a connection of each pool in use. Never ends.
-    pub(super) async fn probe(&self, context: &Context) {
-        let mut ticks = interval(PROBE_EVERY);
+    pub(super) async fn probe_pools(&self, context: &Context) {
+        let mut ticks = interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -386,7 +392,7 @@ impl Sampled {
                 if pool.size() == 0 {
                     return;
                 }
-                let of = Pool { pool: name };
+                let of = PoolLabel { pool: name };
                 let began = Instant::now();
                 match pool.acquire().await {
                     Ok(_connection) => {
@@ -404,8 +410,8 @@ impl Sampled {
 }
 
 fn pools(context: &Context) -> [(&'static str, &PgPool); 2] {
-    let [main, callbacks] = POOLS;
-    [(main, &context.pool), (callbacks, &context.callbacks)]
+    let [main, callbacks] = POOL_NAMES;
+    [(main, &context.pool), (callbacks, &context.callback_pool)]
 }
 
 /// Resident memory of this process; the kernel reports it in kilobytes.
@@ -419,8 +425,8 @@ fn resident_bytes() -> Option<i64> {
 }
 
 /// Sampled state of the database.
-struct State {
-    depths: Vec<queue::Depth>,
+struct DatabaseState {
+    depths: Vec<queue::QueueDepth>,
     live: Vec<(CallStatus, i64)>,
     unapplied: i64,
     oldest_event_secs: f64,
@@ -429,7 +435,7 @@ struct State {
     trunks: Vec<trunks::TrunkState>,
 }
 
-impl State {
+impl DatabaseState {
     /// Reads the state over all organisations, for operators.
     async fn read_unscoped(pool: &PgPool) -> Result<Self> {
         let mut db = pool.begin().await?;
@@ -437,7 +443,7 @@ impl State {
             .execute(&mut *db)
             .await?;
 
-        let depths = queue::depths(&mut db).await?;
+        let depths = queue::queue_depths(&mut db).await?;
 
         let live = sqlx::query!(
             r#"select status as "status: CallStatus", count(*) as "calls!"
@@ -456,12 +462,12 @@ impl State {
                      where applied_at is null
                      order by id
                      limit $1) waiting"#,
-            EVENTS_LIMIT,
+            MAX_COUNTED_ROWS,
         )
         .fetch_one(&mut *db)
         .await?;
 
-        let charges = settle::backlog_unscoped(&mut db, EVENTS_LIMIT).await?;
+        let charges = settle::backlog_unscoped(&mut db, MAX_COUNTED_ROWS).await?;
         let trunks = trunks::list_unscoped(&mut db).await?;
         db.rollback().await?;
 

@@ -14,8 +14,8 @@ use crate::access::{Credential, Principal, Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{InviteId, OrgId, UserId};
 use crate::mail::{self, NewEmail};
-use crate::page::{Page, Slice};
-use crate::queue::Enqueued;
+use crate::page::{Page, PageSlice};
+use crate::queue::EnqueuedJob;
 use crate::sign_in::passwords;
 
 /// Open invitation.
@@ -39,7 +39,7 @@ pub struct Invite {
 ///
 /// # Errors
 /// [`Error::Conflict`] for a member of the organisation. Membership elsewhere is not revealed.
-pub async fn send(
+pub async fn create(
     db: &mut PgConnection,
     scope: &Scope,
     caller: &Principal,
@@ -47,7 +47,7 @@ pub async fn send(
     email: &str,
     role: Role,
     text: impl FnOnce(InviteId, &str) -> String,
-) -> Result<(Invite, Option<Enqueued>)> {
+) -> Result<(Invite, Option<EnqueuedJob>)> {
     // 1. Lock the organisation and refuse its members.
     let organization = super::lock(db, scope, org).await?;
     let is_member = sqlx::query_scalar!(
@@ -100,15 +100,18 @@ pub async fn send(
         kind: "invite",
         subject_id: invite.id.0,
         to: email,
-        subject: &format!("You are invited to {}", one_line(&organization.name)),
+        subject: &format!(
+            "You are invited to {}",
+            strip_control_chars(&organization.name)
+        ),
         body: &text(invite.id, &organization.name),
     };
-    let job = mail::write(db, mail).await?;
+    let job = mail::enqueue(db, mail).await?;
     Ok((invite, job))
 }
 
 /// Replaces control characters, which could break a header.
-fn one_line(name: &str) -> String {
+fn strip_control_chars(name: &str) -> String {
     name.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
@@ -123,7 +126,7 @@ pub async fn list(
     scope: &Scope,
     org: OrgId,
     page: Page,
-) -> Result<Slice<Invite>> {
+) -> Result<PageSlice<Invite>> {
     find_own(db, scope, org).await?;
 
     let invites = sqlx::query_as!(
@@ -183,7 +186,7 @@ pub async fn revoke(
 ///
 /// # Errors
 /// [`Error::Gone`] when it was accepted, revoked, or has expired.
-pub async fn waiting_unscoped(db: &mut PgConnection, id: InviteId) -> Result<Invite> {
+pub async fn find_open_unscoped(db: &mut PgConnection, id: InviteId) -> Result<Invite> {
     sqlx::query_as!(
         Invite,
         r#"select id as "id: InviteId", org_id as "organization_id: OrgId", email, role as "role: Role",
@@ -205,7 +208,7 @@ pub async fn waiting_unscoped(db: &mut PgConnection, id: InviteId) -> Result<Inv
 
 /// Creates the principal of the invited person, with a new user id.
 #[must_use]
-pub fn guest(invite: &Invite) -> Principal {
+pub fn invited_principal(invite: &Invite) -> Principal {
     Principal {
         user: UserId::new(),
         org: invite.organization_id,
@@ -226,7 +229,7 @@ pub async fn accept_unscoped(
     full_name: Option<&str>,
     password_hash: &str,
 ) -> Result<()> {
-    let invite = waiting_unscoped(db, id).await?;
+    let invite = find_open_unscoped(db, id).await?;
 
     let created = sqlx::query!(
         "insert into users (id, org_id, email, full_name, role)

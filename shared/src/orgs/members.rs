@@ -9,7 +9,7 @@ use super::lock;
 use crate::access::{Principal, Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{OrgId, UserId};
-use crate::page::{Owners, Page};
+use crate::page::{OwnerFilter, Page};
 use crate::sign_in::sessions;
 
 /// Member of an organisation.
@@ -31,7 +31,7 @@ pub struct Member {
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    owners: &Owners,
+    owners: &OwnerFilter,
     page: Page,
 ) -> Result<(Vec<Member>, i64)> {
     let total = sqlx::query_scalar!(
@@ -123,13 +123,13 @@ pub async fn set_role(
     user: UserId,
     role: Role,
 ) -> Result<(Member, Member)> {
-    let before = lock_other(db, scope, caller, org, user).await?;
+    let before = lock_other_member(db, scope, caller, org, user).await?;
     if role > caller.role {
         let message = "Forbidden: you cannot give a role above your own";
         return Err(Error::Forbidden(message.into()));
     }
     if before.role != Role::User && role == Role::User {
-        keep_an_admin(db, org, user).await?;
+        require_other_admin(db, org, user).await?;
     }
 
     sqlx::query!(
@@ -160,11 +160,11 @@ pub async fn remove(
     user: UserId,
 ) -> Result<Member> {
     // 1. Lock the organisation, then the member, and check.
-    let member = lock_other(db, scope, caller, org, user).await?;
+    let member = lock_other_member(db, scope, caller, org, user).await?;
     if member.role != Role::User {
-        keep_an_admin(db, org, user).await?;
+        require_other_admin(db, org, user).await?;
     }
-    check_at_rest(db, org, user).await?;
+    check_idle(db, org, user).await?;
 
     // 2. Remove the member, and end their keys and sessions.
     sqlx::query!(
@@ -185,7 +185,7 @@ pub async fn remove(
 
 /// Locks the organisation, so that its last two administrators cannot remove each other, and
 /// reads a member who is not the caller and not of a higher role.
-async fn lock_other(
+async fn lock_other_member(
     db: &mut PgConnection,
     scope: &Scope,
     caller: &Principal,
@@ -198,14 +198,14 @@ async fn lock_other(
         let message = "Forbidden: you cannot change your own membership; ask another administrator";
         return Err(Error::Forbidden(message.into()));
     }
-    caller.require_rank_of(member.role)?;
+    caller.require_at_least_role_of(member.role)?;
     Ok(member)
 }
 
 /// Refuses while calls of a member run or would still be dialled. Code that starts dialling for a
 /// member [locks](crate::users::keep_unscoped) the member first: dialling that has begun is seen
 /// here, and dialling that begins later finds the member removed.
-async fn check_at_rest(db: &mut PgConnection, org: OrgId, user: UserId) -> Result<()> {
+async fn check_idle(db: &mut PgConnection, org: OrgId, user: UserId) -> Result<()> {
     // 1. Lock the member.
     sqlx::query!(
         "select from users where id = $1 for no key update",
@@ -272,7 +272,7 @@ async fn check_at_rest(db: &mut PgConnection, org: OrgId, user: UserId) -> Resul
 }
 
 /// Refuses when the organisation has no administrator besides this user.
-async fn keep_an_admin(db: &mut PgConnection, org: OrgId, but: UserId) -> Result<()> {
+async fn require_other_admin(db: &mut PgConnection, org: OrgId, but: UserId) -> Result<()> {
     let another = sqlx::query_scalar!(
         r#"select exists (
                select from users

@@ -52,12 +52,12 @@ pub struct Organization {
 pub struct NewOrganization {
     pub name: String,
     pub parent: Option<OrgId>,
-    pub settings: Settings,
+    pub settings: OrgSettings,
 }
 
 /// Settings to change; `None` leaves a setting as it is.
 #[derive(Clone, Debug, Default)]
-pub struct Settings {
+pub struct OrgSettings {
     pub name: Option<String>,
     pub timezone: Option<String>,
     /// `Some(None)` removes the country.
@@ -84,7 +84,7 @@ pub fn is_timezone(name: &str) -> bool {
 /// # Errors
 /// [`Error::NotFound`] for an unknown parent, [`Error::Rejected`] for one that has a parent
 /// itself.
-pub async fn found_unscoped(db: &mut PgConnection, new: &NewOrganization) -> Result<Organization> {
+pub async fn create_unscoped(db: &mut PgConnection, new: &NewOrganization) -> Result<Organization> {
     if let Some(parent) = new.parent {
         let parents_parent = sqlx::query_scalar!(
             r#"select parent_org_id as "id: OrgId" from organizations where id = $1 for share"#,
@@ -117,7 +117,7 @@ pub async fn found_unscoped(db: &mut PgConnection, new: &NewOrganization) -> Res
     )
     .execute(&mut *db)
     .await?;
-    of_id(db, id).await
+    load(db, id).await
 }
 
 /// Finds an organisation in the caller's scope: their own, and its children.
@@ -197,18 +197,18 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Result<Org
     .fetch_optional(&mut *db)
     .await?
     .ok_or(Error::NotFound("Organization"))?;
-    of_id(db, id).await
+    load(db, id).await
 }
 
 /// Changes the given settings, after locking the organisation in the caller's scope.
 ///
 /// # Errors
 /// As [`lock`].
-pub async fn settle(
+pub async fn update(
     db: &mut PgConnection,
     scope: &Scope,
     id: OrgId,
-    settings: &Settings,
+    settings: &OrgSettings,
 ) -> Result<Organization> {
     lock(db, scope, id).await?;
     sqlx::query!(
@@ -230,11 +230,11 @@ pub async fn settle(
     )
     .execute(&mut *db)
     .await?;
-    of_id(db, id).await
+    load(db, id).await
 }
 
 /// Counts an organisation's members and open invitations.
-pub async fn headcount(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Result<Headcount> {
+pub async fn count_members(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Result<Headcount> {
     let counted = sqlx::query_as!(
         Headcount,
         r#"select (select count(*) from users where org_id = $1 and removed_at is null) as "members!",
@@ -253,7 +253,7 @@ pub async fn headcount(db: &mut PgConnection, scope: &Scope, id: OrgId) -> Resul
     }))
 }
 
-async fn of_id(db: &mut PgConnection, id: OrgId) -> Result<Organization> {
+async fn load(db: &mut PgConnection, id: OrgId) -> Result<Organization> {
     sqlx::query_as!(
         Organization,
         r#"select id as "id: OrgId", name, parent_org_id as "parent_organization_id: OrgId", timezone,

@@ -41,7 +41,7 @@ impl OrgType {
 /// Business model and percentages of an organisation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Pricing)]
-pub struct Pricing {
+pub struct OrgPricing {
     pub organization_id: OrgId,
     pub org_type: OrgType,
     /// Percentage of the platform's own price.
@@ -66,9 +66,9 @@ pub struct PricingChange {
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none; a reseller's customers are outside its own scope.
-pub async fn find(db: &mut PgConnection, scope: &Scope, org: OrgId) -> Result<Pricing> {
+pub async fn find(db: &mut PgConnection, scope: &Scope, org: OrgId) -> Result<OrgPricing> {
     let mut pricing = sqlx::query_as!(
-        Pricing,
+        OrgPricing,
         r#"select id as "organization_id: OrgId", org_type as "org_type: OrgType", commission_percent,
                   markup_percent, markup_currency
            from organizations
@@ -91,12 +91,12 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, org: OrgId) -> Result<Pr
 ///
 /// # Errors
 /// As [`find`].
-pub async fn change(
+pub async fn update(
     db: &mut PgConnection,
     scope: &Scope,
     org: OrgId,
     change: &PricingChange,
-) -> Result<(Pricing, Pricing)> {
+) -> Result<(OrgPricing, OrgPricing)> {
     lock(db, scope, org).await?;
     let before = find(db, scope, org).await?;
 

@@ -29,7 +29,7 @@ use rlibphonenumber::{PHONE_NUMBER_UTIL, PhoneNumber, Region};
 use serde::{Deserialize, Serialize};
 
 pub use country::{Country, UnknownCountry};
-pub use zones::{ZoneSet, zones_of};
+pub use zones::{ZoneSet, candidate_zones};
 
 /// Fewest digits of an accepted number, calling code included.
 const MIN_DIGITS: usize = 8;
@@ -115,7 +115,7 @@ impl E164 {
     /// # Errors
     /// A [`PhoneError`] that tells the user what to do.
     pub fn parse(raw: &str, default_country: Option<Country>) -> Result<Self, PhoneError> {
-        let (_, _, number) = read(raw, default_country)?;
+        let (_, _, number) = parse_input(raw, default_country)?;
         Ok(number)
     }
 
@@ -128,7 +128,7 @@ impl E164 {
         raw: &str,
         default_country: Option<Country>,
     ) -> Result<(Self, ZoneSet), PhoneError> {
-        let (phone, kind, number) = read(raw, default_country)?;
+        let (phone, kind, number) = parse_input(raw, default_country)?;
         let zones = zones::lookup(&number, phone.country_code, kind);
         Ok((number, zones))
     }
@@ -172,10 +172,10 @@ impl TryFrom<String> for E164 {
     }
 }
 
-type Reading = (PhoneNumber, PhoneNumberType, E164);
+type ParsedNumber = (PhoneNumber, PhoneNumberType, E164);
 
-fn read(raw: &str, default_country: Option<Country>) -> Result<Reading, PhoneError> {
-    let Typed { plus, digits } = Typed::read(raw)?;
+fn parse_input(raw: &str, default_country: Option<Country>) -> Result<ParsedNumber, PhoneError> {
+    let CleanedInput { plus, digits } = CleanedInput::parse_input(raw)?;
     if plus {
         return resolve(&format!("+{digits}"), None);
     }
@@ -206,7 +206,7 @@ fn read(raw: &str, default_country: Option<Country>) -> Result<Reading, PhoneErr
 }
 
 /// Resolves digits with a leading `+`, or a country's own digits, to a number that can exist there.
-fn resolve(digits: &str, region: Option<Region>) -> Result<Reading, PhoneError> {
+fn resolve(digits: &str, region: Option<Region>) -> Result<ParsedNumber, PhoneError> {
     let phone = PHONE_NUMBER_UTIL
         .parse(digits, region)
         .map_err(|error| match error {
@@ -236,14 +236,14 @@ fn resolve(digits: &str, region: Option<Region>) -> Result<Reading, PhoneError> 
 }
 
 /// Digits of an input, without separators and wrapping.
-struct Typed {
+struct CleanedInput {
     plus: bool,
     digits: String,
 }
 
-impl Typed {
-    fn read(raw: &str) -> Result<Self, PhoneError> {
-        let text = unwrap(raw);
+impl CleanedInput {
+    fn parse_input(raw: &str) -> Result<Self, PhoneError> {
+        let text = strip_wrapping(raw);
         if text.is_empty() {
             return Err(PhoneError::Empty);
         }
@@ -254,7 +254,7 @@ impl Typed {
             plus: false,
             digits: String::with_capacity(MAX_TYPED_DIGITS),
         };
-        for c in without_decimals(text).chars() {
+        for c in strip_decimals(text).chars() {
             if let Some(digit) = digit(c) {
                 typed.digits.push(digit);
                 if typed.digits.len() > MAX_TYPED_DIGITS {
@@ -274,7 +274,7 @@ impl Typed {
 }
 
 /// Strips what spreadsheets and address books put around a number.
-fn unwrap(raw: &str) -> &str {
+fn strip_wrapping(raw: &str) -> &str {
     let around = |c: char| c.is_whitespace() || is_invisible(c);
     let text = raw.trim_matches(around);
     let text = text.strip_prefix('\'').unwrap_or(text);
@@ -302,7 +302,7 @@ fn is_scientific(text: &str) -> bool {
 }
 
 /// Strips the zeros of a number from a decimal column: `919876543210.0`.
-fn without_decimals(text: &str) -> &str {
+fn strip_decimals(text: &str) -> &str {
     match text.split_once(['.', ',']) {
         Some((whole, zeros))
             if whole.len() >= MIN_DECIMAL_DIGITS

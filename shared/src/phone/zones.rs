@@ -19,8 +19,8 @@ use rlibphonenumber::enums::PhoneNumberType;
 
 use super::E164;
 
-const TABLE_TEXT: &str = include_str!("zones.txt");
-static TABLE: LazyLock<Table> = LazyLock::new(|| Table::read(TABLE_TEXT));
+const ZONE_TABLE_TEXT: &str = include_str!("zones.txt");
+static ZONE_TABLE: LazyLock<ZoneTable> = LazyLock::new(|| ZoneTable::read(ZONE_TABLE_TEXT));
 
 /// Set of candidate zones; there are a few hundred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +33,7 @@ impl ZoneSet {
     /// The IANA names, sorted; empty when no zone is known.
     #[must_use]
     pub fn names(self) -> &'static [&'static str] {
-        TABLE
+        ZONE_TABLE
             .sets
             .get(usize::from(self.0))
             .map_or(&[], |set| set.as_slice())
@@ -43,7 +43,7 @@ impl ZoneSet {
 /// Finds the candidate zones of a number. [`E164::parse_with_zones`] does so without a second
 /// parse.
 #[must_use]
-pub fn zones_of(number: &E164) -> ZoneSet {
+pub fn candidate_zones(number: &E164) -> ZoneSet {
     match PhoneNumber::from_str(number.as_str()) {
         Ok(phone) => lookup(number, phone.country_code, phone.get_type()),
         Err(_) => ZoneSet::UNKNOWN,
@@ -56,34 +56,34 @@ pub(super) fn lookup(number: &E164, calling_code: i32, kind: PhoneNumberType) ->
         return ZoneSet::UNKNOWN;
     }
     if PHONE_NUMBER_UTIL.is_number_geographical_by_country_code_and_type(kind, calling_code) {
-        return TABLE.longest_prefix(digits);
+        return ZONE_TABLE.longest_prefix(digits);
     }
     let code_len = match calling_code {
         ..10 => 1,
         10..100 => 2,
         _ => 3,
     };
-    TABLE.longest_prefix(digits.get(..code_len).unwrap_or_default())
+    ZONE_TABLE.longest_prefix(digits.get(..code_len).unwrap_or_default())
 }
 
 /// Node of the trie: the next node for each digit, and the set of the prefix that ends here. Zero
 /// means no node and no set.
 #[derive(Clone, Default)]
-struct Node {
+struct TrieNode {
     next: [u16; 10],
     set: u16,
 }
 
-struct Table {
+struct ZoneTable {
     sets: Vec<Vec<&'static str>>,
-    nodes: Vec<Node>,
+    nodes: Vec<TrieNode>,
 }
 
-impl Table {
+impl ZoneTable {
     fn read(text: &'static str) -> Self {
         let mut table = Self {
             sets: vec![Vec::new()],
-            nodes: vec![Node::default()],
+            nodes: vec![TrieNode::default()],
         };
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let Some((zones, prefixes)) = line.split_once('=') else {
@@ -112,7 +112,7 @@ impl Table {
             if *slot == 0 {
                 *slot = fresh;
                 at = usize::from(fresh);
-                self.nodes.push(Node::default());
+                self.nodes.push(TrieNode::default());
             } else {
                 at = usize::from(*slot);
             }
@@ -158,22 +158,22 @@ mod tests {
     use super::*;
 
     #[derive(Deserialize)]
-    struct Case {
+    struct ZoneCase {
         zones: String,
         numbers: String,
     }
 
     #[test]
     fn every_name_is_a_zone_that_chrono_tz_knows() {
-        assert!(TABLE.sets.len() > 300 && TABLE.nodes.len() < usize::from(u16::MAX));
-        for name in TABLE.sets.iter().flatten() {
+        assert!(ZONE_TABLE.sets.len() > 300 && ZONE_TABLE.nodes.len() < usize::from(u16::MAX));
+        for name in ZONE_TABLE.sets.iter().flatten() {
             assert!(Tz::from_str(name).is_ok(), "{name}");
         }
     }
 
     #[test]
     fn twenty_thousand_numbers_have_the_zones_of_the_reference_implementation() {
-        let cases: Vec<Case> =
+        let cases: Vec<ZoneCase> =
             serde_json::from_str(include_str!("../../../tests/vectors/phone_zones.json")).unwrap();
         let mut checked = 0;
         for case in &cases {
@@ -183,7 +183,7 @@ mod tests {
                     .unwrap_or_else(|error| panic!("{text}: {error}"));
                 assert_eq!(number.as_str(), text);
                 assert_eq!(zones.names().join(" "), case.zones, "{text}");
-                assert_eq!(zones_of(&number), zones, "{text}");
+                assert_eq!(candidate_zones(&number), zones, "{text}");
                 checked += 1;
             }
         }

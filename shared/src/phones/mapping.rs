@@ -9,14 +9,14 @@ use utoipa::ToSchema;
 use crate::access::Scope;
 use crate::error::{Error, OnConstraint as _, Result};
 use crate::ids::{AgentId, MappingId, OrgId, PhoneId, UserId};
-use crate::page::{Page, Slice};
+use crate::page::{Page, PageSlice};
 use crate::phone::E164;
 use crate::{agents, phones};
 
 /// Mapping of a caller number to an agent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Mapping)]
-pub struct Mapping {
+pub struct AgentMapping {
     pub id: MappingId,
     pub phone_number_id: PhoneId,
     #[schema(value_type = String, example = "+12125550100")]
@@ -32,7 +32,7 @@ pub struct Mapping {
 
 /// Filter of mappings.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wanted {
+pub struct MappingFilter {
     pub id: Option<MappingId>,
     pub phone: Option<PhoneId>,
     pub agent: Option<AgentId>,
@@ -48,8 +48,8 @@ pub async fn create(
     scope: &Scope,
     phone: PhoneId,
     agent: AgentId,
-) -> Result<Mapping> {
-    let org = check_pair(db, scope, phone, agent).await?;
+) -> Result<AgentMapping> {
+    let org = check_same_org(db, scope, phone, agent).await?;
     let id = MappingId::new();
     sqlx::query!(
         "insert into phone_mappings (id, org_id, phone_id, agent_id) values ($1, $2, $3, $4)",
@@ -60,7 +60,7 @@ pub async fn create(
     )
     .execute(&mut *db)
     .await
-    .on_constraint("phone_is_mapped", is_mapped)?;
+    .on_constraint("phone_is_mapped", already_mapped)?;
     find(db, scope, id).await
 }
 
@@ -68,14 +68,14 @@ pub async fn create(
 ///
 /// # Errors
 /// As [`create`].
-pub async fn change(
+pub async fn update(
     db: &mut PgConnection,
     scope: &Scope,
     id: MappingId,
     phone: PhoneId,
     agent: AgentId,
-) -> Result<Mapping> {
-    let org = check_pair(db, scope, phone, agent).await?;
+) -> Result<AgentMapping> {
+    let org = check_same_org(db, scope, phone, agent).await?;
     sqlx::query!(
         "update phone_mappings set org_id = $2, phone_id = $3, agent_id = $4, updated_at = now() where id = $1",
         id as MappingId,
@@ -85,7 +85,7 @@ pub async fn change(
     )
     .execute(&mut *db)
     .await
-    .on_constraint("phone_is_mapped", is_mapped)?;
+    .on_constraint("phone_is_mapped", already_mapped)?;
     find(db, scope, id).await
 }
 
@@ -93,7 +93,7 @@ pub async fn change(
 ///
 /// # Errors
 /// [`Error::NotFound`] for a mapping outside the scope.
-pub async fn delete(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result<Mapping> {
+pub async fn delete(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result<AgentMapping> {
     let mapping = find(db, scope, id).await?;
     sqlx::query!("delete from phone_mappings where id = $1", id as MappingId)
         .execute(db)
@@ -105,10 +105,10 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Resu
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
-pub async fn find(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result<Mapping> {
-    let filter = Wanted {
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result<AgentMapping> {
+    let filter = MappingFilter {
         id: Some(id),
-        ..Wanted::default()
+        ..MappingFilter::default()
     };
     let found = list(db, scope, filter, Page::WHOLE).await?;
     found
@@ -122,11 +122,11 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: MappingId) -> Result
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    filter: Wanted,
+    filter: MappingFilter,
     page: Page,
-) -> Result<Slice<Mapping>> {
+) -> Result<PageSlice<AgentMapping>> {
     let mappings = sqlx::query_as!(
-        Mapping,
+        AgentMapping,
         r#"select m.id as "id!: MappingId", p.id as "phone_number_id!: PhoneId",
                   p.phone_number as "phone_number!: E164", m.agent_id as "agent_id!: AgentId",
                   null::uuid as workflow_id, m.created_at as "created_at!", m.updated_at as "updated_at!",
@@ -156,7 +156,7 @@ pub async fn list(
 }
 
 /// Finds both in the scope, refuses different organisations, and returns theirs.
-async fn check_pair(
+async fn check_same_org(
     db: &mut PgConnection,
     scope: &Scope,
     phone: PhoneId,
@@ -174,7 +174,7 @@ async fn check_pair(
     Ok(agent.org_id)
 }
 
-fn is_mapped() -> Error {
+fn already_mapped() -> Error {
     Error::conflict(
         "phone_mapped",
         "the phone number has a mapping: change it with PUT /api/v1/phone/mapping/{mapping_id}",

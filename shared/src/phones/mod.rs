@@ -16,14 +16,14 @@ use crate::access::{Role, Scope};
 use crate::agents::Agent;
 use crate::error::{Error, OnConstraint as _, Result};
 use crate::ids::{AgentId, OrgId, PhoneId, TrunkId, UserId};
-use crate::page::{Owners, Page};
+use crate::page::{OwnerFilter, Page};
 use crate::phone::E164;
 use crate::users;
 
 /// A caller number.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Phone)]
-pub struct Phone {
+pub struct CallerNumber {
     pub id: PhoneId,
     #[schema(value_type = String, example = "+12125550100")]
     pub phone_number: E164,
@@ -41,7 +41,7 @@ pub struct Phone {
 
 /// Caller number to create.
 #[derive(Clone, Debug)]
-pub struct NewPhone {
+pub struct NewCallerNumber {
     pub org: OrgId,
     pub user: UserId,
     pub trunk: TrunkId,
@@ -50,7 +50,7 @@ pub struct NewPhone {
 
 /// Editable details of a caller number.
 #[derive(Clone, Debug, Default)]
-pub struct Details {
+pub struct CallerNumberDetails {
     pub friendly_name: Option<String>,
     pub country_code: Option<String>,
     pub region: Option<String>,
@@ -58,7 +58,7 @@ pub struct Details {
 }
 
 /// Creates a caller number; the same number on the same trunk again is the same row.
-pub async fn create_unscoped(db: &mut PgConnection, phone: &NewPhone) -> Result<PhoneId> {
+pub async fn create_unscoped(db: &mut PgConnection, phone: &NewCallerNumber) -> Result<PhoneId> {
     let id = sqlx::query_scalar!(
         r#"insert into phone_numbers (id, org_id, user_id, trunk_id, phone_number)
            values ($1, $2, $3, $4, $5)
@@ -88,14 +88,14 @@ pub async fn add(
     user: UserId,
     trunk: Option<TrunkId>,
     number: &E164,
-    details: &Details,
-) -> Result<Phone> {
+    details: &CallerNumberDetails,
+) -> Result<CallerNumber> {
     let org = users::org_of(db, scope, user)
         .await?
         .ok_or(Error::NotFound("User"))?;
     let trunk = match trunk {
-        Some(trunk) => usable_trunk(db, scope, org, trunk).await?,
-        None => only_trunk_unscoped(db, org).await?,
+        Some(trunk) => check_trunk(db, scope, org, trunk).await?,
+        None => find_only_trunk_unscoped(db, org).await?,
     };
 
     // Restores a deleted number of the organisation; any other existing one is a conflict.
@@ -133,7 +133,7 @@ pub async fn add(
 }
 
 /// Checks that an organisation may add numbers on a trunk.
-async fn usable_trunk(
+async fn check_trunk(
     db: &mut PgConnection,
     scope: &Scope,
     org: OrgId,
@@ -161,7 +161,7 @@ async fn usable_trunk(
 }
 
 /// Finds the only trunk of an organisation.
-async fn only_trunk_unscoped(db: &mut PgConnection, org: OrgId) -> Result<TrunkId> {
+async fn find_only_trunk_unscoped(db: &mut PgConnection, org: OrgId) -> Result<TrunkId> {
     let trunks = sqlx::query_scalar!(
         r#"select id as "id: TrunkId" from trunks where org_id = $1 and deleted_at is null limit 2"#,
         org as OrgId,
@@ -182,9 +182,9 @@ async fn only_trunk_unscoped(db: &mut PgConnection, org: OrgId) -> Result<TrunkI
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
-pub async fn find(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<Phone> {
+pub async fn find(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<CallerNumber> {
     sqlx::query_as!(
-        Phone,
+        CallerNumber,
         r#"select id as "id: PhoneId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
                   trunk_id as "trunk_id: TrunkId", phone_number as "phone_number: E164", friendly_name,
                   country_code, region, is_active, created_at
@@ -206,10 +206,10 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<P
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    owners: &Owners,
+    owners: &OwnerFilter,
     only_active: bool,
     page: Page,
-) -> Result<(Vec<Phone>, i64)> {
+) -> Result<(Vec<CallerNumber>, i64)> {
     let total = sqlx::query_scalar!(
         r#"select count(*) as "n!"
            from phone_numbers p
@@ -231,7 +231,7 @@ pub async fn list(
     .await?;
 
     let phones = sqlx::query_as!(
-        Phone,
+        CallerNumber,
         r#"select p.id as "id: PhoneId", p.org_id as "org_id: OrgId", p.user_id as "user_id: UserId",
                   p.trunk_id as "trunk_id: TrunkId", p.phone_number as "phone_number: E164", p.friendly_name,
                   p.country_code, p.region, p.is_active, p.created_at
@@ -265,7 +265,7 @@ pub async fn list(
 ///
 /// # Errors
 /// [`Error::NotFound`] for a number outside the scope, which is not locked.
-pub async fn lock(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<Phone> {
+pub async fn lock(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<CallerNumber> {
     sqlx::query!(
         "select
          from phone_numbers
@@ -289,16 +289,16 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<P
 ///
 /// # Errors
 /// As [`add`], and [`Error::Conflict`] when a running batch or a live call needs it as it is.
-pub async fn change(
+pub async fn update(
     db: &mut PgConnection,
     scope: &Scope,
-    before: &Phone,
+    before: &CallerNumber,
     trunk: TrunkId,
-    details: &Details,
-) -> Result<Phone> {
+    details: &CallerNumberDetails,
+) -> Result<CallerNumber> {
     let moves = trunk != before.trunk_id;
     if moves {
-        usable_trunk(db, scope, before.org_id, trunk).await?;
+        check_trunk(db, scope, before.org_id, trunk).await?;
     }
     // A number in use can neither move nor be switched off.
     if moves || (before.is_active && !details.is_active) {
@@ -332,7 +332,7 @@ pub async fn change(
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Conflict`] while a batch or a call uses it.
-pub async fn delete(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<Phone> {
+pub async fn delete(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result<CallerNumber> {
     let phone = lock(db, scope, id).await?;
     check_unused(db, scope, &phone).await?;
 
@@ -352,7 +352,7 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: PhoneId) -> Result
 }
 
 /// Refuses when a batch that may dial, or a call, uses a number that was found in the scope.
-async fn check_unused(db: &mut PgConnection, _scope: &Scope, phone: &Phone) -> Result<()> {
+async fn check_unused(db: &mut PgConnection, _scope: &Scope, phone: &CallerNumber) -> Result<()> {
     let used = sqlx::query!(
         r#"select (select b.batch_name
                    from call_batches b
@@ -387,15 +387,15 @@ async fn check_unused(db: &mut PgConnection, _scope: &Scope, phone: &Phone) -> R
 ///
 /// # Errors
 /// [`Error::Rejected`] when there is none.
-pub async fn line_for(
+pub async fn default_number(
     db: &mut PgConnection,
     scope: &Scope,
     agent: &Agent,
     user: UserId,
-) -> Result<Phone> {
+) -> Result<CallerNumber> {
     // Mapped numbers come first.
     let phone = sqlx::query_as!(
-        Phone,
+        CallerNumber,
         r#"select p.id as "id!: PhoneId", p.org_id as "org_id!: OrgId", p.user_id as "user_id!: UserId",
                   p.trunk_id as "trunk_id!: TrunkId", p.phone_number as "phone_number!: E164", p.friendly_name,
                   p.country_code, p.region, p.is_active as "is_active!", p.created_at as "created_at!"

@@ -28,57 +28,57 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::{Layer, Service};
 
-use crate::bells::{Bell, Bells, Listener};
+use crate::bells::{WakeupChannel, WakeupListener, Wakeups};
 
-use super::claim::{Running, claim};
-use super::keeper::Keeper;
-use super::{Outcome, Queue};
+use super::claim::{RunningJob, claim_jobs};
+use super::keeper::LeaseRenewer;
+use super::{JobOutcome, Queue};
 
 /// Maximum jobs that one statement claims.
-const CLAIM_LIMIT: usize = 256;
+const MAX_CLAIMED_JOBS: usize = 256;
 /// First and longest pause after failed claims.
-const OUTAGE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+const OUTAGE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
 /// Intervals of a worker.
 #[derive(Clone, Copy, Debug)]
-pub struct Timing {
+pub struct WorkerTiming {
     /// Life of a lease after its last heartbeat.
     pub lease: Duration,
     /// Time between two heartbeats.
-    pub beat: Duration,
+    pub heartbeat: Duration,
     /// Longest time between two claims on an idle queue without a wakeup.
     pub poll: Duration,
     /// Time for running jobs to finish after the shutdown.
     pub grace: Duration,
     /// Time for running jobs to stop after the abort.
-    pub halt_grace: Duration,
+    pub abort_grace: Duration,
 }
 
-impl Default for Timing {
+impl Default for WorkerTiming {
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(60),
-            beat: Duration::from_secs(15),
+            heartbeat: Duration::from_secs(15),
             poll: Duration::from_secs(2),
             grace: Duration::from_secs(20),
-            halt_grace: Duration::from_secs(5),
+            abort_grace: Duration::from_secs(5),
         }
     }
 }
 
 /// Settings of a worker: its queue, concurrency and cancellation.
 #[derive(Clone, Debug)]
-pub struct Shift {
+pub struct WorkerSettings {
     pub queue: Queue,
     /// Name of the worker, unique across processes and restarts; written to the rows.
     pub worker: String,
     /// Maximum jobs that run at once.
-    pub hands: usize,
-    pub timing: Timing,
+    pub concurrency: usize,
+    pub timing: WorkerTiming,
     /// Ends claiming; running jobs continue.
     pub shutdown: CancellationToken,
     /// Cancels running jobs.
-    pub halt: CancellationToken,
+    pub abort: CancellationToken,
 }
 
 /// The claimer has ended without a shutdown: a bug. The worker must be rebuilt.
@@ -88,8 +88,8 @@ pub struct BackendError;
 
 /// A queue as the job source of one worker.
 pub struct PgBackend {
-    keeper: Keeper,
-    jobs: mpsc::Receiver<Running>,
+    lease_renewer: LeaseRenewer,
+    jobs: mpsc::Receiver<RunningJob>,
     shutdown: CancellationToken,
     /// Ends the claimer with the backend.
     claimer: Option<DropGuard>,
@@ -99,27 +99,27 @@ pub struct PgBackend {
 impl PgBackend {
     /// Starts claiming. Must be called in a tokio runtime.
     #[must_use]
-    pub fn start(pool: PgPool, wakeups: &Bells, settings: Shift) -> Self {
-        let concurrency = settings.hands.clamp(1, Semaphore::MAX_PERMITS);
-        let lease_renewer = Keeper::start(pool.clone(), settings.timing);
+    pub fn start(pool: PgPool, wakeups: &Wakeups, settings: WorkerSettings) -> Self {
+        let concurrency = settings.concurrency.clamp(1, Semaphore::MAX_PERMITS);
+        let lease_renewer = LeaseRenewer::start(pool.clone(), settings.timing);
         let (claimed, jobs) = mpsc::channel(concurrency);
 
         let shutdown = settings.shutdown.clone();
         let stop = shutdown.child_token();
 
-        let claimer = Claimer {
+        let claimer = JobClaimer {
             pool,
-            keeper: lease_renewer.clone(),
-            listener: wakeups.listen(Bell::Jobs(settings.queue)),
-            hands: Arc::new(Semaphore::new(concurrency)),
-            claimed,
+            lease_renewer: lease_renewer.clone(),
+            listener: wakeups.listen(WakeupChannel::Jobs(settings.queue)),
+            permits: Arc::new(Semaphore::new(concurrency)),
+            sender: claimed,
             stop: stop.clone(),
-            shift: settings,
+            settings,
         };
 
-        tokio::spawn(claimer.work());
+        tokio::spawn(claimer.run());
         Self {
-            keeper: lease_renewer,
+            lease_renewer,
             jobs,
             shutdown,
             claimer: Some(stop.drop_guard()),
@@ -129,49 +129,49 @@ impl PgBackend {
 }
 
 /// Task that leases jobs for the worker's free slots.
-struct Claimer {
+struct JobClaimer {
     pool: PgPool,
-    shift: Shift,
-    keeper: Keeper,
-    listener: Listener,
-    hands: Arc<Semaphore>,
-    claimed: mpsc::Sender<Running>,
+    settings: WorkerSettings,
+    lease_renewer: LeaseRenewer,
+    listener: WakeupListener,
+    permits: Arc<Semaphore>,
+    sender: mpsc::Sender<RunningJob>,
     stop: CancellationToken,
 }
 
-impl Claimer {
-    async fn work(mut self) {
+impl JobClaimer {
+    async fn run(mut self) {
         let stop = self.stop.clone();
-        let mut outage_pause = OUTAGE_PAUSES.0;
+        let mut outage_pause = OUTAGE_BACKOFF.0;
         // A claim is never cancelled once it was sent, so that no lease goes unnoticed.
-        while let Some(Some(permits)) = stop.run_until_cancelled(self.free_hands()).await {
-            match self.claim(permits).await {
-                Ok(true) => outage_pause = OUTAGE_PAUSES.0,
+        while let Some(Some(permits)) = stop.run_until_cancelled(self.acquire_permits()).await {
+            match self.claim_once(permits).await {
+                Ok(true) => outage_pause = OUTAGE_BACKOFF.0,
                 Ok(false) => {
-                    outage_pause = OUTAGE_PAUSES.0;
-                    let ids = self.hands.available_permits();
-                    let wakeup = self.listener.heard(ids, self.shift.timing.poll);
+                    outage_pause = OUTAGE_BACKOFF.0;
+                    let ids = self.permits.available_permits();
+                    let wakeup = self.listener.wait(ids, self.settings.timing.poll);
                     stop.run_until_cancelled(wakeup).await;
                 }
                 Err(error) => {
                     tracing::warn!(
-                        queue = self.shift.queue.name(),
+                        queue = self.settings.queue.name(),
                         error = format!("{error:#}"),
                         "jobs could not be claimed"
                     );
                     stop.run_until_cancelled(sleep(outage_pause)).await;
-                    outage_pause = OUTAGE_PAUSES.1.min(outage_pause * 2);
+                    outage_pause = OUTAGE_BACKOFF.1.min(outage_pause * 2);
                 }
             }
         }
     }
 
     /// Waits for a free slot, then takes all that are free.
-    async fn free_hands(&self) -> Option<Vec<OwnedSemaphorePermit>> {
-        let first = Arc::clone(&self.hands).acquire_owned().await.ok()?;
+    async fn acquire_permits(&self) -> Option<Vec<OwnedSemaphorePermit>> {
+        let first = Arc::clone(&self.permits).acquire_owned().await.ok()?;
         let mut permits = vec![first];
-        while permits.len() < CLAIM_LIMIT
-            && let Ok(permit) = Arc::clone(&self.hands).try_acquire_owned()
+        while permits.len() < MAX_CLAIMED_JOBS
+            && let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned()
         {
             permits.push(permit);
         }
@@ -179,17 +179,17 @@ impl Claimer {
     }
 
     /// Claims once and passes the jobs to the worker; true when there may be more.
-    async fn claim(&self, mut permits: Vec<OwnedSemaphorePermit>) -> anyhow::Result<bool> {
+    async fn claim_once(&self, mut permits: Vec<OwnedSemaphorePermit>) -> anyhow::Result<bool> {
         let wanted = permits.len();
-        let ends = Instant::now() + self.shift.timing.lease;
+        let ends = Instant::now() + self.settings.timing.lease;
 
-        let jobs = claim(&self.pool, &self.shift, &mut permits).await?;
+        let jobs = claim_jobs(&self.pool, &self.settings, &mut permits).await?;
         let full = jobs.len() == wanted;
 
-        self.keeper.leased(&jobs, ends);
+        self.lease_renewer.track(&jobs, ends);
         for job in jobs {
-            if let Err(unsent) = self.claimed.send(job).await {
-                self.keeper.unstarted(&unsent.0).await;
+            if let Err(unsent) = self.sender.send(job).await {
+                self.lease_renewer.give_back(&unsent.0).await;
             }
         }
         Ok(full)
@@ -197,7 +197,7 @@ impl Claimer {
 }
 
 impl Backend for PgBackend {
-    type Task = Task<Arc<Running>>;
+    type Task = Task<Arc<RunningJob>>;
     type Error = BackendError;
 
     fn poll_ready(
@@ -238,13 +238,13 @@ impl Backend for PgBackend {
         self.claimer.take();
 
         let closing = self.closing.get_or_insert_with(|| {
-            let lease_renewer = self.keeper.clone();
+            let lease_renewer = self.lease_renewer.clone();
             let (_, nothing) = mpsc::channel(1);
             let mut jobs = std::mem::replace(&mut self.jobs, nothing);
             Box::pin(async move {
                 let mut returned = Vec::new();
                 while let Some(job) = jobs.recv().await {
-                    returned.push(lease_renewer.unstarted(&job));
+                    returned.push(lease_renewer.give_back(&job));
                 }
                 join_all(returned).await;
             })
@@ -255,35 +255,35 @@ impl Backend for PgBackend {
 }
 
 impl BackendConfig for PgBackend {
-    type Args = Arc<Running>;
+    type Args = Arc<RunningJob>;
     type Id = ();
     type Kind = Ephemeral;
     type Config = ();
-    type Layer = SettleLayer;
+    type Layer = AckLayer;
 
     fn config(&self) -> &Self::Config {
         &()
     }
 
     fn middleware(&mut self, _: &mut WorkerContext) -> Self::Layer {
-        SettleLayer {
-            keeper: self.keeper.clone(),
+        AckLayer {
+            lease_renewer: self.lease_renewer.clone(),
         }
     }
 }
 
 /// Records the outcome of every job; outermost layer of a worker.
 #[derive(Clone, Debug)]
-pub struct SettleLayer {
-    keeper: Keeper,
+pub struct AckLayer {
+    lease_renewer: LeaseRenewer,
 }
 
-impl<S> Layer<S> for SettleLayer {
-    type Service = SettleService<S>;
+impl<S> Layer<S> for AckLayer {
+    type Service = AckService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        SettleService {
-            keeper: self.keeper.clone(),
+        AckService {
+            lease_renewer: self.lease_renewer.clone(),
             inner,
         }
     }
@@ -291,14 +291,14 @@ impl<S> Layer<S> for SettleLayer {
 
 /// Service of [`SettleLayer`].
 #[derive(Clone, Debug)]
-pub struct SettleService<S> {
-    keeper: Keeper,
+pub struct AckService<S> {
+    lease_renewer: LeaseRenewer,
     inner: S,
 }
 
-impl<S> Service<Task<Arc<Running>>> for SettleService<S>
+impl<S> Service<Task<Arc<RunningJob>>> for AckService<S>
 where
-    S: Service<Task<Arc<Running>>, Response = Outcome>,
+    S: Service<Task<Arc<RunningJob>>, Response = JobOutcome>,
     S::Error: Into<BoxDynError>,
     S::Future: Send + 'static,
 {
@@ -310,35 +310,35 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, task: Task<Arc<Running>>) -> Self::Future {
+    fn call(&mut self, task: Task<Arc<RunningJob>>) -> Self::Future {
         let job = Arc::clone(&task.args);
-        let lease_renewer = self.keeper.clone();
+        let lease_renewer = self.lease_renewer.clone();
         let run = self.inner.call(task);
         Box::pin(async move {
             // An error is a panic that a layer caught, or an error of a layer.
-            let outcome = run.await.unwrap_or_else(|error| Outcome::Retry {
+            let outcome = run.await.unwrap_or_else(|error| JobOutcome::Retry {
                 after: None,
                 why: error.into().to_string(),
             });
 
-            log(&job, &outcome);
-            lease_renewer.ended(&job, outcome).await;
+            log_outcome(&job, &outcome);
+            lease_renewer.finish(&job, outcome).await;
             Ok(())
         })
     }
 }
 
-fn log(job: &Running, outcome: &Outcome) {
+fn log_outcome(job: &RunningJob, outcome: &JobOutcome) {
     let (id, kind, attempt) = (job.id, job.kind.as_str(), job.attempt);
     match outcome {
-        Outcome::Done => tracing::debug!(job.id = %id, kind, attempt, "job is done"),
-        Outcome::Retry { why, .. } if job.is_last_attempt() => {
+        JobOutcome::Done => tracing::debug!(job.id = %id, kind, attempt, "job is done"),
+        JobOutcome::Retry { why, .. } if job.is_last_attempt() => {
             tracing::error!(job.id = %id, kind, attempt, why, "job is dead: no attempts left");
         }
-        Outcome::Retry { why, .. } => {
+        JobOutcome::Retry { why, .. } => {
             tracing::warn!(job.id = %id, kind, attempt, why, "job failed and will be retried");
         }
-        Outcome::Fail { why } => {
+        JobOutcome::Fail { why } => {
             tracing::error!(job.id = %id, kind, attempt, why, "job is dead: it cannot succeed");
         }
     }

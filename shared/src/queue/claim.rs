@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Result;
 use crate::ids::{JobId, OrgId};
 
-use super::{Payload, Queue, Shift};
+use super::{JobPayload, Queue, WorkerSettings};
 
 /// A job that this process has leased.
-pub struct Running {
+pub struct RunningJob {
     pub id: JobId,
     pub queue: Queue,
     pub kind: String,
@@ -22,17 +22,17 @@ pub struct Running {
     pub max_attempts: i32,
     pub(super) fence: i64,
     args: serde_json::Value,
-    lost: CancellationToken,
+    lease_lost: CancellationToken,
     /// The worker's concurrency slot; released when the job is dropped.
-    _hand: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Running {
+impl RunningJob {
     /// Cancelled when the lease is lost, or the process must end. The handler should then stop;
     /// its outcome is not written once the lease is lost.
     #[must_use]
-    pub fn lost(&self) -> &CancellationToken {
-        &self.lost
+    pub fn lease_lost(&self) -> &CancellationToken {
+        &self.lease_lost
     }
 
     /// True when a failure of this run leaves the job dead.
@@ -45,12 +45,12 @@ impl Running {
     ///
     /// # Errors
     /// Fails when the row was written by a version with other arguments.
-    pub fn payload<P: Payload>(&self) -> Result<P> {
+    pub fn payload<P: JobPayload>(&self) -> Result<P> {
         Ok(P::deserialize(&self.args)?)
     }
 }
 
-impl fmt::Debug for Running {
+impl fmt::Debug for RunningJob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RunningJob")
             .field("id", &self.id)
@@ -63,11 +63,11 @@ impl fmt::Debug for Running {
 
 /// Leases the best due jobs of the worker's queue, one per free slot, unless the queue is
 /// paused. Locked jobs are skipped, so workers never wait for one another.
-pub(super) async fn claim(
+pub(super) async fn claim_jobs(
     pool: &PgPool,
-    settings: &Shift,
+    settings: &WorkerSettings,
     permits: &mut Vec<OwnedSemaphorePermit>,
-) -> Result<Vec<Running>> {
+) -> Result<Vec<RunningJob>> {
     let limit = i64::try_from(permits.len()).unwrap_or(i64::MAX);
 
     let mut rows = sqlx::query_file!(
@@ -84,7 +84,7 @@ pub(super) async fn claim(
     rows.sort_by_key(|row| (-i32::from(row.priority), row.run_at, row.id));
 
     let claimed = rows.into_iter().map_while(|row| {
-        Some(Running {
+        Some(RunningJob {
             id: row.id,
             queue: settings.queue,
             kind: row.kind,
@@ -93,8 +93,8 @@ pub(super) async fn claim(
             max_attempts: row.max_attempts,
             fence: row.fence,
             args: row.args,
-            lost: settings.halt.child_token(),
-            _hand: permits.pop()?,
+            lease_lost: settings.abort.child_token(),
+            _permit: permits.pop()?,
         })
     });
 

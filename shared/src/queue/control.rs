@@ -7,11 +7,11 @@ use sqlx::PgConnection;
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{JobId, OrgId};
 
-use super::{Enqueued, Queue};
+use super::{EnqueuedJob, Queue};
 
 /// Number of jobs in a queue, by state.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Depth {
+pub struct QueueDepth {
     pub queue: Queue,
     pub paused_at: Option<DateTime<Utc>>,
     /// Jobs that are due.
@@ -26,7 +26,7 @@ pub struct Depth {
 
 /// A job that runs again only when an operator retries it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Dead {
+pub struct DeadJob {
     pub id: JobId,
     pub queue: String,
     pub kind: String,
@@ -63,7 +63,7 @@ pub async fn resume(db: &mut PgConnection, queue: Queue) -> Result<()> {
 }
 
 /// Reports the depth of every queue.
-pub async fn depths(db: &mut PgConnection) -> Result<Vec<Depth>> {
+pub async fn queue_depths(db: &mut PgConnection) -> Result<Vec<QueueDepth>> {
     let names = Queue::ALL.map(|queue| queue.name().to_owned());
 
     let rows = sqlx::query!(
@@ -96,7 +96,7 @@ pub async fn depths(db: &mut PgConnection) -> Result<Vec<Depth>> {
     .await?;
 
     let depths = rows.into_iter().filter_map(|row| {
-        Some(Depth {
+        Some(QueueDepth {
             queue: Queue::from_name(&row.name)?,
             paused_at: row.paused_at,
             ready: row.ready,
@@ -111,9 +111,9 @@ pub async fn depths(db: &mut PgConnection) -> Result<Vec<Depth>> {
 }
 
 /// Lists the dead jobs of all queues, the latest first.
-pub async fn dead(db: &mut PgConnection, limit: i64) -> Result<Vec<Dead>> {
+pub async fn dead_jobs(db: &mut PgConnection, limit: i64) -> Result<Vec<DeadJob>> {
     let dead = sqlx::query_as!(
-        Dead,
+        DeadJob,
         r#"
         select
             id as "id: JobId",
@@ -141,7 +141,7 @@ pub async fn dead(db: &mut PgConnection, limit: i64) -> Result<Vec<Dead>> {
 /// # Errors
 /// [`Error::NotFound`] when no dead job has this id; [`Error::Conflict`] when a live job
 /// already does the same work.
-pub async fn revive(db: &mut PgConnection, id: JobId) -> Result<Enqueued> {
+pub async fn retry_dead_job(db: &mut PgConnection, id: JobId) -> Result<EnqueuedJob> {
     let queue = sqlx::query_scalar!(
         "update jobs
         set state = 'ready', attempts = 0, run_at = now(), finished_at = null, worker = null
@@ -157,10 +157,10 @@ pub async fn revive(db: &mut PgConnection, id: JobId) -> Result<Enqueued> {
     })?
     .and_then(|name| Queue::from_name(&name))
     .ok_or(Error::NotFound("Dead job"))?;
-    Ok(Enqueued {
+    Ok(EnqueuedJob {
         id,
         queue,
-        fresh: true,
-        due: true,
+        is_new: true,
+        is_due: true,
     })
 }

@@ -21,90 +21,100 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Result;
 use crate::ids::JobId;
 
-use super::claim::Running;
-use super::outcome::Ending;
-use super::{Outcome, State, Timing};
+use super::claim::RunningJob;
+use super::outcome::RunEnding;
+use super::{JobOutcome, State, WorkerTiming};
 
 /// Longest time for one statement of the lease renewer.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed statement.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Maximum messages that are handled at once.
-const NOTES: usize = 512;
+const MESSAGE_BATCH: usize = 512;
 
 /// Handle of the lease renewer's task.
 #[derive(Clone, Debug)]
-pub(super) struct Keeper {
-    notes: mpsc::UnboundedSender<Note>,
+pub(super) struct LeaseRenewer {
+    messages: mpsc::UnboundedSender<LeaseMessage>,
 }
 
 #[derive(Debug)]
-enum Note {
-    Leased(Vec<(Claim, Lease)>),
-    Ended(Ended),
+enum LeaseMessage {
+    Leased(Vec<(JobClaim, JobLease)>),
+    Finished(FinishedRun),
 }
 
 /// Job id and fence of its claim: a worker may claim a job again whose lease it lost.
-type Claim = (JobId, i64);
+type JobClaim = (JobId, i64);
 
 #[derive(Debug)]
-struct Lease {
+struct JobLease {
     lost: CancellationToken,
     /// Expiry by this process's clock, no later than by the database's.
-    ends: Instant,
+    expires_at: Instant,
 }
 
 #[derive(Debug)]
-struct Ended {
-    claim: Claim,
-    ending: Ending,
+struct FinishedRun {
+    claim: JobClaim,
+    ending: RunEnding,
     /// Answered when the ending is written or dropped.
     written: oneshot::Sender<()>,
 }
 
-impl Keeper {
+impl LeaseRenewer {
     /// Starts the task.
-    pub(super) fn start(pool: PgPool, timing: Timing) -> Self {
+    pub(super) fn start(pool: PgPool, timing: WorkerTiming) -> Self {
         let (messages, receiver) = mpsc::unbounded_channel();
-        let state = Desk {
+        let state = LeaseState {
             pool,
             timing,
             leases: HashMap::new(),
             unwritten: Vec::new(),
         };
 
-        tokio::spawn(state.work(receiver));
-        Self { notes: messages }
+        tokio::spawn(state.run(receiver));
+        Self { messages }
     }
 
     /// Renews the leases of claimed jobs, which expire at `ends`.
-    pub(super) fn leased(&self, jobs: &[Running], ends: Instant) {
+    pub(super) fn track(&self, jobs: &[RunningJob], ends: Instant) {
         let leases = jobs.iter().map(|job| {
-            let lost = job.lost().clone();
-            ((job.id, job.fence), Lease { lost, ends })
+            let lost = job.lease_lost().clone();
+            (
+                (job.id, job.fence),
+                JobLease {
+                    lost,
+                    expires_at: ends,
+                },
+            )
         });
         // Fails only when the task is gone, and then the leases expire.
-        let _ = self.notes.send(Note::Leased(leases.collect()));
+        let _ = self.messages.send(LeaseMessage::Leased(leases.collect()));
     }
 
     /// Writes the ending of a run. Resolves when it is written, or the lease is lost.
-    pub(super) fn ended(
+    pub(super) fn finish(
         &self,
-        job: &Running,
-        outcome: Outcome,
+        job: &RunningJob,
+        outcome: JobOutcome,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let ending = Ending::of(outcome, job.attempt, job.max_attempts);
-        self.end(job, ending)
+        let ending = RunEnding::from_outcome(outcome, job.attempt, job.max_attempts);
+        self.send_ending(job, ending)
     }
 
     /// Returns a job that was not started.
-    pub(super) fn unstarted(&self, job: &Running) -> impl Future<Output = ()> + Send + 'static {
-        self.end(job, Ending::Unstarted)
+    pub(super) fn give_back(&self, job: &RunningJob) -> impl Future<Output = ()> + Send + 'static {
+        self.send_ending(job, RunEnding::GivenBack)
     }
 
-    fn end(&self, job: &Running, ending: Ending) -> impl Future<Output = ()> + Send + 'static {
+    fn send_ending(
+        &self,
+        job: &RunningJob,
+        ending: RunEnding,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let (written, answer) = oneshot::channel();
-        let _ = self.notes.send(Note::Ended(Ended {
+        let _ = self.messages.send(LeaseMessage::Finished(FinishedRun {
             claim: (job.id, job.fence),
             ending,
             written,
@@ -116,17 +126,17 @@ impl Keeper {
 }
 
 /// State of the lease renewer's task.
-struct Desk {
+struct LeaseState {
     pool: PgPool,
-    timing: Timing,
-    leases: HashMap<Claim, Lease>,
-    unwritten: Vec<Ended>,
+    timing: WorkerTiming,
+    leases: HashMap<JobClaim, JobLease>,
+    unwritten: Vec<FinishedRun>,
 }
 
-impl Desk {
-    async fn work(mut self, mut receiver: mpsc::UnboundedReceiver<Note>) {
-        let mut messages = Vec::with_capacity(NOTES);
-        let mut next_beat = Instant::now() + self.timing.beat;
+impl LeaseState {
+    async fn run(mut self, mut receiver: mpsc::UnboundedReceiver<LeaseMessage>) {
+        let mut messages = Vec::with_capacity(MESSAGE_BATCH);
+        let mut next_beat = Instant::now() + self.timing.heartbeat;
         let mut next_write = Instant::now();
 
         loop {
@@ -138,53 +148,53 @@ impl Desk {
 
             // 1. Receive messages, or wait for the next write or heartbeat.
             tokio::select! {
-                received = receiver.recv_many(&mut messages, NOTES) => {
+                received = receiver.recv_many(&mut messages, MESSAGE_BATCH) => {
                     if received == 0 {
                         break;
                     }
-                    messages.drain(..).for_each(|message| self.take(message));
+                    messages.drain(..).for_each(|message| self.handle(message));
                 }
                 () = sleep_until(wake) => {}
             }
 
             // 2. Endings first: a finished job needs no heartbeat.
-            if Instant::now() >= next_write && !self.write().await {
-                next_write = Instant::now() + RETRY_PAUSE;
+            if Instant::now() >= next_write && !self.write_endings().await {
+                next_write = Instant::now() + RETRY_DELAY;
             }
 
             // 3. Extend the leases of running jobs.
             if Instant::now() >= next_beat {
-                let pause = if self.beat().await {
-                    self.timing.beat
+                let pause = if self.heartbeat().await {
+                    self.timing.heartbeat
                 } else {
-                    self.timing.beat.min(RETRY_PAUSE)
+                    self.timing.heartbeat.min(RETRY_DELAY)
                 };
                 next_beat = Instant::now() + pause;
             }
 
             // 4. Drop the leases that expired during an outage.
-            self.let_go();
+            self.drop_expired();
         }
 
         // No caller awaits the rest. Jobs that still run are no longer renewed and must stop.
-        self.write().await;
+        self.write_endings().await;
         self.leases.values().for_each(|lease| lease.lost.cancel());
     }
 
-    fn take(&mut self, message: Note) {
+    fn handle(&mut self, message: LeaseMessage) {
         match message {
-            Note::Leased(leases) => self.leases.extend(leases),
-            Note::Ended(ended) => self.unwritten.push(ended),
+            LeaseMessage::Leased(leases) => self.leases.extend(leases),
+            LeaseMessage::Finished(ended) => self.unwritten.push(ended),
         }
     }
 
     /// Writes the queued endings. False when they must be retried.
-    async fn write(&mut self) -> bool {
+    async fn write_endings(&mut self) -> bool {
         if self.unwritten.is_empty() {
             return true;
         }
 
-        match in_time(write(&self.pool, &self.unwritten)).await {
+        match with_timeout(write_endings(&self.pool, &self.unwritten)).await {
             Ok(written) => {
                 for ended in self.unwritten.drain(..) {
                     self.leases.remove(&ended.claim);
@@ -207,20 +217,20 @@ impl Desk {
     }
 
     /// Extends all leases. False when that must be retried soon.
-    async fn beat(&mut self) -> bool {
+    async fn heartbeat(&mut self) -> bool {
         if self.leases.is_empty() {
             return true;
         }
 
         let ends = Instant::now() + self.timing.lease;
-        match in_time(extend(&self.pool, &self.leases, self.timing.lease)).await {
+        match with_timeout(extend_leases(&self.pool, &self.leases, self.timing.lease)).await {
             Ok(held) => {
                 self.leases.retain(|claim, lease| {
                     let kept = held.contains(claim);
                     if kept {
-                        lease.ends = ends;
+                        lease.expires_at = ends;
                     } else {
-                        lose(claim, lease);
+                        cancel_lost(claim, lease);
                     }
                     kept
                 });
@@ -238,12 +248,12 @@ impl Desk {
     }
 
     /// Drops leases that expired because PostgreSQL was unreachable.
-    fn let_go(&mut self) {
+    fn drop_expired(&mut self) {
         let now = Instant::now();
         self.leases.retain(|claim, lease| {
-            let kept = lease.ends > now;
+            let kept = lease.expires_at > now;
             if !kept {
-                lose(claim, lease);
+                cancel_lost(claim, lease);
             }
             kept
         });
@@ -255,20 +265,20 @@ impl Desk {
     }
 }
 
-fn lose(claim: &Claim, lease: &Lease) {
+fn cancel_lost(claim: &JobClaim, lease: &JobLease) {
     tracing::warn!(job.id = %claim.0, "job lost: its lease expired");
     lease.lost.cancel();
 }
 
-async fn in_time<T>(statement: impl Future<Output = Result<T>>) -> anyhow::Result<T> {
+async fn with_timeout<T>(statement: impl Future<Output = Result<T>>) -> anyhow::Result<T> {
     Ok(timeout(STATEMENT_TIMEOUT, statement).await??)
 }
 
-async fn extend(
+async fn extend_leases(
     pool: &PgPool,
-    leases: &HashMap<Claim, Lease>,
+    leases: &HashMap<JobClaim, JobLease>,
     lease: Duration,
-) -> Result<HashSet<Claim>> {
+) -> Result<HashSet<JobClaim>> {
     let (ids, fences): (Vec<JobId>, Vec<i64>) = leases.keys().copied().unzip();
 
     let held = sqlx::query!(
@@ -293,24 +303,26 @@ async fn extend(
 
 /// Parameter arrays of [`write`]'s statement.
 #[derive(Default)]
-struct Columns {
+struct EndingColumns {
     ids: Vec<JobId>,
     fences: Vec<i64>,
     states: Vec<String>,
     floors: Vec<f64>,
     spreads: Vec<f64>,
     counts: Vec<i32>,
-    whys: Vec<Option<String>>,
+    errors: Vec<Option<String>>,
 }
 
-impl Columns {
-    fn push(&mut self, ended: &Ended) {
+impl EndingColumns {
+    fn push(&mut self, ended: &FinishedRun) {
         let zero = Duration::ZERO;
         let (state, floor, spread, count, why) = match &ended.ending {
-            Ending::Done => (State::Done, zero, zero, 1, None),
-            Ending::Again { floor, spread, why } => (State::Ready, *floor, *spread, 1, Some(why)),
-            Ending::Dead { why } => (State::Dead, zero, zero, 1, Some(why)),
-            Ending::Unstarted => (State::Ready, zero, zero, 0, None),
+            RunEnding::Done => (State::Done, zero, zero, 1, None),
+            RunEnding::Retry { floor, spread, why } => {
+                (State::Ready, *floor, *spread, 1, Some(why))
+            }
+            RunEnding::Dead { why } => (State::Dead, zero, zero, 1, Some(why)),
+            RunEnding::GivenBack => (State::Ready, zero, zero, 0, None),
         };
 
         self.ids.push(ended.claim.0);
@@ -319,13 +331,13 @@ impl Columns {
         self.floors.push(floor.as_secs_f64());
         self.spreads.push(spread.as_secs_f64());
         self.counts.push(count);
-        self.whys.push(why.cloned());
+        self.errors.push(why.cloned());
     }
 }
 
 /// Writes the endings of jobs whose lease is still held, and returns those jobs.
-async fn write(pool: &PgPool, endings: &[Ended]) -> Result<HashSet<Claim>> {
-    let mut columns = Columns::default();
+async fn write_endings(pool: &PgPool, endings: &[FinishedRun]) -> Result<HashSet<JobClaim>> {
+    let mut columns = EndingColumns::default();
     endings.iter().for_each(|ended| columns.push(ended));
 
     let written = sqlx::query!(
@@ -356,7 +368,7 @@ async fn write(pool: &PgPool, endings: &[Ended]) -> Result<HashSet<Claim>> {
         &columns.floors,
         &columns.spreads,
         &columns.counts,
-        &columns.whys as &[Option<String>],
+        &columns.errors as &[Option<String>],
     )
     .fetch_all(pool)
     .await?;

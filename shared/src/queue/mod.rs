@@ -51,11 +51,11 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::ids::{JobId, OrgId};
 
-pub use backend::{BackendError, PgBackend, SettleLayer, SettleService, Shift, Timing};
-pub use claim::Running;
-pub use control::{Dead, Depth, dead, depths, pause, resume, revive};
-pub use outcome::Outcome;
-pub use sweep::{Swept, sweep};
+pub use backend::{AckLayer, AckService, BackendError, PgBackend, WorkerSettings, WorkerTiming};
+pub use claim::RunningJob;
+pub use control::{DeadJob, QueueDepth, dead_jobs, pause, queue_depths, resume, retry_dead_job};
+pub use outcome::JobOutcome;
+pub use sweep::{SweepReport, sweep};
 
 /// A queue with workers of its own: jobs of one queue never wait for those of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -123,7 +123,7 @@ impl State {
 }
 
 /// Arguments of one kind of job. Ids only: they are kept for days and shown to operators.
-pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {
+pub trait JobPayload: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Name of the kind, unique and never reused: `send_email`.
     const KIND: &'static str;
     /// Queue of the kind.
@@ -147,31 +147,31 @@ pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {
 /// [`crate::bells::Bells::ring_job`].
 #[must_use = "send the wakeup after the commit"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Enqueued {
+pub struct EnqueuedJob {
     pub id: JobId,
     pub queue: Queue,
     /// False when a live job with the same dedupe key exists; `id` is its id.
-    pub fresh: bool,
+    pub is_new: bool,
     /// False when the job runs later.
-    pub due: bool,
+    pub is_due: bool,
 }
 
 /// Maximum inserts when jobs of the same key come and go concurrently.
-const DEDUPE_ROUNDS: usize = 5;
+const MAX_INSERT_ATTEMPTS: usize = 5;
 
 /// Adds a job to its queue, in the caller's transaction, to run at once or at `run_at`.
 ///
 /// # Errors
 /// [`Error::Busy`] when jobs of the same key end faster than the job can be added.
-pub async fn enqueue<P: Payload>(
+pub async fn enqueue<P: JobPayload>(
     db: &mut PgConnection,
     payload: &P,
     run_at: Option<DateTime<Utc>>,
-) -> Result<Enqueued> {
+) -> Result<EnqueuedJob> {
     let args = serde_json::to_value(payload)?;
     let key = payload.dedupe_key();
 
-    for _ in 0..DEDUPE_ROUNDS {
+    for _ in 0..MAX_INSERT_ATTEMPTS {
         let id = JobId::new();
 
         // 1. Insert, unless a live job has the same key.
@@ -197,11 +197,11 @@ pub async fn enqueue<P: Payload>(
         .await?;
 
         if let Some(due) = added {
-            return Ok(Enqueued {
+            return Ok(EnqueuedJob {
                 id,
                 queue: P::QUEUE,
-                fresh: true,
-                due,
+                is_new: true,
+                is_due: due,
             });
         }
 
@@ -222,11 +222,11 @@ pub async fn enqueue<P: Payload>(
         .await?;
 
         if let Some(live) = live {
-            return Ok(Enqueued {
+            return Ok(EnqueuedJob {
                 id: live.id,
                 queue: P::QUEUE,
-                fresh: false,
-                due: live.due,
+                is_new: false,
+                is_due: live.due,
             });
         }
     }
@@ -238,18 +238,18 @@ pub async fn enqueue<P: Payload>(
 
 /// Adds many jobs of one kind in one statement, in the caller's transaction. Jobs whose dedupe
 /// key is taken are left out of the result.
-pub async fn enqueue_all<P: Payload>(
+pub async fn enqueue_all<P: JobPayload>(
     db: &mut PgConnection,
     payloads: &[P],
     run_at: Option<DateTime<Utc>>,
-) -> Result<Vec<Enqueued>> {
+) -> Result<Vec<EnqueuedJob>> {
     let ids: Vec<JobId> = payloads.iter().map(|_| JobId::new()).collect();
     let args = payloads
         .iter()
         .map(serde_json::to_value)
         .collect::<Result<Vec<_>, _>>()?;
     let orgs: Vec<Option<Uuid>> = payloads.iter().map(|p| p.org().map(|org| org.0)).collect();
-    let keys: Vec<Option<String>> = payloads.iter().map(Payload::dedupe_key).collect();
+    let keys: Vec<Option<String>> = payloads.iter().map(JobPayload::dedupe_key).collect();
 
     let added = sqlx::query!(
         r#"
@@ -276,11 +276,11 @@ pub async fn enqueue_all<P: Payload>(
 
     Ok(added
         .into_iter()
-        .map(|job| Enqueued {
+        .map(|job| EnqueuedJob {
             id: job.id,
             queue: P::QUEUE,
-            fresh: true,
-            due: job.due,
+            is_new: true,
+            is_due: job.due,
         })
         .collect())
 }

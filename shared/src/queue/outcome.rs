@@ -14,7 +14,7 @@ const BACKOFF_CAP: Duration = Duration::from_secs(15 * 60);
 
 /// Result of a handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum JobOutcome {
     /// The work is done, or no longer needed.
     Done,
     /// The run failed and may succeed later: after a back-off, or after the given time.
@@ -26,13 +26,13 @@ pub enum Outcome {
     Fail { why: String },
 }
 
-impl From<Error> for Outcome {
+impl From<Error> for JobOutcome {
     fn from(error: Error) -> Self {
         let why = match &error {
             Error::Unexpected(cause) => format!("{cause:#}"),
             _ => error.to_string(),
         };
-        if error.retryable() {
+        if error.is_retryable() {
             Self::Retry { after: None, why }
         } else {
             Self::Fail { why }
@@ -40,13 +40,13 @@ impl From<Error> for Outcome {
     }
 }
 
-impl From<Result<(), Error>> for Outcome {
+impl From<Result<(), Error>> for JobOutcome {
     fn from(result: Result<(), Error>) -> Self {
         result.map_or_else(Self::from, |()| Self::Done)
     }
 }
 
-impl IntoResponse for Outcome {
+impl IntoResponse for JobOutcome {
     type Output = Self;
 
     fn into_response(self) -> Result<Self, BoxDynError> {
@@ -56,10 +56,10 @@ impl IntoResponse for Outcome {
 
 /// Change of the job's row.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Ending {
+pub(super) enum RunEnding {
     Done,
     /// Ready again after `floor` plus a random part of `spread`.
-    Again {
+    Retry {
         floor: Duration,
         spread: Duration,
         why: String,
@@ -68,27 +68,27 @@ pub(super) enum Ending {
         why: String,
     },
     /// Returned before its start; the claim does not count.
-    Unstarted,
+    GivenBack,
 }
 
-impl Ending {
+impl RunEnding {
     /// Decides the ending of the `attempt`th run, counted from one.
-    pub(super) fn of(outcome: Outcome, attempt: i32, max_attempts: i32) -> Self {
+    pub(super) fn from_outcome(outcome: JobOutcome, attempt: i32, max_attempts: i32) -> Self {
         match outcome {
-            Outcome::Done => Self::Done,
-            Outcome::Fail { why } => Self::Dead { why },
-            Outcome::Retry { why, .. } if attempt >= max_attempts => Self::Dead {
+            JobOutcome::Done => Self::Done,
+            JobOutcome::Fail { why } => Self::Dead { why },
+            JobOutcome::Retry { why, .. } if attempt >= max_attempts => Self::Dead {
                 why: format!("gave up after {attempt} attempt(s): {why}"),
             },
-            Outcome::Retry {
+            JobOutcome::Retry {
                 after: Some(floor),
                 why,
-            } => Self::Again {
+            } => Self::Retry {
                 floor,
                 spread: Duration::ZERO,
                 why,
             },
-            Outcome::Retry { after: None, why } => Self::Again {
+            JobOutcome::Retry { after: None, why } => Self::Retry {
                 floor: Duration::ZERO,
                 spread: backoff_ceiling(attempt),
                 why,
@@ -113,8 +113,8 @@ mod tests {
 
     use super::*;
 
-    fn retry(after: Option<Duration>) -> Outcome {
-        Outcome::Retry {
+    fn retry(after: Option<Duration>) -> JobOutcome {
+        JobOutcome::Retry {
             after,
             why: "w".into(),
         }
@@ -140,18 +140,18 @@ mod tests {
             max in 1..200_i32,
             after in proptest::option::of(0..10_000_u64),
         ) {
-            let ending = Ending::of(retry(after.map(Duration::from_secs)), attempt, max);
-            prop_assert_eq!(matches!(ending, Ending::Dead { .. }), attempt >= max);
+            let ending = RunEnding::from_outcome(retry(after.map(Duration::from_secs)), attempt, max);
+            prop_assert_eq!(matches!(ending, RunEnding::Dead { .. }), attempt >= max);
         }
     }
 
     #[test]
     fn an_asked_for_delay_is_kept_exactly() {
         let hour = Duration::from_secs(3600);
-        let ending = Ending::of(retry(Some(hour)), 1, 3);
+        let ending = RunEnding::from_outcome(retry(Some(hour)), 1, 3);
         assert_eq!(
             ending,
-            Ending::Again {
+            RunEnding::Retry {
                 floor: hour,
                 spread: Duration::ZERO,
                 why: "w".into()
@@ -161,9 +161,15 @@ mod tests {
 
     #[test]
     fn done_and_fail_do_not_look_at_attempts() {
-        assert_eq!(Ending::of(Outcome::Done, 9, 3), Ending::Done);
-        let fail = Outcome::Fail { why: "no".into() };
-        assert_eq!(Ending::of(fail, 1, 3), Ending::Dead { why: "no".into() });
+        assert_eq!(
+            RunEnding::from_outcome(JobOutcome::Done, 9, 3),
+            RunEnding::Done
+        );
+        let fail = JobOutcome::Fail { why: "no".into() };
+        assert_eq!(
+            RunEnding::from_outcome(fail, 1, 3),
+            RunEnding::Dead { why: "no".into() }
+        );
     }
 
     #[test]
@@ -184,14 +190,14 @@ mod tests {
         ];
 
         for (error, retried) in table {
-            let outcome = Outcome::from(error);
+            let outcome = JobOutcome::from(error);
             assert_eq!(
-                matches!(outcome, Outcome::Retry { after: None, .. }),
+                matches!(outcome, JobOutcome::Retry { after: None, .. }),
                 retried,
                 "{outcome:?}"
             );
         }
 
-        assert_eq!(Outcome::from(Ok::<(), Error>(())), Outcome::Done);
+        assert_eq!(JobOutcome::from(Ok::<(), Error>(())), JobOutcome::Done);
     }
 }

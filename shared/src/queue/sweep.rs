@@ -3,45 +3,45 @@
 
 use sqlx::PgPool;
 
-use crate::bells::{Bell, Bells};
+use crate::bells::{WakeupChannel, Wakeups};
 use crate::error::Result;
 use crate::ids::JobId;
 
 use super::{Queue, State};
 
 /// Maximum rows that one round touches.
-const ROUND: i64 = 500;
+const ROUND_ROWS: i64 = 500;
 /// Key of the advisory lock: "pealswep" in ASCII.
-const LOCK: i64 = 0x7065_616c_7377_6570;
+const SWEEP_LOCK: i64 = 0x7065_616c_7377_6570;
 
 /// Results of one sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct SweepReport {
     /// Jobs whose lease had expired and which are ready again.
     pub returned: usize,
     /// Jobs whose lease had expired with their last attempt.
     pub died: usize,
     /// Finished jobs that were deleted.
-    pub pruned: usize,
+    pub deleted: usize,
     /// Due jobs for which a wakeup was sent again.
-    pub rung: usize,
+    pub notified: usize,
 }
 
 /// Returns jobs of vanished workers, deletes old finished ones, and sends wakeups for due jobs,
 /// such as delayed ones whose time has come or those whose wakeup was lost with Redis. Does
 /// nothing while another process sweeps.
-pub async fn sweep(pool: &PgPool, wakeups: &Bells) -> Result<Swept> {
-    let mut swept = Swept::default();
-    while expire(pool, &mut swept).await? {}
-    while prune(pool, &mut swept).await? {}
-    ring_due(pool, wakeups, &mut swept).await?;
+pub async fn sweep(pool: &PgPool, wakeups: &Wakeups) -> Result<SweepReport> {
+    let mut swept = SweepReport::default();
+    while expire_leases(pool, &mut swept).await? {}
+    while delete_old_jobs(pool, &mut swept).await? {}
+    notify_due(pool, wakeups, &mut swept).await?;
     Ok(swept)
 }
 
 /// Ends one batch of expired leases; true when there may be more.
-async fn expire(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
+async fn expire_leases(pool: &PgPool, swept: &mut SweepReport) -> Result<bool> {
     let mut tx = pool.begin().await?;
-    if !locked(&mut tx).await? {
+    if !try_lock(&mut tx).await? {
         return Ok(false);
     }
 
@@ -69,7 +69,7 @@ async fn expire(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
         where jobs.id = expired.id
         returning jobs.id as "id: JobId", jobs.kind, jobs.state as "state: State"
         "#,
-        ROUND,
+        ROUND_ROWS,
     )
     .fetch_all(&mut *tx)
     .await?;
@@ -87,13 +87,13 @@ async fn expire(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
         }
     }
 
-    Ok(full(expired.len()))
+    Ok(is_full_round(expired.len()))
 }
 
 /// Deletes one batch of jobs done more than seven days ago; true when there may be more.
-async fn prune(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
+async fn delete_old_jobs(pool: &PgPool, swept: &mut SweepReport) -> Result<bool> {
     let mut tx = pool.begin().await?;
-    if !locked(&mut tx).await? {
+    if !try_lock(&mut tx).await? {
         return Ok(false);
     }
 
@@ -110,7 +110,7 @@ async fn prune(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
             for update skip locked
         ))
         "#,
-        ROUND,
+        ROUND_ROWS,
     )
     .execute(&mut *tx)
     .await?
@@ -118,13 +118,13 @@ async fn prune(pool: &PgPool, swept: &mut Swept) -> Result<bool> {
     tx.commit().await?;
 
     let pruned = usize::try_from(pruned).unwrap_or(usize::MAX);
-    swept.pruned += pruned;
-    Ok(full(pruned))
+    swept.deleted += pruned;
+    Ok(is_full_round(pruned))
 }
 
 /// Sends wakeups for due jobs. One round is enough: a woken worker continues while there is
 /// work, whatever ids the wakeup carried.
-async fn ring_due(pool: &PgPool, wakeups: &Bells, swept: &mut Swept) -> Result<()> {
+async fn notify_due(pool: &PgPool, wakeups: &Wakeups, swept: &mut SweepReport) -> Result<()> {
     for queue in Queue::ALL {
         let due = sqlx::query_scalar!(
             r#"
@@ -137,27 +137,28 @@ async fn ring_due(pool: &PgPool, wakeups: &Bells, swept: &mut Swept) -> Result<(
             limit $2
             "#,
             queue.name(),
-            ROUND,
+            ROUND_ROWS,
         )
         .fetch_all(pool)
         .await?;
         for id in &due {
-            wakeups.ring_with(Bell::Jobs(queue), id.to_string());
+            wakeups.notify_with_hint(WakeupChannel::Jobs(queue), id.to_string());
         }
-        swept.rung += due.len();
+        swept.notified += due.len();
     }
     Ok(())
 }
 
 /// Takes the sweeper's lock for this transaction; false when another holds it.
-async fn locked(tx: &mut sqlx::PgConnection) -> Result<bool> {
-    Ok(
-        sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "locked!""#, LOCK)
-            .fetch_one(tx)
-            .await?,
+async fn try_lock(tx: &mut sqlx::PgConnection) -> Result<bool> {
+    Ok(sqlx::query_scalar!(
+        r#"select pg_try_advisory_xact_lock($1) as "locked!""#,
+        SWEEP_LOCK
     )
+    .fetch_one(tx)
+    .await?)
 }
 
-fn full(rows: usize) -> bool {
-    i64::try_from(rows).is_ok_and(|rows| rows >= ROUND)
+fn is_full_round(rows: usize) -> bool {
+    i64::try_from(rows).is_ok_and(|rows| rows >= ROUND_ROWS)
 }

@@ -23,40 +23,40 @@ use crate::ids::{OrgId, UserId};
 use crate::secret::random_bytes;
 
 /// OWASP's parameters: memory in KiB, passes, lanes.
-const COST: (u32, u32, u32) = (19 * 1024, 2, 1);
+const ARGON2_COST: (u32, u32, u32) = (19 * 1024, 2, 1);
 /// Maximum concurrent hashes.
-const PLACES: usize = 2;
+const MAX_CONCURRENT_HASHES: usize = 2;
 /// Longest wait for a permit.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lengths of a password, in characters.
-const LENGTHS: std::ops::RangeInclusive<usize> = 12..=128;
+const LENGTH_CHARS: std::ops::RangeInclusive<usize> = 12..=128;
 /// Minimum number of different characters.
-const LEAST_DISTINCT: usize = 5;
+const MIN_DISTINCT_CHARS: usize = 5;
 
 /// Hashes and compares passwords.
 #[derive(Clone, Debug)]
-pub struct Hasher {
-    places: Arc<Semaphore>,
+pub struct PasswordHasher {
+    permits: Arc<Semaphore>,
     /// Hash that the password of an unknown address is compared with.
-    nobody: Arc<OnceLock<String>>,
+    dummy_hash: Arc<OnceLock<String>>,
 }
 
-impl Default for Hasher {
+impl Default for PasswordHasher {
     fn default() -> Self {
         Self {
-            places: Arc::new(Semaphore::new(PLACES)),
-            nobody: Arc::default(),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_HASHES)),
+            dummy_hash: Arc::default(),
         }
     }
 }
 
-impl Hasher {
+impl PasswordHasher {
     /// Hashes a password for storage.
     ///
     /// # Errors
     /// [`Error::Busy`] when too many other requests wait.
     pub async fn hash(&self, password: SecretString) -> Result<String> {
-        self.at_a_place(move || hash(password.expose_secret()))
+        self.with_permit(move || hash(password.expose_secret()))
             .await
     }
 
@@ -64,9 +64,9 @@ impl Hasher {
     ///
     /// # Errors
     /// [`Error::Busy`] when too many other requests wait.
-    pub async fn matches(&self, password: SecretString, stored: Option<String>) -> Result<bool> {
-        let dummy = Arc::clone(&self.nobody);
-        self.at_a_place(move || {
+    pub async fn verify(&self, password: SecretString, stored: Option<String>) -> Result<bool> {
+        let dummy = Arc::clone(&self.dummy_hash);
+        self.with_permit(move || {
             let known = stored.is_some();
             let stored = match stored {
                 Some(stored) => stored,
@@ -90,11 +90,11 @@ impl Hasher {
         .await
     }
 
-    async fn at_a_place<T: Send + 'static>(
+    async fn with_permit<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let permit = timeout(PATIENCE, Arc::clone(&self.places).acquire_owned()).await;
+        let permit = timeout(PERMIT_TIMEOUT, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else {
             return Err(Error::Busy(
                 "too many people are signing in; retry shortly".into(),
@@ -111,7 +111,7 @@ impl Hasher {
 }
 
 fn hash(password: &str) -> anyhow::Result<String> {
-    let (memory, passes, lanes) = COST;
+    let (memory, passes, lanes) = ARGON2_COST;
     let params = Params::new(memory, passes, lanes, None)
         .map_err(|error| anyhow!("argon2 parameters: {error}"))?;
 
@@ -135,9 +135,9 @@ pub fn weakness(password: &str, email: &str) -> Option<&'static str> {
     let lower = password.to_lowercase();
     let name = email.split('@').next().unwrap_or_default().to_lowercase();
 
-    if !LENGTHS.contains(&length) {
+    if !LENGTH_CHARS.contains(&length) {
         Some("must have 12 to 128 characters; several words make a good one")
-    } else if distinct.len() < LEAST_DISTINCT {
+    } else if distinct.len() < MIN_DISTINCT_CHARS {
         Some("repeats few characters; choose several words")
     } else if lower.contains(&email.to_lowercase()) || (name.len() >= 6 && lower.contains(&name)) {
         Some("must not contain the e-mail address")
@@ -148,7 +148,7 @@ pub fn weakness(password: &str, email: &str) -> Option<&'static str> {
 
 /// Finds the member with an e-mail address and a password, with their organisation and hash.
 /// The caller is not authenticated yet, so there is no scope.
-pub async fn of_email_unscoped(
+pub async fn find_by_email_unscoped(
     db: &mut PgConnection,
     email: &str,
 ) -> Result<Option<((OrgId, UserId), String)>> {
@@ -166,7 +166,7 @@ pub async fn of_email_unscoped(
 }
 
 /// Hash of a user's local password; `None` for users of another issuer.
-pub async fn of_user_unscoped(db: &mut PgConnection, user: UserId) -> Result<Option<String>> {
+pub async fn hash_of_user_unscoped(db: &mut PgConnection, user: UserId) -> Result<Option<String>> {
     let hash = sqlx::query_scalar!(
         "select hash from passwords where user_id = $1",
         user as UserId
@@ -202,12 +202,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_password_matches_its_own_hash_and_nothing_else() {
-        let hasher = Hasher::default();
+        let hasher = PasswordHasher::default();
         let stored = hasher.hash("correct horse battery".into()).await.unwrap();
         assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
         assert!(!stored.contains("horse"));
         let matches = async |password: &str, stored: Option<String>| {
-            hasher.matches(password.into(), stored).await.unwrap()
+            hasher.verify(password.into(), stored).await.unwrap()
         };
         assert!(matches("correct horse battery", Some(stored.clone())).await);
         assert!(!matches("correct horse batterz", Some(stored)).await);

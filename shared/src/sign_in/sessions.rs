@@ -6,14 +6,14 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
-use crate::access::known::Known;
+use crate::access::known::Permissions;
 use crate::access::{Credential, Principal, Role};
 use crate::error::Result;
 use crate::ids::{OrgId, SessionId, UserId};
 
 /// An open session.
 #[derive(Clone, Copy, Debug)]
-pub struct Session {
+pub struct LoginSession {
     pub id: SessionId,
     pub user: UserId,
     pub opened_at: DateTime<Utc>,
@@ -26,8 +26,8 @@ pub async fn open_unscoped(
     principal: &Principal,
     now: DateTime<Utc>,
     ttl: Duration,
-) -> Result<Session> {
-    let session = Session {
+) -> Result<LoginSession> {
+    let session = LoginSession {
         id: SessionId::new(),
         user: principal.user,
         opened_at: now,
@@ -52,7 +52,7 @@ pub async fn principal_unscoped(
     session: SessionId,
     user: UserId,
     now: DateTime<Utc>,
-) -> Result<Option<Known>> {
+) -> Result<Option<Permissions>> {
     let row = sqlx::query!(
         r#"select u.org_id as "org_id: OrgId", u.email, u.role as "role: Role",
                   array(select flag from feature_flags f where f.user_id = u.id and not f.enabled) as "off!"
@@ -70,7 +70,7 @@ pub async fn principal_unscoped(
     .fetch_optional(db)
     .await?;
 
-    Ok(row.map(|row| Known {
+    Ok(row.map(|row| Permissions {
         principal: Principal {
             user,
             org: row.org_id,
@@ -78,13 +78,13 @@ pub async fn principal_unscoped(
             email: Some(row.email),
             credential: Credential::Session,
         },
-        off: row.off,
+        disabled_features: row.off,
         scopes: Vec::new(),
     }))
 }
 
 /// Organisation of a session, ended or not.
-pub async fn ended_unscoped(
+pub async fn org_of_unscoped(
     db: &mut PgConnection,
     session: SessionId,
     user: UserId,
@@ -132,7 +132,7 @@ pub async fn end_all_unscoped(
 }
 
 /// Deletes sessions that expired a day ago, of all organisations.
-pub async fn forget_old_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
+pub async fn purge_expired_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<u64> {
     let forgotten = sqlx::query!(
         "delete from sessions where expires_at < $1",
         now - TimeDelta::days(1)

@@ -14,29 +14,29 @@ use std::net::IpAddr;
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection};
 
-use super::told::Told;
-use crate::access::known::Known;
+use super::told::ProfileClaims;
+use crate::access::known::Permissions;
 use crate::access::{Credential, Principal, Role};
-use crate::audit::{self, Actor, Note};
-use crate::config::SignUp;
+use crate::audit::{self, AuditActor, AuditEntry};
+use crate::config::SignUpPolicy;
 use crate::error::Result;
 use crate::ids::{InviteId, OrgId, UserId};
 
 /// Identity in a verified token of another issuer.
 #[derive(Clone, Debug)]
-pub struct Stranger {
+pub struct ExternalIdentity {
     pub issuer: String,
     pub subject: String,
     /// `None` when the token has none, or the issuer marks it as unverified.
     pub email: Option<String>,
     /// Profile claims of the token, if it has any.
-    pub told: Option<Told>,
+    pub claims: Option<ProfileClaims>,
     /// Issue time of the token.
     pub issued_at: DateTime<Utc>,
 }
 
-impl Stranger {
-    fn key(&self) -> String {
+impl ExternalIdentity {
+    fn subject_key(&self) -> String {
         format!("{}|{}", self.issuer, self.subject)
     }
 }
@@ -46,10 +46,10 @@ impl Stranger {
 /// from the stored ones and the token is newer than the one that set those.
 pub async fn principal_unscoped(
     db: &mut PgConnection,
-    identity: &Stranger,
-) -> Result<Option<Known>> {
+    identity: &ExternalIdentity,
+) -> Result<Option<Permissions>> {
     let subject_id: Option<UserId> = identity.subject.parse().ok();
-    let claims = identity.told.as_ref();
+    let claims = identity.claims.as_ref();
 
     let row = sqlx::query!(
         r#"select id as "id: UserId", org_id as "org_id: OrgId", email, role as "role: Role",
@@ -65,7 +65,7 @@ pub async fn principal_unscoped(
                       and not exists (select from passwords p where p.user_id = users.id)))
            order by external_subject is null
            limit 1"#,
-        identity.key(),
+        identity.subject_key(),
         subject_id as Option<UserId>,
         claims.map(|_| identity.issued_at),
         claims.and_then(|claims| claims.phone.as_deref()),
@@ -79,10 +79,10 @@ pub async fn principal_unscoped(
     if let (Some(row), Some(claims)) = (&row, claims)
         && row.is_news
     {
-        keep_unscoped(db, row.id, claims, identity.issued_at).await?;
+        store_claims_unscoped(db, row.id, claims, identity.issued_at).await?;
     }
 
-    Ok(row.map(|row| Known {
+    Ok(row.map(|row| Permissions {
         principal: Principal {
             user: row.id,
             org: row.org_id,
@@ -90,7 +90,7 @@ pub async fn principal_unscoped(
             email: Some(row.email),
             credential: Credential::Session,
         },
-        off: row.off,
+        disabled_features: row.off,
         scopes: Vec::new(),
     }))
 }
@@ -98,10 +98,10 @@ pub async fn principal_unscoped(
 /// Stores the profile claims of a user's token, unless a newer token has set them or the row is
 /// locked: a request does not wait for its profile, and the next one carries the same claims.
 /// The user is authenticated by the token, so there is no scope.
-async fn keep_unscoped(
+async fn store_claims_unscoped(
     db: &mut PgConnection,
     user: UserId,
-    claims: &Told,
+    claims: &ProfileClaims,
     issued_at: DateTime<Utc>,
 ) -> Result<()> {
     sqlx::query!(
@@ -128,10 +128,10 @@ async fn keep_unscoped(
 /// Creates the user of an unknown identity: in the organisation that invited them, or in an
 /// organisation of their own. Does nothing when neither is allowed, when the address is in use,
 /// or when another request of the same person came first.
-pub async fn take_in_unscoped(
+pub async fn provision_unscoped(
     db: &mut PgConnection,
-    identity: &Stranger,
-    sign_up: SignUp,
+    identity: &ExternalIdentity,
+    sign_up: SignUpPolicy,
     ip: Option<IpAddr>,
 ) -> Result<()> {
     let Some(email) = identity.email.as_deref().filter(|email| is_email(email)) else {
@@ -159,12 +159,12 @@ pub async fn take_in_unscoped(
     // 2. Choose the organisation, or create one.
     let (org, role) = match (&invite, sign_up) {
         (Some(invite), _) => (invite.org_id, invite.role),
-        (None, SignUp::Open) => (found_org(&mut db, email).await?, Role::OrgAdmin),
-        (None, SignUp::Invited) => return Ok(()),
+        (None, SignUpPolicy::Open) => (create_org(&mut db, email).await?, Role::OrgAdmin),
+        (None, SignUpPolicy::Invited) => return Ok(()),
     };
 
     // 3. Insert the user, and accept the invitation.
-    let Some(user) = enter(&mut db, identity, email, org, role).await? else {
+    let Some(user) = insert_user(&mut db, identity, email, org, role).await? else {
         return Ok(());
     };
     if let Some(invite) = &invite {
@@ -184,26 +184,31 @@ pub async fn take_in_unscoped(
         email: Some(email.to_owned()),
         credential: Credential::Session,
     };
-    let actor = Actor {
+    let actor = AuditActor {
         principal,
         ip,
         request_id: None,
     };
-    audit::write_unscoped(&mut db, &actor, &Note::new("user.sign_up", org, user.0)).await?;
+    audit::write_unscoped(
+        &mut db,
+        &actor,
+        &AuditEntry::new("user.sign_up", org, user.0),
+    )
+    .await?;
     db.commit().await?;
     Ok(())
 }
 
 /// Inserts the user, unless another request of the same person came first or the address is in
 /// use.
-async fn enter(
+async fn insert_user(
     db: &mut PgConnection,
-    identity: &Stranger,
+    identity: &ExternalIdentity,
     email: &str,
     org: OrgId,
     role: Role,
 ) -> Result<Option<UserId>> {
-    let claims = identity.told.as_ref();
+    let claims = identity.claims.as_ref();
     let user = sqlx::query_scalar!(
         r#"insert into users (id, org_id, email, role, external_subject, full_name, phone, profile_image_url,
                               user_metadata, told_at)
@@ -214,7 +219,7 @@ async fn enter(
         org as OrgId,
         email,
         role as Role,
-        identity.key(),
+        identity.subject_key(),
         claims.and_then(|claims| claims.full_name.as_deref()),
         claims.and_then(|claims| claims.phone.as_deref()),
         claims.and_then(|claims| claims.profile_image_url.as_deref()),
@@ -227,7 +232,7 @@ async fn enter(
 }
 
 /// Creates an organisation for one person, named after their address.
-async fn found_org(db: &mut PgConnection, email: &str) -> Result<OrgId> {
+async fn create_org(db: &mut PgConnection, email: &str) -> Result<OrgId> {
     let id = OrgId::new();
     let name: String = email.chars().take(200).collect();
     sqlx::query!(

@@ -15,17 +15,17 @@ const MAX_METADATA_BYTES: usize = 4096;
 
 /// Profile claims of a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct ProfileClaims {
     pub full_name: Option<String>,
     pub phone: Option<String>,
     pub profile_image_url: Option<String>,
     pub user_metadata: Value,
 }
 
-impl Told {
+impl ProfileClaims {
     /// Parses the claims; `None` when there are none.
     #[must_use]
-    pub fn of(phone: Option<&Value>, metadata: Option<&Value>) -> Option<Self> {
+    pub fn from_claims(phone: Option<&Value>, metadata: Option<&Value>) -> Option<Self> {
         let metadata = metadata.and_then(Value::as_object);
         let phone = phone.and_then(Value::as_str);
         if metadata.is_none() && phone.is_none_or(str::is_empty) {
@@ -38,12 +38,12 @@ impl Told {
             let texts = names.into_iter().filter_map(|name| metadata.get(name));
             texts
                 .filter_map(Value::as_str)
-                .find_map(|text| line(text, most))
+                .find_map(|text| single_line(text, most))
         };
 
         Some(Self {
             full_name: first(["full_name", "name"], MAX_NAME_CHARS),
-            phone: phone.and_then(|phone| line(phone, MAX_PHONE_CHARS)),
+            phone: phone.and_then(|phone| single_line(phone, MAX_PHONE_CHARS)),
             profile_image_url: first(["avatar_url", "picture"], MAX_URL_CHARS)
                 .filter(|url| is_web_address(url)),
             user_metadata: Value::Object(match is_storable(metadata) {
@@ -55,7 +55,7 @@ impl Told {
 }
 
 /// Trims a text; `None` unless it is a single line of at most `most` characters.
-fn line(text: &str, most: usize) -> Option<String> {
+fn single_line(text: &str, most: usize) -> Option<String> {
     let text = text.trim();
     let fits = (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
     fits.then(|| text.to_owned())
@@ -82,7 +82,8 @@ mod tests {
         let metadata = json!({
             "full_name": " Ada Lovelace ", "avatar_url": "https://img.test/ada.png", "theme": {"dark": true},
         });
-        let claims = Told::of(Some(&json!("12125550123")), Some(&metadata)).unwrap();
+        let claims =
+            ProfileClaims::from_claims(Some(&json!("12125550123")), Some(&metadata)).unwrap();
         assert_eq!(claims.full_name.as_deref(), Some("Ada Lovelace"));
         assert_eq!(claims.phone.as_deref(), Some("12125550123"));
         assert_eq!(
@@ -91,7 +92,7 @@ mod tests {
         );
         assert_eq!(claims.user_metadata, metadata);
         let others = json!({"full_name": 1, "name": "Ada", "picture": "http://img.test/a"});
-        let claims = Told::of(Some(&json!("")), Some(&others)).unwrap();
+        let claims = ProfileClaims::from_claims(Some(&json!("")), Some(&others)).unwrap();
         assert_eq!(
             (claims.full_name.as_deref(), claims.phone),
             (Some("Ada"), None)
@@ -104,9 +105,15 @@ mod tests {
 
     #[test]
     fn a_token_without_such_claims_tells_nothing() {
-        assert_eq!(Told::of(None, None), None);
-        assert_eq!(Told::of(Some(&json!("")), Some(&Value::Null)), None);
-        assert_eq!(Told::of(Some(&json!(1)), Some(&json!([]))), None);
+        assert_eq!(ProfileClaims::from_claims(None, None), None);
+        assert_eq!(
+            ProfileClaims::from_claims(Some(&json!("")), Some(&Value::Null)),
+            None
+        );
+        assert_eq!(
+            ProfileClaims::from_claims(Some(&json!(1)), Some(&json!([]))),
+            None
+        );
     }
 
     #[test]
@@ -118,10 +125,10 @@ mod tests {
             json!({"full_name": "x".repeat(201), "avatar_url": "https://", "a": "\0"}),
         ] {
             let long = json!("1".repeat(41));
-            let claims = Told::of(Some(&long), Some(&metadata)).unwrap();
-            let empty = Told {
+            let claims = ProfileClaims::from_claims(Some(&long), Some(&metadata)).unwrap();
+            let empty = ProfileClaims {
                 user_metadata: json!({}),
-                ..Told::default()
+                ..ProfileClaims::default()
             };
             assert_eq!(claims, empty);
         }

@@ -5,13 +5,13 @@ use url::Url;
 
 /// A sequence of verbs. The call ends after the last one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Document {
-    pub verbs: Vec<Verb>,
+pub struct AnswerDocument {
+    pub verbs: Vec<CallVerb>,
 }
 
 /// One step of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum CallVerb {
     /// Speaks `text` with the carrier's own voice.
     Say {
         text: String,
@@ -28,7 +28,7 @@ pub enum Verb {
         language: String,
         timeout_secs: u32,
         hints: Vec<String>,
-        prompt: Vec<Verb>,
+        prompt: Vec<CallVerb>,
     },
     /// Records the call from here on.
     Record { action: Url, max_secs: u32 },
@@ -43,12 +43,12 @@ pub enum Verb {
     Hangup,
 }
 
-impl Document {
+impl AnswerDocument {
     /// Document that ends a call which is no longer wanted.
     #[must_use]
     pub fn hang_up() -> Self {
         Self {
-            verbs: vec![Verb::Hangup],
+            verbs: vec![CallVerb::Hangup],
         }
     }
 }

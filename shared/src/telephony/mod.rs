@@ -25,7 +25,7 @@ use url::Url;
 
 use crate::error::Result;
 use crate::phone::E164;
-pub use document::{Document, Verb};
+pub use document::{AnswerDocument, CallVerb};
 pub use events::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 pub use twilio::Twilio;
 
@@ -46,18 +46,18 @@ impl CarrierKind {
 
 /// Account of a trunk: its id, credentials and API address.
 #[derive(Clone, Debug)]
-pub struct Account {
+pub struct CarrierAccount {
     pub kind: CarrierKind,
     /// Id of the account at the vendor.
     pub account_id: String,
-    pub credentials: Credentials,
+    pub credentials: CarrierCredentials,
     /// API address; the vendor's public one when absent.
     pub api_base_url: Option<Url>,
 }
 
 /// The secrets of a trunk, as they are sealed in its row.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Credentials {
+pub struct CarrierCredentials {
     /// User name of the requests; the account's id when absent.
     #[serde(default)]
     pub username: Option<String>,
@@ -133,7 +133,7 @@ pub struct CarrierCall {
 
 /// A search of the carrier's records for a call whose create request had no response.
 #[derive(Clone, Debug)]
-pub struct Search {
+pub struct CallSearch {
     pub to: E164,
     pub from: E164,
     pub created_from: DateTime<Utc>,
@@ -142,7 +142,7 @@ pub struct Search {
 
 /// Status of an account at its carrier.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum AccountStatus {
     /// Calls can be placed with these credentials.
     Good,
     /// Calls cannot be placed; the text tells the trunk's owner the reason.
@@ -151,7 +151,7 @@ pub enum Standing {
 
 /// Condition for ending a live call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum CallTermination {
     /// Ends the call only before it is answered.
     Cancel,
     /// Ends the call in any state.
@@ -161,7 +161,7 @@ pub enum Ending {
 /// A callback as it arrived. `url` is rebuilt from the configured public address, never from
 /// the request's own host.
 #[derive(Clone, Debug)]
-pub struct Callback<'a> {
+pub struct CarrierCallback<'a> {
     pub method: &'a str,
     pub url: &'a Url,
     pub content_type: Option<&'a str>,
@@ -181,7 +181,7 @@ pub enum CallbackKind {
 
 /// Account and call named in the body of a callback, for URLs without the call's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Addressed {
+pub struct CallReference {
     /// Id of the account at the vendor.
     pub account_id: String,
     pub carrier_call_id: String,
@@ -189,7 +189,7 @@ pub struct Addressed {
 
 /// A rendered answer document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rendered {
+pub struct RenderedDocument {
     pub content_type: &'static str,
     pub body: String,
 }
@@ -198,47 +198,60 @@ pub struct Rendered {
 #[async_trait]
 pub trait Carrier: Send + Sync {
     /// Checks an account and its credentials at the carrier. Changes nothing there.
-    async fn check(&self, account: &Account) -> Result<Standing>;
+    async fn check(&self, account: &CarrierAccount) -> Result<AccountStatus>;
 
     /// Creates a call. Sends at most one request.
-    async fn create(&self, account: &Account, call: &NewCall) -> Placement;
+    async fn create(&self, account: &CarrierAccount, call: &NewCall) -> Placement;
 
     /// Reads the carrier's record of a call; `None` when there is none.
-    async fn fetch(&self, account: &Account, carrier_call_id: &str) -> Result<Option<CarrierCall>>;
+    async fn fetch(
+        &self,
+        account: &CarrierAccount,
+        carrier_call_id: &str,
+    ) -> Result<Option<CarrierCall>>;
 
     /// Lists every call that may be the one searched for, queued ones included.
-    async fn search(&self, account: &Account, search: &Search) -> Result<Vec<CarrierCall>>;
+    async fn search(
+        &self,
+        account: &CarrierAccount,
+        search: &CallSearch,
+    ) -> Result<Vec<CarrierCall>>;
 
     /// Ends a call. `false` when the call had already ended, or could no longer be cancelled.
-    async fn end(&self, account: &Account, carrier_call_id: &str, ending: Ending) -> Result<bool>;
+    async fn end(
+        &self,
+        account: &CarrierAccount,
+        carrier_call_id: &str,
+        ending: CallTermination,
+    ) -> Result<bool>;
 
     /// Request header with a callback's signature, in lower case.
     fn signature_header(&self) -> &'static str;
 
     /// Checks that one of the account's secrets signed this callback.
-    fn verify(&self, account: &Account, callback: &Callback<'_>) -> bool;
+    fn verify(&self, account: &CarrierAccount, callback: &CarrierCallback<'_>) -> bool;
 
     /// Account and call named in a callback, before its verification. `None` when this carrier
     /// cannot have sent it.
-    fn addressed(&self, callback: &Callback<'_>) -> Option<Addressed>;
+    fn call_reference(&self, callback: &CarrierCallback<'_>) -> Option<CallReference>;
 
     /// Reads a verified callback.
     ///
     /// # Errors
     /// [`crate::Error::Rejected`] when the body is not one of this carrier's.
-    fn read(&self, kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEvent>;
+    fn read(&self, kind: CallbackKind, callback: &CarrierCallback<'_>) -> Result<CallEvent>;
 
     /// Writes an answer document in the carrier's language.
-    fn render(&self, document: &Document) -> Rendered;
+    fn render(&self, document: &AnswerDocument) -> RenderedDocument;
 }
 
 /// Adapters of all vendors, one of each: they keep connections open and hold no account.
 #[derive(Clone, Debug)]
-pub struct Carriers {
+pub struct CarrierRegistry {
     twilio: Arc<Twilio>,
 }
 
-impl Carriers {
+impl CarrierRegistry {
     /// Creates the adapters, with their own connections.
     ///
     /// # Errors
@@ -251,7 +264,7 @@ impl Carriers {
 
     /// Adapter of a vendor.
     #[must_use]
-    pub fn of(&self, kind: CarrierKind) -> &dyn Carrier {
+    pub fn adapter(&self, kind: CarrierKind) -> &dyn Carrier {
         match kind {
             CarrierKind::Twilio => self.twilio.as_ref(),
         }

@@ -17,12 +17,12 @@ use uuid::Uuid;
 use crate::egress;
 use crate::error::{Error, FieldError, Result};
 use crate::ids::OrgId;
-use crate::secret::Keys;
+use crate::secret::KeyRing;
 
 /// Replacement of a secret in responses.
 pub const MASK: &str = "********";
 /// Parts of the names of headers whose values are secrets.
-const SECRET_NAMES: [&str; 7] = [
+const SECRET_NAME_PARTS: [&str; 7] = [
     "auth",
     "cookie",
     "key",
@@ -32,14 +32,14 @@ const SECRET_NAMES: [&str; 7] = [
     "signature",
 ];
 /// Shortest secret that is redacted from answers; a shorter one may be an ordinary word.
-const LEAST_SECRET_BYTES: usize = 6;
+const MIN_SECRET_BYTES: usize = 6;
 
 /// Authentication of a request. On read, secrets are masked; a mask that is sent back keeps the
 /// stored secret.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 #[schema(as = Auth)]
-pub enum Auth {
+pub enum EndpointAuth {
     /// No authentication.
     #[default]
     None,
@@ -51,13 +51,13 @@ pub enum Auth {
     Basic { username: String, password: String },
 }
 
-impl fmt::Debug for Auth {
+impl fmt::Debug for EndpointAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EndpointAuth([REDACTED])")
     }
 }
 
-impl Auth {
+impl EndpointAuth {
     fn secret(&self) -> Option<&str> {
         match self {
             Self::None => None,
@@ -102,33 +102,33 @@ impl Auth {
 
 /// Headers and authentication of an endpoint.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Credentials {
+pub struct EndpointCredentials {
     pub headers: BTreeMap<String, String>,
-    pub auth: Auth,
+    pub auth: EndpointAuth,
 }
 
-impl fmt::Debug for Credentials {
+impl fmt::Debug for EndpointCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EndpointCredentials([REDACTED])")
     }
 }
 
-impl Credentials {
+impl EndpointCredentials {
     /// Lists all invalid fields: the path of the field and a message.
     #[must_use]
-    pub fn complaints(&self) -> Vec<(String, &'static str)> {
+    pub fn field_errors(&self) -> Vec<(String, &'static str)> {
         let mut wrong = Vec::new();
 
         if self.headers.len() > 30 {
             wrong.push(("headers".to_owned(), "must be 30 headers or fewer"));
         }
         for (name, value) in &self.headers {
-            if let Err(why) = check(name, value) {
+            if let Err(why) = check_header(name, value) {
                 wrong.push((format!("headers.{name}"), why));
             }
         }
 
-        if let Auth::Basic { username, .. } = &self.auth
+        if let EndpointAuth::Basic { username, .. } = &self.auth
             && username.contains(':')
         {
             wrong.push(("auth.username".to_owned(), "must not have a colon"));
@@ -138,7 +138,7 @@ impl Credentials {
         }
 
         if let Some((name, value)) = self.auth.header() {
-            if let Err(why) = check(&name, &value) {
+            if let Err(why) = check_header(&name, &value) {
                 wrong.push(("auth".to_owned(), why));
             }
             if self
@@ -178,7 +178,7 @@ impl Credentials {
     /// # Errors
     /// [`Error::Invalid`] for each mask when the two differ in scheme, host or port.
     pub fn unmasked(mut self, url: &str, stored: &Self, stored_url: &str) -> Result<Self> {
-        let masks = self.masks();
+        let masks = self.masked_paths();
         if !masks.is_empty() && !is_same_server(url, stored_url) {
             let message = "is masked, and the address changes: send the secret itself again";
             let errors = masks
@@ -213,7 +213,7 @@ impl Credentials {
     }
 
     /// Paths of the secrets that are masked.
-    fn masks(&self) -> Vec<[&str; 2]> {
+    fn masked_paths(&self) -> Vec<[&str; 2]> {
         let headers = self.headers.iter().filter(|(_, value)| *value == MASK);
         let secret = self.auth.secret().filter(|secret| *secret == MASK);
         let auth = secret.and(self.auth.secret_field());
@@ -231,7 +231,7 @@ impl Credentials {
         let message =
             "is masked, which keeps the stored secret, but none is stored: send the secret itself";
         let errors: Vec<FieldError> = self
-            .masks()
+            .masked_paths()
             .into_iter()
             .map(|path| FieldError::new("body", path, "masked", message))
             .collect();
@@ -259,7 +259,7 @@ impl Credentials {
 
     /// Masks every secret in a text.
     #[must_use]
-    pub fn taken_out_of(&self, text: &str) -> String {
+    pub fn redact(&self, text: &str) -> String {
         let header = self.auth.header().map(|(_, value)| value);
         let basic = header
             .as_deref()
@@ -269,7 +269,7 @@ impl Credentials {
             .map(|(_, value)| value.as_str())
             .chain(self.auth.secret())
             .chain(basic)
-            .filter(|secret| secret.len() >= LEAST_SECRET_BYTES)
+            .filter(|secret| secret.len() >= MIN_SECRET_BYTES)
             .fold(text.to_owned(), |text, secret| text.replace(secret, MASK))
     }
 
@@ -277,8 +277,8 @@ impl Credentials {
     ///
     /// # Errors
     /// Fails when the system has no randomness.
-    pub fn sealed(&self, keys: &Keys, table: &str, org: OrgId, id: Uuid) -> Result<Vec<u8>> {
-        Ok(keys.seal(&place(table, org, id), &serde_json::to_vec(self)?)?)
+    pub fn sealed(&self, keys: &KeyRing, table: &str, org: OrgId, id: Uuid) -> Result<Vec<u8>> {
+        Ok(keys.seal(&seal_context(table, org, id), &serde_json::to_vec(self)?)?)
     }
 
     /// Reseals a row's credentials from an earlier master key under the current one; `None` when
@@ -287,26 +287,32 @@ impl Credentials {
     /// # Errors
     /// As [`Self::opened`].
     pub fn resealed(
-        keys: &Keys,
+        keys: &KeyRing,
         table: &str,
         org: OrgId,
         id: Uuid,
         sealed: &[u8],
     ) -> Result<Option<Vec<u8>>> {
-        Ok(keys.reseal(&place(table, org, id), sealed)?)
+        Ok(keys.reseal(&seal_context(table, org, id), sealed)?)
     }
 
     /// Opens credentials that [`Self::sealed`] made for the same row.
     ///
     /// # Errors
     /// Fails when they were sealed for another row or under another master key.
-    pub fn opened(keys: &Keys, table: &str, org: OrgId, id: Uuid, sealed: &[u8]) -> Result<Self> {
-        let plain = keys.open(&place(table, org, id), sealed)?;
+    pub fn opened(
+        keys: &KeyRing,
+        table: &str,
+        org: OrgId,
+        id: Uuid,
+        sealed: &[u8],
+    ) -> Result<Self> {
+        let plain = keys.open(&seal_context(table, org, id), sealed)?;
         Ok(serde_json::from_slice(&plain).context("sealed credentials")?)
     }
 }
 
-fn place(table: &str, org: OrgId, id: Uuid) -> String {
+fn seal_context(table: &str, org: OrgId, id: Uuid) -> String {
     format!("{table} {org} {id} credentials")
 }
 
@@ -319,10 +325,10 @@ fn is_same_server(one: &str, other: &str) -> bool {
 /// True when the value of a header of this name is a secret.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    SECRET_NAMES.iter().any(|part| name.contains(part))
+    SECRET_NAME_PARTS.iter().any(|part| name.contains(part))
 }
 
-fn check(name: &str, value: &str) -> std::result::Result<(), &'static str> {
+fn check_header(name: &str, value: &str) -> std::result::Result<(), &'static str> {
     let name = HeaderName::try_from(name).map_err(|_invalid| "must have the name of a header")?;
     if !egress::is_forwarded(&name) {
         return Err("is a header of the connection, which cannot be set; remove it");
@@ -338,13 +344,13 @@ fn check(name: &str, value: &str) -> std::result::Result<(), &'static str> {
 mod tests {
     use super::*;
 
-    fn credentials() -> Credentials {
-        Credentials {
+    fn credentials() -> EndpointCredentials {
+        EndpointCredentials {
             headers: BTreeMap::from([
                 ("X-Api-Key".to_owned(), "key-123456".to_owned()),
                 ("Accept".to_owned(), "application/json".to_owned()),
             ]),
-            auth: Auth::Basic {
+            auth: EndpointAuth::Basic {
                 username: "peal".to_owned(),
                 password: "pass-word".to_owned(),
             },
@@ -369,17 +375,17 @@ mod tests {
         );
         assert_eq!(shown.unmasked(moved, &stored, url).unwrap(), stored);
 
-        let mask = |name: &str| Credentials {
+        let mask = |name: &str| EndpointCredentials {
             headers: BTreeMap::from([(name.to_owned(), MASK.to_owned())]),
-            auth: Auth::None,
+            auth: EndpointAuth::None,
         };
         let small = mask("x-api-key").unmasked(url, &stored, url).unwrap();
         let key = BTreeMap::from([("x-api-key".to_owned(), "key-123456".to_owned())]);
         assert_eq!(small.headers, key);
 
-        let other = Credentials {
+        let other = EndpointCredentials {
             headers: BTreeMap::from([("X-Other-Key".to_owned(), MASK.to_owned())]),
-            auth: Auth::Bearer {
+            auth: EndpointAuth::Bearer {
                 token: MASK.to_owned(),
             },
         };
@@ -417,17 +423,17 @@ mod tests {
     #[test]
     fn an_answer_that_repeats_secrets_is_cleaned() {
         let text = "key-123456 pass-word cGVhbDpwYXNzLXdvcmQ= application/json";
-        let clean = credentials().taken_out_of(text);
+        let clean = credentials().redact(text);
         assert_eq!(clean, "******** ******** ******** application/json");
     }
 
     #[test]
     fn sealed_credentials_open_in_their_row_alone() {
-        let keys = Keys::derive(&[1; 32]).unwrap();
+        let keys = KeyRing::derive(&[1; 32]).unwrap();
         let (org, id) = (OrgId::new(), OrgId::new().0);
         let sealed = credentials().sealed(&keys, "tools", org, id).unwrap();
         assert!(!String::from_utf8_lossy(&sealed).contains("pass-word"));
-        let opened = Credentials::opened(&keys, "tools", org, id, &sealed).unwrap();
+        let opened = EndpointCredentials::opened(&keys, "tools", org, id, &sealed).unwrap();
         assert_eq!(opened, credentials());
         let moved = [
             ("mcp_servers", org, id),
@@ -435,13 +441,13 @@ mod tests {
             ("tools", org, OrgId::new().0),
         ];
         for (table, org, id) in moved {
-            assert!(Credentials::opened(&keys, table, org, id, &sealed).is_err());
+            assert!(EndpointCredentials::opened(&keys, table, org, id, &sealed).is_err());
         }
     }
 
     #[test]
     fn headers_of_the_connection_and_broken_ones_are_refused() {
-        assert!(credentials().complaints().is_empty());
+        assert!(credentials().field_errors().is_empty());
 
         for (name, value) in [
             ("Host", "x"),
@@ -455,31 +461,31 @@ mod tests {
         ] {
             let mut odd = credentials();
             odd.headers.insert(name.to_owned(), value.to_owned());
-            assert_eq!(odd.complaints().len(), 1, "{name}: {value}");
+            assert_eq!(odd.field_errors().len(), 1, "{name}: {value}");
         }
 
-        let headers = Credentials::default();
+        let headers = EndpointCredentials::default();
         for auth in [
-            Auth::Bearer {
+            EndpointAuth::Bearer {
                 token: String::new(),
             },
-            Auth::Bearer {
+            EndpointAuth::Bearer {
                 token: "a\nb".to_owned(),
             },
-            Auth::ApiKey {
+            EndpointAuth::ApiKey {
                 header: "host".to_owned(),
                 value: "x".to_owned(),
             },
-            Auth::Basic {
+            EndpointAuth::Basic {
                 username: "a:b".to_owned(),
                 password: "x".to_owned(),
             },
         ] {
-            let odd = Credentials {
+            let odd = EndpointCredentials {
                 auth,
                 ..headers.clone()
             };
-            assert_eq!(odd.complaints().len(), 1);
+            assert_eq!(odd.field_errors().len(), 1);
         }
     }
 }

@@ -7,13 +7,13 @@ use sqlx::PgConnection;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-use super::{Auth, Credentials, org_of, schema, usage};
+use super::{EndpointAuth, EndpointCredentials, org_of, schema, usage};
 use crate::access::{Role, Scope};
 use crate::agents::usage::check_idle_unscoped;
 use crate::error::{Error, OnConstraint, Result};
 use crate::ids::{OrgId, ToolId, UserId};
-use crate::page::{Owners, Page, Slice};
-use crate::secret::Keys;
+use crate::page::{OwnerFilter, Page, PageSlice};
+use crate::secret::KeyRing;
 
 /// Table name to which sealed credentials are bound.
 const TABLE: &str = "tools";
@@ -49,7 +49,7 @@ pub struct Tool {
     pub url: String,
     pub method: ToolMethod,
     pub headers: BTreeMap<String, String>,
-    pub auth: Auth,
+    pub auth: EndpointAuth,
     pub timeout_seconds: i32,
     /// JSON Schema of the arguments.
     #[schema(value_type = Object)]
@@ -72,14 +72,14 @@ pub struct NewTool {
     pub description: String,
     pub url: String,
     pub method: ToolMethod,
-    pub credentials: Credentials,
+    pub credentials: EndpointCredentials,
     pub timeout_seconds: i32,
     pub tool_schema: Value,
     pub output_schema: Option<Vec<String>>,
     pub is_active: bool,
 }
 
-struct Row {
+struct ToolRow {
     id: ToolId,
     org_id: OrgId,
     user_id: UserId,
@@ -96,11 +96,11 @@ struct Row {
     updated_at: DateTime<Utc>,
 }
 
-impl Row {
+impl ToolRow {
     /// Opens the credentials and masks them in the tool.
-    fn opened(self, keys: &Keys) -> Result<(Tool, Credentials)> {
+    fn open(self, keys: &KeyRing) -> Result<(Tool, EndpointCredentials)> {
         let sealed = &self.credentials;
-        let credentials = Credentials::opened(keys, TABLE, self.org_id, self.id.0, sealed)?;
+        let credentials = EndpointCredentials::opened(keys, TABLE, self.org_id, self.id.0, sealed)?;
         let shown = credentials.masked();
         let tool = Tool {
             id: self.id,
@@ -131,7 +131,7 @@ impl Row {
 /// tool of that name, [`Error::Invalid`] for a masked secret.
 pub async fn create(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     owner: UserId,
     new: &NewTool,
@@ -159,7 +159,7 @@ pub async fn create(
     )
     .execute(&mut *db)
     .await
-    .on_constraint("tool_name_is_taken", name_is_taken)?;
+    .on_constraint("tool_name_is_taken", name_taken_error)?;
 
     find(db, keys, scope, id).await
 }
@@ -168,7 +168,12 @@ pub async fn create(
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is none.
-pub async fn find(db: &mut PgConnection, keys: &Keys, scope: &Scope, id: ToolId) -> Result<Tool> {
+pub async fn find(
+    db: &mut PgConnection,
+    keys: &KeyRing,
+    scope: &Scope,
+    id: ToolId,
+) -> Result<Tool> {
     Ok(find_with_credentials(db, keys, scope, id).await?.0)
 }
 
@@ -178,12 +183,12 @@ pub async fn find(db: &mut PgConnection, keys: &Keys, scope: &Scope, id: ToolId)
 /// As [`find`].
 pub async fn find_with_credentials(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: ToolId,
-) -> Result<(Tool, Credentials)> {
+) -> Result<(Tool, EndpointCredentials)> {
     sqlx::query_as!(
-        Row,
+        ToolRow,
         r#"select id as "id: ToolId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description, url,
                   method as "method: ToolMethod", credentials, timeout_seconds, tool_schema, output_schema, is_active,
                   created_at, updated_at
@@ -198,20 +203,20 @@ pub async fn find_with_credentials(
     .fetch_optional(db)
     .await?
     .ok_or(Error::NotFound("Tool"))?
-    .opened(keys)
+    .open(keys)
 }
 
 /// Lists the tools in the scope, the newest first.
 pub async fn list(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
-    owners: &Owners,
+    owners: &OwnerFilter,
     only_active: bool,
     page: Page,
-) -> Result<Slice<Tool>> {
+) -> Result<PageSlice<Tool>> {
     let rows = sqlx::query_as!(
-        Row,
+        ToolRow,
         r#"select id as "id: ToolId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, description, url,
                   method as "method: ToolMethod", credentials, timeout_seconds, tool_schema, output_schema, is_active,
                   created_at, updated_at
@@ -238,7 +243,7 @@ pub async fn list(
     .fetch_all(db)
     .await?;
 
-    page.slice(rows).try_map(|row| Ok(row.opened(keys)?.0))
+    page.slice(rows).try_map(|row| Ok(row.open(keys)?.0))
 }
 
 /// Replaces the fields that a tool's owner sets. A masked secret keeps the stored one.
@@ -249,7 +254,7 @@ pub async fn list(
 /// batch or a call uses it, unless `force`.
 pub async fn replace(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: ToolId,
     new: &NewTool,
@@ -283,7 +288,7 @@ pub async fn replace(
     )
     .execute(&mut *db)
     .await
-    .on_constraint("tool_name_is_taken", name_is_taken)?;
+    .on_constraint("tool_name_is_taken", name_taken_error)?;
 
     find(db, keys, scope, id).await
 }
@@ -295,14 +300,14 @@ pub async fn replace(
 /// rules use, unless `force`.
 pub async fn delete(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: ToolId,
     force: bool,
 ) -> Result<Tool> {
     lock(db, scope, id).await?;
     let tool = find(db, keys, scope, id).await?;
-    usage::let_go(db, scope, id.0, force).await?;
+    usage::remove_uses(db, scope, id.0, force).await?;
     sqlx::query!("delete from tools where id = $1", id as ToolId)
         .execute(db)
         .await?;
@@ -332,7 +337,7 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: ToolId) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Unexpected`] when some open under no configured key.
-pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+pub async fn reseal_unscoped(db: &mut PgConnection, keys: &KeyRing) -> Result<u64> {
     let tools = sqlx::query!(
         r#"select id as "id: ToolId", org_id as "org_id: OrgId", credentials
            from tools
@@ -345,7 +350,9 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     let mut resealed = 0;
     for tool in tools {
         let (org, id) = (tool.org_id, tool.id);
-        if let Some(sealed) = Credentials::resealed(keys, TABLE, org, id.0, &tool.credentials)? {
+        if let Some(sealed) =
+            EndpointCredentials::resealed(keys, TABLE, org, id.0, &tool.credentials)?
+        {
             sqlx::query!(
                 "update tools set credentials = $2 where id = $1",
                 id as ToolId,
@@ -359,12 +366,17 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     Ok(resealed)
 }
 
-fn seal(keys: &Keys, org: OrgId, id: ToolId, credentials: &Credentials) -> Result<Vec<u8>> {
+fn seal(
+    keys: &KeyRing,
+    org: OrgId,
+    id: ToolId,
+    credentials: &EndpointCredentials,
+) -> Result<Vec<u8>> {
     let whole = credentials.clone().without_masks()?;
     whole.sealed(keys, TABLE, org, id.0)
 }
 
-fn name_is_taken() -> Error {
+fn name_taken_error() -> Error {
     Error::conflict(
         "tool_name_taken",
         "a tool of this name exists; choose another, because the model selects tools by name",

@@ -109,12 +109,12 @@ pub async fn add(
     force: bool,
 ) -> Result<Vec<AgentTool>> {
     let agent = agents::find_locked(db, scope, agent).await?;
-    refuse_doubles(tools)?;
+    reject_duplicates(tools)?;
     usage::check_idle_unscoped(db, agent.id.0, force).await?;
 
     let had = list(db, scope, agent.id).await?.len();
     for tool in tools {
-        put(db, &agent, tool).await?;
+        upsert(db, &agent, tool).await?;
     }
     let all = list(db, scope, agent.id).await?;
     // An agent with more tools than the limit may keep and update them.
@@ -139,7 +139,7 @@ pub async fn replace(
     force: bool,
 ) -> Result<Vec<AgentTool>> {
     let agent = agents::find_locked(db, scope, agent).await?;
-    refuse_doubles(tools)?;
+    reject_duplicates(tools)?;
     usage::check_idle_unscoped(db, agent.id.0, force).await?;
 
     let ids: Vec<Uuid> = tools.iter().map(|tool| tool.tool).collect();
@@ -155,7 +155,7 @@ pub async fn replace(
     .execute(&mut *db)
     .await?;
     for tool in tools {
-        put(db, &agent, tool).await?;
+        upsert(db, &agent, tool).await?;
     }
     list(db, scope, agent.id).await
 }
@@ -245,7 +245,7 @@ pub async fn copy(
 }
 
 /// Updates or inserts one tool of an agent.
-async fn put(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Result<()> {
+async fn upsert(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Result<()> {
     let (endpoint, server) = match tool.kind {
         ToolType::Endpoint => (Some(tool.tool), None),
         ToolType::McpServer => (None, Some(tool.tool)),
@@ -318,7 +318,7 @@ async fn put(db: &mut PgConnection, agent: &Agent, tool: &NewAgentTool) -> Resul
     .map(drop)
 }
 
-fn refuse_doubles(tools: &[NewAgentTool]) -> Result<()> {
+fn reject_duplicates(tools: &[NewAgentTool]) -> Result<()> {
     let mut seen = HashSet::new();
     let doubles: Vec<FieldError> = tools
         .iter()

@@ -29,17 +29,17 @@ use sse_stream::{Sse, SseStream};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
-use self::events::Events;
-use super::Credentials;
-use crate::egress::{Failure, Gate, Incoming, Outgoing};
+use self::events::SseTransport;
+use super::EndpointCredentials;
+use crate::egress::{OutboundClient, OutboundFailure, OutboundRequest, OutboundResponse};
 use crate::ids::OrgId;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 /// Maximum of tools of one server; a model cannot choose between more.
-const MOST_TOOLS: usize = 200;
-const MOST_PAGES: usize = 20;
+const MAX_SERVER_TOOLS: usize = 200;
+const MAX_PAGES: usize = 20;
 /// Maximum size of the descriptions of all tools together.
-const LARGEST_BYTES: usize = 512 * 1024;
+const MAX_LIST_BYTES: usize = 512 * 1024;
 
 /// Transport of the MCP protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
@@ -63,14 +63,14 @@ pub struct McpTool {
 
 /// Address, credentials and timeout of a server.
 #[derive(Clone, Debug)]
-pub struct Endpoint {
+pub struct McpEndpoint {
     pub url: String,
     pub transport: Transport,
-    pub credentials: Credentials,
+    pub credentials: EndpointCredentials,
     pub timeout: Duration,
 }
 
-impl Endpoint {
+impl McpEndpoint {
     /// Replaces masks by the stored secrets.
     ///
     /// # Errors
@@ -90,44 +90,44 @@ impl Endpoint {
 #[async_trait]
 pub trait McpClient: Send + Sync {
     /// Lists every tool that a server offers, or returns a message for its owner.
-    async fn tools(&self, org: OrgId, server: &Endpoint) -> Result<Vec<McpTool>, String>;
+    async fn tools(&self, org: OrgId, server: &McpEndpoint) -> Result<Vec<McpTool>, String>;
 }
 
 /// MCP client on the outbound HTTP client.
-pub struct GatedClient {
-    gate: Gate,
+pub struct OutboundMcpClient {
+    gate: OutboundClient,
 }
 
-impl GatedClient {
+impl OutboundMcpClient {
     /// Creates a client that sends all requests through the outbound client.
     #[must_use]
-    pub fn new(gate: Gate) -> Self {
+    pub fn new(gate: OutboundClient) -> Self {
         Self { gate }
     }
 }
 
 #[async_trait]
-impl McpClient for GatedClient {
-    async fn tools(&self, org: OrgId, server: &Endpoint) -> Result<Vec<McpTool>, String> {
+impl McpClient for OutboundMcpClient {
+    async fn tools(&self, org: OrgId, server: &McpEndpoint) -> Result<Vec<McpTool>, String> {
         let headers = server
             .credentials
             .header_map()
             .map_err(|error| error.to_string())?;
-        let door = Door {
+        let door = McpTransport {
             gate: self.gate.clone(),
             org,
             headers,
             timeout: server.timeout,
         };
         // Boxed: rmcp's futures are large.
-        match timeout(server.timeout, Box::pin(list(door, server))).await {
+        match timeout(server.timeout, Box::pin(list_tools(door, server))).await {
             Ok(listed) => listed,
-            Err(_elapsed) => Err(Failure::TimedOut.to_string()),
+            Err(_elapsed) => Err(OutboundFailure::TimedOut.to_string()),
         }
     }
 }
 
-async fn list(door: Door, server: &Endpoint) -> Result<Vec<McpTool>, String> {
+async fn list_tools(door: McpTransport, server: &McpEndpoint) -> Result<Vec<McpTool>, String> {
     match server.transport {
         Transport::StreamableHttp => {
             let mut config = StreamableHttpClientTransportConfig::with_uri(server.url.as_str());
@@ -141,8 +141,8 @@ async fn list(door: Door, server: &Endpoint) -> Result<Vec<McpTool>, String> {
         }
         Transport::Sse => {
             let otherwise = "the server does not speak MCP over SSE";
-            let events = Events::open(door, &server.url).await;
-            let events = events.map_err(|error| told(&error, otherwise))?;
+            let events = SseTransport::open(door, &server.url).await;
+            let events = events.map_err(|error| failure_message(&error, otherwise))?;
             list_over(events, otherwise).await
         }
     }
@@ -157,9 +157,9 @@ where
 {
     let client = rmcp::serve_client((), transport).await.map_err(|error| {
         tracing::info!(%error, "an MCP session could not be initialized");
-        told(&error, otherwise)
+        failure_message(&error, otherwise)
     })?;
-    let listed = pages(&client).await;
+    let listed = list_pages(&client).await;
 
     // Ends the session at the server, if it has one.
     if let Err(error) = client.cancel().await {
@@ -172,28 +172,30 @@ where
         return Err("the server describes its tools with NUL characters".to_owned());
     }
     let size = serde_json::to_vec(&tools).map_or(usize::MAX, |json| json.len());
-    if size > LARGEST_BYTES {
+    if size > MAX_LIST_BYTES {
         return Err("the server describes its tools in more than 512 KB".to_owned());
     }
     Ok(tools)
 }
 
-async fn pages(client: &rmcp::Peer<RoleClient>) -> Result<Vec<McpTool>, String> {
+async fn list_pages(client: &rmcp::Peer<RoleClient>) -> Result<Vec<McpTool>, String> {
     let mut tools = Vec::new();
     let mut cursor = None;
-    for _ in 0..MOST_PAGES {
+    for _ in 0..MAX_PAGES {
         let page = PaginatedRequestParams::default().with_cursor(cursor);
         let page = client.list_tools(Some(page)).await.map_err(|error| {
             tracing::info!(%error, "an MCP server did not list its tools");
-            told(&error, "the server does not list its tools")
+            failure_message(&error, "the server does not list its tools")
         })?;
         tools.extend(page.tools.into_iter().map(|tool| McpTool {
             name: tool.name.into_owned(),
             description: tool.description.map(std::borrow::Cow::into_owned),
             input_schema: Value::Object((*tool.input_schema).clone()),
         }));
-        if tools.len() > MOST_TOOLS {
-            return Err(format!("the server offers more than {MOST_TOOLS} tools"));
+        if tools.len() > MAX_SERVER_TOOLS {
+            return Err(format!(
+                "the server offers more than {MAX_SERVER_TOOLS} tools"
+            ));
         }
         cursor = page.next_cursor;
         if cursor.is_none() {
@@ -201,20 +203,20 @@ async fn pages(client: &rmcp::Peer<RoleClient>) -> Result<Vec<McpTool>, String> 
         }
     }
     Err(format!(
-        "the server lists its tools on more than {MOST_PAGES} pages"
+        "the server lists its tools on more than {MAX_PAGES} pages"
     ))
 }
 
 /// Message for a server's owner: the outbound client's failure when it caused rmcp's error, and
 /// `otherwise` for any other error.
-fn told(error: &(dyn std::error::Error + 'static), otherwise: &str) -> String {
+fn failure_message(error: &(dyn std::error::Error + 'static), otherwise: &str) -> String {
     let text = format!("{error:?} {error}");
     let failures = [
-        Failure::Unreachable,
-        Failure::TimedOut,
-        Failure::TooLarge,
-        Failure::Compressed,
-        Failure::BrokenOff,
+        OutboundFailure::Unreachable,
+        OutboundFailure::TimedOut,
+        OutboundFailure::TooLarge,
+        OutboundFailure::Compressed,
+        OutboundFailure::Interrupted,
     ];
     let known = failures.iter().map(ToString::to_string);
     for failure in known {
@@ -236,16 +238,16 @@ fn status_text(status: u16) -> String {
 
 /// The HTTP client of rmcp, on the outbound client.
 #[derive(Clone)]
-struct Door {
-    gate: Gate,
+struct McpTransport {
+    gate: OutboundClient,
     org: OrgId,
     headers: HeaderMap,
     timeout: Duration,
 }
 
-type Refusal = StreamableHttpError<Failure>;
+type McpTransportError = StreamableHttpError<OutboundFailure>;
 
-impl Door {
+impl McpTransport {
     async fn send(
         &self,
         method: Method,
@@ -254,7 +256,7 @@ impl Door {
         auth: Option<&str>,
         custom: HashMap<HeaderName, HeaderValue>,
         body: Option<Bytes>,
-    ) -> Result<Incoming, Refusal> {
+    ) -> Result<OutboundResponse, McpTransportError> {
         let mut headers = self.headers.clone();
         headers.extend(custom);
         let accepted = HeaderValue::from_static("application/json, text/event-stream");
@@ -282,11 +284,11 @@ impl Door {
         uri: &str,
         headers: HeaderMap,
         body: Option<Bytes>,
-    ) -> Result<Outgoing, Failure> {
-        let target = self.gate.target(uri);
-        Ok(Outgoing {
+    ) -> Result<OutboundRequest, OutboundFailure> {
+        let target = self.gate.parse_url(uri);
+        Ok(OutboundRequest {
             method,
-            target: target.map_err(|_why| Failure::Unreachable)?,
+            target: target.map_err(|_why| OutboundFailure::Unreachable)?,
             headers,
             body,
             timeout: self.timeout,
@@ -294,8 +296,8 @@ impl Door {
     }
 }
 
-impl StreamableHttpClient for Door {
-    type Error = Failure;
+impl StreamableHttpClient for McpTransport {
+    type Error = OutboundFailure;
 
     async fn post_message(
         &self,
@@ -304,7 +306,7 @@ impl StreamableHttpClient for Door {
         session_id: Option<Arc<str>>,
         auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<StreamableHttpPostResponse, Refusal> {
+    ) -> Result<StreamableHttpPostResponse, McpTransportError> {
         let body = Bytes::from(serde_json::to_vec(&message)?);
         let session = session_id.as_deref();
         let auth = auth_header.as_deref();
@@ -316,7 +318,7 @@ impl StreamableHttpClient for Door {
             custom_headers,
             Some(body),
         );
-        read(sending.await?, session.is_some())
+        parse_response(sending.await?, session.is_some())
     }
 
     async fn delete_session(
@@ -325,7 +327,7 @@ impl StreamableHttpClient for Door {
         session_id: Arc<str>,
         auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), McpTransportError> {
         let auth = auth_header.as_deref();
         let session = Some(&*session_id);
         let sending = self.send(Method::DELETE, &uri, session, auth, custom_headers, None);
@@ -340,13 +342,16 @@ impl StreamableHttpClient for Door {
         _last_event_id: Option<String>,
         _auth_header: Option<String>,
         _custom_headers: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Refusal> {
+    ) -> Result<BoxStream<'static, Result<Sse, SseError>>, McpTransportError> {
         Err(StreamableHttpError::ServerDoesNotSupportSse)
     }
 }
 
 /// Maps the answer to a message to rmcp's response.
-fn read(answer: Incoming, in_session: bool) -> Result<StreamableHttpPostResponse, Refusal> {
+fn parse_response(
+    answer: OutboundResponse,
+    in_session: bool,
+) -> Result<StreamableHttpPostResponse, McpTransportError> {
     let status = answer.status;
     if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
         return Ok(StreamableHttpPostResponse::Accepted);
@@ -367,7 +372,7 @@ fn read(answer: Incoming, in_session: bool) -> Result<StreamableHttpPostResponse
         return Ok(StreamableHttpPostResponse::Accepted);
     }
     if status.is_success() && essence.eq_ignore_ascii_case("text/event-stream") {
-        let whole = stream::once(async move { Ok::<_, Failure>(answer.body) });
+        let whole = stream::once(async move { Ok::<_, OutboundFailure>(answer.body) });
         let events = SseStream::from_bytes_stream(Box::pin(whole)).boxed();
         return Ok(StreamableHttpPostResponse::Sse(events, session));
     }

@@ -21,7 +21,7 @@ mod usage;
 
 use sqlx::PgConnection;
 
-pub use self::credentials::{Auth, Credentials};
+pub use self::credentials::{EndpointAuth, EndpointCredentials};
 pub use self::definitions::{NewTool, Tool, ToolMethod};
 use crate::access::Scope;
 use crate::error::{Error, Result};

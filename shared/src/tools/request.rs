@@ -11,13 +11,13 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-use super::{Credentials, Tool, ToolMethod, schema};
+use super::{EndpointCredentials, Tool, ToolMethod, schema};
 use crate::agents::placeholders;
-use crate::egress::{Gate, Outgoing, Target};
+use crate::egress::{OutboundClient, OutboundRequest, OutboundTarget};
 use crate::error::{Error, Result};
 
 /// Maximum length of an answer; the model reads all of it while the callee waits on the phone.
-const LONGEST_CHARS: usize = 16_000;
+const MAX_ANSWER_CHARS: usize = 16_000;
 
 /// Request and response of one use of a tool.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -27,11 +27,11 @@ const LONGEST_CHARS: usize = 16_000;
                 "headers": {"authorization": "********"}},
     "response": {"status": 200, "body": {"status": "sent"}, "truncated": false}
 }))]
-pub struct Use {
+pub struct ToolExecution {
     /// True when the endpoint answered with a status from 200 to 299.
     pub success: bool,
-    pub request: Sent,
-    pub response: Option<Received>,
+    pub request: SentRequest,
+    pub response: Option<ReceivedResponse>,
     /// Reason of the failure.
     pub error: Option<String>,
     pub duration_ms: u64,
@@ -40,7 +40,7 @@ pub struct Use {
 /// Request of a tool. Secrets are masked.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Sent)]
-pub struct Sent {
+pub struct SentRequest {
     pub method: ToolMethod,
     pub url: String,
     pub headers: BTreeMap<String, String>,
@@ -51,7 +51,7 @@ pub struct Sent {
 /// Response to a tool's request, as the model sees it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Received)]
-pub struct Received {
+pub struct ReceivedResponse {
     pub status: u16,
     /// The selected fields; a string when the answer is not JSON, or too long.
     pub body: Value,
@@ -63,7 +63,11 @@ pub struct Received {
 ///
 /// # Errors
 /// A message for the owner about the required change.
-pub fn check_url(gate: &Gate, url: &str, tool_schema: &Value) -> std::result::Result<(), String> {
+pub fn check_url(
+    gate: &OutboundClient,
+    url: &str,
+    tool_schema: &Value,
+) -> std::result::Result<(), String> {
     let known = schema::parameters(tool_schema);
     for name in placeholders(url) {
         if !known.contains(&name) {
@@ -75,8 +79,8 @@ pub fn check_url(gate: &Gate, url: &str, tool_schema: &Value) -> std::result::Re
     if !host_is_fixed(url) {
         return Err("must not have {{parameters}} in its scheme, host or port".to_owned());
     }
-    let sample = filled(url, |_| Some("x".to_owned())).unwrap_or_default();
-    gate.target(&sample).map(drop).map_err(str::to_owned)
+    let sample = fill_parameters(url, |_| Some("x".to_owned())).unwrap_or_default();
+    gate.parse_url(&sample).map(drop).map_err(str::to_owned)
 }
 
 /// Uses a tool: sends its request and reads the answer.
@@ -85,18 +89,18 @@ pub fn check_url(gate: &Gate, url: &str, tool_schema: &Value) -> std::result::Re
 /// [`Error::Invalid`] for arguments that do not match the tool's schema. An endpoint that does
 /// not answer is no error: the result reports it.
 pub async fn send(
-    gate: &Gate,
+    gate: &OutboundClient,
     tool: &Tool,
-    credentials: &Credentials,
+    credentials: &EndpointCredentials,
     arguments: &Map<String, Value>,
-) -> Result<Use> {
-    let faults = schema::faults(&tool.tool_schema, arguments, "arguments");
+) -> Result<ToolExecution> {
+    let faults = schema::validation_errors(&tool.tool_schema, arguments, "arguments");
     if !faults.is_empty() {
         return Err(Error::Invalid(faults));
     }
 
     // 1. Build the request.
-    let (target, body) = addressed(gate, tool, arguments)?;
+    let (target, body) = build_target(gate, tool, arguments)?;
     let mut headers = credentials.header_map()?;
     if body.is_some() {
         let json = HeaderValue::from_static("application/json");
@@ -104,7 +108,7 @@ pub async fn send(
     }
 
     // 2. Record it with masked secrets.
-    let sent = Sent {
+    let sent = SentRequest {
         method: tool.method,
         url: target.url().to_string(),
         headers: headers
@@ -121,7 +125,7 @@ pub async fn send(
     };
 
     // 3. Send it.
-    let outgoing = Outgoing {
+    let outgoing = OutboundRequest {
         method: tool.method.into(),
         target,
         headers,
@@ -136,18 +140,14 @@ pub async fn send(
     let (response, error) = match answer {
         Ok(answer) => {
             let text = String::from_utf8_lossy(&answer.body);
-            let received = received(
-                answer.status.as_u16(),
-                &credentials.taken_out_of(&text),
-                tool,
-            );
-            let error = trouble(answer.status);
+            let received = reduce_answer(answer.status.as_u16(), &credentials.redact(&text), tool);
+            let error = status_error(answer.status);
             (Some(received), error)
         }
         Err(failure) => (None, Some(failure.to_string())),
     };
 
-    Ok(Use {
+    Ok(ToolExecution {
         success: error.is_none(),
         request: sent,
         response,
@@ -156,7 +156,7 @@ pub async fn send(
     })
 }
 
-fn trouble(status: reqwest::StatusCode) -> Option<String> {
+fn status_error(status: reqwest::StatusCode) -> Option<String> {
     if status.is_success() {
         return None;
     }
@@ -184,22 +184,22 @@ impl From<ToolMethod> for Method {
 
 /// Returns the target and body of a request. Arguments that the address names are filled in
 /// there; the others go into the query, or into the body of a method that has one.
-fn addressed(
-    gate: &Gate,
+fn build_target(
+    gate: &OutboundClient,
     tool: &Tool,
     arguments: &Map<String, Value>,
-) -> Result<(Target, Option<Value>)> {
+) -> Result<(OutboundTarget, Option<Value>)> {
     // 1. Fill the parameters of the address.
     let in_address: Vec<&str> = placeholders(&tool.url).collect();
-    let address = filled(&tool.url, |name| {
+    let address = fill_parameters(&tool.url, |name| {
         // A segment of dots would resolve to another path, encoded or not.
-        let text = arguments.get(name).map(plain).unwrap_or_default();
+        let text = arguments.get(name).map(to_plain_text).unwrap_or_default();
         (!text.is_empty() && !text.bytes().all(|byte| byte == b'.'))
             .then(|| utf8_percent_encode(&text, NON_ALPHANUMERIC).to_string())
     });
     let refused = |why: &str| Error::rejected("tool_address", format!("the tool's url {why}"));
     let address = address.ok_or_else(|| refused("needs a value for each of its {{parameters}}"))?;
-    let target = gate.target(&address).map_err(refused)?;
+    let target = gate.parse_url(&address).map_err(refused)?;
 
     // 2. Put the other arguments into the body or the query.
     let rest: Map<String, Value> = arguments
@@ -214,13 +214,15 @@ fn addressed(
         return Ok((target, None));
     }
     let mut url = target.url().clone();
-    url.query_pairs_mut()
-        .extend_pairs(rest.iter().map(|(name, value)| (name, plain(value))));
-    Ok((gate.target(url.as_str()).map_err(refused)?, None))
+    url.query_pairs_mut().extend_pairs(
+        rest.iter()
+            .map(|(name, value)| (name, to_plain_text(value))),
+    );
+    Ok((gate.parse_url(url.as_str()).map_err(refused)?, None))
 }
 
 /// Formats a value for an address: strings as they are, other values as JSON.
-fn plain(value: &Value) -> String {
+fn to_plain_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
@@ -229,7 +231,7 @@ fn plain(value: &Value) -> String {
 }
 
 /// Replaces each `{{name}}` by its value; `None` when a value is missing.
-fn filled(text: &str, value: impl Fn(&str) -> Option<String>) -> Option<String> {
+fn fill_parameters(text: &str, value: impl Fn(&str) -> Option<String>) -> Option<String> {
     let mut whole = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("{{") {
@@ -252,37 +254,40 @@ fn host_is_fixed(url: &str) -> bool {
 }
 
 /// Reduces an answer to the selected fields and the maximum length.
-fn received(status: u16, text: &str, tool: &Tool) -> Received {
+fn reduce_answer(status: u16, text: &str, tool: &Tool) -> ReceivedResponse {
     let body = match serde_json::from_str::<Value>(text) {
         // Parsed JSON may contain NULs, which the database cannot store; pass it on as text.
         Ok(body) if !schema::is_storable(&body) => Value::String(text.replace('\0', "")),
         Ok(body) => match &tool.output_schema {
-            Some(paths) => kept(&body, paths),
+            Some(paths) => select_fields(&body, paths),
             None => body,
         },
         Err(_) => Value::String(text.replace('\0', "")),
     };
 
-    let whole = plain(&body);
-    if whole.chars().count() <= LONGEST_CHARS {
-        return Received {
+    let whole = to_plain_text(&body);
+    if whole.chars().count() <= MAX_ANSWER_CHARS {
+        return ReceivedResponse {
             status,
             body,
             truncated: false,
         };
     }
 
-    Received {
+    ReceivedResponse {
         status,
-        body: Value::String(whole.chars().take(LONGEST_CHARS).collect()),
+        body: Value::String(whole.chars().take(MAX_ANSWER_CHARS).collect()),
         truncated: true,
     }
 }
 
 /// Selects the fields at these paths; applies to each item of a list.
-fn kept(value: &Value, paths: &[String]) -> Value {
+fn select_fields(value: &Value, paths: &[String]) -> Value {
     match value {
-        Value::Array(items) => items.iter().map(|item| kept(item, paths)).collect(),
+        Value::Array(items) => items
+            .iter()
+            .map(|item| select_fields(item, paths))
+            .collect(),
         Value::Object(fields) => {
             let mut left = Map::new();
             for (name, value) in fields {
@@ -294,7 +299,7 @@ fn kept(value: &Value, paths: &[String]) -> Value {
                 if paths.contains(name) {
                     left.insert(name.clone(), value.clone());
                 } else if !inner.is_empty() {
-                    left.insert(name.clone(), kept(value, &inner));
+                    left.insert(name.clone(), select_fields(value, &inner));
                 }
             }
             Value::Object(left)
@@ -308,9 +313,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::egress::Policy;
+    use crate::egress::OutboundPolicy;
     use crate::ids::{OrgId, ToolId, UserId};
-    use crate::tools::Auth;
+    use crate::tools::EndpointAuth;
 
     fn tool(method: ToolMethod, url: &str) -> Tool {
         Tool {
@@ -322,7 +327,7 @@ mod tests {
             url: url.to_owned(),
             method,
             headers: BTreeMap::new(),
-            auth: Auth::None,
+            auth: EndpointAuth::None,
             timeout_seconds: 5,
             tool_schema: json!({"type": "object", "properties": {"id": {}, "page": {}}}),
             required: Vec::new(),
@@ -333,13 +338,13 @@ mod tests {
         }
     }
 
-    fn gate() -> Gate {
-        Gate::new(Policy::default()).unwrap()
+    fn gate() -> OutboundClient {
+        OutboundClient::new(OutboundPolicy::default()).unwrap()
     }
 
     fn request(method: ToolMethod, url: &str, arguments: Value) -> Result<(String, Option<Value>)> {
         let (target, body) =
-            addressed(&gate(), &tool(method, url), arguments.as_object().unwrap())?;
+            build_target(&gate(), &tool(method, url), arguments.as_object().unwrap())?;
         Ok((target.url().to_string(), body))
     }
 
@@ -411,21 +416,24 @@ mod tests {
         let mut tool = tool(ToolMethod::Get, "https://shop.test");
         let text =
             r#"{"order": {"status": "sent", "card": "1"}, "items": [{"n": 1, "m": 2}], "more": 1}"#;
-        assert_eq!(received(200, text, &tool).body["more"], 1);
+        assert_eq!(reduce_answer(200, text, &tool).body["more"], 1);
         tool.output_schema = Some(vec![
             "order.status".to_owned(),
             "items.n".to_owned(),
             "missing.x".to_owned(),
         ]);
         assert_eq!(
-            received(200, text, &tool).body,
+            reduce_answer(200, text, &tool).body,
             json!({"order": {"status": "sent"}, "items": [{"n": 1}]})
         );
-        assert_eq!(received(200, "pl\0ain", &tool).body, json!("plain"));
-        let odd = received(200, r#"{"order": {"status": "\u0000"}}"#, &tool).body;
+        assert_eq!(reduce_answer(200, "pl\0ain", &tool).body, json!("plain"));
+        let odd = reduce_answer(200, r#"{"order": {"status": "\u0000"}}"#, &tool).body;
         assert!(odd.is_string(), "{odd}");
-        let long = received(200, &"ä".repeat(LONGEST_CHARS + 1), &tool);
+        let long = reduce_answer(200, &"ä".repeat(MAX_ANSWER_CHARS + 1), &tool);
         assert!(long.truncated);
-        assert_eq!(long.body.as_str().unwrap().chars().count(), LONGEST_CHARS);
+        assert_eq!(
+            long.body.as_str().unwrap().chars().count(),
+            MAX_ANSWER_CHARS
+        );
     }
 }

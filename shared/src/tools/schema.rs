@@ -7,16 +7,16 @@ use serde_json::{Map, Value};
 use crate::error::FieldError;
 
 /// Maximum size of a schema; a larger one takes too much of a model's context.
-const LARGEST_BYTES: usize = 32 * 1024;
+const MAX_SCHEMA_BYTES: usize = 32 * 1024;
 /// Keywords of references, which are rejected: remote schemas are never fetched, and a recursive
 /// schema would never end.
-const REFERENCES: [&str; 3] = ["$ref", "$dynamicRef", "$recursiveRef"];
+const REFERENCE_KEYWORDS: [&str; 3] = ["$ref", "$dynamicRef", "$recursiveRef"];
 /// Maximum of errors reported for one set of arguments.
-const FAULTS_TOLD: usize = 20;
+const MAX_REPORTED_ERRORS: usize = 20;
 
 /// Returns the schema of a tool without arguments.
 #[must_use]
-pub fn of_nothing() -> Value {
+pub fn empty_object() -> Value {
     serde_json::json!({"type": "object", "properties": {}})
 }
 
@@ -29,21 +29,21 @@ pub fn check(schema: &Value) -> Result<(), String> {
         return Err("must be a JSON Schema whose type is \"object\"".to_owned());
     }
 
-    if schema.to_string().len() > LARGEST_BYTES {
+    if schema.to_string().len() > MAX_SCHEMA_BYTES {
         return Err("must not be larger than 32 KB".to_owned());
     }
     if !is_storable(schema) {
         return Err("must not have a NUL character (\\u0000)".to_owned());
     }
 
-    if refers(schema) {
+    if has_references(schema) {
         return Err("must not use $ref; write the schema out in place".to_owned());
     }
     if schema.get("properties").is_some_and(|p| !p.is_object()) {
         return Err("must have an object under \"properties\"".to_owned());
     }
 
-    compiled(schema).map(drop)
+    compile(schema).map(drop)
 }
 
 /// Names of the arguments that a schema describes.
@@ -69,7 +69,7 @@ pub fn required(schema: &Value) -> Vec<String> {
 
 /// Adds required arguments to a schema.
 #[must_use]
-pub fn demanding(mut schema: Value, names: &[String]) -> Value {
+pub fn with_required(mut schema: Value, names: &[String]) -> Value {
     let mut all = required(&schema);
     for name in names {
         if !all.contains(name) {
@@ -84,20 +84,24 @@ pub fn demanding(mut schema: Value, names: &[String]) -> Value {
 
 /// Validates arguments against a schema and lists the errors, with paths under `place`.
 #[must_use]
-pub fn faults(schema: &Value, arguments: &Map<String, Value>, place: &str) -> Vec<FieldError> {
+pub fn validation_errors(
+    schema: &Value,
+    arguments: &Map<String, Value>,
+    place: &str,
+) -> Vec<FieldError> {
     let arguments = Value::Object(arguments.clone());
     if !is_storable(&arguments) {
         let message = "must not have a NUL character (\\u0000)";
         return vec![FieldError::new("body", [place], "characters", message)];
     }
 
-    let validator = match compiled(schema) {
+    let validator = match compile(schema) {
         Ok(validator) => validator,
         Err(why) => return vec![FieldError::new("body", [place], "schema", why)],
     };
     validator
         .iter_errors(&arguments)
-        .take(FAULTS_TOLD)
+        .take(MAX_REPORTED_ERRORS)
         .map(|error| {
             let path = error.instance_path().to_string();
             let steps = path.split('/').filter(|step| !step.is_empty());
@@ -108,7 +112,7 @@ pub fn faults(schema: &Value, arguments: &Map<String, Value>, place: &str) -> Ve
 }
 
 /// Compiles a schema. Its patterns run in linear time, and nothing is fetched.
-fn compiled(schema: &Value) -> Result<Validator, String> {
+fn compile(schema: &Value) -> Result<Validator, String> {
     jsonschema::options()
         .with_draft(Draft::Draft202012)
         .with_pattern_options(PatternOptions::regex())
@@ -129,12 +133,12 @@ pub fn is_storable(value: &Value) -> bool {
     }
 }
 
-fn refers(value: &Value) -> bool {
+fn has_references(value: &Value) -> bool {
     match value {
-        Value::Object(fields) => fields
-            .iter()
-            .any(|(name, value)| REFERENCES.contains(&name.as_str()) || refers(value)),
-        Value::Array(items) => items.iter().any(refers),
+        Value::Object(fields) => fields.iter().any(|(name, value)| {
+            REFERENCE_KEYWORDS.contains(&name.as_str()) || has_references(value)
+        }),
+        Value::Array(items) => items.iter().any(has_references),
         _ => false,
     }
 }
@@ -159,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_schema_of_an_object_is_taken_and_others_are_refused() {
-        for good in [order(), of_nothing(), json!({"type": "object"})] {
+        for good in [order(), empty_object(), json!({"type": "object"})] {
             assert_eq!(check(&good), Ok(()), "{good}");
         }
         for odd in [
@@ -170,7 +174,7 @@ mod tests {
             json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}),
             json!({"type": "object", "properties": {"a": {"$ref": "#"}}}),
             json!({"type": "object", "properties": {"a": {"$ref": "https://example.com/a.json"}}}),
-            json!({"type": "object", "description": "a".repeat(LARGEST_BYTES)}),
+            json!({"type": "object", "description": "a".repeat(MAX_SCHEMA_BYTES)}),
             json!({"type": "object", "properties": {"a\0": {}}}),
         ] {
             assert!(check(&odd).is_err(), "{odd}");
@@ -180,7 +184,7 @@ mod tests {
     #[test]
     fn arguments_are_held_against_the_schema() {
         let faults = |arguments: Value| {
-            let found = faults(&order(), arguments.as_object().unwrap(), "arguments");
+            let found = validation_errors(&order(), arguments.as_object().unwrap(), "arguments");
             let mut places: Vec<String> = found.iter().map(|fault| fault.loc.join(".")).collect();
             places.sort_unstable();
             places
@@ -200,7 +204,7 @@ mod tests {
     #[test]
     fn demanded_arguments_are_added_once() {
         let names = ["order_id".to_owned(), "count".to_owned()];
-        assert_eq!(required(&demanding(order(), &names)), names);
-        assert_eq!(demanding(of_nothing(), &[]), of_nothing());
+        assert_eq!(required(&with_required(order(), &names)), names);
+        assert_eq!(with_required(empty_object(), &[]), empty_object());
     }
 }

@@ -10,14 +10,14 @@ use sqlx::types::Json;
 use utoipa::ToSchema;
 
 pub use super::mcp::Transport;
-use super::mcp::{Endpoint, McpTool};
-use super::{Auth, Credentials, org_of, usage};
+use super::mcp::{McpEndpoint, McpTool};
+use super::{EndpointAuth, EndpointCredentials, org_of, usage};
 use crate::access::{Role, Scope};
 use crate::agents::usage::check_idle_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::{McpServerId, OrgId, UserId};
-use crate::page::{Owners, Page, Slice};
-use crate::secret::Keys;
+use crate::page::{OwnerFilter, Page, PageSlice};
+use crate::secret::KeyRing;
 
 const TABLE: &str = "mcp_servers";
 
@@ -37,7 +37,7 @@ pub struct McpServer {
     pub server_url: String,
     pub transport: Transport,
     pub headers: BTreeMap<String, String>,
-    pub auth: Auth,
+    pub auth: EndpointAuth,
     pub timeout_seconds: i32,
     /// Names of the tools that agents may use; null allows all.
     pub allowed_tools: Option<Vec<String>>,
@@ -59,7 +59,7 @@ pub struct NewMcpServer {
     pub name: String,
     pub server_url: String,
     pub transport: Transport,
-    pub credentials: Credentials,
+    pub credentials: EndpointCredentials,
     pub timeout_seconds: i32,
     pub allowed_tools: Option<Vec<String>>,
     pub is_active: bool,
@@ -68,7 +68,7 @@ pub struct NewMcpServer {
 impl NewMcpServer {
     /// Connection settings of the server.
     #[must_use]
-    pub fn endpoint(&self) -> Endpoint {
+    pub fn endpoint(&self) -> McpEndpoint {
         endpoint(
             (&self.server_url, self.transport),
             self.credentials.clone(),
@@ -78,9 +78,9 @@ impl NewMcpServer {
 }
 
 /// Tools that a server listed, or a message for its owner.
-pub type Discovered = std::result::Result<Vec<McpTool>, String>;
+pub type DiscoveryResult = std::result::Result<Vec<McpTool>, String>;
 
-struct Row {
+struct McpServerRow {
     id: McpServerId,
     org_id: OrgId,
     user_id: UserId,
@@ -98,11 +98,11 @@ struct Row {
     updated_at: DateTime<Utc>,
 }
 
-impl Row {
+impl McpServerRow {
     /// Opens the credentials and masks them in the server.
-    fn opened(self, keys: &Keys) -> Result<(McpServer, Credentials)> {
+    fn open(self, keys: &KeyRing) -> Result<(McpServer, EndpointCredentials)> {
         let sealed = &self.credentials;
-        let credentials = Credentials::opened(keys, TABLE, self.org_id, self.id.0, sealed)?;
+        let credentials = EndpointCredentials::opened(keys, TABLE, self.org_id, self.id.0, sealed)?;
         let shown = credentials.masked();
         let server = McpServer {
             id: self.id,
@@ -128,10 +128,10 @@ impl Row {
 
 fn endpoint(
     (url, transport): (&str, Transport),
-    credentials: Credentials,
+    credentials: EndpointCredentials,
     timeout_seconds: i32,
-) -> Endpoint {
-    Endpoint {
+) -> McpEndpoint {
+    McpEndpoint {
         url: url.to_owned(),
         transport,
         credentials,
@@ -145,11 +145,11 @@ fn endpoint(
 /// [`Error::NotFound`] for an owner outside the scope, [`Error::Invalid`] for a masked secret.
 pub async fn create(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     owner: UserId,
     new: &NewMcpServer,
-    discovered: &Discovered,
+    discovered: &DiscoveryResult,
 ) -> Result<McpServer> {
     let org = org_of(db, scope, owner).await?;
     let id = McpServerId::new();
@@ -173,7 +173,7 @@ pub async fn create(
     .execute(&mut *db)
     .await?;
 
-    synced(db, keys, scope, id, discovered).await
+    store_discovery(db, keys, scope, id, discovered).await
 }
 
 /// Finds a server in the scope.
@@ -182,7 +182,7 @@ pub async fn create(
 /// [`Error::NotFound`] when there is none.
 pub async fn find(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: McpServerId,
 ) -> Result<McpServer> {
@@ -195,12 +195,12 @@ pub async fn find(
 /// As [`find`].
 pub async fn find_with_endpoint(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: McpServerId,
-) -> Result<(McpServer, Endpoint)> {
+) -> Result<(McpServer, McpEndpoint)> {
     let (server, credentials) = sqlx::query_as!(
-        Row,
+        McpServerRow,
         r#"select id as "id: McpServerId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, server_url,
                   transport as "transport: Transport", credentials, timeout_seconds, allowed_tools, is_active,
                   discovered_tools as "discovered_tools: Json<Vec<McpTool>>", last_synced_at, sync_error, created_at,
@@ -216,7 +216,7 @@ pub async fn find_with_endpoint(
     .fetch_optional(db)
     .await?
     .ok_or(Error::NotFound("MCP server"))?
-    .opened(keys)?;
+    .open(keys)?;
 
     let endpoint = endpoint(
         (&server.server_url, server.transport),
@@ -229,14 +229,14 @@ pub async fn find_with_endpoint(
 /// Lists the servers in the scope, the newest first.
 pub async fn list(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
-    owners: &Owners,
+    owners: &OwnerFilter,
     only_active: bool,
     page: Page,
-) -> Result<Slice<McpServer>> {
+) -> Result<PageSlice<McpServer>> {
     let rows = sqlx::query_as!(
-        Row,
+        McpServerRow,
         r#"select id as "id: McpServerId", org_id as "org_id: OrgId", user_id as "user_id: UserId", name, server_url,
                   transport as "transport: Transport", credentials, timeout_seconds, allowed_tools, is_active,
                   discovered_tools as "discovered_tools: Json<Vec<McpTool>>", last_synced_at, sync_error, created_at,
@@ -264,7 +264,7 @@ pub async fn list(
     .fetch_all(db)
     .await?;
 
-    page.slice(rows).try_map(|row| Ok(row.opened(keys)?.0))
+    page.slice(rows).try_map(|row| Ok(row.open(keys)?.0))
 }
 
 /// Replaces the fields that a server's owner sets, and stores the result of its discovery.
@@ -275,10 +275,10 @@ pub async fn list(
 /// it, unless `force`.
 pub async fn replace(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: McpServerId,
-    (new, discovered): (&NewMcpServer, &Discovered),
+    (new, discovered): (&NewMcpServer, &DiscoveryResult),
     force: bool,
 ) -> Result<McpServer> {
     lock(db, scope, id).await?;
@@ -305,7 +305,7 @@ pub async fn replace(
     .execute(&mut *db)
     .await?;
 
-    synced(db, keys, scope, id, discovered).await
+    store_discovery(db, keys, scope, id, discovered).await
 }
 
 /// Stores the result of a new discovery of a server.
@@ -315,24 +315,24 @@ pub async fn replace(
 /// or a call uses it, unless `force`.
 pub async fn sync(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: McpServerId,
-    discovered: &Discovered,
+    discovered: &DiscoveryResult,
     force: bool,
 ) -> Result<McpServer> {
     lock(db, scope, id).await?;
     check_idle_unscoped(db, id.0, force).await?;
-    synced(db, keys, scope, id, discovered).await
+    store_discovery(db, keys, scope, id, discovered).await
 }
 
 /// Stores the result of a discovery. The previous list of tools stays when the discovery failed.
-async fn synced(
+async fn store_discovery(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: McpServerId,
-    discovered: &Discovered,
+    discovered: &DiscoveryResult,
 ) -> Result<McpServer> {
     sqlx::query!(
         "update mcp_servers
@@ -358,9 +358,9 @@ async fn synced(
 /// # Errors
 /// [`Error::NotFound`] for a server outside the scope, [`Error::Invalid`] for a tool that it does
 /// not offer, [`Error::Conflict`] while a running batch or a call uses it, unless `force`.
-pub async fn filter(
+pub async fn set_allowed_tools(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: McpServerId,
     allowed: Option<&[String]>,
@@ -402,7 +402,7 @@ pub async fn filter(
 /// [`Error::NotFound`] for a server outside the scope.
 pub async fn duplicate(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: McpServerId,
 ) -> Result<McpServer> {
@@ -432,14 +432,14 @@ pub async fn duplicate(
 /// have, unless `force`.
 pub async fn delete(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     id: McpServerId,
     force: bool,
 ) -> Result<McpServer> {
     lock(db, scope, id).await?;
     let server = find(db, keys, scope, id).await?;
-    usage::let_go(db, scope, id.0, force).await?;
+    usage::remove_uses(db, scope, id.0, force).await?;
     sqlx::query!("delete from mcp_servers where id = $1", id as McpServerId)
         .execute(db)
         .await?;
@@ -469,7 +469,7 @@ async fn lock(db: &mut PgConnection, scope: &Scope, id: McpServerId) -> Result<(
 ///
 /// # Errors
 /// [`Error::Unexpected`] when some open under no configured key.
-pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+pub async fn reseal_unscoped(db: &mut PgConnection, keys: &KeyRing) -> Result<u64> {
     let servers = sqlx::query!(
         r#"select id as "id: McpServerId", org_id as "org_id: OrgId", credentials
            from mcp_servers
@@ -482,7 +482,9 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     let mut resealed = 0;
     for server in servers {
         let (org, id) = (server.org_id, server.id);
-        if let Some(sealed) = Credentials::resealed(keys, TABLE, org, id.0, &server.credentials)? {
+        if let Some(sealed) =
+            EndpointCredentials::resealed(keys, TABLE, org, id.0, &server.credentials)?
+        {
             sqlx::query!(
                 "update mcp_servers set credentials = $2 where id = $1",
                 id as McpServerId,
@@ -496,7 +498,12 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
     Ok(resealed)
 }
 
-fn seal(keys: &Keys, org: OrgId, id: McpServerId, credentials: &Credentials) -> Result<Vec<u8>> {
+fn seal(
+    keys: &KeyRing,
+    org: OrgId,
+    id: McpServerId,
+    credentials: &EndpointCredentials,
+) -> Result<Vec<u8>> {
     let whole = credentials.clone().without_masks()?;
     whole.sealed(keys, TABLE, org, id.0)
 }

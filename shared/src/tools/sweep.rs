@@ -6,7 +6,7 @@ use super::servers::{self, McpServer};
 use crate::access::Scope;
 use crate::error::Result;
 use crate::ids::{McpServerId, OrgId, UserId};
-use crate::secret::Keys;
+use crate::secret::KeyRing;
 
 /// Deletes all servers in the scope, as [`servers::delete`] does.
 ///
@@ -14,7 +14,7 @@ use crate::secret::Keys;
 /// [`crate::Error::Conflict`] when agents use one of them, unless `force`.
 pub async fn delete_all(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     scope: &Scope,
     force: bool,
 ) -> Result<Vec<McpServer>> {

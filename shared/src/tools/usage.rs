@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::access::Scope;
-use crate::agents::usage::running_unscoped;
+use crate::agents::usage::describe_running_unscoped;
 use crate::error::{Error, Result};
 use crate::ids::OrgId;
 
@@ -14,7 +14,7 @@ use crate::ids::OrgId;
 ///
 /// # Errors
 /// [`Error::Conflict`] with the number of uses and the names of running batches.
-pub(super) async fn let_go(
+pub(super) async fn remove_uses(
     db: &mut PgConnection,
     scope: &Scope,
     id: Uuid,
@@ -37,7 +37,7 @@ pub(super) async fn let_go(
         return Ok(());
     }
     if !force {
-        let running = running_unscoped(db, id).await?;
+        let running = describe_running_unscoped(db, id).await?;
         let running = running.map_or_else(String::new, |who| format!("; {who}"));
         return Err(Error::conflict(
             "tool_in_use",

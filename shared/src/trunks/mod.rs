@@ -18,13 +18,13 @@ use sqlx::{Connection, PgConnection, PgPool};
 use url::Url;
 
 pub use sealed::reseal_unscoped;
-use sealed::{rotated, seal, unseal};
+use sealed::{seal, unseal, with_old_secrets};
 
-use crate::calls::pacer::Pace;
+use crate::calls::pacer::TrunkPace;
 use crate::error::{Error, OnConstraint as _, Result};
 use crate::ids::{OrgId, TrunkId};
-use crate::secret::Keys;
-use crate::telephony::{Account, CarrierKind, Credentials};
+use crate::secret::KeyRing;
+use crate::telephony::{CarrierAccount, CarrierCredentials, CarrierKind};
 
 /// Longest time that a replica uses an account from its cache.
 const CACHE_TTL: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ pub struct NewTrunk {
     /// `None` for the platform's own, open to every organisation with a number on it.
     pub org: Option<OrgId>,
     pub name: String,
-    pub account: Account,
+    pub account: CarrierAccount,
     pub cps: Decimal,
     pub max_concurrent: i32,
     pub ring_timeout_secs: i32,
@@ -47,22 +47,22 @@ pub struct NewTrunk {
 /// [`Error::NotFound`] for an unknown organisation.
 pub async fn create_unscoped(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     trunk: &NewTrunk,
 ) -> Result<TrunkId> {
     let id = TrunkId::new();
-    write(db, keys, id, trunk, &trunk.account.credentials).await?;
+    upsert(db, keys, id, trunk, &trunk.account.credentials).await?;
     Ok(id)
 }
 
 /// Inserts or updates a trunk, and inserts its pacer if there is none. An existing trunk keeps
 /// its owner and name, and becomes active.
-async fn write(
+async fn upsert(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     id: TrunkId,
     trunk: &NewTrunk,
-    credentials: &Credentials,
+    credentials: &CarrierCredentials,
 ) -> Result<()> {
     let sealed = seal(keys, (trunk.org, id), credentials)?;
 
@@ -100,7 +100,7 @@ async fn write(
 }
 
 /// Finds an organisation's trunk on a carrier's account.
-pub async fn of_account_unscoped(
+pub async fn find_by_account_unscoped(
     db: &mut PgConnection,
     org: OrgId,
     kind: CarrierKind,
@@ -126,7 +126,7 @@ pub async fn of_account_unscoped(
 
 /// Lists all organisations' trunks on a carrier's account. Carriers have no principal; the sender
 /// of the callback must then authenticate as the trunk's carrier.
-pub async fn on_account_unscoped(
+pub async fn list_by_account_unscoped(
     db: &mut PgConnection,
     kind: CarrierKind,
     account_id: &str,
@@ -153,7 +153,7 @@ pub async fn on_account_unscoped(
 /// [`Error::NotFound`] for an unknown trunk.
 pub async fn replace_unscoped(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     id: TrunkId,
     trunk: &NewTrunk,
 ) -> Result<()> {
@@ -165,19 +165,23 @@ pub async fn replace_unscoped(
     .await?
     .ok_or(Error::NotFound("Trunk"))?;
     let old = unseal(keys, (before.org_id, id), &before.credentials)?;
-    let credentials = rotated(&trunk.account.credentials, old);
+    let credentials = with_old_secrets(&trunk.account.credentials, old);
     let kept = NewTrunk {
         org: before.org_id,
         ..trunk.clone()
     };
-    write(db, keys, id, &kept, &credentials).await
+    upsert(db, keys, id, &kept, &credentials).await
 }
 
 /// Reads a trunk's account. Carriers and workers act for the platform, not for a principal.
 ///
 /// # Errors
 /// [`Error::NotFound`] for an unknown trunk.
-pub async fn account_unscoped(pool: &PgPool, keys: &Keys, id: TrunkId) -> Result<Account> {
+pub async fn account_unscoped(
+    pool: &PgPool,
+    keys: &KeyRing,
+    id: TrunkId,
+) -> Result<CarrierAccount> {
     let row = sqlx::query!(
         r#"select org_id as "org_id: OrgId", kind as "kind: CarrierKind", account_id, credentials, api_base_url
            from trunks
@@ -193,7 +197,7 @@ pub async fn account_unscoped(pool: &PgPool, keys: &Keys, id: TrunkId) -> Result
         .map(|url| Url::parse(&url))
         .transpose()
         .context("the trunk's api_base_url")?;
-    Ok(Account {
+    Ok(CarrierAccount {
         kind: row.kind,
         account_id: row.account_id,
         credentials,
@@ -218,7 +222,7 @@ pub async fn pause_unscoped(db: &mut PgConnection, id: TrunkId, why: &str) -> Re
 
 /// Message about a paused trunk for users who call through it.
 #[must_use]
-pub fn paused_words(reason: Option<&str>) -> String {
+pub fn paused_message(reason: Option<&str>) -> String {
     format!(
         "the caller number's trunk is paused: {}",
         reason.unwrap_or("by its owner")
@@ -279,7 +283,7 @@ pub async fn resume_unscoped(db: &mut PgConnection, id: TrunkId) -> Result<()> {
 }
 
 /// Lists the active trunks with work: a running batch, queued direct calls or deferred calls.
-pub async fn with_work_unscoped(pool: &PgPool) -> Result<Vec<TrunkId>> {
+pub async fn list_with_work_unscoped(pool: &PgPool) -> Result<Vec<TrunkId>> {
     let ids = sqlx::query_scalar!(
         r#"select t.id as "id: TrunkId"
            from trunks t
@@ -298,7 +302,7 @@ pub async fn with_work_unscoped(pool: &PgPool) -> Result<Vec<TrunkId>> {
 
 /// Slows a trunk down after its carrier throttled calls, at most once a second: a burst of
 /// throttled calls counts once.
-pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result<()> {
+pub async fn throttle_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result<()> {
     let mut db = db.begin().await?;
     let pacer = sqlx::query!(
         r#"select p.next_slot, p.slowdown, p.slowed_at, t.cps, clock_timestamp() as "now!"
@@ -313,7 +317,7 @@ pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result
     .await?;
 
     if let Some(pacer) = pacer {
-        let pace = Pace {
+        let pace = TrunkPace {
             cps: pacer.cps.to_f64().unwrap_or_default(),
             next_slot: pacer.next_slot,
             slowdown: pacer.slowdown,
@@ -322,7 +326,7 @@ pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result
         sqlx::query!(
             "update pacers set slowdown = $2, slowed_at = $3 where trunk_id = $1",
             trunk as TrunkId,
-            pace.pushed_back(pacer.now),
+            pace.slowdown_after_push_back(pacer.now),
             pacer.now,
         )
         .execute(&mut *db)
@@ -337,19 +341,24 @@ pub async fn push_back_unscoped(db: &mut PgConnection, trunk: TrunkId) -> Result
 /// a changed secret takes effect within five seconds.
 #[derive(Clone, Default)]
 pub struct AccountCache {
-    entries: Arc<Mutex<HashMap<TrunkId, Entry>>>,
+    entries: Arc<Mutex<HashMap<TrunkId, CachedAccount>>>,
 }
 
 /// An account and the time at which it was read.
-type Entry = (Instant, Arc<Account>);
+type CachedAccount = (Instant, Arc<CarrierAccount>);
 
 impl AccountCache {
     /// Returns the account of a trunk, from the cache when it is fresh.
     ///
     /// # Errors
     /// As [`account_unscoped`].
-    pub async fn get(&self, pool: &PgPool, keys: &Keys, id: TrunkId) -> Result<Arc<Account>> {
-        if let Some(account) = self.fresh(id) {
+    pub async fn get(
+        &self,
+        pool: &PgPool,
+        keys: &KeyRing,
+        id: TrunkId,
+    ) -> Result<Arc<CarrierAccount>> {
+        if let Some(account) = self.cached(id) {
             return Ok(account);
         }
         let account = Arc::new(account_unscoped(pool, keys, id).await?);
@@ -360,7 +369,7 @@ impl AccountCache {
         Ok(account)
     }
 
-    fn fresh(&self, id: TrunkId) -> Option<Arc<Account>> {
+    fn cached(&self, id: TrunkId) -> Option<Arc<CarrierAccount>> {
         let entries = self.entries.lock().ok()?;
         let (read_at, account) = entries.get(&id)?;
         (read_at.elapsed() < CACHE_TTL).then(|| Arc::clone(account))

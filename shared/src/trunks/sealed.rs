@@ -8,8 +8,8 @@ use sqlx::PgConnection;
 
 use crate::error::Result;
 use crate::ids::{OrgId, TrunkId};
-use crate::secret::Keys;
-use crate::telephony::Credentials;
+use crate::secret::KeyRing;
+use crate::telephony::CarrierCredentials;
 
 /// Maximum of signing secrets that are valid at the same time during rotations.
 const SIGNING_SECRETS_LIMIT: usize = 3;
@@ -25,7 +25,11 @@ struct SealedCredentials<'a> {
     signing_secrets: Vec<&'a str>,
 }
 
-pub(super) fn seal(keys: &Keys, trunk: OwnedTrunk, credentials: &Credentials) -> Result<Vec<u8>> {
+pub(super) fn seal(
+    keys: &KeyRing,
+    trunk: OwnedTrunk,
+    credentials: &CarrierCredentials,
+) -> Result<Vec<u8>> {
     let plain = serde_json::to_vec(&SealedCredentials {
         username: credentials.username.as_deref(),
         password: credentials.password.expose_secret(),
@@ -35,11 +39,14 @@ pub(super) fn seal(keys: &Keys, trunk: OwnedTrunk, credentials: &Credentials) ->
             .map(ExposeSecret::expose_secret)
             .collect(),
     })?;
-    Ok(keys.seal(&place(trunk), &plain)?)
+    Ok(keys.seal(&seal_context(trunk), &plain)?)
 }
 
 /// Adds the old secrets to new credentials as valid signing secrets, the newest first.
-pub(super) fn rotated(new: &Credentials, old: Credentials) -> Credentials {
+pub(super) fn with_old_secrets(
+    new: &CarrierCredentials,
+    old: CarrierCredentials,
+) -> CarrierCredentials {
     let mut signing: Vec<SecretString> = new.signing_secrets.clone();
     let candidates = [new.password.clone(), old.password]
         .into_iter()
@@ -50,17 +57,21 @@ pub(super) fn rotated(new: &Credentials, old: Credentials) -> Credentials {
             signing.push(secret);
         }
     }
-    Credentials {
+    CarrierCredentials {
         signing_secrets: signing,
         ..new.clone()
     }
 }
 
-pub(super) fn unseal(keys: &Keys, trunk: OwnedTrunk, sealed: &[u8]) -> Result<Credentials> {
-    let plain = match keys.open(&place(trunk), sealed) {
+pub(super) fn unseal(
+    keys: &KeyRing,
+    trunk: OwnedTrunk,
+    sealed: &[u8],
+) -> Result<CarrierCredentials> {
+    let plain = match keys.open(&seal_context(trunk), sealed) {
         Ok(plain) => plain,
         Err(closed) => keys
-            .open(&earlier_place(trunk.1), sealed)
+            .open(&legacy_seal_context(trunk.1), sealed)
             .map_err(|_closed_too| closed)?,
     };
     let credentials = serde_json::from_slice(&plain).context("the trunk's credentials")?;
@@ -72,7 +83,7 @@ pub(super) fn unseal(keys: &Keys, trunk: OwnedTrunk, sealed: &[u8]) -> Result<Cr
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] when some open under no configured key.
-pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> {
+pub async fn reseal_unscoped(db: &mut PgConnection, keys: &KeyRing) -> Result<u64> {
     let trunks = sqlx::query!(
         r#"select id as "id: TrunkId", org_id as "org_id: OrgId", credentials
            from trunks
@@ -84,8 +95,8 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
 
     let mut resealed = 0;
     for trunk in trunks {
-        let place = place((trunk.org_id, trunk.id));
-        let moved = match keys.open(&earlier_place(trunk.id), &trunk.credentials) {
+        let place = seal_context((trunk.org_id, trunk.id));
+        let moved = match keys.open(&legacy_seal_context(trunk.id), &trunk.credentials) {
             Ok(plain) => Some(keys.seal(&place, &plain)?),
             Err(_sealed_later) => keys.reseal(&place, &trunk.credentials)?,
         };
@@ -105,7 +116,7 @@ pub async fn reseal_unscoped(db: &mut PgConnection, keys: &Keys) -> Result<u64> 
 
 /// Context to which credentials are bound: they do not open in another trunk's row, or in the
 /// same row for another organisation.
-fn place((org, id): OwnedTrunk) -> String {
+fn seal_context((org, id): OwnedTrunk) -> String {
     match org {
         Some(org) => format!("trunks/{org}/{id}/credentials"),
         None => format!("trunks/platform/{id}/credentials"),
@@ -114,7 +125,7 @@ fn place((org, id): OwnedTrunk) -> String {
 
 /// Earlier context without the organisation. Such credentials open until they are resealed by a
 /// rotation of the credentials or of the master key.
-fn earlier_place(id: TrunkId) -> String {
+fn legacy_seal_context(id: TrunkId) -> String {
     format!("trunks/{id}/credentials")
 }
 
@@ -122,8 +133,8 @@ fn earlier_place(id: TrunkId) -> String {
 mod tests {
     use super::*;
 
-    fn credentials(password: &str, signing: &[&str]) -> Credentials {
-        Credentials {
+    fn credentials(password: &str, signing: &[&str]) -> CarrierCredentials {
+        CarrierCredentials {
             username: None,
             password: password.into(),
             signing_secrets: signing
@@ -135,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_row_that_was_copied_to_another_organisation_does_not_open() {
-        let keys = Keys::derive(&[7; 32]).unwrap();
+        let keys = KeyRing::derive(&[7; 32]).unwrap();
         let (org, id) = (OrgId::new(), TrunkId::new());
         let sealed = seal(&keys, (Some(org), id), &credentials("a", &["b"])).unwrap();
         let opened = unseal(&keys, (Some(org), id), &sealed).unwrap();
@@ -147,27 +158,27 @@ mod tests {
         ] {
             assert!(unseal(&keys, (owner, row), &sealed).is_err());
         }
-        let earlier = keys.seal(&earlier_place(id), br#"{"password": "c"}"#);
+        let earlier = keys.seal(&legacy_seal_context(id), br#"{"password": "c"}"#);
         let opened = unseal(&keys, (Some(org), id), &earlier.unwrap()).unwrap();
         assert_eq!(opened.password.expose_secret(), "c");
     }
 
     #[test]
     fn a_replaced_secret_goes_on_signing_and_old_ones_run_out() {
-        let signing = |credentials: &Credentials| -> Vec<String> {
+        let signing = |credentials: &CarrierCredentials| -> Vec<String> {
             let secrets = credentials.signing_secrets.iter();
             secrets
                 .map(|secret| secret.expose_secret().to_owned())
                 .collect()
         };
-        let second = rotated(&credentials("b", &[]), credentials("a", &[]));
+        let second = with_old_secrets(&credentials("b", &[]), credentials("a", &[]));
         assert_eq!(signing(&second), ["b", "a"]);
-        let third = rotated(&credentials("c", &[]), second);
+        let third = with_old_secrets(&credentials("c", &[]), second);
         assert_eq!(signing(&third), ["c", "b", "a"]);
-        let again = rotated(&credentials("c", &[]), third);
+        let again = with_old_secrets(&credentials("c", &[]), third);
         assert_eq!(signing(&again), ["c", "b", "a"]);
         assert_eq!(
-            signing(&rotated(&credentials("d", &[]), again)),
+            signing(&with_old_secrets(&credentials("d", &[]), again)),
             ["d", "c", "b"]
         );
     }

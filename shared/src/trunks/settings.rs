@@ -8,13 +8,13 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
-use super::sealed::{OwnedTrunk, rotated, seal, unseal};
+use super::sealed::{OwnedTrunk, seal, unseal, with_old_secrets};
 use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{OrgId, TrunkId};
-use crate::page::{Page, Slice};
-use crate::secret::{self, Keys};
-use crate::telephony::{CarrierKind, Credentials};
+use crate::page::{Page, PageSlice};
+use crate::secret::{self, KeyRing};
+use crate::telephony::{CarrierCredentials, CarrierKind};
 
 /// A trunk.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -44,14 +44,14 @@ pub struct Trunk {
 
 /// Settings of a trunk that can be changed at any time.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct TrunkUpdate {
     pub name: String,
     pub cps: Decimal,
     pub max_concurrent: i32,
     pub ring_timeout_secs: i32,
 }
 
-struct Row {
+struct TrunkSettingsRow {
     id: TrunkId,
     org_id: Option<OrgId>,
     name: String,
@@ -67,8 +67,8 @@ struct Row {
     updated_at: DateTime<Utc>,
 }
 
-impl From<Row> for Trunk {
-    fn from(row: Row) -> Self {
+impl From<TrunkSettingsRow> for Trunk {
+    fn from(row: TrunkSettingsRow) -> Self {
         Self {
             id: row.id,
             organization_id: row.org_id,
@@ -93,9 +93,9 @@ pub async fn list(
     scope: &Scope,
     id: Option<TrunkId>,
     page: Page,
-) -> Result<Slice<Trunk>> {
+) -> Result<PageSlice<Trunk>> {
     let rows = sqlx::query_as!(
-        Row,
+        TrunkSettingsRow,
         r#"select t.id as "id: TrunkId", t.org_id as "org_id: OrgId", t.name, t.kind as "kind: CarrierKind",
                   t.account_id, t.status, t.status_reason, t.cps, t.max_concurrent, t.ring_timeout_secs,
                   (select count(*) from calls c where c.trunk_id = t.id and c.live) as "live_calls!",
@@ -149,11 +149,11 @@ pub async fn lock(db: &mut PgConnection, scope: &Scope, id: TrunkId) -> Result<T
 }
 
 /// Changes the name and limits of a locked trunk, from the next call on.
-pub async fn change(
+pub async fn update(
     db: &mut PgConnection,
     scope: &Scope,
     id: TrunkId,
-    limits: &Limits,
+    limits: &TrunkUpdate,
 ) -> Result<Trunk> {
     sqlx::query!(
         "update trunks
@@ -172,12 +172,12 @@ pub async fn change(
 
 /// Replaces the credentials of a locked trunk. The previous signing secrets still verify
 /// callbacks, for calls in progress.
-pub async fn rotate(
+pub async fn rotate_credentials(
     db: &mut PgConnection,
     scope: &Scope,
-    keys: &Keys,
+    keys: &KeyRing,
     id: TrunkId,
-    credentials: &Credentials,
+    credentials: &CarrierCredentials,
 ) -> Result<Trunk> {
     let before = sqlx::query!(
         r#"select org_id as "org_id: OrgId", credentials from trunks where id = $1"#,
@@ -186,16 +186,16 @@ pub async fn rotate(
     .fetch_one(&mut *db)
     .await?;
     let owned = (before.org_id, id);
-    let credentials = rotated(credentials, unseal(keys, owned, &before.credentials)?);
-    write_secret_unscoped(db, keys, owned, &credentials).await?;
+    let credentials = with_old_secrets(credentials, unseal(keys, owned, &before.credentials)?);
+    write_credentials_unscoped(db, keys, owned, &credentials).await?;
     find(db, scope, id).await
 }
 
-async fn write_secret_unscoped(
+async fn write_credentials_unscoped(
     db: &mut PgConnection,
-    keys: &Keys,
+    keys: &KeyRing,
     trunk: OwnedTrunk,
-    credentials: &Credentials,
+    credentials: &CarrierCredentials,
 ) -> Result<()> {
     sqlx::query!(
         "update trunks set credentials = $2, updated_at = now() where id = $1",
@@ -236,7 +236,7 @@ pub async fn set_paused(
 pub async fn delete(
     db: &mut PgConnection,
     scope: &Scope,
-    keys: &Keys,
+    keys: &KeyRing,
     id: TrunkId,
 ) -> Result<Trunk> {
     let trunk = lock(db, scope, id).await?;
@@ -267,14 +267,14 @@ pub async fn delete(
     }
 
     // 2. Overwrite the secrets.
-    let random = Credentials {
+    let random = CarrierCredentials {
         username: None,
         // Random and never returned, so no callback can be signed with it.
         password: secret::new_api_key()?.into(),
         signing_secrets: Vec::new(),
     };
     let owned = (trunk.organization_id, id);
-    write_secret_unscoped(db, keys, owned, &random).await?;
+    write_credentials_unscoped(db, keys, owned, &random).await?;
 
     // 3. Mark the row as deleted.
     sqlx::query!(

@@ -4,8 +4,10 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::grants::entry_of;
-use super::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
+use super::grants::entry_id;
+use super::ledger::{
+    CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
+};
 use super::lock_unscoped;
 use super::view::{self, Wallet};
 use crate::access::Scope;
@@ -15,7 +17,7 @@ use crate::money::Usd;
 
 /// A correction of a balance.
 #[derive(Clone, Debug)]
-pub struct Adjustment {
+pub struct BalanceAdjustment {
     /// Not zero.
     pub delta: Usd,
     pub reason: String,
@@ -35,7 +37,7 @@ pub async fn adjust(
     db: &mut PgConnection,
     scope: &Scope,
     wallet: WalletId,
-    adjustment: &Adjustment,
+    adjustment: &BalanceAdjustment,
     by: UserId,
     now: DateTime<Utc>,
 ) -> Result<(Wallet, Wallet, i64)> {
@@ -65,22 +67,22 @@ pub async fn adjust(
     };
     let posting = Posting {
         org: before.organization_id,
-        kind: Kind::Adjustment,
+        kind: TransactionKind::Adjustment,
         idem_key: adjustment.idem_key.clone(),
         reverses: None,
         actor: Some(by),
         reason: Some(adjustment.reason.clone()),
-        folded: Folded::default(),
+        call_totals: CallTotals::default(),
         legs: vec![
-            leg(Account::Wallet(wallet), adjustment.delta),
-            leg(Account::Adjustment, -adjustment.delta),
+            leg(LedgerAccount::Wallet(wallet), adjustment.delta),
+            leg(LedgerAccount::Adjustment, -adjustment.delta),
         ],
-        uses: Vec::new(),
+        grant_uses: Vec::new(),
     };
     let posted = post_unscoped(db, &[posting]).await?;
 
     let transaction = posted.first().copied().unwrap_or_else(TransactionId::new);
-    let entry = entry_of(db, wallet, transaction).await?;
+    let entry = entry_id(db, wallet, transaction).await?;
     let after = view::find(db, scope, wallet, now).await?;
     Ok((before, after, entry))
 }

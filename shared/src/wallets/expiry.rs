@@ -7,7 +7,9 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
-use super::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
+use super::ledger::{
+    CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
+};
 use crate::error::Result;
 use crate::ids::{GrantId, OrgId, WalletId};
 use crate::money::Usd;
@@ -17,17 +19,17 @@ const GROUP_LIMIT: i64 = 100;
 
 /// Amount of a grant that expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Expired {
+pub(super) struct ExpiredGrant {
     pub grant: GrantId,
     pub org: OrgId,
     pub wallet: WalletId,
     pub amount: Usd,
     /// Number of earlier expiries of the same grant.
-    pub times: i32,
+    pub previous_expiries: i32,
 }
 
 /// Posts the expired amounts of locked wallets.
-pub(super) async fn expire(db: &mut PgConnection, expired: &[Expired]) -> Result<()> {
+pub(super) async fn expire(db: &mut PgConnection, expired: &[ExpiredGrant]) -> Result<()> {
     let postings: Vec<Posting> = expired.iter().map(posting).collect();
     post_unscoped(db, &postings).await?;
     let grants: Vec<GrantId> = expired.iter().map(|expired| expired.grant).collect();
@@ -40,7 +42,7 @@ pub(super) async fn expire(db: &mut PgConnection, expired: &[Expired]) -> Result
     Ok(())
 }
 
-fn posting(expired: &Expired) -> Posting {
+fn posting(expired: &ExpiredGrant) -> Posting {
     let leg = |account, amount| Leg {
         account,
         entry: EntryType::Expiry,
@@ -49,17 +51,17 @@ fn posting(expired: &Expired) -> Posting {
     };
     Posting {
         org: expired.org,
-        kind: Kind::Expiry,
-        idem_key: format!("{}:{}", expired.grant, expired.times),
+        kind: TransactionKind::Expiry,
+        idem_key: format!("{}:{}", expired.grant, expired.previous_expiries),
         reverses: None,
         actor: None,
         reason: None,
-        folded: Folded::default(),
+        call_totals: CallTotals::default(),
         legs: vec![
-            leg(Account::Wallet(expired.wallet), -expired.amount),
-            leg(Account::Expiry, expired.amount),
+            leg(LedgerAccount::Wallet(expired.wallet), -expired.amount),
+            leg(LedgerAccount::Expiry, expired.amount),
         ],
-        uses: vec![(expired.grant, expired.amount)],
+        grant_uses: vec![(expired.grant, expired.amount)],
     }
 }
 

@@ -11,9 +11,11 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::holds::Refusal;
-use super::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
+use super::ledger::{
+    CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
+};
 use super::view::{self, Grant, Source, Wallet};
-use super::{Locked, lock_unscoped};
+use super::{WalletState, lock_unscoped};
 use crate::access::{Principal, Role, Scope};
 use crate::error::{Error, Result};
 use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
@@ -32,7 +34,7 @@ pub struct NewGrant {
 
 /// A created grant and its wallet.
 #[derive(Clone, Debug)]
-pub struct Granted {
+pub struct IssuedGrant {
     pub grant: Grant,
     pub wallet: Wallet,
     /// Id of the wallet's ledger entry.
@@ -59,8 +61,8 @@ pub async fn mint(
     new: &NewGrant,
     by: UserId,
     now: DateTime<Utc>,
-) -> Result<Granted> {
-    not_over(new.expires_at, now)?;
+) -> Result<IssuedGrant> {
+    require_future(new.expires_at, now)?;
     let found = view::find(db, scope, wallet, now).await?;
     lock_unscoped(db, &[wallet], now).await?;
 
@@ -73,20 +75,20 @@ pub async fn mint(
     };
     let posting = Posting {
         org: found.organization_id,
-        kind: Kind::Grant,
+        kind: TransactionKind::Grant,
         idem_key: new.idem_key.clone(),
         reverses: None,
         actor: Some(by),
         reason: new.note.clone(),
-        folded: Folded::default(),
+        call_totals: CallTotals::default(),
         legs: vec![
-            leg(Account::Wallet(wallet), EntryType::Grant, new.amount),
-            leg(Account::Mint, EntryType::Mint, -new.amount),
+            leg(LedgerAccount::Wallet(wallet), EntryType::Grant, new.amount),
+            leg(LedgerAccount::Mint, EntryType::Mint, -new.amount),
         ],
-        uses: Vec::new(),
+        grant_uses: Vec::new(),
     };
 
-    give(db, scope, (id, Source::Mint), wallet, new, posting, by, now).await
+    post_grant(db, scope, (id, Source::Mint), wallet, new, posting, by, now).await
 }
 
 /// Transfers credit from the wallet of the caller's organisation to a member's. The caller has
@@ -103,8 +105,8 @@ pub async fn transfer(
     new: &NewGrant,
     by: UserId,
     now: DateTime<Utc>,
-) -> Result<Granted> {
-    not_over(new.expires_at, now)?;
+) -> Result<IssuedGrant> {
+    require_future(new.expires_at, now)?;
     let to = view::find(db, scope, wallet, now).await?;
     if to.user_id.is_none() {
         return Err(Error::rejected(
@@ -129,7 +131,7 @@ pub async fn transfer(
             detail: message,
         });
     }
-    let (uses, earliest) = take(source, new.amount);
+    let (uses, earliest) = take_from_grants(source, new.amount);
 
     // 3. Post.
     let id = GrantId::new();
@@ -138,37 +140,40 @@ pub async fn transfer(
         ..new.clone()
     };
     let leg = |wallet, entry, amount, grant| Leg {
-        account: Account::Wallet(wallet),
+        account: LedgerAccount::Wallet(wallet),
         entry,
         amount,
         grant,
     };
     let posting = Posting {
         org: to.organization_id,
-        kind: Kind::Transfer,
+        kind: TransactionKind::Transfer,
         idem_key: new.idem_key.clone(),
         reverses: None,
         actor: Some(by),
         reason: new.note.clone(),
-        folded: Folded::default(),
+        call_totals: CallTotals::default(),
         legs: vec![
             leg(from, EntryType::TransferOut, -new.amount, None),
             leg(wallet, EntryType::TransferIn, new.amount, Some(id)),
         ],
-        uses,
+        grant_uses: uses,
     };
     let kind = (id, Source::Transfer);
-    give(db, scope, kind, wallet, &new, posting, by, now).await
+    post_grant(db, scope, kind, wallet, &new, posting, by, now).await
 }
 
 /// Takes an amount; returns the grants it was taken from and their earliest expiry.
-fn take(source: &mut Locked, amount: Usd) -> (Vec<(GrantId, Usd)>, Option<DateTime<Utc>>) {
+fn take_from_grants(
+    source: &mut WalletState,
+    amount: Usd,
+) -> (Vec<(GrantId, Usd)>, Option<DateTime<Utc>>) {
     let expiries: BTreeMap<GrantId, Option<DateTime<Utc>>> = source
         .grants
         .iter()
         .map(|grant| (grant.id, grant.expires_at))
         .collect();
-    let burn = source.burn(amount);
+    let burn = source.debit(amount);
     let earliest = burn
         .grants
         .iter()
@@ -182,7 +187,7 @@ fn take(source: &mut Locked, amount: Usd) -> (Vec<(GrantId, Usd)>, Option<DateTi
     reason = "the fields of a grant, shared by mint and transfer"
 )]
 /// Posts a grant and inserts its row.
-async fn give(
+async fn post_grant(
     db: &mut PgConnection,
     scope: &Scope,
     (id, source): (GrantId, Source),
@@ -191,7 +196,7 @@ async fn give(
     posting: Posting,
     by: UserId,
     now: DateTime<Utc>,
-) -> Result<Granted> {
+) -> Result<IssuedGrant> {
     let org = posting.org;
     let transactions = post_unscoped(db, &[posting]).await?;
     let transaction = transactions.first().copied().unwrap_or(TransactionId(id.0));
@@ -214,15 +219,15 @@ async fn give(
     .execute(&mut *db)
     .await?;
 
-    Ok(Granted {
+    Ok(IssuedGrant {
         grant: view::grant(db, scope, id, now).await?,
         wallet: view::find(db, scope, wallet, now).await?,
-        entry: entry_of(db, wallet, transaction).await?,
+        entry: entry_id(db, wallet, transaction).await?,
     })
 }
 
 /// Id of the ledger entry of a transaction in a wallet.
-pub(super) async fn entry_of(
+pub(super) async fn entry_id(
     db: &mut PgConnection,
     wallet: WalletId,
     transaction: TransactionId,
@@ -255,7 +260,7 @@ pub async fn edit(
     now: DateTime<Utc>,
 ) -> Result<(Grant, Grant)> {
     if let Some(until) = change.expires_at {
-        not_over(until, now)?;
+        require_future(until, now)?;
     }
 
     // 1. Lock the wallet, then read the grant again.
@@ -264,7 +269,7 @@ pub async fn edit(
     let before = view::grant(db, scope, id, now).await?;
 
     // 2. Decide.
-    may_change(caller, &before, change)?;
+    check_may_change(caller, &before, change)?;
     if before.expires_at.is_some_and(|until| until <= now) || before.remaining_usd.is_zero() {
         return Err(Error::conflict(
             "grant_is_over",
@@ -291,7 +296,7 @@ pub async fn edit(
     Ok((before, after))
 }
 
-fn may_change(caller: &Principal, grant: &Grant, change: &GrantChange) -> Result<()> {
+fn check_may_change(caller: &Principal, grant: &Grant, change: &GrantChange) -> Result<()> {
     if caller.role == Role::SuperAdmin {
         return Ok(());
     }
@@ -313,7 +318,7 @@ fn may_change(caller: &Principal, grant: &Grant, change: &GrantChange) -> Result
     Ok(())
 }
 
-fn not_over(until: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Result<()> {
+fn require_future(until: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Result<()> {
     match until {
         Some(until) if until <= now => {
             Err(Error::field("expires_at", "past", "must lie in the future"))

@@ -16,7 +16,7 @@ use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-use super::Locked;
+use super::WalletState;
 use crate::columns::column;
 use crate::error::{Error, Result};
 use crate::ids::{CallId, GrantId, OrgId, SnapshotId, WalletId};
@@ -24,7 +24,7 @@ use crate::money::Usd;
 
 /// Request to hold an amount for a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct HoldRequest {
     pub call: CallId,
     pub org: OrgId,
     pub wallet: WalletId,
@@ -70,13 +70,13 @@ impl Refusal {
     pub fn error(self) -> Error {
         Error::InsufficientCredit {
             code: self.code(),
-            detail: self.words().to_owned(),
+            detail: self.message().to_owned(),
         }
     }
 
     /// Message for the wallet's owner.
     #[must_use]
-    pub fn words(self) -> &'static str {
+    pub fn message(self) -> &'static str {
         match self {
             Self::InsufficientCredits => {
                 "the wallet cannot pay another call: ask your organization's administrator for credits"
@@ -90,15 +90,15 @@ impl Refusal {
 
 /// An amount of a grant that a hold has pinned, or that a charge has used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
+pub struct GrantPin {
     pub grant: GrantId,
     pub micros: i64,
 }
 
-impl Pin {
+impl GrantPin {
     /// Converts amounts of grants to their stored form.
     #[must_use]
-    pub fn all(parts: &[(GrantId, Usd)]) -> Vec<Self> {
+    pub fn from_amounts(parts: &[(GrantId, Usd)]) -> Vec<Self> {
         let pin = |(grant, amount): &(GrantId, Usd)| Self {
             grant: *grant,
             micros: amount.0,
@@ -110,8 +110,8 @@ impl Pin {
 /// A hold to store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
-    pub wanted: Wanted,
-    pub pins: Vec<Pin>,
+    pub request: HoldRequest,
+    pub pins: Vec<GrantPin>,
     pub month: NaiveDate,
 }
 
@@ -119,17 +119,17 @@ pub struct Hold {
 ///
 /// # Errors
 /// The reason of the refusal; the wallet is unchanged.
-pub fn take(wallet: &mut Locked, wanted: &Wanted) -> Result<Hold, Refusal> {
+pub fn try_hold(wallet: &mut WalletState, wanted: &HoldRequest) -> Result<Hold, Refusal> {
     let amount = wanted.amount;
     if let Some(why) = wallet.refusal(amount) {
         return Err(why);
     }
-    let burn = wallet.burn(amount);
+    let burn = wallet.debit(amount);
     wallet.held = wallet.held.plus(amount);
     wallet.cap_held = wallet.cap_held.plus(amount);
     Ok(Hold {
-        wanted: wanted.clone(),
-        pins: Pin::all(&burn.grants),
+        request: wanted.clone(),
+        pins: GrantPin::from_amounts(&burn.grants),
         month: wallet.month,
     })
 }
@@ -140,7 +140,7 @@ pub fn take(wallet: &mut Locked, wanted: &Wanted) -> Result<Hold, Refusal> {
 /// # Errors
 /// [`crate::Error::Unexpected`] when a wallet was not locked and has changed; the caller must
 /// roll back then.
-pub async fn write_unscoped(db: &mut PgConnection, holds: &[Hold]) -> Result<()> {
+pub async fn insert_unscoped(db: &mut PgConnection, holds: &[Hold]) -> Result<()> {
     if holds.is_empty() {
         return Ok(());
     }
@@ -149,9 +149,9 @@ pub async fn write_unscoped(db: &mut PgConnection, holds: &[Hold]) -> Result<()>
     let mut wallets: BTreeMap<WalletId, (Usd, NaiveDate)> = BTreeMap::new();
     for hold in holds {
         let (sum, month) = wallets
-            .entry(hold.wanted.wallet)
+            .entry(hold.request.wallet)
             .or_insert((Usd::ZERO, hold.month));
-        *sum = sum.plus(hold.wanted.amount);
+        *sum = sum.plus(hold.request.amount);
         *month = hold.month;
     }
     let ids: Vec<WalletId> = wallets.keys().copied().collect();
@@ -170,11 +170,11 @@ pub async fn write_unscoped(db: &mut PgConnection, holds: &[Hold]) -> Result<()>
         &months,
         &grants as &[GrantId],
         &pinned as &[Usd],
-        &column(holds, |hold| hold.wanted.call) as &[CallId],
-        &column(holds, |hold| hold.wanted.org) as &[OrgId],
-        &column(holds, |hold| hold.wanted.wallet) as &[WalletId],
-        &column(holds, |hold| hold.wanted.snapshot) as &[SnapshotId],
-        &column(holds, |hold| hold.wanted.amount) as &[Usd],
+        &column(holds, |hold| hold.request.call) as &[CallId],
+        &column(holds, |hold| hold.request.org) as &[OrgId],
+        &column(holds, |hold| hold.request.wallet) as &[WalletId],
+        &column(holds, |hold| hold.request.snapshot) as &[SnapshotId],
+        &column(holds, |hold| hold.request.amount) as &[Usd],
         &pins,
         &column(holds, |hold| hold.month),
     )
@@ -190,18 +190,18 @@ pub async fn write_unscoped(db: &mut PgConnection, holds: &[Hold]) -> Result<()>
 
 /// A hold that ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct EndedHold {
     pub call: CallId,
     pub wallet: WalletId,
     pub captured: bool,
     pub amount: Usd,
-    pub pins: Vec<Pin>,
+    pub pins: Vec<GrantPin>,
     pub month: NaiveDate,
 }
 
 /// Amount that a wallet has spent, or got back, in the month of a call's hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spent {
+pub struct MonthlySpend {
     pub wallet: WalletId,
     pub month: NaiveDate,
     pub amount: Usd,
@@ -212,7 +212,11 @@ pub struct Spent {
 ///
 /// # Errors
 /// [`crate::Error::Unexpected`] when one of them had ended before; the caller must roll back then.
-pub async fn end_unscoped(db: &mut PgConnection, ended: &[Ended], spent: &[Spent]) -> Result<()> {
+pub async fn end_unscoped(
+    db: &mut PgConnection,
+    ended: &[EndedHold],
+    spent: &[MonthlySpend],
+) -> Result<()> {
     if ended.is_empty() && spent.is_empty() {
         return Ok(());
     }
@@ -253,7 +257,7 @@ pub async fn end_unscoped(db: &mut PgConnection, ended: &[Ended], spent: &[Spent
     Ok(())
 }
 
-fn by_grant<'a>(pins: impl Iterator<Item = &'a Pin>) -> (Vec<GrantId>, Vec<Usd>) {
+fn by_grant<'a>(pins: impl Iterator<Item = &'a GrantPin>) -> (Vec<GrantId>, Vec<Usd>) {
     let mut sums: BTreeMap<GrantId, Usd> = BTreeMap::new();
     for pin in pins {
         let sum = sums.entry(pin.grant).or_default();

@@ -20,7 +20,7 @@ use crate::money::Usd;
 /// Kind of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum Kind {
+pub enum TransactionKind {
     /// Credit from the platform.
     Grant,
     /// Between two wallets of an organisation.
@@ -58,7 +58,7 @@ pub enum EntryType {
 
 /// A ledger account. All but a reseller's belong to the organisation of the posting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Account {
+pub enum LedgerAccount {
     Wallet(WalletId),
     Mint,
     Expiry,
@@ -70,7 +70,7 @@ pub enum Account {
 /// One side of a posting; positive amounts are added to the account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leg {
-    pub account: Account,
+    pub account: LedgerAccount,
     pub entry: EntryType,
     pub amount: Usd,
     /// The grant that the leg creates, expires or moves, if any.
@@ -79,7 +79,7 @@ pub struct Leg {
 
 /// Totals of the calls in a posting; negative in a reversal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Folded {
+pub struct CallTotals {
     pub calls: i32,
     pub billed_seconds: i64,
     pub base: Usd,
@@ -94,7 +94,7 @@ pub struct Folded {
 pub struct Posting {
     /// Organisation of the accounts.
     pub org: OrgId,
-    pub kind: Kind,
+    pub kind: TransactionKind,
     /// Idempotency key: a second posting with the same key is refused.
     pub idem_key: String,
     /// The transaction that a reversal refunds, wholly or in part.
@@ -103,11 +103,11 @@ pub struct Posting {
     pub actor: Option<UserId>,
     /// Required for adjustments.
     pub reason: Option<String>,
-    pub folded: Folded,
+    pub call_totals: CallTotals,
     pub legs: Vec<Leg>,
     /// Amounts taken from grants; negative for refunds. They reduce the grants' remainders, so a
     /// grant that the posting creates is not among them.
-    pub uses: Vec<(GrantId, Usd)>,
+    pub grant_uses: Vec<(GrantId, Usd)>,
 }
 
 /// Posts transactions, in order, on wallets that the caller has locked. Legs of zero are omitted.
@@ -136,7 +136,7 @@ pub async fn post_unscoped(
         }
     }
 
-    let accounts = Accounts::of(db, postings).await?;
+    let accounts = AccountIds::find_or_open(db, postings).await?;
     let ids: Vec<TransactionId> = postings.iter().map(|_| TransactionId::new()).collect();
     insert_transactions(db, postings, &ids).await?;
     let mut balances = move_wallets(db, postings).await?;
@@ -146,26 +146,26 @@ pub async fn post_unscoped(
 }
 
 /// Legs with an amount.
-fn moves(posting: &Posting) -> impl Iterator<Item = &Leg> {
+fn nonzero_legs(posting: &Posting) -> impl Iterator<Item = &Leg> {
     posting.legs.iter().filter(|leg| !leg.amount.is_zero())
 }
 
 /// Ids of the accounts of postings.
-struct Accounts {
+struct AccountIds {
     wallets: BTreeMap<WalletId, (OrgId, Uuid)>,
     others: BTreeMap<(OrgId, &'static str), Uuid>,
 }
 
-impl Accounts {
+impl AccountIds {
     /// Finds the accounts, and opens missing ones.
-    async fn of(db: &mut PgConnection, postings: &[Posting]) -> Result<Self> {
+    async fn find_or_open(db: &mut PgConnection, postings: &[Posting]) -> Result<Self> {
         let mut wallets = Vec::new();
         let mut others = Vec::new();
         for posting in postings {
-            for leg in moves(posting) {
+            for leg in nonzero_legs(posting) {
                 match leg.account {
-                    Account::Wallet(wallet) => wallets.push(wallet),
-                    account => others.push(other(posting.org, account)),
+                    LedgerAccount::Wallet(wallet) => wallets.push(wallet),
+                    account => others.push(account_key(posting.org, account)),
                 }
             }
         }
@@ -178,7 +178,7 @@ impl Accounts {
             wallets: BTreeMap::new(),
             others: BTreeMap::new(),
         };
-        accounts.read(db, &wallets, &others).await?;
+        accounts.load(db, &wallets, &others).await?;
 
         let missing: Vec<_> = others
             .iter()
@@ -186,13 +186,13 @@ impl Accounts {
             .copied()
             .collect();
         if !missing.is_empty() {
-            open(db, &missing).await?;
-            accounts.read(db, &wallets, &others).await?;
+            open_accounts(db, &missing).await?;
+            accounts.load(db, &wallets, &others).await?;
         }
         Ok(accounts)
     }
 
-    async fn read(
+    async fn load(
         &mut self,
         db: &mut PgConnection,
         wallets: &[WalletId],
@@ -228,11 +228,11 @@ impl Accounts {
         Ok(())
     }
 
-    fn get(&self, org: OrgId, account: Account) -> Result<(OrgId, Uuid)> {
+    fn get(&self, org: OrgId, account: LedgerAccount) -> Result<(OrgId, Uuid)> {
         let found = match account {
-            Account::Wallet(wallet) => self.wallets.get(&wallet).copied(),
+            LedgerAccount::Wallet(wallet) => self.wallets.get(&wallet).copied(),
             account => {
-                let key = other(org, account);
+                let key = account_key(org, account);
                 self.others.get(&key).map(|id| (key.0, *id))
             }
         };
@@ -241,18 +241,18 @@ impl Accounts {
 }
 
 /// Organisation and kind of an account other than a wallet.
-fn other(org: OrgId, account: Account) -> (OrgId, &'static str) {
+fn account_key(org: OrgId, account: LedgerAccount) -> (OrgId, &'static str) {
     match account {
-        Account::Wallet(_) => (org, "wallet"),
-        Account::Mint => (org, "mint"),
-        Account::Expiry => (org, "expiry"),
-        Account::Adjustment => (org, "adjustment"),
-        Account::PlatformRevenue => (org, "platform_revenue"),
-        Account::ResellerEarnings(reseller) => (reseller, "reseller_earnings"),
+        LedgerAccount::Wallet(_) => (org, "wallet"),
+        LedgerAccount::Mint => (org, "mint"),
+        LedgerAccount::Expiry => (org, "expiry"),
+        LedgerAccount::Adjustment => (org, "adjustment"),
+        LedgerAccount::PlatformRevenue => (org, "platform_revenue"),
+        LedgerAccount::ResellerEarnings(reseller) => (reseller, "reseller_earnings"),
     }
 }
 
-async fn open(db: &mut PgConnection, missing: &[(OrgId, &'static str)]) -> Result<()> {
+async fn open_accounts(db: &mut PgConnection, missing: &[(OrgId, &'static str)]) -> Result<()> {
     let (orgs, kinds): (Vec<OrgId>, Vec<&str>) = missing.iter().copied().unzip();
     sqlx::query!(
         "insert into ledger_accounts (id, org_id, kind)
@@ -272,15 +272,15 @@ async fn insert_transactions(
     postings: &[Posting],
     ids: &[TransactionId],
 ) -> Result<()> {
-    let amounts = |number: fn(&Folded) -> Usd| -> Vec<Usd> {
+    let amounts = |number: fn(&CallTotals) -> Usd| -> Vec<Usd> {
         postings
             .iter()
-            .map(|posting| number(&posting.folded))
+            .map(|posting| number(&posting.call_totals))
             .collect()
     };
 
     let orgs: Vec<OrgId> = postings.iter().map(|posting| posting.org).collect();
-    let kinds: Vec<Kind> = postings.iter().map(|posting| posting.kind).collect();
+    let kinds: Vec<TransactionKind> = postings.iter().map(|posting| posting.kind).collect();
     let keys: Vec<&str> = postings
         .iter()
         .map(|posting| posting.idem_key.as_str())
@@ -288,9 +288,12 @@ async fn insert_transactions(
     let reverses: Vec<Option<TransactionId>> = postings.iter().map(|p| p.reverses).collect();
     let actors: Vec<Option<UserId>> = postings.iter().map(|posting| posting.actor).collect();
     let reasons: Vec<Option<&str>> = postings.iter().map(|p| p.reason.as_deref()).collect();
-    let calls: Vec<i32> = postings.iter().map(|p| p.folded.calls).collect();
-    let seconds: Vec<i64> = postings.iter().map(|p| p.folded.billed_seconds).collect();
-    let resellers: Vec<Option<OrgId>> = postings.iter().map(|p| p.folded.reseller).collect();
+    let calls: Vec<i32> = postings.iter().map(|p| p.call_totals.calls).collect();
+    let seconds: Vec<i64> = postings
+        .iter()
+        .map(|p| p.call_totals.billed_seconds)
+        .collect();
+    let resellers: Vec<Option<OrgId>> = postings.iter().map(|p| p.call_totals.reseller).collect();
 
     sqlx::query!(
         "insert into ledger_transactions (id, org_id, kind, idem_key, reverses_id, actor_user_id, reason, calls,
@@ -302,7 +305,7 @@ async fn insert_transactions(
                      $14::bigint[])",
         ids as &[TransactionId],
         &orgs as &[OrgId],
-        &kinds as &[Kind],
+        &kinds as &[TransactionKind],
         &keys as &[&str],
         &reverses as &[Option<TransactionId>],
         &actors as &[Option<UserId>],
@@ -324,16 +327,16 @@ async fn insert_transactions(
 }
 
 /// A wallet's balance and number of entries.
-type Balance = (Usd, i64);
+type WalletBalance = (Usd, i64);
 
 /// Adds the postings to the wallets' balances; returns the balances before.
 async fn move_wallets(
     db: &mut PgConnection,
     postings: &[Posting],
-) -> Result<BTreeMap<WalletId, Balance>> {
-    let mut sums: BTreeMap<WalletId, Balance> = BTreeMap::new();
-    for leg in postings.iter().flat_map(moves) {
-        if let Account::Wallet(wallet) = leg.account {
+) -> Result<BTreeMap<WalletId, WalletBalance>> {
+    let mut sums: BTreeMap<WalletId, WalletBalance> = BTreeMap::new();
+    for leg in postings.iter().flat_map(nonzero_legs) {
+        if let LedgerAccount::Wallet(wallet) = leg.account {
             let (sum, entries) = sums.entry(wallet).or_default();
             *sum = sum.plus(leg.amount);
             *entries = entries.saturating_add(1);
@@ -367,7 +370,7 @@ async fn move_wallets(
 
 /// Columns of the entries to insert.
 #[derive(Default)]
-struct Entries {
+struct EntryColumns {
     orgs: Vec<OrgId>,
     transactions: Vec<TransactionId>,
     accounts: Vec<Uuid>,
@@ -382,17 +385,17 @@ async fn insert_entries(
     db: &mut PgConnection,
     postings: &[Posting],
     ids: &[TransactionId],
-    accounts: &Accounts,
-    balances: &mut BTreeMap<WalletId, Balance>,
+    accounts: &AccountIds,
+    balances: &mut BTreeMap<WalletId, WalletBalance>,
 ) -> Result<()> {
     // 1. Compute each wallet's running balance and entry number.
-    let mut entries = Entries::default();
+    let mut entries = EntryColumns::default();
     for (posting, id) in postings.iter().zip(ids) {
-        for leg in moves(posting) {
+        for leg in nonzero_legs(posting) {
             let (org, account) = accounts.get(posting.org, leg.account)?;
 
             let mut after = (None, None);
-            if let Account::Wallet(wallet) = leg.account
+            if let LedgerAccount::Wallet(wallet) = leg.account
                 && let Some((balance, number)) = balances.get_mut(&wallet)
             {
                 *balance = balance.plus(leg.amount);
@@ -446,7 +449,7 @@ async fn use_grants(
     // A grant is used once per transaction.
     for (posting, id) in postings.iter().zip(ids) {
         let mut sums: BTreeMap<GrantId, Usd> = BTreeMap::new();
-        for (grant, amount) in &posting.uses {
+        for (grant, amount) in &posting.grant_uses {
             let sum = sums.entry(*grant).or_default();
             *sum = sum.plus(*amount);
         }

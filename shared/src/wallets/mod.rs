@@ -49,16 +49,16 @@ use crate::money::Usd;
 
 /// A grant that can be spent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spendable {
+pub struct SpendableGrant {
     pub id: GrantId,
     /// Amount that no hold has pinned.
-    pub free: Usd,
+    pub unpinned: Usd,
     pub expires_at: Option<DateTime<Utc>>,
 }
 
 /// A wallet without expired amounts, usually under its lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Locked {
+pub struct WalletState {
     pub id: WalletId,
     pub org: OrgId,
     pub posted: Usd,
@@ -66,7 +66,7 @@ pub struct Locked {
     /// Amount outside the grants; may be negative.
     pub pool: Usd,
     /// Spendable grants, in the order of spending.
-    pub grants: Vec<Spendable>,
+    pub grants: Vec<SpendableGrant>,
     /// Maximum that may be spent in a month, holds included.
     pub cap: Option<Usd>,
     /// The current month of the organisation's time zone; `cap_spent` and `cap_held` count in it.
@@ -77,25 +77,25 @@ pub struct Locked {
 
 /// Sources of an amount taken from a wallet: grants, and the pool for the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Burn {
+pub struct WalletDebit {
     pub grants: Vec<(GrantId, Usd)>,
     pub pool: Usd,
 }
 
-impl Locked {
+impl WalletState {
     /// Spendable amount.
     #[must_use]
     pub fn available(&self) -> Usd {
         self.grants
             .iter()
-            .map(|grant| grant.free)
+            .map(|grant| grant.unpinned)
             .sum::<Usd>()
             .plus(self.pool)
     }
 
     /// Remainder of the cap this month; `None` without a cap.
     #[must_use]
-    pub fn under_cap(&self) -> Option<Usd> {
+    pub fn cap_remaining(&self) -> Option<Usd> {
         self.cap
             .map(|cap| cap.minus(self.cap_spent).minus(self.cap_held))
     }
@@ -107,7 +107,7 @@ impl Locked {
             None
         } else if self.available() < amount {
             Some(holds::Refusal::InsufficientCredits)
-        } else if self.under_cap().is_some_and(|room| room < amount) {
+        } else if self.cap_remaining().is_some_and(|room| room < amount) {
             Some(holds::Refusal::MonthlyCapReached)
         } else {
             None
@@ -116,25 +116,25 @@ impl Locked {
 
     /// Takes an amount, in the order of spending. The pool pays what grants do not cover and may
     /// become negative: the caller decides whether that is permitted.
-    pub fn burn(&mut self, amount: Usd) -> Burn {
+    pub fn debit(&mut self, amount: Usd) -> WalletDebit {
         let mut left = amount;
         let mut grants = Vec::new();
         for grant in &mut self.grants {
-            let part = left.min(grant.free);
+            let part = left.min(grant.unpinned);
             if part.is_positive() {
-                grant.free = grant.free.minus(part);
+                grant.unpinned = grant.unpinned.minus(part);
                 left = left.minus(part);
                 grants.push((grant.id, part));
             }
         }
         self.pool = self.pool.minus(left);
-        Burn { grants, pool: left }
+        WalletDebit { grants, pool: left }
     }
 
     /// Returns an amount to a grant; has no effect when the grant is not spendable any more.
-    pub fn give_back(&mut self, grant: GrantId, amount: Usd) {
+    pub fn restore_grant(&mut self, grant: GrantId, amount: Usd) {
         if let Some(grant) = self.grants.iter_mut().find(|known| known.id == grant) {
-            grant.free = grant.free.plus(amount);
+            grant.unpinned = grant.unpinned.plus(amount);
         }
     }
 }
@@ -167,7 +167,7 @@ pub async fn lock_unscoped(
     db: &mut PgConnection,
     wallets: &[WalletId],
     now: DateTime<Utc>,
-) -> Result<BTreeMap<WalletId, Locked>> {
+) -> Result<BTreeMap<WalletId, WalletState>> {
     if wallets.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -185,11 +185,11 @@ pub async fn lock_unscoped(
 
 /// Reads wallets as [`lock_unscoped`] does, without a lock and without expiring anything: the
 /// result may be outdated already.
-pub async fn look_unscoped(
+pub async fn read_unscoped(
     db: &mut PgConnection,
     wallets: &[WalletId],
     now: DateTime<Utc>,
-) -> Result<BTreeMap<WalletId, Locked>> {
+) -> Result<BTreeMap<WalletId, WalletState>> {
     let rows = wallets!("", wallets, now).fetch_all(&mut *db).await?;
     let (wallets, _) = with_grants(db, rows, now).await?;
     Ok(wallets)
@@ -199,7 +199,7 @@ async fn lock(
     db: &mut PgConnection,
     wallets: &[WalletId],
     now: DateTime<Utc>,
-) -> Result<(BTreeMap<WalletId, Locked>, Vec<expiry::Expired>)> {
+) -> Result<(BTreeMap<WalletId, WalletState>, Vec<expiry::ExpiredGrant>)> {
     let rows = wallets!("for no key update of w", wallets, now)
         .fetch_all(&mut *db)
         .await?;
@@ -218,7 +218,7 @@ struct WalletRow {
     month: NaiveDate,
 }
 
-impl From<WalletRow> for Locked {
+impl From<WalletRow> for WalletState {
     fn from(row: WalletRow) -> Self {
         // A new month counts from zero. An earlier month, after a change of the time zone, is not
         // a new one.
@@ -244,8 +244,8 @@ async fn with_grants(
     db: &mut PgConnection,
     rows: Vec<WalletRow>,
     now: DateTime<Utc>,
-) -> Result<(BTreeMap<WalletId, Locked>, Vec<expiry::Expired>)> {
-    let mut wallets: BTreeMap<WalletId, Locked> =
+) -> Result<(BTreeMap<WalletId, WalletState>, Vec<expiry::ExpiredGrant>)> {
+    let mut wallets: BTreeMap<WalletId, WalletState> =
         rows.into_iter().map(|row| (row.id, row.into())).collect();
     let ids: Vec<WalletId> = wallets.keys().copied().collect();
 
@@ -271,17 +271,17 @@ async fn with_grants(
 
         let is_over = grant.expires_at.is_some_and(|until| until <= now);
         if is_over && free.is_positive() {
-            expired.push(expiry::Expired {
+            expired.push(expiry::ExpiredGrant {
                 grant: grant.id,
                 org: wallet.org,
                 wallet: wallet.id,
                 amount: free,
-                times: grant.expiries,
+                previous_expiries: grant.expiries,
             });
         } else if !is_over && !grant.locked {
-            wallet.grants.push(Spendable {
+            wallet.grants.push(SpendableGrant {
                 id: grant.id,
-                free,
+                unpinned: free,
                 expires_at: grant.expires_at,
             });
         }

@@ -4,8 +4,10 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::ledger::{Account, EntryType, Folded, Kind, Leg, Posting, post_unscoped};
-use super::{Locked, lock_unscoped, look_unscoped};
+use super::ledger::{
+    CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
+};
+use super::{WalletState, lock_unscoped, read_unscoped};
 use crate::error::{Error, Result};
 use crate::ids::{GrantId, TransactionId, UserId, WalletId};
 use crate::money::Usd;
@@ -14,13 +16,13 @@ use crate::money::Usd;
 ///
 /// # Errors
 /// [`Error::NotFound`] for a user without a wallet.
-pub async fn give_unscoped(
+pub async fn grant_unscoped(
     db: &mut PgConnection,
     user: UserId,
     amount: Usd,
     now: DateTime<Utc>,
 ) -> Result<WalletId> {
-    let wallet = of(db, user).await?;
+    let wallet = wallet_of(db, user).await?;
     let locked = lock_unscoped(db, &[wallet], now).await?;
     let org = locked.get(&wallet).ok_or(Error::NotFound("Wallet"))?.org;
 
@@ -33,17 +35,17 @@ pub async fn give_unscoped(
     };
     let posting = Posting {
         org,
-        kind: Kind::Grant,
+        kind: TransactionKind::Grant,
         idem_key: grant.to_string(),
         reverses: None,
         actor: None,
         reason: None,
-        folded: Folded::default(),
+        call_totals: CallTotals::default(),
         legs: vec![
-            leg(Account::Wallet(wallet), EntryType::Grant, amount),
-            leg(Account::Mint, EntryType::Mint, -amount),
+            leg(LedgerAccount::Wallet(wallet), EntryType::Grant, amount),
+            leg(LedgerAccount::Mint, EntryType::Mint, -amount),
         ],
-        uses: Vec::new(),
+        grant_uses: Vec::new(),
     };
     let transactions = post_unscoped(db, &[posting]).await?;
 
@@ -71,15 +73,15 @@ pub async fn available_unscoped(
     user: UserId,
     now: DateTime<Utc>,
 ) -> Result<Usd> {
-    let wallet = of(db, user).await?;
-    let wallets = look_unscoped(db, &[wallet], now).await?;
+    let wallet = wallet_of(db, user).await?;
+    let wallets = read_unscoped(db, &[wallet], now).await?;
     Ok(wallets
         .get(&wallet)
-        .map(Locked::available)
+        .map(WalletState::available)
         .unwrap_or_default())
 }
 
-async fn of(db: &mut PgConnection, user: UserId) -> Result<WalletId> {
+async fn wallet_of(db: &mut PgConnection, user: UserId) -> Result<WalletId> {
     sqlx::query_scalar!(
         r#"select w.id as "id: WalletId"
            from users u

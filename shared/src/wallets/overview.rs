@@ -4,14 +4,14 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use super::look_unscoped;
+use super::read_unscoped;
 use crate::error::Result;
 use crate::ids::WalletId;
 use crate::money::Usd;
 
 /// Balances of one wallet.
 #[derive(Clone, Debug, Serialize)]
-pub struct Overview {
+pub struct WalletOverview {
     pub wallet_id: WalletId,
     pub organization: String,
     /// Absent for the organisation's own wallet.
@@ -24,7 +24,10 @@ pub struct Overview {
 }
 
 /// Lists the wallets with entries, by organisation and owner. The operator has no principal.
-pub async fn all_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<Vec<Overview>> {
+pub async fn all_unscoped(
+    db: &mut PgConnection,
+    now: DateTime<Utc>,
+) -> Result<Vec<WalletOverview>> {
     let rows = sqlx::query!(
         r#"select w.id as "id: WalletId", o.name, u.email as "email?"
            from wallets w
@@ -36,12 +39,12 @@ pub async fn all_unscoped(db: &mut PgConnection, now: DateTime<Utc>) -> Result<V
     .fetch_all(&mut *db)
     .await?;
     let ids: Vec<WalletId> = rows.iter().map(|row| row.id).collect();
-    let wallets = look_unscoped(db, &ids, now).await?;
+    let wallets = read_unscoped(db, &ids, now).await?;
     Ok(rows
         .into_iter()
         .filter_map(|row| {
             let wallet = wallets.get(&row.id)?;
-            Some(Overview {
+            Some(WalletOverview {
                 wallet_id: row.id,
                 organization: row.name,
                 email: row.email,

@@ -8,7 +8,7 @@ use crate::error::Result;
 
 /// A violated rule of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Offender {
+pub struct LedgerViolation {
     /// The violated rule.
     pub check: &'static str,
     /// Id of the row that violates it.
@@ -19,14 +19,14 @@ pub struct Offender {
 
 /// Recomputes every projection from its rows, in one statement and so in one snapshot, for all
 /// tenants.
-pub async fn offenders_unscoped(db: &mut PgConnection) -> Result<Vec<Offender>> {
+pub async fn violations_unscoped(db: &mut PgConnection) -> Result<Vec<LedgerViolation>> {
     let rows = sqlx::query_file!("src/wallets/verify.sql")
         .fetch_all(db)
         .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Offender {
-            check: known(&row.rule),
+        .map(|row| LedgerViolation {
+            check: rule_name(&row.rule),
             of: row.of,
             found: row.found,
         })
@@ -52,7 +52,7 @@ const RULES: [&str; 15] = [
     "calls_hold_money",
 ];
 
-fn known(rule: &str) -> &'static str {
+fn rule_name(rule: &str) -> &'static str {
     RULES
         .into_iter()
         .find(|known| *known == rule)

@@ -10,7 +10,7 @@ use crate::access::Scope;
 use crate::error::{Error, Result};
 use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
 use crate::money::Usd;
-use crate::page::{Page, Slice};
+use crate::page::{Page, PageSlice};
 
 /// Page of grants shown with a wallet, spendable ones first.
 const GRANTS_SHOWN: Page = Page {
@@ -22,7 +22,7 @@ const GRANTS_SHOWN: Page = Page {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = Owner)]
-pub enum Owner {
+pub enum WalletOwner {
     User,
     Organization,
 }
@@ -31,7 +31,7 @@ pub enum Owner {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Wallet {
     pub id: WalletId,
-    pub owner: Owner,
+    pub owner: WalletOwner,
     pub organization_id: OrgId,
     #[schema(example = "Acme")]
     pub organization_name: String,
@@ -142,13 +142,13 @@ pub struct LedgerPage {
 /// Amount that will expire unless it is spent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Expiring)]
-pub struct Expiring {
+pub struct ExpiringAmount {
     pub grant_id: GrantId,
     pub amount_usd: Usd,
     pub expires_at: DateTime<Utc>,
 }
 
-struct Row {
+struct WalletDetailsRow {
     id: WalletId,
     organization_id: OrgId,
     organization_name: String,
@@ -165,15 +165,15 @@ struct Row {
     updated_at: DateTime<Utc>,
 }
 
-impl From<Row> for Wallet {
-    fn from(row: Row) -> Self {
+impl From<WalletDetailsRow> for Wallet {
+    fn from(row: WalletDetailsRow) -> Self {
         let available = row.posted.minus(row.held).minus(row.idle);
         let used = row.cap_spent.plus(row.cap_held);
         Self {
             id: row.id,
             owner: match row.user_id {
-                Some(_) => Owner::User,
-                None => Owner::Organization,
+                Some(_) => WalletOwner::User,
+                None => WalletOwner::Organization,
             },
             organization_id: row.organization_id,
             organization_name: row.organization_name,
@@ -187,7 +187,7 @@ impl From<Row> for Wallet {
             month: row.month,
             month_spend_usd: row.cap_spent,
             month_held_usd: row.cap_held,
-            cap_remaining_usd: row.cap.map(|cap| cap.minus(used).or_nothing()),
+            cap_remaining_usd: row.cap.map(|cap| cap.minus(used).or_zero()),
             currency: "USD",
             created_at: row.created_at,
             updated_at: row.updated_at,
@@ -200,7 +200,7 @@ impl From<Row> for Wallet {
 macro_rules! wallets {
     ($rest:tt, $scope:expr, $now:expr $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
-            Row,
+            WalletDetailsRow,
             r#"select w.id as "id: WalletId", w.org_id as "organization_id: OrgId", o.name as organization_name,
                       w.user_id as "user_id: UserId", u.email as "email?", w.posted_micros as "posted: Usd",
                       w.held_micros as "held: Usd", idle.micros as "idle!: Usd", w.cap_micros as "cap: Usd",
@@ -290,12 +290,12 @@ pub async fn of_org(
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    owner: Owner,
+    owner: WalletOwner,
     org: Option<OrgId>,
     page: Page,
     now: DateTime<Utc>,
 ) -> Result<(Vec<Wallet>, i64)> {
-    let of_users = owner == Owner::User;
+    let of_users = owner == WalletOwner::User;
 
     let total = sqlx::query_scalar!(
         r#"select count(*) as "n!"
@@ -383,7 +383,7 @@ pub async fn grants_of(
     scope: &Scope,
     wallet: WalletId,
     now: DateTime<Utc>,
-) -> Result<Slice<Grant>> {
+) -> Result<PageSlice<Grant>> {
     let grants = grants!(
         "and g.wallet_id = $4
          order by (g.remaining_micros > 0) desc, g.priority, g.expires_at nulls last, g.created_at, g.id
@@ -395,7 +395,7 @@ pub async fn grants_of(
     )
     .fetch_all(db)
     .await?;
-    let Slice {
+    let PageSlice {
         rows: mut grants,
         has_more,
     } = GRANTS_SHOWN.slice(grants);
@@ -405,7 +405,7 @@ pub async fn grants_of(
     others.sort_by_key(|grant| std::cmp::Reverse((grant.created_at, grant.id)));
     grants.append(&mut others);
 
-    Ok(Slice {
+    Ok(PageSlice {
         rows: grants,
         has_more,
     })
@@ -413,12 +413,12 @@ pub async fn grants_of(
 
 /// Amounts of these grants that will expire, the soonest first.
 #[must_use]
-pub fn upcoming(grants: &[Grant]) -> Vec<Expiring> {
-    let mut expiring: Vec<Expiring> = grants
+pub fn upcoming_expiries(grants: &[Grant]) -> Vec<ExpiringAmount> {
+    let mut expiring: Vec<ExpiringAmount> = grants
         .iter()
         .filter(|grant| !grant.remaining_usd.is_zero() && grant.state != GrantState::Expired)
         .filter_map(|grant| {
-            Some(Expiring {
+            Some(ExpiringAmount {
                 grant_id: grant.id,
                 amount_usd: grant.remaining_usd,
                 expires_at: grant.expires_at?,
@@ -431,7 +431,7 @@ pub fn upcoming(grants: &[Grant]) -> Vec<Expiring> {
 
 /// Reads a page of the ledger of a wallet in the scope: entries older than the one numbered
 /// `after`, the newest first.
-pub async fn ledger(
+pub async fn ledger_page(
     db: &mut PgConnection,
     scope: &Scope,
     wallet: WalletId,

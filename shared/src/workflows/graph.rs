@@ -18,9 +18,9 @@ use crate::ids::ToolId;
 use crate::phone::E164;
 use crate::tools::schema::is_storable;
 
-const MOST_NODES: usize = 200;
-const MOST_TRANSITIONS: usize = 1000;
-const LONGEST_TEXT: usize = 4000;
+const MAX_NODES: usize = 200;
+const MAX_TRANSITIONS: usize = 1000;
+const MAX_TEXT_BYTES: usize = 4000;
 /// Only condition of a tool's transition.
 const FAILED: &str = "failed";
 
@@ -101,7 +101,7 @@ pub struct Transition {
 
 /// Nodes and the transitions between them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Graph {
+pub struct WorkflowGraph {
     pub nodes: Vec<Node>,
     pub transitions: Vec<Transition>,
 }
@@ -112,7 +112,7 @@ impl NodeKind {
     }
 }
 
-impl Graph {
+impl WorkflowGraph {
     /// Lists the tools that nodes call, with the position of each node.
     pub fn tools(&self) -> impl Iterator<Item = (usize, &str, ToolId)> {
         let nodes = self.nodes.iter().enumerate();
@@ -124,71 +124,71 @@ impl Graph {
 
     /// Lists all errors of the graph.
     #[must_use]
-    pub fn faults(&self) -> Vec<FieldError> {
-        let mut errors = Faults::default();
-        if self.nodes.is_empty() || self.nodes.len() > MOST_NODES {
-            errors.of_all("nodes", format!("must have 1 to {MOST_NODES} nodes"));
+    pub fn errors(&self) -> Vec<FieldError> {
+        let mut errors = GraphErrors::default();
+        if self.nodes.is_empty() || self.nodes.len() > MAX_NODES {
+            errors.add_for_list("nodes", format!("must have 1 to {MAX_NODES} nodes"));
         }
-        if self.transitions.len() > MOST_TRANSITIONS {
-            let message = format!("must have {MOST_TRANSITIONS} transitions or fewer");
-            errors.of_all("transitions", message);
+        if self.transitions.len() > MAX_TRANSITIONS {
+            let message = format!("must have {MAX_TRANSITIONS} transitions or fewer");
+            errors.add_for_list("transitions", message);
         }
         let json = serde_json::to_value((&self.nodes, &self.transitions));
         if !json.is_ok_and(|json| is_storable(&json)) {
-            errors.of_all("nodes", "must not have a NUL character".to_owned());
+            errors.add_for_list("nodes", "must not have a NUL character".to_owned());
         }
 
         if !errors.0.is_empty() {
             return errors.0;
         }
 
-        self.judge_nodes(&mut errors);
-        self.judge_transitions(&mut errors);
+        self.check_nodes(&mut errors);
+        self.check_transitions(&mut errors);
         for (index, node) in self.nodes.iter().enumerate() {
-            self.judge_ways(index, node, &mut errors);
+            self.check_outgoing(index, node, &mut errors);
         }
 
         // Paths through a graph with faulty parts would only repeat the errors.
         if errors.0.is_empty() {
-            self.judge_walks(&mut errors);
+            self.check_reachability(&mut errors);
         }
         errors.0
     }
 
-    fn judge_nodes(&self, errors: &mut Faults) {
+    fn check_nodes(&self, errors: &mut GraphErrors) {
         let mut seen = HashSet::new();
         for (index, node) in self.nodes.iter().enumerate() {
             if !is_name(&node.id) {
                 let message = "must be 1 to 64 letters, digits, underscores and dashes";
-                errors.of_node(index, node, "id", message);
+                errors.add_for_node(index, node, "id", message);
             }
             if !seen.insert(node.id.as_str()) {
-                errors.of_node(index, node, "id", "is the id of another node");
+                errors.add_for_node(index, node, "id", "is the id of another node");
             }
-            if let Some((field, message)) = fault_of(&node.kind) {
-                errors.of_node(index, node, field, message);
+            if let Some((field, message)) = node_error(&node.kind) {
+                errors.add_for_node(index, node, field, message);
             }
         }
 
         let mut starts = self.nodes.iter().enumerate().filter(|(_, node)| node.start);
         if starts.next().is_none() {
-            errors.of_all(
+            errors.add_for_list(
                 "nodes",
                 "must have one node with \"start\": true".to_owned(),
             );
         }
         for (index, node) in starts {
-            errors.of_node(index, node, "start", "is a second start; keep one");
+            errors.add_for_node(index, node, "start", "is a second start; keep one");
         }
     }
 
-    fn judge_transitions(&self, errors: &mut Faults) {
+    fn check_transitions(&self, errors: &mut GraphErrors) {
         let ids: HashSet<&str> = self.nodes.iter().map(|node| node.id.as_str()).collect();
         let mut seen = HashSet::new();
         for (index, transition) in self.transitions.iter().enumerate() {
             for (field, id) in [("from", &transition.from), ("to", &transition.to)] {
                 if !ids.contains(id.as_str()) {
-                    errors.of_way(index, field, format!("there is no node {id:?}"));
+                    errors.add_for_transition(index, field, format!("there is no node {id:?}"));
                 }
             }
 
@@ -197,7 +197,7 @@ impl Graph {
                 .as_ref()
                 .is_some_and(|when| when.is_empty() || when.len() > 200)
             {
-                errors.of_way(
+                errors.add_for_transition(
                     index,
                     "when",
                     "must have 1 to 200 bytes, or be left out".to_owned(),
@@ -206,13 +206,13 @@ impl Graph {
 
             if !seen.insert((&transition.from, &transition.when)) {
                 let message = format!("node {:?} has two equal transitions", transition.from);
-                errors.of_way(index, "when", message);
+                errors.add_for_transition(index, "when", message);
             }
         }
     }
 
     /// Checks a node's transitions against its kind.
-    fn judge_ways(&self, index: usize, node: &Node, errors: &mut Faults) {
+    fn check_outgoing(&self, index: usize, node: &Node, errors: &mut GraphErrors) {
         let outgoing = self
             .transitions
             .iter()
@@ -244,11 +244,11 @@ impl Graph {
             _ => return,
         };
 
-        errors.of_node(index, node, "transitions", message);
+        errors.add_for_node(index, node, "transitions", message);
     }
 
     /// Checks that every node can be reached, and can reach an end.
-    fn judge_walks(&self, errors: &mut Faults) {
+    fn check_reachability(&self, errors: &mut GraphErrors) {
         let mut onward: HashMap<&str, Vec<&str>> = HashMap::new();
         let mut back: HashMap<&str, Vec<&str>> = HashMap::new();
         for transition in &self.transitions {
@@ -266,22 +266,22 @@ impl Graph {
             nodes.map(|node| node.id.as_str()).collect()
         };
 
-        let reached = walked(&onward, ids(|node| node.start));
-        let ending = walked(&back, ids(|node| node.kind.is_end()));
+        let reached = reachable(&onward, ids(|node| node.start));
+        let ending = reachable(&back, ids(|node| node.kind.is_end()));
 
         for (index, node) in self.nodes.iter().enumerate() {
             if !reached.contains(node.id.as_str()) {
-                errors.of_node(index, node, "id", "cannot be reached from the start");
+                errors.add_for_node(index, node, "id", "cannot be reached from the start");
             } else if !ending.contains(node.id.as_str()) {
                 let message = "never leads to an end; add a path to a transfer or hangup";
-                errors.of_node(index, node, "id", message);
+                errors.add_for_node(index, node, "id", message);
             }
         }
     }
 }
 
 /// Collects the nodes that can be reached from `from`.
-fn walked<'a>(edges: &HashMap<&'a str, Vec<&'a str>>, from: Vec<&'a str>) -> HashSet<&'a str> {
+fn reachable<'a>(edges: &HashMap<&'a str, Vec<&'a str>>, from: Vec<&'a str>) -> HashSet<&'a str> {
     let mut seen: HashSet<&str> = from.iter().copied().collect();
     let mut pending = from;
     while let Some(id) = pending.pop() {
@@ -295,8 +295,8 @@ fn walked<'a>(edges: &HashMap<&'a str, Vec<&'a str>>, from: Vec<&'a str>) -> Has
 }
 
 /// Reports the faulty field of a node and its error.
-fn fault_of(kind: &NodeKind) -> Option<(&'static str, &'static str)> {
-    let is_text = |text: &str| (1..=LONGEST_TEXT).contains(&text.trim().len());
+fn node_error(kind: &NodeKind) -> Option<(&'static str, &'static str)> {
+    let is_text = |text: &str| (1..=MAX_TEXT_BYTES).contains(&text.trim().len());
 
     match kind {
         NodeKind::Say { text }
@@ -338,21 +338,21 @@ fn is_name(text: &str) -> bool {
 }
 
 #[derive(Default)]
-struct Faults(Vec<FieldError>);
+struct GraphErrors(Vec<FieldError>);
 
-impl Faults {
-    fn of_all(&mut self, list: &str, message: String) {
+impl GraphErrors {
+    fn add_for_list(&mut self, list: &str, message: String) {
         self.0
             .push(FieldError::new("body", [list], "graph", message));
     }
 
-    fn of_node(&mut self, index: usize, node: &Node, field: &str, message: &str) {
+    fn add_for_node(&mut self, index: usize, node: &Node, field: &str, message: &str) {
         let path = ["nodes".to_owned(), index.to_string(), field.to_owned()];
         let message = format!("node {:?} {message}", node.id);
         self.0.push(FieldError::new("body", path, "graph", message));
     }
 
-    fn of_way(&mut self, index: usize, field: &str, message: String) {
+    fn add_for_transition(&mut self, index: usize, field: &str, message: String) {
         let path = [
             "transitions".to_owned(),
             index.to_string(),

@@ -7,12 +7,12 @@ use sqlx::types::Json;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Graph, Node, Transition};
+use super::{Node, Transition, WorkflowGraph};
 use crate::access::{Role, Scope};
 use crate::agents;
 use crate::error::{Error, FieldError, OnConstraint, Result};
 use crate::ids::{AgentId, OrgId, ToolId, UserId, WorkflowId};
-use crate::page::{Owners, Page, Slice};
+use crate::page::{OwnerFilter, Page, PageSlice};
 use crate::tools::org_of;
 
 /// Stored workflow.
@@ -46,7 +46,7 @@ pub struct NewWorkflow {
     pub agent: Option<AgentId>,
     pub name: String,
     pub description: Option<String>,
-    pub graph: Graph,
+    pub graph: WorkflowGraph,
     pub is_active: bool,
 }
 
@@ -56,7 +56,7 @@ impl From<Workflow> for NewWorkflow {
             agent: workflow.agent_id,
             name: workflow.name,
             description: workflow.description,
-            graph: Graph {
+            graph: WorkflowGraph {
                 nodes: workflow.nodes.0,
                 transitions: workflow.transitions.0,
             },
@@ -77,7 +77,7 @@ pub async fn create(
     new: &NewWorkflow,
 ) -> Result<Workflow> {
     let org = org_of(db, scope, owner).await?;
-    check(db, scope, org, owner, new).await?;
+    check_references(db, scope, org, owner, new).await?;
 
     let id = WorkflowId::new();
     sqlx::query!(
@@ -97,7 +97,7 @@ pub async fn create(
     .await
     .on_constraint("agent_has_workflows", || Error::NotFound("Agent"))?;
 
-    tie_tools(db, scope, org, id, &new.graph).await?;
+    link_tools(db, scope, org, id, &new.graph).await?;
     find(db, scope, id).await
 }
 
@@ -128,9 +128,9 @@ pub async fn find(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Resul
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    owners: &Owners,
+    owners: &OwnerFilter,
     page: Page,
-) -> Result<Slice<Workflow>> {
+) -> Result<PageSlice<Workflow>> {
     let workflows = sqlx::query_as!(
         Workflow,
         r#"select id as "id: WorkflowId", org_id as "org_id: OrgId", user_id as "user_id: UserId",
@@ -193,7 +193,7 @@ pub async fn replace(
     new: &NewWorkflow,
 ) -> Result<Workflow> {
     let before = find(db, scope, id).await?;
-    check(db, scope, before.org_id, before.user_id, new).await?;
+    check_references(db, scope, before.org_id, before.user_id, new).await?;
 
     sqlx::query!(
         "update workflows
@@ -214,7 +214,7 @@ pub async fn replace(
     .await
     .on_constraint("agent_has_workflows", || Error::NotFound("Agent"))?;
 
-    tie_tools(db, scope, before.org_id, id, &new.graph).await?;
+    link_tools(db, scope, before.org_id, id, &new.graph).await?;
     find(db, scope, id).await
 }
 
@@ -252,14 +252,14 @@ pub async fn delete(db: &mut PgConnection, scope: &Scope, id: WorkflowId) -> Res
 }
 
 /// Checks the graph, and that its agent and tools are visible to the owner.
-async fn check(
+async fn check_references(
     db: &mut PgConnection,
     scope: &Scope,
     org: OrgId,
     owner: UserId,
     new: &NewWorkflow,
 ) -> Result<()> {
-    let mut errors = new.graph.faults();
+    let mut errors = new.graph.errors();
 
     if let Some(agent) = new.agent
         && agents::find(db, scope, agent).await?.org_id != org
@@ -299,12 +299,12 @@ async fn check(
 }
 
 /// Records the tools that a workflow calls.
-async fn tie_tools(
+async fn link_tools(
     db: &mut PgConnection,
     scope: &Scope,
     org: OrgId,
     id: WorkflowId,
-    graph: &Graph,
+    graph: &WorkflowGraph,
 ) -> Result<()> {
     let tools: Vec<Uuid> = graph.tools().map(|(_, _, tool)| tool.0).collect();
 

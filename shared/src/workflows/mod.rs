@@ -7,5 +7,5 @@
 pub mod graph;
 pub mod kept;
 
-pub use self::graph::{Graph, Node, NodeKind, Transition};
+pub use self::graph::{Node, NodeKind, Transition, WorkflowGraph};
 pub use self::kept::{NewWorkflow, Workflow};

@@ -12,7 +12,7 @@ use url::form_urlencoded;
 
 use crate::Scale;
 use crate::harness::app::{ACCOUNT, AUTH_TOKEN};
-use crate::harness::client::number;
+use crate::harness::client::phone_number;
 use crate::limits::{BareCallbacks, PATIENCE};
 use crate::load::{Came, Lane, Load, Pace};
 use crate::machine::{Watched, memory_mib};
@@ -85,7 +85,7 @@ fn carrier_call_id(n: u32) -> String {
 async fn insert(stack: &Stack, calls: &[CallId]) -> anyhow::Result<()> {
     let tenant = &stack.client.tenant;
     let (ids, numbers): (Vec<u32>, Vec<String>) = (0..u32::try_from(calls.len())?)
-        .map(|n| (n, number(n)))
+        .map(|n| (n, phone_number(n)))
         .unzip();
     let carrier_ids: Vec<String> = ids.into_iter().map(carrier_call_id).collect();
     sqlx::query(
@@ -124,9 +124,9 @@ fn request(stack: &Stack, call: CallId, n: u32, sequence: usize, word: &str) -> 
         ("CallSid", carrier_call_id(n)),
         ("AccountSid", ACCOUNT.to_owned()),
         ("From", "+12125550100".to_owned()),
-        ("To", number(n)),
+        ("To", phone_number(n)),
         ("Caller", "+12125550100".to_owned()),
-        ("Called", number(n)),
+        ("Called", phone_number(n)),
         ("CallStatus", word.to_owned()),
         ("ApiVersion", "2010-04-01".to_owned()),
         ("Direction", "outbound-api".to_owned()),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgPoolCopyExt as _;
 
 use crate::Scale;
-use crate::harness::client::{answer, number};
+use crate::harness::client::{phone_number, send_request};
 use crate::load::per_second;
 use crate::machine::memory_mib;
 use crate::report::{Bound, Row};
@@ -27,7 +27,7 @@ const BARE_INSERT: &str = "
     where b.id = $1::uuid
     order by s.n";
 
-fn people(count: u32) -> String {
+fn people_csv(count: u32) -> String {
     let mut csv = format!("to_phonenumber,{}\n", VARIABLES.join(","));
     for n in 0..count {
         let (plan, cents) = (["basic", "family", "premium"], n % 100);
@@ -36,7 +36,7 @@ fn people(count: u32) -> String {
             .unwrap_or(&"basic");
         csv.push_str(&format!(
             "{},Person Number {n},Springfield,{plan},{}.{cents:02},\"called before, on day {}\"\n",
-            number(n),
+            phone_number(n),
             n % 1000,
             n % 28
         ));
@@ -47,7 +47,7 @@ fn people(count: u32) -> String {
 /// A file into a batch, from its upload to the last row, beside COPY into a staging table and
 /// one INSERT..SELECT into the same table with its indexes.
 pub async fn ingest(scale: &Scale) -> anyhow::Result<Row> {
-    let csv = people(scale.ingest);
+    let csv = people_csv(scale.ingest);
     let megabytes = csv.len() / 1_000_000;
     let bare = bare(&csv).await?;
     let mut stack = Stack::start(1, carrier(0)).await?;
@@ -102,7 +102,7 @@ async fn upload(stack: &Stack, batch: &str, csv: String) -> anyhow::Result<Value
         .mime_str("text/csv")?;
     let form = reqwest::multipart::Form::new().part("file", part);
     let path = format!("/api/v1/batch-call/upload/{batch}");
-    let uploaded = answer(stack.client.request(Method::POST, &path).multipart(form)).await;
+    let uploaded = send_request(stack.client.request(Method::POST, &path).multipart(form)).await;
     anyhow::ensure!(uploaded.status.is_success(), "{}", uploaded.text);
     let ingest = uploaded.json()["data"]["ingest_id"].clone();
     let path = format!(

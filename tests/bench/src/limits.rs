@@ -15,13 +15,14 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::post;
 use clap::Parser;
-use peal_shared::calls::urls::{STATUS_PATH, requested};
+use peal_shared::calls::urls::{STATUS_PATH, requested_url};
 use peal_shared::config::{Config, Settings};
-use peal_shared::context::{Context, Process};
+use peal_shared::context::{Context, ProcessKind};
 use peal_shared::logging;
-use peal_shared::secret::Keys;
+use peal_shared::secret::KeyRing;
 use peal_shared::telephony::{
-    Account, Callback, CallbackKind, CarrierKind, Carriers, Credentials, NewCall, Placement,
+    CallbackKind, CarrierAccount, CarrierCallback, CarrierCredentials, CarrierKind,
+    CarrierRegistry, NewCall, Placement,
 };
 use reqwest::Url;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -29,7 +30,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::app::{ACCOUNT, AUTH_TOKEN};
-use crate::harness::client::number;
+use crate::harness::client::phone_number;
 use crate::load::per_second;
 use crate::stack::MASTER_KEY;
 
@@ -49,11 +50,11 @@ pub async fn run(words: &[String]) -> Option<anyhow::Result<()>> {
     }
 }
 
-fn account(url: Option<&str>) -> anyhow::Result<Account> {
-    Ok(Account {
+fn account(url: Option<&str>) -> anyhow::Result<CarrierAccount> {
+    Ok(CarrierAccount {
         kind: CarrierKind::Twilio,
         account_id: ACCOUNT.to_owned(),
-        credentials: Credentials {
+        credentials: CarrierCredentials {
             username: None,
             password: AUTH_TOKEN.into(),
             signing_secrets: Vec::new(),
@@ -102,14 +103,14 @@ pub async fn creates(url: &str, count: u32) -> anyhow::Result<f64> {
 async fn bare_creates(url: &str, count: &str) -> anyhow::Result<()> {
     let count: u32 = count.parse()?;
     let account = Arc::new(account(Some(url))?);
-    let carriers = Carriers::new()?;
+    let carriers = CarrierRegistry::new()?;
     let nowhere: Url = "http://127.0.0.1:9/".parse()?;
     let start = Instant::now();
     let mut requests = tokio::task::JoinSet::new();
     for n in 0..count {
         let call = NewCall {
-            to: number(50_000 + n).parse()?,
-            from: number(1).parse()?,
+            to: phone_number(50_000 + n).parse()?,
+            from: phone_number(1).parse()?,
             answer_url: nowhere.join(&n.to_string())?,
             status_url: nowhere.clone(),
             machine_detection_url: None,
@@ -119,7 +120,7 @@ async fn bare_creates(url: &str, count: &str) -> anyhow::Result<()> {
         };
         let (carriers, account) = (carriers.clone(), Arc::clone(&account));
         requests.spawn(async move {
-            let placement = carriers.of(account.kind).create(&account, &call).await;
+            let placement = carriers.adapter(account.kind).create(&account, &call).await;
             matches!(placement, Placement::Accepted { .. })
         });
         if requests.len() >= IN_FLIGHT {
@@ -166,8 +167,8 @@ impl BareCallbacks {
 }
 
 struct Bare {
-    keys: Keys,
-    account: Account,
+    keys: KeyRing,
+    account: CarrierAccount,
     context: Arc<Context>,
 }
 
@@ -181,9 +182,9 @@ struct Cli {
 async fn bare_callbacks() -> anyhow::Result<()> {
     logging::init();
     let settings = Cli::parse_from([BARE_CALLBACKS]).settings;
-    let context = Context::connect(Config::from_settings(settings)?, Process::Api).await?;
+    let context = Context::connect(Config::from_settings(settings)?, ProcessKind::Api).await?;
     let bare = Arc::new(Bare {
-        keys: Keys::derive(&MASTER_KEY)?,
+        keys: KeyRing::derive(&MASTER_KEY)?,
         account: account(None)?,
         context: Arc::clone(&context),
     });
@@ -195,7 +196,7 @@ async fn bare_callbacks() -> anyhow::Result<()> {
             post(status),
         )
         .with_state(bare);
-    peal_api::serve_framed(context, listener, router, CancellationToken::new()).await
+    peal_api::serve_routes(context, listener, router, CancellationToken::new()).await
 }
 
 async fn status(
@@ -211,20 +212,20 @@ async fn status(
     }
     let (parts, body) = request.into_parts();
     let sent_to = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let Some(url) = requested(&bare.context.config.public_url, sent_to) else {
+    let Some(url) = requested_url(&bare.context.config.public_url, sent_to) else {
         return StatusCode::NOT_FOUND;
     };
     let Ok(body) = to_bytes(body, BODY_LIMIT_BYTES).await else {
         return StatusCode::PAYLOAD_TOO_LARGE;
     };
-    let carrier = bare.context.carriers.of(bare.account.kind);
+    let carrier = bare.context.carriers.adapter(bare.account.kind);
     let text = |name: &str| {
         parts
             .headers
             .get(name)
             .and_then(|value| value.to_str().ok())
     };
-    let callback = Callback {
+    let callback = CarrierCallback {
         method: parts.method.as_str(),
         url: &url,
         content_type: text(CONTENT_TYPE.as_str()),

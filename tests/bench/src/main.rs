@@ -25,7 +25,7 @@ mod money;
 mod report;
 mod stack;
 
-use harness::setting;
+use harness::env_setting;
 use report::Row;
 
 // What the API and the workers use, so that limits in this program are no slower for it.
@@ -144,7 +144,7 @@ async fn main() -> anyhow::Result<()> {
         return limit;
     }
     // Fails here, with a clear word, when it is not started by `make bench`.
-    setting("PEAL_TEST_DATABASE_URL");
+    env_setting("PEAL_TEST_DATABASE_URL");
     raise_open_files()?;
     let (scale, size) = scale()?;
     let only = variable("PEAL_BENCH_ONLY");

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use futures::future::try_join_all;
 use peal_shared::billing::settle::settle_due_unscoped;
 use peal_shared::billing::verify::verify_unscoped;
-use peal_shared::calls::claim::{Ask, claim_unscoped};
+use peal_shared::calls::claim::{ClaimRequest, claim_unscoped};
 use peal_shared::context::Context;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::Scale;
-use crate::harness::app::{Options, Tenant, connect_with, found_tenant, settings};
+use crate::harness::app::{AppOptions, Tenant, connect_with, create_tenant, test_settings};
 use crate::harness::db::{TestDatabase, fresh_database};
-use crate::harness::setting;
+use crate::harness::env_setting;
 use crate::load::per_second;
 use crate::machine::Watched;
 use crate::report::{Bound, Row};
@@ -91,21 +91,21 @@ struct Bank {
 impl Bank {
     async fn open() -> anyhow::Result<Self> {
         let database = fresh_database().await;
-        let redis_url = setting("PEAL_TEST_REDIS_URL");
+        let redis_url = env_setting("PEAL_TEST_REDIS_URL");
         let directory = std::env::temp_dir().join(&database.name);
-        let settings = settings(
+        let settings = test_settings(
             &database.program_url,
             &redis_url,
             "http://127.0.0.1:9",
             &directory,
         );
         let context = connect_with(settings).await;
-        let options = Options {
+        let options = AppOptions {
             cps: 10_000,
             max_concurrent: 100_000,
-            ..Options::default()
+            ..AppOptions::default()
         };
-        let tenant = found_tenant(&context, "Acme", "http://127.0.0.1:9", &options).await;
+        let tenant = create_tenant(&context, "Acme", "http://127.0.0.1:9", &options).await;
         sqlx::query("update organizations set max_concurrent_calls = 100000")
             .execute(&database.pool)
             .await?;
@@ -188,7 +188,7 @@ async fn settle_all(context: &Context) -> anyhow::Result<()> {
         let settled = settle_due_unscoped(&context.pool, GROUP, context.clock.now())
             .await
             .map_err(|refused| refused.error)?;
-        if settled.taken == 0 {
+        if settled.processed == 0 {
             return Ok(());
         }
     }
@@ -238,13 +238,13 @@ pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
     let (mut claimed, mut claims) = (0_u64, 0_u64);
     let (mut took, mut money) = (Duration::ZERO, Duration::ZERO);
     while claimed < u64::from(calls) {
-        let ask = Ask {
+        let ask = ClaimRequest {
             trunk: bank.tenant.trunk,
             worker: "bench",
-            most: 50,
-            held: 0,
+            max_calls: 50,
+            held_calls: 0,
             hold_max_secs: 600,
-            tariffs: &bank.context.tariffs,
+            tariffs: &bank.context.price_cache,
         };
         let asked = Instant::now();
         let claim = claim_unscoped(&bank.context.pool, ask).await?;
@@ -253,7 +253,7 @@ pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
             continue;
         }
         took += asked.elapsed();
-        money += claim.money_took;
+        money += claim.funding_time;
         claims += 1;
         claimed += u64::try_from(claim.calls.len())?;
     }

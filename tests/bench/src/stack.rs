@@ -15,10 +15,12 @@ use peal_shared::config::Config;
 use peal_simulator::{Config as Carrier, Faults, Running, Simulator};
 use serde_json::json;
 
-use crate::harness::app::{Options, connect_with, everybody_answers, found_tenant, settings};
-use crate::harness::client::{Client, number};
+use crate::harness::app::{
+    AppOptions, carrier_where_all_answer, connect_with, create_tenant, test_settings,
+};
+use crate::harness::client::{ApiClient, phone_number};
 use crate::harness::db::{TestDatabase, fresh_database};
-use crate::harness::setting;
+use crate::harness::env_setting;
 use crate::machine::{self, Watched};
 
 /// How long anything may take.
@@ -32,7 +34,7 @@ pub const EVERYTHING: &str = "dial,inbox,ingest,misc";
 
 /// A carrier without fates by suffix, whose callees talk for a moment.
 pub fn carrier(latency_ms: u64) -> Carrier {
-    let mut carrier = everybody_answers();
+    let mut carrier = carrier_where_all_answer();
     carrier.keep_callbacks = false;
     carrier.behavior.suffixes.clear();
     carrier.faults = Faults {
@@ -44,7 +46,7 @@ pub fn carrier(latency_ms: u64) -> Carrier {
 
 /// A running installation.
 pub struct Stack {
-    pub client: Client,
+    pub client: ApiClient,
     pub carrier: Running,
     pub config: Config,
     pub database: TestDatabase,
@@ -69,17 +71,17 @@ impl Stack {
         let url = format!("http://{listen}");
         let directory = std::env::temp_dir().join(&database.name);
         let desk = Desk::under(&directory)?;
-        let redis_url = setting("PEAL_TEST_REDIS_URL");
-        let mut settings = settings(&database.program_url, &redis_url, &url, &directory);
+        let redis_url = env_setting("PEAL_TEST_REDIS_URL");
+        let mut settings = test_settings(&database.program_url, &redis_url, &url, &directory);
         settings.redis_prefix = database.name.clone();
         let envs = environment(&database, &redis_url, &listen, &directory);
         let context = connect_with(settings).await;
-        let options = Options {
+        let options = AppOptions {
             cps,
             max_concurrent: 100_000,
-            ..Options::default()
+            ..AppOptions::default()
         };
-        let tenant = found_tenant(&context, "Acme", carrier.url(), &options).await;
+        let tenant = create_tenant(&context, "Acme", carrier.url(), &options).await;
         sqlx::query("update organizations set max_concurrent_calls = 100000")
             .execute(&database.pool)
             .await?;
@@ -87,7 +89,7 @@ impl Stack {
         context.pool.close().await;
         let api = spawn("api", "peal-api", &[], &quiet(&envs), &desk)?;
         let stack = Self {
-            client: Client::new(url, tenant),
+            client: ApiClient::new(url, tenant),
             carrier,
             config,
             workers: Vec::new(),
@@ -149,7 +151,7 @@ impl Stack {
                 .await;
             let mut csv = String::from("to_phonenumber,name\n");
             for n in first..last {
-                csv.push_str(&format!("{},Person {n}\n", number(n)));
+                csv.push_str(&format!("{},Person {n}\n", phone_number(n)));
             }
             self.client.upload(&batch, &csv).await;
             batches.push(batch);

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peal_shared::bells::Bell;
+use peal_shared::bells::WakeupChannel;
 use peal_shared::context::Context;
 use peal_shared::ids::TrunkId;
 use peal_shared::trunks;
@@ -28,18 +28,18 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use record::Recorder;
-use trunk::Line;
+use record::PlacementRecorder;
+use trunk::TrunkDialer;
 
 /// Time between two searches for trunks with work when no wakeup arrives.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest time between two searches.
-const WATCH_PAUSE: Duration = Duration::from_millis(25);
+const MIN_SEARCH_PAUSE: Duration = Duration::from_millis(25);
 /// Results that may wait to be recorded.
 const RESULTS_LIMIT: usize = 4096;
 
 /// The task of a trunk dialer.
-struct Running {
+struct RunningDialer {
     task: JoinHandle<()>,
     wake: Arc<Notify>,
 }
@@ -47,18 +47,18 @@ struct Running {
 /// Dials until `shutdown`; then gives back unsent calls and waits for requests in flight.
 pub async fn run(context: Arc<Context>, worker: Arc<str>, shutdown: CancellationToken) {
     let (results, waiting) = mpsc::channel(RESULTS_LIMIT);
-    let recorder = tokio::spawn(Recorder::new(Arc::clone(&context)).run(waiting));
-    let mut dialers: HashMap<TrunkId, Running> = HashMap::new();
-    let mut wakeup = context.bells.listen(Bell::Dial);
+    let recorder = tokio::spawn(PlacementRecorder::new(Arc::clone(&context)).run(waiting));
+    let mut dialers: HashMap<TrunkId, RunningDialer> = HashMap::new();
+    let mut wakeup = context.wakeups.listen(WakeupChannel::Dial);
 
     while !shutdown.is_cancelled() {
-        match trunks::with_work_unscoped(&context.pool).await {
+        match trunks::list_with_work_unscoped(&context.pool).await {
             Ok(trunks) => {
                 dialers.retain(|_, dialer| !dialer.task.is_finished());
                 for trunk in trunks {
                     let running = dialers.entry(trunk).or_insert_with(|| {
                         let wake = Arc::new(Notify::new());
-                        let dialer = Line {
+                        let dialer = TrunkDialer {
                             context: Arc::clone(&context),
                             trunk,
                             worker: Arc::clone(&worker),
@@ -66,7 +66,7 @@ pub async fn run(context: Arc<Context>, worker: Arc<str>, shutdown: Cancellation
                             wake: Arc::clone(&wake),
                             shutdown: shutdown.clone(),
                         };
-                        Running {
+                        RunningDialer {
                             task: tokio::spawn(dialer.run()),
                             wake,
                         }
@@ -79,8 +79,8 @@ pub async fn run(context: Arc<Context>, worker: Arc<str>, shutdown: Cancellation
 
         // Wakeups are as frequent as ends of calls; one search serves all that arrived meanwhile.
         let pause = async {
-            sleep(WATCH_PAUSE).await;
-            wakeup.heard(16, WATCH_EVERY).await;
+            sleep(MIN_SEARCH_PAUSE).await;
+            wakeup.wait(16, SEARCH_INTERVAL).await;
         };
         tokio::select! {
             () = shutdown.cancelled() => {}

@@ -2,29 +2,29 @@
 
 use std::sync::Arc;
 
-use peal_shared::calls::claim::Claimed;
+use peal_shared::calls::claim::ClaimedCall;
 use peal_shared::calls::urls::CallUrls;
 use peal_shared::context::Context;
 use peal_shared::fault;
 use peal_shared::ids::TrunkId;
-use peal_shared::metrics::OfTrunk;
-use peal_shared::telephony::{Account, NewCall, Placement};
-use peal_shared::traces::{KeyValue, Step};
+use peal_shared::metrics::TrunkMetrics;
+use peal_shared::telephony::{CarrierAccount, NewCall, Placement};
+use peal_shared::traces::{CallStep, KeyValue};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::record::Result;
+use super::record::PlacementResult;
 
 /// A create request with everything prepared that takes time.
-pub struct Request {
+pub struct PlacementRequest {
     trunk: TrunkId,
     call: NewCall,
-    account: peal_shared::Result<Arc<Account>>,
+    account: peal_shared::Result<Arc<CarrierAccount>>,
 }
 
-impl Request {
+impl PlacementRequest {
     /// Prepares the request of a claimed call.
-    pub async fn prepare(context: &Context, trunk: TrunkId, call: &Claimed) -> Self {
+    pub async fn prepare(context: &Context, trunk: TrunkId, call: &ClaimedCall) -> Self {
         let config = &context.config;
         let urls = CallUrls::new(&config.public_url, &config.keys, trunk, call.id);
         Self {
@@ -50,19 +50,19 @@ impl Request {
     pub async fn send(
         self,
         context: &Context,
-        call: Claimed,
-        results: &mpsc::Sender<Result>,
-        counts: &OfTrunk,
+        call: ClaimedCall,
+        results: &mpsc::Sender<PlacementResult>,
+        counts: &TrunkMetrics,
     ) {
         let span = tracing::info_span!("place", call.id = %call.id, trunk.id = %self.trunk);
 
-        fault::point("place.unsent");
+        fault::hit("place.unsent");
         let began = context.traces.begin();
         let placement = self.create(context).instrument(span).await;
-        fault::point("place.answered");
+        fault::hit("place.answered");
 
-        counts.dialled(&placement);
-        context.traces.end(began, call.id, Step::Place, || {
+        counts.record_placement(&placement);
+        context.traces.end(began, call.id, CallStep::Place, || {
             vec![
                 KeyValue::new("trunk.id", self.trunk.to_string()),
                 KeyValue::new("place.result", placement.as_str()),
@@ -70,7 +70,7 @@ impl Request {
             ]
         });
 
-        let result = Result {
+        let result = PlacementResult {
             trunk: self.trunk,
             call: call.id,
             batch: call.batch,
@@ -85,7 +85,7 @@ impl Request {
     async fn create(&self, context: &Context) -> Placement {
         match &self.account {
             Ok(account) => {
-                let carrier = context.carriers.of(account.kind);
+                let carrier = context.carriers.adapter(account.kind);
                 carrier.create(account, &self.call).await
             }
             Err(error) => {

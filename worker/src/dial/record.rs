@@ -9,39 +9,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use peal_shared::bells::Bell;
-use peal_shared::calls::apply::{Applied, Change, What, apply_unscoped};
-use peal_shared::calls::claim::Claimed;
+use peal_shared::bells::WakeupChannel;
+use peal_shared::calls::apply::{AppliedUpdates, CallUpdate, UpdateKind, apply_unscoped};
+use peal_shared::calls::claim::ClaimedCall;
 use peal_shared::campaigns::lifecycle;
 use peal_shared::context::Context;
 use peal_shared::fault;
 use peal_shared::ids::{BatchId, CallId, TrunkId};
 use peal_shared::telephony::{CallEvent, CallStatus, Outcome, Placement, Reason};
-use peal_shared::traces::Began;
+use peal_shared::traces::StepStart;
 use peal_shared::trunks;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use crate::inbox::{hang_up_foreign, note_ends};
+use crate::inbox::{hang_up_duplicates, record_ends};
 
 /// Maximum of results in one transaction.
 const GROUP_LIMIT: usize = 512;
 /// Time in which a small group gathers more results, so that a hundred calls a second do not need
 /// a hundred transactions.
-const GATHER: Duration = Duration::from_millis(25);
+const GATHER_TIME: Duration = Duration::from_millis(25);
 /// Size from which a group is recorded without waiting.
-const COMPANY: usize = 32;
+const MIN_GROUP: usize = 32;
 const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 /// Longest backoff of a call that the carrier keeps deferring.
 const DEFER_CAP_SECS: i64 = 60;
 /// Longest `Retry-After` of a carrier that is honoured.
-const ASKED_CAP_SECS: i64 = 3600;
+const RETRY_AFTER_CAP_SECS: i64 = 3600;
 /// Deferral of a call whose refusal paused its trunk or batch.
-const PAUSED_SECS: i64 = 5;
+const PAUSED_DEFER_SECS: i64 = 5;
 
 /// Result of one create request.
 #[derive(Debug)]
-pub struct Result {
+pub struct PlacementResult {
     pub trunk: TrunkId,
     pub call: CallId,
     pub batch: Option<BatchId>,
@@ -49,10 +49,10 @@ pub struct Result {
     pub placement: Placement,
 }
 
-impl Result {
+impl PlacementResult {
     /// A call that was claimed and never sent.
     #[must_use]
-    pub fn unsent(trunk: TrunkId, call: &Claimed) -> Self {
+    pub fn unsent(trunk: TrunkId, call: &ClaimedCall) -> Self {
         Self {
             trunk,
             call: call.id,
@@ -69,18 +69,18 @@ impl Result {
 
 /// Trunks and batches to slow down or pause because of a group of results.
 #[derive(Default)]
-struct Measures {
+struct FollowUpActions {
     throttled: HashSet<TrunkId>,
     pause_trunks: HashMap<TrunkId, String>,
     pause_batches: HashMap<BatchId, String>,
 }
 
 /// The task that records placements.
-pub struct Recorder {
+pub struct PlacementRecorder {
     context: Arc<Context>,
 }
 
-impl Recorder {
+impl PlacementRecorder {
     /// Creates a recorder.
     #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
@@ -88,11 +88,11 @@ impl Recorder {
     }
 
     /// Records until every sender of results is dropped.
-    pub async fn run(self, mut results: mpsc::Receiver<Result>) {
+    pub async fn run(self, mut results: mpsc::Receiver<PlacementResult>) {
         let mut group = Vec::new();
         while results.recv_many(&mut group, GROUP_LIMIT).await > 0 {
-            if group.len() < COMPANY {
-                sleep(GATHER).await;
+            if group.len() < MIN_GROUP {
+                sleep(GATHER_TIME).await;
                 while group.len() < GROUP_LIMIT
                     && let Ok(result) = results.try_recv()
                 {
@@ -105,7 +105,7 @@ impl Recorder {
 
     /// Records a group; when the database rejects its values, each result alone; and a result
     /// that is rejected even alone as unknown.
-    async fn record_all(&self, group: Vec<Result>) {
+    async fn record_all(&self, group: Vec<PlacementResult>) {
         let Err(refused) = self.record_through_outages(&group).await else {
             return;
         };
@@ -129,16 +129,16 @@ impl Recorder {
     }
 
     /// Retries until the database accepts or rejects the group.
-    async fn record_through_outages(&self, group: &[Result]) -> peal_shared::Result<()> {
-        let mut measures = Measures::default();
+    async fn record_through_outages(&self, group: &[PlacementResult]) -> peal_shared::Result<()> {
+        let mut measures = FollowUpActions::default();
         let now = self.context.clock.now();
         let began = self.context.traces.begin();
 
-        let changes: Vec<Change> = group
+        let changes: Vec<CallUpdate> = group
             .iter()
-            .map(|result| Change {
+            .map(|result| CallUpdate {
                 call: result.call,
-                what: judge(result, &mut measures),
+                kind: placement_update(result, &mut measures),
             })
             .collect();
 
@@ -146,10 +146,10 @@ impl Recorder {
         loop {
             match self.record(&changes, now).await {
                 Ok(applied) => {
-                    self.announce(applied, began);
+                    self.notify_applied(applied, began);
                     break;
                 }
-                Err(error) if error.is_data_fault() => return Err(error),
+                Err(error) if error.is_invalid_data() => return Err(error),
                 Err(error) => {
                     tracing::error!(%error, results = group.len(), "placements cannot be recorded; retrying");
                     sleep(OUTAGE_PAUSE).await;
@@ -158,28 +158,32 @@ impl Recorder {
         }
 
         // 2. Pause trunks and batches, after the commit: they are locked before calls elsewhere.
-        while let Err(error) = self.take(&measures).await {
+        while let Err(error) = self.apply_follow_ups(&measures).await {
             tracing::error!(%error, "a trunk or batch cannot be paused; retrying");
             sleep(OUTAGE_PAUSE).await;
         }
         Ok(())
     }
 
-    async fn record(&self, changes: &[Change], now: DateTime<Utc>) -> peal_shared::Result<Applied> {
+    async fn record(
+        &self,
+        changes: &[CallUpdate],
+        now: DateTime<Utc>,
+    ) -> peal_shared::Result<AppliedUpdates> {
         let mut db = self.context.pool.begin().await?;
         let applied = apply_unscoped(&mut db, changes, now).await?;
-        fault::point("record.uncommitted");
+        fault::hit("record.uncommitted");
         db.commit().await?;
-        fault::point("record.committed");
+        fault::hit("record.committed");
         Ok(applied)
     }
 
     /// Slows down and pauses trunks and batches, outside the calls' transaction: trunks and
     /// batches are locked before calls elsewhere.
-    async fn take(&self, measures: &Measures) -> peal_shared::Result<()> {
+    async fn apply_follow_ups(&self, measures: &FollowUpActions) -> peal_shared::Result<()> {
         let mut db = self.context.pool.acquire().await?;
         for trunk in &measures.throttled {
-            trunks::push_back_unscoped(&mut db, *trunk).await?;
+            trunks::throttle_unscoped(&mut db, *trunk).await?;
         }
         for (trunk, why) in &measures.pause_trunks {
             tracing::error!(trunk.id = %trunk, why, "trunk paused");
@@ -193,27 +197,27 @@ impl Recorder {
     }
 
     /// Counts, logs and wakes up after the commit.
-    fn announce(&self, applied: Applied, began: Option<Began>) {
-        note_ends(&self.context, &applied, began);
-        if !applied.finals.is_empty() {
-            self.context.bells.ring(Bell::Dial);
-            self.context.bells.ring(Bell::Settle);
+    fn notify_applied(&self, applied: AppliedUpdates, began: Option<StepStart>) {
+        record_ends(&self.context, &applied, began);
+        if !applied.ended.is_empty() {
+            self.context.wakeups.notify(WakeupChannel::Dial);
+            self.context.wakeups.notify(WakeupChannel::Settle);
         }
         for batch in applied.completed {
             tracing::info!(batch.id = %batch, "batch completed");
         }
-        hang_up_foreign(&self.context, applied.foreign);
+        hang_up_duplicates(&self.context, applied.duplicates);
     }
 }
 
 /// Maps a placement to the update of its call. A refusal that is the trunk's or the batch's fault
 /// pauses the trunk or batch and costs no row its attempt.
-fn judge(result: &Result, measures: &mut Measures) -> What {
+fn placement_update(result: &PlacementResult, measures: &mut FollowUpActions) -> UpdateKind {
     match &result.placement {
         Placement::Accepted {
             carrier_call_id,
             carrier_status,
-        } => What::Event(CallEvent {
+        } => UpdateKind::Event(CallEvent {
             carrier_call_id: Some(carrier_call_id.clone()),
             status: Some(CallStatus::Accepted),
             carrier_status: Some(carrier_status.clone()),
@@ -230,17 +234,17 @@ fn judge(result: &Result, measures: &mut Measures) -> What {
                 (Reason::Auth | Reason::Funds, _) => {
                     let why = format!(
                         "the carrier refuses the account (code {code}): {}",
-                        unnumbered(message)
+                        redact_numbers(message)
                     );
                     measures.pause_trunks.insert(result.trunk, why);
-                    defer(result, PAUSED_SECS)
+                    defer(result, PAUSED_DEFER_SECS)
                 }
                 (Reason::CallerId, Some(batch)) => {
                     let why = format!("the carrier refuses the caller number (code {code})");
                     measures.pause_batches.insert(batch, why);
-                    defer(result, PAUSED_SECS)
+                    defer(result, PAUSED_DEFER_SECS)
                 }
-                _ => What::Event(CallEvent {
+                _ => UpdateKind::Event(CallEvent {
                     status: Some(CallStatus::Final),
                     outcome: Some(Outcome::Failed),
                     reason: Some(*reason),
@@ -263,29 +267,29 @@ fn judge(result: &Result, measures: &mut Measures) -> What {
                 .checked_shl(u32::try_from(result.submit_count).unwrap_or(0).min(6))
                 .unwrap_or(1);
             let asked = retry_after_secs.and_then(|secs| i64::try_from(secs).ok());
-            let asked = asked.map(|secs| secs.min(ASKED_CAP_SECS));
+            let asked = asked.map(|secs| secs.min(RETRY_AFTER_CAP_SECS));
             defer(result, asked.unwrap_or(doubling.min(DEFER_CAP_SECS)))
         }
 
         Placement::Unknown { detail } => {
             tracing::warn!(call.id = %result.call, "the result of a create request is unknown");
-            What::Unknown {
+            UpdateKind::Unknown {
                 submit_count: result.submit_count,
-                detail: format!("the carrier's answer was lost: {}", unnumbered(detail)),
+                detail: format!("the carrier's answer was lost: {}", redact_numbers(detail)),
             }
         }
     }
 }
 
-fn defer(result: &Result, secs: i64) -> What {
-    What::Deferred {
+fn defer(result: &PlacementResult, secs: i64) -> UpdateKind {
+    UpdateKind::Deferred {
         submit_count: result.submit_count,
         pause: TimeDelta::seconds(secs),
     }
 }
 
 /// A carrier's message without anything that could be a phone number, for owners and logs.
-fn unnumbered(text: &str) -> String {
+fn redact_numbers(text: &str) -> String {
     text.split_whitespace()
         .map(|word| {
             let digits = word.chars().filter(char::is_ascii_digit).count();

@@ -8,28 +8,30 @@ use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use peal_shared::Result;
-use peal_shared::bells::Bell;
-use peal_shared::calls::cancel::{Unanswered, leftovers_unscoped, mark_canceling_unscoped};
-use peal_shared::calls::reconcile::release_unscoped;
+use peal_shared::bells::WakeupChannel;
+use peal_shared::calls::cancel::{
+    CancelableCall, mark_canceling_unscoped, remaining_calls_unscoped,
+};
+use peal_shared::calls::reconcile::release_unsent_unscoped;
 use peal_shared::campaigns::lifecycle::CancelCalls;
 use peal_shared::context::Context;
-use peal_shared::queue::{Outcome, Running};
-use peal_shared::telephony::Ending;
+use peal_shared::queue::{JobOutcome, RunningJob};
+use peal_shared::telephony::CallTermination;
 
-use super::Handle;
-use crate::schedule::note_released;
+use super::JobHandler;
+use crate::schedule::record_released;
 
 /// Concurrent requests to the carrier.
-const AT_ONCE: usize = 20;
+const CARRIER_CONCURRENCY: usize = 20;
 /// Time before the next attempt at calls that could not be canceled yet.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-impl Handle<Context> for CancelCalls {
-    async fn handle(self, context: &Context, _job: &Running) -> Outcome {
+impl JobHandler<Context> for CancelCalls {
+    async fn handle(self, context: &Context, _job: &RunningJob) -> JobOutcome {
         match cancel(&self, context).await {
-            Ok(0) => Outcome::Done,
-            Ok(left) => Outcome::Retry {
-                after: Some(LOOK_AGAIN),
+            Ok(0) => JobOutcome::Done,
+            Ok(left) => JobOutcome::Retry {
+                after: Some(RETRY_DELAY),
                 why: format!("{left} calls could not be canceled yet"),
             },
             Err(error) => error.into(),
@@ -41,15 +43,15 @@ impl Handle<Context> for CancelCalls {
 async fn cancel(payload: &CancelCalls, context: &Context) -> Result<i64> {
     // 1. Cancel deferred calls.
     let mut db = context.pool.begin().await?;
-    let released = release_unscoped(&mut db).await?;
+    let released = release_unsent_unscoped(&mut db).await?;
     db.commit().await?;
-    note_released(context, released);
+    record_released(context, released);
 
     // 2. Cancel the others at the carrier, without a transaction.
-    let left = leftovers_unscoped(&context.pool, payload.batch_id).await?;
-    let endings: Vec<_> = stream::iter(left.unanswered)
-        .map(|call| async move { (call.id, end(context, &call).await) })
-        .buffer_unordered(AT_ONCE)
+    let left = remaining_calls_unscoped(&context.pool, payload.batch_id).await?;
+    let endings: Vec<_> = stream::iter(left.cancelable)
+        .map(|call| async move { (call.id, cancel_call(context, &call).await) })
+        .buffer_unordered(CARRIER_CONCURRENCY)
         .collect()
         .await;
     let mut canceled = Vec::new();
@@ -69,18 +71,18 @@ async fn cancel(payload: &CancelCalls, context: &Context) -> Result<i64> {
     let mut db = context.pool.begin().await?;
     mark_canceling_unscoped(&mut db, &canceled, context.clock.now()).await?;
     db.commit().await?;
-    context.bells.ring(Bell::Dial);
+    context.wakeups.notify(WakeupChannel::Dial);
     Ok(left.undecided + failed)
 }
 
-async fn end(context: &Context, call: &Unanswered) -> Result<bool> {
+async fn cancel_call(context: &Context, call: &CancelableCall) -> Result<bool> {
     let keys = &context.config.keys;
     let account = context
         .accounts
         .get(&context.pool, keys, call.trunk)
         .await?;
-    let carrier = context.carriers.of(account.kind);
+    let carrier = context.carriers.adapter(account.kind);
     carrier
-        .end(&account, &call.carrier_call_id, Ending::Cancel)
+        .end(&account, &call.carrier_call_id, CallTermination::Cancel)
         .await
 }

@@ -2,19 +2,20 @@
 
 use peal_shared::billing::export::{ExportUsage, fail_unscoped, run_unscoped};
 use peal_shared::context::Context;
-use peal_shared::queue::{Outcome, Running};
+use peal_shared::queue::{JobOutcome, RunningJob};
 
-use super::Handle;
+use super::JobHandler;
 
-impl Handle<Context> for ExportUsage {
-    async fn handle(self, context: &Context, job: &Running) -> Outcome {
+impl JobHandler<Context> for ExportUsage {
+    async fn handle(self, context: &Context, job: &RunningJob) -> JobOutcome {
         match run_unscoped(context, self.export_id).await {
             Ok(mail) => {
-                mail.iter().for_each(|mail| context.bells.ring_job(mail));
-                Outcome::Done
+                mail.iter()
+                    .for_each(|mail| context.wakeups.notify_job(mail));
+                JobOutcome::Done
             }
             Err(error) => {
-                if (job.is_last_attempt() || !error.retryable())
+                if (job.is_last_attempt() || !error.is_retryable())
                     && let Err(error) = fail_unscoped(&context.pool, self.export_id).await
                 {
                     tracing::error!(%error, export.id = %self.export_id, "an export could not be marked as failed");

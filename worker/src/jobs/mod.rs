@@ -25,32 +25,33 @@ use peal_shared::campaigns::ingest::IngestCsv;
 use peal_shared::campaigns::lifecycle::{CancelCalls, StartBatch};
 use peal_shared::context::Context;
 use peal_shared::mail::SendEmail;
-use peal_shared::queue::{Outcome, Payload, Running};
+use peal_shared::queue::{JobOutcome, JobPayload, RunningJob};
 use tracing::Instrument;
 
 /// Time before the retry of a job of an unknown kind.
 const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
 
 /// A payload with a handler for its kind of job; `S` is the state shared by handlers.
-pub trait Handle<S>: Payload {
+pub trait JobHandler<S>: JobPayload {
     /// Runs the job.
-    fn handle(self, state: &S, job: &Running) -> impl Future<Output = Outcome> + Send;
+    fn handle(self, state: &S, job: &RunningJob) -> impl Future<Output = JobOutcome> + Send;
 }
 
-type Handler<S> = Box<dyn Fn(Arc<S>, Arc<Running>) -> BoxFuture<'static, Outcome> + Send + Sync>;
+type BoxedHandler<S> =
+    Box<dyn Fn(Arc<S>, Arc<RunningJob>) -> BoxFuture<'static, JobOutcome> + Send + Sync>;
 
 /// The handlers by job kind.
-pub struct Registry<S> {
-    handlers: HashMap<&'static str, Handler<S>>,
+pub struct HandlerRegistry<S> {
+    handlers: HashMap<&'static str, BoxedHandler<S>>,
 }
 
-impl<S> fmt::Debug for Registry<S> {
+impl<S> fmt::Debug for HandlerRegistry<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.handlers.keys()).finish()
     }
 }
 
-impl<S> Default for Registry<S> {
+impl<S> Default for HandlerRegistry<S> {
     fn default() -> Self {
         Self {
             handlers: HashMap::new(),
@@ -58,21 +59,21 @@ impl<S> Default for Registry<S> {
     }
 }
 
-impl<S: Send + Sync + 'static> Registry<S> {
+impl<S: Send + Sync + 'static> HandlerRegistry<S> {
     /// Adds the handler of `P`.
     #[must_use]
-    pub fn with<P: Handle<S>>(mut self) -> Self {
-        let handler: Handler<S> = Box::new(|state, job| Box::pin(run::<S, P>(state, job)));
+    pub fn with<P: JobHandler<S>>(mut self) -> Self {
+        let handler: BoxedHandler<S> = Box::new(|state, job| Box::pin(run::<S, P>(state, job)));
         self.handlers.insert(P::KIND, handler);
         self
     }
 
     /// Runs a job with the handler of its kind.
-    pub async fn dispatch(&self, state: Arc<S>, job: Arc<Running>) -> Outcome {
+    pub async fn dispatch(&self, state: Arc<S>, job: Arc<RunningJob>) -> JobOutcome {
         let span = tracing::info_span!("job", job.id = %job.id, job.kind, job.attempt);
         match self.handlers.get(job.kind.as_str()) {
             Some(handler) => handler(state, job).instrument(span).await,
-            None => Outcome::Retry {
+            None => JobOutcome::Retry {
                 after: Some(UNKNOWN_KIND_PAUSE),
                 why: format!("this version has no handler for '{}'", job.kind),
             },
@@ -80,10 +81,13 @@ impl<S: Send + Sync + 'static> Registry<S> {
     }
 }
 
-async fn run<S: Send + Sync + 'static, P: Handle<S>>(state: Arc<S>, job: Arc<Running>) -> Outcome {
+async fn run<S: Send + Sync + 'static, P: JobHandler<S>>(
+    state: Arc<S>,
+    job: Arc<RunningJob>,
+) -> JobOutcome {
     match job.payload::<P>() {
         Ok(payload) => payload.handle(&state, &job).await,
-        Err(error) => Outcome::Fail {
+        Err(error) => JobOutcome::Fail {
             why: format!("the payload of '{}' is invalid: {error}", P::KIND),
         },
     }
@@ -91,8 +95,8 @@ async fn run<S: Send + Sync + 'static, P: Handle<S>>(state: Arc<S>, job: Arc<Run
 
 /// The handlers of this version.
 #[must_use]
-pub fn registry() -> Registry<Context> {
-    Registry::default()
+pub fn registry() -> HandlerRegistry<Context> {
+    HandlerRegistry::default()
         .with::<StartBatch>()
         .with::<CancelCalls>()
         .with::<IngestCsv>()

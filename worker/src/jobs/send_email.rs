@@ -2,12 +2,12 @@
 
 use peal_shared::context::Context;
 use peal_shared::mail::{SendEmail, send_unscoped};
-use peal_shared::queue::{Outcome, Running};
+use peal_shared::queue::{JobOutcome, RunningJob};
 
-use super::Handle;
+use super::JobHandler;
 
-impl Handle<Context> for SendEmail {
-    async fn handle(self, context: &Context, _job: &Running) -> Outcome {
-        Outcome::from(send_unscoped(&context.pool, &context.mailer, self.email_id).await)
+impl JobHandler<Context> for SendEmail {
+    async fn handle(self, context: &Context, _job: &RunningJob) -> JobOutcome {
+        JobOutcome::from(send_unscoped(&context.pool, &context.mailer, self.email_id).await)
     }
 }

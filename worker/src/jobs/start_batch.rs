@@ -1,29 +1,30 @@
 //! Launches a started batch.
 
-use peal_shared::bells::Bell;
+use peal_shared::bells::WakeupChannel;
 use peal_shared::campaigns::lifecycle::{StartBatch, launch_unscoped};
 use peal_shared::context::Context;
 use peal_shared::fault;
-use peal_shared::queue::{Outcome, Running};
+use peal_shared::queue::{JobOutcome, RunningJob};
 
-use super::Handle;
+use super::JobHandler;
 
-impl Handle<Context> for StartBatch {
-    async fn handle(self, context: &Context, _job: &Running) -> Outcome {
+impl JobHandler<Context> for StartBatch {
+    async fn handle(self, context: &Context, _job: &RunningJob) -> JobOutcome {
         let launched = async {
             let mut db = context.pool.begin().await?;
-            let launched = launch_unscoped(&mut db, self.batch_id, context.basis()).await?;
-            fault::point("start.uncommitted");
+            let launched =
+                launch_unscoped(&mut db, self.batch_id, context.estimate_basis()).await?;
+            fault::hit("start.uncommitted");
             db.commit().await?;
-            fault::point("start.committed");
+            fault::hit("start.committed");
             Ok(launched)
         };
         match launched.await {
             Ok(true) => {
-                context.bells.ring(Bell::Dial);
-                Outcome::Done
+                context.wakeups.notify(WakeupChannel::Dial);
+                JobOutcome::Done
             }
-            Ok(false) => Outcome::Done,
+            Ok(false) => JobOutcome::Done,
             Err(error) => peal_shared::Error::into(error),
         }
     }

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::ids::AgentId;
 use crate::money::Usd;
-use crate::page::Owners;
+use crate::page::OwnerFilter;
 
 /// Kind of usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -25,8 +25,8 @@ pub enum UsageType {
 
 /// Filter of sessions; `None` does not restrict.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
-    pub owners: Owners,
+pub struct UsageFilter {
+    pub owners: OwnerFilter,
     pub usage_type: Option<UsageType>,
     /// First charged from this moment on.
     pub from: Option<DateTime<Utc>>,
@@ -37,9 +37,9 @@ pub struct Filter {
     pub search: Option<String>,
 }
 
-impl Filter {
+impl UsageFilter {
     /// True when the filter can match: calls are the only usage so far.
-    fn is_of_calls(&self) -> bool {
+    fn includes_calls(&self) -> bool {
         self.usage_type.is_none_or(|kind| kind == UsageType::Calls)
     }
 
@@ -55,7 +55,7 @@ impl Filter {
 
 /// Shares of a cost; for the platform only.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Split {
+pub struct CostSplit {
     /// Cost at the platform's own prices.
     pub base_cost_usd: Usd,
     /// Markup of the distributor.

@@ -7,9 +7,9 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Filter, ShownSplit, Split, of_sessions};
+use super::{CostSplit, ShownSplit, UsageFilter, of_sessions};
 use crate::access::Scope;
-use crate::billing::quote::{Line, Service, Unit};
+use crate::billing::quote::{BillLine, BillingUnit, Service};
 use crate::error::{Error, Result};
 use crate::ids::{AgentId, BatchId, CallId, OrgId, UserId};
 use crate::money::Usd;
@@ -17,7 +17,7 @@ use crate::money::Usd;
 /// A call with its cost and services.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Session)]
-pub struct Session {
+pub struct UsageSession {
     pub session_id: CallId,
     pub organization_id: OrgId,
     pub user_id: UserId,
@@ -42,7 +42,7 @@ pub struct Session {
     pub cost_usd: Usd,
     #[serde(flatten)]
     #[schema(value_type = ShownSplit)]
-    pub split: Option<Split>,
+    pub split: Option<CostSplit>,
     pub services: Vec<ServiceUse>,
     /// Time of the first charge.
     pub charged_at: Option<DateTime<Utc>>,
@@ -58,7 +58,7 @@ pub struct ServiceUse {
     /// Billed seconds, or calls.
     #[schema(example = 60)]
     pub quantity: i64,
-    pub unit: Unit,
+    pub unit: BillingUnit,
     pub cost_usd: Usd,
     /// For the platform only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,7 +82,7 @@ pub struct ChargeMade {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct SessionDetail {
     #[serde(flatten)]
-    pub session: Session,
+    pub session: UsageSession,
     pub charges: Vec<ChargeMade>,
     /// Amount still held for the call.
     pub held_usd: Usd,
@@ -92,12 +92,12 @@ pub struct SessionDetail {
 
 /// Cursor of a list of sessions: the first charge of the last one.
 #[derive(Clone, Copy, Debug)]
-pub struct Mark {
+pub struct SessionCursor {
     at: DateTime<Utc>,
     charge: Uuid,
 }
 
-struct Row {
+struct SessionRow {
     session_id: CallId,
     charge_id: Option<Uuid>,
     organization_id: OrgId,
@@ -120,15 +120,15 @@ struct Row {
     charged_at: Option<DateTime<Utc>>,
 }
 
-impl Row {
-    fn mark(&self) -> Option<Mark> {
+impl SessionRow {
+    fn cursor(&self) -> Option<SessionCursor> {
         self.charged_at
             .zip(self.charge_id)
-            .map(|(at, charge)| Mark { at, charge })
+            .map(|(at, charge)| SessionCursor { at, charge })
     }
 
-    fn session(self, with_split: bool) -> Result<Session> {
-        let lines: Vec<Line> = match self.lines {
+    fn into_session(self, with_split: bool) -> Result<UsageSession> {
+        let lines: Vec<BillLine> = match self.lines {
             Some(lines) => serde_json::from_value(lines)?,
             None => Vec::new(),
         };
@@ -142,13 +142,13 @@ impl Row {
             base_cost_usd: with_split.then_some(Usd(line.base_micros)),
         });
 
-        let split = Split {
+        let split = CostSplit {
             base_cost_usd: self.base,
             markup_usd: self.markup,
             commission_usd: self.commission,
         };
 
-        Ok(Session {
+        Ok(UsageSession {
             session_id: self.session_id,
             organization_id: self.organization_id,
             user_id: self.user_id,
@@ -175,7 +175,7 @@ impl Row {
 macro_rules! session_rows {
     ($tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
         of_sessions!(
-            Row,
+            SessionRow,
             [r#"select c.id as "session_id: CallId", first.id as "charge_id?", c.org_id as "organization_id: OrgId",
                       c.user_id as "user_id: UserId", c.agent_id as "agent_id: AgentId", a.name as agent_name,
                       c.batch_id as "batch_id: BatchId", c.from_number, c.to_number, c.outcome,
@@ -202,7 +202,7 @@ macro_rules! session_rows {
     };
 }
 
-struct Counted {
+struct SessionCount {
     n: i64,
 }
 
@@ -210,16 +210,16 @@ struct Counted {
 pub async fn list(
     db: &mut PgConnection,
     scope: &Scope,
-    filter: &Filter,
+    filter: &UsageFilter,
     (limit, offset): (i64, i64),
     with_split: bool,
-) -> Result<(Vec<Session>, i64)> {
-    if !filter.is_of_calls() {
+) -> Result<(Vec<UsageSession>, i64)> {
+    if !filter.includes_calls() {
         return Ok((Vec::new(), 0));
     }
 
     let counted = of_sessions!(
-        Counted,
+        SessionCount,
         [r#"select count(*) as "n!""#],
         "",
         "and first.id is not null",
@@ -242,24 +242,24 @@ pub async fn list(
     .fetch_all(db)
     .await?;
 
-    let sessions: Result<Vec<Session>> = rows
+    let sessions: Result<Vec<UsageSession>> = rows
         .into_iter()
-        .map(|row| row.session(with_split))
+        .map(|row| row.into_session(with_split))
         .collect();
     Ok((sessions?, counted.n))
 }
 
 /// Lists sessions in the order of their first charge, after `after`, with the cursor of the next
 /// page. For exports.
-pub async fn after(
+pub async fn list_after(
     db: &mut PgConnection,
     scope: &Scope,
-    filter: &Filter,
-    after: Option<Mark>,
+    filter: &UsageFilter,
+    after: Option<SessionCursor>,
     limit: i64,
     with_split: bool,
-) -> Result<(Vec<Session>, Option<Mark>)> {
-    if !filter.is_of_calls() {
+) -> Result<(Vec<UsageSession>, Option<SessionCursor>)> {
+    if !filter.includes_calls() {
         return Ok((Vec::new(), None));
     }
 
@@ -278,11 +278,11 @@ pub async fn after(
     .await?;
 
     let is_full = i64::try_from(rows.len()).is_ok_and(|n| n == limit);
-    let next = rows.last().filter(|_| is_full).and_then(Row::mark);
+    let next = rows.last().filter(|_| is_full).and_then(SessionRow::cursor);
 
-    let sessions: Result<Vec<Session>> = rows
+    let sessions: Result<Vec<UsageSession>> = rows
         .into_iter()
-        .map(|row| row.session(with_split))
+        .map(|row| row.into_session(with_split))
         .collect();
     Ok((sessions?, next))
 }
@@ -297,7 +297,7 @@ pub async fn find(
     id: CallId,
     with_split: bool,
 ) -> Result<SessionDetail> {
-    let filter = Filter::default();
+    let filter = UsageFilter::default();
     let row = session_rows!("and c.id = $10", scope, filter, id as CallId)
         .fetch_optional(&mut *db)
         .await?
@@ -322,7 +322,7 @@ pub async fn find(
     .await?;
 
     Ok(SessionDetail {
-        session: row.session(with_split)?,
+        session: row.into_session(with_split)?,
         charges,
         held_usd: held.unwrap_or_default(),
         currency: "USD",

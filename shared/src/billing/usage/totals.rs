@@ -6,16 +6,16 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
-use super::{Filter, ShownSplit, Split, of_sessions};
+use super::{CostSplit, ShownSplit, UsageFilter, of_sessions};
 use crate::access::Scope;
-use crate::billing::period::{Bucket, Period, fill};
+use crate::billing::period::{Bucket, Period, fill_buckets};
 use crate::error::Result;
 use crate::money::Usd;
 
 /// Sums over sessions.
 #[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 #[schema(as = Totals)]
-pub struct Totals {
+pub struct UsageTotals {
     #[schema(example = 1000)]
     pub calls: i64,
     #[schema(example = 42000)]
@@ -25,14 +25,14 @@ pub struct Totals {
     pub cost_usd: Usd,
     #[serde(flatten)]
     #[schema(value_type = ShownSplit)]
-    pub split: Option<Split>,
+    pub split: Option<CostSplit>,
 }
 
-impl Totals {
+impl UsageTotals {
     /// Adds two sums.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
-        let split = self.split.zip(other.split).map(|(one, two)| Split {
+        let split = self.split.zip(other.split).map(|(one, two)| CostSplit {
             base_cost_usd: one.base_cost_usd.plus(two.base_cost_usd),
             markup_usd: one.markup_usd.plus(two.markup_usd),
             commission_usd: one.commission_usd.plus(two.commission_usd),
@@ -52,13 +52,13 @@ impl Totals {
 pub struct UsageBucket {
     pub start: DateTime<Utc>,
     #[serde(flatten)]
-    pub totals: Totals,
+    pub totals: UsageTotals,
 }
 
 /// Sums over a period and its buckets.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Summary)]
-pub struct Summary {
+pub struct UsageSummary {
     pub time_period: Period,
     /// Null for the period `all`.
     pub from: Option<DateTime<Utc>>,
@@ -68,7 +68,7 @@ pub struct Summary {
     pub timezone: String,
     pub bucket: Bucket,
     pub buckets: Vec<UsageBucket>,
-    pub totals: Totals,
+    pub totals: UsageTotals,
     #[schema(example = "USD")]
     pub currency: &'static str,
 }
@@ -76,9 +76,9 @@ pub struct Summary {
 /// Sums of all time, and of this month.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Overview)]
-pub struct Overview {
-    pub total: Totals,
-    pub this_month: Totals,
+pub struct UsageOverview {
+    pub total: UsageTotals,
+    pub this_month: UsageTotals,
     /// Start of this month.
     pub month_began_at: DateTime<Utc>,
     #[schema(example = "Asia/Kolkata")]
@@ -87,7 +87,7 @@ pub struct Overview {
     pub currency: &'static str,
 }
 
-struct Sums {
+struct UsageSums {
     start: Option<NaiveDateTime>,
     calls: i64,
     duration_seconds: i64,
@@ -98,14 +98,14 @@ struct Sums {
     commission: Usd,
 }
 
-impl Sums {
-    fn totals(self, with_split: bool) -> Totals {
-        Totals {
+impl UsageSums {
+    fn into_totals(self, with_split: bool) -> UsageTotals {
+        UsageTotals {
             calls: self.calls,
             duration_seconds: self.duration_seconds,
             billed_seconds: self.billed_seconds,
             cost_usd: self.retail,
-            split: with_split.then_some(Split {
+            split: with_split.then_some(CostSplit {
                 base_cost_usd: self.base,
                 markup_usd: self.markup,
                 commission_usd: self.commission,
@@ -118,7 +118,7 @@ impl Sums {
 macro_rules! sums {
     ($start:tt, $tail:tt, $scope:expr, $filter:expr $(, $more:expr)* $(,)?) => {
         of_sessions!(
-            Sums,
+            UsageSums,
             [$start + r#", count(*) as "calls!", coalesce(sum(c.duration_seconds), 0)::bigint as "duration_seconds!",
                       coalesce(sum(spent.billed_seconds), 0)::bigint as "billed_seconds!",
                       coalesce(sum(spent.retail), 0)::bigint as "retail!: Usd",
@@ -143,9 +143,9 @@ macro_rules! sums {
 pub async fn total(
     db: &mut PgConnection,
     scope: &Scope,
-    filter: &Filter,
+    filter: &UsageFilter,
     with_split: bool,
-) -> Result<Totals> {
+) -> Result<UsageTotals> {
     let sums = sums!(
         r#"select null::timestamp as "start""#,
         "and first.id is not null",
@@ -154,27 +154,27 @@ pub async fn total(
     )
     .fetch_one(db)
     .await?;
-    Ok(sums.totals(with_split))
+    Ok(sums.into_totals(with_split))
 }
 
 /// Sums the filtered sessions in the caller's scope, of all time and of this month in a time zone.
 pub async fn overview(
     db: &mut PgConnection,
     scope: &Scope,
-    filter: &Filter,
+    filter: &UsageFilter,
     (now, zone): (DateTime<Utc>, Tz),
     with_split: bool,
-) -> Result<Overview> {
+) -> Result<UsageOverview> {
     let all = total(db, scope, filter, with_split).await?;
-    let month_began_at = Period::Month.begin(now, zone).unwrap_or(now);
-    let month = Filter {
+    let month_began_at = Period::Month.start(now, zone).unwrap_or(now);
+    let month = UsageFilter {
         from: Some(month_began_at),
         ..filter.clone()
     };
 
     let this_month = total(db, scope, &month, with_split).await?;
 
-    Ok(Overview {
+    Ok(UsageOverview {
         total: all,
         this_month,
         month_began_at,
@@ -187,13 +187,13 @@ pub async fn overview(
 pub async fn summary(
     db: &mut PgConnection,
     scope: &Scope,
-    filter: &Filter,
+    filter: &UsageFilter,
     period: Period,
     (now, zone): (DateTime<Utc>, Tz),
     with_split: bool,
-) -> Result<Summary> {
-    let from = period.begin(now, zone);
-    let filter = Filter {
+) -> Result<UsageSummary> {
+    let from = period.start(now, zone);
+    let filter = UsageFilter {
         from,
         ..filter.clone()
     };
@@ -216,15 +216,15 @@ pub async fn summary(
         .into_iter()
         .filter_map(|sums| Some((sums.start?, Some(sums))))
         .collect();
-    let zero = Totals {
-        split: with_split.then(Split::default),
-        ..Totals::default()
+    let zero = UsageTotals {
+        split: with_split.then(CostSplit::default),
+        ..UsageTotals::default()
     };
-    let buckets: Vec<UsageBucket> = fill(period, now, zone, parts)
+    let buckets: Vec<UsageBucket> = fill_buckets(period, now, zone, parts)
         .into_iter()
         .map(|(start, sums)| UsageBucket {
             start,
-            totals: sums.map_or(zero, |sums: Sums| sums.totals(with_split)),
+            totals: sums.map_or(zero, |sums: UsageSums| sums.into_totals(with_split)),
         })
         .collect();
 
@@ -232,7 +232,7 @@ pub async fn summary(
         .iter()
         .fold(zero, |sum, bucket| sum.plus(&bucket.totals));
 
-    Ok(Summary {
+    Ok(UsageSummary {
         time_period: period,
         from,
         to: now,

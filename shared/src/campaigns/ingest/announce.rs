@@ -5,13 +5,13 @@ use sqlx::PgConnection;
 use crate::error::Result;
 use crate::ids::{IngestId, OrgId};
 use crate::mail::{self, NewEmail};
-use crate::queue::Enqueued;
+use crate::queue::EnqueuedJob;
 
 /// Writes the email about an ended ingest, once. A job has no principal.
-pub async fn announce_unscoped(
+pub async fn email_result_unscoped(
     db: &mut PgConnection,
     ingest: IngestId,
-) -> Result<Option<Enqueued>> {
+) -> Result<Option<EnqueuedJob>> {
     let row = sqlx::query!(
         r#"select i.org_id as "org: OrgId", i.file_name, i.total_rows, i.inserted, i.duplicates, i.rejected,
                   i.failure_message, b.batch_name, u.email
@@ -46,5 +46,5 @@ pub async fn announce_unscoped(
         subject: &format!("Upload finished: {}", row.batch_name),
         body: &body,
     };
-    mail::write(db, email).await
+    mail::enqueue(db, email).await
 }

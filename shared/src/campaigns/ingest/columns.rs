@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::header::{PHONE_COLUMN, ZONE_COLUMN};
-use super::reader::Record;
+use super::reader::CsvRecord;
 use crate::spreadsheet;
 
 /// Columns that an error file has after the row's own, so that it can be corrected and uploaded.
@@ -11,7 +11,7 @@ pub(super) const REASON_COLUMNS: [&str; 5] = ["line", "column", "value", "code",
 
 /// Mapping of a file's columns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Columns {
+pub(super) struct ColumnMap {
     /// The file's names, cleaned.
     pub names: Vec<String>,
     pub phone: usize,
@@ -24,12 +24,12 @@ pub(super) struct Columns {
     pub reasons: Option<usize>,
 }
 
-impl Columns {
+impl ColumnMap {
     /// Returns a record's cell; empty when the record is too short or the cell is not UTF-8.
-    pub fn cell<'a>(&self, record: Record<'a>, column: usize) -> &'a str {
+    pub fn cell<'a>(&self, record: CsvRecord<'a>, column: usize) -> &'a str {
         let cell = record.field(column).unwrap_or_default();
         match self.reasons {
-            Some(_) => spreadsheet::original(cell),
+            Some(_) => spreadsheet::restore(cell),
             None => cell,
         }
     }
@@ -40,7 +40,7 @@ impl Columns {
     }
 
     /// Columns that an error file repeats, with their names there.
-    pub fn repeated(&self) -> impl Iterator<Item = (usize, &str)> {
+    pub fn error_file_columns(&self) -> impl Iterator<Item = (usize, &str)> {
         let variables = self.variables.iter();
         std::iter::once((self.phone, PHONE_COLUMN))
             .chain(self.zone.map(|column| (column, ZONE_COLUMN)))

@@ -8,26 +8,31 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
-use super::{Limits, Upload};
+use super::{IngestLimits, StoredUpload};
 use crate::error::Result;
 use crate::ids::{IngestId, OrgId};
-use crate::store::Store;
+use crate::store::FileStore;
 
 /// Half of the slowest permitted upload rate: a file that is no ingest after that time never
 /// becomes one.
-const BYTES_PER_SEC: u64 = 25_000;
+const MIN_BYTES_PER_SEC: u64 = 25_000;
 /// Time that any upload may take in addition.
 const GRACE_SECS: u64 = 3_600;
 /// Most files that one round purges.
-const ROUND: i64 = 100;
+const MAX_FILES_PER_ROUND: i64 = 100;
 
 /// Builds the store's key of an ingest's file.
-pub(super) fn key(org: OrgId, ingest: IngestId) -> String {
+pub(super) fn file_key(org: OrgId, ingest: IngestId) -> String {
     format!("ingests/{org}/{ingest}.csv")
 }
 
 /// Records a file that is about to be stored.
-pub(super) async fn expect(pool: &PgPool, org: OrgId, ingest: IngestId, key: &str) -> Result<()> {
+pub(super) async fn record_file(
+    pool: &PgPool,
+    org: OrgId,
+    ingest: IngestId,
+    key: &str,
+) -> Result<()> {
     sqlx::query!(
         "insert into upload_files (ingest_id, org_id, file_key) values ($1, $2, $3)",
         ingest as IngestId,
@@ -40,9 +45,9 @@ pub(super) async fn expect(pool: &PgPool, org: OrgId, ingest: IngestId, key: &st
 }
 
 /// Removes a file that is no longer needed.
-pub(super) async fn remove(
+pub(super) async fn remove_file(
     pool: &PgPool,
-    store: &Store,
+    store: &FileStore,
     ingest: IngestId,
     key: &str,
 ) -> Result<()> {
@@ -57,21 +62,25 @@ pub(super) async fn remove(
 }
 
 /// Removes a file that is no longer needed, now or by the next purge.
-pub(super) async fn remove_or_leave(pool: &PgPool, store: &Store, ingest: IngestId, key: &str) {
-    if let Err(error) = remove(pool, store, ingest, key).await {
+pub(super) async fn try_remove_file(pool: &PgPool, store: &FileStore, ingest: IngestId, key: &str) {
+    if let Err(error) = remove_file(pool, store, ingest, key).await {
         tracing::warn!(ingest.id = %ingest, error = format!("{error:#}"), "an upload's file could not be removed; the next purge removes it");
     }
 }
 
 /// Removes the file of an upload for which [`super::create`] was not called.
-pub async fn discard(pool: &PgPool, store: &Store, upload: &Upload) {
-    remove_or_leave(pool, store, upload.ingest, &upload.key).await;
+pub async fn discard_upload(pool: &PgPool, store: &FileStore, upload: &StoredUpload) {
+    try_remove_file(pool, store, upload.ingest, &upload.key).await;
 }
 
 /// Removes files of ended ingests, of uploads that were cut off, and of deleted batches. Returns
 /// their number. Runs for the platform, over all tenants.
-pub async fn clear_away_unscoped(pool: &PgPool, store: &Store, limits: &Limits) -> Result<usize> {
-    let max_age = Duration::from_secs(GRACE_SECS + limits.max_bytes / BYTES_PER_SEC);
+pub async fn purge_files_unscoped(
+    pool: &PgPool,
+    store: &FileStore,
+    limits: &IngestLimits,
+) -> Result<usize> {
+    let max_age = Duration::from_secs(GRACE_SECS + limits.max_bytes / MIN_BYTES_PER_SEC);
     let left = sqlx::query!(
         r#"select f.ingest_id as "ingest_id: IngestId", f.file_key
            from upload_files f
@@ -84,13 +93,13 @@ pub async fn clear_away_unscoped(pool: &PgPool, store: &Store, limits: &Limits) 
            order by f.created_at
            limit $2"#,
         max_age.as_secs_f64(),
-        ROUND,
+        MAX_FILES_PER_ROUND,
     )
     .fetch_all(pool)
     .await?;
     for file in &left {
         store.delete_parts(&file.file_key).await?;
-        remove(pool, store, file.ingest_id, &file.file_key).await?;
+        remove_file(pool, store, file.ingest_id, &file.file_key).await?;
         tracing::info!(ingest.id = %file.ingest_id, "a file without an upload was removed");
     }
     Ok(left.len())

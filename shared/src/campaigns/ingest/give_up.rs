@@ -2,14 +2,18 @@
 
 use sqlx::{PgConnection, PgPool};
 
-use super::{Failure, announce_unscoped, files};
+use super::{IngestFailure, email_result_unscoped, files};
 use crate::error::Result;
 use crate::ids::IngestId;
-use crate::queue::{Enqueued, Payload as _};
-use crate::store::Store;
+use crate::queue::{EnqueuedJob, JobPayload as _};
+use crate::store::FileStore;
 
 /// Ends an ingest early, unless it has ended. Committed chunks stay.
-pub(super) async fn fail(db: &mut PgConnection, ingest: IngestId, failure: &Failure) -> Result<()> {
+pub(super) async fn fail_ingest(
+    db: &mut PgConnection,
+    ingest: IngestId,
+    failure: &IngestFailure,
+) -> Result<()> {
     sqlx::query!(
         "update ingests
          set state = 'failed',
@@ -31,11 +35,11 @@ pub(super) async fn fail(db: &mut PgConnection, ingest: IngestId, failure: &Fail
 /// file and emails the uploader. Jobs have no principal.
 pub async fn give_up_unscoped(
     pool: &PgPool,
-    store: &Store,
+    store: &FileStore,
     ingest: IngestId,
     reason: &str,
-) -> Result<Option<Enqueued>> {
-    let failure = Failure::new(
+) -> Result<Option<EnqueuedJob>> {
+    let failure = IngestFailure::new(
         "gave_up",
         format!(
             "the file could not be read completely ({reason}); upload it again: rows that were added already count as duplicates"
@@ -43,8 +47,8 @@ pub async fn give_up_unscoped(
     );
 
     let mut tx = pool.begin().await?;
-    fail(&mut tx, ingest, &failure).await?;
-    let mail = announce_unscoped(&mut tx, ingest).await?;
+    fail_ingest(&mut tx, ingest, &failure).await?;
+    let mail = email_result_unscoped(&mut tx, ingest).await?;
     let file_key = sqlx::query_scalar!(
         "select file_key from ingests where id = $1",
         ingest as IngestId,
@@ -55,14 +59,17 @@ pub async fn give_up_unscoped(
 
     // After the commit: a rolled back failure must keep its file.
     if let Some(file_key) = file_key {
-        files::remove_or_leave(pool, store, ingest, &file_key).await;
+        files::try_remove_file(pool, store, ingest, &file_key).await;
     }
     Ok(mail)
 }
 
 /// Gives up ingests whose job is dead or missing, for example after it crashed its worker each
 /// time. Returns the jobs of the emails to their uploaders. Runs for the platform.
-pub async fn give_up_jobless_unscoped(pool: &PgPool, store: &Store) -> Result<Vec<Enqueued>> {
+pub async fn give_up_jobless_unscoped(
+    pool: &PgPool,
+    store: &FileStore,
+) -> Result<Vec<EnqueuedJob>> {
     let jobless = sqlx::query_scalar!(
         r#"select i.id as "id: IngestId"
            from ingests i

@@ -2,9 +2,9 @@
 //! columns. Only the first bytes are read, so that an upload with a wrong header is refused before
 //! it is stored.
 
-use super::columns::{Columns, find_reasons, is_reason};
-use super::reader::{Parser, Place, Step};
-use super::{Failure, Limits};
+use super::columns::{ColumnMap, find_reasons, is_reason};
+use super::reader::{CsvParser, FilePosition, ParseStep};
+use super::{IngestFailure, IngestLimits};
 use crate::phone::is_invisible;
 
 /// The column that every file must have.
@@ -27,20 +27,24 @@ const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
 /// Parameters for reading the rest of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Opening {
+pub(super) struct FileHeader {
     pub delimiter: u8,
     /// The place after the header.
-    pub place: Place,
-    pub columns: Columns,
+    pub place: FilePosition,
+    pub columns: ColumnMap,
     pub warnings: Vec<String>,
 }
 
 /// Reads the beginning of a file, of up to [`HEAD_BYTES`].
-pub(super) fn open(head: &[u8], variables: &[String], limits: &Limits) -> Result<Opening, Failure> {
-    refuse_what_is_not_csv(head)?;
+pub(super) fn read_header(
+    head: &[u8],
+    variables: &[String],
+    limits: &IngestLimits,
+) -> Result<FileHeader, IngestFailure> {
+    refuse_non_csv(head)?;
 
     // 1. Skip the byte order mark and a line that declares the delimiter.
-    let mut place = Place::START;
+    let mut place = FilePosition::START;
     let mut rest = head;
     if let Some(text) = rest.strip_prefix(BOM) {
         place.offset += 3;
@@ -48,7 +52,7 @@ pub(super) fn open(head: &[u8], variables: &[String], limits: &Limits) -> Result
     }
     let mut delimiters = DELIMITERS.as_slice();
     if let Some((line_len, delimiter)) = declared_delimiter(rest) {
-        place.pass(rest.get(..line_len).unwrap_or_default());
+        place.advance(rest.get(..line_len).unwrap_or_default());
         rest = rest.get(line_len..).unwrap_or_default();
         delimiters = delimiter;
     }
@@ -57,27 +61,27 @@ pub(super) fn open(head: &[u8], variables: &[String], limits: &Limits) -> Result
     // the first.
     let whole = head.len() < HEAD_BYTES;
     let attempts = delimiters.iter().map(|&delimiter| {
-        let parser = Parser::new(delimiter, place, limits.max_file_columns(), limits);
-        attempt(rest, whole, delimiter, parser, variables, limits)
+        let parser = CsvParser::new(delimiter, place, limits.max_file_columns(), limits);
+        try_delimiter(rest, whole, delimiter, parser, variables, limits)
     });
     attempts
         .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map_or_else(
-            || Err(Failure::new("empty_file", EMPTY)),
+            || Err(IngestFailure::new("empty_file", EMPTY_FILE_MESSAGE)),
             |(_, opened)| opened,
         )
 }
 
 /// Reads the header with one delimiter; returns its rank, and the result.
-fn attempt(
+fn try_delimiter(
     text: &[u8],
     whole: bool,
     delimiter: u8,
-    mut parser: Parser,
+    mut parser: CsvParser,
     variables: &[String],
-    limits: &Limits,
-) -> ((bool, usize), Result<Opening, Failure>) {
-    let names = match header(text, whole, &mut parser) {
+    limits: &IngestLimits,
+) -> ((bool, usize), Result<FileHeader, IngestFailure>) {
+    let names = match header_names(text, whole, &mut parser) {
         Ok(names) => names,
         Err(failure) => return ((false, 0), Err(failure)),
     };
@@ -92,13 +96,13 @@ fn attempt(
         );
         return (
             (false, width),
-            Err(Failure::new("too_many_columns", message)),
+            Err(IngestFailure::new("too_many_columns", message)),
         );
     }
 
-    match assign(names, variables) {
+    match map_columns(names, variables) {
         Ok((columns, warnings)) => {
-            let opening = Opening {
+            let opening = FileHeader {
                 delimiter,
                 place: parser.place(),
                 columns,
@@ -110,9 +114,10 @@ fn attempt(
     }
 }
 
-const EMPTY: &str = "the file is empty; it needs a header line and one line per person";
+const EMPTY_FILE_MESSAGE: &str =
+    "the file is empty; it needs a header line and one line per person";
 
-fn refuse_what_is_not_csv(head: &[u8]) -> Result<(), Failure> {
+fn refuse_non_csv(head: &[u8]) -> Result<(), IngestFailure> {
     const COMPRESSED: [&[u8]; 5] = [
         b"\x1f\x8b",
         b"BZh",
@@ -126,34 +131,34 @@ fn refuse_what_is_not_csv(head: &[u8]) -> Result<(), Failure> {
     // Workbooks, archives and documents.
     if begins(b"PK\x03\x04") || begins(b"PK\x05\x06") {
         let message = format!("the file is an Excel workbook or a ZIP archive, not CSV; {SAVE_AS}");
-        return Err(Failure::new("not_csv", message));
+        return Err(IngestFailure::new("not_csv", message));
     }
     if begins(b"\xd0\xcf\x11\xe0") {
         let message = format!("the file is an old Excel workbook, not CSV; {SAVE_AS}");
-        return Err(Failure::new("not_csv", message));
+        return Err(IngestFailure::new("not_csv", message));
     }
     if COMPRESSED.into_iter().any(begins) {
         let message = "the file is compressed; unpack it and upload the CSV itself";
-        return Err(Failure::new("compressed_file", message));
+        return Err(IngestFailure::new("compressed_file", message));
     }
     if begins(b"%PDF") {
         let message = "the file is a PDF; export the list as CSV UTF-8";
-        return Err(Failure::new("not_csv", message));
+        return Err(IngestFailure::new("not_csv", message));
     }
 
     // Other encodings and binary data.
     if begins(b"\xff\xfe") || begins(b"\xfe\xff") {
         let message = format!("the file is UTF-16 text; {SAVE_AS}");
-        return Err(Failure::new("not_utf8", message));
+        return Err(IngestFailure::new("not_utf8", message));
     }
     if head.contains(&0) {
         let message =
             format!("the file is binary or UTF-16 text (it contains NUL bytes); {SAVE_AS}");
-        return Err(Failure::new("not_csv", message));
+        return Err(IngestFailure::new("not_csv", message));
     }
 
     if head.iter().all(u8::is_ascii_whitespace) || head == BOM {
-        return Err(Failure::new("empty_file", EMPTY));
+        return Err(IngestFailure::new("empty_file", EMPTY_FILE_MESSAGE));
     }
     Ok(())
 }
@@ -175,38 +180,45 @@ fn declared_delimiter(text: &[u8]) -> Option<(usize, &'static [u8])> {
 }
 
 /// Reads the names of the header line, cleaned.
-fn header(text: &[u8], whole: bool, parser: &mut Parser) -> Result<Vec<String>, Failure> {
+fn header_names(
+    text: &[u8],
+    whole: bool,
+    parser: &mut CsvParser,
+) -> Result<Vec<String>, IngestFailure> {
     let complete = match parser.feed(text)? {
-        (Step::Record, _) => true,
-        (Step::Hungry, _) => whole && parser.finish()?,
+        (ParseStep::Record, _) => true,
+        (ParseStep::NeedsInput, _) => whole && parser.finish()?,
     };
     if !complete {
-        return Err(Failure::new(
+        return Err(IngestFailure::new(
             "header_too_long",
             "the header line does not end; check that the first line holds the column names and that its quotes are closed",
         ));
     }
     let record = parser.record();
     if !record.is_utf8() {
-        return Err(Failure::new(
+        return Err(IngestFailure::new(
             "not_utf8",
             "the header line is not UTF-8 text; save the file as \"CSV UTF-8\"",
         ));
     }
-    let mut names: Vec<String> = record.fields().map(clean).collect();
+    let mut names: Vec<String> = record.fields().map(clean_name).collect();
     while names.last().is_some_and(String::is_empty) {
         names.pop();
     }
     Ok(names)
 }
 
-fn clean(name: &str) -> String {
+fn clean_name(name: &str) -> String {
     let visible: String = name.chars().filter(|&c| !is_invisible(c)).collect();
     visible.trim().to_owned()
 }
 
 /// Maps the names to the phone column, the zone column and the variables.
-fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<String>), Failure> {
+fn map_columns(
+    names: Vec<String>,
+    variables: &[String],
+) -> Result<(ColumnMap, Vec<String>), IngestFailure> {
     let mut warnings = Vec::new();
     let reasons = find_reasons(&names, variables);
     let own = || {
@@ -214,7 +226,7 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
         columns.filter(|(column, _)| !is_reason(reasons, *column))
     };
     let find = |wanted: &str| {
-        let found = own().find(|(_, name)| same(name, wanted));
+        let found = own().find(|(_, name)| is_same_name(name, wanted));
         found.map(|(column, _)| column)
     };
 
@@ -269,7 +281,7 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
         }
     }
 
-    let columns = Columns {
+    let columns = ColumnMap {
         phone,
         zone,
         variables: found,
@@ -279,13 +291,13 @@ fn assign(names: Vec<String>, variables: &[String]) -> Result<(Columns, Vec<Stri
     Ok((columns, warnings))
 }
 
-fn missing_phone_column(names: &[String]) -> Failure {
+fn missing_phone_column(names: &[String]) -> IngestFailure {
     let found: Vec<String> = names
         .iter()
         .take(20)
         .map(|name| format!("\"{}\"", name.chars().take(60).collect::<String>()))
         .collect();
-    Failure::new(
+    IngestFailure::new(
         "missing_phone_column",
         format!(
             "the file has no column {PHONE_COLUMN}; its columns are {}",
@@ -294,7 +306,7 @@ fn missing_phone_column(names: &[String]) -> Failure {
     )
 }
 
-fn same(name: &str, wanted: &str) -> bool {
+fn is_same_name(name: &str, wanted: &str) -> bool {
     name.eq_ignore_ascii_case(wanted) || name.to_lowercase() == wanted.to_lowercase()
 }
 
@@ -307,13 +319,13 @@ mod tests {
         names.iter().map(|&name| name.to_owned()).collect()
     }
 
-    fn opening(head: &[u8], variables: &[&str]) -> Opening {
-        open(head, &names(variables), &Limits::default())
+    fn opening(head: &[u8], variables: &[&str]) -> FileHeader {
+        read_header(head, &names(variables), &IngestLimits::default())
             .unwrap_or_else(|failure| panic!("{failure:?}"))
     }
 
-    fn refusal(head: &[u8]) -> Failure {
-        open(head, &[], &Limits::default()).unwrap_err()
+    fn refusal(head: &[u8]) -> IngestFailure {
+        read_header(head, &[], &IngestLimits::default()).unwrap_err()
     }
 
     #[test]
@@ -357,7 +369,7 @@ mod tests {
             ("\n\r\n\"to_phonenumber\",\"a;b;c\"\n", b',', 28, 4),
             ("a,b\rc", b',', 0, 0),
         ] {
-            let opened = open(head.as_bytes(), &[], &Limits::default());
+            let opened = read_header(head.as_bytes(), &[], &IngestLimits::default());
 
             // Offset 0: the header has no phone column.
             if offset == 0 {

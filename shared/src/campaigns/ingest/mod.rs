@@ -51,13 +51,13 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-pub use announce::announce_unscoped;
-pub use files::{clear_away_unscoped, discard};
+pub use announce::email_result_unscoped;
+pub use files::{discard_upload, purge_files_unscoped};
 pub use give_up::{give_up_jobless_unscoped, give_up_unscoped};
-pub use receive::{Upload, create, receive};
-pub use records::{Inserted, Record, insert_records, update_records};
-pub use report::{Ingest, find, first_rejects, list, rejects_csv, template};
-pub use rows::Reject;
+pub use receive::{StoredUpload, create, receive};
+pub use records::{InsertedRows, RowInput, insert_records, update_records};
+pub use report::{Ingest, csv_template, find, first_rejects, list, rejects_csv};
+pub use rows::RowReject;
 pub use run::run_unscoped;
 
 use super::batches::{self, BatchStatus};
@@ -66,11 +66,11 @@ use crate::agents;
 use crate::error::Result;
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
 use crate::phone::Country;
-use crate::queue::{Payload, Queue};
+use crate::queue::{JobPayload, Queue};
 
 /// The batch that rows are added to, found within the caller's scope.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct IngestTarget {
     pub org: OrgId,
     pub batch: BatchId,
     /// The user who adds the rows.
@@ -78,7 +78,7 @@ pub struct Target {
     pub variable_names: Vec<String>,
     /// The variables that the agent's texts use: a row without a value for one of them is
     /// rejected, since its call would have a gap in the sentence.
-    pub spoken: Vec<String>,
+    pub required_variables: Vec<String>,
     /// Country of numbers without a country code.
     pub default_country: Option<Country>,
     /// True when the values of rows are hidden, those of rejected rows included.
@@ -90,15 +90,15 @@ pub struct Target {
 /// # Errors
 /// [`crate::Error::NotFound`], or [`crate::Error::Conflict`] once it has been started, which is
 /// checked again when rows are inserted.
-pub async fn target(
+pub async fn ingest_target(
     db: &mut PgConnection,
     scope: &Scope,
     batch: BatchId,
     user: UserId,
-) -> Result<Target> {
+) -> Result<IngestTarget> {
     let batch = batches::find(db, scope, batch).await?;
     if batch.status != BatchStatus::NotStarted {
-        return Err(batches::already_started());
+        return Err(batches::batch_started_error());
     }
 
     let facts = sqlx::query!(
@@ -114,11 +114,11 @@ pub async fn target(
     .fetch_one(db)
     .await?;
 
-    Ok(Target {
+    Ok(IngestTarget {
         org: batch.org_id,
         batch: batch.id,
         user,
-        spoken: spoken(
+        required_variables: required_variables(
             [&facts.first_response_message, &facts.system_prompt],
             &batch.variable_names,
         ),
@@ -130,7 +130,7 @@ pub async fn target(
 
 /// Selects the variables that the agent's texts use. A variable that the batch does not have is
 /// not among them: it blocks the launch, not a row.
-pub(super) fn spoken(texts: [&str; 2], variables: &[String]) -> Vec<String> {
+pub(super) fn required_variables(texts: [&str; 2], variables: &[String]) -> Vec<String> {
     variables
         .iter()
         .filter(|variable| {
@@ -145,7 +145,7 @@ pub(super) fn spoken(texts: [&str; 2], variables: &[String]) -> Vec<String> {
 
 /// Limits of ingests.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct IngestLimits {
     /// Size of a file.
     pub max_bytes: u64,
     pub max_rows_per_batch: i64,
@@ -156,7 +156,7 @@ pub struct Limits {
     pub chunk_rows: usize,
 }
 
-impl Default for Limits {
+impl Default for IngestLimits {
     fn default() -> Self {
         Self {
             max_bytes: 200_000_000,
@@ -168,7 +168,7 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl IngestLimits {
     /// Most columns of a file: the variables, the number, the time zone, and the reasons of an
     /// error file.
     fn max_file_columns(&self) -> usize {
@@ -193,7 +193,7 @@ pub struct IngestCsv {
     pub ingest_id: IngestId,
 }
 
-impl Payload for IngestCsv {
+impl JobPayload for IngestCsv {
     const KIND: &'static str = "ingest_csv";
     const QUEUE: Queue = Queue::Ingest;
     const MAX_ATTEMPTS: i32 = 25;
@@ -221,7 +221,7 @@ pub enum State {
 
 /// Numbers of rows by result; the total is the sum of the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
+pub struct IngestCounts {
     pub total_rows: i64,
     pub inserted: i64,
     pub duplicates: i64,
@@ -231,14 +231,14 @@ pub struct Counts {
 /// The reason why an ingest ended early. Rows of the chunks before stay in the batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[schema(as = IngestFailure)]
-pub struct Failure {
+pub struct IngestFailure {
     /// A stable, snake_case kind.
     pub code: Cow<'static, str>,
     /// The problem, and how to solve it.
     pub message: String,
 }
 
-impl Failure {
+impl IngestFailure {
     fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             code: code.into(),
@@ -249,11 +249,11 @@ impl Failure {
 
 /// Result of an ingest that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finished {
-    pub counts: Counts,
+pub struct IngestResult {
+    pub counts: IngestCounts,
     pub warnings: Vec<String>,
     /// Set when the ingest failed.
-    pub failure: Option<Failure>,
+    pub failure: Option<IngestFailure>,
 }
 
 #[cfg(test)]

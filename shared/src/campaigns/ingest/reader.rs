@@ -11,12 +11,12 @@ use csv_core::ReadRecordResult;
 use futures::stream::{Stream, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, Limits};
+use super::{IngestFailure, IngestLimits};
 use crate::error::Result;
 
 /// A place between two records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Place {
+pub(super) struct FilePosition {
     /// Bytes of the file before it.
     pub offset: u64,
     /// Its line, from 1.
@@ -25,7 +25,7 @@ pub(super) struct Place {
     pub after_cr: bool,
 }
 
-impl Place {
+impl FilePosition {
     /// Before the first byte of a file.
     pub const START: Self = Self {
         offset: 0,
@@ -34,7 +34,7 @@ impl Place {
     };
 
     /// Moves the place past the bytes.
-    pub fn pass(&mut self, bytes: &[u8]) {
+    pub fn advance(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.offset += 1;
             if byte == b'\r' || (byte == b'\n' && !self.after_cr) {
@@ -47,21 +47,21 @@ impl Place {
 
 /// The reason why the rest of a file cannot be split into records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum CsvFault {
     RecordTooLong { line: u64, max_bytes: usize },
     UnclosedQuote { line: u64 },
 }
 
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
+impl From<CsvFault> for IngestFailure {
+    fn from(fault: CsvFault) -> Self {
         match fault {
-            Fault::RecordTooLong { line, max_bytes } => Failure::new(
+            CsvFault::RecordTooLong { line, max_bytes } => IngestFailure::new(
                 "record_too_long",
                 format!(
                     "the row that begins on line {line} is longer than {max_bytes} bytes; look there for a quote (\") that is opened and never closed, or for missing line breaks"
                 ),
             ),
-            Fault::UnclosedQuote { line } => Failure::new(
+            CsvFault::UnclosedQuote { line } => IngestFailure::new(
                 "unclosed_quote",
                 format!(
                     "a quote (\") in the row that begins on line {line} is never closed; close it, or double it if it belongs to the text"
@@ -73,73 +73,80 @@ impl From<Fault> for Failure {
 
 /// Result of feeding a slice.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum ParseStep {
     /// The whole slice was read, and no record is complete.
-    Hungry,
+    NeedsInput,
     /// [`Parser::record`] has the next record.
     Record,
 }
 
 /// A CSV parser that holds one record.
-pub(super) struct Parser {
+pub(super) struct CsvParser {
     core: csv_core::Reader,
     text: Vec<u8>,
     text_len: usize,
-    ends: Vec<usize>,
+    field_ends: Vec<usize>,
     field_count: usize,
     surplus_fields: bool,
     /// Line of the record in progress, once its first byte is read.
     record_line: Option<u64>,
     record_bytes: usize,
     max_record_bytes: usize,
-    complete: Option<u64>,
-    place: Place,
+    complete_line: Option<u64>,
+    place: FilePosition,
 }
 
-impl Parser {
+impl CsvParser {
     /// Creates a parser for records of up to `max_fields`, from `place` on.
-    pub fn new(delimiter: u8, place: Place, max_fields: usize, limits: &Limits) -> Self {
+    pub fn new(
+        delimiter: u8,
+        place: FilePosition,
+        max_fields: usize,
+        limits: &IngestLimits,
+    ) -> Self {
         Self {
             core: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
             text: vec![0; 4096],
             text_len: 0,
-            ends: vec![0; max_fields.saturating_add(1)],
+            field_ends: vec![0; max_fields.saturating_add(1)],
             field_count: 0,
             surplus_fields: false,
             record_line: None,
             record_bytes: 0,
             max_record_bytes: limits.max_record_bytes(),
-            complete: None,
+            complete_line: None,
             place,
         }
     }
 
     /// Place after the last complete record.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> FilePosition {
         self.place
     }
 
     /// Reads from a slice until a record is complete; returns the number of bytes read.
-    pub fn feed(&mut self, input: &[u8]) -> Result<(Step, usize), Fault> {
+    pub fn feed(&mut self, input: &[u8]) -> Result<(ParseStep, usize), CsvFault> {
         let mut consumed = self.begin(input);
         loop {
             let rest = input.get(consumed..).unwrap_or_default();
             if rest.is_empty() {
-                return Ok((Step::Hungry, consumed));
+                return Ok((ParseStep::NeedsInput, consumed));
             }
 
             let (result, bytes_in, bytes_out, fields) = self.core.read_record(
                 rest,
                 self.text.get_mut(self.text_len..).unwrap_or_default(),
-                self.ends.get_mut(self.field_count..).unwrap_or_default(),
+                self.field_ends
+                    .get_mut(self.field_count..)
+                    .unwrap_or_default(),
             );
-            self.place.pass(rest.get(..bytes_in).unwrap_or_default());
+            self.place.advance(rest.get(..bytes_in).unwrap_or_default());
             consumed += bytes_in;
             self.text_len += bytes_out;
             self.field_count += fields;
             self.record_bytes += bytes_in;
             if self.record_bytes > self.max_record_bytes {
-                return Err(Fault::RecordTooLong {
+                return Err(CsvFault::RecordTooLong {
                     line: self.record_line.unwrap_or(self.place.line),
                     max_bytes: self.max_record_bytes,
                 });
@@ -147,8 +154,8 @@ impl Parser {
 
             match result {
                 ReadRecordResult::Record => {
-                    self.complete = self.record_line.take();
-                    return Ok((Step::Record, consumed));
+                    self.complete_line = self.record_line.take();
+                    return Ok((ParseStep::Record, consumed));
                 }
                 ReadRecordResult::OutputFull => {
                     self.text.resize(self.text.len() * 2, 0);
@@ -164,7 +171,7 @@ impl Parser {
     }
 
     /// Ends the file; returns true when that completes a last record without a line break.
-    pub fn finish(&mut self) -> Result<bool, Fault> {
+    pub fn finish(&mut self) -> Result<bool, CsvFault> {
         let (Some(line), place) = (self.record_line, self.place) else {
             return Ok(false);
         };
@@ -172,19 +179,19 @@ impl Parser {
         let (step, _) = self.feed(b"\n")?;
         self.place = place;
         match step {
-            Step::Record => Ok(true),
-            Step::Hungry => Err(Fault::UnclosedQuote { line }),
+            ParseStep::Record => Ok(true),
+            ParseStep::NeedsInput => Err(CsvFault::UnclosedQuote { line }),
         }
     }
 
     /// Returns the record that the last step completed.
-    pub fn record(&self) -> Record<'_> {
+    pub fn record(&self) -> CsvRecord<'_> {
         let text = self.text.get(..self.text_len).unwrap_or_default();
-        Record {
-            line: self.complete.unwrap_or(self.place.line),
+        CsvRecord {
+            line: self.complete_line.unwrap_or(self.place.line),
             text: std::str::from_utf8(text).ok(),
             has_nul: text.contains(&0),
-            ends: self.ends.get(..self.field_count).unwrap_or_default(),
+            field_ends: self.field_ends.get(..self.field_count).unwrap_or_default(),
             surplus_fields: self.surplus_fields,
         }
     }
@@ -194,7 +201,7 @@ impl Parser {
         if self.record_line.is_some() {
             return 0;
         }
-        self.complete = None;
+        self.complete_line = None;
         self.text_len = 0;
         self.field_count = 0;
         self.surplus_fields = false;
@@ -203,7 +210,7 @@ impl Parser {
             .iter()
             .take_while(|byte| matches!(byte, b'\r' | b'\n'))
             .count();
-        self.place.pass(input.get(..breaks).unwrap_or_default());
+        self.place.advance(input.get(..breaks).unwrap_or_default());
         if breaks < input.len() {
             self.record_line = Some(self.place.line);
         }
@@ -213,28 +220,28 @@ impl Parser {
 
 /// One record of the file.
 #[derive(Clone, Copy)]
-pub(super) struct Record<'a> {
+pub(super) struct CsvRecord<'a> {
     /// Line of its first byte.
     pub line: u64,
     /// All its fields, concatenated; none when they are not UTF-8.
     pub text: Option<&'a str>,
     pub has_nul: bool,
-    ends: &'a [usize],
+    field_ends: &'a [usize],
     /// True when it has more fields than the parser keeps.
     pub surplus_fields: bool,
 }
 
-impl<'a> Record<'a> {
+impl<'a> CsvRecord<'a> {
     /// Number of fields that were kept.
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.field_ends.len()
     }
 
     /// Returns a field; none when the record is shorter or the field alone is not UTF-8.
     pub fn field(&self, index: usize) -> Option<&'a str> {
-        let end = *self.ends.get(index)?;
+        let end = *self.field_ends.get(index)?;
         let start = match index.checked_sub(1) {
-            Some(before) => *self.ends.get(before)?,
+            Some(before) => *self.field_ends.get(before)?,
             None => 0,
         };
         self.text?.get(start..end)
@@ -256,14 +263,14 @@ impl<'a> Record<'a> {
 }
 
 /// The records of a stream of bytes.
-pub(super) struct Records<S> {
+pub(super) struct RecordStream<S> {
     stream: S,
     slice: Bytes,
-    pub parser: Parser,
+    pub parser: CsvParser,
 }
 
-impl<S: Stream<Item = Result<Bytes>> + Unpin> Records<S> {
-    pub fn new(stream: S, parser: Parser) -> Self {
+impl<S: Stream<Item = Result<Bytes>> + Unpin> RecordStream<S> {
+    pub fn new(stream: S, parser: CsvParser) -> Self {
         Self {
             stream,
             slice: Bytes::new(),
@@ -272,7 +279,7 @@ impl<S: Stream<Item = Result<Bytes>> + Unpin> Records<S> {
     }
 
     /// Advances to the next record; false at the end of the file.
-    pub async fn advance(&mut self) -> Result<Result<bool, Fault>> {
+    pub async fn advance(&mut self) -> Result<Result<bool, CsvFault>> {
         loop {
             if self.slice.is_empty() {
                 match self.stream.try_next().await? {
@@ -283,7 +290,7 @@ impl<S: Stream<Item = Result<Bytes>> + Unpin> Records<S> {
             match self.parser.feed(&self.slice) {
                 Ok((step, consumed)) => {
                     self.slice.advance(consumed);
-                    if step == Step::Record {
+                    if step == ParseStep::Record {
                         return Ok(Ok(true));
                     }
                 }

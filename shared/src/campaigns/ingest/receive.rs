@@ -8,17 +8,17 @@ use futures::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
 use sqlx::{PgConnection, PgPool};
 
 use super::header::{self, HEAD_BYTES};
-use super::{Failure, Limits, Target, files};
+use super::{IngestFailure, IngestLimits, IngestTarget, files};
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
-use crate::store::Store;
+use crate::store::FileStore;
 
 /// The longest file name that is kept, in characters.
 const MAX_FILE_NAME_CHARS: usize = 200;
 
 /// A file that is stored and looks like CSV with a phone column.
 #[derive(Clone, Debug)]
-pub struct Upload {
+pub struct StoredUpload {
     /// Id of the ingest that [`create`] inserts for it.
     pub ingest: IngestId,
     /// Key of the file in the store.
@@ -38,12 +38,12 @@ pub struct Upload {
 /// [`Error::TooLarge`] over the limit; the body's own errors.
 pub async fn receive(
     pool: &PgPool,
-    store: &Store,
-    target: &Target,
-    limits: &Limits,
+    store: &FileStore,
+    target: &IngestTarget,
+    limits: &IngestLimits,
     file_name: &str,
     body: impl Stream<Item = Result<Bytes>> + Send,
-) -> Result<Upload> {
+) -> Result<StoredUpload> {
     pin_mut!(body);
 
     // 1. Check the beginning of the file before anything is stored.
@@ -55,22 +55,23 @@ pub async fn receive(
         }
     }
     let beginning = head.get(..HEAD_BYTES).unwrap_or(&head);
-    let opening = header::open(beginning, &target.variable_names, limits).map_err(refusal)?;
+    let opening =
+        header::read_header(beginning, &target.variable_names, limits).map_err(rejected_error)?;
 
     // 2. Record the file, then store it: a crash between the two leaves a row to purge it by.
     let ingest = IngestId::new();
-    let key = files::key(target.org, ingest);
-    files::expect(pool, target.org, ingest, &key).await?;
+    let key = files::file_key(target.org, ingest);
+    files::record_file(pool, target.org, ingest, &key).await?;
     let whole = stream::once(async { Ok(head.freeze()) }).chain(body);
     let stored = match store.put_stream(&key, whole, limits.max_bytes).await {
         Ok(stored) => stored,
         Err(error) => {
-            files::remove_or_leave(pool, store, ingest, &key).await;
+            files::try_remove_file(pool, store, ingest, &key).await;
             return Err(error);
         }
     };
 
-    Ok(Upload {
+    Ok(StoredUpload {
         ingest,
         key,
         file_name: file_name
@@ -84,7 +85,7 @@ pub async fn receive(
     })
 }
 
-fn refusal(failure: Failure) -> Error {
+fn rejected_error(failure: IngestFailure) -> Error {
     match failure.code {
         Cow::Borrowed(code) => Error::rejected(code, failure.message),
         Cow::Owned(_) => Error::rejected("unreadable_file", failure.message),
@@ -98,8 +99,8 @@ fn refusal(failure: Failure) -> Error {
 /// [`Error::NotFound`] when the batch was deleted; [`Error::Conflict`] when it has started.
 pub async fn create(
     db: &mut PgConnection,
-    target: &Target,
-    upload: &Upload,
+    target: &IngestTarget,
+    upload: &StoredUpload,
     notify: bool,
 ) -> Result<IngestId> {
     super::write::lock_batch(db, target.org, target.batch).await?;

@@ -7,15 +7,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
-use super::rows::{Reject, Row, Rules};
+use super::rows::{ParsedRow, RowReject, RowRules};
 use super::write::{self, ZoneIds};
-use super::{Counts, Limits, Target, header};
+use super::{IngestCounts, IngestLimits, IngestTarget, header};
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, RowId};
 
 /// One person to call, as sent in a request.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Record {
+pub struct RowInput {
     pub to_phonenumber: String,
     /// Flat values. The batch's variables are kept, and `timezone` overrides the zones derived from
     /// the number.
@@ -25,11 +25,11 @@ pub struct Record {
 
 /// Result of inserting a request's records.
 #[derive(Clone, Debug)]
-pub struct Inserted {
-    pub counts: Counts,
+pub struct InsertedRows {
+    pub counts: IngestCounts,
     pub warnings: Vec<String>,
     /// Their `line` is the record's position in the request, from 1.
-    pub rejects: Vec<Reject>,
+    pub rejects: Vec<RowReject>,
     /// The rows that were added, in the order of the request.
     pub rows: Vec<RowId>,
 }
@@ -41,29 +41,29 @@ pub struct Inserted {
 /// when it would hold too many rows. The caller rolls back then.
 pub async fn insert_records(
     db: &mut PgConnection,
-    target: &Target,
-    limits: &Limits,
-    records: &[Record],
-) -> Result<Inserted> {
+    target: &IngestTarget,
+    limits: &IngestLimits,
+    records: &[RowInput],
+) -> Result<InsertedRows> {
     // 1. Lock the batch.
     let next_row_no = write::lock_batch(db, target.org, target.batch).await?;
 
     // 2. Parse the records into rows and rejects.
-    let rules = Rules {
+    let rules = RowRules {
         limits,
-        spoken: &target.spoken,
+        required_variables: &target.required_variables,
         default_country: target.default_country,
     };
-    let mut rows: Vec<Row> = Vec::with_capacity(records.len());
+    let mut rows: Vec<ParsedRow> = Vec::with_capacity(records.len());
     let mut rejects = Vec::new();
     for (record, place) in records.iter().zip(1_u64..) {
-        let Record {
+        let RowInput {
             to_phonenumber,
             variables,
         } = record;
-        match rules.item(place, to_phonenumber, variables, &target.variable_names) {
+        match rules.parse_item(place, to_phonenumber, variables, &target.variable_names) {
             Ok(row) => rows.push(row),
-            Err(reject) => rejects.push(reject.kept_private(target.is_private)),
+            Err(reject) => rejects.push(reject.redact_if_private(target.is_private)),
         }
     }
 
@@ -90,14 +90,14 @@ pub async fn insert_records(
     .await?;
 
     let count = |len: usize| i64::try_from(len).unwrap_or(i64::MAX);
-    Ok(Inserted {
-        counts: Counts {
+    Ok(InsertedRows {
+        counts: IngestCounts {
             total_rows: count(records.len()),
             inserted,
             duplicates: staged - inserted,
             rejected: count(rejects.len()),
         },
-        warnings: ignored(records, &target.variable_names),
+        warnings: ignored_names(records, &target.variable_names),
         rejects,
         rows: added,
     })
@@ -114,20 +114,20 @@ pub async fn insert_records(
 /// [`Error::NotFound`], or [`Error::Conflict`] when the batch has started.
 pub async fn update_records(
     db: &mut PgConnection,
-    target: &Target,
-    limits: &Limits,
-    changes: &[(RowId, Record)],
-) -> Result<Vec<Result<(), Reject>>> {
+    target: &IngestTarget,
+    limits: &IngestLimits,
+    changes: &[(RowId, RowInput)],
+) -> Result<Vec<Result<(), RowReject>>> {
     // 1. Lock the batch, then parse each change and compare it with the ones before.
     write::lock_batch(db, target.org, target.batch).await?;
     let mut results = Vec::with_capacity(changes.len());
-    let mut valid: Vec<Change> = Vec::with_capacity(changes.len());
+    let mut valid: Vec<RowChange> = Vec::with_capacity(changes.len());
     let (mut ids, mut numbers) = (HashSet::new(), HashSet::new());
     for (place, (id, record)) in changes.iter().enumerate() {
         let line = u64::try_from(place).unwrap_or(u64::MAX).saturating_add(1);
-        let parsed = read_change(target, limits, line, record);
+        let parsed = parse_change(target, limits, line, record);
         let result = match parsed {
-            Ok(_) if !ids.insert(*id) => Err(Reject::new(
+            Ok(_) if !ids.insert(*id) => Err(RowReject::new(
                 line,
                 "id",
                 &id.to_string(),
@@ -138,10 +138,10 @@ pub async fn update_records(
                 Err(number_taken(line, record))
             }
             Ok(read) => {
-                valid.push(Change {
+                valid.push(RowChange {
                     id: *id,
                     keeps_variables: record.variables.is_empty(),
-                    read,
+                    row: read,
                 });
                 Ok(())
             }
@@ -157,10 +157,10 @@ pub async fn update_records(
         let line = u64::try_from(place).unwrap_or(u64::MAX).saturating_add(1);
         if let (Some(result @ Ok(())), Some(unfit)) = (results.get_mut(place), refused.get(id)) {
             *result = Err(match unfit {
-                Unfit::Unknown => {
-                    Reject::new(line, "id", &id.to_string(), "not_found", "Row not found")
+                ChangeRefusal::NotFound => {
+                    RowReject::new(line, "id", &id.to_string(), "not_found", "Row not found")
                 }
-                Unfit::NumberTaken => number_taken(line, record),
+                ChangeRefusal::NumberTaken => number_taken(line, record),
             });
         }
     }
@@ -171,41 +171,41 @@ pub async fn update_records(
 }
 
 /// A valid record to replace a row with.
-struct Change {
+struct RowChange {
     id: RowId,
     keeps_variables: bool,
-    read: Row,
+    row: ParsedRow,
 }
 
 /// The reason why a row may not be replaced.
-enum Unfit {
-    Unknown,
+enum ChangeRefusal {
+    NotFound,
     NumberTaken,
 }
 
-fn read_change(
-    target: &Target,
-    limits: &Limits,
+fn parse_change(
+    target: &IngestTarget,
+    limits: &IngestLimits,
     line: u64,
-    record: &Record,
-) -> Result<Row, Reject> {
-    let Record {
+    record: &RowInput,
+) -> Result<ParsedRow, RowReject> {
+    let RowInput {
         to_phonenumber,
         variables,
     } = record;
-    let rules = Rules {
+    let rules = RowRules {
         limits,
-        spoken: match variables.is_empty() {
+        required_variables: match variables.is_empty() {
             true => &[],
-            false => &target.spoken,
+            false => &target.required_variables,
         },
         default_country: target.default_country,
     };
-    rules.item(line, to_phonenumber, variables, &target.variable_names)
+    rules.parse_item(line, to_phonenumber, variables, &target.variable_names)
 }
 
-fn number_taken(line: u64, record: &Record) -> Reject {
-    Reject::new(
+fn number_taken(line: u64, record: &RowInput) -> RowReject {
+    RowReject::new(
         line,
         header::PHONE_COLUMN,
         &record.to_phonenumber,
@@ -216,13 +216,13 @@ fn number_taken(line: u64, record: &Record) -> Reject {
 
 async fn refused_changes(
     db: &mut PgConnection,
-    target: &Target,
-    changes: &[Change],
-) -> Result<HashMap<RowId, Unfit>> {
+    target: &IngestTarget,
+    changes: &[RowChange],
+) -> Result<HashMap<RowId, ChangeRefusal>> {
     let ids: Vec<RowId> = changes.iter().map(|change| change.id).collect();
     let numbers: Vec<&str> = changes
         .iter()
-        .map(|change| change.read.number.as_str())
+        .map(|change| change.row.number.as_str())
         .collect();
 
     let found = sqlx::query!(
@@ -240,8 +240,8 @@ async fn refused_changes(
     .await?;
 
     let unfit = |unknown| match unknown {
-        true => Unfit::Unknown,
-        false => Unfit::NumberTaken,
+        true => ChangeRefusal::NotFound,
+        false => ChangeRefusal::NumberTaken,
     };
     Ok(found
         .into_iter()
@@ -249,13 +249,17 @@ async fn refused_changes(
         .collect())
 }
 
-async fn write_changes(db: &mut PgConnection, target: &Target, changes: Vec<Change>) -> Result<()> {
+async fn write_changes(
+    db: &mut PgConnection,
+    target: &IngestTarget,
+    changes: Vec<RowChange>,
+) -> Result<()> {
     let ids: Vec<RowId> = changes.iter().map(|change| change.id).collect();
     let kept: Vec<bool> = changes
         .iter()
         .map(|change| change.keeps_variables)
         .collect();
-    let rows: Vec<Row> = changes.into_iter().map(|change| change.read).collect();
+    let rows: Vec<ParsedRow> = changes.into_iter().map(|change| change.row).collect();
 
     let mut zone_ids = ZoneIds::new();
     write::resolve_zones(db, &rows, &mut zone_ids).await?;
@@ -293,7 +297,7 @@ async fn write_changes(db: &mut PgConnection, target: &Target, changes: Vec<Chan
 }
 
 /// Warns of names that a record has and the batch does not, up to a limit.
-fn ignored(records: &[Record], variables: &[String]) -> Vec<String> {
+fn ignored_names(records: &[RowInput], variables: &[String]) -> Vec<String> {
     const MAX_WARNINGS: usize = 20;
     let mut names: Vec<&str> = Vec::new();
     for name in records.iter().flat_map(|record| record.variables.keys()) {

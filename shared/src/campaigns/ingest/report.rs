@@ -6,15 +6,15 @@ use futures::stream::{self, Stream, StreamExt as _};
 use serde::Serialize;
 use sqlx::PgPool;
 
-use super::columns::{Columns, REASON_COLUMNS};
+use super::columns::{ColumnMap, REASON_COLUMNS};
 use super::header::PHONE_COLUMN;
-use super::rows::Rejected;
-use super::{Counts, Failure, Reject, State};
+use super::rows::RejectedRow;
+use super::{IngestCounts, IngestFailure, RowReject, State};
 use crate::access::{Scope, wall};
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, UserId};
-use crate::page::{Page, Slice};
-use crate::spreadsheet::{self, neutral, unwritable};
+use crate::page::{Page, PageSlice};
+use crate::spreadsheet::{self, neutralize, write_error};
 
 /// Rejects per slice of the error file, and about how many bytes of their cells.
 const PAGE_ROWS: i64 = 1_000;
@@ -31,9 +31,9 @@ pub struct Ingest {
     pub bytes_read: i64,
     pub state: State,
     #[serde(flatten)]
-    pub counts: Counts,
+    pub counts: IngestCounts,
     pub warnings: Vec<String>,
-    pub failure: Option<Failure>,
+    pub failure: Option<IngestFailure>,
     /// True when the uploader gets an email at its end.
     pub notify: bool,
     pub created_at: DateTime<Utc>,
@@ -42,7 +42,7 @@ pub struct Ingest {
 }
 
 /// An ingest's row.
-struct Stored {
+struct IngestRow {
     id: IngestId,
     batch_id: BatchId,
     file_name: String,
@@ -62,8 +62,8 @@ struct Stored {
     finished_at: Option<DateTime<Utc>>,
 }
 
-impl From<Stored> for Ingest {
-    fn from(row: Stored) -> Self {
+impl From<IngestRow> for Ingest {
+    fn from(row: IngestRow) -> Self {
         Self {
             id: row.id,
             batch_id: row.batch_id,
@@ -71,14 +71,14 @@ impl From<Stored> for Ingest {
             file_bytes: row.file_bytes,
             bytes_read: row.bytes_read,
             state: row.state,
-            counts: Counts {
+            counts: IngestCounts {
                 total_rows: row.total_rows,
                 inserted: row.inserted,
                 duplicates: row.duplicates,
                 rejected: row.rejected,
             },
             warnings: row.warnings,
-            failure: row.failure_code.map(|code| Failure {
+            failure: row.failure_code.map(|code| IngestFailure {
                 code: code.into(),
                 message: row.failure_message.unwrap_or_default(),
             }),
@@ -100,7 +100,7 @@ pub async fn find(
     batch: BatchId,
     ingest: IngestId,
 ) -> Result<Ingest> {
-    let mut found = stored(pool, scope, batch, Some(ingest), Page::WHOLE).await?;
+    let mut found = load_ingests(pool, scope, batch, Some(ingest), Page::WHOLE).await?;
     found.rows.pop().ok_or(Error::NotFound("Ingest"))
 }
 
@@ -110,21 +110,21 @@ pub async fn list(
     scope: &Scope,
     batch: BatchId,
     page: Page,
-) -> Result<Slice<Ingest>> {
-    stored(pool, scope, batch, None, page).await
+) -> Result<PageSlice<Ingest>> {
+    load_ingests(pool, scope, batch, None, page).await
 }
 
-async fn stored(
+async fn load_ingests(
     pool: &PgPool,
     scope: &Scope,
     batch: BatchId,
     ingest: Option<IngestId>,
     page: Page,
-) -> Result<Slice<Ingest>> {
+) -> Result<PageSlice<Ingest>> {
     let mut db = wall::begin(pool, scope).await?;
 
     let rows = sqlx::query_as!(
-        Stored,
+        IngestRow,
         r#"select i.id as "id: IngestId", i.batch_id as "batch_id: BatchId", i.file_name, i.file_bytes,
                   coalesce((i.checkpoint -> 'place' ->> 'offset')::bigint, 0) as "bytes_read!",
                   i.state as "state: State", i.total_rows, i.inserted, i.duplicates, i.rejected,
@@ -158,17 +158,17 @@ pub async fn first_rejects(
     scope: &Scope,
     ingest: IngestId,
     limit: i64,
-) -> Result<Vec<Reject>> {
-    let rejected = rejects_after(pool, scope, ingest, (0, limit), Cells::Left).await?;
+) -> Result<Vec<RowReject>> {
+    let rejected = rejects_after(pool, scope, ingest, (0, limit), CellLimit::Omitted).await?;
     Ok(rejected.into_iter().map(|row| row.reject).collect())
 }
 
 /// Limit on the cells that a query loads: those of one row are up to 400 KB.
 #[derive(Clone, Copy)]
-enum Cells {
-    Left,
+enum CellLimit {
+    Omitted,
     /// At least one row's cells, then at most this many bytes.
-    Most(i64),
+    MaxBytes(i64),
 }
 
 async fn rejects_after(
@@ -176,11 +176,11 @@ async fn rejects_after(
     scope: &Scope,
     ingest: IngestId,
     (line, limit): (i64, i64),
-    cells: Cells,
-) -> Result<Vec<Rejected>> {
+    cells: CellLimit,
+) -> Result<Vec<RejectedRow>> {
     let most_bytes = match cells {
-        Cells::Left => None,
-        Cells::Most(bytes) => Some(bytes),
+        CellLimit::Omitted => None,
+        CellLimit::MaxBytes(bytes) => Some(bytes),
     };
     let mut db = wall::begin(pool, scope).await?;
 
@@ -221,8 +221,8 @@ async fn rejects_after(
     .fetch_all(&mut *db)
     .await?;
 
-    let rejected = rows.into_iter().map(|row| Rejected {
-        reject: Reject {
+    let rejected = rows.into_iter().map(|row| RejectedRow {
+        reject: RowReject {
             line: row.line,
             column: row.column_name,
             value: row.value,
@@ -235,7 +235,7 @@ async fn rejects_after(
 }
 
 /// Lists the names of an error file's first columns; none before the header was read.
-async fn repeated(pool: &PgPool, scope: &Scope, ingest: IngestId) -> Result<Vec<String>> {
+async fn error_file_names(pool: &PgPool, scope: &Scope, ingest: IngestId) -> Result<Vec<String>> {
     let mut db = wall::begin(pool, scope).await?;
     let columns = sqlx::query_scalar!(
         "select checkpoint -> 'columns'
@@ -249,8 +249,10 @@ async fn repeated(pool: &PgPool, scope: &Scope, ingest: IngestId) -> Result<Vec<
     let Some(columns) = columns else {
         return Ok(Vec::new());
     };
-    let columns: Columns = serde_json::from_value(columns)?;
-    let names = columns.repeated().map(|(_, name)| name.to_owned());
+    let columns: ColumnMap = serde_json::from_value(columns)?;
+    let names = columns
+        .error_file_columns()
+        .map(|(_, name)| name.to_owned());
     Ok(names.collect())
 }
 
@@ -268,13 +270,13 @@ pub async fn rejects_csv(
     ingest: IngestId,
 ) -> Result<impl Stream<Item = Result<Bytes>> + Send + Unpin + 'static> {
     find(pool, scope, batch, ingest).await?;
-    let names = repeated(pool, scope, ingest).await?;
+    let names = error_file_names(pool, scope, ingest).await?;
     let width = names.len();
     let (pool, scope) = (pool.clone(), *scope);
     let pages = stream::try_unfold(0, move |line| {
         let pool = pool.clone();
         async move {
-            let (from, cells) = ((line, PAGE_ROWS), Cells::Most(PAGE_BYTES));
+            let (from, cells) = ((line, PAGE_ROWS), CellLimit::MaxBytes(PAGE_BYTES));
             let page = rejects_after(&pool, &scope, ingest, from, cells).await?;
             let Some(last) = page.last().map(|last| last.reject.line) else {
                 return Ok(None);
@@ -289,37 +291,38 @@ pub async fn rejects_csv(
 fn head_csv(names: &[String]) -> Result<Bytes> {
     let mut csv = spreadsheet::writer();
     let reasons = REASON_COLUMNS.map(str::to_owned);
-    csv.write_record(names.iter().chain(&reasons).map(|name| neutral(name)))
-        .map_err(unwritable)?;
-    spreadsheet::written(csv)
+    csv.write_record(names.iter().chain(&reasons).map(|name| neutralize(name)))
+        .map_err(write_error)?;
+    spreadsheet::finish(csv)
 }
 
-fn page_csv(page: &[Rejected], width: usize) -> Result<Bytes> {
+fn page_csv(page: &[RejectedRow], width: usize) -> Result<Bytes> {
     let mut csv = spreadsheet::writer();
-    for Rejected { reject, cells } in page {
-        let cells = cells.iter().map(|cell| neutral(cell));
+    for RejectedRow { reject, cells } in page {
+        let cells = cells.iter().map(|cell| neutralize(cell));
         let reasons = [
             reject.line.to_string(),
-            neutral(&reject.column),
-            neutral(&reject.value),
+            neutralize(&reject.column),
+            neutralize(&reject.value),
             reject.code.to_string(),
-            neutral(&reject.message),
+            neutralize(&reject.message),
         ];
         // Rows of a private batch, and old ones, have no cells.
         let cells = cells.chain(std::iter::repeat(String::new())).take(width);
-        csv.write_record(cells.chain(reasons)).map_err(unwritable)?;
+        csv.write_record(cells.chain(reasons))
+            .map_err(write_error)?;
     }
-    spreadsheet::written(csv)
+    spreadsheet::finish(csv)
 }
 
 /// Builds a template file to fill in: the header line only.
-pub fn template(variable_names: &[String]) -> Result<String> {
+pub fn csv_template(variable_names: &[String]) -> Result<String> {
     let mut csv = spreadsheet::writer();
     csv.write_record(
         std::iter::once(PHONE_COLUMN).chain(variable_names.iter().map(String::as_str)),
     )
-    .map_err(unwritable)?;
-    let bytes = spreadsheet::written(csv)?;
+    .map_err(write_error)?;
+    let bytes = spreadsheet::finish(csv)?;
     String::from_utf8(bytes.into()).map_err(|error| Error::Unexpected(error.into()))
 }
 
@@ -331,7 +334,7 @@ mod tests {
     fn the_template_is_a_header_line_that_the_ingest_reads() {
         let names = ["name".to_owned(), "due, date".to_owned()];
         assert_eq!(
-            template(&names).unwrap(),
+            csv_template(&names).unwrap(),
             "to_phonenumber,name,\"due, date\"\r\n"
         );
     }

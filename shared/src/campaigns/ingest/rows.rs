@@ -7,10 +7,10 @@ use chrono_tz::Tz;
 use serde::ser::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::Limits;
-use super::columns::Columns;
+use super::IngestLimits;
+use super::columns::ColumnMap;
 use super::header::{PHONE_COLUMN, ZONE_COLUMN};
-use super::reader::Record;
+use super::reader::CsvRecord;
 use crate::ids::RowId;
 use crate::phone::{Country, E164, ZoneSet};
 
@@ -19,28 +19,28 @@ const REJECT_VALUE_CHARS: usize = 200;
 
 /// Time zones of a row's callee: derived from the number, or given by the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Zones {
+pub(super) enum RowZones {
     Derived(ZoneSet),
-    Told(Tz),
+    Given(Tz),
 }
 
-impl Zones {
+impl RowZones {
     /// Names, separated by spaces; none when unknown.
     pub fn names(self) -> Option<String> {
         match self {
             Self::Derived(ZoneSet::UNKNOWN) => None,
             Self::Derived(set) => Some(set.names().join(" ")),
-            Self::Told(zone) => Some(zone.name().to_owned()),
+            Self::Given(zone) => Some(zone.name().to_owned()),
         }
     }
 }
 
 /// A row that may be called.
 #[derive(Debug)]
-pub(super) struct Row {
+pub(super) struct ParsedRow {
     pub id: RowId,
     pub number: E164,
-    pub zones: Zones,
+    pub zones: RowZones,
     /// Variables, as the text of a JSON object.
     pub variables: Vec<u8>,
 }
@@ -48,7 +48,7 @@ pub(super) struct Row {
 /// A rejected row, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[schema(as = Reject)]
-pub struct Reject {
+pub struct RowReject {
     /// Line of the file, from 1 with the header; in a request, the record's position, from 1.
     #[serde(rename = "row")]
     pub line: i64,
@@ -59,7 +59,7 @@ pub struct Reject {
     pub message: String,
 }
 
-impl Reject {
+impl RowReject {
     pub(super) fn new(
         line: u64,
         column: &str,
@@ -81,7 +81,7 @@ impl Reject {
     }
 
     /// Removes the value when it is private. Messages hold no values.
-    pub(super) fn kept_private(mut self, is_private: bool) -> Self {
+    pub(super) fn redact_if_private(mut self, is_private: bool) -> Self {
         if is_private {
             self.value.clear();
         }
@@ -91,38 +91,43 @@ impl Reject {
 
 /// A rejected row of a file, with its cells for the error file.
 #[derive(Debug)]
-pub(super) struct Rejected {
-    pub reject: Reject,
+pub(super) struct RejectedRow {
+    pub reject: RowReject,
     /// Cells of [`Columns::repeated`]. One that is too long is cut to one character over the limit.
     pub cells: Vec<String>,
 }
 
-impl Rejected {
-    pub fn new(reject: Reject, columns: &Columns, record: Record<'_>, limits: &Limits) -> Self {
+impl RejectedRow {
+    pub fn new(
+        reject: RowReject,
+        columns: &ColumnMap,
+        record: CsvRecord<'_>,
+        limits: &IngestLimits,
+    ) -> Self {
         let most = limits.max_cell_chars.saturating_add(1);
         let text = |column| columns.cell(record, column).chars();
         Self {
             reject,
             cells: columns
-                .repeated()
+                .error_file_columns()
                 .map(|(column, _)| text(column).filter(|&c| c != '\0').take(most).collect())
                 .collect(),
         }
     }
 
     /// Removes the row's values when they are private.
-    pub fn kept_private(mut self, is_private: bool) -> Self {
+    pub fn redact_if_private(mut self, is_private: bool) -> Self {
         if is_private {
             self.cells.clear();
         }
         Self {
-            reject: self.reject.kept_private(is_private),
+            reject: self.reject.redact_if_private(is_private),
             ..self
         }
     }
 
     /// Approximate size in memory.
-    pub fn bytes(&self) -> usize {
+    pub fn approximate_bytes(&self) -> usize {
         let cells: usize = self.cells.iter().map(String::len).sum();
         cells + self.reject.value.len() + self.reject.message.len()
     }
@@ -130,23 +135,27 @@ impl Rejected {
 
 /// Rules that turn raw cells into rows.
 #[derive(Clone, Copy)]
-pub(super) struct Rules<'a> {
-    pub limits: &'a Limits,
+pub(super) struct RowRules<'a> {
+    pub limits: &'a IngestLimits,
     /// Variables that a row must have a value for.
-    pub spoken: &'a [String],
+    pub required_variables: &'a [String],
     pub default_country: Option<Country>,
 }
 
-impl Rules<'_> {
+impl RowRules<'_> {
     /// Parses a record of a file; none when it is blank.
-    pub fn record(&self, columns: &Columns, record: Record<'_>) -> Result<Option<Row>, Reject> {
+    pub fn parse_record(
+        &self,
+        columns: &ColumnMap,
+        record: CsvRecord<'_>,
+    ) -> Result<Option<ParsedRow>, RowReject> {
         let line = record.line;
         let name = |column: usize| columns.names.get(column).map_or("", String::as_str);
         let cell = |column: usize| columns.cell(record, column);
 
         // 1. The record as a whole.
         if !record.is_utf8() {
-            return Err(Reject::new(
+            return Err(RowReject::new(
                 line,
                 "",
                 "",
@@ -156,7 +165,7 @@ impl Rules<'_> {
         }
         if record.has_nul {
             let message = format!("line {line} contains a NUL character; remove it");
-            return Err(Reject::new(line, "", "", "nul_character", message));
+            return Err(RowReject::new(line, "", "", "nul_character", message));
         }
         if record.is_blank() {
             return Ok(None);
@@ -166,7 +175,7 @@ impl Rules<'_> {
             .filter_map(|column| record.field(column))
             .find(|cell| !cell.trim().is_empty());
         if record.surplus_fields || surplus.is_some() {
-            return Err(Reject::new(
+            return Err(RowReject::new(
                 line,
                 "",
                 surplus.unwrap_or_default(),
@@ -180,7 +189,7 @@ impl Rules<'_> {
         // 2. Its cells.
         let longest = (0..record.len())
             .filter(|&column| !columns.is_reason(column))
-            .find_map(|column| Some((column, self.overlong(cell(column))?)));
+            .find_map(|column| Some((column, self.find_overlong(cell(column))?)));
         if let Some((column, cell)) = longest {
             return Err(self.too_long(line, name(column), cell));
         }
@@ -188,36 +197,36 @@ impl Rules<'_> {
         // 3. Number, zone and variables.
         let zone = columns.zone.map(|column| (name(column), cell(column)));
         let (number, zones) =
-            self.destination(line, name(columns.phone), cell(columns.phone), zone)?;
-        self.all_spoken(line, |variable| {
+            self.parse_destination(line, name(columns.phone), cell(columns.phone), zone)?;
+        self.check_required(line, |variable| {
             columns
                 .variables
                 .iter()
                 .any(|(column, name)| name == variable && !cell(*column).trim().is_empty())
         })?;
-        let variables = Pairs(
+        let variables = JsonPairs(
             columns
                 .variables
                 .iter()
                 .map(|(column, variable)| (variable.as_str(), cell(*column).trim())),
         );
 
-        Ok(Some(Row {
+        Ok(Some(ParsedRow {
             id: RowId::new(),
             number,
             zones,
-            variables: json(&variables),
+            variables: to_json(&variables),
         }))
     }
 
     /// Parses the item at position `place` of a request, without variables the batch does not have.
-    pub fn item(
+    pub fn parse_item(
         &self,
         place: u64,
         number: &str,
         values: &Map<String, Value>,
         variables: &[String],
-    ) -> Result<Row, Reject> {
+    ) -> Result<ParsedRow, RowReject> {
         let known = |name: &String| variables.contains(name);
 
         // 1. The values.
@@ -225,14 +234,14 @@ impl Rules<'_> {
             match value {
                 Value::String(text) if text.contains('\0') => {
                     let message = "the value contains a NUL character; remove it";
-                    return Err(Reject::new(place, name, text, "nul_character", message));
+                    return Err(RowReject::new(place, name, text, "nul_character", message));
                 }
-                Value::String(text) if self.overlong(text).is_some() => {
+                Value::String(text) if self.find_overlong(text).is_some() => {
                     return Err(self.too_long(place, name, text));
                 }
                 Value::Array(_) | Value::Object(_) if known(name) => {
                     let message = "the value is a list or an object; a variable is a text, a number or true/false";
-                    return Err(Reject::new(place, name, "", "not_flat", message));
+                    return Err(RowReject::new(place, name, "", "not_flat", message));
                 }
                 _ => {}
             }
@@ -243,42 +252,42 @@ impl Rules<'_> {
             .iter()
             .find(|(name, _)| name.eq_ignore_ascii_case(ZONE_COLUMN))
             .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()));
-        let (number, zones) = self.destination(place, PHONE_COLUMN, number, zone)?;
-        self.all_spoken(place, |variable| match values.get(variable) {
+        let (number, zones) = self.parse_destination(place, PHONE_COLUMN, number, zone)?;
+        self.check_required(place, |variable| match values.get(variable) {
             None | Some(Value::Null) => false,
             Some(Value::String(text)) => !text.trim().is_empty(),
             Some(_) => true,
         })?;
-        let kept = Pairs(
+        let kept = JsonPairs(
             values
                 .iter()
                 .filter(|(name, value)| known(name) && !value.is_null())
                 .map(|(name, value)| (name.as_str(), value)),
         );
 
-        Ok(Row {
+        Ok(ParsedRow {
             id: RowId::new(),
             number,
             zones,
-            variables: json(&kept),
+            variables: to_json(&kept),
         })
     }
 
-    fn destination(
+    fn parse_destination(
         &self,
         line: u64,
         phone_column: &str,
         phone: &str,
         zone: Option<(&str, &str)>,
-    ) -> Result<(E164, Zones), Reject> {
+    ) -> Result<(E164, RowZones), RowReject> {
         let (number, derived) =
             E164::parse_with_zones(phone, self.default_country).map_err(|error| {
-                Reject::new(line, phone_column, phone, error.code(), error.to_string())
+                RowReject::new(line, phone_column, phone, error.code(), error.to_string())
             })?;
         let zones = match zone {
             Some((column, text)) if !text.trim().is_empty() => {
-                Zones::Told(Tz::from_str(text.trim()).map_err(|_unknown| {
-                    Reject::new(
+                RowZones::Given(Tz::from_str(text.trim()).map_err(|_unknown| {
+                    RowReject::new(
                         line,
                         column,
                         text,
@@ -287,41 +296,51 @@ impl Rules<'_> {
                     )
                 })?)
             }
-            _ => Zones::Derived(derived),
+            _ => RowZones::Derived(derived),
         };
         Ok((number, zones))
     }
 
-    fn all_spoken(&self, line: u64, has_value: impl Fn(&str) -> bool) -> Result<(), Reject> {
-        match self.spoken.iter().find(|variable| !has_value(variable)) {
+    fn check_required(&self, line: u64, has_value: impl Fn(&str) -> bool) -> Result<(), RowReject> {
+        match self
+            .required_variables
+            .iter()
+            .find(|variable| !has_value(variable))
+        {
             None => Ok(()),
             Some(variable) => {
                 let message = format!(
                     "there is no value for \"{variable}\", which the agent uses; fill it in, or remove {{{{{variable}}}}} from the agent's texts"
                 );
-                Err(Reject::new(line, variable, "", "missing_variable", message))
+                Err(RowReject::new(
+                    line,
+                    variable,
+                    "",
+                    "missing_variable",
+                    message,
+                ))
             }
         }
     }
 
-    fn overlong<'t>(&self, cell: &'t str) -> Option<&'t str> {
+    fn find_overlong<'t>(&self, cell: &'t str) -> Option<&'t str> {
         let max = self.limits.max_cell_chars;
         (cell.len() > max && cell.chars().nth(max).is_some()).then_some(cell)
     }
 
-    fn too_long(&self, line: u64, column: &str, cell: &str) -> Reject {
+    fn too_long(&self, line: u64, column: &str, cell: &str) -> RowReject {
         let message = format!(
             "the value is longer than {} characters; shorten it, and look for a quote (\") that is not closed",
             self.limits.max_cell_chars
         );
-        Reject::new(line, column, cell, "cell_too_long", message)
+        RowReject::new(line, column, cell, "cell_too_long", message)
     }
 }
 
 /// Names and values, serialised as a JSON object.
-struct Pairs<I>(I);
+struct JsonPairs<I>(I);
 
-impl<'a, V, I> Serialize for Pairs<I>
+impl<'a, V, I> Serialize for JsonPairs<I>
 where
     V: Serialize,
     I: Iterator<Item = (&'a str, V)> + Clone,
@@ -332,6 +351,6 @@ where
 }
 
 /// Serialises texts and scalars under text keys, which cannot fail.
-fn json(pairs: &impl Serialize) -> Vec<u8> {
+fn to_json(pairs: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(pairs).unwrap_or_else(|_impossible| b"{}".to_vec())
 }

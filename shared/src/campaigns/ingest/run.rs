@@ -8,18 +8,18 @@ use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::columns::Columns;
-use super::give_up::fail;
-use super::header::{self, HEAD_BYTES, Opening};
-use super::reader::{Parser, Place, Records};
-use super::rows::{Rejected, Row, Rules};
+use super::columns::ColumnMap;
+use super::give_up::fail_ingest;
+use super::header::{self, FileHeader, HEAD_BYTES};
+use super::reader::{CsvParser, FilePosition, RecordStream};
+use super::rows::{ParsedRow, RejectedRow, RowRules};
 use super::write::{self, ZoneIds};
-use super::{Counts, Failure, Finished, Limits, State, files};
+use super::{IngestCounts, IngestFailure, IngestLimits, IngestResult, State, files};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::ids::{BatchId, IngestId, OrgId};
 use crate::phone::Country;
-use crate::store::Store;
+use crate::store::FileStore;
 
 /// Bytes of variables and rejected rows at which a chunk ends early.
 const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
@@ -28,34 +28,34 @@ const RECORDS_BETWEEN_YIELDS: usize = 250;
 
 /// Parameters to resume a run after the last committed chunk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Checkpoint {
-    place: Place,
+struct IngestCheckpoint {
+    place: FilePosition,
     delimiter: u8,
-    columns: Columns,
+    columns: ColumnMap,
 }
 
 /// An ingest, as loaded from the database.
-struct Job {
+struct LoadedIngest {
     id: IngestId,
     org: OrgId,
     batch: BatchId,
     file_key: String,
     state: State,
-    checkpoint: Option<Checkpoint>,
-    finished: Finished,
+    checkpoint: Option<IngestCheckpoint>,
+    finished: IngestResult,
     variables: Vec<String>,
     /// As in [`super::Target`].
-    spoken: Vec<String>,
+    required_variables: Vec<String>,
     default_country: Option<Country>,
     is_private: bool,
 }
 
 /// Result of a chunk's transaction.
-enum Committed {
-    Yes,
+enum CommitResult {
+    Committed,
     /// Another run has moved the checkpoint, or has ended the ingest.
     Overtaken,
-    Refused(Failure),
+    Refused(IngestFailure),
 }
 
 /// Runs an ingest to its end, or until `stop`. A job has no principal, so this takes no scope: the
@@ -67,62 +67,62 @@ enum Committed {
 /// that has started, is not an error but a failure in [`Finished`].
 pub async fn run_unscoped(
     pool: &PgPool,
-    store: &Store,
-    limits: &Limits,
+    store: &FileStore,
+    limits: &IngestLimits,
     ingest: IngestId,
     stop: &CancellationToken,
-) -> Result<Finished> {
+) -> Result<IngestResult> {
     let mut file_key: Option<String> = None;
     loop {
-        let job = match (load(pool, ingest).await, file_key) {
+        let job = match (load_ingest(pool, ingest).await, file_key) {
             // The batch was deleted with the ingest after the last chunk.
             (Err(Error::NotFound(noun)), Some(file_key)) => {
-                files::remove(pool, store, ingest, &file_key).await?;
+                files::remove_file(pool, store, ingest, &file_key).await?;
                 return Err(Error::NotFound(noun));
             }
             (job, _) => job?,
         };
 
         if matches!(job.state, State::Completed | State::Failed) {
-            files::remove(pool, store, ingest, &job.file_key).await?;
+            files::remove_file(pool, store, ingest, &job.file_key).await?;
             return Ok(job.finished);
         }
 
-        if let Err(failure) = Box::pin(pass(pool, store, limits, &job, stop)).await? {
-            fail(&mut *pool.acquire().await?, ingest, &failure).await?;
+        if let Err(failure) = Box::pin(ingest_file(pool, store, limits, &job, stop)).await? {
+            fail_ingest(&mut *pool.acquire().await?, ingest, &failure).await?;
         }
         file_key = Some(job.file_key);
     }
 }
 
 /// Ingests the file until it ends, fails, or another run has overtaken this one.
-async fn pass(
+async fn ingest_file(
     pool: &PgPool,
-    store: &Store,
-    limits: &Limits,
-    job: &Job,
+    store: &FileStore,
+    limits: &IngestLimits,
+    job: &LoadedIngest,
     stop: &CancellationToken,
-) -> Result<Result<(), Failure>> {
+) -> Result<Result<(), IngestFailure>> {
     // 1. Open the file at the checkpoint.
     let checkpoint = match &job.checkpoint {
         Some(checkpoint) => checkpoint.clone(),
-        None => match begin(pool, store, limits, job).await? {
+        None => match begin_ingest(pool, store, limits, job).await? {
             Ok(checkpoint) => checkpoint,
             Err(failure) => return Ok(Err(failure)),
         },
     };
-    let parser = Parser::new(
+    let parser = CsvParser::new(
         checkpoint.delimiter,
         checkpoint.place,
         limits.max_file_columns(),
         limits,
     );
     let file = store.read(&job.file_key, checkpoint.place.offset);
-    let mut records = Records::new(file, parser);
+    let mut records = RecordStream::new(file, parser);
     let mut zone_ids = ZoneIds::new();
-    let rules = Rules {
+    let rules = RowRules {
         limits,
-        spoken: &job.spoken,
+        required_variables: &job.required_variables,
         default_country: job.default_country,
     };
 
@@ -135,33 +135,33 @@ async fn pass(
             ));
         }
 
-        let chunk = match Chunk::read(&mut records, &from.columns, rules).await {
+        let chunk = match RowChunk::read(&mut records, &from.columns, rules).await {
             Ok(chunk) => chunk,
             Err(Error::NotFound(_)) => return Ok(Err(file_missing())),
             Err(error) => return Err(error),
         };
 
         write::resolve_zones(&mut *pool.acquire().await?, &chunk.rows, &mut zone_ids).await?;
-        let to = Checkpoint {
+        let to = IngestCheckpoint {
             place: records.parser.place(),
             ..from.clone()
         };
 
-        let (write, end) = Write::new(job, chunk, &zone_ids, (&from, &to))?;
-        match write.commit_in_a_task(pool, limits).await? {
-            Committed::Yes => from = to,
-            Committed::Overtaken => return Ok(Ok(())),
-            Committed::Refused(failure) => return Ok(Err(failure)),
+        let (write, end) = ChunkWrite::new(job, chunk, &zone_ids, (&from, &to))?;
+        match write.commit_in_task(pool, limits).await? {
+            CommitResult::Committed => from = to,
+            CommitResult::Overtaken => return Ok(Ok(())),
+            CommitResult::Refused(failure) => return Ok(Err(failure)),
         }
         match end {
-            End::Full => {}
-            End::OfFile => return Ok(Ok(())),
-            End::Fault(failure) => return Ok(Err(failure)),
+            ChunkEnd::Full => {}
+            ChunkEnd::EndOfFile => return Ok(Ok(())),
+            ChunkEnd::Fault(failure) => return Ok(Err(failure)),
         }
     }
 }
 
-async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
+async fn load_ingest(pool: &PgPool, ingest: IngestId) -> Result<LoadedIngest> {
     let row = sqlx::query!(
         r#"select i.org_id as "org_id: OrgId", i.batch_id as "batch_id: BatchId", i.file_key,
                   i.state as "state: State", i.checkpoint, i.total_rows, i.inserted,
@@ -180,20 +180,20 @@ async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
     .await?
     .ok_or(Error::NotFound("Ingest"))?;
 
-    let failure = row.failure_code.map(|code| Failure {
+    let failure = row.failure_code.map(|code| IngestFailure {
         code: code.into(),
         message: row.failure_message.unwrap_or_default(),
     });
 
-    Ok(Job {
+    Ok(LoadedIngest {
         id: ingest,
         org: row.org_id,
         batch: row.batch_id,
         file_key: row.file_key,
         state: row.state,
         checkpoint: row.checkpoint.map(serde_json::from_value).transpose()?,
-        finished: Finished {
-            counts: Counts {
+        finished: IngestResult {
+            counts: IngestCounts {
                 total_rows: row.total_rows,
                 inserted: row.inserted,
                 duplicates: row.duplicates,
@@ -202,7 +202,7 @@ async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
             warnings: row.warnings,
             failure,
         },
-        spoken: super::spoken(
+        required_variables: super::required_variables(
             [&row.first_response_message, &row.system_prompt],
             &row.variable_names,
         ),
@@ -213,31 +213,31 @@ async fn load(pool: &PgPool, ingest: IngestId) -> Result<Job> {
 }
 
 /// Reads the header and writes the first checkpoint, unless another run was faster.
-async fn begin(
+async fn begin_ingest(
     pool: &PgPool,
-    store: &Store,
-    limits: &Limits,
-    job: &Job,
-) -> Result<Result<Checkpoint, Failure>> {
+    store: &FileStore,
+    limits: &IngestLimits,
+    job: &LoadedIngest,
+) -> Result<Result<IngestCheckpoint, IngestFailure>> {
     // 1. Read the header.
     let head = match read_head(store, &job.file_key).await {
         Ok(head) => head,
         Err(Error::NotFound(_)) => return Ok(Err(file_missing())),
         Err(error) => return Err(error),
     };
-    let Opening {
+    let FileHeader {
         delimiter,
         place,
         columns,
         warnings,
-    } = match header::open(&head, &job.variables, limits) {
+    } = match header::read_header(&head, &job.variables, limits) {
         Ok(opening) => opening,
         Err(failure) => return Ok(Err(failure)),
     };
 
     // 2. Write the first checkpoint, unless another run has written one; then this run is
     // overtaken at its first commit.
-    let checkpoint = Checkpoint {
+    let checkpoint = IngestCheckpoint {
         place,
         delimiter,
         columns,
@@ -260,7 +260,7 @@ async fn begin(
     Ok(Ok(checkpoint))
 }
 
-async fn read_head(store: &Store, key: &str) -> Result<Vec<u8>> {
+async fn read_head(store: &FileStore, key: &str) -> Result<Vec<u8>> {
     let mut file = store.read(key, 0);
     let mut head = Vec::new();
     while head.len() < HEAD_BYTES {
@@ -273,36 +273,40 @@ async fn read_head(store: &Store, key: &str) -> Result<Vec<u8>> {
     Ok(head)
 }
 
-fn file_missing() -> Failure {
-    Failure::new(
+fn file_missing() -> IngestFailure {
+    IngestFailure::new(
         "file_missing",
         "the uploaded file is no longer in the store; upload it again: rows that were added already count as duplicates",
     )
 }
 
 /// Rows of one transaction.
-struct Chunk {
-    rows: Vec<Row>,
-    rejects: Vec<Rejected>,
-    end: End,
+struct RowChunk {
+    rows: Vec<ParsedRow>,
+    rejects: Vec<RejectedRow>,
+    end: ChunkEnd,
 }
 
 /// The reason why a chunk ends.
-enum End {
+enum ChunkEnd {
     Full,
-    OfFile,
-    Fault(Failure),
+    EndOfFile,
+    Fault(IngestFailure),
 }
 
-impl Chunk {
-    async fn read<S>(records: &mut Records<S>, columns: &Columns, rules: Rules<'_>) -> Result<Self>
+impl RowChunk {
+    async fn read<S>(
+        records: &mut RecordStream<S>,
+        columns: &ColumnMap,
+        rules: RowRules<'_>,
+    ) -> Result<Self>
     where
         S: Stream<Item = Result<Bytes>> + Unpin,
     {
         let mut chunk = Self {
             rows: Vec::new(),
             rejects: Vec::new(),
-            end: End::Full,
+            end: ChunkEnd::Full,
         };
         let mut bytes = 0;
         let mut read = 0_usize;
@@ -313,25 +317,25 @@ impl Chunk {
             match records.advance().await? {
                 Ok(true) => {}
                 Ok(false) => {
-                    chunk.end = End::OfFile;
+                    chunk.end = ChunkEnd::EndOfFile;
                     break;
                 }
                 Err(fault) => {
-                    chunk.end = End::Fault(fault.into());
+                    chunk.end = ChunkEnd::Fault(fault.into());
                     break;
                 }
             }
 
             let record = records.parser.record();
-            match rules.record(columns, record) {
+            match rules.parse_record(columns, record) {
                 Ok(Some(row)) => {
                     bytes += row.variables.len();
                     chunk.rows.push(row);
                 }
                 Ok(None) => {}
                 Err(reject) => {
-                    let rejected = Rejected::new(reject, columns, record, rules.limits);
-                    bytes += rejected.bytes();
+                    let rejected = RejectedRow::new(reject, columns, record, rules.limits);
+                    bytes += rejected.approximate_bytes();
                     chunk.rejects.push(rejected);
                 }
             }
@@ -347,25 +351,25 @@ impl Chunk {
 }
 
 /// A chunk, ready to be committed, with the checkpoint it was read from.
-struct Write {
+struct ChunkWrite {
     ingest: IngestId,
     org: OrgId,
     batch: BatchId,
     rows: i64,
     copy_data: Vec<u8>,
-    rejects: Vec<Rejected>,
+    rejects: Vec<RejectedRow>,
     is_last: bool,
-    from: Checkpoint,
+    from: IngestCheckpoint,
     to: Value,
 }
 
-impl Write {
+impl ChunkWrite {
     fn new(
-        job: &Job,
-        chunk: Chunk,
+        job: &LoadedIngest,
+        chunk: RowChunk,
         zone_ids: &ZoneIds,
-        (from, to): (&Checkpoint, &Checkpoint),
-    ) -> Result<(Self, End)> {
+        (from, to): (&IngestCheckpoint, &IngestCheckpoint),
+    ) -> Result<(Self, ChunkEnd)> {
         let write = Self {
             ingest: job.id,
             org: job.org,
@@ -375,9 +379,9 @@ impl Write {
             rejects: chunk
                 .rejects
                 .into_iter()
-                .map(|rejected| rejected.kept_private(job.is_private))
+                .map(|rejected| rejected.redact_if_private(job.is_private))
                 .collect(),
-            is_last: matches!(chunk.end, End::OfFile),
+            is_last: matches!(chunk.end, ChunkEnd::EndOfFile),
             from: from.clone(),
             to: serde_json::to_value(to)?,
         };
@@ -386,7 +390,7 @@ impl Write {
 
     /// Commits in a task of its own, so that a dropped run does not interrupt a COPY; see
     /// [`write`].
-    async fn commit_in_a_task(self, pool: &PgPool, limits: &Limits) -> Result<Committed> {
+    async fn commit_in_task(self, pool: &PgPool, limits: &IngestLimits) -> Result<CommitResult> {
         let (pool, limits) = (pool.clone(), *limits);
         let task = async move { self.commit(&pool, &limits).await };
         tokio::spawn(task.in_current_span())
@@ -395,14 +399,14 @@ impl Write {
     }
 
     /// Inserts the chunk into the batch and moves the checkpoint, or does neither.
-    async fn commit(self, pool: &PgPool, limits: &Limits) -> Result<Committed> {
+    async fn commit(self, pool: &PgPool, limits: &IngestLimits) -> Result<CommitResult> {
         let mut tx = pool.begin().await?;
 
         // 1. Lock the batch, then the ingest.
         let next_row_no = match write::lock_batch(&mut tx, self.org, self.batch).await {
             Ok(next_row_no) => next_row_no,
             Err(Error::Conflict { code, detail }) => {
-                return Ok(Committed::Refused(Failure::new(code, detail)));
+                return Ok(CommitResult::Refused(IngestFailure::new(code, detail)));
             }
             Err(error) => return Err(error),
         };
@@ -421,7 +425,7 @@ impl Write {
         // compared, since other versions may serialise them differently.
         let checkpoint = ingest.checkpoint.map(serde_json::from_value).transpose()?;
         if ingest.state != State::Running || checkpoint != Some(self.from.clone()) {
-            return Ok(Committed::Overtaken);
+            return Ok(CommitResult::Overtaken);
         }
 
         // 3. Insert rows and rejects.
@@ -431,20 +435,20 @@ impl Write {
             let to = (self.org, self.batch);
             match write::insert_staged(&mut tx, to, next_row_no, self.rows, limits).await? {
                 Ok(rows) => inserted = rows,
-                Err(failure) => return Ok(Committed::Refused(failure)),
+                Err(failure) => return Ok(CommitResult::Refused(failure)),
             }
         }
         write::insert_rejects(&mut tx, self.ingest, &self.rejects).await?;
 
         // 4. Move the counts and the checkpoint, and commit.
-        self.advance(&mut tx, inserted).await?;
-        fault::point("ingest.uncommitted");
+        self.advance_ingest(&mut tx, inserted).await?;
+        fault::hit("ingest.uncommitted");
         tx.commit().await?;
-        fault::point("ingest.committed");
-        Ok(Committed::Yes)
+        fault::hit("ingest.committed");
+        Ok(CommitResult::Committed)
     }
 
-    async fn advance(&self, db: &mut PgConnection, inserted: i64) -> Result<()> {
+    async fn advance_ingest(&self, db: &mut PgConnection, inserted: i64) -> Result<()> {
         sqlx::query!(
             "update ingests
              set total_rows = total_rows + $2 + $4,

@@ -5,13 +5,13 @@ use futures::stream;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::columns::Columns;
-use super::header::{self, Opening};
-use super::reader::{Fault, Parser, Place, Records};
-use super::rows::{Reject, Row, Rules, Zones};
+use super::columns::ColumnMap;
+use super::header::{self, FileHeader};
+use super::reader::{CsvFault, CsvParser, FilePosition, RecordStream};
+use super::rows::{ParsedRow, RowReject, RowRules, RowZones};
 use super::*;
 
-const LIMITS: Limits = Limits {
+const LIMITS: IngestLimits = IngestLimits {
     max_bytes: 1_000_000,
     max_rows_per_batch: 1_000,
     max_columns: 5,
@@ -20,13 +20,20 @@ const LIMITS: Limits = Limits {
 };
 
 /// All records from `place` on, as line and fields.
-fn records(text: &[u8], place: Place, slice: usize) -> Result<Vec<(u64, Vec<String>)>, Fault> {
+fn records(
+    text: &[u8],
+    place: FilePosition,
+    slice: usize,
+) -> Result<Vec<(u64, Vec<String>)>, CsvFault> {
     let rest = &text[usize::try_from(place.offset).unwrap()..];
     let slices: Vec<_> = rest
         .chunks(slice)
         .map(|slice| Ok(Bytes::copy_from_slice(slice)))
         .collect();
-    let mut records = Records::new(stream::iter(slices), Parser::new(b',', place, 5, &LIMITS));
+    let mut records = RecordStream::new(
+        stream::iter(slices),
+        CsvParser::new(b',', place, 5, &LIMITS),
+    );
     let mut found = Vec::new();
     while block_on(records.advance()).unwrap()? {
         let record = records.parser.record();
@@ -36,7 +43,7 @@ fn records(text: &[u8], place: Place, slice: usize) -> Result<Vec<(u64, Vec<Stri
 }
 
 fn lines(text: &str) -> Vec<u64> {
-    let found = records(text.as_bytes(), Place::START, 3).unwrap();
+    let found = records(text.as_bytes(), FilePosition::START, 3).unwrap();
     found.into_iter().map(|(line, _)| line).collect()
 }
 
@@ -53,7 +60,7 @@ fn every_record_has_its_line() {
 
 #[test]
 fn quotes_are_read_as_spreadsheets_write_them() {
-    let found = records(b"\"a,\"\"b\"\"\",5\" pipe,\n", Place::START, 2).unwrap();
+    let found = records(b"\"a,\"\"b\"\"\",5\" pipe,\n", FilePosition::START, 2).unwrap();
     assert_eq!(
         found,
         [(
@@ -69,14 +76,14 @@ fn an_endless_record_is_a_fault_with_its_line() {
     for endless in ["x", ",", "\"\"", "x\ny"] {
         let bomb = "a\nb\n\"c".to_owned() + &endless.repeat(10 * max_bytes);
         assert_eq!(
-            records(bomb.as_bytes(), Place::START, 64),
-            Err(Fault::RecordTooLong { line: 3, max_bytes }),
+            records(bomb.as_bytes(), FilePosition::START, 64),
+            Err(CsvFault::RecordTooLong { line: 3, max_bytes }),
             "{endless}"
         );
     }
     assert_eq!(
-        records(b"a\n\"b\nc\nd\n", Place::START, 64),
-        Err(Fault::UnclosedQuote { line: 2 })
+        records(b"a\n\"b\nc\nd\n", FilePosition::START, 64),
+        Err(CsvFault::UnclosedQuote { line: 2 })
     );
 }
 
@@ -87,12 +94,12 @@ fn a_line_of_ten_gigabytes_is_refused_after_a_few_kilobytes() {
         slices_read += 1;
         Ok(Bytes::from_static(&[b'x'; 1024]))
     });
-    let mut records = Records::new(
+    let mut records = RecordStream::new(
         Box::pin(endless.take(10_000_000)),
-        Parser::new(b',', Place::START, 5, &LIMITS),
+        CsvParser::new(b',', FilePosition::START, 5, &LIMITS),
     );
     let fault = block_on(records.advance()).unwrap().unwrap_err();
-    assert!(matches!(fault, Fault::RecordTooLong { line: 1, .. }));
+    assert!(matches!(fault, CsvFault::RecordTooLong { line: 1, .. }));
     drop(records);
     assert!(slices_read <= 2, "{slices_read}");
 }
@@ -103,13 +110,13 @@ proptest! {
         text in "([a-c,\"\r\n]|é){0,60}",
         slice in 1_usize..9,
     ) {
-        let whole = records(text.as_bytes(), Place::START, 1_000);
-        prop_assert_eq!(&records(text.as_bytes(), Place::START, slice), &whole);
+        let whole = records(text.as_bytes(), FilePosition::START, 1_000);
+        prop_assert_eq!(&records(text.as_bytes(), FilePosition::START, slice), &whole);
         let Ok(whole) = whole else { return Ok(()) };
-        let mut parser = Parser::new(b',', Place::START, 5, &LIMITS);
+        let mut parser = CsvParser::new(b',', FilePosition::START, 5, &LIMITS);
         let mut rest = text.as_bytes();
         let mut before = 0;
-        while let (super::reader::Step::Record, taken) = parser.feed(rest).unwrap() {
+        while let (super::reader::ParseStep::Record, taken) = parser.feed(rest).unwrap() {
             rest = &rest[taken..];
             before += 1;
             let resumed = records(text.as_bytes(), parser.place(), slice).unwrap();
@@ -118,28 +125,28 @@ proptest! {
     }
 }
 
-fn columns(names: &[&str]) -> Columns {
+fn columns(names: &[&str]) -> ColumnMap {
     let head = names.join(",") + "\n";
     let variables = ["name".to_owned(), "city".to_owned()];
-    header::open(head.as_bytes(), &variables, &LIMITS)
+    header::read_header(head.as_bytes(), &variables, &LIMITS)
         .unwrap()
         .columns
 }
 
-fn check(row: &[u8]) -> Result<Option<Row>, Reject> {
-    let mut parser = Parser::new(b',', Place::START, 5, &LIMITS);
+fn check(row: &[u8]) -> Result<Option<ParsedRow>, RowReject> {
+    let mut parser = CsvParser::new(b',', FilePosition::START, 5, &LIMITS);
     let (_, _) = parser.feed(row).unwrap();
     parser.finish().unwrap();
-    let rules = Rules {
+    let rules = RowRules {
         limits: &LIMITS,
-        spoken: &[],
+        required_variables: &[],
         default_country: Some("IN".parse().unwrap()),
     };
     let columns = columns(&["to_phonenumber", "name", "city", "timezone"]);
-    rules.record(&columns, parser.record())
+    rules.parse_record(&columns, parser.record())
 }
 
-fn variables(row: &Row) -> Value {
+fn variables(row: &ParsedRow) -> Value {
     serde_json::from_slice(&row.variables).unwrap()
 }
 
@@ -159,7 +166,7 @@ fn a_good_row_is_normalised() {
     let given = check(b"+919876543210,,, America/New_York \n")
         .unwrap()
         .unwrap();
-    assert_eq!(given.zones, Zones::Told(chrono_tz::America::New_York));
+    assert_eq!(given.zones, RowZones::Given(chrono_tz::America::New_York));
     let satellite = check(b"+881631234567").unwrap().unwrap();
     assert_eq!(satellite.zones.names(), None);
 }
@@ -224,15 +231,15 @@ fn a_reject_names_the_column_and_a_remedy() {
 
 #[test]
 fn an_item_of_a_request_follows_the_same_rules() {
-    let rules = Rules {
+    let rules = RowRules {
         limits: &LIMITS,
-        spoken: &[],
+        required_variables: &[],
         default_country: None,
     };
     let known = ["name".to_owned(), "age".to_owned()];
     let item = |values: Value| {
-        let record: Record = serde_json::from_value(values).unwrap();
-        rules.item(7, &record.to_phonenumber, &record.variables, &known)
+        let record: RowInput = serde_json::from_value(values).unwrap();
+        rules.parse_item(7, &record.to_phonenumber, &record.variables, &known)
     };
 
     let row = item(json!({
@@ -271,16 +278,16 @@ fn an_item_of_a_request_follows_the_same_rules() {
 #[test]
 fn only_variables_that_the_agent_uses_need_a_value() {
     let variables = ["name".to_owned(), "city".to_owned()];
-    let spoken = super::spoken(["Hi {{ name }}, {{unknown}}", ""], &variables);
+    let spoken = super::required_variables(["Hi {{ name }}, {{unknown}}", ""], &variables);
     assert_eq!(spoken, ["name"]);
-    let rules = Rules {
+    let rules = RowRules {
         limits: &LIMITS,
-        spoken: &spoken,
+        required_variables: &spoken,
         default_country: None,
     };
     let item = |values: Value| {
-        let record: Record = serde_json::from_value(values).unwrap();
-        rules.item(3, &record.to_phonenumber, &record.variables, &variables)
+        let record: RowInput = serde_json::from_value(values).unwrap();
+        rules.parse_item(3, &record.to_phonenumber, &record.variables, &variables)
     };
     let number = "+919876543210";
     item(json!({"to_phonenumber": number, "name": "Asha"})).unwrap();
@@ -303,7 +310,7 @@ fn number_and_zone_do_not_count_as_variable_columns() {
     let most = ["to_phonenumber", "a", "b", "c", "d", "e", "timezone"];
     assert_eq!(columns(&most).names, most);
     let head = most.join(",") + ",f\n";
-    let refused = header::open(head.as_bytes(), &[], &LIMITS).unwrap_err();
+    let refused = header::read_header(head.as_bytes(), &[], &LIMITS).unwrap_err();
     assert_eq!(refused.code, "too_many_columns");
     assert!(
         refused.message.contains("more than 5 columns"),
@@ -313,6 +320,6 @@ fn number_and_zone_do_not_count_as_variable_columns() {
 
 #[test]
 fn a_header_without_a_line_break_is_found() {
-    let Opening { place, .. } = header::open(b"to_phonenumber", &[], &LIMITS).unwrap();
+    let FileHeader { place, .. } = header::read_header(b"to_phonenumber", &[], &LIMITS).unwrap();
     assert_eq!(place.offset, 14);
 }

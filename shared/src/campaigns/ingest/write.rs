@@ -13,9 +13,9 @@ use std::collections::HashMap;
 
 use sqlx::PgConnection;
 
-use super::rows::{Rejected, Row, Zones};
-use super::{Failure, Limits};
-use crate::campaigns::batches::already_started;
+use super::rows::{ParsedRow, RejectedRow, RowZones};
+use super::{IngestFailure, IngestLimits};
+use crate::campaigns::batches::batch_started_error;
 use crate::error::{Error, Result};
 use crate::ids::{BatchId, IngestId, OrgId, RowId};
 
@@ -49,10 +49,10 @@ const INSERT_STAGED: &str = "
     on conflict (batch_id, to_phonenumber) do nothing";
 
 /// Number of inserted rows, or the reason why none may be.
-pub(super) type Outcome = Result<i64, Failure>;
+pub(super) type InsertOutcome = Result<i64, IngestFailure>;
 
 /// Ids of the zone sets that were looked up already.
-pub(super) type ZoneIds = HashMap<Zones, i32>;
+pub(super) type ZoneIds = HashMap<RowZones, i32>;
 
 /// Locks the batch against a start and against other writers until the transaction ends. Returns
 /// its next row number.
@@ -72,7 +72,7 @@ pub(super) async fn lock_batch(db: &mut PgConnection, org: OrgId, batch: BatchId
     .await?
     .ok_or(Error::NotFound("Batch"))?;
     if found.status != "not_started" {
-        return Err(already_started());
+        return Err(batch_started_error());
     }
     Ok(found.next_row_no)
 }
@@ -96,7 +96,7 @@ pub(super) async fn stage_by_copy(db: &mut PgConnection, data: &[u8]) -> Result<
 /// Stages rows within the caller's transaction, whose future may be dropped.
 pub(super) async fn stage_by_arrays(
     db: &mut PgConnection,
-    rows: &[Row],
+    rows: &[ParsedRow],
     zone_ids: &ZoneIds,
 ) -> Result<()> {
     prepare_stage(db).await?;
@@ -141,8 +141,8 @@ pub(super) async fn insert_staged(
     (org, batch): (OrgId, BatchId),
     next_row_no: i64,
     staged: i64,
-    limits: &Limits,
-) -> Result<Outcome> {
+    limits: &IngestLimits,
+) -> Result<InsertOutcome> {
     // 1. Insert, without duplicates.
     let inserted = sqlx::query(INSERT_STAGED)
         .bind(org)
@@ -172,7 +172,7 @@ pub(super) async fn insert_staged(
     .fetch_one(db)
     .await?;
     if total > limits.max_rows_per_batch {
-        return Ok(Err(Failure::new(
+        return Ok(Err(IngestFailure::new(
             "too_many_rows",
             format!(
                 "a batch holds at most {} rows; put the rest into another batch",
@@ -186,7 +186,7 @@ pub(super) async fn insert_staged(
 
 /// Encodes rows in the binary format of COPY: a signature, then for each row its number of fields
 /// and each field's length and bytes, then -1.
-pub(super) fn copy_data(rows: &[Row], zone_ids: &ZoneIds) -> Vec<u8> {
+pub(super) fn copy_data(rows: &[ParsedRow], zone_ids: &ZoneIds) -> Vec<u8> {
     const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
     const FIELDS: i16 = 5;
     const NULL: i32 = -1;
@@ -197,12 +197,12 @@ pub(super) fn copy_data(rows: &[Row], zone_ids: &ZoneIds) -> Vec<u8> {
     data.extend_from_slice(SIGNATURE);
     for (row, ordinal) in rows.iter().zip(0_i64..) {
         data.extend_from_slice(&FIELDS.to_be_bytes());
-        field(&mut data, &[row.id.0.as_bytes()]);
-        field(&mut data, &[&ordinal.to_be_bytes()]);
-        field(&mut data, &[row.number.as_str().as_bytes()]);
-        field(&mut data, &[&[JSONB_VERSION], &row.variables]);
+        push_field(&mut data, &[row.id.0.as_bytes()]);
+        push_field(&mut data, &[&ordinal.to_be_bytes()]);
+        push_field(&mut data, &[row.number.as_str().as_bytes()]);
+        push_field(&mut data, &[&[JSONB_VERSION], &row.variables]);
         match zone_ids.get(&row.zones) {
-            Some(id) => field(&mut data, &[&id.to_be_bytes()]),
+            Some(id) => push_field(&mut data, &[&id.to_be_bytes()]),
             None => data.extend_from_slice(&NULL.to_be_bytes()),
         }
     }
@@ -210,7 +210,7 @@ pub(super) fn copy_data(rows: &[Row], zone_ids: &ZoneIds) -> Vec<u8> {
     data
 }
 
-fn field(data: &mut Vec<u8>, parts: &[&[u8]]) {
+fn push_field(data: &mut Vec<u8>, parts: &[&[u8]]) {
     let len: usize = parts.iter().map(|part| part.len()).sum();
     data.extend_from_slice(&i32::try_from(len).unwrap_or(i32::MAX).to_be_bytes());
     for part in parts {
@@ -222,11 +222,11 @@ fn field(data: &mut Vec<u8>, parts: &[&[u8]]) {
 /// order of their names, so that two writers cannot deadlock.
 pub(super) async fn resolve_zones(
     db: &mut PgConnection,
-    rows: &[Row],
+    rows: &[ParsedRow],
     zone_ids: &mut ZoneIds,
 ) -> Result<()> {
     // 1. Collect the sets that are not looked up yet.
-    let mut wanted: HashMap<String, Vec<Zones>> = HashMap::new();
+    let mut wanted: HashMap<String, Vec<RowZones>> = HashMap::new();
     for row in rows {
         if zone_ids.contains_key(&row.zones) {
             continue;
@@ -276,7 +276,7 @@ pub(super) async fn resolve_zones(
 pub(super) async fn insert_rejects(
     db: &mut PgConnection,
     ingest: IngestId,
-    rejected: &[Rejected],
+    rejected: &[RejectedRow],
 ) -> Result<()> {
     if rejected.is_empty() {
         return Ok(());

@@ -9,12 +9,12 @@ fn ordinary_urls_are_accepted() {
         "https://[2606:4700:4700::1111]/x",
         "https://bücher.example/x",
     ] {
-        assert!(Policy::default().target(text).is_ok(), "{text}");
+        assert!(OutboundPolicy::default().parse_url(text).is_ok(), "{text}");
     }
 }
 
 /// URLs of closed or ambiguously written addresses.
-const TRICKS: [&str; 65] = [
+const REFUSED_URLS: [&str; 65] = [
     "http://example.com",
     "ftp://example.com",
     "file:///etc/passwd",
@@ -85,23 +85,23 @@ const TRICKS: [&str; 65] = [
 
 #[test]
 fn closed_and_ambiguous_urls_are_refused() {
-    for text in TRICKS {
-        assert!(Policy::default().target(text).is_err(), "{text}");
+    for text in REFUSED_URLS {
+        assert!(OutboundPolicy::default().parse_url(text).is_err(), "{text}");
     }
     let long = format!("https://example.com/{}", "a".repeat(MAX_URL_BYTES));
-    assert!(Policy::default().target(&long).is_err());
+    assert!(OutboundPolicy::default().parse_url(&long).is_err());
 }
 
 #[test]
 fn settings_open_and_close_ports_and_networks() {
-    let policy = Policy::default()
+    let policy = OutboundPolicy::default()
         .with_http()
         .with_ports("443,9000-9100")
         .and_then(|policy| policy.with_networks("10.20.0.0/16, ::1/128"))
         .unwrap()
-        .without(&"https://peal.example.com/".parse().unwrap())
-        .without(&"postgres://u:p@db.example.com/peal".parse().unwrap())
-        .without(&"redis://10.20.0.9".parse().unwrap());
+        .without_own_service(&"https://peal.example.com/".parse().unwrap())
+        .without_own_service(&"postgres://u:p@db.example.com/peal".parse().unwrap())
+        .without_own_service(&"redis://10.20.0.9".parse().unwrap());
 
     for open in [
         "http://example.com",
@@ -110,7 +110,7 @@ fn settings_open_and_close_ports_and_networks() {
         "https://[::1]:9100",
         "https://peal.example.com:9000",
     ] {
-        assert!(policy.target(open).is_ok(), "{open}");
+        assert!(policy.parse_url(open).is_ok(), "{open}");
     }
     for closed in [
         "https://10.21.0.1",
@@ -120,18 +120,21 @@ fn settings_open_and_close_ports_and_networks() {
         "https://peal.example.com/api/v1/me",
         "https://PEAL.example.com:443/",
     ] {
-        assert!(policy.target(closed).is_err(), "{closed}");
+        assert!(policy.parse_url(closed).is_err(), "{closed}");
     }
 
     // This installation's own services stay closed.
     let wide = policy.with_ports("1-65535").unwrap();
-    assert!(wide.target("http://db.example.com:5432").is_err());
-    assert!(wide.target("http://10.20.0.9:6379").is_err());
+    assert!(wide.parse_url("http://db.example.com:5432").is_err());
+    assert!(wide.parse_url("http://10.20.0.9:6379").is_err());
 
     for odd in ["", "x", "0", "9-1", "70000", "443,"] {
-        assert!(Policy::default().with_ports(odd).is_err(), "{odd}");
+        assert!(OutboundPolicy::default().with_ports(odd).is_err(), "{odd}");
     }
     for odd in ["", "10.0.0.0", "10.0.0.0/33", "localhost"] {
-        assert!(Policy::default().with_networks(odd).is_err(), "{odd}");
+        assert!(
+            OutboundPolicy::default().with_networks(odd).is_err(),
+            "{odd}"
+        );
     }
 }

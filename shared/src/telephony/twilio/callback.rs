@@ -5,35 +5,35 @@ use std::collections::HashMap;
 
 use url::form_urlencoded;
 
-use super::records::{amount, moment};
+use super::records::{parse_date, parse_price};
 use super::wire;
-use super::words::{self, Signs};
+use super::words::{self, StatusDetails};
 use crate::error::{Error, Result};
-use crate::telephony::{Addressed, CallEvent, CallStatus, Callback, CallbackKind};
+use crate::telephony::{CallEvent, CallReference, CallStatus, CallbackKind, CarrierCallback};
 
 /// Reads a callback that arrived at a URL of the given kind.
-pub(super) fn read(kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEvent> {
-    let fields = Fields::of(callback)?;
+pub(super) fn read(kind: CallbackKind, callback: &CarrierCallback<'_>) -> Result<CallEvent> {
+    let fields = CallbackFields::parse(callback)?;
     let call = fields.call_sid()?;
     match kind {
-        CallbackKind::Status => status(&fields, call),
-        CallbackKind::MachineDetection => machine_detection(&fields, call),
-        CallbackKind::Recording => recording(&fields, call),
-        CallbackKind::Answer => Ok(answer(&fields, call)),
+        CallbackKind::Status => read_status(&fields, call),
+        CallbackKind::MachineDetection => read_machine_detection(&fields, call),
+        CallbackKind::Recording => read_recording(&fields, call),
+        CallbackKind::Answer => Ok(read_answer(&fields, call)),
     }
 }
 
 /// Account and call named in a callback.
-pub(super) fn addressed(callback: &Callback<'_>) -> Option<Addressed> {
-    let fields = Fields::of(callback).ok()?;
-    Some(Addressed {
+pub(super) fn call_reference(callback: &CarrierCallback<'_>) -> Option<CallReference> {
+    let fields = CallbackFields::parse(callback).ok()?;
+    Some(CallReference {
         account_id: fields.get("AccountSid")?.to_owned(),
         carrier_call_id: fields.call_sid().ok()?,
     })
 }
 
 /// True when a callback's body is an HTML form.
-pub(super) fn is_form(callback: &Callback<'_>) -> bool {
+pub(super) fn is_form(callback: &CarrierCallback<'_>) -> bool {
     let kind = callback.content_type.unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default();
     kind.trim()
@@ -45,7 +45,7 @@ pub(super) fn form(body: &[u8]) -> impl Iterator<Item = (String, String)> {
     form_urlencoded::parse(body).map(|(name, value)| (name.into_owned(), value.into_owned()))
 }
 
-fn status(fields: &Fields, call: String) -> Result<CallEvent> {
+fn read_status(fields: &CallbackFields, call: String) -> Result<CallEvent> {
     let word = fields.required("CallStatus")?;
     let source = fields.get("CallbackSource").unwrap_or_default();
     // Twilio numbers the events of a call in the order in which they happened.
@@ -53,14 +53,14 @@ fn status(fields: &Fields, call: String) -> Result<CallEvent> {
     let dedup_key = format!("{call}|{source}|{sequence}");
 
     let error_code = fields.get("ErrorCode");
-    let signs = Signs {
+    let signs = StatusDetails {
         sip_code: fields.sip_code(),
         error_code: error_code.and_then(|code| code.parse().ok()),
         answered_by: fields.get("AnsweredBy").and_then(words::answered_by),
     };
 
-    let (outcome, reason) = words::ending(word, signs).unzip();
-    let price = fields.get("Price").and_then(amount);
+    let (outcome, reason) = words::outcome_and_reason(word, signs).unzip();
+    let price = fields.get("Price").and_then(parse_price);
 
     Ok(CallEvent {
         carrier_call_id: Some(call),
@@ -82,11 +82,11 @@ fn status(fields: &Fields, call: String) -> Result<CallEvent> {
             .and_then(|_| fields.get("PriceUnit"))
             .map(str::to_owned),
         recording_url: fields.get("RecordingUrl").map(str::to_owned),
-        occurred_at: fields.get("Timestamp").and_then(moment),
+        occurred_at: fields.get("Timestamp").and_then(parse_date),
     })
 }
 
-fn machine_detection(fields: &Fields, call: String) -> Result<CallEvent> {
+fn read_machine_detection(fields: &CallbackFields, call: String) -> Result<CallEvent> {
     let verdict = fields.required("AnsweredBy")?;
     Ok(CallEvent {
         dedup_key: format!("{call}|amd|{verdict}"),
@@ -96,7 +96,7 @@ fn machine_detection(fields: &Fields, call: String) -> Result<CallEvent> {
     })
 }
 
-fn recording(fields: &Fields, call: String) -> Result<CallEvent> {
+fn read_recording(fields: &CallbackFields, call: String) -> Result<CallEvent> {
     let recording = fields.required("RecordingSid")?;
     let state = fields.get("RecordingStatus").unwrap_or("completed");
     let url = fields.get("RecordingUrl").filter(|_| state == "completed");
@@ -109,7 +109,7 @@ fn recording(fields: &Fields, call: String) -> Result<CallEvent> {
 }
 
 /// Twilio fetches the answer document of an outbound call only after an answer.
-fn answer(fields: &Fields, call: String) -> CallEvent {
+fn read_answer(fields: &CallbackFields, call: String) -> CallEvent {
     CallEvent {
         carrier_call_id: Some(call),
         dedup_key: "answer".to_owned(),
@@ -121,10 +121,10 @@ fn answer(fields: &Fields, call: String) -> CallEvent {
 }
 
 /// Parameters of a callback. Empty ones count as absent, and the first of several wins.
-struct Fields(HashMap<String, String>);
+struct CallbackFields(HashMap<String, String>);
 
-impl Fields {
-    fn of(callback: &Callback<'_>) -> Result<Self> {
+impl CallbackFields {
+    fn parse(callback: &CarrierCallback<'_>) -> Result<Self> {
         let mut fields = HashMap::new();
         let mut keep = |(name, value): (String, String)| {
             if !value.is_empty() {
@@ -187,7 +187,7 @@ mod tests {
         let url = Url::parse("https://dialer.example.com/callbacks/x").unwrap();
         read(
             kind,
-            &Callback {
+            &CarrierCallback {
                 method: "POST",
                 url: &url,
                 content_type: FORM,
@@ -197,13 +197,13 @@ mod tests {
         )
     }
 
-    fn status(body: &str) -> CallEvent {
+    fn read_status(body: &str) -> CallEvent {
         posted(CallbackKind::Status, &format!("CallSid={CALL}&{body}")).unwrap()
     }
 
     #[test]
     fn a_status_callback_is_read_in_full() {
-        let event = status(
+        let event = read_status(
             "CallStatus=completed&CallbackSource=call-progress-events&SequenceNumber=3\
              &CallDuration=61&Duration=2&AnsweredBy=human&SipResponseCode=200\
              &Timestamp=Wed%2C+04+Mar+2026+09%3A31%3A19+%2B0000&Price=-0.0135&PriceUnit=USD\
@@ -237,7 +237,7 @@ mod tests {
             ("in-progress", Some(CallStatus::InProgress)),
             ("levitating", None),
         ] {
-            let event = status(&format!("CallStatus={word}&SequenceNumber=0"));
+            let event = read_status(&format!("CallStatus={word}&SequenceNumber=0"));
             assert_eq!(event.status, expected);
             assert_eq!((event.outcome, event.reason), (None, None));
             assert_eq!(event.carrier_status.as_deref(), Some(word));
@@ -246,30 +246,30 @@ mod tests {
 
     #[test]
     fn a_failure_keeps_the_codes_that_explain_it() {
-        let event = status("CallStatus=failed&SipResponseCode=603&CallDuration=0");
+        let event = read_status("CallStatus=failed&SipResponseCode=603&CallDuration=0");
         assert_eq!(event.outcome, Some(Outcome::Rejected));
         assert_eq!(event.reason, Some(Reason::RejectedByCallee));
         assert_eq!(
             (event.sip_code, event.duration_seconds),
             (Some(603), Some(0))
         );
-        let event = status("CallStatus=failed&ErrorCode=21215&SipResponseCode=abc");
+        let event = read_status("CallStatus=failed&ErrorCode=21215&SipResponseCode=abc");
         assert_eq!(event.reason, Some(Reason::BlockedGeo));
         assert_eq!(event.carrier_code.as_deref(), Some("21215"));
         assert_eq!(event.sip_code, None);
-        let event = status("CallStatus=completed&AnsweredBy=machine_end_beep");
+        let event = read_status("CallStatus=completed&AnsweredBy=machine_end_beep");
         assert_eq!(event.outcome, Some(Outcome::Machine));
     }
 
     #[test]
     fn an_unnumbered_callback_is_known_by_its_status() {
         assert_eq!(
-            status("CallStatus=busy&CallbackSource=&SequenceNumber=").dedup_key,
+            read_status("CallStatus=busy&CallbackSource=&SequenceNumber=").dedup_key,
             format!("{CALL}||busy")
         );
         assert_eq!(
-            status("CallStatus=busy&SequenceNumber=2&Extra=1").dedup_key,
-            status("SequenceNumber=2&CallStatus=busy").dedup_key
+            read_status("CallStatus=busy&SequenceNumber=2&Extra=1").dedup_key,
+            read_status("SequenceNumber=2&CallStatus=busy").dedup_key
         );
     }
 
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(event, expected);
 
         let url = Url::parse(&format!("https://dialer.example.com/a?{parameters}")).unwrap();
-        let fetched = Callback {
+        let fetched = CarrierCallback {
             method: "GET",
             url: &url,
             content_type: None,
@@ -344,7 +344,7 @@ mod tests {
 
         let url = Url::parse("https://dialer.example.com/a").unwrap();
         let body = Bytes::from(format!("{{\"CallSid\":\"{CALL}\"}}"));
-        let json = Callback {
+        let json = CarrierCallback {
             method: "POST",
             url: &url,
             content_type: Some("application/json"),

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::fake;
 use super::{create, records};
-use crate::telephony::{Ending, Search};
+use crate::telephony::{CallSearch, CallTermination};
 
 const CALLS: &str = "/2010-04-01/Accounts/{AccountSid}/Calls.json";
 const CALL: &str = "/2010-04-01/Accounts/{AccountSid}/Calls/{Sid}.json";
@@ -17,10 +17,10 @@ fn every_field_we_send_is_in_the_published_specification() {
     };
     let create = schema(&spec, CALLS);
     for call in [fake::new_call(), fake::new_call_with_everything()] {
-        for (name, value) in create::form(&call) {
+        for (name, value) in create::request_form(&call) {
             check(&spec, &create["properties"][name], name, &value);
         }
-        let sent = create::form(&call);
+        let sent = create::request_form(&call);
         for name in create["required"].as_array().unwrap() {
             assert!(
                 sent.iter().any(|(sent, _)| name == sent),
@@ -30,13 +30,13 @@ fn every_field_we_send_is_in_the_published_specification() {
     }
 
     let update = schema(&spec, CALL);
-    for ending in [Ending::Cancel, Ending::HangUp] {
-        for (name, value) in records::update(ending) {
+    for ending in [CallTermination::Cancel, CallTermination::HangUp] {
+        for (name, value) in records::end_form(ending) {
             check(&spec, &update["properties"][name], name, value);
         }
     }
 
-    let search = Search {
+    let search = CallSearch {
         to: fake::number("+15550100002"),
         from: fake::number("+15550100001"),
         created_from: "2026-03-04T09:30:00Z".parse().unwrap(),
@@ -45,7 +45,7 @@ fn every_field_we_send_is_in_the_published_specification() {
     let parameters = spec["paths"][CALLS]["get"]["parameters"]
         .as_array()
         .unwrap();
-    for (name, value) in records::query(&search) {
+    for (name, value) in records::search_query(&search) {
         let parameter = parameters
             .iter()
             .find(|parameter| parameter["name"] == name);

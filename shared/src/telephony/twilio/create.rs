@@ -13,9 +13,9 @@
 use reqwest::{Client, StatusCode};
 use url::Url;
 
-use super::wire::{self, Failure, Fault, Reply};
+use super::wire::{self, RequestFailure, TwilioError, TwilioReply};
 use super::words;
-use crate::telephony::{Account, NewCall, Placement};
+use crate::telephony::{CarrierAccount, NewCall, Placement};
 
 /// Twilio's longest ring time.
 const MAX_RING_TIMEOUT_SECS: u32 = 600;
@@ -26,7 +26,7 @@ const STATUS_EVENTS: [&str; 4] = ["initiated", "ringing", "answered", "completed
 
 /// Connection overrides of callback URLs: five retries, on every kind of failure. Twilio
 /// reads the fragment and never sends it.
-const RETRY_EVERYTHING: &str = "rc=5&rp=all";
+const RETRY_ALL_FAILURES: &str = "rc=5&rp=all";
 
 /// Error for too many concurrent API requests; documented as not processed.
 const TOO_MANY_REQUESTS: u64 = 20429;
@@ -35,7 +35,7 @@ const TOO_MANY_REQUESTS: u64 = 20429;
 const TOO_MANY_CALLS: u64 = 10004;
 
 /// Creates a call at Twilio.
-pub(super) async fn create(client: &Client, account: &Account, call: &NewCall) -> Placement {
+pub(super) async fn create(client: &Client, account: &CarrierAccount, call: &NewCall) -> Placement {
     let Some(url) = wire::address(account, &["Calls.json"]) else {
         return Placement::Deferred {
             proof: "nothing was sent: the trunk's API address cannot hold a path".to_owned(),
@@ -43,12 +43,12 @@ pub(super) async fn create(client: &Client, account: &Account, call: &NewCall) -
             throttled: false,
         };
     };
-    let request = wire::authorize(client.post(url), account).form(&form(call));
-    classify(wire::exchange(request).await)
+    let request = wire::authorize(client.post(url), account).form(&request_form(call));
+    classify(wire::send_once(request).await)
 }
 
 /// Fields of the request, in the order of Twilio's reference.
-pub(super) fn form(call: &NewCall) -> Vec<(&'static str, String)> {
+pub(super) fn request_form(call: &NewCall) -> Vec<(&'static str, String)> {
     let mut fields = vec![
         ("To", call.to.as_str().to_owned()),
         ("From", call.from.as_str().to_owned()),
@@ -86,22 +86,22 @@ pub(super) fn form(call: &NewCall) -> Vec<(&'static str, String)> {
 
 fn callback_url(url: &Url) -> String {
     let mut url = url.clone();
-    url.set_fragment(Some(RETRY_EVERYTHING));
+    url.set_fragment(Some(RETRY_ALL_FAILURES));
     url.into()
 }
 
 /// Decides what a reply, or its absence, proves.
-pub(super) fn classify(result: Result<Reply, Failure>) -> Placement {
+pub(super) fn classify(result: Result<TwilioReply, RequestFailure>) -> Placement {
     let reply = match result {
         Ok(reply) => reply,
-        Err(Failure::Unreached(proof)) => {
+        Err(RequestFailure::NotSent(proof)) => {
             return Placement::Deferred {
                 proof,
                 retry_after_secs: None,
                 throttled: false,
             };
         }
-        Err(Failure::Lost(detail)) => return Placement::Unknown { detail },
+        Err(RequestFailure::Lost(detail)) => return Placement::Unknown { detail },
     };
 
     let status = reply.status;
@@ -111,8 +111,8 @@ pub(super) fn classify(result: Result<Reply, Failure>) -> Placement {
         });
     }
 
-    match reply.fault() {
-        Some(fault) if proves_nothing_ran(status, fault.code) => Placement::Deferred {
+    match reply.error() {
+        Some(fault) if is_proof_of_no_processing(status, fault.code) => Placement::Deferred {
             proof: format!("HTTP {status}, code {}: {}", fault.code, fault.message),
             retry_after_secs: reply.retry_after_secs,
             throttled: true,
@@ -127,7 +127,7 @@ pub(super) fn classify(result: Result<Reply, Failure>) -> Placement {
     }
 }
 
-fn accepted(reply: &Reply) -> Option<Placement> {
+fn accepted(reply: &TwilioReply) -> Option<Placement> {
     let record = reply.json()?;
     let carrier_call_id = wire::text(&record, "sid").filter(|sid| wire::is_call_sid(sid))?;
     Some(Placement::Accepted {
@@ -136,9 +136,9 @@ fn accepted(reply: &Reply) -> Option<Placement> {
     })
 }
 
-fn refused(status: StatusCode, fault: Fault) -> Placement {
+fn refused(status: StatusCode, fault: TwilioError) -> Placement {
     Placement::Refused {
-        reason: words::refusal(status, fault.code),
+        reason: words::refusal_reason(status, fault.code),
         code: fault.code.to_string(),
         message: fault.message,
     }
@@ -150,7 +150,7 @@ fn is_definite(status: StatusCode) -> bool {
     status.is_client_error() && !matches!(status.as_u16(), 408 | 409 | 425 | 429)
 }
 
-fn proves_nothing_ran(status: StatusCode, code: u64) -> bool {
+fn is_proof_of_no_processing(status: StatusCode, code: u64) -> bool {
     let throttled = status == StatusCode::TOO_MANY_REQUESTS;
     match code {
         TOO_MANY_REQUESTS => throttled,

@@ -9,35 +9,35 @@ use tokio::net::{TcpListener, TcpStream};
 use url::Url;
 
 use crate::phone::E164;
-use crate::telephony::{Account, CarrierKind, Credentials, NewCall};
+use crate::telephony::{CarrierAccount, CarrierCredentials, CarrierKind, NewCall};
 
 pub(super) const ACCOUNT_SID: &str = "AC00000000000000000000000000000001";
 pub(super) const CALL_SID: &str = "CA00000000000000000000000000000002";
 pub(super) const TOKEN: &str = "000102030405060708090a0b0c0d0e0f";
 
 /// Response of the listener to the next request, after it has read all of it.
-pub(super) enum Act {
+pub(super) enum ScriptedReply {
     /// Answers and closes.
     Answer(u16, &'static str, Value),
     /// Answers and waits for another request on the same connection.
-    AnswerAndStay(u16, Value),
+    AnswerKeepAlive(u16, Value),
     /// Closes without an answer.
     Drop,
     /// Sends the head of an answer and half of its body, then closes.
-    Break,
+    Truncate,
     /// Never answers.
     Hang,
 }
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
+pub(super) struct RecordedRequest {
     pub head: String,
     pub body: String,
 }
 
-impl Request {
-    pub fn line(&self) -> &str {
+impl RecordedRequest {
+    pub fn request_line(&self) -> &str {
         self.head.lines().next().unwrap()
     }
 
@@ -56,15 +56,15 @@ impl Request {
     }
 }
 
-pub(super) struct Fake {
+pub(super) struct FakeTwilio {
     pub url: Url,
-    requests: Arc<Mutex<Vec<Request>>>,
+    requests: Arc<Mutex<Vec<RecordedRequest>>>,
 }
 
-impl Fake {
+impl FakeTwilio {
     /// Listens, and answers one request after another by the script. A request after its end is
     /// recorded and dropped without an answer.
-    pub async fn playing(script: Vec<Act>) -> Self {
+    pub async fn start(script: Vec<ScriptedReply>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -74,14 +74,14 @@ impl Fake {
             let mut script = script.into_iter();
             let mut held = Vec::new();
             while let Ok((mut stream, _)) = listener.accept().await {
-                while let Some(request) = read(&mut stream).await {
+                while let Some(request) = read_request(&mut stream).await {
                     recorded.lock().unwrap().push(request);
-                    let act = script.next().unwrap_or(Act::Drop);
-                    if matches!(act, Act::Hang) {
+                    let act = script.next().unwrap_or(ScriptedReply::Drop);
+                    if matches!(act, ScriptedReply::Hang) {
                         held.push(stream);
                         break;
                     }
-                    if !play(&mut stream, act).await {
+                    if !send_reply(&mut stream, act).await {
                         break;
                     }
                 }
@@ -93,19 +93,19 @@ impl Fake {
         }
     }
 
-    pub fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<RecordedRequest> {
         self.requests.lock().unwrap().clone()
     }
 
-    pub fn account(&self) -> Account {
+    pub fn account(&self) -> CarrierAccount {
         account(Some(self.url.clone()))
     }
 }
 
 /// Answers by one step of the script; true when the connection stays open.
-async fn play(stream: &mut TcpStream, act: Act) -> bool {
+async fn send_reply(stream: &mut TcpStream, act: ScriptedReply) -> bool {
     let (stays, text) = match act {
-        Act::Answer(status, headers, body) => {
+        ScriptedReply::Answer(status, headers, body) => {
             let body = body.to_string();
             let length = body.len();
             let head = format!(
@@ -113,30 +113,30 @@ async fn play(stream: &mut TcpStream, act: Act) -> bool {
             );
             (false, head + &body)
         }
-        Act::AnswerAndStay(status, body) => {
+        ScriptedReply::AnswerKeepAlive(status, body) => {
             let body = body.to_string();
             let length = body.len();
             let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n\r\n");
             (true, head + &body)
         }
-        Act::Break => (
+        ScriptedReply::Truncate => (
             false,
             "HTTP/1.1 201 X\r\ncontent-length: 200\r\n\r\n{\"sid\":".to_owned(),
         ),
-        Act::Drop | Act::Hang => (false, String::new()),
+        ScriptedReply::Drop | ScriptedReply::Hang => (false, String::new()),
     };
     stream.write_all(text.as_bytes()).await.unwrap();
     stays
 }
 
 /// Reads one complete request; `None` when the client sends no more.
-async fn read(stream: &mut TcpStream) -> Option<Request> {
+async fn read_request(stream: &mut TcpStream) -> Option<RecordedRequest> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     loop {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let request = Request {
+            let request = RecordedRequest {
                 head: head.to_owned(),
                 body: body.to_owned(),
             };
@@ -154,14 +154,14 @@ async fn read(stream: &mut TcpStream) -> Option<Request> {
 }
 
 pub(super) fn client() -> Client {
-    crate::http::client(std::time::Duration::from_secs(10)).unwrap()
+    crate::http::carrier_client(std::time::Duration::from_secs(10)).unwrap()
 }
 
-pub(super) fn account(api_base_url: Option<Url>) -> Account {
-    Account {
+pub(super) fn account(api_base_url: Option<Url>) -> CarrierAccount {
+    CarrierAccount {
         kind: CarrierKind::Twilio,
         account_id: ACCOUNT_SID.to_owned(),
-        credentials: Credentials {
+        credentials: CarrierCredentials {
             username: None,
             password: TOKEN.into(),
             signing_secrets: Vec::new(),

@@ -40,8 +40,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Account, Addressed, CallEvent, Callback, CallbackKind, Carrier, CarrierCall, Document, Ending,
-    NewCall, Placement, Rendered, Search, Standing,
+    AccountStatus, AnswerDocument, CallEvent, CallReference, CallSearch, CallTermination,
+    CallbackKind, Carrier, CarrierAccount, CarrierCall, CarrierCallback, NewCall, Placement,
+    RenderedDocument,
 };
 use crate::error::Result;
 
@@ -68,31 +69,44 @@ impl Twilio {
     /// Fails when the TLS roots of the machine cannot be read.
     pub fn new() -> anyhow::Result<Self> {
         Ok(Self {
-            create_client: crate::http::client(CREATE_TIMEOUT)?,
-            records_client: crate::http::client(RECORDS_TIMEOUT)?,
+            create_client: crate::http::carrier_client(CREATE_TIMEOUT)?,
+            records_client: crate::http::carrier_client(RECORDS_TIMEOUT)?,
         })
     }
 }
 
 #[async_trait]
 impl Carrier for Twilio {
-    async fn check(&self, account: &Account) -> Result<Standing> {
+    async fn check(&self, account: &CarrierAccount) -> Result<AccountStatus> {
         standing::check(&self.records_client, account).await
     }
 
-    async fn create(&self, account: &Account, call: &NewCall) -> Placement {
+    async fn create(&self, account: &CarrierAccount, call: &NewCall) -> Placement {
         create::create(&self.create_client, account, call).await
     }
 
-    async fn fetch(&self, account: &Account, carrier_call_id: &str) -> Result<Option<CarrierCall>> {
+    async fn fetch(
+        &self,
+        account: &CarrierAccount,
+        carrier_call_id: &str,
+    ) -> Result<Option<CarrierCall>> {
         records::fetch(&self.records_client, account, carrier_call_id).await
     }
 
-    async fn search(&self, account: &Account, search: &Search) -> Result<Vec<CarrierCall>> {
+    async fn search(
+        &self,
+        account: &CarrierAccount,
+        search: &CallSearch,
+    ) -> Result<Vec<CarrierCall>> {
         records::search(&self.records_client, account, search).await
     }
 
-    async fn end(&self, account: &Account, carrier_call_id: &str, ending: Ending) -> Result<bool> {
+    async fn end(
+        &self,
+        account: &CarrierAccount,
+        carrier_call_id: &str,
+        ending: CallTermination,
+    ) -> Result<bool> {
         records::end(&self.records_client, account, carrier_call_id, ending).await
     }
 
@@ -100,19 +114,19 @@ impl Carrier for Twilio {
         "x-twilio-signature"
     }
 
-    fn verify(&self, account: &Account, callback: &Callback<'_>) -> bool {
+    fn verify(&self, account: &CarrierAccount, callback: &CarrierCallback<'_>) -> bool {
         signature::verify(account, callback)
     }
 
-    fn addressed(&self, callback: &Callback<'_>) -> Option<Addressed> {
-        callback::addressed(callback)
+    fn call_reference(&self, callback: &CarrierCallback<'_>) -> Option<CallReference> {
+        callback::call_reference(callback)
     }
 
-    fn read(&self, kind: CallbackKind, callback: &Callback<'_>) -> Result<CallEvent> {
+    fn read(&self, kind: CallbackKind, callback: &CarrierCallback<'_>) -> Result<CallEvent> {
         callback::read(kind, callback)
     }
 
-    fn render(&self, document: &Document) -> Rendered {
+    fn render(&self, document: &AnswerDocument) -> RenderedDocument {
         twiml::render(document)
     }
 }

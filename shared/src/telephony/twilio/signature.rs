@@ -17,10 +17,10 @@ use subtle::{Choice, ConstantTimeEq};
 use url::{Position, Url};
 
 use super::callback::{form, is_form};
-use crate::telephony::{Account, Callback};
+use crate::telephony::{CarrierAccount, CarrierCallback};
 
 /// Checks that one of the account's secrets signed this callback.
-pub(super) fn verify(account: &Account, callback: &Callback<'_>) -> bool {
+pub(super) fn verify(account: &CarrierAccount, callback: &CarrierCallback<'_>) -> bool {
     let Some(signature) = callback.signature else {
         return false;
     };
@@ -29,8 +29,8 @@ pub(super) fn verify(account: &Account, callback: &Callback<'_>) -> bool {
     };
 
     let mut is_genuine = Choice::from(0);
-    for secret in secrets(account) {
-        for address in addresses(callback.url) {
+    for secret in signing_secrets(account) {
+        for address in signed_urls(callback.url) {
             if let Some(expected) = sign(secret, &address, &parameters) {
                 is_genuine |= expected.as_bytes().ct_eq(signature.as_bytes());
             }
@@ -41,7 +41,7 @@ pub(super) fn verify(account: &Account, callback: &Callback<'_>) -> bool {
 }
 
 /// Secrets that may sign. Empty ones are left out: everyone could sign with them.
-fn secrets(account: &Account) -> impl Iterator<Item = &str> {
+fn signing_secrets(account: &CarrierAccount) -> impl Iterator<Item = &str> {
     let credentials = &account.credentials;
     let fallback = credentials
         .signing_secrets
@@ -56,7 +56,7 @@ fn secrets(account: &Account) -> impl Iterator<Item = &str> {
 }
 
 /// Text that the signature covers after the URL; `None` when the body is not covered.
-fn signed_parameters(callback: &Callback<'_>) -> Option<String> {
+fn signed_parameters(callback: &CarrierCallback<'_>) -> Option<String> {
     if callback.body.is_empty() {
         return Some(String::new());
     }
@@ -64,14 +64,14 @@ fn signed_parameters(callback: &Callback<'_>) -> Option<String> {
         return None;
     }
     if is_form(callback) {
-        return Some(written(form(callback.body)));
+        return Some(concatenate(form(callback.body)));
     }
-    body_is_named(callback).then(String::new)
+    body_hash_matches(callback).then(String::new)
 }
 
 /// Concatenates the parameters by name, with the distinct values of each in order, each value
 /// after its name.
-fn written(pairs: impl Iterator<Item = (String, String)>) -> String {
+fn concatenate(pairs: impl Iterator<Item = (String, String)>) -> String {
     let mut parameters: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (name, value) in pairs {
         parameters.entry(name).or_default().insert(value);
@@ -87,7 +87,7 @@ fn written(pairs: impl Iterator<Item = (String, String)>) -> String {
 }
 
 /// True when the URL, which the signature covers, names the hash of the body.
-fn body_is_named(callback: &Callback<'_>) -> bool {
+fn body_hash_matches(callback: &CarrierCallback<'_>) -> bool {
     let mut query = callback.url.query_pairs();
     let Some((_, named)) = query.find(|(name, _)| name == "bodySHA256") else {
         return false;
@@ -97,7 +97,7 @@ fn body_is_named(callback: &Callback<'_>) -> bool {
 }
 
 /// URLs that Twilio may have signed: without a port and with one, never with a fragment.
-fn addresses(url: &Url) -> [String; 2] {
+fn signed_urls(url: &Url) -> [String; 2] {
     let head = &url[..Position::AfterHost];
     let tail = &url[Position::BeforePath..Position::AfterQuery];
     let with_port = match url.port_or_known_default() {

@@ -8,12 +8,13 @@ use rust_decimal::Decimal;
 use serde_json::{Value, json};
 
 use super::create::{classify, create};
-use super::fake::{self, ACCOUNT_SID, Act, CALL_SID, Fake, TOKEN};
+use super::fake::{self, ACCOUNT_SID, CALL_SID, FakeTwilio, ScriptedReply, TOKEN};
 use super::records;
-use super::wire::{Failure, Reply};
+use super::wire::{RequestFailure, TwilioReply};
 use crate::Error;
 use crate::telephony::{
-    AnsweredBy, CallStatus, CarrierKind, Carriers, Ending, Outcome, Placement, Reason, Search,
+    AnsweredBy, CallSearch, CallStatus, CallTermination, CarrierKind, CarrierRegistry, Outcome,
+    Placement, Reason,
 };
 
 fn reply(status: u16, body: &Value) -> Placement {
@@ -21,7 +22,7 @@ fn reply(status: u16, body: &Value) -> Placement {
 }
 
 fn reply_bytes(status: u16, body: Vec<u8>) -> Placement {
-    classify(Ok(Reply {
+    classify(Ok(TwilioReply {
         status: StatusCode::from_u16(status).unwrap(),
         retry_after_secs: Some(7),
         body,
@@ -33,7 +34,7 @@ fn fault(code: u64) -> Value {
 }
 
 #[test]
-fn a_refusal_is_classed_by_its_code_and_then_by_its_status() {
+fn a_refusal_is_classified_by_code_and_then_by_status() {
     for (status, code, reason) in [
         (400, 21201, Reason::InvalidNumber),
         (400, 21211, Reason::InvalidNumber),
@@ -73,7 +74,7 @@ fn a_refusal_is_classed_by_its_code_and_then_by_its_status() {
 }
 
 #[test]
-fn only_documented_pressure_is_proof_that_nothing_ran() {
+fn only_documented_rate_limits_prove_that_nothing_ran() {
     for (status, code) in [(429, 20429), (429, 10004), (400, 10004), (403, 10004)] {
         let placement = reply(status, &fault(code));
         let Placement::Deferred {
@@ -86,7 +87,7 @@ fn only_documented_pressure_is_proof_that_nothing_ran() {
         };
     }
 
-    let unreached = classify(Err(Failure::Unreached("refused".to_owned())));
+    let unreached = classify(Err(RequestFailure::NotSent("refused".to_owned())));
     let expected = Placement::Deferred {
         proof: "refused".to_owned(),
         retry_after_secs: None,
@@ -96,7 +97,7 @@ fn only_documented_pressure_is_proof_that_nothing_ran() {
 }
 
 #[test]
-fn whatever_proves_nothing_is_unknown() {
+fn a_reply_without_proof_is_unknown() {
     let sid = json!({"sid": CALL_SID, "status": "queued"});
     for (status, body) in [
         // Codes that would be a refusal or a deferral under another status.
@@ -141,7 +142,7 @@ fn whatever_proves_nothing_is_unknown() {
         }
     }
 
-    let lost = classify(Err(Failure::Lost("reset".to_owned())));
+    let lost = classify(Err(RequestFailure::Lost("reset".to_owned())));
     assert_eq!(
         lost,
         Placement::Unknown {
@@ -151,11 +152,11 @@ fn whatever_proves_nothing_is_unknown() {
 }
 
 #[tokio::test]
-async fn an_accepted_call_has_an_id_and_cost_one_request() {
+async fn an_accepted_call_has_an_id_and_takes_one_request() {
     let record = json!({"sid": CALL_SID, "status": "queued", "price": null});
-    let fake = Fake::playing(vec![Act::Answer(201, "", record)]).await;
-    let carriers = Carriers::new().unwrap();
-    let carrier = carriers.of(CarrierKind::Twilio);
+    let fake = FakeTwilio::start(vec![ScriptedReply::Answer(201, "", record)]).await;
+    let carriers = CarrierRegistry::new().unwrap();
+    let carrier = carriers.adapter(CarrierKind::Twilio);
     let call = fake::new_call_with_everything();
     let placement = carrier.create(&fake.account(), &call).await;
     let expected = Placement::Accepted {
@@ -167,12 +168,12 @@ async fn an_accepted_call_has_an_id_and_cost_one_request() {
     let requests = fake.requests();
     assert_eq!(requests.len(), 1);
     let path = format!("POST /2010-04-01/Accounts/{ACCOUNT_SID}/Calls.json HTTP/1.1");
-    assert_eq!(requests[0].line(), path);
+    assert_eq!(requests[0].request_line(), path);
     assert_eq!(
         requests[0].header("content-type"),
         Some("application/x-www-form-urlencoded")
     );
-    let sent: Vec<_> = super::create::form(&call)
+    let sent: Vec<_> = super::create::request_form(&call)
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
@@ -181,7 +182,7 @@ async fn an_accepted_call_has_an_id_and_cost_one_request() {
 
 #[tokio::test]
 async fn requests_authenticate_as_the_account_or_as_its_api_key() {
-    let fake = Fake::playing(vec![]).await;
+    let fake = FakeTwilio::start(vec![]).await;
     let client = fake::client();
     let mut account = fake.account();
     create(&client, &account, &fake::new_call()).await;
@@ -201,17 +202,17 @@ async fn requests_authenticate_as_the_account_or_as_its_api_key() {
 }
 
 #[tokio::test]
-async fn a_create_request_is_sent_once_whatever_happens_to_it() {
+async fn a_create_request_is_sent_once_after_any_failure() {
     let elsewhere = "location: /2010-04-01/Elsewhere\r\n";
     for act in [
-        Act::Drop,
-        Act::Break,
-        Act::Answer(500, "", fault(20500)),
-        Act::Answer(503, "retry-after: 0\r\n", json!({})),
-        Act::Answer(307, elsewhere, json!({})),
-        Act::Answer(308, elsewhere, json!({})),
+        ScriptedReply::Drop,
+        ScriptedReply::Truncate,
+        ScriptedReply::Answer(500, "", fault(20500)),
+        ScriptedReply::Answer(503, "retry-after: 0\r\n", json!({})),
+        ScriptedReply::Answer(307, elsewhere, json!({})),
+        ScriptedReply::Answer(308, elsewhere, json!({})),
     ] {
-        let fake = Fake::playing(vec![act]).await;
+        let fake = FakeTwilio::start(vec![act]).await;
         let placement = create(&fake::client(), &fake.account(), &fake::new_call()).await;
         let unknown = matches!(placement, Placement::Unknown { .. });
         assert!(unknown, "{placement:?}");
@@ -222,7 +223,11 @@ async fn a_create_request_is_sent_once_whatever_happens_to_it() {
 #[tokio::test]
 async fn a_request_on_a_reused_connection_that_breaks_is_not_sent_again() {
     let record = json!({"sid": CALL_SID, "status": "queued"});
-    let fake = Fake::playing(vec![Act::AnswerAndStay(201, record), Act::Drop]).await;
+    let fake = FakeTwilio::start(vec![
+        ScriptedReply::AnswerKeepAlive(201, record),
+        ScriptedReply::Drop,
+    ])
+    .await;
     let client = fake::client();
     let first = create(&client, &fake.account(), &fake::new_call()).await;
     assert!(matches!(first, Placement::Accepted { .. }), "{first:?}");
@@ -233,8 +238,8 @@ async fn a_request_on_a_reused_connection_that_breaks_is_not_sent_again() {
 
 #[tokio::test]
 async fn a_create_request_without_an_answer_is_unknown() {
-    let fake = Fake::playing(vec![Act::Hang]).await;
-    let client = crate::http::client(Duration::from_millis(300)).unwrap();
+    let fake = FakeTwilio::start(vec![ScriptedReply::Hang]).await;
+    let client = crate::http::carrier_client(Duration::from_millis(300)).unwrap();
     let placement = create(&client, &fake.account(), &fake::new_call()).await;
     let Placement::Unknown { detail } = placement else {
         panic!("{placement:?}");
@@ -281,10 +286,10 @@ async fn a_call_that_could_not_reach_the_carrier_may_be_sent_again() {
 }
 
 #[test]
-fn a_ring_time_beyond_the_carriers_is_cut_to_it() {
+fn a_ring_timeout_is_capped_at_the_carriers_maximum() {
     let mut call = fake::new_call();
     call.ring_timeout_secs = 3600;
-    let form = super::create::form(&call);
+    let form = super::create::request_form(&call);
     assert!(form.contains(&("Timeout", "600".to_owned())));
 }
 
@@ -300,7 +305,7 @@ fn completed() -> Value {
 
 #[tokio::test]
 async fn a_record_becomes_an_event_with_a_positive_price() {
-    let fake = Fake::playing(vec![Act::Answer(200, "", completed())]).await;
+    let fake = FakeTwilio::start(vec![ScriptedReply::Answer(200, "", completed())]).await;
     let call = records::fetch(&fake::client(), &fake.account(), CALL_SID).await;
     let call = call.unwrap().unwrap();
     assert_eq!(call.carrier_call_id, CALL_SID);
@@ -315,17 +320,20 @@ async fn a_record_becomes_an_event_with_a_positive_price() {
     assert_eq!(event.currency.as_deref(), Some("USD"));
     assert_eq!(event.occurred_at, "2026-03-04T09:31:19Z".parse().ok());
     let path = format!("/2010-04-01/Accounts/{ACCOUNT_SID}/Calls/{CALL_SID}.json");
-    assert_eq!(fake.requests()[0].line(), format!("GET {path} HTTP/1.1"));
+    assert_eq!(
+        fake.requests()[0].request_line(),
+        format!("GET {path} HTTP/1.1")
+    );
 }
 
 #[tokio::test]
-async fn a_record_that_became_richer_is_another_event() {
+async fn a_record_with_more_values_is_another_event() {
     let mut early = completed();
     early["price"] = Value::Null;
     early["price_unit"] = json!("USD");
-    let fake = Fake::playing(vec![
-        Act::Answer(200, "", early),
-        Act::Answer(200, "", completed()),
+    let fake = FakeTwilio::start(vec![
+        ScriptedReply::Answer(200, "", early),
+        ScriptedReply::Answer(200, "", completed()),
     ])
     .await;
     let client = fake::client();
@@ -343,10 +351,10 @@ async fn a_record_that_became_richer_is_another_event() {
 async fn a_record_of_a_queued_call_is_no_progress_beyond_acceptance() {
     let record = json!({"sid": CALL_SID, "status": "queued", "duration": "", "price": null});
     let odd = json!({"sid": CALL_SID, "status": "meditating"});
-    let fake = Fake::playing(vec![
-        Act::Answer(200, "", record),
-        Act::Answer(200, "", odd),
-        Act::Answer(404, "", fault(20404)),
+    let fake = FakeTwilio::start(vec![
+        ScriptedReply::Answer(200, "", record),
+        ScriptedReply::Answer(200, "", odd),
+        ScriptedReply::Answer(404, "", fault(20404)),
     ])
     .await;
     let client = fake::client();
@@ -363,20 +371,26 @@ async fn a_record_of_a_queued_call_is_no_progress_beyond_acceptance() {
 }
 
 #[tokio::test]
-async fn trouble_with_the_records_passes_only_when_it_is_not_ours() {
+async fn only_failures_of_the_carrier_are_retryable() {
     for (act, passes) in [
-        (Act::Drop, true),
-        (Act::Break, true),
-        (Act::Answer(500, "", json!({})), true),
-        (Act::Answer(429, "", fault(20429)), true),
-        (Act::Answer(408, "", json!({})), true),
-        (Act::Answer(200, "", json!("no record")), true),
-        (Act::Answer(200, "", json!({"status": "queued"})), true),
-        (Act::Answer(401, "", fault(20003)), false),
-        (Act::Answer(403, "", json!({})), false),
-        (Act::Answer(302, "location: /x\r\n", json!({})), false),
+        (ScriptedReply::Drop, true),
+        (ScriptedReply::Truncate, true),
+        (ScriptedReply::Answer(500, "", json!({})), true),
+        (ScriptedReply::Answer(429, "", fault(20429)), true),
+        (ScriptedReply::Answer(408, "", json!({})), true),
+        (ScriptedReply::Answer(200, "", json!("no record")), true),
+        (
+            ScriptedReply::Answer(200, "", json!({"status": "queued"})),
+            true,
+        ),
+        (ScriptedReply::Answer(401, "", fault(20003)), false),
+        (ScriptedReply::Answer(403, "", json!({})), false),
+        (
+            ScriptedReply::Answer(302, "location: /x\r\n", json!({})),
+            false,
+        ),
     ] {
-        let fake = Fake::playing(vec![act]).await;
+        let fake = FakeTwilio::start(vec![act]).await;
         let error = records::fetch(&fake::client(), &fake.account(), CALL_SID)
             .await
             .unwrap_err();
@@ -392,8 +406,8 @@ async fn trouble_with_the_records_passes_only_when_it_is_not_ours() {
     }
 }
 
-fn search() -> Search {
-    Search {
+fn search() -> CallSearch {
+    CallSearch {
         to: fake::number("+15550100002"),
         from: fake::number("+15550100001"),
         created_from: "2026-03-04T09:30:05.900Z".parse().unwrap(),
@@ -409,7 +423,7 @@ fn listed(number: u8, second: u8) -> Value {
 }
 
 #[tokio::test]
-async fn a_search_reads_every_page_and_keeps_what_lies_in_its_window() {
+async fn a_search_reads_every_page_and_keeps_calls_in_its_window() {
     let next = format!("/2010-04-01/Accounts/{ACCOUNT_SID}/Calls.json?Page=1&PageToken=PA1");
     let mut undated = listed(5, 0);
     undated["date_created"] = Value::Null;
@@ -421,9 +435,9 @@ async fn a_search_reads_every_page_and_keeps_what_lies_in_its_window() {
         "calls": [listed(3, 30), listed(4, 31), undated],
         "next_page_uri": null,
     });
-    let fake = Fake::playing(vec![
-        Act::Answer(200, "", first),
-        Act::Answer(200, "", second),
+    let fake = FakeTwilio::start(vec![
+        ScriptedReply::Answer(200, "", first),
+        ScriptedReply::Answer(200, "", second),
     ])
     .await;
 
@@ -439,20 +453,23 @@ async fn a_search_reads_every_page_and_keeps_what_lies_in_its_window() {
     let requests = fake.requests();
     let path = format!("GET /2010-04-01/Accounts/{ACCOUNT_SID}/Calls.json");
     let query = "To=%2B15550100002&From=%2B15550100001&PageSize=1000";
-    assert_eq!(requests[0].line(), format!("{path}?{query} HTTP/1.1"));
     assert_eq!(
-        requests[1].line(),
+        requests[0].request_line(),
+        format!("{path}?{query} HTTP/1.1")
+    );
+    assert_eq!(
+        requests[1].request_line(),
         format!("{path}?Page=1&PageToken=PA1 HTTP/1.1")
     );
 }
 
 #[tokio::test]
 async fn a_next_page_elsewhere_does_not_receive_the_credentials() {
-    let elsewhere = Fake::playing(vec![]).await;
+    let elsewhere = FakeTwilio::start(vec![]).await;
     let next = format!("{}steal?Page=1", elsewhere.url);
-    let fake = Fake::playing(vec![
-        Act::Answer(200, "", json!({"calls": [], "next_page_uri": next})),
-        Act::Answer(200, "", json!({"calls": [], "next_page_uri": null})),
+    let fake = FakeTwilio::start(vec![
+        ScriptedReply::Answer(200, "", json!({"calls": [], "next_page_uri": next})),
+        ScriptedReply::Answer(200, "", json!({"calls": [], "next_page_uri": null})),
     ])
     .await;
     let found = records::search(&fake::client(), &fake.account(), &search()).await;
@@ -465,50 +482,65 @@ async fn a_next_page_elsewhere_does_not_receive_the_credentials() {
 async fn a_search_that_cannot_be_complete_fails() {
     let next = "/2010-04-01/Accounts/A/Calls.json?Page=1";
     let endless = (0..20)
-        .map(|_| Act::Answer(200, "", json!({"calls": [], "next_page_uri": next})))
+        .map(|_| ScriptedReply::Answer(200, "", json!({"calls": [], "next_page_uri": next})))
         .collect();
-    let fake = Fake::playing(endless).await;
+    let fake = FakeTwilio::start(endless).await;
     let found = records::search(&fake::client(), &fake.account(), &search()).await;
     assert!(matches!(found, Err(Error::Outside { .. })), "{found:?}");
     assert_eq!(fake.requests().len(), 10);
 
     for body in [json!({}), json!({"calls": [{"status": "queued"}]})] {
-        let fake = Fake::playing(vec![Act::Answer(200, "", body)]).await;
+        let fake = FakeTwilio::start(vec![ScriptedReply::Answer(200, "", body)]).await;
         let found = records::search(&fake::client(), &fake.account(), &search()).await;
         assert!(matches!(found, Err(Error::Outside { .. })), "{found:?}");
     }
 }
 
 #[tokio::test]
-async fn ending_a_call_says_whether_there_was_something_to_end() {
-    let status = |word: &str| Act::Answer(200, "", json!({"sid": CALL_SID, "status": word}));
+async fn ending_a_call_reports_whether_it_was_live() {
+    let status =
+        |word: &str| ScriptedReply::Answer(200, "", json!({"sid": CALL_SID, "status": word}));
     for (ending, act, expected) in [
-        (Ending::Cancel, status("canceled"), true),
-        (Ending::Cancel, status("ringing"), true),
-        (Ending::Cancel, status("in-progress"), false),
-        (Ending::Cancel, status("completed"), false),
-        (Ending::Cancel, status("busy"), false),
-        (Ending::HangUp, status("in-progress"), true),
-        (Ending::HangUp, status("completed"), true),
-        (Ending::HangUp, status("no-answer"), false),
-        (Ending::Cancel, Act::Answer(400, "", fault(21220)), false),
-        (Ending::HangUp, Act::Answer(404, "", fault(20404)), false),
+        (CallTermination::Cancel, status("canceled"), true),
+        (CallTermination::Cancel, status("ringing"), true),
+        (CallTermination::Cancel, status("in-progress"), false),
+        (CallTermination::Cancel, status("completed"), false),
+        (CallTermination::Cancel, status("busy"), false),
+        (CallTermination::HangUp, status("in-progress"), true),
+        (CallTermination::HangUp, status("completed"), true),
+        (CallTermination::HangUp, status("no-answer"), false),
+        (
+            CallTermination::Cancel,
+            ScriptedReply::Answer(400, "", fault(21220)),
+            false,
+        ),
+        (
+            CallTermination::HangUp,
+            ScriptedReply::Answer(404, "", fault(20404)),
+            false,
+        ),
     ] {
-        let fake = Fake::playing(vec![act]).await;
+        let fake = FakeTwilio::start(vec![act]).await;
         let ended = records::end(&fake::client(), &fake.account(), CALL_SID, ending).await;
         assert_eq!(ended.unwrap(), expected, "{ending:?}");
         let sent = match ending {
-            Ending::Cancel => "canceled",
-            Ending::HangUp => "completed",
+            CallTermination::Cancel => "canceled",
+            CallTermination::HangUp => "completed",
         };
 
         let requests = fake.requests();
         assert_eq!(requests[0].form(), [("Status".to_owned(), sent.to_owned())]);
         let path = format!("/2010-04-01/Accounts/{ACCOUNT_SID}/Calls/{CALL_SID}.json");
-        assert_eq!(requests[0].line(), format!("POST {path} HTTP/1.1"));
+        assert_eq!(requests[0].request_line(), format!("POST {path} HTTP/1.1"));
     }
 
-    let fake = Fake::playing(vec![Act::Answer(401, "", fault(20003))]).await;
-    let ended = records::end(&fake::client(), &fake.account(), CALL_SID, Ending::HangUp).await;
-    assert!(!ended.unwrap_err().retryable());
+    let fake = FakeTwilio::start(vec![ScriptedReply::Answer(401, "", fault(20003))]).await;
+    let ended = records::end(
+        &fake::client(),
+        &fake.account(),
+        CALL_SID,
+        CallTermination::HangUp,
+    )
+    .await;
+    assert!(!ended.unwrap_err().is_retryable());
 }

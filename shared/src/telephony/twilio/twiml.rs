@@ -4,26 +4,28 @@
 //! document that must not end in silence puts a [`Verb::Redirect`] there. Parameters reach a
 //! media server as `<Parameter>` elements, because Twilio drops the query of a stream's URL.
 
-use crate::telephony::{Document, Rendered, Verb};
+use crate::telephony::{AnswerDocument, CallVerb, RenderedDocument};
 
 /// Renders a document.
-pub(super) fn render(document: &Document) -> Rendered {
-    let mut xml = Xml::default();
+pub(super) fn render(document: &AnswerDocument) -> RenderedDocument {
+    let mut xml = XmlWriter::default();
     xml.open("Response", &[]);
     for verb in &document.verbs {
-        write(&mut xml, verb);
+        write_verb(&mut xml, verb);
     }
     xml.close("Response");
-    Rendered {
+    RenderedDocument {
         content_type: "text/xml; charset=utf-8",
         body: xml.text,
     }
 }
 
-fn write(xml: &mut Xml, verb: &Verb) {
+fn write_verb(xml: &mut XmlWriter, verb: &CallVerb) {
     match verb {
-        Verb::Say { .. } | Verb::Play { .. } | Verb::Pause { .. } => write_sound(xml, verb),
-        Verb::Gather {
+        CallVerb::Say { .. } | CallVerb::Play { .. } | CallVerb::Pause { .. } => {
+            write_nested_verb(xml, verb)
+        }
+        CallVerb::Gather {
             action,
             language,
             timeout_secs,
@@ -47,11 +49,11 @@ fn write(xml: &mut Xml, verb: &Verb) {
 
             xml.open("Gather", &attributes);
             for verb in prompt {
-                write_sound(xml, verb);
+                write_nested_verb(xml, verb);
             }
             xml.close("Gather");
         }
-        Verb::Record { action, max_secs } => xml.empty(
+        CallVerb::Record { action, max_secs } => xml.empty(
             "Record",
             &[
                 ("action", action.as_str()),
@@ -59,7 +61,7 @@ fn write(xml: &mut Xml, verb: &Verb) {
                 ("maxLength", &max_secs.to_string()),
             ],
         ),
-        Verb::Stream { url, parameters } => {
+        CallVerb::Stream { url, parameters } => {
             xml.open("Connect", &[]);
             xml.open("Stream", &[("url", url.as_str())]);
             for (name, value) in parameters {
@@ -68,16 +70,16 @@ fn write(xml: &mut Xml, verb: &Verb) {
             xml.close("Stream");
             xml.close("Connect");
         }
-        Verb::Redirect { url } => xml.leaf("Redirect", &[("method", "POST")], url.as_str()),
-        Verb::Hangup => xml.empty("Hangup", &[]),
+        CallVerb::Redirect { url } => xml.leaf("Redirect", &[("method", "POST")], url.as_str()),
+        CallVerb::Hangup => xml.empty("Hangup", &[]),
     }
 }
 
 /// Writes a verb that is allowed inside a `<Gather>`. Others have no meaning there and are left
 /// out; so is speech without text, for which Twilio fails the document.
-fn write_sound(xml: &mut Xml, verb: &Verb) {
+fn write_nested_verb(xml: &mut XmlWriter, verb: &CallVerb) {
     match verb {
-        Verb::Say {
+        CallVerb::Say {
             text,
             language,
             voice,
@@ -91,22 +93,22 @@ fn write_sound(xml: &mut Xml, verb: &Verb) {
             }
             xml.leaf("Say", &attributes, text);
         }
-        Verb::Play { url } => xml.leaf("Play", &[], url.as_str()),
-        Verb::Pause { secs } => xml.empty("Pause", &[("length", &secs.to_string())]),
-        Verb::Gather { .. }
-        | Verb::Record { .. }
-        | Verb::Stream { .. }
-        | Verb::Redirect { .. }
-        | Verb::Hangup => {}
+        CallVerb::Play { url } => xml.leaf("Play", &[], url.as_str()),
+        CallVerb::Pause { secs } => xml.empty("Pause", &[("length", &secs.to_string())]),
+        CallVerb::Gather { .. }
+        | CallVerb::Record { .. }
+        | CallVerb::Stream { .. }
+        | CallVerb::Redirect { .. }
+        | CallVerb::Hangup => {}
     }
 }
 
 /// Writer of an XML document. Names are constants; values and text are escaped.
-struct Xml {
+struct XmlWriter {
     text: String,
 }
 
-impl Default for Xml {
+impl Default for XmlWriter {
     fn default() -> Self {
         Self {
             text: r#"<?xml version="1.0" encoding="UTF-8"?>"#.to_owned(),
@@ -114,7 +116,7 @@ impl Default for Xml {
     }
 }
 
-impl Xml {
+impl XmlWriter {
     fn open(&mut self, name: &str, attributes: &[(&str, &str)]) {
         self.begin(name, attributes);
         self.text.push('>');

@@ -9,7 +9,7 @@ use url::Url;
 
 use super::fake::{self, TOKEN};
 use super::{create, records, signature, twiml, wire};
-use crate::telephony::{Callback, Document, Ending, Search, Verb};
+use crate::telephony::{AnswerDocument, CallSearch, CallTermination, CallVerb, CarrierCallback};
 
 const SIGNATURES: &str = include_str!("../../../../tests/vectors/twilio_signatures.json");
 const DOCUMENTS: &str = include_str!("../../../../tests/vectors/twilio_documents.json");
@@ -43,7 +43,7 @@ fn signatures_are_judged_as_the_vendor_judges_them() {
         let mut account = fake::account(None);
         account.credentials.password = "not this one".into();
         account.credentials.signing_secrets = case.secrets.into_iter().map(Into::into).collect();
-        let callback = Callback {
+        let callback = CarrierCallback {
             method: &case.method,
             url: &case.url,
             content_type: case.content_type.as_deref(),
@@ -61,7 +61,7 @@ fn the_password_signs_only_where_no_other_secret_does() {
     let case = cases.iter().find(|case| case.name == "no parameters");
     let case = case.unwrap();
     let body = Bytes::new();
-    let callback = Callback {
+    let callback = CarrierCallback {
         method: "POST",
         url: &case.url,
         content_type: None,
@@ -82,7 +82,7 @@ fn an_empty_secret_signs_nothing() {
     account.credentials.password = "".into();
     let url = "https://dialer.example.com/x".parse().unwrap();
     let body = Bytes::new();
-    let callback = Callback {
+    let callback = CarrierCallback {
         method: "POST",
         url: &url,
         content_type: None,
@@ -99,7 +99,7 @@ fn a_body_that_the_signature_does_not_cover_is_refused() {
     let case = cases.iter().find(|case| case.name == "get").unwrap();
     let account = fake::account(None);
     let verdict = |body: &'static str| {
-        let callback = Callback {
+        let callback = CarrierCallback {
             method: "GET",
             url: &case.url,
             content_type: Some("application/x-www-form-urlencoded"),
@@ -128,41 +128,41 @@ fn documents_are_written_as_the_vendor_writes_them() {
     }
 }
 
-fn document(name: &str) -> Document {
+fn document(name: &str) -> AnswerDocument {
     let url = |text: &str| Url::parse(text).unwrap();
-    let say = |text: &str, language: &str, voice: Option<&str>| Verb::Say {
+    let say = |text: &str, language: &str, voice: Option<&str>| CallVerb::Say {
         text: text.to_owned(),
         language: language.to_owned(),
         voice: voice.map(str::to_owned),
     };
 
     let verbs = match name {
-        "hang up" => return Document::hang_up(),
+        "hang up" => return AnswerDocument::hang_up(),
         "say, pause and play" => vec![
             say("Hello there.", "en-US", Some("Polly.Joanna")),
-            Verb::Pause { secs: 2 },
-            Verb::Play {
+            CallVerb::Pause { secs: 2 },
+            CallVerb::Play {
                 url: url("https://cdn.example.com/a.mp3?x=1&y=2"),
             },
         ],
         "gather, then redirect" => vec![
-            Verb::Gather {
+            CallVerb::Gather {
                 action: url("https://dialer.example.com/turn?n=1&m=2"),
                 language: "de-DE".to_owned(),
                 timeout_secs: 5,
                 hints: ["ja", "nein", "\"vielleicht\""].map(str::to_owned).to_vec(),
                 prompt: vec![
                     say("Möchten Sie <fortfahren> & \"bleiben\"?", "de-DE", None),
-                    Verb::Pause { secs: 1 },
+                    CallVerb::Pause { secs: 1 },
                     // Has no meaning inside and is left out.
-                    Verb::Hangup,
+                    CallVerb::Hangup,
                 ],
             },
-            Verb::Redirect {
+            CallVerb::Redirect {
                 url: url("https://dialer.example.com/silence?a=1&b=2"),
             },
         ],
-        "gather without hints or prompt" => vec![Verb::Gather {
+        "gather without hints or prompt" => vec![CallVerb::Gather {
             action: url("https://dialer.example.com/turn"),
             language: "en-US".to_owned(),
             timeout_secs: 3,
@@ -171,13 +171,13 @@ fn document(name: &str) -> Document {
         }],
         "record" => vec![
             say("Leave a message.", "en-GB", None),
-            Verb::Record {
+            CallVerb::Record {
                 action: url("https://dialer.example.com/recorded"),
                 max_secs: 90,
             },
-            Verb::Hangup,
+            CallVerb::Hangup,
         ],
-        "stream" => vec![Verb::Stream {
+        "stream" => vec![CallVerb::Stream {
             url: url("wss://media.example.com/socket"),
             parameters: [("call", "0190"), ("näme", "Zoë \"Z\" <&>\n'end'")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -191,7 +191,7 @@ fn document(name: &str) -> Document {
         _ => panic!("no document is called {name}"),
     };
 
-    Document { verbs }
+    AnswerDocument { verbs }
 }
 
 /// Lists the elements and texts of an XML document, independent of the order of attributes and
@@ -239,8 +239,8 @@ fn parse(xml: &str) -> Vec<String> {
 proptest::proptest! {
     #[test]
     fn any_speech_survives_the_writing(text in "\\PC{0,40}|[\\x00-\\x7f]{0,40}") {
-        let rendered = twiml::render(&Document {
-            verbs: vec![Verb::Stream {
+        let rendered = twiml::render(&AnswerDocument {
+            verbs: vec![CallVerb::Stream {
                 url: "wss://media.example.com/".parse().unwrap(),
                 parameters: vec![("spoken".to_owned(), text.clone())],
             }],
@@ -265,10 +265,10 @@ struct RequestCase {
 }
 
 #[test]
-fn requests_say_what_the_vendors_sdk_says() {
+fn requests_equal_those_of_the_vendors_sdk() {
     let cases: Vec<RequestCase> = serde_json::from_str(REQUESTS).unwrap();
     assert_eq!(cases.len(), 5);
-    let search = Search {
+    let search = CallSearch {
         to: fake::number("+15550100002"),
         from: fake::number("+15550100001"),
         created_from: "2026-03-04T09:30:00Z".parse().unwrap(),
@@ -281,21 +281,29 @@ fn requests_say_what_the_vendors_sdk_says() {
     let account = fake::account(None);
     for case in cases {
         let (tail, query, form) = match case.name.as_str() {
-            "create" => (calls, vec![], create::form(&fake::new_call())),
+            "create" => (calls, vec![], create::request_form(&fake::new_call())),
             "create with everything" => {
-                let form = create::form(&fake::new_call_with_everything());
+                let form = create::request_form(&fake::new_call_with_everything());
                 (calls, vec![], form)
             }
-            "search" => (calls, records::query(&search).to_vec(), vec![]),
-            "cancel" => (one, vec![], owned(records::update(Ending::Cancel))),
-            "hang up" => (one, vec![], owned(records::update(Ending::HangUp))),
+            "search" => (calls, records::search_query(&search).to_vec(), vec![]),
+            "cancel" => (
+                one,
+                vec![],
+                owned(records::end_form(CallTermination::Cancel)),
+            ),
+            "hang up" => (
+                one,
+                vec![],
+                owned(records::end_form(CallTermination::HangUp)),
+            ),
             other => panic!("no request is called {other}"),
         };
 
         let url = wire::address(&account, tail).unwrap();
         assert_eq!(url.as_str(), case.url, "{}", case.name);
-        assert_eq!(set(&query), set(&case.query), "{}", case.name);
-        assert_eq!(set(&form), set(&case.form), "{}", case.name);
+        assert_eq!(to_set(&query), to_set(&case.query), "{}", case.name);
+        assert_eq!(to_set(&form), to_set(&case.form), "{}", case.name);
         assert_eq!(form.len(), case.form.len(), "{}", case.name);
     }
 }
@@ -307,7 +315,7 @@ fn owned<const N: usize>(pairs: [(&'static str, &'static str); N]) -> Vec<(&'sta
         .collect()
 }
 
-fn set(pairs: &[(impl AsRef<str>, impl AsRef<str>)]) -> BTreeSet<(&str, &str)> {
+fn to_set(pairs: &[(impl AsRef<str>, impl AsRef<str>)]) -> BTreeSet<(&str, &str)> {
     pairs
         .iter()
         .map(|(name, value)| (name.as_ref(), value.as_ref()))

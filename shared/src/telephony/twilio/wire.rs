@@ -10,7 +10,7 @@ use url::Url;
 
 use super::SERVICE;
 use crate::error::Error;
-use crate::telephony::Account;
+use crate::telephony::CarrierAccount;
 
 /// Twilio's public address.
 const PUBLIC_BASE: &str = "https://api.twilio.com";
@@ -22,29 +22,29 @@ const API_VERSION: &str = "2010-04-01";
 const REPLY_LIMIT_BYTES: usize = 8 * 1024 * 1024;
 
 /// A complete reply.
-pub(super) struct Reply {
+pub(super) struct TwilioReply {
     pub status: StatusCode,
     pub retry_after_secs: Option<u64>,
     pub body: Vec<u8>,
 }
 
 /// Failure without a complete reply.
-pub(super) enum Failure {
+pub(super) enum RequestFailure {
     /// No connection was made, so no byte of the request was sent.
-    Unreached(String),
+    NotSent(String),
     /// The request may have been processed; no complete reply arrived.
     Lost(String),
 }
 
 /// Error document of the API.
-pub(super) struct Fault {
+pub(super) struct TwilioError {
     pub code: u64,
     pub message: String,
 }
 
 /// `{base}/2010-04-01/Accounts/{account}/{tail...}`. `None` when the account's API
 /// address cannot hold a path.
-pub(super) fn address(account: &Account, tail: &[&str]) -> Option<Url> {
+pub(super) fn address(account: &CarrierAccount, tail: &[&str]) -> Option<Url> {
     let mut url = match &account.api_base_url {
         Some(base) => base.clone(),
         None => Url::parse(PUBLIC_BASE).ok()?,
@@ -58,7 +58,7 @@ pub(super) fn address(account: &Account, tail: &[&str]) -> Option<Url> {
 }
 
 /// `{base}/2010-04-01/Accounts/{account}.json`: the account itself.
-pub(super) fn account_address(account: &Account) -> Option<Url> {
+pub(super) fn account_address(account: &CarrierAccount) -> Option<Url> {
     let mut url = address(account, &[])?;
     let file = format!("{}.json", account.account_id);
     url.path_segments_mut().ok()?.pop().push(&file);
@@ -66,7 +66,7 @@ pub(super) fn account_address(account: &Account) -> Option<Url> {
 }
 
 /// Adds the account's credentials: an API key where there is one, else the account itself.
-pub(super) fn authorize(request: RequestBuilder, account: &Account) -> RequestBuilder {
+pub(super) fn authorize(request: RequestBuilder, account: &CarrierAccount) -> RequestBuilder {
     let credentials = &account.credentials;
     let username = credentials.username.as_deref();
     request.basic_auth(
@@ -76,13 +76,13 @@ pub(super) fn authorize(request: RequestBuilder, account: &Account) -> RequestBu
 }
 
 /// Sends a request once and reads its complete reply.
-pub(super) async fn exchange(request: RequestBuilder) -> Result<Reply, Failure> {
+pub(super) async fn send_once(request: RequestBuilder) -> Result<TwilioReply, RequestFailure> {
     let mut response = request.send().await.map_err(|error| {
         // A request that could not be built was not sent either.
         if error.is_connect() || error.is_builder() {
-            Failure::Unreached(describe(error))
+            RequestFailure::NotSent(describe(error))
         } else {
-            Failure::Lost(describe(error))
+            RequestFailure::Lost(describe(error))
         }
     })?;
 
@@ -101,24 +101,24 @@ pub(super) async fn exchange(request: RequestBuilder) -> Result<Reply, Failure> 
             }
             Ok(Some(_)) => {
                 let detail = format!("HTTP {status} with more than {REPLY_LIMIT_BYTES} bytes");
-                return Err(Failure::Lost(detail));
+                return Err(RequestFailure::Lost(detail));
             }
             Ok(None) => break,
             Err(error) => {
                 let detail = format!("HTTP {status}, then {}", describe(error));
-                return Err(Failure::Lost(detail));
+                return Err(RequestFailure::Lost(detail));
             }
         }
     }
 
-    Ok(Reply {
+    Ok(TwilioReply {
         status,
         retry_after_secs,
         body,
     })
 }
 
-impl Reply {
+impl TwilioReply {
     /// Body, when it is a JSON object.
     pub fn json(&self) -> Option<Value> {
         serde_json::from_slice(&self.body)
@@ -127,9 +127,9 @@ impl Reply {
     }
 
     /// Body, when it has the shape of Twilio's errors: a numeric code and a message.
-    pub fn fault(&self) -> Option<Fault> {
+    pub fn error(&self) -> Option<TwilioError> {
         let body = self.json()?;
-        Some(Fault {
+        Some(TwilioError {
             code: body.get("code")?.as_u64()?,
             message: body.get("message")?.as_str()?.to_owned(),
         })
@@ -141,23 +141,23 @@ impl Reply {
         let retryable = self.status.is_server_error()
             || self.status == StatusCode::TOO_MANY_REQUESTS
             || self.status == StatusCode::REQUEST_TIMEOUT;
-        let detail = match self.fault() {
+        let detail = match self.error() {
             Some(fault) => format!("HTTP {}, code {}", self.status, fault.code),
             None => format!("HTTP {}", self.status),
         };
-        outside(retryable, detail)
+        twilio_failure(retryable, detail)
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        let (Failure::Unreached(detail) | Failure::Lost(detail)) = failure;
-        outside(true, detail)
+impl From<RequestFailure> for Error {
+    fn from(failure: RequestFailure) -> Self {
+        let (RequestFailure::NotSent(detail) | RequestFailure::Lost(detail)) = failure;
+        twilio_failure(true, detail)
     }
 }
 
 /// Creates an error of Twilio's side.
-pub(super) fn outside(retryable: bool, detail: impl Into<String>) -> Error {
+pub(super) fn twilio_failure(retryable: bool, detail: impl Into<String>) -> Error {
     Error::Outside {
         service: SERVICE,
         retryable,

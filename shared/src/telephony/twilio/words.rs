@@ -31,15 +31,18 @@ pub(super) fn answered_by(word: &str) -> Option<AnsweredBy> {
 
 /// Details that Twilio adds to a final status.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Signs {
+pub(super) struct StatusDetails {
     pub sip_code: Option<i32>,
     pub error_code: Option<u64>,
     pub answered_by: Option<AnsweredBy>,
 }
 
 /// Outcome and reason of a final status; `None` for a word that is not one.
-pub(super) fn ending(word: &str, signs: Signs) -> Option<(Outcome, Option<Reason>)> {
-    let by_code = signs.error_code.and_then(reason);
+pub(super) fn outcome_and_reason(
+    word: &str,
+    signs: StatusDetails,
+) -> Option<(Outcome, Option<Reason>)> {
+    let by_code = signs.error_code.and_then(reason_of_code);
 
     Some(match word {
         "completed" => {
@@ -64,7 +67,7 @@ pub(super) fn ending(word: &str, signs: Signs) -> Option<(Outcome, Option<Reason
         "canceled" => (Outcome::Canceled, Some(Reason::Canceled)),
         "failed" => {
             let (outcome, by_sip) = match signs.sip_code {
-                Some(code) => by_sip(code),
+                Some(code) => outcome_of_sip_code(code),
                 // Twilio adds no details to a call that could not be connected.
                 None => (Outcome::Failed, Reason::UnreachableTemp),
             };
@@ -75,7 +78,7 @@ pub(super) fn ending(word: &str, signs: Signs) -> Option<(Outcome, Option<Reason
 }
 
 /// Outcome and reason of a failed call, by its last SIP response.
-fn by_sip(code: i32) -> (Outcome, Reason) {
+fn outcome_of_sip_code(code: i32) -> (Outcome, Reason) {
     match code {
         402 => (Outcome::Failed, Reason::Funds),
         403 | 603 => (Outcome::Rejected, Reason::RejectedByCallee),
@@ -91,8 +94,8 @@ fn by_sip(code: i32) -> (Outcome, Reason) {
 }
 
 /// Reason of a refused create request, by its code, else by its HTTP status.
-pub(super) fn refusal(status: StatusCode, code: u64) -> Reason {
-    reason(code).unwrap_or(match status.as_u16() {
+pub(super) fn refusal_reason(status: StatusCode, code: u64) -> Reason {
+    reason_of_code(code).unwrap_or(match status.as_u16() {
         401 | 403 | 404 => Reason::Auth,
         402 => Reason::Funds,
         _ => Reason::Refused,
@@ -100,7 +103,7 @@ pub(super) fn refusal(status: StatusCode, code: u64) -> Reason {
 }
 
 /// Reason for an error code; `None` for codes that change nothing.
-fn reason(code: u64) -> Option<Reason> {
+fn reason_of_code(code: u64) -> Option<Reason> {
     Some(match code {
         // Account not active, inactive for incoming calls, voice disabled; credentials;
         // suspended; forbidden; no such account.
@@ -140,7 +143,7 @@ mod tests {
         ] {
             assert_eq!(status(word), expected, "{word}");
             assert_eq!(
-                ending(word, Signs::default()).is_some(),
+                outcome_and_reason(word, StatusDetails::default()).is_some(),
                 expected == Some(CallStatus::Final),
                 "{word}"
             );
@@ -174,11 +177,14 @@ mod tests {
             (Some(AnsweredBy::Machine), Outcome::Machine),
             (Some(AnsweredBy::Fax), Outcome::Machine),
         ] {
-            let signs = Signs {
+            let signs = StatusDetails {
                 answered_by,
-                ..Signs::default()
+                ..StatusDetails::default()
             };
-            assert_eq!(ending("completed", signs), Some((expected, None)));
+            assert_eq!(
+                outcome_and_reason("completed", signs),
+                Some((expected, None))
+            );
         }
     }
 
@@ -204,19 +210,19 @@ mod tests {
             (503, Outcome::Failed, Reason::Congestion),
             (400, Outcome::Failed, Reason::UnreachableTemp),
         ] {
-            let signs = Signs {
+            let signs = StatusDetails {
                 sip_code: Some(sip_code),
-                ..Signs::default()
+                ..StatusDetails::default()
             };
             assert_eq!(
-                ending("failed", signs),
+                outcome_and_reason("failed", signs),
                 Some((outcome, Some(reason))),
                 "{sip_code}"
             );
         }
 
         assert_eq!(
-            ending("failed", Signs::default()),
+            outcome_and_reason("failed", StatusDetails::default()),
             Some((Outcome::Failed, Some(Reason::UnreachableTemp)))
         );
     }
@@ -224,9 +230,9 @@ mod tests {
     #[test]
     fn an_error_code_says_more_than_a_sip_response() {
         let failed = |error_code, sip_code| {
-            ending(
+            outcome_and_reason(
                 "failed",
-                Signs {
+                StatusDetails {
                     sip_code,
                     error_code: Some(error_code),
                     answered_by: None,
@@ -244,16 +250,16 @@ mod tests {
 
     #[test]
     fn a_broken_document_is_noted_on_a_call_that_took_place() {
-        let signs = |code| Signs {
+        let signs = |code| StatusDetails {
             error_code: Some(code),
-            ..Signs::default()
+            ..StatusDetails::default()
         };
         assert_eq!(
-            ending("completed", signs(12100)),
+            outcome_and_reason("completed", signs(12100)),
             Some((Outcome::Completed, Some(Reason::AnswerDocument)))
         );
         assert_eq!(
-            ending("completed", signs(21211)),
+            outcome_and_reason("completed", signs(21211)),
             Some((Outcome::Completed, None))
         );
     }
@@ -272,11 +278,15 @@ mod tests {
             ("no-answer", Some(480), Outcome::NoAnswer, Reason::NoAnswer),
             ("canceled", Some(487), Outcome::Canceled, Reason::Canceled),
         ] {
-            let signs = Signs {
+            let signs = StatusDetails {
                 sip_code,
-                ..Signs::default()
+                ..StatusDetails::default()
             };
-            assert_eq!(ending(word, signs), Some((outcome, Some(reason))), "{word}");
+            assert_eq!(
+                outcome_and_reason(word, signs),
+                Some((outcome, Some(reason))),
+                "{word}"
+            );
         }
     }
 }

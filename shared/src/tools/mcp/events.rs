@@ -16,89 +16,98 @@ use rmcp::transport::streamable_http_client::SseError;
 use sse_stream::{Sse, SseStream};
 use url::Url;
 
-use super::{Door, status_text};
-use crate::egress::Failure;
+use super::{McpTransport, status_text};
+use crate::egress::OutboundFailure;
 
 /// Error of this transport, with a text that the parent module recognizes.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Refused(String);
+pub(super) struct SseTransportError(String);
 
-impl From<Failure> for Refused {
-    fn from(failure: Failure) -> Self {
+impl From<OutboundFailure> for SseTransportError {
+    fn from(failure: OutboundFailure) -> Self {
         Self(failure.to_string())
     }
 }
 
 /// An open SSE session.
-pub(super) struct Events {
-    door: Door,
+pub(super) struct SseTransport {
+    http: McpTransport,
     /// URL for the client's messages.
-    post: String,
-    said: BoxStream<'static, Result<Sse, SseError>>,
+    post_url: String,
+    events: BoxStream<'static, Result<Sse, SseError>>,
 }
 
-impl Events {
+impl SseTransport {
     /// Opens a session and waits for the server's `endpoint` event.
     ///
     /// # Errors
     /// Fails when the server does not answer, or names an endpoint on another server: messages
     /// carry the credentials of this one.
-    pub(super) async fn open(door: Door, url: &str) -> Result<Self, Refused> {
+    pub(super) async fn open(door: McpTransport, url: &str) -> Result<Self, SseTransportError> {
         let mut headers = door.headers.clone();
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         let request = door.request(Method::GET, url, headers, None)?;
         let base = request.target.url().clone();
-        let answer = door.gate.listen(door.org, request).await?;
-        good(answer.status)?;
+        let answer = door.gate.open_stream(door.org, request).await?;
+        check_status(answer.status)?;
         let mut said = SseStream::from_bytes_stream(answer.body).boxed();
         while let Some(Ok(event)) = said.next().await {
             if event.event.as_deref() == Some("endpoint") {
-                let post = endpoint(&base, event.data.as_deref().unwrap_or_default())?;
-                return Ok(Self { door, post, said });
+                let post = resolve_endpoint(&base, event.data.as_deref().unwrap_or_default())?;
+                return Ok(Self {
+                    http: door,
+                    post_url: post,
+                    events: said,
+                });
             }
         }
-        Err(Refused("no event names the endpoint".to_owned()))
+        Err(SseTransportError("no event names the endpoint".to_owned()))
     }
 }
 
 /// Resolves the endpoint that a server named, on the same origin only.
-fn endpoint(base: &Url, said: &str) -> Result<String, Refused> {
+fn resolve_endpoint(base: &Url, said: &str) -> Result<String, SseTransportError> {
     let post = base.join(said.trim()).ok();
     let post = post.filter(|post| post.origin() == base.origin());
-    let foreign = || Refused("messages would go to another server".to_owned());
+    let foreign = || SseTransportError("messages would go to another server".to_owned());
     Ok(post.ok_or_else(foreign)?.into())
 }
 
-fn good(status: StatusCode) -> Result<(), Refused> {
+fn check_status(status: StatusCode) -> Result<(), SseTransportError> {
     match status.is_success() {
         true => Ok(()),
-        false => Err(Refused(status_text(status.as_u16()))),
+        false => Err(SseTransportError(status_text(status.as_u16()))),
     }
 }
 
-async fn post(door: Door, url: String, message: ClientJsonRpcMessage) -> Result<(), Refused> {
-    let body = serde_json::to_vec(&message).map_err(|error| Refused(error.to_string()))?;
+async fn post_message(
+    door: McpTransport,
+    url: String,
+    message: ClientJsonRpcMessage,
+) -> Result<(), SseTransportError> {
+    let body =
+        serde_json::to_vec(&message).map_err(|error| SseTransportError(error.to_string()))?;
     let mut headers = door.headers.clone();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let request = door.request(Method::POST, &url, headers, Some(Bytes::from(body)))?;
-    let answer = door.gate.send_beside(door.org, request).await?;
-    good(answer.status)
+    let answer = door.gate.send_in_stream(door.org, request).await?;
+    check_status(answer.status)
 }
 
-impl Transport<RoleClient> for Events {
-    type Error = Refused;
+impl Transport<RoleClient> for SseTransport {
+    type Error = SseTransportError;
 
     fn send(
         &mut self,
         message: ClientJsonRpcMessage,
-    ) -> impl Future<Output = Result<(), Refused>> + Send + 'static {
-        post(self.door.clone(), self.post.clone(), message)
+    ) -> impl Future<Output = Result<(), SseTransportError>> + Send + 'static {
+        post_message(self.http.clone(), self.post_url.clone(), message)
     }
 
     async fn receive(&mut self) -> Option<ServerJsonRpcMessage> {
         loop {
-            let event = self.said.next().await?.ok()?;
+            let event = self.events.next().await?.ok()?;
             let is_message = event.event.as_deref().is_none_or(|kind| kind == "message");
             let message = event.data.as_deref().map(serde_json::from_str);
             if let (true, Some(Ok(message))) = (is_message, message) {
@@ -107,8 +116,8 @@ impl Transport<RoleClient> for Events {
         }
     }
 
-    async fn close(&mut self) -> Result<(), Refused> {
-        self.said = stream::empty().boxed();
+    async fn close(&mut self) -> Result<(), SseTransportError> {
+        self.events = stream::empty().boxed();
         Ok(())
     }
 }
@@ -135,7 +144,11 @@ mod tests {
             ("http://mcp.example.com/m", None),
             ("https://mcp.example.com:8443/m", None),
         ] {
-            assert_eq!(endpoint(&base, said).ok().as_deref(), post, "{said}");
+            assert_eq!(
+                resolve_endpoint(&base, said).ok().as_deref(),
+                post,
+                "{said}"
+            );
         }
     }
 }

@@ -2,13 +2,13 @@ use serde_json::json;
 
 use super::*;
 
-fn graph(nodes: Value, ways: &[(&str, &str, Option<&str>)]) -> Graph {
+fn graph(nodes: Value, ways: &[(&str, &str, Option<&str>)]) -> WorkflowGraph {
     let way = |(from, to, when): &(&str, &str, Option<&str>)| Transition {
         from: (*from).to_owned(),
         to: (*to).to_owned(),
         when: when.map(str::to_owned),
     };
-    Graph {
+    WorkflowGraph {
         nodes: serde_json::from_value(nodes).unwrap(),
         transitions: ways.iter().map(way).collect(),
     }
@@ -36,8 +36,8 @@ const WAYS: [(&str, &str, Option<&str>); 8] = [
     ("if", "bye", None),
 ];
 
-fn messages(graph: &Graph) -> Vec<String> {
-    let faults = graph.faults();
+fn messages(graph: &WorkflowGraph) -> Vec<String> {
+    let faults = graph.errors();
     faults
         .iter()
         .map(|fault| format!("{}: {}", fault.loc[1..].join("."), fault.msg))
@@ -45,7 +45,7 @@ fn messages(graph: &Graph) -> Vec<String> {
 }
 
 #[test]
-fn a_graph_that_can_be_walked_to_an_end_is_sound() {
+fn a_graph_that_leads_to_an_end_is_valid() {
     let survey = graph(survey(), &WAYS);
     assert!(messages(&survey).is_empty(), "{:?}", messages(&survey));
     assert_eq!(survey.tools().count(), 1);
@@ -57,7 +57,7 @@ fn a_graph_that_can_be_walked_to_an_end_is_sound() {
 }
 
 #[test]
-fn a_node_at_fault_is_named() {
+fn a_faulty_node_is_named() {
     for (place, field, value, fault) in [
         (0, "start", json!(false), "nodes: must have one node"),
         (
@@ -135,7 +135,7 @@ fn a_graph_has_nodes() {
 }
 
 #[test]
-fn a_transition_at_fault_is_named() {
+fn a_faulty_transition_is_named() {
     let without = |at: usize| {
         let mut ways = WAYS.to_vec();
         ways.remove(at);
@@ -195,7 +195,7 @@ fn a_transition_at_fault_is_named() {
 }
 
 #[test]
-fn what_is_never_reached_or_never_ends_is_named() {
+fn unreachable_and_endless_nodes_are_named() {
     let mut nodes = survey();
     nodes.as_array_mut().unwrap().extend([
         json!({"id": "island", "type": "hangup"}),
