@@ -1,13 +1,13 @@
 //! The audit log over HTTP.
 
-use peal_api::admin::AdminRole;
+use peal_api::cli::admin::AdminRole;
 use peal_worker::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::auth::login::{Person, login, quiet};
 use crate::harness::app::{App, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
-use crate::sign_in::{Person, login, quiet};
 
 const LOG: &str = "/api/v1/audit-log";
 

@@ -7,13 +7,15 @@ mod states;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use futures::stream;
+use futures::stream::{StreamExt as _, TryStreamExt as _};
 use peal_shared::access::{Credential, Principal, Role, Scope};
+use peal_shared::campaigns::ingest;
 use peal_shared::campaigns::ingest::{
-    self, IngestCounts, IngestLimits, IngestResult, IngestTarget, RowInput, State, StoredUpload,
+    IngestCounts, IngestLimits, IngestResult, IngestTarget, RowInput, State, StoredUpload,
 };
-use peal_shared::ids::{AgentId, BatchId, IngestId, OrgId, PhoneId, TrunkId, UserId};
-use peal_shared::store::FileStore;
+use peal_shared::platform::ids::{AgentId, BatchId, IngestId, OrgId, PhoneId, TrunkId, UserId};
+use peal_shared::platform::store::FileStore;
 use peal_shared::{Error, Result};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;

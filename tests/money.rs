@@ -7,9 +7,9 @@ mod holds;
 mod settlement;
 mod starvation;
 
-use peal_shared::ids::{CallId, UserId, WalletId};
-use peal_shared::money::Usd;
-use peal_shared::wallets::opening;
+use peal_shared::platform::ids::{CallId, UserId, WalletId};
+use peal_shared::platform::money::Usd;
+use peal_shared::wallets::operator_credit;
 use sqlx::AssertSqlSafe;
 
 use crate::harness::app::{App, AppOptions};
@@ -60,7 +60,7 @@ async fn run(app: &App, sql: &str) {
 async fn top_up(app: &App, amount: Usd) {
     let (user, _) = payer(app).await;
     let mut db = app.context.pool.begin().await.expect("transaction");
-    opening::grant_unscoped(&mut db, user, amount, app.context.clock.now())
+    operator_credit::grant_unscoped(&mut db, user, amount, app.context.clock.now())
         .await
         .expect("credit");
     db.commit().await.expect("commit");

@@ -1,14 +1,14 @@
 //! Money of people in tests: whose wallet is whose, and how it comes in.
 
 use chrono::Timelike as _;
-use peal_api::admin::AdminRole;
+use peal_api::cli::admin::AdminRole;
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::auth::login::Person;
 use crate::harness::app::{ApiResponse, App, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
-use crate::sign_in::Person;
 
 /// Where wallets live.
 pub const WALLETS: &str = "/api/v1/wallets";

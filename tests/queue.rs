@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use peal_shared::Error;
-use peal_shared::bells::Wakeups;
-use peal_shared::clock::Clock;
-use peal_shared::ids::{JobId, OrgId};
-use peal_shared::queue::{
-    self, EnqueuedJob, JobOutcome, JobPayload, Queue, RunningJob, WorkerTiming,
+use peal_shared::platform::clock::Clock;
+use peal_shared::platform::ids::{JobId, OrgId};
+use peal_shared::platform::queue;
+use peal_shared::platform::queue::wakeup::Wakeups;
+use peal_shared::platform::queue::{
+    EnqueuedJob, JobOutcome, JobPayload, Queue, RunningJob, WorkerTiming,
 };
 use peal_worker::jobs::{HandlerRegistry, JobHandler};
 use peal_worker::queues::{QueueRuntime, run_queues};

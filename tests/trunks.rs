@@ -1,8 +1,8 @@
 //! Trunks: what administrators may do with them, and that their secrets stay inside.
 
-use peal_api::admin::rotate_master_key;
+use peal_api::cli::admin::rotate_master_key;
 use peal_shared::access::Role;
-use peal_shared::ids::OrgId;
+use peal_shared::platform::ids::OrgId;
 use peal_shared::trunks;
 use reqwest::Method;
 use serde_json::{Value, json};

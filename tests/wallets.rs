@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
-use peal_api::admin::AdminRole;
+use peal_api::cli::admin::AdminRole;
 use peal_shared::api_keys;
 use rand::RngExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::auth::login::{Person, quiet};
 use crate::harness::app::{ApiResponse, App, AppOptions, send_request};
 use crate::harness::members::audited_actions;
 use crate::purse::{
     WALLETS, available, give, move_money, move_under, org_wallet, root, tenants_wallet, wallet_of,
 };
-use crate::sign_in::{Person, quiet};
 
 async fn ada(app: &App) -> Person<'_> {
     Person::new(app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await

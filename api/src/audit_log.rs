@@ -6,19 +6,20 @@ use axum::Json;
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use peal_shared::access::Role;
-use peal_shared::audit::{self, AuditFilter, AuditRecord};
+use peal_shared::audit;
+use peal_shared::audit::{AuditFilter, AuditRecord};
 use peal_shared::context::Context;
-use peal_shared::ids::{AuditId, OrgId, UserId};
+use peal_shared::platform::ids::{AuditId, OrgId, UserId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::error::Result;
-use crate::extract::ValidQuery;
-use crate::openapi::CommonErrors;
-use crate::page::query_error;
+use crate::http::error::Result;
+use crate::http::extract::ValidQuery;
+use crate::http::openapi::CommonErrors;
+use crate::http::paging::query_error;
 use crate::state::AppState;
 
 pub fn router() -> OpenApiRouter<AppState> {

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use peal_api::admin::{AdminCommand, create_user, rotate_master_key};
-use peal_api::bootstrap::{BootstrapArgs, bootstrap};
+use peal_api::cli::admin::{AdminCommand, create_user, rotate_master_key};
+use peal_api::cli::bootstrap::{BootstrapArgs, bootstrap};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, ProcessKind, migrate};
-use peal_shared::open_files::raise_open_files_limit;
-use peal_shared::{logging, metrics};
+use peal_shared::metrics;
+use peal_shared::platform::logging;
+use peal_shared::platform::rlimit::raise_open_files_limit;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 

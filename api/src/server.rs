@@ -3,8 +3,8 @@
 //! Layers, from the outside: request id, span, log line, metrics and rendering of problems
 //! ([`request_middleware`]); a panic becomes a 500; ordinary routes have a timeout of 30 seconds
 //! and bodies of at most two megabytes; users' requests wait for a permit of their class
-//! ([`crate::shed`]). Callbacks and health checks bypass the classes. Uploads and event streams
-//! have their own limits. CORS ([`crate::cors`]) applies to all routes but the carriers'.
+//! ([`crate::limits::load_shed`]). Callbacks and health checks bypass the classes. Uploads and event streams
+//! have their own limits. CORS ([`crate::http::cors`]) applies to all routes but the carriers'.
 
 use std::any::Any;
 use std::io;
@@ -19,7 +19,7 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
 use peal_shared::context::Context;
-use peal_shared::ids::JobId;
+use peal_shared::platform::ids::JobId;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tower::util::option_layer;
@@ -32,21 +32,11 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::auth::{API_KEY_HEADER, ClientIp, RequestId};
-use crate::error::{Problem, render_problem};
-use crate::rates::RateLimitHeaders;
-use crate::shed::{limit_anonymous, limit_concurrency, limit_third_party};
+use crate::http::error::{Problem, render_problem};
+use crate::limits::load_shed::{limit_anonymous, limit_concurrency, limit_third_party};
+use crate::limits::rate_limit::RateLimitHeaders;
 use crate::state::AppState;
-use crate::workflows;
-use crate::{
-    agent_analysis, agent_copies, agent_tools, agents, analysis_rules, api_keys, audit_log,
-};
-use crate::{
-    batch_events, batch_rows, batches, billing, callbacks, connections, cors, description,
-};
-use crate::{direct_calls, earnings, feature_flags, gone, health, mcp_servers, mcp_tools, me};
-use crate::{measure, noise_assets, openapi, org_pricing, organizations, people, phone_mapping};
-use crate::{phones, providers, refusals, request_key, service_prices, sign_in, tools, trunks};
-use crate::{uploads, voices, wallets};
+use crate::{audit_log, health, workflows};
 
 /// Base path of batches, their rows and uploads.
 pub const BATCH_CALL_PATH: &str = "/api/v1/batch-call";
@@ -115,7 +105,7 @@ pub async fn serve_routes(
             AUTHORIZATION,
             HeaderName::from_static(API_KEY_HEADER),
         ]));
-    connections::serve(listener, framed, &limits, open, shutdown).await
+    crate::http::connections::serve(listener, framed, &limits, open, shutdown).await
 }
 
 /// OpenAPI document of all routes.
@@ -128,89 +118,94 @@ pub fn document() -> OpenApi {
 /// can be built without state.
 fn routes(pages: Option<CorsLayer>) -> OpenApiRouter<AppState> {
     let mut ordinary = with_limits(ordinary_routes());
-    openapi::add_common_responses(ordinary.get_openapi_mut());
+    crate::http::openapi::add_common_responses(ordinary.get_openapi_mut());
 
-    let mut carriers = with_limits(callbacks::router());
-    openapi::add_common_responses(carriers.get_openapi_mut());
+    let mut carriers = with_limits(crate::callbacks::router());
+    crate::http::openapi::add_common_responses(carriers.get_openapi_mut());
 
     let mut streaming_routes = OpenApiRouter::new().nest(
         BATCH_CALL_PATH,
-        batch_events::router()
+        crate::batches::events::router()
             .route_layer(from_fn(limit_concurrency))
-            .merge(uploads::upload_router()),
+            .merge(crate::batches::uploads::upload_router()),
     );
-    openapi::add_idempotency_key(streaming_routes.get_openapi_mut());
+    crate::http::openapi::add_idempotency_key(streaming_routes.get_openapi_mut());
 
-    let mut routes = OpenApiRouter::with_openapi(openapi::empty_document())
+    let mut routes = OpenApiRouter::with_openapi(crate::http::openapi::empty_document())
         .merge(ordinary)
         .merge(streaming_routes)
         .fallback(async || Problem::route_not_found())
         .layer(option_layer(pages))
         .merge(carriers);
 
-    openapi::complete_document(routes.get_openapi_mut());
+    crate::http::openapi::complete_document(routes.get_openapi_mut());
     routes
 }
 
 /// Routes with short requests.
 fn ordinary_routes() -> OpenApiRouter<AppState> {
-    let batch_routes = batches::router()
-        .merge(batch_rows::router())
-        .merge(uploads::router());
+    let batch_routes = crate::batches::router()
+        .merge(crate::batches::rows::router())
+        .merge(crate::batches::uploads::router());
 
     OpenApiRouter::new()
-        .merge(agents::router())
-        .merge(agent_copies::router())
-        .merge(phones::router())
-        .merge(phone_mapping::router())
-        .merge(trunks::router())
-        .merge(tools::router())
-        .merge(mcp_servers::router())
-        .merge(mcp_tools::router())
-        .merge(agent_tools::router())
-        .merge(analysis_rules::router())
-        .merge(agent_analysis::router())
+        .merge(crate::agents::router())
+        .merge(crate::agents::clone::router())
+        .merge(crate::caller_numbers::router())
+        .merge(crate::caller_numbers::mapping::router())
+        .merge(crate::trunks::router())
+        .merge(crate::tools::router())
+        .merge(crate::tools::mcp_servers::router())
+        .merge(crate::tools::mcp_tools::router())
+        .merge(crate::agents::tools::router())
+        .merge(crate::analysis::router())
+        .merge(crate::agents::analysis::router())
         .merge(workflows::router())
-        .nest("/api/call", direct_calls::router())
+        .nest("/api/call", crate::calls::router())
         .nest(BATCH_CALL_PATH, batch_routes)
-        .merge(sign_in::router())
-        .merge(organizations::router())
-        .merge(me::router())
-        .merge(people::router())
-        .merge(api_keys::router())
-        .merge(feature_flags::router())
+        .merge(crate::auth::login::router())
+        .merge(crate::orgs::router())
+        .merge(crate::orgs::me::router())
+        .merge(crate::orgs::members::router())
+        .merge(crate::auth::api_keys::router())
+        .merge(crate::orgs::feature_flags::router())
         .merge(audit_log::router())
-        .merge(providers::router())
-        .merge(noise_assets::router())
-        .merge(voices::router())
-        .merge(service_prices::router())
-        .merge(org_pricing::router())
-        .merge(wallets::router())
-        .nest("/api/v1/billing", billing::router())
-        .nest("/billing", openapi::alias_routes(billing::router()))
-        .merge(earnings::router())
+        .merge(crate::catalog::providers::router())
+        .merge(crate::catalog::noise_assets::router())
+        .merge(crate::catalog::voices::router())
+        .merge(crate::billing::prices::router())
+        .merge(crate::orgs::pricing::router())
+        .merge(crate::wallets::router())
+        .nest("/api/v1/billing", crate::billing::router())
+        .nest(
+            "/billing",
+            crate::http::openapi::alias_routes(crate::billing::router()),
+        )
+        .merge(crate::billing::earnings::router())
         .route_layer(from_fn(limit_concurrency))
         .merge(
-            tools::third_party_router()
-                .merge(mcp_servers::third_party_router())
-                .merge(mcp_tools::third_party_router())
+            crate::tools::third_party_router()
+                .merge(crate::tools::mcp_servers::third_party_router())
+                .merge(crate::tools::mcp_tools::third_party_router())
                 .route_layer(from_fn(limit_third_party)),
         )
         .merge(
-            sign_in::anonymous_router()
-                .merge(people::anonymous_router())
+            crate::auth::login::anonymous_router()
+                .merge(crate::orgs::members::anonymous_router())
                 .route_layer(from_fn(limit_anonymous)),
         )
         .merge(health::router())
-        .merge(description::router())
-        .nest("/api/v1", gone::router())
-        .merge(openapi::alias_routes(gone::router()))
+        .merge(crate::docs::router())
+        .nest("/api/v1", crate::removed_routes::router())
+        .merge(crate::http::openapi::alias_routes(
+            crate::removed_routes::router(),
+        ))
 }
 
 /// Adds the limits of time and size, and `Idempotency-Key`.
 fn with_limits(routes: OpenApiRouter<AppState>) -> OpenApiRouter<AppState> {
     routes
-        .layer(from_fn(request_key::idempotency_middleware))
+        .layer(from_fn(crate::http::idempotency::idempotency_middleware))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
@@ -219,9 +214,12 @@ fn with_limits(routes: OpenApiRouter<AppState>) -> OpenApiRouter<AppState> {
 }
 
 fn router(api: AppState) -> Router {
-    let pages = cors::cors_layer(&api.context.config.cors_origins);
+    let pages = crate::http::cors::cors_layer(&api.context.config.cors_origins);
     Router::from(routes(pages))
-        .layer(from_fn_with_state(api.clone(), refusals::record_denied))
+        .layer(from_fn_with_state(
+            api.clone(),
+            crate::auth::denied_requests::record_denied,
+        ))
         .layer(Extension(api.concurrency_limits.clone()))
         .layer(Extension(Arc::clone(&api.context)))
         .with_state(api)
@@ -271,9 +269,9 @@ async fn request_middleware(
 
         let (status, took) = (response.status(), started.elapsed());
         log_response(&route, status, took);
-        measure::record_response(&context, &route, status, took);
+        crate::http::metrics::record_response(&context, &route, status, took);
         if let Some(uri) = uri {
-            measure::trace_callback(&context, began, &route, &uri, status);
+            crate::http::metrics::trace_callback(&context, began, &route, &uri, status);
         }
         response
     }

@@ -7,16 +7,16 @@ use peal_shared::context::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::KeyCache;
+use crate::auth::denied_requests::DeniedRequests;
+use crate::auth::login::AuthRateLimits;
+use crate::auth::stream_revalidation::StreamRevalidation;
 use crate::auth::tokens::TokenCodec;
-use crate::batch_events::BatchEventHub;
-use crate::inbox::EventWriter;
-use crate::rates::RequestRateLimits;
-use crate::refusals::DeniedRequests;
-use crate::shed::ConcurrencyLimits;
-use crate::sign_in::AuthRateLimits;
-use crate::standings::StreamRevalidation;
-use crate::streams::StreamLimits;
-use crate::upload_body::UploadSlots;
+use crate::batches::events::BatchEventHub;
+use crate::batches::uploads::body::UploadSlots;
+use crate::callbacks::event_writer::EventWriter;
+use crate::limits::load_shed::ConcurrencyLimits;
+use crate::limits::rate_limit::RequestRateLimits;
+use crate::limits::stream_limit::StreamLimits;
 
 /// Shared state; handlers extract each part by its type.
 #[derive(Clone, FromRef)]

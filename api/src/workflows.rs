@@ -7,18 +7,18 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
-use peal_shared::ids::{AgentId, UserId, WorkflowId};
-use peal_shared::workflows::{NewWorkflow, Node, Transition, Workflow, WorkflowGraph, kept};
+use peal_shared::platform::ids::{AgentId, UserId, WorkflowId};
+use peal_shared::workflows::{NewWorkflow, Node, Transition, Workflow, WorkflowGraph, store};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::error::Result;
-use crate::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
-use crate::openapi::{CommonErrors, ProblemDocument};
-use crate::page::{ListResponse, OwnedListParams};
+use crate::http::error::Result;
+use crate::http::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
+use crate::http::openapi::{CommonErrors, ProblemDocument};
+use crate::http::paging::{ListResponse, OwnedListParams};
 use crate::state::AppState;
 use crate::tools::{ActionMessage, yes};
 
@@ -47,7 +47,7 @@ async fn list(
     let (scope, owners) = query.scope_and_owners(&caller)?;
     let page = query.parse_page()?;
     let mut db = caller.begin_read(&context).await?;
-    let workflows = kept::list(&mut db, &scope, &owners, page).await?;
+    let workflows = store::list(&mut db, &scope, &owners, page).await?;
     Ok(ListResponse::from_slice(workflows, |workflows| {
         WorkflowList { workflows }
     }))
@@ -89,7 +89,7 @@ async fn create(
     })?;
 
     let mut db = caller.begin_write(&context).await?;
-    let workflow = kept::create(&mut db, &scope, owner, &new).await?;
+    let workflow = store::create(&mut db, &scope, owner, &new).await?;
     let note = audit_entry("workflow.create", &workflow).after(&workflow)?;
     db.commit(note, StatusCode::CREATED, Json(workflow)).await
 }
@@ -112,7 +112,7 @@ async fn show(
     PathIds(id): PathIds<WorkflowId>,
 ) -> Result<Json<Workflow>> {
     let mut db = caller.begin_read(&context).await?;
-    Ok(Json(kept::find(&mut db, &caller.scope(), id).await?))
+    Ok(Json(store::find(&mut db, &caller.scope(), id).await?))
 }
 
 /// Change a workflow
@@ -139,9 +139,9 @@ async fn change(
 ) -> Result<(StatusCode, Json<Workflow>)> {
     let scope = caller.scope();
     let mut db = caller.begin_write(&context).await?;
-    let before = kept::lock(&mut db, &scope, id).await?;
+    let before = store::lock(&mut db, &scope, id).await?;
     let new = validate_workflow(body.apply_to(before.clone()))?;
-    let workflow = kept::replace(&mut db, &scope, id, &new).await?;
+    let workflow = store::replace(&mut db, &scope, id, &new).await?;
     let note = audit_entry("workflow.update", &workflow)
         .before(&before)?
         .after(&workflow)?;
@@ -166,7 +166,7 @@ async fn delete(
     PathIds(id): PathIds<WorkflowId>,
 ) -> Result<(StatusCode, Json<ActionMessage>)> {
     let mut db = caller.begin_write(&context).await?;
-    let workflow = kept::delete(&mut db, &caller.scope(), id).await?;
+    let workflow = store::delete(&mut db, &caller.scope(), id).await?;
     let note = audit_entry("workflow.delete", &workflow).before(&workflow)?;
     db.commit(
         note,
@@ -197,7 +197,7 @@ async fn duplicate(
     PathIds(id): PathIds<WorkflowId>,
 ) -> Result<(StatusCode, Json<Workflow>)> {
     let mut db = caller.begin_write(&context).await?;
-    let copy = kept::duplicate(&mut db, &caller.scope(), id).await?;
+    let copy = store::duplicate(&mut db, &caller.scope(), id).await?;
     let note = audit_entry("workflow.clone", &copy).after(&copy)?;
     db.commit(note, StatusCode::CREATED, Json(copy)).await
 }

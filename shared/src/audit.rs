@@ -19,8 +19,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::access::{Credential, Principal, Scope};
-use crate::error::Result;
-use crate::ids::{ApiKeyId, AuditId, OrgId, UserId};
+use crate::platform::error::Result;
+use crate::platform::ids::{ApiKeyId, AuditId, OrgId, UserId};
 
 /// Retention of denied requests, and of those whose caller is unknown.
 const DENIED_RETENTION: TimeDelta = TimeDelta::days(400);

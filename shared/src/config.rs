@@ -19,8 +19,8 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::campaigns::ingest::IngestLimits;
-use crate::egress;
-use crate::secret::KeyRing;
+use crate::outbound;
+use crate::platform::secret::KeyRing;
 
 pub use limits::{LimitSettings, ServerLimits};
 pub use money::MoneySettings;
@@ -208,7 +208,7 @@ pub struct Config {
     pub cors_origins: CorsOrigins,
     pub telemetry: TelemetryConfig,
     /// Addresses that users' URLs may reach.
-    pub outbound: egress::OutboundPolicy,
+    pub outbound: outbound::OutboundPolicy,
 }
 
 /// Collected errors of the settings.
@@ -397,7 +397,7 @@ fn validate_uploads(settings: &Settings, errors: &mut ConfigErrors) -> Option<In
 fn validate_outbound(
     settings: &Settings,
     errors: &mut ConfigErrors,
-) -> Option<egress::OutboundPolicy> {
+) -> Option<outbound::OutboundPolicy> {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
 
     // Users' URLs must not reach this installation's own services.
@@ -410,7 +410,7 @@ fn validate_outbound(
         .into_iter()
         .flatten()
         .filter_map(|url| Url::parse(url).ok())
-        .fold(egress::OutboundPolicy::default(), |policy, own| {
+        .fold(outbound::OutboundPolicy::default(), |policy, own| {
             policy.without_own_service(&own)
         });
 

@@ -10,17 +10,18 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
-use crate::access::wall::{self, UnsafeRole};
-use crate::bells::Wakeups;
+use crate::access::row_level_security;
+use crate::access::row_level_security::UnsafeRole;
 use crate::billing::estimate::EstimateBasis;
-use crate::billing::tariffs::PriceCache;
-use crate::clock::Clock;
+use crate::billing::price_cache::PriceCache;
 use crate::config::Config;
-use crate::egress::OutboundClient;
-use crate::error::Result;
 use crate::mail::Mailer;
 use crate::metrics::Metrics;
-use crate::store::FileStore;
+use crate::outbound::OutboundClient;
+use crate::platform::clock::Clock;
+use crate::platform::error::Result;
+use crate::platform::queue::wakeup::Wakeups;
+use crate::platform::store::FileStore;
 use crate::telephony::CarrierRegistry;
 use crate::tools::mcp::OutboundMcpClient;
 use crate::traces::CallTracer;
@@ -108,7 +109,8 @@ impl Context {
     pub async fn connect(config: Config, process: ProcessKind) -> anyhow::Result<Arc<Self>> {
         // PostgreSQL: the main pool, the check of its role, and the pool of callbacks.
         let pool = open_pool(&config, process).await?;
-        let breach = wall::find_unsafe_role_unscoped(&mut *pool.acquire().await?).await?;
+        let breach =
+            row_level_security::find_unsafe_role_unscoped(&mut *pool.acquire().await?).await?;
         if let Some(breach) = &breach {
             tracing::error!("row-level security is not in force: {}", breach.detail);
         }

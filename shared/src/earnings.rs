@@ -12,10 +12,11 @@ use utoipa::ToSchema;
 
 use crate::access::Scope;
 use crate::billing::period::{Bucket, Period, fill_buckets};
-use crate::error::Result;
-use crate::ids::OrgId;
-use crate::money::Usd;
-use crate::orgs::pricing::{self, OrgType};
+use crate::orgs::pricing;
+use crate::orgs::pricing::OrgType;
+use crate::platform::error::Result;
+use crate::platform::ids::OrgId;
+use crate::platform::money::Usd;
 
 /// Earned amounts, and the calls they come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]

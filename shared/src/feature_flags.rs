@@ -1,14 +1,14 @@
 //! Feature flags of users. Every feature is on by default. The routes that a flag closes are in
-//! [`Feature`](crate::access::known::Feature); they are closed to sessions and API keys alike.
+//! [`Feature`](crate::access::permissions::Feature); they are closed to sessions and API keys alike.
 
 use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
-use crate::access::known::Feature;
+use crate::access::permissions::Feature;
 use crate::access::{Principal, Scope};
-use crate::error::{Error, Result};
-use crate::ids::{OrgId, UserId};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{OrgId, UserId};
 use crate::users;
 
 /// Flags of a user, by name.

@@ -20,8 +20,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use crate::access::Principal;
-use crate::error::{Error, FieldError, Result};
-use crate::ids::{JobId, OrgId, UserId};
+use crate::platform::error::{Error, FieldError, Result};
+use crate::platform::ids::{JobId, OrgId, UserId};
 
 /// Time for which a response can be replayed.
 const RESPONSE_RETENTION: Duration = Duration::hours(48);

@@ -27,9 +27,10 @@ use tokio::fs;
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
-use crate::ids::{EmailId, OrgId};
-use crate::queue::{self, EnqueuedJob, JobPayload, Queue};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{EmailId, OrgId};
+use crate::platform::queue;
+use crate::platform::queue::{EnqueuedJob, JobPayload, Queue};
 
 /// Time for which an unsent message keeps its text.
 const UNSENT_RETENTION: TimeDelta = TimeDelta::days(7);

@@ -39,10 +39,10 @@ use opentelemetry_sdk::trace::{
 };
 use tokio::runtime::Handle;
 
-use crate::clock::Clock;
 use crate::config::TracesConfig;
-use crate::http;
-use crate::ids::CallId;
+use crate::platform::clock::Clock;
+use crate::platform::http;
+use crate::platform::ids::CallId;
 use crate::telephony::Outcome;
 
 pub use opentelemetry::KeyValue;

@@ -3,9 +3,9 @@
 use sqlx::PgConnection;
 
 use crate::access::{Credential, Principal, Role, Scope};
-use crate::error::{Error, Result};
-use crate::ids::{OrgId, UserId};
-use crate::phone::Country;
+use crate::platform::e164::Country;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{OrgId, UserId};
 
 /// Finds the organisation of that name, or creates it.
 pub async fn ensure_org_unscoped(db: &mut PgConnection, name: &str) -> Result<OrgId> {

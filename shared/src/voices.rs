@@ -12,10 +12,11 @@ use utoipa::ToSchema;
 
 use crate::access::Scope;
 use crate::agents::config::TtsConfig;
-use crate::error::{Error, FieldError, OnConstraint as _, Result};
-use crate::ids::{ProviderId, VoiceId};
-use crate::page::{Page, PageSlice};
-use crate::providers::{self, ProviderKind};
+use crate::catalog::providers;
+use crate::catalog::providers::ProviderKind;
+use crate::platform::error::{Error, FieldError, OnConstraint as _, Result};
+use crate::platform::ids::{ProviderId, VoiceId};
+use crate::platform::page::{Page, PageSlice};
 
 /// Number of names that are suggested for an unknown one.
 const MAX_SUGGESTIONS: usize = 3;
@@ -88,7 +89,7 @@ pub async fn list(
            order by v.provider_id, v.voice_id
            limit $6
            offset $7"#,
-        scope.org() as Option<crate::ids::OrgId>,
+        scope.org() as Option<crate::platform::ids::OrgId>,
         filter.id as Option<VoiceId>,
         filter.code,
         filter.provider as Option<ProviderId>,

@@ -4,7 +4,7 @@ use peal_simulator::{Chance, Faults};
 use serde_json::json;
 
 use super::seeds;
-use crate::harness::plant::{Cluster, ClusterOptions};
+use crate::harness::cluster::{Cluster, ClusterOptions};
 
 async fn run_campaign_with_faults(seed: u64, faults: Faults) {
     let mut setup = ClusterOptions::default();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::seeds;
-use crate::harness::plant::{Cluster, ClusterOptions};
+use crate::harness::cluster::{Cluster, ClusterOptions};
 
 fn list_files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::{SeededRng, seeds};
 use crate::harness::client::{TEST_TIMEOUT, phone_number, send_request};
+use crate::harness::cluster::{Cluster, ClusterOptions};
 use crate::harness::eventually;
-use crate::harness::plant::{Cluster, ClusterOptions};
 
 const UPLOAD_PATH: &str = "/api/v1/batch-call/upload";
 /// Records of the file: twelve chunks.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{SeededRng, seeds};
 use crate::harness::client::TEST_TIMEOUT;
-use crate::harness::plant::{Cluster, ClusterOptions};
+use crate::harness::cluster::{Cluster, ClusterOptions};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_campaign_survives_a_flush_and_a_kill_of_redis() {

@@ -11,8 +11,8 @@ use sqlx::{PgPool, SqlSafeStr as _};
 
 use super::{SeededRng, seeds};
 use crate::harness::client::TEST_TIMEOUT;
+use crate::harness::cluster::{Cluster, ClusterOptions};
 use crate::harness::eventually;
-use crate::harness::plant::{Cluster, ClusterOptions};
 
 /// Migration that a next version might add.
 const NEXT_MIGRATION: &str = "

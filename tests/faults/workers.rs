@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{SeededRng, seeds};
 use crate::harness::client::TEST_TIMEOUT;
-use crate::harness::plant::{Cluster, ClusterOptions, MAX_LOST_PER_WORKER};
+use crate::harness::cluster::{Cluster, ClusterOptions, MAX_LOST_PER_WORKER};
 
 /// People of the campaign whose workers are killed.
 const ROW_COUNT: u32 = 240;

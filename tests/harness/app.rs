@@ -8,19 +8,19 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use peal_shared::access::Role as UserRole;
-use peal_shared::agents::{self, NewAgent};
+use peal_shared::agents::NewAgent;
 use peal_shared::billing::settle::settle_due_unscoped;
 use peal_shared::billing::verify::verify_unscoped;
+use peal_shared::caller_numbers::NewCallerNumber;
 use peal_shared::config::{Config, LimitSettings, Settings};
 use peal_shared::context::{Context, ProcessKind};
-use peal_shared::ids::{AgentId, OrgId, PhoneId, TrunkId};
-use peal_shared::money::Usd;
-use peal_shared::phone::E164;
-use peal_shared::phones::{self, NewCallerNumber};
+use peal_shared::platform::e164::E164;
+use peal_shared::platform::ids::{AgentId, OrgId, PhoneId, TrunkId};
+use peal_shared::platform::money::Usd;
 use peal_shared::telephony::{CarrierAccount, CarrierCredentials, CarrierKind};
-use peal_shared::trunks::{self, NewTrunk};
-use peal_shared::wallets::opening;
-use peal_shared::{api_keys, users};
+use peal_shared::trunks::NewTrunk;
+use peal_shared::wallets::operator_credit;
+use peal_shared::{agents, api_keys, caller_numbers, trunks, users};
 use peal_simulator::{Callee, Config as Carrier, Running, Simulator};
 use peal_worker::Role;
 use tokio::net::TcpListener;
@@ -509,7 +509,8 @@ pub async fn create_tenant(
         .expect("user");
 
     if options.credit.is_positive() {
-        let given = opening::grant_unscoped(&mut db, user, options.credit, context.clock.now());
+        let given =
+            operator_credit::grant_unscoped(&mut db, user, options.credit, context.clock.now());
         given.await.expect("credit");
     }
 
@@ -542,7 +543,7 @@ pub async fn create_tenant(
         trunk,
         number: E164::parse("+12125550100", None).expect("number"),
     };
-    let phone = phones::create_unscoped(&mut db, &phone).await;
+    let phone = caller_numbers::create_unscoped(&mut db, &phone).await;
 
     let agent = NewAgent {
         org,

@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::str::FromStr;
 
 use peal_shared::context::{MIGRATIONS, pool_options};
-use peal_shared::ids::JobId;
+use peal_shared::platform::ids::JobId;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
 

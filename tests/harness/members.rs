@@ -2,14 +2,14 @@
 
 use jsonwebtoken::{EncodingKey, Header, encode};
 use peal_shared::access::Role;
-use peal_shared::money::Usd;
-use peal_shared::wallets::opening;
+use peal_shared::platform::money::Usd;
+use peal_shared::wallets::operator_credit;
 use peal_shared::{api_keys, users};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::actors;
 use super::app::{App, JWT_SECRET, Tenant};
-use super::cast;
 use super::client::{ApiResponse, send_request};
 
 /// Credit of a member.
@@ -24,7 +24,7 @@ pub async fn with_session(app: &App, tenant: &Tenant) -> Tenant {
             .await
             .expect("a user");
     Tenant {
-        session: Some(cast::jwt_for_user(user)),
+        session: Some(actors::jwt_for_user(user)),
         ..tenant.clone()
     }
 }
@@ -50,13 +50,13 @@ pub async fn create_member(app: &App, email: &str, role: Role) -> Tenant {
         .await
         .expect("key");
     let now = app.context.clock.now();
-    opening::grant_unscoped(&mut db, user, MEMBER_CREDIT, now)
+    operator_credit::grant_unscoped(&mut db, user, MEMBER_CREDIT, now)
         .await
         .expect("credit");
     db.commit().await.expect("commit");
     Tenant {
         api_key,
-        session: (role != Role::User).then(|| cast::jwt_for_user(user)),
+        session: (role != Role::User).then(|| actors::jwt_for_user(user)),
         ..app.tenant.clone()
     }
 }

@@ -1,18 +1,18 @@
 //! Test harness: applications, databases, carriers, clients and callers.
 
+pub mod actors;
 pub mod app;
-pub mod beside;
-pub mod cast;
 pub mod client;
+pub mod cluster;
 pub mod db;
 pub mod digest;
 pub mod document;
-pub mod knock;
+pub mod example_request;
 pub mod members;
-pub mod plant;
 pub mod python;
 pub mod redis;
 pub mod scrape;
+pub mod second_api;
 
 use std::time::{Duration, Instant};
 

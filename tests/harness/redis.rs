@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use peal_local::ports::Held;
-use peal_shared::ids::JobId;
+use peal_shared::platform::ids::JobId;
 use tokio::process::{Child, Command};
 
 use super::eventually;

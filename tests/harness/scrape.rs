@@ -6,8 +6,7 @@ use std::sync::Arc;
 use peal_shared::context::Context;
 use peal_shared::metrics;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// A listener that serves the metrics of one process.
 pub struct MetricsServer {

@@ -4,8 +4,8 @@
 use peal_shared::billing::estimate::EstimateBasis;
 use peal_shared::campaigns::ingest::IngestCsv;
 use peal_shared::campaigns::{batches, lifecycle};
-use peal_shared::clock::Clock;
-use peal_shared::queue;
+use peal_shared::platform::clock::Clock;
+use peal_shared::platform::queue;
 use sqlx::AssertSqlSafe;
 
 use super::*;

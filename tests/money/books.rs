@@ -1,7 +1,7 @@
 //! What the database itself refuses, whoever asks, and what the verifier sees.
 
 use peal_shared::billing::verify::verify_unscoped;
-use peal_shared::money::Usd;
+use peal_shared::platform::money::Usd;
 use reqwest::Method;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -21,7 +21,7 @@ async fn charged() -> App {
 }
 
 /// Asks for a direct call.
-async fn call(app: &App, n: u32) -> peal_shared::ids::CallId {
+async fn call(app: &App, n: u32) -> peal_shared::platform::ids::CallId {
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
         phone_number(n).trim_start_matches('+'),
@@ -162,7 +162,7 @@ async fn a_transaction_that_does_not_sum_to_zero_cannot_be_committed() {
             "insert into ledger_transactions (id, org_id, kind, idem_key)
              select $1, org_id, 'grant', $2 from ledger_accounts limit 1",
         )
-        .bind(peal_shared::ids::TransactionId::new())
+        .bind(peal_shared::platform::ids::TransactionId::new())
         .bind(what)
         .execute(&mut *db)
         .await

@@ -5,8 +5,8 @@ use std::cell::Cell;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use peal_shared::access::Role;
-use peal_shared::ids::{CallId, GrantId, SnapshotId, UserId, WalletId};
-use peal_shared::money::Usd;
+use peal_shared::platform::ids::{CallId, GrantId, SnapshotId, UserId, WalletId};
+use peal_shared::platform::money::Usd;
 use peal_shared::users;
 use peal_shared::wallets::expiry::expire_due_unscoped;
 use peal_shared::wallets::holds::{HoldRequest, insert_unscoped, try_hold};

@@ -1,7 +1,8 @@
 //! Money is held before a call is dialled, and never more than there is.
 
-use futures::stream::{self, StreamExt as _};
-use peal_shared::money::Usd;
+use futures::stream;
+use futures::stream::StreamExt as _;
+use peal_shared::platform::money::Usd;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use peal_shared::billing::settle::settle_due_unscoped;
-use peal_shared::ids::CallId;
-use peal_shared::money::Usd;
+use peal_shared::platform::ids::CallId;
+use peal_shared::platform::money::Usd;
 use peal_simulator::{Chance, Faults, Mix};
 use reqwest::Method;
 use serde_json::{Value, json};

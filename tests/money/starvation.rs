@@ -1,6 +1,6 @@
 //! A batch whose owner has no money waits, is paused, and goes on when there is some.
 
-use peal_shared::money::Usd;
+use peal_shared::platform::money::Usd;
 use reqwest::Method;
 use serde_json::{Value, json};
 

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use peal_shared::bells::{WakeupChannel, Wakeups};
-use peal_shared::queue::{self, Queue};
+use peal_shared::platform::queue;
+use peal_shared::platform::queue::Queue;
+use peal_shared::platform::queue::wakeup::{WakeupChannel, Wakeups};
 
 use super::{House, Other, PATIENCE, Probe};
 use crate::harness::eventually;

@@ -1,7 +1,7 @@
 //! The states of a job: what everything that can happen does in each of them, and what the schema
 //! refuses whoever asks.
 
-use peal_shared::queue::State;
+use peal_shared::platform::queue::State;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 

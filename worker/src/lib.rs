@@ -4,19 +4,19 @@
 //! the database and do not know each other:
 //!
 //! - `dial`: claims due rows and places their calls, at each trunk's pace ([`dial`]).
-//! - `inbox`: applies carrier events ([`inbox`]) and charges ended calls ([`settle`]).
+//! - `inbox`: applies carrier events ([`events`]) and charges ended calls ([`settle`]).
 //! - `ingest`: reads uploaded files ([`queues`]).
-//! - `misc`: everything else: batch starts, mail, exports and the periodic repairs ([`schedule`]).
+//! - `misc`: everything else: batch starts, mail, exports and the periodic repairs ([`maintenance`]).
 //!
 //! On shutdown nothing more is claimed, work in progress is finished, and claimed work that has
 //! not begun is given back.
 
 pub mod dial;
-pub mod inbox;
+pub mod events;
 pub mod jobs;
+pub mod maintenance;
 pub mod operate;
 pub mod queues;
-pub mod schedule;
 pub mod settle;
 
 use std::collections::BTreeSet;
@@ -24,8 +24,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use peal_shared::context::Context;
-use peal_shared::ids::JobId;
-use peal_shared::queue::{Queue, WorkerTiming};
+use peal_shared::platform::ids::JobId;
+use peal_shared::platform::queue::{Queue, WorkerTiming};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -93,7 +93,7 @@ pub async fn run(
         let (context, shutdown) = (Arc::clone(&context), shutdown.clone());
         running.spawn(async move {
             tokio::join!(
-                inbox::run(Arc::clone(&context), shutdown.clone()),
+                events::run(Arc::clone(&context), shutdown.clone()),
                 settle::run(context, shutdown),
             );
             Ok(())
@@ -112,7 +112,7 @@ pub async fn run(
         ]);
         let (context, shutdown) = (Arc::clone(&context), shutdown.clone());
         running.spawn(async move {
-            schedule::run(context, shutdown).await;
+            maintenance::run(context, shutdown).await;
             Ok(())
         });
     }

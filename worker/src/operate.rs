@@ -3,11 +3,12 @@
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use peal_shared::bells::WakeupChannel;
 use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::context::Context;
-use peal_shared::ids::{JobId, TrunkId};
-use peal_shared::queue::{self, Queue};
+use peal_shared::platform::ids::{JobId, TrunkId};
+use peal_shared::platform::queue;
+use peal_shared::platform::queue::Queue;
+use peal_shared::platform::queue::wakeup::WakeupChannel;
 use peal_shared::trunks;
 use peal_shared::wallets::overview;
 use serde::Serialize;

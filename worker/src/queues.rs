@@ -19,10 +19,11 @@ use apalis_core::monitor::Monitor;
 use apalis_core::task::data::Data;
 use apalis_core::worker::builder::WorkerBuilder;
 use apalis_core::worker::ext::parallelize::ParallelizeLayer;
-use peal_shared::bells::Wakeups;
-use peal_shared::ids::JobId;
-use peal_shared::queue::{
-    self, JobOutcome, PgBackend, Queue, RunningJob, WorkerSettings, WorkerTiming,
+use peal_shared::platform::ids::JobId;
+use peal_shared::platform::queue;
+use peal_shared::platform::queue::wakeup::Wakeups;
+use peal_shared::platform::queue::{
+    JobOutcome, PgBackend, Queue, RunningJob, WorkerSettings, WorkerTiming,
 };
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval, sleep};

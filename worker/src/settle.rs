@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use peal_shared::bells::WakeupChannel;
 use peal_shared::billing::settle::{SettlementFailure, postpone_unscoped, settle_due_unscoped};
 use peal_shared::context::Context;
+use peal_shared::platform::queue::wakeup::WakeupChannel;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 

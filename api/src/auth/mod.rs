@@ -4,7 +4,11 @@
 //! database for every request. All failures get the same response. When a request has both
 //! headers, only the key is checked.
 
+pub mod api_keys;
+pub mod denied_requests;
 mod jwks;
+pub mod login;
+pub mod stream_revalidation;
 pub mod tokens;
 
 use std::collections::HashMap;
@@ -19,19 +23,19 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request};
 use chrono::{DateTime, Utc};
 use peal_shared::access::Principal;
-use peal_shared::access::known::Permissions;
-use peal_shared::api_keys::{self, KeyHolder};
+use peal_shared::access::permissions::Permissions;
+use peal_shared::api_keys::KeyHolder;
 use peal_shared::audit::DeniedCaller;
+use peal_shared::auth::{external_identity, sessions};
 use peal_shared::config::TrustedProxies;
 use peal_shared::context::Context;
 use peal_shared::idempotency::IdempotencyClaim;
-use peal_shared::ids::SessionId;
-use peal_shared::secret::may_be_api_key;
-use peal_shared::sign_in::{sessions, strangers};
+use peal_shared::platform::ids::SessionId;
+use peal_shared::platform::secret::may_be_api_key;
 
-use crate::error::Problem;
-use crate::rates::{RateLimitHeaders, RequestRateLimits};
-use crate::refusals::CallerSlot;
+use crate::auth::denied_requests::CallerSlot;
+use crate::http::error::Problem;
+use crate::limits::rate_limit::{RateLimitHeaders, RequestRateLimits};
 use tokens::{BearerIdentity, TokenCodec};
 
 /// Header in which a proxy forwards the client's address.
@@ -201,7 +205,7 @@ async fn authenticate_key(
     let read_at = Instant::now();
     let mut db = context.pool.acquire().await?;
 
-    match api_keys::find_holder_unscoped(&mut db, &context.config.keys, key).await? {
+    match peal_shared::api_keys::find_holder_unscoped(&mut db, &context.config.keys, key).await? {
         KeyHolder::Active(known) => {
             cache.insert(digest, read_at, known.clone());
             Ok(Some(known))
@@ -245,12 +249,13 @@ async fn authenticate_token(
             }))
         }
         BearerIdentity::External { stranger, until } => {
-            let mut known = strangers::principal_unscoped(&mut db, &stranger).await?;
+            let mut known = external_identity::principal_unscoped(&mut db, &stranger).await?;
 
             if known.is_none() {
                 let sign_up = context.config.sign_in.sign_up;
-                strangers::provision_unscoped(&mut db, &stranger, sign_up, origin.ip).await?;
-                known = strangers::principal_unscoped(&mut db, &stranger).await?;
+                external_identity::provision_unscoped(&mut db, &stranger, sign_up, origin.ip)
+                    .await?;
+                known = external_identity::principal_unscoped(&mut db, &stranger).await?;
             }
 
             Ok(known.map(|known| AuthenticatedCaller {

@@ -9,11 +9,12 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::api_client::{ApiClient, Progress, fetch};
-use crate::rooms::Room;
+use crate::data_dir::Room;
 use crate::stack::{Stack, TRUNK_CPS};
 use crate::stop::{Stop, orphaned};
 use crate::summary::{Seen, Summary};
-use crate::wallet::{self, Wallet};
+use crate::wallet;
+use crate::wallet::Wallet;
 
 const CSV: &str = "deploy/local/demo.csv";
 const VARIABLES: [&str; 3] = ["name", "city", "appointment"];

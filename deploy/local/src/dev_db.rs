@@ -6,11 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::leftovers;
-use crate::postgres::{self, SUPERUSER};
-use crate::redis;
-use crate::rooms::{Room, local_dir};
+use crate::data_dir::{Room, local_dir};
+use crate::postgres::SUPERUSER;
 use crate::services::{Options, Services};
+use crate::{pidfiles, postgres, redis};
 
 const NAME: &str = "dev";
 const ADDRESSES: &str = "addresses";
@@ -50,7 +49,7 @@ pub async fn start(checkout: &Path) -> Result<String> {
     let file = dir.join(ADDRESSES);
     let both_run = ["postgres", "redis"]
         .iter()
-        .all(|name| leftovers::runs(&dir.join("pids").join(name)));
+        .all(|name| pidfiles::runs(&dir.join("pids").join(name)));
     if both_run && let Some(addresses) = Addresses::read(&file) {
         return Ok(addresses.exports());
     }
@@ -96,11 +95,11 @@ mod tests {
         let first = start(&checkout).await.unwrap();
         assert_eq!(start(&checkout).await.unwrap(), first);
         let pid_file = checkout.join(".local/dev/pids/postgres");
-        assert!(leftovers::runs(&pid_file));
+        assert!(pidfiles::runs(&pid_file));
 
         stop(&checkout).unwrap();
-        assert!(!leftovers::runs(&pid_file));
-        crate::owner::remove_dir(&checkout.join(".local/dev/postgres")).unwrap();
+        assert!(!pidfiles::runs(&pid_file));
+        crate::run_as::remove_dir(&checkout.join(".local/dev/postgres")).unwrap();
         fs::remove_dir_all(&checkout).unwrap();
     }
 }

@@ -15,19 +15,19 @@
 //! No process stays behind: children stop in order when the launcher ends, the kernel
 //! ends them when the launcher is killed (where `setpriv` exists), and whatever still
 //! survives is found by its pid file when the directory is next used. A process is killed
-//! only after its identity has been checked; see [`leftovers`].
+//! only after its identity has been checked; see [`pidfiles`].
 
 pub mod api_client;
+pub mod data_dir;
 pub mod demo;
 pub mod dev_db;
-pub mod leftovers;
-pub mod owner;
+pub mod pidfiles;
 pub mod ports;
 pub mod postgres;
 pub mod prepare;
 pub mod processes;
 pub mod redis;
-pub mod rooms;
+pub mod run_as;
 pub mod services;
 pub mod stack;
 pub mod stop;

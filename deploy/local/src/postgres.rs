@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 
-use crate::owner::{self, Owner};
-use crate::ports;
 use crate::processes::{Desk, POLL, Process, Spec};
+use crate::run_as::Owner;
+use crate::{ports, run_as};
 
 /// The oldest major version that Peal runs on.
 pub const OLDEST: u32 = 15;
@@ -230,8 +230,8 @@ impl Postgres {
         let exists = place.join("PG_VERSION").exists();
         if !exists {
             // Half a cluster of an earlier attempt is of no use.
-            owner::remove_dir(&place)?;
-            owner::create_dir_for(&place, self.owner)?;
+            run_as::remove_dir(&place)?;
+            run_as::create_dir_for(&place, self.owner)?;
         }
         // The servers' user may be unable to walk the link, only its target.
         self.data = fs::canonicalize(&place)?;
@@ -256,7 +256,7 @@ impl Postgres {
         let output = command.output().context("running initdb")?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-            owner::remove_dir(&place)?;
+            run_as::remove_dir(&place)?;
             bail!("initdb failed: {}", complaint.trim());
         }
         Ok(())

@@ -5,15 +5,16 @@
 //! database and write a file for each into `SQLX_OFFLINE_DIR`, provided that directory
 //! exists and `SQLX_OFFLINE` is not true. The old files go only after the crate compiled.
 
-use std::fs::{self, File};
+use std::fs;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use tokio::process::Command;
 
+use crate::data_dir::local_dir;
 use crate::postgres::SUPERUSER;
-use crate::rooms::local_dir;
 use crate::services::{Options, Services};
 
 const DATABASE: &str = "prepare";

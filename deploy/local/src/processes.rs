@@ -5,7 +5,8 @@
 //! and, through `setpriv`, the kernel's promise to be stopped when the launcher dies.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs;
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -16,8 +17,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::leftovers::Record;
-use crate::owner::Owner;
+use crate::pidfiles::Record;
+use crate::run_as::Owner;
 
 pub(crate) const POLL: Duration = Duration::from_millis(20);
 

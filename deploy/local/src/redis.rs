@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::owner::Owner;
 use crate::ports;
 use crate::processes::{Desk, POLL, Process, Spec};
+use crate::run_as::Owner;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);

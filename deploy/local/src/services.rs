@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use crate::data_dir::{CLUSTER, Room};
 use crate::postgres::{Durability, Postgres, SUPERUSER};
 use crate::processes::Desk;
 use crate::redis::Redis;
-use crate::rooms::{CLUSTER, Room};
 
 /// How to run the services. The default is what tests want: a temporary directory, no
 /// fsync.

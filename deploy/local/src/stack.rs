@@ -8,7 +8,8 @@
 //! while everything they need still answers.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -20,9 +21,9 @@ use base64::prelude::BASE64_STANDARD;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::data_dir::{Room, local_dir};
 use crate::ports;
 use crate::processes::{Desk, POLL, Process, Spec};
-use crate::rooms::{Room, local_dir};
 use crate::services::{Options, Services};
 use crate::tools::Tools;
 

@@ -1,15 +1,11 @@
 //! The carrier's customers: their tokens, their pace, their tally.
 
-use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
-use crate::{
-    clock::Micros,
-    config::{Account, OverCps},
-    oracle::Tally,
-};
+use crate::clock::Micros;
+use crate::config::{Account, OverCps};
+use crate::oracle::Tally;
 
 const SECOND: Micros = 1_000_000;
 

@@ -13,9 +13,14 @@
 //! dropped once it has ended and its last callback is delivered, so a long run
 //! costs little memory per ended call.
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
 
-use crate::{callbacks::Post, callee::Plan, clock::Micros, talk::Talk};
+use crate::callbacks::Post;
+use crate::callee::Plan;
+use crate::clock::Micros;
+use crate::twiml_interpreter::Talk;
 
 /// The 16 bytes behind a 34 character sid.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

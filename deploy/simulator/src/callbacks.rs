@@ -4,16 +4,16 @@
 //! event; one task per call posts the outbox in order, so without faults they
 //! arrive in sequence. The faults act here, between event and outbox.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::{
-    call::{Call, CallRef, CreateRequest, Events, Hook, Live, Method},
-    callee::Plan,
-    clock::{Clock, Micros},
-    delivery::{Parcel, Receipt, encode},
-    kept::Entry,
-    switchboard::{Action, Switchboard},
-};
+use crate::call::{Call, CallRef, CreateRequest, Events, Hook, Live, Method};
+use crate::callback_log::Entry;
+use crate::callee::Plan;
+use crate::clock::{Clock, Micros};
+use crate::delivery::{Parcel, Receipt, encode};
+use crate::switchboard::{Action, Switchboard};
 
 /// What happened to a call, in the caller's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

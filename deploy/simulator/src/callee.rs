@@ -4,11 +4,13 @@
 //! calls, so the third call to a number ends the same in every run. The last
 //! digits overrule the draw (longest suffix first), see [`Behavior::suffixes`].
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::draw::Draw;
+use crate::seeded_rng::Draw;
 
 /// What happens when a number is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,10 +1,14 @@
 //! What a simulator is started with; every part has a default.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{callee::Behavior, faults::Faults};
+use crate::callee::Behavior;
+use crate::faults::Faults;
 
 /// What a carrier does with creates above an account's calls per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,30 +3,28 @@
 //! It is unauthenticated and meant for loopback. What each route answers is
 //! listed in the crate's own documentation.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::{
-    Json, Router,
-    extract::{Path, Query, State},
-    http::StatusCode,
-    response::IntoResponse,
-    routing::{get, post},
-};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::{
-    call::Method,
-    callee::Behavior,
-    config::Account,
-    delivery::Parcel,
-    faults::{FaultState, Faults},
-    kept::Callback,
-    oracle::{Create, Oracle},
-    switchboard::finish_oracle,
-    world::World,
-};
+use crate::call::Method;
+use crate::callback_log::Callback;
+use crate::callee::Behavior;
+use crate::config::Account;
+use crate::delivery::Parcel;
+use crate::faults::{FaultState, Faults};
+use crate::oracle::{Create, Oracle};
+use crate::runtime::World;
+use crate::switchboard::finish_oracle;
 
 pub(crate) fn router() -> Router<Arc<World>> {
     Router::new()

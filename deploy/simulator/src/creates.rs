@@ -3,17 +3,16 @@
 //! arrival is logged with its verdict. All of it happens under one lock, so the
 //! log and the calls never disagree.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::{
-    call::{Call, CallRef, CreateRequest, Live, Phase, Sid},
-    callee::Callee,
-    clock::Micros,
-    draw::Draw,
-    oracle::Verdict,
-    refusal::Refusal,
-    switchboard::{Arrival, Switchboard, What},
-};
+use crate::call::{Call, CallRef, CreateRequest, Live, Phase, Sid};
+use crate::callee::Callee;
+use crate::clock::Micros;
+use crate::oracle::Verdict;
+use crate::refusal::Refusal;
+use crate::seeded_rng::Draw;
+use crate::switchboard::{Arrival, Switchboard, What};
 
 /// A create request as it came in.
 pub(crate) struct Incoming<'a> {

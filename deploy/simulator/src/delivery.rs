@@ -6,16 +6,15 @@
 //! removed before the request and is not part of what is signed. Every try
 //! carries the same `I-Twilio-Idempotency-Token`.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{CONTENT_TYPE, HeaderName};
 use tokio::sync::Semaphore;
 use url::form_urlencoded;
 
-use crate::{call::Method, signature::sign};
+use crate::call::Method;
+use crate::signature::sign;
 
 /// The most that is read of an answer.
 const BODY_MAX: usize = 64 * 1024;

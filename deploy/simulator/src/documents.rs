@@ -8,17 +8,16 @@ use std::sync::Arc;
 
 use url::Url;
 
-use crate::{
-    call::{Answer, CallRef, Phase},
-    callbacks::{Post, call_params, recording_url},
-    clock::Micros,
-    delivery::Receipt,
-    kept::Entry,
-    life::DOCUMENTS_MAX,
-    switchboard::{Action, Switchboard, What},
-    talk::{Ask, AskKind, Step, Talk},
-    twiml::{self, Verb},
-};
+use crate::call::{Answer, CallRef, Phase};
+use crate::call_lifecycle::DOCUMENTS_MAX;
+use crate::callback_log::Entry;
+use crate::callbacks::{Post, call_params, recording_url};
+use crate::clock::Micros;
+use crate::delivery::Receipt;
+use crate::switchboard::{Action, Switchboard, What};
+use crate::twiml;
+use crate::twiml::Verb;
+use crate::twiml_interpreter::{Ask, AskKind, Step, Talk};
 
 /// A document on its way.
 pub(crate) struct Fetch {

@@ -5,11 +5,13 @@
 //! timing) or a count that hits the next so many. Latencies are real
 //! milliseconds, not compressed ones.
 
-use std::{collections::HashMap, fmt, str::FromStr};
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::draw::Draw;
+use crate::seeded_rng::Draw;
 
 /// How often a fault strikes. As text `0.05` (probability) or `x3` (the next
 /// three), as JSON `0.05` or `{"count": 3}`.

@@ -106,6 +106,8 @@
 mod accounts;
 mod api;
 mod call;
+mod call_lifecycle;
+mod callback_log;
 mod callbacks;
 mod callee;
 mod clock;
@@ -114,43 +116,38 @@ mod control;
 mod creates;
 mod delivery;
 mod documents;
-mod draw;
 mod faults;
-mod kept;
-mod life;
+mod listener;
 mod oracle;
 mod refusal;
+mod runtime;
+mod seeded_rng;
 mod signature;
 mod switchboard;
-mod talk;
 mod twiml;
-mod wire;
-mod world;
+mod twiml_interpreter;
 
 #[cfg(test)]
 mod tests;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::{
-    net::{TcpListener, TcpSocket},
-    task::JoinHandle,
-    time::{Instant, timeout},
-};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 
-pub use crate::{
-    callee::{Behavior, Callee, Mix, Span},
-    config::{Account, Config, OverCps},
-    faults::{Chance, Faults},
-    kept::Callback,
-    oracle::{CallbackCounts, Create, DocumentCounts, Oracle, Verdict, WorstWindow},
-    signature::sign,
-};
-use crate::{
-    faults::FaultState,
-    wire::{Connection, Wire},
-    world::World,
-};
+pub use crate::callback_log::Callback;
+pub use crate::callee::{Behavior, Callee, Mix, Span};
+pub use crate::config::{Account, Config, OverCps};
+use crate::faults::FaultState;
+pub use crate::faults::{Chance, Faults};
+use crate::listener::{Connection, Wire};
+pub use crate::oracle::{CallbackCounts, Create, DocumentCounts, Oracle, Verdict, WorstWindow};
+use crate::runtime::World;
+pub use crate::signature::sign;
 
 /// The carrier, before it is started.
 pub struct Simulator;

@@ -262,7 +262,7 @@ pub(crate) fn mean_rate(arrivals: &[Micros]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::draw::Draw;
+    use crate::seeded_rng::Draw;
 
     fn brute_force(arrivals: &[Micros]) -> Option<(u64, Micros)> {
         let mut sorted = arrivals.to_vec();

@@ -1,10 +1,8 @@
 //! Twilio's error body: `{code, message, more_info, status}`.
 
-use axum::{
-    Json,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 /// An answer other than success.

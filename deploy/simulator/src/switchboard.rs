@@ -2,7 +2,7 @@
 //!
 //! The switchboard never waits: its functions change state and leave behind
 //! timers (one heap) and actions (requests to make), which
-//! [`crate::world::World`] performs after the lock is released. The lock is held
+//! [`crate::runtime::World`] performs after the lock is released. The lock is held
 //! for microseconds at a time, but when much has fallen due at once, and a call
 //! that merely rings or talks costs nothing but its place in the heap.
 //!
@@ -11,24 +11,22 @@
 //! lives of calls. Callbacks leave and documents arrive when they can: on a machine
 //! that stands still a callee may have hung up before the first document is read.
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::{
-    accounts::Accounts,
-    call::{Call, CallRef, Sid},
-    callbacks::Post,
-    callee::Behavior,
-    clock::{Clock, Micros},
-    config::Config,
-    documents::Fetch,
-    faults::FaultState,
-    kept::Kept,
-    oracle::{Create, Offences, Oracle, Tally, Verdict, WorstWindow, mean_rate, worst_window},
+use crate::accounts::Accounts;
+use crate::call::{Call, CallRef, Sid};
+use crate::callback_log::Kept;
+use crate::callbacks::Post;
+use crate::callee::Behavior;
+use crate::clock::{Clock, Micros};
+use crate::config::Config;
+use crate::documents::Fetch;
+use crate::faults::FaultState;
+use crate::oracle::{
+    Create, Offences, Oracle, Tally, Verdict, WorstWindow, mean_rate, worst_window,
 };
 
 /// What a timer does to its call.

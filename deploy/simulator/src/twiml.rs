@@ -4,10 +4,8 @@
 //! nested one in the wrong place, or a number that does not parse is an error,
 //! so a slip in a rendered document ends the call and shows in the oracle.
 
-use quick_xml::{
-    Reader, XmlVersion,
-    events::{BytesRef, BytesStart, Event},
-};
+use quick_xml::events::{BytesRef, BytesStart, Event};
+use quick_xml::{Reader, XmlVersion};
 
 use crate::call::Method;
 

@@ -5,15 +5,15 @@
 //! the principal's two row filters (organisation, user). A row outside the scope does not exist
 //! for the caller: foreign ids answer 404, never 403.
 
-pub mod known;
-pub mod standing;
-pub mod wall;
+pub mod permissions;
+pub mod revalidation;
+pub mod row_level_security;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-use crate::fault;
-use crate::ids::{ApiKeyId, OrgId, UserId};
+use crate::platform::error::{Error, Result};
+use crate::platform::failpoint;
+use crate::platform::ids::{ApiKeyId, OrgId, UserId};
 
 /// Role of a user in their organisation, or on the platform.
 #[derive(
@@ -177,13 +177,13 @@ impl Scope {
     /// The organisation filter, for `($n::uuid is null or org_id = $n)`.
     #[must_use]
     pub fn org(&self) -> Option<OrgId> {
-        self.org.filter(|_| !fault::skips_tenant_filters())
+        self.org.filter(|_| !failpoint::skips_tenant_filters())
     }
 
     /// The user filter, for `($n::uuid is null or user_id = $n)`.
     #[must_use]
     pub fn user(&self) -> Option<UserId> {
-        self.user.filter(|_| !fault::skips_tenant_filters())
+        self.user.filter(|_| !failpoint::skips_tenant_filters())
     }
 }
 

@@ -5,7 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::webhooks::{self, OutgoingWebhook, Webhooks};
+use super::webhooks;
+use super::webhooks::{OutgoingWebhook, Webhooks};
 
 /// All configurations of an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -3,7 +3,7 @@
 //! Every call reads its agent. Each setting is stored once: those that dialling and answering
 //! read are columns of `agents` (the texts, the language, the voice, recording, machine
 //! detection, the longest call), all others are fields of one JSON column per configuration.
-//! [`setup`] converts between both and the contract's nested configurations. The voice column
+//! [`crud`] converts between both and the contract's nested configurations. The voice column
 //! holds carriers' voices only, because answer documents are written from it. The outgoing
 //! webhook's credentials are sealed in a column of their own ([`webhooks`]).
 //!
@@ -13,9 +13,9 @@
 //! batch or a call only by force. A deleted agent keeps its row, because earlier batches and
 //! calls reference it.
 
-pub mod browse;
 pub mod config;
-pub mod setup;
+pub mod crud;
+pub mod list;
 pub mod usage;
 pub mod webhooks;
 
@@ -23,8 +23,8 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use crate::access::Scope;
-use crate::error::{Error, Result};
-use crate::ids::{AgentId, OrgId, UserId};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{AgentId, OrgId, UserId};
 
 /// The settings of an agent that dialling needs.
 #[derive(Clone, Debug, Serialize)]

@@ -7,10 +7,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::config::AgentSetup;
-use super::setup::CompleteAgent;
+use super::crud::CompleteAgent;
 use super::variables;
-use crate::error::{Error, Result};
-use crate::ids::AgentId;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::AgentId;
 
 /// Batches and calls that depend on a resource.
 struct AgentDependents {

@@ -12,9 +12,9 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
-use crate::error::Result;
-use crate::ids::{AgentId, OrgId};
-use crate::secret::KeyRing;
+use crate::platform::error::Result;
+use crate::platform::ids::{AgentId, OrgId};
+use crate::platform::secret::KeyRing;
 use crate::tools::{EndpointAuth, EndpointCredentials};
 
 /// Table name in the sealing context.

@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::{AnalysisType, Rule, RuleField};
 use crate::access::Scope;
+use crate::agents;
+use crate::agents::Agent;
 use crate::agents::usage::check_idle_unscoped;
-use crate::agents::{self, Agent};
-use crate::error::{Error, OnConstraint, Result};
-use crate::ids::{AgentId, OrgId, RuleId, ToolId, UserId};
+use crate::platform::error::{Error, OnConstraint, Result};
+use crate::platform::ids::{AgentId, OrgId, RuleId, ToolId, UserId};
 
 /// Maximum number of rules of an agent, so that a list needs no pages.
 pub const MAX_RULES: usize = 50;

@@ -8,9 +8,9 @@ use utoipa::ToSchema;
 
 use crate::access::{Role, Scope};
 use crate::agents::usage::check_idle_unscoped;
-use crate::error::{Error, OnConstraint, Result};
-use crate::ids::{OrgId, RuleId, ToolId, UserId};
-use crate::page::{OwnerFilter, Page, PageSlice};
+use crate::platform::error::{Error, OnConstraint, Result};
+use crate::platform::ids::{OrgId, RuleId, ToolId, UserId};
+use crate::platform::page::{OwnerFilter, Page, PageSlice};
 use crate::tools::org_of;
 
 /// Kind of analysis of a rule.

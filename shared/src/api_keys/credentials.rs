@@ -8,9 +8,9 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgConnection;
 
 use crate::access::Scope;
-use crate::error::{Error, Result};
-use crate::ids::{ApiKeyId, OrgId, UserId};
-use crate::secret::KeyRing;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{ApiKeyId, OrgId, UserId};
+use crate::platform::secret::KeyRing;
 
 /// Stores a provider's secret for a user.
 pub async fn create_unscoped(

@@ -19,12 +19,12 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use utoipa::ToSchema;
 
-use crate::access::known::{KeyScope, Permissions};
+use crate::access::permissions::{KeyScope, Permissions};
 use crate::access::{Credential, Principal, Role, Scope};
-use crate::error::{Error, OnConstraint, Result};
-use crate::ids::{ApiKeyId, OrgId, UserId};
-use crate::page::{Page, PageSlice};
-use crate::secret::{KeyRing, new_api_key};
+use crate::platform::error::{Error, OnConstraint, Result};
+use crate::platform::ids::{ApiKeyId, OrgId, UserId};
+use crate::platform::page::{Page, PageSlice};
+use crate::platform::secret::{KeyRing, new_api_key};
 use crate::users;
 
 /// The contract's provider name of keys for this API.

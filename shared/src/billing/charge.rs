@@ -4,8 +4,10 @@ use chrono::NaiveDate;
 use rust_decimal::Decimal;
 
 use super::quote::{Bill, CallPrices, CallUsage, price_call};
-use crate::ids::{CallId, ChargeId, GrantId, OrgId, SnapshotId, TransactionId, UserId, WalletId};
-use crate::money::Usd;
+use crate::platform::ids::{
+    CallId, ChargeId, GrantId, OrgId, SnapshotId, TransactionId, UserId, WalletId,
+};
+use crate::platform::money::Usd;
 use crate::wallets::WalletState;
 use crate::wallets::holds::{EndedHold, GrantPin};
 

@@ -3,12 +3,12 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::book;
+use super::price_catalogue;
 use super::quote::{CallPrices, PricedCall, ResellerTerms, max_cost};
-use crate::error::{Error, Result};
-use crate::ids::{AgentId, OrgId, UserId, WalletId};
-use crate::money::Usd;
-use crate::phone::E164;
+use crate::platform::e164::E164;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{AgentId, OrgId, UserId, WalletId};
+use crate::platform::money::Usd;
 use crate::wallets::holds::Refusal;
 use crate::wallets::read_unscoped;
 
@@ -59,7 +59,7 @@ pub async fn estimate_unscoped(
     .await?
     .ok_or(Error::NotFound("Wallet"))?;
 
-    let book = book::in_force_unscoped(db, basis.at).await?;
+    let book = price_catalogue::in_force_unscoped(db, basis.at).await?;
     let destination = PricedCall {
         to,
         model: facts.model.as_deref(),

@@ -19,22 +19,24 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures::stream::{self, Stream};
+use futures::stream;
+use futures::stream::Stream;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
 
-use super::usage::sessions::{self, SessionCursor, UsageSession};
-use super::usage::{UsageFilter, UsageType};
+use super::usage::sessions::{SessionCursor, UsageSession};
+use super::usage::{UsageFilter, UsageType, sessions};
 use crate::access::{Credential, Principal, Role, Scope};
 use crate::context::Context;
-use crate::error::{Error, Result};
-use crate::ids::{AgentId, ExportId, OrgId, UserId};
-use crate::mail::{self, NewEmail};
-use crate::queue::{self, EnqueuedJob, JobPayload, Queue};
-use crate::spreadsheet::{self, neutralize, write_error};
-use crate::store::FileStore;
-use crate::{fault, users};
+use crate::mail::NewEmail;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{AgentId, ExportId, OrgId, UserId};
+use crate::platform::queue::{EnqueuedJob, JobPayload, Queue};
+use crate::platform::spreadsheet::{neutralize, write_error};
+use crate::platform::store::FileStore;
+use crate::platform::{failpoint, queue, spreadsheet};
+use crate::{mail, users};
 
 /// Sessions per page of a file.
 const PAGE_ROWS: i64 = 1_000;
@@ -212,7 +214,7 @@ pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqu
     let key = store_key(waiting.org, id);
     let csv = pages.into_csv(Arc::clone(&rows));
     context.store.put_stream(&key, csv, MAX_FILE_BYTES).await?;
-    fault::hit("export.stored");
+    failpoint::hit("export.stored");
 
     // 4. Mark it as finished, with the mail.
     let rows = rows.load(Ordering::SeqCst);
@@ -270,7 +272,7 @@ async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enq
     };
     let mail = mail::enqueue(&mut db, email).await?;
 
-    fault::hit("export.uncommitted");
+    failpoint::hit("export.uncommitted");
     db.commit().await?;
     Ok(mail)
 }

@@ -5,9 +5,9 @@
 //! end:    carrier's final duration + snapshot -> charge -> ledger
 //! ```
 //!
-//! A call is priced by the catalogue in force when it was claimed ([`book`], [`quote`]). Those
+//! A call is priced by the catalogue in force when it was claimed ([`price_catalogue`], [`quote`]). Those
 //! prices are frozen in a snapshot ([`snapshots`]), which later edits do not change. Workers
-//! cache both while they are valid ([`tariffs`]). The settlement ([`settle`]) charges each call
+//! cache both while they are valid ([`price_cache`]). The settlement ([`settle`]) charges each call
 //! once, by its carrier's report, also when reports are duplicated, late or out of order: it
 //! checks a call after every event that may change its charge, and corrects a charge by a
 //! reversal and a new charge.
@@ -22,15 +22,15 @@
 //! counts at the time of its first charge, corrections included, so that lists, buckets and
 //! totals of the same time agree.
 
-pub mod book;
 mod charge;
 pub mod estimate;
 pub mod export;
 pub mod period;
+pub mod price_cache;
+pub mod price_catalogue;
 pub mod prices;
 pub mod quote;
 pub mod settle;
 pub mod snapshots;
-pub mod tariffs;
 pub mod usage;
 pub mod verify;

@@ -14,8 +14,8 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 
 use super::quote::Service;
-use crate::error::{Error, OnConstraint, Result};
-use crate::ids::{OrgId, PriceId, UserId};
+use crate::platform::error::{Error, OnConstraint, Result};
+use crate::platform::ids::{OrgId, PriceId, UserId};
 
 /// Direction of a call.
 #[derive(

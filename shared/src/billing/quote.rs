@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::OrgId;
-use crate::money::Usd;
-use crate::phone::E164;
+use crate::platform::e164::E164;
+use crate::platform::ids::OrgId;
+use crate::platform::money::Usd;
 
 /// A billed service.
 #[derive(

@@ -18,11 +18,11 @@ use sqlx::{Connection, PgConnection, PgPool};
 use super::charge::{CallHold, DueCall, LastCharge, NewCharge, decide};
 use super::quote::{Bill, CallUsage};
 use super::snapshots;
-use crate::columns::column;
-use crate::error::{Error, Result};
-use crate::fault;
-use crate::ids::{CallId, ChargeId, OrgId, SnapshotId, TransactionId, UserId, WalletId};
-use crate::money::Usd;
+use crate::platform::columns::column;
+use crate::platform::error::{Error, Result};
+use crate::platform::failpoint;
+use crate::platform::ids::{CallId, ChargeId, OrgId, SnapshotId, TransactionId, UserId, WalletId};
+use crate::platform::money::Usd;
 use crate::wallets::holds::{EndedHold, GrantPin, MonthlySpend, end_unscoped};
 use crate::wallets::ledger::{
     CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
@@ -122,9 +122,9 @@ async fn settle_due(
     let mut settled = settle(&mut db, &calls, &wallets, now).await?;
     settled.processed = taken.len();
 
-    fault::hit("settle.uncommitted");
+    failpoint::hit("settle.uncommitted");
     db.commit().await?;
-    fault::hit("settle.committed");
+    failpoint::hit("settle.committed");
     Ok(settled)
 }
 

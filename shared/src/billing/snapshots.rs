@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 
 use super::quote::{CallPrices, ResellerTerms, ServiceRate};
-use crate::error::Result;
-use crate::ids::{OrgId, SnapshotId};
+use crate::platform::error::Result;
+use crate::platform::ids::{OrgId, SnapshotId};
 
 /// Key of a snapshot: its organisation, and the SHA-256 of its prices.
 pub type SnapshotKey = (OrgId, [u8; 32]);

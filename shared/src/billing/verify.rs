@@ -10,9 +10,9 @@ use sqlx::{PgConnection, PgPool};
 
 use super::quote::{Bill, CallUsage, price_call};
 use super::snapshots;
-use crate::error::Result;
-use crate::ids::{CallId, SnapshotId};
-use crate::money::Usd;
+use crate::platform::error::Result;
+use crate::platform::ids::{CallId, SnapshotId};
+use crate::platform::money::Usd;
 use crate::wallets::verify::{LedgerViolation, violations_unscoped};
 
 /// Begins one snapshot for all reads, with plans that scan whole tables.

@@ -10,9 +10,9 @@ use std::collections::HashMap;
 use sqlx::PgConnection;
 
 use crate::agents::fill_placeholders;
-use crate::error::Result;
-use crate::ids::CallId;
-use crate::privacy::Variables;
+use crate::platform::error::Result;
+use crate::platform::ids::CallId;
+use crate::platform::privacy::Variables;
 use crate::telephony::{AnswerDocument, CallStatus, CallVerb};
 
 /// Deduplication key of the event for a fetched answer document: the first fetch owns the call.

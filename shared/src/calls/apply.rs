@@ -15,9 +15,9 @@ use rust_decimal::Decimal;
 use sqlx::PgConnection;
 
 use super::transition::{CallProgress, EventEffect, RetryPolicy, RowVerdict, decide_row};
-use crate::columns::column;
-use crate::error::Result;
-use crate::ids::{BatchId, CallId, OrgId, RowId, TrunkId};
+use crate::platform::columns::column;
+use crate::platform::error::Result;
+use crate::platform::ids::{BatchId, CallId, OrgId, RowId, TrunkId};
 use crate::telephony::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 
 /// A carrier's event, or the result of a create request, for one call.

@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
 use super::apply::{CallUpdate, UpdateKind, apply_unscoped};
-use crate::error::Result;
-use crate::ids::{BatchId, CallId, TrunkId};
+use crate::platform::error::Result;
+use crate::platform::ids::{BatchId, CallId, TrunkId};
 use crate::telephony::{CallEvent, CallStatus};
 
 /// A call that can still be canceled.

@@ -8,7 +8,7 @@
 //!
 //! Slots go first to deferred calls, which already count against the limits, then by turns
 //! ([`super::fair`]) to direct calls, whose money is held since their request, and to batch
-//! rows, which become calls only where their money can be held ([`super::take`]). Every claimed
+//! rows, which become calls only where their money can be held ([`super::claim_rows`]). Every claimed
 //! call is `submitting`, is committed before its request may be sent, and may be sent only by
 //! the worker named in it.
 
@@ -19,15 +19,16 @@ use chrono::{DateTime, Utc};
 use rust_decimal::prelude::ToPrimitive;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::fair::{self, DialLane, OrgShare, SlotDivision};
-use super::pacer::{SlotLease, TrunkPace};
+use super::claim_rows::Funding;
+use super::fair::{DialLane, OrgShare, SlotDivision};
 use super::server_time::ClockReading;
-use super::take::{self, Funding};
-use crate::billing::tariffs::PriceCache;
-use crate::error::Result;
-use crate::fault;
-use crate::ids::{BatchId, CallId, OrgId, TrunkId};
-use crate::phone::E164;
+use super::{claim_rows, fair};
+use crate::billing::price_cache::PriceCache;
+use crate::platform::e164::E164;
+use crate::platform::error::Result;
+use crate::platform::failpoint;
+use crate::platform::ids::{BatchId, CallId, OrgId, TrunkId};
+use crate::trunks::pacer::{SlotLease, TrunkPace};
 use crate::wallets::holds::Refusal;
 
 /// A call that its worker may send, once.
@@ -143,7 +144,7 @@ pub async fn claim_unscoped(pool: &PgPool, request: ClaimRequest<'_>) -> Result<
 
         // 4. Claim direct calls, then lock rows and wallets.
         calls.extend(claim_direct(&mut db, request, &division).await?);
-        let rows = take::claim_rows(&mut db, request, &division, trunk.now).await?;
+        let rows = claim_rows::claim_rows(&mut db, request, &division, trunk.now).await?;
         calls.extend(rows.calls);
         (fates, money_took) = (rows.funding, rows.funding_time);
     }
@@ -158,9 +159,9 @@ pub async fn claim_unscoped(pool: &PgPool, request: ClaimRequest<'_>) -> Result<
     let reading = ClockReading::new(now, sent_at);
 
     // 6. Commit: only then may a call be sent.
-    fault::hit("claim.uncommitted");
+    failpoint::hit("claim.uncommitted");
     let committed = db.commit().await;
-    fault::hit("claim.committed");
+    failpoint::hit("claim.committed");
 
     let ClockReading {
         now,

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::ids::{BatchId, OrgId};
+use crate::platform::ids::{BatchId, OrgId};
 
 /// A batch, or the direct calls of an organisation, with due work.
 #[derive(Clone, Debug, PartialEq, Eq)]

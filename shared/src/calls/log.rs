@@ -5,10 +5,10 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use crate::access::Scope;
-use crate::error::{Error, Result};
-use crate::ids::{AgentId, BatchId, CallId, OrgId, RowId, UserId};
-use crate::phone::E164;
-use crate::privacy::Variables;
+use crate::platform::e164::E164;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{AgentId, BatchId, CallId, OrgId, RowId, UserId};
+use crate::platform::privacy::Variables;
 use crate::telephony::{AnsweredBy, CallStatus, Outcome, Reason};
 
 /// A call as its owner sees it. Vendor names and prices stay inside.

@@ -6,7 +6,7 @@
 //!   (`queued`), at the [`pacer`]'s pace and in [`fair`] turns; both only with the money for it
 //!   held;
 //! - the worker that claimed it sends its request once and reports the result; the API stores
-//!   the carrier's later events ([`inbox`]); both move the call through [`apply`], by the rules
+//!   the carrier's later events ([`events`]); both move the call through [`apply`], by the rules
 //!   of [`transition`];
 //! - [`reconcile`] asks the carrier about calls without recent events, and appends the answers
 //!   to the inbox too;
@@ -24,13 +24,12 @@ pub mod answer;
 pub mod apply;
 pub mod cancel;
 pub mod claim;
+mod claim_rows;
+pub mod events;
 pub mod fair;
-pub mod inbox;
 pub mod log;
-pub mod pacer;
 pub mod reconcile;
 pub mod request;
 mod server_time;
-mod take;
 pub mod transition;
 pub mod urls;

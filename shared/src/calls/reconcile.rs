@@ -7,9 +7,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
 
-use crate::error::Result;
-use crate::ids::{CallId, OrgId, TrunkId};
-use crate::phone::E164;
+use crate::platform::e164::E164;
+use crate::platform::error::Result;
+use crate::platform::ids::{CallId, OrgId, TrunkId};
 use crate::telephony::{CallEvent, CallStatus, Outcome, Reason};
 
 /// Time in `submitting` after which the worker that should have sent the request is presumed

@@ -8,15 +8,14 @@ use crate::access::Scope;
 use crate::agents::Agent;
 use crate::billing::estimate::{EstimateBasis, estimate_unscoped};
 use crate::billing::snapshots::freeze_unscoped;
-use crate::error::{Error, Result};
-use crate::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId, UserId};
-use crate::phone::E164;
-use crate::phones::CallerNumber;
-use crate::privacy::Variables;
-use crate::trunks;
-use crate::users;
+use crate::caller_numbers::CallerNumber;
+use crate::platform::e164::E164;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId, UserId};
+use crate::platform::privacy::Variables;
 use crate::wallets::holds::{HoldRequest, Refusal, insert_unscoped, try_hold};
 use crate::wallets::lock_unscoped;
+use crate::{trunks, users};
 
 /// A direct call to make.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@
 
 use url::Url;
 
-use crate::ids::{CallId, TrunkId};
-use crate::secret::KeyRing;
+use crate::platform::ids::{CallId, TrunkId};
+use crate::platform::secret::KeyRing;
 
 /// Path of status callbacks, with and without a call after it.
 pub const STATUS_PATH: &str = "/api/v1/batch-call/status-callback";

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use crate::access::{Role, Scope};
-use crate::error::{Error, Result};
-use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
-use crate::page::{OwnerFilter, Page};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
+use crate::platform::page::{OwnerFilter, Page};
 use crate::wallets::holds::Refusal;
-use crate::{agents, phones};
+use crate::{agents, caller_numbers};
 
 /// Status of a batch.
 #[derive(
@@ -131,7 +131,7 @@ pub struct NewBatch {
 pub async fn create(db: &mut PgConnection, scope: &Scope, new: &NewBatch) -> Result<Batch> {
     // 1. Find agent and number within the scope.
     let agent = agents::find(db, scope, new.agent).await?;
-    let phone = phones::find(db, scope, new.caller_phone).await?;
+    let phone = caller_numbers::find(db, scope, new.caller_phone).await?;
     if agent.org_id != phone.org_id {
         return Err(Error::rejected(
             "organizations_differ",

@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::batches::{Batch, BatchStatus, batches, find, lock};
+use super::insufficient_credit::{credit_shortage, is_paused_for_credit, pause_for_credit};
 use super::readiness::{
     MAX_ROWS_CHECKED, check_startable, load_blockers, owner_removed_blocker, rows_without_values,
 };
-use super::starving::{credit_shortage, is_paused_for_credit, pause_for_credit};
 use crate::access::Scope;
 use crate::billing::estimate::EstimateBasis;
 use crate::calls::apply::complete_unscoped;
-use crate::error::{Error, Result};
-use crate::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
-use crate::queue::{EnqueuedJob, JobPayload, Queue, enqueue, enqueue_all};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
+use crate::platform::queue::{EnqueuedJob, JobPayload, Queue, enqueue, enqueue_all};
 use crate::users::lock_member_unscoped;
 
 /// Most launches that one round enqueues again.

@@ -16,16 +16,16 @@
 //! rows may be claimed. Triggers count rows inside the statements that move them ([`progress`]
 //! reads the counts), so the counts cannot drift.
 //!
-//! A batch whose owner has insufficient credit waits, and is paused in the end ([`starving`]).
+//! A batch whose owner has insufficient credit waits, and is paused in the end ([`insufficient_credit`]).
 //!
 //! Owners change rows only before the start; afterwards only claims and calls do.
 
 pub mod batches;
 pub mod ingest;
+pub mod insufficient_credit;
 pub mod lifecycle;
 pub mod progress;
 pub mod readiness;
 pub mod rows;
-pub mod starving;
 
 pub use batches::{Batch, BatchStatus, NewBatch};

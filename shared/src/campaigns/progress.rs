@@ -7,8 +7,8 @@ use sqlx::PgConnection;
 
 use super::batches::{Batch, BatchStatus, find};
 use crate::access::Scope;
-use crate::error::Result;
-use crate::ids::BatchId;
+use crate::platform::error::Result;
+use crate::platform::ids::BatchId;
 use crate::trunks;
 use crate::wallets::holds::Refusal;
 

@@ -5,13 +5,12 @@ use sqlx::PgConnection;
 
 use super::batches::{Batch, BatchStatus, find};
 use super::ingest::required_variables;
-use super::starving::credit_shortage;
+use super::insufficient_credit::credit_shortage;
 use crate::access::Scope;
-use crate::agents;
 use crate::billing::estimate::EstimateBasis;
-use crate::error::{Blocker, Error, Result};
-use crate::ids::{AgentId, BatchId, TrunkId};
-use crate::trunks;
+use crate::platform::error::{Blocker, Error, Result};
+use crate::platform::ids::{AgentId, BatchId, TrunkId};
+use crate::{agents, trunks};
 
 /// Most rows that a request checks for missing values; the launch checks all of them.
 pub(super) const MAX_ROWS_CHECKED: i64 = 20_000;

@@ -6,10 +6,10 @@ use sqlx::PgConnection;
 
 use super::batches::{find, lock_unstarted};
 use crate::access::Scope;
-use crate::error::{Error, Result};
-use crate::ids::{BatchId, OrgId, RowId};
-use crate::phone::E164;
-use crate::privacy::Variables;
+use crate::platform::e164::E164;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{BatchId, OrgId, RowId};
+use crate::platform::privacy::Variables;
 
 /// Status of a row, in the contract's words.
 #[derive(

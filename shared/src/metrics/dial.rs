@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{DURATION_BUCKETS, GROUP_SIZE_BUCKETS};
-use crate::ids::TrunkId;
+use crate::platform::ids::TrunkId;
 use crate::telephony::{Outcome, Placement};
 
 /// Histogram buckets of a slot's lateness in seconds; the limit is ten milliseconds.

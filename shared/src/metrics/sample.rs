@@ -21,11 +21,11 @@ use sqlx::PgPool;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::{DURATION_BUCKETS, FloatGauge};
-use crate::bells::Wakeups;
 use crate::billing::settle;
 use crate::context::Context;
-use crate::error::Result;
-use crate::queue;
+use crate::platform::error::Result;
+use crate::platform::queue;
+use crate::platform::queue::wakeup::Wakeups;
 use crate::telephony::CallStatus;
 use crate::trunks;
 

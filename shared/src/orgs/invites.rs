@@ -11,12 +11,13 @@ use utoipa::ToSchema;
 
 use super::find_own;
 use crate::access::{Credential, Principal, Role, Scope};
-use crate::error::{Error, Result};
-use crate::ids::{InviteId, OrgId, UserId};
-use crate::mail::{self, NewEmail};
-use crate::page::{Page, PageSlice};
-use crate::queue::EnqueuedJob;
-use crate::sign_in::passwords;
+use crate::auth::passwords;
+use crate::mail;
+use crate::mail::NewEmail;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{InviteId, OrgId, UserId};
+use crate::platform::page::{Page, PageSlice};
+use crate::platform::queue::EnqueuedJob;
 
 /// Open invitation.
 #[derive(Clone, Debug, Serialize, ToSchema)]

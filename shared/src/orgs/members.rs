@@ -7,10 +7,10 @@ use utoipa::ToSchema;
 
 use super::lock;
 use crate::access::{Principal, Role, Scope};
-use crate::error::{Error, Result};
-use crate::ids::{OrgId, UserId};
-use crate::page::{OwnerFilter, Page};
-use crate::sign_in::sessions;
+use crate::auth::sessions;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{OrgId, UserId};
+use crate::platform::page::{OwnerFilter, Page};
 
 /// Member of an organisation.
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -20,8 +20,8 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 
 use crate::access::Scope;
-use crate::error::{Error, Result};
-use crate::ids::OrgId;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::OrgId;
 
 /// Organisation: a tenant.
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -14,8 +14,8 @@ use utoipa::ToSchema;
 
 use super::lock;
 use crate::access::Scope;
-use crate::error::{Error, Result};
-use crate::ids::OrgId;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::OrgId;
 
 /// Business model of an organisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]

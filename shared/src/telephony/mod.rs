@@ -23,8 +23,8 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::error::Result;
-use crate::phone::E164;
+use crate::platform::e164::E164;
+use crate::platform::error::Result;
 pub use document::{AnswerDocument, CallVerb};
 pub use events::{AnsweredBy, CallEvent, CallStatus, Outcome, Reason};
 pub use twilio::Twilio;

@@ -10,10 +10,10 @@ use utoipa::ToSchema;
 use super::{EndpointAuth, EndpointCredentials, org_of, schema, usage};
 use crate::access::{Role, Scope};
 use crate::agents::usage::check_idle_unscoped;
-use crate::error::{Error, OnConstraint, Result};
-use crate::ids::{OrgId, ToolId, UserId};
-use crate::page::{OwnerFilter, Page, PageSlice};
-use crate::secret::KeyRing;
+use crate::platform::error::{Error, OnConstraint, Result};
+use crate::platform::ids::{OrgId, ToolId, UserId};
+use crate::platform::page::{OwnerFilter, Page, PageSlice};
+use crate::platform::secret::KeyRing;
 
 /// Table name to which sealed credentials are bound.
 const TABLE: &str = "tools";

@@ -10,9 +10,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::access::Scope;
-use crate::agents::{self, Agent, usage};
-use crate::error::{Error, FieldError, OnConstraint, Result};
-use crate::ids::{AgentId, OrgId};
+use crate::agents;
+use crate::agents::{Agent, usage};
+use crate::platform::error::{Error, FieldError, OnConstraint, Result};
+use crate::platform::ids::{AgentId, OrgId};
 
 /// Maximum of tools of an agent, so that one response lists them all.
 pub const MAX_TOOLS: usize = 100;

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, stream};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use rmcp::RoleClient;
@@ -31,8 +31,8 @@ use utoipa::ToSchema;
 
 use self::events::SseTransport;
 use super::EndpointCredentials;
-use crate::egress::{OutboundClient, OutboundFailure, OutboundRequest, OutboundResponse};
-use crate::ids::OrgId;
+use crate::outbound::{OutboundClient, OutboundFailure, OutboundRequest, OutboundResponse};
+use crate::platform::ids::OrgId;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 /// Maximum of tools of one server; a model cannot choose between more.
@@ -75,7 +75,7 @@ impl McpEndpoint {
     ///
     /// # Errors
     /// As [`Credentials::unmasked`].
-    pub fn unmasked(self, stored: &Self) -> crate::error::Result<Self> {
+    pub fn unmasked(self, stored: &Self) -> crate::platform::error::Result<Self> {
         let credentials = self
             .credentials
             .unmasked(&self.url, &stored.credentials, &stored.url)?;

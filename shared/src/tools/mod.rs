@@ -9,7 +9,6 @@
 //! request is sent, and redacted from the answer if the endpoint repeats them: neither a model
 //! nor a reader of the API sees them.
 
-pub mod credentials;
 pub mod definitions;
 pub mod mapping;
 pub mod mcp;
@@ -21,11 +20,11 @@ mod usage;
 
 use sqlx::PgConnection;
 
-pub use self::credentials::{EndpointAuth, EndpointCredentials};
 pub use self::definitions::{NewTool, Tool, ToolMethod};
 use crate::access::Scope;
-use crate::error::{Error, Result};
-use crate::ids::{OrgId, UserId};
+pub use crate::outbound::credentials::{EndpointAuth, EndpointCredentials};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{OrgId, UserId};
 use crate::users;
 
 /// Returns the organisation of the future owner of a row, a member visible to the caller.

@@ -13,8 +13,8 @@ use utoipa::ToSchema;
 
 use super::{EndpointCredentials, Tool, ToolMethod, schema};
 use crate::agents::placeholders;
-use crate::egress::{OutboundClient, OutboundRequest, OutboundTarget};
-use crate::error::{Error, Result};
+use crate::outbound::{OutboundClient, OutboundRequest, OutboundTarget};
+use crate::platform::error::{Error, Result};
 
 /// Maximum length of an answer; the model reads all of it while the callee waits on the phone.
 const MAX_ANSWER_CHARS: usize = 16_000;
@@ -115,7 +115,7 @@ pub async fn send(
             .iter()
             .map(|(name, value)| {
                 let value = match value.is_sensitive() {
-                    true => super::credentials::MASK.to_owned(),
+                    true => crate::outbound::credentials::MASK.to_owned(),
                     false => String::from_utf8_lossy(value.as_bytes()).into_owned(),
                 };
                 (name.as_str().to_owned(), value)
@@ -313,8 +313,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::egress::OutboundPolicy;
-    use crate::ids::{OrgId, ToolId, UserId};
+    use crate::outbound::OutboundPolicy;
+    use crate::platform::ids::{OrgId, ToolId, UserId};
     use crate::tools::EndpointAuth;
 
     fn tool(method: ToolMethod, url: &str) -> Tool {

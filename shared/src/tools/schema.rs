@@ -4,7 +4,7 @@
 use jsonschema::{Draft, PatternOptions, Validator};
 use serde_json::{Map, Value};
 
-use crate::error::FieldError;
+use crate::platform::error::FieldError;
 
 /// Maximum size of a schema; a larger one takes too much of a model's context.
 const MAX_SCHEMA_BYTES: usize = 32 * 1024;

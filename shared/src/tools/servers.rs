@@ -14,10 +14,10 @@ use super::mcp::{McpEndpoint, McpTool};
 use super::{EndpointAuth, EndpointCredentials, org_of, usage};
 use crate::access::{Role, Scope};
 use crate::agents::usage::check_idle_unscoped;
-use crate::error::{Error, Result};
-use crate::ids::{McpServerId, OrgId, UserId};
-use crate::page::{OwnerFilter, Page, PageSlice};
-use crate::secret::KeyRing;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{McpServerId, OrgId, UserId};
+use crate::platform::page::{OwnerFilter, Page, PageSlice};
+use crate::platform::secret::KeyRing;
 
 const TABLE: &str = "mcp_servers";
 

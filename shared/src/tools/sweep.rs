@@ -2,11 +2,12 @@
 
 use sqlx::PgConnection;
 
-use super::servers::{self, McpServer};
+use super::servers;
+use super::servers::McpServer;
 use crate::access::Scope;
-use crate::error::Result;
-use crate::ids::{McpServerId, OrgId, UserId};
-use crate::secret::KeyRing;
+use crate::platform::error::Result;
+use crate::platform::ids::{McpServerId, OrgId, UserId};
+use crate::platform::secret::KeyRing;
 
 /// Deletes all servers in the scope, as [`servers::delete`] does.
 ///

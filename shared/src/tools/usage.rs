@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use crate::access::Scope;
 use crate::agents::usage::describe_running_unscoped;
-use crate::error::{Error, Result};
-use crate::ids::OrgId;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::OrgId;
 
 /// Fails while something uses the tool or server `id`; with `force`, removes the uses: agents
 /// lose it, and the rules and workflows that call it become inactive.

@@ -3,6 +3,7 @@
 //! A trunk that the carrier refuses (wrong secret, no credit) is paused with the reason, because
 //! every further call would fail the same way and cost a row its attempt; its owner resumes it.
 
+pub mod pacer;
 mod sealed;
 pub mod settings;
 
@@ -20,11 +21,11 @@ use url::Url;
 pub use sealed::reseal_unscoped;
 use sealed::{seal, unseal, with_old_secrets};
 
-use crate::calls::pacer::TrunkPace;
-use crate::error::{Error, OnConstraint as _, Result};
-use crate::ids::{OrgId, TrunkId};
-use crate::secret::KeyRing;
+use crate::platform::error::{Error, OnConstraint as _, Result};
+use crate::platform::ids::{OrgId, TrunkId};
+use crate::platform::secret::KeyRing;
 use crate::telephony::{CarrierAccount, CarrierCredentials, CarrierKind};
+use crate::trunks::pacer::TrunkPace;
 
 /// Longest time that a replica uses an account from its cache.
 const CACHE_TTL: Duration = Duration::from_secs(5);

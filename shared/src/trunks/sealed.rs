@@ -6,9 +6,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use crate::error::Result;
-use crate::ids::{OrgId, TrunkId};
-use crate::secret::KeyRing;
+use crate::platform::error::Result;
+use crate::platform::ids::{OrgId, TrunkId};
+use crate::platform::secret::KeyRing;
 use crate::telephony::CarrierCredentials;
 
 /// Maximum of signing secrets that are valid at the same time during rotations.

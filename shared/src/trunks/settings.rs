@@ -10,10 +10,11 @@ use utoipa::ToSchema;
 
 use super::sealed::{OwnedTrunk, seal, unseal, with_old_secrets};
 use crate::access::Scope;
-use crate::error::{Error, Result};
-use crate::ids::{OrgId, TrunkId};
-use crate::page::{Page, PageSlice};
-use crate::secret::{self, KeyRing};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{OrgId, TrunkId};
+use crate::platform::page::{Page, PageSlice};
+use crate::platform::secret;
+use crate::platform::secret::KeyRing;
 use crate::telephony::{CarrierCredentials, CarrierKind};
 
 /// A trunk.

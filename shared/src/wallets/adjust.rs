@@ -8,12 +8,12 @@ use super::grants::entry_id;
 use super::ledger::{
     CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
 };
-use super::lock_unscoped;
-use super::view::{self, Wallet};
+use super::queries::Wallet;
+use super::{lock_unscoped, queries};
 use crate::access::Scope;
-use crate::error::{Error, Result};
-use crate::ids::{TransactionId, UserId, WalletId};
-use crate::money::Usd;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{TransactionId, UserId, WalletId};
+use crate::platform::money::Usd;
 
 /// A correction of a balance.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub async fn adjust(
     now: DateTime<Utc>,
 ) -> Result<(Wallet, Wallet, i64)> {
     // 1. Check access before the lock.
-    view::find(db, scope, wallet, now).await?;
+    queries::find(db, scope, wallet, now).await?;
 
     // 2. Lock, then decide on what the lock protects.
     let locked = lock_unscoped(db, &[wallet], now).await?;
@@ -50,7 +50,7 @@ pub async fn adjust(
         .get(&wallet)
         .ok_or(Error::NotFound("Wallet"))?
         .available();
-    let before = view::find(db, scope, wallet, now).await?;
+    let before = queries::find(db, scope, wallet, now).await?;
     let takes = !adjustment.delta.is_positive();
     if takes && !adjustment.allow_negative && available.plus(adjustment.delta) < Usd::ZERO {
         let message =
@@ -83,6 +83,6 @@ pub async fn adjust(
 
     let transaction = posted.first().copied().unwrap_or_else(TransactionId::new);
     let entry = entry_id(db, wallet, transaction).await?;
-    let after = view::find(db, scope, wallet, now).await?;
+    let after = queries::find(db, scope, wallet, now).await?;
     Ok((before, after, entry))
 }

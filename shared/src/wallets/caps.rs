@@ -5,12 +5,12 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::lock_unscoped;
-use super::view::{self, Wallet};
+use super::queries::Wallet;
+use super::{lock_unscoped, queries};
 use crate::access::Scope;
-use crate::error::Result;
-use crate::ids::WalletId;
-use crate::money::Usd;
+use crate::platform::error::Result;
+use crate::platform::ids::WalletId;
+use crate::platform::money::Usd;
 
 /// Sets or clears the cap of a wallet in the scope. Returns the wallet before and after.
 ///
@@ -23,9 +23,9 @@ pub async fn set(
     cap: Option<Usd>,
     now: DateTime<Utc>,
 ) -> Result<(Wallet, Wallet)> {
-    view::find(db, scope, wallet, now).await?;
+    queries::find(db, scope, wallet, now).await?;
     lock_unscoped(db, &[wallet], now).await?;
-    let before = view::find(db, scope, wallet, now).await?;
+    let before = queries::find(db, scope, wallet, now).await?;
     sqlx::query!(
         "update wallets set cap_micros = $2, updated_at = now() where id = $1",
         wallet as WalletId,
@@ -33,6 +33,6 @@ pub async fn set(
     )
     .execute(&mut *db)
     .await?;
-    let after = view::find(db, scope, wallet, now).await?;
+    let after = queries::find(db, scope, wallet, now).await?;
     Ok((before, after))
 }

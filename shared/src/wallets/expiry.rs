@@ -10,9 +10,9 @@ use sqlx::{PgConnection, PgPool};
 use super::ledger::{
     CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
 };
-use crate::error::Result;
-use crate::ids::{GrantId, OrgId, WalletId};
-use crate::money::Usd;
+use crate::platform::error::Result;
+use crate::platform::ids::{GrantId, OrgId, WalletId};
+use crate::platform::money::Usd;
 
 /// Maximum of wallets in one transaction.
 const GROUP_LIMIT: i64 = 100;

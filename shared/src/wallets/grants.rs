@@ -14,12 +14,12 @@ use super::holds::Refusal;
 use super::ledger::{
     CallTotals, EntryType, LedgerAccount, Leg, Posting, TransactionKind, post_unscoped,
 };
-use super::view::{self, Grant, Source, Wallet};
-use super::{WalletState, lock_unscoped};
+use super::queries::{Grant, Source, Wallet};
+use super::{WalletState, lock_unscoped, queries};
 use crate::access::{Principal, Role, Scope};
-use crate::error::{Error, Result};
-use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
-use crate::money::Usd;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
+use crate::platform::money::Usd;
 
 /// A grant to create.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub async fn mint(
     now: DateTime<Utc>,
 ) -> Result<IssuedGrant> {
     require_future(new.expires_at, now)?;
-    let found = view::find(db, scope, wallet, now).await?;
+    let found = queries::find(db, scope, wallet, now).await?;
     lock_unscoped(db, &[wallet], now).await?;
 
     let id = GrantId::new();
@@ -107,7 +107,7 @@ pub async fn transfer(
     now: DateTime<Utc>,
 ) -> Result<IssuedGrant> {
     require_future(new.expires_at, now)?;
-    let to = view::find(db, scope, wallet, now).await?;
+    let to = queries::find(db, scope, wallet, now).await?;
     if to.user_id.is_none() {
         return Err(Error::rejected(
             "not_a_members_wallet",
@@ -116,7 +116,9 @@ pub async fn transfer(
     }
 
     // 1. Lock both wallets, in one statement.
-    let from = view::of_org(db, scope, to.organization_id, now).await?.id;
+    let from = queries::of_org(db, scope, to.organization_id, now)
+        .await?
+        .id;
     let mut locked = lock_unscoped(db, &[from, wallet], now).await?;
     let source = locked.get_mut(&from).ok_or(Error::NotFound("Wallet"))?;
 
@@ -220,8 +222,8 @@ async fn post_grant(
     .await?;
 
     Ok(IssuedGrant {
-        grant: view::grant(db, scope, id, now).await?,
-        wallet: view::find(db, scope, wallet, now).await?,
+        grant: queries::grant(db, scope, id, now).await?,
+        wallet: queries::find(db, scope, wallet, now).await?,
         entry: entry_id(db, wallet, transaction).await?,
     })
 }
@@ -264,9 +266,9 @@ pub async fn edit(
     }
 
     // 1. Lock the wallet, then read the grant again.
-    let wallet = view::grant(db, scope, id, now).await?.wallet_id;
+    let wallet = queries::grant(db, scope, id, now).await?.wallet_id;
     lock_unscoped(db, &[wallet], now).await?;
-    let before = view::grant(db, scope, id, now).await?;
+    let before = queries::grant(db, scope, id, now).await?;
 
     // 2. Decide.
     check_may_change(caller, &before, change)?;
@@ -292,7 +294,7 @@ pub async fn edit(
     )
     .execute(&mut *db)
     .await?;
-    let after = view::grant(db, scope, id, now).await?;
+    let after = queries::grant(db, scope, id, now).await?;
     Ok((before, after))
 }
 

@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::WalletState;
-use crate::columns::column;
-use crate::error::{Error, Result};
-use crate::ids::{CallId, GrantId, OrgId, SnapshotId, WalletId};
-use crate::money::Usd;
+use crate::platform::columns::column;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{CallId, GrantId, OrgId, SnapshotId, WalletId};
+use crate::platform::money::Usd;
 
 /// Request to hold an amount for a call.
 #[derive(Clone, Debug, PartialEq, Eq)]

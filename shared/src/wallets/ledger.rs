@@ -13,9 +13,9 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::error::{Error, OnConstraint, Result};
-use crate::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
-use crate::money::Usd;
+use crate::platform::error::{Error, OnConstraint, Result};
+use crate::platform::ids::{GrantId, OrgId, TransactionId, UserId, WalletId};
+use crate::platform::money::Usd;
 
 /// Kind of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]

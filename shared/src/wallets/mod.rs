@@ -20,7 +20,7 @@
 //! pool      = posted - remainder of all grants - the part of open holds that is pinned to no grant
 //! ```
 //!
-//! The API moves money by [`grants`], [`adjust`] and [`caps`], and reads it by [`view`].
+//! The API moves money by [`grants`], [`adjust`] and [`caps`], and reads it by [`queries`].
 //!
 //! The [`ledger`] is the source of truth; wallets and grants are projections of it, updated in
 //! the statements that post. Locks are taken in one order: wallets by id, and nothing of a
@@ -33,19 +33,19 @@ pub mod expiry;
 pub mod grants;
 pub mod holds;
 pub mod ledger;
-pub mod opening;
+pub mod operator_credit;
 pub mod overview;
+pub mod queries;
 pub mod verify;
-pub mod view;
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 
-use crate::error::Result;
-use crate::ids::{GrantId, OrgId, WalletId};
-use crate::money::Usd;
+use crate::platform::error::Result;
+use crate::platform::ids::{GrantId, OrgId, WalletId};
+use crate::platform::money::Usd;
 
 /// A grant that can be spent.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::read_unscoped;
-use crate::error::Result;
-use crate::ids::WalletId;
-use crate::money::Usd;
+use crate::platform::error::Result;
+use crate::platform::ids::WalletId;
+use crate::platform::money::Usd;
 
 /// Balances of one wallet.
 #[derive(Clone, Debug, Serialize)]

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use crate::error::Result;
+use crate::platform::error::Result;
 
 /// A violated rule of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::error::FieldError;
-use crate::ids::ToolId;
-use crate::phone::E164;
+use crate::platform::e164::E164;
+use crate::platform::error::FieldError;
+use crate::platform::ids::ToolId;
 use crate::tools::schema::is_storable;
 
 const MAX_NODES: usize = 200;

@@ -5,7 +5,7 @@
 //! faulty nodes; `kept` stores workflows.
 
 pub mod graph;
-pub mod kept;
+pub mod store;
 
 pub use self::graph::{Node, NodeKind, Transition, WorkflowGraph};
-pub use self::kept::{NewWorkflow, Workflow};
+pub use crate::workflows::store::{NewWorkflow, Workflow};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use peal_shared::calls::urls::CallUrls;
-use peal_shared::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId};
+use peal_shared::platform::ids::{AgentId, CallId, OrgId, PhoneId, TrunkId};
 use peal_simulator::sign;
 use serde_json::{Value, json};
 use url::form_urlencoded;

@@ -5,11 +5,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use peal_simulator::{Chance, Simulator};
 use serde_json::json;
 
-use crate::Scale;
-use crate::limits;
 use crate::load::per_second;
 use crate::report::{Bound, Row};
 use crate::stack::{EVERYTHING, Stack, carrier};
+use crate::{Scale, limits};
 
 /// More than can be dialled, so that the pace is not what limits it.
 const UNPACED: i64 = 5_000;

@@ -18,8 +18,8 @@ use clap::Parser;
 use peal_shared::calls::urls::{STATUS_PATH, requested_url};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, ProcessKind};
-use peal_shared::logging;
-use peal_shared::secret::KeyRing;
+use peal_shared::platform::logging;
+use peal_shared::platform::secret::KeyRing;
 use peal_shared::telephony::{
     CallbackKind, CarrierAccount, CarrierCallback, CarrierCredentials, CarrierKind,
     CarrierRegistry, NewCall, Placement,

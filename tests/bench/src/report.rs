@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::machine::{self, Spent};
+use crate::machine;
+use crate::machine::Spent;
 
 /// How a value is judged.
 #[derive(Clone, Copy)]

@@ -21,7 +21,8 @@ use crate::harness::app::{
 use crate::harness::client::{ApiClient, phone_number};
 use crate::harness::db::{TestDatabase, fresh_database};
 use crate::harness::env_setting;
-use crate::machine::{self, Watched};
+use crate::machine;
+use crate::machine::Watched;
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(900);

@@ -5,7 +5,7 @@
 //!                claimer --(calls, slots)--> sender --> place (the POST) --> recorder
 //! ```
 //!
-//! [`run`] keeps a dialer ([`trunk`]) for every trunk that has work. Its claimer leases slots and
+//! [`run`] keeps a dialer ([`trunk_dialer`]) for every trunk that has work. Its claimer leases slots and
 //! claims rows in one transaction (`peal_shared::calls::claim`), its sender uses each slot at its
 //! instant, [`place`] sends the request and reports the placement, and the recorder ([`record`])
 //! stores placements in bulk. The dialers of all replicas compete for the same pacer row and so
@@ -13,15 +13,15 @@
 
 mod place;
 mod record;
-mod trunk;
+mod trunk_dialer;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peal_shared::bells::WakeupChannel;
 use peal_shared::context::Context;
-use peal_shared::ids::TrunkId;
+use peal_shared::platform::ids::TrunkId;
+use peal_shared::platform::queue::wakeup::WakeupChannel;
 use peal_shared::trunks;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -29,7 +29,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use record::PlacementRecorder;
-use trunk::TrunkDialer;
+use trunk_dialer::TrunkDialer;
 
 /// Time between two searches for trunks with work when no wakeup arrives.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(1);

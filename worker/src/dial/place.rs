@@ -5,9 +5,9 @@ use std::sync::Arc;
 use peal_shared::calls::claim::ClaimedCall;
 use peal_shared::calls::urls::CallUrls;
 use peal_shared::context::Context;
-use peal_shared::fault;
-use peal_shared::ids::TrunkId;
 use peal_shared::metrics::TrunkMetrics;
+use peal_shared::platform::failpoint;
+use peal_shared::platform::ids::TrunkId;
 use peal_shared::telephony::{CarrierAccount, NewCall, Placement};
 use peal_shared::traces::{CallStep, KeyValue};
 use tokio::sync::mpsc;
@@ -56,10 +56,10 @@ impl PlacementRequest {
     ) {
         let span = tracing::info_span!("place", call.id = %call.id, trunk.id = %self.trunk);
 
-        fault::hit("place.unsent");
+        failpoint::hit("place.unsent");
         let began = context.traces.begin();
         let placement = self.create(context).instrument(span).await;
-        fault::hit("place.answered");
+        failpoint::hit("place.answered");
 
         counts.record_placement(&placement);
         context.traces.end(began, call.id, CallStep::Place, || {

@@ -9,20 +9,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use peal_shared::bells::WakeupChannel;
 use peal_shared::calls::apply::{AppliedUpdates, CallUpdate, UpdateKind, apply_unscoped};
 use peal_shared::calls::claim::ClaimedCall;
 use peal_shared::campaigns::lifecycle;
 use peal_shared::context::Context;
-use peal_shared::fault;
-use peal_shared::ids::{BatchId, CallId, TrunkId};
+use peal_shared::platform::failpoint;
+use peal_shared::platform::ids::{BatchId, CallId, TrunkId};
+use peal_shared::platform::queue::wakeup::WakeupChannel;
 use peal_shared::telephony::{CallEvent, CallStatus, Outcome, Placement, Reason};
 use peal_shared::traces::StepStart;
 use peal_shared::trunks;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use crate::inbox::{hang_up_duplicates, record_ends};
+use crate::events::{hang_up_duplicates, record_ends};
 
 /// Maximum of results in one transaction.
 const GROUP_LIMIT: usize = 512;
@@ -172,9 +172,9 @@ impl PlacementRecorder {
     ) -> peal_shared::Result<AppliedUpdates> {
         let mut db = self.context.pool.begin().await?;
         let applied = apply_unscoped(&mut db, changes, now).await?;
-        fault::hit("record.uncommitted");
+        failpoint::hit("record.uncommitted");
         db.commit().await?;
-        fault::hit("record.committed");
+        failpoint::hit("record.committed");
         Ok(applied)
     }
 

@@ -6,20 +6,21 @@
 
 use std::time::Duration;
 
-use futures::stream::{self, StreamExt};
+use futures::stream;
+use futures::stream::StreamExt;
 use peal_shared::Result;
-use peal_shared::bells::WakeupChannel;
 use peal_shared::calls::cancel::{
     CancelableCall, mark_canceling_unscoped, remaining_calls_unscoped,
 };
 use peal_shared::calls::reconcile::release_unsent_unscoped;
 use peal_shared::campaigns::lifecycle::CancelCalls;
 use peal_shared::context::Context;
-use peal_shared::queue::{JobOutcome, RunningJob};
+use peal_shared::platform::queue::wakeup::WakeupChannel;
+use peal_shared::platform::queue::{JobOutcome, RunningJob};
 use peal_shared::telephony::CallTermination;
 
 use super::JobHandler;
-use crate::schedule::record_released;
+use crate::maintenance::record_released;
 
 /// Concurrent requests to the carrier.
 const CARRIER_CONCURRENCY: usize = 20;

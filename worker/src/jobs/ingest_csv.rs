@@ -4,7 +4,7 @@ use peal_shared::campaigns::ingest::{
     IngestCsv, email_result_unscoped, give_up_unscoped, run_unscoped,
 };
 use peal_shared::context::Context;
-use peal_shared::queue::{JobOutcome, RunningJob};
+use peal_shared::platform::queue::{JobOutcome, RunningJob};
 use peal_shared::{Error, Result};
 
 use super::JobHandler;

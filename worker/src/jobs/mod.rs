@@ -1,7 +1,7 @@
 //! Jobs: one file per kind, each with the handler of its payload.
 //!
 //! A handler gets ids, reads the current state, and returns an [`Outcome`]. It may run twice,
-//! even at the same time (see [`peal_shared::queue`]), so it must be idempotent; a row that has
+//! even at the same time (see [`peal_shared::platform::queue`]), so it must be idempotent; a row that has
 //! vanished is [`Outcome::Done`].
 //!
 //! [`Registry`] finds the handler of a claimed job by its kind. A kind without a handler was
@@ -25,7 +25,7 @@ use peal_shared::campaigns::ingest::IngestCsv;
 use peal_shared::campaigns::lifecycle::{CancelCalls, StartBatch};
 use peal_shared::context::Context;
 use peal_shared::mail::SendEmail;
-use peal_shared::queue::{JobOutcome, JobPayload, RunningJob};
+use peal_shared::platform::queue::{JobOutcome, JobPayload, RunningJob};
 use tracing::Instrument;
 
 /// Time before the retry of a job of an unknown kind.

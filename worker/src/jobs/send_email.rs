@@ -2,7 +2,7 @@
 
 use peal_shared::context::Context;
 use peal_shared::mail::{SendEmail, send_unscoped};
-use peal_shared::queue::{JobOutcome, RunningJob};
+use peal_shared::platform::queue::{JobOutcome, RunningJob};
 
 use super::JobHandler;
 

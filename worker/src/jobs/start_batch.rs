@@ -1,10 +1,10 @@
 //! Launches a started batch.
 
-use peal_shared::bells::WakeupChannel;
 use peal_shared::campaigns::lifecycle::{StartBatch, launch_unscoped};
 use peal_shared::context::Context;
-use peal_shared::fault;
-use peal_shared::queue::{JobOutcome, RunningJob};
+use peal_shared::platform::failpoint;
+use peal_shared::platform::queue::wakeup::WakeupChannel;
+use peal_shared::platform::queue::{JobOutcome, RunningJob};
 
 use super::JobHandler;
 
@@ -14,9 +14,9 @@ impl JobHandler<Context> for StartBatch {
             let mut db = context.pool.begin().await?;
             let launched =
                 launch_unscoped(&mut db, self.batch_id, context.estimate_basis()).await?;
-            fault::hit("start.uncommitted");
+            failpoint::hit("start.uncommitted");
             db.commit().await?;
-            fault::hit("start.committed");
+            failpoint::hit("start.committed");
             Ok(launched)
         };
         match launched.await {

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::{Path, State},
-    http::HeaderMap,
-    response::{IntoResponse, Response},
-};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::{refusal::Refusal, world::World};
+use crate::refusal::Refusal;
+use crate::runtime::World;
 
 pub(super) async fn fetch(
     State(world): State<Arc<World>>,

@@ -2,32 +2,25 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    body::to_bytes,
-    extract::{ConnectInfo, Path, RawQuery, Request, State},
-    http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::Json;
+use axum::body::to_bytes;
+use axum::extract::{ConnectInfo, Path, RawQuery, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{
-    create_form,
-    form::Form,
-    list::{Query, list_json},
-    login,
-    resource::call_json,
-};
-use crate::{
-    call::CallRef,
-    creates::{Decision, Incoming},
-    life::Update,
-    refusal::Refusal,
-    switchboard::Switchboard,
-    wire::Connection,
-    world::World,
-};
+use super::form::Form;
+use super::list::{Query, list_json};
+use super::resource::call_json;
+use super::{create_form, login};
+use crate::call::CallRef;
+use crate::call_lifecycle::Update;
+use crate::creates::{Decision, Incoming};
+use crate::listener::Connection;
+use crate::refusal::Refusal;
+use crate::runtime::World;
+use crate::switchboard::Switchboard;
 
 const FORM_BYTES_MAX: usize = 64 * 1024;
 

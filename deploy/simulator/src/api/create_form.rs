@@ -1,10 +1,8 @@
 //! The fields of a create, checked as Twilio checks them.
 
 use super::form::Form;
-use crate::{
-    call::{Answer, CreateRequest, Detection, Events, Recording},
-    refusal::Refusal,
-};
+use crate::call::{Answer, CreateRequest, Detection, Events, Recording};
+use crate::refusal::Refusal;
 
 const SINGLE: [&str; 34] = [
     "To",

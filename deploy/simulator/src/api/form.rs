@@ -1,14 +1,13 @@
 //! Form fields and query parameters, with nothing unknown and nothing twice.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use url::Url;
 
-use crate::{
-    call::{Hook, Method},
-    delivery::{Policy, split_fragment},
-    refusal::Refusal,
-};
+use crate::call::{Hook, Method};
+use crate::delivery::{Policy, split_fragment};
+use crate::refusal::Refusal;
 
 pub(super) struct Form<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 

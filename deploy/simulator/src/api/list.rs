@@ -8,13 +8,12 @@
 use chrono::NaiveDate;
 use serde_json::{Value, json};
 
-use super::{form::Form, resource::call_json};
-use crate::{
-    call::{Call, CallRef},
-    clock::Micros,
-    refusal::Refusal,
-    switchboard::Switchboard,
-};
+use super::form::Form;
+use super::resource::call_json;
+use crate::call::{Call, CallRef};
+use crate::clock::Micros;
+use crate::refusal::Refusal;
+use crate::switchboard::Switchboard;
 
 const PARAMS: [&str; 14] = [
     "To",

@@ -21,14 +21,14 @@ mod resource;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    http::Uri,
-    routing::{get, post},
-};
-use base64::{Engine, engine::general_purpose::STANDARD};
+use axum::Router;
+use axum::http::Uri;
+use axum::routing::{get, post};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 
-use crate::{refusal::Refusal, world::World};
+use crate::refusal::Refusal;
+use crate::runtime::World;
 
 pub(crate) fn router() -> Router<Arc<World>> {
     const BASE: &str = "/2010-04-01/Accounts/{account}";

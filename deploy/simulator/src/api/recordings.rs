@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::{Path, State},
-    http::{HeaderMap, header},
-    response::{IntoResponse, Response},
-};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::{call::Sid, refusal::Refusal, world::World};
+use crate::call::Sid;
+use crate::refusal::Refusal;
+use crate::runtime::World;
 
 /// The facts under `.json`, otherwise the sound.
 pub(super) async fn fetch(

@@ -2,11 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::{
-    call::{Call, Phase},
-    callee::Behavior,
-    clock::{Clock, Micros},
-};
+use crate::call::{Call, Phase};
+use crate::callee::Behavior;
+use crate::clock::{Clock, Micros};
 
 pub(super) fn call_json(
     call: &Call,

@@ -1,7 +1,8 @@
 //! The control API and the library's view of the same things.
 
 use super::*;
-use crate::{Callback, Chance, Create, Faults, Oracle, oracle::worst_window};
+use crate::oracle::worst_window;
+use crate::{Callback, Chance, Create, Faults, Oracle};
 
 #[tokio::test]
 async fn faults_and_behavior_are_read_and_replaced_over_http() {

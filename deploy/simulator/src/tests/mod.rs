@@ -6,20 +6,17 @@ mod faults;
 mod lives;
 mod rest;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use axum::{
-    Router,
-    body::Bytes,
-    extract::State,
-    http::{HeaderMap, Method, StatusCode, Uri},
-};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::Value;
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 use crate::{Behavior, Callee, Config, Mix, Running, Simulator, Span, sign};
 

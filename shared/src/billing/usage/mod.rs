@@ -10,9 +10,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ids::AgentId;
-use crate::money::Usd;
-use crate::page::OwnerFilter;
+use crate::platform::ids::AgentId;
+use crate::platform::money::Usd;
+use crate::platform::page::OwnerFilter;
 
 /// Kind of usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -102,14 +102,14 @@ macro_rules! of_sessions {
                and ($7::timestamptz is null or first.created_at < $7)
                and ($8::uuid[] is null or c.agent_id = any($8))
                and ($9::text is null or a.name ilike $9 or c.to_number like $9 or c.id::text ilike $9) "# + $tail,
-            $scope.org() as Option<$crate::ids::OrgId>,
-            $scope.user() as Option<$crate::ids::UserId>,
-            $filter.owners.orgs.as_deref() as Option<&[$crate::ids::OrgId]>,
-            $filter.owners.users.as_deref() as Option<&[$crate::ids::UserId]>,
+            $scope.org() as Option<$crate::platform::ids::OrgId>,
+            $scope.user() as Option<$crate::platform::ids::UserId>,
+            $filter.owners.orgs.as_deref() as Option<&[$crate::platform::ids::OrgId]>,
+            $filter.owners.users.as_deref() as Option<&[$crate::platform::ids::UserId]>,
             $filter.owners.roles.as_deref() as Option<&[$crate::access::Role]>,
             $filter.from,
             $filter.to,
-            $filter.agents.as_deref() as Option<&[$crate::ids::AgentId]>,
+            $filter.agents.as_deref() as Option<&[$crate::platform::ids::AgentId]>,
             $filter.pattern(),
             $($more),*
         )

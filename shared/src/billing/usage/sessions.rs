@@ -10,9 +10,9 @@ use uuid::Uuid;
 use super::{CostSplit, ShownSplit, UsageFilter, of_sessions};
 use crate::access::Scope;
 use crate::billing::quote::{BillLine, BillingUnit, Service};
-use crate::error::{Error, Result};
-use crate::ids::{AgentId, BatchId, CallId, OrgId, UserId};
-use crate::money::Usd;
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{AgentId, BatchId, CallId, OrgId, UserId};
+use crate::platform::money::Usd;
 
 /// A call with its cost and services.
 #[derive(Clone, Debug, Serialize, ToSchema)]

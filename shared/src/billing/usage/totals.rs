@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use super::{CostSplit, ShownSplit, UsageFilter, of_sessions};
 use crate::access::Scope;
 use crate::billing::period::{Bucket, Period, fill_buckets};
-use crate::error::Result;
-use crate::money::Usd;
+use crate::platform::error::Result;
+use crate::platform::money::Usd;
 
 /// Sums over sessions.
 #[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]

@@ -2,10 +2,11 @@
 
 use sqlx::PgConnection;
 
-use crate::error::Result;
-use crate::ids::{IngestId, OrgId};
-use crate::mail::{self, NewEmail};
-use crate::queue::EnqueuedJob;
+use crate::mail;
+use crate::mail::NewEmail;
+use crate::platform::error::Result;
+use crate::platform::ids::{IngestId, OrgId};
+use crate::platform::queue::EnqueuedJob;
 
 /// Writes the email about an ended ingest, once. A job has no principal.
 pub async fn email_result_unscoped(

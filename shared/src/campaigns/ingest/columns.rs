@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::header::{PHONE_COLUMN, ZONE_COLUMN};
 use super::reader::CsvRecord;
-use crate::spreadsheet;
+use crate::platform::spreadsheet;
 
 /// Columns that an error file has after the row's own, so that it can be corrected and uploaded.
 pub(super) const REASON_COLUMNS: [&str; 5] = ["line", "column", "value", "code", "message"];

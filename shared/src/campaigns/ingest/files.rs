@@ -9,9 +9,9 @@ use std::time::Duration;
 use sqlx::PgPool;
 
 use super::{IngestLimits, StoredUpload};
-use crate::error::Result;
-use crate::ids::{IngestId, OrgId};
-use crate::store::FileStore;
+use crate::platform::error::Result;
+use crate::platform::ids::{IngestId, OrgId};
+use crate::platform::store::FileStore;
 
 /// Half of the slowest permitted upload rate: a file that is no ingest after that time never
 /// becomes one.

@@ -3,10 +3,10 @@
 use sqlx::{PgConnection, PgPool};
 
 use super::{IngestFailure, email_result_unscoped, files};
-use crate::error::Result;
-use crate::ids::IngestId;
-use crate::queue::{EnqueuedJob, JobPayload as _};
-use crate::store::FileStore;
+use crate::platform::error::Result;
+use crate::platform::ids::IngestId;
+use crate::platform::queue::{EnqueuedJob, JobPayload as _};
+use crate::platform::store::FileStore;
 
 /// Ends an ingest early, unless it has ended. Committed chunks stay.
 pub(super) async fn fail_ingest(

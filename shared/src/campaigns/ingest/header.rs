@@ -5,7 +5,7 @@
 use super::columns::{ColumnMap, find_reasons, is_reason};
 use super::reader::{CsvParser, FilePosition, ParseStep};
 use super::{IngestFailure, IngestLimits};
-use crate::phone::is_invisible;
+use crate::platform::e164::is_invisible;
 
 /// The column that every file must have.
 pub(super) const PHONE_COLUMN: &str = "to_phonenumber";

@@ -60,13 +60,14 @@ pub use report::{Ingest, csv_template, find, first_rejects, list, rejects_csv};
 pub use rows::RowReject;
 pub use run::run_unscoped;
 
-use super::batches::{self, BatchStatus};
+use super::batches;
+use super::batches::BatchStatus;
 use crate::access::Scope;
 use crate::agents;
-use crate::error::Result;
-use crate::ids::{BatchId, IngestId, OrgId, UserId};
-use crate::phone::Country;
-use crate::queue::{JobPayload, Queue};
+use crate::platform::e164::Country;
+use crate::platform::error::Result;
+use crate::platform::ids::{BatchId, IngestId, OrgId, UserId};
+use crate::platform::queue::{JobPayload, Queue};
 
 /// The batch that rows are added to, found within the caller's scope.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use futures::stream::{Stream, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::{IngestFailure, IngestLimits};
-use crate::error::Result;
+use crate::platform::error::Result;
 
 /// A place between two records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,15 +3,15 @@
 use std::borrow::Cow;
 
 use bytes::{Bytes, BytesMut};
-use futures::pin_mut;
-use futures::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
+use futures::stream::{Stream, StreamExt as _, TryStreamExt as _};
+use futures::{pin_mut, stream};
 use sqlx::{PgConnection, PgPool};
 
-use super::header::{self, HEAD_BYTES};
-use super::{IngestFailure, IngestLimits, IngestTarget, files};
-use crate::error::{Error, Result};
-use crate::ids::{BatchId, IngestId, OrgId, UserId};
-use crate::store::FileStore;
+use super::header::HEAD_BYTES;
+use super::{IngestFailure, IngestLimits, IngestTarget, files, header};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{BatchId, IngestId, OrgId, UserId};
+use crate::platform::store::FileStore;
 
 /// The longest file name that is kept, in characters.
 const MAX_FILE_NAME_CHARS: usize = 200;

@@ -8,10 +8,10 @@ use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
 use super::rows::{ParsedRow, RowReject, RowRules};
-use super::write::{self, ZoneIds};
-use super::{IngestCounts, IngestLimits, IngestTarget, header};
-use crate::error::{Error, Result};
-use crate::ids::{BatchId, RowId};
+use super::write::ZoneIds;
+use super::{IngestCounts, IngestLimits, IngestTarget, header, write};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{BatchId, RowId};
 
 /// One person to call, as sent in a request.
 #[derive(Clone, Debug, Deserialize)]

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures::stream::{self, Stream, StreamExt as _};
+use futures::stream;
+use futures::stream::{Stream, StreamExt as _};
 use serde::Serialize;
 use sqlx::PgPool;
 
@@ -10,11 +11,12 @@ use super::columns::{ColumnMap, REASON_COLUMNS};
 use super::header::PHONE_COLUMN;
 use super::rows::RejectedRow;
 use super::{IngestCounts, IngestFailure, RowReject, State};
-use crate::access::{Scope, wall};
-use crate::error::{Error, Result};
-use crate::ids::{BatchId, IngestId, OrgId, UserId};
-use crate::page::{Page, PageSlice};
-use crate::spreadsheet::{self, neutralize, write_error};
+use crate::access::{Scope, row_level_security};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{BatchId, IngestId, OrgId, UserId};
+use crate::platform::page::{Page, PageSlice};
+use crate::platform::spreadsheet;
+use crate::platform::spreadsheet::{neutralize, write_error};
 
 /// Rejects per slice of the error file, and about how many bytes of their cells.
 const PAGE_ROWS: i64 = 1_000;
@@ -121,7 +123,7 @@ async fn load_ingests(
     ingest: Option<IngestId>,
     page: Page,
 ) -> Result<PageSlice<Ingest>> {
-    let mut db = wall::begin(pool, scope).await?;
+    let mut db = row_level_security::begin(pool, scope).await?;
 
     let rows = sqlx::query_as!(
         IngestRow,
@@ -182,7 +184,7 @@ async fn rejects_after(
         CellLimit::Omitted => None,
         CellLimit::MaxBytes(bytes) => Some(bytes),
     };
-    let mut db = wall::begin(pool, scope).await?;
+    let mut db = row_level_security::begin(pool, scope).await?;
 
     let rows = sqlx::query!(
         r#"with behind as materialized (
@@ -236,7 +238,7 @@ async fn rejects_after(
 
 /// Lists the names of an error file's first columns; none before the header was read.
 async fn error_file_names(pool: &PgPool, scope: &Scope, ingest: IngestId) -> Result<Vec<String>> {
-    let mut db = wall::begin(pool, scope).await?;
+    let mut db = row_level_security::begin(pool, scope).await?;
     let columns = sqlx::query_scalar!(
         "select checkpoint -> 'columns'
          from ingests

@@ -11,8 +11,8 @@ use super::IngestLimits;
 use super::columns::ColumnMap;
 use super::header::{PHONE_COLUMN, ZONE_COLUMN};
 use super::reader::CsvRecord;
-use crate::ids::RowId;
-use crate::phone::{Country, E164, ZoneSet};
+use crate::platform::e164::{Country, E164, ZoneSet};
+use crate::platform::ids::RowId;
 
 /// Characters of a rejected value that are kept.
 const REJECT_VALUE_CHARS: usize = 200;

@@ -10,16 +10,16 @@ use tracing::Instrument as _;
 
 use super::columns::ColumnMap;
 use super::give_up::fail_ingest;
-use super::header::{self, FileHeader, HEAD_BYTES};
+use super::header::{FileHeader, HEAD_BYTES};
 use super::reader::{CsvParser, FilePosition, RecordStream};
 use super::rows::{ParsedRow, RejectedRow, RowRules};
-use super::write::{self, ZoneIds};
-use super::{IngestCounts, IngestFailure, IngestLimits, IngestResult, State, files};
-use crate::error::{Error, Result};
-use crate::fault;
-use crate::ids::{BatchId, IngestId, OrgId};
-use crate::phone::Country;
-use crate::store::FileStore;
+use super::write::ZoneIds;
+use super::{IngestCounts, IngestFailure, IngestLimits, IngestResult, State, files, header, write};
+use crate::platform::e164::Country;
+use crate::platform::error::{Error, Result};
+use crate::platform::failpoint;
+use crate::platform::ids::{BatchId, IngestId, OrgId};
+use crate::platform::store::FileStore;
 
 /// Bytes of variables and rejected rows at which a chunk ends early.
 const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
@@ -442,9 +442,9 @@ impl ChunkWrite {
 
         // 4. Move the counts and the checkpoint, and commit.
         self.advance_ingest(&mut tx, inserted).await?;
-        fault::hit("ingest.uncommitted");
+        failpoint::hit("ingest.uncommitted");
         tx.commit().await?;
-        fault::hit("ingest.committed");
+        failpoint::hit("ingest.committed");
         Ok(CommitResult::Committed)
     }
 

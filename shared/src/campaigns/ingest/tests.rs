@@ -1,15 +1,14 @@
 use bytes::Bytes;
-use futures::StreamExt as _;
 use futures::executor::block_on;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::columns::ColumnMap;
-use super::header::{self, FileHeader};
+use super::header::FileHeader;
 use super::reader::{CsvFault, CsvParser, FilePosition, RecordStream};
 use super::rows::{ParsedRow, RowReject, RowRules, RowZones};
-use super::*;
+use super::{header, *};
 
 const LIMITS: IngestLimits = IngestLimits {
     max_bytes: 1_000_000,

@@ -16,8 +16,8 @@ use sqlx::PgConnection;
 use super::rows::{ParsedRow, RejectedRow, RowZones};
 use super::{IngestFailure, IngestLimits};
 use crate::campaigns::batches::batch_started_error;
-use crate::error::{Error, Result};
-use crate::ids::{BatchId, IngestId, OrgId, RowId};
+use crate::platform::error::{Error, Result};
+use crate::platform::ids::{BatchId, IngestId, OrgId, RowId};
 
 /// Temporary tables are unknown to the compile-time checker, so the statements on this one are
 /// plain texts.

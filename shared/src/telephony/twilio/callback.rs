@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use url::form_urlencoded;
 
 use super::records::{parse_date, parse_price};
-use super::wire;
-use super::words::{self, StatusDetails};
-use crate::error::{Error, Result};
+use super::words::StatusDetails;
+use super::{wire, words};
+use crate::platform::error::{Error, Result};
 use crate::telephony::{CallEvent, CallReference, CallStatus, CallbackKind, CarrierCallback};
 
 /// Reads a callback that arrived at a URL of the given kind.

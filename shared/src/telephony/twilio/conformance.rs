@@ -3,8 +3,7 @@
 
 use serde_json::Value;
 
-use super::fake;
-use super::{create, records};
+use super::{create, fake, records};
 use crate::telephony::{CallSearch, CallTermination};
 
 const CALLS: &str = "/2010-04-01/Accounts/{AccountSid}/Calls.json";

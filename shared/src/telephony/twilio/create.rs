@@ -13,8 +13,8 @@
 use reqwest::{Client, StatusCode};
 use url::Url;
 
-use super::wire::{self, RequestFailure, TwilioError, TwilioReply};
-use super::words;
+use super::wire::{RequestFailure, TwilioError, TwilioReply};
+use super::{wire, words};
 use crate::telephony::{CarrierAccount, NewCall, Placement};
 
 /// Twilio's longest ring time.

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
 
-use crate::phone::E164;
+use crate::platform::e164::E164;
 use crate::telephony::{CarrierAccount, CarrierCredentials, CarrierKind, NewCall};
 
 pub(super) const ACCOUNT_SID: &str = "AC00000000000000000000000000000001";
@@ -154,7 +154,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<RecordedRequest> {
 }
 
 pub(super) fn client() -> Client {
-    crate::http::carrier_client(std::time::Duration::from_secs(10)).unwrap()
+    crate::platform::http::carrier_client(std::time::Duration::from_secs(10)).unwrap()
 }
 
 pub(super) fn account(api_base_url: Option<Url>) -> CarrierAccount {

@@ -44,7 +44,7 @@ use super::{
     CallbackKind, Carrier, CarrierAccount, CarrierCall, CarrierCallback, NewCall, Placement,
     RenderedDocument,
 };
-use crate::error::Result;
+use crate::platform::error::Result;
 
 /// Name of the vendor in errors.
 const SERVICE: &str = "twilio";
@@ -69,8 +69,8 @@ impl Twilio {
     /// Fails when the TLS roots of the machine cannot be read.
     pub fn new() -> anyhow::Result<Self> {
         Ok(Self {
-            create_client: crate::http::carrier_client(CREATE_TIMEOUT)?,
-            records_client: crate::http::carrier_client(RECORDS_TIMEOUT)?,
+            create_client: crate::platform::http::carrier_client(CREATE_TIMEOUT)?,
+            records_client: crate::platform::http::carrier_client(RECORDS_TIMEOUT)?,
         })
     }
 }

@@ -7,9 +7,10 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 use url::Url;
 
-use super::wire::{self, TwilioReply};
-use super::words::{self, StatusDetails};
-use crate::error::Result;
+use super::wire::TwilioReply;
+use super::words::StatusDetails;
+use super::{wire, words};
+use crate::platform::error::Result;
 use crate::telephony::{
     CallEvent, CallSearch, CallStatus, CallTermination, CarrierAccount, CarrierCall,
 };

@@ -4,7 +4,7 @@
 use reqwest::{Client, StatusCode};
 
 use super::wire;
-use crate::error::Result;
+use crate::platform::error::Result;
 use crate::telephony::{AccountStatus, CarrierAccount};
 
 /// Checks an account with the request that its credentials allow.
@@ -46,7 +46,8 @@ pub(super) async fn check(client: &Client, account: &CarrierAccount) -> Result<A
 mod tests {
     use serde_json::json;
 
-    use super::super::fake::{self, FakeTwilio, ScriptedReply};
+    use super::super::fake;
+    use super::super::fake::{FakeTwilio, ScriptedReply};
     use super::*;
 
     async fn standing(

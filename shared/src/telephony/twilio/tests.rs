@@ -8,9 +8,9 @@ use rust_decimal::Decimal;
 use serde_json::{Value, json};
 
 use super::create::{classify, create};
-use super::fake::{self, ACCOUNT_SID, CALL_SID, FakeTwilio, ScriptedReply, TOKEN};
-use super::records;
+use super::fake::{ACCOUNT_SID, CALL_SID, FakeTwilio, ScriptedReply, TOKEN};
 use super::wire::{RequestFailure, TwilioReply};
+use super::{fake, records};
 use crate::Error;
 use crate::telephony::{
     AnsweredBy, CallSearch, CallStatus, CallTermination, CarrierKind, CarrierRegistry, Outcome,
@@ -239,7 +239,7 @@ async fn a_request_on_a_reused_connection_that_breaks_is_not_sent_again() {
 #[tokio::test]
 async fn a_create_request_without_an_answer_is_unknown() {
     let fake = FakeTwilio::start(vec![ScriptedReply::Hang]).await;
-    let client = crate::http::carrier_client(Duration::from_millis(300)).unwrap();
+    let client = crate::platform::http::carrier_client(Duration::from_millis(300)).unwrap();
     let placement = create(&client, &fake.account(), &fake::new_call()).await;
     let Placement::Unknown { detail } = placement else {
         panic!("{placement:?}");

@@ -7,8 +7,8 @@ use quick_xml::events::Event;
 use serde::Deserialize;
 use url::Url;
 
-use super::fake::{self, TOKEN};
-use super::{create, records, signature, twiml, wire};
+use super::fake::TOKEN;
+use super::{create, fake, records, signature, twiml, wire};
 use crate::telephony::{AnswerDocument, CallSearch, CallTermination, CallVerb, CarrierCallback};
 
 const SIGNATURES: &str = include_str!("../../../../tests/vectors/twilio_signatures.json");

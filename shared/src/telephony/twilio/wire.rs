@@ -9,7 +9,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::SERVICE;
-use crate::error::Error;
+use crate::platform::error::Error;
 use crate::telephony::CarrierAccount;
 
 /// Twilio's public address.

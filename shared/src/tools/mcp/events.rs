@@ -5,8 +5,8 @@
 //! `Transport` trait.
 
 use bytes::Bytes;
-use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, stream};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, StatusCode};
 use rmcp::RoleClient;
@@ -17,7 +17,7 @@ use sse_stream::{Sse, SseStream};
 use url::Url;
 
 use super::{McpTransport, status_text};
-use crate::egress::OutboundFailure;
+use crate::outbound::OutboundFailure;
 
 /// Error of this transport, with a text that the parent module recognizes.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,3 @@
+pub mod noise_assets;
+pub mod providers;
+pub mod voices;

@@ -1,0 +1,12 @@
+pub mod audited_tx;
+pub mod connections;
+pub mod cors;
+pub mod envelope;
+pub mod error;
+pub mod extract;
+pub mod force;
+pub mod idempotency;
+pub mod json_shape;
+pub mod metrics;
+pub mod openapi;
+pub mod paging;

@@ -1,0 +1,308 @@
+//! Directories that one launcher at a time works in.
+//!
+//! A room is locked while its launcher lives; the lock is the kernel's, so a killed
+//! launcher leaves none behind. Whoever enters a room first ends the processes that an
+//! earlier launcher lost there.
+
+use std::ffi::OsString;
+use std::fs;
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::Uid;
+use uuid::Uuid;
+
+use crate::{pidfiles, run_as};
+
+/// The cluster's directory in every room; it may be a link to a place outside.
+pub const CLUSTER: &str = "postgres";
+
+const LOCK: &str = "lock";
+const TEMPORARY_PREFIX: &str = "peal-services-";
+
+/// A temporary room has its hidden name while it is made or removed, which takes moments; one
+/// that still has it after so long was left by a launcher that was killed meanwhile.
+const HIDDEN_AT_MOST: Duration = Duration::from_secs(3600);
+
+/// More demos than this at once in one checkout are surely a mistake.
+const MOST_SIBLINGS: usize = 9;
+
+/// A locked directory.
+#[derive(Debug)]
+pub struct Room {
+    path: PathBuf,
+    temporary: bool,
+    // Unlocked when dropped.
+    _lock: File,
+}
+
+impl Room {
+    /// Enters `<checkout>/.local/<name>`, or `<name>-2`, `<name>-3` and so on while others
+    /// work in those.
+    pub fn enter(checkout: &Path, name: &str) -> Result<Self> {
+        let local = local_dir(checkout)?;
+        for number in 1..=MOST_SIBLINGS {
+            let path = match number {
+                1 => local.join(name),
+                _ => local.join(format!("{name}-{number}")),
+            };
+            if let Some(room) = Self::try_enter(&path)? {
+                return Ok(room);
+            }
+        }
+        bail!("{MOST_SIBLINGS} of `{name}` run in this checkout already");
+    }
+
+    /// Enters `path` unless somebody is in it.
+    pub fn try_enter(path: &Path) -> Result<Option<Self>> {
+        fs::create_dir_all(path).with_context(|| not_ours(path))?;
+        let Some(lock) = try_lock(path)? else {
+            return Ok(None);
+        };
+        pidfiles::end_all(&path.join("pids"))?;
+        Ok(Some(Self {
+            path: path.to_owned(),
+            temporary: false,
+            _lock: lock,
+        }))
+    }
+
+    /// A directory of its own that is removed with everything in it when dropped. Those
+    /// whose launchers were killed are removed first.
+    pub fn temporary() -> Result<Self> {
+        let base = std::env::temp_dir();
+        sweep(&base)?;
+        let name = format!("{TEMPORARY_PREFIX}{}", Uuid::new_v4().simple());
+        let path = base.join(name);
+        // It gets its real name only once it is locked, so that no sweep takes it away.
+        let unlocked = hidden(&path);
+        fs::DirBuilder::new()
+            .mode(0o755)
+            .create(&unlocked)
+            .with_context(|| format!("creating {unlocked:?}"))?;
+        let Some(lock) = try_lock(&unlocked)? else {
+            bail!("{unlocked:?} is locked by somebody else");
+        };
+        fs::rename(&unlocked, &path)?;
+        Ok(Self {
+            path,
+            temporary: true,
+            _lock: lock,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes everything but the lock.
+    pub fn empty(&self) -> Result<()> {
+        run_as::remove_dir(&self.path.join(CLUSTER))?;
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_name() == LOCK {
+                continue;
+            }
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(&path).with_context(|| not_ours(&path))?;
+            } else {
+                fs::remove_file(&path).with_context(|| not_ours(&path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.temporary {
+            let _ = run_as::remove_dir(&self.path.join(CLUSTER));
+            remove(&self.path);
+        }
+    }
+}
+
+/// The name of a temporary room under which no other launcher enters it.
+fn hidden(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    path.with_file_name(name)
+}
+
+/// Removes a temporary room that we have locked. It leaves under its hidden name: under its
+/// own, a sweep that comes when the lock is removed but the rest is not would lock it anew.
+fn remove(path: &Path) {
+    let leaving = hidden(path);
+    let path = match fs::rename(path, &leaving) {
+        Ok(()) => leaving.as_path(),
+        Err(_) => path,
+    };
+    // What is left is found by a later sweep.
+    let _ = fs::remove_dir_all(path);
+}
+
+/// `<checkout>/.local`, created when missing.
+pub fn local_dir(checkout: &Path) -> Result<PathBuf> {
+    let local = checkout.join(".local");
+    fs::create_dir_all(&local).with_context(|| not_ours(&local))?;
+    Ok(local)
+}
+
+/// Removes the temporary rooms of launchers that no longer live.
+fn sweep(base: &Path) -> Result<()> {
+    for entry in fs::read_dir(base)?.flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let shown = name.strip_prefix('.').unwrap_or(name);
+        if !shown.starts_with(TEMPORARY_PREFIX) || !is_our_dir(&path) {
+            continue;
+        }
+        if shown != name {
+            if is_forgotten(&path) {
+                pidfiles::end_all(&path.join("pids"))?;
+                run_as::remove_dir(&path.join(CLUSTER))?;
+                let _ = fs::remove_dir_all(&path);
+            }
+            continue;
+        }
+        // Somebody else may be sweeping it at the same moment.
+        if let Ok(Some(_lock)) = try_lock(&path) {
+            pidfiles::end_all(&path.join("pids"))?;
+            run_as::remove_dir(&path.join(CLUSTER))?;
+            remove(&path);
+        }
+    }
+    Ok(())
+}
+
+/// Whether nobody has touched a hidden room for too long. It needs no lock: should its launcher
+/// be removing it after all, two that only remove do no harm.
+fn is_forgotten(path: &Path) -> bool {
+    fs::symlink_metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > HIDDEN_AT_MOST))
+}
+
+/// The temporary directory is everybody's: what others wrote there must not decide which
+/// processes are ended or which files are removed.
+fn is_our_dir(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| {
+        metadata.is_dir()
+            && metadata.uid() == Uid::effective().as_raw()
+            && metadata.permissions().mode() & 0o022 == 0
+    })
+}
+
+fn try_lock(dir: &Path) -> Result<Option<File>> {
+    let path = dir.join(LOCK);
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| not_ours(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {path:?}")),
+    }
+}
+
+fn not_ours(path: &Path) -> String {
+    format!(
+        "cannot write {}; if another user ran Peal in this checkout, remove .local as that user",
+        path.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Checkout(PathBuf);
+
+    impl Checkout {
+        fn new() -> Self {
+            let dir = std::env::temp_dir().join(format!("peal-rooms-{}", Uuid::new_v4().simple()));
+            fs::create_dir_all(&dir).unwrap();
+            Self(dir)
+        }
+    }
+
+    impl Drop for Checkout {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_taken_room_sends_the_next_one_next_door() {
+        let checkout = Checkout::new();
+        let first = Room::enter(&checkout.0, "demo").unwrap();
+        let second = Room::enter(&checkout.0, "demo").unwrap();
+        assert!(first.path().ends_with(".local/demo"));
+        assert!(second.path().ends_with(".local/demo-2"));
+
+        drop(first);
+        let third = Room::enter(&checkout.0, "demo").unwrap();
+        assert!(third.path().ends_with(".local/demo"));
+        assert!(Room::try_enter(third.path()).unwrap().is_none());
+    }
+
+    #[test]
+    fn emptying_keeps_the_lock() {
+        let checkout = Checkout::new();
+        let room = Room::enter(&checkout.0, "demo").unwrap();
+        fs::create_dir(room.path().join("logs")).unwrap();
+        fs::write(room.path().join("logs/api.log"), "x").unwrap();
+        fs::write(room.path().join("note"), "x").unwrap();
+
+        room.empty().unwrap();
+
+        let left: Vec<_> = fs::read_dir(room.path()).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].file_name(), LOCK);
+        assert!(Room::try_enter(room.path()).unwrap().is_none());
+    }
+
+    #[test]
+    fn sweeping_takes_only_rooms_that_nobody_is_in() {
+        let base = Checkout::new();
+        let dead = base.0.join(format!("{TEMPORARY_PREFIX}dead"));
+        let alive = base.0.join(format!("{TEMPORARY_PREFIX}alive"));
+        let foreign = base.0.join("something-else");
+        let open_to_all = base.0.join(format!("{TEMPORARY_PREFIX}open"));
+        let coming = base.0.join(format!(".{TEMPORARY_PREFIX}coming"));
+        let forgotten = base.0.join(format!(".{TEMPORARY_PREFIX}forgotten"));
+        for dir in [&dead, &alive, &foreign, &open_to_all, &coming, &forgotten] {
+            fs::create_dir(dir).unwrap();
+        }
+        let long_ago = std::time::UNIX_EPOCH;
+        let untouched = File::open(&forgotten).unwrap();
+        untouched.set_modified(long_ago).unwrap();
+        fs::set_permissions(&open_to_all, fs::Permissions::from_mode(0o777)).unwrap();
+        let _lock = try_lock(&alive).unwrap().unwrap();
+
+        sweep(&base.0).unwrap();
+
+        assert!(!dead.exists() && !hidden(&dead).exists());
+        assert!(!forgotten.exists());
+        assert!(coming.exists());
+        assert!(alive.exists());
+        assert!(foreign.exists());
+        assert!(open_to_all.exists());
+    }
+
+    #[test]
+    fn a_temporary_room_vanishes_when_dropped() {
+        let room = Room::temporary().unwrap();
+        let path = room.path().to_owned();
+        fs::write(path.join("note"), "x").unwrap();
+        drop(room);
+        assert!(!path.exists() && !hidden(&path).exists());
+    }
+}

@@ -1,0 +1,243 @@
+//! The timeline of a call: dialling, ringing, answer or not, end.
+//!
+//! Each function here moves one call one step and schedules the next. A timer
+//! that finds its call in another phase than it was set for does nothing, so
+//! nothing needs to be cancelled.
+
+use std::sync::Arc;
+
+use crate::call::{Answer, CallRef, Phase};
+use crate::callbacks::StatusEvent;
+use crate::callee::Callee;
+use crate::clock::Micros;
+use crate::refusal::Refusal;
+use crate::switchboard::{Switchboard, What};
+
+/// Most documents one call may run, which ends redirect loops.
+pub(crate) const DOCUMENTS_MAX: u32 = 500;
+
+/// A change that the caller asks for while the call lives.
+pub(crate) enum Update {
+    /// Only before the answer.
+    Cancel,
+    /// At any time.
+    Complete,
+    /// Run another document on an answered call.
+    Redirect(Answer),
+}
+
+impl Switchboard {
+    pub(crate) fn fire(&mut self, now: Micros, call: CallRef, what: What) {
+        let Some(phase) = self.call(call).map(|c| c.phase) else {
+            return;
+        };
+        match (what, phase) {
+            (What::Dial, Phase::Queued) => self.dial(now, call),
+            (What::Setup, Phase::Initiated) => self.set_up(now, call),
+            (What::RingEnd, Phase::Ringing) => self.ring_end(now, call),
+            (What::Detect, Phase::InProgress) => self.detect(now, call),
+            (What::Talk(serial), Phase::InProgress) => self.resume_talk(now, call, serial),
+            (What::HangUp, Phase::InProgress) => self.end(now, call, Phase::Completed, 200),
+            _ => {}
+        }
+    }
+
+    fn dial(&mut self, now: Micros, call: CallRef) {
+        let Some(c) = self.call_mut(call) else { return };
+        c.phase = Phase::Initiated;
+        c.dialed = Some(now);
+        c.updated = now;
+        let setup = c.live.as_ref().map_or(0.0, |live| live.plan.setup_secs);
+        self.announce(now, call, StatusEvent::Initiated);
+        self.after(now, setup, call, What::Setup);
+    }
+
+    /// The network has found the phone, or not.
+    fn set_up(&mut self, now: Micros, call: CallRef) {
+        let Some(c) = self.call_mut(call) else { return };
+        let Some(live) = c.live.as_ref() else { return };
+        let (callee, ring_secs) = (live.plan.callee, live.plan.ring_secs);
+        let timeout = f64::from(live.request.ring_timeout_secs);
+        match callee {
+            Callee::Busy => return self.end(now, call, Phase::Busy, 486),
+            Callee::Fails => return self.end(now, call, Phase::Failed, 503),
+            Callee::Unallocated | Callee::Invalid => {
+                return self.end(now, call, Phase::Failed, 404);
+            }
+            _ => {}
+        }
+        c.phase = Phase::Ringing;
+        c.rang = true;
+        c.updated = now;
+        let (to, account) = (Arc::clone(&c.to), c.account);
+        let number = self.numbers.entry(Arc::clone(&to)).or_default();
+        number.rung += 1;
+        if number.rung > 1 {
+            self.rung_twice.add(&to, account);
+        }
+        self.tally(account, |tally| tally.rung += 1);
+        self.announce(now, call, StatusEvent::Ringing);
+        let rings = if callee == Callee::NoAnswer {
+            timeout
+        } else {
+            ring_secs.min(timeout)
+        };
+        self.after(now, rings, call, What::RingEnd);
+    }
+
+    fn ring_end(&mut self, now: Micros, call: CallRef) {
+        let Some(live) = self.call(call).and_then(|c| c.live.as_ref()) else {
+            return;
+        };
+        let timed_out = live.plan.ring_secs >= f64::from(live.request.ring_timeout_secs);
+        match live.plan.callee {
+            Callee::NoAnswer => self.end(now, call, Phase::NoAnswer, 487),
+            _ if timed_out => self.end(now, call, Phase::NoAnswer, 487),
+            Callee::Rejects => self.end(now, call, Phase::Failed, 603),
+            _ => self.pick_up(now, call),
+        }
+    }
+
+    fn pick_up(&mut self, now: Micros, call: CallRef) {
+        let Some(c) = self.call_mut(call) else { return };
+        c.phase = Phase::InProgress;
+        c.answered = Some(now);
+        c.updated = now;
+        let account = c.account;
+        let Some(live) = c.live.as_ref() else { return };
+        let stays = live
+            .plan
+            .talk_secs
+            .min(f64::from(live.request.time_limit_secs));
+        let detects_after = live.plan.detection_secs;
+        let detection = live.request.detection.as_ref();
+        let (detects, waits) = (
+            detection.is_some(),
+            detection.is_some_and(|detection| !detection.asynchronous),
+        );
+        self.tally(account, |tally| tally.answered += 1);
+        self.announce(now, call, StatusEvent::Answered);
+        self.announce_recording(now, call, "in-progress");
+        self.after(now, stays, call, What::HangUp);
+        if detects {
+            self.after(now, detects_after, call, What::Detect);
+        }
+        if !waits {
+            self.first_document(now, call);
+        }
+    }
+
+    fn detect(&mut self, now: Micros, call: CallRef) {
+        let Some(c) = self.call_mut(call) else { return };
+        let Some(live) = c.live.as_ref() else { return };
+        let waits = live
+            .request
+            .detection
+            .as_ref()
+            .is_some_and(|detection| !detection.asynchronous);
+        c.answered_by = Some(live.plan.callee.answered_by());
+        c.updated = now;
+        self.announce_detection(now, call);
+        if waits {
+            self.first_document(now, call);
+        }
+    }
+
+    fn first_document(&mut self, now: Micros, call: CallRef) {
+        let Some(c) = self.call(call) else { return };
+        let Some(live) = c.live.as_ref() else { return };
+        let (to, account) = (Arc::clone(&c.to), c.account);
+        let answer = live.request.answer.clone();
+        let nth = live.nth;
+        if self.fault("suppress_answer", |f| f.suppress_answer, &to, nth) {
+            self.tally(account, |tally| tally.documents.answers_suppressed += 1);
+            return;
+        }
+        self.begin_document(now, call, answer);
+    }
+
+    /// Ends a call once, tells the caller, and lets go of what it needed.
+    pub(crate) fn end(&mut self, now: Micros, call: CallRef, phase: Phase, sip_code: u16) {
+        let clock = self.clock;
+        let Some(c) = self.call_mut(call) else { return };
+        if c.phase.is_final() {
+            return;
+        }
+        c.phase = phase;
+        c.ended = Some(now);
+        c.updated = now;
+        c.sip_code = sip_code;
+        c.duration_secs = c
+            .answered
+            .map_or(0, |answered| clock.call_secs(now.saturating_sub(answered)));
+        if let Some(live) = c.live.as_mut() {
+            live.talk = None;
+            c.recorded = c.answered.is_some() && live.request.recording.is_some();
+        }
+        let (to, account) = (Arc::clone(&c.to), c.account);
+        let duration_secs = u64::from(c.duration_secs);
+        if let Some(number) = self.numbers.get_mut(&to) {
+            number.live = number.live.saturating_sub(1);
+        }
+        self.tally(account, |tally| {
+            tally.live = tally.live.saturating_sub(1);
+            tally.talk_secs += duration_secs;
+            *tally.outcomes.entry(phase.word()).or_default() += 1;
+        });
+        self.announce(now, call, StatusEvent::Completed);
+        self.announce_recording(now, call, "completed");
+        self.flush(call);
+        self.settle(call);
+    }
+
+    /// Applies what the caller asks for, or says why not.
+    pub(crate) fn update(
+        &mut self,
+        now: Micros,
+        call: CallRef,
+        update: Update,
+    ) -> Result<(), Refusal> {
+        let phase = self.call(call).map_or(Phase::Failed, |c| c.phase);
+        if phase.is_final() {
+            let message = "Call is not in-progress. Cannot redirect or end it.";
+            return Err(Refusal::bad(21220, message));
+        }
+        let answered = phase == Phase::InProgress;
+        match update {
+            Update::Cancel if answered => Err(Refusal::bad(
+                21220,
+                "Call is in-progress. Only queued or ringing calls can be canceled.",
+            )),
+            Update::Complete if answered => {
+                self.end(now, call, Phase::Completed, 200);
+                Ok(())
+            }
+            Update::Cancel | Update::Complete => {
+                self.end(now, call, Phase::Canceled, 487);
+                Ok(())
+            }
+            Update::Redirect(answer) if answered => {
+                self.begin_document(now, call, answer);
+                Ok(())
+            }
+            Update::Redirect(_) => Err(Refusal::bad(
+                21220,
+                "Call is not in-progress. Cannot redirect.",
+            )),
+        }
+    }
+
+    /// Drops the live part of a call that has nothing left to do.
+    pub(crate) fn settle(&mut self, call: CallRef) {
+        let Some(c) = self.call_mut(call) else { return };
+        if c.live.is_some() && c.is_settled() {
+            c.live = None;
+            self.unsettled = self.unsettled.saturating_sub(1);
+        }
+    }
+
+    pub(crate) fn after(&mut self, now: Micros, call_secs: f64, call: CallRef, what: What) {
+        let at = now.saturating_add(self.clock.real_micros(call_secs));
+        self.schedule(at, call, what);
+    }
+}

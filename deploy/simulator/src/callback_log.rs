@@ -1,0 +1,178 @@
+//! What was posted for each call, kept for tests to read and to replay.
+//!
+//! Bounded: beyond the configured number of posts the calls that were kept
+//! first are forgotten whole.
+
+use std::collections::{HashMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::call::Method;
+use crate::delivery::Receipt;
+
+/// One request the carrier made, or would have made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Callback {
+    /// Place among the requests of this call, in order of completion.
+    pub index: usize,
+    /// `status`, `detection`, `recording`, `answer`, `fallback`, `gather`,
+    /// `record` or `redirect`.
+    pub kind: String,
+    pub method: String,
+    /// As given at the create, fragment included.
+    pub url: String,
+    /// The form, whether it went as body or as query.
+    pub body: String,
+    pub unix_micros: u64,
+    pub attempts: u32,
+    pub response_status: Option<u16>,
+    /// At most 2,048 bytes of the last answer.
+    pub response_body: String,
+    pub error: Option<String>,
+    /// Not posted, by fault.
+    pub lost: bool,
+    pub replay_of: Option<usize>,
+}
+
+impl Callback {
+    /// A parameter of the form.
+    pub fn param(&self, name: &str) -> Option<String> {
+        url::form_urlencoded::parse(self.body.as_bytes())
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.into_owned())
+    }
+}
+
+/// A request before it is filed.
+pub(crate) struct Entry<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) method: Method,
+    pub(crate) url: &'a str,
+    pub(crate) params: &'a [(&'static str, String)],
+    pub(crate) unix_micros: u64,
+    /// `None` when it was lost by fault.
+    pub(crate) receipt: Option<&'a Receipt>,
+}
+
+pub(crate) struct Kept {
+    enabled: bool,
+    max: usize,
+    total: usize,
+    by_call: HashMap<u32, Vec<Callback>>,
+    order: VecDeque<u32>,
+}
+
+impl Kept {
+    pub(crate) fn new(enabled: bool, max: usize) -> Self {
+        Self {
+            enabled,
+            max,
+            total: 0,
+            by_call: HashMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::new(self.enabled, self.max);
+    }
+
+    pub(crate) fn of(&self, call: u32) -> &[Callback] {
+        self.by_call.get(&call).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn file(&mut self, call: u32, entry: &Entry<'_>) {
+        if !self.enabled {
+            return;
+        }
+        let receipt = entry.receipt;
+        self.push(
+            call,
+            Callback {
+                index: 0,
+                kind: entry.kind.to_owned(),
+                method: match entry.method {
+                    Method::Get => "GET".to_owned(),
+                    Method::Post => "POST".to_owned(),
+                },
+                url: entry.url.to_owned(),
+                body: crate::delivery::encode(entry.params),
+                unix_micros: entry.unix_micros,
+                attempts: receipt.map_or(0, |r| r.attempts),
+                response_status: receipt.and_then(|r| r.status),
+                response_body: receipt.map(|r| head(&r.body)).unwrap_or_default(),
+                error: receipt.and_then(|r| r.error.clone()),
+                lost: receipt.is_none(),
+                replay_of: None,
+            },
+        );
+    }
+
+    pub(crate) fn push(&mut self, call: u32, mut callback: Callback) {
+        if !self.enabled {
+            return;
+        }
+        let list = self.by_call.entry(call).or_insert_with(|| {
+            self.order.push_back(call);
+            Vec::new()
+        });
+        callback.index = list.len();
+        list.push(callback);
+        self.total += 1;
+        while self.total > self.max {
+            let Some(oldest) = self.order.pop_front() else {
+                return;
+            };
+            let dropped = self.by_call.remove(&oldest).map_or(0, |list| list.len());
+            self.total = self.total.saturating_sub(dropped);
+        }
+    }
+}
+
+fn head(body: &str) -> String {
+    let mut end = body.len().min(2048);
+    while !body.is_char_boundary(end) {
+        end -= 1;
+    }
+    body.get(..end).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry<'a>(params: &'a [(&'static str, String)]) -> Entry<'a> {
+        Entry {
+            kind: "status",
+            method: Method::Post,
+            url: "http://x/",
+            params,
+            unix_micros: 1,
+            receipt: None,
+        }
+    }
+
+    #[test]
+    fn the_oldest_calls_are_forgotten_beyond_the_bound() {
+        let mut kept = Kept::new(true, 5);
+        let params = [("CallStatus", "in progress & more".to_owned())];
+        for call in 0..3 {
+            kept.file(call, &entry(&params));
+            kept.file(call, &entry(&params));
+        }
+        assert!(kept.of(0).is_empty());
+        assert_eq!(kept.of(2).len(), 2);
+        assert_eq!(kept.of(2)[1].index, 1);
+        assert_eq!(
+            kept.of(2)[0].param("CallStatus").as_deref(),
+            Some("in progress & more")
+        );
+    }
+
+    #[test]
+    fn nothing_is_kept_when_switched_off() {
+        let mut kept = Kept::new(false, 5);
+        kept.file(0, &entry(&[]));
+        assert!(kept.of(0).is_empty());
+    }
+}

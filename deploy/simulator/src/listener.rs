@@ -1,0 +1,251 @@
+//! A TCP listener whose connections can be cut by the handler of a request, and tell when the
+//! kernel received it.
+//!
+//! HTTP servers answer whatever happens; a carrier whose connection breaks does
+//! not. Cutting makes every later write fail, so the server closes the socket
+//! and the client sees the connection end without an answer.
+//!
+//! A busy machine may let this program look at a request long after it came, and at the next one
+//! in time. Whoever judges a pace by that sees a burst that nobody sent; so the arrival is what
+//! the kernel says, where it does.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) struct Wire(pub(crate) TcpListener);
+
+pub(crate) struct Line {
+    stream: TcpStream,
+    connection: Connection,
+}
+
+/// The connection a request came in on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Connection(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    cut: AtomicBool,
+    /// When the kernel received what was read last, in microseconds of Unix time; 0 where it
+    /// does not say.
+    received: AtomicU64,
+}
+
+impl Connection {
+    pub(crate) fn cut(&self) {
+        self.0.cut.store(true, Ordering::Release);
+    }
+
+    /// How long ago the request was received.
+    pub(crate) fn received_ago(&self) -> Duration {
+        let received = match self.0.received.load(Ordering::Acquire) {
+            0 => return Duration::ZERO,
+            micros => UNIX_EPOCH + Duration::from_micros(micros),
+        };
+        // Nothing, when the clock was set back meanwhile.
+        SystemTime::now()
+            .duration_since(received)
+            .unwrap_or_default()
+    }
+}
+
+impl Listener for Wire {
+    type Io = Line;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Line, SocketAddr) {
+        loop {
+            match self.0.accept().await {
+                Ok((stream, address)) => {
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "cannot set TCP_NODELAY");
+                    }
+                    if let Err(error) = stamped::ask(&stream) {
+                        tracing::debug!(%error, "the kernel does not tell when requests come");
+                    }
+                    let connection = Connection::default();
+                    return (Line { stream, connection }, address);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    // Out of file descriptors: give open connections time to close.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+impl Connected<IncomingStream<'_, Wire>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, Wire>) -> Self {
+        stream.io().connection.clone()
+    }
+}
+
+impl Line {
+    fn check(&self) -> io::Result<()> {
+        if self.connection.0.cut.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Line {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            let unfilled = buf.initialize_unfilled();
+            let read = self
+                .stream
+                .try_io(Interest::READABLE, || stamped::read(&self.stream, unfilled));
+            match read {
+                Ok((bytes, received)) => {
+                    buf.advance(bytes);
+                    if let Some(micros) = received {
+                        let known = &self.connection.0;
+                        known.received.store(micros, Ordering::Release);
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Reads that say when the kernel received their last byte, in microseconds of Unix time.
+#[cfg(target_os = "linux")]
+mod stamped {
+    use std::io;
+    use std::os::fd::AsRawFd;
+
+    use nix::cmsg_space;
+    use nix::sys::socket::sockopt::ReceiveTimestampns;
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
+    use nix::sys::time::TimeSpec;
+    use tokio::net::TcpStream;
+
+    pub(super) fn ask(stream: &TcpStream) -> io::Result<()> {
+        Ok(setsockopt(stream, ReceiveTimestampns, &true)?)
+    }
+
+    pub(super) fn read(stream: &TcpStream, buf: &mut [u8]) -> io::Result<(usize, Option<u64>)> {
+        let mut pieces = [io::IoSliceMut::new(buf)];
+        let mut told = cmsg_space!(TimeSpec);
+        let message = recvmsg::<SockaddrStorage>(
+            stream.as_raw_fd(),
+            &mut pieces,
+            Some(&mut told),
+            MsgFlags::empty(),
+        )?;
+        let told = message.cmsgs().into_iter().flatten();
+        let received = told
+            .filter_map(|one| match one {
+                ControlMessageOwned::ScmTimestampns(at) => micros(at),
+                _ => None,
+            })
+            .last();
+        Ok((message.bytes, received))
+    }
+
+    fn micros(at: TimeSpec) -> Option<u64> {
+        let seconds = u64::try_from(at.tv_sec()).ok()?;
+        let nanos = u64::try_from(at.tv_nsec()).ok()?;
+        seconds.checked_mul(1_000_000)?.checked_add(nanos / 1000)
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod stamped {
+    use std::io;
+
+    use tokio::net::TcpStream;
+
+    pub(super) fn ask(_stream: &TcpStream) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub(super) fn read(stream: &TcpStream, buf: &mut [u8]) -> io::Result<(usize, Option<u64>)> {
+        Ok((stream.try_read(buf)?, None))
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_has_arrived_before_it_is_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (mut line, _) = Wire(listener).accept().await;
+        for request in [b"first", b"other"] {
+            client.write_all(request).await.unwrap();
+            line.stream.readable().await.unwrap();
+            let came = Instant::now();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let mut read = [0; 5];
+            line.read_exact(&mut read).await.unwrap();
+            assert_eq!(&read, request);
+            let waited = came.elapsed();
+            assert!(line.connection.received_ago() >= waited);
+        }
+    }
+}

@@ -1,0 +1,2 @@
+pub mod background_noises;
+pub mod providers;

@@ -1,0 +1,16 @@
+pub mod clock;
+pub mod columns;
+pub mod e164;
+pub mod error;
+pub mod failpoint;
+pub mod http;
+pub mod ids;
+pub mod logging;
+pub mod money;
+pub mod page;
+pub mod privacy;
+pub mod queue;
+pub mod rlimit;
+pub mod secret;
+pub mod spreadsheet;
+pub mod store;

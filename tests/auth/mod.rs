@@ -1,0 +1,3 @@
+pub mod api_keys;
+pub mod login;
+pub mod tokens;

@@ -1,0 +1,6 @@
+pub mod database_roles;
+pub mod mail;
+pub mod metrics;
+pub mod privacy;
+pub mod store;
+pub mod traces;
