@@ -2,15 +2,17 @@
 //! this binary, so that it works without the internet. Neither needs a key; requests that are
 //! tried on the page use the reader's own.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
+use axum::Extension;
 use axum::http::HeaderName;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
+use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::server::document;
+use crate::http::error::Result;
 use crate::state::AppState;
 
 /// RapiDoc 9.3.8 (MIT), `dist/rapidoc-min.js` of its npm package.
@@ -22,12 +24,18 @@ const DOCS_CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-
     connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'";
 
-/// Serialized OpenAPI document.
-static DOCUMENT: LazyLock<serde_json::Result<String>> = LazyLock::new(|| document().to_json());
+/// Serialized OpenAPI document of all routes, an extension of the requests to `/openapi.json`.
+type SerializedDocument = Arc<LazyLock<serde_json::Result<String>, DocumentWriter>>;
+type DocumentWriter = Box<dyn FnOnce() -> serde_json::Result<String> + Send>;
 
-pub fn router() -> OpenApiRouter<AppState> {
+/// Routes of the document that `document` makes at the first request.
+pub fn router(document: fn() -> OpenApi) -> OpenApiRouter<AppState> {
+    let write: DocumentWriter = Box::new(move || document().to_json());
+    let serialized: SerializedDocument = Arc::new(LazyLock::new(write));
+
     OpenApiRouter::new()
         .routes(routes!(openapi))
+        .route_layer(Extension(serialized))
         .routes(routes!(docs))
         .routes(routes!(viewer))
 }
@@ -40,11 +48,12 @@ pub fn router() -> OpenApiRouter<AppState> {
     security(()),
     responses((status = 200, body = Object, description = "OpenAPI 3.1", example = json!({"openapi": "3.1.0"})))
 )]
-async fn openapi() -> crate::http::error::Result<impl IntoResponse> {
-    let document = DOCUMENT
+async fn openapi(Extension(serialized): Extension<SerializedDocument>) -> Result<Response> {
+    let document = LazyLock::force(&serialized)
         .as_ref()
         .map_err(|error| anyhow::anyhow!("the OpenAPI document cannot be serialized: {error}"))?;
-    Ok(([(CONTENT_TYPE, "application/json")], document.as_str()))
+    let headers = [(CONTENT_TYPE, "application/json")];
+    Ok((headers, document.clone()).into_response())
 }
 
 /// Read and try the API in a browser

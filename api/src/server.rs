@@ -31,27 +31,26 @@ use tracing::Instrument as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::auth::{API_KEY_HEADER, ClientIp, RequestId};
+use crate::batches::BATCH_CALL_PATH;
 use crate::http::error::{Problem, render_problem};
+use crate::http::request_info::{API_KEY_HEADER, ClientIp, RequestId};
+use crate::http::{BODY_LIMIT_BYTES, REQUEST_ID, connections, cors, idempotency, metrics, openapi};
 use crate::limits::load_shed::{limit_anonymous, limit_concurrency, limit_third_party};
 use crate::limits::rate_limit::RateLimitHeaders;
 use crate::state::AppState;
-use crate::{audit_log, health, workflows};
+use crate::{
+    agents, analysis, audit_log, auth, batches, billing, callbacks, caller_numbers, calls, catalog,
+    docs, health, orgs, removed_routes, tools, trunks, wallets, workflows,
+};
 
-/// Base path of batches, their rows and uploads.
-pub const BATCH_CALL_PATH: &str = "/api/v1/batch-call";
 /// Connections that may wait to be accepted. The usual 128 are full as soon as a carrier opens
 /// some hundred at once; the kernel then drops the rest, and the clients retry a second later.
 const LISTEN_BACKLOG: u32 = 4096;
 /// Timeout of an ordinary request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Largest body of an ordinary request.
-pub const BODY_LIMIT_BYTES: usize = 2 * 1024 * 1024;
 /// Duration from which any request is logged.
 const SLOW_REQUEST: Duration = Duration::from_secs(1);
 
-/// Header with the request's id, repeated in the response.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// Listens for clients.
@@ -105,7 +104,7 @@ pub async fn serve_routes(
             AUTHORIZATION,
             HeaderName::from_static(API_KEY_HEADER),
         ]));
-    crate::http::connections::serve(listener, framed, &limits, open, shutdown).await
+    connections::serve(listener, framed, &limits, open, shutdown).await
 }
 
 /// OpenAPI document of all routes.
@@ -118,94 +117,89 @@ pub fn document() -> OpenApi {
 /// can be built without state.
 fn routes(pages: Option<CorsLayer>) -> OpenApiRouter<AppState> {
     let mut ordinary = with_limits(ordinary_routes());
-    crate::http::openapi::add_common_responses(ordinary.get_openapi_mut());
+    openapi::add_common_responses(ordinary.get_openapi_mut());
 
-    let mut carriers = with_limits(crate::callbacks::router());
-    crate::http::openapi::add_common_responses(carriers.get_openapi_mut());
+    let mut carriers = with_limits(callbacks::router());
+    openapi::add_common_responses(carriers.get_openapi_mut());
 
     let mut streaming_routes = OpenApiRouter::new().nest(
         BATCH_CALL_PATH,
-        crate::batches::events::router()
+        batches::events::router()
             .route_layer(from_fn(limit_concurrency))
-            .merge(crate::batches::uploads::upload_router()),
+            .merge(batches::uploads::upload_router()),
     );
-    crate::http::openapi::add_idempotency_key(streaming_routes.get_openapi_mut());
+    openapi::add_idempotency_key(streaming_routes.get_openapi_mut());
 
-    let mut routes = OpenApiRouter::with_openapi(crate::http::openapi::empty_document())
+    let mut routes = OpenApiRouter::with_openapi(openapi::empty_document())
         .merge(ordinary)
         .merge(streaming_routes)
         .fallback(async || Problem::route_not_found())
         .layer(option_layer(pages))
         .merge(carriers);
 
-    crate::http::openapi::complete_document(routes.get_openapi_mut());
+    openapi::complete_document(routes.get_openapi_mut());
     routes
 }
 
 /// Routes with short requests.
 fn ordinary_routes() -> OpenApiRouter<AppState> {
-    let batch_routes = crate::batches::router()
-        .merge(crate::batches::rows::router())
-        .merge(crate::batches::uploads::router());
+    let batch_routes = batches::router()
+        .merge(batches::rows::router())
+        .merge(batches::uploads::router());
 
     OpenApiRouter::new()
-        .merge(crate::agents::router())
-        .merge(crate::agents::clone::router())
-        .merge(crate::caller_numbers::router())
-        .merge(crate::caller_numbers::mapping::router())
-        .merge(crate::trunks::router())
-        .merge(crate::tools::router())
-        .merge(crate::tools::mcp_servers::router())
-        .merge(crate::tools::mcp_tools::router())
-        .merge(crate::agents::tools::router())
-        .merge(crate::analysis::router())
-        .merge(crate::agents::analysis::router())
+        .merge(agents::router())
+        .merge(agents::clone::router())
+        .merge(caller_numbers::router())
+        .merge(caller_numbers::mapping::router())
+        .merge(trunks::router())
+        .merge(tools::router())
+        .merge(tools::mcp_servers::router())
+        .merge(tools::mcp_tools::router())
+        .merge(agents::tools::router())
+        .merge(analysis::router())
+        .merge(agents::analysis::router())
         .merge(workflows::router())
-        .nest("/api/call", crate::calls::router())
+        .nest("/api/call", calls::router())
         .nest(BATCH_CALL_PATH, batch_routes)
-        .merge(crate::auth::login::router())
-        .merge(crate::orgs::router())
-        .merge(crate::orgs::me::router())
-        .merge(crate::orgs::members::router())
-        .merge(crate::auth::api_keys::router())
-        .merge(crate::orgs::feature_flags::router())
+        .merge(auth::login::router())
+        .merge(orgs::router())
+        .merge(orgs::me::router())
+        .merge(orgs::members::router())
+        .merge(auth::api_keys::router())
+        .merge(orgs::feature_flags::router())
         .merge(audit_log::router())
-        .merge(crate::catalog::providers::router())
-        .merge(crate::catalog::noise_assets::router())
-        .merge(crate::catalog::voices::router())
-        .merge(crate::billing::prices::router())
-        .merge(crate::orgs::pricing::router())
-        .merge(crate::wallets::router())
-        .nest("/api/v1/billing", crate::billing::router())
-        .nest(
-            "/billing",
-            crate::http::openapi::alias_routes(crate::billing::router()),
-        )
-        .merge(crate::billing::earnings::router())
+        .merge(catalog::providers::router())
+        .merge(catalog::noise_assets::router())
+        .merge(catalog::voices::router())
+        .merge(billing::prices::router())
+        .merge(orgs::pricing::router())
+        .merge(wallets::router())
+        .nest("/api/v1/billing", billing::router())
+        .nest("/billing", openapi::alias_routes(billing::router()))
+        .merge(billing::earnings::router())
         .route_layer(from_fn(limit_concurrency))
         .merge(
-            crate::tools::third_party_router()
-                .merge(crate::tools::mcp_servers::third_party_router())
-                .merge(crate::tools::mcp_tools::third_party_router())
+            tools::third_party_router()
+                .merge(tools::mcp_servers::third_party_router())
+                .merge(tools::mcp_tools::third_party_router())
                 .route_layer(from_fn(limit_third_party)),
         )
         .merge(
-            crate::auth::login::anonymous_router()
-                .merge(crate::orgs::members::anonymous_router())
+            auth::login::anonymous_router()
+                .merge(orgs::members::anonymous_router())
                 .route_layer(from_fn(limit_anonymous)),
         )
         .merge(health::router())
-        .merge(crate::docs::router())
-        .nest("/api/v1", crate::removed_routes::router())
-        .merge(crate::http::openapi::alias_routes(
-            crate::removed_routes::router(),
-        ))
+        .merge(docs::router(document))
+        .nest("/api/v1", removed_routes::router())
+        .merge(openapi::alias_routes(removed_routes::router()))
 }
 
 /// Adds the limits of time and size, and `Idempotency-Key`.
 fn with_limits(routes: OpenApiRouter<AppState>) -> OpenApiRouter<AppState> {
     routes
-        .layer(from_fn(crate::http::idempotency::idempotency_middleware))
+        .layer(from_fn(idempotency::idempotency_middleware))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
@@ -214,11 +208,11 @@ fn with_limits(routes: OpenApiRouter<AppState>) -> OpenApiRouter<AppState> {
 }
 
 fn router(api: AppState) -> Router {
-    let pages = crate::http::cors::cors_layer(&api.context.config.cors_origins);
+    let pages = cors::cors_layer(&api.context.config.cors_origins);
     Router::from(routes(pages))
         .layer(from_fn_with_state(
             api.clone(),
-            crate::auth::denied_requests::record_denied,
+            auth::denied_requests::record_denied,
         ))
         .layer(Extension(api.concurrency_limits.clone()))
         .layer(Extension(Arc::clone(&api.context)))
@@ -269,9 +263,9 @@ async fn request_middleware(
 
         let (status, took) = (response.status(), started.elapsed());
         log_response(&route, status, took);
-        crate::http::metrics::record_response(&context, &route, status, took);
+        metrics::record_response(&context, &route, status, took);
         if let Some(uri) = uri {
-            crate::http::metrics::trace_callback(&context, began, &route, &uri, status);
+            metrics::trace_callback(&context, began, &route, &uri, status);
         }
         response
     }

@@ -8,12 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::KeyCache;
 use crate::auth::denied_requests::DeniedRequests;
-use crate::auth::login::AuthRateLimits;
 use crate::auth::stream_revalidation::StreamRevalidation;
 use crate::auth::tokens::TokenCodec;
-use crate::batches::events::BatchEventHub;
+use crate::batches::event_hub::BatchEventHub;
 use crate::batches::uploads::body::UploadSlots;
 use crate::callbacks::event_writer::EventWriter;
+use crate::limits::auth_limits::AuthRateLimits;
 use crate::limits::load_shed::ConcurrencyLimits;
 use crate::limits::rate_limit::RequestRateLimits;
 use crate::limits::stream_limit::StreamLimits;
@@ -28,7 +28,7 @@ pub struct AppState {
     pub auth_limits: AuthRateLimits,
     pub rate_limits: RequestRateLimits,
     pub denied_requests: DeniedRequests,
-    pub watches: BatchEventHub,
+    pub batch_events: BatchEventHub,
     pub stream_revalidation: StreamRevalidation,
     pub stream_limits: StreamLimits,
     pub concurrency_limits: ConcurrencyLimits,
@@ -50,7 +50,7 @@ impl AppState {
             auth_limits: AuthRateLimits::default(),
             rate_limits: RequestRateLimits::new(&context.config.limits),
             denied_requests: DeniedRequests::spawn(&context),
-            watches: BatchEventHub::default(),
+            batch_events: BatchEventHub::default(),
             stream_revalidation: StreamRevalidation::default(),
             stream_limits: StreamLimits::new(&context),
             concurrency_limits: ConcurrencyLimits::new(&context),

@@ -23,11 +23,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::auth::login::AuthRateLimits;
 use crate::http::error::Result;
 use crate::http::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
 use crate::http::openapi::{CommonErrors, ProblemDocument};
 use crate::http::paging::{ListParams, ListResponse, parse_page_or_whole};
+use crate::limits::auth_limits::AuthRateLimits;
 use crate::state::AppState;
 
 const MAX_SCOPES: usize = 50;

@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
@@ -26,7 +26,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::auth::{API_KEY_HEADER, ClientIp, RequestId};
+use crate::http::request_info::{API_KEY_HEADER, CallerSlot, ClientIp, RequestId};
 use crate::limits::rate_limit::ip_prefix;
 
 /// Rows per minute of one caller or address.
@@ -47,19 +47,6 @@ const CALLER_RESERVE: usize = 256;
 /// Longest wait of a stopping process for the last rows.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const LOGIN: &str = "/api/v1/auth/login";
-
-/// Request extension for the caller's identity: set by authentication, read by
-/// [`record_denied`].
-#[derive(Clone, Debug, Default)]
-pub struct CallerSlot(Arc<OnceLock<DeniedCaller>>);
-
-impl CallerSlot {
-    /// Sets the identity.
-    pub fn set(&self, who: DeniedCaller) {
-        // A request has one caller, even when it is authenticated twice.
-        let _already_set = self.0.set(who);
-    }
-}
 
 /// Handle of the writer of denied requests.
 #[derive(Clone)]
@@ -131,7 +118,7 @@ pub async fn record_denied(
 
     let response = next.run(request).await;
 
-    let who = asker.0.get().cloned().unwrap_or(DeniedCaller::Anonymous);
+    let who = asker.caller();
     if let Some(action) = audit_action(response.status(), &who, shown, route.as_str()) {
         refusals.record(DeniedRequest {
             caller: who,

@@ -1,8 +1,6 @@
 //! `/api/v1/auth`: login with an e-mail address and a password, logout, change of password.
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,7 +8,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use peal_shared::access::Role;
 use peal_shared::audit::{AuditEntry, DeniedCaller};
-use peal_shared::auth::passwords::{PasswordHasher, weakness};
+use peal_shared::auth::passwords::weakness;
 use peal_shared::auth::{passwords, sessions};
 use peal_shared::context::Context;
 use peal_shared::platform::ids::{OrgId, UserId};
@@ -26,8 +24,7 @@ use crate::auth::{Caller, RequestOrigin};
 use crate::http::error::{Problem, Result};
 use crate::http::extract::{FieldErrors, ValidJson};
 use crate::http::openapi::{CommonErrors, ProblemDocument};
-use crate::limits::rate_limit::ip_prefix;
-use crate::limits::token_bucket::RateLimiter;
+use crate::limits::auth_limits::AuthRateLimits;
 use crate::state::AppState;
 
 /// Longest accepted address and password.
@@ -42,67 +39,6 @@ pub fn router() -> OpenApiRouter<AppState> {
 /// Unauthenticated routes.
 pub fn anonymous_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(login))
-}
-
-/// Password hasher and rate limits of authentication.
-#[derive(Clone)]
-pub struct AuthRateLimits {
-    pub hasher: PasswordHasher,
-    by_ip: RateLimiter,
-    by_email: RateLimiter,
-    invites: RateLimiter,
-    keys: RateLimiter,
-}
-
-impl Default for AuthRateLimits {
-    fn default() -> Self {
-        let limit = |burst, secs| {
-            let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
-            RateLimiter::new(burst, Duration::from_secs(secs))
-        };
-        Self {
-            hasher: PasswordHasher::default(),
-            by_ip: limit(20, 6),
-            by_email: limit(10, 30),
-            invites: limit(100, 36),
-            keys: limit(5, 12),
-        }
-    }
-}
-
-impl AuthRateLimits {
-    /// Limits attempts at a secret by the client's address.
-    pub fn check_secret(&self, origin: &RequestOrigin) -> Result<()> {
-        let from = origin.ip.map(ip_prefix);
-        self.by_ip
-            .try_acquire(from)
-            .map_err(Problem::rate_limited)?;
-        Ok(())
-    }
-
-    /// Limits invitation e-mails by organisation.
-    pub fn check_invite(&self, org: OrgId) -> Result<()> {
-        self.invites
-            .try_acquire(org)
-            .map_err(Problem::rate_limited)?;
-        Ok(())
-    }
-
-    /// Limits creation of keys by user: many attempts would reveal which keys exist.
-    pub fn check_key_creation(&self, user: UserId) -> Result<()> {
-        self.keys.try_acquire(user).map_err(Problem::rate_limited)?;
-        Ok(())
-    }
-
-    /// Limits attempts at a password by the client's address and by the e-mail address.
-    pub fn check_login(&self, origin: &RequestOrigin, email: &str) -> Result<()> {
-        self.check_secret(origin)?;
-        let email = email.trim().to_lowercase();
-        self.by_email
-            .try_acquire(email)
-            .map_err(Problem::rate_limited)?;
-        Ok(())
-    }
 }
 
 /// Sign in
@@ -125,7 +61,7 @@ impl AuthRateLimits {
 )]
 async fn login(
     State(context): State<Arc<Context>>,
-    State(door): State<AuthRateLimits>,
+    State(limits): State<AuthRateLimits>,
     State(tokens): State<TokenCodec>,
     mut origin: RequestOrigin,
     ValidJson(body): ValidJson<LoginRequest>,
@@ -138,7 +74,7 @@ async fn login(
     fields.finish()?;
 
     // 1. Limit the attempts, then find the account.
-    door.check_login(&origin, &body.email)?;
+    limits.check_login(&origin, &body.email)?;
     let mut db = context.pool.acquire().await?;
     let known = passwords::find_by_email_unscoped(&mut db, body.email.trim()).await?;
     // Hashing is slow; the connection is released first.
@@ -152,7 +88,7 @@ async fn login(
     }
 
     // 2. Verify the password; an unknown address costs the same.
-    let matches = door.hasher.verify(body.password, hash).await?;
+    let matches = limits.hasher.verify(body.password, hash).await?;
     let Some((_org, user)) = identity.filter(|_| matches) else {
         return Err(wrong_credentials());
     };
@@ -249,7 +185,7 @@ async fn logout(
 )]
 async fn change_password(
     State(context): State<Arc<Context>>,
-    State(door): State<AuthRateLimits>,
+    State(limits): State<AuthRateLimits>,
     caller: Caller,
     ValidJson(body): ValidJson<ChangePassword>,
 ) -> Result<(StatusCode, Json<AuthMessage>)> {
@@ -257,7 +193,7 @@ async fn change_password(
     let email = caller.email.clone().unwrap_or_default();
     check_password(&body.new_password, "new_password", &email)?;
 
-    door.check_login(&caller.origin, &email)?;
+    limits.check_login(&caller.origin, &email)?;
     let mut db = caller.begin_read(&context).await?;
     let hash = passwords::hash_of_user_unscoped(&mut db, caller.user).await?;
     drop(db);
@@ -267,12 +203,12 @@ async fn change_password(
             external_session_error("you sign in elsewhere; change your password there").into(),
         );
     }
-    if !door.hasher.verify(body.current_password, hash).await? {
+    if !limits.hasher.verify(body.current_password, hash).await? {
         let message = "the current password is wrong";
         return Err(Error::rejected("wrong_password", message).into());
     }
 
-    let hash = door.hasher.hash(body.new_password).await?;
+    let hash = limits.hasher.hash(body.new_password).await?;
     let mut db = caller.begin_write(&context).await?;
     passwords::set_unscoped(&mut db, caller.org, caller.user, &hash).await?;
     sessions::end_all_unscoped(&mut db, caller.user, caller.session).await?;

@@ -13,35 +13,30 @@ pub mod tokens;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum::extract::{ConnectInfo, FromRef, FromRequestParts, OriginalUri};
+use axum::extract::{FromRef, FromRequestParts, OriginalUri};
+use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Request};
 use chrono::{DateTime, Utc};
 use peal_shared::access::Principal;
 use peal_shared::access::permissions::Permissions;
 use peal_shared::api_keys::KeyHolder;
 use peal_shared::audit::DeniedCaller;
 use peal_shared::auth::{external_identity, sessions};
-use peal_shared::config::TrustedProxies;
 use peal_shared::context::Context;
 use peal_shared::idempotency::IdempotencyClaim;
 use peal_shared::platform::ids::SessionId;
 use peal_shared::platform::secret::may_be_api_key;
 
-use crate::auth::denied_requests::CallerSlot;
 use crate::http::error::Problem;
+use crate::http::request_info::{API_KEY_HEADER, CallerSlot, ClientIp, RequestId};
 use crate::limits::rate_limit::{RateLimitHeaders, RequestRateLimits};
 use tokens::{BearerIdentity, TokenCodec};
 
-/// Header in which a proxy forwards the client's address.
-const FORWARDED_FOR: &str = "x-forwarded-for";
-/// Header of an API key.
-pub const API_KEY_HEADER: &str = "x-api-key";
 /// Lifetime of a cached key; a revoked one works for this long.
 const KEY_TTL: Duration = Duration::from_millis(500);
 /// Longest API key.
@@ -109,24 +104,6 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestOrigin {
         Ok(Self::of(parts))
     }
 }
-
-/// Client address of a request, as its extension.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientIp(pub IpAddr);
-
-impl ClientIp {
-    /// Address of the connection, or the address that a trusted proxy forwards.
-    pub fn of<B>(request: &Request<B>, proxies: &TrustedProxies) -> Option<Self> {
-        let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
-        let forwarded = request.headers().get_all(FORWARDED_FOR).iter();
-        let forwarded = forwarded.map(|line| line.to_str().unwrap_or_default());
-        Some(Self(proxies.client_address(peer.ip(), forwarded)))
-    }
-}
-
-/// Id of a request, as its extension.
-#[derive(Clone, Debug)]
-pub struct RequestId(pub String);
 
 impl<S> FromRequestParts<S> for Caller
 where

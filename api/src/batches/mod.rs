@@ -1,6 +1,7 @@
 //! `/api/v1/batch-call`: batches, their life cycle and state.
 
 pub mod create;
+pub mod event_hub;
 pub mod events;
 pub mod rows;
 pub mod uploads;
@@ -37,6 +38,9 @@ use crate::http::openapi::{
 };
 use crate::http::paging::{PageParams, PagedOwnedListParams, Visibility, parse_page};
 use crate::state::AppState;
+
+/// Base path of batches, their rows and uploads.
+pub const BATCH_CALL_PATH: &str = "/api/v1/batch-call";
 
 pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()

@@ -22,12 +22,11 @@ use peal_shared::context::Context;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::agents::X_TOTAL_COUNT;
-use crate::auth::API_KEY_HEADER;
 use crate::http::error::{IDEMPOTENT_REPLAYED, Problem, Result};
 use crate::http::idempotency::IDEMPOTENCY_KEY;
 use crate::http::paging::X_TRUNCATED;
-use crate::limits::rate_limit::{RATELIMIT_LIMIT, RATELIMIT_REMAINING, RATELIMIT_RESET};
-use crate::server::REQUEST_ID;
+use crate::http::request_info::API_KEY_HEADER;
+use crate::http::{RATELIMIT_LIMIT, RATELIMIT_REMAINING, RATELIMIT_RESET, REQUEST_ID};
 
 /// Lifetime of a preflight response in the browser's cache.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);

@@ -20,7 +20,7 @@ use peal_shared::platform::error::{Blocker, FieldError};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::limits::rate_limit;
+use crate::http::{RATELIMIT_LIMIT, RATELIMIT_REMAINING, RATELIMIT_RESET};
 use crate::limits::token_bucket::RateLimited;
 
 /// Seconds after which a client may retry when the server is busy.
@@ -361,9 +361,9 @@ pub fn render_problem(mut response: Response, request_id: &str) -> Response {
     if let Some(seconds) = problem.retry_after_secs {
         headers.insert(RETRY_AFTER, seconds.into());
         if let Some(limit) = problem.exhausted_limit {
-            headers.insert(rate_limit::RATELIMIT_LIMIT, limit.into());
-            headers.insert(rate_limit::RATELIMIT_REMAINING, 0.into());
-            headers.insert(rate_limit::RATELIMIT_RESET, seconds.into());
+            headers.insert(RATELIMIT_LIMIT, limit.into());
+            headers.insert(RATELIMIT_REMAINING, 0.into());
+            headers.insert(RATELIMIT_RESET, seconds.into());
         }
     }
 

@@ -15,9 +15,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::auth::Caller;
+use crate::http::BODY_LIMIT_BYTES;
 use crate::http::error::{Problem, Result};
 use crate::http::extract::with_body_timeout;
-use crate::server::BODY_LIMIT_BYTES;
 
 /// Name of the header.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

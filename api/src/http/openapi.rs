@@ -17,7 +17,6 @@ use utoipa::{IntoResponses, Modify, OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::http::paging::Visibility;
-use crate::state::AppState;
 
 /// A problem document (RFC 9457).
 #[derive(ToSchema)]
@@ -155,7 +154,7 @@ struct SecuritySchemes;
 impl Modify for SecuritySchemes {
     fn modify(&self, document: &mut OpenApi) {
         let key = ApiKeyValue::with_description(
-            crate::auth::API_KEY_HEADER,
+            crate::http::request_info::API_KEY_HEADER,
             "Acts for its user, on that user's own resources.",
         );
         let session = Http::builder()
@@ -175,7 +174,10 @@ pub fn empty_document() -> OpenApi {
 }
 
 /// Gives the operations of routes that are also mounted elsewhere a distinct `operationId`.
-pub fn alias_routes(mut router: OpenApiRouter<AppState>) -> OpenApiRouter<AppState> {
+pub fn alias_routes<S>(mut router: OpenApiRouter<S>) -> OpenApiRouter<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
     let items = router.get_openapi_mut().paths.paths.values_mut();
     for (_, operation) in items.flat_map(operations_of) {
         let name = operation.operation_id.take();

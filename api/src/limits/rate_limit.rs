@@ -9,16 +9,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::HeaderMap;
 use peal_shared::access::{Credential, Principal};
 use peal_shared::config::ServerLimits;
 
 use crate::http::error::{Problem, Result};
+use crate::http::{RATELIMIT_LIMIT, RATELIMIT_REMAINING, RATELIMIT_RESET};
 use crate::limits::token_bucket::{RateLimiter, Remaining, round_up_to_secs};
-
-pub const RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
-pub const RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
-pub const RATELIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
 /// Rate limits of authenticated callers and of invalid credentials.
 #[derive(Clone)]

@@ -22,12 +22,13 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::auth::login::{AuthRateLimits, check_password};
+use crate::auth::login::check_password;
 use crate::auth::{Caller, RequestOrigin};
 use crate::http::error::Result;
 use crate::http::extract::{FieldErrors, PathIds, ValidJson, ValidQuery};
 use crate::http::openapi::{CommonErrors, ProblemDocument};
 use crate::http::paging::{ListParams, ListResponse, PageParams, PagedOwnedListParams, parse_page};
+use crate::limits::auth_limits::AuthRateLimits;
 use crate::state::AppState;
 
 pub fn router() -> OpenApiRouter<AppState> {
@@ -217,7 +218,7 @@ async fn remove_member(
 )]
 async fn invite(
     State(context): State<Arc<Context>>,
-    State(door): State<AuthRateLimits>,
+    State(limits): State<AuthRateLimits>,
     caller: Caller,
     PathIds(org): PathIds<OrgId>,
     ValidJson(body): ValidJson<NewInvite>,
@@ -234,7 +235,7 @@ async fn invite(
     fields.finish()?;
 
     // 1. Take a token of the rate limit before anything is sent.
-    door.check_invite(caller.org)?;
+    limits.check_invite(caller.org)?;
 
     let text = |id: InviteId, name: &str| invite_mail_text(&context, id, name);
 
@@ -354,7 +355,7 @@ async fn revoke_invite(
 )]
 async fn accept_invite(
     State(context): State<Arc<Context>>,
-    State(door): State<AuthRateLimits>,
+    State(limits): State<AuthRateLimits>,
     mut origin: RequestOrigin,
     ValidJson(body): ValidJson<AcceptInvite>,
 ) -> Result<(StatusCode, Json<JoinedMember>)> {
@@ -367,7 +368,7 @@ async fn accept_invite(
     }
 
     // 1. Bound the attempts, then find the invitation.
-    door.check_secret(&origin)?;
+    limits.check_secret(&origin)?;
     let id = keys
         .verify_invite_token(&body.token)
         .ok_or(Error::NotFound("Invite"))?;
@@ -377,7 +378,7 @@ async fn accept_invite(
 
     // 2. Hash the password without a connection.
     check_password(&body.password, "password", &invite.email)?;
-    let hash = door.hasher.hash(body.password).await?;
+    let hash = limits.hasher.hash(body.password).await?;
 
     // The token works once, so an Idempotency-Key adds nothing.
     origin.claim = None;

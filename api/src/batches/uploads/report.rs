@@ -9,7 +9,7 @@ use peal_shared::platform::ids::IngestId;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::server::BATCH_CALL_PATH;
+use crate::batches::BATCH_CALL_PATH;
 
 /// Result of an upload. The total is `inserted + duplicates + failed`.
 #[derive(Clone, Serialize, ToSchema)]
