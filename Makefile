@@ -1,10 +1,10 @@
-# `make help` lists what there is. Build output goes to a directory under the user's
+# `make help` lists the targets. Build output goes to a directory under the user's
 # cache, unless CARGO_TARGET_DIR is set; see deploy/local/target-dir.sh.
 
 .DEFAULT_GOAL := help
 .PHONY: help install build demo up test bench soak lint audit prepare dev-db dev-db-stop
 
-# The macros of sqlx read .sqlx/ instead of asking a database.
+# The macros of sqlx read .sqlx/ instead of connecting to a database.
 export SQLX_OFFLINE := true
 
 IN_TARGET := @sh deploy/local/target-dir.sh sh -euc
@@ -20,10 +20,10 @@ install: ## Installs PostgreSQL, Redis and a C compiler where they are missing.
 build: install ## Builds all programs.
 	$(IN_TARGET) '$(BUILD)'
 
-demo: install ## Calls a thousand made-up people and stays up; DEMO_EXIT=1 ends after the check.
+demo: install ## Calls a thousand made-up people and keeps running; DEMO_EXIT=1 ends after the check.
 	$(IN_TARGET) '$(BUILD); $(LAUNCH) demo'
 
-up: install ## Runs everything with data that stays, without the demo's calls.
+up: install ## Runs everything and keeps the data, without the demo's calls.
 	$(IN_TARGET) '$(BUILD); $(LAUNCH) up'
 
 test: install ## Runs all tests on a private PostgreSQL and Redis.
@@ -32,7 +32,7 @@ test: install ## Runs all tests on a private PostgreSQL and Redis.
 	    if cargo nextest --version >/dev/null 2>&1; then set -- nextest run; else set -- test; fi; \
 	    $(LAUNCH) with-services -- cargo "$$@" --workspace'
 
-bench: install ## Measures everything, each number beside a limit of the same run; SMALL=1 is a quick look.
+bench: install ## Measures everything, each number next to a limit of the same run; SMALL=1 is a short run.
 	$(IN_TARGET) 'cargo build --workspace --bin peal-local; \
 	    cargo build --release --package peal-bench --package peal-api --package peal-worker; \
 	    export PEAL_BENCH_SMALL=$${SMALL:-$${PEAL_BENCH_SMALL:-}}; \
@@ -53,14 +53,14 @@ audit: ## Checks licences, sources and advisories of all dependencies (.deny.tom
 	    echo "cargo-deny is missing: cargo install cargo-deny --locked" >&2; exit 1; fi
 	@cargo deny check bans licenses sources
 	@cargo deny check advisories || { \
-	    echo "Where the advisory database is out of reach: cargo deny check --disable-fetch advisories" >&2; \
-	    echo "takes the copy in ~/.cargo/advisory-dbs, if there is one." >&2; exit 1; }
+	    echo "Without access to the advisory database: cargo deny check --disable-fetch advisories" >&2; \
+	    echo "uses the copy in ~/.cargo/advisory-dbs, if there is one." >&2; exit 1; }
 
 prepare: install ## Rewrites .sqlx/ after a statement or a migration has changed.
 	$(IN_TARGET) 'cargo build --workspace --bin peal-local; $(LAUNCH) prepare'
 
-dev-db: ## Starts a PostgreSQL and a Redis that stay; eval "$(make -s dev-db)".
+dev-db: ## Starts PostgreSQL and Redis in the background; eval "$(make -s dev-db)".
 	$(IN_TARGET) 'cargo build --quiet --workspace --bin peal-local; $(LAUNCH) dev-db 9>&-'
 
-dev-db-stop: ## Stops what dev-db started.
+dev-db-stop: ## Stops the services of dev-db.
 	$(IN_TARGET) 'cargo build --quiet --workspace --bin peal-local; $(LAUNCH) dev-db --stop'

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Installs what Peal needs beside Rust: a C compiler, PostgreSQL's and Redis' programs.
-# On Debian and Ubuntu through apt-get (with sudo unless root), elsewhere it says what to
-# install. It does nothing where all is there. Peal runs servers of its own; those that
-# the packages may start are left alone and unused.
+# Installs the dependencies of Peal besides Rust: a C compiler, the programs of PostgreSQL and
+# Redis. Uses apt-get on Debian and Ubuntu (with sudo unless root); elsewhere it prints the
+# command to run. Does nothing when everything is installed. Peal runs private servers; servers
+# that the packages start stay unused.
 #
-# `install.sh tests` tries to install Python too, for the tests that need it; those say so
-# where it is missing.
+# `install.sh tests` also tries to install Python, for the tests that need it; without Python
+# those tests are skipped.
 set -eu
 
 oldest=15
@@ -52,7 +52,7 @@ missing() {
 }
 
 refuse() {
-    echo "Peal needs what this machine lacks:" >&2
+    echo "Peal needs these programs, which are missing:" >&2
     missing >&2
     echo "$1" >&2
     exit 1
@@ -66,7 +66,7 @@ as_root() {
     fi
 }
 
-# Sets $packages to what provides what is missing.
+# Sets $packages to the packages of the missing programs.
 choose_packages() {
     packages=""
     has_compiler || packages="$packages gcc libc6-dev"
@@ -83,7 +83,7 @@ install_with_apt() {
     as_root apt-get -o DPkg::Lock::Timeout=120 -q update >&2
     offered=$(apt-cache policy postgresql | sed -n 's/ *Candidate: \([0-9][0-9]*\).*/\1/p')
     if ! has_postgres && [ "${offered:-0}" -lt "$oldest" ]; then
-        refuse "This system's own PostgreSQL is older. The PostgreSQL project offers newer ones; as root:
+        refuse "The PostgreSQL of this system is too old. The PostgreSQL project offers newer packages; as root:
   apt-get install -y postgresql-common
   /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y
   apt-get install -y postgresql-17
@@ -92,11 +92,11 @@ Then run this again."
     # shellcheck disable=SC2086 # a list of words
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 -q \
         install -y --no-install-recommends $packages >&2
-    is_ready || refuse "apt-get ended well, yet they are not there."
+    is_ready || refuse "apt-get succeeded, but the programs are still missing."
 }
 
 if ! command -v cargo >/dev/null 2>&1; then
-    echo "Peal is built with Rust 1.95 or newer, and there is no cargo: see https://rustup.rs" >&2
+    echo "cargo is missing; Peal needs Rust 1.95 or newer: see https://rustup.rs" >&2
     exit 1
 fi
 if [ "${1:-}" = tests ] && ! has_python; then
@@ -104,7 +104,7 @@ if [ "${1:-}" = tests ] && ! has_python; then
         as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 -q \
             install -y --no-install-recommends python3 python3-venv >&2 || true
     fi
-    has_python || echo "Without Python 3 and its venv some tests will be skipped, and say so." >&2
+    has_python || echo "Without Python 3 and its venv module some tests are skipped." >&2
 fi
 if is_ready; then
     exit 0

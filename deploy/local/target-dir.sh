@@ -1,10 +1,10 @@
 #!/bin/sh
 # Runs a command with CARGO_TARGET_DIR set to a directory under the user's cache.
 #
-# Checkouts share these directories, so that a new clone need not compile every dependency
-# again. Cargo names a workspace's files alike in all clones, so two clones must not build
-# in one directory at once: each directory is locked while a clone's commands run, and a
-# second clone takes the next. A directory that the caller has chosen is left as it is.
+# Checkouts share these directories, so that a new clone does not compile every dependency
+# again. Cargo uses the same file names in all clones, so two clones must not build in one
+# directory at once: each directory is locked while commands of a clone run, and a second
+# clone takes the next directory. A CARGO_TARGET_DIR set by the caller is kept.
 set -eu
 
 if [ -n "${CARGO_TARGET_DIR:-}" ]; then
@@ -21,8 +21,8 @@ if ! command -v flock >/dev/null 2>&1; then
     exec "$@"
 fi
 
-# Takes directory $1 unless another checkout is in it. The lock is shared among commands
-# of one checkout and lasts as long as any process that inherits descriptor 9.
+# Locks directory $1 unless another checkout uses it. The lock is shared by the commands of
+# one checkout and is held until the last process that inherits descriptor 9 ends.
 take() {
     mkdir -p "$1"
     exec 9>>"$1/.lock"
@@ -34,11 +34,11 @@ take() {
     flock -n -s 9
 }
 
-# Only one command at a time chooses.
+# One command at a time chooses a directory.
 exec 8>>"$cache/.lock"
 flock -x 8
 chosen=""
-# The directory of this checkout, then any other, then a new one.
+# Prefers the last directory of this checkout, then any free one, then a new one.
 for dir in "$cache"/[0-9]*; do
     if [ -d "$dir" ] && [ "$(cat "$dir/.checkout" 2>/dev/null)" = "$checkout" ] && take "$dir"; then
         chosen=$dir

@@ -1,4 +1,4 @@
-//! The few requests that the demo makes of Peal's API, as any client would make them.
+//! HTTP client with the few API requests of the demo.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const INGEST_DEADLINE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(200);
 
-/// What became of the rows of an uploaded file.
+/// Row counts of an uploaded file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ingested {
     pub read: u64,
@@ -23,7 +23,7 @@ pub struct Ingested {
     pub rejected: u64,
 }
 
-/// Where a batch stands.
+/// Status and row counts of a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub status: String,
@@ -41,7 +41,7 @@ impl Progress {
     }
 }
 
-/// A client of one API with one key.
+/// Client of one API, authenticated by one API key.
 pub struct ApiClient {
     http: Client,
     base: String,
@@ -88,12 +88,14 @@ impl ApiClient {
             .file_name("demo.csv")
             .mime_str("text/csv")?;
         let form = Form::new().part("file", part);
+
         let upload = self.request(Method::POST, &format!("/upload/{batch}"));
         let mut answer = send(upload.multipart(form)).await?;
+
         let deadline = Instant::now() + INGEST_DEADLINE;
         while is_unfinished(&answer) {
             if Instant::now() > deadline {
-                bail!("the upload is not read after two minutes: {answer}");
+                bail!("the upload is unfinished after two minutes: {answer}");
             }
             tokio::time::sleep(POLL).await;
             let ingest = data(&answer)
@@ -153,7 +155,7 @@ fn number(object: &Value, key: &str) -> Result<u64> {
         .ok_or_else(|| anyhow!("no number `{key}` in {object}"))
 }
 
-/// An ingest that goes on in the background says so in `status` (or `state`).
+/// Reports an ingest that still runs in the background, by its `status` (or `state`).
 fn is_unfinished(answer: &Value) -> bool {
     let data = data(answer);
     let state = data.get("status").or_else(|| data.get("state"));

@@ -1,8 +1,8 @@
-//! Directories that one launcher at a time works in.
+//! Data directories, each used by one launcher at a time.
 //!
-//! A room is locked while its launcher lives; the lock is the kernel's, so a killed
-//! launcher leaves none behind. Whoever enters a room first ends the processes that an
-//! earlier launcher lost there.
+//! A directory is locked while its launcher lives; the kernel releases the lock when the
+//! launcher is killed. Acquiring a directory first stops the processes that an earlier launcher
+//! left running in it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,17 +17,18 @@ use uuid::Uuid;
 
 use crate::{pidfiles, run_as};
 
-/// The cluster's directory in every room; it may be a link to a place outside.
+/// Name of the PostgreSQL cluster in every data directory; it may be a link to an external
+/// directory.
 pub const CLUSTER: &str = "postgres";
 
 const LOCK: &str = "lock";
 const TEMPORARY_PREFIX: &str = "peal-services-";
 
-/// A temporary room has its hidden name while it is made or removed, which takes moments; one
-/// that still has it after so long was left by a launcher that was killed meanwhile.
+/// Age after which a hidden directory counts as abandoned. A temporary directory has its hidden
+/// name only while it is created or removed, which takes moments.
 const HIDDEN_AT_MOST: Duration = Duration::from_secs(3600);
 
-/// More demos than this at once in one checkout are surely a mistake.
+/// Most directories of one name in use at once in one checkout.
 const MOST_SIBLINGS: usize = 9;
 
 /// A locked directory.
@@ -35,13 +36,13 @@ const MOST_SIBLINGS: usize = 9;
 pub struct Room {
     path: PathBuf,
     temporary: bool,
-    // Unlocked when dropped.
+    // Dropping the file releases the lock.
     _lock: File,
 }
 
 impl Room {
-    /// Enters `<checkout>/.local/<name>`, or `<name>-2`, `<name>-3` and so on while others
-    /// work in those.
+    /// Locks `<checkout>/.local/<name>`, or the first of `<name>-2`, `<name>-3`, ... that is not
+    /// in use.
     pub fn enter(checkout: &Path, name: &str) -> Result<Self> {
         let local = local_dir(checkout)?;
         for number in 1..=MOST_SIBLINGS {
@@ -49,14 +50,14 @@ impl Room {
                 1 => local.join(name),
                 _ => local.join(format!("{name}-{number}")),
             };
-            if let Some(room) = Self::try_enter(&path)? {
-                return Ok(room);
+            if let Some(dir) = Self::try_enter(&path)? {
+                return Ok(dir);
             }
         }
         bail!("{MOST_SIBLINGS} of `{name}` run in this checkout already");
     }
 
-    /// Enters `path` unless somebody is in it.
+    /// Locks `path`; returns `None` if another launcher uses it.
     pub fn try_enter(path: &Path) -> Result<Option<Self>> {
         fs::create_dir_all(path).with_context(|| not_ours(path))?;
         let Some(lock) = try_lock(path)? else {
@@ -70,22 +71,24 @@ impl Room {
         }))
     }
 
-    /// A directory of its own that is removed with everything in it when dropped. Those
-    /// whose launchers were killed are removed first.
+    /// Creates a temporary directory that is removed with its contents when dropped. Removes the
+    /// temporary directories of killed launchers first.
     pub fn temporary() -> Result<Self> {
         let base = std::env::temp_dir();
         sweep(&base)?;
         let name = format!("{TEMPORARY_PREFIX}{}", Uuid::new_v4().simple());
         let path = base.join(name);
-        // It gets its real name only once it is locked, so that no sweep takes it away.
+
+        // It gets its final name only once it is locked, so that no other launcher removes it.
         let unlocked = hidden(&path);
         fs::DirBuilder::new()
             .mode(0o755)
             .create(&unlocked)
             .with_context(|| format!("creating {unlocked:?}"))?;
         let Some(lock) = try_lock(&unlocked)? else {
-            bail!("{unlocked:?} is locked by somebody else");
+            bail!("{unlocked:?} is locked by another process");
         };
+
         fs::rename(&unlocked, &path)?;
         Ok(Self {
             path,
@@ -126,22 +129,22 @@ impl Drop for Room {
     }
 }
 
-/// The name of a temporary room under which no other launcher enters it.
+/// The hidden name of a temporary directory; other launchers do not lock hidden directories.
 fn hidden(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     path.with_file_name(name)
 }
 
-/// Removes a temporary room that we have locked. It leaves under its hidden name: under its
-/// own, a sweep that comes when the lock is removed but the rest is not would lock it anew.
+/// Removes a temporary directory that this launcher has locked. The directory gets its hidden
+/// name first; otherwise another launcher could lock it again once its lock file is gone.
 fn remove(path: &Path) {
-    let leaving = hidden(path);
-    let path = match fs::rename(path, &leaving) {
-        Ok(()) => leaving.as_path(),
+    let hidden = hidden(path);
+    let path = match fs::rename(path, &hidden) {
+        Ok(()) => hidden.as_path(),
         Err(_) => path,
     };
-    // What is left is found by a later sweep.
+    // A later launcher removes the remains.
     let _ = fs::remove_dir_all(path);
 }
 
@@ -152,7 +155,7 @@ pub fn local_dir(checkout: &Path) -> Result<PathBuf> {
     Ok(local)
 }
 
-/// Removes the temporary rooms of launchers that no longer live.
+/// Removes the temporary directories of launchers that no longer run.
 fn sweep(base: &Path) -> Result<()> {
     for entry in fs::read_dir(base)?.flatten() {
         let path = entry.path();
@@ -162,6 +165,8 @@ fn sweep(base: &Path) -> Result<()> {
         if !shown.starts_with(TEMPORARY_PREFIX) || !is_our_dir(&path) {
             continue;
         }
+
+        // A hidden directory has no lock; its age decides.
         if shown != name {
             if is_forgotten(&path) {
                 pidfiles::end_all(&path.join("pids"))?;
@@ -170,7 +175,8 @@ fn sweep(base: &Path) -> Result<()> {
             }
             continue;
         }
-        // Somebody else may be sweeping it at the same moment.
+
+        // Another launcher may be removing it at the same moment.
         if let Ok(Some(_lock)) = try_lock(&path) {
             pidfiles::end_all(&path.join("pids"))?;
             run_as::remove_dir(&path.join(CLUSTER))?;
@@ -180,16 +186,16 @@ fn sweep(base: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether nobody has touched a hidden room for too long. It needs no lock: should its launcher
-/// be removing it after all, two that only remove do no harm.
+/// Reports a hidden directory that is unmodified for too long. It needs no lock: if its launcher
+/// is still removing it, two concurrent removals do no harm.
 fn is_forgotten(path: &Path) -> bool {
     fs::symlink_metadata(path)
         .and_then(|metadata| metadata.modified())
         .is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > HIDDEN_AT_MOST))
 }
 
-/// The temporary directory is everybody's: what others wrote there must not decide which
-/// processes are ended or which files are removed.
+/// Reports a directory that only this user can write. The system's temporary directory is shared:
+/// files of other users must not decide which processes are stopped or which files are removed.
 fn is_our_dir(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| {
         metadata.is_dir()
@@ -227,7 +233,7 @@ mod tests {
 
     impl Checkout {
         fn new() -> Self {
-            let dir = std::env::temp_dir().join(format!("peal-rooms-{}", Uuid::new_v4().simple()));
+            let dir = std::env::temp_dir().join(format!("peal-dirs-{}", Uuid::new_v4().simple()));
             fs::create_dir_all(&dir).unwrap();
             Self(dir)
         }
@@ -256,17 +262,17 @@ mod tests {
     #[test]
     fn emptying_keeps_the_lock() {
         let checkout = Checkout::new();
-        let room = Room::enter(&checkout.0, "demo").unwrap();
-        fs::create_dir(room.path().join("logs")).unwrap();
-        fs::write(room.path().join("logs/api.log"), "x").unwrap();
-        fs::write(room.path().join("note"), "x").unwrap();
+        let dir = Room::enter(&checkout.0, "demo").unwrap();
+        fs::create_dir(dir.path().join("logs")).unwrap();
+        fs::write(dir.path().join("logs/api.log"), "x").unwrap();
+        fs::write(dir.path().join("note"), "x").unwrap();
 
-        room.empty().unwrap();
+        dir.empty().unwrap();
 
-        let left: Vec<_> = fs::read_dir(room.path()).unwrap().flatten().collect();
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().collect();
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].file_name(), LOCK);
-        assert!(Room::try_enter(room.path()).unwrap().is_none());
+        assert!(Room::try_enter(dir.path()).unwrap().is_none());
     }
 
     #[test]
@@ -275,34 +281,42 @@ mod tests {
         let dead = base.0.join(format!("{TEMPORARY_PREFIX}dead"));
         let alive = base.0.join(format!("{TEMPORARY_PREFIX}alive"));
         let foreign = base.0.join("something-else");
-        let open_to_all = base.0.join(format!("{TEMPORARY_PREFIX}open"));
-        let coming = base.0.join(format!(".{TEMPORARY_PREFIX}coming"));
-        let forgotten = base.0.join(format!(".{TEMPORARY_PREFIX}forgotten"));
-        for dir in [&dead, &alive, &foreign, &open_to_all, &coming, &forgotten] {
+        let world_writable = base.0.join(format!("{TEMPORARY_PREFIX}open"));
+        let recent = base.0.join(format!(".{TEMPORARY_PREFIX}recent"));
+        let abandoned = base.0.join(format!(".{TEMPORARY_PREFIX}abandoned"));
+        for dir in [
+            &dead,
+            &alive,
+            &foreign,
+            &world_writable,
+            &recent,
+            &abandoned,
+        ] {
             fs::create_dir(dir).unwrap();
         }
+
         let long_ago = std::time::UNIX_EPOCH;
-        let untouched = File::open(&forgotten).unwrap();
+        let untouched = File::open(&abandoned).unwrap();
         untouched.set_modified(long_ago).unwrap();
-        fs::set_permissions(&open_to_all, fs::Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(&world_writable, fs::Permissions::from_mode(0o777)).unwrap();
         let _lock = try_lock(&alive).unwrap().unwrap();
 
         sweep(&base.0).unwrap();
 
         assert!(!dead.exists() && !hidden(&dead).exists());
-        assert!(!forgotten.exists());
-        assert!(coming.exists());
+        assert!(!abandoned.exists());
+        assert!(recent.exists());
         assert!(alive.exists());
         assert!(foreign.exists());
-        assert!(open_to_all.exists());
+        assert!(world_writable.exists());
     }
 
     #[test]
     fn a_temporary_room_vanishes_when_dropped() {
-        let room = Room::temporary().unwrap();
-        let path = room.path().to_owned();
+        let dir = Room::temporary().unwrap();
+        let path = dir.path().to_owned();
         fs::write(path.join("note"), "x").unwrap();
-        drop(room);
+        drop(dir);
         assert!(!path.exists() && !hidden(&path).exists());
     }
 }

@@ -1,5 +1,5 @@
-//! `make demo`: a thousand people are called, and the result is checked before your eyes.
-//! `make up`: the same processes with data that stays, and no calls.
+//! `make demo` calls a thousand made-up people and checks the result.
+//! `make up` runs the same processes, keeps the data and makes no calls.
 
 use std::io::{IsTerminal, stderr};
 use std::path::Path;
@@ -19,24 +19,25 @@ use crate::wallet::Wallet;
 const CSV: &str = "deploy/local/demo.csv";
 const VARIABLES: [&str; 3] = ["name", "city", "appointment"];
 
-/// How many calls of the batch may be up at once.
+/// Most calls of the batch in progress at once.
 const BATCH_SIZE: u32 = 100;
 
 const POLL: Duration = Duration::from_millis(250);
 
-/// Where nobody watches a bar, a line is printed this often.
+/// Interval of progress lines where the output is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// No row got an outcome for so long: something is wrong.
+/// Longest time without progress before the demo fails.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
-/// Runs the demo; returns the exit code. With `exit` it ends after the summary, else it
-/// stays up until it is told to stop.
+/// Runs the demo; returns the exit code. With `exit` it ends after the summary, otherwise it
+/// runs until a stop is requested.
 pub async fn run(checkout: &Path, exit: bool) -> Result<u8> {
     let mut stop = Stop::listen()?;
-    let room = Room::enter(checkout, "demo")?;
-    room.empty()?;
-    let Some(mut stack) = start(checkout, &room, &mut stop).await? else {
+    let dir = Room::enter(checkout, "demo")?;
+    dir.empty()?;
+
+    let Some(mut stack) = start(checkout, &dir, &mut stop).await? else {
         return Ok(130);
     };
     let outcome = tokio::select! {
@@ -44,6 +45,7 @@ pub async fn run(checkout: &Path, exit: bool) -> Result<u8> {
         _ = stop.requested() => None,
         () = orphaned() => None,
     };
+
     let code = match outcome {
         None => 130,
         Some(Err(error)) => {
@@ -64,16 +66,17 @@ pub async fn run(checkout: &Path, exit: bool) -> Result<u8> {
             code
         }
     };
+
     say("stopping");
     stack.stop().await?;
     Ok(code)
 }
 
-/// Runs everything with data that stays, until it is told to stop.
+/// Runs everything until a stop is requested, and keeps the data.
 pub async fn up(checkout: &Path) -> Result<u8> {
     let mut stop = Stop::listen()?;
-    let room = Room::enter(checkout, "up")?;
-    let Some(mut stack) = start(checkout, &room, &mut stop).await? else {
+    let dir = Room::enter(checkout, "up")?;
+    let Some(mut stack) = start(checkout, &dir, &mut stop).await? else {
         return Ok(130);
     };
     invite(&stack, None);
@@ -83,24 +86,25 @@ pub async fn up(checkout: &Path) -> Result<u8> {
     stayed.map(|()| 0)
 }
 
-/// `None` when it was told to stop meanwhile; what had started ends again.
-async fn start(checkout: &Path, room: &Room, stop: &mut Stop) -> Result<Option<Stack>> {
+/// Starts the stack. Returns `None` if a stop is requested meanwhile; the processes started so
+/// far are stopped.
+async fn start(checkout: &Path, dir: &Room, stop: &mut Stop) -> Result<Option<Stack>> {
     tokio::select! {
-        stack = Stack::start(checkout, room, say) => Ok(Some(stack?)),
+        stack = Stack::start(checkout, dir, say) => Ok(Some(stack?)),
         _ = stop.requested() => Ok(None),
         () = orphaned() => Ok(None),
     }
 }
 
 async fn stay(stack: &mut Stack, stop: &mut Stop) -> Result<()> {
-    let watch = async {
+    let failed = async {
         loop {
             stack.ensure_running()?;
             tokio::time::sleep(POLL).await;
         }
     };
     tokio::select! {
-        ended = watch => ended,
+        result = failed => result,
         _ = stop.requested() => Ok(()),
         () = orphaned() => Ok(()),
     }
@@ -115,6 +119,7 @@ async fn play(stack: &mut Stack, checkout: &Path) -> Result<Played> {
     let api = ApiClient::new(stack)?;
     let before = Wallet::read(&stack.tools).await?;
     say(&format!("the wallet has {} USD", before.balance));
+
     let batch = api
         .create(&stack.account, "Demo", &VARIABLES, BATCH_SIZE)
         .await?;
@@ -123,10 +128,12 @@ async fn play(stack: &mut Stack, checkout: &Path) -> Result<Played> {
         "{CSV} is uploaded: {} people to call, {} a second",
         ingested.accepted, TRUNK_CPS
     ));
+
     let begin = Instant::now();
     api.start(&batch).await?;
     let progress = watch(stack, &api, &batch, ingested.accepted).await?;
     let dialling = begin.elapsed();
+
     let after = Wallet::at_rest(&stack.tools).await?;
     let offenders = wallet::offenders(&stack.tools).await?;
     let oracle = fetch(&format!("{}/_sim/oracle", stack.simulator_url)).await?;
@@ -145,7 +152,7 @@ async fn play(stack: &mut Stack, checkout: &Path) -> Result<Played> {
     })
 }
 
-/// Shows the batch's progress until it is completed.
+/// Shows the progress of the batch until it is completed.
 async fn watch(stack: &mut Stack, api: &ApiClient, batch: &str, rows: u64) -> Result<Progress> {
     let view = View::open(rows)?;
     let mut last = Progress::default();
@@ -154,6 +161,7 @@ async fn watch(stack: &mut Stack, api: &ApiClient, batch: &str, rows: u64) -> Re
         stack.ensure_running()?;
         let progress = api.progress(batch).await?;
         view.show(&progress);
+
         match progress.status.as_str() {
             "completed" => {
                 view.close();
@@ -162,17 +170,19 @@ async fn watch(stack: &mut Stack, api: &ApiClient, batch: &str, rows: u64) -> Re
             "paused" | "stopped" => bail!("the batch is {}", progress.status),
             _ => {}
         }
+
         if progress != last {
             last = progress;
             moved = Instant::now();
         } else if moved.elapsed() > STALLED_AFTER {
             bail!("the batch has not moved for a minute: {last:?}");
         }
+
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// A bar on a terminal, a line now and then elsewhere.
+/// Progress display: a bar on a terminal, a line every few seconds elsewhere.
 struct View {
     bar: ProgressBar,
     rows: u64,
@@ -242,7 +252,7 @@ fn tell(summary: &Summary) {
     }
 }
 
-/// Prints how to go on from here.
+/// Prints the addresses, the API key and commands to try.
 fn invite(stack: &Stack, batch: Option<&str>) {
     let Stack {
         api_url, account, ..
@@ -260,6 +270,7 @@ fn invite(stack: &Stack, batch: Option<&str>) {
         println!("    curl {api_url}/health/ready");
         println!("    curl -H 'x-api-key: {key}' {base}/me");
     }
+
     println!(
         "    curl -H 'x-api-key: {key}' -H 'content-type: application/json' \\\n      \
          -d '{{\"batch_name\":\"Mine\",\"agent_id\":\"{}\",\"caller_phone_id\":\"{}\",\

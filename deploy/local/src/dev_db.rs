@@ -1,4 +1,4 @@
-//! A private PostgreSQL and Redis that stay until they are told to go, for developers:
+//! A private PostgreSQL and Redis in the background, for developers:
 //! `eval "$(peal-local dev-db)"`, then `peal-local dev-db --stop`.
 
 use std::fs;
@@ -14,7 +14,7 @@ use crate::{pidfiles, postgres, redis};
 const NAME: &str = "dev";
 const ADDRESSES: &str = "addresses";
 
-/// The addresses of running services.
+/// Ports of the running services.
 #[derive(Debug, PartialEq, Eq)]
 struct Addresses {
     postgres: u16,
@@ -31,7 +31,7 @@ impl Addresses {
         })
     }
 
-    /// Lines for a shell to evaluate.
+    /// `export` lines for a shell to evaluate.
     fn exports(&self) -> String {
         let database = postgres::url(self.postgres, SUPERUSER, "postgres");
         let redis = redis::url(self.redis);
@@ -43,7 +43,7 @@ impl Addresses {
     }
 }
 
-/// Starts the services, or finds them running, and returns lines for a shell to evaluate.
+/// Starts the services unless they run, and returns lines for a shell to evaluate.
 pub async fn start(checkout: &Path) -> Result<String> {
     let dir = local_dir(checkout)?.join(NAME);
     let file = dir.join(ADDRESSES);
@@ -53,15 +53,17 @@ pub async fn start(checkout: &Path) -> Result<String> {
     if both_run && let Some(addresses) = Addresses::read(&file) {
         return Ok(addresses.exports());
     }
-    // Held only while the services start; they stay without it.
-    let _room = Room::try_enter(&dir)?
-        .ok_or_else(|| anyhow!("they are being started or stopped at this moment"))?;
+
+    // Locked only while the services start; they keep running without the lock.
+    let _dir = Room::try_enter(&dir)?
+        .ok_or_else(|| anyhow!("the services are being started or stopped"))?;
     let services = Services::start(Options {
         dir: Some(dir),
         durable: false,
         detached: true,
     })
     .await?;
+
     let addresses = Addresses {
         postgres: services.postgres().port(),
         redis: services.redis().port(),
@@ -74,9 +76,9 @@ pub async fn start(checkout: &Path) -> Result<String> {
 /// Stops the services and keeps their data.
 pub fn stop(checkout: &Path) -> Result<()> {
     let dir = local_dir(checkout)?.join(NAME);
-    // Entering a room ends whatever runs in it.
+    // Acquiring a directory stops the processes that run in it.
     if Room::try_enter(&dir)?.is_none() {
-        bail!("they are being started or stopped at this moment");
+        bail!("the services are being started or stopped");
     }
     Ok(())
 }

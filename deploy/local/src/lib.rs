@@ -1,9 +1,10 @@
-//! Runs Peal on one machine, with nothing but PostgreSQL's and Redis' programs installed.
+//! Launcher: runs Peal on one machine where only the programs of PostgreSQL and Redis are
+//! installed.
 //!
-//! Everything lives in directories of our own: private servers on free ports, never a
-//! server that the machine already runs. Three users: `make demo` and `make up` (the whole
-//! product), `make test` and the benchmarks (services only, in a directory that vanishes),
-//! and developers who want a database at hand.
+//! The launcher starts private servers on free ports, with their data in directories of its
+//! own, and never uses a server that the machine already runs. It serves `make demo` and
+//! `make up` (the whole product), `make test` and the benchmarks (services only, in a temporary
+//! directory), and developers who need a database.
 //!
 //! ```text
 //! demo / up      .local/demo, .local/up   stack: services + api + two workers + simulator
@@ -12,10 +13,10 @@
 //! prepare        a temporary directory    services, migrations, then .sqlx/ is rewritten
 //! ```
 //!
-//! No process stays behind: children stop in order when the launcher ends, the kernel
-//! ends them when the launcher is killed (where `setpriv` exists), and whatever still
-//! survives is found by its pid file when the directory is next used. A process is killed
-//! only after its identity has been checked; see [`pidfiles`].
+//! No process outlives the launcher: children stop in order when it ends, the kernel signals
+//! them when it is killed (where `setpriv` exists), and the next launcher in the same directory
+//! stops survivors by their pid files. A process is killed only after its identity has been
+//! checked; see [`pidfiles`].
 
 pub mod api_client;
 pub mod data_dir;

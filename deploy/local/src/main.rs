@@ -1,4 +1,4 @@
-//! The launcher's command line; see the library for what each mode does.
+//! Command line of the launcher; the library describes its modes.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -22,13 +22,13 @@ struct Args {
 enum Mode {
     /// Call a thousand made-up people and check the result.
     Demo {
-        /// End after the summary; the exit code tells whether everything added up.
+        /// End after the summary; the exit code is 0 if every check passed.
         #[arg(long, env = "DEMO_EXIT", value_parser = clap::builder::FalseyValueParser::new())]
         exit: bool,
     },
-    /// Run everything, with data that stays.
+    /// Run everything and keep the data.
     Up,
-    /// Run a command with private services around it.
+    /// Run a command with a private PostgreSQL and Redis.
     WithServices {
         /// Commits reach the disk, as in production.
         #[arg(long)]
@@ -36,9 +36,9 @@ enum Mode {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
-    /// Start services that stay, and print their addresses for a shell to evaluate.
+    /// Start services in the background and print their addresses for a shell to evaluate.
     DevDb {
-        /// Stop them instead.
+        /// Stop the services instead.
         #[arg(long)]
         stop: bool,
     },
@@ -53,10 +53,11 @@ enum Mode {
 // One thread: the kernel ends the children when the thread that started them ends.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    // Everything started here has the same limit; a shell's 1,024 files are too few for some.
+    // Children inherit the limit; a shell's default of 1,024 files is too low for some of them.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         eprintln!("peal-local: the limit of open files cannot be raised: {error}");
     }
+
     match run(Args::parse()).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

@@ -1,9 +1,9 @@
-//! Pid files, and the processes that an earlier launcher left behind.
+//! Pid files, and the processes that an earlier launcher left running.
 //!
-//! Each child has a file `<dir>/pids/<name>` with its pid, the instant it started and a
-//! word of its command line. A pid alone proves nothing, because the system gives it out
-//! again; a process is ours only if all three still agree. What is not ours is left alone
-//! and only its file goes.
+//! Each child has a file `<dir>/pids/<name>` with its pid, its start time and a part of its
+//! command line. A pid alone proves nothing, because the system reuses pids; a process belongs
+//! to the launcher only if all three match. Other processes are left alone, and only the pid
+//! file is removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,17 +16,17 @@ use nix::unistd::Pid;
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// How long a leftover may take to obey its own stop signal before it is killed.
+/// Time that a process has for its stop signal before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A process as its pid file describes it.
+/// Description of a process in its pid file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Record {
     pid: i32,
-    /// The kernel's start time in clock ticks; 0 where the system does not tell.
+    /// Start time in the kernel's clock ticks; 0 where the system does not report it.
     started: u64,
     stop: Signal,
-    /// Part of the command line that only this child carries.
+    /// Part of the command line that no other process has.
     mark: String,
 }
 
@@ -57,7 +57,7 @@ impl Record {
     fn read(file: &Path) -> Result<Self> {
         let text = fs::read_to_string(file)?;
         let mut words = text.trim_end().splitn(4, ' ');
-        let mut word = || words.next().ok_or_else(|| anyhow!("{file:?} is cut short"));
+        let mut word = || words.next().ok_or_else(|| anyhow!("{file:?} is truncated"));
         Ok(Self {
             pid: word()?.parse()?,
             started: word()?.parse()?,
@@ -66,17 +66,17 @@ impl Record {
         })
     }
 
-    /// Whether the process still runs and is the one that was described.
+    /// True if the process runs and is the described one.
     pub fn is_running(&self) -> bool {
         command_line(self.pid).is_some_and(|line| line.contains(&self.mark))
             && (self.started == 0 || started(self.pid) == Some(self.started))
     }
 
     fn end(&self) -> Result<()> {
-        for (signal, patience) in [(self.stop, GRACE), (Signal::SIGKILL, GRACE)] {
-            // Gone in between is what we want.
+        for signal in [self.stop, Signal::SIGKILL] {
+            // The process may be gone already.
             let _ = kill(Pid::from_raw(self.pid), signal);
-            let deadline = Instant::now() + patience;
+            let deadline = Instant::now() + GRACE;
             while self.is_running() {
                 if Instant::now() > deadline {
                     break;
@@ -91,11 +91,11 @@ impl Record {
     }
 }
 
-/// Ends every process that the pid files under `pids` describe; returns how many ran.
+/// Stops every process that the pid files under `pids` describe; returns their count.
 pub fn end_all(pids: &Path) -> Result<usize> {
     let mut ended = 0;
     for file in pid_files(pids) {
-        // A file cut short by a crash describes nothing that could be checked.
+        // A file truncated by a crash describes no process that could be checked.
         if let Ok(record) = Record::read(&file)
             && record.is_running()
         {
@@ -107,7 +107,7 @@ pub fn end_all(pids: &Path) -> Result<usize> {
     Ok(ended)
 }
 
-/// Whether the process that `file` describes runs.
+/// True if the process that `file` describes runs.
 pub fn runs(file: &Path) -> bool {
     Record::read(file).is_ok_and(|record| record.is_running())
 }
@@ -117,12 +117,12 @@ fn pid_files(pids: &Path) -> Vec<PathBuf> {
         return Vec::new();
     };
     let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    // Those who use the services end before them.
+    // Users of the services stop before the services.
     files.sort_by_key(|file| file.ends_with("postgres") || file.ends_with("redis"));
     files
 }
 
-/// The command line with its arguments separated by spaces; `None` when nothing runs.
+/// The command line with its arguments separated by spaces; `None` when no process runs.
 fn command_line(pid: i32) -> Option<String> {
     if Path::new("/proc/self/cmdline").exists() {
         let raw = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -139,7 +139,7 @@ fn command_line(pid: i32) -> Option<String> {
 }
 
 /// Field 22 of `/proc/<pid>/stat`. The second field is a name that may hold spaces and
-/// brackets, so fields are counted behind its last bracket.
+/// brackets, so fields are counted after its last bracket.
 fn started(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
@@ -167,7 +167,7 @@ mod tests {
         }
     }
 
-    /// A process that waits for input that never comes; its argument is its mark.
+    /// Starts a process that waits for input; `mark` is in its command line.
     fn sleeper(mark: &str) -> std::process::Child {
         let child = Command::new("sh")
             .args(["-c", "read -r line", mark])
@@ -177,7 +177,7 @@ mod tests {
         let pid = i32::try_from(child.id()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
         while !command_line(pid).is_some_and(|line| line.contains(mark)) {
-            assert!(Instant::now() < deadline, "the child never became itself");
+            assert!(Instant::now() < deadline, "the child did not exec");
             std::thread::yield_now();
         }
         child
@@ -186,9 +186,9 @@ mod tests {
     #[test]
     fn a_leftover_is_ended_and_its_file_removed() {
         let scratch = Scratch::new();
-        let mut child = sleeper("mark-of-a-leftover");
+        let mut child = sleeper("mark-of-a-stale-process");
         let file = scratch.0.join("sleeper");
-        Record::of(child.id(), Signal::SIGTERM, "mark-of-a-leftover")
+        Record::of(child.id(), Signal::SIGTERM, "mark-of-a-stale-process")
             .unwrap()
             .write(&file)
             .unwrap();
@@ -203,8 +203,8 @@ mod tests {
     #[test]
     fn a_stranger_with_a_reused_pid_is_left_alone() {
         let scratch = Scratch::new();
-        let mut child = sleeper("mark-of-a-stranger");
-        let truth = Record::of(child.id(), Signal::SIGKILL, "mark-of-a-stranger").unwrap();
+        let mut child = sleeper("mark-of-another-process");
+        let truth = Record::of(child.id(), Signal::SIGKILL, "mark-of-another-process").unwrap();
         let other_program = Record {
             mark: "mark-of-ours".to_owned(),
             ..Record::of(child.id(), Signal::SIGKILL, "").unwrap()
@@ -213,7 +213,7 @@ mod tests {
         if truth.started != 0 {
             let other_start = Record {
                 started: truth.started + 1,
-                ..Record::of(child.id(), Signal::SIGKILL, "mark-of-a-stranger").unwrap()
+                ..Record::of(child.id(), Signal::SIGKILL, "mark-of-another-process").unwrap()
             };
             other_start.write(&scratch.0.join("two")).unwrap();
         }

@@ -7,14 +7,15 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tokio::net::TcpSocket;
 
-/// How often a server is tried on another port when somebody took the one it was given.
+/// Most attempts to start a server when its port is taken by another process.
 pub const ATTEMPTS: usize = 5;
 
-/// A port that nobody is given who asks for any, as long as this lives.
+/// A port that the kernel assigns to no other process while this value lives.
 ///
-/// On Linux a socket that is bound to it and does not listen keeps it; whoever connects is
-/// refused. A server that is told its number gets it nevertheless, again and again: servers set
-/// `SO_REUSEADDR`. Other systems would refuse the server, too, so there nothing keeps it.
+/// On Linux a bound socket that does not listen reserves the port; connections to it are
+/// refused. A server that binds the port explicitly still succeeds, any number of times, because
+/// servers set `SO_REUSEADDR`. Other systems would refuse the server too, so there the port is
+/// not reserved.
 #[derive(Debug)]
 pub struct Held {
     address: SocketAddr,
@@ -50,8 +51,8 @@ impl Held {
     }
 }
 
-/// The port that `file` remembers if it is still free, else a free one, remembered: an
-/// address that people copied stays good when they start Peal again.
+/// Returns the port saved in `file` if it is free, otherwise a free port, which it saves: an
+/// address that a user has copied stays valid after a restart.
 pub fn remembered(file: &Path) -> Result<u16> {
     if let Ok(text) = fs::read_to_string(file)
         && let Ok(port) = text.trim().parse::<u16>()

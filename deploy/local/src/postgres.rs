@@ -1,7 +1,7 @@
-//! A private PostgreSQL: finding its programs, creating a cluster, running the server.
+//! A private PostgreSQL: search for its programs, creation of a cluster, its server.
 //!
-//! The server listens on 127.0.0.1 alone and trusts whoever connects, as a scratch server
-//! may. Unix sockets are off: their paths have a short limit that checkouts exceed.
+//! The server listens on 127.0.0.1 only and accepts every connection without a password, as a
+//! scratch server may. Unix sockets are off: checkouts exceed their short path limit.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,16 +16,16 @@ use crate::processes::{Desk, POLL, Process, Spec};
 use crate::run_as::Owner;
 use crate::{ports, run_as};
 
-/// The oldest major version that Peal runs on.
+/// Oldest major version that Peal supports.
 pub const OLDEST: u32 = 15;
 
-/// The superuser of every private cluster.
+/// Superuser of every private cluster.
 pub const SUPERUSER: &str = "postgres";
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_secs(20);
 
-/// Variables that would lead the client programs to somebody else's server.
+/// Environment variables that would direct the client programs to another server.
 const FOREIGN_ENV: [&str; 9] = [
     "PGHOST",
     "PGHOSTADDR",
@@ -38,12 +38,12 @@ const FOREIGN_ENV: [&str; 9] = [
     "PGSSLMODE",
 ];
 
-/// How much the server cares for its data.
+/// Durability of commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// Every commit reaches the disk, as in production.
+    /// Every commit is synced to disk, as in production.
     Full,
-    /// Survives a crash of the server, not of the machine. For tests.
+    /// Commits survive a crash of the server, not of the machine. For tests.
     Scratch,
 }
 
@@ -61,7 +61,7 @@ impl Durability {
     }
 }
 
-/// A private cluster and, unless it is stopped, its server.
+/// A private cluster and its server, which may be stopped.
 #[derive(Debug)]
 pub struct Postgres {
     programs: PathBuf,
@@ -80,7 +80,7 @@ impl Postgres {
         data: PathBuf,
         durability: Durability,
         detached: bool,
-        desk: &Desk,
+        process_dir: &Desk,
     ) -> Result<Self> {
         let mut postgres = Self {
             programs: find_programs()?,
@@ -88,7 +88,7 @@ impl Postgres {
             durability,
             owner: Owner::for_servers()?,
             detached,
-            desk: desk.clone(),
+            desk: process_dir.clone(),
             port: ports::Held::any()?,
             server: None,
         };
@@ -101,13 +101,14 @@ impl Postgres {
         self.port.port()
     }
 
-    /// The address of `database` for `user`.
+    /// URL of `database` for `user`.
     pub fn url(&self, user: &str, database: &str) -> String {
         url(self.port(), user, database)
     }
 
-    /// Starts the stopped server again, on the port it had.
+    /// Starts the stopped server again on the same port.
     pub async fn start_server(&mut self) -> Result<()> {
+        // 1. Its command line.
         let program = self.programs.join("postgres");
         let data = self.data.to_string_lossy().into_owned();
         let mut args: Vec<OsString> = vec!["-D".into(), self.data.clone().into()];
@@ -123,6 +124,8 @@ impl Postgres {
         for setting in fixed.iter().chain(self.durability.settings()) {
             args.extend(["-c".into(), setting.into()]);
         }
+
+        // 2. The process.
         let mut server = Process::spawn(
             Spec {
                 name: "postgres",
@@ -130,21 +133,28 @@ impl Postgres {
                 args,
                 envs: vec![("LC_ALL", "C".into())],
                 owner: self.owner,
-                // Fast shutdown: sessions end, data is written.
+                // Fast shutdown: sessions are terminated, data is written.
                 stop: Signal::SIGINT,
                 mark: &data,
                 detached: self.detached,
             },
             &self.desk,
         )?;
+
+        // 3. Wait until it answers.
         let deadline = Instant::now() + START_DEADLINE;
         while !is_ready(&self.programs, self.port()) {
             server.ensure_running()?;
             if Instant::now() > deadline {
-                bail!("PostgreSQL does not get ready:\n{}", server.log_tail());
+                bail!(
+                    "PostgreSQL is not ready after a minute:\n{}",
+                    server.log_tail()
+                );
             }
             tokio::time::sleep(POLL).await;
         }
+
+        // 4. Another server may have taken the port.
         if self.run_sql("postgres", "show data_directory")?.trim() != data {
             bail!("Address already in use by another PostgreSQL");
         }
@@ -160,7 +170,7 @@ impl Postgres {
         }
     }
 
-    /// Ends the server as a crash does: no checkpoint, every session cut.
+    /// Stops the server immediately, as a crash would: no checkpoint, every session cut.
     pub async fn crash_server(&mut self) -> Result<()> {
         let Some(server) = self.server.take() else {
             return Ok(());
@@ -169,12 +179,12 @@ impl Postgres {
         server.stop(STOP_GRACE).await
     }
 
-    /// Fails with the end of its log if the server has ended by itself.
+    /// Fails with the end of the log if the server has ended by itself.
     pub fn ensure_running(&mut self) -> Result<()> {
         self.server.as_mut().map_or(Ok(()), Process::ensure_running)
     }
 
-    /// Runs `sql` as the superuser; returns what it prints, bare.
+    /// Runs `sql` as the superuser; returns the unaligned output without headers.
     pub fn run_sql(&self, database: &str, sql: &str) -> Result<String> {
         self.psql(database, &["-At", "-c", sql])
     }
@@ -186,10 +196,10 @@ impl Postgres {
         Ok(())
     }
 
-    /// Creates a role without special rights and a database that it owns, unless they
-    /// exist; returns the address. Row-level security does not bind superusers, so the
-    /// product must not connect as one. The roles that the product acts in are made here as
-    /// well, because making roles is a special right.
+    /// Creates an unprivileged role and a database that it owns, unless they exist; returns the
+    /// URL. Row-level security does not apply to superusers, so the product must not connect as
+    /// one. Creates the roles that the product switches to as well, because the product may not
+    /// create roles.
     pub fn create_owned_database(&self, name: &str) -> Result<String> {
         let count = format!("select count(*) from pg_database where datname = '{name}'");
         if self.run_sql("postgres", &count)?.trim() == "0" {
@@ -197,17 +207,17 @@ impl Postgres {
             let database = format!("create database {name} owner {name}");
             self.run_sql("postgres", &database)?;
         }
-        for acted in ["peal_system", "peal_tenant"] {
-            self.create_role(acted, "nologin")?;
-            self.run_sql("postgres", &format!("grant {acted} to {name}"))?;
+        for role in ["peal_system", "peal_tenant"] {
+            self.create_role(role, "nologin")?;
+            self.run_sql("postgres", &format!("grant {role} to {name}"))?;
         }
         Ok(self.url(name, name))
     }
 
-    fn create_role(&self, name: &str, may: &str) -> Result<()> {
+    fn create_role(&self, name: &str, login: &str) -> Result<()> {
         let exists = format!("select count(*) from pg_roles where rolname = '{name}'");
         if self.run_sql("postgres", &exists)?.trim() == "0" {
-            self.run_sql("postgres", &format!("create role {name} {may}"))?;
+            self.run_sql("postgres", &format!("create role {name} {login}"))?;
         }
         Ok(())
     }
@@ -226,18 +236,21 @@ impl Postgres {
     }
 
     fn create_cluster(&mut self) -> Result<()> {
-        let place = self.data.clone();
-        let exists = place.join("PG_VERSION").exists();
+        // 1. An empty directory that the servers' user can write.
+        let path = self.data.clone();
+        let exists = path.join("PG_VERSION").exists();
         if !exists {
-            // Half a cluster of an earlier attempt is of no use.
-            run_as::remove_dir(&place)?;
-            run_as::create_dir_for(&place, self.owner)?;
+            // An earlier attempt may have left an incomplete cluster.
+            run_as::remove_dir(&path)?;
+            run_as::create_dir_for(&path, self.owner)?;
         }
-        // The servers' user may be unable to walk the link, only its target.
-        self.data = fs::canonicalize(&place)?;
+        // The servers' user may have no access to the link, only to its target.
+        self.data = fs::canonicalize(&path)?;
         if exists {
             return Ok(());
         }
+
+        // 2. The cluster.
         let mut command = Command::new(self.programs.join("initdb"));
         command
             .arg("-D")
@@ -253,22 +266,23 @@ impl Postgres {
         if let Some(owner) = self.owner {
             owner.applies_to(&mut command);
         }
+
         let output = command.output().context("running initdb")?;
         if !output.status.success() {
-            let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-            run_as::remove_dir(&place)?;
-            bail!("initdb failed: {}", complaint.trim());
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            run_as::remove_dir(&path)?;
+            bail!("initdb failed: {}", message.trim());
         }
         Ok(())
     }
 }
 
-/// The address of `database` for `user` on the private server at `port`.
+/// URL of `database` for `user` on the private server at `port`.
 pub fn url(port: u16, user: &str, database: &str) -> String {
     format!("postgres://{user}@127.0.0.1:{port}/{database}")
 }
 
-/// Whether a server at `port` takes connections.
+/// True if a server at `port` accepts connections.
 pub fn is_ready(programs: &Path, port: u16) -> bool {
     let mut command = Command::new(programs.join("pg_isready"));
     command
@@ -286,17 +300,17 @@ fn client(command: &mut Command) -> &mut Command {
     command.stdin(Stdio::null())
 }
 
-/// The directory with the newest PostgreSQL programs on this machine.
+/// Directory of the newest PostgreSQL programs on this machine.
 pub fn find_programs() -> Result<PathBuf> {
     newest(candidates()).ok_or_else(|| {
         anyhow!(
             "found no PostgreSQL {OLDEST} or newer (initdb, postgres, psql); \
-             `sh deploy/local/install.sh` installs it or says how"
+             `sh deploy/local/install.sh` installs it or prints how"
         )
     })
 }
 
-/// Package directories come first: programs on PATH may be wrappers.
+/// Directories to search, package directories first: programs on PATH may be wrappers.
 fn candidates() -> Vec<PathBuf> {
     let mut dirs = Vec::new();
     for (base, inside) in [
@@ -316,6 +330,7 @@ fn candidates() -> Vec<PathBuf> {
             }
         }
     }
+
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
         dirs.push(PathBuf::from(
             String::from_utf8_lossy(&output.stdout).trim(),
@@ -336,8 +351,9 @@ fn newest(dirs: Vec<PathBuf>) -> Option<PathBuf> {
         if !complete {
             continue;
         }
+
         let version = version_in(&dir).unwrap_or(0);
-        // Of equals the first wins, so that PATH comes last.
+        // The first of equal versions wins, so that PATH has the lowest priority.
         if version >= OLDEST && best.as_ref().is_none_or(|(found, _)| version > *found) {
             best = Some((version, dir));
         }

@@ -1,9 +1,9 @@
-//! Rewrites `.sqlx/`: what the compiler needs to know of each statement when no database
-//! is at hand.
+//! Rewrites `.sqlx/`, the descriptions of all statements for builds without a database.
 //!
 //! sqlx's macros describe every statement of the crate against a real, freshly migrated
 //! database and write a file for each into `SQLX_OFFLINE_DIR`, provided that directory
-//! exists and `SQLX_OFFLINE` is not true. The old files go only after the crate compiled.
+//! exists and `SQLX_OFFLINE` is not true. The old files are removed only after the crate has
+//! compiled.
 
 use std::fs;
 use std::fs::File;
@@ -19,9 +19,9 @@ use crate::services::{Options, Services};
 
 const DATABASE: &str = "prepare";
 
-/// Describes all statements of the crate whose library starts at `root`; returns how many there
-/// are.
+/// Describes all statements of the crate whose library starts at `root`; returns their count.
 pub async fn run(checkout: &Path, root: &Path) -> Result<usize> {
+    // 1. A migrated database.
     let services = Services::start(Options::default()).await?;
     let postgres = services.postgres();
     postgres.run_sql("postgres", &format!("create database {DATABASE}"))?;
@@ -30,18 +30,21 @@ pub async fn run(checkout: &Path, root: &Path) -> Result<usize> {
             .run_file(DATABASE, &migration)
             .with_context(|| format!("applying {migration:?}"))?;
     }
+
+    // 2. An empty directory for the macros to write to.
     let fresh = local_dir(checkout)?.join("sqlx");
     if fresh.exists() {
         fs::remove_dir_all(&fresh)?;
     }
     fs::create_dir(&fresh)?;
-    // The macros run only when the crate is compiled.
+
+    // 3. A build. The macros run only when the crate is compiled, so its root is touched.
     File::options()
         .append(true)
         .open(checkout.join(root))?
         .set_modified(SystemTime::now())?;
     let status = Command::new("cargo")
-        // What lint checks, so that dependencies are compiled once for both.
+        // The same check as `make lint`, so that dependencies are compiled once for both.
         .args(["check", "--workspace", "--all-targets"])
         .current_dir(checkout)
         .env("DATABASE_URL", postgres.url(SUPERUSER, DATABASE))
@@ -54,12 +57,14 @@ pub async fn run(checkout: &Path, root: &Path) -> Result<usize> {
     if !status.success() {
         bail!("the code does not compile against migrations/; .sqlx/ is as it was");
     }
-    let kept = checkout.join(".sqlx");
-    if kept.exists() {
-        fs::remove_dir_all(&kept)?;
+
+    // 4. The new files replace the old ones.
+    let current = checkout.join(".sqlx");
+    if current.exists() {
+        fs::remove_dir_all(&current)?;
     }
-    fs::rename(&fresh, &kept)?;
-    Ok(fs::read_dir(&kept)?.count())
+    fs::rename(&fresh, &current)?;
+    Ok(fs::read_dir(&current)?.count())
 }
 
 /// All migrations in the order of their names.

@@ -1,8 +1,8 @@
-//! Child processes: how they are started, watched and stopped.
+//! Child processes: start, supervision and stop.
 //!
-//! A child gets a process group of its own, so that Ctrl-C reaches only the launcher and
-//! the launcher decides the order; a log file; a pid file for whoever comes after a crash;
-//! and, through `setpriv`, the kernel's promise to be stopped when the launcher dies.
+//! A child gets a process group of its own, so that Ctrl-C reaches only the launcher, which
+//! stops the children in order; a log file; a pid file, by which a later launcher finds it after
+//! a crash; and, through `setpriv`, a parent-death signal from the kernel.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -22,26 +22,26 @@ use crate::run_as::Owner;
 
 pub(crate) const POLL: Duration = Duration::from_millis(20);
 
-/// How much of a log an error message quotes.
+/// Number of log lines that an error message quotes.
 const TAIL_LINES: usize = 15;
 
-/// What to start.
+/// Description of a process to start.
 pub struct Spec<'a> {
-    /// Names the log and the pid file.
+    /// Name of the log and of the pid file.
     pub name: &'a str,
     pub program: &'a Path,
     pub args: Vec<OsString>,
     pub envs: Vec<(&'a str, OsString)>,
     pub owner: Option<Owner>,
-    /// The signal that asks this program to stop.
+    /// Signal that asks the program to stop.
     pub stop: Signal,
-    /// Part of the command line that no other process carries.
+    /// Part of the command line that no other process has.
     pub mark: &'a str,
     /// Outlives the launcher.
     pub detached: bool,
 }
 
-/// Where logs and pid files go.
+/// Directories of logs and pid files.
 #[derive(Clone, Debug)]
 pub struct Desk {
     pub logs: PathBuf,
@@ -49,16 +49,16 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Under `dir`, created when missing.
+    /// Creates the directories under `dir` when missing.
     pub fn under(dir: &Path) -> Result<Self> {
-        let desk = Self {
+        let dirs = Self {
             logs: dir.join("logs"),
             pids: dir.join("pids"),
         };
-        for path in [&desk.logs, &desk.pids] {
+        for path in [&dirs.logs, &dirs.pids] {
             fs::create_dir_all(path).with_context(|| format!("creating {path:?}"))?;
         }
-        Ok(desk)
+        Ok(dirs)
     }
 }
 
@@ -75,13 +75,14 @@ pub struct Process {
 
 impl Process {
     /// Starts `spec` with its output appended to the log.
-    pub fn spawn(spec: Spec<'_>, desk: &Desk) -> Result<Self> {
-        let log = desk.logs.join(format!("{}.log", spec.name));
+    pub fn spawn(spec: Spec<'_>, process_dir: &Desk) -> Result<Self> {
+        let log = process_dir.logs.join(format!("{}.log", spec.name));
         let output = File::options()
             .create(true)
             .append(true)
             .open(&log)
             .with_context(|| format!("opening {log:?}"))?;
+
         let mut command = if spec.detached {
             Command::new(spec.program)
         } else {
@@ -98,14 +99,16 @@ impl Process {
         if let Some(owner) = spec.owner {
             owner.applies_to(&mut command);
         }
+
         let child = command
             .spawn()
             .with_context(|| format!("starting {:?}", spec.program))?;
+
         let process = Self {
             name: spec.name.to_owned(),
             stop: spec.stop,
             log,
-            pid_file: desk.pids.join(spec.name),
+            pid_file: process_dir.pids.join(spec.name),
             detached: spec.detached,
             child,
         };
@@ -121,26 +124,26 @@ impl Process {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// Exit status, if the process has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Sends `signal` to the process and the children it has.
+    /// Sends `signal` to the process group.
     pub fn signal(&self, signal: Signal) {
         if let Ok(pid) = i32::try_from(self.child.id()) {
-            // Already gone is fine.
+            // The group may be gone already.
             let _ = killpg(Pid::from_raw(pid), signal);
         }
     }
 
-    /// Asks it to stop, waits for `grace`, then kills it.
+    /// Requests a stop, waits for `grace`, then kills the process.
     pub async fn stop(mut self, grace: Duration) -> Result<()> {
         self.signal(self.stop);
         self.wait_or_kill(grace).await
     }
 
-    /// Kills it, as a crash would.
+    /// Kills the process, as a crash would.
     pub async fn kill(mut self) -> Result<()> {
         self.signal(Signal::SIGKILL);
         self.wait_or_kill(Duration::from_secs(5)).await
@@ -158,7 +161,7 @@ impl Process {
         Ok(())
     }
 
-    /// The last lines of its log.
+    /// The last lines of the log.
     pub fn log_tail(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -202,8 +205,8 @@ impl Drop for Process {
     }
 }
 
-/// A command that gets `signal` when the thread that starts it ends. Plain where the
-/// system has no `setpriv` that can do so.
+/// A command that gets `signal` when the thread that starts it ends; a plain command where the
+/// system's `setpriv` is missing or cannot do so.
 pub(crate) fn dies_with_launcher(program: &OsStr, signal: Signal) -> Command {
     if !setpriv_works() {
         return Command::new(program);

@@ -1,4 +1,4 @@
-//! A private Redis that keeps nothing: losing it costs Peal latency, never work.
+//! A private Redis without persistence: losing it costs Peal latency, never work.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,11 +29,11 @@ pub struct Redis {
 }
 
 impl Redis {
-    pub async fn start(detached: bool, desk: &Desk) -> Result<Self> {
+    pub async fn start(detached: bool, process_dir: &Desk) -> Result<Self> {
         let mut redis = Self {
             program: find_program()?,
             detached,
-            desk: desk.clone(),
+            desk: process_dir.clone(),
             port: ports::Held::any()?,
             server: None,
         };
@@ -45,12 +45,12 @@ impl Redis {
         self.port.port()
     }
 
-    /// The address of its first database.
+    /// URL of its first database.
     pub fn url(&self) -> String {
         url(self.port())
     }
 
-    /// Starts the stopped server again, on the port it had, empty.
+    /// Starts the stopped server again on the same port, empty.
     pub async fn start_server(&mut self) -> Result<()> {
         let port = self.port().to_string();
         let args = [
@@ -60,6 +60,7 @@ impl Redis {
             ["--appendonly", "no"],
             ["--daemonize", "no"],
         ];
+
         let mut server = Process::spawn(
             Spec {
                 name: "redis",
@@ -68,12 +69,13 @@ impl Redis {
                 envs: vec![("LC_ALL", "C".into())],
                 owner: Owner::for_servers()?,
                 stop: Signal::SIGTERM,
-                // It rewrites its command line; name and port are in both forms.
+                // Redis rewrites its command line; both forms contain the port.
                 mark: &port,
                 detached: self.detached,
             },
             &self.desk,
         )?;
+
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             server.ensure_running()?;
@@ -81,11 +83,15 @@ impl Redis {
                 Some(pid) if pid == server.id() => break,
                 Some(_) => bail!("Address already in use by another Redis"),
                 None if Instant::now() > deadline => {
-                    bail!("Redis does not get ready:\n{}", server.log_tail())
+                    bail!(
+                        "Redis is not ready after 30 seconds:\n{}",
+                        server.log_tail()
+                    )
                 }
                 None => tokio::time::sleep(POLL).await,
             }
         }
+
         self.server = Some(server);
         Ok(())
     }
@@ -97,7 +103,7 @@ impl Redis {
         }
     }
 
-    /// Ends the server as a crash does.
+    /// Kills the server, as a crash would.
     pub async fn kill_server(&mut self) -> Result<()> {
         match self.server.take() {
             Some(server) => server.kill().await,
@@ -105,13 +111,13 @@ impl Redis {
         }
     }
 
-    /// Fails with the end of its log if the server has ended by itself.
+    /// Fails with the end of the log if the server has ended by itself.
     pub fn ensure_running(&mut self) -> Result<()> {
         self.server.as_mut().map_or(Ok(()), Process::ensure_running)
     }
 }
 
-/// The address of the private Redis at `port`.
+/// URL of the private Redis at `port`.
 pub fn url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}/0")
 }
@@ -147,11 +153,11 @@ fn find_program() -> Result<PathBuf> {
         .map(PathBuf::from),
     );
     find_in(&dirs).ok_or_else(|| {
-        anyhow!("found no redis-server; `sh deploy/local/install.sh` installs it or says how")
+        anyhow!("found no redis-server; `sh deploy/local/install.sh` installs it or prints how")
     })
 }
 
-/// Valkey speaks the same protocol and is what some systems ship.
+/// Finds Redis, or Valkey, which speaks the same protocol and replaces Redis on some systems.
 fn find_in(dirs: &[PathBuf]) -> Option<PathBuf> {
     ["redis-server", "valkey-server"]
         .iter()

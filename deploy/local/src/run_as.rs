@@ -1,8 +1,8 @@
-//! The user who runs the servers.
+//! Operating system user of the servers.
 //!
-//! PostgreSQL refuses to run as root, so a launcher that is root gives its servers and
-//! their directories to the `postgres` user of the package, or else to `nobody`. Anyone
-//! else runs them as themselves.
+//! PostgreSQL refuses to run as root, so a launcher that runs as root gives its servers and
+//! their directories to the `postgres` user of the package, or else to `nobody`. Any other
+//! user runs them as itself.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,11 +15,10 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::{Uid, User};
 use uuid::Uuid;
 
-/// Directories outside the checkout are named so, and only those are ever removed
-/// through a link.
+/// Name prefix of directories outside the checkout. Only those are removed through a link.
 const OUTSIDE_PREFIX: &str = "peal-data-";
 
-/// Another user than the launcher's, whom the servers belong to.
+/// A user other than the launcher's, under which the servers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     uid: u32,
@@ -27,7 +26,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// `None` when the launcher's own user can run the servers.
+    /// Finds the user; `None` if the launcher's own user can run the servers.
     pub fn for_servers() -> Result<Option<Self>> {
         if !Uid::effective().is_root() {
             return Ok(None);
@@ -43,7 +42,7 @@ impl Owner {
         bail!("PostgreSQL does not run as root, and there is no user `postgres` or `nobody`");
     }
 
-    /// Makes `command` run as this user.
+    /// Lets `command` run as this user.
     pub fn applies_to(self, command: &mut Command) {
         command.uid(self.uid).gid(self.gid);
     }
@@ -59,9 +58,9 @@ impl Owner {
     }
 }
 
-/// Creates the private directory `path` for `owner`. Where the owner cannot reach it (a
-/// checkout under a closed home directory), the directory is created outside and `path`
-/// becomes a link to it.
+/// Creates the private directory `path` for `owner`. Where that user has no access to it (a
+/// checkout under a closed home directory), the directory is created outside the checkout and
+/// `path` becomes a link to it.
 pub fn create_dir_for(path: &Path, owner: Option<Owner>) -> Result<()> {
     let Some(owner) = owner else {
         return create_private(path, None);
@@ -75,6 +74,8 @@ pub fn create_dir_for(path: &Path, owner: Option<Owner>) -> Result<()> {
         return Ok(());
     }
     fs::remove_dir(path)?;
+
+    // The user has no access to the checkout.
     for base in [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into()] {
         let outside = base.join(format!("{OUTSIDE_PREFIX}{}", Uuid::new_v4().simple()));
         if create_private(&outside, Some(owner)).is_err() {
@@ -88,7 +89,7 @@ pub fn create_dir_for(path: &Path, owner: Option<Owner>) -> Result<()> {
     bail!("found no directory that the servers' user can write to");
 }
 
-/// Removes what [`create_dir_for`] made, with everything in it. Nothing there is fine.
+/// Removes a directory of [`create_dir_for`] with its contents; a missing one is no error.
 pub fn remove_dir(path: &Path) -> Result<()> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
@@ -96,6 +97,7 @@ pub fn remove_dir(path: &Path) -> Result<()> {
     if !metadata.is_symlink() {
         return fs::remove_dir_all(path).with_context(|| format!("removing {path:?}"));
     }
+
     let target: PathBuf = fs::read_link(path)?;
     let is_ours = target
         .file_name()
@@ -162,10 +164,10 @@ mod tests {
         let dir = base.join("data");
 
         create_dir_for(&dir, owner).unwrap();
-        fs::write(dir.join("kept"), "1").unwrap();
+        fs::write(dir.join("file"), "1").unwrap();
         create_dir_for(&dir, owner).unwrap();
 
-        assert!(dir.join("kept").exists());
+        assert!(dir.join("file").exists());
         remove_dir(&dir).unwrap();
         assert!(fs::symlink_metadata(&dir).is_err());
         fs::remove_dir_all(&base).unwrap();

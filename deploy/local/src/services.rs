@@ -9,33 +9,33 @@ use crate::postgres::{Durability, Postgres, SUPERUSER};
 use crate::processes::Desk;
 use crate::redis::Redis;
 
-/// How to run the services. The default is what tests want: a temporary directory, no
-/// fsync.
+/// Options of the services. The default suits tests: a temporary directory, no fsync.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where the data, logs and pid files go; `None` is a temporary directory that
-    /// vanishes at the end.
+    /// Directory of the data, logs and pid files; `None` is a temporary directory that is
+    /// removed at the end.
     pub dir: Option<PathBuf>,
-    /// Commits reach the disk.
+    /// Commits are synced to disk.
     pub durable: bool,
-    /// The servers go on when this process ends. Needs a `dir`.
+    /// The servers outlive this process. Needs a `dir`.
     pub detached: bool,
 }
 
-/// Running services. Dropping them stops them as well as it can; prefer [`Services::stop`].
+/// Running services. Dropping them stops them without reporting errors; prefer
+/// [`Services::stop`].
 #[derive(Debug)]
 pub struct Services {
-    /// The superuser's address of the database `postgres`.
+    /// URL of the database `postgres` for the superuser.
     pub database_url: String,
     pub redis_url: String,
     redis: Redis,
     postgres: Postgres,
-    // Declared last: a temporary room is removed once the servers have ended.
+    // Declared last: a temporary directory is removed after the servers have ended.
     room: Option<Room>,
 }
 
 impl Services {
-    /// Starts both and waits until they answer.
+    /// Starts both servers and waits until they answer.
     pub async fn start(options: Options) -> Result<Self> {
         let (room, dir) = match options.dir {
             Some(dir) => (None, dir),
@@ -46,15 +46,17 @@ impl Services {
                 (Some(room), dir)
             }
         };
-        let desk = Desk::under(&dir)?;
+
+        let process_dir = Desk::under(&dir)?;
         let durability = if options.durable {
             Durability::Full
         } else {
             Durability::Scratch
         };
         let data = dir.join(CLUSTER);
-        let postgres = Postgres::start(data, durability, options.detached, &desk).await?;
-        let redis = Redis::start(options.detached, &desk).await?;
+        let postgres = Postgres::start(data, durability, options.detached, &process_dir).await?;
+        let redis = Redis::start(options.detached, &process_dir).await?;
+
         Ok(Self {
             database_url: postgres.url(SUPERUSER, "postgres"),
             redis_url: redis.url(),
@@ -64,13 +66,13 @@ impl Services {
         })
     }
 
-    /// Stops both; the data stays unless the directory was temporary.
+    /// Stops both servers and keeps the data, unless the directory is temporary.
     pub async fn stop(mut self) -> Result<()> {
         self.redis.stop_server().await?;
         self.postgres.stop_server().await
     }
 
-    /// The temporary directory they live in, if it is one.
+    /// The temporary directory, if the services run in one.
     pub fn temporary_dir(&self) -> Option<&Path> {
         self.room.as_ref().map(Room::path)
     }
@@ -83,19 +85,19 @@ impl Services {
         &self.redis
     }
 
-    /// Fails with the end of its log if one of them has ended by itself.
+    /// Fails with the end of the log if a server has ended by itself.
     pub fn ensure_running(&mut self) -> Result<()> {
         self.postgres.ensure_running()?;
         self.redis.ensure_running()
     }
 
-    /// Crashes PostgreSQL and starts it on the same data and port.
+    /// Crashes PostgreSQL and restarts it with the same data and port.
     pub async fn restart_postgres(&mut self) -> Result<()> {
         self.crash_postgres().await?;
         self.start_postgres().await
     }
 
-    /// Cuts every session without a checkpoint and leaves the server down.
+    /// Stops PostgreSQL immediately, without a checkpoint, and leaves it down.
     pub async fn crash_postgres(&mut self) -> Result<()> {
         self.postgres.crash_server().await
     }
@@ -105,7 +107,7 @@ impl Services {
         self.postgres.start_server().await
     }
 
-    /// Kills Redis with all it holds and leaves it down.
+    /// Kills Redis, which loses its data, and leaves it down.
     pub async fn kill_redis(&mut self) -> Result<()> {
         self.redis.kill_server().await
     }

@@ -4,8 +4,8 @@
 //! postgres, redis -> migrate -> simulator -> api -> bootstrap -> worker-1, worker-2
 //! ```
 //!
-//! They stop in the opposite order: workers first, so that they hand back what they hold
-//! while everything they need still answers.
+//! They stop in the reverse order: workers first, so that they return claimed work while the
+//! services still answer.
 
 use std::ffi::OsString;
 use std::fs;
@@ -34,20 +34,20 @@ const TRUNK_MAX_CONCURRENT: &str = "200";
 const TRUNK_ACCOUNT: &str = "AC5e0d1f2a3b4c5d6e7f8091a2b3c4d5e6";
 const TRUNK_TOKEN: &str = "c0ffee00c0ffee00c0ffee00c0ffee00";
 
-/// Call seconds that pass in one real second.
+/// Simulated seconds in one real second.
 const SIMULATOR_SPEED: &str = "20";
 const SIMULATOR_SEED: &str = "7";
 
 const AGENT_MESSAGE: &str = "Hello {{name}}, this is the Blue Door clinic in {{city}}. \
                              Can you come to your appointment on {{appointment}}?";
 
-/// What the demo's user gets to spend.
+/// Credit of the demo's user.
 const CREDIT_USD: &str = "500";
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_secs(15);
 
-/// What `peal-api bootstrap` created or found.
+/// Ids and key that `peal-api bootstrap` created or found.
 #[derive(Debug)]
 pub struct Account {
     pub agent_id: String,
@@ -61,7 +61,7 @@ pub struct Stack {
     pub simulator_url: String,
     pub account: Account,
     pub logs: PathBuf,
-    /// Programs that do one thing and end.
+    /// One-off runs of Peal's programs.
     pub tools: Tools,
     // In the order they started; see `stop`.
     processes: Vec<Process>,
@@ -69,10 +69,11 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts everything in `room`, telling `say` what happens.
-    pub async fn start(checkout: &Path, room: &Room, say: impl Fn(&str)) -> Result<Self> {
-        let dir = room.path();
-        let desk = Desk::under(dir)?;
+    /// Starts everything in `dir`; `report` gets a line after each step.
+    pub async fn start(checkout: &Path, dir: &Room, report: impl Fn(&str)) -> Result<Self> {
+        let dir = dir.path();
+
+        // 1. PostgreSQL and Redis.
         let begin = Instant::now();
         let services = Services::start(Options {
             dir: Some(dir.to_owned()),
@@ -81,16 +82,18 @@ impl Stack {
         })
         .await?;
         let database_url = services.postgres().create_owned_database("peal")?;
-        say(&format!(
+        report(&format!(
             "PostgreSQL and Redis run ({:.1} s)",
             begin.elapsed().as_secs_f64()
         ));
+
+        // 2. The simulator, and the port of the API, which the settings name.
         let mut starter = Starter {
             tools: Tools {
                 programs: programs_dir()?,
                 envs: environment(checkout, dir, &database_url, &services.redis_url)?,
             },
-            desk,
+            desk: Desk::under(dir)?,
             processes: Vec::new(),
         };
         let simulator_url = starter
@@ -99,8 +102,10 @@ impl Stack {
             })
             .await?;
         starter.use_api_port(ports::remembered(&dir.join("api.port"))?);
+
+        // 3. The schema, then an organization with a trunk, an agent and an API key.
         starter.tools.run("peal-api", &["migrate"]).await?;
-        say("the database is migrated");
+        report("the database is migrated");
         let answer = starter
             .tools
             .run(
@@ -109,6 +114,8 @@ impl Stack {
             )
             .await?;
         let account = read_account(&answer)?;
+
+        // 4. The API, then the workers.
         let api_url = starter
             .listen("peal-api", &dir.join("api.port"), |_| Vec::new())
             .await?;
@@ -116,7 +123,8 @@ impl Stack {
             let args = ["--roles", "dial,ingest,inbox,misc"];
             starter.spawn(name, "peal-worker", args.map(OsString::from).into())?;
         }
-        say("API, two workers and the carrier simulator run");
+        report("API, two workers and the carrier simulator run");
+
         Ok(Self {
             api_url,
             simulator_url,
@@ -128,7 +136,7 @@ impl Stack {
         })
     }
 
-    /// Fails with the end of its log if any process has ended by itself.
+    /// Fails with the end of the log if a process has ended by itself.
     pub fn ensure_running(&mut self) -> Result<()> {
         self.services.ensure_running()?;
         self.processes
@@ -136,7 +144,7 @@ impl Stack {
             .try_for_each(Process::ensure_running)
     }
 
-    /// Stops everything in the opposite order of the start.
+    /// Stops everything in the reverse order of the start.
     pub async fn stop(mut self) -> Result<()> {
         while let Some(process) = self.processes.pop() {
             process.stop(STOP_GRACE).await?;
@@ -153,8 +161,8 @@ struct Starter {
 }
 
 impl Starter {
-    /// Starts `program` on the port that `file` remembers, or on another when that one is
-    /// taken meanwhile; returns its address once it is ready.
+    /// Starts `program` on the port saved in `file`, or on another port if that one is taken
+    /// meanwhile; returns its address once it is ready.
     async fn listen(
         &mut self,
         program: &str,
@@ -169,6 +177,7 @@ impl Starter {
             }
             let url = format!("http://127.0.0.1:{port}");
             self.spawn(name, program, args(port))?;
+
             match self.ready(name, &url).await {
                 Ok(()) => return Ok(url),
                 Err(error)
@@ -209,7 +218,7 @@ impl Starter {
         Ok(())
     }
 
-    /// Waits until the process that was started last answers its health check.
+    /// Waits until the last started process answers its health check.
     async fn ready(&mut self, name: &str, url: &str) -> Result<()> {
         let path = match name {
             "api" => "/health/ready",
@@ -223,6 +232,7 @@ impl Starter {
             .no_proxy()
             .timeout(Duration::from_secs(2))
             .build()?;
+
         let deadline = Instant::now() + READY_DEADLINE;
         loop {
             process.ensure_running()?;
@@ -231,14 +241,17 @@ impl Starter {
                 return process.ensure_running();
             }
             if Instant::now() > deadline {
-                bail!("{name} does not get ready:\n{}", process.log_tail());
+                bail!(
+                    "{name} is not ready after a minute:\n{}",
+                    process.log_tail()
+                );
             }
             tokio::time::sleep(POLL).await;
         }
     }
 }
 
-/// All programs are built into the launcher's own directory.
+/// Directory of all programs, which is the launcher's own.
 fn programs_dir() -> Result<PathBuf> {
     let launcher = std::env::current_exe()?;
     let dir = launcher.parent().ok_or_else(|| anyhow!("no directory"))?;
@@ -267,14 +280,14 @@ fn environment(
     ])
 }
 
-/// A `file://` address, with what has a meaning of its own in addresses escaped.
+/// A percent-encoded `file://` URL.
 fn file_url(path: &Path) -> Result<String> {
     let url = reqwest::Url::from_file_path(path)
         .map_err(|()| anyhow!("{} is not absolute", path.display()))?;
     Ok(url.into())
 }
 
-/// 32 random bytes in base64, made once per checkout.
+/// Reads the master key of the checkout: 32 random bytes in base64. Creates it when missing.
 fn master_key(checkout: &Path) -> Result<String> {
     let file = local_dir(checkout)?.join("master.key");
     if let Ok(key) = fs::read_to_string(&file)
@@ -284,9 +297,11 @@ fn master_key(checkout: &Path) -> Result<String> {
     {
         return Ok(key.trim().to_owned());
     }
+
     let mut bytes = [0; 32];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     let key = BASE64_STANDARD.encode(bytes);
+
     let _ = fs::remove_file(&file);
     let mut options = File::options();
     let mut created = options
@@ -338,7 +353,7 @@ fn read_account(answer: &str) -> Result<Account> {
         let value = answer.get(key).and_then(Value::as_str);
         value
             .map(str::to_owned)
-            .ok_or_else(|| anyhow!("`peal-api bootstrap` named no {key}"))
+            .ok_or_else(|| anyhow!("`peal-api bootstrap` printed no {key}"))
     };
     Ok(Account {
         agent_id: text("agent_id")?,

@@ -1,5 +1,5 @@
-//! When a launcher should end: Ctrl-C, a plain `kill`, the terminal going away, or the
-//! death of whoever started it.
+//! Reasons for a launcher to end: Ctrl-C, a plain `kill`, a closed terminal, or the end of its
+//! parent process.
 
 use std::os::unix::process::parent_id;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const PARENT_POLL: Duration = Duration::from_millis(500);
 
-/// Requests to end: Ctrl-C, a plain `kill`, or the terminal going away.
+/// Stop signals: SIGINT, SIGTERM and SIGHUP.
 pub struct Stop {
     interrupt: Signal,
     terminate: Signal,
@@ -25,7 +25,7 @@ impl Stop {
         })
     }
 
-    /// Waits for a request; returns the shell's exit code for it.
+    /// Waits for a signal; returns the shell's exit code for it.
     pub async fn requested(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,
@@ -35,8 +35,8 @@ impl Stop {
     }
 }
 
-/// Returns once the parent process is gone. A launcher that `make` started must not stay
-/// when `make` is killed: nobody could end it with Ctrl-C any more.
+/// Returns once the parent process is gone. A launcher that `make` started must end when `make`
+/// is killed, because Ctrl-C no longer reaches it.
 pub async fn orphaned() {
     let parent = parent_id();
     let mut poll = tokio::time::interval(PARENT_POLL);

@@ -1,5 +1,5 @@
-//! What the demo proves: every row is accounted for, nobody was called twice, and the
-//! trunk's pace was kept. The calls are counted by the carrier, not by Peal.
+//! Checks and summary of the demo: every row is accounted for, nobody was called twice, and the
+//! trunk's limit of calls per second was kept. The carrier counts the calls, not Peal.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,25 +10,25 @@ use serde_json::Value;
 use crate::api_client::{Ingested, Progress};
 use crate::wallet::Wallet;
 
-/// What the carrier saw.
+/// Counts of the carrier simulator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Calls that the carrier accepted.
+    /// Accepted calls.
     pub calls: u64,
-    /// Numbers that rang twice, and call ids that the carrier accepted twice.
+    /// Numbers that rang twice, and call ids that were accepted twice.
     pub called_twice: u64,
-    /// The most create requests that arrived within any one second.
+    /// Most create requests within any one second.
     pub worst_second: u64,
 }
 
 impl Seen {
-    /// Reads the simulator's own account of the calls.
+    /// Reads the oracle of the simulator.
     pub fn read(oracle: &Value) -> Result<Self> {
         let count = |pointer: &str| {
             oracle
                 .pointer(pointer)
                 .and_then(Value::as_u64)
-                .ok_or_else(|| anyhow!("the carrier does not tell {pointer}: {oracle}"))
+                .ok_or_else(|| anyhow!("the simulator does not report {pointer}: {oracle}"))
         };
         Ok(Self {
             calls: count("/accepted")?,
@@ -38,7 +38,7 @@ impl Seen {
     }
 }
 
-/// The demo's result.
+/// Result of the demo.
 #[derive(Clone, Debug)]
 pub struct Summary {
     pub ingested: Ingested,
@@ -46,15 +46,15 @@ pub struct Summary {
     pub seen: Seen,
     pub cps: u32,
     pub dialling: Duration,
-    /// The wallet that paid, before the first call and behind the last.
+    /// The wallet that paid, before the first call and after the last.
     pub before: Wallet,
     pub after: Wallet,
-    /// What `peal-worker ledger verify` found.
+    /// Findings of `peal-worker ledger verify`.
     pub offenders: Vec<String>,
 }
 
 impl Summary {
-    /// Everything that does not add up, in words.
+    /// Messages of all failed checks.
     pub fn problems(&self) -> Vec<String> {
         let Self {
             ingested,
@@ -63,11 +63,13 @@ impl Summary {
             ..
         } = self;
         let mut problems = Vec::new();
-        let mut check = |holds: bool, problem: &str| {
-            if !holds {
+        let mut check = |passed: bool, problem: &str| {
+            if !passed {
                 problems.push(problem.to_owned());
             }
         };
+
+        // Rows.
         let accounted = ingested.accepted + ingested.duplicates + ingested.rejected;
         check(ingested.accepted > 0, "no row was accepted");
         check(
@@ -82,6 +84,8 @@ impl Summary {
             progress.not_started == 0 && progress.calling == 0,
             "rows are left undialled",
         );
+
+        // Calls.
         check(
             seen.calls == ingested.accepted,
             "the carrier did not see one call for each accepted row",
@@ -89,8 +93,10 @@ impl Summary {
         check(seen.called_twice == 0, "numbers were called twice");
         check(
             seen.worst_second <= u64::from(self.cps),
-            "the trunk's pace was exceeded",
+            "the trunk's calls per second were exceeded",
         );
+
+        // Money.
         check(
             self.after.held.is_zero(),
             "money is still held for calls that are over",
@@ -101,7 +107,7 @@ impl Summary {
         );
         check(
             self.offenders.is_empty(),
-            &format!("the books do not add up: {}", self.offenders.join("; ")),
+            &format!("the ledger does not add up: {}", self.offenders.join("; ")),
         );
         problems
     }
@@ -127,6 +133,7 @@ impl fmt::Display for Summary {
             no_answer,
             ..
         } = self.progress;
+
         writeln!(
             f,
             "  rows      {read} read = {accepted} accepted + {duplicates} duplicates + {rejected} rejected"
@@ -154,7 +161,7 @@ impl fmt::Display for Summary {
         )?;
         write!(
             f,
-            "  money     {} USD before, {} after: the calls cost {}, {} things in the books do not add up",
+            "  money     {} USD before, {} after: the calls cost {}, {} errors in the ledger",
             self.before.balance,
             self.after.balance,
             self.before.balance - self.after.balance,
@@ -223,10 +230,10 @@ mod tests {
             (|s| s.progress.not_started = 1, "undialled"),
             (|s| s.seen.calls += 1, "one call for each"),
             (|s| s.seen.called_twice = 1, "twice"),
-            (|s| s.seen.worst_second = 6, "pace"),
+            (|s| s.seen.worst_second = 6, "per second"),
             (|s| s.after.held = 1.into(), "still held"),
             (|s| s.after.balance = s.before.balance, "cost nothing"),
-            (|s| s.offenders.push("x".to_owned()), "books"),
+            (|s| s.offenders.push("x".to_owned()), "ledger"),
         ];
         for (damage, expected) in damages {
             let mut summary = sound();

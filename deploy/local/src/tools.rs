@@ -1,4 +1,4 @@
-//! Peal's programs, run for one thing: a migration, a question to the books.
+//! One-off runs of Peal's programs, such as a migration or a ledger query.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,14 +10,14 @@ use tokio::process::Command;
 
 use crate::processes::dies_with_launcher;
 
-/// The programs, and the settings that all of them get.
+/// Directory of the programs and the environment that all of them get.
 pub struct Tools {
     pub(crate) programs: PathBuf,
     pub(crate) envs: Vec<(&'static str, OsString)>,
 }
 
 impl Tools {
-    /// Runs a program to its end; returns what it printed.
+    /// Runs a program to its end; returns its standard output.
     pub async fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         let path = self.program(program)?;
         let output = Command::from(dies_with_launcher(path.as_os_str(), Signal::SIGTERM))
@@ -28,12 +28,13 @@ impl Tools {
             .output()
             .await
             .with_context(|| format!("running {program}"))?;
+
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             let words = args.iter().take_while(|arg| !arg.starts_with("--"));
             let task = words.copied().collect::<Vec<_>>().join(" ");
-            let complaint = String::from_utf8_lossy(&output.stderr);
-            bail!("`{program} {task}` failed: {}\n{printed}", complaint.trim());
+            let message = String::from_utf8_lossy(&output.stderr);
+            bail!("`{program} {task}` failed: {}\n{printed}", message.trim());
         }
         Ok(printed)
     }
@@ -41,7 +42,7 @@ impl Tools {
     pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.programs.join(name);
         if !path.is_file() {
-            bail!("{} is missing; `make build` makes it", path.display());
+            bail!("{} is missing; `make build` builds it", path.display());
         }
         Ok(path)
     }

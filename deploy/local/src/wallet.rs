@@ -1,4 +1,4 @@
-//! What the demo knows of money: what the operator's commands say of the one wallet there is.
+//! The demo's only wallet, as the operator commands of `peal-worker` print it.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,15 @@ use serde_json::Value;
 
 use crate::tools::Tools;
 
-/// Calls are charged within moments of their end.
+/// Longest time from the end of a call to its charge.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(250);
 
-/// A wallet, in dollars.
+/// Amounts of a wallet, in dollars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wallet {
     pub balance: Decimal,
-    /// Part of it that calls under way may cost.
+    /// Part of the balance that is reserved for calls in progress.
     pub held: Decimal,
 }
 
@@ -36,7 +36,7 @@ impl Wallet {
                 return Ok(wallet);
             }
             if Instant::now() > deadline {
-                bail!("calls that are over have not been charged: {wallet:?}");
+                bail!("ended calls have not been charged: {wallet:?}");
             }
             tokio::time::sleep(POLL).await;
         }
@@ -46,11 +46,11 @@ impl Wallet {
         let line = printed.lines().next();
         let wallet: Value = line
             .and_then(|line| serde_json::from_str(line).ok())
-            .ok_or_else(|| anyhow!("there is no wallet with money in it: {printed:?}"))?;
+            .ok_or_else(|| anyhow!("there is no wallet with a balance: {printed:?}"))?;
         let amount = |name: &str| {
             let text = wallet.get(name).and_then(Value::as_str);
             text.and_then(|text| text.parse().ok())
-                .ok_or_else(|| anyhow!("the wallet does not tell {name}: {wallet}"))
+                .ok_or_else(|| anyhow!("the wallet has no {name}: {wallet}"))
         };
         Ok(Self {
             balance: amount("balance_usd")?,
@@ -59,7 +59,7 @@ impl Wallet {
     }
 }
 
-/// What does not add up, a line each.
+/// Errors that `peal-worker ledger verify` reports.
 pub async fn offenders(tools: &Tools) -> Result<Vec<String>> {
     match tools.run("peal-worker", &["ledger", "verify"]).await {
         Ok(_) => Ok(Vec::new()),

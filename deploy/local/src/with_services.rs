@@ -1,8 +1,8 @@
-//! Runs one command with private services around it: `make test` and the benchmarks.
+//! Runs one command with private services: `make test` and the benchmarks.
 //!
-//! The command learns the addresses from `PEAL_TEST_DATABASE_URL` and
+//! The command gets the addresses in `PEAL_TEST_DATABASE_URL` and
 //! `PEAL_TEST_REDIS_URL`. It stays in the terminal's process group, so Ctrl-C reaches it
-//! directly; the launcher only waits for it and then cleans up.
+//! directly; the launcher waits for it and then cleans up.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -17,11 +17,12 @@ use crate::processes::dies_with_launcher;
 use crate::services::{Options, Services};
 use crate::stop::Stop;
 
-/// Runs `command` and returns the exit code that the launcher should end with.
+/// Runs `command` and returns the exit code for the launcher.
 pub async fn run(command: &[OsString], durable: bool) -> Result<u8> {
     let Some((program, args)) = command.split_first() else {
-        bail!("which command should run?");
+        bail!("no command to run");
     };
+
     let mut stop = Stop::listen()?;
     let starting = Services::start(Options {
         durable,
@@ -31,6 +32,7 @@ pub async fn run(command: &[OsString], durable: bool) -> Result<u8> {
         services = starting => services?,
         code = stop.requested() => return Ok(code),
     };
+
     let mut child = Command::from(dies_with_launcher(program, Signal::SIGTERM));
     let mut child = child
         .args(args)
@@ -38,6 +40,7 @@ pub async fn run(command: &[OsString], durable: bool) -> Result<u8> {
         .env("PEAL_TEST_REDIS_URL", &services.redis_url)
         .spawn()
         .with_context(|| format!("starting {program:?}"))?;
+
     let status = wait(&mut child, &mut stop).await?;
     services.stop().await?;
     Ok(code_of(status))
@@ -48,8 +51,8 @@ async fn wait(child: &mut Child, stop: &mut Stop) -> Result<ExitStatus> {
         tokio::select! {
             status = child.wait() => return Ok(status?),
             code = stop.requested() => {
-                // The terminal sends its interrupt to the whole group; the others are
-                // sent to us alone.
+                // The terminal sends SIGINT to the whole group; other signals reach only the
+                // launcher.
                 if code != 130
                     && let Some(id) = child.id()
                 {

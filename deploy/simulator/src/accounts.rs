@@ -1,4 +1,4 @@
-//! The carrier's customers: their tokens, their pace, their tally.
+//! Accounts of the carrier: tokens, calls per second, counters.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ impl Customer {
         }
     }
 
-    /// When a call that arrived then is dialled; `None` refuses it.
+    /// Dial time of a create that arrived at `arrived`; `None` refuses it.
     pub(crate) fn slot(&mut self, arrived: Micros) -> Option<Micros> {
         self.pace
             .slot(arrived, self.settings.cps, self.settings.over_cps)
@@ -45,8 +45,8 @@ impl Customer {
     }
 }
 
-/// Gives at most `cps` turns in any window of a second: the n-th comes at the earliest
-/// a second after the one `cps` places before it.
+/// Limiter that gives at most `cps` slots in any window of a second: the n-th slot is at least a
+/// second after the slot `cps` before it.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(VecDeque<Micros>);
 
@@ -73,8 +73,8 @@ impl Pace {
     }
 }
 
-/// All customers; any sid that starts with `AC` becomes one when it is first
-/// seen, unless only configured ones are served.
+/// All accounts; any sid that starts with `AC` becomes an account at its first request, unless
+/// only configured accounts are served.
 pub(crate) struct Accounts {
     list: Vec<Customer>,
     by_sid: HashMap<Arc<str>, usize>,
@@ -125,7 +125,7 @@ impl Accounts {
         self.list.get_mut(index)
     }
 
-    /// The customer behind a request, if the credentials are its own.
+    /// Index of the account of a request, if the credentials are valid.
     pub(crate) fn authenticate(
         &mut self,
         sid: &str,
@@ -133,8 +133,8 @@ impl Accounts {
     ) -> Option<usize> {
         let (user, password) = login?;
         if self.find(sid).is_none() && !self.known_only && sid.starts_with("AC") {
-            let token_fits = *password == self.default.auth_token && user == sid;
-            if token_fits {
+            let is_valid = *password == self.default.auth_token && user == sid;
+            if is_valid {
                 self.set(sid, self.default.clone());
             }
         }
@@ -149,7 +149,7 @@ impl Accounts {
             .collect()
     }
 
-    /// Forgets tallies and paces, not customers.
+    /// Resets counters and limiters and keeps the accounts.
     pub(crate) fn reset(&mut self) {
         for customer in &mut self.list {
             customer.tally = Tally::default();
@@ -187,6 +187,7 @@ mod tests {
     fn only_the_right_credentials_enter() {
         let mut accounts = Accounts::new(&BTreeMap::new(), "secret".parse().unwrap(), false);
         let login = |user: &str, password: &str| Some((user.to_owned(), password.to_owned()));
+
         assert!(accounts.authenticate("AC1", None).is_none());
         assert!(
             accounts
@@ -207,6 +208,7 @@ mod tests {
             accounts.authenticate("AC1", login("AC1", "secret").as_ref()),
             Some(0)
         );
+
         let mut settings: Account = "other".parse().unwrap();
         settings.api_keys.insert("SK1".to_owned(), "key".to_owned());
         accounts.set("AC1", settings);

@@ -1,4 +1,4 @@
-//! One call: what was asked, what has become of it.
+//! One call: its request and its state.
 //!
 //! ```text
 //! queued -> initiated -> ringing -> in-progress -> completed
@@ -9,9 +9,8 @@
 //! ```
 //!
 //! The resource shows `initiated` as `queued`, as Twilio's does; only callbacks
-//! say `initiated`. What a call needs while it lives sits in a box that is
-//! dropped once it has ended and its last callback is delivered, so a long run
-//! costs little memory per ended call.
+//! contain `initiated`. The state of a live call is boxed and dropped once the call has ended
+//! and its last callback is delivered, so a long run costs little memory per ended call.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,7 +21,7 @@ use crate::callee::Plan;
 use crate::clock::Micros;
 use crate::twiml_interpreter::Talk;
 
-/// The 16 bytes behind a 34 character sid.
+/// The 16 bytes of a 34 character sid.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Sid(pub(crate) [u8; 16]);
 
@@ -48,7 +47,7 @@ impl fmt::Display for Sid {
     }
 }
 
-/// Names a call across an `await`; it dangles harmlessly after a reset.
+/// Reference to a call across an `await`; after a reset it refers to no call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CallRef {
     pub(crate) epoch: u32,
@@ -69,7 +68,7 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    /// The word in callbacks.
+    /// The status in callbacks.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -84,7 +83,7 @@ impl Phase {
         }
     }
 
-    /// The word on the call resource.
+    /// The status on the call resource.
     pub(crate) fn resource_word(self) -> &'static str {
         match self {
             Self::Initiated => "queued",
@@ -100,7 +99,7 @@ impl Phase {
     }
 }
 
-/// How a callback or document is requested.
+/// HTTP method of a callback or document request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Method {
     Get,
@@ -108,7 +107,7 @@ pub(crate) enum Method {
     Post,
 }
 
-/// Which status events the caller wants.
+/// Status events that the caller subscribes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Events {
     pub(crate) initiated: bool,
@@ -130,7 +129,7 @@ impl Events {
     };
 }
 
-/// A URL to call with its method.
+/// A URL to request, with its method.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hook {
     pub(crate) url: Arc<str>,
@@ -152,7 +151,7 @@ pub(crate) struct Recording {
     pub(crate) on_completed: bool,
 }
 
-/// A create that has passed every check of the request itself.
+/// A create whose form is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CreateRequest {
     pub(crate) to: String,
@@ -167,7 +166,7 @@ pub(crate) struct CreateRequest {
     pub(crate) recording: Option<Recording>,
 }
 
-/// What the answered call hears first.
+/// Source of the first document of an answered call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Hook(Hook),
@@ -195,27 +194,27 @@ pub(crate) struct Call {
     pub(crate) live: Option<Box<Live>>,
 }
 
-/// What a call needs until its last callback is delivered.
+/// State of a call until its last callback is delivered.
 pub(crate) struct Live {
     pub(crate) request: CreateRequest,
     pub(crate) plan: Plan,
-    /// How many calls the number had before.
+    /// Count of earlier calls to the number.
     pub(crate) nth: u64,
-    /// Of the next status event.
+    /// Sequence number of the next status event.
     pub(crate) sequence: u32,
-    /// Callbacks of every kind so far.
+    /// Count of callbacks of every kind so far.
     pub(crate) posts: u32,
     pub(crate) outbox: VecDeque<Post>,
-    /// A post that waits for its successor to overtake it.
+    /// A callback that is held back until its successor is queued.
     pub(crate) held: Option<Post>,
-    /// Whether a task is posting the outbox.
+    /// True while a task posts the outbox.
     pub(crate) delivering: bool,
-    /// Fetches, late posts and duplicates that are under way.
+    /// Count of document fetches and late callbacks in progress.
     pub(crate) outstanding: u32,
     pub(crate) talk: Option<Talk>,
-    /// Rises with every document; answers to older ones are ignored.
+    /// Incremented with every document; responses for older ones are ignored.
     pub(crate) talk_serial: u32,
-    /// Documents run so far, bounded to end loops.
+    /// Count of documents run so far, bounded to end loops.
     pub(crate) documents: u32,
     pub(crate) turn: usize,
 }
@@ -225,7 +224,7 @@ impl Call {
         self.sid.text("RE")
     }
 
-    /// Whether nothing is left to do or deliver.
+    /// True once the call has ended and all its requests are done.
     pub(crate) fn is_settled(&self) -> bool {
         let busy = self.live.as_ref().is_some_and(|live| {
             live.delivering

@@ -1,8 +1,7 @@
-//! The timeline of a call: dialling, ringing, answer or not, end.
+//! Life cycle of a call: dialling, ringing, answer, end.
 //!
-//! Each function here moves one call one step and schedules the next. A timer
-//! that finds its call in another phase than it was set for does nothing, so
-//! nothing needs to be cancelled.
+//! Each function moves one call by one step and schedules the next. A timer does nothing if its
+//! call is no longer in the phase that the timer was set for, so timers are never cancelled.
 
 use std::sync::Arc;
 
@@ -13,16 +12,16 @@ use crate::clock::Micros;
 use crate::refusal::Refusal;
 use crate::switchboard::{Switchboard, What};
 
-/// Most documents one call may run, which ends redirect loops.
+/// Most documents of one call, which ends redirect loops.
 pub(crate) const DOCUMENTS_MAX: u32 = 500;
 
-/// A change that the caller asks for while the call lives.
+/// A change of a live call by the caller.
 pub(crate) enum Update {
-    /// Only before the answer.
+    /// Allowed only before the answer.
     Cancel,
-    /// At any time.
+    /// Allowed at any time.
     Complete,
-    /// Run another document on an answered call.
+    /// Runs another document; allowed only on an answered call.
     Redirect(Answer),
 }
 
@@ -52,7 +51,7 @@ impl Switchboard {
         self.after(now, setup, call, What::Setup);
     }
 
-    /// The network has found the phone, or not.
+    /// Rings the phone, or ends the call without ringing.
     fn set_up(&mut self, now: Micros, call: CallRef) {
         let Some(c) = self.call_mut(call) else { return };
         let Some(live) = c.live.as_ref() else { return };
@@ -66,6 +65,7 @@ impl Switchboard {
             }
             _ => {}
         }
+
         c.phase = Phase::Ringing;
         c.rang = true;
         c.updated = now;
@@ -77,12 +77,13 @@ impl Switchboard {
         }
         self.tally(account, |tally| tally.rung += 1);
         self.announce(now, call, StatusEvent::Ringing);
-        let rings = if callee == Callee::NoAnswer {
+
+        let ring_secs = if callee == Callee::NoAnswer {
             timeout
         } else {
             ring_secs.min(timeout)
         };
-        self.after(now, rings, call, What::RingEnd);
+        self.after(now, ring_secs, call, What::RingEnd);
     }
 
     fn ring_end(&mut self, now: Micros, call: CallRef) {
@@ -105,22 +106,24 @@ impl Switchboard {
         c.updated = now;
         let account = c.account;
         let Some(live) = c.live.as_ref() else { return };
-        let stays = live
+        let talk_secs = live
             .plan
             .talk_secs
             .min(f64::from(live.request.time_limit_secs));
-        let detects_after = live.plan.detection_secs;
+        let detection_secs = live.plan.detection_secs;
         let detection = live.request.detection.as_ref();
         let (detects, waits) = (
             detection.is_some(),
             detection.is_some_and(|detection| !detection.asynchronous),
         );
+
         self.tally(account, |tally| tally.answered += 1);
         self.announce(now, call, StatusEvent::Answered);
         self.announce_recording(now, call, "in-progress");
-        self.after(now, stays, call, What::HangUp);
+
+        self.after(now, talk_secs, call, What::HangUp);
         if detects {
-            self.after(now, detects_after, call, What::Detect);
+            self.after(now, detection_secs, call, What::Detect);
         }
         if !waits {
             self.first_document(now, call);
@@ -156,13 +159,14 @@ impl Switchboard {
         self.begin_document(now, call, answer);
     }
 
-    /// Ends a call once, tells the caller, and lets go of what it needed.
+    /// Ends a call once, queues its last callbacks, and releases its live state.
     pub(crate) fn end(&mut self, now: Micros, call: CallRef, phase: Phase, sip_code: u16) {
         let clock = self.clock;
         let Some(c) = self.call_mut(call) else { return };
         if c.phase.is_final() {
             return;
         }
+
         c.phase = phase;
         c.ended = Some(now);
         c.updated = now;
@@ -174,6 +178,7 @@ impl Switchboard {
             live.talk = None;
             c.recorded = c.answered.is_some() && live.request.recording.is_some();
         }
+
         let (to, account) = (Arc::clone(&c.to), c.account);
         let duration_secs = u64::from(c.duration_secs);
         if let Some(number) = self.numbers.get_mut(&to) {
@@ -184,13 +189,14 @@ impl Switchboard {
             tally.talk_secs += duration_secs;
             *tally.outcomes.entry(phase.word()).or_default() += 1;
         });
+
         self.announce(now, call, StatusEvent::Completed);
         self.announce_recording(now, call, "completed");
         self.flush(call);
         self.settle(call);
     }
 
-    /// Applies what the caller asks for, or says why not.
+    /// Applies an update, or returns the reason against it.
     pub(crate) fn update(
         &mut self,
         now: Micros,
@@ -202,6 +208,7 @@ impl Switchboard {
             let message = "Call is not in-progress. Cannot redirect or end it.";
             return Err(Refusal::bad(21220, message));
         }
+
         let answered = phase == Phase::InProgress;
         match update {
             Update::Cancel if answered => Err(Refusal::bad(
@@ -227,7 +234,7 @@ impl Switchboard {
         }
     }
 
-    /// Drops the live part of a call that has nothing left to do.
+    /// Drops the live state of a call that is settled.
     pub(crate) fn settle(&mut self, call: CallRef) {
         let Some(c) = self.call_mut(call) else { return };
         if c.live.is_some() && c.is_settled() {

@@ -1,7 +1,7 @@
-//! What was posted for each call, kept for tests to read and to replay.
+//! Log of the requests about each call, for tests to read and to replay.
 //!
-//! Bounded: beyond the configured number of posts the calls that were kept
-//! first are forgotten whole.
+//! The log is bounded: beyond the configured number of requests it drops all entries of the
+//! oldest calls.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,32 +10,32 @@ use serde::{Deserialize, Serialize};
 use crate::call::Method;
 use crate::delivery::Receipt;
 
-/// One request the carrier made, or would have made.
+/// One request of the carrier, sent or lost by fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Callback {
-    /// Place among the requests of this call, in order of completion.
+    /// Position among the requests of this call, in order of completion.
     pub index: usize,
     /// `status`, `detection`, `recording`, `answer`, `fallback`, `gather`,
     /// `record` or `redirect`.
     pub kind: String,
     pub method: String,
-    /// As given at the create, fragment included.
+    /// URL as given at the create, with its fragment.
     pub url: String,
-    /// The form, whether it went as body or as query.
+    /// The encoded form, sent as body or as query.
     pub body: String,
     pub unix_micros: u64,
     pub attempts: u32,
     pub response_status: Option<u16>,
-    /// At most 2,048 bytes of the last answer.
+    /// At most 2,048 bytes of the last response.
     pub response_body: String,
     pub error: Option<String>,
-    /// Not posted, by fault.
+    /// Not sent, by fault.
     pub lost: bool,
     pub replay_of: Option<usize>,
 }
 
 impl Callback {
-    /// A parameter of the form.
+    /// Value of a parameter of the form.
     pub fn param(&self, name: &str) -> Option<String> {
         url::form_urlencoded::parse(self.body.as_bytes())
             .find(|(key, _)| key == name)
@@ -43,14 +43,14 @@ impl Callback {
     }
 }
 
-/// A request before it is filed.
+/// A request before it is logged.
 pub(crate) struct Entry<'a> {
     pub(crate) kind: &'static str,
     pub(crate) method: Method,
     pub(crate) url: &'a str,
     pub(crate) params: &'a [(&'static str, String)],
     pub(crate) unix_micros: u64,
-    /// `None` when it was lost by fault.
+    /// `None` when the request was lost by fault.
     pub(crate) receipt: Option<&'a Receipt>,
 }
 
@@ -154,25 +154,25 @@ mod tests {
 
     #[test]
     fn the_oldest_calls_are_forgotten_beyond_the_bound() {
-        let mut kept = Kept::new(true, 5);
+        let mut log = Kept::new(true, 5);
         let params = [("CallStatus", "in progress & more".to_owned())];
         for call in 0..3 {
-            kept.file(call, &entry(&params));
-            kept.file(call, &entry(&params));
+            log.file(call, &entry(&params));
+            log.file(call, &entry(&params));
         }
-        assert!(kept.of(0).is_empty());
-        assert_eq!(kept.of(2).len(), 2);
-        assert_eq!(kept.of(2)[1].index, 1);
+        assert!(log.of(0).is_empty());
+        assert_eq!(log.of(2).len(), 2);
+        assert_eq!(log.of(2)[1].index, 1);
         assert_eq!(
-            kept.of(2)[0].param("CallStatus").as_deref(),
+            log.of(2)[0].param("CallStatus").as_deref(),
             Some("in progress & more")
         );
     }
 
     #[test]
     fn nothing_is_kept_when_switched_off() {
-        let mut kept = Kept::new(false, 5);
-        kept.file(0, &entry(&[]));
-        assert!(kept.of(0).is_empty());
+        let mut log = Kept::new(false, 5);
+        log.file(0, &entry(&[]));
+        assert!(log.of(0).is_empty());
     }
 }

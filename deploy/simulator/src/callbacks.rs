@@ -1,8 +1,8 @@
-//! What the carrier tells the caller: status events, detection, recordings.
+//! Callbacks of the carrier: status events, detection, recordings.
 //!
-//! A callback is put into its call's outbox with the sequence number of its
-//! event; one task per call posts the outbox in order, so without faults they
-//! arrive in sequence. The faults act here, between event and outbox.
+//! A callback goes into its call's outbox with the sequence number of its event; one task per
+//! call posts the outbox in order, so without faults callbacks arrive in sequence. Faults are
+//! applied between event and outbox.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::clock::{Clock, Micros};
 use crate::delivery::{Parcel, Receipt, encode};
 use crate::switchboard::{Action, Switchboard};
 
-/// What happened to a call, in the caller's words.
+/// Status event of a call, as the caller subscribes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StatusEvent {
     Initiated,
@@ -36,7 +36,7 @@ impl StatusEvent {
     }
 }
 
-/// A callback that waits to be posted.
+/// A callback in the outbox.
 #[derive(Clone, Debug)]
 pub(crate) struct Post {
     pub(crate) kind: &'static str,
@@ -44,7 +44,7 @@ pub(crate) struct Post {
     pub(crate) method: Method,
     pub(crate) params: Vec<(&'static str, String)>,
     pub(crate) token: Arc<str>,
-    /// The same for every try and differing between callbacks.
+    /// Idempotency token, the same for every attempt and unique per callback.
     pub(crate) idempotency: String,
 }
 
@@ -80,7 +80,7 @@ impl Live {
     }
 }
 
-/// What every request about a call carries.
+/// Parameters of every request about a call.
 pub(crate) fn call_params(call: &Call, account_sid: &str) -> Vec<(&'static str, String)> {
     let mut params = Vec::with_capacity(20);
     params.extend([
@@ -118,9 +118,11 @@ fn status_params(
         ("CallbackSource", "call-progress-events".to_owned()),
         ("SequenceNumber", sequence.to_string()),
     ]);
+
     if let Some(word) = call.answered_by {
         params.push(("AnsweredBy", word.to_owned()));
     }
+
     if call.phase.is_final() {
         params.extend([
             ("CallDuration", call.duration_secs.to_string()),
@@ -139,7 +141,7 @@ fn status_params(
 }
 
 impl Switchboard {
-    /// Tells the status callback about an event, if it wants to know.
+    /// Queues the status callback of an event, if the caller subscribes to it.
     pub(crate) fn announce(&mut self, now: Micros, call: CallRef, event: StatusEvent) {
         let (clock, base_url) = (self.clock, Arc::clone(&self.base_url));
         let Some((c, account_sid)) = self.call_and_account(call) else {
@@ -184,7 +186,7 @@ impl Switchboard {
         self.enqueue(now, call, "detection", &hook, params);
     }
 
-    /// `status` is `in-progress` or `completed`.
+    /// Queues the recording callback; `status` is `in-progress` or `completed`.
     pub(crate) fn announce_recording(&mut self, now: Micros, call: CallRef, status: &'static str) {
         let (clock, base_url) = (self.clock, Arc::clone(&self.base_url));
         let Some((c, account_sid)) = self.call_and_account(call) else {
@@ -195,6 +197,7 @@ impl Switchboard {
         let Some(recording) = request.and_then(|request| request.recording.as_ref()) else {
             return;
         };
+
         let wanted = match status {
             "in-progress" => recording.on_in_progress,
             _ => recording.on_completed,
@@ -202,6 +205,7 @@ impl Switchboard {
         let Some(hook) = recording.hook.clone().filter(|_| wanted) else {
             return;
         };
+
         let mut params = vec![
             ("AccountSid", account_sid.to_string()),
             ("CallSid", c.sid.text("CA")),
@@ -226,7 +230,7 @@ impl Switchboard {
         Some((self.call_mut(call)?, sid))
     }
 
-    /// Lets the faults have their way, then queues for posting.
+    /// Applies the faults and queues the callback for posting.
     fn enqueue(
         &mut self,
         now: Micros,
@@ -241,6 +245,7 @@ impl Switchboard {
         let place = live.posts;
         live.posts += 1;
         let nth = live.nth.wrapping_mul(64).wrapping_add(u64::from(place));
+
         let Some(customer) = self.accounts.get(account) else {
             return;
         };
@@ -252,21 +257,25 @@ impl Switchboard {
             token: Arc::clone(&customer.token),
             idempotency: format!("{sid}-{place}"),
         };
+
         if self.fault("callbacks_lost", |f| f.callbacks_lost, &to, nth) {
             self.tally(account, |tally| tally.callbacks.lost += 1);
             self.file(now, call, &post, None);
             return;
         }
+
         if self.fault("callbacks_duplicated", |f| f.callbacks_duplicated, &to, nth) {
             self.tally(account, |tally| tally.callbacks.duplicated += 1);
             self.push(call, post.clone());
         }
+
         if self.fault("callbacks_late", |f| f.callbacks_late, &to, nth) {
             self.tally(account, |tally| tally.callbacks.late += 1);
             let delay = Duration::from_millis(self.faults.faults().late_by_ms);
             self.post_alone(call, post, delay);
             return;
         }
+
         let live_call = self.call(call).is_some_and(|c| !c.phase.is_final());
         if live_call && self.fault("callbacks_reordered", |f| f.callbacks_reordered, &to, nth) {
             self.tally(account, |tally| tally.callbacks.reordered += 1);
@@ -276,11 +285,12 @@ impl Switchboard {
             }
             return;
         }
+
         self.push(call, post);
         self.flush(call);
     }
 
-    /// Queues what was held for its successor to overtake.
+    /// Queues the callback that was held back for its successor.
     pub(crate) fn flush(&mut self, call: CallRef) {
         let held = self
             .call_mut(call)
@@ -320,7 +330,7 @@ impl Switchboard {
         post
     }
 
-    /// Notes how posting went.
+    /// Records the result of a post.
     pub(crate) fn posted(&mut self, now: Micros, call: CallRef, post: &Post, receipt: &Receipt) {
         let Some(account) = self.call(call).map(|c| c.account) else {
             return;
@@ -336,7 +346,7 @@ impl Switchboard {
         self.file(now, call, post, Some(receipt));
     }
 
-    /// A post that was made outside the outbox is done.
+    /// Finishes a post outside the outbox.
     pub(crate) fn posted_alone(&mut self, call: CallRef) {
         if let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) {
             live.outstanding = live.outstanding.saturating_sub(1);

@@ -1,8 +1,8 @@
-//! The people who are called: who picks up, after how long, and what they say.
+//! Simulated callees: the outcome of a call, its times, and the callee's words.
 //!
-//! A number's fate is drawn from the seed, the number and the count of its
-//! calls, so the third call to a number ends the same in every run. The last
-//! digits overrule the draw (longest suffix first), see [`Behavior::suffixes`].
+//! The outcome is derived from the seed, the number and the count of its earlier calls, so the
+//! third call to a number ends the same in every run. The last digits override the draw (longest
+//! suffix first), see [`CalleeBehavior::suffixes`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::seeded_rng::Draw;
 
-/// What happens when a number is called.
+/// Outcome of a call to a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Callee {
@@ -59,7 +59,7 @@ impl Callee {
             .map(|(callee, _)| *callee)
     }
 
-    /// Twilio's `AnsweredBy` word, for those who pick up.
+    /// Twilio's `AnsweredBy` value of an answered call.
     pub(crate) fn answered_by(self) -> &'static str {
         match self {
             Self::Machine => "machine_start",
@@ -69,7 +69,7 @@ impl Callee {
     }
 }
 
-/// Relative weights of the fates; a fate that is not named has weight 0.
+/// Relative weights of the outcomes; an outcome that is not named has weight 0.
 /// As text: `answers=60,busy=5`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -90,7 +90,7 @@ impl Default for Mix {
 }
 
 impl Mix {
-    /// Everybody has the same fate.
+    /// Every call has the same outcome.
     pub fn only(callee: Callee) -> Self {
         Self(BTreeMap::from([(callee, 1)]))
     }
@@ -122,9 +122,9 @@ impl FromStr for Mix {
         for part in text.split(',').filter(|part| !part.is_empty()) {
             let (name, weight) = part
                 .split_once('=')
-                .ok_or_else(|| format!("`{part}` is not of the form fate=weight"))?;
+                .ok_or_else(|| format!("`{part}` is not of the form outcome=weight"))?;
             let callee = Callee::from_name(name.trim())
-                .ok_or_else(|| format!("`{name}` is no fate of a call"))?;
+                .ok_or_else(|| format!("`{name}` is not an outcome"))?;
             let weight = weight
                 .trim()
                 .parse()
@@ -148,7 +148,7 @@ impl fmt::Display for Mix {
     }
 }
 
-/// A range of call seconds, drawn from uniformly. As text `20-90` or `5`, as
+/// A uniform range of call seconds. As text `20-90` or `5`, as
 /// JSON `[20, 90]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "(f64, f64)", into = "(f64, f64)")]
@@ -158,12 +158,12 @@ pub struct Span {
 }
 
 impl Span {
-    /// Refuses negative, infinite and inverted ranges.
+    /// Rejects negative, infinite and inverted ranges.
     pub fn new(min: f64, max: f64) -> Result<Self, String> {
         if (0.0..=1e7).contains(&min) && (min..=1e7).contains(&max) {
             return Ok(Self { min, max });
         }
-        Err(format!("{min}-{max} is no range of seconds"))
+        Err(format!("{min}-{max} is not a range of seconds"))
     }
 
     const fn fixed(min: f64, max: f64) -> Self {
@@ -205,62 +205,62 @@ impl fmt::Display for Span {
     }
 }
 
-/// How callees behave. All times are call seconds, compressed by the speed.
+/// Behavior of callees. All times are call seconds, compressed by the speed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
 pub struct Behavior {
-    /// Seed of everything that is drawn about callees.
+    /// Seed of all random values about callees.
     #[arg(long, default_value_t = Self::default().seed)]
     pub seed: u64,
-    /// Weights of the fates, such as answers=60,busy=5,no_answer=35.
+    /// Weights of the outcomes, such as answers=60,busy=5,no_answer=35.
     #[arg(long, default_value_t = Self::default().mix)]
     pub mix: Mix,
-    /// Numbers ending in these digits have this fate; the longest suffix wins.
-    /// An empty map leaves every number to the mix.
+    /// Outcome of numbers that end in these digits; the longest suffix wins.
+    /// With an empty map the mix decides for every number.
     #[arg(skip = Self::default().suffixes)]
     pub suffixes: BTreeMap<String, Callee>,
-    /// From `initiated` to `ringing`, or to a final status without ringing.
+    /// Seconds from `initiated` to `ringing`, or to a final status without ringing.
     #[arg(long, default_value_t = Self::default().setup_secs)]
     pub setup_secs: Span,
-    /// From `ringing` to the answer or the decline.
+    /// Seconds from `ringing` to the answer or the decline.
     #[arg(long, default_value_t = Self::default().ring_secs)]
     pub ring_secs: Span,
-    /// How long a person stays, unless the document ends the call before.
+    /// Seconds until a person hangs up, unless the document ends the call before.
     #[arg(long, default_value_t = Self::default().talk_secs)]
     pub talk_secs: Span,
-    /// How long a machine records before it hangs up.
+    /// Seconds until a machine hangs up.
     #[arg(long, default_value_t = Self::default().machine_secs)]
     pub machine_secs: Span,
-    /// How long somebody who hangs up early stays.
+    /// Seconds until a person hangs up early.
     #[arg(long, default_value_t = Self::default().early_hangup_secs)]
     pub early_hangup_secs: Span,
-    /// How long answering-machine detection takes.
+    /// Seconds of answering-machine detection.
     #[arg(long, default_value_t = Self::default().detection_secs)]
     pub detection_secs: Span,
-    /// What people say, one script per flag, turns separated by `|`. Each call
-    /// draws one script; when it has run out the person is silent. A turn of
-    /// digits only is keyed rather than spoken where digits are gathered.
+    /// Words of people, one script per flag, turns separated by `|`. Each call draws one
+    /// script; after its last turn the person is silent. A turn of digits only is keyed
+    /// instead of spoken.
     #[arg(long = "script", default_values_t = Self::default().scripts)]
     pub scripts: Vec<String>,
-    /// What a machine says into the first speech gather.
+    /// Words of a machine in the first speech gather.
     #[arg(long, default_value_t = Self::default().greeting)]
     pub greeting: String,
     /// `Confidence` of recognised speech.
     #[arg(long, default_value_t = Self::default().confidence)]
     pub confidence: f64,
-    /// Speaking rate of both sides.
+    /// Speaking rate of both sides, in characters per second.
     #[arg(long, default_value_t = Self::default().chars_per_sec)]
     pub chars_per_sec: f64,
-    /// Pause before a person replies.
+    /// Seconds before a person replies.
     #[arg(long, default_value_t = Self::default().reply_after_secs)]
     pub reply_after_secs: f64,
-    /// Assumed length of every played file.
+    /// Assumed seconds of every played file.
     #[arg(long, default_value_t = Self::default().play_secs)]
     pub play_secs: f64,
     /// Price of each started minute of an answered call, in millionths of a dollar.
     #[arg(long, default_value_t = Self::default().price_per_minute_micros)]
     pub price_per_minute_micros: u64,
-    /// How long after the end the price appears on the call resource.
+    /// Seconds from the end of a call to its price on the call resource.
     #[arg(long, default_value_t = Self::default().price_after_secs)]
     pub price_after_secs: f64,
 }
@@ -268,6 +268,7 @@ pub struct Behavior {
 impl Default for Behavior {
     fn default() -> Self {
         let suffix = |digits: &str, callee| (digits.to_owned(), callee);
+
         Self {
             seed: 1,
             mix: Mix::default(),
@@ -307,7 +308,7 @@ impl Default for Behavior {
     }
 }
 
-/// The fate of one call, drawn when it is created.
+/// Outcome and times of one call, drawn at its creation.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) callee: Callee,
@@ -315,12 +316,12 @@ pub(crate) struct Plan {
     pub(crate) ring_secs: f64,
     pub(crate) talk_secs: f64,
     pub(crate) detection_secs: f64,
-    /// Index of the script this person follows.
+    /// Index of the person's script.
     pub(crate) script: usize,
 }
 
 impl Behavior {
-    /// `nth` is the count of earlier calls to the number.
+    /// Outcome of a call; `nth` is the count of earlier calls to the number.
     pub(crate) fn callee(&self, number: &str, nth: u64) -> Callee {
         let by_suffix = self
             .suffixes
@@ -330,7 +331,7 @@ impl Behavior {
         if let Some((_, callee)) = by_suffix {
             return *callee;
         }
-        // A number that does not exist does not exist next time either.
+        // A number that does not exist never exists later.
         let lasting = self
             .mix
             .pick(&mut Draw::new(self.seed, number, "callee", 0), None);
@@ -365,7 +366,7 @@ impl Behavior {
         }
     }
 
-    /// What the callee says at its `turn`-th chance to speak.
+    /// Words of the callee at its `turn`-th chance to speak.
     pub(crate) fn utterance(&self, plan: &Plan, turn: usize) -> Option<&str> {
         match plan.callee {
             Callee::Fax => None,

@@ -1,8 +1,8 @@
 //! The simulator's only clock.
 //!
-//! Inside, a moment is whole microseconds since the simulator started, read
-//! from the monotonic clock. *Call seconds* (ringing, talking, AMD) run `speed`
-//! times faster than real ones; dates, paces and injected latencies are real.
+//! A moment is whole microseconds since the simulator started, read from the monotonic clock.
+//! *Call seconds* (ringing, talking, AMD) run `speed` times faster than real ones; dates, calls
+//! per second and injected latencies are real.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -40,7 +40,7 @@ impl Clock {
         micros(self.started.elapsed())
     }
 
-    /// So long ago in real time, at the earliest when it started.
+    /// The moment `ago` before now in real time, not before the start.
     pub(crate) fn before(&self, ago: Duration) -> Micros {
         self.now().saturating_sub(micros(ago))
     }
@@ -53,16 +53,16 @@ impl Clock {
         self.started + Duration::from_micros(at)
     }
 
-    /// How long `call_secs` of call time take in real time.
+    /// Real time of `call_secs` of call time.
     pub(crate) fn real_micros(&self, call_secs: f64) -> Micros {
         let secs = (call_secs / self.speed).min(1e9);
         micros(Duration::try_from_secs_f64(secs).unwrap_or_default())
     }
 
-    /// Whole seconds of call time in a real interval; a started second counts.
+    /// Seconds of call time in a real interval, rounded up.
     pub(crate) fn call_secs(&self, real: Micros) -> u32 {
         let secs = Duration::from_micros(real).as_secs_f64() * self.speed;
-        // Tolerates the last bits of the multiplication.
+        // Tolerates the rounding error of the multiplication.
         let whole = Duration::try_from_secs_f64((secs - 1e-6).ceil()).unwrap_or_default();
         u32::try_from(whole.as_secs()).unwrap_or(u32::MAX)
     }
@@ -75,7 +75,7 @@ impl Clock {
             .to_rfc2822()
     }
 
-    /// The UTC day, which is as fine as Twilio's list filters look.
+    /// The UTC day, which is the resolution of Twilio's list filters.
     pub(crate) fn day(&self, at: Micros) -> chrono::NaiveDate {
         let unix = i64::try_from(self.unix_micros(at)).unwrap_or(i64::MAX);
         DateTime::from_timestamp_micros(unix)

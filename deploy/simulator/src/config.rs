@@ -1,4 +1,4 @@
-//! What a simulator is started with; every part has a default.
+//! Configuration of a simulator; every setting has a default.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,26 +10,26 @@ use serde::{Deserialize, Serialize};
 use crate::callee::Behavior;
 use crate::faults::Faults;
 
-/// What a carrier does with creates above an account's calls per second.
+/// Treatment of creates above an account's calls per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OverCps {
-    /// Accept and dial later, telling the wait in `queue_time`, as Twilio does.
+    /// Accepts and dials later, with the wait in `queue_time`, as Twilio does.
     #[default]
     Queue,
-    /// Refuse with 429 and code 20429.
+    /// Refuses with 429 and code 20429.
     Refuse,
 }
 
-/// A customer of the carrier. As text `token`, `token:cps` or `token:cps:refuse`.
+/// Settings of an account. As text `token`, `token:cps` or `token:cps:refuse`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Account {
     pub auth_token: String,
-    /// Calls dialled per real second; 0 is without limit.
+    /// Calls dialled per real second; 0 means no limit.
     pub cps: u32,
     pub over_cps: OverCps,
-    /// API key sid to its secret; these authenticate too, but never sign.
+    /// Secrets by API key sid; API keys authenticate but never sign.
     pub api_keys: BTreeMap<String, String>,
 }
 
@@ -84,30 +84,33 @@ impl fmt::Display for Account {
 /// Settings of one simulator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Parser)]
 #[serde(default, deny_unknown_fields)]
-#[command(name = "peal-simulator", about = "A carrier that rings nobody")]
+#[command(
+    name = "peal-simulator",
+    about = "Carrier simulator that places no real calls"
+)]
 pub struct Config {
-    /// Where to listen; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free port.
     #[arg(long, env = "PEAL_SIMULATOR_LISTEN", default_value_t = Self::default().listen)]
     pub listen: SocketAddr,
     /// Call seconds per real second.
     #[arg(long, default_value_t = Self::default().speed)]
     pub speed: f64,
-    /// Accounts with their own token and pace, as SID=token[:cps[:queue|refuse]].
+    /// Accounts with their own token and calls per second, as SID=token[:cps[:queue|refuse]].
     #[arg(skip)]
     pub accounts: BTreeMap<String, Account>,
-    /// What every other sid that starts with AC is, as token[:cps[:queue|refuse]].
+    /// Settings of every other sid that starts with AC, as token[:cps[:queue|refuse]].
     #[arg(long, default_value_t = Self::default().default_account)]
     pub default_account: Account,
     /// Refuse sids that are not configured.
     #[arg(long)]
     pub known_accounts_only: bool,
-    /// Callbacks and document fetches in flight at once, each.
+    /// Most callbacks, and most document fetches, in flight at once.
     #[arg(long, default_value_t = Self::default().callback_concurrency)]
     pub callback_concurrency: usize,
-    /// Forget what was posted instead of keeping it for the control API.
+    /// Keep no log of callbacks for the control API.
     #[arg(long = "forget-callbacks", action = clap::ArgAction::SetFalse)]
     pub keep_callbacks: bool,
-    /// At most so many posts are kept; the oldest calls' go first.
+    /// Most callbacks in the log; those of the oldest calls are dropped first.
     #[arg(long, default_value_t = Self::default().kept_callbacks_max)]
     pub kept_callbacks_max: usize,
     #[command(flatten)]

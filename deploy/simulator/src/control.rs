@@ -1,7 +1,7 @@
-//! The other side of the carrier, for tests and people: `/_sim`.
+//! Control API for tests and operators: `/_sim`.
 //!
-//! It is unauthenticated and meant for loopback. What each route answers is
-//! listed in the crate's own documentation.
+//! The API is unauthenticated and meant for loopback. The crate's documentation lists its
+//! routes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,9 +44,9 @@ pub(crate) fn router() -> Router<Arc<World>> {
         .route("/_sim/reset", post(reset))
 }
 
-async fn health(State(world): State<Arc<World>>) -> Json<Value> {
-    let uptime = Duration::from_micros(world.clock.now());
-    world.with(|board, _| {
+async fn health(State(sim): State<Arc<World>>) -> Json<Value> {
+    let uptime = Duration::from_micros(sim.clock.now());
+    sim.with(|board, _| {
         Json(json!({
             "status": "ok",
             "live": board.total.live,
@@ -63,9 +63,9 @@ struct Within {
     within_ms: u64,
 }
 
-async fn idle(State(world): State<Arc<World>>, Query(within): Query<Within>) -> Json<Value> {
+async fn idle(State(sim): State<Arc<World>>, Query(within): Query<Within>) -> Json<Value> {
     let deadline = Instant::now() + Duration::from_millis(within.within_ms);
-    Json(json!({ "idle": world.wait_idle(deadline).await }))
+    Json(json!({ "idle": sim.wait_idle(deadline).await }))
 }
 
 #[derive(Deserialize)]
@@ -74,13 +74,13 @@ struct OracleQuery {
     account: Option<String>,
 }
 
-async fn oracle(State(world): State<Arc<World>>, Query(query): Query<OracleQuery>) -> Json<Oracle> {
-    Json(report(&world, query.account.as_deref()))
+async fn oracle(State(sim): State<Arc<World>>, Query(query): Query<OracleQuery>) -> Json<Oracle> {
+    Json(report(&sim, query.account.as_deref()))
 }
 
-pub(crate) fn report(world: &Arc<World>, account: Option<&str>) -> Oracle {
-    let (oracle, arrivals) = world.with(|board, _| board.oracle(account));
-    finish_oracle(oracle, arrivals, world.clock)
+pub(crate) fn report(sim: &Arc<World>, account: Option<&str>) -> Oracle {
+    let (oracle, arrivals) = sim.with(|board, _| board.oracle(account));
+    finish_oracle(oracle, arrivals, sim.clock)
 }
 
 #[derive(Deserialize)]
@@ -97,60 +97,59 @@ fn creates_limit() -> usize {
 }
 
 async fn creates(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Query(query): Query<CreatesQuery>,
 ) -> Json<Vec<Create>> {
-    Json(world.with(|board, _| board.creates(query.after, query.limit)))
+    Json(sim.with(|board, _| board.creates(query.after, query.limit)))
 }
 
-async fn faults(State(world): State<Arc<World>>) -> Json<Faults> {
-    Json(world.with(|board, _| board.faults.faults().clone()))
+async fn faults(State(sim): State<Arc<World>>) -> Json<Faults> {
+    Json(sim.with(|board, _| board.faults.faults().clone()))
 }
 
-/// Replaces all faults; what is not named is off, and counts start afresh.
-async fn put_faults(State(world): State<Arc<World>>, Json(faults): Json<Faults>) -> Json<Faults> {
-    world.with(|board, _| board.faults = FaultState::new(faults.clone()));
+/// Replaces all faults and resets their counts; a fault that is not named is off.
+async fn put_faults(State(sim): State<Arc<World>>, Json(faults): Json<Faults>) -> Json<Faults> {
+    sim.with(|board, _| board.faults = FaultState::new(faults.clone()));
     Json(faults)
 }
 
-async fn delete_faults(State(world): State<Arc<World>>) -> StatusCode {
-    world.with(|board, _| board.faults = FaultState::default());
+async fn delete_faults(State(sim): State<Arc<World>>) -> StatusCode {
+    sim.with(|board, _| board.faults = FaultState::default());
     StatusCode::NO_CONTENT
 }
 
-async fn behavior(State(world): State<Arc<World>>) -> Json<Behavior> {
-    Json(world.with(|board, _| Behavior::clone(&board.behavior)))
+async fn behavior(State(sim): State<Arc<World>>) -> Json<Behavior> {
+    Json(sim.with(|board, _| Behavior::clone(&board.behavior)))
 }
 
-/// Replaces the behavior for calls created from here on; what is not named
+/// Replaces the behavior for calls created later; a setting that is not named
 /// takes its default.
 async fn put_behavior(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Json(behavior): Json<Behavior>,
 ) -> Json<Behavior> {
-    world.with(|board, _| board.behavior = Arc::new(behavior.clone()));
+    sim.with(|board, _| board.behavior = Arc::new(behavior.clone()));
     Json(behavior)
 }
 
-async fn accounts(State(world): State<Arc<World>>) -> Json<BTreeMap<String, Account>> {
-    Json(world.with(|board, _| board.accounts.settings()))
+async fn accounts(State(sim): State<Arc<World>>) -> Json<BTreeMap<String, Account>> {
+    Json(sim.with(|board, _| board.accounts.settings()))
 }
 
 async fn put_account(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Path(sid): Path<String>,
     Json(settings): Json<Account>,
 ) -> Json<Account> {
-    world.with(|board, _| board.accounts.set(&sid, settings.clone()));
+    sim.with(|board, _| board.accounts.set(&sid, settings.clone()));
     Json(settings)
 }
 
 async fn callbacks(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Path(sid): Path<String>,
 ) -> Result<Json<Vec<Callback>>, StatusCode> {
-    world
-        .with(|board, _| Some(board.kept.of(board.find(&sid, None)?.index).to_vec()))
+    sim.with(|board, _| Some(board.kept.of(board.find(&sid, None)?.index).to_vec()))
         .map(Json)
         .ok_or(StatusCode::NOT_FOUND)
 }
@@ -162,39 +161,41 @@ struct ReplayRequest {
 }
 
 async fn replay_callback(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Path(sid): Path<String>,
     Json(request): Json<ReplayRequest>,
 ) -> Result<Json<Callback>, StatusCode> {
-    replay(&world, &sid, request.index)
+    replay(&sim, &sid, request.index)
         .await
         .map(Json)
         .ok_or(StatusCode::NOT_FOUND)
 }
 
-/// Posts a kept callback again, body and signature unchanged, and keeps the
-/// result as a further one.
-pub(crate) async fn replay(world: &Arc<World>, sid: &str, index: usize) -> Option<Callback> {
-    let (call, kept, token) = world.with(|board, _| {
+/// Repeats a logged request with the same body and signature, and logs the result as a further
+/// one.
+pub(crate) async fn replay(sim: &Arc<World>, sid: &str, index: usize) -> Option<Callback> {
+    let (call, original, token) = sim.with(|board, _| {
         let call = board.find(sid, None)?;
-        let kept = board.kept.of(call.index).get(index)?.clone();
+        let original = board.kept.of(call.index).get(index)?.clone();
         let account = board.call(call)?.account;
         let token = Arc::clone(&board.accounts.get(account)?.token);
-        Some((call, kept, token))
+        Some((call, original, token))
     })?;
+
     let parcel = Parcel {
-        url: Arc::from(kept.url.as_str()),
-        method: if kept.method == "GET" {
+        url: Arc::from(original.url.as_str()),
+        method: if original.method == "GET" {
             Method::Get
         } else {
             Method::Post
         },
-        body: kept.body.clone(),
+        body: original.body.clone(),
         token,
         idempotency: format!("{sid}-r{index}"),
     };
-    let receipt = world.courier.deliver(&parcel).await;
-    world.with(|board, now| {
+    let receipt = sim.courier.deliver(&parcel).await;
+
+    sim.with(|board, now| {
         let replayed = Callback {
             unix_micros: board.clock.unix_micros(now),
             attempts: receipt.attempts,
@@ -203,16 +204,16 @@ pub(crate) async fn replay(world: &Arc<World>, sid: &str, index: usize) -> Optio
             error: receipt.error,
             lost: false,
             replay_of: Some(index),
-            ..kept
+            ..original
         };
-        // After a reset there is no call to file it under.
+        // A reset may have removed the call.
         board.call(call)?;
         board.kept.push(call.index, replayed);
         board.kept.of(call.index).last().cloned()
     })
 }
 
-async fn reset(State(world): State<Arc<World>>) -> impl IntoResponse {
-    world.with(|board, _| board.reset());
+async fn reset(State(sim): State<Arc<World>>) -> impl IntoResponse {
+    sim.with(|board, _| board.reset());
     StatusCode::NO_CONTENT
 }

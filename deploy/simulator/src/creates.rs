@@ -1,7 +1,6 @@
-//! Judging a create: who asks, is it well formed, does a fault strike, is there
-//! room in the account's pace; then the call is put into the world and the
-//! arrival is logged with its verdict. All of it happens under one lock, so the
-//! log and the calls never disagree.
+//! Processing of a create: credentials, form, injected faults, calls per second; then the call
+//! is inserted and the arrival is logged with its verdict. All of it happens under one lock, so
+//! the log always matches the calls.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use crate::refusal::Refusal;
 use crate::seeded_rng::Draw;
 use crate::switchboard::{Arrival, Switchboard, What};
 
-/// A create request as it came in.
+/// A create request as received.
 pub(crate) struct Incoming<'a> {
     pub(crate) arrived: Micros,
     pub(crate) account: &'a str,
@@ -25,17 +24,17 @@ pub(crate) struct Incoming<'a> {
     pub(crate) request: Result<CreateRequest, Refusal>,
 }
 
-/// How to answer a create.
+/// Response to a create.
 pub(crate) struct Decision {
     pub(crate) outcome: Result<CallRef, Refusal>,
     pub(crate) cut_connection: bool,
     pub(crate) latency: Duration,
-    /// Deliver what is in the outbox before answering.
+    /// The queued callbacks are delivered before the response.
     pub(crate) early: bool,
 }
 
 impl Switchboard {
-    /// Judges a create, and puts the call into the world if it is accepted.
+    /// Decides a create, and inserts the call if it is accepted.
     pub(crate) fn create(&mut self, now: Micros, incoming: Incoming<'_>) -> Decision {
         let account = self
             .accounts
@@ -45,6 +44,7 @@ impl Switchboard {
             Some(customer) => Arc::clone(&customer.sid),
             None => Arc::from(incoming.account),
         };
+
         let mut arrival = Arrival {
             at: incoming.arrived,
             account,
@@ -55,11 +55,13 @@ impl Switchboard {
             call: None,
             verdict: Verdict::Error,
         };
+
         let judged = match (account, incoming.request) {
             (None, _) => Err(Refusal::unauthenticated()),
             (Some(_), Err(refusal)) => Err(refusal),
             (Some(account), Ok(request)) => Ok((account, request)),
         };
+
         let decision = match judged {
             Ok((account, request)) => self.judge(now, account, request, &mut arrival),
             Err(refusal) => {
@@ -78,6 +80,7 @@ impl Switchboard {
         request: CreateRequest,
         arrival: &mut Arrival,
     ) -> Decision {
+        // 1. Refusals: an invalid number, a fault, the account's calls per second.
         let key = Arc::clone(&arrival.to);
         let nth = self.count_create(&mut arrival.to);
         let latency = Duration::from_millis(self.faults.create_latency_ms(&key, nth));
@@ -89,6 +92,7 @@ impl Switchboard {
         } else {
             self.refused_by_fault(&key, nth)
         };
+
         if let Some((verdict, refusal)) = refused {
             arrival.verdict = verdict;
             return Decision {
@@ -97,6 +101,7 @@ impl Switchboard {
                 ..Decision::refuse(refusal)
             };
         }
+
         let customer = self.accounts.get_mut(account);
         let slot = customer.and_then(|customer| customer.slot(arrival.at));
         let Some(dial_at) = slot else {
@@ -106,6 +111,8 @@ impl Switchboard {
                 ..Decision::refuse(Refusal::too_many_requests())
             };
         };
+
+        // 2. The call, and the faults after its acceptance.
         let early = dial_at <= now && self.fault("early_callback", |f| f.early_callback, &key, nth);
         let drop = self.fault("drop_after", |f| f.drop_after, &key, nth);
         let error = !drop && self.fault("error_after", |f| f.error_after, &key, nth);
@@ -113,11 +120,13 @@ impl Switchboard {
         if early {
             self.fire(now, call, What::Dial);
         }
+
         arrival.verdict = match (drop, error) {
             (true, _) => Verdict::AcceptedThenDropped,
             (_, true) => Verdict::AcceptedThenError,
             _ => Verdict::Accepted,
         };
+
         Decision {
             outcome: if error {
                 Err(Refusal::unavailable())
@@ -162,12 +171,14 @@ impl Switchboard {
         if number.live > 1 {
             self.overlaps.add(&to, account);
         }
+
         let hidden = self.fault("hide_from_list", |f| f.hide_from_list, &to, nth_create);
         let hidden_ms = if hidden {
             self.faults.faults().hide_for_ms
         } else {
             0
         };
+
         let sid = self.new_sid(index);
         self.by_sid.insert(sid, index);
         self.calls.push(Call {
@@ -190,14 +201,16 @@ impl Switchboard {
             answered_by: None,
             live: Some(Box::new(Live::new(request, plan, nth))),
         });
+
         arrival.call = Some(index);
         self.unsettled += 1;
         self.tally(account, |tally| {
             tally.live += 1;
             tally.max_live = tally.max_live.max(tally.live);
         });
+
         let call = self.reference(index);
-        // The turn counts from the arrival, but the form may have come after it.
+        // The slot counts from the arrival of the head, but the form may arrive after the slot.
         self.schedule(dial_at.max(now), call, What::Dial);
         call
     }
@@ -213,7 +226,7 @@ impl Switchboard {
         Sid(value.to_be_bytes())
     }
 
-    /// Counts a create for its number and shares the number's text.
+    /// Counts a create for its number and interns the number's text.
     fn count_create(&mut self, to: &mut Arc<str>) -> u64 {
         if let Some((shared, _)) = self.numbers.get_key_value(to) {
             *to = Arc::clone(shared);
@@ -223,13 +236,13 @@ impl Switchboard {
         number.creates - 1
     }
 
-    /// The one copy of a caller id.
+    /// Interns a caller id.
     fn caller(&mut self, from: &str) -> Arc<str> {
         if let Some(known) = self.callers.get(from) {
             return Arc::clone(known);
         }
         let from: Arc<str> = Arc::from(from);
-        // Callers are few; a flood of nonsense must not grow this without bound.
+        // Caller ids are few; a flood of invalid ones must not grow the set without bound.
         if self.callers.len() < 10_000 {
             self.callers.insert(Arc::clone(&from));
         }

@@ -1,10 +1,10 @@
-//! Posts one callback or fetches one document, as Twilio's HTTP client would.
+//! HTTP client for callbacks and documents, with the behavior of Twilio's.
 //!
-//! The URL's fragment overrides the connection: `#rc=0..5` retries (1), `rp=`
-//! what to retry on, of `4xx 5xx ct rt all` (`ct`), `ct=` connect and `rt=`
+//! The URL's fragment overrides the connection settings: `#rc=0..5` retries (1), `rp=`
+//! conditions of a retry, of `4xx 5xx ct rt all` (`ct`), `ct=` connect and `rt=`
 //! read timeout in milliseconds (5000, 15000), `tt=` total (15000). It is
-//! removed before the request and is not part of what is signed. Every try
-//! carries the same `I-Twilio-Idempotency-Token`.
+//! removed before the request and is not part of the signed URL. Every attempt
+//! has the same `I-Twilio-Idempotency-Token`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use url::form_urlencoded;
 use crate::call::Method;
 use crate::signature::sign;
 
-/// The most that is read of an answer.
+/// Most bytes that are read of a response.
 const BODY_MAX: usize = 64 * 1024;
 const SIGNATURE: HeaderName = HeaderName::from_static("x-twilio-signature");
 const IDEMPOTENCY: HeaderName = HeaderName::from_static("i-twilio-idempotency-token");
 
-/// When to try again, from the URL's fragment.
+/// Retries and timeouts from the URL's fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
     retries: u32,
@@ -50,7 +50,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Refuses what the fragment's documentation does not list.
+    /// Parses a fragment; rejects keys and values that Twilio does not document.
     pub(crate) fn parse(fragment: &str) -> Result<Self, String> {
         let mut policy = Self::default();
         for (key, value) in form_urlencoded::parse(fragment.as_bytes()) {
@@ -105,7 +105,7 @@ pub(crate) fn split_fragment(url: &str) -> (&str, &str) {
     url.split_once('#').unwrap_or((url, ""))
 }
 
-/// One request to make.
+/// One request to send.
 #[derive(Clone, Debug)]
 pub(crate) struct Parcel {
     pub(crate) url: Arc<str>,
@@ -116,7 +116,7 @@ pub(crate) struct Parcel {
     pub(crate) idempotency: String,
 }
 
-/// How it went: the last try's answer.
+/// Result of a delivery: the response of the last attempt.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Receipt {
     pub(crate) attempts: u32,
@@ -138,8 +138,8 @@ pub(crate) fn encode(params: &[(&'static str, String)]) -> String {
         .finish()
 }
 
-/// The pooled client with its two bounds: a callback endpoint that hangs must
-/// not keep answered people waiting for their document.
+/// Pooled HTTP client with separate bounds, so that a callback endpoint that hangs does not
+/// delay the documents of answered calls.
 pub(crate) struct Courier {
     client: reqwest::Client,
     pub(crate) callbacks: Semaphore,
@@ -163,18 +163,20 @@ impl Courier {
         })
     }
 
-    /// Makes the request, and again as the URL's fragment allows.
+    /// Sends the request and retries it as the URL's fragment allows.
     pub(crate) async fn deliver(&self, parcel: &Parcel) -> Receipt {
         let (target, fragment) = split_fragment(&parcel.url);
-        // Creates with a wrong fragment are refused, so this is the default's case.
+        // Creates with an invalid fragment are refused, so it parses here.
         let policy = Policy::parse(fragment).unwrap_or_default();
+
         let started = Instant::now();
         let mut receipt = Receipt::default();
         loop {
             let left = policy.total_timeout.saturating_sub(started.elapsed());
             let timeout = left.min(policy.connect_timeout + policy.read_timeout);
             receipt.attempts += 1;
-            let again = match self.try_once(target, parcel, timeout).await {
+
+            let retry = match self.try_once(target, parcel, timeout).await {
                 Ok((status, body)) => {
                     receipt.status = Some(status);
                     receipt.body = body;
@@ -191,7 +193,8 @@ impl Courier {
                     }
                 }
             };
-            if !again || receipt.attempts > policy.retries {
+
+            if !retry || receipt.attempts > policy.retries {
                 return receipt;
             }
             let pause = Duration::from_millis(50 << receipt.attempts.min(5));
@@ -221,18 +224,20 @@ impl Courier {
                     .body(parcel.body.clone())
             }
             Method::Get => {
-                let joint = if target.contains('?') { '&' } else { '?' };
-                let url = format!("{target}{joint}{}", parcel.body);
+                let separator = if target.contains('?') { '&' } else { '?' };
+                let url = format!("{target}{separator}{}", parcel.body);
                 let none: [(&str, &str); 0] = [];
                 let signature = sign(&parcel.token, &url, &none);
                 self.client.get(url).header(SIGNATURE, signature)
             }
         };
+
         let mut response = request
             .header(IDEMPOTENCY, &parcel.idempotency)
             .timeout(timeout)
             .send()
             .await?;
+
         let status = response.status().as_u16();
         let mut body = Vec::new();
         while body.len() < BODY_MAX {
@@ -245,7 +250,7 @@ impl Courier {
     }
 }
 
-/// The cause without the URL, which may hold a secret token.
+/// Describes the cause without the URL, which may contain a secret token.
 fn describe(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         "timed out".to_owned()

@@ -1,8 +1,8 @@
-//! Answer documents: fetching the first one, running it, following where it leads.
+//! Answer documents: fetch, execution, and the documents that follow.
 //!
-//! A document that cannot be fetched or read sends the call to its fallback URL
-//! once; without one, or when that fails too, the call is hung up, as the person
-//! would hear an error and the line drop.
+//! A document that cannot be fetched or parsed sends the call to its fallback URL once; without
+//! a fallback, or when that fails too, the call is hung up, as Twilio does after an error
+//! message.
 
 use std::sync::Arc;
 
@@ -19,14 +19,14 @@ use crate::twiml;
 use crate::twiml::Verb;
 use crate::twiml_interpreter::{Ask, AskKind, Step, Talk};
 
-/// A document on its way.
+/// A document fetch in progress.
 pub(crate) struct Fetch {
     pub(crate) post: Post,
     kind: AskKind,
     serial: u32,
 }
 
-/// A fetched document: its verbs, or what is wrong with it.
+/// A fetched document: its verbs or its error.
 pub(crate) type Document = Result<Vec<Verb>, DocumentError>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl DocumentError {
     }
 }
 
-/// Reads what was fetched; done outside the lock.
+/// Parses a fetched document; runs outside the lock.
 pub(crate) fn read(receipt: &Receipt) -> Document {
     if !receipt.is_success() {
         return Err(DocumentError::Retrieval);
@@ -71,7 +71,7 @@ fn word(kind: AskKind) -> &'static str {
     }
 }
 
-/// Where a document's reference leads; an empty one leads to the document itself.
+/// Resolves a reference of a document; an empty one refers to the document itself.
 fn resolve(base: &str, reference: &str) -> Option<String> {
     let (base, _) = crate::delivery::split_fragment(base);
     if let Ok(absolute) = Url::parse(reference) {
@@ -84,7 +84,7 @@ fn resolve(base: &str, reference: &str) -> Option<String> {
 }
 
 impl Switchboard {
-    /// Runs the caller's document: the first one, or one from an update.
+    /// Runs a document of the caller: the first one, or one from an update.
     pub(crate) fn begin_document(&mut self, now: Micros, call: CallRef, answer: Answer) {
         match answer {
             Answer::Hook(hook) => {
@@ -117,6 +117,7 @@ impl Switchboard {
             self.count_document(call, ask.kind, true);
             return self.end(now, call, Phase::Completed, 200);
         };
+
         let Some(customer) = self.accounts.get(c.account) else {
             return;
         };
@@ -129,9 +130,11 @@ impl Switchboard {
         let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) else {
             return;
         };
+
         live.talk_serial += 1;
         live.outstanding += 1;
         let serial = live.talk_serial;
+
         let post = Post {
             kind: word(ask.kind),
             url: Arc::from(url),
@@ -163,6 +166,7 @@ impl Switchboard {
         live.outstanding = live.outstanding.saturating_sub(1);
         let current = live.talk_serial == fetch.serial;
         self.count_document(call, fetch.kind, document.is_err());
+
         let entry = Entry {
             kind: fetch.post.kind,
             method: fetch.post.method,
@@ -172,6 +176,7 @@ impl Switchboard {
             receipt: Some(receipt),
         };
         self.kept.file(call.index, &entry);
+
         if in_progress && current {
             match document {
                 Ok(verbs) => self.run_document(now, call, fetch.post.url.to_string(), verbs),
@@ -233,7 +238,7 @@ impl Switchboard {
         self.resume_talk(now, call, serial);
     }
 
-    /// Takes the next step of the conversation with this serial.
+    /// Takes the next step of the document with this serial.
     pub(crate) fn resume_talk(&mut self, now: Micros, call: CallRef, serial: u32) {
         let behavior = Arc::clone(&self.behavior);
         let Some(c) = self.call(call) else { return };

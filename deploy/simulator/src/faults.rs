@@ -1,9 +1,8 @@
-//! What goes wrong on purpose.
+//! Injected faults.
 //!
-//! Each fault is a [`Chance`]: a probability (drawn from the fault seed, the
-//! number and the count of its creates or the callback's place, so never from
-//! timing) or a count that hits the next so many. Latencies are real
-//! milliseconds, not compressed ones.
+//! Each fault is a [`FaultChance`]: a probability (drawn from the fault seed, the number and the
+//! count of its creates or of the call's callbacks, so never from timing) or a count of next
+//! events. Latencies are real milliseconds, not compressed ones.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::seeded_rng::Draw;
 
-/// How often a fault strikes. As text `0.05` (probability) or `x3` (the next
+/// Frequency of a fault. As text `0.05` (probability) or `x3` (the next
 /// three), as JSON `0.05` or `{"count": 3}`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -26,7 +25,7 @@ impl Chance {
     pub const NEVER: Self = Self::Rate(0.0);
     pub const ALWAYS: Self = Self::Rate(1.0);
 
-    /// The next `count` and no more.
+    /// Applies to the next `count` events only.
     pub const fn next(count: u64) -> Self {
         Self::Count { count }
     }
@@ -48,7 +47,9 @@ impl FromStr for Chance {
         }
         match text.parse::<f64>() {
             Ok(rate) if (0.0..=1.0).contains(&rate) => Ok(Self::Rate(rate)),
-            _ => Err(format!("`{text}` is neither a probability nor like x3")),
+            _ => Err(format!(
+                "`{text}` is neither a probability nor a count such as x3"
+            )),
         }
     }
 }
@@ -62,32 +63,32 @@ impl fmt::Display for Chance {
     }
 }
 
-/// Everything that can be made to go wrong. The default is a carrier without faults.
+/// All faults. The default is a carrier without faults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
     /// Seed of the draws of all faults.
     #[arg(id = "fault_seed", long = "fault-seed", default_value_t = 0)]
     pub seed: u64,
-    /// Delay of every create's answer; the call itself goes on meanwhile.
+    /// Delay of every create's response; the call itself is not delayed.
     #[arg(long = "fault-create-latency-ms", default_value_t = 0)]
     pub create_latency_ms: u64,
-    /// Up to so much is added to the delay.
+    /// Most random milliseconds that are added to the delay.
     #[arg(long = "fault-create-jitter-ms", default_value_t = 0)]
     pub create_jitter_ms: u64,
-    /// Refused with 429 and code 20429, nothing done.
+    /// Refused with 429 and code 20429; no call is created.
     #[arg(long = "fault-refuse-429", default_value_t)]
     pub refuse_429: Chance,
-    /// Answered 503, nothing done.
+    /// Answered 503; no call is created.
     #[arg(long = "fault-error-before", default_value_t)]
     pub error_before: Chance,
     /// Answered 503 although the call was accepted and rings.
     #[arg(long = "fault-error-after", default_value_t)]
     pub error_after: Chance,
-    /// The connection is cut without an answer, nothing done.
+    /// The connection is cut without a response; no call is created.
     #[arg(long = "fault-drop-before", default_value_t)]
     pub drop_before: Chance,
-    /// The connection is cut without an answer although the call was accepted.
+    /// The connection is cut without a response although the call was accepted.
     #[arg(long = "fault-drop-after", default_value_t)]
     pub drop_after: Chance,
     /// The `initiated` callback is delivered before the create is answered.
@@ -110,14 +111,14 @@ pub struct Faults {
     /// A callback is posted after the one that follows it.
     #[arg(long = "fault-callbacks-reordered", default_value_t)]
     pub callbacks_reordered: Chance,
-    /// A callback is held back for `late_by_ms` while others pass it.
+    /// A callback is delayed by `late_by_ms` while later ones are posted.
     #[arg(long = "fault-callbacks-late", default_value_t)]
     pub callbacks_late: Chance,
     #[arg(long = "fault-late-by-ms", default_value_t = 0)]
     pub late_by_ms: u64,
 }
 
-/// The faults in force, with what is left of their counts.
+/// The active faults and the used part of their counts.
 #[derive(Debug, Default)]
 pub(crate) struct FaultState {
     faults: Faults,
@@ -136,7 +137,7 @@ impl FaultState {
         &self.faults
     }
 
-    /// Whether the fault strikes the `nth` event about `key`; a count is used up.
+    /// True if the fault applies to the `nth` event of `key`; uses up a count.
     pub(crate) fn strikes(
         &mut self,
         fault: &'static str,
@@ -158,7 +159,7 @@ impl FaultState {
         }
     }
 
-    /// How long the answer to a create is held back.
+    /// Delay of the response to a create.
     pub(crate) fn create_latency_ms(&self, key: &str, nth: u64) -> u64 {
         let jitter = self.faults.create_jitter_ms;
         let mut draw = Draw::new(self.faults.seed, key, "create_latency", nth);

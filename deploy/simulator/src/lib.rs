@@ -1,40 +1,38 @@
-//! A carrier that rings nobody.
+//! Carrier simulator: a carrier that places no real calls.
 //!
-//! It speaks the part of Twilio's `2010-04-01` API that a dialer needs, keeps
-//! its own signer and document reader, and shares no code with the dialer it
-//! tests: when both agree, they agree on the wire. It runs in a test's process
+//! The simulator implements the part of Twilio's `2010-04-01` API that a dialer needs. It has
+//! its own signer and document reader and shares no code with the dialer under test, so
+//! agreement between the two is agreement on the wire. It runs in a test's process
 //! ([`Simulator::start`]) or as the binary `peal-simulator`.
 //!
-//! # What it does
+//! # Behavior
 //!
-//! A create is answered 201 and the call lives through
+//! A create is answered 201 and the call goes through
 //! `queued -> initiated -> ringing -> in-progress -> completed`, or ends in
 //! `busy`, `no-answer`, `failed` or `canceled`. On the answer the carrier
 //! fetches the answer URL, runs the document (Say, Play, Pause, Gather, Record,
-//! Redirect, Hangup; a stream holds the line), lets the callee speak into each
+//! Redirect, Hangup; a stream keeps the call open), lets the callee speak into each
 //! gather and follows the action, until the document or the callee ends the
-//! call. Status, detection and recording callbacks go out signed, in sequence,
-//! and are retried as the URL's `#rc=..&rp=..` fragment says.
+//! call. Status, detection and recording callbacks are signed, posted in sequence,
+//! and retried as the URL's `#rc=..&rp=..` fragment specifies.
 //!
 //! Call seconds (ringing, talking, detection) are compressed by `speed`: at 100
-//! a minute of talk takes 600 ms, and durations and prices still say a minute.
-//! Dates, calls per second, injected latencies and retry timeouts are real. So is
-//! the time the dialer takes to answer: 20 ms for a document are two seconds of
-//! talk at a speed of 100, so measured durations grow with the speed.
+//! a minute of talk takes 600 ms, while durations and prices still count a minute.
+//! Dates, calls per second, injected latencies and retry timeouts are in real time. So is
+//! the dialer's response time: 20 ms for a document are two seconds of talk at a speed
+//! of 100, so measured durations grow with the speed.
 //!
-//! It does not: route to other legs (`<Dial>` holds the line), place or accept
-//! media, sign JSON bodies, expire queued calls after a day, or check that a
-//! caller id was verified. `Status=completed` on a call nobody has answered
-//! cancels it.
+//! Not simulated: other legs (`<Dial>` keeps the call open), media, signatures of JSON
+//! bodies, expiry of queued calls after a day, verification of caller ids.
+//! `Status=completed` cancels a call that is not answered yet.
 //!
-//! # Whose phone does what
+//! # Outcomes
 //!
-//! Everything about a callee is drawn from the seed, the number and how many
-//! calls the number had, never from timing: two runs with the same creates have
-//! the same outcomes. The mix of fates is configurable; the last digits of a
-//! number overrule it.
+//! Everything about a callee is derived from the seed, the number and the count of its
+//! earlier calls, never from timing: two runs with the same creates have the same
+//! outcomes. The mix of outcomes is configurable; the last digits of a number override it.
 //!
-//! | number ends in | fate | final status | SIP |
+//! | number ends in | outcome | final status | SIP |
 //! |---|---|---|---|
 //! | `0000` | a person answers | `completed` | 200 |
 //! | `0001` | busy | `busy` | 486 |
@@ -48,16 +46,16 @@
 //! | `0009` | a fax answers | `completed` | 200 |
 //! | anything else | drawn from the mix | | |
 //!
-//! The table is [`Behavior::suffixes`]: it can be replaced, emptied
-//! (`--no-suffixes`) or extended, up to a whole number with its own fate. Lists
-//! of consecutive numbers run into it, ten in every ten thousand.
+//! The table is [`CalleeBehavior::suffixes`]: it can be replaced, emptied
+//! (`--no-suffixes`) or extended, even by a whole number with its own outcome. In a list
+//! of consecutive numbers, ten in every ten thousand match it.
 //!
-//! # What goes wrong on purpose
+//! # Injected faults
 //!
-//! [`Faults`] lists every fault; each strikes with a probability (`0.05`) or the
-//! next so many times (`x3` on the command line, `{"count": 3}` in JSON).
+//! [`Faults`] lists every fault; each applies with a probability (`0.05`) or to a number of
+//! next events (`x3` on the command line, `{"count": 3}` in JSON).
 //!
-//! | fault | what the dialer sees | is there a call? |
+//! | fault | effect at the dialer | call exists |
 //! |---|---|---|
 //! | `create_latency_ms`, `create_jitter_ms` | a slow answer | yes |
 //! | `refuse_429` | 429, code 20429 | no |
@@ -68,27 +66,27 @@
 //! | `suppress_answer` | no answer fetch; silence until the callee hangs up | yes |
 //! | `callbacks_lost`, `_duplicated`, `_reordered`, `_late` | as named | yes |
 //!
-//! An account's `cps` paces dialling: creates above it wait their turn with a
-//! `queue_time` (`queue`), or are refused with 20429 (`refuse`).
+//! An account's `cps` limits dialling: creates above it are queued, with a `queue_time`
+//! (`queue`), or refused with 20429 (`refuse`).
 //!
 //! # Control
 //!
 //! | route | |
 //! |---|---|
 //! | `GET /_sim/health` | live and unsettled calls |
-//! | `GET /_sim/idle?within_ms=N` | waits until nothing is live or undelivered |
-//! | `GET /_sim/oracle?account=AC..` | what was seen: [`Oracle`] |
-//! | `GET /_sim/creates?after=N&limit=M` | the arrival log: [`Create`] |
+//! | `GET /_sim/idle?within_ms=N` | waits until no call is live and no callback undelivered |
+//! | `GET /_sim/oracle?account=AC..` | the report: [`Oracle`] |
+//! | `GET /_sim/creates?after=N&limit=M` | the arrival log: [`CreateRecord`] |
 //! | `GET`, `PUT`, `DELETE /_sim/faults` | [`Faults`]; a PUT replaces all of them |
-//! | `GET`, `PUT /_sim/behavior` | [`Behavior`], for calls created from then on |
-//! | `GET /_sim/accounts`, `PUT /_sim/accounts/{sid}` | [`Account`] |
-//! | `GET /_sim/calls/{sid}/callbacks` | every request made about a call: [`Callback`] |
-//! | `POST /_sim/calls/{sid}/replay` `{"index": 0}` | makes one of them again |
-//! | `POST /_sim/reset` | forgets calls and logs; live calls vanish silently |
+//! | `GET`, `PUT /_sim/behavior` | [`CalleeBehavior`], for later calls |
+//! | `GET /_sim/accounts`, `PUT /_sim/accounts/{sid}` | [`AccountConfig`] |
+//! | `GET /_sim/calls/{sid}/callbacks` | every request about a call: [`CallbackRecord`] |
+//! | `POST /_sim/calls/{sid}/replay` `{"index": 0}` | repeats one of them |
+//! | `POST /_sim/reset` | discards calls and logs; live calls end without callbacks |
 //!
 //! # Rehearsing a campaign
 //!
-//! Start it with the pace of the real account and a bad day's faults:
+//! Start the simulator with the calls per second of the real account and with faults:
 //!
 //! ```text
 //! peal-simulator --listen 127.0.0.1:4010 --speed 20 \
@@ -97,11 +95,11 @@
 //!     --fault-callbacks-lost 0.02 --fault-drop-after 0.01
 //! ```
 //!
-//! Point a trunk's API base at it, launch the campaign, wait for
-//! `/_sim/idle`, and read the oracle. A sound dialer leaves `worst_window.count`
-//! at or below the account's pace, and `duplicates`, `blind_retries` and
-//! `overlaps` empty; `rung_twice` lists exactly the numbers the campaign was
-//! told to retry. Talk seconds and outcomes are what its reports must add up to.
+//! Set the base URL of a trunk to it, launch the campaign, wait for `/_sim/idle`, and read
+//! the oracle. A correct dialer leaves `worst_window.count` at or below the account's calls
+//! per second, and `duplicates`, `blind_retries` and `overlaps` empty; `rung_twice` lists
+//! exactly the numbers that the campaign retries. The campaign's reports must match the
+//! talk seconds and outcomes.
 
 mod accounts;
 mod api;
@@ -149,43 +147,51 @@ pub use crate::oracle::{CallbackCounts, Create, DocumentCounts, Oracle, Verdict,
 use crate::runtime::World;
 pub use crate::signature::sign;
 
-/// The carrier, before it is started.
+/// The simulator before its start.
 pub struct Simulator;
 
 impl Simulator {
-    /// Listens where the configuration says and serves until stopped or dropped.
+    /// Listens on the configured address and serves until stopped or dropped.
     #[expect(
         clippy::unused_async,
-        reason = "it needs a runtime, and whoever awaits it has one"
+        reason = "needs a runtime, which every caller that awaits has"
     )]
     pub async fn start(config: Config) -> io::Result<Running> {
+        // 1. The socket and the state.
         let listener = listen(config.listen)?;
         let url = format!("http://{}", listener.local_addr()?);
-        let world = World::new(&config, Arc::from(url.as_str())).map_err(io::Error::other)?;
-        world.tasks.spawn(
-            world
-                .stop
+        let sim = World::new(&config, Arc::from(url.as_str())).map_err(io::Error::other)?;
+
+        // 2. The timers.
+        sim.tasks.spawn(
+            sim.stop
                 .clone()
-                .run_until_cancelled_owned(Arc::clone(&world).run_timers()),
+                .run_until_cancelled_owned(Arc::clone(&sim).run_timers()),
         );
+
+        // 3. The server.
         let routes = api::router()
             .merge(control::router())
-            .with_state(Arc::clone(&world))
+            .with_state(Arc::clone(&sim))
             .into_make_service_with_connect_info::<Connection>();
-        let stopped = world.stop.clone().cancelled_owned();
+        let stopped = sim.stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
             let serving = axum::serve(Wire(listener), routes).with_graceful_shutdown(stopped);
             if let Err(error) = serving.await {
                 tracing::error!(%error, "the simulator stopped serving");
             }
         });
-        Ok(Running { url, world, server })
+
+        Ok(Running {
+            url,
+            world: sim,
+            server,
+        })
     }
 }
 
-/// Connections that may wait to be accepted. The usual 128 are full as soon as a busy dialer
-/// opens its connections at once; the kernel then drops what comes, and it comes again a second
-/// later.
+/// Most connections that wait to be accepted. A busy dialer that opens its connections at once
+/// fills the usual 128; the kernel then drops SYN packets, which are resent a second later.
 const BACKLOG: u32 = 4096;
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -198,7 +204,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// A started carrier; dropping it stops it without waiting.
+/// A running simulator; dropping it stops it without waiting.
 pub struct Running {
     url: String,
     world: Arc<World>,
@@ -221,12 +227,12 @@ impl Running {
         control::report(&self.world, Some(account_sid))
     }
 
-    /// The whole arrival log, in order of judgement.
+    /// The whole arrival log, in order of processing.
     pub fn creates(&self) -> Vec<Create> {
         self.world.with(|board, _| board.creates(0, usize::MAX))
     }
 
-    /// Every request made about a call, in order of completion.
+    /// Every request about a call, in order of completion.
     pub fn callbacks(&self, sid: &str) -> Vec<Callback> {
         self.world.with(|board, _| {
             board
@@ -236,7 +242,7 @@ impl Running {
         })
     }
 
-    /// Makes one of those requests again; `None` when it is not kept.
+    /// Repeats one of those requests; `None` when it is not in the log.
     pub async fn replay(&self, sid: &str, index: usize) -> Option<Callback> {
         control::replay(&self.world, sid, index).await
     }
@@ -245,7 +251,7 @@ impl Running {
         self.world.with(|board, _| board.faults.faults().clone())
     }
 
-    /// Replaces all faults; counts start afresh.
+    /// Replaces all faults and resets their counts.
     pub fn set_faults(&self, faults: Faults) {
         self.world
             .with(|board, _| board.faults = FaultState::new(faults));
@@ -255,24 +261,24 @@ impl Running {
         self.world.with(|board, _| Behavior::clone(&board.behavior))
     }
 
-    /// Replaces the behavior for calls created from here on.
+    /// Replaces the behavior for calls created later.
     pub fn set_behavior(&self, behavior: Behavior) {
         self.world
             .with(|board, _| board.behavior = Arc::new(behavior));
     }
 
-    /// Adds an account or changes its token and pace.
+    /// Adds an account or changes its token and calls per second.
     pub fn set_account(&self, sid: &str, account: Account) {
         self.world.with(|board, _| board.accounts.set(sid, account));
     }
 
-    /// Forgets calls and logs; live calls vanish without another callback.
+    /// Discards calls and logs; live calls end without another callback.
     pub fn reset(&self) {
         self.world.with(|board, _| board.reset());
     }
 
     /// Waits until every call has ended and every callback is delivered or given
-    /// up; `false` when that takes longer.
+    /// up; returns `false` after the timeout.
     pub async fn wait_idle(&self, within: Duration) -> bool {
         self.world.wait_idle(Instant::now() + within).await
     }
@@ -281,7 +287,7 @@ impl Running {
     pub async fn stop(mut self) {
         self.world.stop.cancel();
         self.world.tasks.close();
-        // Whoever still holds a connection has these seconds to let go.
+        // Grace for open requests and connections.
         if timeout(Duration::from_secs(5), self.world.tasks.wait())
             .await
             .is_err()

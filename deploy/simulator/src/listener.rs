@@ -1,13 +1,13 @@
-//! A TCP listener whose connections can be cut by the handler of a request, and tell when the
-//! kernel received it.
+//! TCP listener whose connections can be cut by a request handler, and which reports when the
+//! kernel received a request.
 //!
-//! HTTP servers answer whatever happens; a carrier whose connection breaks does
-//! not. Cutting makes every later write fail, so the server closes the socket
-//! and the client sees the connection end without an answer.
+//! An HTTP server always answers; a carrier whose connection breaks does not. Cutting a
+//! connection makes every later write fail, so the server closes the socket and the client sees
+//! the connection end without an answer.
 //!
-//! A busy machine may let this program look at a request long after it came, and at the next one
-//! in time. Whoever judges a pace by that sees a burst that nobody sent; so the arrival is what
-//! the kernel says, where it does.
+//! On a busy machine a request may be read long after its arrival, and the next one at once. A
+//! rate measured by reads then shows a burst that was never sent, so the arrival is the kernel's
+//! receive time where the system reports it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,15 +29,15 @@ pub(crate) struct Line {
     connection: Connection,
 }
 
-/// The connection a request came in on.
+/// The connection of a request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Connection(Arc<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     cut: AtomicBool,
-    /// When the kernel received what was read last, in microseconds of Unix time; 0 where it
-    /// does not say.
+    /// Receive time of the last read, in microseconds of Unix time; 0 where the kernel does not
+    /// report it.
     received: AtomicU64,
 }
 
@@ -46,13 +46,13 @@ impl Connection {
         self.0.cut.store(true, Ordering::Release);
     }
 
-    /// How long ago the request was received.
+    /// Time since the request was received.
     pub(crate) fn received_ago(&self) -> Duration {
         let received = match self.0.received.load(Ordering::Acquire) {
             0 => return Duration::ZERO,
             micros => UNIX_EPOCH + Duration::from_micros(micros),
         };
-        // Nothing, when the clock was set back meanwhile.
+        // Zero if the clock was set back meanwhile.
         SystemTime::now()
             .duration_since(received)
             .unwrap_or_default()
@@ -70,8 +70,8 @@ impl Listener for Wire {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "cannot set TCP_NODELAY");
                     }
-                    if let Err(error) = stamped::ask(&stream) {
-                        tracing::debug!(%error, "the kernel does not tell when requests come");
+                    if let Err(error) = stamped::enable(&stream) {
+                        tracing::debug!(%error, "the kernel does not report receive times");
                     }
                     let connection = Connection::default();
                     return (Line { stream, connection }, address);
@@ -165,7 +165,7 @@ impl AsyncWrite for Line {
     }
 }
 
-/// Reads that say when the kernel received their last byte, in microseconds of Unix time.
+/// Reads with the kernel's receive time of their last byte, in microseconds of Unix time.
 #[cfg(target_os = "linux")]
 mod stamped {
     use std::io;
@@ -177,22 +177,22 @@ mod stamped {
     use nix::sys::time::TimeSpec;
     use tokio::net::TcpStream;
 
-    pub(super) fn ask(stream: &TcpStream) -> io::Result<()> {
+    pub(super) fn enable(stream: &TcpStream) -> io::Result<()> {
         Ok(setsockopt(stream, ReceiveTimestampns, &true)?)
     }
 
     pub(super) fn read(stream: &TcpStream, buf: &mut [u8]) -> io::Result<(usize, Option<u64>)> {
-        let mut pieces = [io::IoSliceMut::new(buf)];
-        let mut told = cmsg_space!(TimeSpec);
+        let mut buffers = [io::IoSliceMut::new(buf)];
+        let mut control = cmsg_space!(TimeSpec);
         let message = recvmsg::<SockaddrStorage>(
             stream.as_raw_fd(),
-            &mut pieces,
-            Some(&mut told),
+            &mut buffers,
+            Some(&mut control),
             MsgFlags::empty(),
         )?;
-        let told = message.cmsgs().into_iter().flatten();
-        let received = told
-            .filter_map(|one| match one {
+        let messages = message.cmsgs().into_iter().flatten();
+        let received = messages
+            .filter_map(|control| match control {
                 ControlMessageOwned::ScmTimestampns(at) => micros(at),
                 _ => None,
             })
@@ -213,7 +213,7 @@ mod stamped {
 
     use tokio::net::TcpStream;
 
-    pub(super) fn ask(_stream: &TcpStream) -> io::Result<()> {
+    pub(super) fn enable(_stream: &TcpStream) -> io::Result<()> {
         Ok(())
     }
 
@@ -235,17 +235,17 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut client = TcpStream::connect(address).await.unwrap();
-        let (mut line, _) = Wire(listener).accept().await;
+        let (mut accepted, _) = Wire(listener).accept().await;
         for request in [b"first", b"other"] {
             client.write_all(request).await.unwrap();
-            line.stream.readable().await.unwrap();
-            let came = Instant::now();
+            accepted.stream.readable().await.unwrap();
+            let arrived = Instant::now();
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let mut read = [0; 5];
-            line.read_exact(&mut read).await.unwrap();
-            assert_eq!(&read, request);
-            let waited = came.elapsed();
-            assert!(line.connection.received_ago() >= waited);
+            let mut bytes = [0; 5];
+            accepted.read_exact(&mut bytes).await.unwrap();
+            assert_eq!(&bytes, request);
+            let waited = arrived.elapsed();
+            assert!(accepted.connection.received_ago() >= waited);
         }
     }
 }

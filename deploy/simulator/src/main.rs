@@ -1,4 +1,4 @@
-//! Runs the simulator by itself, until interrupted.
+//! Runs the simulator as a program until it is interrupted.
 
 use std::io::Write;
 
@@ -11,13 +11,14 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(
     name = "peal-simulator",
     version,
-    about = "A carrier that rings nobody"
+    about = "Carrier simulator that places no real calls"
 )]
 struct Args {
-    /// An account with its own token and pace: SID=token[:cps[:queue|refuse]]. Repeatable.
+    /// An account with its own token and calls per second, as SID=token[:cps[:queue|refuse]].
+    /// Repeatable.
     #[arg(long = "account", value_name = "SID=TOKEN", value_parser = account)]
     accounts: Vec<(String, Account)>,
-    /// Leave every number to the mix, whatever its last digits.
+    /// Draw the outcome of every number from the mix; ignore its last digits.
     #[arg(long)]
     no_suffixes: bool,
     #[command(flatten)]
@@ -39,6 +40,7 @@ async fn main() -> anyhow::Result<()> {
         )
         .with_writer(std::io::stderr)
         .init();
+
     let Args {
         accounts,
         no_suffixes,
@@ -48,14 +50,17 @@ async fn main() -> anyhow::Result<()> {
     if no_suffixes {
         config.behavior.suffixes.clear();
     }
-    // Every call has connections.
+
+    // Every call takes connections.
     rlimit::increase_nofile_limit(u64::MAX).context("raising the limit of open files")?;
+
     let listen = config.listen;
     let running = Simulator::start(config)
         .await
         .with_context(|| format!("cannot listen on {listen}"))?;
     // The only line on standard output, so that a script can read the free port.
     writeln!(std::io::stdout(), "{}", running.url())?;
+
     let mut terminated = signal(SignalKind::terminate())?;
     tokio::select! {
         result = tokio::signal::ctrl_c() => result?,

@@ -1,8 +1,7 @@
-//! What the carrier saw, for tests and rehearsals to judge a dialer by.
+//! Report of the carrier, by which tests and rehearsals check a dialer.
 //!
-//! Counts are kept as calls go by; the worst window is computed over the whole
-//! arrival log when it is asked for. An arrival is the moment the request head
-//! reached the handler, whatever was answered.
+//! Counts are updated with every call; the worst window is computed over the whole arrival log
+//! on demand. An arrival is the time at which the request was received, whatever its response.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Micros;
 
-/// What became of one create request.
+/// Result of one create request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -21,9 +20,9 @@ pub enum Verdict {
     AcceptedThenDropped,
     /// Refused with this error code.
     Refused(u32),
-    /// Answered 503, nothing done.
+    /// Answered 503; no call exists.
     Error,
-    /// The connection was cut, nothing done.
+    /// The connection was cut; no call exists.
     Dropped,
 }
 
@@ -35,7 +34,7 @@ impl Verdict {
         )
     }
 
-    /// Whether the answer proves to the caller that no call exists.
+    /// True if the response proves to the caller that no call exists.
     pub fn proves_nothing_happened(self) -> bool {
         matches!(self, Self::Refused(_))
     }
@@ -52,12 +51,12 @@ impl Verdict {
     }
 }
 
-/// One line of the arrival log.
+/// One entry of the arrival log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Create {
-    /// Counts from 1.
+    /// Position, from 1.
     pub n: u64,
-    /// Since the simulator started.
+    /// Arrival since the start of the simulator.
     pub at_micros: u64,
     pub unix_micros: u64,
     pub account: String,
@@ -70,7 +69,7 @@ pub struct Create {
     pub verdict: Verdict,
 }
 
-/// Counters of one account, or of all.
+/// Counters of one account, or of all accounts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) creates: u64,
@@ -93,7 +92,7 @@ impl Tally {
         *self.verdicts.entry(verdict.word()).or_default() += 1;
     }
 
-    /// The part of a report that is counted as calls go by.
+    /// The counted part of a report.
     pub(crate) fn report(&self) -> Oracle {
         Oracle {
             creates: self.creates,
@@ -117,12 +116,12 @@ impl Tally {
     }
 }
 
-/// What happened to callbacks (status, detection, recording).
+/// Counts of callbacks (status, detection, recording).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallbackCounts {
-    /// Delivered: the last try was answered 2xx. A duplicate counts too.
+    /// Delivered: the last attempt was answered 2xx. Duplicates count too.
     pub sent: u64,
-    /// Given up after the retries that the URL asked for.
+    /// Given up after the retries that the URL allows.
     pub failed: u64,
     /// Never posted, by fault.
     pub lost: u64,
@@ -136,7 +135,7 @@ pub struct CallbackCounts {
     pub requests: u64,
 }
 
-/// What happened to document fetches.
+/// Counts of document fetches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DocumentCounts {
     /// First documents of answered calls.
@@ -150,7 +149,7 @@ pub struct DocumentCounts {
     pub later_failed: u64,
 }
 
-/// The fullest second of arrivals.
+/// The second with the most arrivals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorstWindow {
     pub count: u64,
@@ -162,7 +161,7 @@ pub struct WorstWindow {
 /// A report over everything since the start or the last reset.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Oracle {
-    /// The account reported on; all of them when empty.
+    /// The account of the report; all accounts when absent.
     pub account: Option<String>,
     pub creates: u64,
     pub accepted: u64,
@@ -177,19 +176,19 @@ pub struct Oracle {
     /// Answer URLs for which more than one call was accepted; the first thousand.
     pub duplicates: Vec<String>,
     pub duplicate_count: u64,
-    /// Answer URLs that were posted again after an answer (or silence) that did
-    /// not prove that nothing had happened; the first thousand.
+    /// Answer URLs that were sent again although the previous response, or its absence, did
+    /// not prove that no call exists; the first thousand.
     pub blind_retries: Vec<String>,
     pub blind_retry_count: u64,
-    /// Numbers that had two live calls at once, whatever the account; the first thousand.
+    /// Numbers with two live calls at once, over all accounts; the first thousand.
     pub overlaps: Vec<String>,
     pub overlap_count: u64,
-    /// Numbers whose phone rang more than once; the first thousand.
+    /// Numbers that rang more than once; the first thousand.
     pub rung_twice: Vec<String>,
     pub rung_twice_count: u64,
     pub rung: u64,
     pub answered: u64,
-    /// Call seconds of all ended calls, as billed.
+    /// Billed call seconds of all ended calls.
     pub talk_secs: u64,
     /// Ended calls by final status.
     pub outcomes: BTreeMap<String, u64>,
@@ -197,7 +196,7 @@ pub struct Oracle {
     pub documents: DocumentCounts,
 }
 
-/// Offences in order of discovery, each with the accounts that took part.
+/// Offences in order of discovery, each with its account.
 #[derive(Debug, Default)]
 pub(crate) struct Offences(Vec<(std::sync::Arc<str>, usize)>);
 
@@ -210,7 +209,7 @@ impl Offences {
         self.0.clear();
     }
 
-    /// Names without repetition, at most a thousand, and how many there are.
+    /// The first thousand distinct names, sorted, and the count of all.
     pub(crate) fn report(&self, account: Option<usize>) -> (Vec<String>, u64) {
         let names: std::collections::BTreeSet<&str> = self
             .0
@@ -224,7 +223,7 @@ impl Offences {
     }
 }
 
-/// The largest number of arrivals in any half-open second, and where it starts.
+/// Largest number of arrivals in any half-open second, and the start of that second.
 pub(crate) fn worst_window(mut arrivals: Vec<Micros>) -> Option<(u64, Micros)> {
     arrivals.sort_unstable();
     let mut worst: Option<(u64, Micros)> = None;

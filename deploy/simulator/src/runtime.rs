@@ -1,8 +1,8 @@
-//! The switchboard with its surroundings: the timer task, and the tasks that
-//! post callbacks and fetch documents.
+//! Runtime around the switchboard: the timer task, and the tasks that post callbacks and fetch
+//! documents.
 //!
-//! A task exists only while there is something to send. Nothing holds the lock
-//! across an `await`.
+//! A task exists only while it has something to send. The lock is never held across an
+//! `await`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,12 +31,12 @@ pub(crate) struct World {
     settled: Notify,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
-    /// Where requests are made, whoever fires the timers that ask for them.
+    /// Tokio runtime that makes all requests, independent of the thread that fires the timers.
     runtime: Handle,
 }
 
 impl World {
-    /// To be called in the runtime that makes its requests.
+    /// Must be called in the Tokio runtime that makes the requests.
     pub(crate) fn new(config: &Config, base_url: Arc<str>) -> Result<Arc<Self>, reqwest::Error> {
         let clock = Clock::start(config.speed);
         Ok(Arc::new(Self {
@@ -51,7 +51,7 @@ impl World {
         }))
     }
 
-    /// Runs `f` under the lock, after the timers that are due, then starts what it asked for.
+    /// Fires the due timers and runs `f` under the lock, then starts the requests that `f` queued.
     pub(crate) fn with<R>(self: &Arc<Self>, f: impl FnOnce(&mut Switchboard, Micros) -> R) -> R {
         let (result, actions) = self.locked(f);
         for action in actions {
@@ -60,24 +60,30 @@ impl World {
         result
     }
 
-    /// Like [`World::with`], but leaves starting the actions of `f` to the caller.
+    /// Like [`SimulatorRuntime::with_board`], but returns the requests that `f` queued instead of
+    /// starting them.
     pub(crate) fn locked<R>(
         self: &Arc<Self>,
         f: impl FnOnce(&mut Switchboard, Micros) -> R,
     ) -> (R, Vec<Action>) {
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+
+        // 1. Due timers first, then `f`.
         let before = board.next_due();
         let now = self.clock.now();
         board.fire_due(now);
         let fired = board.actions.len();
         let result = f(&mut board, now);
-        let mut asked = std::mem::take(&mut board.actions);
-        // Fewer when `f` was a reset, which forgets them.
-        let actions = asked.split_off(fired.min(asked.len()));
+
+        // 2. Separate the requests of the timers from those of `f`. A reset in `f` discards both.
+        let mut by_timers = std::mem::take(&mut board.actions);
+        let actions = by_timers.split_off(fired.min(by_timers.len()));
         let after = board.next_due();
         let settled = board.unsettled == 0;
         drop(board);
-        for action in asked {
+
+        // 3. Start requests and wake waiting tasks without the lock.
+        for action in by_timers {
             self.perform(action);
         }
         if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
@@ -89,7 +95,7 @@ impl World {
         (result, actions)
     }
 
-    /// Takes the lock when the next timer is due, which fires it, until stopped.
+    /// Fires each timer when it is due, until stopped: taking the lock fires all due timers.
     pub(crate) async fn run_timers(self: Arc<Self>) {
         loop {
             match self.with(|board, _| board.next_due()) {
@@ -118,11 +124,11 @@ impl World {
     }
 
     pub(crate) fn perform(self: &Arc<Self>, action: Action) -> JoinHandle<Option<()>> {
-        let world = Arc::clone(self);
+        let sim = Arc::clone(self);
         match action {
-            Action::Drain(call) => self.spawn(world.drain(call)),
-            Action::Late(call, post, delay) => self.spawn(world.post_late(call, post, delay)),
-            Action::Fetch(call, fetch) => self.spawn(world.fetch(call, fetch)),
+            Action::Drain(call) => self.spawn(sim.drain(call)),
+            Action::Late(call, post, delay) => self.spawn(sim.post_late(call, post, delay)),
+            Action::Fetch(call, fetch) => self.spawn(sim.fetch(call, fetch)),
         }
     }
 
@@ -148,7 +154,7 @@ impl World {
     }
 
     async fn post(&self, post: &Post) -> Receipt {
-        // The semaphore is never closed; without a permit there is still a bound of one.
+        // The semaphore is never closed, so a permit is always granted.
         let _permit = self.courier.callbacks.acquire().await.ok();
         self.courier.deliver(&post.parcel()).await
     }

@@ -1,13 +1,12 @@
-//! Seeded draws: the same seed, key, purpose and count always give the same
-//! number, whatever order or moment they are asked in, so a rehearsal can be
-//! repeated although its timing differs.
+//! Seeded random numbers: the same seed, key, purpose and count always give the same number,
+//! independent of order and time, so a rehearsal is repeatable although its timing differs.
 
-/// A stream of numbers that belongs to one question about one key.
+/// A stream of random numbers for one purpose and one key.
 #[derive(Clone, Debug)]
 pub(crate) struct Draw(u64);
 
 impl Draw {
-    /// `nth` tells apart repeated questions, such as the second call to a number.
+    /// Creates the stream; `nth` distinguishes repetitions, such as the second call to a number.
     pub(crate) fn new(seed: u64, key: &str, purpose: &str, nth: u64) -> Self {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ mix(seed);
         for byte in key.bytes().chain([0xff]).chain(purpose.bytes()) {

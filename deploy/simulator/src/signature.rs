@@ -1,4 +1,4 @@
-//! Twilio's request signature, from the signer's side.
+//! Twilio's request signature on the side of the signer.
 //!
 //! `base64(HMAC-SHA1(token, url + name + value ...))` over the POST parameters
 //! sorted by name; a repeated name contributes each distinct value once, in
@@ -43,6 +43,7 @@ mod tests {
             sign(TOKEN, "https://peal.example/hooks/twilio/1/abc", &NONE),
             "sxmBboOKidjT7KRvW3855CEKrPw="
         );
+
         assert_eq!(
             sign(
                 TOKEN,
@@ -56,6 +57,7 @@ mod tests {
             ),
             "W1P+tpjGmkO9cnWi3sv0ovBmuBk="
         );
+
         assert_eq!(
             sign(
                 TOKEN,

@@ -1,15 +1,14 @@
-//! Everything the carrier knows, under one lock.
+//! State of the carrier, under one lock.
 //!
-//! The switchboard never waits: its functions change state and leave behind
-//! timers (one heap) and actions (requests to make), which
-//! [`crate::runtime::World`] performs after the lock is released. The lock is held
-//! for microseconds at a time, but when much has fallen due at once, and a call
-//! that merely rings or talks costs nothing but its place in the heap.
+//! The switchboard never blocks: its functions change state, schedule timers (one heap) and
+//! queue requests, which the runtime sends after the lock is released. The lock is held for
+//! microseconds, except when many timers are due at once, and a call that rings or talks costs
+//! only its entry in the heap.
 //!
-//! A timer happens at the time it was set for, and before anything later: whoever
-//! takes the lock fires first what is due. So a late look does not stretch the
-//! lives of calls. Callbacks leave and documents arrive when they can: on a machine
-//! that stands still a callee may have hung up before the first document is read.
+//! A timer runs with the time it was set for and before any later event: taking the lock first
+//! fires all due timers. A delayed timer task therefore does not prolong calls. Callbacks and
+//! documents take real time: on an overloaded machine a callee may hang up before the first
+//! document is read.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -29,14 +28,14 @@ use crate::oracle::{
     Create, Offences, Oracle, Tally, Verdict, WorstWindow, mean_rate, worst_window,
 };
 
-/// What a timer does to its call.
+/// Effect of a timer on its call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum What {
     Dial,
     Setup,
     RingEnd,
     Detect,
-    /// The current wait of the conversation with this serial is over.
+    /// The current wait of the document with this serial is over.
     Talk(u32),
     HangUp,
 }
@@ -51,9 +50,9 @@ struct Timer {
 
 /// A request to make once the lock is released.
 pub(crate) enum Action {
-    /// Post this call's outbox, in order.
+    /// Posts the outbox of a call, in order.
     Drain(CallRef),
-    /// Post this by itself, after a while.
+    /// Posts one callback outside the outbox, after a delay.
     Late(CallRef, Box<Post>, Duration),
     Fetch(CallRef, Box<Fetch>),
 }
@@ -69,7 +68,7 @@ pub(crate) struct Number {
 #[derive(Default)]
 pub(crate) struct UrlUse {
     pub(crate) accepted: u32,
-    /// An earlier create for it was not provably without effect.
+    /// An earlier create with this URL may have had an effect.
     pub(crate) ambiguous: bool,
 }
 
@@ -86,7 +85,7 @@ pub(crate) struct Arrival {
 
 pub(crate) struct Switchboard {
     pub(crate) clock: Clock,
-    /// Where this simulator listens, for recording URLs.
+    /// Base URL of this simulator, for recording URLs.
     pub(crate) base_url: Arc<str>,
     pub(crate) epoch: u32,
     pub(crate) salt: u64,
@@ -108,12 +107,18 @@ pub(crate) struct Switchboard {
     timers: BinaryHeap<Reverse<Timer>>,
     timer_seq: u64,
     pub(crate) actions: Vec<Action>,
-    /// Calls that are live or have callbacks to deliver.
+    /// Count of calls that are live or have callbacks to deliver.
     pub(crate) unsettled: usize,
 }
 
 impl Switchboard {
     pub(crate) fn new(config: &Config, clock: Clock, base_url: Arc<str>) -> Self {
+        let accounts = Accounts::new(
+            &config.accounts,
+            config.default_account.clone(),
+            config.known_accounts_only,
+        );
+
         Self {
             clock,
             base_url,
@@ -125,11 +130,7 @@ impl Switchboard {
             callers: HashSet::new(),
             urls: HashMap::new(),
             arrivals: Vec::new(),
-            accounts: Accounts::new(
-                &config.accounts,
-                config.default_account.clone(),
-                config.known_accounts_only,
-            ),
+            accounts,
             behavior: Arc::new(config.behavior.clone()),
             faults: FaultState::new(config.faults.clone()),
             kept: Kept::new(config.keep_callbacks, config.kept_callbacks_max),
@@ -145,8 +146,8 @@ impl Switchboard {
         }
     }
 
-    /// Forgets every call and log; live calls vanish without another callback.
-    /// Accounts, faults (with fresh counts) and behavior stay.
+    /// Discards every call and log; live calls end without another callback.
+    /// Accounts, faults (with reset counts) and behavior stay.
     pub(crate) fn reset(&mut self) {
         self.epoch = self.epoch.wrapping_add(1);
         self.calls = Vec::new();
@@ -182,7 +183,7 @@ impl Switchboard {
         self.calls.get_mut(index).filter(|_| current)
     }
 
-    /// A call of this account, or of any.
+    /// Finds a call of this account, or of any account.
     pub(crate) fn find(&self, sid: &str, account: Option<usize>) -> Option<CallRef> {
         let index = *self.by_sid.get(&Sid::parse(sid, "CA")?)?;
         let call = self.reference(index);
@@ -218,8 +219,8 @@ impl Switchboard {
         self.timers.peek().map(|Reverse(timer)| timer.at)
     }
 
-    /// Fires every timer that is due by `now`, in order, those too that others set meanwhile.
-    /// All of them: one left behind would happen after something later.
+    /// Fires every timer that is due by `now`, in order, including timers that are set meanwhile.
+    /// A timer left in the heap would run after a later event.
     pub(crate) fn fire_due(&mut self, now: Micros) {
         while self.next_due().is_some_and(|at| at <= now) {
             if let Some(Reverse(timer)) = self.timers.pop() {
@@ -239,7 +240,7 @@ impl Switchboard {
         self.faults.strikes(name, pick, key, nth)
     }
 
-    /// The arrival log after line `after`.
+    /// Entries of the arrival log after entry `after`.
     pub(crate) fn creates(&self, after: usize, limit: usize) -> Vec<Create> {
         let lines = self.arrivals.iter().enumerate().skip(after).take(limit);
         lines
@@ -260,7 +261,7 @@ impl Switchboard {
             .collect()
     }
 
-    /// Copies what a report needs; the arithmetic happens outside the lock.
+    /// Copies the data of a report; the caller computes rates outside the lock.
     pub(crate) fn oracle(&self, account: Option<&str>) -> (Oracle, Vec<Micros>) {
         let index = account.map(|sid| self.accounts.find(sid).unwrap_or(usize::MAX));
         let arrivals = self
@@ -269,15 +270,18 @@ impl Switchboard {
             .filter(|arrival| index.is_none() || arrival.account == index)
             .map(|arrival| arrival.at)
             .collect();
-        let blank = Tally::default();
+
+        let empty = Tally::default();
         let tally = match index {
             None => &self.total,
-            Some(index) => self.accounts.get(index).map_or(&blank, |c| &c.tally),
+            Some(index) => self.accounts.get(index).map_or(&empty, |c| &c.tally),
         };
+
         let (duplicates, duplicate_count) = self.duplicates.report(index);
         let (blind_retries, blind_retry_count) = self.blind_retries.report(index);
         let (overlaps, overlap_count) = self.overlaps.report(index);
         let (rung_twice, rung_twice_count) = self.rung_twice.report(index);
+
         let oracle = Oracle {
             account: account.map(str::to_owned),
             duplicates,
@@ -294,7 +298,7 @@ impl Switchboard {
     }
 }
 
-/// Adds to a report what is computed from the arrivals.
+/// Adds the rates of the arrivals to a report.
 pub(crate) fn finish_oracle(mut oracle: Oracle, arrivals: Vec<Micros>, clock: Clock) -> Oracle {
     oracle.mean_rate = mean_rate(&arrivals);
     if let Some((count, start)) = worst_window(arrivals) {

@@ -1,8 +1,8 @@
-//! Reads an answer document into verbs.
+//! Parser of answer documents.
 //!
-//! The reader is strict where Twilio only warns: a verb it does not know, a
-//! nested one in the wrong place, or a number that does not parse is an error,
-//! so a slip in a rendered document ends the call and shows in the oracle.
+//! The parser is strict where Twilio only warns: an unknown verb, a verb nested in the wrong
+//! place, or an invalid number is an error, so a mistake in a rendered document ends the call
+//! and shows in the oracle.
 
 use quick_xml::events::{BytesRef, BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
@@ -29,9 +29,9 @@ pub(crate) enum Verb {
         method: Method,
     },
     Hangup,
-    /// A stream or a second leg: the line stays open until somebody hangs up.
+    /// A stream or a second leg: the call stays open until a side hangs up.
     Hold,
-    /// Runs beside the document and takes no time.
+    /// Runs in parallel to the document and takes no time.
     Aside,
 }
 
@@ -61,7 +61,7 @@ struct Element {
     children: Vec<Element>,
 }
 
-/// The verbs of a document, or why it is none.
+/// Parses a document into verbs; the error is a reason for people.
 pub(crate) fn parse(document: &str) -> Result<Vec<Verb>, String> {
     let root = read_tree(document)?;
     if root.name != "Response" {
@@ -94,9 +94,10 @@ fn read_tree(document: &str) -> Result<Element, String> {
                 push_text(&mut open, &resolve(&reference)?)?;
                 None
             }
-            Event::Eof => return Err("the document ends early".to_owned()),
+            Event::Eof => return Err("the document is truncated".to_owned()),
             _ => None,
         };
+
         if let Some(done) = closed {
             match open.last_mut() {
                 Some(parent) => parent.children.push(done),
@@ -157,12 +158,12 @@ impl Element {
             None | Some("auto") => Ok(default),
             Some(text) => match text.parse::<f64>() {
                 Ok(number) if (0.0..=1e6).contains(&number) => Ok(number),
-                _ => Err(format!("<{}> {name}=\"{text}\" is no number", self.name)),
+                _ => Err(format!("<{}> {name}=\"{text}\" is not a number", self.name)),
             },
         }
     }
 
-    /// How often to repeat; 0 is for ever, which a thousand times stands for.
+    /// Number of repetitions, at most 1000, which also stands for 0 (for ever).
     fn times(&self) -> Result<u32, String> {
         match self.attribute("loop").map(str::parse::<u32>) {
             None => Ok(1),
@@ -188,7 +189,7 @@ impl Element {
         self.attribute("action").unwrap_or_default().to_owned()
     }
 
-    /// All text below, tags of speech markup left out.
+    /// The text of the element and its children, without tags of speech markup.
     fn spoken(&self) -> String {
         let mut text = self.text.trim().to_owned();
         for child in &self.children {
@@ -214,7 +215,7 @@ fn verb(element: Element) -> Result<Verb, String> {
         "Record" => Verb::Record(Record {
             action: element.action(),
             method: element.method()?,
-            // Nobody speaks longer than this into a recording here.
+            // Simulated callees speak at most ten seconds into a recording.
             secs: element.number("maxLength", 3600.0)?.min(10.0),
         }),
         "Redirect" => Verb::Redirect {
@@ -236,9 +237,11 @@ fn gather(element: Element) -> Result<Gather, String> {
     {
         return Err(format!("<Gather> input=\"{other}\""));
     }
+
     let (action, method) = (element.action(), element.method()?);
     let timeout_secs = element.number("timeout", 5.0)?;
     let on_empty_result = element.attribute("actionOnEmptyResult") == Some("true");
+
     let prompts: Vec<Verb> = element
         .children
         .into_iter()
@@ -253,6 +256,7 @@ fn gather(element: Element) -> Result<Gather, String> {
     if !prompts.iter().all(playable) {
         return Err("<Gather> may hold only <Say>, <Play> and <Pause>".to_owned());
     }
+
     Ok(Gather {
         prompts,
         action,
@@ -280,9 +284,11 @@ mod tests {
             </Response>"#,
         )
         .unwrap();
+
         let [Verb::Gather(gather), redirect] = verbs.as_slice() else {
             panic!("{verbs:?}");
         };
+
         assert_eq!(gather.action, "/turn?a=1&b=2");
         assert!(gather.speech && gather.digits);
         assert_eq!(gather.timeout_secs, 3.0);

@@ -1,6 +1,5 @@
-//! A conversation, as a machine without I/O: given a document and a callee, it
-//! says what to wait for, what to ask the caller's server next, and when the
-//! call is over.
+//! Interpreter of answer documents, without I/O: from a document and a callee it derives the
+//! next wait, the next document to fetch, and the end of the call.
 
 use std::collections::VecDeque;
 
@@ -8,18 +7,18 @@ use crate::call::Method;
 use crate::callee::{Behavior, Plan};
 use crate::twiml::{Gather, Verb};
 
-/// What to do next in a conversation.
+/// The next step of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
-    /// Somebody speaks for so many call seconds.
+    /// Prompts and speech of this many call seconds.
     Wait(f64),
     Ask(Ask),
-    /// Stay on the line until it is hung up.
+    /// Keep the call open until either side hangs up.
     Hold,
     Hangup,
 }
 
-/// Why a document is fetched.
+/// Reason of a document fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AskKind {
     Answer,
@@ -38,13 +37,13 @@ pub(crate) struct Ask {
     pub(crate) params: Vec<(&'static str, String)>,
 }
 
-/// A document that is being run.
+/// A document in progress.
 #[derive(Clone, Debug)]
 pub(crate) struct Talk {
     verbs: VecDeque<Verb>,
-    /// What to ask once the current wait is over.
+    /// The fetch after the current wait.
     pending: Option<Ask>,
-    /// Where the document came from; empty for an inline one.
+    /// URL of the document; empty for an inline one.
     pub(crate) url: String,
 }
 
@@ -57,7 +56,7 @@ impl Talk {
         }
     }
 
-    /// `turn` counts how often the callee has spoken, over all documents.
+    /// Takes the next step. `turn` counts the callee's utterances over all documents.
     pub(crate) fn step(
         &mut self,
         behavior: &Behavior,
@@ -106,7 +105,7 @@ impl Talk {
         }
     }
 
-    /// Sets what the callee's words lead to and returns how long they take.
+    /// Sets the fetch that follows the callee's words and returns the seconds that they take.
     fn gather(
         &mut self,
         behavior: &Behavior,
@@ -122,18 +121,21 @@ impl Talk {
         let words = behavior.utterance(plan, *turn);
         let keyed = words.is_some_and(|words| words.bytes().all(|b| b.is_ascii_digit()));
         let heard = words.filter(|_| if keyed { gather.digits } else { gather.speech });
+
         let mut ask = Ask {
             kind: AskKind::Gather,
             url: gather.action,
             method: gather.method,
             params: Vec::new(),
         };
+
         let Some(words) = heard else {
             if gather.on_empty_result {
                 self.pending = Some(ask);
             }
             return prompt + gather.timeout_secs;
         };
+
         *turn += 1;
         if keyed {
             ask.params.push(("Digits", words.to_owned()));
@@ -238,6 +240,7 @@ mod tests {
             panic!("{steps:?}")
         };
         assert_eq!(ask.params[0], ("RecordingUrl", RECORDING.to_owned()));
+
         let steps = run(
             "<Response><Start/><Connect><Stream url='wss://x'/></Connect></Response>",
             &behavior,
@@ -245,6 +248,7 @@ mod tests {
             &mut 0,
         );
         assert_eq!(steps, [Step::Hold]);
+
         let steps = run(
             "<Response><Redirect>next</Redirect></Response>",
             &behavior,

@@ -1,4 +1,4 @@
-//! Rows about what carriers post: how much, how fast, and what happens when it is too much.
+//! Rows about callbacks of carriers: throughput, latency, overload.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,11 +19,11 @@ use crate::machine::{Watched, memory_mib};
 use crate::report::{Bound, Row};
 use crate::stack::{Stack, carrier};
 
-/// What a carrier says of a call, in order.
+/// Statuses of a call, in the carrier's order.
 const WORDS: [&str; 4] = ["initiated", "ringing", "in-progress", "completed"];
-/// Connections of a carrier that posts as fast as it gets answers.
+/// Connections of a carrier that posts as fast as it gets responses.
 const CONNECTIONS: usize = 256;
-/// How many times what the API can take is offered, and in flight.
+/// Offered load and connections of an overload, as a multiple of the API's capacity.
 const OVERLOAD: f64 = 10.0;
 const OVERLOAD_CONNECTIONS: usize = CONNECTIONS * 10;
 const SIGNATURE: &str = "X-Twilio-Signature: ";
@@ -31,14 +31,14 @@ const SHARE: f64 = 0.4;
 const HALF_LOAD_P99_MS: f64 = 50.0;
 const OVERLOAD_P99_MS: f64 = 250.0;
 const RECOVERY_SECS: f64 = 10.0;
-/// Latency is normal again when so many probes in a row stay below [`HALF_LOAD_P99_MS`].
+/// Probes in a row below [`HALF_LOAD_P99_MS`] after which latency is normal again.
 const PROBES: usize = 25;
 const PROBE_EVERY: Duration = Duration::from_millis(20);
-/// How much the API may grow during the second half of an overload, as a share of its peak in
-/// the first.
+/// Most memory of the API in the second half of an overload, as a share of its peak in the
+/// first.
 const FLAT: f64 = 1.1;
 
-/// An API with calls that a carrier may speak of, and signed callbacks about them.
+/// An API with accepted calls, and signed callbacks about them.
 struct Post {
     stack: Stack,
     load: Load,
@@ -53,7 +53,7 @@ impl Post {
             .collect();
         insert(&stack, &calls).await?;
         let mut requests = Vec::with_capacity(callbacks);
-        // In the carrier's order, so that the calls of a group are many.
+        // Status by status, so that a group of events has many calls.
         for (sequence, word) in WORDS.iter().enumerate() {
             for (n, call) in (0..).zip(&calls) {
                 requests.push(request(&stack, *call, n, sequence, word));
@@ -71,9 +71,9 @@ impl Post {
 
     async fn send(&self, count: usize, pace: Pace) -> anyhow::Result<Came> {
         let lanes = self.load.connect(CONNECTIONS).await?;
-        let came = self.load.send(lanes, count, pace, PATIENCE).await?;
-        anyhow::ensure!(came.failed == 0, "{} callbacks failed", came.failed);
-        Ok(came)
+        let result = self.load.send(lanes, count, pace, PATIENCE).await?;
+        anyhow::ensure!(result.failed == 0, "{} callbacks failed", result.failed);
+        Ok(result)
     }
 }
 
@@ -81,7 +81,7 @@ fn carrier_call_id(n: u32) -> String {
     format!("CA{n:032x}")
 }
 
-/// Makes calls that the carrier has accepted.
+/// Inserts calls that the carrier has accepted.
 async fn insert(stack: &Stack, calls: &[CallId]) -> anyhow::Result<()> {
     let tenant = &stack.client.tenant;
     let (ids, numbers): (Vec<u32>, Vec<String>) = (0..u32::try_from(calls.len())?)
@@ -111,7 +111,7 @@ async fn insert(stack: &Stack, calls: &[CallId]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A signed callback as it stands on the wire.
+/// The bytes of a signed callback request.
 fn request(stack: &Stack, call: CallId, n: u32, sequence: usize, word: &str) -> Vec<u8> {
     let config = &stack.config;
     let urls = CallUrls::new(
@@ -120,6 +120,7 @@ fn request(stack: &Stack, call: CallId, n: u32, sequence: usize, word: &str) -> 
         stack.client.tenant.trunk,
         call,
     );
+
     let mut form = vec![
         ("CallSid", carrier_call_id(n)),
         ("AccountSid", ACCOUNT.to_owned()),
@@ -141,10 +142,12 @@ fn request(stack: &Stack, call: CallId, n: u32, sequence: usize, word: &str) -> 
             ("SipResponseCode", "200".to_owned()),
         ]);
     }
+
     let body = form_urlencoded::Serializer::new(String::new())
         .extend_pairs(&form)
         .finish();
     let signature = sign(AUTH_TOKEN, urls.status.as_str(), &form);
+
     format!(
         "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-www-form-urlencoded; charset=UTF-8\r\n\
          User-Agent: TwilioProxy/1.1\r\nAccept: */*\r\n{SIGNATURE}{signature}\r\n\
@@ -156,15 +159,15 @@ fn request(stack: &Stack, call: CallId, n: u32, sequence: usize, word: &str) -> 
     .into_bytes()
 }
 
-/// Callbacks with wrong signatures that the API itself refuses a second: all that it does to a
-/// callback before it reads it and writes it down.
+/// Callbacks with wrong signatures that the API refuses per second: its work on a callback before
+/// it parses and stores it.
 async fn unsigned(post: &Post, count: usize) -> anyhow::Result<f64> {
     let wrong = post.requests.iter().take(count).map(|request| {
         let mut request = request.clone();
-        let place = request
+        let position = request
             .windows(SIGNATURE.len())
             .position(|part| part == SIGNATURE.as_bytes());
-        if let Some(first) = place.and_then(|at| request.get_mut(at + SIGNATURE.len())) {
+        if let Some(first) = position.and_then(|at| request.get_mut(at + SIGNATURE.len())) {
             *first = if *first == b'A' { b'B' } else { b'A' };
         }
         request
@@ -172,14 +175,15 @@ async fn unsigned(post: &Post, count: usize) -> anyhow::Result<f64> {
     let address = post.stack.client.url.trim_start_matches("http://");
     let load = Load::new(address, Arc::new(wrong.collect())).expecting(403);
     let lanes = load.connect(CONNECTIONS).await?;
-    let came = load.send(lanes, count, Pace::Flat, PATIENCE).await?;
-    anyhow::ensure!(came.failed == 0, "callbacks were not refused");
-    Ok(came.rate())
+    let result = load.send(lanes, count, Pace::Flat, PATIENCE).await?;
+    anyhow::ensure!(result.failed == 0, "callbacks were not refused");
+    Ok(result.rate())
 }
 
-/// Callbacks a second, each committed before it is acknowledged, beside the same route with
-/// nothing behind its signature check.
+/// Callbacks per second, each committed before it is acknowledged, next to the same route with
+/// only the signature check.
 pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
+    // 1. The limit.
     let warm = scale.callbacks / 10;
     let post = Post::prepare(scale.callbacks * 3).await?;
     let bare = BareCallbacks::start(&post.stack.quiet()).await?;
@@ -198,6 +202,7 @@ pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
     bare.stop().await?;
     anyhow::ensure!(limit.failed == 0, "the limit's callbacks failed");
 
+    // 2. The API at full load, then at half of it.
     let unsigned = unsigned(&post, scale.callbacks).await?;
     post.send(warm, Pace::Flat).await?;
     let meter = post.stack.watched().meter();
@@ -207,13 +212,16 @@ pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
     let meter = post.stack.watched().meter();
     let even = post.send(post.load.left(), Pace::Even(half)).await?;
     let half_spent = meter.read();
+
+    // 3. Every acknowledged callback is stored.
     let written = post.stack.count("select count(*) from call_events").await?;
-    let told = u64::try_from(warm)? + flat.accepted() + even.accepted();
+    let acknowledged = u64::try_from(warm)? + flat.accepted() + even.accepted();
     anyhow::ensure!(
-        u64::try_from(written)? >= told,
-        "{told} callbacks were acknowledged and {written} written"
+        u64::try_from(written)? >= acknowledged,
+        "{acknowledged} callbacks were acknowledged and {written} written"
     );
     post.stack.stop().await?;
+
     let p99 = even.percentile_ms(0.99);
     let ratio = flat.rate() / limit.rate();
     Ok(Row {
@@ -242,53 +250,58 @@ pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
     })
 }
 
-fn latencies(came: &Came) -> Value {
+fn latencies(result: &Came) -> Value {
     json!({
-        "accepted": came.accepted(),
-        "refused": came.refused,
-        "failed": came.failed,
-        "accepted_per_second": came.rate(),
-        "p50_ms": came.percentile_ms(0.5),
-        "p99_ms": came.percentile_ms(0.99),
-        "worst_ms": came.percentile_ms(1.0),
+        "accepted": result.accepted(),
+        "refused": result.refused,
+        "failed": result.failed,
+        "accepted_per_second": result.rate(),
+        "p50_ms": result.percentile_ms(0.5),
+        "p99_ms": result.percentile_ms(0.99),
+        "worst_ms": result.percentile_ms(1.0),
     })
 }
 
-/// Ten times what the API can do, or as much of it as ten times the connections can send while
-/// those that are turned away are kept waiting for that answer.
+/// Ten times the API's capacity, or as much of it as ten times the connections can send while
+/// they wait for the responses to refused requests.
 pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
     let warm = scale.callbacks / 2;
     let post = Post::prepare(scale.callbacks * 6).await?;
     let capacity = post.send(warm, Pace::Flat).await?.rate();
+
     let api = post.stack.api.id();
     let lanes = post.load.connect(OVERLOAD_CONNECTIONS).await?;
     let before = memory_mib(api, "VmRSS");
     let over = Arc::new(AtomicBool::new(false));
     let watch = tokio::spawn(memory(api, Arc::clone(&over)));
+
     let meter = post.stack.watched().meter();
     let within = Duration::from_secs(scale.overload_secs);
     let pace = Pace::AtMost(capacity * OVERLOAD);
-    // What was refused comes again, as carriers do.
-    let came = post.load.send(lanes, usize::MAX / 2, pace, within).await?;
+    // Refused callbacks are sent again, as carriers do.
+    let result = post.load.send(lanes, usize::MAX / 2, pace, within).await?;
     let spent = meter.read();
+
     over.store(true, Ordering::Relaxed);
     let recovery = recovery(&post).await?;
     let (first_half, second_half) = watch.await?;
     post.stack.stop().await?;
-    let answered = came.accepted() + came.refused;
-    let asked = answered + came.failed;
+
+    let answered = result.accepted() + result.refused;
+    let sent = answered + result.failed;
     #[expect(clippy::cast_precision_loss, reason = "a share for people to read")]
-    let refused_share = came.refused as f64 / asked as f64;
+    let refused_share = result.refused as f64 / sent as f64;
     #[expect(clippy::cast_precision_loss, reason = "some thousands")]
-    let failed = came.failed as f64;
-    let p99 = came.percentile_ms(0.99);
+    let failed = result.failed as f64;
+    let p99 = result.percentile_ms(0.99);
+
     Ok(Row {
         what: format!(
             "overload: {OVERLOAD_CONNECTIONS} connections, {OVERLOAD:.0} times as many as bring it to {capacity:.0}/s"
         ),
         measured: format!(
             "{:.0}/s accepted with p99 {p99:.0} ms, {:.0} % got 503, memory {before:.0} -> {first_half:.0} -> {second_half:.0} MiB, normal again after {recovery:.1} s",
-            came.rate(),
+            result.rate(),
             refused_share * 100.0
         ),
         limit: None,
@@ -302,39 +315,39 @@ pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
         spent,
         details: json!({
             "capacity_per_second": capacity,
-            "overload": latencies(&came),
+            "overload": latencies(&result),
             "memory_mib": {"before": before, "first_half": first_half, "second_half": second_half},
             "recovery_secs": recovery,
         }),
     })
 }
 
-/// The peaks of a process' memory in the first and in the second half of a time.
+/// Peaks of a process's memory in the first and in the second half of the time until `over`.
 async fn memory(pid: u32, over: Arc<AtomicBool>) -> (f64, f64) {
-    let mut seen = Vec::new();
+    let mut samples = Vec::new();
     while !over.load(Ordering::Relaxed) {
-        seen.push(memory_mib(pid, "VmRSS"));
+        samples.push(memory_mib(pid, "VmRSS"));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let (first, second) = seen.split_at(seen.len() / 2);
+    let (first, second) = samples.split_at(samples.len() / 2);
     let peak = |half: &[f64]| half.iter().copied().fold(0.0, f64::max);
     (peak(first), peak(second))
 }
 
-/// Seconds from the end of a load until probes are answered well and fast again, and stay so.
+/// Seconds from the end of a load until probes are accepted fast, several in a row.
 async fn recovery(post: &Post) -> anyhow::Result<f64> {
     let ended = Instant::now();
     let address = post.stack.client.url.trim_start_matches("http://");
     let mut lane = Lane::open(address).await?;
     let (mut good, mut since) = (0, ended);
     for request in post.requests.iter().rev() {
-        let asked = Instant::now();
+        let begin = Instant::now();
         let status = lane.ask(request).await?;
         let is_good = (200..300).contains(&status)
-            && asked.elapsed().as_secs_f64() * 1000.0 < HALF_LOAD_P99_MS;
+            && begin.elapsed().as_secs_f64() * 1000.0 < HALF_LOAD_P99_MS;
         if is_good {
             if good == 0 {
-                since = asked;
+                since = begin;
             }
             good += 1;
         } else {

@@ -1,4 +1,4 @@
-//! Rows about dialling: placing, pacing, and the time from a start to its first call.
+//! Rows about dialling: placing, pacing, time from a start to its first call, whole pipeline.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,24 +10,25 @@ use crate::report::{Bound, Row};
 use crate::stack::{EVERYTHING, Stack, carrier};
 use crate::{Scale, limits};
 
-/// More than can be dialled, so that the pace is not what limits it.
+/// Calls per second above what can be dialled, so that the pacer is not the limit.
 const UNPACED: i64 = 5_000;
-/// The share of a bare loop's rate that one worker must place.
+/// Required ratio of one worker's rate to that of a bare loop.
 const PLACING_SHARE: f64 = 0.5;
 const SLOW_CARRIER_RATE: f64 = 500.0;
 const PACING_WORKERS: usize = 4;
 const PACING_USE: f64 = 0.95;
 const FIRST_DIAL_MS: f64 = 500.0;
 
-/// Calls that one dialling worker places a second, beside the same HTTP client in a bare loop.
-/// The carrier says nothing after its answer, so that nothing else goes on meanwhile.
+/// Calls per second of one dialling worker, next to the same HTTP client in a bare loop. The
+/// carrier posts nothing after its response, so that the worker has no other load.
 pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
     let mut silent = carrier(latency_ms);
     silent.speed = 1.0;
     silent.faults.callbacks_lost = Chance::Rate(1.0);
     silent.faults.suppress_answer = Chance::Rate(1.0);
+
+    // 1. The limit, on a fresh carrier.
     let bare = if latency_ms == 0 {
-        // A carrier of its own, in the state that ours begins in.
         let alone = Simulator::start(silent.clone()).await?;
         let rate = limits::creates(alone.url(), scale.campaign).await?;
         alone.stop().await;
@@ -35,6 +36,8 @@ pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
     } else {
         None
     };
+
+    // 2. Launched batches without a dialling worker.
     let mut stack = Stack::start(UNPACED, silent).await?;
     stack.start_worker("inbox,ingest,misc")?;
     for batch in stack.batches(0, scale.campaign).await {
@@ -46,10 +49,12 @@ pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
             Ok(stack.count(waiting).await? == 0)
         })
         .await?;
+
+    // 3. One dialling worker.
     stack.start_worker("dial")?;
     let meter = stack.watched().meter();
     stack
-        .until("everybody is dialled", async || {
+        .until("every row is dialled", async || {
             Ok(stack.carrier.oracle().accepted >= u64::from(scale.campaign))
         })
         .await?;
@@ -57,6 +62,7 @@ pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
     let rate = stack.carrier.oracle().mean_rate;
     let burned = stack.workers_said("slot burned");
     stack.abandon().await?;
+
     let (what, bound) = match bare {
         Some(bare) => (
             "placing, carrier answers at once, one worker",
@@ -78,12 +84,13 @@ pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
     })
 }
 
-/// The worst second at the carrier with four workers, and how much of the pace is used.
+/// The worst second at the carrier with four workers, and the used share of the limit.
 pub async fn pacing(scale: &Scale, cps: u32) -> anyhow::Result<Row> {
     let mut stack = Stack::start(cps.into(), carrier(0)).await?;
     for _ in 0..PACING_WORKERS {
         stack.start_worker(EVERYTHING)?;
     }
+
     let calls = cps * scale.pacing_secs;
     let meter = stack.watched().meter();
     stack.campaign(calls).await?;
@@ -91,11 +98,13 @@ pub async fn pacing(scale: &Scale, cps: u32) -> anyhow::Result<Row> {
     let oracle = stack.carrier.oracle();
     let creates = stack.carrier.creates();
     let burned = stack.workers_said("slot burned");
-    let unbelieved = stack.workers_said("slots burned");
+    let rejected = stack.workers_said("slots burned");
     stack.stop().await?;
+
     let used = oracle.mean_rate / f64::from(cps);
     #[expect(clippy::cast_precision_loss, reason = "some thousands")]
     let worst = oracle.worst_window.count as f64;
+
     let span = Duration::from_micros(
         creates
             .last()
@@ -103,6 +112,7 @@ pub async fn pacing(scale: &Scale, cps: u32) -> anyhow::Result<Row> {
             .map_or(0, |(last, first)| last.at_micros - first.at_micros),
     );
     let slots = span.as_secs_f64() * f64::from(cps) / 1.04 + 1.0;
+
     Ok(Row {
         what: format!("pacing at {cps}/s, {PACING_WORKERS} workers"),
         measured: format!(
@@ -120,15 +130,15 @@ pub async fn pacing(scale: &Scale, cps: u32) -> anyhow::Result<Row> {
         details: json!({
             "calls": creates.len(),
             "seconds": span.as_secs_f64(),
-            // Slots are 4 % apart, so 96.2 % is all there is.
+            // The pacer keeps slots 4 % apart, so at most 96.2 % can be used.
             "slots_in_that_time": slots.round(),
             "slots_burned_late": burned,
-            "leases_not_believed": unbelieved,
+            "leases_not_believed": rejected,
         }),
     })
 }
 
-/// From the request that starts a batch to the first create at the carrier.
+/// Time from the request that starts a batch to the first create at the carrier.
 pub async fn first_dial(scale: &Scale) -> anyhow::Result<Row> {
     let mut stack = Stack::start(50, carrier(0)).await?;
     stack.start_worker(EVERYTHING)?;
@@ -137,11 +147,12 @@ pub async fn first_dial(scale: &Scale) -> anyhow::Result<Row> {
     for n in 0..scale.starts {
         let batches = stack.batches(n * 10, 10).await;
         if n % 2 == 1 {
-            // Long enough for the trunk's line to have closed.
+            // Long enough for the trunk's dialler to have stopped.
             tokio::time::sleep(Duration::from_secs(7)).await;
         }
+
         let seen = stack.carrier.creates().len();
-        let (asked, patience) = (SystemTime::now(), Instant::now());
+        let (requested, begin) = (SystemTime::now(), Instant::now());
         for batch in &batches {
             stack.client.start_batch(batch).await;
         }
@@ -151,20 +162,23 @@ pub async fn first_dial(scale: &Scale) -> anyhow::Result<Row> {
                 Ok(stack.count(open).await? == 0)
             })
             .await?;
+
         let creates = stack.carrier.creates();
         let first = creates
             .get(seen)
             .map_or(u64::MAX, |create| create.unix_micros);
-        let asked = asked.duration_since(UNIX_EPOCH)?;
-        let wait = Duration::from_micros(first).saturating_sub(asked);
-        anyhow::ensure!(wait < patience.elapsed(), "no create was seen");
+        let requested = requested.duration_since(UNIX_EPOCH)?;
+        let wait = Duration::from_micros(first).saturating_sub(requested);
+        anyhow::ensure!(wait < begin.elapsed(), "the carrier received no create");
         took.push(wait.as_secs_f64() * 1000.0);
     }
+
     let spent = meter.read();
     stack.stop().await?;
     took.sort_unstable_by(f64::total_cmp);
     let median = took.get(took.len() / 2).copied().unwrap_or(f64::NAN);
     let worst = took.last().copied().unwrap_or(f64::NAN);
+
     Ok(Row {
         what: format!("start to first dial, {} starts", scale.starts),
         measured: format!("median {median:.0} ms, worst {worst:.0} ms"),
@@ -176,14 +190,15 @@ pub async fn first_dial(scale: &Scale) -> anyhow::Result<Row> {
     })
 }
 
-/// Whole lives of calls, four events each, and what they cost the database.
+/// Whole calls with four events each, and their transactions in the database.
 pub async fn pipeline(scale: &Scale) -> anyhow::Result<Row> {
-    // Rollbacks are empty ones that pools send before they hand out a connection.
+    // Rollbacks are not counted: they are the empty ones that pools send with a connection.
     let transactions =
         "select xact_commit from pg_stat_database where datname = current_database()";
     let mut stack = Stack::start(UNPACED, carrier(0)).await?;
     stack.start_worker(EVERYTHING)?;
     let batches = stack.batches(0, scale.campaign).await;
+
     let before = stack.count(transactions).await?;
     let meter = stack.watched().meter();
     for batch in &batches {
@@ -191,7 +206,7 @@ pub async fn pipeline(scale: &Scale) -> anyhow::Result<Row> {
     }
     stack
         .until("the campaign ends", async || {
-            // Asked of the carrier, which costs the database nothing.
+            // The carrier counts, so the database has no extra load.
             let ended: u64 = stack.carrier.oracle().outcomes.values().sum();
             Ok(ended >= u64::from(scale.campaign))
         })
@@ -202,6 +217,7 @@ pub async fn pipeline(scale: &Scale) -> anyhow::Result<Row> {
             Ok(stack.count(open).await? == 0)
         })
         .await?;
+
     let spent = meter.read();
     let took: f64 = sqlx::query_scalar(
         "select extract(epoch from max(completed_at) - min(started_at))::float8 from call_batches",
@@ -210,11 +226,13 @@ pub async fn pipeline(scale: &Scale) -> anyhow::Result<Row> {
     .await?;
     let burned = stack.workers_said("slot burned");
     let callbacks = stack.carrier.oracle().callbacks;
-    // A session reports what it did at its end; while it idles, only seconds later.
+
+    // A session reports its transactions when it ends; an idle one only seconds later.
     let database = stack.stop().await?;
     let after: i64 = sqlx::query_scalar(transactions)
         .fetch_one(&database.pool)
         .await?;
+
     let used = after - before;
     let rate = per_second(scale.campaign.into(), Duration::from_secs_f64(took));
     let each = f64::from(u32::try_from(used)?) / f64::from(scale.campaign);

@@ -1,4 +1,4 @@
-//! The row about reading a list.
+//! The row about ingesting a file.
 
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ const SHARE: f64 = 0.5;
 const PEAK_MIB: f64 = 128.0;
 const VARIABLES: [&str; 5] = ["name", "city", "plan", "balance", "note"];
 
-/// The least that the database has to do: the same rows, already judged, in one piece, with ids
-/// in order as ours are.
+/// The minimum of the database's work: the same rows, already validated, in one statement, with
+/// ids in order.
 const BARE_INSERT: &str = "
     insert into batch_data (id, org_id, batch_id, row_no, to_phonenumber, variable_values)
     select lpad(to_hex(s.n), 32, '0')::uuid, b.org_id, b.id, s.n, s.to_phonenumber,
@@ -44,27 +44,31 @@ fn people_csv(count: u32) -> String {
     csv
 }
 
-/// A file into a batch, from its upload to the last row, beside COPY into a staging table and
-/// one INSERT..SELECT into the same table with its indexes.
+/// Ingest of a file from its upload to the last row, next to COPY into a staging table and one
+/// INSERT..SELECT into the same table with its indexes.
 pub async fn ingest(scale: &Scale) -> anyhow::Result<Row> {
     let csv = people_csv(scale.ingest);
     let megabytes = csv.len() / 1_000_000;
     let bare = bare(&csv).await?;
+
     let mut stack = Stack::start(1, carrier(0)).await?;
     let worker = stack.start_worker(EVERYTHING)?;
     let batch = stack
         .client
         .create_batch(json!({ "variable_names": VARIABLES }))
         .await;
+
     let meter = stack.watched().meter();
     let start = Instant::now();
     let ingest = upload(&stack, &batch, csv).await?;
     let took = start.elapsed();
     let spent = meter.read();
+
     anyhow::ensure!(ingest["inserted"] == json!(scale.ingest), "{ingest}");
     let peak = memory_mib(worker, "VmHWM");
     let api_peak = memory_mib(stack.api.id(), "VmHWM");
     stack.stop().await?;
+
     let ratio = bare.as_secs_f64() / took.as_secs_f64();
     Ok(Row {
         what: format!(
@@ -95,7 +99,7 @@ pub async fn ingest(scale: &Scale) -> anyhow::Result<Row> {
     })
 }
 
-/// Uploads a file and waits until it has been read.
+/// Uploads a file and waits until it is ingested.
 async fn upload(stack: &Stack, batch: &str, csv: String) -> anyhow::Result<Value> {
     let part = reqwest::multipart::Part::text(csv)
         .file_name("people.csv")
@@ -104,6 +108,7 @@ async fn upload(stack: &Stack, batch: &str, csv: String) -> anyhow::Result<Value
     let path = format!("/api/v1/batch-call/upload/{batch}");
     let uploaded = send_request(stack.client.request(Method::POST, &path).multipart(form)).await;
     anyhow::ensure!(uploaded.status.is_success(), "{}", uploaded.text);
+
     let ingest = uploaded.json()["data"]["ingest_id"].clone();
     let path = format!(
         "/api/v1/batch-call/{batch}/ingests/{}",
@@ -111,7 +116,7 @@ async fn upload(stack: &Stack, batch: &str, csv: String) -> anyhow::Result<Value
     );
     let state = async || stack.client.get(&path).await.expect(200)["data"].clone();
     stack
-        .until("the file has been read", async || {
+        .until("the file is ingested", async || {
             let status = state().await["status"].clone();
             Ok(status == "completed" || status == "failed")
         })
@@ -119,7 +124,7 @@ async fn upload(stack: &Stack, batch: &str, csv: String) -> anyhow::Result<Value
     Ok(state().await)
 }
 
-/// The limit, on a database of its own so that both begin with empty tables.
+/// Measures the limit on a database of its own, so that both begin with empty tables.
 async fn bare(csv: &str) -> anyhow::Result<Duration> {
     let stack = Stack::start(1, carrier(0)).await?;
     let batch = stack
@@ -133,6 +138,7 @@ async fn bare(csv: &str) -> anyhow::Result<Duration> {
     )
     .execute(pool)
     .await?;
+
     let start = Instant::now();
     let mut copy = pool
         .copy_in_raw(
@@ -144,6 +150,7 @@ async fn bare(csv: &str) -> anyhow::Result<Duration> {
     }
     copy.finish().await?;
     sqlx::query(BARE_INSERT).bind(&batch).execute(pool).await?;
+
     let took = start.elapsed();
     stack.stop().await?;
     Ok(took)

@@ -1,5 +1,5 @@
-//! Programs that a row's limit is measured with, each as a process of its own like the program
-//! it stands beside: this one, started again with one of the words below.
+//! Baseline programs that measure the limit of a row. Each runs as a process of its own, like the
+//! measured program: this program, started again with one of the arguments below.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -36,14 +36,14 @@ use crate::stack::MASTER_KEY;
 
 const BARE_CREATES: &str = "bare-creates";
 const BARE_CALLBACKS: &str = "bare-callbacks";
-/// Requests of the bare loop under way at once.
+/// Requests of the bare loop in flight at once.
 const IN_FLIGHT: usize = 512;
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
-/// Does what the words say, if they are of this module.
-pub async fn run(words: &[String]) -> Option<anyhow::Result<()>> {
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match words.as_slice() {
+/// Runs the baseline that the arguments name, if they name one.
+pub async fn run(args: &[String]) -> Option<anyhow::Result<()>> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
         [BARE_CREATES, url, count] => Some(bare_creates(url, count).await),
         [BARE_CALLBACKS] => Some(bare_callbacks().await),
         _ => None,
@@ -63,36 +63,36 @@ fn account(url: Option<&str>) -> anyhow::Result<CarrierAccount> {
     })
 }
 
-/// A limit's process and what it says.
+/// A baseline process and its output.
 pub struct Limit {
     child: Child,
     said: BufReader<ChildStdout>,
 }
 
 impl Limit {
-    fn start(words: &[&str], envs: &[(&'static str, OsString)]) -> anyhow::Result<Self> {
+    fn start(args: &[&str], envs: &[(&'static str, OsString)]) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args(words)
+            .args(args)
             .envs(envs.iter().cloned())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
-        let said = child.stdout.take().context("standard output")?;
+        let output = child.stdout.take().context("standard output")?;
         Ok(Self {
             child,
-            said: BufReader::new(said),
+            said: BufReader::new(output),
         })
     }
 
     async fn line(&mut self) -> anyhow::Result<String> {
         let mut line = String::new();
         self.said.read_line(&mut line).await?;
-        anyhow::ensure!(!line.is_empty(), "the limit's process said nothing");
+        anyhow::ensure!(!line.is_empty(), "the baseline process printed nothing");
         Ok(line.trim().to_owned())
     }
 }
 
-/// Creates a second that the dialler's own HTTP client makes in a loop that does nothing else.
+/// Creates per second of the dialler's HTTP client in a bare loop.
 pub async fn creates(url: &str, count: u32) -> anyhow::Result<f64> {
     let mut limit = Limit::start(&[BARE_CREATES, url, &count.to_string()], &[])?;
     let rate = limit.line().await?.parse()?;
@@ -105,6 +105,7 @@ async fn bare_creates(url: &str, count: &str) -> anyhow::Result<()> {
     let account = Arc::new(account(Some(url))?);
     let carriers = CarrierRegistry::new()?;
     let nowhere: Url = "http://127.0.0.1:9/".parse()?;
+
     let start = Instant::now();
     let mut requests = tokio::task::JoinSet::new();
     for n in 0..count {
@@ -128,9 +129,11 @@ async fn bare_creates(url: &str, count: &str) -> anyhow::Result<()> {
             anyhow::ensure!(accepted == Some(true), "a create was not accepted");
         }
     }
+
     while let Some(accepted) = requests.join_next().await {
         anyhow::ensure!(accepted?, "a create was not accepted");
     }
+
     writeln!(
         std::io::stdout(),
         "{}",
@@ -139,15 +142,15 @@ async fn bare_creates(url: &str, count: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A server of the status route that proves and reads each callback as the API does, inside all
-/// that goes around the API's routes, and acknowledges it without writing it down.
+/// A server of the status route that verifies and parses each callback as the API does, inside
+/// the middleware of the API, and acknowledges it without storing it.
 pub struct BareCallbacks {
     limit: Limit,
     pub address: String,
 }
 
 impl BareCallbacks {
-    /// Starts it with the settings of the API that it stands beside.
+    /// Starts the server with the settings of the measured API.
     pub async fn start(envs: &[(&'static str, OsString)]) -> anyhow::Result<Self> {
         let mut limit = Limit::start(&[BARE_CALLBACKS], envs)?;
         let address = limit.line().await?;
@@ -158,7 +161,7 @@ impl BareCallbacks {
         self.limit
             .child
             .id()
-            .context("the limit's process has ended")
+            .context("the baseline process has ended")
     }
 
     pub async fn stop(mut self) -> anyhow::Result<()> {
@@ -172,7 +175,7 @@ struct Bare {
     context: Arc<Context>,
 }
 
-/// The settings, as the API takes them from the environment.
+/// Settings, read from the environment as the API does.
 #[derive(Parser)]
 struct Cli {
     #[command(flatten)]
@@ -210,16 +213,18 @@ async fn status(
     if !bare.keys.is_call_token(trunk, call, &token) {
         return StatusCode::NOT_FOUND;
     }
+
     let (parts, body) = request.into_parts();
-    let sent_to = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let Some(url) = requested_url(&bare.context.config.public_url, sent_to) else {
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let Some(url) = requested_url(&bare.context.config.public_url, path) else {
         return StatusCode::NOT_FOUND;
     };
     let Ok(body) = to_bytes(body, BODY_LIMIT_BYTES).await else {
         return StatusCode::PAYLOAD_TOO_LARGE;
     };
+
     let carrier = bare.context.carriers.adapter(bare.account.kind);
-    let text = |name: &str| {
+    let header = |name: &str| {
         parts
             .headers
             .get(name)
@@ -228,18 +233,19 @@ async fn status(
     let callback = CarrierCallback {
         method: parts.method.as_str(),
         url: &url,
-        content_type: text(CONTENT_TYPE.as_str()),
-        signature: text(carrier.signature_header()),
+        content_type: header(CONTENT_TYPE.as_str()),
+        signature: header(carrier.signature_header()),
         body: &body,
     };
     if !carrier.verify(&bare.account, &callback) {
         return StatusCode::FORBIDDEN;
     }
+
     match carrier.read(CallbackKind::Status, &callback) {
         Ok(event) if event.carrier_call_id.is_some() => StatusCode::NO_CONTENT,
         _ => StatusCode::UNPROCESSABLE_ENTITY,
     }
 }
 
-/// How long a limit may be measured.
+/// Longest measurement of a limit.
 pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,5 +1,5 @@
-//! A load generator that costs as little as can be: requests are bytes made beforehand, a
-//! connection is a task that writes them and looks for the status of the answer.
+//! Load generator with minimal cost: requests are prepared bytes, and a connection is a task that
+//! writes them and parses the status of the response.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -12,29 +12,29 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// A carrier gives up after so long.
+/// Timeout of a carrier's request.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// When requests are sent, and from when their latency counts.
+/// Times at which requests are sent, and the start of their latency.
 #[derive(Clone, Copy)]
 pub enum Pace {
-    /// Each connection sends as soon as it has its answer.
+    /// Each connection sends as soon as it has its response.
     Flat,
-    /// So many a second at even intervals, whatever becomes of those before. Latency counts
-    /// from the instant a request is due, so that a server that falls behind cannot hide it.
+    /// This many per second at even intervals, independent of earlier responses. Latency counts
+    /// from the due time of a request, so that the delay of a slow server is included.
     Even(f64),
-    /// The same as long as a connection is free; latency counts from the sending, because the
-    /// load is more than connections and server can take.
+    /// At most this many per second while a connection is free. Latency counts from the send
+    /// time, because the load exceeds the capacity of connections and server.
     AtMost(f64),
 }
 
-/// What a load came to.
+/// Result of a load.
 #[derive(Default)]
 pub struct Came {
-    /// Of requests that got a good answer.
+    /// Latencies of accepted requests.
     latencies: Vec<Duration>,
     pub refused: u64,
-    /// Neither good nor 503: other statuses, cut connections, no answer in time.
+    /// Neither accepted nor 503: other statuses, cut connections, timeouts.
     pub failed: u64,
     pub over: Duration,
 }
@@ -44,12 +44,12 @@ impl Came {
         u64::try_from(self.latencies.len()).unwrap_or(u64::MAX)
     }
 
-    /// Accepted requests a second.
+    /// Accepted requests per second.
     pub fn rate(&self) -> f64 {
         per_second(self.accepted(), self.over)
     }
 
-    /// The latency in milliseconds that this share of the accepted stays below.
+    /// Percentile of the accepted requests' latency in milliseconds.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -68,13 +68,13 @@ pub fn per_second(count: u64, took: Duration) -> f64 {
     count as f64 / took.as_secs_f64()
 }
 
-/// Requests to one server, to be sent in order; behind the last comes the first again.
+/// Requests to one server, sent in order; the first follows the last.
 #[derive(Clone)]
 pub struct Load {
     address: String,
     requests: Arc<Vec<Vec<u8>>>,
     next: Arc<AtomicUsize>,
-    /// The statuses of a good answer.
+    /// Statuses of an accepted request.
     good: RangeInclusive<u16>,
 }
 
@@ -88,7 +88,7 @@ impl Load {
         }
     }
 
-    /// A load that another status is the right answer to.
+    /// Changes the status of an accepted request.
     pub fn expecting(self, status: u16) -> Self {
         Self {
             good: status..=status,
@@ -96,13 +96,13 @@ impl Load {
         }
     }
 
-    /// How many requests have not been sent.
+    /// Count of requests that have not been sent.
     pub fn left(&self) -> usize {
         let next = self.next.load(Ordering::Relaxed);
         self.requests.len().saturating_sub(next)
     }
 
-    /// Opens so many connections.
+    /// Opens `connections` connections.
     pub async fn connect(&self, connections: usize) -> anyhow::Result<Vec<Lane>> {
         let mut lanes = Vec::with_capacity(connections);
         for _ in 0..connections {
@@ -122,6 +122,7 @@ impl Load {
         let first = self.next.load(Ordering::Relaxed);
         let end = first + count;
         let start = Instant::now();
+
         let mut running = JoinSet::new();
         for lane in lanes {
             let share = Share {
@@ -133,6 +134,7 @@ impl Load {
             };
             running.spawn(share.send(lane));
         }
+
         let mut all = Came::default();
         while let Some(part) = running.join_next().await {
             let part = part?;
@@ -140,6 +142,7 @@ impl Load {
             all.refused += part.refused;
             all.failed += part.failed;
         }
+
         all.over = start.elapsed();
         all.latencies.sort_unstable();
         // Each connection counts one past the end before it stops.
@@ -148,7 +151,7 @@ impl Load {
     }
 }
 
-/// What one connection has to do.
+/// Work of one connection.
 struct Share {
     load: Load,
     pace: Pace,
@@ -159,7 +162,7 @@ struct Share {
 
 impl Share {
     async fn send(self, mut lane: Lane) -> Came {
-        let mut came = Came::default();
+        let mut result = Came::default();
         while Instant::now() < self.deadline {
             let n = self.load.next.fetch_add(1, Ordering::Relaxed);
             if n >= self.range.1 {
@@ -168,26 +171,27 @@ impl Share {
             let Some(request) = self.load.requests.get(n % self.load.requests.len().max(1)) else {
                 break;
             };
-            let from = self.turn(n - self.range.0).await;
+            let begin = self.turn(n - self.range.0).await;
+
             match timeout(PATIENCE, lane.ask(request)).await {
                 Ok(Ok(status)) if self.load.good.contains(&status) => {
-                    came.latencies.push(from.elapsed())
+                    result.latencies.push(begin.elapsed())
                 }
-                Ok(Ok(503)) => came.refused += 1,
-                Ok(Ok(_other)) => came.failed += 1,
+                Ok(Ok(503)) => result.refused += 1,
+                Ok(Ok(_other)) => result.failed += 1,
                 Ok(Err(_)) | Err(_) => {
-                    came.failed += 1;
+                    result.failed += 1;
                     match Lane::open(&self.load.address).await {
                         Ok(fresh) => lane = fresh,
-                        Err(_) => return came,
+                        Err(_) => return result,
                     }
                 }
             }
         }
-        came
+        result
     }
 
-    /// Waits until the n-th request is due; answers with when its latency begins.
+    /// Waits until the n-th request is due; returns the start of its latency.
     async fn turn(&self, n: usize) -> Instant {
         let (Pace::Even(rate) | Pace::AtMost(rate)) = self.pace else {
             return Instant::now();
@@ -220,7 +224,7 @@ impl Lane {
         })
     }
 
-    /// Sends a request and reads its answer; answers with the status.
+    /// Sends a request and reads the response; returns its status.
     pub async fn ask(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
         let mut filled = 0;
@@ -228,7 +232,10 @@ impl Lane {
         loop {
             let space = self.buffer.get_mut(filled..).unwrap_or_default();
             let read = self.stream.read(space).await?;
-            anyhow::ensure!(read > 0, "the connection was closed, or the answer is long");
+            anyhow::ensure!(
+                read > 0,
+                "the connection was closed, or the response is too long"
+            );
             filled += read;
             let answer = self.buffer.get(..filled).unwrap_or_default();
             if wanted.is_none() {
@@ -243,7 +250,7 @@ impl Lane {
     }
 }
 
-/// The status of an answer and its length with the body, once the head is there.
+/// Status of a response and its length with the body, once the head is complete.
 fn head(answer: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
     let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);
@@ -256,7 +263,7 @@ fn head(answer: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
         name.eq_ignore_ascii_case("content-length")
             .then(|| value.trim().parse::<usize>().ok())?
     });
-    let status = status.context("an answer without a status")?.parse()?;
+    let status = status.context("a response without a status")?.parse()?;
     Ok(Some((status, end + 4 + body.unwrap_or(0))))
 }
 
@@ -276,12 +283,12 @@ mod tests {
 
     #[test]
     fn a_percentile_is_a_latency_that_was_measured() {
-        let came = Came {
+        let result = Came {
             latencies: (1..=200).map(Duration::from_millis).collect(),
             ..Came::default()
         };
-        assert!((came.percentile_ms(0.99) - 198.0).abs() < 1e-9);
-        assert!((came.percentile_ms(0.5) - 100.0).abs() < 1e-9);
+        assert!((result.percentile_ms(0.99) - 198.0).abs() < 1e-9);
+        assert!((result.percentile_ms(0.5) - 100.0).abs() < 1e-9);
         assert!(Came::default().percentile_ms(0.99).is_nan());
     }
 }

@@ -1,4 +1,4 @@
-//! The machine, and what processes take of it.
+//! The machine, and the processor time and memory of processes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-/// The kernel counts processor time in hundredths of a second wherever Linux runs.
+/// The kernel's unit of processor time: hundredths of a second on every Linux.
 const TICKS_PER_SEC: f64 = 100.0;
 
-/// The directory of this program and those it starts.
+/// Directory of this program and the programs it starts.
 pub fn programs() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     Ok(own.parent().context("a directory")?.to_owned())
 }
 
-/// What the numbers were measured on.
+/// Description of the machine for the JSON file.
 pub fn facts() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let after = |text: &str, key: &str| {
@@ -35,7 +35,7 @@ pub fn facts() -> Value {
     })
 }
 
-/// The same for people.
+/// Description of the machine in one line.
 pub fn describe() -> String {
     let facts = facts();
     let word = |key: &str| match &facts[key] {
@@ -65,14 +65,14 @@ pub fn memory_mib(pid: u32, figure: &str) -> f64 {
 
 struct Stat {
     parent: u32,
-    /// Of the process and of its children that have ended.
+    /// Processor seconds of the process.
     own_secs: f64,
     ended_children_secs: f64,
 }
 
 fn stat(pid: u32) -> Option<Stat> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, so the fields are counted behind its bracket.
+    // The name may contain spaces and brackets, so fields are counted after its last bracket.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |n: usize| fields.get(n)?.parse::<f64>().ok();
     Some(Stat {
@@ -82,12 +82,12 @@ fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
-/// Whose child a process is.
+/// Parent of a process.
 pub fn parent(pid: u32) -> Option<u32> {
     Some(stat(pid)?.parent)
 }
 
-/// Processor seconds of a process; of a server that forks, with its children's.
+/// Processor seconds of a process; with those of its children if it forks.
 fn used(pid: u32, forks: bool) -> f64 {
     let Some(own) = stat(pid) else { return 0.0 };
     if !forks {
@@ -102,7 +102,7 @@ fn used(pid: u32, forks: bool) -> f64 {
     own.own_secs + own.ended_children_secs + living
 }
 
-/// Processes whose processor time is of interest, by what they are.
+/// Processes whose processor time is measured, by their role.
 #[derive(Clone, Default)]
 pub struct Watched(Vec<(&'static str, u32, bool)>);
 
@@ -111,7 +111,7 @@ impl Watched {
         self.0.push((what, pid, false));
     }
 
-    /// A server that forks.
+    /// Adds a server that forks.
     pub fn add_family(&mut self, what: &'static str, pid: u32) {
         self.0.push((what, pid, true));
     }
@@ -134,7 +134,7 @@ impl Watched {
     }
 }
 
-/// Processor time that is being counted.
+/// A running measurement of processor time.
 pub struct Meter {
     watched: Watched,
     before: BTreeMap<&'static str, f64>,
@@ -142,7 +142,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// What was spent since the start.
+    /// Processor time since the start.
     pub fn read(&self) -> Spent {
         let mut secs = self.watched.used();
         for (what, after) in &mut secs {

@@ -1,16 +1,16 @@
-//! What Peal does in a second, each number beside a limit measured in the same run.
+//! Benchmarks of Peal: throughput and latency, each next to a limit measured in the same run.
 //!
 //! The API and the workers are the release programs, each a process of its own, on a durable
 //! PostgreSQL; the simulator and the load generator are in this process. All of them share the
-//! machine's cores, so the numbers are of a whole installation on one machine, and the JSON file
-//! says who used how much processor time. A row that misses what it must reach says so; the
-//! exit code stays 0.
+//! machine's cores, so the numbers describe a whole installation on one machine. The JSON file
+//! has the processor time of every process. A row that misses its bound is marked; the exit code
+//! stays 0.
 //!
 //! | variable | |
 //! |---|---|
-//! | `PEAL_BENCH_SMALL=1` | a quick look: two minutes instead of ten |
+//! | `PEAL_BENCH_SMALL=1` | short run: two minutes instead of ten |
 //! | `PEAL_BENCH_ROWS` | people of a campaign (5,000); an ingest has two hundred times as many |
-//! | `PEAL_BENCH_ONLY` | rows to measure, by the names below, separated by commas |
+//! | `PEAL_BENCH_ONLY` | names of the rows to measure (`ROWS`), separated by commas |
 
 mod callbacks;
 mod dialling;
@@ -28,22 +28,22 @@ mod stack;
 use harness::env_setting;
 use report::Row;
 
-// What the API and the workers use, so that limits in this program are no slower for it.
+// The allocator of the API and the workers, so that limits in this program are comparable.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Files and connections that one process may need: an overload has thousands.
+/// Open files and connections of one process; the overload has thousands.
 const OPEN_FILES: u64 = 16_384;
 
-/// How much is measured.
+/// Size of a run.
 pub struct Scale {
     /// People of a campaign.
     campaign: u32,
     /// Rows of a file.
     ingest: u32,
-    /// How long the pace is watched.
+    /// Seconds of a pacing row.
     pacing_secs: u32,
-    /// How often a batch is started.
+    /// Number of starts in the `start` row.
     starts: u32,
     callbacks: usize,
     overload_secs: u64,
@@ -109,7 +109,7 @@ fn variable(name: &str) -> Option<String> {
 fn scale() -> anyhow::Result<(Scale, String)> {
     let (mut scale, mut size) = match variable("PEAL_BENCH_SMALL").as_deref() {
         None | Some("0") => (FULL, "full size".to_owned()),
-        Some(_) => (SMALL, "small, for a quick look".to_owned()),
+        Some(_) => (SMALL, "small size".to_owned()),
     };
     if let Some(rows) = variable("PEAL_BENCH_ROWS") {
         let rows: u32 = rows
@@ -122,7 +122,7 @@ fn scale() -> anyhow::Result<(Scale, String)> {
     Ok((scale, size))
 }
 
-/// Lets this process and those it starts open as many files as an overload takes.
+/// Raises the limit of open files of this process and its children for the overload.
 fn raise_open_files() -> anyhow::Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -139,26 +139,29 @@ fn raise_open_files() -> anyhow::Result<()> {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(limit) = limits::run(&words).await {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(limit) = limits::run(&args).await {
         return limit;
     }
-    // Fails here, with a clear word, when it is not started by `make bench`.
+
+    // Fails early when the program is not started by `make bench`.
     env_setting("PEAL_TEST_DATABASE_URL");
     raise_open_files()?;
     let (scale, size) = scale()?;
     let only = variable("PEAL_BENCH_ONLY");
-    let wanted: Vec<&str> = match &only {
+    let rows: Vec<&str> = match &only {
         Some(only) => only.split(',').map(str::trim).collect(),
         None => ROWS.to_vec(),
     };
+
     let mut table = Vec::new();
-    for row in wanted {
+    for row in rows {
         let row = measure(row, &scale).await?;
-        // It takes minutes; whoever watches sees each row when it is there.
+        // A run takes minutes, so each row is printed at once.
         eprintln!("{}", row.line());
         table.push(row);
     }
+
     let file = report::publish(&table, &size)?;
     println!("\nAll numbers: {}", file.display());
     Ok(())

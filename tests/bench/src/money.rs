@@ -1,7 +1,6 @@
-//! Rows about money: how fast ended calls are charged, and what holding costs a claim.
+//! Rows about money: charges of ended calls per second, and the cost of holds in a claim.
 //!
-//! Both run the workers' own functions in this process, on the durable server, against rows that
-//! are made beforehand.
+//! Both run the workers' functions in this process, on the durable server, against prepared rows.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,18 +21,18 @@ use crate::load::per_second;
 use crate::machine::Watched;
 use crate::report::{Bound, Row};
 
-/// How many times as fast as single charges the folded ones must be.
+/// Required ratio of the rate of grouped charges to that of single charges.
 const FOLDED: f64 = 5.0;
-/// What a claim that holds money must reach of one that does not.
+/// Required ratio of the rate of claims with holds to that of claims without.
 const CLAIM_SHARE: f64 = 0.8;
-/// Clients of the limit.
+/// Concurrent clients of the limit.
 const CLIENTS: u32 = 8;
-/// Settlements in one transaction, as the workers have it.
+/// Settlements in one transaction, as in the workers.
 const GROUP: i64 = 500;
-/// Settlers of many wallets at once.
+/// Concurrent settlers of many wallets.
 const SETTLERS: usize = 4;
 
-/// Calls that have ended, of so many users with a wallet each, with their money held.
+/// Inserts `$calls` ended calls with holds, of `$wallets` users with a wallet each.
 const ENDED: &str = "
     insert into users (id, org_id, email, role)
     select gen_random_uuid(), '$org', 'payer-' || n || '@example.com', 'user' from generate_series(1, $wallets) n;
@@ -74,7 +73,7 @@ const ENDED: &str = "
     drop table made; drop table payers;
     analyze";
 
-/// What single charges take: a row that all of them update, and what each of them inserts.
+/// Tables of single charges: a row that all of them update, and the rows that each inserts.
 const SINGLE: &str = "
     create table single_wallet (id integer primary key, posted bigint not null) with (fillfactor = 50);
     insert into single_wallet values (1, 0);
@@ -129,19 +128,19 @@ impl Bank {
         Ok(())
     }
 
-    /// The books add up behind every row.
+    /// Verifies the ledger and closes the pool.
     async fn close(self) -> anyhow::Result<()> {
         let offenders = verify_unscoped(&self.context.pool).await?;
         anyhow::ensure!(
             offenders.is_empty(),
-            "the books do not add up: {offenders:?}"
+            "the ledger does not add up: {offenders:?}"
         );
         self.context.pool.close().await;
         Ok(())
     }
 }
 
-/// Calls of so many wallets that are charged in a second, beside single charges on one row.
+/// Charged calls per second over `wallets` wallets, next to single charges on one row.
 pub async fn settling(scale: &Scale, wallets: u32) -> anyhow::Result<Row> {
     let bank = Bank::open().await?;
     let calls = scale.campaign.saturating_mul(4);
@@ -150,7 +149,9 @@ pub async fn settling(scale: &Scale, wallets: u32) -> anyhow::Result<Row> {
         .replace("$calls", &calls.to_string());
     bank.run(&seed).await?;
     bank.run(SINGLE).await?;
+
     let single = single_charges(&bank.database.pool).await?;
+
     let meter = Watched::default().meter();
     let begin = Instant::now();
     let settlers = match wallets {
@@ -162,7 +163,8 @@ pub async fn settling(scale: &Scale, wallets: u32) -> anyhow::Result<Row> {
     let rate = per_second(calls.into(), begin.elapsed());
     let spent = meter.read();
     bank.close().await?;
-    // Of many wallets less is folded: that is measured beside it and has no bound.
+
+    // Charges of many wallets are grouped less, so that row has no bound.
     let (what, bounds) = match wallets {
         1 => (
             "settling, one wallet".to_owned(),
@@ -194,7 +196,7 @@ async fn settle_all(context: &Context) -> anyhow::Result<()> {
     }
 }
 
-/// Single charges a second: what a ledger does that locks its wallet for each of them.
+/// Single charges per second of a ledger that locks its wallet for each charge.
 async fn single_charges(pool: &PgPool) -> anyhow::Result<f64> {
     const SPAN: Duration = Duration::from_secs(5);
     let begin = Instant::now();
@@ -219,7 +221,7 @@ async fn single_charges(pool: &PgPool) -> anyhow::Result<f64> {
     Ok(per_second(done, begin.elapsed()))
 }
 
-/// Calls claimed in a second of claiming, beside what it would be without prices and holds.
+/// Claimed calls per second, next to the rate without prices and holds.
 pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
     let bank = Bank::open().await?;
     let calls = scale.campaign;
@@ -234,6 +236,7 @@ pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
          analyze"
     ))
     .await?;
+
     let meter = Watched::default().meter();
     let (mut claimed, mut claims) = (0_u64, 0_u64);
     let (mut took, mut money) = (Duration::ZERO, Duration::ZERO);
@@ -246,21 +249,23 @@ pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
             hold_max_secs: 600,
             tariffs: &bank.context.price_cache,
         };
-        let asked = Instant::now();
+        let begin = Instant::now();
         let claim = claim_unscoped(&bank.context.pool, ask).await?;
         if claim.calls.is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         }
-        took += asked.elapsed();
+        took += begin.elapsed();
         money += claim.funding_time;
         claims += 1;
         claimed += u64::try_from(claim.calls.len())?;
     }
+
     let spent = meter.read();
     let with = per_second(claimed, took);
     let without = per_second(claimed, took.saturating_sub(money));
     bank.close().await?;
+
     Ok(Row {
         what: "claiming, money held for every call".to_owned(),
         measured: format!("{with:.0} calls/s"),

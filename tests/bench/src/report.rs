@@ -1,4 +1,4 @@
-//! Rows of the table, what they must reach, and how both are shown.
+//! Rows of the table, their bounds, and the output of both.
 
 use std::path::PathBuf;
 
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use crate::machine;
 use crate::machine::Spent;
 
-/// How a value is judged.
+/// Kind of a bound.
 #[derive(Clone, Copy)]
 pub enum Must {
     AtLeast(f64),
     AtMost(f64),
 }
 
-/// A number with what it must reach.
+/// A value with its bound.
 pub struct Bound {
     what: &'static str,
     value: f64,
@@ -66,9 +66,9 @@ pub struct Row {
     pub limit: Option<String>,
     pub ratio: Option<f64>,
     pub bounds: Vec<Bound>,
-    /// Who used the processors while it was measured.
+    /// Processor time during the measurement.
     pub spent: Spent,
-    /// Whatever else helps to understand the number.
+    /// Further numbers for the JSON file.
     pub details: Value,
 }
 
@@ -131,7 +131,7 @@ impl Row {
 pub const HEAD: &str = "| row | measured | limit beside it | ratio | must reach | |\n\
                         |---|---|---|---|---|---|";
 
-/// Prints the table and writes it as JSON beside the programs; answers with the file.
+/// Prints the table and writes it as JSON next to the programs; returns the file.
 pub fn publish(rows: &[Row], size: &str) -> anyhow::Result<PathBuf> {
     println!("\n{} ({size})\n\n{HEAD}", machine::describe());
     for row in rows {

@@ -24,16 +24,16 @@ use crate::harness::env_setting;
 use crate::machine;
 use crate::machine::Watched;
 
-/// How long anything may take.
+/// Longest wait for any condition.
 const PATIENCE: Duration = Duration::from_secs(900);
 const STOP_GRACE: Duration = Duration::from_secs(30);
-/// A batch has at most so many calls at once.
+/// Rows of a batch, and its most calls at once.
 const BATCH_ROWS: u32 = 1000;
 /// The master key of the installation.
 pub const MASTER_KEY: [u8; 32] = [7; 32];
 pub const EVERYTHING: &str = "dial,inbox,ingest,misc";
 
-/// A carrier without fates by suffix, whose callees talk for a moment.
+/// A carrier without outcomes by suffix, whose callees talk briefly.
 pub fn carrier(latency_ms: u64) -> Carrier {
     let mut carrier = carrier_where_all_answer();
     carrier.keep_callbacks = false;
@@ -58,24 +58,27 @@ pub struct Stack {
     directory: PathBuf,
     redis_pid: u32,
     postgres_pid: u32,
-    // The API's, which is started again on it.
+    // The port of the API, reserved while it runs.
     _port: ports::Held,
 }
 
 impl Stack {
-    /// Starts everything but workers, on a trunk with this pace.
+    /// Starts everything except workers, on a trunk with this many calls per second.
     pub async fn start(cps: i64, carrier: Carrier) -> anyhow::Result<Self> {
+        // 1. The database, the carrier and the settings.
         let database = fresh_database().await;
         let carrier = Simulator::start(carrier).await?;
         let port = ports::Held::any()?;
         let listen = port.address().to_string();
         let url = format!("http://{listen}");
         let directory = std::env::temp_dir().join(&database.name);
-        let desk = Desk::under(&directory)?;
+        let dirs = Desk::under(&directory)?;
         let redis_url = env_setting("PEAL_TEST_REDIS_URL");
         let mut settings = test_settings(&database.program_url, &redis_url, &url, &directory);
         settings.redis_prefix = database.name.clone();
         let envs = environment(&database, &redis_url, &listen, &directory);
+
+        // 2. An organization with a trunk and an agent.
         let context = connect_with(settings).await;
         let options = AppOptions {
             cps,
@@ -88,14 +91,16 @@ impl Stack {
             .await?;
         let config = context.config.clone();
         context.pool.close().await;
-        let api = spawn("api", "peal-api", &[], &quiet(&envs), &desk)?;
+
+        // 3. The API.
+        let api = spawn("api", "peal-api", &[], &quiet(&envs), &dirs)?;
         let stack = Self {
             client: ApiClient::new(url, tenant),
             carrier,
             config,
             workers: Vec::new(),
             api,
-            desk,
+            desk: dirs,
             envs,
             directory,
             redis_pid: redis_pid(&redis_url).await?,
@@ -127,7 +132,7 @@ impl Stack {
         Ok(pid)
     }
 
-    /// Everybody who uses the processors.
+    /// All processes whose processor time is measured.
     pub fn watched(&self) -> Watched {
         let mut watched = Watched::default();
         watched.add("api", self.api.id());
@@ -140,8 +145,8 @@ impl Stack {
         watched
     }
 
-    /// Makes batches of people `from..from + count`, ready to be started. Batches are as large
-    /// as the calls that one may have at once.
+    /// Creates batches of the people `from..from + count`, ready to start. A batch has as many
+    /// rows as calls at once.
     pub async fn batches(&self, from: u32, count: u32) -> Vec<String> {
         let mut batches = Vec::new();
         for first in (from..from + count).step_by(usize::try_from(BATCH_ROWS).unwrap_or(1)) {
@@ -160,14 +165,14 @@ impl Stack {
         batches
     }
 
-    /// Makes batches and dials them to their end.
+    /// Creates batches and dials them to their end.
     pub async fn campaign(&self, count: u32) -> anyhow::Result<()> {
         let batches = self.batches(0, count).await;
         for batch in &batches {
             self.client.start_batch(batch).await;
         }
         self.until("the campaign ends", async || {
-            // Asked of the carrier, which costs the database nothing.
+            // The carrier counts, so the database has no extra load.
             Ok(self.carrier.oracle().outcomes.values().sum::<u64>() >= u64::from(count))
         })
         .await?;
@@ -180,14 +185,14 @@ impl Stack {
         .await
     }
 
-    /// One number from the database.
+    /// Runs a query that returns one number.
     pub async fn count(&self, sql: &'static str) -> anyhow::Result<i64> {
         Ok(sqlx::query_scalar(sql)
             .fetch_one(&self.database.pool)
             .await?)
     }
 
-    /// Waits until this holds.
+    /// Waits until `holds` returns true.
     pub async fn until(
         &self,
         what: &str,
@@ -197,7 +202,7 @@ impl Stack {
         while !holds().await? {
             anyhow::ensure!(
                 start.elapsed() < PATIENCE,
-                "not within {PATIENCE:?}: {what}; the API's last words:\n{}",
+                "not within {PATIENCE:?}: {what}; the end of the API's log:\n{}",
                 self.api.log_tail()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -205,13 +210,13 @@ impl Stack {
         Ok(())
     }
 
-    /// How often the workers' logs say this.
-    pub fn workers_said(&self, words: &str) -> usize {
+    /// Count of a text in the workers' logs.
+    pub fn workers_said(&self, text: &str) -> usize {
         let logs = self.workers.iter().map(|worker| {
             let log = self.desk.logs.join(format!("{}.log", worker.name()));
             std::fs::read_to_string(log).unwrap_or_default()
         });
-        logs.map(|log| log.matches(words).count()).sum()
+        logs.map(|log| log.matches(text).count()).sum()
     }
 
     /// Stops everything but the database server.
@@ -225,7 +230,7 @@ impl Stack {
         Ok(self.database)
     }
 
-    /// Ends everything at once, for rows that leave calls behind.
+    /// Kills everything at once, for rows that end with open calls.
     pub async fn abandon(self) -> anyhow::Result<()> {
         for worker in self.workers {
             worker.kill().await?;
@@ -242,7 +247,7 @@ fn spawn(
     program: &str,
     args: &[&str],
     envs: &[(&'static str, OsString)],
-    desk: &Desk,
+    process_dir: &Desk,
 ) -> anyhow::Result<Process> {
     let path = machine::programs()?.join(program);
     anyhow::ensure!(
@@ -260,7 +265,7 @@ fn spawn(
         mark: program,
         detached: false,
     };
-    Process::spawn(spec, desk)
+    Process::spawn(spec, process_dir)
 }
 
 fn environment(
@@ -286,7 +291,7 @@ fn environment(
     ]
 }
 
-/// A row has callbacks with wrong signatures, each of which is worth a line.
+/// Reduces the log of the API: callbacks with wrong signatures would write a line each.
 fn quiet(envs: &[(&'static str, OsString)]) -> Vec<(&'static str, OsString)> {
     let mut quiet = envs.to_vec();
     quiet.push(("RUST_LOG", "error".into()));
@@ -312,7 +317,7 @@ async fn redis_pid(url: &str) -> anyhow::Result<u32> {
         .lines()
         .find_map(|line| line.strip_prefix("process_id:"));
     Ok(pid
-        .context("Redis does not tell its process")?
+        .context("Redis does not report its process")?
         .trim()
         .parse()?)
 }

@@ -12,7 +12,7 @@ use crate::refusal::Refusal;
 use crate::runtime::World;
 
 pub(super) async fn fetch(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Path(file): Path<String>,
     headers: HeaderMap,
 ) -> Response {
@@ -20,7 +20,7 @@ pub(super) async fn fetch(
     let Some(account) = file.strip_suffix(".json") else {
         return Refusal::not_found(&path).into_response();
     };
-    let known = world.with(|board, _| {
+    let known = sim.with(|board, _| {
         board
             .accounts
             .authenticate(account, super::login(&headers).as_ref())

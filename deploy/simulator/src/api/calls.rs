@@ -24,18 +24,19 @@ use crate::switchboard::Switchboard;
 
 const FORM_BYTES_MAX: usize = 64 * 1024;
 
-/// Creates a call. It has arrived when the kernel received it, whenever it is read.
+/// Creates a call. The arrival is the time at which the kernel received the request.
 pub(super) async fn create(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Path(account): Path<String>,
     ConnectInfo(connection): ConnectInfo<Connection>,
     request: Request,
 ) -> Response {
-    let arrived = world.clock.before(connection.received_ago());
+    let arrived = sim.clock.before(connection.received_ago());
     let (parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, FORM_BYTES_MAX).await else {
         return Refusal::bad(20001, "The form is too long").into_response();
     };
+
     let form = Form::parse(&body);
     let incoming = Incoming {
         arrived,
@@ -46,8 +47,9 @@ pub(super) async fn create(
         url: form.get("Url").unwrap_or_default(),
         request: content_type(&parts.headers).and_then(|()| create_form::read(&form)),
     };
-    // The resource is written as it is at creation, whatever happens before the answer leaves.
-    let ((decision, created), actions) = world.locked(|board, now| {
+
+    // Rendered at creation, because the call may change before the response is sent.
+    let ((decision, created), actions) = sim.locked(|board, now| {
         let decision = board.create(now, incoming);
         let created = decision
             .outcome
@@ -56,7 +58,8 @@ pub(super) async fn create(
             .and_then(|call| render(board, *call, now));
         (decision, created)
     });
-    let tasks: Vec<_> = actions.into_iter().map(|a| world.perform(a)).collect();
+
+    let tasks: Vec<_> = actions.into_iter().map(|a| sim.perform(a)).collect();
     if decision.early {
         // An aborted task only means that the simulator is stopping.
         futures::future::join_all(tasks).await;
@@ -79,25 +82,25 @@ async fn answer(decision: Decision, created: Option<Value>, connection: &Connect
 }
 
 pub(super) async fn list(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Path(account): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Refusal> {
     let query = query.unwrap_or_default();
     let query = Query::read(&Form::parse(query.as_bytes()));
-    world.with(|board, now| {
+    sim.with(|board, now| {
         let owner = enter(board, &account, &headers)?;
         Ok(Json(list_json(board, owner, &account, &query?, now)))
     })
 }
 
 pub(super) async fn fetch(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Path((account, file)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Refusal> {
-    world.with(|board, now| {
+    sim.with(|board, now| {
         let call = find(board, &account, &file, &headers)?;
         render(board, call, now)
             .map(Json)
@@ -106,13 +109,13 @@ pub(super) async fn fetch(
 }
 
 pub(super) async fn update(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Path((account, file)): Path<(String, String)>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<Value>, Refusal> {
     let update = content_type(&headers).and_then(|()| read_update(&Form::parse(&body)));
-    world.with(|board, now| {
+    sim.with(|board, now| {
         let call = find(board, &account, &file, &headers)?;
         board.update(now, call, update?)?;
         render(board, call, now)

@@ -1,4 +1,4 @@
-//! The fields of a create, checked as Twilio checks them.
+//! Fields of a create, checked as Twilio checks them.
 
 use super::form::Form;
 use crate::call::{Answer, CreateRequest, Detection, Events, Recording};
@@ -44,7 +44,7 @@ const REPEATED: [&str; 2] = ["StatusCallbackEvent", "RecordingStatusCallbackEven
 
 const TWIML_CHARS_MAX: usize = 4000;
 
-/// The request behind a create's form, or the refusal it gets.
+/// Parses the form of a create.
 pub(super) fn read(form: &Form<'_>) -> Result<CreateRequest, Refusal> {
     form.check(&SINGLE, &REPEATED)?;
     let to = form
@@ -98,7 +98,7 @@ pub(super) fn answer(form: &Form<'_>) -> Result<Option<Answer>, Refusal> {
     Ok(Some(Answer::Twiml(twiml.to_owned())))
 }
 
-/// E.164, or an address of the other two kinds.
+/// True for an E.164 number, a SIP address or a client address.
 fn is_address(text: &str) -> bool {
     if let Some(digits) = text.strip_prefix('+') {
         return (7..=15).contains(&digits.len())
@@ -113,7 +113,7 @@ fn is_address(text: &str) -> bool {
 
 fn events(form: &Form<'_>) -> Result<Events, Refusal> {
     let mut events = Events::NONE;
-    // The API documents a repeated key; older clients send one, space separated.
+    // The API documents a repeated key; older clients send one key with a space separated list.
     for word in form
         .all("StatusCallbackEvent")
         .flat_map(str::split_whitespace)
@@ -153,7 +153,7 @@ fn detection(form: &Form<'_>) -> Result<Option<Detection>, Refusal> {
         21609,
     )?;
     match form.get("MachineDetection") {
-        // Digits to send switch detection off.
+        // SendDigits turns detection off.
         Some("Enable" | "DetectMessageEnd") if form.get("SendDigits").is_none() => {
             Ok(Some(Detection { asynchronous, hook }))
         }

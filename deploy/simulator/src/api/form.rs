@@ -1,4 +1,4 @@
-//! Form fields and query parameters, with nothing unknown and nothing twice.
+//! Form fields and query parameters, with checks for unknown and repeated names.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ impl<'a> Form<'a> {
         Self(url::form_urlencoded::parse(text).collect())
     }
 
-    /// Refuses fields that are neither in `single` nor in `repeated`, and
-    /// single ones that come twice.
+    /// Refuses fields that are neither in `single` nor in `repeated`, and repeated fields of
+    /// `single`.
     pub(super) fn check(&self, single: &[&str], repeated: &[&str]) -> Result<(), Refusal> {
         for (place, (name, _)) in self.0.iter().enumerate() {
             let name = &**name;
@@ -39,7 +39,7 @@ impl<'a> Form<'a> {
         Ok(())
     }
 
-    /// An empty value is as good as absent, as in Twilio's API.
+    /// The first value that is not empty: Twilio's API treats an empty value as absent.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.all(name).find(|value| !value.is_empty())
     }
@@ -91,7 +91,7 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// A URL the carrier is to call, refused with `code` if it cannot be.
+    /// A URL for the carrier to request; an invalid one is refused with `code`.
     pub(super) fn hook(
         &self,
         name: &str,

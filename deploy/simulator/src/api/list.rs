@@ -1,9 +1,9 @@
-//! Listing calls: filters, pages, and calls that hide.
+//! Lists of calls: filters, pages, and hidden calls.
 //!
-//! Newest first. Times are UTC days. A call that has not been dialled has no
-//! start time, so any `StartTime` filter leaves it out, as it does at Twilio:
-//! whoever looks for a lost create must list without one. The page token names
-//! the last call seen, so pages do not shift while calls are created.
+//! Calls are listed newest first. Times are UTC days. A call that has not been dialled has no
+//! start time, so any `StartTime` filter omits it, as at Twilio: a search for a lost create must
+//! list without that filter. The page token names the last call of the previous page, so pages
+//! do not shift while calls are created.
 
 use chrono::NaiveDate;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ const PARAMS: [&str; 14] = [
     "Format",
 ];
 
-/// What a list asks for.
+/// Parameters of a list.
 pub(super) struct Query {
     to: Option<String>,
     from: Option<String>,
@@ -43,7 +43,7 @@ pub(super) struct Query {
     page_size: usize,
     page: usize,
     token: Option<String>,
-    /// The filters again, for the links to other pages.
+    /// The encoded filters, for the links to other pages.
     filters: String,
 }
 
@@ -139,7 +139,7 @@ impl Query {
     }
 }
 
-/// The page that was asked for, in Twilio's envelope.
+/// The requested page in Twilio's envelope.
 pub(super) fn list_json(
     board: &Switchboard,
     account: usize,
@@ -156,12 +156,14 @@ pub(super) fn list_json(
         Some(_) => 0,
         None => query.page.saturating_mul(query.page_size),
     };
+
     let mut found = candidates(board, query, after)
         .filter_map(|index| board.call(board.reference(index)))
         .filter(|call| call.account == account && query.admits(board, call, now))
         .skip(skip);
     let page: Vec<&Call> = found.by_ref().take(query.page_size).collect();
     let more = found.next().is_some();
+
     let base = format!("/2010-04-01/Accounts/{account_sid}/Calls.json");
     let next = page.last().filter(|_| more).map(|last| {
         let token = last.sid.text("PA");
@@ -171,6 +173,7 @@ pub(super) fn list_json(
         .page
         .checked_sub(1)
         .map(|before| query.uri(&base, before, None));
+
     let start = query.page.saturating_mul(query.page_size);
     json!({
         "calls": page
@@ -188,7 +191,7 @@ pub(super) fn list_json(
     })
 }
 
-/// Indices of calls from new to old; only those to one number when it is given.
+/// Indices of calls from new to old; only the calls to one number when the query has one.
 fn candidates<'a>(
     board: &'a Switchboard,
     query: &Query,

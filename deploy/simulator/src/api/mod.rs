@@ -1,4 +1,4 @@
-//! Twilio's API, as far as a dialer uses it: `/2010-04-01/Accounts/{sid}/...`
+//! The part of Twilio's API that a dialer uses: `/2010-04-01/Accounts/{sid}/...`
 //!
 //! | route | |
 //! |---|---|
@@ -6,10 +6,10 @@
 //! | `GET Calls.json` | list calls, newest first, with filters and pages |
 //! | `GET Calls/{sid}.json` | one call |
 //! | `POST Calls/{sid}.json` | cancel, complete or redirect it |
-//! | `GET Recordings/{sid}[.json\|.wav]` | a recording: its facts, or silence |
+//! | `GET Recordings/{sid}[.json\|.wav]` | a recording: its metadata, or silence |
 //!
-//! Credentials are HTTP Basic. A field or parameter that is not part of the
-//! documented request is refused with 400, so that a typo cannot pass a test.
+//! Credentials are HTTP Basic. An undocumented field or parameter is refused with 400, so that
+//! a typo cannot pass a test.
 
 mod account;
 mod calls;
@@ -49,7 +49,7 @@ pub(crate) fn router() -> Router<Arc<World>> {
         .fallback(async |uri: Uri| Refusal::not_found(uri.path()))
 }
 
-/// User and password of HTTP Basic.
+/// User and password of HTTP Basic authentication.
 fn login(headers: &axum::http::HeaderMap) -> Option<(String, String)> {
     let value = headers.get(axum::http::header::AUTHORIZATION)?;
     let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;

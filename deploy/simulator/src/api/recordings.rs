@@ -1,4 +1,4 @@
-//! Recordings of a carrier that rings nobody: a second of silence.
+//! Recordings: a second of silence for every recorded call.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use crate::call::Sid;
 use crate::refusal::Refusal;
 use crate::runtime::World;
 
-/// The facts under `.json`, otherwise the sound.
+/// Returns the metadata for `.json`, otherwise the audio.
 pub(super) async fn fetch(
-    State(world): State<Arc<World>>,
+    State(sim): State<Arc<World>>,
     Path((account, file)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Response {
@@ -23,7 +23,8 @@ pub(super) async fn fetch(
     let Some(sid) = Sid::parse(name, "RE") else {
         return Refusal::not_found(&path).into_response();
     };
-    let facts = world.with(|board, _| {
+
+    let metadata = sim.with(|board, _| {
         let owner = board
             .accounts
             .authenticate(&account, super::login(&headers).as_ref())
@@ -50,9 +51,10 @@ pub(super) async fn fetch(
             })
             .ok_or_else(|| Refusal::not_found(&path))
     });
-    match (facts, kind) {
+
+    match (metadata, kind) {
         (Err(refusal), _) => refusal.into_response(),
-        (Ok(facts), "json") => Json(facts).into_response(),
+        (Ok(metadata), "json") => Json(metadata).into_response(),
         (Ok(_), "wav") => ([(header::CONTENT_TYPE, "audio/x-wav")], silence()).into_response(),
         (Ok(_), _) => Refusal::not_found(&path).into_response(),
     }

@@ -1,4 +1,4 @@
-//! The call resource, with every field Twilio documents.
+//! The call resource with every field that Twilio documents.
 
 use serde_json::{Value, json};
 
@@ -17,6 +17,7 @@ pub(super) fn call_json(
     let uri = format!("/2010-04-01/Accounts/{account_sid}/Calls/{sid}");
     let sub = |name: &str| format!("{uri}/{name}.json");
     let date = |at: Option<Micros>| at.map(|at| clock.rfc2822(at));
+
     json!({
         "sid": sid,
         "date_created": clock.rfc2822(call.created),
@@ -57,8 +58,8 @@ pub(super) fn call_json(
     })
 }
 
-/// Negative dollars for every started minute of an answered call, a while
-/// after its end; nothing before, and nothing for a call nobody answered.
+/// Price of the started minutes of an answered call, in negative dollars; absent until some time
+/// after the end of the call, and for unanswered calls.
 fn price(call: &Call, behavior: &Behavior, clock: Clock, now: Micros) -> Option<String> {
     let known_at = call
         .ended?

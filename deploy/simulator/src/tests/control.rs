@@ -1,4 +1,4 @@
-//! The control API and the library's view of the same things.
+//! The control API and the equivalent methods of the library.
 
 use super::*;
 use crate::oracle::worst_window;
@@ -49,7 +49,7 @@ async fn the_oracle_sees_overlaps_repeated_rings_and_concurrency() {
     config.speed = 10.0;
     config.behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
     let stage = Stage::open(config).await;
-    // The first three stay until they are told to end.
+    // The first three calls stay until they are ended by an update.
     let hold = (200, "<Response><Connect/></Response>");
     stage.far.script("/answer", &[hold; 3]);
     let mut held = Vec::new();
@@ -58,6 +58,7 @@ async fn the_oracle_sees_overlaps_repeated_rings_and_concurrency() {
     }
     stage.far.wait_for("/answer", 3).await;
     assert_eq!(stage.sim.oracle().max_concurrent, 3);
+
     for sid in &held {
         let (status, _) = stage.update(sid, ("Status", "completed".into())).await;
         assert_eq!(status, 200);
@@ -67,6 +68,7 @@ async fn the_oracle_sees_overlaps_repeated_rings_and_concurrency() {
     stage.settle().await;
     stage.create("+14155550001", &[]).await;
     stage.settle().await;
+
     let oracle: Oracle = stage
         .http
         .get(format!("{}/_sim/oracle?account={ACCOUNT}", stage.sim.url()))
@@ -81,6 +83,7 @@ async fn the_oracle_sees_overlaps_repeated_rings_and_concurrency() {
     assert_eq!((oracle.rung, oracle.answered, oracle.live), (4, 4, 0));
     assert_eq!(oracle.max_concurrent, 3);
     assert_eq!(oracle.outcomes["busy"], 1);
+
     let arrivals = stage.sim.creates().iter().map(|c| c.at_micros).collect();
     let (count, start) = worst_window(arrivals).unwrap();
     let window = oracle.worst_window;
@@ -131,8 +134,8 @@ async fn a_kept_callback_is_posted_again_as_it_was() {
     let stage = Stage::open(quick()).await;
     let sid = stage.create("+14155551000", &[]).await;
     stage.settle().await;
-    let kept = stage.sim.callbacks(&sid);
-    let completed = kept
+    let logged = stage.sim.callbacks(&sid);
+    let completed = logged
         .iter()
         .find(|c| c.param("CallStatus").as_deref() == Some("completed"))
         .unwrap();
@@ -140,6 +143,7 @@ async fn a_kept_callback_is_posted_again_as_it_was() {
         (completed.kind.as_str(), completed.response_status),
         ("status", Some(200))
     );
+
     let url = format!("{}/_sim/calls/{sid}", stage.sim.url());
     let again: Callback = stage
         .http
@@ -154,6 +158,7 @@ async fn a_kept_callback_is_posted_again_as_it_was() {
     assert_eq!(again.body, completed.body);
     assert_eq!(again.replay_of, Some(completed.index));
     assert_eq!(stage.far.seen("/status").len(), 5);
+
     let listed: Vec<Callback> = stage
         .http
         .get(format!("{url}/callbacks"))

@@ -1,4 +1,4 @@
-//! What the caller sees when things go wrong on purpose.
+//! Effects of injected faults at the dialer.
 
 use super::*;
 use crate::{Chance, Faults, Verdict};
@@ -23,6 +23,7 @@ async fn a_dropped_connection_gives_no_answer_and_may_leave_a_call() {
     let fields = stage.fields("+14155551000");
     assert!(stage.create_with(&fields).await.is_err());
     assert_eq!(stage.sim.oracle().accepted, 0);
+
     stage.sim.set_faults(Faults {
         drop_after: Chance::next(1),
         ..Faults::default()
@@ -34,7 +35,8 @@ async fn a_dropped_connection_gives_no_answer_and_may_leave_a_call() {
     assert_eq!(stage.far.seen("/status").len(), 4);
     assert_eq!(oracle.blind_retries, [stage.hook("/answer")]);
     assert!(oracle.duplicates.is_empty());
-    // The next one meets no fault, and is one too many.
+
+    // The next create has no fault and duplicates the call.
     assert_eq!(stage.create_with(&fields).await.unwrap().0, 201);
     let oracle = stage.sim.oracle();
     assert_eq!(oracle.duplicates, [stage.hook("/answer")]);
@@ -59,6 +61,7 @@ async fn errors_and_refusals_strike_before_or_after_acceptance() {
     let fields = stage.fields("+14155551000");
     let (status, body) = stage.create_with(&fields).await.unwrap();
     assert_eq!((status, &body["code"]), (429, &Value::from(20429)));
+
     stage.sim.set_faults(Faults {
         error_before: Chance::next(1),
         ..Faults::default()
@@ -67,6 +70,7 @@ async fn errors_and_refusals_strike_before_or_after_acceptance() {
     assert_eq!(stage.sim.oracle().accepted, 0);
     // A refusal with 429 proves that nothing happened; a 503 does not.
     assert!(stage.sim.oracle().blind_retries.is_empty());
+
     stage.sim.set_faults(Faults {
         error_after: Chance::next(1),
         ..Faults::default()
@@ -82,7 +86,7 @@ async fn errors_and_refusals_strike_before_or_after_acceptance() {
 #[tokio::test]
 async fn the_early_callback_is_there_before_the_create_is_answered() {
     let mut config = quick();
-    // Slow enough that nothing but the fault can be early.
+    // Slow enough that only the fault can post a callback early.
     config.speed = 0.001;
     config.faults.early_callback = Chance::ALWAYS;
     let stage = Stage::open(config).await;
@@ -110,7 +114,7 @@ async fn a_hidden_call_is_missing_from_lists_for_a_while() {
         ..Faults::default()
     });
     let shown = stage.create("+14155551001", &[]).await;
-    // Its while is over soon, that of the first one is not.
+    // The second call appears soon, the first one stays hidden.
     let found = tokio::time::timeout(PATIENCE, async {
         while sids(&stage.list("").await) != [&*shown] {}
     });
@@ -130,8 +134,8 @@ async fn lost_callbacks_are_counted_and_kept_but_never_posted() {
     assert_eq!(stage.far.seen("/answer").len(), 1);
     let counts = stage.sim.oracle().callbacks;
     assert_eq!((counts.lost, counts.sent), (4, 0));
-    let kept = stage.sim.callbacks(&sid);
-    assert_eq!(kept.iter().filter(|c| c.lost).count(), 4);
+    let logged = stage.sim.callbacks(&sid);
+    assert_eq!(logged.iter().filter(|c| c.lost).count(), 4);
     assert_eq!(stage.fetch(&sid).await["status"], "completed");
 }
 
@@ -172,7 +176,7 @@ async fn late_callbacks_are_overtaken() {
     stage.create("+14155551000", &[]).await;
     let seen = stage.far.wait_for("/status", 3).await;
     assert_eq!(numbers(&seen), ["1", "2", "3"]);
-    // One that is not so late arrives as well; forgotten, the first call keeps nobody waiting.
+    // A shorter delay ends within the test. The reset discards the first call.
     stage.sim.reset();
     stage.sim.set_faults(Faults {
         callbacks_late: Chance::next(1),
@@ -219,6 +223,7 @@ async fn the_fragment_decides_what_is_retried() {
             &[(500, ""), (503, ""), (500, "")]
         };
         stage.far.script(path, answers);
+
         let mut fields = stage.fields("+14155550001");
         fields.retain(|(name, _)| !name.starts_with("StatusCallback"));
         fields.push((
@@ -227,6 +232,7 @@ async fn the_fragment_decides_what_is_retried() {
         ));
         assert_eq!(stage.create_with(&fields).await.unwrap().0, 201);
         stage.settle().await;
+
         let seen = stage.far.seen(path);
         assert_eq!(seen.len(), tries, "{path}");
         let tokens: std::collections::HashSet<_> = seen.iter().map(|s| &s.idempotency).collect();
@@ -239,7 +245,7 @@ async fn the_fragment_decides_what_is_retried() {
 #[tokio::test]
 async fn a_refused_connection_is_retried_once_by_default_and_given_up() {
     let stage = Stage::open(quick()).await;
-    // Bound, so that nobody else gets the port, and not listening, so that it refuses.
+    // The bound port is reserved, and without a listener it refuses connections.
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let gone = format!("http://{}/", closed.local_addr().unwrap());
@@ -248,10 +254,10 @@ async fn a_refused_connection_is_retried_once_by_default_and_given_up() {
     fields.push(("StatusCallback", gone));
     let (_, body) = stage.create_with(&fields).await.unwrap();
     stage.settle().await;
-    let kept = stage.sim.callbacks(body["sid"].as_str().unwrap());
-    assert_eq!(kept.len(), 1);
-    assert_eq!((kept[0].attempts, kept[0].response_status), (2, None));
-    assert_eq!(kept[0].error.as_deref(), Some("connection failed"));
+    let logged = stage.sim.callbacks(body["sid"].as_str().unwrap());
+    assert_eq!(logged.len(), 1);
+    assert_eq!((logged[0].attempts, logged[0].response_status), (2, None));
+    assert_eq!(logged[0].error.as_deref(), Some("connection failed"));
     assert_eq!(stage.sim.oracle().callbacks.failed, 1);
 }
 

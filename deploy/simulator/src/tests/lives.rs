@@ -1,4 +1,4 @@
-//! From the create to the last callback, for each kind of callee.
+//! Whole life cycles of calls for each kind of callee.
 
 use super::*;
 
@@ -28,6 +28,7 @@ async fn every_suffix_has_its_life() {
         let fetched = answers.iter().any(|s| s.get("CallSid") == sid);
         assert_eq!(fetched, words.contains(&"in-progress"), "{suffix}");
     }
+
     let (status, body) = stage
         .create_with(&stage.fields("+14155550004"))
         .await
@@ -63,7 +64,7 @@ async fn only_the_events_asked_for_are_posted_and_the_default_is_completed() {
 #[tokio::test]
 async fn a_conversation_follows_the_script_over_several_turns() {
     let mut config = quick();
-    // The document hangs up, however long its server takes.
+    // The document ends the call, even if its server is slow.
     config.behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
     config.behavior.scripts = vec!["Hello?|Yes please.".to_owned()];
     let stage = Stage::open(config).await;
@@ -77,13 +78,13 @@ async fn a_conversation_follows_the_script_over_several_turns() {
     assert_eq!(answer.get("CallStatus"), "in-progress");
     assert_eq!(answer.get("Direction"), "outbound-api");
     assert_eq!(answer.get("AccountSid"), ACCOUNT);
-    let said: Vec<_> = stage
+    let speech: Vec<_> = stage
         .far
         .seen("/turn")
         .iter()
         .map(|s| s.get("SpeechResult").to_owned())
         .collect();
-    assert_eq!(said, ["Hello?", "Yes please."]);
+    assert_eq!(speech, ["Hello?", "Yes please."]);
     assert_eq!(stage.far.seen("/turn")[0].get("Confidence"), "0.93");
     assert_eq!(stage.far.seen("/silent").len(), 1);
     let oracle = stage.sim.oracle();
@@ -124,6 +125,7 @@ async fn asynchronous_detection_calls_back_and_names_who_answered() {
         ("AsyncAmd", "true"),
         ("AsyncAmdStatusCallback", hook.as_str()),
     ];
+
     let (sid, _) = stage.life("+14155550003", &detect).await;
     let amd = stage.far.seen("/amd");
     assert_eq!(amd.len(), 1);
@@ -140,6 +142,7 @@ async fn asynchronous_detection_calls_back_and_names_who_answered() {
             .params
             .contains_key("AnsweredBy")
     );
+
     let last = stage.far.seen("/status").pop().unwrap();
     assert_eq!(last.get("AnsweredBy"), "machine_start");
     assert_eq!(stage.fetch(&sid).await["answered_by"], "machine_start");
@@ -171,8 +174,8 @@ async fn a_recorded_call_reports_its_recording_and_serves_it() {
     let last = stage.far.seen("/status").pop().unwrap();
     assert_eq!(last.get("RecordingUrl"), recording.get("RecordingUrl"));
     let url = recording.get("RecordingUrl");
-    let (status, facts) = stage.get(&format!("{url}.json")).await;
-    assert_eq!((status, &facts["call_sid"]), (200, &Value::from(sid)));
+    let (status, metadata) = stage.get(&format!("{url}.json")).await;
+    assert_eq!((status, &metadata["call_sid"]), (200, &Value::from(sid)));
     let sound = stage
         .http
         .get(url)
@@ -205,7 +208,7 @@ async fn an_inline_document_needs_no_answer_url() {
 #[tokio::test]
 async fn a_bad_document_goes_to_the_fallback_and_then_ends_the_call() {
     let mut config = quick();
-    // Every call ends by its documents, not because the callee has had enough.
+    // Every call ends by its documents, not by the talk time of the callee.
     config.behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
     let stage = Stage::open(config).await;
     stage.far.script(

@@ -1,5 +1,5 @@
-//! The simulator from outside: a caller that creates calls over HTTP, and a far
-//! end that answers callbacks and documents and checks every signature.
+//! Tests of the simulator over HTTP: a dialer that creates calls, and its server, which answers
+//! callbacks and documents and checks every signature.
 
 mod control;
 mod faults;
@@ -24,7 +24,7 @@ const ACCOUNT: &str = "AC00000000000000000000000000000001";
 const FROM: &str = "+14155550111";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One request that reached the far end.
+/// One request that reached the dialer's server.
 #[derive(Clone, Debug)]
 struct Seen {
     path: String,
@@ -38,7 +38,7 @@ impl Seen {
     }
 }
 
-/// The dialer's server: records what it is asked and answers from a script.
+/// The dialer's server: records requests and answers from a script.
 struct FarEnd {
     url: String,
     token: String,
@@ -81,8 +81,10 @@ impl FarEnd {
         } else {
             (form(&body), form(&body))
         };
+
         let signature = headers["x-twilio-signature"].to_str().unwrap();
         assert_eq!(signature, sign(&far.token, &url, &signed));
+
         let path = uri.path().to_owned();
         far.seen.lock().unwrap().push(Seen {
             path: path.clone(),
@@ -93,6 +95,7 @@ impl FarEnd {
                 .to_owned(),
         });
         far.arrived.notify_waiters();
+
         let scripted = far
             .scripts
             .lock()
@@ -103,7 +106,7 @@ impl FarEnd {
         (StatusCode::from_u16(status).unwrap(), body)
     }
 
-    /// The next answers on a path; afterwards it hangs up.
+    /// Sets the next answers on a path; later requests get a hangup.
     fn script(&self, path: &str, answers: &[(u16, &str)]) {
         let answers = answers.iter().map(|(s, b)| (*s, (*b).to_owned())).collect();
         self.scripts
@@ -135,7 +138,7 @@ impl FarEnd {
     }
 }
 
-/// A simulator, a far end and a caller.
+/// A simulator, the dialer's server and an HTTP client.
 struct Stage {
     sim: Running,
     far: Arc<FarEnd>,
@@ -143,7 +146,7 @@ struct Stage {
     token: String,
 }
 
-/// Quick and without chance: everybody answers and waits to be hung up on.
+/// A fast, deterministic configuration: everybody answers and waits for the hangup.
 fn quick() -> Config {
     Config {
         speed: 200.0,
@@ -178,7 +181,7 @@ impl Stage {
         format!("{}{path}", self.far.url)
     }
 
-    /// The usual fields: answer at `/answer`, every status event to `/status`.
+    /// Default fields: answer at `/answer`, every status event to `/status`.
     fn fields(&self, to: &str) -> Vec<(&'static str, String)> {
         let mut fields = vec![
             ("To", to.to_owned()),
@@ -249,10 +252,13 @@ impl Stage {
     }
 
     async fn settle(&self) {
-        assert!(self.sim.wait_idle(PATIENCE).await, "calls are left over");
+        assert!(
+            self.sim.wait_idle(PATIENCE).await,
+            "calls or callbacks are unfinished"
+        );
     }
 
-    /// Runs one call to its end and returns its status words in sequence.
+    /// Runs one call to its end; returns its sid and its statuses in sequence.
     async fn life(&self, to: &str, extra: &[(&'static str, &str)]) -> (String, Vec<String>) {
         let sid = self.create(to, extra).await;
         self.settle().await;

@@ -1,4 +1,4 @@
-//! The REST contract: answers, refusals, lists, updates, pace.
+//! The REST contract: responses, errors, lists, updates, calls per second.
 
 use super::*;
 use crate::{Account, OverCps};
@@ -112,15 +112,17 @@ async fn lists_filter_by_status_and_day() {
     let (answered, _) = stage.life("+14155551000", &[]).await;
     assert_eq!(sids(&stage.list("Status=busy").await), [&*busy]);
     assert_eq!(sids(&stage.list("Status=completed").await), [&*answered]);
+
     let day = async |sid: &str| {
         let start = stage.fetch(sid).await["start_time"].clone();
         let start = chrono::DateTime::parse_from_rfc2822(start.as_str().unwrap()).unwrap();
         start.date_naive()
     };
-    // Midnight may have come between the two.
+    // The calls may be on different days.
     let (first, last) = (day(&busy).await, day(&answered).await);
     let both = [&*answered, &*busy];
     let of_first = if first == last { &both[..] } else { &both[1..] };
+
     for (query, expected) in [
         (format!("StartTime={first}"), of_first),
         (format!("StartTime>={}", last.succ_opt().unwrap()), &[]),
@@ -130,7 +132,8 @@ async fn lists_filter_by_status_and_day() {
     ] {
         assert_eq!(sids(&stage.list(&query).await), expected, "{query}");
     }
-    // Waiting its turn, a call has no start time.
+
+    // A queued call has no start time.
     stage.sim.set_account(
         ACCOUNT,
         Account {
@@ -138,7 +141,7 @@ async fn lists_filter_by_status_and_day() {
             ..Account::default()
         },
     );
-    // With so many ahead of it, its turn is a minute away.
+    // With this many before it, its slot is a minute away.
     for n in 2000..2060 {
         stage.create(&format!("+1415555{n}"), &[]).await;
     }
@@ -195,12 +198,12 @@ async fn an_answered_call_is_redirected_or_completed_but_not_canceled() {
 #[tokio::test]
 async fn creates_above_the_pace_wait_their_turn() {
     let stage = Stage::open(quick()).await;
-    let paced = |over_cps| Account {
+    let limited = |over_cps| Account {
         cps: 2,
         over_cps,
         ..Account::default()
     };
-    stage.sim.set_account(ACCOUNT, paced(OverCps::Queue));
+    stage.sim.set_account(ACCOUNT, limited(OverCps::Queue));
     let mut queue_times = Vec::new();
     for n in 1000..1120 {
         let fields = stage.fields(&format!("+1415555{n}"));
@@ -209,16 +212,18 @@ async fn creates_above_the_pace_wait_their_turn() {
         let queue_ms: u64 = body["queue_time"].as_str().unwrap().parse().unwrap();
         queue_times.push(queue_ms);
     }
-    let mut turns: Vec<u64> = Vec::new();
+
+    let mut slots: Vec<u64> = Vec::new();
     let mut expected = Vec::new();
     for (n, create) in stage.sim.creates().iter().enumerate() {
-        let free = n.checked_sub(2).map_or(0, |before| turns[before] + SECOND);
-        turns.push(free.max(create.at_micros));
-        expected.push((turns[n] - create.at_micros) / 1000);
+        let free = n.checked_sub(2).map_or(0, |before| slots[before] + SECOND);
+        slots.push(free.max(create.at_micros));
+        expected.push((slots[n] - create.at_micros) / 1000);
     }
     assert_eq!(queue_times, expected);
-    // The last turn is a minute away, so there is no place for another.
-    stage.sim.set_account(ACCOUNT, paced(OverCps::Refuse));
+
+    // The last slot is a minute away, so another create exceeds the limit.
+    stage.sim.set_account(ACCOUNT, limited(OverCps::Refuse));
     let create = async |to: &str| {
         let fields = stage.fields(to);
         stage.create_with(&fields).await.unwrap().0
