@@ -12,8 +12,9 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 use peal_shared::access::{Credential, Principal, Role, Scope};
 use peal_shared::campaigns::ingest;
 use peal_shared::campaigns::ingest::{
-    IngestCounts, IngestLimits, IngestResult, IngestTarget, RowInput, State, StoredUpload,
+    IngestCounts, IngestResult, IngestTarget, RowInput, State, StoredUpload,
 };
+use peal_shared::config::uploads::IngestLimits;
 use peal_shared::platform::ids::{AgentId, BatchId, IngestId, OrgId, PhoneId, TrunkId, UserId};
 use peal_shared::platform::store::FileStore;
 use peal_shared::{Error, Result};

@@ -8,9 +8,9 @@ use peal_api::cli::admin::{AdminCommand, create_user, rotate_master_key};
 use peal_api::cli::bootstrap::{BootstrapArgs, bootstrap};
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, ProcessKind, migrate};
-use peal_shared::metrics;
 use peal_shared::platform::logging;
 use peal_shared::platform::rlimit::raise_open_files_limit;
+use peal_shared::telemetry_server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -123,8 +123,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         cancel.cancel();
     });
 
-    if let Some(listener) = metrics::listen(&context.config).await? {
-        tokio::spawn(metrics::serve(
+    if let Some(listener) = telemetry_server::listen(&context.config).await? {
+        tokio::spawn(telemetry_server::serve(
             Arc::clone(&context),
             listener,
             shutdown.clone(),

@@ -6,6 +6,7 @@ mod money;
 mod origins;
 mod proxies;
 mod sign_in;
+pub mod uploads;
 mod watch;
 
 use std::net::SocketAddr;
@@ -18,9 +19,9 @@ use clap::Args;
 use secrecy::SecretString;
 use url::Url;
 
-use crate::campaigns::ingest::IngestLimits;
 use crate::outbound;
 use crate::platform::secret::KeyRing;
+use uploads::IngestLimits;
 
 pub use limits::{LimitSettings, ServerLimits};
 pub use money::MoneySettings;

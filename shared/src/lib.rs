@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod orgs;
 pub mod outbound;
 pub mod platform;
+pub mod telemetry_server;
 pub mod telephony;
 pub mod tools;
 pub mod traces;

@@ -6,12 +6,12 @@
 //! wrong pair. Voices of other providers cannot be checked; they are accepted as they are and never
 //! reach a carrier.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
 use crate::access::Scope;
-use crate::agents::config::TtsConfig;
 use crate::catalog::providers;
 use crate::catalog::providers::ProviderKind;
 use crate::platform::error::{Error, FieldError, OnConstraint as _, Result};
@@ -260,6 +260,41 @@ fn most_similar<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a
     ranked.sort_by(|one, other| other.0.total_cmp(&one.0).then(one.1.cmp(other.1)));
     let ranked = ranked.into_iter().map(|(_, known)| known);
     ranked.take(MAX_SUGGESTIONS).collect()
+}
+
+/// Voice of an agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TtsConfig {
+    /// A code or an id of `GET /api/v1/providers/tts`; the carrier's own voices when absent.
+    /// Alias: `tts_provider_id`.
+    #[serde(alias = "tts_provider_id")]
+    #[schema(max_length = 200)]
+    pub tts_model_name: Option<String>,
+    /// Language tag of the speech.
+    #[schema(
+        default = "en-US",
+        pattern = "^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$",
+        example = "en-US"
+    )]
+    pub language: String,
+    /// The provider's name of the voice; its default voice for the language when absent.
+    #[schema(max_length = 200, example = "Polly.Joanna")]
+    pub voice_name: Option<String>,
+    /// Further parameters of the provider. A null removes a parameter.
+    #[schema(value_type = Object)]
+    pub voice_parameters: Map<String, Value>,
+}
+
+impl Default for TtsConfig {
+    fn default() -> Self {
+        Self {
+            tts_model_name: None,
+            language: "en-US".to_owned(),
+            voice_name: None,
+            voice_parameters: Map::new(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Batches from their upload to their last call, with faults of carriers and workers.
 
-use peal_simulator::{Callee, Chance, Create, Faults, Mix};
+use peal_simulator::{CallOutcome, CreateRecord, FaultChance, Faults, OutcomeMix};
 use peal_worker::Role;
 use serde_json::json;
 
@@ -213,7 +213,7 @@ async fn pause_stops_dialling_and_resume_continues_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_cancels_ringing_calls_and_keeps_the_other_rows() {
     let mut carrier = carrier_where_all_answer();
-    carrier.behavior.mix = Mix::only(Callee::NoAnswer);
+    carrier.behavior.mix = OutcomeMix::only(CallOutcome::NoAnswer);
     carrier.speed = 1.0;
     let app = App::start_with(AppOptions {
         cps: 20,
@@ -312,7 +312,7 @@ async fn the_pace_is_the_trunks_and_not_more() {
 async fn calls_with_a_lost_create_response_are_found_and_not_repeated() {
     let app = App::start().await;
     app.carrier.set_faults(Faults {
-        drop_after: Chance::next(10),
+        drop_after: FaultChance::next(10),
         ..Faults::default()
     });
     let batch = app.create_batch(json!({})).await;
@@ -329,7 +329,7 @@ async fn calls_with_a_lost_create_response_are_found_and_not_repeated() {
 async fn create_requests_that_never_arrived_are_lost_and_not_repeated() {
     let app = App::start().await;
     app.carrier.set_faults(Faults {
-        drop_before: Chance::next(3),
+        drop_before: FaultChance::next(3),
         ..Faults::default()
     });
 
@@ -360,7 +360,7 @@ async fn create_requests_that_never_arrived_are_lost_and_not_repeated() {
 async fn a_carrier_that_answers_429_is_slowed_down_and_every_row_is_called() {
     let app = App::start().await;
     app.carrier.set_faults(Faults {
-        refuse_429: Chance::next(20),
+        refuse_429: FaultChance::next(20),
         ..Faults::default()
     });
     let batch = app.create_batch(json!({})).await;
@@ -376,10 +376,10 @@ async fn a_carrier_that_answers_429_is_slowed_down_and_every_row_is_called() {
 async fn lost_duplicate_and_reordered_callbacks_lead_to_the_same_result() {
     let app = App::start().await;
     app.carrier.set_faults(Faults {
-        callbacks_lost: Chance::Rate(0.1),
-        callbacks_duplicated: Chance::Rate(0.3),
-        callbacks_reordered: Chance::Rate(0.3),
-        early_callback: Chance::Rate(0.3),
+        callbacks_lost: FaultChance::Rate(0.1),
+        callbacks_duplicated: FaultChance::Rate(0.3),
+        callbacks_reordered: FaultChance::Rate(0.3),
+        early_callback: FaultChance::Rate(0.3),
         ..Faults::default()
     });
 
@@ -490,7 +490,7 @@ async fn a_large_batch_does_not_delay_another_tenants_batch() {
     // Both batches were served in turns, except for rows claimed before.
     let log = app.carrier.creates();
 
-    let is_small = |create: &Create| create.from == "+12125550111";
+    let is_small = |create: &CreateRecord| create.from == "+12125550111";
     let first = log.iter().position(is_small).expect("a call");
     let last = log.iter().rposition(is_small).expect("a call");
     assert!(first < 600, "the small batch waited for {first} calls");

@@ -2,7 +2,7 @@
 
 use peal_shared::calls::urls::CallUrls;
 use peal_shared::platform::ids::{CallId, TrunkId};
-use peal_simulator::{Callee, Mix, sign};
+use peal_simulator::{CallOutcome, OutcomeMix, sign};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ type CallbackForm = Vec<(&'static str, String)>;
 impl RingingCall {
     async fn start() -> Self {
         let mut carrier = carrier_where_all_answer();
-        carrier.behavior.mix = Mix::only(Callee::NoAnswer);
+        carrier.behavior.mix = OutcomeMix::only(CallOutcome::NoAnswer);
         carrier.speed = 1.0;
         let app = App::start_with(AppOptions {
             carrier,

@@ -2,7 +2,7 @@
 
 pub mod callbacks;
 
-use peal_simulator::{Callee, Mix, Span};
+use peal_simulator::{CallOutcome, OutcomeMix, SecondsRange};
 use serde_json::{Map, Value, json};
 
 use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, carrier_where_all_answer};
@@ -11,9 +11,9 @@ use crate::harness::eventually;
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_are_detected_and_calls_are_recorded() {
     let mut carrier = carrier_where_all_answer();
-    carrier.behavior.mix = Mix::only(Callee::Machine);
+    carrier.behavior.mix = OutcomeMix::only(CallOutcome::Machine);
     // Detection must end while the agent still speaks; our own answer takes call seconds too.
-    carrier.behavior.detection_secs = Span::new(0.5, 1.0).expect("a span");
+    carrier.behavior.detection_secs = SecondsRange::new(0.5, 1.0).expect("a span");
     carrier.speed = 10.0;
     let app = App::start_with(AppOptions {
         carrier,

@@ -1,6 +1,6 @@
 //! Carriers that drop connections or lose callbacks.
 
-use peal_simulator::{Chance, Faults};
+use peal_simulator::{FaultChance, Faults};
 use serde_json::json;
 
 use super::seeds;
@@ -20,7 +20,7 @@ async fn run_campaign_with_faults(seed: u64, faults: Faults) {
 async fn a_call_without_a_response_is_not_placed_again() {
     for seed in seeds(1) {
         let faults = Faults {
-            drop_after: Chance::Rate(0.1),
+            drop_after: FaultChance::Rate(0.1),
             ..Faults::default()
         };
         run_campaign_with_faults(seed, faults).await;
@@ -31,7 +31,7 @@ async fn a_call_without_a_response_is_not_placed_again() {
 async fn lost_callbacks_leave_no_row_open() {
     for seed in seeds(1) {
         let faults = Faults {
-            callbacks_lost: Chance::Rate(0.2),
+            callbacks_lost: FaultChance::Rate(0.2),
             ..Faults::default()
         };
         run_campaign_with_faults(seed, faults).await;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use peal_local::ports;
-use peal_local::processes::Process;
+use peal_local::processes::ChildProcess;
 use peal_shared::context::{MIGRATIONS, run_migrations};
 use serde_json::{Value, json};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -47,10 +47,10 @@ fn migrator_behind() -> Migrator {
 }
 
 /// Waits until a program exits; returns true when it succeeded, and the end of its log.
-async fn wait_for_exit(mut process: Process) -> (bool, String) {
+async fn wait_for_exit(mut process: ChildProcess) -> (bool, String) {
     let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
-        if let Some(status) = process.ended().expect("a status") {
+        if let Some(status) = process.exit_status().expect("a status") {
             return (status.success(), process.log_tail());
         }
         assert!(
@@ -123,7 +123,7 @@ async fn programs_refuse_an_older_schema_until_it_is_migrated() {
             pool.close().await;
         }
 
-        let port = ports::Held::any().expect("a free port");
+        let port = ports::ReservedPort::localhost().expect("a free port");
         let listen = port.address().to_string();
         let envs = [
             ("PEAL_DATABASE_URL", &*url),

@@ -337,7 +337,7 @@ async fn a_worker_that_stops_on_sigterm_loses_no_call() {
         worker.signal(Signal::SIGTERM);
         let signalled_at = Instant::now();
         let status = loop {
-            if let Some(status) = worker.ended().expect("a status") {
+            if let Some(status) = worker.exit_status().expect("a status") {
                 break status;
             }
             assert!(

@@ -21,7 +21,7 @@ use peal_shared::telephony::{CarrierAccount, CarrierCredentials, CarrierKind};
 use peal_shared::trunks::NewTrunk;
 use peal_shared::wallets::operator_credit;
 use peal_shared::{agents, api_keys, caller_numbers, trunks, users};
-use peal_simulator::{Callee, Config as Carrier, Running, Simulator};
+use peal_simulator::{CallOutcome, RunningSimulator, Simulator, SimulatorConfig as Carrier};
 use peal_worker::Role;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -76,8 +76,8 @@ pub fn carrier_where_all_answer() -> Carrier {
         speed: 100.0,
         ..Carrier::default()
     };
-    carrier.behavior.mix = peal_simulator::Mix::only(Callee::Answers);
-    carrier.behavior.ring_secs = peal_simulator::Span::new(1.0, 4.0).expect("a span");
+    carrier.behavior.mix = peal_simulator::OutcomeMix::only(CallOutcome::Answers);
+    carrier.behavior.ring_secs = peal_simulator::SecondsRange::new(1.0, 4.0).expect("a span");
     carrier
 }
 
@@ -96,7 +96,7 @@ pub struct Tenant {
 /// A running Peal. Its test must end with [`App::finish`], which checks for leftover work.
 pub struct App {
     pub context: Arc<Context>,
-    pub carrier: Running,
+    pub carrier: RunningSimulator,
     client: ApiClient,
     api_shutdown: CancellationToken,
     api: Option<JoinHandle<anyhow::Result<()>>>,

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::Signal;
-use peal_local::processes::{Desk, Process, Spec};
+use peal_local::processes::{ChildProcess, ProcessDir, ProcessSpec};
 use peal_local::services::Services;
 use peal_local::{ports, services};
-use peal_simulator::{Config as Carrier, Running, Simulator};
+use peal_simulator::{RunningSimulator, Simulator, SimulatorConfig as Carrier};
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -92,16 +92,16 @@ impl Default for ClusterOptions {
 pub struct Cluster {
     pub seed: u64,
     pub client: ApiClient,
-    pub carrier: Running,
+    pub carrier: RunningSimulator,
     pub services: Services,
-    pub workers: Vec<Process>,
+    pub workers: Vec<ChildProcess>,
     pool: PgPool,
     /// Connections with short timeouts, for queries that are retried.
     short_timeout_pool: PgPool,
     cps: i64,
     max_concurrent: i32,
-    api: Option<Process>,
-    process_dir: Desk,
+    api: Option<ChildProcess>,
+    process_dir: ProcessDir,
     envs: Vec<(&'static str, OsString)>,
     /// `PEAL_FAULT` of workers and APIs that are started later.
     pub worker_faults: &'static str,
@@ -110,7 +110,7 @@ pub struct Cluster {
     started_at: Instant,
     finished: bool,
     // Held for the API, which restarts on the same port.
-    _port: ports::Held,
+    _port: ports::ReservedPort,
     _lock: tokio::sync::MutexGuard<'static, ()>,
 }
 
@@ -131,7 +131,7 @@ impl Cluster {
         (carrier.behavior.seed, carrier.faults.seed) = (seed, seed);
         let carrier = Simulator::start(carrier).await.expect("simulator");
 
-        let services = Services::start(services::Options::default())
+        let services = Services::start(services::ServiceOptions::default())
             .await
             .expect("services");
         let directory = services.temporary_dir().expect("a directory").to_owned();
@@ -143,7 +143,7 @@ impl Cluster {
         let (pool, hasty) = connect_pools(&database_url);
         MIGRATIONS.run(&pool).await.expect("migrate");
 
-        let port = ports::Held::any().expect("a free port");
+        let port = ports::ReservedPort::localhost().expect("a free port");
         let listen = port.address().to_string();
         let url = format!("http://{listen}");
         let context = connect_with(test_settings(
@@ -172,7 +172,7 @@ impl Cluster {
             max_concurrent: setup.max_concurrent,
             api: None,
             workers: Vec::new(),
-            process_dir: Desk::under(&directory).expect("logs"),
+            process_dir: ProcessDir::create(&directory).expect("logs"),
             envs: process_env(&database_url, &services.redis_url, &listen, &directory),
             services,
             worker_faults: setup.worker_faults,
@@ -223,7 +223,7 @@ impl Cluster {
     /// True when the API has crashed at a failpoint.
     pub fn api_has_crashed(&mut self) -> bool {
         let api = self.api.as_mut();
-        api.is_none_or(|api| api.ended().expect("a status").is_some())
+        api.is_none_or(|api| api.exit_status().expect("a status").is_some())
     }
 
     /// Adds a worker.
@@ -251,7 +251,7 @@ impl Cluster {
     pub fn replace_crashed_workers(&mut self) {
         let before = self.workers.len();
         self.workers
-            .retain_mut(|worker| worker.ended().expect("a status").is_none());
+            .retain_mut(|worker| worker.exit_status().expect("a status").is_none());
         for _ in self.workers.len()..before {
             self.start_worker();
         }
@@ -291,7 +291,7 @@ impl Cluster {
         self.worker_faults = "";
         let mut worker = self.workers.pop().expect("it was started");
         let deadline = Instant::now() + TEST_TIMEOUT;
-        while worker.ended().expect("a status").is_none() {
+        while worker.exit_status().expect("a status").is_none() {
             if Instant::now() > deadline {
                 self.fail_with_state(&format!("a worker crashes at {faults}"))
                     .await;
@@ -309,7 +309,7 @@ impl Cluster {
         self.finished = true;
     }
 
-    fn spawn(&self, name: &str, program: &str, args: &[&str], faults: &str) -> Process {
+    fn spawn(&self, name: &str, program: &str, args: &[&str], faults: &str) -> ChildProcess {
         self.spawn_with(name, program, args, &[("PEAL_FAULT", faults)])
     }
 
@@ -320,20 +320,20 @@ impl Cluster {
         program: &str,
         args: &[&str],
         more: &[(&'static str, &str)],
-    ) -> Process {
+    ) -> ChildProcess {
         let mut envs = self.envs.clone();
         envs.extend(more.iter().map(|(key, value)| (*key, value.into())));
-        let spec = Spec {
+        let spec = ProcessSpec {
             name,
             program: &built_program(program),
             args: args.iter().map(OsString::from).collect(),
             envs,
-            owner: None,
-            stop: Signal::SIGTERM,
-            mark: program,
+            run_as: None,
+            stop_signal: Signal::SIGTERM,
+            cmdline_marker: program,
             detached: false,
         };
-        Process::spawn(spec, &self.process_dir).expect("start")
+        ChildProcess::spawn(spec, &self.process_dir).expect("start")
     }
 
     /// Creates a batch with `people` rows and starts it.

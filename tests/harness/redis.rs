@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use peal_local::ports::Held;
+use peal_local::ports::ReservedPort;
 use peal_shared::platform::ids::JobId;
 use tokio::process::{Child, Command};
 
@@ -13,14 +13,14 @@ use super::eventually;
 /// A private Redis server, stopped when this value is dropped.
 pub struct PrivateRedis {
     child: Child,
-    port: Held,
+    port: ReservedPort,
     directory: PathBuf,
 }
 
 impl PrivateRedis {
     /// Starts a server on a free port, without persistence.
     pub async fn start() -> Self {
-        let port = Held::any().expect("a free port");
+        let port = ReservedPort::localhost().expect("a free port");
         let directory = std::env::temp_dir().join(format!("redis-{}", JobId::new()));
         std::fs::create_dir(&directory).expect("directory");
         let child = spawn(port.port(), &directory);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use peal_shared::context::Context;
-use peal_shared::metrics;
+use peal_shared::telemetry_server;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -25,7 +25,11 @@ pub async fn serve_metrics(context: &Arc<Context>) -> MetricsServer {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     let until = CancellationToken::new();
-    tokio::spawn(metrics::serve(Arc::clone(context), listener, until.clone()));
+    tokio::spawn(telemetry_server::serve(
+        Arc::clone(context),
+        listener,
+        until.clone(),
+    ));
     MetricsServer {
         url,
         _shutdown: until.drop_guard(),

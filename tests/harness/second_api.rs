@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use nix::sys::signal::Signal;
 use peal_local::ports;
-use peal_local::processes::{Desk, Process, Spec};
+use peal_local::processes::{ChildProcess, ProcessDir, ProcessSpec};
 
 use super::app::{App, JWT_SECRET};
 use super::client::TEST_TIMEOUT;
@@ -14,15 +14,15 @@ use super::{env_setting, eventually};
 /// A running second API.
 pub struct SecondApi {
     pub url: String,
-    process: Process,
+    process: ChildProcess,
     // Held so that no other test gets the port before the process listens on it.
-    _port: ports::Held,
+    _port: ports::ReservedPort,
 }
 
 impl SecondApi {
     /// Starts the API with these faults and waits until it is ready.
     pub async fn start(app: &App, faults: &str) -> Self {
-        let port = ports::Held::any().expect("a free port");
+        let port = ports::ReservedPort::localhost().expect("a free port");
         let listen = port.address().to_string();
         let url = format!("http://{listen}");
         let directory = app.directory();
@@ -44,18 +44,18 @@ impl SecondApi {
         ];
         envs.extend(own);
 
-        let spec = Spec {
+        let spec = ProcessSpec {
             name: "api-beside",
             program: &built_program("peal-api"),
             args: Vec::new(),
             envs,
-            owner: None,
-            stop: Signal::SIGTERM,
-            mark: "peal-api",
+            run_as: None,
+            stop_signal: Signal::SIGTERM,
+            cmdline_marker: "peal-api",
             detached: false,
         };
-        let desk = Desk::under(directory).expect("logs");
-        let process = Process::spawn(spec, &desk).expect("start");
+        let desk = ProcessDir::create(directory).expect("logs");
+        let process = ChildProcess::spawn(spec, &desk).expect("start");
 
         let ready = format!("{url}/health/ready");
         let is_ready = || async {

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::http::{HeaderMap, StatusCode};
 use peal_api::cli::admin::AdminRole;
 use peal_shared::platform::ids::{CallId, InviteId, TrunkId};
-use peal_simulator::{Chance, Faults};
+use peal_simulator::{FaultChance, Faults};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
@@ -48,9 +48,9 @@ async fn no_personal_data_or_secret_leaks_into_logs_jobs_metrics_or_redis() {
     let app = App::start().await;
     // Faults, so that the code paths that log warnings run too.
     app.carrier.set_faults(Faults {
-        refuse_429: Chance::next(2),
-        drop_after: Chance::next(2),
-        callbacks_duplicated: Chance::Rate(0.5),
+        refuse_429: FaultChance::next(2),
+        drop_after: FaultChance::next(2),
+        callbacks_duplicated: FaultChance::Rate(0.5),
         ..Faults::default()
     });
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use peal_shared::billing::settle::settle_due_unscoped;
 use peal_shared::platform::ids::CallId;
 use peal_shared::platform::money::Usd;
-use peal_simulator::{Chance, Faults, Mix};
+use peal_simulator::{FaultChance, Faults, OutcomeMix};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -189,7 +189,7 @@ async fn charges_are_the_carriers_log_to_the_micro_dollar() {
     const CALLS: u32 = 10_000;
     let mut carrier = carrier_where_all_answer();
     carrier.speed = 500.0;
-    carrier.behavior.mix = Mix::default();
+    carrier.behavior.mix = OutcomeMix::default();
     let app = App::start_with(AppOptions {
         cps: 2000,
         max_concurrent: 4000,
@@ -198,10 +198,10 @@ async fn charges_are_the_carriers_log_to_the_micro_dollar() {
     })
     .await;
     app.carrier.set_faults(Faults {
-        callbacks_lost: Chance::Rate(0.03),
-        callbacks_duplicated: Chance::Rate(0.1),
-        callbacks_reordered: Chance::Rate(0.1),
-        early_callback: Chance::Rate(0.05),
+        callbacks_lost: FaultChance::Rate(0.03),
+        callbacks_duplicated: FaultChance::Rate(0.1),
+        callbacks_reordered: FaultChance::Rate(0.1),
+        early_callback: FaultChance::Rate(0.05),
         ..Faults::default()
     });
     let batch = app.create_batch(json!({"batch_size": 1000})).await;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use peal_simulator::{Chance, Faults};
+use peal_simulator::{FaultChance, Faults};
 use peal_worker::Role;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -49,15 +49,15 @@ fn is_looked_up(seen: &MetricsSnapshot) -> bool {
 /// A campaign with bad weather, over by the time this returns.
 async fn campaign() -> App {
     let mut carrier = carrier_where_all_answer();
-    carrier.behavior.mix = peal_simulator::Mix::default();
+    carrier.behavior.mix = peal_simulator::OutcomeMix::default();
     let app = App::start_with(AppOptions {
         carrier,
         ..AppOptions::default()
     })
     .await;
     app.carrier.set_faults(Faults {
-        refuse_429: Chance::next(2),
-        drop_after: Chance::next(1),
+        refuse_429: FaultChance::next(2),
+        drop_after: FaultChance::next(1),
         ..Faults::default()
     });
     let batch = app.create_batch(json!({})).await;

@@ -2,7 +2,7 @@
 //! stays so.
 
 use peal_shared::access::Role;
-use peal_simulator::Span;
+use peal_simulator::SecondsRange;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
@@ -229,7 +229,7 @@ async fn spilled(app: &App) -> Vec<String> {
 async fn what_a_call_under_hipaa_was_told_is_shown_to_nobody_ever() {
     let mut carrier = carrier_where_all_answer();
     // Whoever answers hears all of it.
-    carrier.behavior.talk_secs = Span::new(3600.0, 3600.0).expect("a span");
+    carrier.behavior.talk_secs = SecondsRange::new(3600.0, 3600.0).expect("a span");
     let app = App::start_with(AppOptions {
         recording: true,
         carrier,

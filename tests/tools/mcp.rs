@@ -184,7 +184,7 @@ async fn servers_made_with_the_protocols_own_kit_are_understood() {
         ("streamable_http", "streamable-http", "mcp"),
         ("sse", "sse", "sse"),
     ] {
-        let port = ports::Held::on([127, 0, 0, 2].into()).expect("a free port");
+        let port = ports::ReservedPort::on_host([127, 0, 0, 2].into()).expect("a free port");
         let address = port.address();
         let _serving = Command::new(programs.join("python"))
             .args([script, spoken, &address.port().to_string()])

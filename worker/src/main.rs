@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::Parser;
 use peal_shared::config::{Config, Settings};
 use peal_shared::context::{Context, ProcessKind, ensure_migrated};
-use peal_shared::metrics;
 use peal_shared::platform::logging;
 use peal_shared::platform::rlimit::raise_open_files_limit;
+use peal_shared::telemetry_server;
 use peal_worker::Role;
 use peal_worker::operate::OperatorCommand;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -64,8 +64,8 @@ async fn main() -> anyhow::Result<()> {
         signal(SignalKind::terminate())?,
         shutdown.clone(),
     ));
-    if let Some(listener) = metrics::listen(&context.config).await? {
-        tokio::spawn(metrics::serve(
+    if let Some(listener) = telemetry_server::listen(&context.config).await? {
+        tokio::spawn(telemetry_server::serve(
             Arc::clone(&context),
             listener,
             shutdown.clone(),

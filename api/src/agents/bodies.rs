@@ -1,7 +1,8 @@
 //! Request bodies and error responses of agent updates, in which every field is optional. They
 //! only describe the API: a body is merged into the agent, which is then validated as a whole.
 
-use peal_shared::agents::config::{ModelConfig, SpecificConfig, TtsConfig};
+use peal_shared::agents::config::{ModelConfig, SpecificConfig};
+use peal_shared::voices::TtsConfig;
 use serde::Deserialize;
 use utoipa::{IntoResponses, ToSchema};
 

@@ -12,7 +12,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use peal_shared::agents::config::{
-    AgentSetup, ModelConfig, ProfileConfig, SpecificConfig, TranscriberConfig, TtsConfig, VadConfig,
+    AgentSetup, ModelConfig, ProfileConfig, SpecificConfig, TranscriberConfig, VadConfig,
 };
 use peal_shared::agents::crud::CompleteAgent;
 use peal_shared::agents::list::{AgentStats, AgentSummary};
@@ -21,6 +21,7 @@ use peal_shared::audit::AuditEntry;
 use peal_shared::context::Context;
 use peal_shared::outbound::OutboundClient;
 use peal_shared::platform::ids::{AgentId, UserId};
+use peal_shared::voices::TtsConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};

@@ -4,12 +4,13 @@ use std::collections::HashSet;
 
 use chrono_tz::Tz;
 use peal_shared::agents::config::{
-    AgentSetup, ModelConfig, ProfileConfig, SpecificConfig, TransferRoute, TtsConfig, VadConfig,
+    AgentSetup, ModelConfig, ProfileConfig, SpecificConfig, TransferRoute, VadConfig,
 };
 use peal_shared::agents::webhooks::{IncomingWebhook, OUTGOING_PATH, OutgoingWebhook};
 use peal_shared::catalog::background_noises;
 use peal_shared::outbound::OutboundClient;
 use peal_shared::platform::e164::E164;
+use peal_shared::voices::TtsConfig;
 
 use crate::http::extract::FieldErrors;
 

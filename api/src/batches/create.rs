@@ -5,8 +5,8 @@ use std::str::FromStr as _;
 
 use peal_shared::Error;
 use peal_shared::access::Principal;
-use peal_shared::campaigns::ingest::IngestLimits;
 use peal_shared::campaigns::{BatchStatus, NewBatch};
+use peal_shared::config::uploads::IngestLimits;
 use peal_shared::platform::e164::Country;
 use peal_shared::platform::ids::{AgentId, PhoneId, UserId};
 use serde::Deserialize;

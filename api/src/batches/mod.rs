@@ -12,6 +12,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use peal_shared::access::Scope;
+use peal_shared::access::owner_filter::OwnerFilter;
 use peal_shared::audit::AuditEntry;
 use peal_shared::campaigns::progress::StatusCounts;
 use peal_shared::campaigns::readiness::Readiness;
@@ -19,7 +20,7 @@ use peal_shared::campaigns::{Batch, BatchStatus, batches, lifecycle, progress, r
 use peal_shared::context::Context;
 use peal_shared::platform::failpoint;
 use peal_shared::platform::ids::{BatchId, JobId, UserId};
-use peal_shared::platform::page::{OwnerFilter, Page};
+use peal_shared::platform::page::Page;
 use peal_shared::{Error, users};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -8,10 +8,11 @@ use std::str::FromStr;
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use peal_shared::access::owner_filter::OwnerFilter;
 use peal_shared::access::{Principal, Role, Scope};
 use peal_shared::platform::error::FieldError;
 use peal_shared::platform::ids::{OrgId, UserId};
-use peal_shared::platform::page::{OwnerFilter, Page, PageSlice};
+use peal_shared::platform::page::{Page, PageSlice};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

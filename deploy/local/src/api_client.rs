@@ -8,15 +8,15 @@ use reqwest::multipart::{Form, Part};
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::stack::{Account, Stack};
+use crate::stack::{BootstrapAccount, Stack};
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const INGEST_DEADLINE: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Row counts of an uploaded file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ingested {
+pub struct IngestCounts {
     pub read: u64,
     pub accepted: u64,
     pub duplicates: u64,
@@ -25,7 +25,7 @@ pub struct Ingested {
 
 /// Status and row counts of a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct BatchProgress {
     pub status: String,
     pub not_started: u64,
     pub calling: u64,
@@ -34,7 +34,7 @@ pub struct Progress {
     pub no_answer: u64,
 }
 
-impl Progress {
+impl BatchProgress {
     /// Rows that need no further call.
     pub fn done(&self) -> u64 {
         self.completed + self.failed + self.no_answer
@@ -50,7 +50,10 @@ pub struct ApiClient {
 
 impl ApiClient {
     pub fn new(stack: &Stack) -> Result<Self> {
-        let http = Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+        let http = Client::builder()
+            .no_proxy()
+            .timeout(REQUEST_TIMEOUT)
+            .build()?;
         Ok(Self {
             http,
             base: format!("{}/api/v1/batch-call", stack.api_url),
@@ -61,7 +64,7 @@ impl ApiClient {
     /// Creates a batch; returns its id.
     pub async fn create(
         &self,
-        account: &Account,
+        account: &BootstrapAccount,
         name: &str,
         variables: &[&str],
         size: u32,
@@ -80,7 +83,7 @@ impl ApiClient {
     }
 
     /// Uploads `file` and waits until all its rows are read.
-    pub async fn upload(&self, batch: &str, file: &Path) -> Result<Ingested> {
+    pub async fn upload(&self, batch: &str, file: &Path) -> Result<IngestCounts> {
         let bytes = tokio::fs::read(file)
             .await
             .with_context(|| format!("reading {file:?}"))?;
@@ -97,7 +100,7 @@ impl ApiClient {
             if Instant::now() > deadline {
                 bail!("the upload is unfinished after two minutes: {answer}");
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             let ingest = data(&answer)
                 .get("ingest_id")
                 .or_else(|| data(&answer).get("id"))
@@ -115,7 +118,7 @@ impl ApiClient {
         Ok(())
     }
 
-    pub async fn progress(&self, batch: &str) -> Result<Progress> {
+    pub async fn progress(&self, batch: &str) -> Result<BatchProgress> {
         let answer = send(self.request(Method::GET, &format!("/{batch}/status"))).await?;
         read_progress(&answer)
     }
@@ -129,7 +132,10 @@ impl ApiClient {
 
 /// Fetches a JSON document that needs no key.
 pub async fn fetch(url: &str) -> Result<Value> {
-    let http = Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+    let http = Client::builder()
+        .no_proxy()
+        .timeout(REQUEST_TIMEOUT)
+        .build()?;
     send(http.get(url)).await
 }
 
@@ -165,9 +171,9 @@ fn is_unfinished(answer: &Value) -> bool {
     )
 }
 
-fn read_ingested(answer: &Value) -> Result<Ingested> {
+fn read_ingested(answer: &Value) -> Result<IngestCounts> {
     let data = data(answer);
-    Ok(Ingested {
+    Ok(IngestCounts {
         read: number(data, "total_rows")?,
         accepted: number(data, "inserted")?,
         duplicates: number(data, "duplicates")?,
@@ -175,13 +181,13 @@ fn read_ingested(answer: &Value) -> Result<Ingested> {
     })
 }
 
-fn read_progress(answer: &Value) -> Result<Progress> {
+fn read_progress(answer: &Value) -> Result<BatchProgress> {
     let data = data(answer);
     let counts = data
         .get("status_counts")
         .ok_or_else(|| anyhow!("no status_counts in {answer}"))?;
     let status = data.pointer("/batch/status").and_then(Value::as_str);
-    Ok(Progress {
+    Ok(BatchProgress {
         status: status.unwrap_or_default().to_owned(),
         not_started: number(counts, "not_started")?,
         calling: number(counts, "calling")?,

@@ -19,51 +19,51 @@ use crate::{pidfiles, run_as};
 
 /// Name of the PostgreSQL cluster in every data directory; it may be a link to an external
 /// directory.
-pub const CLUSTER: &str = "postgres";
+pub const CLUSTER_DIR: &str = "postgres";
 
-const LOCK: &str = "lock";
+const LOCK_FILE: &str = "lock";
 const TEMPORARY_PREFIX: &str = "peal-services-";
 
 /// Age after which a hidden directory counts as abandoned. A temporary directory has its hidden
 /// name only while it is created or removed, which takes moments.
-const HIDDEN_AT_MOST: Duration = Duration::from_secs(3600);
+const MAX_HIDDEN_AGE: Duration = Duration::from_secs(3600);
 
 /// Most directories of one name in use at once in one checkout.
-const MOST_SIBLINGS: usize = 9;
+const MAX_SIBLINGS: usize = 9;
 
 /// A locked directory.
 #[derive(Debug)]
-pub struct Room {
+pub struct DataDir {
     path: PathBuf,
     temporary: bool,
     // Dropping the file releases the lock.
     _lock: File,
 }
 
-impl Room {
+impl DataDir {
     /// Locks `<checkout>/.local/<name>`, or the first of `<name>-2`, `<name>-3`, ... that is not
     /// in use.
-    pub fn enter(checkout: &Path, name: &str) -> Result<Self> {
+    pub fn acquire(checkout: &Path, name: &str) -> Result<Self> {
         let local = local_dir(checkout)?;
-        for number in 1..=MOST_SIBLINGS {
+        for number in 1..=MAX_SIBLINGS {
             let path = match number {
                 1 => local.join(name),
                 _ => local.join(format!("{name}-{number}")),
             };
-            if let Some(dir) = Self::try_enter(&path)? {
+            if let Some(dir) = Self::try_acquire(&path)? {
                 return Ok(dir);
             }
         }
-        bail!("{MOST_SIBLINGS} of `{name}` run in this checkout already");
+        bail!("{MAX_SIBLINGS} of `{name}` run in this checkout already");
     }
 
     /// Locks `path`; returns `None` if another launcher uses it.
-    pub fn try_enter(path: &Path) -> Result<Option<Self>> {
-        fs::create_dir_all(path).with_context(|| not_ours(path))?;
+    pub fn try_acquire(path: &Path) -> Result<Option<Self>> {
+        fs::create_dir_all(path).with_context(|| write_error_hint(path))?;
         let Some(lock) = try_lock(path)? else {
             return Ok(None);
         };
-        pidfiles::end_all(&path.join("pids"))?;
+        pidfiles::stop_all(&path.join("pids"))?;
         Ok(Some(Self {
             path: path.to_owned(),
             temporary: false,
@@ -75,12 +75,12 @@ impl Room {
     /// temporary directories of killed launchers first.
     pub fn temporary() -> Result<Self> {
         let base = std::env::temp_dir();
-        sweep(&base)?;
+        remove_abandoned(&base)?;
         let name = format!("{TEMPORARY_PREFIX}{}", Uuid::new_v4().simple());
         let path = base.join(name);
 
         // It gets its final name only once it is locked, so that no other launcher removes it.
-        let unlocked = hidden(&path);
+        let unlocked = hidden_path(&path);
         fs::DirBuilder::new()
             .mode(0o755)
             .create(&unlocked)
@@ -103,34 +103,34 @@ impl Room {
 
     /// Removes everything but the lock.
     pub fn empty(&self) -> Result<()> {
-        run_as::remove_dir(&self.path.join(CLUSTER))?;
+        run_as::remove_dir(&self.path.join(CLUSTER_DIR))?;
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
-            if entry.file_name() == LOCK {
+            if entry.file_name() == LOCK_FILE {
                 continue;
             }
             let path = entry.path();
             if entry.file_type()?.is_dir() {
-                fs::remove_dir_all(&path).with_context(|| not_ours(&path))?;
+                fs::remove_dir_all(&path).with_context(|| write_error_hint(&path))?;
             } else {
-                fs::remove_file(&path).with_context(|| not_ours(&path))?;
+                fs::remove_file(&path).with_context(|| write_error_hint(&path))?;
             }
         }
         Ok(())
     }
 }
 
-impl Drop for Room {
+impl Drop for DataDir {
     fn drop(&mut self) {
         if self.temporary {
-            let _ = run_as::remove_dir(&self.path.join(CLUSTER));
-            remove(&self.path);
+            let _ = run_as::remove_dir(&self.path.join(CLUSTER_DIR));
+            remove_locked(&self.path);
         }
     }
 }
 
 /// The hidden name of a temporary directory; other launchers do not lock hidden directories.
-fn hidden(path: &Path) -> PathBuf {
+fn hidden_path(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     path.with_file_name(name)
@@ -138,8 +138,8 @@ fn hidden(path: &Path) -> PathBuf {
 
 /// Removes a temporary directory that this launcher has locked. The directory gets its hidden
 /// name first; otherwise another launcher could lock it again once its lock file is gone.
-fn remove(path: &Path) {
-    let hidden = hidden(path);
+fn remove_locked(path: &Path) {
+    let hidden = hidden_path(path);
     let path = match fs::rename(path, &hidden) {
         Ok(()) => hidden.as_path(),
         Err(_) => path,
@@ -151,26 +151,26 @@ fn remove(path: &Path) {
 /// `<checkout>/.local`, created when missing.
 pub fn local_dir(checkout: &Path) -> Result<PathBuf> {
     let local = checkout.join(".local");
-    fs::create_dir_all(&local).with_context(|| not_ours(&local))?;
+    fs::create_dir_all(&local).with_context(|| write_error_hint(&local))?;
     Ok(local)
 }
 
 /// Removes the temporary directories of launchers that no longer run.
-fn sweep(base: &Path) -> Result<()> {
+fn remove_abandoned(base: &Path) -> Result<()> {
     for entry in fs::read_dir(base)?.flatten() {
         let path = entry.path();
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let shown = name.strip_prefix('.').unwrap_or(name);
-        if !shown.starts_with(TEMPORARY_PREFIX) || !is_our_dir(&path) {
+        if !shown.starts_with(TEMPORARY_PREFIX) || !is_private_dir(&path) {
             continue;
         }
 
         // A hidden directory has no lock; its age decides.
         if shown != name {
-            if is_forgotten(&path) {
-                pidfiles::end_all(&path.join("pids"))?;
-                run_as::remove_dir(&path.join(CLUSTER))?;
+            if is_abandoned(&path) {
+                pidfiles::stop_all(&path.join("pids"))?;
+                run_as::remove_dir(&path.join(CLUSTER_DIR))?;
                 let _ = fs::remove_dir_all(&path);
             }
             continue;
@@ -178,9 +178,9 @@ fn sweep(base: &Path) -> Result<()> {
 
         // Another launcher may be removing it at the same moment.
         if let Ok(Some(_lock)) = try_lock(&path) {
-            pidfiles::end_all(&path.join("pids"))?;
-            run_as::remove_dir(&path.join(CLUSTER))?;
-            remove(&path);
+            pidfiles::stop_all(&path.join("pids"))?;
+            run_as::remove_dir(&path.join(CLUSTER_DIR))?;
+            remove_locked(&path);
         }
     }
     Ok(())
@@ -188,15 +188,15 @@ fn sweep(base: &Path) -> Result<()> {
 
 /// Reports a hidden directory that is unmodified for too long. It needs no lock: if its launcher
 /// is still removing it, two concurrent removals do no harm.
-fn is_forgotten(path: &Path) -> bool {
+fn is_abandoned(path: &Path) -> bool {
     fs::symlink_metadata(path)
         .and_then(|metadata| metadata.modified())
-        .is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > HIDDEN_AT_MOST))
+        .is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > MAX_HIDDEN_AGE))
 }
 
 /// Reports a directory that only this user can write. The system's temporary directory is shared:
 /// files of other users must not decide which processes are stopped or which files are removed.
-fn is_our_dir(path: &Path) -> bool {
+fn is_private_dir(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| {
         metadata.is_dir()
             && metadata.uid() == Uid::effective().as_raw()
@@ -205,12 +205,12 @@ fn is_our_dir(path: &Path) -> bool {
 }
 
 fn try_lock(dir: &Path) -> Result<Option<File>> {
-    let path = dir.join(LOCK);
+    let path = dir.join(LOCK_FILE);
     let file = File::options()
         .create(true)
         .append(true)
         .open(&path)
-        .with_context(|| not_ours(&path))?;
+        .with_context(|| write_error_hint(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
@@ -218,7 +218,7 @@ fn try_lock(dir: &Path) -> Result<Option<File>> {
     }
 }
 
-fn not_ours(path: &Path) -> String {
+fn write_error_hint(path: &Path) -> String {
     format!(
         "cannot write {}; if another user ran Peal in this checkout, remove .local as that user",
         path.display()
@@ -229,9 +229,9 @@ fn not_ours(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    struct Checkout(PathBuf);
+    struct TempCheckout(PathBuf);
 
-    impl Checkout {
+    impl TempCheckout {
         fn new() -> Self {
             let dir = std::env::temp_dir().join(format!("peal-dirs-{}", Uuid::new_v4().simple()));
             fs::create_dir_all(&dir).unwrap();
@@ -239,30 +239,30 @@ mod tests {
         }
     }
 
-    impl Drop for Checkout {
+    impl Drop for TempCheckout {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
     }
 
     #[test]
-    fn a_taken_room_sends_the_next_one_next_door() {
-        let checkout = Checkout::new();
-        let first = Room::enter(&checkout.0, "demo").unwrap();
-        let second = Room::enter(&checkout.0, "demo").unwrap();
+    fn a_locked_directory_yields_the_next_number() {
+        let checkout = TempCheckout::new();
+        let first = DataDir::acquire(&checkout.0, "demo").unwrap();
+        let second = DataDir::acquire(&checkout.0, "demo").unwrap();
         assert!(first.path().ends_with(".local/demo"));
         assert!(second.path().ends_with(".local/demo-2"));
 
         drop(first);
-        let third = Room::enter(&checkout.0, "demo").unwrap();
+        let third = DataDir::acquire(&checkout.0, "demo").unwrap();
         assert!(third.path().ends_with(".local/demo"));
-        assert!(Room::try_enter(third.path()).unwrap().is_none());
+        assert!(DataDir::try_acquire(third.path()).unwrap().is_none());
     }
 
     #[test]
-    fn emptying_keeps_the_lock() {
-        let checkout = Checkout::new();
-        let dir = Room::enter(&checkout.0, "demo").unwrap();
+    fn clearing_keeps_the_lock() {
+        let checkout = TempCheckout::new();
+        let dir = DataDir::acquire(&checkout.0, "demo").unwrap();
         fs::create_dir(dir.path().join("logs")).unwrap();
         fs::write(dir.path().join("logs/api.log"), "x").unwrap();
         fs::write(dir.path().join("note"), "x").unwrap();
@@ -271,13 +271,13 @@ mod tests {
 
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().collect();
         assert_eq!(left.len(), 1);
-        assert_eq!(left[0].file_name(), LOCK);
-        assert!(Room::try_enter(dir.path()).unwrap().is_none());
+        assert_eq!(left[0].file_name(), LOCK_FILE);
+        assert!(DataDir::try_acquire(dir.path()).unwrap().is_none());
     }
 
     #[test]
-    fn sweeping_takes_only_rooms_that_nobody_is_in() {
-        let base = Checkout::new();
+    fn only_abandoned_directories_are_removed() {
+        let base = TempCheckout::new();
         let dead = base.0.join(format!("{TEMPORARY_PREFIX}dead"));
         let alive = base.0.join(format!("{TEMPORARY_PREFIX}alive"));
         let foreign = base.0.join("something-else");
@@ -301,9 +301,9 @@ mod tests {
         fs::set_permissions(&world_writable, fs::Permissions::from_mode(0o777)).unwrap();
         let _lock = try_lock(&alive).unwrap().unwrap();
 
-        sweep(&base.0).unwrap();
+        remove_abandoned(&base.0).unwrap();
 
-        assert!(!dead.exists() && !hidden(&dead).exists());
+        assert!(!dead.exists() && !hidden_path(&dead).exists());
         assert!(!abandoned.exists());
         assert!(recent.exists());
         assert!(alive.exists());
@@ -312,11 +312,11 @@ mod tests {
     }
 
     #[test]
-    fn a_temporary_room_vanishes_when_dropped() {
-        let dir = Room::temporary().unwrap();
+    fn a_temporary_directory_is_removed_when_dropped() {
+        let dir = DataDir::temporary().unwrap();
         let path = dir.path().to_owned();
         fs::write(path.join("note"), "x").unwrap();
         drop(dir);
-        assert!(!path.exists() && !hidden(&path).exists());
+        assert!(!path.exists() && !hidden_path(&path).exists());
     }
 }

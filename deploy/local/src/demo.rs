@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::api_client::{ApiClient, Progress, fetch};
-use crate::data_dir::Room;
+use crate::api_client::{ApiClient, BatchProgress, fetch};
+use crate::data_dir::DataDir;
 use crate::stack::{Stack, TRUNK_CPS};
-use crate::stop::{Stop, orphaned};
-use crate::summary::{Seen, Summary};
+use crate::stop::{StopSignals, parent_gone};
+use crate::summary::{CarrierCounts, DemoSummary};
 use crate::wallet;
-use crate::wallet::Wallet;
+use crate::wallet::WalletBalance;
 
-const CSV: &str = "deploy/local/demo.csv";
+const CSV_PATH: &str = "deploy/local/demo.csv";
 const VARIABLES: [&str; 3] = ["name", "city", "appointment"];
 
 /// Most calls of the batch in progress at once.
 const BATCH_SIZE: u32 = 100;
 
-const POLL: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Interval of progress lines where the output is not a terminal.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Longest time without progress before the demo fails.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
@@ -33,23 +33,23 @@ const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// Runs the demo; returns the exit code. With `exit` it ends after the summary, otherwise it
 /// runs until a stop is requested.
 pub async fn run(checkout: &Path, exit: bool) -> Result<u8> {
-    let mut stop = Stop::listen()?;
-    let dir = Room::enter(checkout, "demo")?;
+    let mut stop = StopSignals::listen()?;
+    let dir = DataDir::acquire(checkout, "demo")?;
     dir.empty()?;
 
     let Some(mut stack) = start(checkout, &dir, &mut stop).await? else {
         return Ok(130);
     };
     let outcome = tokio::select! {
-        outcome = play(&mut stack, checkout) => Some(outcome),
-        _ = stop.requested() => None,
-        () = orphaned() => None,
+        outcome = run_batch(&mut stack, checkout) => Some(outcome),
+        _ = stop.recv() => None,
+        () = parent_gone() => None,
     };
 
     let code = match outcome {
         None => 130,
         Some(Err(error)) => {
-            say(&format!(
+            print_step(&format!(
                 "the demo failed; all logs are in {}",
                 stack.logs.display()
             ));
@@ -58,104 +58,109 @@ pub async fn run(checkout: &Path, exit: bool) -> Result<u8> {
         }
         Some(Ok(played)) => {
             let code = u8::from(!played.summary.problems().is_empty());
-            tell(&played.summary);
+            print_summary(&played.summary);
             if !exit {
-                invite(&stack, Some(&played.batch));
-                stay(&mut stack, &mut stop).await?;
+                print_next_steps(&stack, Some(&played.batch));
+                run_until_stopped(&mut stack, &mut stop).await?;
             }
             code
         }
     };
 
-    say("stopping");
+    print_step("stopping");
     stack.stop().await?;
     Ok(code)
 }
 
 /// Runs everything until a stop is requested, and keeps the data.
 pub async fn up(checkout: &Path) -> Result<u8> {
-    let mut stop = Stop::listen()?;
-    let dir = Room::enter(checkout, "up")?;
+    let mut stop = StopSignals::listen()?;
+    let dir = DataDir::acquire(checkout, "up")?;
     let Some(mut stack) = start(checkout, &dir, &mut stop).await? else {
         return Ok(130);
     };
-    invite(&stack, None);
-    let stayed = stay(&mut stack, &mut stop).await;
-    say("stopping");
+    print_next_steps(&stack, None);
+    let stayed = run_until_stopped(&mut stack, &mut stop).await;
+    print_step("stopping");
     stack.stop().await?;
     stayed.map(|()| 0)
 }
 
 /// Starts the stack. Returns `None` if a stop is requested meanwhile; the processes started so
 /// far are stopped.
-async fn start(checkout: &Path, dir: &Room, stop: &mut Stop) -> Result<Option<Stack>> {
+async fn start(checkout: &Path, dir: &DataDir, stop: &mut StopSignals) -> Result<Option<Stack>> {
     tokio::select! {
-        stack = Stack::start(checkout, dir, say) => Ok(Some(stack?)),
-        _ = stop.requested() => Ok(None),
-        () = orphaned() => Ok(None),
+        stack = Stack::start(checkout, dir, print_step) => Ok(Some(stack?)),
+        _ = stop.recv() => Ok(None),
+        () = parent_gone() => Ok(None),
     }
 }
 
-async fn stay(stack: &mut Stack, stop: &mut Stop) -> Result<()> {
+async fn run_until_stopped(stack: &mut Stack, stop: &mut StopSignals) -> Result<()> {
     let failed = async {
         loop {
             stack.ensure_running()?;
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     tokio::select! {
         result = failed => result,
-        _ = stop.requested() => Ok(()),
-        () = orphaned() => Ok(()),
+        _ = stop.recv() => Ok(()),
+        () = parent_gone() => Ok(()),
     }
 }
 
-struct Played {
+struct DemoRun {
     batch: String,
-    summary: Summary,
+    summary: DemoSummary,
 }
 
-async fn play(stack: &mut Stack, checkout: &Path) -> Result<Played> {
+async fn run_batch(stack: &mut Stack, checkout: &Path) -> Result<DemoRun> {
     let api = ApiClient::new(stack)?;
-    let before = Wallet::read(&stack.tools).await?;
-    say(&format!("the wallet has {} USD", before.balance));
+    let before = WalletBalance::read(&stack.tools).await?;
+    print_step(&format!("the wallet has {} USD", before.balance));
 
     let batch = api
         .create(&stack.account, "Demo", &VARIABLES, BATCH_SIZE)
         .await?;
-    let ingested = api.upload(&batch, &checkout.join(CSV)).await?;
-    say(&format!(
-        "{CSV} is uploaded: {} people to call, {} a second",
+    let ingested = api.upload(&batch, &checkout.join(CSV_PATH)).await?;
+    print_step(&format!(
+        "{CSV_PATH} is uploaded: {} people to call, {} a second",
         ingested.accepted, TRUNK_CPS
     ));
 
     let begin = Instant::now();
     api.start(&batch).await?;
-    let progress = watch(stack, &api, &batch, ingested.accepted).await?;
+    let progress = watch_progress(stack, &api, &batch, ingested.accepted).await?;
     let dialling = begin.elapsed();
 
-    let after = Wallet::at_rest(&stack.tools).await?;
-    let offenders = wallet::offenders(&stack.tools).await?;
+    let after = WalletBalance::read_settled(&stack.tools).await?;
+    let offenders = wallet::ledger_errors(&stack.tools).await?;
     let oracle = fetch(&format!("{}/_sim/oracle", stack.simulator_url)).await?;
-    Ok(Played {
+    Ok(DemoRun {
         batch,
-        summary: Summary {
+        summary: DemoSummary {
             ingested,
             progress,
-            seen: Seen::read(&oracle)?,
+            carrier: CarrierCounts::read(&oracle)?,
             cps: TRUNK_CPS,
-            dialling,
+            dial_time: dialling,
             before,
             after,
-            offenders,
+            ledger_errors: offenders,
         },
     })
 }
 
 /// Shows the progress of the batch until it is completed.
-async fn watch(stack: &mut Stack, api: &ApiClient, batch: &str, rows: u64) -> Result<Progress> {
-    let view = View::open(rows)?;
-    let mut last = Progress::default();
+async fn watch_progress(
+    stack: &mut Stack,
+    api: &ApiClient,
+    batch: &str,
+    rows: u64,
+) -> Result<BatchProgress> {
+    let view = ProgressView::open(rows)?;
+    let mut last = BatchProgress::default();
     let mut moved = Instant::now();
     loop {
         stack.ensure_running()?;
@@ -178,12 +183,12 @@ async fn watch(stack: &mut Stack, api: &ApiClient, batch: &str, rows: u64) -> Re
             bail!("the batch has not moved for a minute: {last:?}");
         }
 
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Progress display: a bar on a terminal, a line every few seconds elsewhere.
-struct View {
+struct ProgressView {
     bar: ProgressBar,
     rows: u64,
     live: bool,
@@ -191,7 +196,7 @@ struct View {
     lines: std::cell::Cell<u32>,
 }
 
-impl View {
+impl ProgressView {
     fn open(rows: u64) -> Result<Self> {
         let style =
             ProgressStyle::with_template("  {elapsed:>4} [{bar:32}] {pos}/{len} done, {msg}")?;
@@ -210,8 +215,8 @@ impl View {
         })
     }
 
-    fn show(&self, progress: &Progress) {
-        let Progress {
+    fn show(&self, progress: &BatchProgress) {
+        let BatchProgress {
             calling,
             completed,
             failed,
@@ -226,9 +231,9 @@ impl View {
             self.bar.set_message(counts);
             return;
         }
-        if self.begin.elapsed() >= LINE_EVERY * self.lines.get() {
+        if self.begin.elapsed() >= LINE_INTERVAL * self.lines.get() {
             self.lines.set(self.lines.get() + 1);
-            say(&format!("{}/{} done, {counts}", progress.done(), self.rows));
+            print_step(&format!("{}/{} done, {counts}", progress.done(), self.rows));
         }
     }
 
@@ -237,11 +242,11 @@ impl View {
     }
 }
 
-fn say(line: &str) {
+fn print_step(line: &str) {
     eprintln!("  {line}");
 }
 
-fn tell(summary: &Summary) {
+fn print_summary(summary: &DemoSummary) {
     println!("\n{summary}\n");
     let problems = summary.problems();
     if problems.is_empty() {
@@ -253,7 +258,7 @@ fn tell(summary: &Summary) {
 }
 
 /// Prints the addresses, the API key and commands to try.
-fn invite(stack: &Stack, batch: Option<&str>) {
+fn print_next_steps(stack: &Stack, batch: Option<&str>) {
     let Stack {
         api_url, account, ..
     } = stack;

@@ -6,22 +6,22 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::data_dir::{Room, local_dir};
+use crate::data_dir::{DataDir, local_dir};
 use crate::postgres::SUPERUSER;
-use crate::services::{Options, Services};
+use crate::services::{ServiceOptions, Services};
 use crate::{pidfiles, postgres, redis};
 
-const NAME: &str = "dev";
-const ADDRESSES: &str = "addresses";
+const DIR_NAME: &str = "dev";
+const PORTS_FILE: &str = "addresses";
 
 /// Ports of the running services.
 #[derive(Debug, PartialEq, Eq)]
-struct Addresses {
+struct ServicePorts {
     postgres: u16,
     redis: u16,
 }
 
-impl Addresses {
+impl ServicePorts {
     fn read(file: &Path) -> Option<Self> {
         let text = fs::read_to_string(file).ok()?;
         let (postgres, redis) = text.trim().split_once(' ')?;
@@ -45,26 +45,26 @@ impl Addresses {
 
 /// Starts the services unless they run, and returns lines for a shell to evaluate.
 pub async fn start(checkout: &Path) -> Result<String> {
-    let dir = local_dir(checkout)?.join(NAME);
-    let file = dir.join(ADDRESSES);
+    let dir = local_dir(checkout)?.join(DIR_NAME);
+    let file = dir.join(PORTS_FILE);
     let both_run = ["postgres", "redis"]
         .iter()
         .all(|name| pidfiles::runs(&dir.join("pids").join(name)));
-    if both_run && let Some(addresses) = Addresses::read(&file) {
+    if both_run && let Some(addresses) = ServicePorts::read(&file) {
         return Ok(addresses.exports());
     }
 
     // Locked only while the services start; they keep running without the lock.
-    let _dir = Room::try_enter(&dir)?
+    let _dir = DataDir::try_acquire(&dir)?
         .ok_or_else(|| anyhow!("the services are being started or stopped"))?;
-    let services = Services::start(Options {
+    let services = Services::start(ServiceOptions {
         dir: Some(dir),
         durable: false,
         detached: true,
     })
     .await?;
 
-    let addresses = Addresses {
+    let addresses = ServicePorts {
         postgres: services.postgres().port(),
         redis: services.redis().port(),
     };
@@ -75,9 +75,9 @@ pub async fn start(checkout: &Path) -> Result<String> {
 
 /// Stops the services and keeps their data.
 pub fn stop(checkout: &Path) -> Result<()> {
-    let dir = local_dir(checkout)?.join(NAME);
+    let dir = local_dir(checkout)?.join(DIR_NAME);
     // Acquiring a directory stops the processes that run in it.
-    if Room::try_enter(&dir)?.is_none() {
+    if DataDir::try_acquire(&dir)?.is_none() {
         bail!("the services are being started or stopped");
     }
     Ok(())

@@ -10,16 +10,16 @@ use peal_local::{demo, dev_db, prepare, with_services};
 
 #[derive(Parser)]
 #[command(name = "peal-local", about = "Runs Peal on one machine")]
-struct Args {
+struct LauncherArgs {
     /// The checkout, whose .local/ holds the data.
     #[arg(long, default_value = ".")]
     checkout: PathBuf,
     #[command(subcommand)]
-    mode: Mode,
+    mode: LaunchMode,
 }
 
 #[derive(Subcommand)]
-enum Mode {
+enum LaunchMode {
     /// Call a thousand made-up people and check the result.
     Demo {
         /// End after the summary; the exit code is 0 if every check passed.
@@ -58,7 +58,7 @@ async fn main() -> ExitCode {
         eprintln!("peal-local: the limit of open files cannot be raised: {error}");
     }
 
-    match run(Args::parse()).await {
+    match run(LauncherArgs::parse()).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("peal-local: {error:#}");
@@ -67,18 +67,20 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(args: Args) -> Result<u8> {
+async fn run(args: LauncherArgs) -> Result<u8> {
     let checkout: &Path = &args.checkout.canonicalize()?;
     match args.mode {
-        Mode::Demo { exit } => demo::run(checkout, exit).await,
-        Mode::Up => demo::up(checkout).await,
-        Mode::WithServices { durable, command } => with_services::run(&command, durable).await,
-        Mode::DevDb { stop: true } => dev_db::stop(checkout).map(|()| 0),
-        Mode::DevDb { stop: false } => {
+        LaunchMode::Demo { exit } => demo::run(checkout, exit).await,
+        LaunchMode::Up => demo::up(checkout).await,
+        LaunchMode::WithServices { durable, command } => {
+            with_services::run(&command, durable).await
+        }
+        LaunchMode::DevDb { stop: true } => dev_db::stop(checkout).map(|()| 0),
+        LaunchMode::DevDb { stop: false } => {
             print!("{}", dev_db::start(checkout).await?);
             Ok(0)
         }
-        Mode::Prepare { root } => {
+        LaunchMode::Prepare { root } => {
             let count = prepare::run(checkout, &root).await?;
             eprintln!(".sqlx/ describes {count} statements");
             Ok(0)

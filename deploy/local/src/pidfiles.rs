@@ -14,31 +14,31 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const POLL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Time that a process has for its stop signal before it is killed.
-const GRACE: Duration = Duration::from_secs(5);
+const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// Description of a process in its pid file.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct PidRecord {
     pid: i32,
     /// Start time in the kernel's clock ticks; 0 where the system does not report it.
-    started: u64,
-    stop: Signal,
+    start_ticks: u64,
+    stop_signal: Signal,
     /// Part of the command line that no other process has.
-    mark: String,
+    cmdline_marker: String,
 }
 
-impl Record {
+impl PidRecord {
     /// Describes the running process `pid`.
     pub fn of(pid: u32, stop: Signal, mark: &str) -> Result<Self> {
         let pid = i32::try_from(pid)?;
         Ok(Self {
             pid,
-            started: started(pid).unwrap_or(0),
-            stop,
-            mark: mark.to_owned(),
+            start_ticks: started(pid).unwrap_or(0),
+            stop_signal: stop,
+            cmdline_marker: mark.to_owned(),
         })
     }
 
@@ -46,9 +46,9 @@ impl Record {
     pub fn write(&self, file: &Path) -> Result<()> {
         let Self {
             pid,
-            started,
-            stop,
-            mark,
+            start_ticks: started,
+            stop_signal: stop,
+            cmdline_marker: mark,
         } = self;
         fs::write(file, format!("{pid} {started} {stop} {mark}\n"))
             .with_context(|| format!("writing {file:?}"))
@@ -60,46 +60,50 @@ impl Record {
         let mut word = || words.next().ok_or_else(|| anyhow!("{file:?} is truncated"));
         Ok(Self {
             pid: word()?.parse()?,
-            started: word()?.parse()?,
-            stop: word()?.parse()?,
-            mark: word()?.to_owned(),
+            start_ticks: word()?.parse()?,
+            stop_signal: word()?.parse()?,
+            cmdline_marker: word()?.to_owned(),
         })
     }
 
     /// True if the process runs and is the described one.
     pub fn is_running(&self) -> bool {
-        command_line(self.pid).is_some_and(|line| line.contains(&self.mark))
-            && (self.started == 0 || started(self.pid) == Some(self.started))
+        command_line(self.pid).is_some_and(|line| line.contains(&self.cmdline_marker))
+            && (self.start_ticks == 0 || started(self.pid) == Some(self.start_ticks))
     }
 
-    fn end(&self) -> Result<()> {
-        for signal in [self.stop, Signal::SIGKILL] {
+    fn stop(&self) -> Result<()> {
+        for signal in [self.stop_signal, Signal::SIGKILL] {
             // The process may be gone already.
             let _ = kill(Pid::from_raw(self.pid), signal);
-            let deadline = Instant::now() + GRACE;
+            let deadline = Instant::now() + STOP_GRACE;
             while self.is_running() {
                 if Instant::now() > deadline {
                     break;
                 }
-                std::thread::sleep(POLL);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
         if self.is_running() {
-            bail!("process {} ({}) does not end", self.pid, self.mark);
+            bail!(
+                "process {} ({}) does not end",
+                self.pid,
+                self.cmdline_marker
+            );
         }
         Ok(())
     }
 }
 
 /// Stops every process that the pid files under `pids` describe; returns their count.
-pub fn end_all(pids: &Path) -> Result<usize> {
+pub fn stop_all(pids: &Path) -> Result<usize> {
     let mut ended = 0;
     for file in pid_files(pids) {
         // A file truncated by a crash describes no process that could be checked.
-        if let Ok(record) = Record::read(&file)
+        if let Ok(record) = PidRecord::read(&file)
             && record.is_running()
         {
-            record.end()?;
+            record.stop()?;
             ended += 1;
         }
         fs::remove_file(&file).with_context(|| format!("removing {file:?}"))?;
@@ -109,7 +113,7 @@ pub fn end_all(pids: &Path) -> Result<usize> {
 
 /// True if the process that `file` describes runs.
 pub fn runs(file: &Path) -> bool {
-    Record::read(file).is_ok_and(|record| record.is_running())
+    PidRecord::read(file).is_ok_and(|record| record.is_running())
 }
 
 fn pid_files(pids: &Path) -> Vec<PathBuf> {
@@ -151,9 +155,9 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
-    struct Scratch(PathBuf);
+    struct ScratchDir(PathBuf);
 
-    impl Scratch {
+    impl ScratchDir {
         fn new() -> Self {
             let dir = std::env::temp_dir().join(format!("peal-pids-{}", Uuid::new_v4().simple()));
             fs::create_dir_all(&dir).unwrap();
@@ -161,7 +165,7 @@ mod tests {
         }
     }
 
-    impl Drop for Scratch {
+    impl Drop for ScratchDir {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
@@ -184,17 +188,17 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_is_ended_and_its_file_removed() {
-        let scratch = Scratch::new();
+    fn a_stale_process_is_stopped_and_its_file_removed() {
+        let scratch = ScratchDir::new();
         let mut child = sleeper("mark-of-a-stale-process");
         let file = scratch.0.join("sleeper");
-        Record::of(child.id(), Signal::SIGTERM, "mark-of-a-stale-process")
+        PidRecord::of(child.id(), Signal::SIGTERM, "mark-of-a-stale-process")
             .unwrap()
             .write(&file)
             .unwrap();
         assert!(runs(&file));
 
-        assert_eq!(end_all(&scratch.0).unwrap(), 1);
+        assert_eq!(stop_all(&scratch.0).unwrap(), 1);
 
         assert!(!file.exists());
         assert!(!child.wait().unwrap().success());
@@ -202,23 +206,23 @@ mod tests {
 
     #[test]
     fn a_stranger_with_a_reused_pid_is_left_alone() {
-        let scratch = Scratch::new();
+        let scratch = ScratchDir::new();
         let mut child = sleeper("mark-of-another-process");
-        let truth = Record::of(child.id(), Signal::SIGKILL, "mark-of-another-process").unwrap();
-        let other_program = Record {
-            mark: "mark-of-ours".to_owned(),
-            ..Record::of(child.id(), Signal::SIGKILL, "").unwrap()
+        let truth = PidRecord::of(child.id(), Signal::SIGKILL, "mark-of-another-process").unwrap();
+        let other_program = PidRecord {
+            cmdline_marker: "mark-of-ours".to_owned(),
+            ..PidRecord::of(child.id(), Signal::SIGKILL, "").unwrap()
         };
         other_program.write(&scratch.0.join("one")).unwrap();
-        if truth.started != 0 {
-            let other_start = Record {
-                started: truth.started + 1,
-                ..Record::of(child.id(), Signal::SIGKILL, "mark-of-another-process").unwrap()
+        if truth.start_ticks != 0 {
+            let other_start = PidRecord {
+                start_ticks: truth.start_ticks + 1,
+                ..PidRecord::of(child.id(), Signal::SIGKILL, "mark-of-another-process").unwrap()
             };
             other_start.write(&scratch.0.join("two")).unwrap();
         }
 
-        assert_eq!(end_all(&scratch.0).unwrap(), 0);
+        assert_eq!(stop_all(&scratch.0).unwrap(), 0);
 
         assert!(truth.is_running());
         assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
@@ -228,21 +232,21 @@ mod tests {
     }
 
     #[test]
-    fn a_record_survives_its_file() {
-        let scratch = Scratch::new();
+    fn a_record_round_trips_through_its_file() {
+        let scratch = ScratchDir::new();
         let file = scratch.0.join("pid");
-        let record = Record {
+        let record = PidRecord {
             pid: 12,
-            started: 345,
-            stop: Signal::SIGINT,
-            mark: "a mark with spaces".to_owned(),
+            start_ticks: 345,
+            stop_signal: Signal::SIGINT,
+            cmdline_marker: "a mark with spaces".to_owned(),
         };
         record.write(&file).unwrap();
-        assert_eq!(Record::read(&file).unwrap(), record);
+        assert_eq!(PidRecord::read(&file).unwrap(), record);
 
         fs::write(&file, "12 345").unwrap();
-        assert!(Record::read(&file).is_err());
-        assert_eq!(end_all(&scratch.0).unwrap(), 0);
+        assert!(PidRecord::read(&file).is_err());
+        assert_eq!(stop_all(&scratch.0).unwrap(), 0);
         assert!(!file.exists());
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use tokio::net::TcpSocket;
 
 /// Most attempts to start a server when its port is taken by another process.
-pub const ATTEMPTS: usize = 5;
+pub const MAX_PORT_ATTEMPTS: usize = 5;
 
 /// A port that the kernel assigns to no other process while this value lives.
 ///
@@ -17,19 +17,19 @@ pub const ATTEMPTS: usize = 5;
 /// servers set `SO_REUSEADDR`. Other systems would refuse the server too, so there the port is
 /// not reserved.
 #[derive(Debug)]
-pub struct Held {
+pub struct ReservedPort {
     address: SocketAddr,
     _socket: Option<TcpSocket>,
 }
 
-impl Held {
+impl ReservedPort {
     /// A free port of 127.0.0.1.
-    pub fn any() -> Result<Self> {
-        Self::on(Ipv4Addr::LOCALHOST)
+    pub fn localhost() -> Result<Self> {
+        Self::on_host(Ipv4Addr::LOCALHOST)
     }
 
     /// A free port of an address of this machine.
-    pub fn on(host: Ipv4Addr) -> Result<Self> {
+    pub fn on_host(host: Ipv4Addr) -> Result<Self> {
         let held = || -> std::io::Result<Self> {
             let socket = TcpSocket::new_v4()?;
             socket.set_reuseaddr(true)?;
@@ -53,14 +53,14 @@ impl Held {
 
 /// Returns the port saved in `file` if it is free, otherwise a free port, which it saves: an
 /// address that a user has copied stays valid after a restart.
-pub fn remembered(file: &Path) -> Result<u16> {
+pub fn reuse_saved_port(file: &Path) -> Result<u16> {
     if let Ok(text) = fs::read_to_string(file)
         && let Ok(port) = text.trim().parse::<u16>()
         && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
     {
         return Ok(port);
     }
-    let port = Held::any()?.port();
+    let port = ReservedPort::localhost()?.port();
     fs::write(file, port.to_string()).with_context(|| format!("writing {file:?}"))?;
     Ok(port)
 }
@@ -74,8 +74,8 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn a_held_port_is_for_a_server_that_is_told_it() {
-        let held = Held::any().unwrap();
+    async fn a_reserved_port_is_usable_by_a_server_that_names_it() {
+        let held = ReservedPort::localhost().unwrap();
         TcpStream::connect(held.address()).unwrap_err();
         let taken = TcpSocket::new_v4().unwrap().bind(held.address());
         assert_eq!(taken.unwrap_err().kind(), ErrorKind::AddrInUse);
@@ -87,16 +87,16 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_remembered_while_it_is_free() {
+    fn a_saved_port_is_reused_while_it_is_free() {
         let file = std::env::temp_dir().join(format!("peal-port-{}", Uuid::new_v4().simple()));
-        let port = remembered(&file).unwrap();
-        assert_eq!(remembered(&file).unwrap(), port);
+        let port = reuse_saved_port(&file).unwrap();
+        assert_eq!(reuse_saved_port(&file).unwrap(), port);
 
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let other = remembered(&file).unwrap();
+        let other = reuse_saved_port(&file).unwrap();
         assert_ne!(other, port);
         drop(taken);
-        assert_eq!(remembered(&file).unwrap(), other);
+        assert_eq!(reuse_saved_port(&file).unwrap(), other);
         fs::remove_file(&file).unwrap();
     }
 }

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 
-use crate::processes::{Desk, POLL, Process, Spec};
+use crate::processes::{ChildProcess, POLL_INTERVAL, ProcessDir, ProcessSpec};
 use crate::run_as::Owner;
 use crate::{ports, run_as};
 
 /// Oldest major version that Peal supports.
-pub const OLDEST: u32 = 15;
+pub const MIN_MAJOR_VERSION: u32 = 15;
 
 /// Superuser of every private cluster.
 pub const SUPERUSER: &str = "postgres";
@@ -26,7 +26,7 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_secs(20);
 
 /// Environment variables that would direct the client programs to another server.
-const FOREIGN_ENV: [&str; 9] = [
+const CLIENT_ENV_VARS: [&str; 9] = [
     "PGHOST",
     "PGHOSTADDR",
     "PGPORT",
@@ -63,34 +63,34 @@ impl Durability {
 
 /// A private cluster and its server, which may be stopped.
 #[derive(Debug)]
-pub struct Postgres {
+pub struct PostgresServer {
     programs: PathBuf,
     data: PathBuf,
     durability: Durability,
-    owner: Option<Owner>,
+    run_as: Option<Owner>,
     detached: bool,
-    desk: Desk,
-    port: ports::Held,
-    server: Option<Process>,
+    process_dir: ProcessDir,
+    port: ports::ReservedPort,
+    child: Option<ChildProcess>,
 }
 
-impl Postgres {
+impl PostgresServer {
     /// Creates the cluster `data` unless it exists, and starts its server.
     pub async fn start(
         data: PathBuf,
         durability: Durability,
         detached: bool,
-        process_dir: &Desk,
+        process_dir: &ProcessDir,
     ) -> Result<Self> {
         let mut postgres = Self {
             programs: find_programs()?,
             data,
             durability,
-            owner: Owner::for_servers()?,
+            run_as: Owner::for_servers()?,
             detached,
-            desk: process_dir.clone(),
-            port: ports::Held::any()?,
-            server: None,
+            process_dir: process_dir.clone(),
+            port: ports::ReservedPort::localhost()?,
+            child: None,
         };
         postgres.create_cluster()?;
         postgres.start_server().await?;
@@ -126,19 +126,19 @@ impl Postgres {
         }
 
         // 2. The process.
-        let mut server = Process::spawn(
-            Spec {
+        let mut server = ChildProcess::spawn(
+            ProcessSpec {
                 name: "postgres",
                 program: &program,
                 args,
                 envs: vec![("LC_ALL", "C".into())],
-                owner: self.owner,
+                run_as: self.run_as,
                 // Fast shutdown: sessions are terminated, data is written.
-                stop: Signal::SIGINT,
-                mark: &data,
+                stop_signal: Signal::SIGINT,
+                cmdline_marker: &data,
                 detached: self.detached,
             },
-            &self.desk,
+            &self.process_dir,
         )?;
 
         // 3. Wait until it answers.
@@ -151,20 +151,20 @@ impl Postgres {
                     server.log_tail()
                 );
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
 
         // 4. Another server may have taken the port.
         if self.run_sql("postgres", "show data_directory")?.trim() != data {
             bail!("Address already in use by another PostgreSQL");
         }
-        self.server = Some(server);
+        self.child = Some(server);
         Ok(())
     }
 
     /// Stops the server and keeps its data and its port.
     pub async fn stop_server(&mut self) -> Result<()> {
-        match self.server.take() {
+        match self.child.take() {
             Some(server) => server.stop(STOP_GRACE).await,
             None => Ok(()),
         }
@@ -172,7 +172,7 @@ impl Postgres {
 
     /// Stops the server immediately, as a crash would: no checkpoint, every session cut.
     pub async fn crash_server(&mut self) -> Result<()> {
-        let Some(server) = self.server.take() else {
+        let Some(server) = self.child.take() else {
             return Ok(());
         };
         server.signal(Signal::SIGQUIT);
@@ -181,7 +181,9 @@ impl Postgres {
 
     /// Fails with the end of the log if the server has ended by itself.
     pub fn ensure_running(&mut self) -> Result<()> {
-        self.server.as_mut().map_or(Ok(()), Process::ensure_running)
+        self.child
+            .as_mut()
+            .map_or(Ok(()), ChildProcess::ensure_running)
     }
 
     /// Runs `sql` as the superuser; returns the unaligned output without headers.
@@ -228,7 +230,9 @@ impl Postgres {
             .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d"])
             .arg(self.url(SUPERUSER, database))
             .args(args);
-        let output = client(&mut command).output().context("running psql")?;
+        let output = sanitized_client(&mut command)
+            .output()
+            .context("running psql")?;
         if !output.status.success() {
             bail!("psql: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
@@ -242,7 +246,7 @@ impl Postgres {
         if !exists {
             // An earlier attempt may have left an incomplete cluster.
             run_as::remove_dir(&path)?;
-            run_as::create_dir_for(&path, self.owner)?;
+            run_as::create_dir_for(&path, self.run_as)?;
         }
         // The servers' user may have no access to the link, only to its target.
         self.data = fs::canonicalize(&path)?;
@@ -263,8 +267,8 @@ impl Postgres {
         if self.durability == Durability::Scratch {
             command.arg("--no-sync");
         }
-        if let Some(owner) = self.owner {
-            owner.applies_to(&mut command);
+        if let Some(owner) = self.run_as {
+            owner.apply_to(&mut command);
         }
 
         let output = command.output().context("running initdb")?;
@@ -288,13 +292,13 @@ pub fn is_ready(programs: &Path, port: u16) -> bool {
     command
         .args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()])
         .args(["-U", SUPERUSER, "-d", "postgres"]);
-    client(&mut command)
+    sanitized_client(&mut command)
         .status()
         .is_ok_and(|status| status.success())
 }
 
-fn client(command: &mut Command) -> &mut Command {
-    for name in FOREIGN_ENV {
+fn sanitized_client(command: &mut Command) -> &mut Command {
+    for name in CLIENT_ENV_VARS {
         command.env_remove(name);
     }
     command.stdin(Stdio::null())
@@ -302,16 +306,16 @@ fn client(command: &mut Command) -> &mut Command {
 
 /// Directory of the newest PostgreSQL programs on this machine.
 pub fn find_programs() -> Result<PathBuf> {
-    newest(candidates()).ok_or_else(|| {
+    newest_installation(candidate_dirs()).ok_or_else(|| {
         anyhow!(
-            "found no PostgreSQL {OLDEST} or newer (initdb, postgres, psql); \
+            "found no PostgreSQL {MIN_MAJOR_VERSION} or newer (initdb, postgres, psql); \
              `sh deploy/local/install.sh` installs it or prints how"
         )
     })
 }
 
 /// Directories to search, package directories first: programs on PATH may be wrappers.
-fn candidates() -> Vec<PathBuf> {
+fn candidate_dirs() -> Vec<PathBuf> {
     let mut dirs = Vec::new();
     for (base, inside) in [
         ("/usr/lib/postgresql", "bin"),
@@ -342,7 +346,7 @@ fn candidates() -> Vec<PathBuf> {
     dirs
 }
 
-fn newest(dirs: Vec<PathBuf>) -> Option<PathBuf> {
+fn newest_installation(dirs: Vec<PathBuf>) -> Option<PathBuf> {
     let mut best: Option<(u32, PathBuf)> = None;
     for dir in dirs {
         let complete = ["initdb", "postgres", "psql", "pg_isready"]
@@ -354,7 +358,7 @@ fn newest(dirs: Vec<PathBuf>) -> Option<PathBuf> {
 
         let version = version_in(&dir).unwrap_or(0);
         // The first of equal versions wins, so that PATH has the lowest priority.
-        if version >= OLDEST && best.as_ref().is_none_or(|(found, _)| version > *found) {
+        if version >= MIN_MAJOR_VERSION && best.as_ref().is_none_or(|(found, _)| version > *found) {
             best = Some((version, dir));
         }
     }
@@ -398,7 +402,7 @@ mod tests {
         }
     }
 
-    fn install(base: &Path, dir: &str, version: &str, programs: &[&str]) -> PathBuf {
+    fn fake_installation(base: &Path, dir: &str, version: &str, programs: &[&str]) -> PathBuf {
         let bin = base.join(dir);
         fs::create_dir_all(&bin).unwrap();
         for program in programs {
@@ -414,19 +418,19 @@ mod tests {
     fn the_newest_complete_installation_wins() {
         let base = std::env::temp_dir().join(format!("peal-pg-{}", Uuid::new_v4().simple()));
         let all = ["initdb", "postgres", "psql", "pg_isready"];
-        let too_old = install(&base, "14", "14.9", &all);
-        let fitting = install(&base, "15", "15.3", &all);
-        let client_only = install(&base, "18", "18.0", &["psql", "pg_isready"]);
-        let same_again = install(&base, "path", "15.3", &all);
+        let too_old = fake_installation(&base, "14", "14.9", &all);
+        let fitting = fake_installation(&base, "15", "15.3", &all);
+        let client_only = fake_installation(&base, "18", "18.0", &["psql", "pg_isready"]);
+        let same_again = fake_installation(&base, "path", "15.3", &all);
 
-        let found = newest(vec![
+        let found = newest_installation(vec![
             too_old.clone(),
             fitting.clone(),
             client_only,
             same_again,
         ]);
         assert_eq!(found, Some(fitting));
-        assert_eq!(newest(vec![too_old]), None);
+        assert_eq!(newest_installation(vec![too_old]), None);
         fs::remove_dir_all(&base).unwrap();
     }
 }

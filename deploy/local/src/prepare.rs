@@ -15,19 +15,19 @@ use tokio::process::Command;
 
 use crate::data_dir::local_dir;
 use crate::postgres::SUPERUSER;
-use crate::services::{Options, Services};
+use crate::services::{ServiceOptions, Services};
 
-const DATABASE: &str = "prepare";
+const DATABASE_NAME: &str = "prepare";
 
 /// Describes all statements of the crate whose library starts at `root`; returns their count.
 pub async fn run(checkout: &Path, root: &Path) -> Result<usize> {
     // 1. A migrated database.
-    let services = Services::start(Options::default()).await?;
+    let services = Services::start(ServiceOptions::default()).await?;
     let postgres = services.postgres();
-    postgres.run_sql("postgres", &format!("create database {DATABASE}"))?;
+    postgres.run_sql("postgres", &format!("create database {DATABASE_NAME}"))?;
     for migration in migrations(&checkout.join("migrations"))? {
         postgres
-            .run_file(DATABASE, &migration)
+            .run_file(DATABASE_NAME, &migration)
             .with_context(|| format!("applying {migration:?}"))?;
     }
 
@@ -47,7 +47,7 @@ pub async fn run(checkout: &Path, root: &Path) -> Result<usize> {
         // The same check as `make lint`, so that dependencies are compiled once for both.
         .args(["check", "--workspace", "--all-targets"])
         .current_dir(checkout)
-        .env("DATABASE_URL", postgres.url(SUPERUSER, DATABASE))
+        .env("DATABASE_URL", postgres.url(SUPERUSER, DATABASE_NAME))
         .env("SQLX_OFFLINE", "false")
         .env("SQLX_OFFLINE_DIR", &fresh)
         .status()

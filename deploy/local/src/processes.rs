@@ -17,40 +17,40 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::pidfiles::Record;
+use crate::pidfiles::PidRecord;
 use crate::run_as::Owner;
 
-pub(crate) const POLL: Duration = Duration::from_millis(20);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Number of log lines that an error message quotes.
-const TAIL_LINES: usize = 15;
+const LOG_TAIL_LINES: usize = 15;
 
 /// Description of a process to start.
-pub struct Spec<'a> {
+pub struct ProcessSpec<'a> {
     /// Name of the log and of the pid file.
     pub name: &'a str,
     pub program: &'a Path,
     pub args: Vec<OsString>,
     pub envs: Vec<(&'a str, OsString)>,
-    pub owner: Option<Owner>,
+    pub run_as: Option<Owner>,
     /// Signal that asks the program to stop.
-    pub stop: Signal,
+    pub stop_signal: Signal,
     /// Part of the command line that no other process has.
-    pub mark: &'a str,
+    pub cmdline_marker: &'a str,
     /// Outlives the launcher.
     pub detached: bool,
 }
 
 /// Directories of logs and pid files.
 #[derive(Clone, Debug)]
-pub struct Desk {
+pub struct ProcessDir {
     pub logs: PathBuf,
     pub pids: PathBuf,
 }
 
-impl Desk {
+impl ProcessDir {
     /// Creates the directories under `dir` when missing.
-    pub fn under(dir: &Path) -> Result<Self> {
+    pub fn create(dir: &Path) -> Result<Self> {
         let dirs = Self {
             logs: dir.join("logs"),
             pids: dir.join("pids"),
@@ -64,18 +64,18 @@ impl Desk {
 
 /// A running child. Dropping it stops it, unless it is detached.
 #[derive(Debug)]
-pub struct Process {
+pub struct ChildProcess {
     name: String,
     child: Child,
-    stop: Signal,
+    stop_signal: Signal,
     log: PathBuf,
     pid_file: PathBuf,
     detached: bool,
 }
 
-impl Process {
+impl ChildProcess {
     /// Starts `spec` with its output appended to the log.
-    pub fn spawn(spec: Spec<'_>, process_dir: &Desk) -> Result<Self> {
+    pub fn spawn(spec: ProcessSpec<'_>, process_dir: &ProcessDir) -> Result<Self> {
         let log = process_dir.logs.join(format!("{}.log", spec.name));
         let output = File::options()
             .create(true)
@@ -86,7 +86,7 @@ impl Process {
         let mut command = if spec.detached {
             Command::new(spec.program)
         } else {
-            dies_with_launcher(spec.program.as_os_str(), spec.stop)
+            command_bound_to_launcher(spec.program.as_os_str(), spec.stop_signal)
         };
         command
             .args(&spec.args)
@@ -96,8 +96,8 @@ impl Process {
             .stdout(output.try_clone()?)
             .stderr(output)
             .process_group(0);
-        if let Some(owner) = spec.owner {
-            owner.applies_to(&mut command);
+        if let Some(owner) = spec.run_as {
+            owner.apply_to(&mut command);
         }
 
         let child = command
@@ -106,13 +106,14 @@ impl Process {
 
         let process = Self {
             name: spec.name.to_owned(),
-            stop: spec.stop,
+            stop_signal: spec.stop_signal,
             log,
             pid_file: process_dir.pids.join(spec.name),
             detached: spec.detached,
             child,
         };
-        Record::of(process.child.id(), spec.stop, spec.mark)?.write(&process.pid_file)?;
+        PidRecord::of(process.child.id(), spec.stop_signal, spec.cmdline_marker)?
+            .write(&process.pid_file)?;
         Ok(process)
     }
 
@@ -125,7 +126,7 @@ impl Process {
     }
 
     /// Exit status, if the process has ended.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
@@ -139,7 +140,7 @@ impl Process {
 
     /// Requests a stop, waits for `grace`, then kills the process.
     pub async fn stop(mut self, grace: Duration) -> Result<()> {
-        self.signal(self.stop);
+        self.signal(self.stop_signal);
         self.wait_or_kill(grace).await
     }
 
@@ -151,12 +152,12 @@ impl Process {
 
     async fn wait_or_kill(&mut self, grace: Duration) -> Result<()> {
         let deadline = Instant::now() + grace;
-        while self.ended()?.is_none() {
+        while self.exit_status()?.is_none() {
             if Instant::now() > deadline {
                 self.signal(Signal::SIGKILL);
                 self.child.wait()?;
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
@@ -166,14 +167,14 @@ impl Process {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().collect();
-        let skipped = lines.len().saturating_sub(TAIL_LINES);
+        let skipped = lines.len().saturating_sub(LOG_TAIL_LINES);
         let tail: Vec<_> = lines.into_iter().skip(skipped).collect();
         tail.join("\n")
     }
 
     /// Fails with the end of the log if the process has ended.
     pub fn ensure_running(&mut self) -> Result<()> {
-        if let Some(status) = self.ended()? {
+        if let Some(status) = self.exit_status()? {
             bail!(
                 "{} ended ({status}); the end of {}:\n{}",
                 self.name,
@@ -185,20 +186,20 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         if self.detached {
             return;
         }
         if let Ok(None) = self.child.try_wait() {
-            self.signal(self.stop);
+            self.signal(self.stop_signal);
             let deadline = Instant::now() + Duration::from_secs(5);
             while let Ok(None) = self.child.try_wait() {
                 if Instant::now() > deadline {
                     self.signal(Signal::SIGKILL);
                     let _ = self.child.wait();
                 }
-                std::thread::sleep(POLL);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
         let _ = fs::remove_file(&self.pid_file);
@@ -207,7 +208,7 @@ impl Drop for Process {
 
 /// A command that gets `signal` when the thread that starts it ends; a plain command where the
 /// system's `setpriv` is missing or cannot do so.
-pub(crate) fn dies_with_launcher(program: &OsStr, signal: Signal) -> Command {
+pub(crate) fn command_bound_to_launcher(program: &OsStr, signal: Signal) -> Command {
     if !setpriv_works() {
         return Command::new(program);
     }

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::ports;
-use crate::processes::{Desk, POLL, Process, Spec};
+use crate::processes::{ChildProcess, POLL_INTERVAL, ProcessDir, ProcessSpec};
 use crate::run_as::Owner;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -20,22 +20,22 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// A private Redis; its server may be down for a while in fault tests.
 #[derive(Debug)]
-pub struct Redis {
+pub struct RedisServer {
     program: PathBuf,
     detached: bool,
-    desk: Desk,
-    port: ports::Held,
-    server: Option<Process>,
+    process_dir: ProcessDir,
+    port: ports::ReservedPort,
+    child: Option<ChildProcess>,
 }
 
-impl Redis {
-    pub async fn start(detached: bool, process_dir: &Desk) -> Result<Self> {
+impl RedisServer {
+    pub async fn start(detached: bool, process_dir: &ProcessDir) -> Result<Self> {
         let mut redis = Self {
             program: find_program()?,
             detached,
-            desk: process_dir.clone(),
-            port: ports::Held::any()?,
-            server: None,
+            process_dir: process_dir.clone(),
+            port: ports::ReservedPort::localhost()?,
+            child: None,
         };
         redis.start_server().await?;
         Ok(redis)
@@ -61,25 +61,25 @@ impl Redis {
             ["--daemonize", "no"],
         ];
 
-        let mut server = Process::spawn(
-            Spec {
+        let mut server = ChildProcess::spawn(
+            ProcessSpec {
                 name: "redis",
                 program: &self.program,
                 args: args.concat().into_iter().map(OsString::from).collect(),
                 envs: vec![("LC_ALL", "C".into())],
-                owner: Owner::for_servers()?,
-                stop: Signal::SIGTERM,
+                run_as: Owner::for_servers()?,
+                stop_signal: Signal::SIGTERM,
                 // Redis rewrites its command line; both forms contain the port.
-                mark: &port,
+                cmdline_marker: &port,
                 detached: self.detached,
             },
-            &self.desk,
+            &self.process_dir,
         )?;
 
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             server.ensure_running()?;
-            match process_at(self.port()).await {
+            match pid_at(self.port()).await {
                 Some(pid) if pid == server.id() => break,
                 Some(_) => bail!("Address already in use by another Redis"),
                 None if Instant::now() > deadline => {
@@ -88,16 +88,16 @@ impl Redis {
                         server.log_tail()
                     )
                 }
-                None => tokio::time::sleep(POLL).await,
+                None => tokio::time::sleep(POLL_INTERVAL).await,
             }
         }
 
-        self.server = Some(server);
+        self.child = Some(server);
         Ok(())
     }
 
     pub async fn stop_server(&mut self) -> Result<()> {
-        match self.server.take() {
+        match self.child.take() {
             Some(server) => server.stop(STOP_GRACE).await,
             None => Ok(()),
         }
@@ -105,7 +105,7 @@ impl Redis {
 
     /// Kills the server, as a crash would.
     pub async fn kill_server(&mut self) -> Result<()> {
-        match self.server.take() {
+        match self.child.take() {
             Some(server) => server.kill().await,
             None => Ok(()),
         }
@@ -113,7 +113,9 @@ impl Redis {
 
     /// Fails with the end of the log if the server has ended by itself.
     pub fn ensure_running(&mut self) -> Result<()> {
-        self.server.as_mut().map_or(Ok(()), Process::ensure_running)
+        self.child
+            .as_mut()
+            .map_or(Ok(()), ChildProcess::ensure_running)
     }
 }
 
@@ -123,7 +125,7 @@ pub fn url(port: u16) -> String {
 }
 
 /// The pid of the Redis at `port`, if one answers.
-pub async fn process_at(port: u16) -> Option<u32> {
+pub async fn pid_at(port: u16) -> Option<u32> {
     let info = timeout(ANSWER_DEADLINE, server_info(port))
         .await
         .ok()?

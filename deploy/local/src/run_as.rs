@@ -16,7 +16,7 @@ use nix::unistd::{Uid, User};
 use uuid::Uuid;
 
 /// Name prefix of directories outside the checkout. Only those are removed through a link.
-const OUTSIDE_PREFIX: &str = "peal-data-";
+const EXTERNAL_DIR_PREFIX: &str = "peal-data-";
 
 /// A user other than the launcher's, under which the servers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Owner {
     }
 
     /// Lets `command` run as this user.
-    pub fn applies_to(self, command: &mut Command) {
+    pub fn apply_to(self, command: &mut Command) {
         command.uid(self.uid).gid(self.gid);
     }
 
@@ -53,7 +53,7 @@ impl Owner {
             .args([OsStr::new("-w"), dir.as_os_str()])
             .current_dir("/")
             .stderr(Stdio::null());
-        self.applies_to(&mut command);
+        self.apply_to(&mut command);
         command.status().is_ok_and(|status| status.success())
     }
 }
@@ -63,13 +63,13 @@ impl Owner {
 /// `path` becomes a link to it.
 pub fn create_dir_for(path: &Path, owner: Option<Owner>) -> Result<()> {
     let Some(owner) = owner else {
-        return create_private(path, None);
+        return create_private_dir(path, None);
     };
     if path.is_dir() && owner.can_write(path) {
         return Ok(());
     }
     remove_dir(path)?;
-    create_private(path, Some(owner))?;
+    create_private_dir(path, Some(owner))?;
     if owner.can_write(path) {
         return Ok(());
     }
@@ -77,8 +77,8 @@ pub fn create_dir_for(path: &Path, owner: Option<Owner>) -> Result<()> {
 
     // The user has no access to the checkout.
     for base in [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into()] {
-        let outside = base.join(format!("{OUTSIDE_PREFIX}{}", Uuid::new_v4().simple()));
-        if create_private(&outside, Some(owner)).is_err() {
+        let outside = base.join(format!("{EXTERNAL_DIR_PREFIX}{}", Uuid::new_v4().simple()));
+        if create_private_dir(&outside, Some(owner)).is_err() {
             continue;
         }
         if owner.can_write(&outside) {
@@ -102,14 +102,14 @@ pub fn remove_dir(path: &Path) -> Result<()> {
     let is_ours = target
         .file_name()
         .and_then(OsStr::to_str)
-        .is_some_and(|name| name.starts_with(OUTSIDE_PREFIX));
+        .is_some_and(|name| name.starts_with(EXTERNAL_DIR_PREFIX));
     if is_ours && target.is_dir() {
         fs::remove_dir_all(&target).with_context(|| format!("removing {target:?}"))?;
     }
     fs::remove_file(path).with_context(|| format!("removing {path:?}"))
 }
 
-fn create_private(path: &Path, owner: Option<Owner>) -> Result<()> {
+fn create_private_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && owner.is_none() => {}
         other => other.with_context(|| format!("creating {path:?}"))?,
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_that_is_not_ours_loses_only_the_link() {
+    fn only_the_link_to_a_foreign_directory_is_removed() {
         let base = std::env::temp_dir().join(format!("peal-owner-{}", Uuid::new_v4().simple()));
         let precious = base.join("precious");
         fs::create_dir_all(&precious).unwrap();
@@ -142,9 +142,9 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_outside_goes_together_with_its_link() {
+    fn an_external_directory_is_removed_with_its_link() {
         let base = std::env::temp_dir().join(format!("peal-owner-{}", Uuid::new_v4().simple()));
-        let outside = base.join(format!("{OUTSIDE_PREFIX}1"));
+        let outside = base.join(format!("{EXTERNAL_DIR_PREFIX}1"));
         fs::create_dir_all(&outside).unwrap();
         let link = base.join("link");
         symlink(&outside, &link).unwrap();

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use crate::data_dir::{CLUSTER, Room};
-use crate::postgres::{Durability, Postgres, SUPERUSER};
-use crate::processes::Desk;
-use crate::redis::Redis;
+use crate::data_dir::{CLUSTER_DIR, DataDir};
+use crate::postgres::{Durability, PostgresServer, SUPERUSER};
+use crate::processes::ProcessDir;
+use crate::redis::RedisServer;
 
 /// Options of the services. The default suits tests: a temporary directory, no fsync.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct ServiceOptions {
     /// Directory of the data, logs and pid files; `None` is a temporary directory that is
     /// removed at the end.
     pub dir: Option<PathBuf>,
@@ -28,41 +28,42 @@ pub struct Services {
     /// URL of the database `postgres` for the superuser.
     pub database_url: String,
     pub redis_url: String,
-    redis: Redis,
-    postgres: Postgres,
+    redis: RedisServer,
+    postgres: PostgresServer,
     // Declared last: a temporary directory is removed after the servers have ended.
-    room: Option<Room>,
+    temp_dir: Option<DataDir>,
 }
 
 impl Services {
     /// Starts both servers and waits until they answer.
-    pub async fn start(options: Options) -> Result<Self> {
+    pub async fn start(options: ServiceOptions) -> Result<Self> {
         let (room, dir) = match options.dir {
             Some(dir) => (None, dir),
             None if options.detached => bail!("detached services need a directory"),
             None => {
-                let room = Room::temporary()?;
+                let room = DataDir::temporary()?;
                 let dir = room.path().to_owned();
                 (Some(room), dir)
             }
         };
 
-        let process_dir = Desk::under(&dir)?;
+        let process_dir = ProcessDir::create(&dir)?;
         let durability = if options.durable {
             Durability::Full
         } else {
             Durability::Scratch
         };
-        let data = dir.join(CLUSTER);
-        let postgres = Postgres::start(data, durability, options.detached, &process_dir).await?;
-        let redis = Redis::start(options.detached, &process_dir).await?;
+        let data = dir.join(CLUSTER_DIR);
+        let postgres =
+            PostgresServer::start(data, durability, options.detached, &process_dir).await?;
+        let redis = RedisServer::start(options.detached, &process_dir).await?;
 
         Ok(Self {
             database_url: postgres.url(SUPERUSER, "postgres"),
             redis_url: redis.url(),
             redis,
             postgres,
-            room,
+            temp_dir: room,
         })
     }
 
@@ -74,14 +75,14 @@ impl Services {
 
     /// The temporary directory, if the services run in one.
     pub fn temporary_dir(&self) -> Option<&Path> {
-        self.room.as_ref().map(Room::path)
+        self.temp_dir.as_ref().map(DataDir::path)
     }
 
-    pub fn postgres(&self) -> &Postgres {
+    pub fn postgres(&self) -> &PostgresServer {
         &self.postgres
     }
 
-    pub fn redis(&self) -> &Redis {
+    pub fn redis(&self) -> &RedisServer {
         &self.redis
     }
 
@@ -121,11 +122,11 @@ impl Services {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::process_at;
+    use crate::redis::pid_at;
 
     #[tokio::test]
-    async fn committed_rows_survive_a_crash_and_nothing_survives_the_end() {
-        let mut services = Services::start(Options::default()).await.unwrap();
+    async fn committed_rows_survive_a_crash_and_stop_removes_the_directory() {
+        let mut services = Services::start(ServiceOptions::default()).await.unwrap();
         let dir = services.temporary_dir().unwrap().to_owned();
         let sql = |services: &Services, text: &str| services.postgres().run_sql("postgres", text);
         sql(&services, "create table kept as select 42 as answer").unwrap();
@@ -137,9 +138,9 @@ mod tests {
         );
 
         services.kill_redis().await.unwrap();
-        assert_eq!(process_at(services.redis().port()).await, None);
+        assert_eq!(pid_at(services.redis().port()).await, None);
         services.start_redis().await.unwrap();
-        assert!(process_at(services.redis().port()).await.is_some());
+        assert!(pid_at(services.redis().port()).await.is_some());
 
         services.ensure_running().unwrap();
         services.stop().await.unwrap();
@@ -148,7 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_product_owns_its_database_without_being_superuser() {
-        let services = Services::start(Options::default()).await.unwrap();
+        let services = Services::start(ServiceOptions::default()).await.unwrap();
         let postgres = services.postgres();
         let first = postgres.create_owned_database("peal").unwrap();
         assert_eq!(postgres.create_owned_database("peal").unwrap(), first);

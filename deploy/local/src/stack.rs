@@ -21,11 +21,11 @@ use base64::prelude::BASE64_STANDARD;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::data_dir::{Room, local_dir};
+use crate::data_dir::{DataDir, local_dir};
 use crate::ports;
-use crate::processes::{Desk, POLL, Process, Spec};
-use crate::services::{Options, Services};
-use crate::tools::Tools;
+use crate::processes::{ChildProcess, POLL_INTERVAL, ProcessDir, ProcessSpec};
+use crate::services::{ServiceOptions, Services};
+use crate::tools::ProgramRunner;
 
 /// Calls per second that the demo's trunk allows.
 pub const TRUNK_CPS: u32 = 30;
@@ -49,7 +49,7 @@ const STOP_GRACE: Duration = Duration::from_secs(15);
 
 /// Ids and key that `peal-api bootstrap` created or found.
 #[derive(Debug)]
-pub struct Account {
+pub struct BootstrapAccount {
     pub agent_id: String,
     pub phone_id: String,
     pub api_key: String,
@@ -59,23 +59,23 @@ pub struct Account {
 pub struct Stack {
     pub api_url: String,
     pub simulator_url: String,
-    pub account: Account,
+    pub account: BootstrapAccount,
     pub logs: PathBuf,
     /// One-off runs of Peal's programs.
-    pub tools: Tools,
+    pub tools: ProgramRunner,
     // In the order they started; see `stop`.
-    processes: Vec<Process>,
+    processes: Vec<ChildProcess>,
     services: Services,
 }
 
 impl Stack {
     /// Starts everything in `dir`; `report` gets a line after each step.
-    pub async fn start(checkout: &Path, dir: &Room, report: impl Fn(&str)) -> Result<Self> {
+    pub async fn start(checkout: &Path, dir: &DataDir, report: impl Fn(&str)) -> Result<Self> {
         let dir = dir.path();
 
         // 1. PostgreSQL and Redis.
         let begin = Instant::now();
-        let services = Services::start(Options {
+        let services = Services::start(ServiceOptions {
             dir: Some(dir.to_owned()),
             durable: true,
             detached: false,
@@ -88,20 +88,20 @@ impl Stack {
         ));
 
         // 2. The simulator, and the port of the API, which the settings name.
-        let mut starter = Starter {
-            tools: Tools {
+        let mut starter = StackBuilder {
+            tools: ProgramRunner {
                 programs: programs_dir()?,
                 envs: environment(checkout, dir, &database_url, &services.redis_url)?,
             },
-            desk: Desk::under(dir)?,
+            process_dir: ProcessDir::create(dir)?,
             processes: Vec::new(),
         };
         let simulator_url = starter
-            .listen("peal-simulator", &dir.join("simulator.port"), |port| {
+            .start_listening("peal-simulator", &dir.join("simulator.port"), |port| {
                 simulator_args(port)
             })
             .await?;
-        starter.use_api_port(ports::remembered(&dir.join("api.port"))?);
+        starter.set_api_port(ports::reuse_saved_port(&dir.join("api.port"))?);
 
         // 3. The schema, then an organization with a trunk, an agent and an API key.
         starter.tools.run("peal-api", &["migrate"]).await?;
@@ -117,7 +117,7 @@ impl Stack {
 
         // 4. The API, then the workers.
         let api_url = starter
-            .listen("peal-api", &dir.join("api.port"), |_| Vec::new())
+            .start_listening("peal-api", &dir.join("api.port"), |_| Vec::new())
             .await?;
         for name in ["worker-1", "worker-2"] {
             let args = ["--roles", "dial,ingest,inbox,misc"];
@@ -129,7 +129,7 @@ impl Stack {
             api_url,
             simulator_url,
             account,
-            logs: starter.desk.logs.clone(),
+            logs: starter.process_dir.logs.clone(),
             tools: starter.tools,
             processes: starter.processes,
             services,
@@ -141,7 +141,7 @@ impl Stack {
         self.services.ensure_running()?;
         self.processes
             .iter_mut()
-            .try_for_each(Process::ensure_running)
+            .try_for_each(ChildProcess::ensure_running)
     }
 
     /// Stops everything in the reverse order of the start.
@@ -154,16 +154,16 @@ impl Stack {
 }
 
 /// Starts Peal's own programs, all with the same environment.
-struct Starter {
-    tools: Tools,
-    desk: Desk,
-    processes: Vec<Process>,
+struct StackBuilder {
+    tools: ProgramRunner,
+    process_dir: ProcessDir,
+    processes: Vec<ChildProcess>,
 }
 
-impl Starter {
+impl StackBuilder {
     /// Starts `program` on the port saved in `file`, or on another port if that one is taken
     /// meanwhile; returns its address once it is ready.
-    async fn listen(
+    async fn start_listening(
         &mut self,
         program: &str,
         file: &Path,
@@ -171,17 +171,18 @@ impl Starter {
     ) -> Result<String> {
         let name = program.trim_start_matches("peal-");
         for attempt in 1.. {
-            let port = ports::remembered(file)?;
+            let port = ports::reuse_saved_port(file)?;
             if program == "peal-api" {
-                self.use_api_port(port);
+                self.set_api_port(port);
             }
             let url = format!("http://127.0.0.1:{port}");
             self.spawn(name, program, args(port))?;
 
-            match self.ready(name, &url).await {
+            match self.wait_ready(name, &url).await {
                 Ok(()) => return Ok(url),
                 Err(error)
-                    if attempt < ports::ATTEMPTS && format!("{error:#}").contains("in use") =>
+                    if attempt < ports::MAX_PORT_ATTEMPTS
+                        && format!("{error:#}").contains("in use") =>
                 {
                     self.processes.pop();
                 }
@@ -191,7 +192,7 @@ impl Starter {
         bail!("{program} found no free port");
     }
 
-    fn use_api_port(&mut self, port: u16) {
+    fn set_api_port(&mut self, port: u16) {
         let address = format!("127.0.0.1:{port}");
         let envs = &mut self.tools.envs;
         envs.retain(|(key, _)| *key != "PEAL_LISTEN" && *key != "PEAL_PUBLIC_URL");
@@ -201,25 +202,25 @@ impl Starter {
 
     fn spawn(&mut self, name: &str, program: &str, args: Vec<OsString>) -> Result<()> {
         let path = self.tools.program(program)?;
-        let process = Process::spawn(
-            Spec {
+        let process = ChildProcess::spawn(
+            ProcessSpec {
                 name,
                 program: &path,
                 args,
                 envs: self.tools.envs.clone(),
-                owner: None,
-                stop: Signal::SIGTERM,
-                mark: program,
+                run_as: None,
+                stop_signal: Signal::SIGTERM,
+                cmdline_marker: program,
                 detached: false,
             },
-            &self.desk,
+            &self.process_dir,
         )?;
         self.processes.push(process);
         Ok(())
     }
 
     /// Waits until the last started process answers its health check.
-    async fn ready(&mut self, name: &str, url: &str) -> Result<()> {
+    async fn wait_ready(&mut self, name: &str, url: &str) -> Result<()> {
         let path = match name {
             "api" => "/health/ready",
             _ => "/_sim/health",
@@ -246,7 +247,7 @@ impl Starter {
                     process.log_tail()
                 );
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -346,7 +347,7 @@ fn bootstrap_args<'a>(simulator_url: &'a str, cps: &'a str) -> Vec<&'a str> {
     [&["bootstrap"], options.concat().as_slice()].concat()
 }
 
-fn read_account(answer: &str) -> Result<Account> {
+fn read_account(answer: &str) -> Result<BootstrapAccount> {
     let answer: Value = serde_json::from_str(answer.trim())
         .with_context(|| "`peal-api bootstrap` did not print JSON".to_owned())?;
     let text = |key: &str| {
@@ -355,7 +356,7 @@ fn read_account(answer: &str) -> Result<Account> {
             .map(str::to_owned)
             .ok_or_else(|| anyhow!("`peal-api bootstrap` printed no {key}"))
     };
-    Ok(Account {
+    Ok(BootstrapAccount {
         agent_id: text("agent_id")?,
         phone_id: text("phone_id")?,
         api_key: text("api_key")?,

@@ -7,16 +7,16 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-const PARENT_POLL: Duration = Duration::from_millis(500);
+const PARENT_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Stop signals: SIGINT, SIGTERM and SIGHUP.
-pub struct Stop {
+pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
-impl Stop {
+impl StopSignals {
     pub fn listen() -> Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -26,7 +26,7 @@ impl Stop {
     }
 
     /// Waits for a signal; returns the shell's exit code for it.
-    pub async fn requested(&mut self) -> u8 {
+    pub async fn recv(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,
             _ = self.terminate.recv() => 143,
@@ -37,9 +37,9 @@ impl Stop {
 
 /// Returns once the parent process is gone. A launcher that `make` started must end when `make`
 /// is killed, because Ctrl-C no longer reaches it.
-pub async fn orphaned() {
+pub async fn parent_gone() {
     let parent = parent_id();
-    let mut poll = tokio::time::interval(PARENT_POLL);
+    let mut poll = tokio::time::interval(PARENT_POLL_INTERVAL);
     while parent_id() == parent {
         poll.tick().await;
     }

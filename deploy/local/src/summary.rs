@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use serde_json::Value;
 
-use crate::api_client::{Ingested, Progress};
-use crate::wallet::Wallet;
+use crate::api_client::{BatchProgress, IngestCounts};
+use crate::wallet::WalletBalance;
 
 /// Counts of the carrier simulator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct CarrierCounts {
     /// Accepted calls.
     pub calls: u64,
     /// Numbers that rang twice, and call ids that were accepted twice.
@@ -21,7 +21,7 @@ pub struct Seen {
     pub worst_second: u64,
 }
 
-impl Seen {
+impl CarrierCounts {
     /// Reads the oracle of the simulator.
     pub fn read(oracle: &Value) -> Result<Self> {
         let count = |pointer: &str| {
@@ -40,26 +40,26 @@ impl Seen {
 
 /// Result of the demo.
 #[derive(Clone, Debug)]
-pub struct Summary {
-    pub ingested: Ingested,
-    pub progress: Progress,
-    pub seen: Seen,
+pub struct DemoSummary {
+    pub ingested: IngestCounts,
+    pub progress: BatchProgress,
+    pub carrier: CarrierCounts,
     pub cps: u32,
-    pub dialling: Duration,
+    pub dial_time: Duration,
     /// The wallet that paid, before the first call and after the last.
-    pub before: Wallet,
-    pub after: Wallet,
+    pub before: WalletBalance,
+    pub after: WalletBalance,
     /// Findings of `peal-worker ledger verify`.
-    pub offenders: Vec<String>,
+    pub ledger_errors: Vec<String>,
 }
 
-impl Summary {
+impl DemoSummary {
     /// Messages of all failed checks.
     pub fn problems(&self) -> Vec<String> {
         let Self {
             ingested,
             progress,
-            seen,
+            carrier: seen,
             ..
         } = self;
         let mut problems = Vec::new();
@@ -106,28 +106,31 @@ impl Summary {
             "the calls cost nothing",
         );
         check(
-            self.offenders.is_empty(),
-            &format!("the ledger does not add up: {}", self.offenders.join("; ")),
+            self.ledger_errors.is_empty(),
+            &format!(
+                "the ledger does not add up: {}",
+                self.ledger_errors.join("; ")
+            ),
         );
         problems
     }
 
     fn calls_per_second(&self) -> f64 {
-        let millis = self.dialling.as_millis().max(1);
-        let calls = u32::try_from(self.seen.calls).unwrap_or(u32::MAX);
+        let millis = self.dial_time.as_millis().max(1);
+        let calls = u32::try_from(self.carrier.calls).unwrap_or(u32::MAX);
         f64::from(calls) * 1000.0 / f64::from(u32::try_from(millis).unwrap_or(u32::MAX))
     }
 }
 
-impl fmt::Display for Summary {
+impl fmt::Display for DemoSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Ingested {
+        let IngestCounts {
             read,
             accepted,
             duplicates,
             rejected,
         } = self.ingested;
-        let Progress {
+        let BatchProgress {
             completed,
             failed,
             no_answer,
@@ -145,19 +148,19 @@ impl fmt::Display for Summary {
         writeln!(
             f,
             "  calls     {} in {:.1} s, {:.1} per second",
-            self.seen.calls,
-            self.dialling.as_secs_f64(),
+            self.carrier.calls,
+            self.dial_time.as_secs_f64(),
             self.calls_per_second()
         )?;
         writeln!(
             f,
             "  pace      at most {} in any second, the trunk allows {}",
-            self.seen.worst_second, self.cps
+            self.carrier.worst_second, self.cps
         )?;
         writeln!(
             f,
             "  twice     {} numbers called twice",
-            self.seen.called_twice
+            self.carrier.called_twice
         )?;
         write!(
             f,
@@ -165,7 +168,7 @@ impl fmt::Display for Summary {
             self.before.balance,
             self.after.balance,
             self.before.balance - self.after.balance,
-            self.offenders.len()
+            self.ledger_errors.len()
         )
     }
 }
@@ -175,44 +178,44 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn wallet(balance: &str, held: &str) -> Wallet {
-        Wallet {
+    fn wallet(balance: &str, held: &str) -> WalletBalance {
+        WalletBalance {
             balance: balance.parse().unwrap(),
             held: held.parse().unwrap(),
         }
     }
 
-    fn sound() -> Summary {
-        Summary {
-            ingested: Ingested {
+    fn correct_summary() -> DemoSummary {
+        DemoSummary {
+            ingested: IngestCounts {
                 read: 12,
                 accepted: 9,
                 duplicates: 2,
                 rejected: 1,
             },
-            progress: Progress {
+            progress: BatchProgress {
                 status: "completed".to_owned(),
                 completed: 6,
                 failed: 1,
                 no_answer: 2,
-                ..Progress::default()
+                ..BatchProgress::default()
             },
-            seen: Seen {
+            carrier: CarrierCounts {
                 calls: 9,
                 called_twice: 0,
                 worst_second: 5,
             },
             cps: 5,
-            dialling: Duration::from_secs(3),
+            dial_time: Duration::from_secs(3),
             before: wallet("500.00", "0.00"),
             after: wallet("499.10", "0.00"),
-            offenders: Vec::new(),
+            ledger_errors: Vec::new(),
         }
     }
 
     #[test]
-    fn a_sound_result_has_no_problems() {
-        let summary = sound();
+    fn a_correct_result_has_no_problems() {
+        let summary = correct_summary();
         assert_eq!(summary.problems(), Vec::<String>::new());
         let text = summary.to_string();
         assert!(text.contains("12 read = 9 accepted + 2 duplicates + 1 rejected"));
@@ -222,21 +225,21 @@ mod tests {
 
     #[test]
     fn every_rule_is_checked() {
-        type Damage = fn(&mut Summary);
+        type Damage = fn(&mut DemoSummary);
         let damages: [(Damage, &str); 10] = [
             (|s| s.ingested.read += 1, "rows read"),
             (|s| s.progress.completed -= 1, "outcome"),
             (|s| s.progress.calling = 1, "undialled"),
             (|s| s.progress.not_started = 1, "undialled"),
-            (|s| s.seen.calls += 1, "one call for each"),
-            (|s| s.seen.called_twice = 1, "twice"),
-            (|s| s.seen.worst_second = 6, "per second"),
+            (|s| s.carrier.calls += 1, "one call for each"),
+            (|s| s.carrier.called_twice = 1, "twice"),
+            (|s| s.carrier.worst_second = 6, "per second"),
             (|s| s.after.held = 1.into(), "still held"),
             (|s| s.after.balance = s.before.balance, "cost nothing"),
-            (|s| s.offenders.push("x".to_owned()), "ledger"),
+            (|s| s.ledger_errors.push("x".to_owned()), "ledger"),
         ];
         for (damage, expected) in damages {
-            let mut summary = sound();
+            let mut summary = correct_summary();
             damage(&mut summary);
             let problems = summary.problems();
             assert_eq!(problems.len(), 1, "{problems:?}");
@@ -245,18 +248,18 @@ mod tests {
     }
 
     #[test]
-    fn the_carrier_must_tell_everything() {
+    fn an_incomplete_oracle_is_an_error() {
         let oracle = json!({
             "accepted": 4,
             "rung_twice_count": 1,
             "duplicate_count": 2,
             "worst_window": {"count": 3},
         });
-        let seen = Seen::read(&oracle).unwrap();
+        let seen = CarrierCounts::read(&oracle).unwrap();
         assert_eq!(
             (seen.calls, seen.called_twice, seen.worst_second),
             (4, 3, 3)
         );
-        assert!(Seen::read(&json!({"accepted": 4})).is_err());
+        assert!(CarrierCounts::read(&json!({"accepted": 4})).is_err());
     }
 }

@@ -8,19 +8,19 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use tokio::process::Command;
 
-use crate::processes::dies_with_launcher;
+use crate::processes::command_bound_to_launcher;
 
 /// Directory of the programs and the environment that all of them get.
-pub struct Tools {
+pub struct ProgramRunner {
     pub(crate) programs: PathBuf,
     pub(crate) envs: Vec<(&'static str, OsString)>,
 }
 
-impl Tools {
+impl ProgramRunner {
     /// Runs a program to its end; returns its standard output.
     pub async fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         let path = self.program(program)?;
-        let output = Command::from(dies_with_launcher(path.as_os_str(), Signal::SIGTERM))
+        let output = Command::from(command_bound_to_launcher(path.as_os_str(), Signal::SIGTERM))
             .args(args)
             .envs(self.envs.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())

@@ -6,29 +6,29 @@ use anyhow::{Result, anyhow, bail};
 use rust_decimal::Decimal;
 use serde_json::Value;
 
-use crate::tools::Tools;
+use crate::tools::ProgramRunner;
 
 /// Longest time from the end of a call to its charge.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Amounts of a wallet, in dollars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wallet {
+pub struct WalletBalance {
     pub balance: Decimal,
     /// Part of the balance that is reserved for calls in progress.
     pub held: Decimal,
 }
 
-impl Wallet {
+impl WalletBalance {
     /// Reads the wallet.
-    pub async fn read(tools: &Tools) -> Result<Self> {
+    pub async fn read(tools: &ProgramRunner) -> Result<Self> {
         let printed = tools.run("peal-worker", &["ledger", "wallets"]).await?;
-        Self::of(&printed)
+        Self::parse(&printed)
     }
 
     /// Waits until every call has been charged and reads the wallet.
-    pub async fn at_rest(tools: &Tools) -> Result<Self> {
+    pub async fn read_settled(tools: &ProgramRunner) -> Result<Self> {
         let deadline = Instant::now() + SETTLE_DEADLINE;
         loop {
             let wallet = Self::read(tools).await?;
@@ -38,11 +38,11 @@ impl Wallet {
             if Instant::now() > deadline {
                 bail!("ended calls have not been charged: {wallet:?}");
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    fn of(printed: &str) -> Result<Self> {
+    fn parse(printed: &str) -> Result<Self> {
         let line = printed.lines().next();
         let wallet: Value = line
             .and_then(|line| serde_json::from_str(line).ok())
@@ -60,7 +60,7 @@ impl Wallet {
 }
 
 /// Errors that `peal-worker ledger verify` reports.
-pub async fn offenders(tools: &Tools) -> Result<Vec<String>> {
+pub async fn ledger_errors(tools: &ProgramRunner) -> Result<Vec<String>> {
     match tools.run("peal-worker", &["ledger", "verify"]).await {
         Ok(_) => Ok(Vec::new()),
         Err(error) => Ok(vec![format!("{error:#}")]),
@@ -74,10 +74,10 @@ mod tests {
     #[test]
     fn a_wallet_is_read_from_what_is_printed() {
         let printed = r#"{"wallet_id":"x","balance_usd":"12.50","held_usd":"0.00"}"#;
-        let wallet = Wallet::of(printed).unwrap();
+        let wallet = WalletBalance::parse(printed).unwrap();
         assert_eq!(wallet.balance, Decimal::new(1250, 2));
         assert!(wallet.held.is_zero());
-        assert!(Wallet::of("").is_err());
-        assert!(Wallet::of(r#"{"balance_usd":"12.50"}"#).is_err());
+        assert!(WalletBalance::parse("").is_err());
+        assert!(WalletBalance::parse(r#"{"balance_usd":"12.50"}"#).is_err());
     }
 }

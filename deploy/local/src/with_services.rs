@@ -13,9 +13,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
-use crate::processes::dies_with_launcher;
-use crate::services::{Options, Services};
-use crate::stop::Stop;
+use crate::processes::command_bound_to_launcher;
+use crate::services::{ServiceOptions, Services};
+use crate::stop::StopSignals;
 
 /// Runs `command` and returns the exit code for the launcher.
 pub async fn run(command: &[OsString], durable: bool) -> Result<u8> {
@@ -23,17 +23,17 @@ pub async fn run(command: &[OsString], durable: bool) -> Result<u8> {
         bail!("no command to run");
     };
 
-    let mut stop = Stop::listen()?;
-    let starting = Services::start(Options {
+    let mut stop = StopSignals::listen()?;
+    let starting = Services::start(ServiceOptions {
         durable,
-        ..Options::default()
+        ..ServiceOptions::default()
     });
     let services = tokio::select! {
         services = starting => services?,
-        code = stop.requested() => return Ok(code),
+        code = stop.recv() => return Ok(code),
     };
 
-    let mut child = Command::from(dies_with_launcher(program, Signal::SIGTERM));
+    let mut child = Command::from(command_bound_to_launcher(program, Signal::SIGTERM));
     let mut child = child
         .args(args)
         .env("PEAL_TEST_DATABASE_URL", &services.database_url)
@@ -43,14 +43,14 @@ pub async fn run(command: &[OsString], durable: bool) -> Result<u8> {
 
     let status = wait(&mut child, &mut stop).await?;
     services.stop().await?;
-    Ok(code_of(status))
+    Ok(exit_code(status))
 }
 
-async fn wait(child: &mut Child, stop: &mut Stop) -> Result<ExitStatus> {
+async fn wait(child: &mut Child, stop: &mut StopSignals) -> Result<ExitStatus> {
     loop {
         tokio::select! {
             status = child.wait() => return Ok(status?),
-            code = stop.requested() => {
+            code = stop.recv() => {
                 // The terminal sends SIGINT to the whole group; other signals reach only the
                 // launcher.
                 if code != 130
@@ -63,7 +63,7 @@ async fn wait(child: &mut Child, stop: &mut Stop) -> Result<ExitStatus> {
     }
 }
 
-fn code_of(status: ExitStatus) -> u8 {
+fn exit_code(status: ExitStatus) -> u8 {
     let code = status
         .code()
         .or_else(|| status.signal().map(|signal| signal + 128));
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_command_reaches_both_services_and_its_exit_code_is_ours() {
+    async fn the_command_reaches_both_services_and_its_exit_code_is_returned() {
         let psql = find_programs().unwrap().join("psql");
         let script = "\"$0\" -XAtc 'select 1' \"$PEAL_TEST_DATABASE_URL\" | grep -qx 1 \
                       && case \"$PEAL_TEST_REDIS_URL\" in \

@@ -4,37 +4,37 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::clock::Micros;
-use crate::config::{Account, OverCps};
-use crate::oracle::Tally;
+use crate::config::{AccountConfig, OverCps};
+use crate::oracle::AccountTally;
 
-const SECOND: Micros = 1_000_000;
+const SECOND_MICROS: Micros = 1_000_000;
 
-pub(crate) struct Customer {
+pub(crate) struct AccountState {
     pub(crate) sid: Arc<str>,
     pub(crate) token: Arc<str>,
-    pub(crate) settings: Account,
-    pub(crate) pace: Pace,
-    pub(crate) tally: Tally,
+    pub(crate) settings: AccountConfig,
+    pub(crate) limiter: CpsLimiter,
+    pub(crate) tally: AccountTally,
 }
 
-impl Customer {
-    fn new(sid: &str, settings: Account) -> Self {
+impl AccountState {
+    fn new(sid: &str, settings: AccountConfig) -> Self {
         Self {
             sid: Arc::from(sid),
             token: Arc::from(settings.auth_token.as_str()),
             settings,
-            pace: Pace::default(),
-            tally: Tally::default(),
+            limiter: CpsLimiter::default(),
+            tally: AccountTally::default(),
         }
     }
 
     /// Dial time of a create that arrived at `arrived`; `None` refuses it.
-    pub(crate) fn slot(&mut self, arrived: Micros) -> Option<Micros> {
-        self.pace
-            .slot(arrived, self.settings.cps, self.settings.over_cps)
+    pub(crate) fn next_slot(&mut self, arrived: Micros) -> Option<Micros> {
+        self.limiter
+            .next_slot(arrived, self.settings.cps, self.settings.over_cps)
     }
 
-    fn admits(&self, user: &str, password: &str) -> bool {
+    fn accepts_login(&self, user: &str, password: &str) -> bool {
         if user == &*self.sid {
             return password == self.settings.auth_token;
         }
@@ -48,10 +48,10 @@ impl Customer {
 /// Limiter that gives at most `cps` slots in any window of a second: the n-th slot is at least a
 /// second after the slot `cps` before it.
 #[derive(Debug, Default)]
-pub(crate) struct Pace(VecDeque<Micros>);
+pub(crate) struct CpsLimiter(VecDeque<Micros>);
 
-impl Pace {
-    fn slot(&mut self, arrived: Micros, cps: u32, over: OverCps) -> Option<Micros> {
+impl CpsLimiter {
+    fn next_slot(&mut self, arrived: Micros, cps: u32, over: OverCps) -> Option<Micros> {
         let limit = usize::try_from(cps).unwrap_or(usize::MAX);
         if limit == 0 {
             return Some(arrived);
@@ -62,7 +62,7 @@ impl Pace {
         let mut at = arrived;
         if self.0.len() == limit {
             let oldest = self.0.front().copied().unwrap_or(0);
-            at = arrived.max(oldest.saturating_add(SECOND));
+            at = arrived.max(oldest.saturating_add(SECOND_MICROS));
             if at > arrived && over == OverCps::Refuse {
                 return None;
             }
@@ -75,17 +75,17 @@ impl Pace {
 
 /// All accounts; any sid that starts with `AC` becomes an account at its first request, unless
 /// only configured accounts are served.
-pub(crate) struct Accounts {
-    list: Vec<Customer>,
+pub(crate) struct AccountRegistry {
+    list: Vec<AccountState>,
     by_sid: HashMap<Arc<str>, usize>,
-    default: Account,
+    default: AccountConfig,
     known_only: bool,
 }
 
-impl Accounts {
+impl AccountRegistry {
     pub(crate) fn new(
-        known: &BTreeMap<String, Account>,
-        default: Account,
+        known: &BTreeMap<String, AccountConfig>,
+        default: AccountConfig,
         known_only: bool,
     ) -> Self {
         let mut accounts = Self {
@@ -100,14 +100,14 @@ impl Accounts {
         accounts
     }
 
-    pub(crate) fn set(&mut self, sid: &str, settings: Account) {
+    pub(crate) fn set(&mut self, sid: &str, settings: AccountConfig) {
         let known = self.find(sid).and_then(|index| self.list.get_mut(index));
         if let Some(customer) = known {
             customer.token = Arc::from(settings.auth_token.as_str());
             customer.settings = settings;
             return;
         }
-        let customer = Customer::new(sid, settings);
+        let customer = AccountState::new(sid, settings);
         self.by_sid
             .insert(Arc::clone(&customer.sid), self.list.len());
         self.list.push(customer);
@@ -117,11 +117,11 @@ impl Accounts {
         self.by_sid.get(sid).copied()
     }
 
-    pub(crate) fn get(&self, index: usize) -> Option<&Customer> {
+    pub(crate) fn get(&self, index: usize) -> Option<&AccountState> {
         self.list.get(index)
     }
 
-    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut Customer> {
+    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut AccountState> {
         self.list.get_mut(index)
     }
 
@@ -139,10 +139,12 @@ impl Accounts {
             }
         }
         let index = self.find(sid)?;
-        self.get(index)?.admits(user, password).then_some(index)
+        self.get(index)?
+            .accepts_login(user, password)
+            .then_some(index)
     }
 
-    pub(crate) fn settings(&self) -> BTreeMap<String, Account> {
+    pub(crate) fn settings(&self) -> BTreeMap<String, AccountConfig> {
         self.list
             .iter()
             .map(|customer| (customer.sid.to_string(), customer.settings.clone()))
@@ -152,8 +154,8 @@ impl Accounts {
     /// Resets counters and limiters and keeps the accounts.
     pub(crate) fn reset(&mut self) {
         for customer in &mut self.list {
-            customer.tally = Tally::default();
-            customer.pace = Pace::default();
+            customer.tally = AccountTally::default();
+            customer.limiter = CpsLimiter::default();
         }
     }
 }
@@ -165,27 +167,27 @@ mod tests {
 
     #[test]
     fn a_queue_spreads_a_burst_over_seconds() {
-        let mut pace = Pace::default();
+        let mut pace = CpsLimiter::default();
         let slots: Vec<Micros> = (0..25)
-            .map(|n| pace.slot(n, 10, OverCps::Queue).unwrap())
+            .map(|n| pace.next_slot(n, 10, OverCps::Queue).unwrap())
             .collect();
         assert_eq!(slots[..10], (0..10).collect::<Vec<_>>());
-        assert_eq!(slots[10], SECOND);
-        assert_eq!(slots[24], 2 * SECOND + 4);
+        assert_eq!(slots[10], SECOND_MICROS);
+        assert_eq!(slots[24], 2 * SECOND_MICROS + 4);
         assert_eq!(worst_window(slots).unwrap().0, 10);
     }
 
     #[test]
     fn a_refusal_takes_no_slot() {
-        let mut pace = Pace::default();
-        assert!(pace.slot(0, 1, OverCps::Refuse).is_some());
-        assert!(pace.slot(999_999, 1, OverCps::Refuse).is_none());
-        assert!(pace.slot(1_000_000, 1, OverCps::Refuse).is_some());
+        let mut pace = CpsLimiter::default();
+        assert!(pace.next_slot(0, 1, OverCps::Refuse).is_some());
+        assert!(pace.next_slot(999_999, 1, OverCps::Refuse).is_none());
+        assert!(pace.next_slot(1_000_000, 1, OverCps::Refuse).is_some());
     }
 
     #[test]
     fn only_the_right_credentials_enter() {
-        let mut accounts = Accounts::new(&BTreeMap::new(), "secret".parse().unwrap(), false);
+        let mut accounts = AccountRegistry::new(&BTreeMap::new(), "secret".parse().unwrap(), false);
         let login = |user: &str, password: &str| Some((user.to_owned(), password.to_owned()));
 
         assert!(accounts.authenticate("AC1", None).is_none());
@@ -209,7 +211,7 @@ mod tests {
             Some(0)
         );
 
-        let mut settings: Account = "other".parse().unwrap();
+        let mut settings: AccountConfig = "other".parse().unwrap();
         settings.api_keys.insert("SK1".to_owned(), "key".to_owned());
         accounts.set("AC1", settings);
         assert!(

@@ -16,16 +16,16 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::callbacks::Post;
-use crate::callee::Plan;
+use crate::callbacks::QueuedCallback;
+use crate::callee::CallPlan;
 use crate::clock::Micros;
-use crate::twiml_interpreter::Talk;
+use crate::twiml_interpreter::TwimlInterpreter;
 
 /// The 16 bytes of a 34 character sid.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Sid(pub(crate) [u8; 16]);
+pub(crate) struct TwilioSid(pub(crate) [u8; 16]);
 
-impl Sid {
+impl TwilioSid {
     pub(crate) fn parse(text: &str, prefix: &str) -> Option<Self> {
         let hex = text.strip_prefix(prefix)?;
         if hex.len() != 32 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -41,7 +41,7 @@ impl Sid {
     }
 }
 
-impl fmt::Display for Sid {
+impl fmt::Display for TwilioSid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
@@ -55,7 +55,7 @@ pub(crate) struct CallRef {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum CallPhase {
     Queued,
     Initiated,
     Ringing,
@@ -67,9 +67,9 @@ pub(crate) enum Phase {
     Failed,
 }
 
-impl Phase {
+impl CallPhase {
     /// The status in callbacks.
-    pub(crate) fn word(self) -> &'static str {
+    pub(crate) fn callback_status(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Initiated => "initiated",
@@ -84,10 +84,10 @@ impl Phase {
     }
 
     /// The status on the call resource.
-    pub(crate) fn resource_word(self) -> &'static str {
+    pub(crate) fn resource_status(self) -> &'static str {
         match self {
             Self::Initiated => "queued",
-            other => other.word(),
+            other => other.callback_status(),
         }
     }
 
@@ -101,7 +101,7 @@ impl Phase {
 
 /// HTTP method of a callback or document request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Method {
+pub(crate) enum HttpMethod {
     Get,
     #[default]
     Post,
@@ -109,14 +109,14 @@ pub(crate) enum Method {
 
 /// Status events that the caller subscribes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Events {
+pub(crate) struct EventSubscription {
     pub(crate) initiated: bool,
     pub(crate) ringing: bool,
     pub(crate) answered: bool,
     pub(crate) completed: bool,
 }
 
-impl Events {
+impl EventSubscription {
     pub(crate) const NONE: Self = Self {
         initiated: false,
         ringing: false,
@@ -131,21 +131,21 @@ impl Events {
 
 /// A URL to request, with its method.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hook {
+pub(crate) struct WebhookTarget {
     pub(crate) url: Arc<str>,
-    pub(crate) method: Method,
+    pub(crate) method: HttpMethod,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Detection {
+pub(crate) struct DetectionRequest {
     /// Asynchronous detection lets the document run meanwhile.
     pub(crate) asynchronous: bool,
-    pub(crate) hook: Option<Hook>,
+    pub(crate) webhook: Option<WebhookTarget>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Recording {
-    pub(crate) hook: Option<Hook>,
+pub(crate) struct RecordingRequest {
+    pub(crate) webhook: Option<WebhookTarget>,
     pub(crate) channels: &'static str,
     pub(crate) on_in_progress: bool,
     pub(crate) on_completed: bool,
@@ -156,29 +156,29 @@ pub(crate) struct Recording {
 pub(crate) struct CreateRequest {
     pub(crate) to: String,
     pub(crate) from: String,
-    pub(crate) answer: Answer,
-    pub(crate) fallback: Option<Hook>,
-    pub(crate) status: Option<Hook>,
-    pub(crate) events: Events,
+    pub(crate) answer: AnswerSource,
+    pub(crate) fallback: Option<WebhookTarget>,
+    pub(crate) status: Option<WebhookTarget>,
+    pub(crate) events: EventSubscription,
     pub(crate) ring_timeout_secs: u32,
     pub(crate) time_limit_secs: u32,
-    pub(crate) detection: Option<Detection>,
-    pub(crate) recording: Option<Recording>,
+    pub(crate) detection: Option<DetectionRequest>,
+    pub(crate) recording: Option<RecordingRequest>,
 }
 
 /// Source of the first document of an answered call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Hook(Hook),
+pub(crate) enum AnswerSource {
+    Webhook(WebhookTarget),
     Twiml(String),
 }
 
-pub(crate) struct Call {
-    pub(crate) sid: Sid,
+pub(crate) struct SimulatedCall {
+    pub(crate) sid: TwilioSid,
     pub(crate) account: usize,
     pub(crate) to: Arc<str>,
     pub(crate) from: Arc<str>,
-    pub(crate) phase: Phase,
+    pub(crate) phase: CallPhase,
     pub(crate) created: Micros,
     pub(crate) updated: Micros,
     pub(crate) dialed: Option<Micros>,
@@ -191,35 +191,35 @@ pub(crate) struct Call {
     pub(crate) rang: bool,
     pub(crate) recorded: bool,
     pub(crate) answered_by: Option<&'static str>,
-    pub(crate) live: Option<Box<Live>>,
+    pub(crate) live: Option<Box<LiveCall>>,
 }
 
 /// State of a call until its last callback is delivered.
-pub(crate) struct Live {
+pub(crate) struct LiveCall {
     pub(crate) request: CreateRequest,
-    pub(crate) plan: Plan,
+    pub(crate) plan: CallPlan,
     /// Count of earlier calls to the number.
     pub(crate) nth: u64,
     /// Sequence number of the next status event.
     pub(crate) sequence: u32,
     /// Count of callbacks of every kind so far.
-    pub(crate) posts: u32,
-    pub(crate) outbox: VecDeque<Post>,
+    pub(crate) callback_count: u32,
+    pub(crate) outbox: VecDeque<QueuedCallback>,
     /// A callback that is held back until its successor is queued.
-    pub(crate) held: Option<Post>,
+    pub(crate) held: Option<QueuedCallback>,
     /// True while a task posts the outbox.
     pub(crate) delivering: bool,
     /// Count of document fetches and late callbacks in progress.
     pub(crate) outstanding: u32,
-    pub(crate) talk: Option<Talk>,
+    pub(crate) interpreter: Option<TwimlInterpreter>,
     /// Incremented with every document; responses for older ones are ignored.
-    pub(crate) talk_serial: u32,
+    pub(crate) document_serial: u32,
     /// Count of documents run so far, bounded to end loops.
-    pub(crate) documents: u32,
+    pub(crate) document_count: u32,
     pub(crate) turn: usize,
 }
 
-impl Call {
+impl SimulatedCall {
     pub(crate) fn recording_sid(&self) -> String {
         self.sid.text("RE")
     }
@@ -242,22 +242,22 @@ mod tests {
 
     #[test]
     fn sids_read_back_and_reject_other_shapes() {
-        let sid = Sid([7; 16]);
+        let sid = TwilioSid([7; 16]);
         assert_eq!(sid.text("CA").len(), 34);
-        assert!(Sid::parse(&sid.text("CA"), "CA") == Some(sid));
+        assert!(TwilioSid::parse(&sid.text("CA"), "CA") == Some(sid));
         for bad in [
             "CA12",
             "RE07070707070707070707070707070707",
             "CA+7070707070707070707070707070707",
         ] {
-            assert!(Sid::parse(bad, "CA").is_none(), "{bad}");
+            assert!(TwilioSid::parse(bad, "CA").is_none(), "{bad}");
         }
     }
 
     #[test]
     fn the_resource_never_says_initiated() {
-        assert_eq!(Phase::Initiated.resource_word(), "queued");
-        assert_eq!(Phase::Initiated.word(), "initiated");
-        assert!(!Phase::InProgress.is_final() && Phase::Canceled.is_final());
+        assert_eq!(CallPhase::Initiated.resource_status(), "queued");
+        assert_eq!(CallPhase::Initiated.callback_status(), "initiated");
+        assert!(!CallPhase::InProgress.is_final() && CallPhase::Canceled.is_final());
     }
 }

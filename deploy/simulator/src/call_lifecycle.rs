@@ -5,68 +5,72 @@
 
 use std::sync::Arc;
 
-use crate::call::{Answer, CallRef, Phase};
+use crate::call::{AnswerSource, CallPhase, CallRef};
 use crate::callbacks::StatusEvent;
-use crate::callee::Callee;
+use crate::callee::CallOutcome;
 use crate::clock::Micros;
-use crate::refusal::Refusal;
-use crate::switchboard::{Switchboard, What};
+use crate::refusal::TwilioError;
+use crate::switchboard::{Switchboard, TimerAction};
 
 /// Most documents of one call, which ends redirect loops.
-pub(crate) const DOCUMENTS_MAX: u32 = 500;
+pub(crate) const MAX_DOCUMENTS: u32 = 500;
 
 /// A change of a live call by the caller.
-pub(crate) enum Update {
+pub(crate) enum CallUpdate {
     /// Allowed only before the answer.
     Cancel,
     /// Allowed at any time.
     Complete,
     /// Runs another document; allowed only on an answered call.
-    Redirect(Answer),
+    Redirect(AnswerSource),
 }
 
 impl Switchboard {
-    pub(crate) fn fire(&mut self, now: Micros, call: CallRef, what: What) {
+    pub(crate) fn on_timer(&mut self, now: Micros, call: CallRef, what: TimerAction) {
         let Some(phase) = self.call(call).map(|c| c.phase) else {
             return;
         };
         match (what, phase) {
-            (What::Dial, Phase::Queued) => self.dial(now, call),
-            (What::Setup, Phase::Initiated) => self.set_up(now, call),
-            (What::RingEnd, Phase::Ringing) => self.ring_end(now, call),
-            (What::Detect, Phase::InProgress) => self.detect(now, call),
-            (What::Talk(serial), Phase::InProgress) => self.resume_talk(now, call, serial),
-            (What::HangUp, Phase::InProgress) => self.end(now, call, Phase::Completed, 200),
+            (TimerAction::Dial, CallPhase::Queued) => self.dial(now, call),
+            (TimerAction::Setup, CallPhase::Initiated) => self.start_ringing(now, call),
+            (TimerAction::RingEnd, CallPhase::Ringing) => self.end_ringing(now, call),
+            (TimerAction::Detect, CallPhase::InProgress) => self.finish_detection(now, call),
+            (TimerAction::ResumeDocument(serial), CallPhase::InProgress) => {
+                self.resume_document(now, call, serial)
+            }
+            (TimerAction::HangUp, CallPhase::InProgress) => {
+                self.end_call(now, call, CallPhase::Completed, 200)
+            }
             _ => {}
         }
     }
 
     fn dial(&mut self, now: Micros, call: CallRef) {
         let Some(c) = self.call_mut(call) else { return };
-        c.phase = Phase::Initiated;
+        c.phase = CallPhase::Initiated;
         c.dialed = Some(now);
         c.updated = now;
         let setup = c.live.as_ref().map_or(0.0, |live| live.plan.setup_secs);
-        self.announce(now, call, StatusEvent::Initiated);
-        self.after(now, setup, call, What::Setup);
+        self.queue_status(now, call, StatusEvent::Initiated);
+        self.schedule_after(now, setup, call, TimerAction::Setup);
     }
 
     /// Rings the phone, or ends the call without ringing.
-    fn set_up(&mut self, now: Micros, call: CallRef) {
+    fn start_ringing(&mut self, now: Micros, call: CallRef) {
         let Some(c) = self.call_mut(call) else { return };
         let Some(live) = c.live.as_ref() else { return };
-        let (callee, ring_secs) = (live.plan.callee, live.plan.ring_secs);
+        let (callee, ring_secs) = (live.plan.outcome, live.plan.ring_secs);
         let timeout = f64::from(live.request.ring_timeout_secs);
         match callee {
-            Callee::Busy => return self.end(now, call, Phase::Busy, 486),
-            Callee::Fails => return self.end(now, call, Phase::Failed, 503),
-            Callee::Unallocated | Callee::Invalid => {
-                return self.end(now, call, Phase::Failed, 404);
+            CallOutcome::Busy => return self.end_call(now, call, CallPhase::Busy, 486),
+            CallOutcome::Fails => return self.end_call(now, call, CallPhase::Failed, 503),
+            CallOutcome::Unallocated | CallOutcome::Invalid => {
+                return self.end_call(now, call, CallPhase::Failed, 404);
             }
             _ => {}
         }
 
-        c.phase = Phase::Ringing;
+        c.phase = CallPhase::Ringing;
         c.rang = true;
         c.updated = now;
         let (to, account) = (Arc::clone(&c.to), c.account);
@@ -76,32 +80,32 @@ impl Switchboard {
             self.rung_twice.add(&to, account);
         }
         self.tally(account, |tally| tally.rung += 1);
-        self.announce(now, call, StatusEvent::Ringing);
+        self.queue_status(now, call, StatusEvent::Ringing);
 
-        let ring_secs = if callee == Callee::NoAnswer {
+        let ring_secs = if callee == CallOutcome::NoAnswer {
             timeout
         } else {
             ring_secs.min(timeout)
         };
-        self.after(now, ring_secs, call, What::RingEnd);
+        self.schedule_after(now, ring_secs, call, TimerAction::RingEnd);
     }
 
-    fn ring_end(&mut self, now: Micros, call: CallRef) {
+    fn end_ringing(&mut self, now: Micros, call: CallRef) {
         let Some(live) = self.call(call).and_then(|c| c.live.as_ref()) else {
             return;
         };
         let timed_out = live.plan.ring_secs >= f64::from(live.request.ring_timeout_secs);
-        match live.plan.callee {
-            Callee::NoAnswer => self.end(now, call, Phase::NoAnswer, 487),
-            _ if timed_out => self.end(now, call, Phase::NoAnswer, 487),
-            Callee::Rejects => self.end(now, call, Phase::Failed, 603),
+        match live.plan.outcome {
+            CallOutcome::NoAnswer => self.end_call(now, call, CallPhase::NoAnswer, 487),
+            _ if timed_out => self.end_call(now, call, CallPhase::NoAnswer, 487),
+            CallOutcome::Rejects => self.end_call(now, call, CallPhase::Failed, 603),
             _ => self.pick_up(now, call),
         }
     }
 
     fn pick_up(&mut self, now: Micros, call: CallRef) {
         let Some(c) = self.call_mut(call) else { return };
-        c.phase = Phase::InProgress;
+        c.phase = CallPhase::InProgress;
         c.answered = Some(now);
         c.updated = now;
         let account = c.account;
@@ -118,19 +122,19 @@ impl Switchboard {
         );
 
         self.tally(account, |tally| tally.answered += 1);
-        self.announce(now, call, StatusEvent::Answered);
-        self.announce_recording(now, call, "in-progress");
+        self.queue_status(now, call, StatusEvent::Answered);
+        self.queue_recording(now, call, "in-progress");
 
-        self.after(now, talk_secs, call, What::HangUp);
+        self.schedule_after(now, talk_secs, call, TimerAction::HangUp);
         if detects {
-            self.after(now, detection_secs, call, What::Detect);
+            self.schedule_after(now, detection_secs, call, TimerAction::Detect);
         }
         if !waits {
-            self.first_document(now, call);
+            self.fetch_first_document(now, call);
         }
     }
 
-    fn detect(&mut self, now: Micros, call: CallRef) {
+    fn finish_detection(&mut self, now: Micros, call: CallRef) {
         let Some(c) = self.call_mut(call) else { return };
         let Some(live) = c.live.as_ref() else { return };
         let waits = live
@@ -138,15 +142,15 @@ impl Switchboard {
             .detection
             .as_ref()
             .is_some_and(|detection| !detection.asynchronous);
-        c.answered_by = Some(live.plan.callee.answered_by());
+        c.answered_by = Some(live.plan.outcome.answered_by());
         c.updated = now;
-        self.announce_detection(now, call);
+        self.queue_detection(now, call);
         if waits {
-            self.first_document(now, call);
+            self.fetch_first_document(now, call);
         }
     }
 
-    fn first_document(&mut self, now: Micros, call: CallRef) {
+    fn fetch_first_document(&mut self, now: Micros, call: CallRef) {
         let Some(c) = self.call(call) else { return };
         let Some(live) = c.live.as_ref() else { return };
         let (to, account) = (Arc::clone(&c.to), c.account);
@@ -160,7 +164,7 @@ impl Switchboard {
     }
 
     /// Ends a call once, queues its last callbacks, and releases its live state.
-    pub(crate) fn end(&mut self, now: Micros, call: CallRef, phase: Phase, sip_code: u16) {
+    pub(crate) fn end_call(&mut self, now: Micros, call: CallRef, phase: CallPhase, sip_code: u16) {
         let clock = self.clock;
         let Some(c) = self.call_mut(call) else { return };
         if c.phase.is_final() {
@@ -175,7 +179,7 @@ impl Switchboard {
             .answered
             .map_or(0, |answered| clock.call_secs(now.saturating_sub(answered)));
         if let Some(live) = c.live.as_mut() {
-            live.talk = None;
+            live.interpreter = None;
             c.recorded = c.answered.is_some() && live.request.recording.is_some();
         }
 
@@ -187,47 +191,47 @@ impl Switchboard {
         self.tally(account, |tally| {
             tally.live = tally.live.saturating_sub(1);
             tally.talk_secs += duration_secs;
-            *tally.outcomes.entry(phase.word()).or_default() += 1;
+            *tally.outcomes.entry(phase.callback_status()).or_default() += 1;
         });
 
-        self.announce(now, call, StatusEvent::Completed);
-        self.announce_recording(now, call, "completed");
-        self.flush(call);
-        self.settle(call);
+        self.queue_status(now, call, StatusEvent::Completed);
+        self.queue_recording(now, call, "completed");
+        self.release_held(call);
+        self.release_if_settled(call);
     }
 
     /// Applies an update, or returns the reason against it.
-    pub(crate) fn update(
+    pub(crate) fn apply_update(
         &mut self,
         now: Micros,
         call: CallRef,
-        update: Update,
-    ) -> Result<(), Refusal> {
-        let phase = self.call(call).map_or(Phase::Failed, |c| c.phase);
+        update: CallUpdate,
+    ) -> Result<(), TwilioError> {
+        let phase = self.call(call).map_or(CallPhase::Failed, |c| c.phase);
         if phase.is_final() {
             let message = "Call is not in-progress. Cannot redirect or end it.";
-            return Err(Refusal::bad(21220, message));
+            return Err(TwilioError::bad_request(21220, message));
         }
 
-        let answered = phase == Phase::InProgress;
+        let answered = phase == CallPhase::InProgress;
         match update {
-            Update::Cancel if answered => Err(Refusal::bad(
+            CallUpdate::Cancel if answered => Err(TwilioError::bad_request(
                 21220,
                 "Call is in-progress. Only queued or ringing calls can be canceled.",
             )),
-            Update::Complete if answered => {
-                self.end(now, call, Phase::Completed, 200);
+            CallUpdate::Complete if answered => {
+                self.end_call(now, call, CallPhase::Completed, 200);
                 Ok(())
             }
-            Update::Cancel | Update::Complete => {
-                self.end(now, call, Phase::Canceled, 487);
+            CallUpdate::Cancel | CallUpdate::Complete => {
+                self.end_call(now, call, CallPhase::Canceled, 487);
                 Ok(())
             }
-            Update::Redirect(answer) if answered => {
+            CallUpdate::Redirect(answer) if answered => {
                 self.begin_document(now, call, answer);
                 Ok(())
             }
-            Update::Redirect(_) => Err(Refusal::bad(
+            CallUpdate::Redirect(_) => Err(TwilioError::bad_request(
                 21220,
                 "Call is not in-progress. Cannot redirect.",
             )),
@@ -235,7 +239,7 @@ impl Switchboard {
     }
 
     /// Drops the live state of a call that is settled.
-    pub(crate) fn settle(&mut self, call: CallRef) {
+    pub(crate) fn release_if_settled(&mut self, call: CallRef) {
         let Some(c) = self.call_mut(call) else { return };
         if c.live.is_some() && c.is_settled() {
             c.live = None;
@@ -243,7 +247,13 @@ impl Switchboard {
         }
     }
 
-    pub(crate) fn after(&mut self, now: Micros, call_secs: f64, call: CallRef, what: What) {
+    pub(crate) fn schedule_after(
+        &mut self,
+        now: Micros,
+        call_secs: f64,
+        call: CallRef,
+        what: TimerAction,
+    ) {
         let at = now.saturating_add(self.clock.real_micros(call_secs));
         self.schedule(at, call, what);
     }

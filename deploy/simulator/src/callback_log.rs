@@ -7,12 +7,12 @@ use std::collections::{HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::call::Method;
-use crate::delivery::Receipt;
+use crate::call::HttpMethod;
+use crate::delivery::DeliveryReceipt;
 
 /// One request of the carrier, sent or lost by fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Callback {
+pub struct CallbackRecord {
     /// Position among the requests of this call, in order of completion.
     pub index: usize,
     /// `status`, `detection`, `recording`, `answer`, `fallback`, `gather`,
@@ -34,7 +34,7 @@ pub struct Callback {
     pub replay_of: Option<usize>,
 }
 
-impl Callback {
+impl CallbackRecord {
     /// Value of a parameter of the form.
     pub fn param(&self, name: &str) -> Option<String> {
         url::form_urlencoded::parse(self.body.as_bytes())
@@ -44,25 +44,25 @@ impl Callback {
 }
 
 /// A request before it is logged.
-pub(crate) struct Entry<'a> {
+pub(crate) struct CallbackLogEntry<'a> {
     pub(crate) kind: &'static str,
-    pub(crate) method: Method,
+    pub(crate) method: HttpMethod,
     pub(crate) url: &'a str,
     pub(crate) params: &'a [(&'static str, String)],
     pub(crate) unix_micros: u64,
     /// `None` when the request was lost by fault.
-    pub(crate) receipt: Option<&'a Receipt>,
+    pub(crate) receipt: Option<&'a DeliveryReceipt>,
 }
 
-pub(crate) struct Kept {
+pub(crate) struct CallbackLog {
     enabled: bool,
     max: usize,
     total: usize,
-    by_call: HashMap<u32, Vec<Callback>>,
+    by_call: HashMap<u32, Vec<CallbackRecord>>,
     order: VecDeque<u32>,
 }
 
-impl Kept {
+impl CallbackLog {
     pub(crate) fn new(enabled: bool, max: usize) -> Self {
         Self {
             enabled,
@@ -77,30 +77,30 @@ impl Kept {
         *self = Self::new(self.enabled, self.max);
     }
 
-    pub(crate) fn of(&self, call: u32) -> &[Callback] {
+    pub(crate) fn for_call(&self, call: u32) -> &[CallbackRecord] {
         self.by_call.get(&call).map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn file(&mut self, call: u32, entry: &Entry<'_>) {
+    pub(crate) fn record(&mut self, call: u32, entry: &CallbackLogEntry<'_>) {
         if !self.enabled {
             return;
         }
         let receipt = entry.receipt;
         self.push(
             call,
-            Callback {
+            CallbackRecord {
                 index: 0,
                 kind: entry.kind.to_owned(),
                 method: match entry.method {
-                    Method::Get => "GET".to_owned(),
-                    Method::Post => "POST".to_owned(),
+                    HttpMethod::Get => "GET".to_owned(),
+                    HttpMethod::Post => "POST".to_owned(),
                 },
                 url: entry.url.to_owned(),
-                body: crate::delivery::encode(entry.params),
+                body: crate::delivery::encode_form(entry.params),
                 unix_micros: entry.unix_micros,
                 attempts: receipt.map_or(0, |r| r.attempts),
                 response_status: receipt.and_then(|r| r.status),
-                response_body: receipt.map(|r| head(&r.body)).unwrap_or_default(),
+                response_body: receipt.map(|r| truncate_body(&r.body)).unwrap_or_default(),
                 error: receipt.and_then(|r| r.error.clone()),
                 lost: receipt.is_none(),
                 replay_of: None,
@@ -108,7 +108,7 @@ impl Kept {
         );
     }
 
-    pub(crate) fn push(&mut self, call: u32, mut callback: Callback) {
+    pub(crate) fn push(&mut self, call: u32, mut callback: CallbackRecord) {
         if !self.enabled {
             return;
         }
@@ -129,7 +129,7 @@ impl Kept {
     }
 }
 
-fn head(body: &str) -> String {
+fn truncate_body(body: &str) -> String {
     let mut end = body.len().min(2048);
     while !body.is_char_boundary(end) {
         end -= 1;
@@ -141,10 +141,10 @@ fn head(body: &str) -> String {
 mod tests {
     use super::*;
 
-    fn entry<'a>(params: &'a [(&'static str, String)]) -> Entry<'a> {
-        Entry {
+    fn entry<'a>(params: &'a [(&'static str, String)]) -> CallbackLogEntry<'a> {
+        CallbackLogEntry {
             kind: "status",
-            method: Method::Post,
+            method: HttpMethod::Post,
             url: "http://x/",
             params,
             unix_micros: 1,
@@ -153,26 +153,26 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_calls_are_forgotten_beyond_the_bound() {
-        let mut log = Kept::new(true, 5);
+    fn the_oldest_calls_are_dropped_beyond_the_bound() {
+        let mut log = CallbackLog::new(true, 5);
         let params = [("CallStatus", "in progress & more".to_owned())];
         for call in 0..3 {
-            log.file(call, &entry(&params));
-            log.file(call, &entry(&params));
+            log.record(call, &entry(&params));
+            log.record(call, &entry(&params));
         }
-        assert!(log.of(0).is_empty());
-        assert_eq!(log.of(2).len(), 2);
-        assert_eq!(log.of(2)[1].index, 1);
+        assert!(log.for_call(0).is_empty());
+        assert_eq!(log.for_call(2).len(), 2);
+        assert_eq!(log.for_call(2)[1].index, 1);
         assert_eq!(
-            log.of(2)[0].param("CallStatus").as_deref(),
+            log.for_call(2)[0].param("CallStatus").as_deref(),
             Some("in progress & more")
         );
     }
 
     #[test]
-    fn nothing_is_kept_when_switched_off() {
-        let mut log = Kept::new(false, 5);
-        log.file(0, &entry(&[]));
-        assert!(log.of(0).is_empty());
+    fn a_disabled_log_stays_empty() {
+        let mut log = CallbackLog::new(false, 5);
+        log.record(0, &entry(&[]));
+        assert!(log.for_call(0).is_empty());
     }
 }

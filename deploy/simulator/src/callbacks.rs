@@ -8,12 +8,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::call::{Call, CallRef, CreateRequest, Events, Hook, Live, Method};
-use crate::callback_log::Entry;
-use crate::callee::Plan;
+use crate::call::{
+    CallRef, CreateRequest, EventSubscription, HttpMethod, LiveCall, SimulatedCall, WebhookTarget,
+};
+use crate::callback_log::CallbackLogEntry;
+use crate::callee::CallPlan;
 use crate::clock::{Clock, Micros};
-use crate::delivery::{Parcel, Receipt, encode};
-use crate::switchboard::{Action, Switchboard};
+use crate::delivery::{CallbackRequest, DeliveryReceipt, encode_form};
+use crate::switchboard::{PendingRequest, Switchboard};
 
 /// Status event of a call, as the caller subscribes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub(crate) enum StatusEvent {
 }
 
 impl StatusEvent {
-    fn is_wanted(self, events: Events) -> bool {
+    fn is_wanted(self, events: EventSubscription) -> bool {
         match self {
             Self::Initiated => events.initiated,
             Self::Ringing => events.ringing,
@@ -38,50 +40,50 @@ impl StatusEvent {
 
 /// A callback in the outbox.
 #[derive(Clone, Debug)]
-pub(crate) struct Post {
+pub(crate) struct QueuedCallback {
     pub(crate) kind: &'static str,
     pub(crate) url: Arc<str>,
-    pub(crate) method: Method,
+    pub(crate) method: HttpMethod,
     pub(crate) params: Vec<(&'static str, String)>,
     pub(crate) token: Arc<str>,
     /// Idempotency token, the same for every attempt and unique per callback.
-    pub(crate) idempotency: String,
+    pub(crate) idempotency_token: String,
 }
 
-impl Post {
-    pub(crate) fn parcel(&self) -> Parcel {
-        Parcel {
+impl QueuedCallback {
+    pub(crate) fn to_request(&self) -> CallbackRequest {
+        CallbackRequest {
             url: Arc::clone(&self.url),
             method: self.method,
-            body: encode(&self.params),
+            body: encode_form(&self.params),
             token: Arc::clone(&self.token),
-            idempotency: self.idempotency.clone(),
+            idempotency_token: self.idempotency_token.clone(),
         }
     }
 }
 
-impl Live {
-    pub(crate) fn new(request: CreateRequest, plan: Plan, nth: u64) -> Self {
+impl LiveCall {
+    pub(crate) fn new(request: CreateRequest, plan: CallPlan, nth: u64) -> Self {
         Self {
             request,
             plan,
             nth,
             sequence: 0,
-            posts: 0,
+            callback_count: 0,
             outbox: VecDeque::new(),
             held: None,
             delivering: false,
             outstanding: 0,
-            talk: None,
-            talk_serial: 0,
-            documents: 0,
+            interpreter: None,
+            document_serial: 0,
+            document_count: 0,
             turn: 0,
         }
     }
 }
 
 /// Parameters of every request about a call.
-pub(crate) fn call_params(call: &Call, account_sid: &str) -> Vec<(&'static str, String)> {
+pub(crate) fn call_params(call: &SimulatedCall, account_sid: &str) -> Vec<(&'static str, String)> {
     let mut params = Vec::with_capacity(20);
     params.extend([
         ("CallSid", call.sid.text("CA")),
@@ -90,14 +92,14 @@ pub(crate) fn call_params(call: &Call, account_sid: &str) -> Vec<(&'static str, 
         ("To", call.to.to_string()),
         ("Caller", call.from.to_string()),
         ("Called", call.to.to_string()),
-        ("CallStatus", call.phase.word().to_owned()),
+        ("CallStatus", call.phase.callback_status().to_owned()),
         ("ApiVersion", "2010-04-01".to_owned()),
         ("Direction", "outbound-api".to_owned()),
     ]);
     params
 }
 
-pub(crate) fn recording_url(base: &str, account_sid: &str, call: &Call) -> String {
+pub(crate) fn recording_url(base: &str, account_sid: &str, call: &SimulatedCall) -> String {
     format!(
         "{base}/2010-04-01/Accounts/{account_sid}/Recordings/{}",
         call.recording_sid()
@@ -105,7 +107,7 @@ pub(crate) fn recording_url(base: &str, account_sid: &str, call: &Call) -> Strin
 }
 
 fn status_params(
-    call: &Call,
+    call: &SimulatedCall,
     account_sid: &str,
     base_url: &str,
     clock: Clock,
@@ -142,7 +144,7 @@ fn status_params(
 
 impl Switchboard {
     /// Queues the status callback of an event, if the caller subscribes to it.
-    pub(crate) fn announce(&mut self, now: Micros, call: CallRef, event: StatusEvent) {
+    pub(crate) fn queue_status(&mut self, now: Micros, call: CallRef, event: StatusEvent) {
         let (clock, base_url) = (self.clock, Arc::clone(&self.base_url));
         let Some((c, account_sid)) = self.call_and_account(call) else {
             return;
@@ -160,7 +162,7 @@ impl Switchboard {
         self.enqueue(now, call, "status", &hook, params);
     }
 
-    pub(crate) fn announce_detection(&mut self, now: Micros, call: CallRef) {
+    pub(crate) fn queue_detection(&mut self, now: Micros, call: CallRef) {
         let clock = self.clock;
         let Some((c, account_sid)) = self.call_and_account(call) else {
             return;
@@ -169,7 +171,7 @@ impl Switchboard {
         let Some(hook) = request
             .and_then(|request| request.detection.as_ref())
             .filter(|detection| detection.asynchronous)
-            .and_then(|detection| detection.hook.clone())
+            .and_then(|detection| detection.webhook.clone())
         else {
             return;
         };
@@ -187,7 +189,7 @@ impl Switchboard {
     }
 
     /// Queues the recording callback; `status` is `in-progress` or `completed`.
-    pub(crate) fn announce_recording(&mut self, now: Micros, call: CallRef, status: &'static str) {
+    pub(crate) fn queue_recording(&mut self, now: Micros, call: CallRef, status: &'static str) {
         let (clock, base_url) = (self.clock, Arc::clone(&self.base_url));
         let Some((c, account_sid)) = self.call_and_account(call) else {
             return;
@@ -202,7 +204,7 @@ impl Switchboard {
             "in-progress" => recording.on_in_progress,
             _ => recording.on_completed,
         };
-        let Some(hook) = recording.hook.clone().filter(|_| wanted) else {
+        let Some(hook) = recording.webhook.clone().filter(|_| wanted) else {
             return;
         };
 
@@ -224,7 +226,7 @@ impl Switchboard {
         self.enqueue(now, call, "recording", &hook, params);
     }
 
-    fn call_and_account(&mut self, call: CallRef) -> Option<(&mut Call, Arc<str>)> {
+    fn call_and_account(&mut self, call: CallRef) -> Option<(&mut SimulatedCall, Arc<str>)> {
         let account = self.call(call)?.account;
         let sid = Arc::clone(&self.accounts.get(account)?.sid);
         Some((self.call_mut(call)?, sid))
@@ -236,102 +238,109 @@ impl Switchboard {
         now: Micros,
         call: CallRef,
         kind: &'static str,
-        hook: &Hook,
+        hook: &WebhookTarget,
         params: Vec<(&'static str, String)>,
     ) {
         let Some(c) = self.call_mut(call) else { return };
         let (account, to, sid) = (c.account, Arc::clone(&c.to), c.sid);
         let Some(live) = c.live.as_mut() else { return };
-        let place = live.posts;
-        live.posts += 1;
+        let place = live.callback_count;
+        live.callback_count += 1;
         let nth = live.nth.wrapping_mul(64).wrapping_add(u64::from(place));
 
         let Some(customer) = self.accounts.get(account) else {
             return;
         };
-        let post = Post {
+        let post = QueuedCallback {
             kind,
             url: Arc::clone(&hook.url),
             method: hook.method,
             params,
             token: Arc::clone(&customer.token),
-            idempotency: format!("{sid}-{place}"),
+            idempotency_token: format!("{sid}-{place}"),
         };
 
         if self.fault("callbacks_lost", |f| f.callbacks_lost, &to, nth) {
             self.tally(account, |tally| tally.callbacks.lost += 1);
-            self.file(now, call, &post, None);
+            self.log_callback(now, call, &post, None);
             return;
         }
 
         if self.fault("callbacks_duplicated", |f| f.callbacks_duplicated, &to, nth) {
             self.tally(account, |tally| tally.callbacks.duplicated += 1);
-            self.push(call, post.clone());
+            self.push_to_outbox(call, post.clone());
         }
 
         if self.fault("callbacks_late", |f| f.callbacks_late, &to, nth) {
             self.tally(account, |tally| tally.callbacks.late += 1);
             let delay = Duration::from_millis(self.faults.faults().late_by_ms);
-            self.post_alone(call, post, delay);
+            self.post_late(call, post, delay);
             return;
         }
 
         let live_call = self.call(call).is_some_and(|c| !c.phase.is_final());
         if live_call && self.fault("callbacks_reordered", |f| f.callbacks_reordered, &to, nth) {
             self.tally(account, |tally| tally.callbacks.reordered += 1);
-            self.flush(call);
+            self.release_held(call);
             if let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) {
                 live.held = Some(post);
             }
             return;
         }
 
-        self.push(call, post);
-        self.flush(call);
+        self.push_to_outbox(call, post);
+        self.release_held(call);
     }
 
     /// Queues the callback that was held back for its successor.
-    pub(crate) fn flush(&mut self, call: CallRef) {
+    pub(crate) fn release_held(&mut self, call: CallRef) {
         let held = self
             .call_mut(call)
             .and_then(|c| c.live.as_mut())
             .and_then(|live| live.held.take());
         if let Some(post) = held {
-            self.push(call, post);
+            self.push_to_outbox(call, post);
         }
     }
 
-    fn push(&mut self, call: CallRef, post: Post) {
+    fn push_to_outbox(&mut self, call: CallRef, post: QueuedCallback) {
         let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) else {
             return;
         };
         live.outbox.push_back(post);
         if !live.delivering {
             live.delivering = true;
-            self.actions.push(Action::Drain(call));
+            self.pending_requests.push(PendingRequest::PostOutbox(call));
         }
     }
 
-    fn post_alone(&mut self, call: CallRef, post: Post, delay: Duration) {
+    fn post_late(&mut self, call: CallRef, post: QueuedCallback, delay: Duration) {
         if let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) {
             live.outstanding += 1;
-            self.actions.push(Action::Late(call, Box::new(post), delay));
+            self.pending_requests
+                .push(PendingRequest::PostLate(call, Box::new(post), delay));
         }
     }
 
     /// The next callback of the outbox; `None` ends the task that posts it.
-    pub(crate) fn next_post(&mut self, call: CallRef) -> Option<Post> {
+    pub(crate) fn next_callback(&mut self, call: CallRef) -> Option<QueuedCallback> {
         let live = self.call_mut(call)?.live.as_mut()?;
         let post = live.outbox.pop_front();
         if post.is_none() {
             live.delivering = false;
-            self.settle(call);
+            self.release_if_settled(call);
         }
         post
     }
 
     /// Records the result of a post.
-    pub(crate) fn posted(&mut self, now: Micros, call: CallRef, post: &Post, receipt: &Receipt) {
+    pub(crate) fn record_delivery(
+        &mut self,
+        now: Micros,
+        call: CallRef,
+        post: &QueuedCallback,
+        receipt: &DeliveryReceipt,
+    ) {
         let Some(account) = self.call(call).map(|c| c.account) else {
             return;
         };
@@ -343,19 +352,25 @@ impl Switchboard {
                 tally.callbacks.failed += 1;
             }
         });
-        self.file(now, call, post, Some(receipt));
+        self.log_callback(now, call, post, Some(receipt));
     }
 
     /// Finishes a post outside the outbox.
-    pub(crate) fn posted_alone(&mut self, call: CallRef) {
+    pub(crate) fn finish_late_post(&mut self, call: CallRef) {
         if let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) {
             live.outstanding = live.outstanding.saturating_sub(1);
         }
-        self.settle(call);
+        self.release_if_settled(call);
     }
 
-    fn file(&mut self, now: Micros, call: CallRef, post: &Post, receipt: Option<&Receipt>) {
-        let entry = Entry {
+    fn log_callback(
+        &mut self,
+        now: Micros,
+        call: CallRef,
+        post: &QueuedCallback,
+        receipt: Option<&DeliveryReceipt>,
+    ) {
+        let entry = CallbackLogEntry {
             kind: post.kind,
             method: post.method,
             url: &post.url,
@@ -363,6 +378,6 @@ impl Switchboard {
             unix_micros: self.clock.unix_micros(now),
             receipt,
         };
-        self.kept.file(call.index, &entry);
+        self.callback_log.record(call.index, &entry);
     }
 }

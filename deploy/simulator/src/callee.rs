@@ -10,12 +10,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::seeded_rng::Draw;
+use crate::seeded_rng::SeededRng;
 
 /// Outcome of a call to a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Callee {
+pub enum CallOutcome {
     /// A person answers and talks.
     Answers,
     /// `busy`, SIP 486, without ringing.
@@ -38,7 +38,7 @@ pub enum Callee {
     Fax,
 }
 
-impl Callee {
+impl CallOutcome {
     pub(crate) const ALL: [(Self, &'static str); 10] = [
         (Self::Answers, "answers"),
         (Self::Busy, "busy"),
@@ -52,7 +52,7 @@ impl Callee {
         (Self::Fax, "fax"),
     ];
 
-    fn from_name(name: &str) -> Option<Self> {
+    fn parse_name(name: &str) -> Option<Self> {
         Self::ALL
             .iter()
             .find(|(_, word)| *word == name)
@@ -73,29 +73,29 @@ impl Callee {
 /// As text: `answers=60,busy=5`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Mix(pub BTreeMap<Callee, u32>);
+pub struct OutcomeMix(pub BTreeMap<CallOutcome, u32>);
 
-impl Default for Mix {
+impl Default for OutcomeMix {
     fn default() -> Self {
         Self(BTreeMap::from([
-            (Callee::Answers, 56),
-            (Callee::Machine, 15),
-            (Callee::NoAnswer, 17),
-            (Callee::Busy, 6),
-            (Callee::HangsUpEarly, 3),
-            (Callee::Rejects, 2),
-            (Callee::Fails, 1),
+            (CallOutcome::Answers, 56),
+            (CallOutcome::Machine, 15),
+            (CallOutcome::NoAnswer, 17),
+            (CallOutcome::Busy, 6),
+            (CallOutcome::HangsUpEarly, 3),
+            (CallOutcome::Rejects, 2),
+            (CallOutcome::Fails, 1),
         ]))
     }
 }
 
-impl Mix {
+impl OutcomeMix {
     /// Every call has the same outcome.
-    pub fn only(callee: Callee) -> Self {
+    pub fn only(callee: CallOutcome) -> Self {
         Self(BTreeMap::from([(callee, 1)]))
     }
 
-    fn pick(&self, draw: &mut Draw, without: Option<Callee>) -> Option<Callee> {
+    fn pick(&self, draw: &mut SeededRng, without: Option<CallOutcome>) -> Option<CallOutcome> {
         let eligible = || {
             self.0
                 .iter()
@@ -114,7 +114,7 @@ impl Mix {
     }
 }
 
-impl FromStr for Mix {
+impl FromStr for OutcomeMix {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -123,7 +123,7 @@ impl FromStr for Mix {
             let (name, weight) = part
                 .split_once('=')
                 .ok_or_else(|| format!("`{part}` is not of the form outcome=weight"))?;
-            let callee = Callee::from_name(name.trim())
+            let callee = CallOutcome::parse_name(name.trim())
                 .ok_or_else(|| format!("`{name}` is not an outcome"))?;
             let weight = weight
                 .trim()
@@ -135,10 +135,10 @@ impl FromStr for Mix {
     }
 }
 
-impl fmt::Display for Mix {
+impl fmt::Display for OutcomeMix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
-        for (callee, name) in Callee::ALL {
+        for (callee, name) in CallOutcome::ALL {
             if let Some(weight) = self.0.get(&callee) {
                 write!(f, "{separator}{name}={weight}")?;
                 separator = ",";
@@ -152,12 +152,12 @@ impl fmt::Display for Mix {
 /// JSON `[20, 90]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "(f64, f64)", into = "(f64, f64)")]
-pub struct Span {
+pub struct SecondsRange {
     min: f64,
     max: f64,
 }
 
-impl Span {
+impl SecondsRange {
     /// Rejects negative, infinite and inverted ranges.
     pub fn new(min: f64, max: f64) -> Result<Self, String> {
         if (0.0..=1e7).contains(&min) && (min..=1e7).contains(&max) {
@@ -170,12 +170,12 @@ impl Span {
         Self { min, max }
     }
 
-    fn draw(self, draw: &mut Draw) -> f64 {
+    fn draw(self, draw: &mut SeededRng) -> f64 {
         draw.between(self.min, self.max)
     }
 }
 
-impl TryFrom<(f64, f64)> for Span {
+impl TryFrom<(f64, f64)> for SecondsRange {
     type Error = String;
 
     fn try_from((min, max): (f64, f64)) -> Result<Self, String> {
@@ -183,13 +183,13 @@ impl TryFrom<(f64, f64)> for Span {
     }
 }
 
-impl From<Span> for (f64, f64) {
-    fn from(span: Span) -> Self {
+impl From<SecondsRange> for (f64, f64) {
+    fn from(span: SecondsRange) -> Self {
         (span.min, span.max)
     }
 }
 
-impl FromStr for Span {
+impl FromStr for SecondsRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -199,7 +199,7 @@ impl FromStr for Span {
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for SecondsRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.min, self.max)
     }
@@ -208,35 +208,35 @@ impl fmt::Display for Span {
 /// Behavior of callees. All times are call seconds, compressed by the speed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
-pub struct Behavior {
+pub struct CalleeBehavior {
     /// Seed of all random values about callees.
     #[arg(long, default_value_t = Self::default().seed)]
     pub seed: u64,
     /// Weights of the outcomes, such as answers=60,busy=5,no_answer=35.
     #[arg(long, default_value_t = Self::default().mix)]
-    pub mix: Mix,
+    pub mix: OutcomeMix,
     /// Outcome of numbers that end in these digits; the longest suffix wins.
     /// With an empty map the mix decides for every number.
     #[arg(skip = Self::default().suffixes)]
-    pub suffixes: BTreeMap<String, Callee>,
+    pub suffixes: BTreeMap<String, CallOutcome>,
     /// Seconds from `initiated` to `ringing`, or to a final status without ringing.
     #[arg(long, default_value_t = Self::default().setup_secs)]
-    pub setup_secs: Span,
+    pub setup_secs: SecondsRange,
     /// Seconds from `ringing` to the answer or the decline.
     #[arg(long, default_value_t = Self::default().ring_secs)]
-    pub ring_secs: Span,
+    pub ring_secs: SecondsRange,
     /// Seconds until a person hangs up, unless the document ends the call before.
     #[arg(long, default_value_t = Self::default().talk_secs)]
-    pub talk_secs: Span,
+    pub talk_secs: SecondsRange,
     /// Seconds until a machine hangs up.
     #[arg(long, default_value_t = Self::default().machine_secs)]
-    pub machine_secs: Span,
+    pub machine_secs: SecondsRange,
     /// Seconds until a person hangs up early.
     #[arg(long, default_value_t = Self::default().early_hangup_secs)]
-    pub early_hangup_secs: Span,
+    pub early_hangup_secs: SecondsRange,
     /// Seconds of answering-machine detection.
     #[arg(long, default_value_t = Self::default().detection_secs)]
-    pub detection_secs: Span,
+    pub detection_secs: SecondsRange,
     /// Words of people, one script per flag, turns separated by `|`. Each call draws one
     /// script; after its last turn the person is silent. A turn of digits only is keyed
     /// instead of spoken.
@@ -265,31 +265,31 @@ pub struct Behavior {
     pub price_after_secs: f64,
 }
 
-impl Default for Behavior {
+impl Default for CalleeBehavior {
     fn default() -> Self {
         let suffix = |digits: &str, callee| (digits.to_owned(), callee);
 
         Self {
             seed: 1,
-            mix: Mix::default(),
+            mix: OutcomeMix::default(),
             suffixes: BTreeMap::from([
-                suffix("0000", Callee::Answers),
-                suffix("0001", Callee::Busy),
-                suffix("0002", Callee::NoAnswer),
-                suffix("0003", Callee::Machine),
-                suffix("0004", Callee::Invalid),
-                suffix("0005", Callee::Rejects),
-                suffix("0006", Callee::HangsUpEarly),
-                suffix("0007", Callee::Fails),
-                suffix("0008", Callee::Unallocated),
-                suffix("0009", Callee::Fax),
+                suffix("0000", CallOutcome::Answers),
+                suffix("0001", CallOutcome::Busy),
+                suffix("0002", CallOutcome::NoAnswer),
+                suffix("0003", CallOutcome::Machine),
+                suffix("0004", CallOutcome::Invalid),
+                suffix("0005", CallOutcome::Rejects),
+                suffix("0006", CallOutcome::HangsUpEarly),
+                suffix("0007", CallOutcome::Fails),
+                suffix("0008", CallOutcome::Unallocated),
+                suffix("0009", CallOutcome::Fax),
             ]),
-            setup_secs: Span::fixed(0.5, 2.0),
-            ring_secs: Span::fixed(3.0, 18.0),
-            talk_secs: Span::fixed(20.0, 90.0),
-            machine_secs: Span::fixed(25.0, 40.0),
-            early_hangup_secs: Span::fixed(1.0, 4.0),
-            detection_secs: Span::fixed(2.5, 4.5),
+            setup_secs: SecondsRange::fixed(0.5, 2.0),
+            ring_secs: SecondsRange::fixed(3.0, 18.0),
+            talk_secs: SecondsRange::fixed(20.0, 90.0),
+            machine_secs: SecondsRange::fixed(25.0, 40.0),
+            early_hangup_secs: SecondsRange::fixed(1.0, 4.0),
+            detection_secs: SecondsRange::fixed(2.5, 4.5),
             scripts: vec![
                 "Hello?|Yes, that sounds interesting.|Tuesday would work.|Thank you, goodbye."
                     .to_owned(),
@@ -310,8 +310,8 @@ impl Default for Behavior {
 
 /// Outcome and times of one call, drawn at its creation.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub(crate) callee: Callee,
+pub(crate) struct CallPlan {
+    pub(crate) outcome: CallOutcome,
     pub(crate) setup_secs: f64,
     pub(crate) ring_secs: f64,
     pub(crate) talk_secs: f64,
@@ -320,9 +320,9 @@ pub(crate) struct Plan {
     pub(crate) script: usize,
 }
 
-impl Behavior {
+impl CalleeBehavior {
     /// Outcome of a call; `nth` is the count of earlier calls to the number.
-    pub(crate) fn callee(&self, number: &str, nth: u64) -> Callee {
+    pub(crate) fn outcome(&self, number: &str, nth: u64) -> CallOutcome {
         let by_suffix = self
             .suffixes
             .iter()
@@ -334,30 +334,30 @@ impl Behavior {
         // A number that does not exist never exists later.
         let lasting = self
             .mix
-            .pick(&mut Draw::new(self.seed, number, "callee", 0), None);
-        if nth == 0 || lasting == Some(Callee::Invalid) {
-            return lasting.unwrap_or(Callee::Answers);
+            .pick(&mut SeededRng::new(self.seed, number, "callee", 0), None);
+        if nth == 0 || lasting == Some(CallOutcome::Invalid) {
+            return lasting.unwrap_or(CallOutcome::Answers);
         }
-        let mut draw = Draw::new(self.seed, number, "callee", nth);
+        let mut draw = SeededRng::new(self.seed, number, "callee", nth);
         self.mix
-            .pick(&mut draw, Some(Callee::Invalid))
-            .unwrap_or(Callee::Answers)
+            .pick(&mut draw, Some(CallOutcome::Invalid))
+            .unwrap_or(CallOutcome::Answers)
     }
 
-    pub(crate) fn plan(&self, number: &str, nth: u64) -> Plan {
-        let callee = self.callee(number, nth);
-        let span = |range: Span, purpose: &str| {
-            range.draw(&mut Draw::new(self.seed, number, purpose, nth))
+    pub(crate) fn plan(&self, number: &str, nth: u64) -> CallPlan {
+        let callee = self.outcome(number, nth);
+        let span = |range: SecondsRange, purpose: &str| {
+            range.draw(&mut SeededRng::new(self.seed, number, purpose, nth))
         };
         let talk = match callee {
-            Callee::Machine | Callee::Fax => self.machine_secs,
-            Callee::HangsUpEarly => self.early_hangup_secs,
+            CallOutcome::Machine | CallOutcome::Fax => self.machine_secs,
+            CallOutcome::HangsUpEarly => self.early_hangup_secs,
             _ => self.talk_secs,
         };
         let scripts = u64::try_from(self.scripts.len()).unwrap_or(0);
-        let script = Draw::new(self.seed, number, "script", nth).below(scripts);
-        Plan {
-            callee,
+        let script = SeededRng::new(self.seed, number, "script", nth).below(scripts);
+        CallPlan {
+            outcome: callee,
             setup_secs: span(self.setup_secs, "setup"),
             ring_secs: span(self.ring_secs, "ring"),
             talk_secs: span(talk, "talk"),
@@ -367,10 +367,10 @@ impl Behavior {
     }
 
     /// Words of the callee at its `turn`-th chance to speak.
-    pub(crate) fn utterance(&self, plan: &Plan, turn: usize) -> Option<&str> {
-        match plan.callee {
-            Callee::Fax => None,
-            Callee::Machine => (turn == 0).then_some(self.greeting.as_str()),
+    pub(crate) fn utterance(&self, plan: &CallPlan, turn: usize) -> Option<&str> {
+        match plan.outcome {
+            CallOutcome::Fax => None,
+            CallOutcome::Machine => (turn == 0).then_some(self.greeting.as_str()),
             _ => self.scripts.get(plan.script)?.split('|').nth(turn),
         }
     }
@@ -387,31 +387,33 @@ mod tests {
 
     #[test]
     fn the_last_digits_overrule_the_mix_and_the_longest_suffix_wins() {
-        let mut behavior = Behavior {
-            mix: Mix::only(Callee::Answers),
-            ..Behavior::default()
+        let mut behavior = CalleeBehavior {
+            mix: OutcomeMix::only(CallOutcome::Answers),
+            ..CalleeBehavior::default()
         };
-        assert_eq!(behavior.callee("+14155550001", 0), Callee::Busy);
-        assert_eq!(behavior.callee("+14155550004", 3), Callee::Invalid);
-        assert_eq!(behavior.callee("+14155550010", 0), Callee::Answers);
-        behavior.suffixes.insert("50001".to_owned(), Callee::Fax);
-        assert_eq!(behavior.callee("+14155550001", 0), Callee::Fax);
+        assert_eq!(behavior.outcome("+14155550001", 0), CallOutcome::Busy);
+        assert_eq!(behavior.outcome("+14155550004", 3), CallOutcome::Invalid);
+        assert_eq!(behavior.outcome("+14155550010", 0), CallOutcome::Answers);
+        behavior
+            .suffixes
+            .insert("50001".to_owned(), CallOutcome::Fax);
+        assert_eq!(behavior.outcome("+14155550001", 0), CallOutcome::Fax);
     }
 
     #[test]
     fn a_number_that_does_not_exist_never_exists() {
-        let behavior = Behavior {
+        let behavior = CalleeBehavior {
             mix: "invalid=1,answers=1".parse().unwrap(),
-            ..Behavior::default()
+            ..CalleeBehavior::default()
         };
         let mut invalid = 0;
         for n in 1000..1400 {
             let number = format!("+1415555{n}");
-            let first = behavior.callee(&number, 0);
-            invalid += u32::from(first == Callee::Invalid);
+            let first = behavior.outcome(&number, 0);
+            invalid += u32::from(first == CallOutcome::Invalid);
             for nth in 1..4 {
-                let later = behavior.callee(&number, nth);
-                assert_eq!(later == Callee::Invalid, first == Callee::Invalid);
+                let later = behavior.outcome(&number, nth);
+                assert_eq!(later == CallOutcome::Invalid, first == CallOutcome::Invalid);
             }
         }
         assert!((120..280).contains(&invalid), "{invalid} of 400");
@@ -419,14 +421,17 @@ mod tests {
 
     #[test]
     fn texts_of_mixes_and_spans_read_back() {
-        let mix = Mix::default();
-        assert_eq!(mix.to_string().parse::<Mix>().unwrap(), mix);
-        assert!("answers".parse::<Mix>().is_err());
-        assert!("sleeps=1".parse::<Mix>().is_err());
-        let span: Span = "20-90".parse().unwrap();
-        assert_eq!(span.to_string().parse::<Span>().unwrap(), span);
-        assert_eq!("5".parse::<Span>().unwrap(), Span::new(5.0, 5.0).unwrap());
-        assert!("9-5".parse::<Span>().is_err());
-        assert!(serde_json::from_str::<Span>("[3, 1]").is_err());
+        let mix = OutcomeMix::default();
+        assert_eq!(mix.to_string().parse::<OutcomeMix>().unwrap(), mix);
+        assert!("answers".parse::<OutcomeMix>().is_err());
+        assert!("sleeps=1".parse::<OutcomeMix>().is_err());
+        let span: SecondsRange = "20-90".parse().unwrap();
+        assert_eq!(span.to_string().parse::<SecondsRange>().unwrap(), span);
+        assert_eq!(
+            "5".parse::<SecondsRange>().unwrap(),
+            SecondsRange::new(5.0, 5.0).unwrap()
+        );
+        assert!("9-5".parse::<SecondsRange>().is_err());
+        assert!(serde_json::from_str::<SecondsRange>("[3, 1]").is_err());
     }
 }

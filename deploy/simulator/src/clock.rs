@@ -41,7 +41,7 @@ impl Clock {
     }
 
     /// The moment `ago` before now in real time, not before the start.
-    pub(crate) fn before(&self, ago: Duration) -> Micros {
+    pub(crate) fn ago(&self, ago: Duration) -> Micros {
         self.now().saturating_sub(micros(ago))
     }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::callee::Behavior;
+use crate::callee::CalleeBehavior;
 use crate::faults::Faults;
 
 /// Treatment of creates above an account's calls per second.
@@ -24,7 +24,7 @@ pub enum OverCps {
 /// Settings of an account. As text `token`, `token:cps` or `token:cps:refuse`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Account {
+pub struct AccountConfig {
     pub auth_token: String,
     /// Calls dialled per real second; 0 means no limit.
     pub cps: u32,
@@ -33,7 +33,7 @@ pub struct Account {
     pub api_keys: BTreeMap<String, String>,
 }
 
-impl Default for Account {
+impl Default for AccountConfig {
     fn default() -> Self {
         Self {
             auth_token: "00112233445566778899aabbccddeeff".to_owned(),
@@ -44,7 +44,7 @@ impl Default for Account {
     }
 }
 
-impl FromStr for Account {
+impl FromStr for AccountConfig {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -71,7 +71,7 @@ impl FromStr for Account {
     }
 }
 
-impl fmt::Display for Account {
+impl fmt::Display for AccountConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let over = match self.over_cps {
             OverCps::Queue => "queue",
@@ -88,7 +88,7 @@ impl fmt::Display for Account {
     name = "peal-simulator",
     about = "Carrier simulator that places no real calls"
 )]
-pub struct Config {
+pub struct SimulatorConfig {
     /// Address to listen on; port 0 takes a free port.
     #[arg(long, env = "PEAL_SIMULATOR_LISTEN", default_value_t = Self::default().listen)]
     pub listen: SocketAddr,
@@ -97,10 +97,10 @@ pub struct Config {
     pub speed: f64,
     /// Accounts with their own token and calls per second, as SID=token[:cps[:queue|refuse]].
     #[arg(skip)]
-    pub accounts: BTreeMap<String, Account>,
+    pub accounts: BTreeMap<String, AccountConfig>,
     /// Settings of every other sid that starts with AC, as token[:cps[:queue|refuse]].
     #[arg(long, default_value_t = Self::default().default_account)]
-    pub default_account: Account,
+    pub default_account: AccountConfig,
     /// Refuse sids that are not configured.
     #[arg(long)]
     pub known_accounts_only: bool,
@@ -114,23 +114,23 @@ pub struct Config {
     #[arg(long, default_value_t = Self::default().kept_callbacks_max)]
     pub kept_callbacks_max: usize,
     #[command(flatten)]
-    pub behavior: Behavior,
+    pub behavior: CalleeBehavior,
     #[command(flatten)]
     pub faults: Faults,
 }
 
-impl Default for Config {
+impl Default for SimulatorConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             speed: 1.0,
             accounts: BTreeMap::new(),
-            default_account: Account::default(),
+            default_account: AccountConfig::default(),
             known_accounts_only: false,
             callback_concurrency: 256,
             keep_callbacks: true,
             kept_callbacks_max: 100_000,
-            behavior: Behavior::default(),
+            behavior: CalleeBehavior::default(),
             faults: Faults::default(),
         }
     }
@@ -144,19 +144,25 @@ mod tests {
 
     #[test]
     fn flags_and_code_have_the_same_defaults() {
-        assert_eq!(Config::parse_from(["peal-simulator"]), Config::default());
+        assert_eq!(
+            SimulatorConfig::parse_from(["peal-simulator"]),
+            SimulatorConfig::default()
+        );
     }
 
     #[test]
     fn a_config_reads_back_from_json() {
-        let config = Config::default();
+        let config = SimulatorConfig::default();
         let json = serde_json::to_string(&config).unwrap();
-        assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
+        assert_eq!(
+            serde_json::from_str::<SimulatorConfig>(&json).unwrap(),
+            config
+        );
     }
 
     #[test]
     fn flags_reach_faults_and_behavior() {
-        let config = Config::parse_from([
+        let config = SimulatorConfig::parse_from([
             "peal-simulator",
             "--seed=9",
             "--fault-seed=4",
@@ -167,7 +173,7 @@ mod tests {
             "--forget-callbacks",
         ]);
         assert_eq!((config.behavior.seed, config.faults.seed), (9, 4));
-        assert_eq!(config.faults.drop_after, crate::Chance::next(2));
+        assert_eq!(config.faults.drop_after, crate::FaultChance::next(2));
         assert_eq!(config.behavior.scripts, ["Hi|Bye"]);
         assert_eq!(config.default_account.cps, 5);
         assert_eq!(config.default_account.over_cps, OverCps::Refuse);

@@ -16,17 +16,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::call::Method;
-use crate::callback_log::Callback;
-use crate::callee::Behavior;
-use crate::config::Account;
-use crate::delivery::Parcel;
+use crate::call::HttpMethod;
+use crate::callback_log::CallbackRecord;
+use crate::callee::CalleeBehavior;
+use crate::config::AccountConfig;
+use crate::delivery::CallbackRequest;
 use crate::faults::{FaultState, Faults};
-use crate::oracle::{Create, Oracle};
-use crate::runtime::World;
+use crate::oracle::{CreateRecord, Oracle};
+use crate::runtime::SimulatorRuntime;
 use crate::switchboard::finish_oracle;
 
-pub(crate) fn router() -> Router<Arc<World>> {
+pub(crate) fn router() -> Router<Arc<SimulatorRuntime>> {
     Router::new()
         .route("/_sim/health", get(health))
         .route("/_sim/idle", get(idle))
@@ -44,9 +44,9 @@ pub(crate) fn router() -> Router<Arc<World>> {
         .route("/_sim/reset", post(reset))
 }
 
-async fn health(State(sim): State<Arc<World>>) -> Json<Value> {
+async fn health(State(sim): State<Arc<SimulatorRuntime>>) -> Json<Value> {
     let uptime = Duration::from_micros(sim.clock.now());
-    sim.with(|board, _| {
+    sim.with_board(|board, _| {
         Json(json!({
             "status": "ok",
             "live": board.total.live,
@@ -58,12 +58,15 @@ async fn health(State(sim): State<Arc<World>>) -> Json<Value> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Within {
+struct IdleQuery {
     #[serde(default)]
     within_ms: u64,
 }
 
-async fn idle(State(sim): State<Arc<World>>, Query(within): Query<Within>) -> Json<Value> {
+async fn idle(
+    State(sim): State<Arc<SimulatorRuntime>>,
+    Query(within): Query<IdleQuery>,
+) -> Json<Value> {
     let deadline = Instant::now() + Duration::from_millis(within.within_ms);
     Json(json!({ "idle": sim.wait_idle(deadline).await }))
 }
@@ -74,12 +77,15 @@ struct OracleQuery {
     account: Option<String>,
 }
 
-async fn oracle(State(sim): State<Arc<World>>, Query(query): Query<OracleQuery>) -> Json<Oracle> {
+async fn oracle(
+    State(sim): State<Arc<SimulatorRuntime>>,
+    Query(query): Query<OracleQuery>,
+) -> Json<Oracle> {
     Json(report(&sim, query.account.as_deref()))
 }
 
-pub(crate) fn report(sim: &Arc<World>, account: Option<&str>) -> Oracle {
-    let (oracle, arrivals) = sim.with(|board, _| board.oracle(account));
+pub(crate) fn report(sim: &Arc<SimulatorRuntime>, account: Option<&str>) -> Oracle {
+    let (oracle, arrivals) = sim.with_board(|board, _| board.oracle(account));
     finish_oracle(oracle, arrivals, sim.clock)
 }
 
@@ -97,61 +103,73 @@ fn creates_limit() -> usize {
 }
 
 async fn creates(
-    State(sim): State<Arc<World>>,
+    State(sim): State<Arc<SimulatorRuntime>>,
     Query(query): Query<CreatesQuery>,
-) -> Json<Vec<Create>> {
-    Json(sim.with(|board, _| board.creates(query.after, query.limit)))
+) -> Json<Vec<CreateRecord>> {
+    Json(sim.with_board(|board, _| board.creates(query.after, query.limit)))
 }
 
-async fn faults(State(sim): State<Arc<World>>) -> Json<Faults> {
-    Json(sim.with(|board, _| board.faults.faults().clone()))
+async fn faults(State(sim): State<Arc<SimulatorRuntime>>) -> Json<Faults> {
+    Json(sim.with_board(|board, _| board.faults.faults().clone()))
 }
 
 /// Replaces all faults and resets their counts; a fault that is not named is off.
-async fn put_faults(State(sim): State<Arc<World>>, Json(faults): Json<Faults>) -> Json<Faults> {
-    sim.with(|board, _| board.faults = FaultState::new(faults.clone()));
+async fn put_faults(
+    State(sim): State<Arc<SimulatorRuntime>>,
+    Json(faults): Json<Faults>,
+) -> Json<Faults> {
+    sim.with_board(|board, _| board.faults = FaultState::new(faults.clone()));
     Json(faults)
 }
 
-async fn delete_faults(State(sim): State<Arc<World>>) -> StatusCode {
-    sim.with(|board, _| board.faults = FaultState::default());
+async fn delete_faults(State(sim): State<Arc<SimulatorRuntime>>) -> StatusCode {
+    sim.with_board(|board, _| board.faults = FaultState::default());
     StatusCode::NO_CONTENT
 }
 
-async fn behavior(State(sim): State<Arc<World>>) -> Json<Behavior> {
-    Json(sim.with(|board, _| Behavior::clone(&board.behavior)))
+async fn behavior(State(sim): State<Arc<SimulatorRuntime>>) -> Json<CalleeBehavior> {
+    Json(sim.with_board(|board, _| CalleeBehavior::clone(&board.behavior)))
 }
 
 /// Replaces the behavior for calls created later; a setting that is not named
 /// takes its default.
 async fn put_behavior(
-    State(sim): State<Arc<World>>,
-    Json(behavior): Json<Behavior>,
-) -> Json<Behavior> {
-    sim.with(|board, _| board.behavior = Arc::new(behavior.clone()));
+    State(sim): State<Arc<SimulatorRuntime>>,
+    Json(behavior): Json<CalleeBehavior>,
+) -> Json<CalleeBehavior> {
+    sim.with_board(|board, _| board.behavior = Arc::new(behavior.clone()));
     Json(behavior)
 }
 
-async fn accounts(State(sim): State<Arc<World>>) -> Json<BTreeMap<String, Account>> {
-    Json(sim.with(|board, _| board.accounts.settings()))
+async fn accounts(
+    State(sim): State<Arc<SimulatorRuntime>>,
+) -> Json<BTreeMap<String, AccountConfig>> {
+    Json(sim.with_board(|board, _| board.accounts.settings()))
 }
 
 async fn put_account(
-    State(sim): State<Arc<World>>,
+    State(sim): State<Arc<SimulatorRuntime>>,
     Path(sid): Path<String>,
-    Json(settings): Json<Account>,
-) -> Json<Account> {
-    sim.with(|board, _| board.accounts.set(&sid, settings.clone()));
+    Json(settings): Json<AccountConfig>,
+) -> Json<AccountConfig> {
+    sim.with_board(|board, _| board.accounts.set(&sid, settings.clone()));
     Json(settings)
 }
 
 async fn callbacks(
-    State(sim): State<Arc<World>>,
+    State(sim): State<Arc<SimulatorRuntime>>,
     Path(sid): Path<String>,
-) -> Result<Json<Vec<Callback>>, StatusCode> {
-    sim.with(|board, _| Some(board.kept.of(board.find(&sid, None)?.index).to_vec()))
-        .map(Json)
-        .ok_or(StatusCode::NOT_FOUND)
+) -> Result<Json<Vec<CallbackRecord>>, StatusCode> {
+    sim.with_board(|board, _| {
+        Some(
+            board
+                .callback_log
+                .for_call(board.find_call(&sid, None)?.index)
+                .to_vec(),
+        )
+    })
+    .map(Json)
+    .ok_or(StatusCode::NOT_FOUND)
 }
 
 #[derive(Deserialize)]
@@ -161,10 +179,10 @@ struct ReplayRequest {
 }
 
 async fn replay_callback(
-    State(sim): State<Arc<World>>,
+    State(sim): State<Arc<SimulatorRuntime>>,
     Path(sid): Path<String>,
     Json(request): Json<ReplayRequest>,
-) -> Result<Json<Callback>, StatusCode> {
+) -> Result<Json<CallbackRecord>, StatusCode> {
     replay(&sim, &sid, request.index)
         .await
         .map(Json)
@@ -173,30 +191,34 @@ async fn replay_callback(
 
 /// Repeats a logged request with the same body and signature, and logs the result as a further
 /// one.
-pub(crate) async fn replay(sim: &Arc<World>, sid: &str, index: usize) -> Option<Callback> {
-    let (call, original, token) = sim.with(|board, _| {
-        let call = board.find(sid, None)?;
-        let original = board.kept.of(call.index).get(index)?.clone();
+pub(crate) async fn replay(
+    sim: &Arc<SimulatorRuntime>,
+    sid: &str,
+    index: usize,
+) -> Option<CallbackRecord> {
+    let (call, original, token) = sim.with_board(|board, _| {
+        let call = board.find_call(sid, None)?;
+        let original = board.callback_log.for_call(call.index).get(index)?.clone();
         let account = board.call(call)?.account;
         let token = Arc::clone(&board.accounts.get(account)?.token);
         Some((call, original, token))
     })?;
 
-    let parcel = Parcel {
+    let parcel = CallbackRequest {
         url: Arc::from(original.url.as_str()),
         method: if original.method == "GET" {
-            Method::Get
+            HttpMethod::Get
         } else {
-            Method::Post
+            HttpMethod::Post
         },
         body: original.body.clone(),
         token,
-        idempotency: format!("{sid}-r{index}"),
+        idempotency_token: format!("{sid}-r{index}"),
     };
-    let receipt = sim.courier.deliver(&parcel).await;
+    let receipt = sim.callback_client.deliver(&parcel).await;
 
-    sim.with(|board, now| {
-        let replayed = Callback {
+    sim.with_board(|board, now| {
+        let replayed = CallbackRecord {
             unix_micros: board.clock.unix_micros(now),
             attempts: receipt.attempts,
             response_status: receipt.status,
@@ -208,12 +230,12 @@ pub(crate) async fn replay(sim: &Arc<World>, sid: &str, index: usize) -> Option<
         };
         // A reset may have removed the call.
         board.call(call)?;
-        board.kept.push(call.index, replayed);
-        board.kept.of(call.index).last().cloned()
+        board.callback_log.push(call.index, replayed);
+        board.callback_log.for_call(call.index).last().cloned()
     })
 }
 
-async fn reset(State(sim): State<Arc<World>>) -> impl IntoResponse {
-    sim.with(|board, _| board.reset());
+async fn reset(State(sim): State<Arc<SimulatorRuntime>>) -> impl IntoResponse {
+    sim.with_board(|board, _| board.reset());
     StatusCode::NO_CONTENT
 }

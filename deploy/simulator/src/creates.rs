@@ -5,37 +5,37 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::call::{Call, CallRef, CreateRequest, Live, Phase, Sid};
-use crate::callee::Callee;
+use crate::call::{CallPhase, CallRef, CreateRequest, LiveCall, SimulatedCall, TwilioSid};
+use crate::callee::CallOutcome;
 use crate::clock::Micros;
-use crate::oracle::Verdict;
-use crate::refusal::Refusal;
-use crate::seeded_rng::Draw;
-use crate::switchboard::{Arrival, Switchboard, What};
+use crate::oracle::CreateVerdict;
+use crate::refusal::TwilioError;
+use crate::seeded_rng::SeededRng;
+use crate::switchboard::{CreateArrival, Switchboard, TimerAction};
 
 /// A create request as received.
-pub(crate) struct Incoming<'a> {
+pub(crate) struct IncomingCreate<'a> {
     pub(crate) arrived: Micros,
     pub(crate) account: &'a str,
     pub(crate) login: Option<(String, String)>,
     pub(crate) to: &'a str,
     pub(crate) from: &'a str,
     pub(crate) url: &'a str,
-    pub(crate) request: Result<CreateRequest, Refusal>,
+    pub(crate) request: Result<CreateRequest, TwilioError>,
 }
 
 /// Response to a create.
-pub(crate) struct Decision {
-    pub(crate) outcome: Result<CallRef, Refusal>,
+pub(crate) struct CreateDecision {
+    pub(crate) outcome: Result<CallRef, TwilioError>,
     pub(crate) cut_connection: bool,
     pub(crate) latency: Duration,
     /// The queued callbacks are delivered before the response.
-    pub(crate) early: bool,
+    pub(crate) callbacks_first: bool,
 }
 
 impl Switchboard {
     /// Decides a create, and inserts the call if it is accepted.
-    pub(crate) fn create(&mut self, now: Micros, incoming: Incoming<'_>) -> Decision {
+    pub(crate) fn create(&mut self, now: Micros, incoming: IncomingCreate<'_>) -> CreateDecision {
         let account = self
             .accounts
             .authenticate(incoming.account, incoming.login.as_ref());
@@ -45,70 +45,73 @@ impl Switchboard {
             None => Arc::from(incoming.account),
         };
 
-        let mut arrival = Arrival {
+        let mut arrival = CreateArrival {
             at: incoming.arrived,
             account,
             account_sid,
             to,
-            from: self.caller(incoming.from),
+            from: self.intern_caller_id(incoming.from),
             url,
             call: None,
-            verdict: Verdict::Error,
+            verdict: CreateVerdict::Error,
         };
 
         let judged = match (account, incoming.request) {
-            (None, _) => Err(Refusal::unauthenticated()),
+            (None, _) => Err(TwilioError::unauthenticated()),
             (Some(_), Err(refusal)) => Err(refusal),
             (Some(account), Ok(request)) => Ok((account, request)),
         };
 
         let decision = match judged {
-            Ok((account, request)) => self.judge(now, account, request, &mut arrival),
+            Ok((account, request)) => self.decide(now, account, request, &mut arrival),
             Err(refusal) => {
-                arrival.verdict = Verdict::Refused(refusal.code);
-                Decision::refuse(refusal)
+                arrival.verdict = CreateVerdict::Refused(refusal.code);
+                CreateDecision::refuse(refusal)
             }
         };
-        self.log(arrival);
+        self.log_arrival(arrival);
         decision
     }
 
-    fn judge(
+    fn decide(
         &mut self,
         now: Micros,
         account: usize,
         request: CreateRequest,
-        arrival: &mut Arrival,
-    ) -> Decision {
+        arrival: &mut CreateArrival,
+    ) -> CreateDecision {
         // 1. Refusals: an invalid number, a fault, the account's calls per second.
         let key = Arc::clone(&arrival.to);
         let nth = self.count_create(&mut arrival.to);
         let latency = Duration::from_millis(self.faults.create_latency_ms(&key, nth));
         let calls = self.numbers.get(&key).map_or(0, |n| n.calls.len());
         let calls = u64::try_from(calls).unwrap_or(u64::MAX);
-        let refused = if self.behavior.callee(&key, calls) == Callee::Invalid {
+        let refused = if self.behavior.outcome(&key, calls) == CallOutcome::Invalid {
             let message = format!("The 'To' number {key} is not a valid phone number.");
-            Some((Verdict::Refused(21211), Refusal::bad(21211, message)))
+            Some((
+                CreateVerdict::Refused(21211),
+                TwilioError::bad_request(21211, message),
+            ))
         } else {
             self.refused_by_fault(&key, nth)
         };
 
         if let Some((verdict, refusal)) = refused {
             arrival.verdict = verdict;
-            return Decision {
+            return CreateDecision {
                 latency,
-                cut_connection: verdict == Verdict::Dropped,
-                ..Decision::refuse(refusal)
+                cut_connection: verdict == CreateVerdict::Dropped,
+                ..CreateDecision::refuse(refusal)
             };
         }
 
         let customer = self.accounts.get_mut(account);
-        let slot = customer.and_then(|customer| customer.slot(arrival.at));
+        let slot = customer.and_then(|customer| customer.next_slot(arrival.at));
         let Some(dial_at) = slot else {
-            arrival.verdict = Verdict::Refused(20429);
-            return Decision {
+            arrival.verdict = CreateVerdict::Refused(20429);
+            return CreateDecision {
                 latency,
-                ..Decision::refuse(Refusal::too_many_requests())
+                ..CreateDecision::refuse(TwilioError::too_many_requests())
             };
         };
 
@@ -116,49 +119,52 @@ impl Switchboard {
         let early = dial_at <= now && self.fault("early_callback", |f| f.early_callback, &key, nth);
         let drop = self.fault("drop_after", |f| f.drop_after, &key, nth);
         let error = !drop && self.fault("error_after", |f| f.error_after, &key, nth);
-        let call = self.accept(now, dial_at, account, request, arrival, nth);
+        let call = self.insert_call(now, dial_at, account, request, arrival, nth);
         if early {
-            self.fire(now, call, What::Dial);
+            self.on_timer(now, call, TimerAction::Dial);
         }
 
         arrival.verdict = match (drop, error) {
-            (true, _) => Verdict::AcceptedThenDropped,
-            (_, true) => Verdict::AcceptedThenError,
-            _ => Verdict::Accepted,
+            (true, _) => CreateVerdict::AcceptedThenDropped,
+            (_, true) => CreateVerdict::AcceptedThenError,
+            _ => CreateVerdict::Accepted,
         };
 
-        Decision {
+        CreateDecision {
             outcome: if error {
-                Err(Refusal::unavailable())
+                Err(TwilioError::unavailable())
             } else {
                 Ok(call)
             },
             cut_connection: drop,
             latency,
-            early,
+            callbacks_first: early,
         }
     }
 
-    fn refused_by_fault(&mut self, key: &str, nth: u64) -> Option<(Verdict, Refusal)> {
+    fn refused_by_fault(&mut self, key: &str, nth: u64) -> Option<(CreateVerdict, TwilioError)> {
         if self.fault("drop_before", |f| f.drop_before, key, nth) {
-            return Some((Verdict::Dropped, Refusal::unavailable()));
+            return Some((CreateVerdict::Dropped, TwilioError::unavailable()));
         }
         if self.fault("error_before", |f| f.error_before, key, nth) {
-            return Some((Verdict::Error, Refusal::unavailable()));
+            return Some((CreateVerdict::Error, TwilioError::unavailable()));
         }
         if self.fault("refuse_429", |f| f.refuse_429, key, nth) {
-            return Some((Verdict::Refused(20429), Refusal::too_many_requests()));
+            return Some((
+                CreateVerdict::Refused(20429),
+                TwilioError::too_many_requests(),
+            ));
         }
         None
     }
 
-    fn accept(
+    fn insert_call(
         &mut self,
         now: Micros,
         dial_at: Micros,
         account: usize,
         request: CreateRequest,
-        arrival: &mut Arrival,
+        arrival: &mut CreateArrival,
         nth_create: u64,
     ) -> CallRef {
         let to = Arc::clone(&arrival.to);
@@ -181,12 +187,12 @@ impl Switchboard {
 
         let sid = self.new_sid(index);
         self.by_sid.insert(sid, index);
-        self.calls.push(Call {
+        self.calls.push(SimulatedCall {
             sid,
             account,
             to,
             from: Arc::clone(&arrival.from),
-            phase: Phase::Queued,
+            phase: CallPhase::Queued,
             created: now,
             updated: now,
             dialed: None,
@@ -199,7 +205,7 @@ impl Switchboard {
             rang: false,
             recorded: false,
             answered_by: None,
-            live: Some(Box::new(Live::new(request, plan, nth))),
+            live: Some(Box::new(LiveCall::new(request, plan, nth))),
         });
 
         arrival.call = Some(index);
@@ -209,21 +215,21 @@ impl Switchboard {
             tally.max_live = tally.max_live.max(tally.live);
         });
 
-        let call = self.reference(index);
+        let call = self.call_ref(index);
         // The slot counts from the arrival of the head, but the form may arrive after the slot.
-        self.schedule(dial_at.max(now), call, What::Dial);
+        self.schedule(dial_at.max(now), call, TimerAction::Dial);
         call
     }
 
-    fn new_sid(&self, index: u32) -> Sid {
-        let mut draw = Draw::new(
+    fn new_sid(&self, index: u32) -> TwilioSid {
+        let mut draw = SeededRng::new(
             self.salt,
             "sid",
             "call",
             u64::from(index) | (u64::from(self.epoch) << 32),
         );
         let value = (u128::from(draw.next()) << 64) | u128::from(draw.next());
-        Sid(value.to_be_bytes())
+        TwilioSid(value.to_be_bytes())
     }
 
     /// Counts a create for its number and interns the number's text.
@@ -237,19 +243,19 @@ impl Switchboard {
     }
 
     /// Interns a caller id.
-    fn caller(&mut self, from: &str) -> Arc<str> {
-        if let Some(known) = self.callers.get(from) {
+    fn intern_caller_id(&mut self, from: &str) -> Arc<str> {
+        if let Some(known) = self.caller_ids.get(from) {
             return Arc::clone(known);
         }
         let from: Arc<str> = Arc::from(from);
         // Caller ids are few; a flood of invalid ones must not grow the set without bound.
-        if self.callers.len() < 10_000 {
-            self.callers.insert(Arc::clone(&from));
+        if self.caller_ids.len() < 10_000 {
+            self.caller_ids.insert(Arc::clone(&from));
         }
         from
     }
 
-    fn log(&mut self, mut arrival: Arrival) {
+    fn log_arrival(&mut self, mut arrival: CreateArrival) {
         let verdict = arrival.verdict;
         let accepted = verdict.is_accepted();
         if let Some(account) = arrival.account {
@@ -276,13 +282,13 @@ impl Switchboard {
     }
 }
 
-impl Decision {
-    fn refuse(refusal: Refusal) -> Self {
+impl CreateDecision {
+    fn refuse(refusal: TwilioError) -> Self {
         Self {
             outcome: Err(refusal),
             cut_connection: false,
             latency: Duration::ZERO,
-            early: false,
+            callbacks_first: false,
         }
     }
 }

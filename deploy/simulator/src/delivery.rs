@@ -13,17 +13,17 @@ use reqwest::header::{CONTENT_TYPE, HeaderName};
 use tokio::sync::Semaphore;
 use url::form_urlencoded;
 
-use crate::call::Method;
+use crate::call::HttpMethod;
 use crate::signature::sign;
 
 /// Most bytes that are read of a response.
-const BODY_MAX: usize = 64 * 1024;
-const SIGNATURE: HeaderName = HeaderName::from_static("x-twilio-signature");
-const IDEMPOTENCY: HeaderName = HeaderName::from_static("i-twilio-idempotency-token");
+const MAX_BODY_BYTES: usize = 64 * 1024;
+const SIGNATURE_HEADER: HeaderName = HeaderName::from_static("x-twilio-signature");
+const IDEMPOTENCY_HEADER: HeaderName = HeaderName::from_static("i-twilio-idempotency-token");
 
 /// Retries and timeouts from the URL's fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Policy {
+pub(crate) struct RetryPolicy {
     retries: u32,
     on_4xx: bool,
     on_5xx: bool,
@@ -34,7 +34,7 @@ pub(crate) struct Policy {
     total_timeout: Duration,
 }
 
-impl Default for Policy {
+impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             retries: 1,
@@ -49,7 +49,7 @@ impl Default for Policy {
     }
 }
 
-impl Policy {
+impl RetryPolicy {
     /// Parses a fragment; rejects keys and values that Twilio does not document.
     pub(crate) fn parse(fragment: &str) -> Result<Self, String> {
         let mut policy = Self::default();
@@ -107,32 +107,32 @@ pub(crate) fn split_fragment(url: &str) -> (&str, &str) {
 
 /// One request to send.
 #[derive(Clone, Debug)]
-pub(crate) struct Parcel {
+pub(crate) struct CallbackRequest {
     pub(crate) url: Arc<str>,
-    pub(crate) method: Method,
+    pub(crate) method: HttpMethod,
     /// A form, already encoded.
     pub(crate) body: String,
     pub(crate) token: Arc<str>,
-    pub(crate) idempotency: String,
+    pub(crate) idempotency_token: String,
 }
 
 /// Result of a delivery: the response of the last attempt.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Receipt {
+pub(crate) struct DeliveryReceipt {
     pub(crate) attempts: u32,
     pub(crate) status: Option<u16>,
     pub(crate) body: String,
     pub(crate) error: Option<String>,
 }
 
-impl Receipt {
+impl DeliveryReceipt {
     pub(crate) fn is_success(&self) -> bool {
         self.status
             .is_some_and(|status| (200..300).contains(&status))
     }
 }
 
-pub(crate) fn encode(params: &[(&'static str, String)]) -> String {
+pub(crate) fn encode_form(params: &[(&'static str, String)]) -> String {
     form_urlencoded::Serializer::new(String::new())
         .extend_pairs(params)
         .finish()
@@ -140,13 +140,13 @@ pub(crate) fn encode(params: &[(&'static str, String)]) -> String {
 
 /// Pooled HTTP client with separate bounds, so that a callback endpoint that hangs does not
 /// delay the documents of answered calls.
-pub(crate) struct Courier {
+pub(crate) struct CallbackClient {
     client: reqwest::Client,
     pub(crate) callbacks: Semaphore,
     pub(crate) documents: Semaphore,
 }
 
-impl Courier {
+impl CallbackClient {
     pub(crate) fn new(concurrency: usize) -> Result<Self, reqwest::Error> {
         let concurrency = concurrency.clamp(1, Semaphore::MAX_PERMITS);
         let client = reqwest::Client::builder()
@@ -164,13 +164,13 @@ impl Courier {
     }
 
     /// Sends the request and retries it as the URL's fragment allows.
-    pub(crate) async fn deliver(&self, parcel: &Parcel) -> Receipt {
+    pub(crate) async fn deliver(&self, parcel: &CallbackRequest) -> DeliveryReceipt {
         let (target, fragment) = split_fragment(&parcel.url);
         // Creates with an invalid fragment are refused, so it parses here.
-        let policy = Policy::parse(fragment).unwrap_or_default();
+        let policy = RetryPolicy::parse(fragment).unwrap_or_default();
 
         let started = Instant::now();
-        let mut receipt = Receipt::default();
+        let mut receipt = DeliveryReceipt::default();
         loop {
             let left = policy.total_timeout.saturating_sub(started.elapsed());
             let timeout = left.min(policy.connect_timeout + policy.read_timeout);
@@ -208,11 +208,11 @@ impl Courier {
     async fn try_once(
         &self,
         target: &str,
-        parcel: &Parcel,
+        parcel: &CallbackRequest,
         timeout: Duration,
     ) -> Result<(u16, String), reqwest::Error> {
         let request = match parcel.method {
-            Method::Post => {
+            HttpMethod::Post => {
                 let params: Vec<_> = form_urlencoded::parse(parcel.body.as_bytes()).collect();
                 self.client
                     .post(target)
@@ -220,27 +220,27 @@ impl Courier {
                         CONTENT_TYPE,
                         "application/x-www-form-urlencoded; charset=UTF-8",
                     )
-                    .header(SIGNATURE, sign(&parcel.token, target, &params))
+                    .header(SIGNATURE_HEADER, sign(&parcel.token, target, &params))
                     .body(parcel.body.clone())
             }
-            Method::Get => {
+            HttpMethod::Get => {
                 let separator = if target.contains('?') { '&' } else { '?' };
                 let url = format!("{target}{separator}{}", parcel.body);
                 let none: [(&str, &str); 0] = [];
                 let signature = sign(&parcel.token, &url, &none);
-                self.client.get(url).header(SIGNATURE, signature)
+                self.client.get(url).header(SIGNATURE_HEADER, signature)
             }
         };
 
         let mut response = request
-            .header(IDEMPOTENCY, &parcel.idempotency)
+            .header(IDEMPOTENCY_HEADER, &parcel.idempotency_token)
             .timeout(timeout)
             .send()
             .await?;
 
         let status = response.status().as_u16();
         let mut body = Vec::new();
-        while body.len() < BODY_MAX {
+        while body.len() < MAX_BODY_BYTES {
             let Some(chunk) = response.chunk().await? else {
                 break;
             };
@@ -271,12 +271,12 @@ mod tests {
 
     #[test]
     fn a_fragment_sets_the_retries() {
-        assert_eq!(Policy::parse("").unwrap(), Policy::default());
-        let policy = Policy::parse("rc=5&rp=all&rt=200").unwrap();
+        assert_eq!(RetryPolicy::parse("").unwrap(), RetryPolicy::default());
+        let policy = RetryPolicy::parse("rc=5&rp=all&rt=200").unwrap();
         assert_eq!(policy.retries, 5);
         assert!(policy.on_4xx && policy.on_5xx && policy.on_connect && policy.on_read);
         assert_eq!(policy.read_timeout, Duration::from_millis(200));
-        let policy = Policy::parse("rp=5xx,rt").unwrap();
+        let policy = RetryPolicy::parse("rp=5xx,rt").unwrap();
         assert!(policy.retries_status(503) && !policy.retries_status(404));
         assert!(policy.on_read && !policy.on_connect);
     }
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn a_wrong_fragment_is_refused() {
         for bad in ["rc=6", "rc=x", "rp=3xx", "ct=50", "retries=2"] {
-            assert!(Policy::parse(bad).is_err(), "{bad}");
+            assert!(RetryPolicy::parse(bad).is_err(), "{bad}");
         }
     }
 

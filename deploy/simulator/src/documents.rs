@@ -8,26 +8,26 @@ use std::sync::Arc;
 
 use url::Url;
 
-use crate::call::{Answer, CallRef, Phase};
-use crate::call_lifecycle::DOCUMENTS_MAX;
-use crate::callback_log::Entry;
-use crate::callbacks::{Post, call_params, recording_url};
+use crate::call::{AnswerSource, CallPhase, CallRef};
+use crate::call_lifecycle::MAX_DOCUMENTS;
+use crate::callback_log::CallbackLogEntry;
+use crate::callbacks::{QueuedCallback, call_params, recording_url};
 use crate::clock::Micros;
-use crate::delivery::Receipt;
-use crate::switchboard::{Action, Switchboard, What};
+use crate::delivery::DeliveryReceipt;
+use crate::switchboard::{PendingRequest, Switchboard, TimerAction};
 use crate::twiml;
-use crate::twiml::Verb;
-use crate::twiml_interpreter::{Ask, AskKind, Step, Talk};
+use crate::twiml::TwimlVerb;
+use crate::twiml_interpreter::{DialogStep, DocumentKind, DocumentRequest, TwimlInterpreter};
 
 /// A document fetch in progress.
-pub(crate) struct Fetch {
-    pub(crate) post: Post,
-    kind: AskKind,
+pub(crate) struct DocumentFetch {
+    pub(crate) request: QueuedCallback,
+    kind: DocumentKind,
     serial: u32,
 }
 
 /// A fetched document: its verbs or its error.
-pub(crate) type Document = Result<Vec<Verb>, DocumentError>;
+pub(crate) type DocumentResult = Result<Vec<TwimlVerb>, DocumentError>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DocumentError {
@@ -47,32 +47,32 @@ impl DocumentError {
 }
 
 /// Parses a fetched document; runs outside the lock.
-pub(crate) fn read(receipt: &Receipt) -> Document {
+pub(crate) fn read_document(receipt: &DeliveryReceipt) -> DocumentResult {
     if !receipt.is_success() {
         return Err(DocumentError::Retrieval);
     }
-    parse(&receipt.body)
+    parse_document(&receipt.body)
 }
 
-fn parse(text: &str) -> Document {
+fn parse_document(text: &str) -> DocumentResult {
     twiml::parse(text).map_err(|reason| {
         tracing::warn!(reason, "an answer document is not valid");
         DocumentError::Parse
     })
 }
 
-fn word(kind: AskKind) -> &'static str {
+fn kind_name(kind: DocumentKind) -> &'static str {
     match kind {
-        AskKind::Answer => "answer",
-        AskKind::Fallback => "fallback",
-        AskKind::Gather => "gather",
-        AskKind::Record => "record",
-        AskKind::Redirect => "redirect",
+        DocumentKind::Answer => "answer",
+        DocumentKind::Fallback => "fallback",
+        DocumentKind::Gather => "gather",
+        DocumentKind::Record => "record",
+        DocumentKind::Redirect => "redirect",
     }
 }
 
 /// Resolves a reference of a document; an empty one refers to the document itself.
-fn resolve(base: &str, reference: &str) -> Option<String> {
+fn resolve_url(base: &str, reference: &str) -> Option<String> {
     let (base, _) = crate::delivery::split_fragment(base);
     if let Ok(absolute) = Url::parse(reference) {
         return matches!(absolute.scheme(), "http" | "https").then(|| reference.to_owned());
@@ -85,37 +85,37 @@ fn resolve(base: &str, reference: &str) -> Option<String> {
 
 impl Switchboard {
     /// Runs a document of the caller: the first one, or one from an update.
-    pub(crate) fn begin_document(&mut self, now: Micros, call: CallRef, answer: Answer) {
+    pub(crate) fn begin_document(&mut self, now: Micros, call: CallRef, answer: AnswerSource) {
         match answer {
-            Answer::Hook(hook) => {
-                let ask = Ask {
-                    kind: AskKind::Answer,
+            AnswerSource::Webhook(hook) => {
+                let ask = DocumentRequest {
+                    kind: DocumentKind::Answer,
                     url: hook.url.to_string(),
                     method: hook.method,
                     params: Vec::new(),
                 };
-                self.ask(now, call, ask);
+                self.fetch_document(now, call, ask);
             }
-            Answer::Twiml(text) => match parse(&text) {
+            AnswerSource::Twiml(text) => match parse_document(&text) {
                 Ok(verbs) => self.run_document(now, call, String::new(), verbs),
                 Err(_) => {
-                    self.count_document(call, AskKind::Answer, true);
-                    self.end(now, call, Phase::Completed, 200);
+                    self.count_document(call, DocumentKind::Answer, true);
+                    self.end_call(now, call, CallPhase::Completed, 200);
                 }
             },
         }
     }
 
-    fn ask(&mut self, now: Micros, call: CallRef, ask: Ask) {
+    fn fetch_document(&mut self, now: Micros, call: CallRef, ask: DocumentRequest) {
         let Some(c) = self.call(call) else { return };
         let base = c
             .live
             .as_ref()
-            .and_then(|live| live.talk.as_ref())
+            .and_then(|live| live.interpreter.as_ref())
             .map_or("", |talk| talk.url.as_str());
-        let Some(url) = resolve(base, &ask.url) else {
+        let Some(url) = resolve_url(base, &ask.url) else {
             self.count_document(call, ask.kind, true);
-            return self.end(now, call, Phase::Completed, 200);
+            return self.end_call(now, call, CallPhase::Completed, 200);
         };
 
         let Some(customer) = self.accounts.get(c.account) else {
@@ -131,24 +131,25 @@ impl Switchboard {
             return;
         };
 
-        live.talk_serial += 1;
+        live.document_serial += 1;
         live.outstanding += 1;
-        let serial = live.talk_serial;
+        let serial = live.document_serial;
 
-        let post = Post {
-            kind: word(ask.kind),
+        let post = QueuedCallback {
+            kind: kind_name(ask.kind),
             url: Arc::from(url),
             method: ask.method,
             params,
             token,
-            idempotency: format!("{sid}-d{serial}"),
+            idempotency_token: format!("{sid}-d{serial}"),
         };
-        let fetch = Fetch {
-            post,
+        let fetch = DocumentFetch {
+            request: post,
             kind: ask.kind,
             serial,
         };
-        self.actions.push(Action::Fetch(call, Box::new(fetch)));
+        self.pending_requests
+            .push(PendingRequest::FetchDocument(call, Box::new(fetch)));
     }
 
     /// Runs a fetched document, unless the call has ended or moved on meanwhile.
@@ -156,44 +157,44 @@ impl Switchboard {
         &mut self,
         now: Micros,
         call: CallRef,
-        fetch: &Fetch,
-        receipt: &Receipt,
-        document: Document,
+        fetch: &DocumentFetch,
+        receipt: &DeliveryReceipt,
+        document: DocumentResult,
     ) {
         let Some(c) = self.call_mut(call) else { return };
-        let in_progress = c.phase == Phase::InProgress;
+        let in_progress = c.phase == CallPhase::InProgress;
         let Some(live) = c.live.as_mut() else { return };
         live.outstanding = live.outstanding.saturating_sub(1);
-        let current = live.talk_serial == fetch.serial;
+        let current = live.document_serial == fetch.serial;
         self.count_document(call, fetch.kind, document.is_err());
 
-        let entry = Entry {
-            kind: fetch.post.kind,
-            method: fetch.post.method,
-            url: &fetch.post.url,
-            params: &fetch.post.params,
+        let entry = CallbackLogEntry {
+            kind: fetch.request.kind,
+            method: fetch.request.method,
+            url: &fetch.request.url,
+            params: &fetch.request.params,
             unix_micros: self.clock.unix_micros(now),
             receipt: Some(receipt),
         };
-        self.kept.file(call.index, &entry);
+        self.callback_log.record(call.index, &entry);
 
         if in_progress && current {
             match document {
-                Ok(verbs) => self.run_document(now, call, fetch.post.url.to_string(), verbs),
+                Ok(verbs) => self.run_document(now, call, fetch.request.url.to_string(), verbs),
                 Err(error) => self.document_failed(now, call, fetch, error),
             }
         }
-        self.settle(call);
+        self.release_if_settled(call);
     }
 
-    fn count_document(&mut self, call: CallRef, kind: AskKind, failed: bool) {
+    fn count_document(&mut self, call: CallRef, kind: DocumentKind, failed: bool) {
         let Some(account) = self.call(call).map(|c| c.account) else {
             return;
         };
         self.tally(account, |tally| {
             let documents = &mut tally.documents;
             let (count, failures) = match kind {
-                AskKind::Answer => (&mut documents.answers, &mut documents.answers_failed),
+                DocumentKind::Answer => (&mut documents.answers, &mut documents.answers_failed),
                 _ => (&mut documents.later, &mut documents.later_failed),
             };
             *count += 1;
@@ -201,45 +202,51 @@ impl Switchboard {
         });
     }
 
-    fn document_failed(&mut self, now: Micros, call: CallRef, fetch: &Fetch, error: DocumentError) {
+    fn document_failed(
+        &mut self,
+        now: Micros,
+        call: CallRef,
+        fetch: &DocumentFetch,
+        error: DocumentError,
+    ) {
         let request = self
             .call(call)
             .and_then(|c| c.live.as_ref())
             .map(|live| &live.request);
         let fallback = request
             .and_then(|request| request.fallback.clone())
-            .filter(|_| fetch.kind != AskKind::Fallback);
+            .filter(|_| fetch.kind != DocumentKind::Fallback);
         let Some(hook) = fallback else {
-            return self.end(now, call, Phase::Completed, 200);
+            return self.end_call(now, call, CallPhase::Completed, 200);
         };
-        let ask = Ask {
-            kind: AskKind::Fallback,
+        let ask = DocumentRequest {
+            kind: DocumentKind::Fallback,
             url: hook.url.to_string(),
             method: hook.method,
             params: vec![
                 ("ErrorCode", error.code().to_owned()),
-                ("ErrorUrl", fetch.post.url.to_string()),
+                ("ErrorUrl", fetch.request.url.to_string()),
             ],
         };
-        self.ask(now, call, ask);
+        self.fetch_document(now, call, ask);
     }
 
-    fn run_document(&mut self, now: Micros, call: CallRef, url: String, verbs: Vec<Verb>) {
+    fn run_document(&mut self, now: Micros, call: CallRef, url: String, verbs: Vec<TwimlVerb>) {
         let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) else {
             return;
         };
-        live.documents += 1;
-        live.talk_serial += 1;
-        let (documents, serial) = (live.documents, live.talk_serial);
-        live.talk = Some(Talk::new(url, verbs));
-        if documents > DOCUMENTS_MAX {
-            return self.end(now, call, Phase::Completed, 200);
+        live.document_count += 1;
+        live.document_serial += 1;
+        let (documents, serial) = (live.document_count, live.document_serial);
+        live.interpreter = Some(TwimlInterpreter::new(url, verbs));
+        if documents > MAX_DOCUMENTS {
+            return self.end_call(now, call, CallPhase::Completed, 200);
         }
-        self.resume_talk(now, call, serial);
+        self.resume_document(now, call, serial);
     }
 
     /// Takes the next step of the document with this serial.
-    pub(crate) fn resume_talk(&mut self, now: Micros, call: CallRef, serial: u32) {
+    pub(crate) fn resume_document(&mut self, now: Micros, call: CallRef, serial: u32) {
         let behavior = Arc::clone(&self.behavior);
         let Some(c) = self.call(call) else { return };
         let Some(customer) = self.accounts.get(c.account) else {
@@ -249,17 +256,19 @@ impl Switchboard {
         let Some(live) = self.call_mut(call).and_then(|c| c.live.as_mut()) else {
             return;
         };
-        if live.talk_serial != serial {
+        if live.document_serial != serial {
             return;
         }
-        let Some(talk) = live.talk.as_mut() else {
+        let Some(talk) = live.interpreter.as_mut() else {
             return;
         };
-        match talk.step(&behavior, &live.plan, &mut live.turn, &recording) {
-            Step::Wait(secs) => self.after(now, secs, call, What::Talk(serial)),
-            Step::Ask(ask) => self.ask(now, call, ask),
-            Step::Hold => {}
-            Step::Hangup => self.end(now, call, Phase::Completed, 200),
+        match talk.next_step(&behavior, &live.plan, &mut live.turn, &recording) {
+            DialogStep::Wait(secs) => {
+                self.schedule_after(now, secs, call, TimerAction::ResumeDocument(serial))
+            }
+            DialogStep::Fetch(ask) => self.fetch_document(now, call, ask),
+            DialogStep::Hold => {}
+            DialogStep::Hangup => self.end_call(now, call, CallPhase::Completed, 200),
         }
     }
 }
@@ -272,34 +281,43 @@ mod tests {
     fn references_resolve_against_the_document() {
         let base = "https://app/hooks/1/answer?t=1#rc=2";
         assert_eq!(
-            resolve(base, "").as_deref(),
+            resolve_url(base, "").as_deref(),
             Some("https://app/hooks/1/answer?t=1")
         );
         assert_eq!(
-            resolve(base, "turn?n=2").as_deref(),
+            resolve_url(base, "turn?n=2").as_deref(),
             Some("https://app/hooks/1/turn?n=2")
         );
         assert_eq!(
-            resolve(base, "https://other/#rc=1").as_deref(),
+            resolve_url(base, "https://other/#rc=1").as_deref(),
             Some("https://other/#rc=1")
         );
-        assert_eq!(resolve("", "turn"), None);
-        assert_eq!(resolve(base, "ftp://x/"), None);
+        assert_eq!(resolve_url("", "turn"), None);
+        assert_eq!(resolve_url(base, "ftp://x/"), None);
     }
 
     #[test]
     fn an_answer_is_a_document_only_when_it_is_2xx_and_parses() {
-        let receipt = |status, body: &str| Receipt {
+        let receipt = |status, body: &str| DeliveryReceipt {
             status,
             body: body.to_owned(),
-            ..Receipt::default()
+            ..DeliveryReceipt::default()
         };
-        assert_eq!(read(&receipt(Some(200), "<Response/>")), Ok(Vec::new()));
         assert_eq!(
-            read(&receipt(Some(500), "<Response/>")),
+            read_document(&receipt(Some(200), "<Response/>")),
+            Ok(Vec::new())
+        );
+        assert_eq!(
+            read_document(&receipt(Some(500), "<Response/>")),
             Err(DocumentError::Retrieval)
         );
-        assert_eq!(read(&receipt(None, "")), Err(DocumentError::Retrieval));
-        assert_eq!(read(&receipt(Some(200), "{}")), Err(DocumentError::Parse));
+        assert_eq!(
+            read_document(&receipt(None, "")),
+            Err(DocumentError::Retrieval)
+        );
+        assert_eq!(
+            read_document(&receipt(Some(200), "{}")),
+            Err(DocumentError::Parse)
+        );
     }
 }

@@ -137,14 +137,16 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-pub use crate::callback_log::Callback;
-pub use crate::callee::{Behavior, Callee, Mix, Span};
-pub use crate::config::{Account, Config, OverCps};
+pub use crate::callback_log::CallbackRecord;
+pub use crate::callee::{CallOutcome, CalleeBehavior, OutcomeMix, SecondsRange};
+pub use crate::config::{AccountConfig, OverCps, SimulatorConfig};
 use crate::faults::FaultState;
-pub use crate::faults::{Chance, Faults};
-use crate::listener::{Connection, Wire};
-pub use crate::oracle::{CallbackCounts, Create, DocumentCounts, Oracle, Verdict, WorstWindow};
-use crate::runtime::World;
+pub use crate::faults::{FaultChance, Faults};
+use crate::listener::{ConnectionHandle, StampedListener};
+pub use crate::oracle::{
+    CallbackCounts, CreateRecord, CreateVerdict, DocumentCounts, Oracle, WorstWindow,
+};
+use crate::runtime::SimulatorRuntime;
 pub use crate::signature::sign;
 
 /// The simulator before its start.
@@ -156,11 +158,12 @@ impl Simulator {
         clippy::unused_async,
         reason = "needs a runtime, which every caller that awaits has"
     )]
-    pub async fn start(config: Config) -> io::Result<Running> {
+    pub async fn start(config: SimulatorConfig) -> io::Result<RunningSimulator> {
         // 1. The socket and the state.
         let listener = listen(config.listen)?;
         let url = format!("http://{}", listener.local_addr()?);
-        let sim = World::new(&config, Arc::from(url.as_str())).map_err(io::Error::other)?;
+        let sim =
+            SimulatorRuntime::new(&config, Arc::from(url.as_str())).map_err(io::Error::other)?;
 
         // 2. The timers.
         sim.tasks.spawn(
@@ -173,18 +176,19 @@ impl Simulator {
         let routes = api::router()
             .merge(control::router())
             .with_state(Arc::clone(&sim))
-            .into_make_service_with_connect_info::<Connection>();
+            .into_make_service_with_connect_info::<ConnectionHandle>();
         let stopped = sim.stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
-            let serving = axum::serve(Wire(listener), routes).with_graceful_shutdown(stopped);
+            let serving =
+                axum::serve(StampedListener(listener), routes).with_graceful_shutdown(stopped);
             if let Err(error) = serving.await {
                 tracing::error!(%error, "the simulator stopped serving");
             }
         });
 
-        Ok(Running {
+        Ok(RunningSimulator {
             url,
-            world: sim,
+            runtime: sim,
             server,
         })
     }
@@ -192,7 +196,7 @@ impl Simulator {
 
 /// Most connections that wait to be accepted. A busy dialer that opens its connections at once
 /// fills the usual 128; the kernel then drops SYN packets, which are resent a second later.
-const BACKLOG: u32 = 4096;
+const LISTEN_BACKLOG: u32 = 4096;
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
@@ -201,17 +205,17 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(LISTEN_BACKLOG)
 }
 
 /// A running simulator; dropping it stops it without waiting.
-pub struct Running {
+pub struct RunningSimulator {
     url: String,
-    world: Arc<World>,
+    runtime: Arc<SimulatorRuntime>,
     server: JoinHandle<()>,
 }
 
-impl Running {
+impl RunningSimulator {
     /// Base of the API, such as `http://127.0.0.1:4010`.
     pub fn url(&self) -> &str {
         &self.url
@@ -219,76 +223,80 @@ impl Running {
 
     /// The report over all accounts.
     pub fn oracle(&self) -> Oracle {
-        control::report(&self.world, None)
+        control::report(&self.runtime, None)
     }
 
     /// The report over one account.
-    pub fn oracle_of(&self, account_sid: &str) -> Oracle {
-        control::report(&self.world, Some(account_sid))
+    pub fn account_oracle(&self, account_sid: &str) -> Oracle {
+        control::report(&self.runtime, Some(account_sid))
     }
 
     /// The whole arrival log, in order of processing.
-    pub fn creates(&self) -> Vec<Create> {
-        self.world.with(|board, _| board.creates(0, usize::MAX))
+    pub fn creates(&self) -> Vec<CreateRecord> {
+        self.runtime
+            .with_board(|board, _| board.creates(0, usize::MAX))
     }
 
     /// Every request about a call, in order of completion.
-    pub fn callbacks(&self, sid: &str) -> Vec<Callback> {
-        self.world.with(|board, _| {
+    pub fn callbacks(&self, sid: &str) -> Vec<CallbackRecord> {
+        self.runtime.with_board(|board, _| {
             board
-                .find(sid, None)
-                .map(|call| board.kept.of(call.index).to_vec())
+                .find_call(sid, None)
+                .map(|call| board.callback_log.for_call(call.index).to_vec())
                 .unwrap_or_default()
         })
     }
 
     /// Repeats one of those requests; `None` when it is not in the log.
-    pub async fn replay(&self, sid: &str, index: usize) -> Option<Callback> {
-        control::replay(&self.world, sid, index).await
+    pub async fn replay(&self, sid: &str, index: usize) -> Option<CallbackRecord> {
+        control::replay(&self.runtime, sid, index).await
     }
 
     pub fn faults(&self) -> Faults {
-        self.world.with(|board, _| board.faults.faults().clone())
+        self.runtime
+            .with_board(|board, _| board.faults.faults().clone())
     }
 
     /// Replaces all faults and resets their counts.
     pub fn set_faults(&self, faults: Faults) {
-        self.world
-            .with(|board, _| board.faults = FaultState::new(faults));
+        self.runtime
+            .with_board(|board, _| board.faults = FaultState::new(faults));
     }
 
-    pub fn behavior(&self) -> Behavior {
-        self.world.with(|board, _| Behavior::clone(&board.behavior))
+    pub fn behavior(&self) -> CalleeBehavior {
+        self.runtime
+            .with_board(|board, _| CalleeBehavior::clone(&board.behavior))
     }
 
     /// Replaces the behavior for calls created later.
-    pub fn set_behavior(&self, behavior: Behavior) {
-        self.world
-            .with(|board, _| board.behavior = Arc::new(behavior));
+    pub fn set_behavior(&self, behavior: CalleeBehavior) {
+        self.runtime
+            .with_board(|board, _| board.behavior = Arc::new(behavior));
     }
 
     /// Adds an account or changes its token and calls per second.
-    pub fn set_account(&self, sid: &str, account: Account) {
-        self.world.with(|board, _| board.accounts.set(sid, account));
+    pub fn set_account(&self, sid: &str, account: AccountConfig) {
+        self.runtime
+            .with_board(|board, _| board.accounts.set(sid, account));
     }
 
     /// Discards calls and logs; live calls end without another callback.
     pub fn reset(&self) {
-        self.world.with(|board, _| board.reset());
+        self.runtime.with_board(|board, _| board.reset());
     }
 
     /// Waits until every call has ended and every callback is delivered or given
     /// up; returns `false` after the timeout.
     pub async fn wait_idle(&self, within: Duration) -> bool {
-        self.world.wait_idle(Instant::now() + within).await
+        self.runtime.wait_idle(Instant::now() + within).await
     }
 
     /// Stops accepting, abandons calls and callbacks, and waits for open requests.
     pub async fn stop(mut self) {
-        self.world.stop.cancel();
-        self.world.tasks.close();
+        self.runtime.stop.cancel();
+        self.runtime.tasks.close();
         // Grace for open requests and connections.
-        if timeout(Duration::from_secs(5), self.world.tasks.wait())
+        if timeout(Duration::from_secs(5), self.runtime.tasks.wait())
             .await
             .is_err()
             || timeout(Duration::from_secs(5), &mut self.server)
@@ -300,8 +308,8 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningSimulator {
     fn drop(&mut self) {
-        self.world.stop.cancel();
+        self.runtime.stop.cancel();
     }
 }

@@ -22,26 +22,26 @@ use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-pub(crate) struct Wire(pub(crate) TcpListener);
+pub(crate) struct StampedListener(pub(crate) TcpListener);
 
-pub(crate) struct Line {
+pub(crate) struct StampedStream {
     stream: TcpStream,
-    connection: Connection,
+    connection: ConnectionHandle,
 }
 
 /// The connection of a request.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Connection(Arc<Known>);
+pub(crate) struct ConnectionHandle(Arc<ConnectionState>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct ConnectionState {
     cut: AtomicBool,
     /// Receive time of the last read, in microseconds of Unix time; 0 where the kernel does not
     /// report it.
     received: AtomicU64,
 }
 
-impl Connection {
+impl ConnectionHandle {
     pub(crate) fn cut(&self) {
         self.0.cut.store(true, Ordering::Release);
     }
@@ -59,11 +59,11 @@ impl Connection {
     }
 }
 
-impl Listener for Wire {
-    type Io = Line;
+impl Listener for StampedListener {
+    type Io = StampedStream;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Line, SocketAddr) {
+    async fn accept(&mut self) -> (StampedStream, SocketAddr) {
         loop {
             match self.0.accept().await {
                 Ok((stream, address)) => {
@@ -73,8 +73,8 @@ impl Listener for Wire {
                     if let Err(error) = stamped::enable(&stream) {
                         tracing::debug!(%error, "the kernel does not report receive times");
                     }
-                    let connection = Connection::default();
-                    return (Line { stream, connection }, address);
+                    let connection = ConnectionHandle::default();
+                    return (StampedStream { stream, connection }, address);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -90,14 +90,14 @@ impl Listener for Wire {
     }
 }
 
-impl Connected<IncomingStream<'_, Wire>> for Connection {
-    fn connect_info(stream: IncomingStream<'_, Wire>) -> Self {
+impl Connected<IncomingStream<'_, StampedListener>> for ConnectionHandle {
+    fn connect_info(stream: IncomingStream<'_, StampedListener>) -> Self {
         stream.io().connection.clone()
     }
 }
 
-impl Line {
-    fn check(&self) -> io::Result<()> {
+impl StampedStream {
+    fn ensure_not_cut(&self) -> io::Result<()> {
         if self.connection.0.cut.load(Ordering::Acquire) {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -105,7 +105,7 @@ impl Line {
     }
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for StampedStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -133,13 +133,13 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for StampedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check()?;
+        self.ensure_not_cut()?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -148,7 +148,7 @@ impl AsyncWrite for Line {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check()?;
+        self.ensure_not_cut()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -235,7 +235,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut client = TcpStream::connect(address).await.unwrap();
-        let (mut accepted, _) = Wire(listener).accept().await;
+        let (mut accepted, _) = StampedListener(listener).accept().await;
         for request in [b"first", b"other"] {
             client.write_all(request).await.unwrap();
             accepted.stream.readable().await.unwrap();

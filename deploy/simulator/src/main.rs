@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Context;
 use clap::Parser;
-use peal_simulator::{Account, Config, Simulator};
+use peal_simulator::{AccountConfig, Simulator, SimulatorConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -13,19 +13,19 @@ use tokio::signal::unix::{SignalKind, signal};
     version,
     about = "Carrier simulator that places no real calls"
 )]
-struct Args {
+struct SimulatorArgs {
     /// An account with its own token and calls per second, as SID=token[:cps[:queue|refuse]].
     /// Repeatable.
-    #[arg(long = "account", value_name = "SID=TOKEN", value_parser = account)]
-    accounts: Vec<(String, Account)>,
+    #[arg(long = "account", value_name = "SID=TOKEN", value_parser = parse_account)]
+    accounts: Vec<(String, AccountConfig)>,
     /// Draw the outcome of every number from the mix; ignore its last digits.
     #[arg(long)]
     no_suffixes: bool,
     #[command(flatten)]
-    config: Config,
+    config: SimulatorConfig,
 }
 
-fn account(text: &str) -> Result<(String, Account), String> {
+fn parse_account(text: &str) -> Result<(String, AccountConfig), String> {
     let (sid, settings) = text
         .split_once('=')
         .ok_or_else(|| format!("`{text}` is not of the form SID=token"))?;
@@ -41,11 +41,11 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
 
-    let Args {
+    let SimulatorArgs {
         accounts,
         no_suffixes,
         mut config,
-    } = Args::parse();
+    } = SimulatorArgs::parse();
     config.accounts.extend(accounts);
     if no_suffixes {
         config.behavior.suffixes.clear();

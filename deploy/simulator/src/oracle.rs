@@ -12,7 +12,7 @@ use crate::clock::Micros;
 /// Result of one create request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum CreateVerdict {
     Accepted,
     /// Accepted, but answered 503.
     AcceptedThenError,
@@ -26,7 +26,7 @@ pub enum Verdict {
     Dropped,
 }
 
-impl Verdict {
+impl CreateVerdict {
     pub fn is_accepted(self) -> bool {
         matches!(
             self,
@@ -39,7 +39,7 @@ impl Verdict {
         matches!(self, Self::Refused(_))
     }
 
-    fn word(self) -> String {
+    fn label(self) -> String {
         match self {
             Self::Accepted => "accepted".to_owned(),
             Self::AcceptedThenError => "accepted_then_error".to_owned(),
@@ -53,7 +53,7 @@ impl Verdict {
 
 /// One entry of the arrival log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Create {
+pub struct CreateRecord {
     /// Position, from 1.
     pub n: u64,
     /// Arrival since the start of the simulator.
@@ -66,12 +66,12 @@ pub struct Create {
     pub url: String,
     /// Set when a call exists.
     pub sid: Option<String>,
-    pub verdict: Verdict,
+    pub verdict: CreateVerdict,
 }
 
 /// Counters of one account, or of all accounts.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct AccountTally {
     pub(crate) creates: u64,
     pub(crate) accepted: u64,
     pub(crate) live: u64,
@@ -85,11 +85,11 @@ pub(crate) struct Tally {
     pub(crate) documents: DocumentCounts,
 }
 
-impl Tally {
-    pub(crate) fn count_create(&mut self, verdict: Verdict) {
+impl AccountTally {
+    pub(crate) fn count_create(&mut self, verdict: CreateVerdict) {
         self.creates += 1;
         self.accepted += u64::from(verdict.is_accepted());
-        *self.verdicts.entry(verdict.word()).or_default() += 1;
+        *self.verdicts.entry(verdict.label()).or_default() += 1;
     }
 
     /// The counted part of a report.
@@ -198,9 +198,9 @@ pub struct Oracle {
 
 /// Offences in order of discovery, each with its account.
 #[derive(Debug, Default)]
-pub(crate) struct Offences(Vec<(std::sync::Arc<str>, usize)>);
+pub(crate) struct OffenceLog(Vec<(std::sync::Arc<str>, usize)>);
 
-impl Offences {
+impl OffenceLog {
     pub(crate) fn add(&mut self, what: &std::sync::Arc<str>, account: usize) {
         self.0.push((std::sync::Arc::clone(what), account));
     }
@@ -261,7 +261,7 @@ pub(crate) fn mean_rate(arrivals: &[Micros]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seeded_rng::Draw;
+    use crate::seeded_rng::SeededRng;
 
     fn brute_force(arrivals: &[Micros]) -> Option<(u64, Micros)> {
         let mut sorted = arrivals.to_vec();
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn the_worst_window_equals_brute_force() {
         for round in 0..200 {
-            let mut draw = Draw::new(round, "arrivals", "test", 0);
+            let mut draw = SeededRng::new(round, "arrivals", "test", 0);
             let span = 1 + draw.below(5_000_000);
             let arrivals: Vec<Micros> = (0..draw.below(120)).map(|_| draw.below(span)).collect();
             let brute = brute_force(&arrivals);
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn offences_are_named_once_and_filtered_by_account() {
-        let mut offences = Offences::default();
+        let mut offences = OffenceLog::default();
         for (name, account) in [("b", 0), ("a", 1), ("b", 0)] {
             offences.add(&name.into(), account);
         }

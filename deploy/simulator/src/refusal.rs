@@ -7,14 +7,14 @@ use serde_json::json;
 
 /// An error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct TwilioError {
     pub(crate) status: u16,
     pub(crate) code: u32,
     pub(crate) message: String,
 }
 
-impl Refusal {
-    pub(crate) fn bad(code: u32, message: impl Into<String>) -> Self {
+impl TwilioError {
+    pub(crate) fn bad_request(code: u32, message: impl Into<String>) -> Self {
         Self {
             status: 400,
             code,
@@ -55,7 +55,7 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for TwilioError {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_REQUEST);
         let body = Json(json!({

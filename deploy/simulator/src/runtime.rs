@@ -15,45 +15,51 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::call::CallRef;
-use crate::callbacks::Post;
+use crate::callbacks::QueuedCallback;
 use crate::clock::{Clock, Micros};
-use crate::config::Config;
-use crate::delivery::{Courier, Receipt};
+use crate::config::SimulatorConfig;
+use crate::delivery::{CallbackClient, DeliveryReceipt};
 use crate::documents;
-use crate::documents::Fetch;
-use crate::switchboard::{Action, Switchboard};
+use crate::documents::DocumentFetch;
+use crate::switchboard::{PendingRequest, Switchboard};
 
-pub(crate) struct World {
+pub(crate) struct SimulatorRuntime {
     board: Mutex<Switchboard>,
     pub(crate) clock: Clock,
-    pub(crate) courier: Courier,
-    wake: Notify,
+    pub(crate) callback_client: CallbackClient,
+    timers_changed: Notify,
     settled: Notify,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     /// Tokio runtime that makes all requests, independent of the thread that fires the timers.
-    runtime: Handle,
+    tokio_handle: Handle,
 }
 
-impl World {
+impl SimulatorRuntime {
     /// Must be called in the Tokio runtime that makes the requests.
-    pub(crate) fn new(config: &Config, base_url: Arc<str>) -> Result<Arc<Self>, reqwest::Error> {
+    pub(crate) fn new(
+        config: &SimulatorConfig,
+        base_url: Arc<str>,
+    ) -> Result<Arc<Self>, reqwest::Error> {
         let clock = Clock::start(config.speed);
         Ok(Arc::new(Self {
             board: Mutex::new(Switchboard::new(config, clock, base_url)),
             clock,
-            courier: Courier::new(config.callback_concurrency)?,
-            wake: Notify::new(),
+            callback_client: CallbackClient::new(config.callback_concurrency)?,
+            timers_changed: Notify::new(),
             settled: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            runtime: Handle::current(),
+            tokio_handle: Handle::current(),
         }))
     }
 
     /// Fires the due timers and runs `f` under the lock, then starts the requests that `f` queued.
-    pub(crate) fn with<R>(self: &Arc<Self>, f: impl FnOnce(&mut Switchboard, Micros) -> R) -> R {
-        let (result, actions) = self.locked(f);
+    pub(crate) fn with_board<R>(
+        self: &Arc<Self>,
+        f: impl FnOnce(&mut Switchboard, Micros) -> R,
+    ) -> R {
+        let (result, actions) = self.with_board_deferred(f);
         for action in actions {
             self.perform(action);
         }
@@ -62,21 +68,21 @@ impl World {
 
     /// Like [`SimulatorRuntime::with_board`], but returns the requests that `f` queued instead of
     /// starting them.
-    pub(crate) fn locked<R>(
+    pub(crate) fn with_board_deferred<R>(
         self: &Arc<Self>,
         f: impl FnOnce(&mut Switchboard, Micros) -> R,
-    ) -> (R, Vec<Action>) {
+    ) -> (R, Vec<PendingRequest>) {
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
 
         // 1. Due timers first, then `f`.
         let before = board.next_due();
         let now = self.clock.now();
         board.fire_due(now);
-        let fired = board.actions.len();
+        let fired = board.pending_requests.len();
         let result = f(&mut board, now);
 
         // 2. Separate the requests of the timers from those of `f`. A reset in `f` discards both.
-        let mut by_timers = std::mem::take(&mut board.actions);
+        let mut by_timers = std::mem::take(&mut board.pending_requests);
         let actions = by_timers.split_off(fired.min(by_timers.len()));
         let after = board.next_due();
         let settled = board.unsettled == 0;
@@ -87,7 +93,7 @@ impl World {
             self.perform(action);
         }
         if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
-            self.wake.notify_one();
+            self.timers_changed.notify_one();
         }
         if settled {
             self.settled.notify_waiters();
@@ -98,12 +104,12 @@ impl World {
     /// Fires each timer when it is due, until stopped: taking the lock fires all due timers.
     pub(crate) async fn run_timers(self: Arc<Self>) {
         loop {
-            match self.with(|board, _| board.next_due()) {
+            match self.with_board(|board, _| board.next_due()) {
                 Some(at) => tokio::select! {
                     () = sleep_until(self.clock.instant(at)) => {}
-                    () = self.wake.notified() => {}
+                    () = self.timers_changed.notified() => {}
                 },
-                None => self.wake.notified().await,
+                None => self.timers_changed.notified().await,
             }
         }
     }
@@ -114,57 +120,61 @@ impl World {
             let settled = self.settled.notified();
             tokio::pin!(settled);
             settled.as_mut().enable();
-            if self.with(|board, _| board.unsettled == 0) {
+            if self.with_board(|board, _| board.unsettled == 0) {
                 return true;
             }
             if timeout_at(deadline, settled).await.is_err() {
-                return self.with(|board, _| board.unsettled == 0);
+                return self.with_board(|board, _| board.unsettled == 0);
             }
         }
     }
 
-    pub(crate) fn perform(self: &Arc<Self>, action: Action) -> JoinHandle<Option<()>> {
+    pub(crate) fn perform(self: &Arc<Self>, action: PendingRequest) -> JoinHandle<Option<()>> {
         let sim = Arc::clone(self);
         match action {
-            Action::Drain(call) => self.spawn(sim.drain(call)),
-            Action::Late(call, post, delay) => self.spawn(sim.post_late(call, post, delay)),
-            Action::Fetch(call, fetch) => self.spawn(sim.fetch(call, fetch)),
+            PendingRequest::PostOutbox(call) => self.spawn(sim.post_outbox(call)),
+            PendingRequest::PostLate(call, post, delay) => {
+                self.spawn(sim.post_late(call, post, delay))
+            }
+            PendingRequest::FetchDocument(call, fetch) => self.spawn(sim.fetch(call, fetch)),
         }
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<Option<()>> {
         let work = self.stop.clone().run_until_cancelled_owned(work);
-        self.tasks.spawn_on(work, &self.runtime)
+        self.tasks.spawn_on(work, &self.tokio_handle)
     }
 
-    async fn drain(self: Arc<Self>, call: CallRef) {
-        while let Some(post) = self.with(|board, _| board.next_post(call)) {
+    async fn post_outbox(self: Arc<Self>, call: CallRef) {
+        while let Some(post) = self.with_board(|board, _| board.next_callback(call)) {
             let receipt = self.post(&post).await;
-            self.with(|board, now| board.posted(now, call, &post, &receipt));
+            self.with_board(|board, now| board.record_delivery(now, call, &post, &receipt));
         }
     }
 
-    async fn post_late(self: Arc<Self>, call: CallRef, post: Box<Post>, delay: Duration) {
+    async fn post_late(self: Arc<Self>, call: CallRef, post: Box<QueuedCallback>, delay: Duration) {
         sleep(delay).await;
         let receipt = self.post(&post).await;
-        self.with(|board, now| {
-            board.posted(now, call, &post, &receipt);
-            board.posted_alone(call);
+        self.with_board(|board, now| {
+            board.record_delivery(now, call, &post, &receipt);
+            board.finish_late_post(call);
         });
     }
 
-    async fn post(&self, post: &Post) -> Receipt {
+    async fn post(&self, post: &QueuedCallback) -> DeliveryReceipt {
         // The semaphore is never closed, so a permit is always granted.
-        let _permit = self.courier.callbacks.acquire().await.ok();
-        self.courier.deliver(&post.parcel()).await
+        let _permit = self.callback_client.callbacks.acquire().await.ok();
+        self.callback_client.deliver(&post.to_request()).await
     }
 
-    async fn fetch(self: Arc<Self>, call: CallRef, fetch: Box<Fetch>) {
+    async fn fetch(self: Arc<Self>, call: CallRef, fetch: Box<DocumentFetch>) {
         let receipt = {
-            let _permit = self.courier.documents.acquire().await.ok();
-            self.courier.deliver(&fetch.post.parcel()).await
+            let _permit = self.callback_client.documents.acquire().await.ok();
+            self.callback_client
+                .deliver(&fetch.request.to_request())
+                .await
         };
-        let document = documents::read(&receipt);
-        self.with(|board, now| board.document_arrived(now, call, &fetch, &receipt, document));
+        let document = documents::read_document(&receipt);
+        self.with_board(|board, now| board.document_arrived(now, call, &fetch, &receipt, document));
     }
 }

@@ -3,9 +3,9 @@
 
 /// A stream of random numbers for one purpose and one key.
 #[derive(Clone, Debug)]
-pub(crate) struct Draw(u64);
+pub(crate) struct SeededRng(u64);
 
-impl Draw {
+impl SeededRng {
     /// Creates the stream; `nth` distinguishes repetitions, such as the second call to a number.
     pub(crate) fn new(seed: u64, key: &str, purpose: &str, nth: u64) -> Self {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ mix(seed);
@@ -21,13 +21,13 @@ impl Draw {
     }
 
     /// Uniform in `[0, 1)`.
-    pub(crate) fn unit(&mut self) -> f64 {
+    pub(crate) fn unit_interval(&mut self) -> f64 {
         let high = u32::try_from(self.next() >> 32).unwrap_or(u32::MAX);
         f64::from(high) / 4_294_967_296.0
     }
 
     pub(crate) fn between(&mut self, min: f64, max: f64) -> f64 {
-        min + (max - min) * self.unit()
+        min + (max - min) * self.unit_interval()
     }
 
     /// Uniform in `0..bound`; 0 when the bound is 0.
@@ -49,12 +49,12 @@ mod tests {
 
     #[test]
     fn a_draw_depends_on_every_part_of_its_key() {
-        let base = Draw::new(1, "+14155550100", "ring", 0).next();
-        assert_eq!(base, Draw::new(1, "+14155550100", "ring", 0).next());
-        assert_ne!(base, Draw::new(2, "+14155550100", "ring", 0).next());
-        assert_ne!(base, Draw::new(1, "+14155550101", "ring", 0).next());
-        assert_ne!(base, Draw::new(1, "+14155550100", "talk", 0).next());
-        assert_ne!(base, Draw::new(1, "+14155550100", "ring", 1).next());
+        let base = SeededRng::new(1, "+14155550100", "ring", 0).next();
+        assert_eq!(base, SeededRng::new(1, "+14155550100", "ring", 0).next());
+        assert_ne!(base, SeededRng::new(2, "+14155550100", "ring", 0).next());
+        assert_ne!(base, SeededRng::new(1, "+14155550101", "ring", 0).next());
+        assert_ne!(base, SeededRng::new(1, "+14155550100", "talk", 0).next());
+        assert_ne!(base, SeededRng::new(1, "+14155550100", "ring", 1).next());
     }
 
     #[test]
@@ -62,7 +62,7 @@ mod tests {
         let mut buckets = [0_u32; 10];
         for number in 0..10_000_u64 {
             let key = format!("+1415555{number:04}");
-            let bucket = (Draw::new(7, &key, "kind", 0).unit() * 10.0).floor();
+            let bucket = (SeededRng::new(7, &key, "kind", 0).unit_interval() * 10.0).floor();
             for (i, count) in buckets.iter_mut().enumerate() {
                 if bucket == f64::from(u32::try_from(i).unwrap()) {
                     *count += 1;

@@ -15,50 +15,51 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::accounts::Accounts;
-use crate::call::{Call, CallRef, Sid};
-use crate::callback_log::Kept;
-use crate::callbacks::Post;
-use crate::callee::Behavior;
+use crate::accounts::AccountRegistry;
+use crate::call::{CallRef, SimulatedCall, TwilioSid};
+use crate::callback_log::CallbackLog;
+use crate::callbacks::QueuedCallback;
+use crate::callee::CalleeBehavior;
 use crate::clock::{Clock, Micros};
-use crate::config::Config;
-use crate::documents::Fetch;
+use crate::config::SimulatorConfig;
+use crate::documents::DocumentFetch;
 use crate::faults::FaultState;
 use crate::oracle::{
-    Create, Offences, Oracle, Tally, Verdict, WorstWindow, mean_rate, worst_window,
+    AccountTally, CreateRecord, CreateVerdict, OffenceLog, Oracle, WorstWindow, mean_rate,
+    worst_window,
 };
 
 /// Effect of a timer on its call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum What {
+pub(crate) enum TimerAction {
     Dial,
     Setup,
     RingEnd,
     Detect,
     /// The current wait of the document with this serial is over.
-    Talk(u32),
+    ResumeDocument(u32),
     HangUp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Timer {
+struct CallTimer {
     at: Micros,
     seq: u64,
     index: u32,
-    what: What,
+    action: TimerAction,
 }
 
 /// A request to make once the lock is released.
-pub(crate) enum Action {
+pub(crate) enum PendingRequest {
     /// Posts the outbox of a call, in order.
-    Drain(CallRef),
+    PostOutbox(CallRef),
     /// Posts one callback outside the outbox, after a delay.
-    Late(CallRef, Box<Post>, Duration),
-    Fetch(CallRef, Box<Fetch>),
+    PostLate(CallRef, Box<QueuedCallback>, Duration),
+    FetchDocument(CallRef, Box<DocumentFetch>),
 }
 
 #[derive(Default)]
-pub(crate) struct Number {
+pub(crate) struct NumberState {
     pub(crate) calls: Vec<u32>,
     pub(crate) creates: u64,
     pub(crate) live: u32,
@@ -72,7 +73,7 @@ pub(crate) struct UrlUse {
     pub(crate) ambiguous: bool,
 }
 
-pub(crate) struct Arrival {
+pub(crate) struct CreateArrival {
     pub(crate) at: Micros,
     pub(crate) account: Option<usize>,
     pub(crate) account_sid: Arc<str>,
@@ -80,7 +81,7 @@ pub(crate) struct Arrival {
     pub(crate) from: Arc<str>,
     pub(crate) url: Arc<str>,
     pub(crate) call: Option<u32>,
-    pub(crate) verdict: Verdict,
+    pub(crate) verdict: CreateVerdict,
 }
 
 pub(crate) struct Switchboard {
@@ -89,31 +90,31 @@ pub(crate) struct Switchboard {
     pub(crate) base_url: Arc<str>,
     pub(crate) epoch: u32,
     pub(crate) salt: u64,
-    pub(crate) calls: Vec<Call>,
-    pub(crate) by_sid: HashMap<Sid, u32>,
-    pub(crate) numbers: HashMap<Arc<str>, Number>,
-    pub(crate) callers: HashSet<Arc<str>>,
+    pub(crate) calls: Vec<SimulatedCall>,
+    pub(crate) by_sid: HashMap<TwilioSid, u32>,
+    pub(crate) numbers: HashMap<Arc<str>, NumberState>,
+    pub(crate) caller_ids: HashSet<Arc<str>>,
     pub(crate) urls: HashMap<Arc<str>, UrlUse>,
-    pub(crate) arrivals: Vec<Arrival>,
-    pub(crate) accounts: Accounts,
-    pub(crate) behavior: Arc<Behavior>,
+    pub(crate) arrivals: Vec<CreateArrival>,
+    pub(crate) accounts: AccountRegistry,
+    pub(crate) behavior: Arc<CalleeBehavior>,
     pub(crate) faults: FaultState,
-    pub(crate) kept: Kept,
-    pub(crate) total: Tally,
-    pub(crate) duplicates: Offences,
-    pub(crate) blind_retries: Offences,
-    pub(crate) overlaps: Offences,
-    pub(crate) rung_twice: Offences,
-    timers: BinaryHeap<Reverse<Timer>>,
+    pub(crate) callback_log: CallbackLog,
+    pub(crate) total: AccountTally,
+    pub(crate) duplicates: OffenceLog,
+    pub(crate) blind_retries: OffenceLog,
+    pub(crate) overlaps: OffenceLog,
+    pub(crate) rung_twice: OffenceLog,
+    timers: BinaryHeap<Reverse<CallTimer>>,
     timer_seq: u64,
-    pub(crate) actions: Vec<Action>,
+    pub(crate) pending_requests: Vec<PendingRequest>,
     /// Count of calls that are live or have callbacks to deliver.
     pub(crate) unsettled: usize,
 }
 
 impl Switchboard {
-    pub(crate) fn new(config: &Config, clock: Clock, base_url: Arc<str>) -> Self {
-        let accounts = Accounts::new(
+    pub(crate) fn new(config: &SimulatorConfig, clock: Clock, base_url: Arc<str>) -> Self {
+        let accounts = AccountRegistry::new(
             &config.accounts,
             config.default_account.clone(),
             config.known_accounts_only,
@@ -127,21 +128,21 @@ impl Switchboard {
             calls: Vec::new(),
             by_sid: HashMap::new(),
             numbers: HashMap::new(),
-            callers: HashSet::new(),
+            caller_ids: HashSet::new(),
             urls: HashMap::new(),
             arrivals: Vec::new(),
             accounts,
             behavior: Arc::new(config.behavior.clone()),
             faults: FaultState::new(config.faults.clone()),
-            kept: Kept::new(config.keep_callbacks, config.kept_callbacks_max),
-            total: Tally::default(),
-            duplicates: Offences::default(),
-            blind_retries: Offences::default(),
-            overlaps: Offences::default(),
-            rung_twice: Offences::default(),
+            callback_log: CallbackLog::new(config.keep_callbacks, config.kept_callbacks_max),
+            total: AccountTally::default(),
+            duplicates: OffenceLog::default(),
+            blind_retries: OffenceLog::default(),
+            overlaps: OffenceLog::default(),
+            rung_twice: OffenceLog::default(),
             timers: BinaryHeap::new(),
             timer_seq: 0,
-            actions: Vec::new(),
+            pending_requests: Vec::new(),
             unsettled: 0,
         }
     }
@@ -157,8 +158,8 @@ impl Switchboard {
         self.arrivals = Vec::new();
         self.accounts.reset();
         self.faults = FaultState::new(self.faults.faults().clone());
-        self.kept.clear();
-        self.total = Tally::default();
+        self.callback_log.clear();
+        self.total = AccountTally::default();
         for offences in [
             &mut self.duplicates,
             &mut self.blind_retries,
@@ -168,50 +169,50 @@ impl Switchboard {
             offences.clear();
         }
         self.timers.clear();
-        self.actions.clear();
+        self.pending_requests.clear();
         self.unsettled = 0;
     }
 
-    pub(crate) fn call(&self, call: CallRef) -> Option<&Call> {
+    pub(crate) fn call(&self, call: CallRef) -> Option<&SimulatedCall> {
         let index = usize::try_from(call.index).ok()?;
         self.calls.get(index).filter(|_| call.epoch == self.epoch)
     }
 
-    pub(crate) fn call_mut(&mut self, call: CallRef) -> Option<&mut Call> {
+    pub(crate) fn call_mut(&mut self, call: CallRef) -> Option<&mut SimulatedCall> {
         let index = usize::try_from(call.index).ok()?;
         let current = call.epoch == self.epoch;
         self.calls.get_mut(index).filter(|_| current)
     }
 
     /// Finds a call of this account, or of any account.
-    pub(crate) fn find(&self, sid: &str, account: Option<usize>) -> Option<CallRef> {
-        let index = *self.by_sid.get(&Sid::parse(sid, "CA")?)?;
-        let call = self.reference(index);
+    pub(crate) fn find_call(&self, sid: &str, account: Option<usize>) -> Option<CallRef> {
+        let index = *self.by_sid.get(&TwilioSid::parse(sid, "CA")?)?;
+        let call = self.call_ref(index);
         let owner = self.call(call)?.account;
         account.is_none_or(|wanted| wanted == owner).then_some(call)
     }
 
-    pub(crate) fn reference(&self, index: u32) -> CallRef {
+    pub(crate) fn call_ref(&self, index: u32) -> CallRef {
         CallRef {
             epoch: self.epoch,
             index,
         }
     }
 
-    pub(crate) fn tally(&mut self, account: usize, change: impl Fn(&mut Tally)) {
+    pub(crate) fn tally(&mut self, account: usize, change: impl Fn(&mut AccountTally)) {
         change(&mut self.total);
         if let Some(customer) = self.accounts.get_mut(account) {
             change(&mut customer.tally);
         }
     }
 
-    pub(crate) fn schedule(&mut self, at: Micros, call: CallRef, what: What) {
+    pub(crate) fn schedule(&mut self, at: Micros, call: CallRef, what: TimerAction) {
         self.timer_seq += 1;
-        self.timers.push(Reverse(Timer {
+        self.timers.push(Reverse(CallTimer {
             at,
             seq: self.timer_seq,
             index: call.index,
-            what,
+            action: what,
         }));
     }
 
@@ -224,8 +225,8 @@ impl Switchboard {
     pub(crate) fn fire_due(&mut self, now: Micros) {
         while self.next_due().is_some_and(|at| at <= now) {
             if let Some(Reverse(timer)) = self.timers.pop() {
-                let call = self.reference(timer.index);
-                self.fire(timer.at, call, timer.what);
+                let call = self.call_ref(timer.index);
+                self.on_timer(timer.at, call, timer.action);
             }
         }
     }
@@ -233,7 +234,7 @@ impl Switchboard {
     pub(crate) fn fault(
         &mut self,
         name: &'static str,
-        pick: impl Fn(&crate::faults::Faults) -> crate::faults::Chance,
+        pick: impl Fn(&crate::faults::Faults) -> crate::faults::FaultChance,
         key: &str,
         nth: u64,
     ) -> bool {
@@ -241,10 +242,10 @@ impl Switchboard {
     }
 
     /// Entries of the arrival log after entry `after`.
-    pub(crate) fn creates(&self, after: usize, limit: usize) -> Vec<Create> {
+    pub(crate) fn creates(&self, after: usize, limit: usize) -> Vec<CreateRecord> {
         let lines = self.arrivals.iter().enumerate().skip(after).take(limit);
         lines
-            .map(|(place, arrival)| Create {
+            .map(|(place, arrival)| CreateRecord {
                 n: u64::try_from(place + 1).unwrap_or(u64::MAX),
                 at_micros: arrival.at,
                 unix_micros: self.clock.unix_micros(arrival.at),
@@ -254,7 +255,7 @@ impl Switchboard {
                 url: arrival.url.to_string(),
                 sid: arrival
                     .call
-                    .and_then(|index| self.call(self.reference(index)))
+                    .and_then(|index| self.call(self.call_ref(index)))
                     .map(|call| call.sid.text("CA")),
                 verdict: arrival.verdict,
             })
@@ -271,7 +272,7 @@ impl Switchboard {
             .map(|arrival| arrival.at)
             .collect();
 
-        let empty = Tally::default();
+        let empty = AccountTally::default();
         let tally = match index {
             None => &self.total,
             Some(index) => self.accounts.get(index).map_or(&empty, |c| &c.tally),

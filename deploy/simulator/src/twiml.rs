@@ -7,11 +7,11 @@
 use quick_xml::events::{BytesRef, BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
 
-use crate::call::Method;
+use crate::call::HttpMethod;
 
 /// One instruction of a document.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Verb {
+pub(crate) enum TwimlVerb {
     Say {
         chars: String,
         times: u32,
@@ -22,24 +22,24 @@ pub(crate) enum Verb {
     Pause {
         secs: f64,
     },
-    Gather(Gather),
-    Record(Record),
+    Gather(GatherVerb),
+    Record(RecordVerb),
     Redirect {
         url: String,
-        method: Method,
+        method: HttpMethod,
     },
     Hangup,
     /// A stream or a second leg: the call stays open until a side hangs up.
     Hold,
     /// Runs in parallel to the document and takes no time.
-    Aside,
+    Background,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Gather {
-    pub(crate) prompts: Vec<Verb>,
+pub(crate) struct GatherVerb {
+    pub(crate) prompts: Vec<TwimlVerb>,
     pub(crate) action: String,
-    pub(crate) method: Method,
+    pub(crate) method: HttpMethod,
     pub(crate) speech: bool,
     pub(crate) digits: bool,
     pub(crate) timeout_secs: f64,
@@ -47,40 +47,40 @@ pub(crate) struct Gather {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Record {
+pub(crate) struct RecordVerb {
     pub(crate) action: String,
-    pub(crate) method: Method,
+    pub(crate) method: HttpMethod,
     pub(crate) secs: f64,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Element {
+struct XmlElement {
     name: String,
     attributes: Vec<(String, String)>,
     text: String,
-    children: Vec<Element>,
+    children: Vec<XmlElement>,
 }
 
 /// Parses a document into verbs; the error is a reason for people.
-pub(crate) fn parse(document: &str) -> Result<Vec<Verb>, String> {
+pub(crate) fn parse(document: &str) -> Result<Vec<TwimlVerb>, String> {
     let root = read_tree(document)?;
     if root.name != "Response" {
         return Err(format!("the root is <{}>, not <Response>", root.name));
     }
-    root.children.into_iter().map(verb).collect()
+    root.children.into_iter().map(read_verb).collect()
 }
 
-fn read_tree(document: &str) -> Result<Element, String> {
+fn read_tree(document: &str) -> Result<XmlElement, String> {
     let mut reader = Reader::from_str(document);
-    let mut open: Vec<Element> = Vec::new();
+    let mut open: Vec<XmlElement> = Vec::new();
     loop {
         let event = reader.read_event().map_err(|error| error.to_string())?;
         let closed = match event {
             Event::Start(start) => {
-                open.push(element(&start)?);
+                open.push(read_element(&start)?);
                 None
             }
-            Event::Empty(start) => Some(element(&start)?),
+            Event::Empty(start) => Some(read_element(&start)?),
             Event::End(_) => open.pop(),
             Event::Text(text) => {
                 push_text(&mut open, &text.xml_content(XmlVersion::Implicit1_0))?;
@@ -91,7 +91,7 @@ fn read_tree(document: &str) -> Result<Element, String> {
                 None
             }
             Event::GeneralRef(reference) => {
-                push_text(&mut open, &resolve(&reference)?)?;
+                push_text(&mut open, &resolve_entity(&reference)?)?;
                 None
             }
             Event::Eof => return Err("the document is truncated".to_owned()),
@@ -107,7 +107,7 @@ fn read_tree(document: &str) -> Result<Element, String> {
     }
 }
 
-fn element(start: &BytesStart<'_>) -> Result<Element, String> {
+fn read_element(start: &BytesStart<'_>) -> Result<XmlElement, String> {
     let mut attributes = Vec::new();
     for attribute in start.attributes() {
         let attribute = attribute.map_err(|error| error.to_string())?;
@@ -116,14 +116,14 @@ fn element(start: &BytesStart<'_>) -> Result<Element, String> {
             .map_err(|error| error.to_string())?;
         attributes.push((attribute.key.as_ref().to_owned(), value.into_owned()));
     }
-    Ok(Element {
+    Ok(XmlElement {
         name: start.name().as_ref().to_owned(),
         attributes,
-        ..Element::default()
+        ..XmlElement::default()
     })
 }
 
-fn push_text(open: &mut [Element], text: &str) -> Result<(), String> {
+fn push_text(open: &mut [XmlElement], text: &str) -> Result<(), String> {
     match open.last_mut() {
         Some(element) => element.text.push_str(text),
         None if text.trim().is_empty() => {}
@@ -132,7 +132,7 @@ fn push_text(open: &mut [Element], text: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn resolve(reference: &BytesRef<'_>) -> Result<String, String> {
+fn resolve_entity(reference: &BytesRef<'_>) -> Result<String, String> {
     if let Some(character) = reference
         .resolve_char_ref()
         .map_err(|error| error.to_string())?
@@ -145,7 +145,7 @@ fn resolve(reference: &BytesRef<'_>) -> Result<String, String> {
         .ok_or_else(|| format!("unknown entity &{name};"))
 }
 
-impl Element {
+impl XmlElement {
     fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes
             .iter()
@@ -173,14 +173,14 @@ impl Element {
         }
     }
 
-    fn method(&self) -> Result<Method, String> {
+    fn method(&self) -> Result<HttpMethod, String> {
         match self
             .attribute("method")
             .map(str::to_ascii_uppercase)
             .as_deref()
         {
-            None | Some("POST") => Ok(Method::Post),
-            Some("GET") => Ok(Method::Get),
+            None | Some("POST") => Ok(HttpMethod::Post),
+            Some("GET") => Ok(HttpMethod::Get),
             Some(other) => Err(format!("<{}> method=\"{other}\"", self.name)),
         }
     }
@@ -199,37 +199,37 @@ impl Element {
     }
 }
 
-fn verb(element: Element) -> Result<Verb, String> {
+fn read_verb(element: XmlElement) -> Result<TwimlVerb, String> {
     Ok(match element.name.as_str() {
-        "Say" => Verb::Say {
+        "Say" => TwimlVerb::Say {
             chars: element.spoken(),
             times: element.times()?,
         },
-        "Play" => Verb::Play {
+        "Play" => TwimlVerb::Play {
             times: element.times()?,
         },
-        "Pause" => Verb::Pause {
+        "Pause" => TwimlVerb::Pause {
             secs: element.number("length", 1.0)?,
         },
-        "Gather" => Verb::Gather(gather(element)?),
-        "Record" => Verb::Record(Record {
+        "Gather" => TwimlVerb::Gather(read_gather(element)?),
+        "Record" => TwimlVerb::Record(RecordVerb {
             action: element.action(),
             method: element.method()?,
             // Simulated callees speak at most ten seconds into a recording.
             secs: element.number("maxLength", 3600.0)?.min(10.0),
         }),
-        "Redirect" => Verb::Redirect {
+        "Redirect" => TwimlVerb::Redirect {
             url: element.text.trim().to_owned(),
             method: element.method()?,
         },
-        "Hangup" | "Reject" => Verb::Hangup,
-        "Connect" | "Dial" => Verb::Hold,
-        "Start" | "Stop" => Verb::Aside,
+        "Hangup" | "Reject" => TwimlVerb::Hangup,
+        "Connect" | "Dial" => TwimlVerb::Hold,
+        "Start" | "Stop" => TwimlVerb::Background,
         other => return Err(format!("unknown verb <{other}>")),
     })
 }
 
-fn gather(element: Element) -> Result<Gather, String> {
+fn read_gather(element: XmlElement) -> Result<GatherVerb, String> {
     let input = element.attribute("input").unwrap_or("dtmf").to_owned();
     if let Some(other) = input
         .split_whitespace()
@@ -242,22 +242,22 @@ fn gather(element: Element) -> Result<Gather, String> {
     let timeout_secs = element.number("timeout", 5.0)?;
     let on_empty_result = element.attribute("actionOnEmptyResult") == Some("true");
 
-    let prompts: Vec<Verb> = element
+    let prompts: Vec<TwimlVerb> = element
         .children
         .into_iter()
-        .map(verb)
+        .map(read_verb)
         .collect::<Result<_, _>>()?;
-    let playable = |prompt: &Verb| {
+    let playable = |prompt: &TwimlVerb| {
         matches!(
             prompt,
-            Verb::Say { .. } | Verb::Play { .. } | Verb::Pause { .. }
+            TwimlVerb::Say { .. } | TwimlVerb::Play { .. } | TwimlVerb::Pause { .. }
         )
     };
     if !prompts.iter().all(playable) {
         return Err("<Gather> may hold only <Say>, <Play> and <Pause>".to_owned());
     }
 
-    Ok(Gather {
+    Ok(GatherVerb {
         prompts,
         action,
         method,
@@ -285,7 +285,7 @@ mod tests {
         )
         .unwrap();
 
-        let [Verb::Gather(gather), redirect] = verbs.as_slice() else {
+        let [TwimlVerb::Gather(gather), redirect] = verbs.as_slice() else {
             panic!("{verbs:?}");
         };
 
@@ -294,16 +294,16 @@ mod tests {
         assert_eq!(gather.timeout_secs, 3.0);
         assert_eq!(
             gather.prompts,
-            [Verb::Say {
+            [TwimlVerb::Say {
                 chars: "Fish & chips, sir?".to_owned(),
                 times: 1
             }]
         );
         assert_eq!(
             *redirect,
-            Verb::Redirect {
+            TwimlVerb::Redirect {
                 url: "https://peal.example/x?a=1&b=2".to_owned(),
-                method: Method::Get
+                method: HttpMethod::Get
             }
         );
     }
@@ -319,16 +319,16 @@ mod tests {
         assert_eq!(
             verbs,
             [
-                Verb::Play { times: 2 },
-                Verb::Pause { secs: 4.0 },
-                Verb::Record(Record {
+                TwimlVerb::Play { times: 2 },
+                TwimlVerb::Pause { secs: 4.0 },
+                TwimlVerb::Record(RecordVerb {
                     action: String::new(),
-                    method: Method::Post,
+                    method: HttpMethod::Post,
                     secs: 6.0
                 }),
-                Verb::Aside,
-                Verb::Hold,
-                Verb::Hangup,
+                TwimlVerb::Background,
+                TwimlVerb::Hold,
+                TwimlVerb::Hangup,
             ]
         );
         assert_eq!(parse("<Response/>").unwrap(), []);

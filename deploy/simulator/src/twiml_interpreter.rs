@@ -3,16 +3,16 @@
 
 use std::collections::VecDeque;
 
-use crate::call::Method;
-use crate::callee::{Behavior, Plan};
-use crate::twiml::{Gather, Verb};
+use crate::call::HttpMethod;
+use crate::callee::{CallPlan, CalleeBehavior};
+use crate::twiml::{GatherVerb, TwimlVerb};
 
 /// The next step of a conversation.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Step {
+pub(crate) enum DialogStep {
     /// Prompts and speech of this many call seconds.
     Wait(f64),
-    Ask(Ask),
+    Fetch(DocumentRequest),
     /// Keep the call open until either side hangs up.
     Hold,
     Hangup,
@@ -20,7 +20,7 @@ pub(crate) enum Step {
 
 /// Reason of a document fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AskKind {
+pub(crate) enum DocumentKind {
     Answer,
     Fallback,
     Gather,
@@ -30,57 +30,57 @@ pub(crate) enum AskKind {
 
 /// A document to fetch. `url` may be relative to the document that named it.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Ask {
-    pub(crate) kind: AskKind,
+pub(crate) struct DocumentRequest {
+    pub(crate) kind: DocumentKind,
     pub(crate) url: String,
-    pub(crate) method: Method,
+    pub(crate) method: HttpMethod,
     pub(crate) params: Vec<(&'static str, String)>,
 }
 
 /// A document in progress.
 #[derive(Clone, Debug)]
-pub(crate) struct Talk {
-    verbs: VecDeque<Verb>,
+pub(crate) struct TwimlInterpreter {
+    verbs: VecDeque<TwimlVerb>,
     /// The fetch after the current wait.
-    pending: Option<Ask>,
+    next_fetch: Option<DocumentRequest>,
     /// URL of the document; empty for an inline one.
     pub(crate) url: String,
 }
 
-impl Talk {
-    pub(crate) fn new(url: String, verbs: Vec<Verb>) -> Self {
+impl TwimlInterpreter {
+    pub(crate) fn new(url: String, verbs: Vec<TwimlVerb>) -> Self {
         Self {
             verbs: verbs.into(),
-            pending: None,
+            next_fetch: None,
             url,
         }
     }
 
     /// Takes the next step. `turn` counts the callee's utterances over all documents.
-    pub(crate) fn step(
+    pub(crate) fn next_step(
         &mut self,
-        behavior: &Behavior,
-        plan: &Plan,
+        behavior: &CalleeBehavior,
+        plan: &CallPlan,
         turn: &mut usize,
         recording_url: &str,
-    ) -> Step {
-        if let Some(ask) = self.pending.take() {
-            return Step::Ask(ask);
+    ) -> DialogStep {
+        if let Some(ask) = self.next_fetch.take() {
+            return DialogStep::Fetch(ask);
         }
         loop {
             let Some(verb) = self.verbs.pop_front() else {
-                return Step::Hangup;
+                return DialogStep::Hangup;
             };
             match verb {
-                Verb::Say { .. } | Verb::Play { .. } | Verb::Pause { .. } => {
-                    return Step::Wait(prompt_secs(behavior, &verb));
+                TwimlVerb::Say { .. } | TwimlVerb::Play { .. } | TwimlVerb::Pause { .. } => {
+                    return DialogStep::Wait(prompt_secs(behavior, &verb));
                 }
-                Verb::Gather(gather) => {
-                    return Step::Wait(self.gather(behavior, plan, turn, gather));
+                TwimlVerb::Gather(gather) => {
+                    return DialogStep::Wait(self.gather(behavior, plan, turn, gather));
                 }
-                Verb::Record(record) => {
-                    self.pending = Some(Ask {
-                        kind: AskKind::Record,
+                TwimlVerb::Record(record) => {
+                    self.next_fetch = Some(DocumentRequest {
+                        kind: DocumentKind::Record,
                         url: record.action,
                         method: record.method,
                         params: vec![
@@ -88,19 +88,19 @@ impl Talk {
                             ("RecordingDuration", format!("{:.0}", record.secs)),
                         ],
                     });
-                    return Step::Wait(record.secs);
+                    return DialogStep::Wait(record.secs);
                 }
-                Verb::Redirect { url, method } => {
-                    return Step::Ask(Ask {
-                        kind: AskKind::Redirect,
+                TwimlVerb::Redirect { url, method } => {
+                    return DialogStep::Fetch(DocumentRequest {
+                        kind: DocumentKind::Redirect,
                         url,
                         method,
                         params: Vec::new(),
                     });
                 }
-                Verb::Hangup => return Step::Hangup,
-                Verb::Hold => return Step::Hold,
-                Verb::Aside => {}
+                TwimlVerb::Hangup => return DialogStep::Hangup,
+                TwimlVerb::Hold => return DialogStep::Hold,
+                TwimlVerb::Background => {}
             }
         }
     }
@@ -108,10 +108,10 @@ impl Talk {
     /// Sets the fetch that follows the callee's words and returns the seconds that they take.
     fn gather(
         &mut self,
-        behavior: &Behavior,
-        plan: &Plan,
+        behavior: &CalleeBehavior,
+        plan: &CallPlan,
         turn: &mut usize,
-        gather: Gather,
+        gather: GatherVerb,
     ) -> f64 {
         let prompt: f64 = gather
             .prompts
@@ -122,8 +122,8 @@ impl Talk {
         let keyed = words.is_some_and(|words| words.bytes().all(|b| b.is_ascii_digit()));
         let heard = words.filter(|_| if keyed { gather.digits } else { gather.speech });
 
-        let mut ask = Ask {
-            kind: AskKind::Gather,
+        let mut ask = DocumentRequest {
+            kind: DocumentKind::Gather,
             url: gather.action,
             method: gather.method,
             params: Vec::new(),
@@ -131,7 +131,7 @@ impl Talk {
 
         let Some(words) = heard else {
             if gather.on_empty_result {
-                self.pending = Some(ask);
+                self.next_fetch = Some(ask);
             }
             return prompt + gather.timeout_secs;
         };
@@ -144,16 +144,16 @@ impl Talk {
             ask.params
                 .push(("Confidence", format!("{}", behavior.confidence)));
         }
-        self.pending = Some(ask);
+        self.next_fetch = Some(ask);
         prompt + behavior.reply_after_secs + behavior.speech_secs(words)
     }
 }
 
-fn prompt_secs(behavior: &Behavior, verb: &Verb) -> f64 {
+fn prompt_secs(behavior: &CalleeBehavior, verb: &TwimlVerb) -> f64 {
     match verb {
-        Verb::Say { chars, times } => behavior.speech_secs(chars) * f64::from(*times),
-        Verb::Play { times } => behavior.play_secs * f64::from(*times),
-        Verb::Pause { secs } => *secs,
+        TwimlVerb::Say { chars, times } => behavior.speech_secs(chars) * f64::from(*times),
+        TwimlVerb::Play { times } => behavior.play_secs * f64::from(*times),
+        TwimlVerb::Pause { secs } => *secs,
         _ => 0.0,
     }
 }
@@ -161,30 +161,36 @@ fn prompt_secs(behavior: &Behavior, verb: &Verb) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::callee::Mix;
+    use crate::callee::OutcomeMix;
     use crate::twiml;
 
     const RECORDING: &str = "http://sim/rec";
 
-    fn answering(script: &str) -> (Behavior, Plan) {
-        let behavior = Behavior {
-            mix: Mix::only(crate::Callee::Answers),
+    fn answering(script: &str) -> (CalleeBehavior, CallPlan) {
+        let behavior = CalleeBehavior {
+            mix: OutcomeMix::only(crate::CallOutcome::Answers),
             scripts: vec![script.to_owned()],
             chars_per_sec: 10.0,
             reply_after_secs: 1.0,
-            ..Behavior::default()
+            ..CalleeBehavior::default()
         };
         let plan = behavior.plan("+14155551234", 0);
         (behavior, plan)
     }
 
-    fn run(document: &str, behavior: &Behavior, plan: &Plan, turn: &mut usize) -> Vec<Step> {
-        let mut talk = Talk::new("http://app/a".to_owned(), twiml::parse(document).unwrap());
+    fn run(
+        document: &str,
+        behavior: &CalleeBehavior,
+        plan: &CallPlan,
+        turn: &mut usize,
+    ) -> Vec<DialogStep> {
+        let mut talk =
+            TwimlInterpreter::new("http://app/a".to_owned(), twiml::parse(document).unwrap());
         let mut steps = Vec::new();
         loop {
-            let step = talk.step(behavior, plan, turn, RECORDING);
+            let step = talk.next_step(behavior, plan, turn, RECORDING);
             steps.push(step.clone());
-            if !matches!(step, Step::Wait(_)) {
+            if !matches!(step, DialogStep::Wait(_)) {
                 return steps;
             }
         }
@@ -197,18 +203,18 @@ mod tests {
             <Say>0123456789</Say></Gather><Hangup/></Response>"#;
         let mut turn = 0;
         let steps = run(document, &behavior, &plan, &mut turn);
-        assert_eq!(steps[0], Step::Wait(1.0 + 1.0 + 0.6));
-        let Step::Ask(ask) = &steps[1] else {
+        assert_eq!(steps[0], DialogStep::Wait(1.0 + 1.0 + 0.6));
+        let DialogStep::Fetch(ask) = &steps[1] else {
             panic!("{steps:?}")
         };
         assert_eq!(ask.params[0], ("SpeechResult", "Hello?".to_owned()));
         let steps = run(document, &behavior, &plan, &mut turn);
-        let Step::Ask(ask) = &steps[1] else {
+        let DialogStep::Fetch(ask) = &steps[1] else {
             panic!("{steps:?}")
         };
         assert_eq!(ask.params, [("Digits", "12".to_owned())]);
         let steps = run(document, &behavior, &plan, &mut turn);
-        assert_eq!(steps, [Step::Wait(5.0), Step::Hangup]);
+        assert_eq!(steps, [DialogStep::Wait(5.0), DialogStep::Hangup]);
     }
 
     #[test]
@@ -216,9 +222,9 @@ mod tests {
         let (behavior, plan) = answering("spoken words");
         let silent = r#"<Response><Gather actionOnEmptyResult="true" action="t"/></Response>"#;
         let steps = run(silent, &behavior, &plan, &mut 0);
-        assert!(matches!(&steps[1], Step::Ask(ask) if ask.params.is_empty()));
+        assert!(matches!(&steps[1], DialogStep::Fetch(ask) if ask.params.is_empty()));
         let steps = run("<Response><Gather/></Response>", &behavior, &plan, &mut 0);
-        assert_eq!(steps, [Step::Wait(5.0), Step::Hangup]);
+        assert_eq!(steps, [DialogStep::Wait(5.0), DialogStep::Hangup]);
     }
 
     #[test]
@@ -233,10 +239,14 @@ mod tests {
         );
         assert_eq!(
             steps[..3],
-            [Step::Wait(2.0), Step::Wait(3.0), Step::Wait(2.0)]
+            [
+                DialogStep::Wait(2.0),
+                DialogStep::Wait(3.0),
+                DialogStep::Wait(2.0)
+            ]
         );
-        assert_eq!(steps[3], Step::Wait(7.0));
-        let Step::Ask(ask) = &steps[4] else {
+        assert_eq!(steps[3], DialogStep::Wait(7.0));
+        let DialogStep::Fetch(ask) = &steps[4] else {
             panic!("{steps:?}")
         };
         assert_eq!(ask.params[0], ("RecordingUrl", RECORDING.to_owned()));
@@ -247,7 +257,7 @@ mod tests {
             &plan,
             &mut 0,
         );
-        assert_eq!(steps, [Step::Hold]);
+        assert_eq!(steps, [DialogStep::Hold]);
 
         let steps = run(
             "<Response><Redirect>next</Redirect></Response>",
@@ -255,13 +265,13 @@ mod tests {
             &plan,
             &mut 0,
         );
-        assert!(matches!(&steps[0], Step::Ask(ask) if ask.url == "next"));
+        assert!(matches!(&steps[0], DialogStep::Fetch(ask) if ask.url == "next"));
     }
 
     #[test]
     fn a_machine_says_its_greeting_once() {
         let (mut behavior, _) = answering("x");
-        behavior.mix = Mix::only(crate::Callee::Machine);
+        behavior.mix = OutcomeMix::only(crate::CallOutcome::Machine);
         let plan = behavior.plan("+14155551234", 0);
         assert_eq!(
             behavior.utterance(&plan, 0),

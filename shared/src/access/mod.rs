@@ -5,6 +5,7 @@
 //! the principal's two row filters (organisation, user). A row outside the scope does not exist
 //! for the caller: foreign ids answer 404, never 403.
 
+pub mod owner_filter;
 pub mod permissions;
 pub mod revalidation;
 pub mod row_level_security;

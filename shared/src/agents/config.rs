@@ -2,8 +2,10 @@
 //! the values.
 
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use utoipa::ToSchema;
+
+use crate::voices::TtsConfig;
 
 use super::webhooks;
 use super::webhooks::{OutgoingWebhook, Webhooks};
@@ -78,41 +80,6 @@ pub struct ModelConfig {
     /// May contain `{{variables}}`.
     #[schema(default = "", max_length = 50_000)]
     pub system_prompt: String,
-}
-
-/// The voice.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TtsConfig {
-    /// A code or an id of `GET /api/v1/providers/tts`; the carrier's own voices when absent.
-    /// Alias: `tts_provider_id`.
-    #[serde(alias = "tts_provider_id")]
-    #[schema(max_length = 200)]
-    pub tts_model_name: Option<String>,
-    /// Language tag of the speech.
-    #[schema(
-        default = "en-US",
-        pattern = "^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$",
-        example = "en-US"
-    )]
-    pub language: String,
-    /// The provider's name of the voice; its default voice for the language when absent.
-    #[schema(max_length = 200, example = "Polly.Joanna")]
-    pub voice_name: Option<String>,
-    /// Further parameters of the provider. A null removes a parameter.
-    #[schema(value_type = Object)]
-    pub voice_parameters: Map<String, Value>,
-}
-
-impl Default for TtsConfig {
-    fn default() -> Self {
-        Self {
-            tts_model_name: None,
-            language: "en-US".to_owned(),
-            voice_name: None,
-            voice_parameters: Map::new(),
-        }
-    }
 }
 
 /// Speech recognition.

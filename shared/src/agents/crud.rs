@@ -8,17 +8,17 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 
 use super::config::{
-    AgentSetup, ModelConfig, ProfileConfig, SpecificConfig, TranscriberConfig, TtsConfig, VadConfig,
+    AgentSetup, ModelConfig, ProfileConfig, SpecificConfig, TranscriberConfig, VadConfig,
 };
 use super::usage::{AgentOperation, check_unused_unscoped, check_variables_unscoped};
 use super::webhooks;
 use super::webhooks::StoredWebhook;
 use crate::access::Scope;
+use crate::outbound::credentials::EndpointCredentials;
 use crate::platform::error::{Error, Result};
 use crate::platform::ids::{AgentId, OrgId, UserId};
 use crate::platform::secret::KeyRing;
-use crate::tools::EndpointCredentials;
-use crate::voices;
+use crate::voices::{self, TtsConfig};
 
 /// An agent with all of its configurations.
 #[derive(Clone, Debug, Serialize, ToSchema)]

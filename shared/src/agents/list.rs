@@ -5,10 +5,11 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
+use crate::access::owner_filter::OwnerFilter;
 use crate::access::{Role, Scope};
 use crate::platform::error::Result;
 use crate::platform::ids::{AgentId, OrgId, UserId};
-use crate::platform::page::{OwnerFilter, Page};
+use crate::platform::page::Page;
 
 /// An agent in a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]

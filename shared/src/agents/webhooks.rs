@@ -12,10 +12,10 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
+use crate::outbound::credentials::{EndpointAuth, EndpointCredentials};
 use crate::platform::error::Result;
 use crate::platform::ids::{AgentId, OrgId};
 use crate::platform::secret::KeyRing;
-use crate::tools::{EndpointAuth, EndpointCredentials};
 
 /// Table name in the sealing context.
 const TABLE: &str = "agents";

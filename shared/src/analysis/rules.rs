@@ -6,11 +6,12 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use utoipa::ToSchema;
 
+use crate::access::owner_filter::OwnerFilter;
 use crate::access::{Role, Scope};
 use crate::agents::usage::check_idle_unscoped;
 use crate::platform::error::{Error, OnConstraint, Result};
 use crate::platform::ids::{OrgId, RuleId, ToolId, UserId};
-use crate::platform::page::{OwnerFilter, Page, PageSlice};
+use crate::platform::page::{Page, PageSlice};
 use crate::tools::org_of;
 
 /// Kind of analysis of a rule.

@@ -28,7 +28,7 @@ use sqlx::{PgConnection, PgPool};
 use super::usage::sessions::{SessionCursor, UsageSession};
 use super::usage::{UsageFilter, UsageType, sessions};
 use crate::access::{Credential, Principal, Role, Scope};
-use crate::context::Context;
+use crate::config::Config;
 use crate::mail::NewEmail;
 use crate::platform::error::{Error, Result};
 use crate::platform::ids::{AgentId, ExportId, OrgId, UserId};
@@ -170,7 +170,12 @@ struct WaitingExport {
 
 /// Writes the file of an export, and its mail. The job has no principal; the file holds the rows
 /// in its user's scope. Skips an export that has ended, and fails one whose user was removed.
-pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<EnqueuedJob>> {
+pub async fn run_unscoped(
+    pool: &PgPool,
+    store: &FileStore,
+    config: &Config,
+    id: ExportId,
+) -> Result<Option<EnqueuedJob>> {
     // 1. Read the export; a second run finds none that waits.
     let waiting = sqlx::query_as!(
         WaitingExport,
@@ -181,18 +186,18 @@ pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqu
              and failed_at is null"#,
         id as ExportId,
     )
-    .fetch_optional(&context.pool)
+    .fetch_optional(pool)
     .await?;
     let Some(waiting) = waiting else {
         return Ok(None);
     };
 
     // 2. Take the user's scope at this moment.
-    let mut db = context.pool.acquire().await?;
+    let mut db = pool.acquire().await?;
     let principal = users::principal_unscoped(&mut db, waiting.user).await?;
     drop(db);
     let Some(principal) = principal.filter(|known| known.org == waiting.org) else {
-        fail_unscoped(&context.pool, id).await?;
+        fail_unscoped(pool, id).await?;
         return Ok(None);
     };
 
@@ -203,7 +208,7 @@ pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqu
     };
 
     let pages = ExportPages {
-        pool: context.pool.clone(),
+        pool: pool.clone(),
         scope: principal.scope(),
         filter: wanted.filter(waiting.created_at),
         with_split: principal.role == Role::SuperAdmin,
@@ -213,17 +218,22 @@ pub async fn run_unscoped(context: &Context, id: ExportId) -> Result<Option<Enqu
     let rows = Arc::new(AtomicI64::new(0));
     let key = store_key(waiting.org, id);
     let csv = pages.into_csv(Arc::clone(&rows));
-    context.store.put_stream(&key, csv, MAX_FILE_BYTES).await?;
+    store.put_stream(&key, csv, MAX_FILE_BYTES).await?;
     failpoint::hit("export.stored");
 
     // 4. Mark it as finished, with the mail.
     let rows = rows.load(Ordering::SeqCst);
-    finish(context, id, rows).await
+    finish(pool, config, id, rows).await
 }
 
 /// Marks an export as finished, and writes its mail.
-async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<EnqueuedJob>> {
-    let mut db = context.pool.begin().await?;
+async fn finish(
+    pool: &PgPool,
+    config: &Config,
+    id: ExportId,
+    rows: i64,
+) -> Result<Option<EnqueuedJob>> {
+    let mut db = pool.begin().await?;
     let finished = sqlx::query!(
         r#"update usage_exports
            set finished_at = now(), expires_at = now() + interval '24 hours', rows = $2
@@ -242,8 +252,8 @@ async fn finish(context: &Context, id: ExportId, rows: i64) -> Result<Option<Enq
     };
 
     let (org, user) = (finished.org, finished.user);
-    let token = context.config.keys.export_token(id, org, user);
-    let base = context.config.public_url.as_str().trim_end_matches('/');
+    let token = config.keys.export_token(id, org, user);
+    let base = config.public_url.as_str().trim_end_matches('/');
     let link = format!("{base}/api/v1/billing/exports/{id}/download?token={token}");
     let (credential_hint, header) = match finished.by_key {
         true => (

@@ -12,12 +12,13 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use utoipa::ToSchema;
 
+use crate::access::owner_filter::OwnerFilter;
 use crate::access::{Role, Scope};
 use crate::agents::Agent;
 use crate::platform::e164::E164;
 use crate::platform::error::{Error, OnConstraint as _, Result};
 use crate::platform::ids::{AgentId, OrgId, PhoneId, TrunkId, UserId};
-use crate::platform::page::{OwnerFilter, Page};
+use crate::platform::page::Page;
 use crate::users;
 
 /// A caller number.

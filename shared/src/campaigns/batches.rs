@@ -4,10 +4,11 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
+use crate::access::owner_filter::OwnerFilter;
 use crate::access::{Role, Scope};
 use crate::platform::error::{Error, Result};
 use crate::platform::ids::{AgentId, BatchId, OrgId, PhoneId, UserId};
-use crate::platform::page::{OwnerFilter, Page};
+use crate::platform::page::Page;
 use crate::wallets::holds::Refusal;
 use crate::{agents, caller_numbers};
 

@@ -1,10 +1,11 @@
 //! Prometheus metrics of this process.
 //!
-//! [`Metrics`] is a value in the [`Context`], so a process may hold several. Code that counts
+//! [`Metrics`] is a value in the context, so a process may hold several. Code that counts
 //! keeps a handle or finds it by a small key, so counting costs one or two atomic operations and
 //! no allocation. State of the database (queues, live calls, unapplied events) is sampled on a
-//! scrape, at most every few seconds and with a short time limit ([`sample`]). [`serve`] exposes
-//! all metrics on its own listener, which is off by default.
+//! scrape, at most every few seconds and with a short time limit ([`sample`]). The
+//! [telemetry server](crate::telemetry_server) exposes all metrics on its own listener, which is
+//! off by default.
 //!
 //! Labels name trunks, queues, routes and fixed words; never a person, a phone number, a call or
 //! an organisation.
@@ -13,7 +14,6 @@ mod dial;
 mod events;
 mod http;
 mod money;
-mod page;
 mod sample;
 
 use prometheus_client::encoding::text::encode;
@@ -24,10 +24,7 @@ pub use dial::{DialMetrics, TrunkMetrics};
 pub use events::EventMetrics;
 pub use http::{HttpMetrics, RouteMetrics};
 pub use money::MoneyMetrics;
-pub use page::{listen, serve};
-
-#[cfg(doc)]
-use crate::context::Context;
+pub(crate) use sample::SampleSources;
 
 /// Gauge with fractions.
 type FloatGauge = Gauge<f64, std::sync::atomic::AtomicU64>;
@@ -47,7 +44,7 @@ pub struct Metrics {
     pub events: EventMetrics,
     pub http: HttpMetrics,
     pub money: MoneyMetrics,
-    sampled: sample::SampledMetrics,
+    pub(crate) sampled: sample::SampledMetrics,
 }
 
 impl Default for Metrics {
@@ -66,7 +63,7 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Encodes all metrics in the OpenMetrics text format.
-    fn encode_text(&self) -> String {
+    pub(crate) fn encode_text(&self) -> String {
         let mut page = String::with_capacity(32 * 1024);
         // Writing to a string cannot fail.
         let _written = encode(&mut page, &self.registry);

@@ -22,7 +22,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::{DURATION_BUCKETS, FloatGauge};
 use crate::billing::settle;
-use crate::context::Context;
 use crate::platform::error::Result;
 use crate::platform::queue;
 use crate::platform::queue::wakeup::Wakeups;
@@ -39,6 +38,14 @@ const MAX_COUNTED_ROWS: i64 = 100_000;
 const POOL_NAMES: [&str; 2] = ["main", "callbacks"];
 /// Interval of the probes that measure the wait for a connection.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Sources of a sample: the process's pools, and its wakeups.
+#[derive(Clone, Copy)]
+pub(crate) struct SampleSources<'a> {
+    pub pool: &'a PgPool,
+    pub callbacks: &'a PgPool,
+    pub wakeups: &'a Wakeups,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueStateLabels {
@@ -272,12 +279,12 @@ impl SampledMetrics {
     }
 
     /// Takes a new sample if the last one is too old. Concurrent scrapes wait for it.
-    pub(super) async fn refresh(&self, context: &Context) {
+    pub(crate) async fn refresh(&self, sources: SampleSources<'_>) {
         let mut looked = self.sampled_at.lock().await;
         if looked.is_none_or(|at| at.elapsed() >= SAMPLE_INTERVAL) {
             let (state, ()) = tokio::join!(
-                timeout(SAMPLE_TIMEOUT, DatabaseState::read_unscoped(&context.pool)),
-                self.publish_redis(&context.wakeups),
+                timeout(SAMPLE_TIMEOUT, DatabaseState::read_unscoped(sources.pool)),
+                self.publish_redis(sources.wakeups),
             );
             let state = state.ok().and_then(|read| {
                 read.inspect_err(|error| tracing::warn!(%error, "cannot sample the database"))
@@ -286,7 +293,7 @@ impl SampledMetrics {
             self.publish_state(state);
             *looked = Some(Instant::now());
         }
-        self.publish_process(context);
+        self.publish_process(sources);
     }
 
     fn publish_state(&self, state: Option<DatabaseState>) {
@@ -366,8 +373,8 @@ impl SampledMetrics {
             .store(dropped, Ordering::Relaxed);
     }
 
-    fn publish_process(&self, context: &Context) {
-        for (name, pool) in pools(context) {
+    fn publish_process(&self, sources: SampleSources<'_>) {
+        for (name, pool) in pools(sources) {
             let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
             for (state, count) in [
                 ("limit", pool.options().get_max_connections().into()),
@@ -382,12 +389,12 @@ impl SampledMetrics {
     }
 
     /// Measures at intervals the wait for a connection of each pool in use. Never ends.
-    pub(super) async fn probe_pools(&self, context: &Context) {
+    pub(crate) async fn probe_pools(&self, sources: SampleSources<'_>) {
         let mut ticks = interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let probes = pools(context).map(async |(name, pool)| {
+            let probes = pools(sources).map(async |(name, pool)| {
                 // A pool that this process does not use stays closed.
                 if pool.size() == 0 {
                     return;
@@ -409,9 +416,9 @@ impl SampledMetrics {
     }
 }
 
-fn pools(context: &Context) -> [(&'static str, &PgPool); 2] {
+fn pools(sources: SampleSources<'_>) -> [(&'static str, &PgPool); 2] {
     let [main, callbacks] = POOL_NAMES;
-    [(main, &context.pool), (callbacks, &context.callback_pool)]
+    [(main, sources.pool), (callbacks, sources.callbacks)]
 }
 
 /// Resident memory of this process; the kernel reports it in kilobytes.

@@ -6,11 +6,12 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 
 use super::lock;
+use crate::access::owner_filter::OwnerFilter;
 use crate::access::{Principal, Role, Scope};
 use crate::auth::sessions;
 use crate::platform::error::{Error, Result};
 use crate::platform::ids::{OrgId, UserId};
-use crate::platform::page::{OwnerFilter, Page};
+use crate::platform::page::Page;
 
 /// Member of an organisation.
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -1,7 +1,4 @@
-//! Pages and owner filters of lists.
-
-use crate::access::Role;
-use crate::platform::ids::{OrgId, UserId};
+//! Pages of lists.
 
 /// One page of a list.
 #[derive(Clone, Copy, Debug)]
@@ -77,14 +74,6 @@ impl<T> PageSlice<T> {
             has_more: self.has_more,
         })
     }
-}
-
-/// Filter by owners; each list narrows the scope. Default: all owners.
-#[derive(Clone, Debug, Default)]
-pub struct OwnerFilter {
-    pub orgs: Option<Vec<OrgId>>,
-    pub users: Option<Vec<UserId>>,
-    pub roles: Option<Vec<Role>>,
 }
 
 #[cfg(test)]

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 use super::{EndpointAuth, EndpointCredentials, org_of, schema, usage};
+use crate::access::owner_filter::OwnerFilter;
 use crate::access::{Role, Scope};
 use crate::agents::usage::check_idle_unscoped;
 use crate::platform::error::{Error, OnConstraint, Result};
 use crate::platform::ids::{OrgId, ToolId, UserId};
-use crate::platform::page::{OwnerFilter, Page, PageSlice};
+use crate::platform::page::{Page, PageSlice};
 use crate::platform::secret::KeyRing;
 
 /// Table name to which sealed credentials are bound.

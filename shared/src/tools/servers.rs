@@ -12,11 +12,12 @@ use utoipa::ToSchema;
 pub use super::mcp::Transport;
 use super::mcp::{McpEndpoint, McpTool};
 use super::{EndpointAuth, EndpointCredentials, org_of, usage};
+use crate::access::owner_filter::OwnerFilter;
 use crate::access::{Role, Scope};
 use crate::agents::usage::check_idle_unscoped;
 use crate::platform::error::{Error, Result};
 use crate::platform::ids::{McpServerId, OrgId, UserId};
-use crate::platform::page::{OwnerFilter, Page, PageSlice};
+use crate::platform::page::{Page, PageSlice};
 use crate::platform::secret::KeyRing;
 
 const TABLE: &str = "mcp_servers";

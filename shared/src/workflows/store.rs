@@ -8,11 +8,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Node, Transition, WorkflowGraph};
+use crate::access::owner_filter::OwnerFilter;
 use crate::access::{Role, Scope};
 use crate::agents;
 use crate::platform::error::{Error, FieldError, OnConstraint, Result};
 use crate::platform::ids::{AgentId, OrgId, ToolId, UserId, WorkflowId};
-use crate::platform::page::{OwnerFilter, Page, PageSlice};
+use crate::platform::page::{Page, PageSlice};
 use crate::tools::org_of;
 
 /// Stored workflow.

@@ -10,58 +10,58 @@ use peal_simulator::sign;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
-use crate::Scale;
+use crate::BenchScale;
 use crate::harness::app::{ACCOUNT, AUTH_TOKEN};
 use crate::harness::client::phone_number;
-use crate::limits::{BareCallbacks, PATIENCE};
-use crate::load::{Came, Lane, Load, Pace};
-use crate::machine::{Watched, memory_mib};
-use crate::report::{Bound, Row};
-use crate::stack::{Stack, carrier};
+use crate::limits::{BareCallbacks, LIMIT_DEADLINE};
+use crate::load::{LoadConnection, LoadGenerator, LoadPace, LoadResult};
+use crate::machine::{WatchedProcesses, memory_mib};
+use crate::report::{BenchRow, ResultBound};
+use crate::stack::{Installation, carrier_config};
 
 /// Statuses of a call, in the carrier's order.
-const WORDS: [&str; 4] = ["initiated", "ringing", "in-progress", "completed"];
+const CALL_STATUSES: [&str; 4] = ["initiated", "ringing", "in-progress", "completed"];
 /// Connections of a carrier that posts as fast as it gets responses.
 const CONNECTIONS: usize = 256;
 /// Offered load and connections of an overload, as a multiple of the API's capacity.
-const OVERLOAD: f64 = 10.0;
+const OVERLOAD_FACTOR: f64 = 10.0;
 const OVERLOAD_CONNECTIONS: usize = CONNECTIONS * 10;
-const SIGNATURE: &str = "X-Twilio-Signature: ";
-const SHARE: f64 = 0.4;
-const HALF_LOAD_P99_MS: f64 = 50.0;
-const OVERLOAD_P99_MS: f64 = 250.0;
-const RECOVERY_SECS: f64 = 10.0;
+const SIGNATURE_HEADER: &str = "X-Twilio-Signature: ";
+const MIN_RATIO: f64 = 0.4;
+const MAX_HALF_LOAD_P99_MS: f64 = 50.0;
+const MAX_OVERLOAD_P99_MS: f64 = 250.0;
+const MAX_RECOVERY_SECS: f64 = 10.0;
 /// Probes in a row below [`HALF_LOAD_P99_MS`] after which latency is normal again.
-const PROBES: usize = 25;
-const PROBE_EVERY: Duration = Duration::from_millis(20);
+const RECOVERY_PROBES: usize = 25;
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// Most memory of the API in the second half of an overload, as a share of its peak in the
 /// first.
-const FLAT: f64 = 1.1;
+const MAX_MEMORY_GROWTH: f64 = 1.1;
 
 /// An API with accepted calls, and signed callbacks about them.
-struct Post {
-    stack: Stack,
-    load: Load,
+struct CallbackBench {
+    stack: Installation,
+    load: LoadGenerator,
     requests: Arc<Vec<Vec<u8>>>,
 }
 
-impl Post {
+impl CallbackBench {
     async fn prepare(callbacks: usize) -> anyhow::Result<Self> {
-        let stack = Stack::start(1, carrier(0)).await?;
+        let stack = Installation::start(1, carrier_config(0)).await?;
         let calls: Vec<CallId> = std::iter::repeat_with(CallId::new)
-            .take(callbacks.div_ceil(WORDS.len()))
+            .take(callbacks.div_ceil(CALL_STATUSES.len()))
             .collect();
-        insert(&stack, &calls).await?;
+        insert_calls(&stack, &calls).await?;
         let mut requests = Vec::with_capacity(callbacks);
         // Status by status, so that a group of events has many calls.
-        for (sequence, word) in WORDS.iter().enumerate() {
+        for (sequence, word) in CALL_STATUSES.iter().enumerate() {
             for (n, call) in (0..).zip(&calls) {
-                requests.push(request(&stack, *call, n, sequence, word));
+                requests.push(signed_request(&stack, *call, n, sequence, word));
             }
         }
         let requests = Arc::new(requests);
         let address = stack.client.url.trim_start_matches("http://");
-        let load = Load::new(address, Arc::clone(&requests));
+        let load = LoadGenerator::new(address, Arc::clone(&requests));
         Ok(Self {
             load,
             requests,
@@ -69,9 +69,9 @@ impl Post {
         })
     }
 
-    async fn send(&self, count: usize, pace: Pace) -> anyhow::Result<Came> {
+    async fn send(&self, count: usize, pace: LoadPace) -> anyhow::Result<LoadResult> {
         let lanes = self.load.connect(CONNECTIONS).await?;
-        let result = self.load.send(lanes, count, pace, PATIENCE).await?;
+        let result = self.load.send(lanes, count, pace, LIMIT_DEADLINE).await?;
         anyhow::ensure!(result.failed == 0, "{} callbacks failed", result.failed);
         Ok(result)
     }
@@ -82,7 +82,7 @@ fn carrier_call_id(n: u32) -> String {
 }
 
 /// Inserts calls that the carrier has accepted.
-async fn insert(stack: &Stack, calls: &[CallId]) -> anyhow::Result<()> {
+async fn insert_calls(stack: &Installation, calls: &[CallId]) -> anyhow::Result<()> {
     let tenant = &stack.client.tenant;
     let (ids, numbers): (Vec<u32>, Vec<String>) = (0..u32::try_from(calls.len())?)
         .map(|n| (n, phone_number(n)))
@@ -112,7 +112,13 @@ async fn insert(stack: &Stack, calls: &[CallId]) -> anyhow::Result<()> {
 }
 
 /// The bytes of a signed callback request.
-fn request(stack: &Stack, call: CallId, n: u32, sequence: usize, word: &str) -> Vec<u8> {
+fn signed_request(
+    stack: &Installation,
+    call: CallId,
+    n: u32,
+    sequence: usize,
+    word: &str,
+) -> Vec<u8> {
     let config = &stack.config;
     let urls = CallUrls::new(
         &config.public_url,
@@ -150,7 +156,7 @@ fn request(stack: &Stack, call: CallId, n: u32, sequence: usize, word: &str) -> 
 
     format!(
         "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-www-form-urlencoded; charset=UTF-8\r\n\
-         User-Agent: TwilioProxy/1.1\r\nAccept: */*\r\n{SIGNATURE}{signature}\r\n\
+         User-Agent: TwilioProxy/1.1\r\nAccept: */*\r\n{SIGNATURE_HEADER}{signature}\r\n\
          Content-Length: {}\r\n\r\n{body}",
         urls.status.path(),
         stack.client.url.trim_start_matches("http://"),
@@ -161,56 +167,62 @@ fn request(stack: &Stack, call: CallId, n: u32, sequence: usize, word: &str) -> 
 
 /// Callbacks with wrong signatures that the API refuses per second: its work on a callback before
 /// it parses and stores it.
-async fn unsigned(post: &Post, count: usize) -> anyhow::Result<f64> {
+async fn refused_rate(post: &CallbackBench, count: usize) -> anyhow::Result<f64> {
     let wrong = post.requests.iter().take(count).map(|request| {
         let mut request = request.clone();
         let position = request
-            .windows(SIGNATURE.len())
-            .position(|part| part == SIGNATURE.as_bytes());
-        if let Some(first) = position.and_then(|at| request.get_mut(at + SIGNATURE.len())) {
+            .windows(SIGNATURE_HEADER.len())
+            .position(|part| part == SIGNATURE_HEADER.as_bytes());
+        if let Some(first) = position.and_then(|at| request.get_mut(at + SIGNATURE_HEADER.len())) {
             *first = if *first == b'A' { b'B' } else { b'A' };
         }
         request
     });
     let address = post.stack.client.url.trim_start_matches("http://");
-    let load = Load::new(address, Arc::new(wrong.collect())).expecting(403);
+    let load = LoadGenerator::new(address, Arc::new(wrong.collect())).expecting(403);
     let lanes = load.connect(CONNECTIONS).await?;
-    let result = load.send(lanes, count, Pace::Flat, PATIENCE).await?;
+    let result = load
+        .send(lanes, count, LoadPace::ClosedLoop, LIMIT_DEADLINE)
+        .await?;
     anyhow::ensure!(result.failed == 0, "callbacks were not refused");
     Ok(result.rate())
 }
 
 /// Callbacks per second, each committed before it is acknowledged, next to the same route with
 /// only the signature check.
-pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
+pub async fn throughput(scale: &BenchScale) -> anyhow::Result<BenchRow> {
     // 1. The limit.
     let warm = scale.callbacks / 10;
-    let post = Post::prepare(scale.callbacks * 3).await?;
-    let bare = BareCallbacks::start(&post.stack.quiet()).await?;
-    let bare_load = Load::new(&bare.address, Arc::clone(&post.requests));
+    let post = CallbackBench::prepare(scale.callbacks * 3).await?;
+    let bare = BareCallbacks::start(&post.stack.quiet_envs()).await?;
+    let bare_load = LoadGenerator::new(&bare.address, Arc::clone(&post.requests));
     let lanes = bare_load.connect(CONNECTIONS).await?;
-    bare_load.send(lanes, warm, Pace::Flat, PATIENCE).await?;
+    bare_load
+        .send(lanes, warm, LoadPace::ClosedLoop, LIMIT_DEADLINE)
+        .await?;
     let lanes = bare_load.connect(CONNECTIONS).await?;
-    let mut watched = Watched::default();
+    let mut watched = WatchedProcesses::default();
     watched.add("limit", bare.pid()?);
     watched.add("load", std::process::id());
     let meter = watched.meter();
     let limit = bare_load
-        .send(lanes, scale.callbacks, Pace::Flat, PATIENCE)
+        .send(lanes, scale.callbacks, LoadPace::ClosedLoop, LIMIT_DEADLINE)
         .await?;
     let limit_spent = meter.read();
     bare.stop().await?;
     anyhow::ensure!(limit.failed == 0, "the limit's callbacks failed");
 
     // 2. The API at full load, then at half of it.
-    let unsigned = unsigned(&post, scale.callbacks).await?;
-    post.send(warm, Pace::Flat).await?;
-    let meter = post.stack.watched().meter();
-    let flat = post.send(scale.callbacks, Pace::Flat).await?;
+    let unsigned = refused_rate(&post, scale.callbacks).await?;
+    post.send(warm, LoadPace::ClosedLoop).await?;
+    let meter = post.stack.watched_processes().meter();
+    let flat = post.send(scale.callbacks, LoadPace::ClosedLoop).await?;
     let spent = meter.read();
     let half = flat.rate() / 2.0;
-    let meter = post.stack.watched().meter();
-    let even = post.send(post.load.left(), Pace::Even(half)).await?;
+    let meter = post.stack.watched_processes().meter();
+    let even = post
+        .send(post.load.remaining(), LoadPace::OpenLoop(half))
+        .await?;
     let half_spent = meter.read();
 
     // 3. Every acknowledged callback is stored.
@@ -224,8 +236,8 @@ pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
 
     let p99 = even.percentile_ms(0.99);
     let ratio = flat.rate() / limit.rate();
-    Ok(Row {
-        what: "callbacks, each committed before its 204".to_owned(),
+    Ok(BenchRow {
+        label: "callbacks, each committed before its 204".to_owned(),
         measured: format!("{:.0}/s; at half of it p99 {p99:.1} ms", flat.rate()),
         limit: Some(format!(
             "same route, signature checked, no database: {:.0}/s (the API itself refuses {unsigned:.0}/s with wrong signatures)",
@@ -233,10 +245,10 @@ pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
         )),
         ratio: Some(ratio),
         bounds: vec![
-            Bound::at_least("ratio", ratio, SHARE, ""),
-            Bound::at_most("p99 at half load", p99, HALF_LOAD_P99_MS, " ms"),
+            ResultBound::at_least("ratio", ratio, MIN_RATIO, ""),
+            ResultBound::at_most("p99 at half load", p99, MAX_HALF_LOAD_P99_MS, " ms"),
         ],
-        spent,
+        cpu: spent,
         details: json!({
             "callbacks": flat.accepted(),
             "refused": flat.refused + even.refused,
@@ -250,7 +262,7 @@ pub async fn throughput(scale: &Scale) -> anyhow::Result<Row> {
     })
 }
 
-fn latencies(result: &Came) -> Value {
+fn latencies(result: &LoadResult) -> Value {
     json!({
         "accepted": result.accepted(),
         "refused": result.refused,
@@ -264,26 +276,26 @@ fn latencies(result: &Came) -> Value {
 
 /// Ten times the API's capacity, or as much of it as ten times the connections can send while
 /// they wait for the responses to refused requests.
-pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
+pub async fn overload(scale: &BenchScale) -> anyhow::Result<BenchRow> {
     let warm = scale.callbacks / 2;
-    let post = Post::prepare(scale.callbacks * 6).await?;
-    let capacity = post.send(warm, Pace::Flat).await?.rate();
+    let post = CallbackBench::prepare(scale.callbacks * 6).await?;
+    let capacity = post.send(warm, LoadPace::ClosedLoop).await?.rate();
 
     let api = post.stack.api.id();
     let lanes = post.load.connect(OVERLOAD_CONNECTIONS).await?;
     let before = memory_mib(api, "VmRSS");
     let over = Arc::new(AtomicBool::new(false));
-    let watch = tokio::spawn(memory(api, Arc::clone(&over)));
+    let watch = tokio::spawn(memory_peaks(api, Arc::clone(&over)));
 
-    let meter = post.stack.watched().meter();
+    let meter = post.stack.watched_processes().meter();
     let within = Duration::from_secs(scale.overload_secs);
-    let pace = Pace::AtMost(capacity * OVERLOAD);
+    let pace = LoadPace::Capped(capacity * OVERLOAD_FACTOR);
     // Refused callbacks are sent again, as carriers do.
     let result = post.load.send(lanes, usize::MAX / 2, pace, within).await?;
     let spent = meter.read();
 
     over.store(true, Ordering::Relaxed);
-    let recovery = recovery(&post).await?;
+    let recovery = recovery_secs(&post).await?;
     let (first_half, second_half) = watch.await?;
     post.stack.stop().await?;
 
@@ -295,9 +307,9 @@ pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
     let failed = result.failed as f64;
     let p99 = result.percentile_ms(0.99);
 
-    Ok(Row {
-        what: format!(
-            "overload: {OVERLOAD_CONNECTIONS} connections, {OVERLOAD:.0} times as many as bring it to {capacity:.0}/s"
+    Ok(BenchRow {
+        label: format!(
+            "overload: {OVERLOAD_CONNECTIONS} connections, {OVERLOAD_FACTOR:.0} times as many as bring it to {capacity:.0}/s"
         ),
         measured: format!(
             "{:.0}/s accepted with p99 {p99:.0} ms, {:.0} % got 503, memory {before:.0} -> {first_half:.0} -> {second_half:.0} MiB, normal again after {recovery:.1} s",
@@ -307,12 +319,17 @@ pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
         limit: None,
         ratio: None,
         bounds: vec![
-            Bound::at_most("p99 of the accepted", p99, OVERLOAD_P99_MS, " ms"),
-            Bound::at_most("neither 2xx nor 503", failed, 0.0, ""),
-            Bound::at_most("memory growth", second_half / first_half, FLAT, ""),
-            Bound::at_most("recovery", recovery, RECOVERY_SECS, " s"),
+            ResultBound::at_most("p99 of the accepted", p99, MAX_OVERLOAD_P99_MS, " ms"),
+            ResultBound::at_most("neither 2xx nor 503", failed, 0.0, ""),
+            ResultBound::at_most(
+                "memory growth",
+                second_half / first_half,
+                MAX_MEMORY_GROWTH,
+                "",
+            ),
+            ResultBound::at_most("recovery", recovery, MAX_RECOVERY_SECS, " s"),
         ],
-        spent,
+        cpu: spent,
         details: json!({
             "capacity_per_second": capacity,
             "overload": latencies(&result),
@@ -323,7 +340,7 @@ pub async fn overload(scale: &Scale) -> anyhow::Result<Row> {
 }
 
 /// Peaks of a process's memory in the first and in the second half of the time until `over`.
-async fn memory(pid: u32, over: Arc<AtomicBool>) -> (f64, f64) {
+async fn memory_peaks(pid: u32, over: Arc<AtomicBool>) -> (f64, f64) {
     let mut samples = Vec::new();
     while !over.load(Ordering::Relaxed) {
         samples.push(memory_mib(pid, "VmRSS"));
@@ -335,16 +352,16 @@ async fn memory(pid: u32, over: Arc<AtomicBool>) -> (f64, f64) {
 }
 
 /// Seconds from the end of a load until probes are accepted fast, several in a row.
-async fn recovery(post: &Post) -> anyhow::Result<f64> {
+async fn recovery_secs(post: &CallbackBench) -> anyhow::Result<f64> {
     let ended = Instant::now();
     let address = post.stack.client.url.trim_start_matches("http://");
-    let mut lane = Lane::open(address).await?;
+    let mut lane = LoadConnection::open(address).await?;
     let (mut good, mut since) = (0, ended);
     for request in post.requests.iter().rev() {
         let begin = Instant::now();
-        let status = lane.ask(request).await?;
+        let status = lane.send(request).await?;
         let is_good = (200..300).contains(&status)
-            && begin.elapsed().as_secs_f64() * 1000.0 < HALF_LOAD_P99_MS;
+            && begin.elapsed().as_secs_f64() * 1000.0 < MAX_HALF_LOAD_P99_MS;
         if is_good {
             if good == 0 {
                 since = begin;
@@ -353,11 +370,11 @@ async fn recovery(post: &Post) -> anyhow::Result<f64> {
         } else {
             good = 0;
         }
-        if good == PROBES {
+        if good == RECOVERY_PROBES {
             return Ok(since.duration_since(ended).as_secs_f64());
         }
-        anyhow::ensure!(ended.elapsed() < PATIENCE, "the API does not recover");
-        tokio::time::sleep(PROBE_EVERY).await;
+        anyhow::ensure!(ended.elapsed() < LIMIT_DEADLINE, "the API does not recover");
+        tokio::time::sleep(PROBE_INTERVAL).await;
     }
     anyhow::bail!("the API does not recover")
 }

@@ -2,30 +2,30 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use peal_simulator::{Chance, Simulator};
+use peal_simulator::{FaultChance, Simulator};
 use serde_json::json;
 
 use crate::load::per_second;
-use crate::report::{Bound, Row};
-use crate::stack::{EVERYTHING, Stack, carrier};
-use crate::{Scale, limits};
+use crate::report::{BenchRow, ResultBound};
+use crate::stack::{ALL_ROLES, Installation, carrier_config};
+use crate::{BenchScale, limits};
 
 /// Calls per second above what can be dialled, so that the pacer is not the limit.
-const UNPACED: i64 = 5_000;
+const UNLIMITED_CPS: i64 = 5_000;
 /// Required ratio of one worker's rate to that of a bare loop.
-const PLACING_SHARE: f64 = 0.5;
-const SLOW_CARRIER_RATE: f64 = 500.0;
+const MIN_PLACING_RATIO: f64 = 0.5;
+const MIN_SLOW_CARRIER_RATE: f64 = 500.0;
 const PACING_WORKERS: usize = 4;
-const PACING_USE: f64 = 0.95;
-const FIRST_DIAL_MS: f64 = 500.0;
+const MIN_PACING_USE: f64 = 0.95;
+const MAX_FIRST_DIAL_MS: f64 = 500.0;
 
 /// Calls per second of one dialling worker, next to the same HTTP client in a bare loop. The
 /// carrier posts nothing after its response, so that the worker has no other load.
-pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
-    let mut silent = carrier(latency_ms);
+pub async fn placing(scale: &BenchScale, latency_ms: u64) -> anyhow::Result<BenchRow> {
+    let mut silent = carrier_config(latency_ms);
     silent.speed = 1.0;
-    silent.faults.callbacks_lost = Chance::Rate(1.0);
-    silent.faults.suppress_answer = Chance::Rate(1.0);
+    silent.faults.callbacks_lost = FaultChance::Rate(1.0);
+    silent.faults.suppress_answer = FaultChance::Rate(1.0);
 
     // 1. The limit, on a fresh carrier.
     let bare = if latency_ms == 0 {
@@ -38,7 +38,7 @@ pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
     };
 
     // 2. Launched batches without a dialling worker.
-    let mut stack = Stack::start(UNPACED, silent).await?;
+    let mut stack = Installation::start(UNLIMITED_CPS, silent).await?;
     stack.start_worker("inbox,ingest,misc")?;
     for batch in stack.batches(0, scale.campaign).await {
         stack.client.start_batch(&batch).await;
@@ -52,7 +52,7 @@ pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
 
     // 3. One dialling worker.
     stack.start_worker("dial")?;
-    let meter = stack.watched().meter();
+    let meter = stack.watched_processes().meter();
     stack
         .until("every row is dialled", async || {
             Ok(stack.carrier.oracle().accepted >= u64::from(scale.campaign))
@@ -60,45 +60,45 @@ pub async fn placing(scale: &Scale, latency_ms: u64) -> anyhow::Result<Row> {
         .await?;
     let spent = meter.read();
     let rate = stack.carrier.oracle().mean_rate;
-    let burned = stack.workers_said("slot burned");
-    stack.abandon().await?;
+    let burned = stack.count_in_worker_logs("slot burned");
+    stack.kill().await?;
 
     let (what, bound) = match bare {
         Some(bare) => (
             "placing, carrier answers at once, one worker",
-            Bound::at_least("ratio", rate / bare, PLACING_SHARE, ""),
+            ResultBound::at_least("ratio", rate / bare, MIN_PLACING_RATIO, ""),
         ),
         None => (
             "placing, carrier takes 150 ms, one worker",
-            Bound::at_least("calls/s", rate, SLOW_CARRIER_RATE, ""),
+            ResultBound::at_least("calls/s", rate, MIN_SLOW_CARRIER_RATE, ""),
         ),
     };
-    Ok(Row {
-        what: what.to_owned(),
+    Ok(BenchRow {
+        label: what.to_owned(),
         measured: format!("{rate:.0} calls/s"),
         limit: bare.map(|bare| format!("the same HTTP client in a bare loop: {bare:.0}/s")),
         ratio: bare.map(|bare| rate / bare),
         bounds: vec![bound],
-        spent,
+        cpu: spent,
         details: json!({"calls": scale.campaign, "slots_burned": burned}),
     })
 }
 
 /// The worst second at the carrier with four workers, and the used share of the limit.
-pub async fn pacing(scale: &Scale, cps: u32) -> anyhow::Result<Row> {
-    let mut stack = Stack::start(cps.into(), carrier(0)).await?;
+pub async fn pacing(scale: &BenchScale, cps: u32) -> anyhow::Result<BenchRow> {
+    let mut stack = Installation::start(cps.into(), carrier_config(0)).await?;
     for _ in 0..PACING_WORKERS {
-        stack.start_worker(EVERYTHING)?;
+        stack.start_worker(ALL_ROLES)?;
     }
 
     let calls = cps * scale.pacing_secs;
-    let meter = stack.watched().meter();
+    let meter = stack.watched_processes().meter();
     stack.campaign(calls).await?;
     let spent = meter.read();
     let oracle = stack.carrier.oracle();
     let creates = stack.carrier.creates();
-    let burned = stack.workers_said("slot burned");
-    let rejected = stack.workers_said("slots burned");
+    let burned = stack.count_in_worker_logs("slot burned");
+    let rejected = stack.count_in_worker_logs("slots burned");
     stack.stop().await?;
 
     let used = oracle.mean_rate / f64::from(cps);
@@ -113,8 +113,8 @@ pub async fn pacing(scale: &Scale, cps: u32) -> anyhow::Result<Row> {
     );
     let slots = span.as_secs_f64() * f64::from(cps) / 1.04 + 1.0;
 
-    Ok(Row {
-        what: format!("pacing at {cps}/s, {PACING_WORKERS} workers"),
+    Ok(BenchRow {
+        label: format!("pacing at {cps}/s, {PACING_WORKERS} workers"),
         measured: format!(
             "worst second {worst:.0}, {:.1}/s on average ({:.1} %)",
             oracle.mean_rate,
@@ -123,10 +123,10 @@ pub async fn pacing(scale: &Scale, cps: u32) -> anyhow::Result<Row> {
         limit: Some(format!("{cps}/s")),
         ratio: Some(used),
         bounds: vec![
-            Bound::at_most("worst second", worst, cps.into(), ""),
-            Bound::at_least("use", used, PACING_USE, ""),
+            ResultBound::at_most("worst second", worst, cps.into(), ""),
+            ResultBound::at_least("use", used, MIN_PACING_USE, ""),
         ],
-        spent,
+        cpu: spent,
         details: json!({
             "calls": creates.len(),
             "seconds": span.as_secs_f64(),
@@ -139,11 +139,11 @@ pub async fn pacing(scale: &Scale, cps: u32) -> anyhow::Result<Row> {
 }
 
 /// Time from the request that starts a batch to the first create at the carrier.
-pub async fn first_dial(scale: &Scale) -> anyhow::Result<Row> {
-    let mut stack = Stack::start(50, carrier(0)).await?;
-    stack.start_worker(EVERYTHING)?;
+pub async fn first_dial(scale: &BenchScale) -> anyhow::Result<BenchRow> {
+    let mut stack = Installation::start(50, carrier_config(0)).await?;
+    stack.start_worker(ALL_ROLES)?;
     let mut took = Vec::new();
-    let meter = stack.watched().meter();
+    let meter = stack.watched_processes().meter();
     for n in 0..scale.starts {
         let batches = stack.batches(n * 10, 10).await;
         if n % 2 == 1 {
@@ -179,28 +179,33 @@ pub async fn first_dial(scale: &Scale) -> anyhow::Result<Row> {
     let median = took.get(took.len() / 2).copied().unwrap_or(f64::NAN);
     let worst = took.last().copied().unwrap_or(f64::NAN);
 
-    Ok(Row {
-        what: format!("start to first dial, {} starts", scale.starts),
+    Ok(BenchRow {
+        label: format!("start to first dial, {} starts", scale.starts),
         measured: format!("median {median:.0} ms, worst {worst:.0} ms"),
         limit: None,
         ratio: None,
-        bounds: vec![Bound::at_most("worst", worst, FIRST_DIAL_MS, " ms")],
-        spent,
+        bounds: vec![ResultBound::at_most(
+            "worst",
+            worst,
+            MAX_FIRST_DIAL_MS,
+            " ms",
+        )],
+        cpu: spent,
         details: json!({"milliseconds": took}),
     })
 }
 
 /// Whole calls with four events each, and their transactions in the database.
-pub async fn pipeline(scale: &Scale) -> anyhow::Result<Row> {
+pub async fn pipeline(scale: &BenchScale) -> anyhow::Result<BenchRow> {
     // Rollbacks are not counted: they are the empty ones that pools send with a connection.
     let transactions =
         "select xact_commit from pg_stat_database where datname = current_database()";
-    let mut stack = Stack::start(UNPACED, carrier(0)).await?;
-    stack.start_worker(EVERYTHING)?;
+    let mut stack = Installation::start(UNLIMITED_CPS, carrier_config(0)).await?;
+    stack.start_worker(ALL_ROLES)?;
     let batches = stack.batches(0, scale.campaign).await;
 
     let before = stack.count(transactions).await?;
-    let meter = stack.watched().meter();
+    let meter = stack.watched_processes().meter();
     for batch in &batches {
         stack.client.start_batch(batch).await;
     }
@@ -224,7 +229,7 @@ pub async fn pipeline(scale: &Scale) -> anyhow::Result<Row> {
     )
     .fetch_one(&stack.database.pool)
     .await?;
-    let burned = stack.workers_said("slot burned");
+    let burned = stack.count_in_worker_logs("slot burned");
     let callbacks = stack.carrier.oracle().callbacks;
 
     // A session reports its transactions when it ends; an idle one only seconds later.
@@ -236,16 +241,16 @@ pub async fn pipeline(scale: &Scale) -> anyhow::Result<Row> {
     let used = after - before;
     let rate = per_second(scale.campaign.into(), Duration::from_secs_f64(took));
     let each = f64::from(u32::try_from(used)?) / f64::from(scale.campaign);
-    Ok(Row {
-        what: "whole pipeline, 4 events a call, one worker".to_owned(),
+    Ok(BenchRow {
+        label: "whole pipeline, 4 events a call, one worker".to_owned(),
         measured: format!("{rate:.0} completed calls/s, {each:.2} transactions a call"),
         limit: None,
         ratio: None,
         bounds: vec![
-            Bound::at_least("calls/s", rate, 300.0, ""),
-            Bound::at_most("transactions a call", each, 1.0, ""),
+            ResultBound::at_least("calls/s", rate, 300.0, ""),
+            ResultBound::at_most("transactions a call", each, 1.0, ""),
         ],
-        spent,
+        cpu: spent,
         details: json!({
             "calls": scale.campaign,
             "seconds": took,

@@ -6,15 +6,15 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolCopyExt as _;
 
-use crate::Scale;
+use crate::BenchScale;
 use crate::harness::client::{phone_number, send_request};
 use crate::load::per_second;
 use crate::machine::memory_mib;
-use crate::report::{Bound, Row};
-use crate::stack::{EVERYTHING, Stack, carrier};
+use crate::report::{BenchRow, ResultBound};
+use crate::stack::{ALL_ROLES, Installation, carrier_config};
 
-const SHARE: f64 = 0.5;
-const PEAK_MIB: f64 = 128.0;
+const MIN_RATIO: f64 = 0.5;
+const MAX_PEAK_MIB: f64 = 128.0;
 const VARIABLES: [&str; 5] = ["name", "city", "plan", "balance", "note"];
 
 /// The minimum of the database's work: the same rows, already validated, in one statement, with
@@ -46,19 +46,19 @@ fn people_csv(count: u32) -> String {
 
 /// Ingest of a file from its upload to the last row, next to COPY into a staging table and one
 /// INSERT..SELECT into the same table with its indexes.
-pub async fn ingest(scale: &Scale) -> anyhow::Result<Row> {
+pub async fn ingest(scale: &BenchScale) -> anyhow::Result<BenchRow> {
     let csv = people_csv(scale.ingest);
     let megabytes = csv.len() / 1_000_000;
-    let bare = bare(&csv).await?;
+    let bare = bare_insert(&csv).await?;
 
-    let mut stack = Stack::start(1, carrier(0)).await?;
-    let worker = stack.start_worker(EVERYTHING)?;
+    let mut stack = Installation::start(1, carrier_config(0)).await?;
+    let worker = stack.start_worker(ALL_ROLES)?;
     let batch = stack
         .client
         .create_batch(json!({ "variable_names": VARIABLES }))
         .await;
 
-    let meter = stack.watched().meter();
+    let meter = stack.watched_processes().meter();
     let start = Instant::now();
     let ingest = upload(&stack, &batch, csv).await?;
     let took = start.elapsed();
@@ -70,8 +70,8 @@ pub async fn ingest(scale: &Scale) -> anyhow::Result<Row> {
     stack.stop().await?;
 
     let ratio = bare.as_secs_f64() / took.as_secs_f64();
-    Ok(Row {
-        what: format!(
+    Ok(BenchRow {
+        label: format!(
             "ingest, {} rows x {} variables",
             scale.ingest,
             VARIABLES.len()
@@ -86,10 +86,10 @@ pub async fn ingest(scale: &Scale) -> anyhow::Result<Row> {
         )),
         ratio: Some(ratio),
         bounds: vec![
-            Bound::at_least("ratio", ratio, SHARE, ""),
-            Bound::at_most("worker's peak", peak, PEAK_MIB, " MiB"),
+            ResultBound::at_least("ratio", ratio, MIN_RATIO, ""),
+            ResultBound::at_most("worker's peak", peak, MAX_PEAK_MIB, " MiB"),
         ],
-        spent,
+        cpu: spent,
         details: json!({
             "megabytes": megabytes,
             "seconds": took.as_secs_f64(),
@@ -100,7 +100,7 @@ pub async fn ingest(scale: &Scale) -> anyhow::Result<Row> {
 }
 
 /// Uploads a file and waits until it is ingested.
-async fn upload(stack: &Stack, batch: &str, csv: String) -> anyhow::Result<Value> {
+async fn upload(stack: &Installation, batch: &str, csv: String) -> anyhow::Result<Value> {
     let part = reqwest::multipart::Part::text(csv)
         .file_name("people.csv")
         .mime_str("text/csv")?;
@@ -125,8 +125,8 @@ async fn upload(stack: &Stack, batch: &str, csv: String) -> anyhow::Result<Value
 }
 
 /// Measures the limit on a database of its own, so that both begin with empty tables.
-async fn bare(csv: &str) -> anyhow::Result<Duration> {
-    let stack = Stack::start(1, carrier(0)).await?;
+async fn bare_insert(csv: &str) -> anyhow::Result<Duration> {
+    let stack = Installation::start(1, carrier_config(0)).await?;
     let batch = stack
         .client
         .create_batch(json!({ "variable_names": VARIABLES }))

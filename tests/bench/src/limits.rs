@@ -37,7 +37,7 @@ use crate::stack::MASTER_KEY;
 const BARE_CREATES: &str = "bare-creates";
 const BARE_CALLBACKS: &str = "bare-callbacks";
 /// Requests of the bare loop in flight at once.
-const IN_FLIGHT: usize = 512;
+const MAX_IN_FLIGHT: usize = 512;
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
 /// Runs the baseline that the arguments name, if they name one.
@@ -64,12 +64,12 @@ fn account(url: Option<&str>) -> anyhow::Result<CarrierAccount> {
 }
 
 /// A baseline process and its output.
-pub struct Limit {
+pub struct BaselineProcess {
     child: Child,
-    said: BufReader<ChildStdout>,
+    output: BufReader<ChildStdout>,
 }
 
-impl Limit {
+impl BaselineProcess {
     fn start(args: &[&str], envs: &[(&'static str, OsString)]) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(args)
@@ -80,13 +80,13 @@ impl Limit {
         let output = child.stdout.take().context("standard output")?;
         Ok(Self {
             child,
-            said: BufReader::new(output),
+            output: BufReader::new(output),
         })
     }
 
-    async fn line(&mut self) -> anyhow::Result<String> {
+    async fn read_line(&mut self) -> anyhow::Result<String> {
         let mut line = String::new();
-        self.said.read_line(&mut line).await?;
+        self.output.read_line(&mut line).await?;
         anyhow::ensure!(!line.is_empty(), "the baseline process printed nothing");
         Ok(line.trim().to_owned())
     }
@@ -94,8 +94,8 @@ impl Limit {
 
 /// Creates per second of the dialler's HTTP client in a bare loop.
 pub async fn creates(url: &str, count: u32) -> anyhow::Result<f64> {
-    let mut limit = Limit::start(&[BARE_CREATES, url, &count.to_string()], &[])?;
-    let rate = limit.line().await?.parse()?;
+    let mut limit = BaselineProcess::start(&[BARE_CREATES, url, &count.to_string()], &[])?;
+    let rate = limit.read_line().await?.parse()?;
     limit.child.wait().await?;
     Ok(rate)
 }
@@ -124,7 +124,7 @@ async fn bare_creates(url: &str, count: &str) -> anyhow::Result<()> {
             let placement = carriers.adapter(account.kind).create(&account, &call).await;
             matches!(placement, Placement::Accepted { .. })
         });
-        if requests.len() >= IN_FLIGHT {
+        if requests.len() >= MAX_IN_FLIGHT {
             let accepted = requests.join_next().await.transpose()?;
             anyhow::ensure!(accepted == Some(true), "a create was not accepted");
         }
@@ -145,15 +145,15 @@ async fn bare_creates(url: &str, count: &str) -> anyhow::Result<()> {
 /// A server of the status route that verifies and parses each callback as the API does, inside
 /// the middleware of the API, and acknowledges it without storing it.
 pub struct BareCallbacks {
-    limit: Limit,
+    limit: BaselineProcess,
     pub address: String,
 }
 
 impl BareCallbacks {
     /// Starts the server with the settings of the measured API.
     pub async fn start(envs: &[(&'static str, OsString)]) -> anyhow::Result<Self> {
-        let mut limit = Limit::start(&[BARE_CALLBACKS], envs)?;
-        let address = limit.line().await?;
+        let mut limit = BaselineProcess::start(&[BARE_CALLBACKS], envs)?;
+        let address = limit.read_line().await?;
         Ok(Self { limit, address })
     }
 
@@ -169,7 +169,7 @@ impl BareCallbacks {
     }
 }
 
-struct Bare {
+struct BareState {
     keys: KeyRing,
     account: CarrierAccount,
     context: Arc<Context>,
@@ -177,16 +177,16 @@ struct Bare {
 
 /// Settings, read from the environment as the API does.
 #[derive(Parser)]
-struct Cli {
+struct BaselineArgs {
     #[command(flatten)]
     settings: Settings,
 }
 
 async fn bare_callbacks() -> anyhow::Result<()> {
     logging::init();
-    let settings = Cli::parse_from([BARE_CALLBACKS]).settings;
+    let settings = BaselineArgs::parse_from([BARE_CALLBACKS]).settings;
     let context = Context::connect(Config::from_settings(settings)?, ProcessKind::Api).await?;
-    let bare = Arc::new(Bare {
+    let bare = Arc::new(BareState {
         keys: KeyRing::derive(&MASTER_KEY)?,
         account: account(None)?,
         context: Arc::clone(&context),
@@ -203,7 +203,7 @@ async fn bare_callbacks() -> anyhow::Result<()> {
 }
 
 async fn status(
-    State(bare): State<Arc<Bare>>,
+    State(bare): State<Arc<BareState>>,
     Path((trunk, call, token)): Path<(String, String, String)>,
     request: Request,
 ) -> StatusCode {
@@ -248,4 +248,4 @@ async fn status(
 }
 
 /// Longest measurement of a limit.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const LIMIT_DEADLINE: Duration = Duration::from_secs(120);

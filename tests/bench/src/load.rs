@@ -13,40 +13,40 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// Timeout of a carrier's request.
-const PATIENCE: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Times at which requests are sent, and the start of their latency.
 #[derive(Clone, Copy)]
-pub enum Pace {
+pub enum LoadPace {
     /// Each connection sends as soon as it has its response.
-    Flat,
+    ClosedLoop,
     /// This many per second at even intervals, independent of earlier responses. Latency counts
     /// from the due time of a request, so that the delay of a slow server is included.
-    Even(f64),
+    OpenLoop(f64),
     /// At most this many per second while a connection is free. Latency counts from the send
     /// time, because the load exceeds the capacity of connections and server.
-    AtMost(f64),
+    Capped(f64),
 }
 
 /// Result of a load.
 #[derive(Default)]
-pub struct Came {
+pub struct LoadResult {
     /// Latencies of accepted requests.
     latencies: Vec<Duration>,
     pub refused: u64,
     /// Neither accepted nor 503: other statuses, cut connections, timeouts.
     pub failed: u64,
-    pub over: Duration,
+    pub elapsed: Duration,
 }
 
-impl Came {
+impl LoadResult {
     pub fn accepted(&self) -> u64 {
         u64::try_from(self.latencies.len()).unwrap_or(u64::MAX)
     }
 
     /// Accepted requests per second.
     pub fn rate(&self) -> f64 {
-        per_second(self.accepted(), self.over)
+        per_second(self.accepted(), self.elapsed)
     }
 
     /// Percentile of the accepted requests' latency in milliseconds.
@@ -70,43 +70,43 @@ pub fn per_second(count: u64, took: Duration) -> f64 {
 
 /// Requests to one server, sent in order; the first follows the last.
 #[derive(Clone)]
-pub struct Load {
+pub struct LoadGenerator {
     address: String,
     requests: Arc<Vec<Vec<u8>>>,
     next: Arc<AtomicUsize>,
     /// Statuses of an accepted request.
-    good: RangeInclusive<u16>,
+    accepted_statuses: RangeInclusive<u16>,
 }
 
-impl Load {
+impl LoadGenerator {
     pub fn new(address: &str, requests: Arc<Vec<Vec<u8>>>) -> Self {
         Self {
             address: address.to_owned(),
             requests,
             next: Arc::default(),
-            good: 200..=299,
+            accepted_statuses: 200..=299,
         }
     }
 
     /// Changes the status of an accepted request.
     pub fn expecting(self, status: u16) -> Self {
         Self {
-            good: status..=status,
+            accepted_statuses: status..=status,
             ..self
         }
     }
 
     /// Count of requests that have not been sent.
-    pub fn left(&self) -> usize {
+    pub fn remaining(&self) -> usize {
         let next = self.next.load(Ordering::Relaxed);
         self.requests.len().saturating_sub(next)
     }
 
     /// Opens `connections` connections.
-    pub async fn connect(&self, connections: usize) -> anyhow::Result<Vec<Lane>> {
+    pub async fn connect(&self, connections: usize) -> anyhow::Result<Vec<LoadConnection>> {
         let mut lanes = Vec::with_capacity(connections);
         for _ in 0..connections {
-            lanes.push(Lane::open(&self.address).await?);
+            lanes.push(LoadConnection::open(&self.address).await?);
         }
         Ok(lanes)
     }
@@ -114,18 +114,18 @@ impl Load {
     /// Sends up to `count` requests over these connections, for at most `within`.
     pub async fn send(
         &self,
-        lanes: Vec<Lane>,
+        lanes: Vec<LoadConnection>,
         count: usize,
-        pace: Pace,
+        pace: LoadPace,
         within: Duration,
-    ) -> anyhow::Result<Came> {
+    ) -> anyhow::Result<LoadResult> {
         let first = self.next.load(Ordering::Relaxed);
         let end = first + count;
         let start = Instant::now();
 
         let mut running = JoinSet::new();
         for lane in lanes {
-            let share = Share {
+            let share = ConnectionTask {
                 load: self.clone(),
                 pace,
                 start,
@@ -135,7 +135,7 @@ impl Load {
             running.spawn(share.send(lane));
         }
 
-        let mut all = Came::default();
+        let mut all = LoadResult::default();
         while let Some(part) = running.join_next().await {
             let part = part?;
             all.latencies.extend(part.latencies);
@@ -143,7 +143,7 @@ impl Load {
             all.failed += part.failed;
         }
 
-        all.over = start.elapsed();
+        all.elapsed = start.elapsed();
         all.latencies.sort_unstable();
         // Each connection counts one past the end before it stops.
         self.next.fetch_min(end, Ordering::Relaxed);
@@ -152,17 +152,17 @@ impl Load {
 }
 
 /// Work of one connection.
-struct Share {
-    load: Load,
-    pace: Pace,
+struct ConnectionTask {
+    load: LoadGenerator,
+    pace: LoadPace,
     start: Instant,
     range: (usize, usize),
     deadline: Instant,
 }
 
-impl Share {
-    async fn send(self, mut lane: Lane) -> Came {
-        let mut result = Came::default();
+impl ConnectionTask {
+    async fn send(self, mut lane: LoadConnection) -> LoadResult {
+        let mut result = LoadResult::default();
         while Instant::now() < self.deadline {
             let n = self.load.next.fetch_add(1, Ordering::Relaxed);
             if n >= self.range.1 {
@@ -171,17 +171,17 @@ impl Share {
             let Some(request) = self.load.requests.get(n % self.load.requests.len().max(1)) else {
                 break;
             };
-            let begin = self.turn(n - self.range.0).await;
+            let begin = self.wait_due(n - self.range.0).await;
 
-            match timeout(PATIENCE, lane.ask(request)).await {
-                Ok(Ok(status)) if self.load.good.contains(&status) => {
+            match timeout(REQUEST_TIMEOUT, lane.send(request)).await {
+                Ok(Ok(status)) if self.load.accepted_statuses.contains(&status) => {
                     result.latencies.push(begin.elapsed())
                 }
                 Ok(Ok(503)) => result.refused += 1,
                 Ok(Ok(_other)) => result.failed += 1,
                 Ok(Err(_)) | Err(_) => {
                     result.failed += 1;
-                    match Lane::open(&self.load.address).await {
+                    match LoadConnection::open(&self.load.address).await {
                         Ok(fresh) => lane = fresh,
                         Err(_) => return result,
                     }
@@ -192,27 +192,27 @@ impl Share {
     }
 
     /// Waits until the n-th request is due; returns the start of its latency.
-    async fn turn(&self, n: usize) -> Instant {
-        let (Pace::Even(rate) | Pace::AtMost(rate)) = self.pace else {
+    async fn wait_due(&self, n: usize) -> Instant {
+        let (LoadPace::OpenLoop(rate) | LoadPace::Capped(rate)) = self.pace else {
             return Instant::now();
         };
         let place = u32::try_from(n).unwrap_or(u32::MAX);
         let due = self.start + Duration::from_secs_f64(f64::from(place) / rate);
         sleep_until(due).await;
         match self.pace {
-            Pace::Even(_) => due,
+            LoadPace::OpenLoop(_) => due,
             _ => Instant::now(),
         }
     }
 }
 
 /// A connection.
-pub struct Lane {
+pub struct LoadConnection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-impl Lane {
+impl LoadConnection {
     pub async fn open(address: &str) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address)
             .await
@@ -225,7 +225,7 @@ impl Lane {
     }
 
     /// Sends a request and reads the response; returns its status.
-    pub async fn ask(&mut self, request: &[u8]) -> anyhow::Result<u16> {
+    pub async fn send(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
         let mut filled = 0;
         let mut wanted = None;
@@ -239,7 +239,7 @@ impl Lane {
             filled += read;
             let answer = self.buffer.get(..filled).unwrap_or_default();
             if wanted.is_none() {
-                wanted = head(answer)?;
+                wanted = parse_head(answer)?;
             }
             if let Some((status, length)) = wanted
                 && filled >= length
@@ -251,7 +251,7 @@ impl Lane {
 }
 
 /// Status of a response and its length with the body, once the head is complete.
-fn head(answer: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
+fn parse_head(answer: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
     let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);
     };
@@ -275,20 +275,20 @@ mod tests {
     fn an_answer_is_whole_with_its_body() {
         let answer =
             b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 5\r\nretry-after: 1\r\n\r\nab";
-        assert_eq!(head(answer).unwrap(), Some((503, answer.len() + 3)));
+        assert_eq!(parse_head(answer).unwrap(), Some((503, answer.len() + 3)));
         let bare = b"HTTP/1.1 204 No Content\r\nx: y\r\n\r\n";
-        assert_eq!(head(bare).unwrap(), Some((204, bare.len())));
-        assert_eq!(head(b"HTTP/1.1 204 No").unwrap(), None);
+        assert_eq!(parse_head(bare).unwrap(), Some((204, bare.len())));
+        assert_eq!(parse_head(b"HTTP/1.1 204 No").unwrap(), None);
     }
 
     #[test]
     fn a_percentile_is_a_latency_that_was_measured() {
-        let result = Came {
+        let result = LoadResult {
             latencies: (1..=200).map(Duration::from_millis).collect(),
-            ..Came::default()
+            ..LoadResult::default()
         };
         assert!((result.percentile_ms(0.99) - 198.0).abs() < 1e-9);
         assert!((result.percentile_ms(0.5) - 100.0).abs() < 1e-9);
-        assert!(Came::default().percentile_ms(0.99).is_nan());
+        assert!(LoadResult::default().percentile_ms(0.99).is_nan());
     }
 }

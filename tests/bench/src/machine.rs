@@ -17,7 +17,7 @@ pub fn programs() -> anyhow::Result<PathBuf> {
 }
 
 /// Description of the machine for the JSON file.
-pub fn facts() -> Value {
+pub fn machine_facts() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let after = |text: &str, key: &str| {
         let line = text.lines().find(|line| line.starts_with(key));
@@ -37,7 +37,7 @@ pub fn facts() -> Value {
 
 /// Description of the machine in one line.
 pub fn describe() -> String {
-    let facts = facts();
+    let facts = machine_facts();
     let word = |key: &str| match &facts[key] {
         Value::String(text) => text.clone(),
         other => other.to_string(),
@@ -63,50 +63,53 @@ pub fn memory_mib(pid: u32, figure: &str) -> f64 {
     kb.map_or(f64::NAN, |kb| kb as f64 / 1024.0)
 }
 
-struct Stat {
+struct ProcessStat {
     parent: u32,
     /// Processor seconds of the process.
-    own_secs: f64,
-    ended_children_secs: f64,
+    cpu_secs: f64,
+    ended_children_cpu_secs: f64,
 }
 
-fn stat(pid: u32) -> Option<Stat> {
+fn process_stat(pid: u32) -> Option<ProcessStat> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may contain spaces and brackets, so fields are counted after its last bracket.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |n: usize| fields.get(n)?.parse::<f64>().ok();
-    Some(Stat {
+    Some(ProcessStat {
         parent: fields.get(1)?.parse().ok()?,
-        own_secs: (ticks(11)? + ticks(12)?) / TICKS_PER_SEC,
-        ended_children_secs: (ticks(13)? + ticks(14)?) / TICKS_PER_SEC,
+        cpu_secs: (ticks(11)? + ticks(12)?) / TICKS_PER_SEC,
+        ended_children_cpu_secs: (ticks(13)? + ticks(14)?) / TICKS_PER_SEC,
     })
 }
 
 /// Parent of a process.
-pub fn parent(pid: u32) -> Option<u32> {
-    Some(stat(pid)?.parent)
+pub fn parent_pid(pid: u32) -> Option<u32> {
+    Some(process_stat(pid)?.parent)
 }
 
 /// Processor seconds of a process; with those of its children if it forks.
-fn used(pid: u32, forks: bool) -> f64 {
-    let Some(own) = stat(pid) else { return 0.0 };
+fn cpu_secs(pid: u32, forks: bool) -> f64 {
+    let Some(own) = process_stat(pid) else {
+        return 0.0;
+    };
     if !forks {
-        return own.own_secs;
+        return own.cpu_secs;
     }
     let children = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let children = children.filter_map(|entry| stat(entry.file_name().to_str()?.parse().ok()?));
+    let children =
+        children.filter_map(|entry| process_stat(entry.file_name().to_str()?.parse().ok()?));
     let living: f64 = children
         .filter(|child| child.parent == pid)
-        .map(|child| child.own_secs)
+        .map(|child| child.cpu_secs)
         .sum();
-    own.own_secs + own.ended_children_secs + living
+    own.cpu_secs + own.ended_children_cpu_secs + living
 }
 
 /// Processes whose processor time is measured, by their role.
 #[derive(Clone, Default)]
-pub struct Watched(Vec<(&'static str, u32, bool)>);
+pub struct WatchedProcesses(Vec<(&'static str, u32, bool)>);
 
-impl Watched {
+impl WatchedProcesses {
     pub fn add(&mut self, what: &'static str, pid: u32) {
         self.0.push((what, pid, false));
     }
@@ -116,18 +119,18 @@ impl Watched {
         self.0.push((what, pid, true));
     }
 
-    fn used(&self) -> BTreeMap<&'static str, f64> {
+    fn cpu_secs(&self) -> BTreeMap<&'static str, f64> {
         let mut all = BTreeMap::new();
         for (what, pid, forks) in &self.0 {
-            *all.entry(*what).or_insert(0.0) += used(*pid, *forks);
+            *all.entry(*what).or_insert(0.0) += cpu_secs(*pid, *forks);
         }
         all
     }
 
     /// Starts counting.
-    pub fn meter(self) -> Meter {
-        Meter {
-            before: self.used(),
+    pub fn meter(self) -> CpuMeter {
+        CpuMeter {
+            before: self.cpu_secs(),
             since: Instant::now(),
             watched: self,
         }
@@ -135,20 +138,20 @@ impl Watched {
 }
 
 /// A running measurement of processor time.
-pub struct Meter {
-    watched: Watched,
+pub struct CpuMeter {
+    watched: WatchedProcesses,
     before: BTreeMap<&'static str, f64>,
     since: Instant,
 }
 
-impl Meter {
+impl CpuMeter {
     /// Processor time since the start.
-    pub fn read(&self) -> Spent {
-        let mut secs = self.watched.used();
+    pub fn read(&self) -> CpuUsage {
+        let mut secs = self.watched.cpu_secs();
         for (what, after) in &mut secs {
             *after -= self.before.get(what).unwrap_or(&0.0);
         }
-        Spent {
+        CpuUsage {
             secs,
             over: self.since.elapsed(),
         }
@@ -156,12 +159,12 @@ impl Meter {
 }
 
 /// Processor seconds by process, over a span of time.
-pub struct Spent {
+pub struct CpuUsage {
     secs: BTreeMap<&'static str, f64>,
     over: Duration,
 }
 
-impl Spent {
+impl CpuUsage {
     pub fn json(&self) -> Value {
         let rounded = |secs: f64| (secs * 100.0).round() / 100.0;
         let mut all: serde_json::Map<String, Value> = self

@@ -26,17 +26,17 @@ mod report;
 mod stack;
 
 use harness::env_setting;
-use report::Row;
+use report::BenchRow;
 
 // The allocator of the API and the workers, so that limits in this program are comparable.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Open files and connections of one process; the overload has thousands.
-const OPEN_FILES: u64 = 16_384;
+const MAX_OPEN_FILES: u64 = 16_384;
 
 /// Size of a run.
-pub struct Scale {
+pub struct BenchScale {
     /// People of a campaign.
     campaign: u32,
     /// Rows of a file.
@@ -49,7 +49,7 @@ pub struct Scale {
     overload_secs: u64,
 }
 
-const FULL: Scale = Scale {
+const FULL_SCALE: BenchScale = BenchScale {
     campaign: 5_000,
     ingest: 1_000_000,
     pacing_secs: 30,
@@ -58,7 +58,7 @@ const FULL: Scale = Scale {
     overload_secs: 15,
 };
 
-const SMALL: Scale = Scale {
+const SMALL_SCALE: BenchScale = BenchScale {
     campaign: 1_000,
     ingest: 100_000,
     pacing_secs: 6,
@@ -67,7 +67,7 @@ const SMALL: Scale = Scale {
     overload_secs: 4,
 };
 
-const ROWS: [&str; 13] = [
+const ROW_NAMES: [&str; 13] = [
     "ingest",
     "placing",
     "placing150",
@@ -83,7 +83,7 @@ const ROWS: [&str; 13] = [
     "claim",
 ];
 
-async fn measure(row: &str, scale: &Scale) -> anyhow::Result<Row> {
+async fn measure(row: &str, scale: &BenchScale) -> anyhow::Result<BenchRow> {
     match row {
         "ingest" => ingest::ingest(scale).await,
         "placing" => dialling::placing(scale, 0).await,
@@ -98,7 +98,10 @@ async fn measure(row: &str, scale: &Scale) -> anyhow::Result<Row> {
         "settle" => money::settling(scale, 1).await,
         "settle1000" => money::settling(scale, 1000).await,
         "claim" => money::claiming(scale).await,
-        other => anyhow::bail!("there is no row {other:?}; choose from {}", ROWS.join(", ")),
+        other => anyhow::bail!(
+            "there is no row {other:?}; choose from {}",
+            ROW_NAMES.join(", ")
+        ),
     }
 }
 
@@ -106,10 +109,10 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|text| !text.is_empty())
 }
 
-fn scale() -> anyhow::Result<(Scale, String)> {
+fn scale() -> anyhow::Result<(BenchScale, String)> {
     let (mut scale, mut size) = match variable("PEAL_BENCH_SMALL").as_deref() {
-        None | Some("0") => (FULL, "full size".to_owned()),
-        Some(_) => (SMALL, "small size".to_owned()),
+        None | Some("0") => (FULL_SCALE, "full size".to_owned()),
+        Some(_) => (SMALL_SCALE, "small size".to_owned()),
     };
     if let Some(rows) = variable("PEAL_BENCH_ROWS") {
         let rows: u32 = rows
@@ -126,13 +129,13 @@ fn scale() -> anyhow::Result<(Scale, String)> {
 fn raise_open_files() -> anyhow::Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let wanted = OPEN_FILES.min(hard);
+    let wanted = MAX_OPEN_FILES.min(hard);
     if soft < wanted {
         setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)?;
     }
     anyhow::ensure!(
-        wanted == OPEN_FILES,
-        "a process may open only {hard} files here; `ulimit -Hn {OPEN_FILES}` allows what the overload needs"
+        wanted == MAX_OPEN_FILES,
+        "a process may open only {hard} files here; `ulimit -Hn {MAX_OPEN_FILES}` allows what the overload needs"
     );
     Ok(())
 }
@@ -151,14 +154,14 @@ async fn main() -> anyhow::Result<()> {
     let only = variable("PEAL_BENCH_ONLY");
     let rows: Vec<&str> = match &only {
         Some(only) => only.split(',').map(str::trim).collect(),
-        None => ROWS.to_vec(),
+        None => ROW_NAMES.to_vec(),
     };
 
     let mut table = Vec::new();
     for row in rows {
         let row = measure(row, &scale).await?;
         // A run takes minutes, so each row is printed at once.
-        eprintln!("{}", row.line());
+        eprintln!("{}", row.markdown_line());
         table.push(row);
     }
 

@@ -13,27 +13,27 @@ use peal_shared::context::Context;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::Scale;
+use crate::BenchScale;
 use crate::harness::app::{AppOptions, Tenant, connect_with, create_tenant, test_settings};
 use crate::harness::db::{TestDatabase, fresh_database};
 use crate::harness::env_setting;
 use crate::load::per_second;
-use crate::machine::Watched;
-use crate::report::{Bound, Row};
+use crate::machine::WatchedProcesses;
+use crate::report::{BenchRow, ResultBound};
 
 /// Required ratio of the rate of grouped charges to that of single charges.
-const FOLDED: f64 = 5.0;
+const MIN_GROUPING_RATIO: f64 = 5.0;
 /// Required ratio of the rate of claims with holds to that of claims without.
-const CLAIM_SHARE: f64 = 0.8;
+const MIN_CLAIM_RATIO: f64 = 0.8;
 /// Concurrent clients of the limit.
-const CLIENTS: u32 = 8;
+const LIMIT_CLIENTS: u32 = 8;
 /// Settlements in one transaction, as in the workers.
-const GROUP: i64 = 500;
+const SETTLE_GROUP_SIZE: i64 = 500;
 /// Concurrent settlers of many wallets.
 const SETTLERS: usize = 4;
 
 /// Inserts `$calls` ended calls with holds, of `$wallets` users with a wallet each.
-const ENDED: &str = "
+const INSERT_ENDED_CALLS: &str = "
     insert into users (id, org_id, email, role)
     select gen_random_uuid(), '$org', 'payer-' || n || '@example.com', 'user' from generate_series(1, $wallets) n;
     create temporary table payers as
@@ -74,20 +74,20 @@ const ENDED: &str = "
     analyze";
 
 /// Tables of single charges: a row that all of them update, and the rows that each inserts.
-const SINGLE: &str = "
+const CREATE_SINGLE_TABLES: &str = "
     create table single_wallet (id integer primary key, posted bigint not null) with (fillfactor = 50);
     insert into single_wallet values (1, 0);
     create table single_entries (id bigint generated always as identity primary key, wallet integer not null,
                                  amount bigint not null, created_at timestamptz not null default now());
     create table single_charges (id uuid primary key, retail bigint not null)";
 
-struct Bank {
+struct MoneyBench {
     database: TestDatabase,
     context: Arc<Context>,
     tenant: Tenant,
 }
 
-impl Bank {
+impl MoneyBench {
     async fn open() -> anyhow::Result<Self> {
         let database = fresh_database().await;
         let redis_url = env_setting("PEAL_TEST_REDIS_URL");
@@ -141,18 +141,18 @@ impl Bank {
 }
 
 /// Charged calls per second over `wallets` wallets, next to single charges on one row.
-pub async fn settling(scale: &Scale, wallets: u32) -> anyhow::Result<Row> {
-    let bank = Bank::open().await?;
+pub async fn settling(scale: &BenchScale, wallets: u32) -> anyhow::Result<BenchRow> {
+    let bank = MoneyBench::open().await?;
     let calls = scale.campaign.saturating_mul(4);
-    let seed = ENDED
+    let seed = INSERT_ENDED_CALLS
         .replace("$wallets", &wallets.to_string())
         .replace("$calls", &calls.to_string());
     bank.run(&seed).await?;
-    bank.run(SINGLE).await?;
+    bank.run(CREATE_SINGLE_TABLES).await?;
 
     let single = single_charges(&bank.database.pool).await?;
 
-    let meter = Watched::default().meter();
+    let meter = WatchedProcesses::default().meter();
     let begin = Instant::now();
     let settlers = match wallets {
         1 => 1,
@@ -168,26 +168,31 @@ pub async fn settling(scale: &Scale, wallets: u32) -> anyhow::Result<Row> {
     let (what, bounds) = match wallets {
         1 => (
             "settling, one wallet".to_owned(),
-            vec![Bound::at_least("ratio", rate / single, FOLDED, "")],
+            vec![ResultBound::at_least(
+                "ratio",
+                rate / single,
+                MIN_GROUPING_RATIO,
+                "",
+            )],
         ),
         _ => (format!("settling, {wallets} wallets"), Vec::new()),
     };
-    Ok(Row {
-        what,
+    Ok(BenchRow {
+        label: what,
         measured: format!("{rate:.0} calls/s"),
         limit: Some(format!(
-            "one UPDATE and two INSERTs a charge on one row, {CLIENTS} clients: {single:.0}/s"
+            "one UPDATE and two INSERTs a charge on one row, {LIMIT_CLIENTS} clients: {single:.0}/s"
         )),
         ratio: Some(rate / single),
         bounds,
-        spent,
-        details: json!({"calls": calls, "settlers": settlers, "group": GROUP}),
+        cpu: spent,
+        details: json!({"calls": calls, "settlers": settlers, "group": SETTLE_GROUP_SIZE}),
     })
 }
 
 async fn settle_all(context: &Context) -> anyhow::Result<()> {
     loop {
-        let settled = settle_due_unscoped(&context.pool, GROUP, context.clock.now())
+        let settled = settle_due_unscoped(&context.pool, SETTLE_GROUP_SIZE, context.clock.now())
             .await
             .map_err(|refused| refused.error)?;
         if settled.processed == 0 {
@@ -200,7 +205,7 @@ async fn settle_all(context: &Context) -> anyhow::Result<()> {
 async fn single_charges(pool: &PgPool) -> anyhow::Result<f64> {
     const SPAN: Duration = Duration::from_secs(5);
     let begin = Instant::now();
-    let clients = (0..CLIENTS).map(async |_| {
+    let clients = (0..LIMIT_CLIENTS).map(async |_| {
         let mut db = pool.acquire().await?;
         let mut done = 0_u64;
         while begin.elapsed() < SPAN {
@@ -222,8 +227,8 @@ async fn single_charges(pool: &PgPool) -> anyhow::Result<f64> {
 }
 
 /// Claimed calls per second, next to the rate without prices and holds.
-pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
-    let bank = Bank::open().await?;
+pub async fn claiming(scale: &BenchScale) -> anyhow::Result<BenchRow> {
+    let bank = MoneyBench::open().await?;
     let calls = scale.campaign;
     bank.run(&format!(
         "insert into call_batches (id, org_id, user_id, agent_id, caller_phone_id, trunk_id, batch_name, status,
@@ -237,7 +242,7 @@ pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
     ))
     .await?;
 
-    let meter = Watched::default().meter();
+    let meter = WatchedProcesses::default().meter();
     let (mut claimed, mut claims) = (0_u64, 0_u64);
     let (mut took, mut money) = (Duration::ZERO, Duration::ZERO);
     while claimed < u64::from(calls) {
@@ -266,13 +271,18 @@ pub async fn claiming(scale: &Scale) -> anyhow::Result<Row> {
     let without = per_second(claimed, took.saturating_sub(money));
     bank.close().await?;
 
-    Ok(Row {
-        what: "claiming, money held for every call".to_owned(),
+    Ok(BenchRow {
+        label: "claiming, money held for every call".to_owned(),
         measured: format!("{with:.0} calls/s"),
         limit: Some(format!("without prices and holds: {without:.0}/s")),
         ratio: Some(with / without),
-        bounds: vec![Bound::at_least("ratio", with / without, CLAIM_SHARE, "")],
-        spent,
+        bounds: vec![ResultBound::at_least(
+            "ratio",
+            with / without,
+            MIN_CLAIM_RATIO,
+            "",
+        )],
+        cpu: spent,
         details: json!({"calls": claimed, "claims": claims}),
     })
 }

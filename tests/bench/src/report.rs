@@ -5,87 +5,87 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::machine;
-use crate::machine::Spent;
+use crate::machine::CpuUsage;
 
 /// Kind of a bound.
 #[derive(Clone, Copy)]
-pub enum Must {
+pub enum BoundKind {
     AtLeast(f64),
     AtMost(f64),
 }
 
 /// A value with its bound.
-pub struct Bound {
-    what: &'static str,
+pub struct ResultBound {
+    name: &'static str,
     value: f64,
-    must: Must,
+    kind: BoundKind,
     unit: &'static str,
 }
 
-impl Bound {
-    pub fn at_least(what: &'static str, value: f64, least: f64, unit: &'static str) -> Self {
-        let must = Must::AtLeast(least);
+impl ResultBound {
+    pub fn at_least(name: &'static str, value: f64, least: f64, unit: &'static str) -> Self {
+        let kind = BoundKind::AtLeast(least);
         Self {
-            what,
+            name,
             value,
-            must,
+            kind,
             unit,
         }
     }
 
-    pub fn at_most(what: &'static str, value: f64, most: f64, unit: &'static str) -> Self {
-        let must = Must::AtMost(most);
+    pub fn at_most(name: &'static str, value: f64, most: f64, unit: &'static str) -> Self {
+        let kind = BoundKind::AtMost(most);
         Self {
-            what,
+            name,
             value,
-            must,
+            kind,
             unit,
         }
     }
 
     fn is_reached(&self) -> bool {
-        match self.must {
-            Must::AtLeast(least) => self.value >= least,
-            Must::AtMost(most) => self.value <= most,
+        match self.kind {
+            BoundKind::AtLeast(least) => self.value >= least,
+            BoundKind::AtMost(most) => self.value <= most,
         }
     }
 
-    fn wanted(&self) -> String {
-        match self.must {
-            Must::AtLeast(least) => format!("{} >= {least}{}", self.what, self.unit),
-            Must::AtMost(most) => format!("{} <= {most}{}", self.what, self.unit),
+    fn requirement(&self) -> String {
+        match self.kind {
+            BoundKind::AtLeast(least) => format!("{} >= {least}{}", self.name, self.unit),
+            BoundKind::AtMost(most) => format!("{} <= {most}{}", self.name, self.unit),
         }
     }
 }
 
 /// A line of the table.
-pub struct Row {
-    pub what: String,
+pub struct BenchRow {
+    pub label: String,
     pub measured: String,
     /// The limit that was measured in the same run.
     pub limit: Option<String>,
     pub ratio: Option<f64>,
-    pub bounds: Vec<Bound>,
+    pub bounds: Vec<ResultBound>,
     /// Processor time during the measurement.
-    pub spent: Spent,
+    pub cpu: CpuUsage,
     /// Further numbers for the JSON file.
     pub details: Value,
 }
 
-impl Row {
-    fn missed(&self) -> Vec<&Bound> {
-        let missed = |bound: &&Bound| !bound.is_reached();
+impl BenchRow {
+    fn missed(&self) -> Vec<&ResultBound> {
+        let missed = |bound: &&ResultBound| !bound.is_reached();
         self.bounds.iter().filter(missed).collect()
     }
 
     /// The row in Markdown.
-    pub fn line(&self) -> String {
+    pub fn markdown_line(&self) -> String {
         let ratio = self.ratio.map(|ratio| format!("{ratio:.2}"));
-        let wanted: Vec<String> = self.bounds.iter().map(Bound::wanted).collect();
+        let wanted: Vec<String> = self.bounds.iter().map(ResultBound::requirement).collect();
         let missed: Vec<String> = self
             .missed()
             .iter()
-            .map(|bound| format!("{} {:.3}{}", bound.what, bound.value, bound.unit))
+            .map(|bound| format!("{} {:.3}{}", bound.name, bound.value, bound.unit))
             .collect();
         let verdict = match missed.is_empty() {
             true => "reached".to_owned(),
@@ -93,7 +93,7 @@ impl Row {
         };
         format!(
             "| {} | {} | {} | {} | {} | {verdict} |",
-            self.what,
+            self.label,
             self.measured,
             self.limit.as_deref().unwrap_or("-"),
             ratio.as_deref().unwrap_or("-"),
@@ -107,38 +107,38 @@ impl Row {
             .iter()
             .map(|bound| {
                 json!({
-                    "what": bound.what,
+                    "what": bound.name,
                     "value": bound.value,
-                    "must": bound.wanted(),
+                    "must": bound.requirement(),
                     "reached": bound.is_reached(),
                 })
             })
             .collect();
         json!({
-            "row": self.what,
+            "row": self.label,
             "measured": self.measured,
             "limit": self.limit,
             "ratio": self.ratio,
             "bounds": bounds,
             "reached": self.missed().is_empty(),
-            "processor_seconds": self.spent.json(),
+            "processor_seconds": self.cpu.json(),
             "details": self.details,
         })
     }
 }
 
 /// The head of the table.
-pub const HEAD: &str = "| row | measured | limit beside it | ratio | must reach | |\n\
+pub const TABLE_HEAD: &str = "| row | measured | limit beside it | ratio | must reach | |\n\
                         |---|---|---|---|---|---|";
 
 /// Prints the table and writes it as JSON next to the programs; returns the file.
-pub fn publish(rows: &[Row], size: &str) -> anyhow::Result<PathBuf> {
-    println!("\n{} ({size})\n\n{HEAD}", machine::describe());
+pub fn publish(rows: &[BenchRow], size: &str) -> anyhow::Result<PathBuf> {
+    println!("\n{} ({size})\n\n{TABLE_HEAD}", machine::describe());
     for row in rows {
-        println!("{}", row.line());
+        println!("{}", row.markdown_line());
     }
-    let rows: Vec<Value> = rows.iter().map(Row::json).collect();
-    let report = json!({"machine": machine::facts(), "size": size, "rows": rows});
+    let rows: Vec<Value> = rows.iter().map(BenchRow::json).collect();
+    let report = json!({"machine": machine::machine_facts(), "size": size, "rows": rows});
     let file = machine::programs()?.join("peal-bench.json");
     std::fs::write(&file, serde_json::to_string_pretty(&report)?)?;
     Ok(file)

@@ -10,9 +10,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::Signal;
 use peal_local::ports;
-use peal_local::processes::{Desk, Process, Spec};
+use peal_local::processes::{ChildProcess, ProcessDir, ProcessSpec};
 use peal_shared::config::Config;
-use peal_simulator::{Config as Carrier, Faults, Running, Simulator};
+use peal_simulator::{Faults, RunningSimulator, Simulator, SimulatorConfig as Carrier};
 use serde_json::json;
 
 use crate::harness::app::{
@@ -22,19 +22,19 @@ use crate::harness::client::{ApiClient, phone_number};
 use crate::harness::db::{TestDatabase, fresh_database};
 use crate::harness::env_setting;
 use crate::machine;
-use crate::machine::Watched;
+use crate::machine::WatchedProcesses;
 
 /// Longest wait for any condition.
-const PATIENCE: Duration = Duration::from_secs(900);
+const WAIT_DEADLINE: Duration = Duration::from_secs(900);
 const STOP_GRACE: Duration = Duration::from_secs(30);
 /// Rows of a batch, and its most calls at once.
 const BATCH_ROWS: u32 = 1000;
 /// The master key of the installation.
 pub const MASTER_KEY: [u8; 32] = [7; 32];
-pub const EVERYTHING: &str = "dial,inbox,ingest,misc";
+pub const ALL_ROLES: &str = "dial,inbox,ingest,misc";
 
 /// A carrier without outcomes by suffix, whose callees talk briefly.
-pub fn carrier(latency_ms: u64) -> Carrier {
+pub fn carrier_config(latency_ms: u64) -> Carrier {
     let mut carrier = carrier_where_all_answer();
     carrier.keep_callbacks = false;
     carrier.behavior.suffixes.clear();
@@ -46,33 +46,33 @@ pub fn carrier(latency_ms: u64) -> Carrier {
 }
 
 /// A running installation.
-pub struct Stack {
+pub struct Installation {
     pub client: ApiClient,
-    pub carrier: Running,
+    pub carrier: RunningSimulator,
     pub config: Config,
     pub database: TestDatabase,
-    pub workers: Vec<Process>,
-    pub api: Process,
-    desk: Desk,
+    pub workers: Vec<ChildProcess>,
+    pub api: ChildProcess,
+    process_dir: ProcessDir,
     envs: Vec<(&'static str, OsString)>,
     directory: PathBuf,
     redis_pid: u32,
     postgres_pid: u32,
     // The port of the API, reserved while it runs.
-    _port: ports::Held,
+    _port: ports::ReservedPort,
 }
 
-impl Stack {
+impl Installation {
     /// Starts everything except workers, on a trunk with this many calls per second.
     pub async fn start(cps: i64, carrier: Carrier) -> anyhow::Result<Self> {
         // 1. The database, the carrier and the settings.
         let database = fresh_database().await;
         let carrier = Simulator::start(carrier).await?;
-        let port = ports::Held::any()?;
+        let port = ports::ReservedPort::localhost()?;
         let listen = port.address().to_string();
         let url = format!("http://{listen}");
         let directory = std::env::temp_dir().join(&database.name);
-        let dirs = Desk::under(&directory)?;
+        let dirs = ProcessDir::create(&directory)?;
         let redis_url = env_setting("PEAL_TEST_REDIS_URL");
         let mut settings = test_settings(&database.program_url, &redis_url, &url, &directory);
         settings.redis_prefix = database.name.clone();
@@ -93,14 +93,14 @@ impl Stack {
         context.pool.close().await;
 
         // 3. The API.
-        let api = spawn("api", "peal-api", &[], &quiet(&envs), &dirs)?;
+        let api = spawn("api", "peal-api", &[], &quiet_envs(&envs), &dirs)?;
         let stack = Self {
             client: ApiClient::new(url, tenant),
             carrier,
             config,
             workers: Vec::new(),
             api,
-            desk: dirs,
+            process_dir: dirs,
             envs,
             directory,
             redis_pid: redis_pid(&redis_url).await?,
@@ -118,23 +118,23 @@ impl Stack {
     }
 
     /// The settings of the API.
-    pub fn quiet(&self) -> Vec<(&'static str, OsString)> {
-        quiet(&self.envs)
+    pub fn quiet_envs(&self) -> Vec<(&'static str, OsString)> {
+        quiet_envs(&self.envs)
     }
 
     /// Adds a worker process with these roles.
     pub fn start_worker(&mut self, roles: &str) -> anyhow::Result<u32> {
         let name = format!("worker-{}", self.workers.len() + 1);
         let args = ["--roles", roles];
-        let worker = spawn(&name, "peal-worker", &args, &self.envs, &self.desk)?;
+        let worker = spawn(&name, "peal-worker", &args, &self.envs, &self.process_dir)?;
         let pid = worker.id();
         self.workers.push(worker);
         Ok(pid)
     }
 
     /// All processes whose processor time is measured.
-    pub fn watched(&self) -> Watched {
-        let mut watched = Watched::default();
+    pub fn watched_processes(&self) -> WatchedProcesses {
+        let mut watched = WatchedProcesses::default();
         watched.add("api", self.api.id());
         for worker in &self.workers {
             watched.add("workers", worker.id());
@@ -201,8 +201,8 @@ impl Stack {
         let start = Instant::now();
         while !holds().await? {
             anyhow::ensure!(
-                start.elapsed() < PATIENCE,
-                "not within {PATIENCE:?}: {what}; the end of the API's log:\n{}",
+                start.elapsed() < WAIT_DEADLINE,
+                "not within {WAIT_DEADLINE:?}: {what}; the end of the API's log:\n{}",
                 self.api.log_tail()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -211,9 +211,9 @@ impl Stack {
     }
 
     /// Count of a text in the workers' logs.
-    pub fn workers_said(&self, text: &str) -> usize {
+    pub fn count_in_worker_logs(&self, text: &str) -> usize {
         let logs = self.workers.iter().map(|worker| {
-            let log = self.desk.logs.join(format!("{}.log", worker.name()));
+            let log = self.process_dir.logs.join(format!("{}.log", worker.name()));
             std::fs::read_to_string(log).unwrap_or_default()
         });
         logs.map(|log| log.matches(text).count()).sum()
@@ -231,7 +231,7 @@ impl Stack {
     }
 
     /// Kills everything at once, for rows that end with open calls.
-    pub async fn abandon(self) -> anyhow::Result<()> {
+    pub async fn kill(self) -> anyhow::Result<()> {
         for worker in self.workers {
             worker.kill().await?;
         }
@@ -247,25 +247,25 @@ fn spawn(
     program: &str,
     args: &[&str],
     envs: &[(&'static str, OsString)],
-    process_dir: &Desk,
-) -> anyhow::Result<Process> {
+    process_dir: &ProcessDir,
+) -> anyhow::Result<ChildProcess> {
     let path = machine::programs()?.join(program);
     anyhow::ensure!(
         path.exists(),
         "{} is missing; `make bench` builds it",
         path.display()
     );
-    let spec = Spec {
+    let spec = ProcessSpec {
         name,
         program: &path,
         args: args.iter().map(OsString::from).collect(),
         envs: envs.to_vec(),
-        owner: None,
-        stop: Signal::SIGTERM,
-        mark: program,
+        run_as: None,
+        stop_signal: Signal::SIGTERM,
+        cmdline_marker: program,
         detached: false,
     };
-    Process::spawn(spec, process_dir)
+    ChildProcess::spawn(spec, process_dir)
 }
 
 fn environment(
@@ -292,7 +292,7 @@ fn environment(
 }
 
 /// Reduces the log of the API: callbacks with wrong signatures would write a line each.
-fn quiet(envs: &[(&'static str, OsString)]) -> Vec<(&'static str, OsString)> {
+fn quiet_envs(envs: &[(&'static str, OsString)]) -> Vec<(&'static str, OsString)> {
     let mut quiet = envs.to_vec();
     quiet.push(("RUST_LOG", "error".into()));
     quiet
@@ -302,7 +302,7 @@ async fn postgres_pid(database: &TestDatabase) -> anyhow::Result<u32> {
     let backend: i32 = sqlx::query_scalar("select pg_backend_pid()")
         .fetch_one(&database.pool)
         .await?;
-    machine::parent(u32::try_from(backend)?).context("PostgreSQL runs on another machine")
+    machine::parent_pid(u32::try_from(backend)?).context("PostgreSQL runs on another machine")
 }
 
 async fn redis_pid(url: &str) -> anyhow::Result<u32> {

@@ -8,7 +8,14 @@ use super::JobHandler;
 
 impl JobHandler<Context> for ExportUsage {
     async fn handle(self, context: &Context, job: &RunningJob) -> JobOutcome {
-        match run_unscoped(context, self.export_id).await {
+        match run_unscoped(
+            &context.pool,
+            &context.store,
+            &context.config,
+            self.export_id,
+        )
+        .await
+        {
             Ok(mail) => {
                 mail.iter()
                     .for_each(|mail| context.wakeups.notify_job(mail));

@@ -8,26 +8,26 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::refusal::Refusal;
-use crate::runtime::World;
+use crate::refusal::TwilioError;
+use crate::runtime::SimulatorRuntime;
 
 pub(super) async fn fetch(
-    State(sim): State<Arc<World>>,
+    State(sim): State<Arc<SimulatorRuntime>>,
     Path(file): Path<String>,
     headers: HeaderMap,
 ) -> Response {
     let path = format!("/2010-04-01/Accounts/{file}");
     let Some(account) = file.strip_suffix(".json") else {
-        return Refusal::not_found(&path).into_response();
+        return TwilioError::not_found(&path).into_response();
     };
-    let known = sim.with(|board, _| {
+    let known = sim.with_board(|board, _| {
         board
             .accounts
             .authenticate(account, super::login(&headers).as_ref())
             .is_some()
     });
     if !known {
-        return Refusal::unauthenticated().into_response();
+        return TwilioError::unauthenticated().into_response();
     }
     let facts = json!({
         "sid": account,

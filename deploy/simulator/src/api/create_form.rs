@@ -1,10 +1,12 @@
 //! Fields of a create, checked as Twilio checks them.
 
-use super::form::Form;
-use crate::call::{Answer, CreateRequest, Detection, Events, Recording};
-use crate::refusal::Refusal;
+use super::form::FormParams;
+use crate::call::{
+    AnswerSource, CreateRequest, DetectionRequest, EventSubscription, RecordingRequest,
+};
+use crate::refusal::TwilioError;
 
-const SINGLE: [&str; 34] = [
+const SINGLE_FIELDS: [&str; 34] = [
     "To",
     "From",
     "Url",
@@ -40,31 +42,32 @@ const SINGLE: [&str; 34] = [
     "CallToken",
     "ClientNotificationUrl",
 ];
-const REPEATED: [&str; 2] = ["StatusCallbackEvent", "RecordingStatusCallbackEvent"];
+const REPEATED_FIELDS: [&str; 2] = ["StatusCallbackEvent", "RecordingStatusCallbackEvent"];
 
-const TWIML_CHARS_MAX: usize = 4000;
+const MAX_TWIML_CHARS: usize = 4000;
 
 /// Parses the form of a create.
-pub(super) fn read(form: &Form<'_>) -> Result<CreateRequest, Refusal> {
-    form.check(&SINGLE, &REPEATED)?;
+pub(super) fn read(form: &FormParams<'_>) -> Result<CreateRequest, TwilioError> {
+    form.check(&SINGLE_FIELDS, &REPEATED_FIELDS)?;
     let to = form
         .get("To")
-        .ok_or_else(|| Refusal::bad(21201, "No 'To' number is specified"))?;
+        .ok_or_else(|| TwilioError::bad_request(21201, "No 'To' number is specified"))?;
     if !is_address(to) {
         let message = format!("The 'To' number {to} is not a valid phone number.");
-        return Err(Refusal::bad(21211, message));
+        return Err(TwilioError::bad_request(21211, message));
     }
     let from = form
         .get("From")
-        .ok_or_else(|| Refusal::bad(21213, "A 'From' phone number is required."))?;
+        .ok_or_else(|| TwilioError::bad_request(21213, "A 'From' phone number is required."))?;
     if !is_address(from) {
         let message = format!("The 'From' number {from} is not a valid phone number.");
-        return Err(Refusal::bad(21212, message));
+        return Err(TwilioError::bad_request(21212, message));
     }
     Ok(CreateRequest {
         to: to.to_owned(),
         from: from.to_owned(),
-        answer: answer(form)?.ok_or_else(|| Refusal::bad(21205, "Url parameter is required."))?,
+        answer: answer(form)?
+            .ok_or_else(|| TwilioError::bad_request(21205, "Url parameter is required."))?,
         fallback: form.hook("FallbackUrl", "FallbackMethod", 21205)?,
         status: form.hook("StatusCallback", "StatusCallbackMethod", 21609)?,
         events: events(form)?,
@@ -76,26 +79,26 @@ pub(super) fn read(form: &Form<'_>) -> Result<CreateRequest, Refusal> {
 }
 
 /// The document of a create or of an update.
-pub(super) fn answer(form: &Form<'_>) -> Result<Option<Answer>, Refusal> {
+pub(super) fn answer(form: &FormParams<'_>) -> Result<Option<AnswerSource>, TwilioError> {
     if form.get("ApplicationSid").is_some() {
-        return Err(Refusal::bad(
+        return Err(TwilioError::bad_request(
             21218,
             "ApplicationSid is not valid: the simulator has no applications",
         ));
     }
     if let Some(hook) = form.hook("Url", "Method", 21205)? {
-        return Ok(Some(Answer::Hook(hook)));
+        return Ok(Some(AnswerSource::Webhook(hook)));
     }
     let Some(twiml) = form.get("Twiml") else {
         return Ok(None);
     };
-    if twiml.chars().count() > TWIML_CHARS_MAX {
-        return Err(Refusal::bad(
+    if twiml.chars().count() > MAX_TWIML_CHARS {
+        return Err(TwilioError::bad_request(
             20001,
             "Twiml may have at most 4000 characters",
         ));
     }
-    Ok(Some(Answer::Twiml(twiml.to_owned())))
+    Ok(Some(AnswerSource::Twiml(twiml.to_owned())))
 }
 
 /// True for an E.164 number, a SIP address or a client address.
@@ -111,8 +114,8 @@ fn is_address(text: &str) -> bool {
     })
 }
 
-fn events(form: &Form<'_>) -> Result<Events, Refusal> {
-    let mut events = Events::NONE;
+fn events(form: &FormParams<'_>) -> Result<EventSubscription, TwilioError> {
+    let mut events = EventSubscription::NONE;
     // The API documents a repeated key; older clients send one key with a space separated list.
     for word in form
         .all("StatusCallbackEvent")
@@ -125,18 +128,18 @@ fn events(form: &Form<'_>) -> Result<Events, Refusal> {
             "completed" => events.completed = true,
             other => {
                 let message = format!("Invalid StatusCallbackEvent {other}");
-                return Err(Refusal::bad(21626, message));
+                return Err(TwilioError::bad_request(21626, message));
             }
         }
     }
-    Ok(if events == Events::NONE {
-        Events::DEFAULT
+    Ok(if events == EventSubscription::NONE {
+        EventSubscription::DEFAULT
     } else {
         events
     })
 }
 
-fn detection(form: &Form<'_>) -> Result<Option<Detection>, Refusal> {
+fn detection(form: &FormParams<'_>) -> Result<Option<DetectionRequest>, TwilioError> {
     form.number("MachineDetectionTimeout", 30, 3..=59, 20001)?;
     form.number("MachineDetectionSpeechThreshold", 2400, 1000..=6000, 20001)?;
     form.number(
@@ -155,17 +158,20 @@ fn detection(form: &Form<'_>) -> Result<Option<Detection>, Refusal> {
     match form.get("MachineDetection") {
         // SendDigits turns detection off.
         Some("Enable" | "DetectMessageEnd") if form.get("SendDigits").is_none() => {
-            Ok(Some(Detection { asynchronous, hook }))
+            Ok(Some(DetectionRequest {
+                asynchronous,
+                webhook: hook,
+            }))
         }
         None | Some("None" | "Enable" | "DetectMessageEnd") => Ok(None),
-        Some(other) => Err(Refusal::bad(
+        Some(other) => Err(TwilioError::bad_request(
             20001,
             format!("MachineDetection {other} is neither Enable nor DetectMessageEnd"),
         )),
     }
 }
 
-fn recording(form: &Form<'_>) -> Result<Option<Recording>, Refusal> {
+fn recording(form: &FormParams<'_>) -> Result<Option<RecordingRequest>, TwilioError> {
     let hook = form.hook(
         "RecordingStatusCallback",
         "RecordingStatusCallbackMethod",
@@ -176,7 +182,7 @@ fn recording(form: &Form<'_>) -> Result<Option<Recording>, Refusal> {
         Some("dual") => "2",
         Some(other) => {
             let message = format!("RecordingChannels {other} is neither mono nor dual");
-            return Err(Refusal::bad(20001, message));
+            return Err(TwilioError::bad_request(20001, message));
         }
     };
     let (mut on_in_progress, mut on_completed, mut any) = (false, false, false);
@@ -191,13 +197,13 @@ fn recording(form: &Form<'_>) -> Result<Option<Recording>, Refusal> {
             "absent" => {}
             other => {
                 let message = format!("Invalid RecordingStatusCallbackEvent {other}");
-                return Err(Refusal::bad(21626, message));
+                return Err(TwilioError::bad_request(21626, message));
             }
         }
     }
     let record = form.flag("Record")?;
-    Ok(record.then_some(Recording {
-        hook,
+    Ok(record.then_some(RecordingRequest {
+        webhook: hook,
         channels,
         on_in_progress,
         on_completed: on_completed || !any,
@@ -211,7 +217,7 @@ mod tests {
     const GOOD: &str = "To=%2B14155550100&From=%2B14155550111&Url=http://x/a";
 
     fn code(text: &str) -> u32 {
-        read(&Form::parse(text.as_bytes())).map_or_else(|refusal| refusal.code, |_| 0)
+        read(&FormParams::parse(text.as_bytes())).map_or_else(|refusal| refusal.code, |_| 0)
     }
 
     #[test]
@@ -246,19 +252,19 @@ mod tests {
     fn events_come_as_repeated_keys_or_one_list_and_default_to_completed() {
         let events = |extra: &str| {
             let text = format!("{GOOD}{extra}");
-            read(&Form::parse(text.as_bytes())).unwrap().events
+            read(&FormParams::parse(text.as_bytes())).unwrap().events
         };
-        let both = Events {
+        let both = EventSubscription {
             initiated: true,
             answered: true,
-            ..Events::NONE
+            ..EventSubscription::NONE
         };
         assert_eq!(
             events("&StatusCallbackEvent=initiated&StatusCallbackEvent=answered"),
             both
         );
         assert_eq!(events("&StatusCallbackEvent=initiated+answered"), both);
-        assert_eq!(events(""), Events::DEFAULT);
+        assert_eq!(events(""), EventSubscription::DEFAULT);
     }
 
     #[test]
@@ -267,13 +273,16 @@ mod tests {
             "{GOOD}&MachineDetection=Enable&AsyncAmd=true&AsyncAmdStatusCallback=http://x/amd\
              &Record=true&RecordingChannels=dual&RecordingStatusCallback=http://x/rec"
         );
-        let request = read(&Form::parse(text.as_bytes())).unwrap();
+        let request = read(&FormParams::parse(text.as_bytes())).unwrap();
         let detection = request.detection.unwrap();
-        assert!(detection.asynchronous && detection.hook.is_some());
+        assert!(detection.asynchronous && detection.webhook.is_some());
         let recording = request.recording.unwrap();
         assert_eq!(recording.channels, "2");
         assert!(recording.on_completed && !recording.on_in_progress);
         let text = format!("{GOOD}&MachineDetection=Enable&SendDigits=1");
-        assert_eq!(read(&Form::parse(text.as_bytes())).unwrap().detection, None);
+        assert_eq!(
+            read(&FormParams::parse(text.as_bytes())).unwrap().detection,
+            None
+        );
     }
 }

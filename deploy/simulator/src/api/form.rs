@@ -5,27 +5,27 @@ use std::sync::Arc;
 
 use url::Url;
 
-use crate::call::{Hook, Method};
-use crate::delivery::{Policy, split_fragment};
-use crate::refusal::Refusal;
+use crate::call::{HttpMethod, WebhookTarget};
+use crate::delivery::{RetryPolicy, split_fragment};
+use crate::refusal::TwilioError;
 
-pub(super) struct Form<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+pub(super) struct FormParams<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
-impl<'a> Form<'a> {
+impl<'a> FormParams<'a> {
     pub(super) fn parse(text: &'a [u8]) -> Self {
         Self(url::form_urlencoded::parse(text).collect())
     }
 
     /// Refuses fields that are neither in `single` nor in `repeated`, and repeated fields of
     /// `single`.
-    pub(super) fn check(&self, single: &[&str], repeated: &[&str]) -> Result<(), Refusal> {
+    pub(super) fn check(&self, single: &[&str], repeated: &[&str]) -> Result<(), TwilioError> {
         for (place, (name, _)) in self.0.iter().enumerate() {
             let name = &**name;
             if repeated.contains(&name) {
                 continue;
             }
             if !single.contains(&name) {
-                return Err(Refusal::bad(
+                return Err(TwilioError::bad_request(
                     20001,
                     format!(
                         "Unknown parameter {name}: the simulator refuses what is not documented"
@@ -33,7 +33,10 @@ impl<'a> Form<'a> {
                 ));
             }
             if self.0.iter().take(place).any(|(other, _)| other == name) {
-                return Err(Refusal::bad(20001, format!("Parameter {name} is repeated")));
+                return Err(TwilioError::bad_request(
+                    20001,
+                    format!("Parameter {name} is repeated"),
+                ));
             }
         }
         Ok(())
@@ -57,11 +60,11 @@ impl<'a> Form<'a> {
         default: u32,
         range: std::ops::RangeInclusive<u32>,
         code: u32,
-    ) -> Result<u32, Refusal> {
+    ) -> Result<u32, TwilioError> {
         match self.get(name).map(str::parse::<u32>) {
             None => Ok(default),
             Some(Ok(number)) if range.contains(&number) => Ok(number),
-            _ => Err(Refusal::bad(
+            _ => Err(TwilioError::bad_request(
                 code,
                 format!(
                     "{name} must be between {} and {}",
@@ -72,19 +75,22 @@ impl<'a> Form<'a> {
         }
     }
 
-    pub(super) fn flag(&self, name: &str) -> Result<bool, Refusal> {
+    pub(super) fn flag(&self, name: &str) -> Result<bool, TwilioError> {
         match self.get(name).map(str::to_ascii_lowercase).as_deref() {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),
-            Some(_) => Err(Refusal::bad(20001, format!("{name} must be true or false"))),
+            Some(_) => Err(TwilioError::bad_request(
+                20001,
+                format!("{name} must be true or false"),
+            )),
         }
     }
 
-    fn method(&self, name: &str) -> Result<Method, Refusal> {
+    fn method(&self, name: &str) -> Result<HttpMethod, TwilioError> {
         match self.get(name).map(str::to_ascii_uppercase).as_deref() {
-            None | Some("POST") => Ok(Method::Post),
-            Some("GET") => Ok(Method::Get),
-            Some(other) => Err(Refusal::bad(
+            None | Some("POST") => Ok(HttpMethod::Post),
+            Some("GET") => Ok(HttpMethod::Get),
+            Some(other) => Err(TwilioError::bad_request(
                 20001,
                 format!("{name} must be GET or POST, not {other}"),
             )),
@@ -97,14 +103,15 @@ impl<'a> Form<'a> {
         name: &str,
         method_name: &str,
         code: u32,
-    ) -> Result<Option<Hook>, Refusal> {
+    ) -> Result<Option<WebhookTarget>, TwilioError> {
         let method = self.method(method_name)?;
         let Some(text) = self.get(name) else {
             return Ok(None);
         };
-        check_url(text)
-            .map_err(|reason| Refusal::bad(code, format!("{name} is not a valid URL: {reason}")))?;
-        Ok(Some(Hook {
+        check_url(text).map_err(|reason| {
+            TwilioError::bad_request(code, format!("{name} is not a valid URL: {reason}"))
+        })?;
+        Ok(Some(WebhookTarget {
             url: Arc::from(text),
             method,
         }))
@@ -119,7 +126,7 @@ fn check_url(text: &str) -> Result<(), String> {
     if url.host_str().is_none_or(|host| host.contains('_')) {
         return Err("a host name may not contain an underscore".to_owned());
     }
-    Policy::parse(split_fragment(text).1)?;
+    RetryPolicy::parse(split_fragment(text).1)?;
     Ok(())
 }
 
@@ -129,7 +136,7 @@ mod tests {
 
     #[test]
     fn unknown_and_repeated_fields_are_refused() {
-        let check = |text: &str| Form::parse(text.as_bytes()).check(&["To"], &["Event"]);
+        let check = |text: &str| FormParams::parse(text.as_bytes()).check(&["To"], &["Event"]);
         assert!(check("To=1&Event=a&Event=b").is_ok());
         assert!(check("to=1").is_err());
         assert!(check("to=").is_err());

@@ -8,14 +8,14 @@
 use chrono::NaiveDate;
 use serde_json::{Value, json};
 
-use super::form::Form;
+use super::form::FormParams;
 use super::resource::call_json;
-use crate::call::{Call, CallRef};
+use crate::call::{CallRef, SimulatedCall};
 use crate::clock::Micros;
-use crate::refusal::Refusal;
+use crate::refusal::TwilioError;
 use crate::switchboard::Switchboard;
 
-const PARAMS: [&str; 14] = [
+const LIST_PARAMS: [&str; 14] = [
     "To",
     "From",
     "ParentCallSid",
@@ -33,13 +33,13 @@ const PARAMS: [&str; 14] = [
 ];
 
 /// Parameters of a list.
-pub(super) struct Query {
+pub(super) struct CallListQuery {
     to: Option<String>,
     from: Option<String>,
     status: Option<String>,
     has_parent: bool,
-    start: Days,
-    end: Days,
+    start: DayRange,
+    end: DayRange,
     page_size: usize,
     page: usize,
     token: Option<String>,
@@ -48,21 +48,21 @@ pub(super) struct Query {
 }
 
 #[derive(Default)]
-struct Days {
+struct DayRange {
     on: Option<NaiveDate>,
     until: Option<NaiveDate>,
     from: Option<NaiveDate>,
 }
 
-impl Days {
-    fn read(form: &Form<'_>, name: &str) -> Result<Self, Refusal> {
+impl DayRange {
+    fn read(form: &FormParams<'_>, name: &str) -> Result<Self, TwilioError> {
         let day = |name: String| match form.get(&name) {
             None => Ok(None),
             Some(text) => text
                 .get(..10)
                 .and_then(|day| day.parse().ok())
                 .map(Some)
-                .ok_or_else(|| Refusal::bad(20001, format!("{name} is not a date"))),
+                .ok_or_else(|| TwilioError::bad_request(20001, format!("{name} is not a date"))),
         };
         Ok(Self {
             on: day(name.to_owned())?,
@@ -83,13 +83,13 @@ impl Days {
     }
 }
 
-impl Query {
-    pub(super) fn read(form: &Form<'_>) -> Result<Self, Refusal> {
-        form.check(&PARAMS, &[])?;
+impl CallListQuery {
+    pub(super) fn read(form: &FormParams<'_>) -> Result<Self, TwilioError> {
+        form.check(&LIST_PARAMS, &[])?;
         let text = |name: &str| form.get(name).map(str::to_owned);
         let size = form.number("PageSize", 50, 1..=1000, 20001)?;
         let page = form.number("Page", 0, 0..=u32::MAX, 20001)?;
-        let filters = PARAMS.iter().take(10).filter_map(|name| {
+        let filters = LIST_PARAMS.iter().take(10).filter_map(|name| {
             let value = form.get(name)?;
             Some((*name, value))
         });
@@ -101,8 +101,8 @@ impl Query {
             from: text("From"),
             status: text("Status"),
             has_parent: form.get("ParentCallSid").is_some(),
-            start: Days::read(form, "StartTime")?,
-            end: Days::read(form, "EndTime")?,
+            start: DayRange::read(form, "StartTime")?,
+            end: DayRange::read(form, "EndTime")?,
             page_size: usize::try_from(size).unwrap_or(50),
             page: usize::try_from(page).unwrap_or(0),
             token: text("PageToken"),
@@ -110,7 +110,7 @@ impl Query {
         })
     }
 
-    fn admits(&self, board: &Switchboard, call: &Call, now: Micros) -> bool {
+    fn admits(&self, board: &Switchboard, call: &SimulatedCall, now: Micros) -> bool {
         let day = |at: Option<Micros>| at.map(|at| board.clock.day(at));
         // No call placed through the API has a parent.
         !self.has_parent
@@ -120,7 +120,7 @@ impl Query {
             && self
                 .status
                 .as_deref()
-                .is_none_or(|status| status == call.phase.resource_word())
+                .is_none_or(|status| status == call.phase.resource_status())
             && self.start.admits(day(call.dialed))
             && self.end.admits(day(call.ended))
     }
@@ -144,24 +144,24 @@ pub(super) fn list_json(
     board: &Switchboard,
     account: usize,
     account_sid: &str,
-    query: &Query,
+    query: &CallListQuery,
     now: Micros,
 ) -> Value {
     let after = query
         .token
         .as_deref()
         .and_then(|token| token.strip_prefix("PA"))
-        .and_then(|hex| board.find(&format!("CA{hex}"), Some(account)));
+        .and_then(|hex| board.find_call(&format!("CA{hex}"), Some(account)));
     let skip = match after {
         Some(_) => 0,
         None => query.page.saturating_mul(query.page_size),
     };
 
     let mut found = candidates(board, query, after)
-        .filter_map(|index| board.call(board.reference(index)))
+        .filter_map(|index| board.call(board.call_ref(index)))
         .filter(|call| call.account == account && query.admits(board, call, now))
         .skip(skip);
-    let page: Vec<&Call> = found.by_ref().take(query.page_size).collect();
+    let page: Vec<&SimulatedCall> = found.by_ref().take(query.page_size).collect();
     let more = found.next().is_some();
 
     let base = format!("/2010-04-01/Accounts/{account_sid}/Calls.json");
@@ -194,7 +194,7 @@ pub(super) fn list_json(
 /// Indices of calls from new to old; only the calls to one number when the query has one.
 fn candidates<'a>(
     board: &'a Switchboard,
-    query: &Query,
+    query: &CallListQuery,
     after: Option<CallRef>,
 ) -> Box<dyn Iterator<Item = u32> + 'a> {
     let before = after.map_or(u32::MAX, |call| call.index);

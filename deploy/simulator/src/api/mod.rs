@@ -27,10 +27,10 @@ use axum::routing::{get, post};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::refusal::Refusal;
-use crate::runtime::World;
+use crate::refusal::TwilioError;
+use crate::runtime::SimulatorRuntime;
 
-pub(crate) fn router() -> Router<Arc<World>> {
+pub(crate) fn router() -> Router<Arc<SimulatorRuntime>> {
     const BASE: &str = "/2010-04-01/Accounts/{account}";
     Router::new()
         .route("/2010-04-01/Accounts/{file}", get(account::fetch))
@@ -46,7 +46,7 @@ pub(crate) fn router() -> Router<Arc<World>> {
             &format!("{BASE}/Recordings/{{file}}"),
             get(recordings::fetch),
         )
-        .fallback(async |uri: Uri| Refusal::not_found(uri.path()))
+        .fallback(async |uri: Uri| TwilioError::not_found(uri.path()))
 }
 
 /// User and password of HTTP Basic authentication.

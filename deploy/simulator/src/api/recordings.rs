@@ -8,30 +8,30 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::call::Sid;
-use crate::refusal::Refusal;
-use crate::runtime::World;
+use crate::call::TwilioSid;
+use crate::refusal::TwilioError;
+use crate::runtime::SimulatorRuntime;
 
 /// Returns the metadata for `.json`, otherwise the audio.
 pub(super) async fn fetch(
-    State(sim): State<Arc<World>>,
+    State(sim): State<Arc<SimulatorRuntime>>,
     Path((account, file)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Response {
     let path = format!("/2010-04-01/Accounts/{account}/Recordings/{file}");
     let (name, kind) = file.split_once('.').unwrap_or((&file, "wav"));
-    let Some(sid) = Sid::parse(name, "RE") else {
-        return Refusal::not_found(&path).into_response();
+    let Some(sid) = TwilioSid::parse(name, "RE") else {
+        return TwilioError::not_found(&path).into_response();
     };
 
-    let metadata = sim.with(|board, _| {
+    let metadata = sim.with_board(|board, _| {
         let owner = board
             .accounts
             .authenticate(&account, super::login(&headers).as_ref())
-            .ok_or_else(Refusal::unauthenticated)?;
+            .ok_or_else(TwilioError::unauthenticated)?;
         let clock = board.clock;
         board
-            .find(&sid.text("CA"), Some(owner))
+            .find_call(&sid.text("CA"), Some(owner))
             .and_then(|call| board.call(call))
             .filter(|call| call.recorded)
             .map(|call| {
@@ -49,14 +49,14 @@ pub(super) async fn fetch(
                     "uri": format!("/2010-04-01/Accounts/{account}/Recordings/{name}.json"),
                 })
             })
-            .ok_or_else(|| Refusal::not_found(&path))
+            .ok_or_else(|| TwilioError::not_found(&path))
     });
 
     match (metadata, kind) {
         (Err(refusal), _) => refusal.into_response(),
         (Ok(metadata), "json") => Json(metadata).into_response(),
         (Ok(_), "wav") => ([(header::CONTENT_TYPE, "audio/x-wav")], silence()).into_response(),
-        (Ok(_), _) => Refusal::not_found(&path).into_response(),
+        (Ok(_), _) => TwilioError::not_found(&path).into_response(),
     }
 }
 

@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 
-use crate::call::{Call, Phase};
-use crate::callee::Behavior;
+use crate::call::{CallPhase, SimulatedCall};
+use crate::callee::CalleeBehavior;
 use crate::clock::{Clock, Micros};
 
 pub(super) fn call_json(
-    call: &Call,
+    call: &SimulatedCall,
     account_sid: &str,
-    behavior: &Behavior,
+    behavior: &CalleeBehavior,
     clock: Clock,
     now: Micros,
 ) -> Value {
@@ -29,7 +29,7 @@ pub(super) fn call_json(
         "from": &*call.from,
         "from_formatted": &*call.from,
         "phone_number_sid": null,
-        "status": call.phase.resource_word(),
+        "status": call.phase.resource_status(),
         "start_time": date(call.dialed),
         "end_time": date(call.ended),
         "duration": call.ended.map(|_| call.duration_secs.to_string()),
@@ -60,11 +60,16 @@ pub(super) fn call_json(
 
 /// Price of the started minutes of an answered call, in negative dollars; absent until some time
 /// after the end of the call, and for unanswered calls.
-fn price(call: &Call, behavior: &Behavior, clock: Clock, now: Micros) -> Option<String> {
+fn price(
+    call: &SimulatedCall,
+    behavior: &CalleeBehavior,
+    clock: Clock,
+    now: Micros,
+) -> Option<String> {
     let known_at = call
         .ended?
         .saturating_add(clock.real_micros(behavior.price_after_secs));
-    if call.phase != Phase::Completed || now < known_at {
+    if call.phase != CallPhase::Completed || now < known_at {
         return None;
     }
     let minutes = u64::from(call.duration_secs.div_ceil(60));

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::oracle::worst_window;
-use crate::{Callback, Chance, Create, Faults, Oracle};
+use crate::{CallbackRecord, CreateRecord, FaultChance, Faults, Oracle};
 
 #[tokio::test]
 async fn faults_and_behavior_are_read_and_replaced_over_http() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let faults = format!("{}/_sim/faults", stage.sim.url());
     let put = async |url: &str, body: Value| {
         let response = stage.http.put(url).json(&body).send().await.unwrap();
@@ -14,7 +14,7 @@ async fn faults_and_behavior_are_read_and_replaced_over_http() {
     };
     let body = serde_json::json!({"drop_after": {"count": 2}, "create_latency_ms": 3});
     assert_eq!(put(&faults, body).await, 200);
-    assert_eq!(stage.sim.faults().drop_after, Chance::next(2));
+    assert_eq!(stage.sim.faults().drop_after, FaultChance::next(2));
     let read: Faults = stage
         .http
         .get(&faults)
@@ -32,8 +32,11 @@ async fn faults_and_behavior_are_read_and_replaced_over_http() {
     let behavior = format!("{}/_sim/behavior", stage.sim.url());
     let body = serde_json::json!({"mix": {"busy": 1}, "talk_secs": [1, 2], "suffixes": {}});
     assert_eq!(put(&behavior, body).await, 200);
-    assert_eq!(stage.sim.behavior().mix, Mix::only(Callee::Busy));
-    let (_, words) = stage.life("+14155550003", &[]).await;
+    assert_eq!(
+        stage.sim.behavior().mix,
+        OutcomeMix::only(CallOutcome::Busy)
+    );
+    let (_, words) = stage.run_call("+14155550003", &[]).await;
     assert_eq!(words, ["initiated", "busy"]);
 
     let account = format!("{}/_sim/accounts/{ACCOUNT}", stage.sim.url());
@@ -45,29 +48,29 @@ async fn faults_and_behavior_are_read_and_replaced_over_http() {
 
 #[tokio::test]
 async fn the_oracle_sees_overlaps_repeated_rings_and_concurrency() {
-    let mut config = quick();
+    let mut config = quick_config();
     config.speed = 10.0;
-    config.behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
-    let stage = Stage::open(config).await;
+    config.behavior.talk_secs = SecondsRange::new(1e6, 1e6).unwrap();
+    let stage = TestRig::start(config).await;
     // The first three calls stay until they are ended by an update.
     let hold = (200, "<Response><Connect/></Response>");
-    stage.far.script("/answer", &[hold; 3]);
+    stage.dialer.script("/answer", &[hold; 3]);
     let mut held = Vec::new();
     for to in ["+14155551000", "+14155551000", "+14155551001"] {
         held.push(stage.create(to, &[]).await);
     }
-    stage.far.wait_for("/answer", 3).await;
+    stage.dialer.wait_for("/answer", 3).await;
     assert_eq!(stage.sim.oracle().max_concurrent, 3);
 
     for sid in &held {
         let (status, _) = stage.update(sid, ("Status", "completed".into())).await;
         assert_eq!(status, 200);
     }
-    stage.settle().await;
+    stage.wait_idle().await;
     stage.create("+14155551001", &[]).await;
-    stage.settle().await;
+    stage.wait_idle().await;
     stage.create("+14155550001", &[]).await;
-    stage.settle().await;
+    stage.wait_idle().await;
 
     let oracle: Oracle = stage
         .http
@@ -103,10 +106,10 @@ async fn the_oracle_sees_overlaps_repeated_rings_and_concurrency() {
 
 #[tokio::test]
 async fn the_arrival_log_continues_where_it_was_left() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let sid = stage.create("+14155551000", &[]).await;
     stage.create("+14155551001", &[]).await;
-    let read = async |query: &str| -> Vec<Create> {
+    let read = async |query: &str| -> Vec<CreateRecord> {
         let url = format!("{}/_sim/creates{query}", stage.sim.url());
         stage
             .http
@@ -130,10 +133,10 @@ async fn the_arrival_log_continues_where_it_was_left() {
 }
 
 #[tokio::test]
-async fn a_kept_callback_is_posted_again_as_it_was() {
-    let stage = Stage::open(quick()).await;
+async fn a_replayed_callback_equals_the_original() {
+    let stage = TestRig::start(quick_config()).await;
     let sid = stage.create("+14155551000", &[]).await;
-    stage.settle().await;
+    stage.wait_idle().await;
     let logged = stage.sim.callbacks(&sid);
     let completed = logged
         .iter()
@@ -145,7 +148,7 @@ async fn a_kept_callback_is_posted_again_as_it_was() {
     );
 
     let url = format!("{}/_sim/calls/{sid}", stage.sim.url());
-    let again: Callback = stage
+    let again: CallbackRecord = stage
         .http
         .post(format!("{url}/replay"))
         .json(&serde_json::json!({"index": completed.index}))
@@ -157,9 +160,9 @@ async fn a_kept_callback_is_posted_again_as_it_was() {
         .unwrap();
     assert_eq!(again.body, completed.body);
     assert_eq!(again.replay_of, Some(completed.index));
-    assert_eq!(stage.far.seen("/status").len(), 5);
+    assert_eq!(stage.dialer.seen("/status").len(), 5);
 
-    let listed: Vec<Callback> = stage
+    let listed: Vec<CallbackRecord> = stage
         .http
         .get(format!("{url}/callbacks"))
         .send()
@@ -174,11 +177,11 @@ async fn a_kept_callback_is_posted_again_as_it_was() {
 
 #[tokio::test]
 async fn a_reset_forgets_live_calls_silently() {
-    let mut config = quick();
+    let mut config = quick_config();
     config.speed = 0.001;
-    let stage = Stage::open(config).await;
+    let stage = TestRig::start(config).await;
     let sid = stage.create("+14155551000", &[]).await;
-    stage.far.wait_for("/status", 1).await;
+    stage.dialer.wait_for("/status", 1).await;
     assert!(!stage.sim.wait_idle(Duration::ZERO).await);
     let reset = format!("{}/_sim/reset", stage.sim.url());
     stage.http.post(reset).send().await.unwrap();
@@ -194,10 +197,10 @@ async fn a_reset_forgets_live_calls_silently() {
 }
 
 #[tokio::test]
-async fn callbacks_are_forgotten_when_they_are_not_to_be_kept() {
-    let mut config = quick();
+async fn a_disabled_callback_log_stays_empty() {
+    let mut config = quick_config();
     config.keep_callbacks = false;
-    let stage = Stage::open(config).await;
+    let stage = TestRig::start(config).await;
     let sid = stage.create("+14155551000", &[]).await;
     let idle = format!("{}/_sim/idle?within_ms=20000", stage.sim.url());
     assert_eq!(stage.get(&idle).await.1["idle"], true);
@@ -207,7 +210,7 @@ async fn callbacks_are_forgotten_when_they_are_not_to_be_kept() {
 
 #[tokio::test]
 async fn a_stopped_simulator_no_longer_answers() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     stage.create("+14155551000", &[]).await;
     let health = format!("{}/_sim/health", stage.sim.url());
     stage.sim.stop().await;

@@ -1,22 +1,22 @@
 //! Effects of injected faults at the dialer.
 
 use super::*;
-use crate::{Chance, Faults, Verdict};
+use crate::{CreateVerdict, FaultChance, Faults};
 
-async fn with_faults(faults: Faults) -> Stage {
-    let mut config = quick();
+async fn with_faults(faults: Faults) -> TestRig {
+    let mut config = quick_config();
     config.faults = faults;
-    Stage::open(config).await
+    TestRig::start(config).await
 }
 
-fn numbers(seen: &[Seen]) -> Vec<&str> {
+fn numbers(seen: &[ReceivedRequest]) -> Vec<&str> {
     seen.iter().map(|s| s.get("SequenceNumber")).collect()
 }
 
 #[tokio::test]
 async fn a_dropped_connection_gives_no_answer_and_may_leave_a_call() {
     let stage = with_faults(Faults {
-        drop_before: Chance::next(1),
+        drop_before: FaultChance::next(1),
         ..Faults::default()
     })
     .await;
@@ -25,14 +25,14 @@ async fn a_dropped_connection_gives_no_answer_and_may_leave_a_call() {
     assert_eq!(stage.sim.oracle().accepted, 0);
 
     stage.sim.set_faults(Faults {
-        drop_after: Chance::next(1),
+        drop_after: FaultChance::next(1),
         ..Faults::default()
     });
     assert!(stage.create_with(&fields).await.is_err());
-    stage.settle().await;
+    stage.wait_idle().await;
     let oracle = stage.sim.oracle();
     assert_eq!((oracle.accepted, oracle.outcomes["completed"]), (1, 1));
-    assert_eq!(stage.far.seen("/status").len(), 4);
+    assert_eq!(stage.dialer.seen("/status").len(), 4);
     assert_eq!(oracle.blind_retries, [stage.hook("/answer")]);
     assert!(oracle.duplicates.is_empty());
 
@@ -44,9 +44,9 @@ async fn a_dropped_connection_gives_no_answer_and_may_leave_a_call() {
     assert_eq!(
         verdicts,
         [
-            Verdict::Dropped,
-            Verdict::AcceptedThenDropped,
-            Verdict::Accepted
+            CreateVerdict::Dropped,
+            CreateVerdict::AcceptedThenDropped,
+            CreateVerdict::Accepted
         ]
     );
 }
@@ -54,7 +54,7 @@ async fn a_dropped_connection_gives_no_answer_and_may_leave_a_call() {
 #[tokio::test]
 async fn errors_and_refusals_strike_before_or_after_acceptance() {
     let stage = with_faults(Faults {
-        refuse_429: Chance::next(1),
+        refuse_429: FaultChance::next(1),
         ..Faults::default()
     })
     .await;
@@ -63,7 +63,7 @@ async fn errors_and_refusals_strike_before_or_after_acceptance() {
     assert_eq!((status, &body["code"]), (429, &Value::from(20429)));
 
     stage.sim.set_faults(Faults {
-        error_before: Chance::next(1),
+        error_before: FaultChance::next(1),
         ..Faults::default()
     });
     assert_eq!(stage.create_with(&fields).await.unwrap().0, 503);
@@ -72,11 +72,11 @@ async fn errors_and_refusals_strike_before_or_after_acceptance() {
     assert!(stage.sim.oracle().blind_retries.is_empty());
 
     stage.sim.set_faults(Faults {
-        error_after: Chance::next(1),
+        error_after: FaultChance::next(1),
         ..Faults::default()
     });
     assert_eq!(stage.create_with(&fields).await.unwrap().0, 503);
-    stage.settle().await;
+    stage.wait_idle().await;
     let oracle = stage.sim.oracle();
     assert_eq!((oracle.creates, oracle.accepted), (3, 1));
     assert_eq!(oracle.blind_retry_count, 1);
@@ -85,13 +85,13 @@ async fn errors_and_refusals_strike_before_or_after_acceptance() {
 
 #[tokio::test]
 async fn the_early_callback_is_there_before_the_create_is_answered() {
-    let mut config = quick();
+    let mut config = quick_config();
     // Slow enough that only the fault can post a callback early.
     config.speed = 0.001;
-    config.faults.early_callback = Chance::ALWAYS;
-    let stage = Stage::open(config).await;
+    config.faults.early_callback = FaultChance::ALWAYS;
+    let stage = TestRig::start(config).await;
     let sid = stage.create("+14155551000", &[]).await;
-    let seen = stage.far.seen("/status");
+    let seen = stage.dialer.seen("/status");
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].get("CallSid"), sid);
     assert_eq!(seen[0].get("CallStatus"), "initiated");
@@ -100,7 +100,7 @@ async fn the_early_callback_is_there_before_the_create_is_answered() {
 #[tokio::test]
 async fn a_hidden_call_is_missing_from_lists_for_a_while() {
     let stage = with_faults(Faults {
-        hide_from_list: Chance::next(1),
+        hide_from_list: FaultChance::next(1),
         hide_for_ms: 600_000,
         ..Faults::default()
     })
@@ -109,13 +109,13 @@ async fn a_hidden_call_is_missing_from_lists_for_a_while() {
     assert!(sids(&stage.list("To=%2B14155551000").await).is_empty());
     assert_eq!(stage.fetch(&hidden).await["sid"], Value::from(&*hidden));
     stage.sim.set_faults(Faults {
-        hide_from_list: Chance::next(1),
+        hide_from_list: FaultChance::next(1),
         hide_for_ms: 1,
         ..Faults::default()
     });
     let shown = stage.create("+14155551001", &[]).await;
     // The second call appears soon, the first one stays hidden.
-    let found = tokio::time::timeout(PATIENCE, async {
+    let found = tokio::time::timeout(WAIT_DEADLINE, async {
         while sids(&stage.list("").await) != [&*shown] {}
     });
     found.await.unwrap();
@@ -124,14 +124,14 @@ async fn a_hidden_call_is_missing_from_lists_for_a_while() {
 #[tokio::test]
 async fn lost_callbacks_are_counted_and_kept_but_never_posted() {
     let stage = with_faults(Faults {
-        callbacks_lost: Chance::ALWAYS,
+        callbacks_lost: FaultChance::ALWAYS,
         ..Faults::default()
     })
     .await;
     let sid = stage.create("+14155551000", &[]).await;
-    stage.settle().await;
-    assert!(stage.far.seen("/status").is_empty());
-    assert_eq!(stage.far.seen("/answer").len(), 1);
+    stage.wait_idle().await;
+    assert!(stage.dialer.seen("/status").is_empty());
+    assert_eq!(stage.dialer.seen("/answer").len(), 1);
     let counts = stage.sim.oracle().callbacks;
     assert_eq!((counts.lost, counts.sent), (4, 0));
     let logged = stage.sim.callbacks(&sid);
@@ -142,50 +142,50 @@ async fn lost_callbacks_are_counted_and_kept_but_never_posted() {
 #[tokio::test]
 async fn duplicated_callbacks_carry_the_same_sequence_number() {
     let stage = with_faults(Faults {
-        callbacks_duplicated: Chance::ALWAYS,
+        callbacks_duplicated: FaultChance::ALWAYS,
         ..Faults::default()
     })
     .await;
     stage.create("+14155551000", &[]).await;
-    stage.settle().await;
-    let seen = stage.far.seen("/status");
+    stage.wait_idle().await;
+    let seen = stage.dialer.seen("/status");
     assert_eq!(numbers(&seen), ["0", "0", "1", "1", "2", "2", "3", "3"]);
 }
 
 #[tokio::test]
 async fn reordered_callbacks_come_after_their_successors() {
     let stage = with_faults(Faults {
-        callbacks_reordered: Chance::next(1),
+        callbacks_reordered: FaultChance::next(1),
         ..Faults::default()
     })
     .await;
     stage.create("+14155551000", &[]).await;
-    stage.settle().await;
-    assert_eq!(numbers(&stage.far.seen("/status")), ["1", "0", "2", "3"]);
+    stage.wait_idle().await;
+    assert_eq!(numbers(&stage.dialer.seen("/status")), ["1", "0", "2", "3"]);
     assert_eq!(stage.sim.oracle().callbacks.reordered, 1);
 }
 
 #[tokio::test]
 async fn late_callbacks_are_overtaken() {
     let stage = with_faults(Faults {
-        callbacks_late: Chance::next(1),
+        callbacks_late: FaultChance::next(1),
         late_by_ms: 600_000,
         ..Faults::default()
     })
     .await;
     stage.create("+14155551000", &[]).await;
-    let seen = stage.far.wait_for("/status", 3).await;
+    let seen = stage.dialer.wait_for("/status", 3).await;
     assert_eq!(numbers(&seen), ["1", "2", "3"]);
     // A shorter delay ends within the test. The reset discards the first call.
     stage.sim.reset();
     stage.sim.set_faults(Faults {
-        callbacks_late: Chance::next(1),
+        callbacks_late: FaultChance::next(1),
         late_by_ms: 1,
         ..Faults::default()
     });
     let sid = stage.create("+14155551001", &[]).await;
-    stage.settle().await;
-    let mut seen = stage.far.seen("/status");
+    stage.wait_idle().await;
+    let mut seen = stage.dialer.seen("/status");
     seen.retain(|s| s.get("CallSid") == sid);
     let mut all = numbers(&seen);
     all.sort_unstable();
@@ -196,13 +196,13 @@ async fn late_callbacks_are_overtaken() {
 #[tokio::test]
 async fn a_suppressed_answer_leaves_the_callee_in_silence() {
     let stage = with_faults(Faults {
-        suppress_answer: Chance::ALWAYS,
+        suppress_answer: FaultChance::ALWAYS,
         ..Faults::default()
     })
     .await;
-    let (sid, words) = stage.life("+14155551000", &[]).await;
+    let (sid, words) = stage.run_call("+14155551000", &[]).await;
     assert_eq!(words.last().unwrap(), "completed");
-    assert!(stage.far.seen("/answer").is_empty());
+    assert!(stage.dialer.seen("/answer").is_empty());
     assert_eq!(stage.sim.oracle().documents.answers_suppressed, 1);
     let duration = stage.fetch(&sid).await["duration"].clone();
     assert!(duration.as_str().unwrap().parse::<u32>().unwrap() >= 30);
@@ -210,7 +210,7 @@ async fn a_suppressed_answer_leaves_the_callee_in_silence() {
 
 #[tokio::test]
 async fn the_fragment_decides_what_is_retried() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     for (path, fragment, tries) in [
         ("/a", "", 1),
         ("/b", "#rc=2&rp=5xx", 3),
@@ -222,18 +222,18 @@ async fn the_fragment_decides_what_is_retried() {
         } else {
             &[(500, ""), (503, ""), (500, "")]
         };
-        stage.far.script(path, answers);
+        stage.dialer.script(path, answers);
 
         let mut fields = stage.fields("+14155550001");
         fields.retain(|(name, _)| !name.starts_with("StatusCallback"));
         fields.push((
             "StatusCallback",
-            format!("{}{path}{fragment}", stage.far.url),
+            format!("{}{path}{fragment}", stage.dialer.url),
         ));
         assert_eq!(stage.create_with(&fields).await.unwrap().0, 201);
-        stage.settle().await;
+        stage.wait_idle().await;
 
-        let seen = stage.far.seen(path);
+        let seen = stage.dialer.seen(path);
         assert_eq!(seen.len(), tries, "{path}");
         let tokens: std::collections::HashSet<_> = seen.iter().map(|s| &s.idempotency).collect();
         assert_eq!(tokens.len(), 1);
@@ -244,7 +244,7 @@ async fn the_fragment_decides_what_is_retried() {
 
 #[tokio::test]
 async fn a_refused_connection_is_retried_once_by_default_and_given_up() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     // The bound port is reserved, and without a listener it refuses connections.
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -253,7 +253,7 @@ async fn a_refused_connection_is_retried_once_by_default_and_given_up() {
     fields.retain(|(name, _)| !name.starts_with("StatusCallback"));
     fields.push(("StatusCallback", gone));
     let (_, body) = stage.create_with(&fields).await.unwrap();
-    stage.settle().await;
+    stage.wait_idle().await;
     let logged = stage.sim.callbacks(body["sid"].as_str().unwrap());
     assert_eq!(logged.len(), 1);
     assert_eq!((logged[0].attempts, logged[0].response_status), (2, None));
@@ -272,7 +272,7 @@ async fn latency_holds_the_answer_back_but_not_the_call() {
     let create = stage.create_with(&fields);
     tokio::select! {
         _ = create => panic!("the create was answered"),
-        seen = stage.far.wait_for("/status", 4) => {
+        seen = stage.dialer.wait_for("/status", 4) => {
             assert_eq!(seen[3].get("CallStatus"), "completed");
         }
     }

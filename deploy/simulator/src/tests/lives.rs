@@ -3,8 +3,8 @@
 use super::*;
 
 #[tokio::test]
-async fn every_suffix_has_its_life() {
-    let stage = Stage::open(quick()).await;
+async fn every_suffix_has_its_outcome() {
+    let stage = TestRig::start(quick_config()).await;
     let answered = ["initiated", "ringing", "in-progress", "completed"].as_slice();
     for (suffix, words, sip) in [
         ("0000", answered, "200"),
@@ -18,13 +18,13 @@ async fn every_suffix_has_its_life() {
         ("0009", answered, "200"),
         ("1234", answered, "200"),
     ] {
-        let (sid, seen) = stage.life(&format!("+1415555{suffix}"), &[]).await;
+        let (sid, seen) = stage.run_call(&format!("+1415555{suffix}"), &[]).await;
         assert_eq!(seen, words, "{suffix}");
         let resource = stage.fetch(&sid).await;
         assert_eq!(resource["status"], *words.last().unwrap(), "{suffix}");
-        let last = stage.far.seen("/status").pop().unwrap();
+        let last = stage.dialer.seen("/status").pop().unwrap();
         assert_eq!(last.get("SipResponseCode"), sip, "{suffix}");
-        let answers = stage.far.seen("/answer");
+        let answers = stage.dialer.seen("/answer");
         let fetched = answers.iter().any(|s| s.get("CallSid") == sid);
         assert_eq!(fetched, words.contains(&"in-progress"), "{suffix}");
     }
@@ -46,15 +46,15 @@ async fn every_suffix_has_its_life() {
 
 #[tokio::test]
 async fn only_the_events_asked_for_are_posted_and_the_default_is_completed() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let fields: Vec<_> = stage
         .fields("+14155551000")
         .into_iter()
         .filter(|(name, _)| *name != "StatusCallbackEvent")
         .collect();
     assert_eq!(stage.create_with(&fields).await.unwrap().0, 201);
-    stage.settle().await;
-    let seen = stage.far.seen("/status");
+    stage.wait_idle().await;
+    let seen = stage.dialer.seen("/status");
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].get("CallStatus"), "completed");
     assert_eq!(seen[0].get("SequenceNumber"), "0");
@@ -63,71 +63,73 @@ async fn only_the_events_asked_for_are_posted_and_the_default_is_completed() {
 
 #[tokio::test]
 async fn a_conversation_follows_the_script_over_several_turns() {
-    let mut config = quick();
+    let mut config = quick_config();
     // The document ends the call, even if its server is slow.
-    config.behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
+    config.behavior.talk_secs = SecondsRange::new(1e6, 1e6).unwrap();
     config.behavior.scripts = vec!["Hello?|Yes please.".to_owned()];
-    let stage = Stage::open(config).await;
+    let stage = TestRig::start(config).await;
     let turn = r#"<Response><Gather input="speech" action="/turn?n=1"><Say>Well?</Say></Gather>
         <Redirect>/silent</Redirect></Response>"#;
-    stage.far.script("/answer", &[(200, turn)]);
-    stage.far.script("/turn", &[(200, turn), (200, turn)]);
+    stage.dialer.script("/answer", &[(200, turn)]);
+    stage.dialer.script("/turn", &[(200, turn), (200, turn)]);
     stage.create("+14155551000", &[]).await;
-    stage.settle().await;
-    let answer = &stage.far.seen("/answer")[0];
+    stage.wait_idle().await;
+    let answer = &stage.dialer.seen("/answer")[0];
     assert_eq!(answer.get("CallStatus"), "in-progress");
     assert_eq!(answer.get("Direction"), "outbound-api");
     assert_eq!(answer.get("AccountSid"), ACCOUNT);
     let speech: Vec<_> = stage
-        .far
+        .dialer
         .seen("/turn")
         .iter()
         .map(|s| s.get("SpeechResult").to_owned())
         .collect();
     assert_eq!(speech, ["Hello?", "Yes please."]);
-    assert_eq!(stage.far.seen("/turn")[0].get("Confidence"), "0.93");
-    assert_eq!(stage.far.seen("/silent").len(), 1);
+    assert_eq!(stage.dialer.seen("/turn")[0].get("Confidence"), "0.93");
+    assert_eq!(stage.dialer.seen("/silent").len(), 1);
     let oracle = stage.sim.oracle();
     assert_eq!((oracle.documents.answers, oracle.documents.later), (1, 3));
 }
 
 #[tokio::test]
 async fn a_person_hangs_up_on_a_stream_after_their_talk_time() {
-    let mut config = quick();
+    let mut config = quick_config();
     config.speed = 50.0;
-    let stage = Stage::open(config).await;
+    let stage = TestRig::start(config).await;
     let stream = r#"<Response><Connect><Stream url="wss://x"/></Connect></Response>"#;
-    stage.far.script("/answer", &[(200, stream), (200, stream)]);
-    let (sid, _) = stage.life("+14155551000", &[]).await;
+    stage
+        .dialer
+        .script("/answer", &[(200, stream), (200, stream)]);
+    let (sid, _) = stage.run_call("+14155551000", &[]).await;
     assert_eq!(stage.fetch(&sid).await["duration"], "30");
-    let last = stage.far.seen("/status").pop().unwrap();
+    let last = stage.dialer.seen("/status").pop().unwrap();
     assert_eq!(last.get("CallDuration"), "30");
     assert_eq!(last.get("Duration"), "1");
-    let (limited, _) = stage.life("+14155551001", &[("TimeLimit", "5")]).await;
+    let (limited, _) = stage.run_call("+14155551001", &[("TimeLimit", "5")]).await;
     assert_eq!(stage.fetch(&limited).await["duration"], "5");
 }
 
 #[tokio::test]
 async fn the_ring_timeout_of_the_create_ends_a_slow_ring() {
-    let stage = Stage::open(quick()).await;
-    let (_, words) = stage.life("+14155551000", &[("Timeout", "2")]).await;
+    let stage = TestRig::start(quick_config()).await;
+    let (_, words) = stage.run_call("+14155551000", &[("Timeout", "2")]).await;
     assert_eq!(words, ["initiated", "ringing", "no-answer"]);
 }
 
 #[tokio::test]
 async fn asynchronous_detection_calls_back_and_names_who_answered() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let hook = stage.hook("/amd");
     let pause = (200, r#"<Response><Pause length="60"/></Response>"#);
-    stage.far.script("/answer", &[pause, pause]);
+    stage.dialer.script("/answer", &[pause, pause]);
     let detect = [
         ("MachineDetection", "Enable"),
         ("AsyncAmd", "true"),
         ("AsyncAmdStatusCallback", hook.as_str()),
     ];
 
-    let (sid, _) = stage.life("+14155550003", &detect).await;
-    let amd = stage.far.seen("/amd");
+    let (sid, _) = stage.run_call("+14155550003", &detect).await;
+    let amd = stage.dialer.seen("/amd");
     assert_eq!(amd.len(), 1);
     assert_eq!(amd[0].get("AnsweredBy"), "machine_start");
     assert!(
@@ -138,40 +140,40 @@ async fn asynchronous_detection_calls_back_and_names_who_answered() {
             >= 2000
     );
     assert!(
-        !stage.far.seen("/answer")[0]
+        !stage.dialer.seen("/answer")[0]
             .params
             .contains_key("AnsweredBy")
     );
 
-    let last = stage.far.seen("/status").pop().unwrap();
+    let last = stage.dialer.seen("/status").pop().unwrap();
     assert_eq!(last.get("AnsweredBy"), "machine_start");
     assert_eq!(stage.fetch(&sid).await["answered_by"], "machine_start");
-    let (_, _) = stage.life("+14155551000", &detect).await;
-    assert_eq!(stage.far.seen("/amd")[1].get("AnsweredBy"), "human");
+    let (_, _) = stage.run_call("+14155551000", &detect).await;
+    assert_eq!(stage.dialer.seen("/amd")[1].get("AnsweredBy"), "human");
 }
 
 #[tokio::test]
 async fn synchronous_detection_delays_the_answer_document() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     stage
-        .life("+14155550009", &[("MachineDetection", "Enable")])
+        .run_call("+14155550009", &[("MachineDetection", "Enable")])
         .await;
-    assert_eq!(stage.far.seen("/answer")[0].get("AnsweredBy"), "fax");
+    assert_eq!(stage.dialer.seen("/answer")[0].get("AnsweredBy"), "fax");
 }
 
 #[tokio::test]
 async fn a_recorded_call_reports_its_recording_and_serves_it() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let hook = stage.hook("/recording");
     let record = [
         ("Record", "true"),
         ("RecordingStatusCallback", hook.as_str()),
     ];
-    let (sid, _) = stage.life("+14155551000", &record).await;
-    let recording = &stage.far.seen("/recording")[0];
+    let (sid, _) = stage.run_call("+14155551000", &record).await;
+    let recording = &stage.dialer.seen("/recording")[0];
     assert_eq!(recording.get("RecordingStatus"), "completed");
     assert_eq!(recording.get("CallSid"), sid);
-    let last = stage.far.seen("/status").pop().unwrap();
+    let last = stage.dialer.seen("/status").pop().unwrap();
     assert_eq!(last.get("RecordingUrl"), recording.get("RecordingUrl"));
     let url = recording.get("RecordingUrl");
     let (status, metadata) = stage.get(&format!("{url}.json")).await;
@@ -184,13 +186,13 @@ async fn a_recorded_call_reports_its_recording_and_serves_it() {
         .await
         .unwrap();
     assert_eq!(sound.headers()["content-type"], "audio/x-wav");
-    let (_, _) = stage.life("+14155550001", &record).await;
-    assert_eq!(stage.far.seen("/recording").len(), 1);
+    let (_, _) = stage.run_call("+14155550001", &record).await;
+    assert_eq!(stage.dialer.seen("/recording").len(), 1);
 }
 
 #[tokio::test]
 async fn an_inline_document_needs_no_answer_url() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let twiml = "<Response><Say>Hi</Say></Response>".to_owned();
     let fields = [
         ("To", "+14155551000".to_owned()),
@@ -199,32 +201,32 @@ async fn an_inline_document_needs_no_answer_url() {
     ];
     let (status, body) = stage.create_with(&fields).await.unwrap();
     assert_eq!(status, 201);
-    stage.settle().await;
+    stage.wait_idle().await;
     let resource = stage.fetch(body["sid"].as_str().unwrap()).await;
     assert_eq!(resource["status"], "completed");
-    assert!(stage.far.seen.lock().unwrap().is_empty());
+    assert!(stage.dialer.seen.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
 async fn a_bad_document_goes_to_the_fallback_and_then_ends_the_call() {
-    let mut config = quick();
+    let mut config = quick_config();
     // Every call ends by its documents, not by the talk time of the callee.
-    config.behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
-    let stage = Stage::open(config).await;
-    stage.far.script(
+    config.behavior.talk_secs = SecondsRange::new(1e6, 1e6).unwrap();
+    let stage = TestRig::start(config).await;
+    stage.dialer.script(
         "/answer",
         &[(200, "<Response><Sya/></Response>"), (500, "")],
     );
     let fallback = stage.hook("/fallback");
     stage
-        .life("+14155551000", &[("FallbackUrl", &fallback)])
+        .run_call("+14155551000", &[("FallbackUrl", &fallback)])
         .await;
-    assert_eq!(stage.far.seen("/fallback")[0].get("ErrorCode"), "12100");
-    let (_, words) = stage.life("+14155551001", &[]).await;
+    assert_eq!(stage.dialer.seen("/fallback")[0].get("ErrorCode"), "12100");
+    let (_, words) = stage.run_call("+14155551001", &[]).await;
     assert_eq!(words.last().unwrap(), "completed");
     let nowhere = (200, r#"<Response><Redirect>ftp://x/</Redirect></Response>"#);
-    stage.far.script("/answer", &[nowhere]);
-    stage.life("+14155551002", &[]).await;
+    stage.dialer.script("/answer", &[nowhere]);
+    stage.run_call("+14155551002", &[]).await;
     let oracle = stage.sim.oracle();
     assert_eq!(oracle.documents.answers_failed, 2);
     assert_eq!(oracle.documents.later, 2);
@@ -233,45 +235,45 @@ async fn a_bad_document_goes_to_the_fallback_and_then_ends_the_call() {
 
 #[tokio::test]
 async fn the_price_appears_after_the_end_and_is_negative() {
-    let mut config = quick();
+    let mut config = quick_config();
     config.behavior.price_after_secs = 0.0;
-    let stage = Stage::open(config).await;
-    let (sid, _) = stage.life("+14155551000", &[]).await;
+    let stage = TestRig::start(config).await;
+    let (sid, _) = stage.run_call("+14155551000", &[]).await;
     assert_eq!(stage.fetch(&sid).await["price"], "-0.014000");
-    let (sid, _) = stage.life("+14155550001", &[]).await;
+    let (sid, _) = stage.run_call("+14155550001", &[]).await;
     assert_eq!(stage.fetch(&sid).await["price"], Value::Null);
     let mut later = stage.sim.behavior();
     later.price_after_secs = 1e6;
     stage.sim.set_behavior(later);
-    let (sid, _) = stage.life("+14155551001", &[]).await;
+    let (sid, _) = stage.run_call("+14155551001", &[]).await;
     assert_eq!(stage.fetch(&sid).await["price"], Value::Null);
 }
 
 #[tokio::test]
 async fn a_redirect_loop_ends() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let again = (200, "<Response><Redirect/></Response>");
-    stage.far.script("/answer", &vec![again; 2000]);
+    stage.dialer.script("/answer", &vec![again; 2000]);
     let mut behavior = stage.sim.behavior();
-    behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
+    behavior.talk_secs = SecondsRange::new(1e6, 1e6).unwrap();
     stage.sim.set_behavior(behavior);
     stage.create("+14155551000", &[]).await;
-    stage.settle().await;
-    assert_eq!(stage.far.seen("/answer").len(), 501);
+    stage.wait_idle().await;
+    assert_eq!(stage.dialer.seen("/answer").len(), 501);
 }
 
 #[tokio::test]
 async fn two_runs_with_one_seed_have_the_same_outcomes() {
     let mut outcomes = Vec::new();
     for _ in 0..2 {
-        let mut config = quick();
+        let mut config = quick_config();
         config.speed = 2000.0;
-        config.behavior.mix = Mix::default();
-        let stage = Stage::open(config).await;
+        config.behavior.mix = OutcomeMix::default();
+        let stage = TestRig::start(config).await;
         for n in 1000..1060 {
             stage.create(&format!("+1415555{n}"), &[]).await;
         }
-        stage.settle().await;
+        stage.wait_idle().await;
         let by_number = stage.list("PageSize=100").await["calls"]
             .as_array()
             .unwrap()

@@ -18,41 +18,44 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use crate::{Behavior, Callee, Config, Mix, Running, Simulator, Span, sign};
+use crate::{
+    CallOutcome, CalleeBehavior, OutcomeMix, RunningSimulator, SecondsRange, Simulator,
+    SimulatorConfig, sign,
+};
 
 const ACCOUNT: &str = "AC00000000000000000000000000000001";
 const FROM: &str = "+14155550111";
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_DEADLINE: Duration = Duration::from_secs(20);
 
 /// One request that reached the dialer's server.
 #[derive(Clone, Debug)]
-struct Seen {
+struct ReceivedRequest {
     path: String,
     params: HashMap<String, String>,
     idempotency: String,
 }
 
-impl Seen {
+impl ReceivedRequest {
     fn get(&self, name: &str) -> &str {
         self.params.get(name).map_or("", String::as_str)
     }
 }
 
 /// The dialer's server: records requests and answers from a script.
-struct FarEnd {
+struct DialerServer {
     url: String,
     token: String,
-    seen: Mutex<Vec<Seen>>,
+    seen: Mutex<Vec<ReceivedRequest>>,
     scripts: Mutex<HashMap<String, VecDeque<(u16, String)>>>,
     arrived: Notify,
 }
 
-impl FarEnd {
+impl DialerServer {
     async fn start() -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let far = Arc::new(Self {
             url: format!("http://{}", listener.local_addr().unwrap()),
-            token: Config::default().default_account.auth_token,
+            token: SimulatorConfig::default().default_account.auth_token,
             seen: Mutex::default(),
             scripts: Mutex::default(),
             arrived: Notify::new(),
@@ -86,7 +89,7 @@ impl FarEnd {
         assert_eq!(signature, sign(&far.token, &url, &signed));
 
         let path = uri.path().to_owned();
-        far.seen.lock().unwrap().push(Seen {
+        far.seen.lock().unwrap().push(ReceivedRequest {
             path: path.clone(),
             params: params.into_iter().collect(),
             idempotency: headers["i-twilio-idempotency-token"]
@@ -115,13 +118,13 @@ impl FarEnd {
             .insert(path.to_owned(), answers);
     }
 
-    fn seen(&self, path: &str) -> Vec<Seen> {
+    fn seen(&self, path: &str) -> Vec<ReceivedRequest> {
         let seen = self.seen.lock().unwrap();
         seen.iter().filter(|s| s.path == path).cloned().collect()
     }
 
-    async fn wait_for(&self, path: &str, count: usize) -> Vec<Seen> {
-        tokio::time::timeout(PATIENCE, async {
+    async fn wait_for(&self, path: &str, count: usize) -> Vec<ReceivedRequest> {
+        tokio::time::timeout(WAIT_DEADLINE, async {
             loop {
                 let arrived = self.arrived.notified();
                 tokio::pin!(arrived);
@@ -139,35 +142,35 @@ impl FarEnd {
 }
 
 /// A simulator, the dialer's server and an HTTP client.
-struct Stage {
-    sim: Running,
-    far: Arc<FarEnd>,
+struct TestRig {
+    sim: RunningSimulator,
+    dialer: Arc<DialerServer>,
     http: reqwest::Client,
     token: String,
 }
 
 /// A fast, deterministic configuration: everybody answers and waits for the hangup.
-fn quick() -> Config {
-    Config {
+fn quick_config() -> SimulatorConfig {
+    SimulatorConfig {
         speed: 200.0,
-        behavior: Behavior {
-            mix: Mix::only(Callee::Answers),
-            setup_secs: Span::new(0.5, 0.5).unwrap(),
-            ring_secs: Span::new(3.0, 3.0).unwrap(),
-            talk_secs: Span::new(30.0, 30.0).unwrap(),
-            machine_secs: Span::new(20.0, 20.0).unwrap(),
-            ..Behavior::default()
+        behavior: CalleeBehavior {
+            mix: OutcomeMix::only(CallOutcome::Answers),
+            setup_secs: SecondsRange::new(0.5, 0.5).unwrap(),
+            ring_secs: SecondsRange::new(3.0, 3.0).unwrap(),
+            talk_secs: SecondsRange::new(30.0, 30.0).unwrap(),
+            machine_secs: SecondsRange::new(20.0, 20.0).unwrap(),
+            ..CalleeBehavior::default()
         },
-        ..Config::default()
+        ..SimulatorConfig::default()
     }
 }
 
-impl Stage {
-    async fn open(config: Config) -> Self {
+impl TestRig {
+    async fn start(config: SimulatorConfig) -> Self {
         let token = config.default_account.auth_token.clone();
         Self {
             sim: Simulator::start(config).await.unwrap(),
-            far: FarEnd::start().await,
+            dialer: DialerServer::start().await,
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             token,
         }
@@ -178,7 +181,7 @@ impl Stage {
     }
 
     fn hook(&self, path: &str) -> String {
-        format!("{}{path}", self.far.url)
+        format!("{}{path}", self.dialer.url)
     }
 
     /// Default fields: answer at `/answer`, every status event to `/status`.
@@ -251,19 +254,20 @@ impl Stage {
         body
     }
 
-    async fn settle(&self) {
+    async fn wait_idle(&self) {
         assert!(
-            self.sim.wait_idle(PATIENCE).await,
+            self.sim.wait_idle(WAIT_DEADLINE).await,
             "calls or callbacks are unfinished"
         );
     }
 
     /// Runs one call to its end; returns its sid and its statuses in sequence.
-    async fn life(&self, to: &str, extra: &[(&'static str, &str)]) -> (String, Vec<String>) {
+    async fn run_call(&self, to: &str, extra: &[(&'static str, &str)]) -> (String, Vec<String>) {
         let sid = self.create(to, extra).await;
-        self.settle().await;
-        let seen = self.far.seen("/status");
-        let of_call: Vec<&Seen> = seen.iter().filter(|s| s.get("CallSid") == sid).collect();
+        self.wait_idle().await;
+        let seen = self.dialer.seen("/status");
+        let of_call: Vec<&ReceivedRequest> =
+            seen.iter().filter(|s| s.get("CallSid") == sid).collect();
         for (place, event) in of_call.iter().enumerate() {
             assert_eq!(event.get("SequenceNumber"), place.to_string());
         }

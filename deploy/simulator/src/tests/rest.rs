@@ -1,13 +1,13 @@
 //! The REST contract: responses, errors, lists, updates, calls per second.
 
 use super::*;
-use crate::{Account, OverCps};
+use crate::{AccountConfig, OverCps};
 
 const SECOND: u64 = 1_000_000;
 
 #[tokio::test]
 async fn a_create_answers_with_the_documented_resource() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let (status, body) = stage
         .create_with(&stage.fields("+14155551000"))
         .await
@@ -31,7 +31,7 @@ async fn a_create_answers_with_the_documented_resource() {
 
 #[tokio::test]
 async fn refusals_have_twilios_shape() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let mut typo = stage.fields("+14155551000");
     typo.push(("StatusCalback", "x".to_owned()));
     let (status, body) = stage.create_with(&typo).await.unwrap();
@@ -68,9 +68,9 @@ async fn refusals_have_twilios_shape() {
 
 #[tokio::test]
 async fn lists_filter_and_page_from_new_to_old() {
-    let mut config = quick();
+    let mut config = quick_config();
     config.speed = 1.0;
-    let stage = Stage::open(config).await;
+    let stage = TestRig::start(config).await;
     let mut created = Vec::new();
     for n in 0..7 {
         created.push(
@@ -107,9 +107,9 @@ async fn lists_filter_and_page_from_new_to_old() {
 
 #[tokio::test]
 async fn lists_filter_by_status_and_day() {
-    let stage = Stage::open(quick()).await;
-    let (busy, _) = stage.life("+14155550001", &[]).await;
-    let (answered, _) = stage.life("+14155551000", &[]).await;
+    let stage = TestRig::start(quick_config()).await;
+    let (busy, _) = stage.run_call("+14155550001", &[]).await;
+    let (answered, _) = stage.run_call("+14155551000", &[]).await;
     assert_eq!(sids(&stage.list("Status=busy").await), [&*busy]);
     assert_eq!(sids(&stage.list("Status=completed").await), [&*answered]);
 
@@ -136,9 +136,9 @@ async fn lists_filter_by_status_and_day() {
     // A queued call has no start time.
     stage.sim.set_account(
         ACCOUNT,
-        Account {
+        AccountConfig {
             cps: 1,
-            ..Account::default()
+            ..AccountConfig::default()
         },
     );
     // With this many before it, its slot is a minute away.
@@ -155,15 +155,15 @@ async fn lists_filter_by_status_and_day() {
 
 #[tokio::test]
 async fn a_call_can_be_canceled_before_the_answer_and_completed_after() {
-    let mut config = quick();
+    let mut config = quick_config();
     config.speed = 0.001;
-    let stage = Stage::open(config).await;
+    let stage = TestRig::start(config).await;
     let ringing = stage.create("+14155551000", &[]).await;
     let (status, body) = stage.update(&ringing, ("Status", "canceled".into())).await;
     assert_eq!((status, &body["status"]), (200, &Value::from("canceled")));
-    stage.settle().await;
+    stage.wait_idle().await;
     let words: Vec<_> = stage
-        .far
+        .dialer
         .seen("/status")
         .iter()
         .map(|s| s.get("CallStatus").to_owned())
@@ -177,31 +177,31 @@ async fn a_call_can_be_canceled_before_the_answer_and_completed_after() {
 
 #[tokio::test]
 async fn an_answered_call_is_redirected_or_completed_but_not_canceled() {
-    let mut config = quick();
-    config.behavior.talk_secs = Span::new(1e6, 1e6).unwrap();
-    let stage = Stage::open(config).await;
+    let mut config = quick_config();
+    config.behavior.talk_secs = SecondsRange::new(1e6, 1e6).unwrap();
+    let stage = TestRig::start(config).await;
     let hold = (200, "<Response><Connect/></Response>");
-    stage.far.script("/answer", &[hold]);
-    stage.far.script("/other", &[hold]);
+    stage.dialer.script("/answer", &[hold]);
+    stage.dialer.script("/other", &[hold]);
     let sid = stage.create("+14155551000", &[]).await;
-    stage.far.wait_for("/answer", 1).await;
+    stage.dialer.wait_for("/answer", 1).await;
     let (status, body) = stage.update(&sid, ("Status", "canceled".into())).await;
     assert_eq!((status, &body["code"]), (400, &Value::from(21220)));
     let (status, _) = stage.update(&sid, ("Url", stage.hook("/other"))).await;
     assert_eq!(status, 200);
-    stage.far.wait_for("/other", 1).await;
+    stage.dialer.wait_for("/other", 1).await;
     let (status, body) = stage.update(&sid, ("Status", "completed".into())).await;
     assert_eq!((status, &body["status"]), (200, &Value::from("completed")));
-    stage.settle().await;
+    stage.wait_idle().await;
 }
 
 #[tokio::test]
-async fn creates_above_the_pace_wait_their_turn() {
-    let stage = Stage::open(quick()).await;
-    let limited = |over_cps| Account {
+async fn creates_above_the_cps_limit_are_queued_or_refused() {
+    let stage = TestRig::start(quick_config()).await;
+    let limited = |over_cps| AccountConfig {
         cps: 2,
         over_cps,
-        ..Account::default()
+        ..AccountConfig::default()
     };
     stage.sim.set_account(ACCOUNT, limited(OverCps::Queue));
     let mut queue_times = Vec::new();
@@ -241,7 +241,7 @@ async fn creates_above_the_pace_wait_their_turn() {
 
 #[tokio::test]
 async fn a_call_belongs_to_its_account() {
-    let stage = Stage::open(quick()).await;
+    let stage = TestRig::start(quick_config()).await;
     let sid = stage.create("+14155551000", &[]).await;
     let other = "AC00000000000000000000000000000002";
     let url = format!("{}/2010-04-01/Accounts/{other}/Calls", stage.sim.url());
@@ -252,6 +252,6 @@ async fn a_call_belongs_to_its_account() {
     assert_eq!(get(format!("{url}/{sid}.json")).await.status(), 404);
     let list: Value = get(format!("{url}.json")).await.json().await.unwrap();
     assert!(sids(&list).is_empty());
-    assert_eq!(stage.sim.oracle_of(other).creates, 0);
-    assert_eq!(stage.sim.oracle_of(ACCOUNT).creates, 1);
+    assert_eq!(stage.sim.account_oracle(other).creates, 0);
+    assert_eq!(stage.sim.account_oracle(ACCOUNT).creates, 1);
 }

@@ -10,9 +10,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::access::owner_filter::OwnerFilter;
 use crate::platform::ids::AgentId;
 use crate::platform::money::Usd;
-use crate::platform::page::OwnerFilter;
 
 /// Kind of usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -4,10 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::header::{PHONE_COLUMN, ZONE_COLUMN};
 use super::reader::CsvRecord;
+use crate::config::uploads::REASON_COLUMN_COUNT;
 use crate::platform::spreadsheet;
 
 /// Columns that an error file has after the row's own, so that it can be corrected and uploaded.
-pub(super) const REASON_COLUMNS: [&str; 5] = ["line", "column", "value", "code", "message"];
+pub(super) const REASON_COLUMNS: [&str; REASON_COLUMN_COUNT] =
+    ["line", "column", "value", "code", "message"];
 
 /// Mapping of a file's columns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::context::Context;
+use crate::metrics::SampleSources;
 
 /// Most connections served at once.
 const MAX_CONNECTIONS: usize = 16;
@@ -51,7 +52,7 @@ pub async fn serve(context: Arc<Context>, listener: TcpListener, shutdown: Cance
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = accepting => {}
-        () = context.metrics.sampled.probe_pools(&context) => {}
+        () = context.metrics.sampled.probe_pools(sample_sources(&context)) => {}
     }
 }
 
@@ -99,9 +100,21 @@ async fn respond<B>(
         *response.status_mut() = StatusCode::NOT_FOUND;
         return Ok(response);
     }
-    context.metrics.sampled.refresh(context).await;
+    context
+        .metrics
+        .sampled
+        .refresh(sample_sources(context))
+        .await;
     let mut response = Response::new(Full::from(context.metrics.encode_text()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, OPENMETRICS_CONTENT_TYPE);
     Ok(response)
+}
+
+fn sample_sources(context: &Context) -> SampleSources<'_> {
+    SampleSources {
+        pool: &context.pool,
+        callbacks: &context.callback_pool,
+        wakeups: &context.wakeups,
+    }
 }
