@@ -2,7 +2,8 @@
 --
 -- Amounts are whole micro-dollars (1e-6 USD). The ledger keeps every movement for ever: a
 -- transaction's entries sum to zero and nothing there is changed or removed. Wallets and grants
--- are projections of it that are locked and changed; `peal-worker ledger verify` recomputes them.
+-- are projections of it that are locked and changed; `peal-api admin ledger verify` recomputes
+-- them.
 
 -- Places where money is. `mint`, `expiry`, `adjustment` and `platform_revenue` are the platform's
 -- sides of an organisation's money; they have no running balance, so that no statement locks them.

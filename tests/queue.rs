@@ -514,14 +514,14 @@ async fn a_panic_ends_one_run_and_counts_as_a_failure() {
 }
 
 #[tokio::test]
-async fn a_dead_job_can_be_revived_unless_its_work_is_under_way() {
+async fn a_dead_job_can_be_retried_unless_its_work_is_under_way() {
     let house = House::new().await;
     let workers = house.work(2);
     let bad = house.add(Panics { n: 1 }).await;
     house.becomes(&bad, "dead").await;
     let mut db = house.db.pool.acquire().await.unwrap();
-    let revived = queue::retry_dead_job(&mut db, bad.id).await.unwrap();
-    house.bells.notify_job(&revived);
+    let retried = queue::retry_dead_job(&mut db, bad.id).await.unwrap();
+    house.bells.notify_job(&retried);
     house.becomes(&bad, "dead").await;
     workers.stop().await;
     let missing = queue::retry_dead_job(&mut db, JobId::new()).await;

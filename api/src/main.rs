@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use peal_api::cli::admin::{AdminCommand, create_user, rotate_master_key};
+use peal_api::cli::admin::AdminCommand;
 use peal_api::cli::bootstrap::{BootstrapArgs, bootstrap};
 use peal_shared::config::{Config, Settings};
-use peal_shared::context::{Context, ProcessKind, migrate};
+use peal_shared::context::{Context, ProcessKind, ensure_migrated, migrate};
 use peal_shared::platform::logging;
 use peal_shared::platform::rlimit::raise_open_files_limit;
 use peal_shared::telemetry_server;
@@ -41,7 +41,7 @@ enum CliCommand {
     /// Create an organisation, its administrator, a trunk, a number and an agent, and print
     /// their ids and a new API key as JSON.
     Bootstrap(Box<BootstrapArgs>),
-    /// Operator commands.
+    /// Look at the installation and act on it: users, keys, queues, trunks, money.
     #[command(subcommand)]
     Admin(AdminCommand),
 }
@@ -68,17 +68,10 @@ async fn main() -> anyhow::Result<()> {
             println!("{}", serde_json::to_string(&ready)?);
             Ok(())
         }
-        CliCommand::Admin(AdminCommand::CreateUser(options)) => {
+        CliCommand::Admin(command) => {
             let context = Context::connect(config, ProcessKind::Command).await?;
-            let created = create_user(&context, &options).await?;
-            println!("{}", serde_json::to_string(&created)?);
-            Ok(())
-        }
-        CliCommand::Admin(AdminCommand::RotateMasterKey) => {
-            let context = Context::connect(config, ProcessKind::Command).await?;
-            let rotated = rotate_master_key(&context).await?;
-            println!("{}", serde_json::to_string(&rotated)?);
-            Ok(())
+            ensure_migrated(&context.pool).await?;
+            command.run(&context).await
         }
     }
 }

@@ -30,8 +30,9 @@ pub use proxies::{ProxySettings, TrustedProxies};
 pub use sign_in::{ExternalIssuer, SignInConfig, SignInSettings, SignUpPolicy};
 pub use watch::{TelemetryConfig, TelemetrySettings, TracesConfig};
 
-/// Settings as typed. `--help` shows these comments.
+/// Settings as typed. `--help` shows these comments, below the options of the command.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Settings")]
 pub struct Settings {
     /// PostgreSQL URL: postgres://user:password@host:5432/peal
     #[arg(long, env = "PEAL_DATABASE_URL", hide_env_values = true, global = true)]

@@ -207,9 +207,9 @@ async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
     for refusal in all(&app, kit.deletions(), "", 409).await {
         assert_eq!(refusal["code"], "tool_in_use", "{refusal}");
         let detail = refusal["detail"].as_str().expect("a text");
-        let by = "; the running batch \"March reminders\" uses this: take it away";
+        let by = "; the running batch \"March reminders\" uses this: remove it from them";
         assert!(detail.contains(by), "{detail}");
-        let force = "send force=true, which takes it from these agents";
+        let force = "send force=true, which removes it from these agents";
         assert!(detail.contains(force), "{detail}");
     }
     all(&app, kit.changes(), "?force_update=false", 409).await;

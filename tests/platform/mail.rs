@@ -257,7 +257,7 @@ async fn an_address_that_is_none_is_refused_before_anything_is_written() {
 }
 
 #[tokio::test]
-async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_revived() {
+async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_retried() {
     let db = fresh_database().await;
     let org = organization(&db).await;
     let server = MailServer::start().await;
@@ -371,7 +371,7 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
     assert_eq!(kept(&db, "waiting@example.com").await, (text, false));
     assert_eq!(kept(&db, "dead@example.com").await, (String::new(), true));
 
-    // Whoever revives it later learns that there is nothing to send.
+    // Whoever retries it later learns that there is nothing to send.
     let _unrung = queue::retry_dead_job(&mut connection, written[1].id)
         .await
         .unwrap();
@@ -387,7 +387,7 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
     let dead = queue::dead_jobs(&mut connection, 5).await.unwrap();
     assert_eq!(dead.len(), 1);
     let why = dead[0].why.clone().unwrap();
-    assert!(why.contains("its text was forgotten"), "{why}");
+    assert!(why.contains("its text was deleted"), "{why}");
     shutdown.cancel();
     workers.await.unwrap().unwrap();
 }

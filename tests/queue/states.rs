@@ -45,7 +45,7 @@ enum Action {
     Work,
     WorkWhilePaused,
     Sweep,
-    Revive,
+    RetryDead,
 }
 
 /// Where each action leads from each of [`PLACES`], with the attempts that are counted then. ""
@@ -96,7 +96,7 @@ const TABLE: [(Action, Ends); 5] = [
         ],
     ),
     (
-        Action::Revive,
+        Action::RetryDead,
         [SAME, SAME, SAME, SAME, SAME, SAME, SAME, ("ready", 0)],
     ),
 ];
@@ -172,9 +172,9 @@ impl House {
                 queue::resume(&mut db, Queue::Control).await.unwrap();
             }
             Action::Sweep => self.sweep().await,
-            Action::Revive => {
-                let revived = queue::retry_dead_job(&mut db, job.id).await;
-                assert_eq!(revived.is_ok(), place == "dead", "{place}");
+            Action::RetryDead => {
+                let retried = queue::retry_dead_job(&mut db, job.id).await;
+                assert_eq!(retried.is_ok(), place == "dead", "{place}");
             }
         }
     }

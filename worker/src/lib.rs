@@ -15,7 +15,6 @@ pub mod dial;
 pub mod events;
 pub mod jobs;
 pub mod maintenance;
-pub mod operate;
 pub mod queues;
 pub mod settle;
 

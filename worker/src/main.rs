@@ -11,7 +11,6 @@ use peal_shared::platform::logging;
 use peal_shared::platform::rlimit::raise_open_files_limit;
 use peal_shared::telemetry_server;
 use peal_worker::Role;
-use peal_worker::operate::OperatorCommand;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -35,9 +34,6 @@ struct CliArguments {
     roles: Vec<Role>,
     #[command(flatten)]
     settings: Settings,
-    /// Operator command; without one the worker runs its roles.
-    #[command(subcommand)]
-    command: Option<OperatorCommand>,
 }
 
 #[tokio::main]
@@ -45,12 +41,6 @@ async fn main() -> anyhow::Result<()> {
     let arguments = CliArguments::parse();
     logging::init();
     let config = Config::from_settings(arguments.settings)?;
-
-    if let Some(command) = arguments.command {
-        let context = Context::connect(config, ProcessKind::Command).await?;
-        ensure_migrated(&context.pool).await?;
-        return command.run(&context).await;
-    }
 
     let context = Context::connect(config, ProcessKind::Worker).await?;
     ensure_migrated(&context.pool).await?;

@@ -1,4 +1,5 @@
-//! `peal-api admin`: operator commands, which need no session.
+//! `peal-api admin <noun> <verb>`: the operator's commands, and those that create users and rotate
+//! the master key. The other nouns are in [`operator`](super::operator).
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -14,18 +15,77 @@ use peal_shared::{api_keys, trunks, users};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
-use crate::cli::bootstrap::{parse_email, parse_name};
+use super::bootstrap::{parse_email, parse_name};
+use super::operator::{
+    JobCommand, LedgerCommand, NumberCommand, QueueCommand, TrunkCommand, WalletCommand,
+};
+use super::print_lines;
 
-/// Commands of `peal-api admin`.
+/// Nouns of `peal-api admin`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum AdminCommand {
-    /// Create a user, or set the role and password of one that exists. All its sessions end.
-    CreateUser(CreateUser),
-    /// Reseal under PEAL_MASTER_KEY all secrets that are sealed under PEAL_MASTER_KEY_PREVIOUS.
-    RotateMasterKey,
+    /// Users: create.
+    #[command(subcommand)]
+    User(UserCommand),
+    /// The master key: rotate.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Queues of jobs: list, pause, resume.
+    #[command(subcommand)]
+    Queue(QueueCommand),
+    /// Jobs that failed for good: list, retry.
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Trunks: list, resume.
+    #[command(subcommand)]
+    Trunk(TrunkCommand),
+    /// Caller numbers: list.
+    #[command(subcommand)]
+    Number(NumberCommand),
+    /// Wallets: list.
+    #[command(subcommand)]
+    Wallet(WalletCommand),
+    /// The ledger: verify.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
 }
 
-/// Arguments of `create-user`.
+/// Verbs of `user`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum UserCommand {
+    /// Creates a user, or sets the role and password of one that exists. All its sessions end.
+    Create(CreateUser),
+}
+
+/// Verbs of `key`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Reseals under PEAL_MASTER_KEY all secrets that are sealed under PEAL_MASTER_KEY_PREVIOUS.
+    Rotate,
+}
+
+impl AdminCommand {
+    /// Runs the command and prints its result.
+    ///
+    /// # Errors
+    /// Fails when the command is refused or a step of it fails.
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::User(UserCommand::Create(user)) => {
+                print_lines([create_user(context, &user).await?])
+            }
+            Self::Key(KeyCommand::Rotate) => print_lines([rotate_master_key(context).await?]),
+            Self::Queue(command) => command.run(context).await,
+            Self::Job(command) => command.run(context).await,
+            Self::Trunk(command) => command.run(context).await,
+            Self::Number(command) => command.run(context).await,
+            Self::Wallet(command) => command.run(context).await,
+            Self::Ledger(command) => command.run(context).await,
+        }
+    }
+}
+
+/// Arguments of `user create`.
 #[derive(Args, Clone, Debug)]
 pub struct CreateUser {
     /// E-mail address.

@@ -49,7 +49,7 @@ pub struct DemoSummary {
     /// The wallet that paid, before the first call and after the last.
     pub before: WalletBalance,
     pub after: WalletBalance,
-    /// Findings of `peal-worker ledger verify`.
+    /// Findings of `peal-api admin ledger verify`.
     pub ledger_errors: Vec<String>,
 }
 

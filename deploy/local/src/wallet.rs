@@ -23,7 +23,7 @@ pub struct WalletBalance {
 impl WalletBalance {
     /// Reads the wallet.
     pub async fn read(tools: &ProgramRunner) -> Result<Self> {
-        let printed = tools.run("peal-worker", &["ledger", "wallets"]).await?;
+        let printed = tools.run("peal-api", &["admin", "wallet", "list"]).await?;
         Self::parse(&printed)
     }
 
@@ -59,9 +59,9 @@ impl WalletBalance {
     }
 }
 
-/// Errors that `peal-worker ledger verify` reports.
+/// Errors that `peal-api admin ledger verify` reports.
 pub async fn ledger_errors(tools: &ProgramRunner) -> Result<Vec<String>> {
-    match tools.run("peal-worker", &["ledger", "verify"]).await {
+    match tools.run("peal-api", &["admin", "ledger", "verify"]).await {
         Ok(_) => Ok(Vec::new()),
         Err(error) => Ok(vec![format!("{error:#}")]),
     }

@@ -40,6 +40,19 @@ pub struct CallerNumber {
     pub org_id: OrgId,
 }
 
+/// A caller number as the operator sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CallerNumberOverview {
+    pub id: PhoneId,
+    pub phone_number: E164,
+    pub is_active: bool,
+    pub org_id: OrgId,
+    pub organization: String,
+    pub trunk_id: TrunkId,
+    /// Name of the trunk.
+    pub trunk: String,
+}
+
 /// Caller number to create.
 #[derive(Clone, Debug)]
 pub struct NewCallerNumber {
@@ -260,6 +273,24 @@ pub async fn list(
     .await?;
 
     Ok((phones, total))
+}
+
+/// Lists all caller numbers of the installation, by organisation, for the operator.
+pub async fn list_unscoped(db: &mut PgConnection) -> Result<Vec<CallerNumberOverview>> {
+    let phones = sqlx::query_as!(
+        CallerNumberOverview,
+        r#"select p.id as "id: PhoneId", p.phone_number as "phone_number: E164", p.is_active,
+                  p.org_id as "org_id: OrgId", o.name as organization,
+                  p.trunk_id as "trunk_id: TrunkId", t.name as trunk
+           from phone_numbers p
+           join organizations o on o.id = p.org_id
+           join trunks t on t.id = p.trunk_id
+           where p.deleted_at is null
+           order by o.name, o.id, p.phone_number, p.id"#,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(phones)
 }
 
 /// Locks a caller number in the caller's scope and reads it.
