@@ -12,7 +12,7 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 use peal_shared::access::{Credential, Principal, Role, Scope};
 use peal_shared::campaigns::ingest;
 use peal_shared::campaigns::ingest::{
-    IngestCounts, IngestResult, IngestTarget, RowInput, State, StoredUpload,
+    IngestCounts, IngestResult, IngestState, IngestTarget, RowInput, StoredUpload,
 };
 use peal_shared::config::uploads::IngestLimits;
 use peal_shared::platform::ids::{AgentId, BatchId, IngestId, OrgId, PhoneId, TrunkId, UserId};
@@ -252,7 +252,10 @@ async fn the_counts_of_a_nasty_file_add_up_and_every_reject_has_its_line() {
     assert_eq!(rejects[0].code, "scientific_notation");
     assert_eq!(rejects[0].value, "9.19E+11");
     let found = bench.find(id).await;
-    assert_eq!((found.state, found.counts), (State::Completed, counts));
+    assert_eq!(
+        (found.state, found.counts),
+        (IngestState::Completed, counts)
+    );
 
     let (variables, zones): (serde_json::Value, Vec<String>) = sqlx::query_as(
         "select variable_values, zones
@@ -487,7 +490,7 @@ async fn a_batch_that_has_started_takes_no_rows() {
     let finished = bench.run(id).await;
     assert_eq!(finished.failure.unwrap().code, "batch_started");
     assert_eq!(finished.counts, IngestCounts::default());
-    assert_eq!(bench.find(id).await.state, State::Failed);
+    assert_eq!(bench.find(id).await.state, IngestState::Failed);
     let mut db = bench.pool().acquire().await.unwrap();
     let refused = ingest::insert_records(&mut db, &bench.target, &LIMITS, &[]).await;
     assert!(matches!(

@@ -122,7 +122,7 @@ async fn an_ingest_that_is_given_up_keeps_its_rows_and_not_its_file() {
         let told = ingest::give_up_unscoped(bench.pool(), &bench.store, id, "a test").await;
         assert_eq!(told.unwrap(), None, "nobody asked to be told");
         let after = bench.find(id).await;
-        assert_eq!((after.state, after.counts), (State::Failed, before));
+        assert_eq!((after.state, after.counts), (IngestState::Failed, before));
         assert_eq!(after.failure.unwrap().code, "gave_up");
         assert!(!bench.holds(&bench.key(id)).await);
         // A job that comes back to life finds it ended.

@@ -10,11 +10,11 @@ use sqlx::AssertSqlSafe;
 
 use super::*;
 
-const STATES: [State; 4] = [
-    State::Queued,
-    State::Running,
-    State::Completed,
-    State::Failed,
+const STATES: [IngestState; 4] = [
+    IngestState::Queued,
+    IngestState::Running,
+    IngestState::Completed,
+    IngestState::Failed,
 ];
 
 /// What happens to an ingest.
@@ -38,11 +38,11 @@ use Action::{
 
 /// Where each action leads from each of [`STATES`], and how it is refused. None: the ingest is
 /// gone.
-type Ends = [(Option<State>, &'static str); 4];
+type Ends = [(Option<IngestState>, &'static str); 4];
 
 fn table() -> [(Action, Ends); 9] {
-    let (queued, running) = (Some(State::Queued), Some(State::Running));
-    let (completed, failed) = (Some(State::Completed), Some(State::Failed));
+    let (queued, running) = (Some(IngestState::Queued), Some(IngestState::Running));
+    let (completed, failed) = (Some(IngestState::Completed), Some(IngestState::Failed));
     let ends = |queued, running| [(queued, ""), (running, ""), (completed, ""), (failed, "")];
     [
         (Run, ends(completed, completed)),
@@ -98,14 +98,14 @@ impl Bench {
     }
 
     /// An ingest of ten people that has come to this state, in a batch of its own.
-    async fn ingest_in(&mut self, state: State) -> IngestId {
+    async fn ingest_in(&mut self, state: IngestState) -> IngestId {
         self.next_batch().await;
         let id = self.upload(&list(0, 10)).await;
         match state {
-            State::Queued => {}
-            State::Running => drop(self.run_and_stop(id).await.unwrap_err()),
-            State::Completed => drop(self.run(id).await),
-            State::Failed => drop(self.give_up(id).await),
+            IngestState::Queued => {}
+            IngestState::Running => drop(self.run_and_stop(id).await.unwrap_err()),
+            IngestState::Completed => drop(self.run(id).await),
+            IngestState::Failed => drop(self.give_up(id).await),
         }
         assert_eq!(self.find(id).await.state, state);
         id
@@ -200,7 +200,7 @@ impl Bench {
         }
     }
 
-    async fn facts(&self, id: IngestId) -> Option<(State, i64, Option<String>)> {
+    async fn facts(&self, id: IngestId) -> Option<(IngestState, i64, Option<String>)> {
         sqlx::query_as("select state, inserted, failure_code from ingests where id = $1")
             .bind(id)
             .fetch_optional(self.pool())
@@ -226,7 +226,7 @@ async fn everything_that_happens_does_in_every_state_what_it_should() {
             // A file is there exactly as long as somebody is to read it.
             let key = format!("ingests/{}/{id}.csv", bench.target.org);
             let file: Vec<Result<Bytes>> = bench.store.read(&key, 0).collect().await;
-            let open = matches!(to, Some(State::Queued | State::Running));
+            let open = matches!(to, Some(IngestState::Queued | IngestState::Running));
             assert_eq!(file.iter().all(Result::is_ok), open, "{case}: the file");
         }
     }
@@ -255,9 +255,9 @@ async fn an_uploader_is_told_of_either_end_once() {
 const END: &str = "ended_ingests_have_an_end";
 const REASON: &str = "failed_ingests_have_a_reason";
 /// What is wrong in each state, and the constraint that says so.
-const WRONG: [(State, &[(&str, &str)]); 4] = [
+const WRONG: [(IngestState, &[(&str, &str)]); 4] = [
     (
-        State::Queued,
+        IngestState::Queued,
         &[
             ("started_at = now()", "queued_ingests_have_not_begun"),
             ("checkpoint = '{}'", "queued_ingests_have_not_begun"),
@@ -275,7 +275,7 @@ const WRONG: [(State, &[(&str, &str)]); 4] = [
         ],
     ),
     (
-        State::Running,
+        IngestState::Running,
         &[
             ("started_at = null", "begun_ingests_have_a_place"),
             ("checkpoint = null", "begun_ingests_have_a_place"),
@@ -289,7 +289,7 @@ const WRONG: [(State, &[(&str, &str)]); 4] = [
         ],
     ),
     (
-        State::Completed,
+        IngestState::Completed,
         &[
             ("finished_at = null", END),
             ("checkpoint = null", "begun_ingests_have_a_place"),
@@ -302,7 +302,7 @@ const WRONG: [(State, &[(&str, &str)]); 4] = [
         ],
     ),
     (
-        State::Failed,
+        IngestState::Failed,
         &[
             ("finished_at = null", END),
             ("failure_code = null", REASON),

@@ -242,7 +242,7 @@ async fn the_readme_and_the_dashboard_name_what_is_shown_and_nothing_else() {
         .collect();
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read = |path: &str| std::fs::read_to_string(root.join(path)).expect(path);
-    let (dashboard, readme) = (read("deploy/grafana/peal.json"), read("README.md"));
+    let (dashboard, readme) = (read("deploy/grafana/peal.json"), read("deploy/README.md"));
     for text in [&dashboard, &readme] {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let names = words.filter(|word| {

@@ -1,7 +1,7 @@
 //! The states of a job: what everything that can happen does in each of them, and what the schema
 //! refuses whoever asks.
 
-use peal_shared::platform::queue::State;
+use peal_shared::platform::queue::JobState;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
@@ -239,11 +239,11 @@ impl JobHandler<Log> for Told {
 }
 
 /// What a run's end makes of its job: on the first attempt, and on the last.
-const ENDINGS: [(How, [State; 2]); 4] = [
-    (How::Done, [State::Done, State::Done]),
-    (How::Retry, [State::Ready, State::Dead]),
-    (How::Fail, [State::Dead, State::Dead]),
-    (How::Panic, [State::Ready, State::Dead]),
+const ENDINGS: [(How, [JobState; 2]); 4] = [
+    (How::Done, [JobState::Done, JobState::Done]),
+    (How::Retry, [JobState::Ready, JobState::Dead]),
+    (How::Fail, [JobState::Dead, JobState::Dead]),
+    (How::Panic, [JobState::Ready, JobState::Dead]),
 ];
 
 /// What may have become of a job meanwhile that its worker has lost.

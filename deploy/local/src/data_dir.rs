@@ -102,7 +102,7 @@ impl DataDir {
     }
 
     /// Removes everything but the lock.
-    pub fn empty(&self) -> Result<()> {
+    pub fn clear(&self) -> Result<()> {
         run_as::remove_dir(&self.path.join(CLUSTER_DIR))?;
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -267,7 +267,7 @@ mod tests {
         fs::write(dir.path().join("logs/api.log"), "x").unwrap();
         fs::write(dir.path().join("note"), "x").unwrap();
 
-        dir.empty().unwrap();
+        dir.clear().unwrap();
 
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().collect();
         assert_eq!(left.len(), 1);

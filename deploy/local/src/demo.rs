@@ -35,7 +35,7 @@ const STALLED_AFTER: Duration = Duration::from_secs(60);
 pub async fn run(checkout: &Path, exit: bool) -> Result<u8> {
     let mut stop = StopSignals::listen()?;
     let dir = DataDir::acquire(checkout, "demo")?;
-    dir.empty()?;
+    dir.clear()?;
 
     let Some(mut stack) = start(checkout, &dir, &mut stop).await? else {
         return Ok(130);

@@ -49,7 +49,7 @@ pub async fn start(checkout: &Path) -> Result<String> {
     let file = dir.join(PORTS_FILE);
     let both_run = ["postgres", "redis"]
         .iter()
-        .all(|name| pidfiles::runs(&dir.join("pids").join(name)));
+        .all(|name| pidfiles::is_alive(&dir.join("pids").join(name)));
     if both_run && let Some(addresses) = ServicePorts::read(&file) {
         return Ok(addresses.exports());
     }
@@ -97,10 +97,10 @@ mod tests {
         let first = start(&checkout).await.unwrap();
         assert_eq!(start(&checkout).await.unwrap(), first);
         let pid_file = checkout.join(".local/dev/pids/postgres");
-        assert!(pidfiles::runs(&pid_file));
+        assert!(pidfiles::is_alive(&pid_file));
 
         stop(&checkout).unwrap();
-        assert!(!pidfiles::runs(&pid_file));
+        assert!(!pidfiles::is_alive(&pid_file));
         crate::run_as::remove_dir(&checkout.join(".local/dev/postgres")).unwrap();
         fs::remove_dir_all(&checkout).unwrap();
     }

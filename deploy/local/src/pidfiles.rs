@@ -32,11 +32,11 @@ pub struct PidRecord {
 
 impl PidRecord {
     /// Describes the running process `pid`.
-    pub fn of(pid: u32, stop: Signal, mark: &str) -> Result<Self> {
+    pub fn describe(pid: u32, stop: Signal, mark: &str) -> Result<Self> {
         let pid = i32::try_from(pid)?;
         Ok(Self {
             pid,
-            start_ticks: started(pid).unwrap_or(0),
+            start_ticks: start_ticks(pid).unwrap_or(0),
             stop_signal: stop,
             cmdline_marker: mark.to_owned(),
         })
@@ -69,7 +69,7 @@ impl PidRecord {
     /// True if the process runs and is the described one.
     pub fn is_running(&self) -> bool {
         command_line(self.pid).is_some_and(|line| line.contains(&self.cmdline_marker))
-            && (self.start_ticks == 0 || started(self.pid) == Some(self.start_ticks))
+            && (self.start_ticks == 0 || start_ticks(self.pid) == Some(self.start_ticks))
     }
 
     fn stop(&self) -> Result<()> {
@@ -112,7 +112,7 @@ pub fn stop_all(pids: &Path) -> Result<usize> {
 }
 
 /// True if the process that `file` describes runs.
-pub fn runs(file: &Path) -> bool {
+pub fn is_alive(file: &Path) -> bool {
     PidRecord::read(file).is_ok_and(|record| record.is_running())
 }
 
@@ -144,7 +144,7 @@ fn command_line(pid: i32) -> Option<String> {
 
 /// Field 22 of `/proc/<pid>/stat`. The second field is a name that may hold spaces and
 /// brackets, so fields are counted after its last bracket.
-fn started(pid: i32) -> Option<u64> {
+fn start_ticks(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()
@@ -172,7 +172,7 @@ mod tests {
     }
 
     /// Starts a process that waits for input; `mark` is in its command line.
-    fn sleeper(mark: &str) -> std::process::Child {
+    fn spawn_sleeper(mark: &str) -> std::process::Child {
         let child = Command::new("sh")
             .args(["-c", "read -r line", mark])
             .stdin(std::process::Stdio::piped())
@@ -190,13 +190,13 @@ mod tests {
     #[test]
     fn a_stale_process_is_stopped_and_its_file_removed() {
         let scratch = ScratchDir::new();
-        let mut child = sleeper("mark-of-a-stale-process");
+        let mut child = spawn_sleeper("mark-of-a-stale-process");
         let file = scratch.0.join("sleeper");
-        PidRecord::of(child.id(), Signal::SIGTERM, "mark-of-a-stale-process")
+        PidRecord::describe(child.id(), Signal::SIGTERM, "mark-of-a-stale-process")
             .unwrap()
             .write(&file)
             .unwrap();
-        assert!(runs(&file));
+        assert!(is_alive(&file));
 
         assert_eq!(stop_all(&scratch.0).unwrap(), 1);
 
@@ -205,19 +205,21 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_with_a_reused_pid_is_left_alone() {
+    fn a_foreign_process_with_a_reused_pid_is_left_alone() {
         let scratch = ScratchDir::new();
-        let mut child = sleeper("mark-of-another-process");
-        let truth = PidRecord::of(child.id(), Signal::SIGKILL, "mark-of-another-process").unwrap();
+        let mut child = spawn_sleeper("mark-of-another-process");
+        let truth =
+            PidRecord::describe(child.id(), Signal::SIGKILL, "mark-of-another-process").unwrap();
         let other_program = PidRecord {
             cmdline_marker: "mark-of-ours".to_owned(),
-            ..PidRecord::of(child.id(), Signal::SIGKILL, "").unwrap()
+            ..PidRecord::describe(child.id(), Signal::SIGKILL, "").unwrap()
         };
         other_program.write(&scratch.0.join("one")).unwrap();
         if truth.start_ticks != 0 {
             let other_start = PidRecord {
                 start_ticks: truth.start_ticks + 1,
-                ..PidRecord::of(child.id(), Signal::SIGKILL, "mark-of-another-process").unwrap()
+                ..PidRecord::describe(child.id(), Signal::SIGKILL, "mark-of-another-process")
+                    .unwrap()
             };
             other_start.write(&scratch.0.join("two")).unwrap();
         }

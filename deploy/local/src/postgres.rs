@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 
 use crate::processes::{ChildProcess, POLL_INTERVAL, ProcessDir, ProcessSpec};
-use crate::run_as::Owner;
+use crate::run_as::ServerUser;
 use crate::{ports, run_as};
 
 /// Oldest major version that Peal supports.
@@ -67,7 +67,7 @@ pub struct PostgresServer {
     programs: PathBuf,
     data: PathBuf,
     durability: Durability,
-    run_as: Option<Owner>,
+    run_as: Option<ServerUser>,
     detached: bool,
     process_dir: ProcessDir,
     port: ports::ReservedPort,
@@ -86,7 +86,7 @@ impl PostgresServer {
             programs: find_programs()?,
             data,
             durability,
-            run_as: Owner::for_servers()?,
+            run_as: ServerUser::resolve()?,
             detached,
             process_dir: process_dir.clone(),
             port: ports::ReservedPort::localhost()?,

@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::pidfiles::PidRecord;
-use crate::run_as::Owner;
+use crate::run_as::ServerUser;
 
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -32,7 +32,7 @@ pub struct ProcessSpec<'a> {
     pub program: &'a Path,
     pub args: Vec<OsString>,
     pub envs: Vec<(&'a str, OsString)>,
-    pub run_as: Option<Owner>,
+    pub run_as: Option<ServerUser>,
     /// Signal that asks the program to stop.
     pub stop_signal: Signal,
     /// Part of the command line that no other process has.
@@ -112,7 +112,7 @@ impl ChildProcess {
             detached: spec.detached,
             child,
         };
-        PidRecord::of(process.child.id(), spec.stop_signal, spec.cmdline_marker)?
+        PidRecord::describe(process.child.id(), spec.stop_signal, spec.cmdline_marker)?
             .write(&process.pid_file)?;
         Ok(process)
     }

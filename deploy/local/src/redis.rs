@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::ports;
 use crate::processes::{ChildProcess, POLL_INTERVAL, ProcessDir, ProcessSpec};
-use crate::run_as::Owner;
+use crate::run_as::ServerUser;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
@@ -67,7 +67,7 @@ impl RedisServer {
                 program: &self.program,
                 args: args.concat().into_iter().map(OsString::from).collect(),
                 envs: vec![("LC_ALL", "C".into())],
-                run_as: Owner::for_servers()?,
+                run_as: ServerUser::resolve()?,
                 stop_signal: Signal::SIGTERM,
                 // Redis rewrites its command line; both forms contain the port.
                 cmdline_marker: &port,

@@ -20,14 +20,14 @@ const EXTERNAL_DIR_PREFIX: &str = "peal-data-";
 
 /// A user other than the launcher's, under which the servers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub struct ServerUser {
     uid: u32,
     gid: u32,
 }
 
-impl Owner {
+impl ServerUser {
     /// Finds the user; `None` if the launcher's own user can run the servers.
-    pub fn for_servers() -> Result<Option<Self>> {
+    pub fn resolve() -> Result<Option<Self>> {
         if !Uid::effective().is_root() {
             return Ok(None);
         }
@@ -61,7 +61,7 @@ impl Owner {
 /// Creates the private directory `path` for `owner`. Where that user has no access to it (a
 /// checkout under a closed home directory), the directory is created outside the checkout and
 /// `path` becomes a link to it.
-pub fn create_dir_for(path: &Path, owner: Option<Owner>) -> Result<()> {
+pub fn create_dir_for(path: &Path, owner: Option<ServerUser>) -> Result<()> {
     let Some(owner) = owner else {
         return create_private_dir(path, None);
     };
@@ -109,7 +109,7 @@ pub fn remove_dir(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| format!("removing {path:?}"))
 }
 
-fn create_private_dir(path: &Path, owner: Option<Owner>) -> Result<()> {
+fn create_private_dir(path: &Path, owner: Option<ServerUser>) -> Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && owner.is_none() => {}
         other => other.with_context(|| format!("creating {path:?}"))?,
@@ -160,7 +160,7 @@ mod tests {
     fn a_directory_is_made_once_and_kept() {
         let base = std::env::temp_dir().join(format!("peal-owner-{}", Uuid::new_v4().simple()));
         fs::create_dir_all(&base).unwrap();
-        let owner = Owner::for_servers().unwrap();
+        let owner = ServerUser::resolve().unwrap();
         let dir = base.join("data");
 
         create_dir_for(&dir, owner).unwrap();

@@ -60,6 +60,9 @@ pub struct DuplicateCall {
     pub carrier_call_id: String,
 }
 
+/// Locked calls by their ids, in the order of their locks.
+type LoadedCalls = BTreeMap<CallId, LoadedCall>;
+
 struct LoadedCall {
     org: OrgId,
     trunk: TrunkId,
@@ -200,10 +203,7 @@ fn still_submitting(call: &LoadedCall, submit_count: i32) -> bool {
     call.progress.status == CallStatus::Submitting && call.submit_count == submit_count
 }
 
-async fn lock_calls(
-    db: &mut PgConnection,
-    changes: &[CallUpdate],
-) -> Result<BTreeMap<CallId, LoadedCall>> {
+async fn lock_calls(db: &mut PgConnection, changes: &[CallUpdate]) -> Result<LoadedCalls> {
     let ids: BTreeSet<CallId> = changes.iter().map(|change| change.call).collect();
     let ids: Vec<CallId> = ids.into_iter().collect();
 
@@ -278,7 +278,7 @@ async fn lock_calls(
     Ok(loaded.collect())
 }
 
-async fn store_calls(db: &mut PgConnection, calls: &BTreeMap<CallId, LoadedCall>) -> Result<()> {
+async fn store_calls(db: &mut PgConnection, calls: &LoadedCalls) -> Result<()> {
     if calls.is_empty() {
         return Ok(());
     }
@@ -327,7 +327,7 @@ struct EndedRow<'a> {
 /// Moves the rows of calls that reached their end. Returns their batches.
 async fn store_rows(
     db: &mut PgConnection,
-    calls: &BTreeMap<CallId, LoadedCall>,
+    calls: &LoadedCalls,
     now: DateTime<Utc>,
     applied: &mut AppliedUpdates,
 ) -> Result<Vec<BatchId>> {

@@ -172,15 +172,7 @@ pub async fn claim_unscoped(pool: &PgPool, request: ClaimRequest<'_>) -> Result<
         Err(_) => reading,
     };
 
-    let idle = match (committed, lease.count, trunk.capacity) {
-        (Err(error), ..) => {
-            tracing::warn!(%error, "the commit of a claim has an unknown result");
-            Some(IdleReason::CommitUnknown)
-        }
-        (Ok(()), 0, 0) => Some(IdleReason::AtCapacity),
-        (Ok(()), 0, _) => Some(IdleReason::NoWork),
-        (Ok(()), ..) => None,
-    };
+    let idle = idle_reason(committed, lease.count, trunk.capacity);
 
     Ok(CallClaim {
         calls,
@@ -191,6 +183,23 @@ pub async fn claim_unscoped(pool: &PgPool, request: ClaimRequest<'_>) -> Result<
         idle,
         funding_time: money_took,
     })
+}
+
+/// Returns why a claim has leased no slot; `None` when it has leased some.
+fn idle_reason(
+    committed: sqlx::Result<()>,
+    leased_slots: u32,
+    capacity: u32,
+) -> Option<IdleReason> {
+    match (committed, leased_slots, capacity) {
+        (Err(error), ..) => {
+            tracing::warn!(%error, "the commit of a claim has an unknown result");
+            Some(IdleReason::CommitUnknown)
+        }
+        (Ok(()), 0, 0) => Some(IdleReason::AtCapacity),
+        (Ok(()), 0, _) => Some(IdleReason::NoWork),
+        (Ok(()), ..) => None,
+    }
 }
 
 fn empty_claim(reason: IdleReason) -> CallClaim {

@@ -23,7 +23,7 @@ use chrono::TimeDelta;
 use peal_shared::access::Principal;
 use peal_shared::audit::AuditEntry;
 use peal_shared::campaigns::ingest::{
-    IngestCsv, IngestTarget, RowInput, State as IngestState, StoredUpload,
+    IngestCsv, IngestState, IngestTarget, RowInput, StoredUpload,
 };
 use peal_shared::campaigns::{batches, ingest};
 use peal_shared::context::Context;

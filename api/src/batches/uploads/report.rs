@@ -2,9 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use peal_shared::Error;
-use peal_shared::campaigns::ingest::{
-    Ingest, IngestFailure, RowReject, State as IngestState, StoredUpload,
-};
+use peal_shared::campaigns::ingest::{Ingest, IngestFailure, IngestState, RowReject, StoredUpload};
 use peal_shared::platform::ids::IngestId;
 use serde::Serialize;
 use utoipa::ToSchema;

@@ -171,7 +171,7 @@ impl JobPayload for IngestCsv {
 #[schema(as = IngestStatus)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum State {
+pub enum IngestState {
     Queued,
     Running,
     Completed,

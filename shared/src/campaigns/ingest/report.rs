@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use super::columns::{ColumnMap, REASON_COLUMNS};
 use super::header::PHONE_COLUMN;
 use super::rows::RejectedRow;
-use super::{IngestCounts, IngestFailure, RowReject, State};
+use super::{IngestCounts, IngestFailure, IngestState, RowReject};
 use crate::access::{Scope, row_level_security};
 use crate::platform::error::{Error, Result};
 use crate::platform::ids::{BatchId, IngestId, OrgId, UserId};
@@ -31,7 +31,7 @@ pub struct Ingest {
     pub file_bytes: i64,
     /// Bytes of the committed chunks; the whole file in the end.
     pub bytes_read: i64,
-    pub state: State,
+    pub state: IngestState,
     #[serde(flatten)]
     pub counts: IngestCounts,
     pub warnings: Vec<String>,
@@ -50,7 +50,7 @@ struct IngestRow {
     file_name: String,
     file_bytes: i64,
     bytes_read: i64,
-    state: State,
+    state: IngestState,
     total_rows: i64,
     inserted: i64,
     duplicates: i64,
@@ -129,7 +129,7 @@ async fn load_ingests(
         IngestRow,
         r#"select i.id as "id: IngestId", i.batch_id as "batch_id: BatchId", i.file_name, i.file_bytes,
                   coalesce((i.checkpoint -> 'place' ->> 'offset')::bigint, 0) as "bytes_read!",
-                  i.state as "state: State", i.total_rows, i.inserted, i.duplicates, i.rejected,
+                  i.state as "state: IngestState", i.total_rows, i.inserted, i.duplicates, i.rejected,
                   i.warnings, i.failure_code, i.failure_message, i.notify, i.created_at,
                   i.started_at, i.finished_at
          from ingests i

@@ -14,7 +14,9 @@ use super::header::{FileHeader, HEAD_BYTES};
 use super::reader::{CsvParser, FilePosition, RecordStream};
 use super::rows::{ParsedRow, RejectedRow, RowRules};
 use super::write::ZoneIds;
-use super::{IngestCounts, IngestFailure, IngestLimits, IngestResult, State, files, header, write};
+use super::{
+    IngestCounts, IngestFailure, IngestLimits, IngestResult, IngestState, files, header, write,
+};
 use crate::platform::e164::Country;
 use crate::platform::error::{Error, Result};
 use crate::platform::failpoint;
@@ -40,7 +42,7 @@ struct LoadedIngest {
     org: OrgId,
     batch: BatchId,
     file_key: String,
-    state: State,
+    state: IngestState,
     checkpoint: Option<IngestCheckpoint>,
     finished: IngestResult,
     variables: Vec<String>,
@@ -83,7 +85,7 @@ pub async fn run_unscoped(
             (job, _) => job?,
         };
 
-        if matches!(job.state, State::Completed | State::Failed) {
+        if matches!(job.state, IngestState::Completed | IngestState::Failed) {
             files::remove_file(pool, store, ingest, &job.file_key).await?;
             return Ok(job.finished);
         }
@@ -164,7 +166,7 @@ async fn ingest_file(
 async fn load_ingest(pool: &PgPool, ingest: IngestId) -> Result<LoadedIngest> {
     let row = sqlx::query!(
         r#"select i.org_id as "org_id: OrgId", i.batch_id as "batch_id: BatchId", i.file_key,
-                  i.state as "state: State", i.checkpoint, i.total_rows, i.inserted,
+                  i.state as "state: IngestState", i.checkpoint, i.total_rows, i.inserted,
                   i.duplicates, i.rejected, i.warnings, i.failure_code, i.failure_message,
                   b.variable_names, a.first_response_message, a.system_prompt,
                   a.hipaa_compliance or o.hipaa_compliance as "is_private!",
@@ -411,7 +413,7 @@ impl ChunkWrite {
             Err(error) => return Err(error),
         };
         let ingest = sqlx::query!(
-            r#"select state as "state: State", checkpoint
+            r#"select state as "state: IngestState", checkpoint
              from ingests
              where id = $1
              for no key update"#,
@@ -424,7 +426,7 @@ impl ChunkWrite {
         // 2. Stop unless the checkpoint is still the one this chunk was read from. Values are
         // compared, since other versions may serialise them differently.
         let checkpoint = ingest.checkpoint.map(serde_json::from_value).transpose()?;
-        if ingest.state != State::Running || checkpoint != Some(self.from.clone()) {
+        if ingest.state != IngestState::Running || checkpoint != Some(self.from.clone()) {
             return Ok(CommitResult::Overtaken);
         }
 

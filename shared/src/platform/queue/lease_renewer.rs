@@ -23,7 +23,7 @@ use crate::platform::ids::JobId;
 
 use super::claim::RunningJob;
 use super::outcome::RunEnding;
-use super::{JobOutcome, State, WorkerTiming};
+use super::{JobOutcome, JobState, WorkerTiming};
 
 /// Longest time for one statement of the lease renewer.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -317,12 +317,12 @@ impl EndingColumns {
     fn push(&mut self, ended: &FinishedRun) {
         let zero = Duration::ZERO;
         let (state, floor, spread, count, why) = match &ended.ending {
-            RunEnding::Done => (State::Done, zero, zero, 1, None),
+            RunEnding::Done => (JobState::Done, zero, zero, 1, None),
             RunEnding::Retry { floor, spread, why } => {
-                (State::Ready, *floor, *spread, 1, Some(why))
+                (JobState::Ready, *floor, *spread, 1, Some(why))
             }
-            RunEnding::Dead { why } => (State::Dead, zero, zero, 1, Some(why)),
-            RunEnding::GivenBack => (State::Ready, zero, zero, 0, None),
+            RunEnding::Dead { why } => (JobState::Dead, zero, zero, 1, Some(why)),
+            RunEnding::GivenBack => (JobState::Ready, zero, zero, 0, None),
         };
 
         self.ids.push(ended.claim.0);

@@ -103,14 +103,14 @@ impl fmt::Display for Queue {
 /// State of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum State {
+pub enum JobState {
     Ready,
     Running,
     Done,
     Dead,
 }
 
-impl State {
+impl JobState {
     /// Value in the table.
     #[must_use]
     pub fn as_str(self) -> &'static str {

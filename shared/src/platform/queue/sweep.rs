@@ -7,7 +7,7 @@ use crate::platform::error::Result;
 use crate::platform::ids::JobId;
 use crate::platform::queue::wakeup::{WakeupChannel, Wakeups};
 
-use super::{Queue, State};
+use super::{JobState, Queue};
 
 /// Maximum rows that one round touches.
 const ROUND_ROWS: i64 = 500;
@@ -67,7 +67,7 @@ async fn expire_leases(pool: &PgPool, swept: &mut SweepReport) -> Result<bool> {
             )
         from expired
         where jobs.id = expired.id
-        returning jobs.id as "id: JobId", jobs.kind, jobs.state as "state: State"
+        returning jobs.id as "id: JobId", jobs.kind, jobs.state as "state: JobState"
         "#,
         ROUND_ROWS,
     )
@@ -78,7 +78,7 @@ async fn expire_leases(pool: &PgPool, swept: &mut SweepReport) -> Result<bool> {
     tx.commit().await?;
 
     for job in &expired {
-        if job.state == State::Dead {
+        if job.state == JobState::Dead {
             swept.died += 1;
             tracing::error!(job.id = %job.id, job.kind, "job is dead: its workers vanished");
         } else {
