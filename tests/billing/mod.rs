@@ -73,6 +73,21 @@ fn assert_session_adds_up(session: &Value) {
     assert!(!session.to_string().contains("markup_usd"), "{session}");
 }
 
+/// Compares the totals and the buckets of a summary with seven charged calls.
+fn assert_summary_adds_up(summary: &Value, retail: i64) {
+    assert_eq!(
+        parse_micros(&summary["totals"]["cost_usd"]),
+        retail,
+        "{summary}"
+    );
+
+    let buckets = summary["buckets"].as_array().expect("buckets");
+    let costs = buckets.iter().map(|one| parse_micros(&one["cost_usd"]));
+    assert_eq!(costs.sum::<i64>(), retail, "{summary}");
+    let calls = buckets.iter().filter_map(|one| one["calls"].as_i64());
+    assert_eq!(calls.sum::<i64>(), 7, "{summary}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_and_sums_match_the_charges() {
     let app = app_with_charged_calls(7).await;
@@ -114,25 +129,11 @@ async fn lists_and_sums_match_the_charges() {
         for period in ["day", "week", "month", "4months", "year", "all"] {
             let path = format!("{mount}/usage/summary?time_period={period}");
             let summary = app.get(&path).await.expect(200);
-            assert_eq!(
-                parse_micros(&summary["totals"]["cost_usd"]),
-                retail,
-                "{period}"
-            );
-            let buckets = summary["buckets"].as_array().expect("buckets");
-            let sum: i64 = buckets
-                .iter()
-                .map(|one| parse_micros(&one["cost_usd"]))
-                .sum();
-            assert_eq!(sum, retail, "the buckets of {period}");
-            let calls: i64 = buckets.iter().filter_map(|one| one["calls"].as_i64()).sum();
-            assert_eq!(calls, 7, "{period}");
+            assert_summary_adds_up(&summary, retail);
+
             let seen = root.get(&path).await.expect(200);
-            assert_eq!(
-                parse_micros(&seen["totals"]["base_cost_usd"]),
-                base,
-                "{period}"
-            );
+            let seen_base = parse_micros(&seen["totals"]["base_cost_usd"]);
+            assert_eq!(seen_base, base, "{period}");
         }
 
         let one = sessions[0]["session_id"].as_str().expect("an id");

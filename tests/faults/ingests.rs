@@ -93,6 +93,28 @@ async fn kill_worker_in_random_chunk(cluster: &mut Cluster, dice: &mut SeededRng
     cluster.expire_dead_workers().await;
 }
 
+/// Runs a worker that dies before a commit, after one, or anywhere in a chunk.
+async fn crash_a_worker(cluster: &mut Cluster, dice: &mut SeededRng) {
+    let failpoint = match dice.draw(0..3) {
+        0 => "ingest.committed=1",
+        1 => "ingest.uncommitted=1",
+        _ => return kill_worker_in_random_chunk(cluster, dice).await,
+    };
+    cluster.run_worker_until_crash("ingest", failpoint).await;
+}
+
+/// Line numbers that an error file names.
+fn lines_of_error_file(text: &str) -> Vec<u64> {
+    let mut errors = csv::Reader::from_reader(text.as_bytes());
+    let header = errors.headers().expect("a header");
+    let line_column = header.iter().position(|name| name == "line").expect("line");
+
+    let lines = errors
+        .records()
+        .map(|record| record.expect("a record")[line_column].parse());
+    lines.map(|line| line.expect("a number")).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_with_crashed_workers_is_ingested_once_and_completely() {
     let (csv, wrong) = mixed_csv();
@@ -112,24 +134,9 @@ async fn an_upload_with_crashed_workers_is_ingested_once_and_completely() {
                        and rejected = (select count(*) from ingest_rejects)";
 
         for _ in 0..6 {
-            match dice.draw(0..3) {
-                0 => {
-                    cluster
-                        .run_worker_until_crash("ingest", "ingest.committed=1")
-                        .await
-                }
-                1 => {
-                    cluster
-                        .run_worker_until_crash("ingest", "ingest.uncommitted=1")
-                        .await
-                }
-                _ => kill_worker_in_random_chunk(&mut cluster, &mut dice).await,
-            }
-            assert_eq!(
-                cluster.query_number(whole).await,
-                1,
-                "half a chunk is committed"
-            );
+            crash_a_worker(&mut cluster, &mut dice).await;
+            let consistent = cluster.query_number(whole).await;
+            assert_eq!(consistent, 1, "half a chunk is committed");
         }
 
         let read = cluster.query_number(COUNT_ROWS_READ).await;
@@ -160,18 +167,7 @@ async fn an_upload_with_crashed_workers_is_ingested_once_and_completely() {
         assert_eq!(cluster.query_number(whole).await, 1, "seed {seed}");
 
         let errors = cluster.client.get(&format!("{path}/errors")).await.text;
-        let mut errors = csv::Reader::from_reader(errors.as_bytes());
-        let header = errors.headers().expect("a header");
-        let line_column = header.iter().position(|name| name == "line").expect("line");
-        let lines: Vec<u64> = errors
-            .records()
-            .map(|record| {
-                record.expect("a record")[line_column]
-                    .parse()
-                    .expect("a number")
-            })
-            .collect();
-
+        let lines = lines_of_error_file(&errors);
         assert_eq!(
             lines.len(),
             wrong.len(),

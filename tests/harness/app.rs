@@ -514,21 +514,10 @@ pub async fn create_tenant(
         given.await.expect("credit");
     }
 
-    let account = CarrierAccount {
-        kind: CarrierKind::Twilio,
-        account_id: ACCOUNT.to_owned(),
-        credentials: CarrierCredentials {
-            username: None,
-            password: AUTH_TOKEN.into(),
-            signing_secrets: Vec::new(),
-        },
-        api_base_url: Some(carrier_url.parse().expect("url")),
-    };
-
     let trunk = NewTrunk {
         org: Some(org),
         name: "Main".to_owned(),
-        account,
+        account: simulator_account(carrier_url),
         cps: options.cps.into(),
         max_concurrent: options.max_concurrent,
         ring_timeout_secs: 30,
@@ -570,6 +559,20 @@ pub async fn create_tenant(
         phone: phone.expect("phone"),
         api_key,
         session: None,
+    }
+}
+
+/// The account of the tests at the simulator.
+fn simulator_account(carrier_url: &str) -> CarrierAccount {
+    CarrierAccount {
+        kind: CarrierKind::Twilio,
+        account_id: ACCOUNT.to_owned(),
+        credentials: CarrierCredentials {
+            username: None,
+            password: AUTH_TOKEN.into(),
+            signing_secrets: Vec::new(),
+        },
+        api_base_url: Some(carrier_url.parse().expect("url")),
     }
 }
 
