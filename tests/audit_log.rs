@@ -5,7 +5,7 @@ use peal_worker::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::auth::login::{Person, login, quiet};
+use crate::auth::login::{SessionUser, login, without_workers};
 use crate::harness::app::{App, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
 
@@ -13,10 +13,10 @@ const LOG: &str = "/api/v1/audit-log";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn administrators_read_the_log_page_by_page() {
-    let app = quiet().await;
-    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
-    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let app = without_workers().await;
+    let admin = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = SessionUser::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
 
     let mut batches = Vec::new();
     for n in 0..3 {
@@ -75,7 +75,7 @@ async fn administrators_read_the_log_page_by_page() {
 }
 
 /// Refusals in the log that match a query, by action, oldest first.
-async fn refusals(person: &Person<'_>, query: &str) -> Vec<Value> {
+async fn refusals(person: &SessionUser<'_>, query: &str) -> Vec<Value> {
     let mut all = Vec::new();
     for action in ["auth.refused", "login.failed", "credential.refused"] {
         let path = format!("{LOG}?action={action}&limit=200&{query}");
@@ -93,7 +93,7 @@ async fn refusals(person: &Person<'_>, query: &str) -> Vec<Value> {
 }
 
 /// Provokes every kind of refusal, with and without a known caller. Returns the revoked key.
-async fn provoke_refusals(app: &App, bob: &Person<'_>) -> Value {
+async fn provoke_refusals(app: &App, bob: &SessionUser<'_>) -> Value {
     bob.get(LOG).await.expect(403);
     let members = format!("/api/v1/wallets/orgs/{}/members", app.tenant.org);
     bob.get(&members).await.expect(403);
@@ -134,11 +134,11 @@ async fn provoke_refusals(app: &App, bob: &Person<'_>) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_recorded_without_the_credential() {
-    let app = quiet().await;
-    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
-    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
-    let root = Person::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
+    let app = without_workers().await;
+    let admin = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = SessionUser::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let root = SessionUser::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
 
     let made = provoke_refusals(&app, &bob).await;
     let written = || async { refusals(&root, "").await.len() == 9 };
@@ -194,13 +194,13 @@ async fn refusals_are_recorded_without_the_credential() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_refusals_does_not_fill_the_log() {
-    let app = quiet().await;
+    let app = without_workers().await;
     for _ in 0..50 {
         app.get(LOG).await.expect(403);
     }
 
     // A refusal of another caller, queued after the flood.
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     bob.get(LOG).await.expect(403);
     let rows = "select count(*) from refusals where actor_kind = 'session'";
     eventually("the refusal is recorded", TEST_TIMEOUT, || async {
@@ -234,7 +234,7 @@ async fn a_flood_of_refusals_does_not_fill_the_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn old_refusals_are_deleted_and_anonymous_ones_sooner() {
-    let mut app = quiet().await;
+    let mut app = without_workers().await;
     let ages = "insert into refusals (id, org_id, actor_kind, action, target, created_at)
                 select gen_random_uuid(), case when n % 2 = 0 then $1::uuid end, 'unproven',
                        'credential.refused', 'GET /' || age, now() - make_interval(days => age)
@@ -261,8 +261,8 @@ async fn old_refusals_are_deleted_and_anonymous_ones_sooner() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_found_by_route_and_not_among_changes() {
-    let app = quiet().await;
-    let root = Person::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
+    let app = without_workers().await;
+    let root = SessionUser::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
     app.get(LOG).await.expect(403);
     let route = format!("{LOG}?subject_id=GET%20/api/v1/audit-log");
     let found = || async {
@@ -279,8 +279,8 @@ async fn refusals_are_found_by_route_and_not_among_changes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn digests_of_a_change_are_shown_and_an_invalid_limit_is_located() {
-    let app = quiet().await;
-    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let app = without_workers().await;
+    let admin = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
 
     let batch = app.create_batch(json!({})).await;
     let path = format!("/api/v1/batch-call/{batch}/variables");

@@ -1,4 +1,4 @@
-//! Caller numbers, whom they speak for, and which of them a call leaves through.
+//! Caller numbers, their mappings to agents, and the number that a call is placed from.
 
 use peal_shared::access::Role;
 use reqwest::Method;
@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use crate::harness::app::{ACCOUNT, App, AppOptions, send_request};
 use crate::harness::members::{audited_actions, create_member, send_as, with_session};
 
-const BASE: &str = "/api/v1/phone";
+const NUMBERS_PATH: &str = "/api/v1/phone";
 
-async fn quiet() -> App {
+async fn without_workers() -> App {
     App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
@@ -17,8 +17,8 @@ async fn quiet() -> App {
     .await
 }
 
-/// Makes the platform's own trunk.
-async fn platform_trunk(app: &App) -> String {
+/// Creates the platform's own trunk.
+async fn create_platform_trunk(app: &App) -> String {
     sqlx::query_scalar(
         "insert into trunks (id, name, kind, account_id, credentials, cps, max_concurrent)
          values (gen_random_uuid(), 'Platform', 'twilio', $1, '', 1, 1)
@@ -30,9 +30,9 @@ async fn platform_trunk(app: &App) -> String {
     .expect("a trunk")
 }
 
-async fn add(app: &App, number: &str) -> String {
+async fn add_number(app: &App, number: &str) -> String {
     let added = app
-        .post(BASE, json!({"phone_number": number}))
+        .post(NUMBERS_PATH, json!({"phone_number": number}))
         .await
         .expect(201);
     added["phone_number"]["id"]
@@ -41,12 +41,12 @@ async fn add(app: &App, number: &str) -> String {
         .to_owned()
 }
 
-async fn drop_phone(app: &App, id: &str) -> crate::harness::app::ApiResponse {
+async fn delete_number(app: &App, id: &str) -> crate::harness::app::ApiResponse {
     send_as(
         app,
         &app.tenant,
         Method::DELETE,
-        &format!("{BASE}/{id}"),
+        &format!("{NUMBERS_PATH}/{id}"),
         Value::Null,
     )
     .await
@@ -54,10 +54,10 @@ async fn drop_phone(app: &App, id: &str) -> crate::harness::app::ApiResponse {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_number_is_added_and_listed() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let body = json!({"phone_number": "+1 (212) 555-0177", "friendly_name": " Evening ", "country_code": "us",
                       "region": "NY", "is_active": false});
-    let added = app.post(BASE, body.clone()).await.expect(201);
+    let added = app.post(NUMBERS_PATH, body.clone()).await.expect(201);
     assert_eq!(added["success"], true);
     let phone = &added["phone_number"];
     assert_eq!(
@@ -74,39 +74,45 @@ async fn a_number_is_added_and_listed() {
             &json!(false)
         )
     );
+
     assert_eq!(phone["trunk_id"], json!(app.tenant.trunk));
-    let taken = app.post(BASE, body.clone()).await.expect(409);
+    let taken = app.post(NUMBERS_PATH, body.clone()).await.expect(409);
     assert_eq!(taken["code"], "phone_number_taken");
 
     let numbers = |list: &Value| list["phone_numbers"].as_array().expect("a list").len();
-    assert_eq!(numbers(&app.get(BASE).await.expect(200)), 2);
+    assert_eq!(numbers(&app.get(NUMBERS_PATH).await.expect(200)), 2);
     assert_eq!(
-        numbers(&app.get(&format!("{BASE}/active")).await.expect(200)),
+        numbers(&app.get(&format!("{NUMBERS_PATH}/active")).await.expect(200)),
         1
     );
     let page = app
-        .get(&format!("{BASE}/browse?page_size=1&page=2"))
+        .get(&format!("{NUMBERS_PATH}/browse?page_size=1&page=2"))
         .await
         .expect(200);
     assert_eq!((numbers(&page), &page["total"]), (1, &json!(2)));
     let user = phone["user_id"].as_str().expect("an id");
     assert_eq!(
-        numbers(&app.get(&format!("{BASE}/user/{user}")).await.expect(200)),
+        numbers(
+            &app.get(&format!("{NUMBERS_PATH}/user/{user}"))
+                .await
+                .expect(200)
+        ),
         2
     );
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_is_changed_deleted_and_comes_back() {
-    let app = quiet().await;
+async fn a_number_is_changed_deleted_and_added_again() {
+    let app = without_workers().await;
     let body = json!({"phone_number": "+12125550177", "country_code": "us", "region": "NY", "is_active": false});
-    let added = app.post(BASE, body.clone()).await.expect(201);
+    let added = app.post(NUMBERS_PATH, body.clone()).await.expect(201);
     let id = added["phone_number"]["id"]
         .as_str()
         .expect("an id")
         .to_owned();
-    let path = format!("{BASE}/{id}");
+
+    let path = format!("{NUMBERS_PATH}/{id}");
     let change = json!({"is_active": true, "region": "", "friendly_name": "Night"});
     let changed = send_as(&app, &app.tenant, Method::PUT, &path, change)
         .await
@@ -122,11 +128,13 @@ async fn a_number_is_changed_deleted_and_comes_back() {
         (&json!("Night"), &Value::Null, &json!("US"), &json!(true))
     );
     assert_eq!(app.get(&path).await.expect(200), changed);
-    assert_eq!(drop_phone(&app, &id).await.expect(200)["success"], true);
+    assert_eq!(delete_number(&app, &id).await.expect(200)["success"], true);
+
     app.get(&path).await.expect(404);
-    drop_phone(&app, &id).await.expect(404);
-    // The same number comes back as the same row.
-    let again = app.post(BASE, body).await.expect(201);
+    delete_number(&app, &id).await.expect(404);
+
+    // A deleted number that is added again gets its old row.
+    let again = app.post(NUMBERS_PATH, body).await.expect(201);
     assert_eq!(again["phone_number"]["id"], id);
     assert_eq!(
         audited_actions(&app, &id).await,
@@ -141,8 +149,8 @@ async fn a_number_is_changed_deleted_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_number_is_refused_by_the_field() {
-    let app = quiet().await;
+async fn an_invalid_number_is_refused_with_the_field() {
+    let app = without_workers().await;
     for (body, field) in [
         (json!({"phone_number": "12"}), "phone_number"),
         (json!({}), "phone_number"),
@@ -159,66 +167,69 @@ async fn a_wrong_number_is_refused_by_the_field() {
             "provider",
         ),
     ] {
-        let problem = app.post(BASE, body).await.expect(422);
+        let problem = app.post(NUMBERS_PATH, body).await.expect(422);
         assert_eq!(problem["errors"][0]["loc"], json!(["body", field]));
     }
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_hang_on_trunks_that_their_owner_may_use() {
-    let app = quiet().await;
+async fn numbers_are_added_only_to_trunks_of_their_owner() {
+    let app = without_workers().await;
     let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
-    let stranger = app.create_tenant("Other").await;
-    let platform = platform_trunk(&app).await;
-    let on = |trunk: &str| json!({"phone_number": "+12125550178", "trunk_id": trunk});
-    let refused = app.post(BASE, on(&platform)).await.expect(403);
+    let other_tenant = app.create_tenant("Other").await;
+    let platform = create_platform_trunk(&app).await;
+    let body_on = |trunk: &str| json!({"phone_number": "+12125550178", "trunk_id": trunk});
+    let refused = app.post(NUMBERS_PATH, body_on(&platform)).await.expect(403);
     assert_eq!(refused["code"], "forbidden");
-    app.post(BASE, on(&stranger.trunk.to_string()))
+    app.post(NUMBERS_PATH, body_on(&other_tenant.trunk.to_string()))
         .await
         .expect(404);
     let theirs = send_as(
         &app,
         &root,
         Method::POST,
-        BASE,
-        on(&stranger.trunk.to_string()),
+        NUMBERS_PATH,
+        body_on(&other_tenant.trunk.to_string()),
     )
     .await;
     theirs.expect(404);
+
     let user: String = sqlx::query_scalar("select user_id::text from agents where id = $1")
-        .bind(stranger.agent)
+        .bind(other_tenant.agent)
         .fetch_one(&app.context.pool)
         .await
         .expect("a user");
-    let mut gift = on(&platform);
-    gift["user_id"] = json!(user);
+    let mut for_other = body_on(&platform);
+    for_other["user_id"] = json!(user);
     let admin = with_session(&app, &app.tenant).await;
-    let refused = send_as(&app, &admin, Method::POST, BASE, gift.clone()).await;
+    let refused = send_as(&app, &admin, Method::POST, NUMBERS_PATH, for_other.clone()).await;
     refused.expect(404);
-    app.post(BASE, gift.clone()).await.expect(403);
-    let given = send_as(&app, &root, Method::POST, BASE, gift)
+    app.post(NUMBERS_PATH, for_other.clone()).await.expect(403);
+
+    let given = send_as(&app, &root, Method::POST, NUMBERS_PATH, for_other)
         .await
         .expect(201);
     let id = given["phone_number"]["id"]
         .as_str()
         .expect("an id")
         .to_owned();
-    let path = format!("{BASE}/{id}");
-    send_as(&app, &stranger, Method::GET, &path, Value::Null)
+    let path = format!("{NUMBERS_PATH}/{id}");
+    send_as(&app, &other_tenant, Method::GET, &path, Value::Null)
         .await
         .expect(200);
     app.get(&path).await.expect(404);
-    let move_it = |trunk: &str| json!({"trunk_id": trunk});
-    let own = stranger.trunk.to_string();
-    send_as(&app, &stranger, Method::PUT, &path, move_it(&own))
+
+    let move_to = |trunk: &str| json!({"trunk_id": trunk});
+    let own = other_tenant.trunk.to_string();
+    send_as(&app, &other_tenant, Method::PUT, &path, move_to(&own))
         .await
         .expect(200);
-    send_as(&app, &stranger, Method::PUT, &path, move_it(&platform))
+    send_as(&app, &other_tenant, Method::PUT, &path, move_to(&platform))
         .await
         .expect(403);
 
-    // Two trunks: which one must be said.
+    // With two trunks the request must name one.
     sqlx::query("update trunks set org_id = $1 where id = $2::uuid")
         .bind(app.tenant.org)
         .bind(&platform)
@@ -226,12 +237,12 @@ async fn numbers_hang_on_trunks_that_their_owner_may_use() {
         .await
         .expect("update");
     let unclear = app
-        .post(BASE, json!({"phone_number": "+12125550179"}))
+        .post(NUMBERS_PATH, json!({"phone_number": "+12125550179"}))
         .await
         .expect(400);
     assert_eq!(unclear["code"], "trunk_needed");
     app.post(
-        BASE,
+        NUMBERS_PATH,
         json!({"phone_number": "+12125550179", "trunk_id": platform}),
     )
     .await
@@ -240,13 +251,13 @@ async fn numbers_hang_on_trunks_that_their_owner_may_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_in_use_is_not_taken_away() {
-    let mut app = quiet().await;
+async fn a_number_in_use_cannot_be_deleted() {
+    let mut app = without_workers().await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 2).await;
     app.start_batch(&batch).await;
     let id = app.tenant.phone.to_string();
-    let refused = drop_phone(&app, &id).await.expect(409);
+    let refused = delete_number(&app, &id).await.expect(409);
     assert_eq!(refused["code"], "phone_in_use");
     assert!(
         refused["detail"]
@@ -255,7 +266,8 @@ async fn a_number_in_use_is_not_taken_away() {
             .contains("A campaign"),
         "{refused}"
     );
-    let path = format!("{BASE}/{id}");
+
+    let path = format!("{NUMBERS_PATH}/{id}");
     let off = json!({"is_active": false});
     send_as(&app, &app.tenant, Method::PUT, &path, off.clone())
         .await
@@ -269,22 +281,24 @@ async fn a_number_in_use_is_not_taken_away() {
     )
     .await
     .expect(200);
+
     app.post(&format!("/api/v1/batch-call/stop/{batch}"), json!({}))
         .await
         .expect(200);
     send_as(&app, &app.tenant, Method::PUT, &path, off)
         .await
         .expect(200);
-    drop_phone(&app, &id).await.expect(200);
+    delete_number(&app, &id).await.expect(200);
     app.start_worker(&peal_worker::Role::ALL).await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_speaks_for_one_agent() {
-    let app = quiet().await;
+async fn a_number_is_mapped_to_one_agent() {
+    let app = without_workers().await;
     let (agent, phone) = (app.tenant.agent, app.tenant.phone);
-    let mapping = format!("{BASE}/mapping");
+
+    let mapping = format!("{NUMBERS_PATH}/mapping");
     for (body, code) in [
         (json!({"phone_number_id": phone}), "agent_or_workflow"),
         (
@@ -298,6 +312,7 @@ async fn a_number_speaks_for_one_agent() {
     ] {
         assert_eq!(app.post(&mapping, body).await.expect(400)["code"], code);
     }
+
     let pair = json!({"phone_number_id": phone, "agent_id": agent});
     let made = app.post(&mapping, pair.clone()).await.expect(201)["mapping"].clone();
     let mut names: Vec<&String> = made.as_object().expect("an object").keys().collect();
@@ -318,10 +333,12 @@ async fn a_number_speaks_for_one_agent() {
         app.post(&mapping, pair.clone()).await.expect(409)["code"],
         "phone_mapped"
     );
+
     assert_eq!(
         app.get(&mapping).await.expect(200)["mappings"],
         json!([made])
     );
+
     let of_agent = app
         .get(&format!("{mapping}/agent/{agent}"))
         .await
@@ -331,18 +348,20 @@ async fn a_number_speaks_for_one_agent() {
         app.get(&format!("{mapping}/{phone}")).await.expect(200)["mapping"],
         made
     );
+
     app.get(&format!("{mapping}/{agent}")).await.expect(404);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mapping_is_changed_and_deleted() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let (agent, phone) = (app.tenant.agent, app.tenant.phone);
-    let mapping = format!("{BASE}/mapping");
+    let mapping = format!("{NUMBERS_PATH}/mapping");
     let pair = json!({"phone_number_id": phone, "agent_id": agent});
     let made = app.post(&mapping, pair.clone()).await.expect(201)["mapping"].clone();
-    let other = add(&app, "+12125550178").await;
+
+    let other = add_number(&app, "+12125550178").await;
     let id = made["id"].as_str().expect("an id");
     let path = format!("{mapping}/{id}");
     let moved = send_as(
@@ -354,9 +373,10 @@ async fn a_mapping_is_changed_and_deleted() {
     )
     .await;
     assert_eq!(moved.expect(200)["mapping"]["phone_number"], "+12125550178");
+
     app.get(&format!("{mapping}/{phone}")).await.expect(404);
     app.post(&mapping, pair).await.expect(201);
-    let back = send_as(
+    let conflict = send_as(
         &app,
         &app.tenant,
         Method::PUT,
@@ -364,7 +384,8 @@ async fn a_mapping_is_changed_and_deleted() {
         json!({"phone_number_id": phone}),
     )
     .await;
-    assert_eq!(back.expect(409)["code"], "phone_mapped");
+    assert_eq!(conflict.expect(409)["code"], "phone_mapped");
+
     send_as(&app, &app.tenant, Method::DELETE, &path, Value::Null)
         .await
         .expect(200);
@@ -376,23 +397,25 @@ async fn a_mapping_is_changed_and_deleted() {
             "phone_mapping.delete"
         ]
     );
-    // Neither a number nor an agent leaves a mapping behind.
-    drop_phone(&app, &phone.to_string()).await.expect(200);
+
+    // The mapping of a deleted number is deleted.
+    delete_number(&app, &phone.to_string()).await.expect(200);
     assert_eq!(app.count("select count(*) from phone_mappings").await, 0);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_tenants_mapping_does_not_exist() {
-    let app = quiet().await;
+async fn another_tenants_mapping_returns_404() {
+    let app = without_workers().await;
     let (agent, phone) = (app.tenant.agent, app.tenant.phone);
-    let mapping = format!("{BASE}/mapping");
+    let mapping = format!("{NUMBERS_PATH}/mapping");
     let pair = json!({"phone_number_id": phone, "agent_id": agent});
     let made = app.post(&mapping, pair.clone()).await.expect(201)["mapping"].clone();
     let path = format!("{mapping}/{}", made["id"].as_str().expect("an id"));
-    let stranger = app.create_tenant("Other").await;
-    let theirs = json!({"phone_number_id": stranger.phone, "agent_id": agent});
-    app.post(&mapping, theirs).await.expect(404);
+    let other_tenant = app.create_tenant("Other").await;
+    let foreign = json!({"phone_number_id": other_tenant.phone, "agent_id": agent});
+    app.post(&mapping, foreign).await.expect(404);
+
     for (method, path) in [
         (Method::GET, format!("{mapping}/{phone}")),
         (Method::GET, format!("{mapping}/agent/{agent}")),
@@ -404,7 +427,7 @@ async fn another_tenants_mapping_does_not_exist() {
         } else {
             Value::Null
         };
-        send_as(&app, &stranger, method.clone(), &path, body.clone())
+        send_as(&app, &other_tenant, method.clone(), &path, body.clone())
             .await
             .expect(404);
         send_request(app.anonymous(method, &path).json(&body))
@@ -415,8 +438,8 @@ async fn another_tenants_mapping_does_not_exist() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_leaves_through_the_line_that_was_chosen() {
-    let app = quiet().await;
+async fn a_call_is_placed_from_the_chosen_number() {
+    let app = without_workers().await;
     let call = |extra: &str| {
         let agent = app.tenant.agent;
         format!("/api/call/create_call?phoneNumber=%2B12125550142&agent_id={agent}{extra}")
@@ -432,17 +455,25 @@ async fn a_call_leaves_through_the_line_that_was_chosen() {
             .expect("a number")
             .to_owned()
     };
-    let second = add(&app, "+12125550178").await;
-    assert_eq!(from(&plain).await, "+12125550100", "the first active line");
+    let second = add_number(&app, "+12125550178").await;
+    assert_eq!(
+        from(&plain).await,
+        "+12125550100",
+        "the first active number"
+    );
+
     let pair = json!({"phone_number_id": second, "agent_id": app.tenant.agent});
-    app.post(&format!("{BASE}/mapping"), pair).await.expect(201);
-    assert_eq!(from(&plain).await, "+12125550178", "the agent's line");
+    app.post(&format!("{NUMBERS_PATH}/mapping"), pair)
+        .await
+        .expect(201);
+    assert_eq!(from(&plain).await, "+12125550178", "the agent's number");
     assert_eq!(
         from(&explicit).await,
         "+12125550100",
-        "the line that was named"
+        "the requested number"
     );
-    // Another agent's calls do not leave through it.
+
+    // Calls of another agent do not use the mapped number.
     let eve = app
         .post("/api/v1/agents/simple", json!({"name": "Eve"}))
         .await
@@ -454,20 +485,23 @@ async fn a_call_leaves_through_the_line_that_was_chosen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_inactive_line_is_passed_over() {
-    let mut app = quiet().await;
+async fn an_inactive_number_is_skipped() {
+    let mut app = without_workers().await;
     let plain = format!(
         "/api/call/create_call?phoneNumber=%2B12125550142&agent_id={}",
         app.tenant.agent
     );
-    let second = add(&app, "+12125550178").await;
+    let second = add_number(&app, "+12125550178").await;
     let pair = json!({"phone_number_id": second, "agent_id": app.tenant.agent});
-    app.post(&format!("{BASE}/mapping"), pair).await.expect(201);
-    // An inactive line is passed over; without any, the caller is told what to do.
+    app.post(&format!("{NUMBERS_PATH}/mapping"), pair)
+        .await
+        .expect(201);
+
+    // An inactive number is skipped; without an active one the call is refused.
     app.start_worker(&peal_worker::Role::ALL).await;
     app.drain().await;
     let off = json!({"is_active": false});
-    let settled = async || {
+    let calls_are_over = async || {
         app.count("select count(*) from calls where live or queued")
             .await
             == 0
@@ -475,24 +509,26 @@ async fn an_inactive_line_is_passed_over() {
     crate::harness::eventually(
         "the calls are over",
         crate::harness::app::TEST_TIMEOUT,
-        settled,
+        calls_are_over,
     )
     .await;
     send_as(
         &app,
         &app.tenant,
         Method::PUT,
-        &format!("{BASE}/{second}"),
+        &format!("{NUMBERS_PATH}/{second}"),
         off.clone(),
     )
     .await
     .expect(200);
+
     let queued = app.post(&plain, json!({})).await.expect(202);
     assert_eq!(queued["from_phone_number"], "+12125550100");
+
     crate::harness::eventually(
         "the call is over",
         crate::harness::app::TEST_TIMEOUT,
-        settled,
+        calls_are_over,
     )
     .await;
     let first = app.tenant.phone;
@@ -500,7 +536,7 @@ async fn an_inactive_line_is_passed_over() {
         &app,
         &app.tenant,
         Method::PUT,
-        &format!("{BASE}/{first}"),
+        &format!("{NUMBERS_PATH}/{first}"),
         off,
     )
     .await

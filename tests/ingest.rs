@@ -1,5 +1,5 @@
-//! Lists come into a batch, row by row and once, whatever happens in between: what the job does
-//! (job: ingest_csv), and what surrounds it.
+//! Ingests: the job `ingest_csv` inserts every row of a file once, through stops, crashes and
+//! concurrent runs, and the API's rows follow the same rules.
 
 mod files;
 mod states;
@@ -32,15 +32,15 @@ const LIMITS: IngestLimits = IngestLimits {
     chunk_rows: 100,
 };
 
-/// A database with one batch that takes rows, and an empty store.
-struct Bench {
+/// A database with one batch that has not started, and an empty store.
+struct IngestSetup {
     db: TestDatabase,
     store: FileStore,
     target: IngestTarget,
     scope: Scope,
 }
 
-impl Bench {
+impl IngestSetup {
     async fn new() -> Self {
         let db = fresh_database().await;
         let (org, user) = (OrgId::new(), UserId::new());
@@ -56,6 +56,8 @@ impl Bench {
                 .await
                 .unwrap();
         };
+
+        // 1. An organization with a user, a trunk, a number and an agent.
         run("insert into organizations (id, name) select $1, 'Acme' where ($2, $3, $4, $5) is not null").await;
         run("insert into users (id, org_id, email) select $2, $1, 'm@acme.test' where ($3, $4, $5) is not null").await;
         run(
@@ -71,6 +73,8 @@ impl Bench {
         run("insert into agents (id, org_id, user_id, name)
              select $5, $1, $2, 'Agent' where ($3, $4) is not null")
         .await;
+
+        // 2. The principal, and a batch to upload into.
         let principal = Principal {
             user,
             org,
@@ -91,6 +95,7 @@ impl Bench {
         .execute(&db.pool)
         .await
         .unwrap();
+
         Self {
             db,
             store: FileStore::open("memory:///").unwrap(),
@@ -144,7 +149,7 @@ impl Bench {
         .await
     }
 
-    /// Runs an ingest that is asked to stop while its next chunk waits to be committed.
+    /// Runs an ingest and asks it to stop while its next chunk waits for a lock.
     async fn run_one_chunk(&self, limits: &IngestLimits, id: IngestId) -> Result<IngestResult> {
         let mut held = self.pool().begin().await.unwrap();
         sqlx::query("select from call_batches where id = $1 for no key update")
@@ -152,6 +157,7 @@ impl Bench {
             .execute(&mut *held)
             .await
             .unwrap();
+
         let stop = CancellationToken::new();
         let run = ingest::run_unscoped(self.pool(), &self.store, limits, id, &stop);
         let watch = async {
@@ -167,7 +173,7 @@ impl Bench {
         self.run_with(&LIMITS, id).await.unwrap()
     }
 
-    async fn rows(&self) -> i64 {
+    async fn check_row_count(&self) -> i64 {
         let counted: i64 =
             sqlx::query_scalar("select count(*) from batch_data where batch_id = $1")
                 .bind(self.target.batch)
@@ -196,27 +202,28 @@ impl Bench {
     }
 }
 
-fn number(i: usize) -> String {
+fn ingest_number(i: usize) -> String {
     format!("+9198{i:08}")
 }
 
-/// `n` different people, from the `first` on.
-fn list(first: usize, n: usize) -> String {
+/// CSV file of `n` different numbers, beginning with the `first`.
+fn csv_list(first: usize, n: usize) -> String {
     let mut file = "to_phonenumber,name,city\n".to_owned();
     for i in first..first + n {
-        file += &format!("{},Person {i},Pune\n", number(i));
+        file += &format!("{},Person {i},Pune\n", ingest_number(i));
     }
     file
 }
 
-/// Of every ten lines: six people, two that were there before, one wrong number, one blank.
-fn nasty(n: usize) -> (String, IngestCounts) {
+/// CSV file with awkward quoting, and its expected counts. Every ten lines hold six valid rows, two
+/// duplicates, one invalid number and a blank line.
+fn awkward_csv(n: usize) -> (String, IngestCounts) {
     let mut file = "\u{feff}City ;PHONE; timezone;name;junk\r\n".to_owned();
     for i in 0..n {
         let line = match i % 10 {
-            0..=5 => format!("Pune;{};;\"Rao; \"\"{i}\"\"\n\"", number(i)),
-            6 => format!(";{};;again", number(i - 3).replace("+91", "0")),
-            7 => format!(";{};Asia/Kolkata;", number(i - 5)),
+            0..=5 => format!("Pune;{};;\"Rao; \"\"{i}\"\"\n\"", ingest_number(i)),
+            6 => format!(";{};;again", ingest_number(i - 3).replace("+91", "0")),
+            7 => format!(";{};Asia/Kolkata;", ingest_number(i - 5)),
             8 => ";9.19E+11;;".to_owned(),
             _ => "; ;;".to_owned(),
         };
@@ -234,24 +241,24 @@ fn nasty(n: usize) -> (String, IngestCounts) {
 }
 
 #[tokio::test]
-async fn the_counts_of_a_nasty_file_add_up_and_every_reject_has_its_line() {
-    let bench = Bench::new().await;
-    let (file, counts) = nasty(1_000);
-    let id = bench.upload(&file).await;
-    let finished = bench.run(id).await;
+async fn counts_of_an_awkward_file_add_up_and_each_reject_names_its_line() {
+    let setup = IngestSetup::new().await;
+    let (file, counts) = awkward_csv(1_000);
+    let id = setup.upload(&file).await;
+    let finished = setup.run(id).await;
     assert_eq!((finished.counts, &finished.failure), (counts, &None));
     assert_eq!(finished.warnings.len(), 2, "{:?}", finished.warnings);
-    assert_eq!(bench.rows().await, 600);
+    assert_eq!(setup.check_row_count().await, 600);
 
-    let rejects = ingest::first_rejects(bench.pool(), &bench.scope, id, 100)
+    let rejects = ingest::first_rejects(setup.pool(), &setup.scope, id, 100)
         .await
         .unwrap();
     assert_eq!(rejects.len(), 100);
-    // Six of the lines before hold a line break in quotes.
+    // Six of the lines before contain a quoted line break.
     assert_eq!((rejects[0].line, rejects[0].column.as_str()), (16, "PHONE"));
     assert_eq!(rejects[0].code, "scientific_notation");
     assert_eq!(rejects[0].value, "9.19E+11");
-    let found = bench.find(id).await;
+    let found = setup.find(id).await;
     assert_eq!(
         (found.state, found.counts),
         (IngestState::Completed, counts)
@@ -262,9 +269,9 @@ async fn the_counts_of_a_nasty_file_add_up_and_every_reject_has_its_line() {
          from batch_data join zone_sets z on z.id = zone_set_id
          where batch_id = $1 and to_phonenumber = $2",
     )
-    .bind(bench.target.batch)
-    .bind(number(3))
-    .fetch_one(bench.pool())
+    .bind(setup.target.batch)
+    .bind(ingest_number(3))
+    .fetch_one(setup.pool())
     .await
     .unwrap();
     assert_eq!(
@@ -272,27 +279,27 @@ async fn the_counts_of_a_nasty_file_add_up_and_every_reject_has_its_line() {
         serde_json::json!({"name": "Rao; \"3\"", "city": "Pune"})
     );
     assert_eq!(zones, ["Asia/Calcutta"]);
-    let gone: Vec<Result<Bytes>> = bench
+    let remaining: Vec<Result<Bytes>> = setup
         .store
-        .read(&format!("ingests/{}/{id}.csv", bench.target.org), 0)
+        .read(&format!("ingests/{}/{id}.csv", setup.target.org), 0)
         .collect()
         .await;
     assert!(
-        matches!(gone[..], [Err(Error::NotFound(_))]),
+        matches!(remaining[..], [Err(Error::NotFound(_))]),
         "the file outlives its ingest"
     );
 }
 
 #[tokio::test]
-async fn the_error_file_is_complete_safe_and_only_for_its_owner() {
-    let bench = Bench::new().await;
+async fn the_error_file_is_complete_escaped_and_visible_only_to_its_owner() {
+    let setup = IngestSetup::new().await;
     let mut file = "to_phonenumber,name\n".to_owned();
     for _ in 0..2_500 {
         file += "=cmd|calc,x\n";
     }
-    let id = bench.upload(&file).await;
-    bench.run(id).await;
-    let csv = ingest::rejects_csv(bench.pool(), &bench.scope, bench.target.batch, id)
+    let id = setup.upload(&file).await;
+    setup.run(id).await;
+    let csv = ingest::rejects_csv(setup.pool(), &setup.scope, setup.target.batch, id)
         .await
         .unwrap();
     let slices: Vec<Bytes> = csv.try_collect().await.unwrap();
@@ -309,74 +316,75 @@ async fn the_error_file_is_complete_safe_and_only_for_its_owner() {
         lines[2_500]
     );
 
-    let stranger = Principal {
+    let colleague = Principal {
         user: UserId::new(),
-        org: bench.target.org,
+        org: setup.target.org,
         role: Role::User,
         email: None,
         credential: Credential::Session,
     };
     let refused =
-        ingest::rejects_csv(bench.pool(), &stranger.scope(), bench.target.batch, id).await;
+        ingest::rejects_csv(setup.pool(), &colleague.scope(), setup.target.batch, id).await;
     assert!(matches!(refused.err(), Some(Error::NotFound("Ingest"))));
-    let none = ingest::first_rejects(bench.pool(), &stranger.scope(), id, 100).await;
+    let none = ingest::first_rejects(setup.pool(), &colleague.scope(), id, 100).await;
     assert!(none.unwrap().is_empty());
 }
 
 #[tokio::test]
 async fn the_same_file_again_adds_nothing() {
-    let bench = Bench::new().await;
-    let file = list(0, 730);
-    let first = bench.upload(&file).await;
-    assert_eq!(bench.run(first).await.counts.inserted, 730);
-    let second = bench.upload(&file).await;
-    let counts = bench.run(second).await.counts;
+    let setup = IngestSetup::new().await;
+    let file = csv_list(0, 730);
+    let first = setup.upload(&file).await;
+    assert_eq!(setup.run(first).await.counts.inserted, 730);
+    let second = setup.upload(&file).await;
+    let counts = setup.run(second).await.counts;
     assert_eq!((counts.inserted, counts.duplicates), (0, 730));
-    assert_eq!(bench.rows().await, 730);
-    // And a job that is delivered twice answers what it answered.
-    assert_eq!(bench.run(second).await.counts, counts);
+    assert_eq!(setup.check_row_count().await, 730);
+    // A job that is delivered twice returns the same counts.
+    assert_eq!(setup.run(second).await.counts, counts);
 }
 
 #[tokio::test]
 async fn a_run_that_is_stopped_between_chunks_resumes_to_the_same_counts() {
-    let bench = Bench::new().await;
-    let (file, counts) = nasty(1_000);
-    let id = bench.upload(&file).await;
+    let setup = IngestSetup::new().await;
+    let (file, counts) = awkward_csv(1_000);
+    let id = setup.upload(&file).await;
     let limits = IngestLimits {
         chunk_rows: 30,
         ..LIMITS
     };
     let mut stops = 0;
     let finished = loop {
-        match bench.run_one_chunk(&limits, id).await {
+        match setup.run_one_chunk(&limits, id).await {
             Ok(finished) => break finished,
             Err(error) => {
                 assert!(error.is_retryable(), "{error}");
                 stops += 1;
             }
         }
-        // As another version may have written it.
+        // A field that another version may have added.
         sqlx::query("update ingests set checkpoint = checkpoint || '{\"more\": 1}' where id = $1")
             .bind(id)
-            .execute(bench.pool())
+            .execute(setup.pool())
             .await
             .unwrap();
     };
     assert!(stops >= 20, "stopped only {stops} times");
     assert_eq!((finished.counts, finished.failure), (counts, None));
-    assert_eq!(bench.rows().await, 600);
+    assert_eq!(setup.check_row_count().await, 600);
 }
 
 #[tokio::test]
-async fn a_run_that_dies_at_any_chunk_resumes_to_the_same_counts() {
-    let bench = Bench::new().await;
-    let (file, counts) = nasty(600);
-    let id = bench.upload(&file).await;
+async fn a_run_whose_commit_fails_resumes_to_the_same_counts() {
+    let setup = IngestSetup::new().await;
+    let (file, counts) = awkward_csv(600);
+    let id = setup.upload(&file).await;
     let limits = IngestLimits {
         chunk_rows: 50,
         ..LIMITS
     };
-    // The commit of every chunk fails once: when its transaction has done all its work.
+
+    // The commit of every chunk fails once, after its transaction has done all its work.
     for statement in [
         "create table deaths (place text primary key)",
         "create function die_once() returns trigger language plpgsql as $$
@@ -389,22 +397,27 @@ async fn a_run_that_dies_at_any_chunk_resumes_to_the_same_counts() {
         "create constraint trigger die_once after update of inserted on ingests
          deferrable initially deferred for each row execute function die_once()",
     ] {
-        sqlx::query(statement).execute(bench.pool()).await.unwrap();
+        sqlx::query(statement).execute(setup.pool()).await.unwrap();
     }
+
     let mut deaths = 0;
     let finished = loop {
-        match bench.run_with(&limits, id).await {
+        match setup.run_with(&limits, id).await {
             Ok(finished) => break finished,
             Err(error) => {
                 assert!(error.is_retryable(), "{error}");
                 deaths += 1;
-                let inserted = bench.find(id).await.counts.inserted;
-                assert_eq!(bench.rows().await, inserted, "a chunk was half committed");
+                let inserted = setup.find(id).await.counts.inserted;
+                assert_eq!(
+                    setup.check_row_count().await,
+                    inserted,
+                    "a chunk was half committed"
+                );
                 sqlx::query(
                     "insert into deaths select checkpoint ->> 'place' from ingests where id = $1",
                 )
                 .bind(id)
-                .execute(bench.pool())
+                .execute(setup.pool())
                 .await
                 .unwrap();
             }
@@ -412,87 +425,87 @@ async fn a_run_that_dies_at_any_chunk_resumes_to_the_same_counts() {
     };
     assert_eq!(deaths, 11, "540 rows in chunks of 50");
     assert_eq!((finished.counts, finished.failure), (counts, None));
-    assert_eq!(bench.rows().await, 360);
+    assert_eq!(setup.check_row_count().await, 360);
 }
 
 #[tokio::test]
 async fn a_run_that_is_dropped_anywhere_resumes_to_the_same_counts() {
-    let bench = Bench::new().await;
-    let (file, counts) = nasty(1_000);
-    let id = bench.upload(&file).await;
+    let setup = IngestSetup::new().await;
+    let (file, counts) = awkward_csv(1_000);
+    let id = setup.upload(&file).await;
     let limits = IngestLimits {
         chunk_rows: 20,
         ..LIMITS
     };
-    let mut patience = Duration::from_millis(1);
+    let mut timeout = Duration::from_millis(1);
     let mut drops = 0;
     let finished = loop {
-        match tokio::time::timeout(patience, bench.run_with(&limits, id)).await {
+        match tokio::time::timeout(timeout, setup.run_with(&limits, id)).await {
             Ok(finished) => break finished.unwrap(),
             Err(_) => {
                 drops += 1;
-                patience += Duration::from_millis(3);
+                timeout += Duration::from_millis(3);
             }
         }
     };
     assert!(drops >= 3, "dropped only {drops} times");
     assert_eq!((finished.counts, finished.failure), (counts, None));
-    assert_eq!(bench.rows().await, 600);
+    assert_eq!(setup.check_row_count().await, 600);
 }
 
 #[tokio::test]
-async fn two_runs_of_one_ingest_at_once_count_every_row_once() {
-    let bench = Bench::new().await;
-    let (file, counts) = nasty(2_000);
-    let id = bench.upload(&file).await;
+async fn concurrent_runs_of_one_ingest_count_every_row_once() {
+    let setup = IngestSetup::new().await;
+    let (file, counts) = awkward_csv(2_000);
+    let id = setup.upload(&file).await;
     let limits = IngestLimits {
         chunk_rows: 50,
         ..LIMITS
     };
     let (a, b, c) = tokio::join!(
-        bench.run_with(&limits, id),
-        bench.run_with(&limits, id),
-        bench.run_with(&limits, id)
+        setup.run_with(&limits, id),
+        setup.run_with(&limits, id),
+        setup.run_with(&limits, id)
     );
     for finished in [a.unwrap(), b.unwrap(), c.unwrap()] {
         assert_eq!((finished.counts, finished.failure), (counts, None));
     }
-    assert_eq!(bench.rows().await, 1_200);
-    let rejects = ingest::first_rejects(bench.pool(), &bench.scope, id, 1_000)
+    assert_eq!(setup.check_row_count().await, 1_200);
+    let rejects = ingest::first_rejects(setup.pool(), &setup.scope, id, 1_000)
         .await
         .unwrap();
     assert_eq!(rejects.len(), 200);
 }
 
 #[tokio::test]
-async fn two_lists_into_one_batch_at_once_share_its_numbers() {
-    let bench = Bench::new().await;
+async fn concurrent_ingests_into_one_batch_insert_each_number_once() {
+    let setup = IngestSetup::new().await;
     let (a, b) = (
-        bench.upload(&list(0, 1_000)).await,
-        bench.upload(&list(500, 1_000)).await,
+        setup.upload(&csv_list(0, 1_000)).await,
+        setup.upload(&csv_list(500, 1_000)).await,
     );
-    let (a, b) = tokio::join!(bench.run(a), bench.run(b));
+    let (a, b) = tokio::join!(setup.run(a), setup.run(b));
     assert_eq!((a.counts.total_rows, b.counts.total_rows), (1_000, 1_000));
     assert_eq!(a.counts.inserted + b.counts.inserted, 1_500);
     assert_eq!(a.counts.duplicates + b.counts.duplicates, 500);
-    assert_eq!(bench.rows().await, 1_500);
+    assert_eq!(setup.check_row_count().await, 1_500);
 }
 
 #[tokio::test]
-async fn a_batch_that_has_started_takes_no_rows() {
-    let bench = Bench::new().await;
-    let id = bench.upload(&list(0, 10)).await;
+async fn a_started_batch_accepts_no_rows() {
+    let setup = IngestSetup::new().await;
+    let id = setup.upload(&csv_list(0, 10)).await;
     sqlx::query("update call_batches set status = 'in_progress' where id = $1")
-        .bind(bench.target.batch)
-        .execute(bench.pool())
+        .bind(setup.target.batch)
+        .execute(setup.pool())
         .await
         .unwrap();
-    let finished = bench.run(id).await;
+    let finished = setup.run(id).await;
     assert_eq!(finished.failure.unwrap().code, "batch_started");
     assert_eq!(finished.counts, IngestCounts::default());
-    assert_eq!(bench.find(id).await.state, IngestState::Failed);
-    let mut db = bench.pool().acquire().await.unwrap();
-    let refused = ingest::insert_records(&mut db, &bench.target, &LIMITS, &[]).await;
+    assert_eq!(setup.find(id).await.state, IngestState::Failed);
+    let mut db = setup.pool().acquire().await.unwrap();
+    let refused = ingest::insert_records(&mut db, &setup.target, &LIMITS, &[]).await;
     assert!(matches!(
         refused.unwrap_err(),
         Error::Conflict {
@@ -503,62 +516,62 @@ async fn a_batch_that_has_started_takes_no_rows() {
 }
 
 #[tokio::test]
-async fn a_batch_that_is_full_fails_the_list_and_keeps_what_went_in() {
-    let bench = Bench::new().await;
-    let id = bench.upload(&list(0, 500)).await;
+async fn a_full_batch_fails_the_ingest_and_keeps_the_inserted_rows() {
+    let setup = IngestSetup::new().await;
+    let id = setup.upload(&csv_list(0, 500)).await;
     let limits = IngestLimits {
         max_rows_per_batch: 250,
         ..LIMITS
     };
-    let finished = bench.run_with(&limits, id).await.unwrap();
+    let finished = setup.run_with(&limits, id).await.unwrap();
     assert_eq!(finished.counts.inserted, 200);
     let failure = finished.failure.unwrap();
     assert_eq!(failure.code, "too_many_rows");
     assert!(failure.message.contains("250"), "{failure:?}");
-    assert_eq!(bench.rows().await, 200);
+    assert_eq!(setup.check_row_count().await, 200);
 }
 
 #[tokio::test]
-async fn a_file_that_breaks_off_fails_and_keeps_the_rows_before() {
-    let bench = Bench::new().await;
+async fn a_malformed_file_fails_and_keeps_the_rows_before_the_error() {
+    let setup = IngestSetup::new().await;
     for (tail, code) in [
         ("\"never closed,\nPune\n".to_owned(), "unclosed_quote"),
         ("x".repeat(100_000), "record_too_long"),
         (",".repeat(100_000), "record_too_long"),
-        ("\"".to_owned() + &list(900, 2_000), "record_too_long"),
+        ("\"".to_owned() + &csv_list(900, 2_000), "record_too_long"),
     ] {
-        let id = bench.upload(&(list(0, 250) + &tail)).await;
-        let finished = bench.run(id).await;
+        let id = setup.upload(&(csv_list(0, 250) + &tail)).await;
+        let finished = setup.run(id).await;
         assert_eq!(finished.counts.total_rows, 250, "{code}");
         let failure = finished.failure.unwrap();
         assert_eq!(failure.code, code);
         assert!(failure.message.contains("line 252"), "{failure:?}");
     }
-    assert_eq!(bench.rows().await, 250);
+    assert_eq!(setup.check_row_count().await, 250);
 }
 
 #[tokio::test]
-async fn an_ingest_whose_file_or_batch_has_vanished_ends() {
-    let bench = Bench::new().await;
-    let id = bench.upload(&list(0, 10)).await;
-    let key = format!("ingests/{}/{id}.csv", bench.target.org);
-    bench.store.delete(&key).await.unwrap();
-    let finished = bench.run(id).await;
+async fn an_ingest_without_its_file_or_batch_ends() {
+    let setup = IngestSetup::new().await;
+    let id = setup.upload(&csv_list(0, 10)).await;
+    let key = format!("ingests/{}/{id}.csv", setup.target.org);
+    setup.store.delete(&key).await.unwrap();
+    let finished = setup.run(id).await;
     assert_eq!(finished.failure.unwrap().code, "file_missing");
 
-    let id = bench.upload(&list(0, 10)).await;
+    let id = setup.upload(&csv_list(0, 10)).await;
     sqlx::query("delete from call_batches where id = $1")
-        .bind(bench.target.batch)
-        .execute(bench.pool())
+        .bind(setup.target.batch)
+        .execute(setup.pool())
         .await
         .unwrap();
-    let gone = bench.run_with(&LIMITS, id).await.unwrap_err();
+    let gone = setup.run_with(&LIMITS, id).await.unwrap_err();
     assert!(matches!(gone, Error::NotFound("Ingest")), "{gone}");
 }
 
 #[tokio::test]
 async fn the_records_of_a_request_obey_the_rules_of_a_file() {
-    let bench = Bench::new().await;
+    let setup = IngestSetup::new().await;
     let records: Vec<RowInput> = serde_json::from_value(serde_json::json!([
         {"to_phonenumber": "98765 43210", "name": "Asha", "extra": 1},
         {"to_phonenumber": "+919876543210", "name": "again"},
@@ -566,14 +579,15 @@ async fn the_records_of_a_request_obey_the_rules_of_a_file() {
         {"to_phonenumber": "+16502530000", "timezone": "America/New_York", "city": 7},
     ]))
     .unwrap();
+
     for (inserted, duplicates) in [(2, 1), (0, 3)] {
-        let mut tx = bench.pool().begin().await.unwrap();
-        let done = ingest::insert_records(&mut tx, &bench.target, &LIMITS, &records)
+        let mut tx = setup.pool().begin().await.unwrap();
+        let inserted_records = ingest::insert_records(&mut tx, &setup.target, &LIMITS, &records)
             .await
             .unwrap();
         tx.commit().await.unwrap();
         assert_eq!(
-            done.counts,
+            inserted_records.counts,
             IngestCounts {
                 total_rows: 4,
                 inserted,
@@ -581,28 +595,35 @@ async fn the_records_of_a_request_obey_the_rules_of_a_file() {
                 rejected: 1
             }
         );
-        assert_eq!(i64::try_from(done.rows.len()).unwrap(), inserted);
         assert_eq!(
-            (done.rejects[0].line, &*done.rejects[0].code),
+            i64::try_from(inserted_records.rows.len()).unwrap(),
+            inserted
+        );
+        assert_eq!(
+            (
+                inserted_records.rejects[0].line,
+                &*inserted_records.rejects[0].code
+            ),
             (3, "not_a_number")
         );
-        assert_eq!(done.warnings.len(), 1);
+        assert_eq!(inserted_records.warnings.len(), 1);
     }
-    assert_eq!(bench.rows().await, 2);
+
+    assert_eq!(setup.check_row_count().await, 2);
     let zones: Vec<String> = sqlx::query_scalar(
         "select z.zones[1] from batch_data d join zone_sets z on z.id = d.zone_set_id order by row_no",
     )
-    .fetch_all(bench.pool())
+    .fetch_all(setup.pool())
     .await
     .unwrap();
     assert_eq!(zones, ["Asia/Calcutta", "America/New_York"]);
 }
 
 #[tokio::test]
-async fn a_bomb_costs_no_memory_and_no_time() {
-    let bench = Bench::new().await;
+async fn an_endless_upload_is_refused_without_using_memory() {
+    let setup = IngestSetup::new().await;
     let before = resident_bytes();
-    // Ten gigabytes each, if anybody read them all.
+    // Ten gigabytes each, if read to the end.
     let bombs: [(&'static [u8], &'static [u8]); 5] = [
         (b"to_phonenumber\n\"", &[b'x'; 10_000]),
         (b"to_phonenumber\n", &[b','; 10_000]),
@@ -613,7 +634,7 @@ async fn a_bomb_costs_no_memory_and_no_time() {
     for (head, endless) in bombs {
         let body = stream::iter([Ok(Bytes::from_static(head))])
             .chain(stream::repeat_with(|| Ok(Bytes::from_static(endless))).take(1_000_000));
-        let refused = bench.receive(body).await.unwrap_err();
+        let refused = setup.receive(body).await.unwrap_err();
         assert!(
             matches!(refused, Error::TooLarge(_) | Error::Rejected { .. }),
             "{refused}"

@@ -1,4 +1,4 @@
-//! Peal from the outside: every feature on a fresh, real database.
+//! Tests of Peal from the outside: every feature on a fresh, real database.
 
 mod agents;
 mod audit_log;

@@ -1,5 +1,5 @@
-//! Money always adds up. Every test of the whole app ends with a look through the books; here
-//! is what can go wrong with money in particular.
+//! Money: holds, charges, grants, the ledger's constraints and batches without credit. Every test
+//! of the whole app ends with a ledger verification; these tests cover money itself.
 
 mod books;
 mod grants;
@@ -14,8 +14,8 @@ use sqlx::AssertSqlSafe;
 
 use crate::harness::app::{App, AppOptions};
 
-/// An app whose workers would only be in the way.
-async fn idle_app(credit: Usd) -> App {
+/// An app without workers.
+async fn app_without_workers(credit: Usd) -> App {
     App::start_with(AppOptions {
         workers: 0,
         credit,
@@ -24,8 +24,8 @@ async fn idle_app(credit: Usd) -> App {
     .await
 }
 
-/// The tenant's user, who pays.
-async fn payer(app: &App) -> (UserId, WalletId) {
+/// The tenant's user and its wallet.
+async fn paying_user(app: &App) -> (UserId, WalletId) {
     sqlx::query_as(
         "select u.id, w.id from users u join wallets w on w.user_id = u.id where u.org_id = $1",
     )
@@ -35,10 +35,10 @@ async fn payer(app: &App) -> (UserId, WalletId) {
     .expect("a user with a wallet")
 }
 
-/// Replaces the catalogue: so much for each call that a carrier takes, and so much for each
-/// minute, by the second.
-async fn charge(app: &App, per_call: &str, per_minute: &str) {
-    run(
+/// Sets the prices in USD of each call that the carrier accepts and of each minute, billed by the
+/// second.
+async fn set_prices(app: &App, per_call: &str, per_minute: &str) {
+    execute_sql(
         app,
         &format!(
             "update service_prices
@@ -49,16 +49,16 @@ async fn charge(app: &App, per_call: &str, per_minute: &str) {
 }
 
 /// Runs a statement.
-async fn run(app: &App, sql: &str) {
+async fn execute_sql(app: &App, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
         .execute(&app.context.pool)
         .await
         .unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-/// Puts money into the wallet of the tenant's user.
+/// Credits the wallet of the tenant's user.
 async fn top_up(app: &App, amount: Usd) {
-    let (user, _) = payer(app).await;
+    let (user, _) = paying_user(app).await;
     let mut db = app.context.pool.begin().await.expect("transaction");
     operator_credit::grant_unscoped(&mut db, user, amount, app.context.clock.now())
         .await
@@ -66,8 +66,8 @@ async fn top_up(app: &App, amount: Usd) {
     db.commit().await.expect("commit");
 }
 
-/// Ends a call as its carrier would: it took the call, and it was answered for so long.
-async fn end(app: &App, call: CallId, seconds: i32) {
+/// Marks a call as accepted by the carrier, answered and ended after `seconds`.
+async fn end_call(app: &App, call: CallId, seconds: i32) {
     sqlx::query(
         "with ended as (
              update calls
@@ -85,8 +85,8 @@ async fn end(app: &App, call: CallId, seconds: i32) {
     .expect("an end");
 }
 
-/// One amount from the database.
-async fn amount(app: &App, sql: &'static str) -> Usd {
+/// Queries one amount.
+async fn query_amount(app: &App, sql: &'static str) -> Usd {
     sqlx::query_scalar(sql)
         .fetch_one(&app.context.pool)
         .await

@@ -1,4 +1,5 @@
-//! Jobs: they exist with their transaction, run once per claim, and end in one of few ways.
+//! The job queue: jobs are added with their transaction, run once per claim, and end in a fixed set
+//! of states.
 
 mod outages;
 mod shutdown;
@@ -29,30 +30,30 @@ use crate::harness::db::{TestDatabase, fresh_database};
 use crate::harness::{env_setting, eventually};
 
 /// Long enough for a busy machine, short enough to notice a standstill.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the handlers below write down.
-struct Log {
+/// Runs recorded by the handlers below.
+struct RunLog {
     /// Number and attempt of each run, in order.
     runs: Mutex<Vec<(i64, i32)>>,
     /// Holds back `Gated` jobs.
     gate: Semaphore,
-    /// How many runs were told that their job was lost.
-    lost: AtomicUsize,
+    /// Number of runs that were notified of a lost job.
+    lost_runs: AtomicUsize,
 }
 
-impl Default for Log {
+impl Default for RunLog {
     fn default() -> Self {
         Self {
             runs: Mutex::default(),
             gate: Semaphore::new(0),
-            lost: AtomicUsize::new(0),
+            lost_runs: AtomicUsize::new(0),
         }
     }
 }
 
-impl Log {
-    fn note(&self, n: i64, job: &RunningJob) {
+impl RunLog {
+    fn record_run(&self, n: i64, job: &RunningJob) {
         self.runs.lock().unwrap().push((n, job.attempt));
     }
 
@@ -60,7 +61,7 @@ impl Log {
         self.runs.lock().unwrap().clone()
     }
 
-    fn count(&self) -> usize {
+    fn run_count(&self) -> usize {
         self.runs.lock().unwrap().len()
     }
 }
@@ -97,11 +98,11 @@ payloads! {
 
 /// At most one of these per number is live.
 #[derive(Serialize, Deserialize)]
-struct Keyed {
+struct KeyedJob {
     n: i64,
 }
 
-impl JobPayload for Keyed {
+impl JobPayload for KeyedJob {
     const KIND: &'static str = "keyed";
     const QUEUE: Queue = Queue::Control;
     const MAX_ATTEMPTS: i32 = 5;
@@ -117,20 +118,20 @@ impl JobPayload for Keyed {
 
 macro_rules! handled_by_noting {
     ($($name:ident)+) => {$(
-        impl JobHandler<Log> for $name {
-            async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
-                log.note(self.n, job);
+        impl JobHandler<RunLog> for $name {
+            async fn handle(self, log: &RunLog, job: &RunningJob) -> JobOutcome {
+                log.record_run(self.n, job);
                 JobOutcome::Done
             }
         }
     )+};
 }
 
-handled_by_noting!(Probe Urgent Keyed Other);
+handled_by_noting!(Probe Urgent KeyedJob Other);
 
-impl JobHandler<Log> for Poison {
-    async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
-        log.note(self.n, job);
+impl JobHandler<RunLog> for Poison {
+    async fn handle(self, log: &RunLog, job: &RunningJob) -> JobOutcome {
+        log.record_run(self.n, job);
         JobOutcome::Retry {
             after: Some(Duration::ZERO),
             why: "poisoned".into(),
@@ -138,20 +139,20 @@ impl JobHandler<Log> for Poison {
     }
 }
 
-impl JobHandler<Log> for Panics {
-    async fn handle(self, _: &Log, job: &RunningJob) -> JobOutcome {
+impl JobHandler<RunLog> for Panics {
+    async fn handle(self, _: &RunLog, job: &RunningJob) -> JobOutcome {
         panic!("attempt {} panics", job.attempt)
     }
 }
 
-/// Waits for the gate, or fails for good as soon as its job is lost.
-impl JobHandler<Log> for Gated {
-    async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
-        log.note(self.n, job);
+/// Waits for the gate, or fails permanently when its job is lost.
+impl JobHandler<RunLog> for Gated {
+    async fn handle(self, log: &RunLog, job: &RunningJob) -> JobOutcome {
+        log.record_run(self.n, job);
         tokio::select! {
             passed = log.gate.acquire() => passed.unwrap().forget(),
             () = job.lease_lost().cancelled() => {
-                log.lost.fetch_add(1, Ordering::SeqCst);
+                log.lost_runs.fetch_add(1, Ordering::SeqCst);
                 return JobOutcome::Fail { why: "too late to matter".into() };
             }
         }
@@ -159,38 +160,38 @@ impl JobHandler<Log> for Gated {
     }
 }
 
-/// Waits for the gate, whatever it is told.
-impl JobHandler<Log> for Deaf {
-    async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
-        log.note(self.n, job);
+/// Waits for the gate and ignores the loss of its job.
+impl JobHandler<RunLog> for Deaf {
+    async fn handle(self, log: &RunLog, job: &RunningJob) -> JobOutcome {
+        log.record_run(self.n, job);
         log.gate.acquire().await.unwrap().forget();
         JobOutcome::Done
     }
 }
 
-/// A database, bells and workers.
-struct House {
+/// A database, wakeups and a log of runs.
+struct QueueSetup {
     db: TestDatabase,
     bells: Wakeups,
-    log: Arc<Log>,
+    log: Arc<RunLog>,
     timing: WorkerTiming,
 }
 
 /// Workers of one process.
-struct Workers {
+struct WorkerProcess {
     shutdown: CancellationToken,
-    ended: JoinHandle<anyhow::Result<()>>,
+    task: JoinHandle<anyhow::Result<()>>,
 }
 
-impl Workers {
+impl WorkerProcess {
     async fn stop(self) {
         self.shutdown.cancel();
-        self.ended.await.unwrap().unwrap();
+        self.task.await.unwrap().unwrap();
     }
 }
 
-impl House {
-    /// A house whose bells hang on the shared test Redis, under a prefix of their own.
+impl QueueSetup {
+    /// A setup with wakeups on the shared test Redis, under a prefix of its own.
     async fn new() -> Self {
         Self::with_redis(Some(&env_setting("PEAL_TEST_REDIS_URL"))).await
     }
@@ -205,18 +206,19 @@ impl House {
         }
     }
 
-    /// Starts a process with so many hands for the control queue, and one for each other.
-    fn work(&self, hands: usize) -> Workers {
+    /// Starts a process with a concurrency for the control queue, and one for the ingest queue.
+    fn start_workers(&self, concurrency: usize) -> WorkerProcess {
         let registry = HandlerRegistry::default()
             .with::<Probe>()
             .with::<Urgent>()
-            .with::<Keyed>()
+            .with::<KeyedJob>()
             .with::<Other>()
             .with::<Poison>()
             .with::<Panics>()
             .with::<Gated>()
             .with::<Deaf>()
-            .with::<states::Told>();
+            .with::<states::ScriptedJob>();
+
         let queues = QueueRuntime {
             pool: self.db.pool.clone(),
             wakeups: self.bells.clone(),
@@ -227,10 +229,13 @@ impl House {
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
         let ended = tokio::spawn(async move {
-            let hands = [(Queue::Control, hands), (Queue::Ingest, 1)];
-            run_queues(queues, &hands, token).await
+            let queue_limits = [(Queue::Control, concurrency), (Queue::Ingest, 1)];
+            run_queues(queues, &queue_limits, token).await
         });
-        Workers { shutdown, ended }
+        WorkerProcess {
+            shutdown,
+            task: ended,
+        }
     }
 
     async fn add<P: JobPayload>(&self, payload: P) -> EnqueuedJob {
@@ -248,7 +253,7 @@ impl House {
         jobs
     }
 
-    async fn state(&self, id: JobId) -> (String, i32) {
+    async fn job_state(&self, id: JobId) -> (String, i32) {
         sqlx::query_as("select state, attempts from jobs where id = $1")
             .bind(id)
             .fetch_one(&self.db.pool)
@@ -256,25 +261,25 @@ impl House {
             .unwrap()
     }
 
-    async fn becomes(&self, job: &EnqueuedJob, state: &str) {
-        eventually(&format!("the job is {state}"), PATIENCE, || async {
-            self.state(job.id).await.0 == state
+    async fn wait_for_state(&self, job: &EnqueuedJob, state: &str) {
+        eventually(&format!("the job is {state}"), TEST_TIMEOUT, || async {
+            self.job_state(job.id).await.0 == state
         })
         .await;
     }
 
-    async fn unfinished(&self) -> i64 {
+    async fn count_unfinished(&self) -> i64 {
         sqlx::query_scalar("select count(*) from jobs where state in ('ready', 'running')")
             .fetch_one(&self.db.pool)
             .await
             .unwrap()
     }
 
-    /// Waits until no job is left, while there are ever fewer.
-    async fn drained(&self) {
+    /// Waits until no job is left; fails when the number stops falling.
+    async fn wait_until_drained(&self) {
         let (mut fewest, mut since) = (i64::MAX, Instant::now());
         loop {
-            let left = self.unfinished().await;
+            let left = self.count_unfinished().await;
             if left == 0 {
                 return;
             }
@@ -282,7 +287,7 @@ impl House {
                 (fewest, since) = (left, Instant::now());
             }
             let waited = since.elapsed();
-            assert!(waited < PATIENCE, "for {waited:?} {left} jobs are left");
+            assert!(waited < TEST_TIMEOUT, "for {waited:?} {left} jobs are left");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -296,19 +301,19 @@ impl House {
     }
 
     /// Waits until the job's lease has been extended twice.
-    async fn extended_twice(&self, id: JobId) {
+    async fn wait_for_two_extensions(&self, id: JobId) {
         for _ in 0..2 {
             let before = self.lease_until(id).await;
-            eventually("the lease is extended", PATIENCE, || async {
+            eventually("the lease is extended", TEST_TIMEOUT, || async {
                 self.lease_until(id).await > before
             })
             .await;
         }
     }
 
-    /// Lets the lease of the job's `fence`th claim run out, and sweeps.
-    async fn lose_lease(&self, id: JobId, fence: i64) {
-        eventually("the lease has run out", PATIENCE, || async {
+    /// Expires the lease of the job's claim with this fence, and sweeps.
+    async fn expire_lease(&self, id: JobId, fence: i64) {
+        eventually("the lease has expired", TEST_TIMEOUT, || async {
             sqlx::query(
                 "update jobs set lease_until = now() - interval '1 second'
                 where id = $1 and fence = $2 and state = 'running'",
@@ -339,49 +344,49 @@ fn probes(count: i64) -> Vec<Probe> {
 
 #[tokio::test]
 async fn a_job_exists_if_and_only_if_its_transaction_commits() {
-    let house = House::new().await;
-    let mut tx = house.db.pool.begin().await.unwrap();
+    let setup = QueueSetup::new().await;
+    let mut tx = setup.db.pool.begin().await.unwrap();
     let undone = queue::enqueue(&mut tx, &Probe { n: 1 }, None)
         .await
         .unwrap();
     tx.rollback().await.unwrap();
-    house.bells.notify_job(&undone);
-    assert_eq!(house.unfinished().await, 0);
+    setup.bells.notify_job(&undone);
+    assert_eq!(setup.count_unfinished().await, 0);
 
-    let mut tx = house.db.pool.begin().await.unwrap();
+    let mut tx = setup.db.pool.begin().await.unwrap();
     let job = queue::enqueue(&mut tx, &Probe { n: 2 }, None)
         .await
         .unwrap();
     tx.commit().await.unwrap();
     assert!(job.is_new && job.is_due);
 
-    let workers = house.work(4);
-    house.becomes(&job, "done").await;
+    let workers = setup.start_workers(4);
+    setup.wait_for_state(&job, "done").await;
     workers.stop().await;
-    assert_eq!(house.log.runs(), [(2, 1)]);
+    assert_eq!(setup.log.runs(), [(2, 1)]);
 }
 
 #[tokio::test]
-async fn a_live_key_is_added_once_and_a_finished_one_again() {
-    let house = House::new().await;
-    let first = house.add(Keyed { n: 7 }).await;
-    let second = house.add(Keyed { n: 7 }).await;
+async fn a_dedupe_key_is_live_in_one_job_at_a_time() {
+    let setup = QueueSetup::new().await;
+    let first = setup.add(KeyedJob { n: 7 }).await;
+    let second = setup.add(KeyedJob { n: 7 }).await;
     assert_eq!((second.id, second.is_new), (first.id, false));
-    let both = [Keyed { n: 7 }, Keyed { n: 8 }];
-    assert_eq!(house.add_all(&both, Duration::ZERO).await.len(), 1);
+    let both = [KeyedJob { n: 7 }, KeyedJob { n: 8 }];
+    assert_eq!(setup.add_all(&both, Duration::ZERO).await.len(), 1);
 
-    let workers = house.work(4);
-    house.drained().await;
-    assert!(house.add(Keyed { n: 7 }).await.is_new);
-    house.drained().await;
+    let workers = setup.start_workers(4);
+    setup.wait_until_drained().await;
+    assert!(setup.add(KeyedJob { n: 7 }).await.is_new);
+    setup.wait_until_drained().await;
     workers.stop().await;
-    assert_eq!(house.log.count(), 3);
+    assert_eq!(setup.log.run_count(), 3);
 }
 
 #[tokio::test]
-async fn concurrent_adders_of_a_key_agree_on_one_job() {
-    let house = House::new().await;
-    let adders = (0..8).map(|_| house.add(Keyed { n: 1 }));
+async fn concurrent_adds_of_one_key_create_one_job() {
+    let setup = QueueSetup::new().await;
+    let adders = (0..8).map(|_| setup.add(KeyedJob { n: 1 }));
     let jobs = futures::future::join_all(adders).await;
     assert_eq!(jobs.iter().filter(|job| job.is_new).count(), 1);
     let ids: HashSet<JobId> = jobs.iter().map(|job| job.id).collect();
@@ -390,14 +395,14 @@ async fn concurrent_adders_of_a_key_agree_on_one_job() {
 
 #[tokio::test]
 async fn two_workers_run_each_of_2000_jobs_once() {
-    let house = House::new().await;
-    let workers = [house.work(8), house.work(8)];
-    house.add_all(&probes(2000), Duration::ZERO).await;
-    house.drained().await;
+    let setup = QueueSetup::new().await;
+    let workers = [setup.start_workers(8), setup.start_workers(8)];
+    setup.add_all(&probes(2000), Duration::ZERO).await;
+    setup.wait_until_drained().await;
     for process in workers {
         process.stop().await;
     }
-    let runs = house.log.runs();
+    let runs = setup.log.runs();
     assert_eq!(runs.len(), 2000);
     assert!(runs.iter().all(|(_, attempt)| *attempt == 1));
     let distinct: HashSet<i64> = runs.iter().map(|(n, _)| *n).collect();
@@ -405,55 +410,55 @@ async fn two_workers_run_each_of_2000_jobs_once() {
 }
 
 #[tokio::test]
-async fn a_lost_job_is_run_again_and_its_first_run_changes_nothing() {
-    let mut house = House::new().await;
-    house.timing.heartbeat = Duration::from_millis(200);
-    let workers = house.work(4);
-    let job = house.add(Gated { n: 1 }).await;
-    eventually("the first run", PATIENCE, || async {
-        house.log.count() == 1
+async fn a_lost_job_runs_again_and_its_first_run_changes_nothing() {
+    let mut setup = QueueSetup::new().await;
+    setup.timing.heartbeat = Duration::from_millis(200);
+    let workers = setup.start_workers(4);
+    let job = setup.add(Gated { n: 1 }).await;
+    eventually("the first run", TEST_TIMEOUT, || async {
+        setup.log.run_count() == 1
     })
     .await;
 
-    house.lose_lease(job.id, 1).await;
-    eventually("the second run", PATIENCE, || async {
-        house.log.count() == 2
+    setup.expire_lease(job.id, 1).await;
+    eventually("the second run", TEST_TIMEOUT, || async {
+        setup.log.run_count() == 2
     })
     .await;
-    eventually("the first run is told", PATIENCE, || async {
-        house.log.lost.load(Ordering::SeqCst) == 1
+    eventually("the first run is notified", TEST_TIMEOUT, || async {
+        setup.log.lost_runs.load(Ordering::SeqCst) == 1
     })
     .await;
-    // The first run has answered that the job must die; its fence is old.
-    assert_eq!(house.state(job.id).await, ("running".into(), 2));
+    // The first run returned a permanent failure, under an old fence.
+    assert_eq!(setup.job_state(job.id).await, ("running".into(), 2));
 
-    house.log.gate.add_permits(1);
-    house.becomes(&job, "done").await;
+    setup.log.gate.add_permits(1);
+    setup.wait_for_state(&job, "done").await;
     workers.stop().await;
-    assert_eq!(house.log.runs(), [(1, 1), (1, 2)]);
-    assert_eq!(house.state(job.id).await, ("done".into(), 2));
+    assert_eq!(setup.log.runs(), [(1, 1), (1, 2)]);
+    assert_eq!(setup.job_state(job.id).await, ("done".into(), 2));
 }
 
 #[tokio::test]
-async fn a_job_whose_workers_vanish_runs_out_of_attempts() {
-    let mut house = House::new().await;
-    // No sign of life while the test lasts, as if the process were gone.
-    house.timing.heartbeat = Duration::from_secs(600);
-    let workers = house.work(10);
-    let job = house.add(Gated { n: 1 }).await;
+async fn a_job_of_dead_workers_dies_after_its_last_attempt() {
+    let mut setup = QueueSetup::new().await;
+    // No heartbeat while the test lasts, as if the process had died.
+    setup.timing.heartbeat = Duration::from_secs(600);
+    let workers = setup.start_workers(10);
+    let job = setup.add(Gated { n: 1 }).await;
     for fence in 1..=5 {
-        eventually("a run", PATIENCE, || async {
-            house.log.runs().last() == Some(&(1, i32::try_from(fence).unwrap()))
+        eventually("a run", TEST_TIMEOUT, || async {
+            setup.log.runs().last() == Some(&(1, i32::try_from(fence).unwrap()))
         })
         .await;
-        house.lose_lease(job.id, fence).await;
+        setup.expire_lease(job.id, fence).await;
     }
-    assert_eq!(house.state(job.id).await, ("dead".into(), 5));
-    house.log.gate.add_permits(5);
+    assert_eq!(setup.job_state(job.id).await, ("dead".into(), 5));
+    setup.log.gate.add_permits(5);
     workers.stop().await;
-    assert_eq!(house.state(job.id).await, ("dead".into(), 5));
+    assert_eq!(setup.job_state(job.id).await, ("dead".into(), 5));
 
-    let mut db = house.db.pool.acquire().await.unwrap();
+    let mut db = setup.db.pool.acquire().await.unwrap();
     let dead = queue::dead_jobs(&mut db, 10).await.unwrap();
     assert_eq!(dead.len(), 1);
     assert!(dead[0].why.as_ref().unwrap().starts_with("attempt 5 of 5"));
@@ -461,38 +466,41 @@ async fn a_job_whose_workers_vanish_runs_out_of_attempts() {
 
 #[tokio::test]
 async fn leases_are_extended_while_a_job_runs() {
-    let mut house = House::new().await;
-    house.timing.heartbeat = Duration::from_millis(300);
-    // Nobody is told to stop while the test lasts.
-    house.timing.grace = Duration::from_secs(600);
-    let workers = house.work(2);
-    let job = house.add(Gated { n: 1 }).await;
-    eventually("it starts", PATIENCE, || async { house.log.count() == 1 }).await;
-    house.extended_twice(job.id).await;
-    assert_eq!(house.state(job.id).await, ("running".into(), 1));
+    let mut setup = QueueSetup::new().await;
+    setup.timing.heartbeat = Duration::from_millis(300);
+    // No run is aborted while the test lasts.
+    setup.timing.grace = Duration::from_secs(600);
+    let workers = setup.start_workers(2);
+    let job = setup.add(Gated { n: 1 }).await;
+    eventually("it starts", TEST_TIMEOUT, || async {
+        setup.log.run_count() == 1
+    })
+    .await;
+    setup.wait_for_two_extensions(job.id).await;
+    assert_eq!(setup.job_state(job.id).await, ("running".into(), 1));
 
     // Also while the process drains.
     workers.shutdown.cancel();
-    house.extended_twice(job.id).await;
-    assert_eq!(house.state(job.id).await, ("running".into(), 1));
-    house.log.gate.add_permits(1);
+    setup.wait_for_two_extensions(job.id).await;
+    assert_eq!(setup.job_state(job.id).await, ("running".into(), 1));
+    setup.log.gate.add_permits(1);
     workers.stop().await;
-    assert_eq!(house.state(job.id).await, ("done".into(), 1));
+    assert_eq!(setup.job_state(job.id).await, ("done".into(), 1));
 }
 
 #[tokio::test]
-async fn a_poison_job_dies_after_its_own_limit_while_others_flow() {
-    let house = House::new().await;
-    let poison = house.add(Poison { n: -1 }).await;
-    house.add_all(&probes(500), Duration::ZERO).await;
-    let workers = house.work(2);
-    house.drained().await;
+async fn a_failing_job_dies_after_its_attempts_and_others_run() {
+    let setup = QueueSetup::new().await;
+    let poison = setup.add(Poison { n: -1 }).await;
+    setup.add_all(&probes(500), Duration::ZERO).await;
+    let workers = setup.start_workers(2);
+    setup.wait_until_drained().await;
     workers.stop().await;
-    assert_eq!(house.state(poison.id).await, ("dead".into(), 3));
-    let probes = house.log.runs().iter().filter(|(n, _)| *n >= 0).count();
+    assert_eq!(setup.job_state(poison.id).await, ("dead".into(), 3));
+    let probes = setup.log.runs().iter().filter(|(n, _)| *n >= 0).count();
     assert_eq!(probes, 500);
 
-    let mut db = house.db.pool.acquire().await.unwrap();
+    let mut db = setup.db.pool.acquire().await.unwrap();
     let dead = queue::dead_jobs(&mut db, 10).await.unwrap();
     assert_eq!(dead[0].id, poison.id);
     assert!(dead[0].why.as_ref().unwrap().contains("poisoned"));
@@ -500,151 +508,151 @@ async fn a_poison_job_dies_after_its_own_limit_while_others_flow() {
 
 #[tokio::test]
 async fn a_panic_ends_one_run_and_counts_as_a_failure() {
-    let house = House::new().await;
-    let workers = house.work(2);
-    let bad = house.add(Panics { n: 1 }).await;
-    let good = house.add(Probe { n: 2 }).await;
-    house.becomes(&good, "done").await;
-    house.becomes(&bad, "dead").await;
-    assert_eq!(house.state(bad.id).await, ("dead".into(), 2));
-    let mut db = house.db.pool.acquire().await.unwrap();
+    let setup = QueueSetup::new().await;
+    let workers = setup.start_workers(2);
+    let bad = setup.add(Panics { n: 1 }).await;
+    let good = setup.add(Probe { n: 2 }).await;
+    setup.wait_for_state(&good, "done").await;
+    setup.wait_for_state(&bad, "dead").await;
+    assert_eq!(setup.job_state(bad.id).await, ("dead".into(), 2));
+    let mut db = setup.db.pool.acquire().await.unwrap();
     let dead = queue::dead_jobs(&mut db, 10).await.unwrap();
     assert!(dead[0].why.as_ref().unwrap().contains("attempt 2 panics"));
     workers.stop().await;
 }
 
 #[tokio::test]
-async fn a_dead_job_can_be_retried_unless_its_work_is_under_way() {
-    let house = House::new().await;
-    let workers = house.work(2);
-    let bad = house.add(Panics { n: 1 }).await;
-    house.becomes(&bad, "dead").await;
-    let mut db = house.db.pool.acquire().await.unwrap();
-    let retried = queue::retry_dead_job(&mut db, bad.id).await.unwrap();
-    house.bells.notify_job(&retried);
-    house.becomes(&bad, "dead").await;
+async fn a_dead_job_can_be_retried_unless_its_key_is_live() {
+    let setup = QueueSetup::new().await;
+    let workers = setup.start_workers(2);
+    let bad = setup.add(Panics { n: 1 }).await;
+    setup.wait_for_state(&bad, "dead").await;
+    let mut db = setup.db.pool.acquire().await.unwrap();
+    let revived = queue::retry_dead_job(&mut db, bad.id).await.unwrap();
+    setup.bells.notify_job(&revived);
+    setup.wait_for_state(&bad, "dead").await;
     workers.stop().await;
     let missing = queue::retry_dead_job(&mut db, JobId::new()).await;
     assert!(matches!(missing, Err(Error::NotFound(_))));
 
-    let old = house.add(Keyed { n: 1 }).await;
+    let old = setup.add(KeyedJob { n: 1 }).await;
     sqlx::query(
         "update jobs set state = 'dead', finished_at = now(), last_error = 'a test' where id = $1",
     )
     .bind(old.id)
-    .execute(&house.db.pool)
+    .execute(&setup.db.pool)
     .await
     .unwrap();
-    assert!(house.add(Keyed { n: 1 }).await.is_new);
+    assert!(setup.add(KeyedJob { n: 1 }).await.is_new);
     let taken = queue::retry_dead_job(&mut db, old.id).await;
     assert!(matches!(taken, Err(Error::Conflict { .. })));
 }
 
 #[tokio::test]
-async fn delayed_jobs_that_fall_due_together_drain() {
-    let house = House::new().await;
-    let workers = house.work(64);
-    let jobs = house.add_all(&probes(20_000), Duration::from_secs(5)).await;
+async fn delayed_jobs_due_at_the_same_time_drain() {
+    let setup = QueueSetup::new().await;
+    let workers = setup.start_workers(64);
+    let jobs = setup.add_all(&probes(20_000), Duration::from_secs(5)).await;
     assert!(jobs.iter().all(|job| !job.is_due));
-    let _ = house.add(Poison { n: -1 }).await;
-    eventually("only the delayed jobs are left", PATIENCE, || async {
-        house.unfinished().await <= 20_000
+    let _ = setup.add(Poison { n: -1 }).await;
+    eventually("only the delayed jobs are left", TEST_TIMEOUT, || async {
+        setup.count_unfinished().await <= 20_000
     })
     .await;
-    house.drained().await;
+    setup.wait_until_drained().await;
     workers.stop().await;
-    let distinct: HashSet<(i64, i32)> = house.log.runs().into_iter().collect();
+    let distinct: HashSet<(i64, i32)> = setup.log.runs().into_iter().collect();
     assert_eq!(distinct.len(), 20_003);
 }
 
 #[tokio::test]
 async fn a_backlog_drains_each_job_once() {
-    let house = House::new().await;
-    house.add_all(&probes(20_000), Duration::ZERO).await;
+    let setup = QueueSetup::new().await;
+    setup.add_all(&probes(20_000), Duration::ZERO).await;
     let started = Instant::now();
-    let workers = house.work(64);
-    house.drained().await;
+    let workers = setup.start_workers(64);
+    setup.wait_until_drained().await;
     eprintln!("20,000 jobs in {:?}", started.elapsed());
     workers.stop().await;
-    assert_eq!(house.log.count(), 20_000);
+    assert_eq!(setup.log.run_count(), 20_000);
 }
 
 #[tokio::test]
-async fn a_paused_queue_waits_and_goes_on() {
-    let house = House::new().await;
-    let mut db = house.db.pool.acquire().await.unwrap();
+async fn a_paused_queue_claims_nothing_until_it_is_resumed() {
+    let setup = QueueSetup::new().await;
+    let mut db = setup.db.pool.acquire().await.unwrap();
     queue::pause(&mut db, Queue::Control).await.unwrap();
-    let workers = house.work(4);
-    let held = house.add(Probe { n: 1 }).await;
-    let other = house.add(Other { n: 2 }).await;
-    house.becomes(&other, "done").await;
-    // The bell of the paused queue has rung before that of the other one.
-    assert_eq!(house.state(held.id).await, ("ready".into(), 0));
+    let workers = setup.start_workers(4);
+    let held = setup.add(Probe { n: 1 }).await;
+    let other = setup.add(Other { n: 2 }).await;
+    setup.wait_for_state(&other, "done").await;
+    // The wakeup of the paused queue was sent before that of the other queue.
+    assert_eq!(setup.job_state(held.id).await, ("ready".into(), 0));
     let depths = queue::queue_depths(&mut db).await.unwrap();
     let control = depths.iter().find(|d| d.queue == Queue::Control).unwrap();
     assert!(control.paused_at.is_some() && control.oldest_secs.is_some());
     assert_eq!((control.ready, control.running, control.dead), (1, 0, 0));
 
     queue::resume(&mut db, Queue::Control).await.unwrap();
-    house.becomes(&held, "done").await;
+    setup.wait_for_state(&held, "done").await;
     workers.stop().await;
 }
 
 #[tokio::test]
-async fn the_higher_priority_goes_first_then_the_older() {
-    let house = House::new().await;
-    house.add_all(&probes(5), Duration::ZERO).await;
-    // Delayed jobs of a higher priority do not stand in the way.
+async fn jobs_run_by_priority_then_age() {
+    let setup = QueueSetup::new().await;
+    setup.add_all(&probes(5), Duration::ZERO).await;
+    // Delayed jobs of a higher priority do not block due ones.
     let delayed: Vec<Poison> = (0..2000).map(|n| Poison { n: -n }).collect();
-    house.add_all(&delayed, Duration::from_secs(3600)).await;
+    setup.add_all(&delayed, Duration::from_secs(3600)).await;
     for n in 10..15 {
-        let _ = house.add(Urgent { n }).await;
+        let _ = setup.add(Urgent { n }).await;
     }
-    let workers = house.work(1);
-    eventually("all due jobs ran", PATIENCE, || async {
-        house.log.count() == 10
+    let workers = setup.start_workers(1);
+    eventually("all due jobs ran", TEST_TIMEOUT, || async {
+        setup.log.run_count() == 10
     })
     .await;
     workers.stop().await;
-    let order: Vec<i64> = house.log.runs().iter().map(|(n, _)| *n).collect();
+    let order: Vec<i64> = setup.log.runs().iter().map(|(n, _)| *n).collect();
     assert_eq!(order[..5], [10, 11, 12, 13, 14]);
     assert_eq!(order[5..], [0, 1, 2, 3, 4]);
 }
 
 #[tokio::test]
 async fn a_job_of_an_unknown_kind_waits_for_a_worker_that_knows_it() {
-    let house = House::new().await;
-    let workers = house.work(1);
-    let job = house.add(Probe { n: 1 }).await;
-    house.becomes(&job, "done").await;
+    let setup = QueueSetup::new().await;
+    let workers = setup.start_workers(1);
+    let job = setup.add(Probe { n: 1 }).await;
+    setup.wait_for_state(&job, "done").await;
     sqlx::query(
         "update jobs set kind = 'from_tomorrow', state = 'ready', attempts = 0, finished_at = null",
     )
-    .execute(&house.db.pool)
+    .execute(&setup.db.pool)
     .await
     .unwrap();
-    eventually("it was tried", PATIENCE, || async {
-        house.state(job.id).await == ("ready".into(), 1)
+    eventually("it was tried", TEST_TIMEOUT, || async {
+        setup.job_state(job.id).await == ("ready".into(), 1)
     })
     .await;
     workers.stop().await;
 }
 
 #[tokio::test]
-async fn finished_jobs_are_forgotten_after_a_week() {
-    let house = House::with_redis(None).await;
-    house.add_all(&probes(1200), Duration::ZERO).await;
+async fn finished_jobs_are_deleted_after_a_week() {
+    let setup = QueueSetup::with_redis(None).await;
+    setup.add_all(&probes(1200), Duration::ZERO).await;
     sqlx::query("update jobs set state = 'done', finished_at = now() - interval '8 days'")
-        .execute(&house.db.pool)
+        .execute(&setup.db.pool)
         .await
         .unwrap();
-    let recent = house.add(Probe { n: 1 }).await;
+    let recent = setup.add(Probe { n: 1 }).await;
     sqlx::query("update jobs set state = 'done', finished_at = now() where id = $1")
         .bind(recent.id)
-        .execute(&house.db.pool)
+        .execute(&setup.db.pool)
         .await
         .unwrap();
-    let swept = queue::sweep(&house.db.pool, &house.bells).await.unwrap();
+    let swept = queue::sweep(&setup.db.pool, &setup.bells).await.unwrap();
     assert_eq!(swept.deleted, 1200);
-    assert_eq!(house.state(recent.id).await.0, "done");
+    assert_eq!(setup.job_state(recent.id).await.0, "done");
 }

@@ -1,4 +1,4 @@
-//! The catalogue: providers, voices, and which voices an agent may have.
+//! The catalogue: providers, voices, and the voices that an agent may use.
 
 use peal_shared::access::Role;
 use reqwest::Method;
@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use crate::harness::app::{ApiResponse, App, AppOptions, send_request};
 use crate::harness::members::{audited_actions, create_member, jwt_for_email, send_as, with_key};
 
-const BASE: &str = "/api/v1/tts-voices";
+const VOICES_PATH: &str = "/api/v1/tts-voices";
 
-async fn quiet() -> App {
+async fn without_workers() -> App {
     App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
@@ -17,7 +17,7 @@ async fn quiet() -> App {
     .await
 }
 
-fn codes(list: &Value) -> Vec<&str> {
+fn voice_codes(list: &Value) -> Vec<&str> {
     let items = list.as_array().expect("a list").iter();
     items
         .filter_map(|voice| voice["voice_id"].as_str())
@@ -25,8 +25,8 @@ fn codes(list: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn providers_are_listed_by_what_they_are_for() {
-    let app = quiet().await;
+async fn providers_are_listed_by_kind() {
+    let app = without_workers().await;
     let all = app.get("/api/v1/providers/all").await.expect(200);
     for (kind, name) in [
         ("model", "model_providers"),
@@ -53,10 +53,13 @@ async fn providers_are_listed_by_what_they_are_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn voices_are_found_by_id_code_provider_and_language() {
-    let app = quiet().await;
-    let all = app.get(BASE).await.expect(200);
-    assert!(codes(&all).len() > 300);
-    let joanna = app.get(&format!("{BASE}/Polly.Joanna")).await.expect(200);
+    let app = without_workers().await;
+    let all = app.get(VOICES_PATH).await.expect(200);
+    assert!(voice_codes(&all).len() > 300);
+    let joanna = app
+        .get(&format!("{VOICES_PATH}/Polly.Joanna"))
+        .await
+        .expect(200);
     assert_eq!(
         (
             &joanna["voice_name"],
@@ -65,32 +68,52 @@ async fn voices_are_found_by_id_code_provider_and_language() {
         ),
         (&json!("Joanna"), &json!("female"), &json!(["en-US"]))
     );
+
     let id = joanna["id"].as_str().expect("an id");
-    assert_eq!(app.get(&format!("{BASE}/{id}")).await.expect(200), joanna);
-    app.get(&format!("{BASE}/Polly.Nobody")).await.expect(404);
-    app.get(&format!("{BASE}/%00")).await.expect(404);
-    let hindi = app.get(&format!("{BASE}?language=hi")).await.expect(200);
-    assert!(
-        codes(&hindi).contains(&"Polly.Aditi") && codes(&hindi).contains(&"Google.hi-IN-Neural2-A")
+    assert_eq!(
+        app.get(&format!("{VOICES_PATH}/{id}")).await.expect(200),
+        joanna
     );
-    assert!(!codes(&hindi).contains(&"Polly.Joanna"));
-    app.get(&format!("{BASE}?language=%00")).await.expect(422);
+    app.get(&format!("{VOICES_PATH}/Polly.Nobody"))
+        .await
+        .expect(404);
+    app.get(&format!("{VOICES_PATH}/%00")).await.expect(404);
+
+    let hindi = app
+        .get(&format!("{VOICES_PATH}?language=hi"))
+        .await
+        .expect(200);
+    assert!(
+        voice_codes(&hindi).contains(&"Polly.Aditi")
+            && voice_codes(&hindi).contains(&"Google.hi-IN-Neural2-A")
+    );
+    assert!(!voice_codes(&hindi).contains(&"Polly.Joanna"));
+    app.get(&format!("{VOICES_PATH}?language=%00"))
+        .await
+        .expect(422);
 
     let provider = joanna["provider_id"].as_str().expect("an id");
     let by_id = app
-        .get(&format!("{BASE}/provider/{provider}"))
+        .get(&format!("{VOICES_PATH}/provider/{provider}"))
         .await
         .expect(200);
-    let by_code = app.get(&format!("{BASE}/provider/polly")).await.expect(200);
+    let by_code = app
+        .get(&format!("{VOICES_PATH}/provider/polly"))
+        .await
+        .expect(200);
     assert_eq!(by_id, by_code);
-    assert!(codes(&by_id).iter().all(|code| code.starts_with("Polly.")));
-    app.get(&format!("{BASE}/provider/nobody"))
+    assert!(
+        voice_codes(&by_id)
+            .iter()
+            .all(|code| code.starts_with("Polly."))
+    );
+    app.get(&format!("{VOICES_PATH}/provider/nobody"))
         .await
         .expect(404);
     for path in [
-        BASE.to_owned(),
-        format!("{BASE}/{id}"),
-        format!("{BASE}/provider/polly"),
+        VOICES_PATH.to_owned(),
+        format!("{VOICES_PATH}/{id}"),
+        format!("{VOICES_PATH}/provider/polly"),
     ] {
         send_request(app.anonymous(Method::GET, &path))
             .await
@@ -100,42 +123,54 @@ async fn voices_are_found_by_id_code_provider_and_language() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_platform_lists_voices_and_nobody_else() {
-    let app = quiet().await;
+async fn only_the_platform_adds_voices() {
+    let app = without_workers().await;
     let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
     let voice = json!({"provider_id": "polly", "voice_id": "Polly.Nova-Generative", "voice_name": "Nova",
                        "supported_languages": ["en-US"], "gender": "neutral", "is_public": false});
-    app.post(BASE, voice.clone()).await.expect(403);
-    let refused = send_as(&app, &with_key(&root), Method::POST, BASE, voice.clone()).await;
+    app.post(VOICES_PATH, voice.clone()).await.expect(403);
+    let refused = send_as(
+        &app,
+        &with_key(&root),
+        Method::POST,
+        VOICES_PATH,
+        voice.clone(),
+    )
+    .await;
     refused.expect(403);
+
     let token = jwt_for_email(&app, "root@example.com").await;
     let post = async |body: &Value| {
         send_request(
-            app.anonymous(Method::POST, BASE)
+            app.anonymous(Method::POST, VOICES_PATH)
                 .bearer_auth(&token)
                 .json(body),
         )
         .await
     };
+
     let added = post(&voice).await.expect(201);
     assert_eq!(
         (&added["source"], &added["user_id"]),
         (&json!("catalog"), &Value::Null)
     );
     assert_eq!(post(&voice).await.expect(409)["code"], "voice_listed");
+
     let id = added["id"].as_str().expect("an id");
     assert_eq!(audited_actions(&app, id).await, ["voice.create"]);
-    // It is not public.
-    app.get(&format!("{BASE}/{id}")).await.expect(404);
+
+    // The voice is not public.
+    app.get(&format!("{VOICES_PATH}/{id}")).await.expect(404);
     send_as(
         &app,
         &root,
         Method::GET,
-        &format!("{BASE}/{id}"),
+        &format!("{VOICES_PATH}/{id}"),
         Value::Null,
     )
     .await
     .expect(200);
+
     for (field, value, status) in [
         ("provider_id", json!("nobody"), 404),
         ("voice_id", json!(""), 422),
@@ -150,6 +185,7 @@ async fn the_platform_lists_voices_and_nobody_else() {
         wrong[field] = value;
         post(&wrong).await.expect(status);
     }
+
     let pool = &app.context.pool;
     let mut tenant = pool
         .begin_with("begin; set local role peal_tenant")
@@ -160,26 +196,28 @@ async fn the_platform_lists_voices_and_nobody_else() {
         .await
         .expect("delete");
     assert_eq!(deleted.rows_affected(), 0);
+
     let written = sqlx::query("insert into providers select * from providers")
         .execute(&mut *tenant)
         .await;
     assert!(written.is_err());
+
     drop(tenant);
     app.finish().await;
 }
 
-/// Tries to make an agent with this voice.
-async fn speaking(app: &App, tts: Value) -> ApiResponse {
+/// Tries to create an agent with this voice.
+async fn create_agent_with_voice(app: &App, tts: Value) -> ApiResponse {
     let agent = json!({"agent": {"name": "A"}, "tts_config": tts});
     app.post("/api/v1/agents", agent).await
 }
 
-const VOICED: &str = "select count(*) from agents where voice is not null";
+const COUNT_AGENTS_WITH_VOICE: &str = "select count(*) from agents where voice is not null";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_speaks_with_a_voice_that_there_is() {
-    let app = quiet().await;
-    let make = async |tts: Value| speaking(&app, tts).await;
+async fn an_agent_accepts_only_known_voices() {
+    let app = without_workers().await;
+    let make = async |tts: Value| create_agent_with_voice(&app, tts).await;
     let problem = make(json!({"voice_name": "Polly.Johanna"}))
         .await
         .expect(422);
@@ -194,6 +232,7 @@ async fn an_agent_speaks_with_a_voice_that_there_is() {
             .contains("Polly.Joanna"),
         "{problem}"
     );
+
     let problem = make(json!({"voice_name": "Polly.Joanna", "language": "hi-IN"}))
         .await
         .expect(422);
@@ -205,8 +244,10 @@ async fn an_agent_speaks_with_a_voice_that_there_is() {
         problem["detail"].as_str().expect("text").contains("en-US"),
         "{problem}"
     );
-    let elsewhere = json!({"tts_model_name": "google", "voice_name": "Polly.Joanna"});
-    make(elsewhere).await.expect(422);
+
+    let other_provider = json!({"tts_model_name": "google", "voice_name": "Polly.Joanna"});
+    make(other_provider).await.expect(422);
+
     for tts in [
         json!({"voice_name": "Polly.Joanna"}),
         json!({"voice_name": "Polly.Aditi", "language": "hi-in", "tts_model_name": "polly"}),
@@ -215,22 +256,24 @@ async fn an_agent_speaks_with_a_voice_that_there_is() {
     ] {
         make(tts).await.expect(201);
     }
-    assert_eq!(app.count(VOICED).await, 3);
+
+    assert_eq!(app.count(COUNT_AGENTS_WITH_VOICE).await, 3);
     app.finish().await;
 }
 
-/// They cannot be known, and no carrier is told to speak with them.
+/// Voices of other providers are not checked, and are not sent to the carrier.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_providers_voice_is_kept_as_it_is_named() {
-    let app = quiet().await;
-    let make = async |tts: Value| speaking(&app, tts).await;
-    let theirs =
+async fn the_voice_of_another_provider_is_stored_unchanged() {
+    let app = without_workers().await;
+    let make = async |tts: Value| create_agent_with_voice(&app, tts).await;
+    let foreign =
         json!({"tts_model_name": "bulbul:v2", "voice_name": "Anushka", "language": "hi-IN"});
-    let made = make(theirs.clone()).await.expect(201);
-    for (name, value) in theirs.as_object().expect("an object") {
+    let made = make(foreign.clone()).await.expect(201);
+    for (name, value) in foreign.as_object().expect("an object") {
         assert_eq!(&made["configurations"]["tts_config"][name], value);
     }
-    assert_eq!(app.count(VOICED).await, 0);
+    assert_eq!(app.count(COUNT_AGENTS_WITH_VOICE).await, 0);
+
     let id = made["agent"]["id"].as_str().expect("an id");
     let path = format!("/api/v1/agents/{id}/tts-config?force_update=true");
     let own = json!({"tts_model_name": null});
@@ -245,16 +288,17 @@ async fn another_providers_voice_is_kept_as_it_is_named() {
         changed["configurations"]["tts_config"]["voice_name"],
         "Polly.Kajal-Neural"
     );
-    assert_eq!(app.count(VOICED).await, 1);
-    let doubled =
+    assert_eq!(app.count(COUNT_AGENTS_WITH_VOICE).await, 1);
+
+    let stored_twice =
         "select count(*) from agents where voice is not null and tts_config ? 'voice_name'";
-    assert_eq!(app.count(doubled).await, 0);
+    assert_eq!(app.count(stored_twice).await, 0);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_with_a_voice_that_is_gone_can_still_be_changed() {
-    let app = quiet().await;
+async fn an_agent_with_a_removed_voice_can_still_be_changed() {
+    let app = without_workers().await;
     sqlx::query("update agents set voice = 'Polly.Old' where id = $1")
         .bind(app.tenant.agent)
         .execute(&app.context.pool)

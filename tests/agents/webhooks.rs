@@ -7,7 +7,7 @@ use peal_shared::tools::{EndpointAuth, EndpointCredentials};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::auth::login::quiet;
+use crate::auth::login::without_workers;
 use crate::harness::app::{ApiResponse, App};
 use crate::harness::members::{audited_actions, send_as};
 
@@ -88,7 +88,7 @@ fn error_locations(refused: &Value) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn webhook_secrets_are_sealed_and_masked() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let made = app.post(AGENTS, agent_body()).await;
     assert!(!made.text.contains("123456"), "{}", made.text);
     let made = made.expect(201);
@@ -114,7 +114,7 @@ async fn webhook_secrets_are_sealed_and_masked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn webhook_secrets_are_not_kept_for_another_server() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let made = app.post(AGENTS, agent_body()).await.expect(201);
     let path = format!("{AGENTS}/{}", agent_id(&made));
 
@@ -184,7 +184,7 @@ async fn webhook_secrets_are_not_kept_for_another_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn masked_headers_match_in_any_case_and_nulls_remove_secrets() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let made = app.post(AGENTS, agent_body()).await.expect(201);
 
     for name in ["x-api-key", "X-Api-Key"] {
@@ -216,7 +216,7 @@ async fn masked_headers_match_in_any_case_and_nulls_remove_secrets() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_webhook_credentials_are_named() {
-    let app = quiet().await;
+    let app = without_workers().await;
     for (field, value, place) in [
         ("headers", json!({"Host": "x"}), "headers.Host"),
         ("headers", json!({"X-A": "a\nb"}), "headers.X-A"),
@@ -245,7 +245,7 @@ async fn invalid_webhook_credentials_are_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_with_an_outdated_webhook_url_or_noise_can_still_be_changed() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let made = app.post(AGENTS, agent_body()).await.expect(201);
 
     // 1. Store an address and a noise that are not valid.
@@ -299,7 +299,7 @@ async fn an_agent_with_an_outdated_webhook_url_or_noise_can_still_be_changed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_background_noise_must_be_a_listed_one() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let listed = app.get("/api/v1/noise-assets").await.expect(200);
     let listed = listed.as_array().expect("a list");
     assert!(listed.len() > 2, "{listed:?}");

@@ -9,7 +9,7 @@ use peal_shared::{api_keys, users};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::auth::login::{Person, quiet, session, with_token};
+use crate::auth::login::{SessionUser, open_session, send_with_token, without_workers};
 use crate::harness::app::{ApiClient, ApiResponse, App, send_request};
 use crate::harness::assert_denied_within_a_second;
 
@@ -21,7 +21,7 @@ async fn send_with_key(client: &ApiClient, key: &str, method: Method, path: &str
 }
 
 /// Creates a key; returns the response and the key's text.
-async fn create_key(person: &Person<'_>, body: Value) -> (Value, String) {
+async fn create_key(person: &SessionUser<'_>, body: Value) -> (Value, String) {
     let made = person.send(Method::POST, KEYS, body).await.expect(200)["api_key"].clone();
     let text = made["api_key"].as_str().unwrap_or_default().to_owned();
     (made, text)
@@ -29,11 +29,11 @@ async fn create_key(person: &Person<'_>, body: Value) -> (Value, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_shown_once_and_revoked_within_a_second_without_redis() {
-    let mut app = quiet().await;
+    let mut app = without_workers().await;
     let (other, _) = app.start_api(|settings| settings.redis_url = None).await;
     let app = app;
 
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let (made, text) = create_key(&bob, json!({"name": "CRM"})).await;
     assert!(text.starts_with("peal_live_") && text.len() == 59, "{text}");
     assert_eq!(made["key_prefix"], text[..14]);
@@ -88,9 +88,9 @@ async fn a_key_is_shown_once_and_revoked_within_a_second_without_redis() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_weak_secret_and_a_taken_one_get_the_same_error() {
-    let app = quiet().await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
-    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::User).await;
+    let app = without_workers().await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = SessionUser::new(&app, "eve@example.com", "Other", AdminRole::User).await;
 
     let brought = "Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gA";
     let (made, text) = create_key(&bob, json!({"api_key": brought, "user_id": bob.id})).await;
@@ -158,8 +158,8 @@ async fn a_weak_secret_and_a_taken_one_get_the_same_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_limited_to_its_scopes_and_expiry() {
-    let app = quiet().await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let app = without_workers().await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
 
     let soon = app.context.clock.now() + chrono::TimeDelta::hours(1);
     let body = json!({"expires_at": soon, "scopes": [
@@ -216,10 +216,10 @@ async fn a_key_is_limited_to_its_scopes_and_expiry() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_administrators_manage_keys_of_members() {
-    let app = quiet().await;
-    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
-    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let app = without_workers().await;
+    let admin = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = SessionUser::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
 
     let (made, text) = create_key(&admin, json!({"user_id": bob.id, "name": "for Bob"})).await;
     let me = send_with_key(&app, &text, Method::GET, "/api/v1/me")
@@ -258,9 +258,9 @@ async fn only_administrators_manage_keys_of_members() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_of_a_user_with_a_higher_role_cannot_be_managed() {
-    let app = quiet().await;
-    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let root = Person::new(&app, "root@example.com", "Acme", AdminRole::SuperAdmin).await;
+    let app = without_workers().await;
+    let admin = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let root = SessionUser::new(&app, "root@example.com", "Acme", AdminRole::SuperAdmin).await;
 
     let (own, text) = create_key(&root, json!({"name": "own"})).await;
     for body in [
@@ -291,7 +291,7 @@ async fn keys_of_a_user_with_a_higher_role_cannot_be_managed() {
     assert_eq!(app.count(made).await, 0);
 
     // An administrator may revoke the keys of an equal, but not of a higher role.
-    let peer = Person::new(&app, "bob@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let peer = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::OrgAdmin).await;
     let (theirs, _) = create_key(&admin, json!({"user_id": peer.id})).await;
     let path = format!("{KEYS}/{}", theirs["id"].as_str().unwrap());
     root.delete(&path).await.expect(200);
@@ -303,8 +303,8 @@ async fn keys_of_a_user_with_a_higher_role_cannot_be_managed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promotion_gives_keys_no_more_rights() {
-    let app = quiet().await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let app = without_workers().await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
 
     let batch = app.create_batch(json!({})).await;
     let batch = format!("/api/v1/batch-call/{batch}");
@@ -374,10 +374,10 @@ async fn principal(app: &App, user: &str) -> Principal {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_providers_secret_does_not_authenticate_and_survives_a_master_key_rotation() {
-    let mut app = quiet().await;
+    let mut app = without_workers().await;
     let secret = "sk-Zk3vQ9xT1mB7rL5wY0cH8nJ2pD6sF4gA";
     let user = {
-        let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+        let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
         let body = json!({"provider_name": "openai", "api_key": secret, "name": "models"});
         let (made, text) = create_key(&bob, body).await;
         assert_eq!(
@@ -401,7 +401,7 @@ async fn a_providers_secret_does_not_authenticate_and_survives_a_master_key_rota
     let plain =
         "select count(*) from provider_credentials where position('Zk3v'::bytea in secret) > 0";
     assert_eq!(app.count(plain).await, 0);
-    let token = session(&app, "bob@example.com").await;
+    let token = open_session(&app, "bob@example.com").await;
     add_tools(&app).await;
 
     let (client, rotated) = app
@@ -421,7 +421,7 @@ async fn a_providers_secret_does_not_authenticate_and_survives_a_master_key_rota
 
     // Old keys and sessions still work, and a key is rehashed under the new master key when used.
     client.get(MY_BATCHES).await.expect(200);
-    with_token(&client, &token, Method::GET, MY_BATCHES, None)
+    send_with_token(&client, &token, Method::GET, MY_BATCHES, None)
         .await
         .expect(200);
 

@@ -1,4 +1,4 @@
-//! The built-in login: sessions are opened with a password and end on every replica at once.
+//! The built-in login: a password opens a session, and a session ends on every replica at once.
 
 use peal_api::cli::admin::{AdminRole, CreateUser, create_user};
 use reqwest::Method;
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use crate::harness::app::{ApiClient, ApiResponse, App, AppOptions, send_request};
 
 pub const PASSWORD: &str = "correct horse battery";
-const LOGIN: &str = "/api/v1/auth/login";
-const MINE: &str = "/api/v1/batch-call/me";
+const LOGIN_PATH: &str = "/api/v1/auth/login";
+const MY_BATCHES_PATH: &str = "/api/v1/batch-call/me";
 
-pub async fn quiet() -> App {
+pub async fn without_workers() -> App {
     App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
@@ -18,31 +18,36 @@ pub async fn quiet() -> App {
     .await
 }
 
-/// Makes a user with [`PASSWORD`].
-pub async fn person(app: &App, email: &str, org: &str, role: AdminRole) -> String {
-    let wanted = CreateUser {
+/// Creates a user with [`PASSWORD`] and returns its id.
+pub async fn create_user_with_password(
+    app: &App,
+    email: &str,
+    org: &str,
+    role: AdminRole,
+) -> String {
+    let new_user = CreateUser {
         email: email.to_owned(),
         org: org.to_owned(),
         role,
         password: Some(PASSWORD.into()),
     };
-    let made = create_user(&app.context, &wanted).await.expect("a user");
+    let made = create_user(&app.context, &new_user).await.expect("a user");
     made.user_id.to_string()
 }
 
 pub async fn login(client: &ApiClient, email: &str, password: &str) -> ApiResponse {
     let body = json!({"email": email, "password": password});
-    send_request(client.anonymous(Method::POST, LOGIN).json(&body)).await
+    send_request(client.anonymous(Method::POST, LOGIN_PATH).json(&body)).await
 }
 
-/// A session token.
-pub async fn session(client: &ApiClient, email: &str) -> String {
+/// Logs in and returns a session token.
+pub async fn open_session(client: &ApiClient, email: &str) -> String {
     let opened = login(client, email, PASSWORD).await.expect(200);
     opened["access_token"].as_str().expect("a token").to_owned()
 }
 
-/// A request with a session token.
-pub async fn with_token(
+/// Sends a request with a session token.
+pub async fn send_with_token(
     client: &ApiClient,
     token: &str,
     method: Method,
@@ -56,79 +61,85 @@ pub async fn with_token(
     send_request(request).await
 }
 
-/// Somebody with a session.
-pub struct Person<'a> {
+/// A user with a session.
+pub struct SessionUser<'a> {
     pub app: &'a App,
     pub id: String,
     pub token: String,
 }
 
-impl<'a> Person<'a> {
+impl<'a> SessionUser<'a> {
     pub async fn new(app: &'a App, email: &str, org: &str, role: AdminRole) -> Self {
-        let id = person(app, email, org, role).await;
-        let token = session(app, email).await;
+        let id = create_user_with_password(app, email, org, role).await;
+        let token = open_session(app, email).await;
         Self { app, id, token }
     }
 
     pub async fn send(&self, method: Method, path: &str, body: Value) -> ApiResponse {
-        with_token(self.app, &self.token, method, path, Some(body)).await
+        send_with_token(self.app, &self.token, method, path, Some(body)).await
     }
 
     pub async fn get(&self, path: &str) -> ApiResponse {
-        with_token(self.app, &self.token, Method::GET, path, None).await
+        send_with_token(self.app, &self.token, Method::GET, path, None).await
     }
 
     pub async fn delete(&self, path: &str) -> ApiResponse {
-        with_token(self.app, &self.token, Method::DELETE, path, None).await
+        send_with_token(self.app, &self.token, Method::DELETE, path, None).await
     }
 }
 
-async fn sees(client: &ApiClient, token: &str) -> u16 {
-    let seen = with_token(client, token, Method::GET, MINE, None).await;
-    seen.status.as_u16()
+async fn batches_status(client: &ApiClient, token: &str) -> u16 {
+    let response = send_with_token(client, token, Method::GET, MY_BATCHES_PATH, None).await;
+    response.status.as_u16()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_opened_with_a_password_and_ends_everywhere_at_once() {
-    let mut app = quiet().await;
+async fn a_session_is_opened_with_a_password_and_ends_on_every_replica() {
+    let mut app = without_workers().await;
     let (other, _) = app.start_api(|_| {}).await;
-    let user = person(&app, "Ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let user =
+        create_user_with_password(&app, "Ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let opened = login(&app, " ada@EXAMPLE.com ", PASSWORD).await.expect(200);
     assert_eq!(opened["token_type"], "bearer");
     assert_eq!(opened["expires_in"], 12 * 3600);
     assert_eq!(opened["user"]["id"], user);
     assert_eq!(opened["user"]["role"], "org_admin");
     let token = opened["access_token"].as_str().unwrap().to_owned();
-    let second = session(&other, "ada@example.com").await;
-    assert_eq!(sees(&app, &token).await, 200);
-    assert_eq!(sees(&other, &token).await, 200);
 
-    with_token(&app, &token, Method::POST, "/api/v1/auth/logout", None)
+    let second = open_session(&other, "ada@example.com").await;
+    assert_eq!(batches_status(&app, &token).await, 200);
+    assert_eq!(batches_status(&other, &token).await, 200);
+
+    send_with_token(&app, &token, Method::POST, "/api/v1/auth/logout", None)
         .await
         .expect(200);
-    assert_eq!(sees(&app, &token).await, 401);
-    assert_eq!(sees(&other, &token).await, 401);
-    assert_eq!(sees(&app, &second).await, 200);
+    assert_eq!(batches_status(&app, &token).await, 401);
+    assert_eq!(batches_status(&other, &token).await, 401);
+    assert_eq!(batches_status(&app, &second).await, 200);
+
     app.context.clock.shift(chrono::TimeDelta::hours(13));
-    assert_eq!(sees(&app, &second).await, 401, "sessions end by age");
+    assert_eq!(batches_status(&app, &second).await, 401, "sessions expire");
+
     let log = "select count(*) from audit_log where action in ('session.open', 'session.end')";
     assert_eq!(app.count(log).await, 3);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_and_an_unknown_address_look_the_same_and_are_bounded() {
-    let mut app = quiet().await;
-    person(&app, "ada@example.com", "Acme", AdminRole::User).await;
+async fn wrong_passwords_and_unknown_addresses_get_the_same_error_and_are_rate_limited() {
+    let mut app = without_workers().await;
+    create_user_with_password(&app, "ada@example.com", "Acme", AdminRole::User).await;
     let wrong = login(&app, "ada@example.com", "wrong horse battery").await;
     let unknown = login(&app, "nobody@example.com", "wrong horse battery").await;
-    // A user without a password of ours: the harness made one.
-    let elsewhere = login(&app, "acme@example.com", "wrong horse battery").await;
-    for told in [&wrong, &unknown, &elsewhere] {
-        let body = told.expect(401);
+
+    // The harness's user has no password.
+    let without_password = login(&app, "acme@example.com", "wrong horse battery").await;
+    for response in [&wrong, &unknown, &without_password] {
+        let body = response.expect(401);
         assert_eq!(body["code"], "wrong_credentials");
         assert_eq!(body["detail"], wrong.json()["detail"]);
     }
+
     let refused = loop {
         let guess = login(&app, "ada@example.com", "wrong horse battery").await;
         if guess.status != 401 {
@@ -136,50 +147,57 @@ async fn a_wrong_password_and_an_unknown_address_look_the_same_and_are_bounded()
         }
     };
     assert_eq!(refused.expect(429)["code"], "too_many_requests");
+
     let wait: u32 = refused.headers["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((1..=30).contains(&wait), "{wait}");
-    // Not even the right password is looked at.
+
+    // The correct password is refused as well.
     login(&app, "ada@example.com", PASSWORD).await.expect(429);
-    // Elsewhere in the world somebody guesses many addresses: their own address is bounded.
+
+    // On another replica a client guesses many e-mail addresses: its IP address is limited.
     let (other, _) = app.start_api(|_| {}).await;
     let mut guesses = 0;
     loop {
         let guess = login(&other, &format!("n{guesses}@example.com"), "guess").await;
         guesses += 1;
         match guess.status.as_u16() {
-            401 => assert!(guesses < 100, "nobody is bounded"),
+            401 => assert!(guesses < 100, "the client is not limited"),
             429 => break,
-            odd => panic!("{odd}"),
+            other => panic!("{other}"),
         }
     }
+
     assert!(guesses > 20, "{guesses}");
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_password_ends_the_other_sessions() {
-    let app = quiet().await;
-    person(&app, "ada@example.com", "Acme", AdminRole::User).await;
+    let app = without_workers().await;
+    create_user_with_password(&app, "ada@example.com", "Acme", AdminRole::User).await;
     let (here, there) = (
-        session(&app, "ada@example.com").await,
-        session(&app, "ada@example.com").await,
+        open_session(&app, "ada@example.com").await,
+        open_session(&app, "ada@example.com").await,
     );
     let change = async |old: &str, new: &str| {
         let body = json!({"current_password": old, "new_password": new});
         let path = "/api/v1/auth/password";
-        with_token(&app, &here, Method::POST, path, Some(body)).await
+        send_with_token(&app, &here, Method::POST, path, Some(body)).await
     };
     let weak = change(PASSWORD, "short").await.expect(422);
     assert_eq!(weak["errors"][0]["type"], "weak_password");
+
     let wrong = change("not my password", "several good words").await;
     assert_eq!(wrong.expect(400)["code"], "wrong_password");
+
     change(PASSWORD, "several good words").await.expect(200);
-    assert_eq!(sees(&app, &here).await, 200);
-    assert_eq!(sees(&app, &there).await, 401);
+    assert_eq!(batches_status(&app, &here).await, 200);
+    assert_eq!(batches_status(&app, &there).await, 401);
+
     login(&app, "ada@example.com", PASSWORD).await.expect(401);
     login(&app, "ada@example.com", "several good words")
         .await
@@ -191,9 +209,9 @@ async fn a_changed_password_ends_the_other_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_have_no_session_and_answers_with_tokens_are_not_kept() {
-    let app = quiet().await;
-    person(&app, "ada@example.com", "Acme", AdminRole::User).await;
+async fn keys_have_no_session_and_responses_with_tokens_are_not_stored() {
+    let app = without_workers().await;
+    create_user_with_password(&app, "ada@example.com", "Acme", AdminRole::User).await;
     let refused = app.post("/api/v1/auth/logout", json!({})).await.expect(403);
     assert!(
         refused["detail"]
@@ -205,7 +223,7 @@ async fn keys_have_no_session_and_answers_with_tokens_are_not_kept() {
     app.post("/api/v1/auth/password", body).await.expect(403);
 
     let body = json!({"email": "ada@example.com", "password": PASSWORD});
-    let request = app.anonymous(Method::POST, LOGIN).json(&body);
+    let request = app.anonymous(Method::POST, LOGIN_PATH).json(&body);
     send_request(request.header("Idempotency-Key", "k-1"))
         .await
         .expect(200);
@@ -214,7 +232,7 @@ async fn keys_have_no_session_and_answers_with_tokens_are_not_kept() {
         json!({}),
         json!({"email": "ada@example.com", "password": "x", "role": "user"}),
     ] {
-        send_request(app.anonymous(Method::POST, LOGIN).json(&wrong))
+        send_request(app.anonymous(Method::POST, LOGIN_PATH).json(&wrong))
             .await
             .expect(422);
     }
@@ -222,26 +240,32 @@ async fn keys_have_no_session_and_answers_with_tokens_are_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operator_makes_users_and_new_roles_end_their_sessions() {
-    let app = quiet().await;
-    let user = person(&app, "root@example.com", "Platform", AdminRole::User).await;
-    let token = session(&app, "root@example.com").await;
-    let again = person(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
+async fn the_operator_creates_users_and_a_new_role_ends_their_sessions() {
+    let app = without_workers().await;
+    let user =
+        create_user_with_password(&app, "root@example.com", "Platform", AdminRole::User).await;
+    let token = open_session(&app, "root@example.com").await;
+    let again =
+        create_user_with_password(&app, "root@example.com", "Platform", AdminRole::SuperAdmin)
+            .await;
     assert_eq!(user, again);
-    assert_eq!(sees(&app, &token).await, 401);
+    assert_eq!(batches_status(&app, &token).await, 401);
     let opened = login(&app, "root@example.com", PASSWORD).await.expect(200);
     assert_eq!(opened["user"]["role"], "super_admin");
     for (email, org, password) in [
         ("root@example.com", "Acme", PASSWORD),
         ("new@example.com", "Acme", "short"),
     ] {
-        let wanted = CreateUser {
+        let new_user = CreateUser {
             email: email.to_owned(),
             org: org.to_owned(),
             role: AdminRole::User,
             password: Some(password.into()),
         };
-        assert!(create_user(&app.context, &wanted).await.is_err(), "{email}");
+        assert!(
+            create_user(&app.context, &new_user).await.is_err(),
+            "{email}"
+        );
     }
     app.finish().await;
 }

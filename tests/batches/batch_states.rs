@@ -1,11 +1,11 @@
-//! The states of a batch and what each of its buttons does in them.
+//! States of a batch, and the result of start, pause, resume and stop in each of them.
 
 use serde_json::{Value, json};
 
 use crate::harness::app::{App, AppOptions};
 
-/// What start, pause, resume and stop answer in each state.
-const TABLE: [(&str, [u16; 4]); 6] = [
+/// Statuses of start, pause, resume and stop in each state.
+const ACTION_STATUSES: [(&str, [u16; 4]); 6] = [
     ("not_started", [200, 409, 409, 409]),
     ("scheduled", [409, 409, 409, 409]),
     ("in_progress", [409, 200, 200, 200]),
@@ -15,16 +15,17 @@ const TABLE: [(&str, [u16; 4]); 6] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_button_does_in_every_state_what_it_should() {
+async fn every_action_in_every_batch_state_has_its_expected_result() {
     let app = App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
     })
     .await;
-    for (status, answers) in TABLE {
-        for (verb, expected) in ["start", "pause", "resume", "stop"]
+
+    for (status, expected_statuses) in ACTION_STATUSES {
+        for (action, expected) in ["start", "pause", "resume", "stop"]
             .into_iter()
-            .zip(answers)
+            .zip(expected_statuses)
         {
             let batch = app.create_batch(json!({})).await;
             app.add_people(&batch, 1).await;
@@ -41,25 +42,28 @@ async fn every_button_does_in_every_state_what_it_should() {
             .execute(&app.context.pool)
             .await
             .unwrap();
-            let answer = app
-                .post(&format!("/api/v1/batch-call/{verb}/{batch}"), json!({}))
+
+            let response = app
+                .post(&format!("/api/v1/batch-call/{action}/{batch}"), json!({}))
                 .await;
             assert_eq!(
-                answer.status.as_u16(),
+                response.status.as_u16(),
                 expected,
-                "{verb} in {status}: {}",
-                answer.text
+                "{action} in {status}: {}",
+                response.text
             );
+
             let after = app.batch_status(&batch).await["batch"]["status"].clone();
-            let becomes = match (verb, expected) {
+            let new_status = match (action, expected) {
                 ("start" | "resume", 200) => "in_progress",
                 ("pause", 200) => "paused",
                 ("stop", 200) => "stopped",
                 _ => status,
             };
-            assert_eq!(after, becomes, "{verb} in {status}");
+            assert_eq!(after, new_status, "{action} in {status}");
         }
     }
+
     sqlx::query("delete from jobs")
         .execute(&app.context.pool)
         .await
@@ -68,7 +72,7 @@ async fn every_button_does_in_every_state_what_it_should() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_batch_that_has_called_everybody_does_not_start_again() {
+async fn a_stopped_batch_without_open_rows_cannot_be_started() {
     let app = App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
@@ -76,6 +80,7 @@ async fn a_stopped_batch_that_has_called_everybody_does_not_start_again() {
     .await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 1).await;
+
     for change in [
         "update batch_data set status = 'completed'",
         "update call_batches set status = 'stopped'",
@@ -85,9 +90,11 @@ async fn a_stopped_batch_that_has_called_everybody_does_not_start_again() {
             .await
             .unwrap();
     }
+
     let path = format!("/api/v1/batch-call/start/{batch}");
     let refused = app.post(&path, json!({})).await.expect(409);
     assert_eq!(refused["code"], "batch_completed");
+
     let path = format!("/api/v1/batch-call/{batch}/readiness");
     let readiness = app.get(&path).await.expect(200);
     assert_eq!(readiness["can_start"], false);

@@ -7,7 +7,7 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::auth::login::{Person, quiet};
+use crate::auth::login::{SessionUser, without_workers};
 use crate::harness::actors;
 use crate::harness::app::{App, TEST_TIMEOUT, send_request};
 
@@ -36,7 +36,7 @@ fn assert_ends_unauthorized(stream: &str) {
 }
 
 /// Creates a batch owned by a person, and returns the path of its event stream.
-async fn create_event_stream_path(app: &App, person: &Person<'_>) -> String {
+async fn create_event_stream_path(app: &App, person: &SessionUser<'_>) -> String {
     let batch = json!({
         "caller_phone_id": app.tenant.phone, "agent_id": app.tenant.agent, "batch_name": "Theirs",
         "user_id": person.id,
@@ -58,9 +58,9 @@ async fn admin_id(app: &App) -> peal_shared::platform::ids::UserId {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_when_its_viewer_loses_access() {
-    let app = quiet().await;
+    let app = without_workers().await;
 
-    let person = async |email, role| Person::new(&app, email, "Acme", role).await;
+    let person = async |email, role| SessionUser::new(&app, email, "Acme", role).await;
     let admin = person("ada@example.com", AdminRole::OrgAdmin).await;
     let bob = person("bob@example.com", AdminRole::User).await;
     let carol = person("carol@example.com", AdminRole::User).await;
@@ -136,7 +136,7 @@ async fn a_stream_ends_when_its_viewer_loses_access() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_when_an_external_token_expires() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let batch = app.create_batch(json!({})).await;
     let path = format!("/api/v1/batch-call/{batch}/events");
     let token = actors::jwt_for_user(admin_id(&app).await);

@@ -1,5 +1,5 @@
-//! Files over HTTP: what is taken, what is refused in which words, and that a refused or broken
-//! upload leaves nothing. Then whose uploads, rows and calls one may see.
+//! Uploads over HTTP: accepted and refused files, cleanup after refused or aborted uploads, and the
+//! visibility of uploads, rows and calls.
 
 use std::path::Path;
 use std::time::Instant;
@@ -19,10 +19,10 @@ use crate::harness::app::{
 use crate::harness::members::{create_member, with_key, with_session};
 use crate::harness::{assert_denied_within_a_second, eventually};
 
-const BASE: &str = "/api/v1/batch-call";
-const NOBODY: &str = "0197d7a5-0000-7000-8000-000000000000";
+const BATCHES_PATH: &str = "/api/v1/batch-call";
+const UNKNOWN_ID: &str = "0197d7a5-0000-7000-8000-000000000000";
 
-async fn quiet() -> App {
+async fn app_with_small_upload_limit() -> App {
     App::start_with(AppOptions {
         workers: 0,
         settings: |settings| settings.upload_max_mb = "2".to_owned(),
@@ -31,35 +31,35 @@ async fn quiet() -> App {
     .await
 }
 
-/// A thousand people, and more bytes than are read before the answer.
-fn heavy() -> String {
+/// CSV file of a thousand rows, larger than the part that is read before the response.
+fn large_csv() -> String {
     let name = "x".repeat(1_200);
     (0..1_000).fold("to_phonenumber,name\n".to_owned(), |csv, n| {
         csv + &format!("{},{name}\n", phone_number(n))
     })
 }
 
-fn csv(text: impl Into<String>) -> Part {
+fn csv_part(text: impl Into<String>) -> Part {
     Part::text(text.into()).file_name("people.csv")
 }
 
-async fn send(app: &App, batch: &str, form: Form) -> ApiResponse {
-    let path = format!("{BASE}/upload/{batch}");
+async fn send_form(app: &App, batch: &str, form: Form) -> ApiResponse {
+    let path = format!("{BATCHES_PATH}/upload/{batch}");
     send_request(app.request(Method::POST, &path).multipart(form)).await
 }
 
-fn code(problem: &Value) -> &str {
+fn error_code(problem: &Value) -> &str {
     problem["code"].as_str().expect("a code")
 }
 
-/// The files in the store, unfinished ones included.
-fn files(directory: &Path) -> usize {
+/// Number of files in the store, unfinished ones included.
+fn count_files(directory: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return 0;
     };
     entries
         .map(|entry| match entry.expect("an entry").path() {
-            path if path.is_dir() => files(&path),
+            path if path.is_dir() => count_files(&path),
             _ => 1,
         })
         .sum()
@@ -71,12 +71,18 @@ async fn assert_nothing_is_left(app: &App) {
     assert_eq!(app.count("select count(*) from upload_files").await, 0);
     let store = app.store_dir();
     eventually("the store is empty", TEST_TIMEOUT, || async {
-        files(&store) == 0
+        count_files(&store) == 0
     })
     .await;
 }
 
-async fn status(app: &App, tenant: &Tenant, method: Method, path: &str, body: Value) -> u16 {
+async fn request_status(
+    app: &App,
+    tenant: &Tenant,
+    method: Method,
+    path: &str,
+    body: Value,
+) -> u16 {
     let mut request = app.request_as(tenant, method, path);
     if !body.is_null() {
         request = request.json(&body);
@@ -85,72 +91,78 @@ async fn status(app: &App, tenant: &Tenant, method: Method, path: &str, body: Va
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_form_that_is_not_one_file_is_refused_by_the_field() {
-    let app = quiet().await;
+async fn a_form_without_exactly_one_file_is_refused_with_the_field() {
+    let app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
     let cases = [
-        (Form::new().part("datei", csv(people_csv(3))), "datei"),
+        (Form::new().part("datei", csv_part(people_csv(3))), "datei"),
         (
             Form::new()
-                .part("file", csv(people_csv(3)))
-                .part("more", csv(people_csv(3))),
+                .part("file", csv_part(people_csv(3)))
+                .part("more", csv_part(people_csv(3))),
             "more",
         ),
     ];
     for (form, field) in cases {
-        let problem = send(&app, &id, form).await.expect(422);
+        let problem = send_form(&app, &id, form).await.expect(422);
         assert_eq!(problem["errors"][0]["loc"], json!(["body", field]));
     }
-    let empty = send_request(raw(&app, &id, "--x--\r\n")).await.expect(422);
+
+    let empty = send_request(raw_upload(&app, &id, "--x--\r\n"))
+        .await
+        .expect(422);
     assert_eq!(empty["errors"][0]["loc"], json!(["body", "file"]));
-    let path = format!("{BASE}/upload/{id}");
+    let path = format!("{BATCHES_PATH}/upload/{id}");
     app.post(&path, json!({})).await.expect(415);
     assert_nothing_is_left(&app).await;
     app.finish().await;
 }
 
-/// A form with one file, written by hand, so that it can end anywhere.
-fn form(file: &str) -> String {
+/// Body of a form with one file, as text that can be cut anywhere.
+fn form_body(file: &str) -> String {
     format!(
         "--x\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.csv\"\r\n\r\n{file}\r\n--x--\r\n"
     )
 }
 
-fn raw(app: &App, batch: &str, body: impl Into<Body>) -> reqwest::RequestBuilder {
-    app.request(Method::POST, &format!("{BASE}/upload/{batch}"))
+fn raw_upload(app: &App, batch: &str, body: impl Into<Body>) -> reqwest::RequestBuilder {
+    app.request(Method::POST, &format!("{BATCHES_PATH}/upload/{batch}"))
         .header("content-type", "multipart/form-data; boundary=x")
         .body(body)
 }
 
-/// A connection on which an upload of so many bytes has begun.
-async fn begin(app: &App, batch: &str, bytes: usize) -> TcpStream {
+/// Opens a connection and sends the head of an upload with this length.
+async fn begin_upload(app: &App, batch: &str, bytes: usize) -> TcpStream {
     let host = app.url.strip_prefix("http://").unwrap();
     let mut socket = TcpStream::connect(host).await.unwrap();
     let head = format!(
-        "POST {BASE}/upload/{batch} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\nx-api-key: {}\r\ncontent-length: {bytes}\r\ncontent-type: multipart/form-data; boundary=x\r\n\r\n",
+        "POST {BATCHES_PATH}/upload/{batch} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\nx-api-key: {}\r\ncontent-length: {bytes}\r\ncontent-type: multipart/form-data; boundary=x\r\n\r\n",
         app.tenant.api_key
     );
     socket.write_all(head.as_bytes()).await.unwrap();
     socket
 }
 
-/// What a client is told that looks at the answer only when it has sent everything.
-async fn sent_blindly(app: &App, batch: &str, body: &str) -> String {
-    let mut socket = begin(app, batch, body.len()).await;
+/// Response to a client that reads only after it has sent the whole body.
+async fn send_without_reading(app: &App, batch: &str, body: &str) -> String {
+    let mut socket = begin_upload(app, batch, body.len()).await;
     socket
         .write_all(body.as_bytes())
         .await
-        .expect("all is taken");
-    let mut told = String::new();
-    socket.read_to_string(&mut told).await.expect("an answer");
-    told
+        .expect("the whole body is accepted");
+    let mut response = String::new();
+    socket
+        .read_to_string(&mut response)
+        .await
+        .expect("an answer");
+    response
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
-    let app = quiet().await;
+    let app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
-    let large = form(&people_csv(200_000));
+    let large = form_body(&people_csv(200_000));
     assert!(large.len() > 5_000_000);
     let in_pieces = |body: &str| {
         let body = Bytes::from(body.to_owned());
@@ -161,60 +173,62 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         Body::wrap_stream(stream::iter(pieces))
     };
     for body in [Body::from(large.clone()), in_pieces(&large)] {
-        let problem = send_request(raw(&app, &id, body)).await.expect(413);
-        assert_eq!(code(&problem), "too_large");
+        let problem = send_request(raw_upload(&app, &id, body)).await.expect(413);
+        assert_eq!(error_code(&problem), "too_large");
     }
-    let compressed = form(&format!("BZh{}", "9".repeat(5_000_000)));
-    let problem = send_request(raw(&app, &id, in_pieces(&compressed))).await;
-    assert_eq!(code(&problem.expect(400)), "compressed_file");
-    let small_enough = form(&format!("BZh{}", "9".repeat(1_900_000)));
+
+    let compressed = form_body(&format!("BZh{}", "9".repeat(5_000_000)));
+    let problem = send_request(raw_upload(&app, &id, in_pieces(&compressed))).await;
+    assert_eq!(error_code(&problem.expect(400)), "compressed_file");
+    let small_enough = form_body(&format!("BZh{}", "9".repeat(1_900_000)));
     for (batch, body, expected) in [
         (id.as_str(), &large, "too_large"),
         (&id, &small_enough, "compressed_file"),
-        (NOBODY, &large, "not_found"),
+        (UNKNOWN_ID, &large, "not_found"),
     ] {
-        let told = sent_blindly(&app, batch, body).await;
-        assert!(told.contains(expected), "{told}");
+        let response = send_without_reading(&app, batch, body).await;
+        assert!(response.contains(expected), "{response}");
     }
-    let lost = send_request(raw(&app, NOBODY, large.clone()))
+
+    let unknown = send_request(raw_upload(&app, UNKNOWN_ID, large.clone()))
         .await
         .expect(404);
-    assert_eq!(code(&lost), "not_found");
+    assert_eq!(error_code(&unknown), "not_found");
     assert_nothing_is_left(&app).await;
 
     sqlx::query("update call_batches set status = 'stopped'")
         .execute(&app.context.pool)
         .await
         .unwrap();
-    let late = send_request(raw(&app, &id, large)).await.expect(409);
-    assert_eq!(code(&late), "batch_started");
+    let started = send_request(raw_upload(&app, &id, large)).await.expect(409);
+    assert_eq!(error_code(&started), "batch_started");
     assert_nothing_is_left(&app).await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_form_whose_file_never_begins_is_not_read_for_long() {
-    let app = quiet().await;
+async fn an_endless_form_without_a_file_is_refused() {
+    let app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
     let header = "--x\r\ncontent-disposition: form-data; name=\"file\"; x=\"";
     for beginning in ["", header] {
         let endless = stream::unfold(0_u64, |sent| async move {
             tokio::task::yield_now().await;
             let piece = Bytes::from(vec![b'a'; 10_000]);
-            // Should nobody refuse it, it ends some time.
+            // Ends the stream if the server does not refuse it.
             (sent < 500_000_000).then_some((Ok::<_, std::io::Error>(piece), sent + 10_000))
         });
         let beginning = stream::iter([Ok(Bytes::from(beginning))]);
         let body = Body::wrap_stream(futures::StreamExt::chain(beginning, endless));
-        let problem = send_request(raw(&app, &id, body)).await.expect(400);
-        assert_eq!(code(&problem), "form_unreadable");
+        let problem = send_request(raw_upload(&app, &id, body)).await.expect(400);
+        assert_eq!(error_code(&problem), "form_unreadable");
     }
     assert_nothing_is_left(&app).await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_stalls_is_told_so_and_leaves_nothing() {
+async fn a_stalled_upload_gets_408_and_leaves_nothing() {
     let app = App::start_with(AppOptions {
         workers: 0,
         settings: |settings| settings.upload_stall_secs = "1".to_owned(),
@@ -222,102 +236,111 @@ async fn an_upload_that_stalls_is_told_so_and_leaves_nothing() {
     })
     .await;
     let id = app.create_batch(json!({})).await;
-    let whole = form(&people_csv(40_000));
+    let whole = form_body(&people_csv(40_000));
     let stalled = [0, 40, 200_000, whole.len() - 5].map(async |sent| {
-        let mut socket = begin(&app, &id, whole.len()).await;
+        let mut socket = begin_upload(&app, &id, whole.len()).await;
         socket.write_all(&whole.as_bytes()[..sent]).await.unwrap();
-        // Nothing more comes, and the connection stays open.
-        let mut told = Vec::new();
-        while !told.ends_with(b"}") {
-            let piece = tokio::time::timeout(TEST_TIMEOUT, socket.read_buf(&mut told)).await;
+        // No more bytes follow, and the connection stays open.
+        let mut response = Vec::new();
+        while !response.ends_with(b"}") {
+            let piece = tokio::time::timeout(TEST_TIMEOUT, socket.read_buf(&mut response)).await;
             let bytes = piece.expect("an answer in time").expect("an answer");
             assert!(bytes > 0, "{sent}: hung up without an answer");
         }
-        let told = String::from_utf8(told).unwrap();
-        assert!(told.starts_with("HTTP/1.1 408"), "{sent}: {told}");
-        assert!(told.contains("application/problem+json"), "{sent}: {told}");
-        assert!(told.contains("upload_stalled"), "{sent}: {told}");
+        let response = String::from_utf8(response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 408"), "{sent}: {response}");
+        assert!(
+            response.contains("application/problem+json"),
+            "{sent}: {response}"
+        );
+        assert!(response.contains("upload_stalled"), "{sent}: {response}");
     });
+
     futures::future::join_all(stalled).await;
     assert_nothing_is_left(&app).await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_breaks_off_leaves_nothing() {
-    let app = quiet().await;
+async fn an_aborted_upload_leaves_nothing() {
+    let app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
-    let whole = form(&heavy());
+    let whole = form_body(&large_csv());
     for sent in [40, 200_000, whole.len() - 5] {
-        let mut socket = begin(&app, &id, whole.len()).await;
+        let mut socket = begin_upload(&app, &id, whole.len()).await;
         socket.write_all(&whole.as_bytes()[..sent]).await.unwrap();
         socket.shutdown().await.unwrap();
-        // The server hangs up once it has dealt with it.
+        // The server closes the connection after its cleanup.
         let mut rest = Vec::new();
         let _closed = socket.read_to_end(&mut rest).await;
         assert!(!rest.starts_with(b"HTTP/1.1 2"), "{sent}");
     }
     assert_nothing_is_left(&app).await;
-    let taken = send_request(raw(&app, &id, whole)).await.expect(202);
-    assert_eq!(taken["data"]["status"], "queued");
-    assert_eq!(files(&app.store_dir()), 1);
+    let accepted = send_request(raw_upload(&app, &id, whole)).await.expect(202);
+    assert_eq!(accepted["data"]["status"], "queued");
+    assert_eq!(count_files(&app.store_dir()), 1);
 
-    // Nobody would know of the file without its ingest.
-    let busy = send_request(app.request(Method::DELETE, &format!("{BASE}/{id}"))).await;
-    assert_eq!(code(&busy.expect(409)), "ingest_running");
+    // A batch with a queued ingest is not deleted, since its file would be lost.
+    let busy = send_request(app.request(Method::DELETE, &format!("{BATCHES_PATH}/{id}"))).await;
+    assert_eq!(error_code(&busy.expect(409)), "ingest_running");
+
     let mut app = app;
     app.start_worker(&peal_worker::Role::ALL).await;
     eventually("the file is read and removed", TEST_TIMEOUT, || async {
-        files(&app.store_dir()) == 0
+        count_files(&app.store_dir()) == 0
     })
     .await;
     assert_eq!(app.count("select count(*) from batch_data").await, 1_000);
-    send_request(app.request(Method::DELETE, &format!("{BASE}/{id}")))
+    send_request(app.request(Method::DELETE, &format!("{BATCHES_PATH}/{id}")))
         .await
         .expect(200);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_whose_job_dies_is_given_up_and_its_uploader_is_told() {
-    let mut app = quiet().await;
+async fn an_upload_whose_job_dies_fails_and_its_uploader_is_notified() {
+    let mut app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
-    let whole = form(&heavy());
+
+    let whole = form_body(&large_csv());
     for death in [
-        // Its last attempt fails: nobody can read this checkpoint.
+        // The last attempt fails on an unreadable checkpoint.
         "with broken as (
              update ingests set state = 'running', started_at = now(), checkpoint = '[]'
              where state = 'queued'
          )
          update jobs set attempts = max_attempts - 1 where state = 'ready'",
-        // Its last attempt killed its worker.
+        // The last attempt crashed its worker.
         "update jobs
          set state = 'dead', finished_at = now(), last_error = 'without a word'
          where state = 'ready'",
     ] {
-        let taken = send_request(raw(&app, &id, whole.clone()))
+        let accepted = send_request(raw_upload(&app, &id, whole.clone()))
             .await
             .expect(202);
-        assert_eq!(files(&app.store_dir()), 1);
+        assert_eq!(count_files(&app.store_dir()), 1);
         sqlx::query(death).execute(&app.context.pool).await.unwrap();
+
         app.start_worker(&peal_worker::Role::ALL).await;
-        let ingest = taken["data"]["ingest_id"].as_str().unwrap();
-        let path = format!("{BASE}/{id}/ingests/{ingest}");
+        let ingest = accepted["data"]["ingest_id"].as_str().unwrap();
+        let path = format!("{BATCHES_PATH}/{id}/ingests/{ingest}");
         let ended = || async { app.get(&path).await.expect(200)["data"]["status"] == "failed" };
         eventually("the ingest is given up", TEST_TIMEOUT, ended).await;
         let report = app.get(&path).await.expect(200)["data"].clone();
         assert_eq!(report["failure"]["code"], "gave_up");
+
         eventually("the file is removed", TEST_TIMEOUT, || async {
-            files(&app.store_dir()) == 0
+            count_files(&app.store_dir()) == 0
         })
         .await;
-        eventually("the uploader is told", TEST_TIMEOUT, || async {
-            let told = "select count(*) from emails where kind = 'ingest_finished' and sent_at is not null";
-            app.count(told).await == app.count("select count(*) from ingests").await
+        eventually("the uploader is notified", TEST_TIMEOUT, || async {
+            let notified = "select count(*) from emails where kind = 'ingest_finished' and sent_at is not null";
+            app.count(notified).await == app.count("select count(*) from ingests").await
         })
         .await;
         app.stop_workers().await;
     }
+
     sqlx::query("delete from jobs where state = 'dead'")
         .execute(&app.context.pool)
         .await
@@ -326,8 +349,8 @@ async fn an_upload_whose_job_dies_is_given_up_and_its_uploader_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
-    let app = quiet().await;
+async fn a_file_is_inserted_once_and_its_errors_can_be_downloaded() {
+    let app = app_with_small_upload_limit().await;
     let id = app
         .create_batch(json!({"variable_names": ["name", "city"]}))
         .await;
@@ -340,9 +363,9 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
     let counts = |report: &Value| {
         ["inserted", "duplicates", "failed", "total_rows"].map(|key| report[key].as_i64().unwrap())
     };
-    // The agent greets by name and does not mention the city.
+    // The agent's greeting uses the name but not the city.
     assert_eq!(counts(&first), [1, 0, 2, 3], "{first}");
-    let told: Vec<_> = first["errors"]
+    let errors_by_row: Vec<_> = first["errors"]
         .as_array()
         .unwrap()
         .iter()
@@ -350,12 +373,16 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
             (
                 error["row"].as_i64().unwrap(),
                 error["column"].as_str().unwrap(),
-                code(error),
+                error_code(error),
             )
         })
         .collect();
-    assert_eq!(told[0], (3, "name", "missing_variable"));
-    assert_eq!((told[1].0, told[1].1), (4, "to_phonenumber"));
+    assert_eq!(errors_by_row[0], (3, "name", "missing_variable"));
+    assert_eq!(
+        (errors_by_row[1].0, errors_by_row[1].1),
+        (4, "to_phonenumber")
+    );
+
     let errors = app.get(first["error_report_url"].as_str().unwrap()).await;
     assert_eq!(errors.headers["content-type"], "text/csv; charset=utf-8");
     assert!(
@@ -370,12 +397,13 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
         "{}",
         errors.text
     );
+
     let again = app.upload(&id, &list).await;
     assert_eq!(counts(&again), [0, 1, 2, 3], "{again}");
-    assert_eq!(files(&app.store_dir()), 0);
+    assert_eq!(count_files(&app.store_dir()), 0);
 
     let record = json!({"records": [{"to_phonenumber": phone_number(5), "city": "Rome"}]});
-    let path = format!("{BASE}/upload-json/{id}");
+    let path = format!("{BATCHES_PATH}/upload-json/{id}");
     let refused = app.post(&path, record).await.expect(200)["data"].clone();
     assert_eq!(counts(&refused), [0, 0, 1, 1]);
     sqlx::query("delete from jobs")
@@ -386,9 +414,9 @@ async fn a_file_counts_once_and_its_errors_can_be_downloaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_file_that_was_put_right_is_a_list_of_the_refused_rows() {
-    let app = quiet().await;
-    // A variable may be called as a reason is, whether the list has a column for it or not.
+async fn a_corrected_error_file_inserts_the_rejected_rows() {
+    let app = app_with_small_upload_limit().await;
+    // Variables may have the names of the reason columns, with or without a column in the list.
     let id = app
         .create_batch(json!({"variable_names": ["name", "code", "value"]}))
         .await;
@@ -397,9 +425,9 @@ async fn an_error_file_that_was_put_right_is_a_list_of_the_refused_rows() {
         phone_number(1),
         phone_number(2)
     );
-    let ended = |report: &Value| ["inserted", "failed"].map(|key| report[key].as_i64().unwrap());
+    let counts = |report: &Value| ["inserted", "failed"].map(|key| report[key].as_i64().unwrap());
     let first = app.upload(&id, &list).await;
-    assert_eq!(ended(&first), [1, 2]);
+    assert_eq!(counts(&first), [1, 2]);
     let errors = app
         .get(first["error_report_url"].as_str().unwrap())
         .await
@@ -422,21 +450,27 @@ async fn an_error_file_that_was_put_right_is_a_list_of_the_refused_rows() {
     );
     assert_eq!(lines.len(), 3);
 
-    // As it is, it is refused for the same reasons.
+    // Unchanged, its rows are rejected for the same reasons.
     let again = app.upload(&id, &errors).await;
-    assert_eq!(ended(&again), [0, 2]);
-    let right = errors
+    assert_eq!(counts(&again), [0, 2]);
+
+    let corrected = errors
         .replacen("\n12,", &format!("\n{},", phone_number(3)), 1)
         .replacen(",,,'-7", ",,Bo,'-7", 1);
-    let last = app.upload(&id, &right).await;
-    assert_eq!(ended(&last), [2, 0]);
+    let last = app.upload(&id, &corrected).await;
+    assert_eq!(counts(&last), [2, 0]);
     let warnings = last["warnings"].as_array().unwrap();
     assert_eq!(warnings.len(), 1, "{last}");
     assert!(
         warnings[0].as_str().unwrap().contains("\"value\""),
         "{last}"
     );
-    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200)["data"].clone();
+
+    let rows = app
+        .get(&format!("{BATCHES_PATH}/{id}/data"))
+        .await
+        .expect(200)["data"]
+        .clone();
     let values = |row: usize| &rows[row]["variable_values"];
     assert_eq!(values(0), &json!({"name": "Ada", "code": "=1+1"}));
     assert_eq!(values(1), &json!({"name": "O;Neil", "code": "=2+2"}));
@@ -449,67 +483,73 @@ async fn an_error_file_that_was_put_right_is_a_list_of_the_refused_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_with_as_many_variables_as_there_may_be_takes_its_own_template() {
-    let app = quiet().await;
+async fn a_batch_with_the_most_variables_accepts_its_own_template() {
+    let app = app_with_small_upload_limit().await;
     let mut names: Vec<String> = (1..50).map(|n| format!("v{n}")).collect();
     names.push("name".to_owned());
     let id = app.create_batch(json!({ "variable_names": names })).await;
-    let template = app.get(&format!("{BASE}/template/{id}")).await.text;
+    let template = app.get(&format!("{BATCHES_PATH}/template/{id}")).await.text;
     let person = format!("{}{},Ada", phone_number(1), ",x".repeat(49));
     let list = format!("{},timezone\n{person},Asia/Tokyo\n", template.trim());
     let report = app.upload(&id, &list).await;
     assert_eq!(report["inserted"], 1, "{report}");
     assert_eq!(report["warnings"], json!([]));
-    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200);
+    let rows = app
+        .get(&format!("{BATCHES_PATH}/{id}/data"))
+        .await
+        .expect(200);
     let values = &rows["data"][0]["variable_values"];
     assert_eq!(values.as_object().map(serde_json::Map::len), Some(50));
     assert_eq!(
         (&values["v1"], &values["name"]),
         (&json!("x"), &json!("Ada"))
     );
+
     let wider = format!("{},timezone,more\n{person},,\n", template.trim());
-    let refused = send(&app, &id, Form::new().part("file", csv(wider))).await;
-    assert_eq!(code(&refused.expect(400)), "too_many_columns");
+    let refused = send_form(&app, &id, Form::new().part("file", csv_part(wider))).await;
+    assert_eq!(error_code(&refused.expect(400)), "too_many_columns");
     app.finish().await;
 }
 
-/// Gives the batch other variables.
-async fn rename(app: &App, batch: &str) -> ApiResponse {
-    let path = format!("{BASE}/{batch}/variables");
+/// Changes the variables of the batch.
+async fn change_variables(app: &App, batch: &str) -> ApiResponse {
+    let path = format!("{BATCHES_PATH}/{batch}/variables");
     let body = json!({"variable_names": ["name", "city"]});
     send_request(app.request(Method::PATCH, &path).json(&body)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_file_is_followed_and_keeps_the_variables_until_it_is_read() {
-    let mut app = quiet().await;
+async fn a_large_upload_reports_progress_and_blocks_changes_of_variables() {
+    let mut app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
-    let list = heavy();
+    let list = large_csv();
     let bytes = list.len();
-    let taken = send(&app, &id, Form::new().part("file", csv(list))).await;
-    let report = taken.expect(202)["data"].clone();
+    let accepted = send_form(&app, &id, Form::new().part("file", csv_part(list))).await;
+    let report = accepted.expect(202)["data"].clone();
     assert_eq!(report["ingest_job_id"], report["ingest_id"]);
     assert_eq!(
         (&report["file_bytes"], &report["bytes_read"]),
         (&json!(bytes), &json!(0))
     );
-    let refused = rename(&app, &id).await.expect(409);
-    assert_eq!(code(&refused), "ingest_running");
+
+    let refused = change_variables(&app, &id).await.expect(409);
+    assert_eq!(error_code(&refused), "ingest_running");
 
     app.start_worker(&peal_worker::Role::ALL).await;
     let ingest = report["ingest_id"].as_str().expect("an id");
-    let path = format!("{BASE}/{id}/ingests/{ingest}");
-    let read = || async { app.get(&path).await.expect(200)["data"]["status"] == "completed" };
-    eventually("the file has been read", TEST_TIMEOUT, read).await;
+    let path = format!("{BATCHES_PATH}/{id}/ingests/{ingest}");
+    let is_ingested =
+        || async { app.get(&path).await.expect(200)["data"]["status"] == "completed" };
+    eventually("the file is ingested", TEST_TIMEOUT, is_ingested).await;
     let report = app.get(&path).await.expect(200)["data"].clone();
     assert_eq!(report["bytes_read"], json!(bytes), "{report}");
-    rename(&app, &id).await.expect(200);
+    change_variables(&app, &id).await.expect(200);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_sees_its_own_the_organizations_or_everything() {
-    let app = quiet().await;
+async fn a_batch_is_visible_according_to_the_role() {
+    let app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
     let colleague = create_member(&app, "colleague@example.com", Role::User).await;
     let admin = create_member(&app, "admin@example.com", Role::OrgAdmin).await;
@@ -520,10 +560,12 @@ async fn a_role_sees_its_own_the_organizations_or_everything() {
             .session,
         ..other.clone()
     };
-    // A key sees what is its user's, whatever the user sees.
+
+    // A key sees only its user's own batches, regardless of the user's role.
     let key = with_key(&admin);
+
     let paths = ["", "/status", "/data", "/readiness", "/ingests"];
-    for path in paths.map(|rest| format!("{BASE}/{id}{rest}")) {
+    for path in paths.map(|rest| format!("{BATCHES_PATH}/{id}{rest}")) {
         for (tenant, expected) in [
             (&colleague, 404),
             (&admin, 200),
@@ -531,12 +573,14 @@ async fn a_role_sees_its_own_the_organizations_or_everything() {
             (&root, 200),
             (&other, 404),
         ] {
-            let seen = status(&app, tenant, Method::GET, &path, Value::Null).await;
-            assert_eq!(seen, expected, "{path}");
+            let response_status =
+                request_status(&app, tenant, Method::GET, &path, Value::Null).await;
+            assert_eq!(response_status, expected, "{path}");
         }
     }
+
     let batches = async |tenant: &Tenant| {
-        let request = app.request_as(tenant, Method::GET, &format!("{BASE}/browse"));
+        let request = app.request_as(tenant, Method::GET, &format!("{BATCHES_PATH}/browse"));
         send_request(request).await.expect(200)["data"]["total"].clone()
     };
     assert_eq!(batches(&colleague).await, 0);
@@ -548,8 +592,8 @@ async fn a_role_sees_its_own_the_organizations_or_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_is_created_for_oneself_or_a_member() {
-    let app = quiet().await;
+async fn a_batch_is_created_only_for_oneself_or_a_member() {
+    let app = app_with_small_upload_limit().await;
     let other = app.create_tenant("Other").await;
     let user_of = async |org: peal_shared::platform::ids::OrgId| -> uuid::Uuid {
         sqlx::query_scalar("select id from users where org_id = $1 order by created_at limit 1")
@@ -561,11 +605,12 @@ async fn a_batch_is_created_for_oneself_or_a_member() {
     let (ours, theirs) = (user_of(app.tenant.org).await, user_of(other.org).await);
     let colleague = create_member(&app, "colleague@example.com", Role::User).await;
     let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
-    let path = format!("{BASE}/create");
+    let path = format!("{BATCHES_PATH}/create");
     let body = |tenant: &Tenant, user: Option<uuid::Uuid>| {
         json!({"caller_phone_id": tenant.phone, "agent_id": tenant.agent, "batch_name": "March",
                "user_id": user, "call_flow_id": null})
     };
+
     let admin = with_session(&app, &app.tenant).await;
     for (caller, body, expected) in [
         (&colleague, body(&app.tenant, Some(ours)), 403),
@@ -573,7 +618,7 @@ async fn a_batch_is_created_for_oneself_or_a_member() {
         (&admin, body(&app.tenant, Some(theirs)), 404),
         (
             &admin,
-            body(&app.tenant, Some(NOBODY.parse().unwrap())),
+            body(&app.tenant, Some(UNKNOWN_ID.parse().unwrap())),
             404,
         ),
         (&app.tenant, body(&app.tenant, Some(ours)), 201),
@@ -581,30 +626,34 @@ async fn a_batch_is_created_for_oneself_or_a_member() {
         (&root, body(&other, None), 400),
         (&root, body(&other, Some(theirs)), 201),
     ] {
-        let created = status(&app, caller, Method::POST, &path, body.clone()).await;
+        let created = request_status(&app, caller, Method::POST, &path, body.clone()).await;
         assert_eq!(created, expected, "{body}");
     }
+
     let mut foreign_phone = body(&app.tenant, None);
     foreign_phone["caller_phone_id"] = json!(other.phone);
     app.post(&path, foreign_phone).await.expect(404);
     let mut flow = body(&app.tenant, None);
-    flow["call_flow_id"] = json!(NOBODY);
+    flow["call_flow_id"] = json!(UNKNOWN_ID);
     app.post(&path, flow).await.expect(422);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn anothers_uploads_rows_calls_and_numbers_do_not_exist() {
-    let app = quiet().await;
+async fn another_tenants_uploads_rows_calls_and_numbers_return_404() {
+    let app = app_with_small_upload_limit().await;
     let other = app.create_tenant("Other").await;
     let id = app.create_batch(json!({})).await;
     let ingest = app
         .upload(&id, &format!("{}nonsense,X\n", people_csv(2)))
         .await;
     let ingest = ingest["ingest_id"].as_str().unwrap();
-    let rows = app.get(&format!("{BASE}/{id}/data")).await.expect(200);
+    let rows = app
+        .get(&format!("{BATCHES_PATH}/{id}/data"))
+        .await
+        .expect(200);
     let row = rows["data"][0]["id"].as_str().unwrap();
-    let line = app.tenant.phone;
+    let phone = app.tenant.phone;
     let call_path = |agent, extra: &str| {
         format!("/api/call/create_call?phoneNumber=%2B12125559999&agent_id={agent}{extra}")
     };
@@ -616,41 +665,49 @@ async fn anothers_uploads_rows_calls_and_numbers_do_not_exist() {
         .await
         .expect(202);
     let call = call["call_session_id"].as_str().unwrap();
-    let theirs = app.request_as(&other, Method::POST, &format!("{BASE}/upload/{id}"));
-    let theirs = send_request(theirs.multipart(Form::new().part("file", csv(people_csv(1))))).await;
-    theirs.expect(404);
+
+    let upload = app.request_as(&other, Method::POST, &format!("{BATCHES_PATH}/upload/{id}"));
+    let upload =
+        send_request(upload.multipart(Form::new().part("file", csv_part(people_csv(1))))).await;
+    upload.expect(404);
+
     for (method, path) in [
-        (Method::GET, format!("{BASE}/{id}/ingests/{ingest}")),
-        (Method::GET, format!("{BASE}/{id}/ingests/{ingest}/errors")),
-        (Method::DELETE, format!("{BASE}/{id}/data/{row}")),
+        (Method::GET, format!("{BATCHES_PATH}/{id}/ingests/{ingest}")),
+        (
+            Method::GET,
+            format!("{BATCHES_PATH}/{id}/ingests/{ingest}/errors"),
+        ),
+        (Method::DELETE, format!("{BATCHES_PATH}/{id}/data/{row}")),
         (Method::GET, format!("/api/call/{call}")),
         (Method::POST, call_path(app.tenant.agent, "")),
         (
             Method::POST,
-            call_path(other.agent, &format!("&phone_number_id={line}")),
+            call_path(other.agent, &format!("&phone_number_id={phone}")),
         ),
     ] {
-        let seen = status(&app, &other, method, &path, Value::Null).await;
-        assert_eq!(seen, 404, "{path}");
+        let response_status = request_status(&app, &other, method, &path, Value::Null).await;
+        assert_eq!(response_status, 404, "{path}");
     }
-    // An ingest of one batch is none of another, to its owner either.
+
+    // An ingest is not found under another batch, even by its owner.
     let second = app.create_batch(json!({})).await;
-    app.get(&format!("{BASE}/{second}/ingests/{ingest}"))
+    app.get(&format!("{BATCHES_PATH}/{second}/ingests/{ingest}"))
         .await
         .expect(404);
-    app.get(&format!("{BASE}/{second}/ingests/{ingest}/errors"))
+    app.get(&format!("{BATCHES_PATH}/{second}/ingests/{ingest}/errors"))
         .await
         .expect(404);
     assert_eq!(app.count("select count(*) from batch_data").await, 2);
+
     app.drop_jobs().await;
     app.drop_calls().await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_stops_within_a_second() {
-    let app = quiet().await;
-    let path = format!("{BASE}/me");
+async fn a_revoked_key_is_refused_within_a_second() {
+    let app = app_with_small_upload_limit().await;
+    let path = format!("{BATCHES_PATH}/me");
     app.get(&path).await.expect(200);
     sqlx::query("update api_keys set revoked_at = now()")
         .execute(&app.context.pool)
@@ -662,40 +719,53 @@ async fn a_revoked_key_stops_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_change_of_a_row_stands_for_itself() {
-    let app = quiet().await;
+async fn each_item_of_an_upsert_succeeds_or_fails_on_its_own() {
+    let app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
     app.add_people(&id, 4).await;
-    let read = async || app.get(&format!("{BASE}/{id}/data")).await.expect(200)["data"].clone();
+    let read = async || {
+        app.get(&format!("{BATCHES_PATH}/{id}/data"))
+            .await
+            .expect(200)["data"]
+            .clone()
+    };
     let rows = read().await;
     let row = |n: usize| rows[n]["id"].clone();
-    let eve = json!({"name": "Eve"});
+    let variables = json!({"name": "Eve"});
+
     let items = json!({"items": [
-        {"id": row(0), "to_phonenumber": phone_number(50), "variable_values": eve},
-        {"id": row(1), "to_phonenumber": "nonsense", "variable_values": eve},
-        {"id": row(1), "to_phonenumber": phone_number(3), "variable_values": eve},
-        {"id": NOBODY, "to_phonenumber": phone_number(51), "variable_values": eve},
+        {"id": row(0), "to_phonenumber": phone_number(50), "variable_values": variables},
+        {"id": row(1), "to_phonenumber": "nonsense", "variable_values": variables},
+        {"id": row(1), "to_phonenumber": phone_number(3), "variable_values": variables},
+        {"id": UNKNOWN_ID, "to_phonenumber": phone_number(51), "variable_values": variables},
         {"id": row(2), "to_phonenumber": phone_number(52)},
         {"id": row(2), "to_phonenumber": phone_number(53)},
         {"id": row(3), "to_phonenumber": phone_number(52)},
         {"id": row(3), "to_phonenumber": phone_number(3), "variable_values": {"name": ""}},
-        {"to_phonenumber": phone_number(60), "variable_values": eve},
+        {"to_phonenumber": phone_number(60), "variable_values": variables},
     ]});
-    let done = app
-        .post(&format!("{BASE}/{id}/data/upsert"), items)
+
+    let result = app
+        .post(&format!("{BATCHES_PATH}/{id}/data/upsert"), items)
         .await
         .expect(200)["data"]
         .clone();
     assert_eq!(
-        (&done["updated"], &done["inserted"]),
+        (&result["updated"], &result["inserted"]),
         (&json!(2), &json!(1)),
-        "{done}"
+        "{result}"
     );
-    let errors: Vec<_> = done["errors"]
+
+    let errors: Vec<_> = result["errors"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|error| (error["index"].as_i64().unwrap(), code(error).to_owned()))
+        .map(|error| {
+            (
+                error["index"].as_i64().unwrap(),
+                error_code(error).to_owned(),
+            )
+        })
         .collect();
     let expected = [
         (2, "duplicate_number"),
@@ -709,6 +779,7 @@ async fn every_change_of_a_row_stands_for_itself() {
         errors[1..],
         expected.map(|(index, code)| (index, code.to_owned()))
     );
+
     let after = read().await;
     let shown: Vec<_> = (0..5)
         .map(|n| {
@@ -718,6 +789,7 @@ async fn every_change_of_a_row_stands_for_itself() {
             )
         })
         .collect();
+
     let person = |n: u32| json!(format!("Person {n}"));
     assert_eq!(
         shown,
@@ -733,8 +805,8 @@ async fn every_change_of_a_row_stands_for_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_rows_is_bounded_by_its_bytes() {
-    let app = quiet().await;
+async fn a_page_of_rows_is_limited_by_bytes() {
+    let app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
     app.add_people(&id, 5).await;
     sqlx::query("update batch_data set variable_values = jsonb_build_object('name', repeat('x', 3000000)) where row_no < 5")
@@ -742,7 +814,7 @@ async fn a_page_of_rows_is_bounded_by_its_bytes() {
         .await
         .unwrap();
     let page = async |query: &str| {
-        let page = app.get(&format!("{BASE}/{id}/data?{query}")).await;
+        let page = app.get(&format!("{BATCHES_PATH}/{id}/data?{query}")).await;
         let rows = page.expect(200)["data"].as_array().unwrap().len();
         (rows, page.headers.contains_key("x-truncated"))
     };
@@ -755,33 +827,36 @@ async fn a_page_of_rows_is_bounded_by_its_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_so_many_uploads_are_taken_at_once() {
-    let app = quiet().await;
+async fn concurrent_uploads_are_limited() {
+    let app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
-    let whole = form(&people_csv(3));
+
+    let whole = form_body(&people_csv(3));
     let mut open = Vec::new();
-    // One that is begun has its place a moment later, so some more may get in meanwhile.
+    // An upload takes its permit shortly after it begins, so a few more may be accepted.
     loop {
-        assert!(open.len() < 64, "nobody is told to wait");
-        let mut socket = begin(&app, &id, whole.len()).await;
+        assert!(open.len() < 64, "no upload is refused");
+        let mut socket = begin_upload(&app, &id, whole.len()).await;
         socket.write_all(&whole.as_bytes()[..50]).await.unwrap();
         open.push(socket);
-        let more = send_request(raw(&app, &id, whole.clone())).await;
+        let more = send_request(raw_upload(&app, &id, whole.clone())).await;
         if more.status.as_u16() == 503 {
             assert!(more.headers.contains_key("retry-after"));
             break;
         }
     }
-    assert!(open.len() >= 32, "told to wait behind {}", open.len());
+
+    assert!(open.len() >= 32, "refused after {}", open.len());
     drop(open);
-    eventually("there is room again", TEST_TIMEOUT, || async {
-        send_request(raw(&app, &id, whole.clone()))
+    eventually("a permit is free again", TEST_TIMEOUT, || async {
+        send_request(raw_upload(&app, &id, whole.clone()))
             .await
             .status
             .as_u16()
             == 200
     })
     .await;
+
     sqlx::query("delete from jobs")
         .execute(&app.context.pool)
         .await

@@ -6,15 +6,17 @@ use rust_decimal::{Decimal, RoundingStrategy};
 use serde_json::{Value, json};
 use sqlx::Row;
 
-use crate::auth::login::{Person, quiet};
+use crate::auth::login::{SessionUser, without_workers};
 use crate::harness::app::{App, Tenant, phone_number, send_request};
 use crate::harness::members::audited_actions;
-use crate::purse::{WALLETS, at_noon, give, root, settled};
+use crate::purse::{
+    WALLETS_PATH, grant_credit, set_timezones_to_noon, super_admin, wait_until_charged,
+};
 
 const EARNINGS: &str = "/api/v1/earnings";
 
 async fn set_reseller_pricing(
-    root: &Person<'_>,
+    root: &SessionUser<'_>,
     org: &str,
     model: &str,
     commission: &str,
@@ -43,10 +45,11 @@ async fn create_customer(app: &App, name: &str) -> Tenant {
 }
 
 /// Gives a tenant credit and calls this many people as that tenant.
-async fn place_paid_calls(app: &App, root: &Person<'_>, tenant: &Tenant, people: u32) {
-    at_noon(app).await;
-    let mine = send_request(app.request_as(tenant, Method::GET, &format!("{WALLETS}/me"))).await;
-    give(root, mine.expect(200)["id"].as_str().expect("an id"), "50").await;
+async fn place_paid_calls(app: &App, root: &SessionUser<'_>, tenant: &Tenant, people: u32) {
+    set_timezones_to_noon(app).await;
+    let mine =
+        send_request(app.request_as(tenant, Method::GET, &format!("{WALLETS_PATH}/me"))).await;
+    grant_credit(root, mine.expect(200)["id"].as_str().expect("an id"), "50").await;
     for n in 0..people {
         let path = format!(
             "/api/call/create_call?phoneNumber={}&agent_id={}",
@@ -57,7 +60,7 @@ async fn place_paid_calls(app: &App, root: &Person<'_>, tenant: &Tenant, people:
             .await
             .expect(202);
     }
-    settled(app).await;
+    wait_until_charged(app).await;
 }
 
 /// Amounts for an organisation's calls, computed independently from their durations.
@@ -139,8 +142,8 @@ async fn sum_reseller_entries(app: &App) -> i64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_distributor_earns_its_markup_and_its_commission() {
     let app = App::start().await;
-    let root = root(&app).await;
-    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let root = super_admin(&app).await;
+    let ada = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let org = app.tenant.org.to_string();
     set_reseller_pricing(&root, &org, "distributor", "10", "25").await;
 
@@ -210,8 +213,8 @@ async fn a_distributor_earns_its_markup_and_its_commission() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_partner_earns_its_commission_and_no_markup() {
     let app = App::start().await;
-    let root = root(&app).await;
-    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let root = super_admin(&app).await;
+    let ada = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let org = app.tenant.org.to_string();
     set_reseller_pricing(&root, &org, "channel_partner", "12.5", "25").await;
 
@@ -252,10 +255,10 @@ async fn expected_commission(app: &App, tenant: &Tenant) -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_administrators_of_resellers_see_earnings() {
-    let app = quiet().await;
-    let root = root(&app).await;
-    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let app = without_workers().await;
+    let root = super_admin(&app).await;
+    let ada = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
     let org = app.tenant.org.to_string();
 
     for path in ["me", "me/breakdown"] {
@@ -293,14 +296,14 @@ async fn only_administrators_of_resellers_see_earnings() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn super_admins_create_resellers_and_resellers_set_their_markup() {
-    let app = quiet().await;
-    let root = root(&app).await;
-    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
-    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let app = without_workers().await;
+    let root = super_admin(&app).await;
+    let ada = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = SessionUser::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
     let org = app.tenant.org.to_string();
 
-    let set = async |who: &Person<'_>, verb: &str, body: Value| {
+    let set = async |who: &SessionUser<'_>, verb: &str, body: Value| {
         let path = format!("/api/v1/orgs/{org}/{verb}");
         who.send(Method::POST, &path, body).await
     };

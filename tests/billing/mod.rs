@@ -12,10 +12,12 @@ use peal_shared::platform::money::Usd;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::auth::login::{Person, quiet};
+use crate::auth::login::{SessionUser, without_workers};
 use crate::harness::app::{ApiResponse, App, AppOptions, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
-use crate::purse::{at_noon, give, root, settled, tenants_wallet};
+use crate::purse::{
+    grant_credit, set_timezones_to_noon, super_admin, tenant_wallet_id, wait_until_charged,
+};
 
 const BILLING: &str = "/api/v1/billing";
 const SUM_RETAIL: &str = "select sum(retail_micros)::bigint from charges";
@@ -33,14 +35,14 @@ async fn app_without_credit() -> App {
 /// An app whose tenant has called this many people, with settled charges.
 async fn app_with_charged_calls(people: u32) -> App {
     let app = app_without_credit().await;
-    let root = root(&app).await;
-    at_noon(&app).await;
-    give(&root, &tenants_wallet(&app).await, "50").await;
+    let root = super_admin(&app).await;
+    set_timezones_to_noon(&app).await;
+    grant_credit(&root, &tenant_wallet_id(&app).await, "50").await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, people).await;
     app.start_batch(&batch).await;
     app.wait_for_status(&batch, "completed").await;
-    settled(&app).await;
+    wait_until_charged(&app).await;
     let charged = app.count("select count(*) from charges").await;
     assert_eq!(
         charged,
@@ -163,15 +165,15 @@ async fn lists_and_sums_match_the_charges() {
 }
 
 /// The platform's super_admin that the app has already, with a session.
-async fn existing_root(app: &App) -> Person<'_> {
+async fn existing_root(app: &App) -> SessionUser<'_> {
     let email = "root@example.com";
     let id: String = sqlx::query_scalar("select id::text from users where email = $1")
         .bind(email)
         .fetch_one(&app.context.pool)
         .await
         .expect("a user");
-    let token = crate::auth::login::session(app, email).await;
-    Person { app, id, token }
+    let token = crate::auth::login::open_session(app, email).await;
+    SessionUser { app, id, token }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -240,9 +242,9 @@ async fn usage_is_visible_only_to_its_owner_and_administrators() {
     let one = records["grouped_sessions"][0]["session_id"].clone();
 
     let root = existing_root(&app).await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
-    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let ada = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let eve = SessionUser::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
 
     let org = app.tenant.org;
     for (who, query, total) in [
@@ -375,14 +377,14 @@ async fn a_usage_export_is_mailed_and_only_its_user_can_download_it() {
         .await
         .expect("a name");
 
-    let root = root(&app).await;
-    give(&root, &tenants_wallet(&app).await, "50").await;
+    let root = super_admin(&app).await;
+    grant_credit(&root, &tenant_wallet_id(&app).await, "50").await;
 
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 5).await;
     app.start_batch(&batch).await;
     app.wait_for_status(&batch, "completed").await;
-    settled(&app).await;
+    wait_until_charged(&app).await;
 
     let asked = app
         .get(&format!("{BILLING}/usage/export?session_types=outbound"))
@@ -407,8 +409,8 @@ async fn a_usage_export_is_mailed_and_only_its_user_can_download_it() {
     assert_eq!(file.headers["content-type"], "text/csv; charset=utf-8");
     assert_export_matches_charges(&file.text, app.count(SUM_RETAIL).await);
 
-    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
-    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let eve = SessionUser::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let ada = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     eve.get(&path).await.expect(404);
     ada.get(&path).await.expect(404);
     root.get(&path).await.expect(404);
@@ -430,7 +432,7 @@ async fn a_usage_export_is_mailed_and_only_its_user_can_download_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_cannot_download_an_export_requested_by_a_session() {
     let app = App::start().await;
-    let ada = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let ada = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
     let made = ada.send(Method::POST, "/api/v1/api-keys", json!({})).await;
     let key = made.expect(200)["api_key"]["api_key"].clone();
     let key = key.as_str().expect("a key");
@@ -449,7 +451,7 @@ async fn a_key_cannot_download_an_export_requested_by_a_session() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_export_is_refused_and_head_starts_none() {
-    let app = quiet().await;
+    let app = without_workers().await;
 
     let path = format!("{BILLING}/usage/export");
     for (query, code) in [

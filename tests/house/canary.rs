@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use tokio::net::TcpListener;
 
-use crate::auth::login::{PASSWORD, Person, login, with_token};
+use crate::auth::login::{PASSWORD, SessionUser, login, send_with_token};
 use crate::harness::app::{AUTH_TOKEN, ApiResponse, App, TEST_TIMEOUT, phone_number, send_request};
 use crate::harness::members::jwt_for_email;
 use crate::harness::scrape::serve_metrics;
@@ -140,7 +140,7 @@ impl UsedSecrets {
     /// Uses every kind of secret, right and wrong.
     async fn collect(app: &App) -> Self {
         let mut used = Self::default();
-        let ada = Person::new(app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+        let ada = SessionUser::new(app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
         used.secrets
             .extend([PASSWORD.to_owned(), ada.token.clone()]);
         used.use_logins(app, &ada).await;
@@ -162,16 +162,16 @@ impl UsedSecrets {
     }
 
     /// Uses passwords, sessions and invitations.
-    async fn use_logins(&mut self, app: &App, ada: &Person<'_>) {
+    async fn use_logins(&mut self, app: &App, ada: &SessionUser<'_>) {
         let wrong = self.keep("canary wrong password");
         self.keep_refusal(login(app, "ada@example.com", &wrong).await);
         self.keep_refusal(login(app, "nobody@example.com", &wrong).await);
 
         let forged = self.keep("eyJhbGciOiJub25lIn0.eyJzdWIiOiJjYW5hcnkifQ.canary");
-        self.keep_refusal(with_token(app, &forged, Method::GET, "/api/v1/me", None).await);
+        self.keep_refusal(send_with_token(app, &forged, Method::GET, "/api/v1/me", None).await);
         let of_issuer = jwt_for_email(app, "acme@example.com").await;
         self.secrets.push(of_issuer.clone());
-        with_token(app, &of_issuer, Method::GET, "/api/v1/me", None)
+        send_with_token(app, &of_issuer, Method::GET, "/api/v1/me", None)
             .await
             .expect(200);
 
@@ -213,7 +213,7 @@ impl UsedSecrets {
             let next = self.keep("canary second password");
             let body = json!({"current_password": current, "new_password": next});
             let path = "/api/v1/auth/password";
-            let changed = with_token(app, &token, Method::POST, path, Some(body)).await;
+            let changed = send_with_token(app, &token, Method::POST, path, Some(body)).await;
             assert_eq!(changed.status.as_u16(), status, "{}", changed.text);
             if status != 200 {
                 self.keep_refusal(changed);
@@ -222,7 +222,7 @@ impl UsedSecrets {
     }
 
     /// Uses API keys of Peal and keys of vendors.
-    async fn use_api_keys(&mut self, app: &App, ada: &Person<'_>) {
+    async fn use_api_keys(&mut self, app: &App, ada: &SessionUser<'_>) {
         let path = "/api/v1/api-keys";
         let make = async |body: Value| {
             let request = app.anonymous(Method::POST, path).bearer_auth(&ada.token);
@@ -270,7 +270,7 @@ impl UsedSecrets {
     }
 
     /// Uses credentials of tools and MCP servers at a server that echoes them.
-    async fn use_tool_credentials(&mut self, app: &App, ada: &Person<'_>) {
+    async fn use_tool_credentials(&mut self, app: &App, ada: &SessionUser<'_>) {
         let url = echo_server().await;
         let (token, header) = (
             self.keep("canary-bearer-token"),
@@ -312,7 +312,7 @@ impl UsedSecrets {
     }
 
     /// Uses credentials of trunks.
-    async fn use_trunk_credentials(&mut self, app: &App, ada: &Person<'_>) {
+    async fn use_trunk_credentials(&mut self, app: &App, ada: &SessionUser<'_>) {
         let rotate = format!("/api/v1/trunks/{}/rotate", app.tenant.trunk);
         let wrong = json!({"password": self.keep("canary-wrong-carrier-secret")});
         self.keep_refusal(ada.send(Method::POST, &rotate, wrong).await);

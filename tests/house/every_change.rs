@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::auth::login::quiet;
+use crate::auth::login::without_workers;
 use crate::harness::actors::{Actor, ActorKind};
 use crate::harness::app::App;
 use crate::harness::digest::digest_org;
@@ -169,7 +169,7 @@ async fn broken_rules(attempt: &OperationAttempt<'_>) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_is_audited_once_and_happens_once_under_its_key() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let doers = create_actors(&app).await;
     let document = Document::current();
     let mut wrong = Vec::new();
@@ -197,7 +197,7 @@ fn collect_fields<'a>(document: &'a Document, schema: &'a Value, found: &mut BTr
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_rejects_unknown_fields() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let doers = create_actors(&app).await;
     let document = Document::current();
     let mut wrong = Vec::new();

@@ -1,4 +1,4 @@
-//! The description of the API: complete, the same as the routes, and the same as last time.
+//! The OpenAPI document: complete, equal to the routes, and equal to the committed file.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -12,37 +12,37 @@ use crate::harness::app::{App, AppOptions, send_request};
 use crate::harness::cluster::built_program;
 use crate::harness::document::{Document, Operation};
 
-const PROBLEM: &str = "application/problem+json";
+const PROBLEM_CONTENT_TYPE: &str = "application/problem+json";
 
-/// Fails with everything that is wrong, one thing a line.
-fn none(wrong: Vec<String>) {
+/// Fails with a list of errors, one per line.
+fn assert_no_errors(wrong: Vec<String>) {
     assert!(
         wrong.is_empty(),
-        "{} to put right:\n{}",
+        "{} to fix:\n{}",
         wrong.len(),
         wrong.join("\n")
     );
 }
 
-fn complaints(look: impl Fn(&Operation<'_>) -> Vec<String>) -> Vec<String> {
+fn check_operations(check: impl Fn(&Operation<'_>) -> Vec<String>) -> Vec<String> {
     let document = Document::current();
     let operations = document.operations();
     let each = operations.iter().flat_map(|operation| {
         let name = operation.name();
-        look(operation)
+        check(operation)
             .into_iter()
             .map(move |complaint| format!("{name}: {complaint}"))
     });
     each.collect()
 }
 
-/// Whether nobody needs to be known.
-fn is_open(operation: &Operation<'_>) -> bool {
+/// True when the operation needs no authentication.
+fn is_unauthenticated(operation: &Operation<'_>) -> bool {
     operation.spec["security"] == serde_json::json!([{}])
 }
 
 #[test]
-fn every_operation_is_named_summed_up_and_filed() {
+fn every_operation_has_an_id_a_summary_and_a_tag() {
     let document = Document::current();
     let tags: BTreeSet<&str> = document.0["tags"]
         .as_array()
@@ -50,7 +50,7 @@ fn every_operation_is_named_summed_up_and_filed() {
         .iter()
         .filter_map(|tag| tag["name"].as_str())
         .collect();
-    none(complaints(|operation| {
+    assert_no_errors(check_operations(|operation| {
         let mut wrong = Vec::new();
         match operation.spec["summary"].as_str() {
             None | Some("") => wrong.push("has no summary: begin its doc comment with one".into()),
@@ -59,12 +59,14 @@ fn every_operation_is_named_summed_up_and_filed() {
             }
             Some(_) => {}
         }
+
         match operation.spec["tags"].as_array().map(Vec::as_slice) {
             Some([Value::String(tag)]) if tags.contains(tag.as_str()) => {}
             other => wrong.push(format!(
                 "{other:?} is not one tag of api/src/http/openapi.rs: {tags:?}"
             )),
         }
+
         let schemes = operation.spec["security"].as_array();
         let schemes = schemes.into_iter().flatten().flat_map(|scheme| {
             let scheme = scheme.as_object().expect("an object");
@@ -76,10 +78,11 @@ fn every_operation_is_named_summed_up_and_filed() {
                 .iter()
                 .any(|scheme| !["api_key", "session"].contains(scheme))
         {
-            wrong.push(format!("{schemes:?} is not how callers are known"));
+            wrong.push(format!("{schemes:?} is not a known authentication scheme"));
         }
         wrong
     }));
+
     let mut names = HashMap::new();
     for operation in document.operations() {
         let id = operation.spec["operationId"].as_str().expect("an id");
@@ -95,8 +98,8 @@ fn every_operation_is_named_summed_up_and_filed() {
 }
 
 #[test]
-fn every_body_and_every_answer_has_an_example() {
-    none(complaints(|operation| {
+fn every_request_and_response_body_has_an_example() {
+    assert_no_errors(check_operations(|operation| {
         let mut wrong = Vec::new();
         if let Some((kind, body)) = operation.body()
             && kind == "application/json"
@@ -104,6 +107,7 @@ fn every_body_and_every_answer_has_an_example() {
         {
             wrong.push("its request body has no example".to_owned());
         }
+
         for (status, answer) in operation.spec["responses"].as_object().expect("responses") {
             let content = answer["content"].as_object();
             for (kind, body) in content.into_iter().flatten() {
@@ -117,11 +121,12 @@ fn every_body_and_every_answer_has_an_example() {
 }
 
 #[test]
-fn every_refusal_is_described_as_a_problem_document() {
-    none(complaints(|operation| {
+fn every_error_response_is_a_problem_document() {
+    assert_no_errors(check_operations(|operation| {
+        // 1. Expected statuses that are missing.
         let responses = operation.spec["responses"].as_object().expect("responses");
         let mut expected = Vec::new();
-        if !is_open(operation) {
+        if !is_unauthenticated(operation) {
             expected.extend(["401", "403", "422", "429", "503"]);
             if operation.path.contains('{') {
                 expected.push("404");
@@ -134,46 +139,51 @@ fn every_refusal_is_described_as_a_problem_document() {
             .into_iter()
             .filter(|status| !responses.contains_key(*status));
         let missing = missing.map(|status| format!("{status} is not described"));
-        let odd = responses.iter().filter(|(status, answer)| {
+
+        // 2. Refusals without a problem document.
+        let other_format = responses.iter().filter(|(status, answer)| {
             let answer = operation.document.resolve(answer);
             let is_refusal = status.starts_with('4') || status.starts_with('5');
-            let schema = &answer["content"][PROBLEM]["schema"]["$ref"];
-            // What is not well says so in its own document.
+            let schema = &answer["content"][PROBLEM_CONTENT_TYPE]["schema"]["$ref"];
+            // Health checks report failures in their own document.
             is_refusal
                 && !operation.path.starts_with("/health")
                 && schema != "#/components/schemas/ProblemDocument"
         });
-        let odd = odd.map(|(status, _)| format!("{status} is not a problem document"));
-        let untold = responses
+        let other_format =
+            other_format.map(|(status, _)| format!("{status} is not a problem document"));
+
+        // 3. Responses without a description.
+        let undescribed = responses
             .iter()
             .filter(|(_, answer)| {
                 let answer = operation.document.resolve(answer);
                 answer["description"].as_str().is_none_or(str::is_empty)
             })
             .map(|(status, _)| format!("{status} is not explained"));
-        missing.chain(odd).chain(untold).collect()
+        missing.chain(other_format).chain(undescribed).collect()
     }));
 }
 
-/// What is posted by nobody who is known, and so cannot be known again.
-const WITHOUT_KEY: [&str; 9] = [
-    // Its answer is a secret that is kept nowhere; a second session harms nobody.
+/// POST operations without an `Idempotency-Key`, because their caller is not authenticated.
+const POSTS_WITHOUT_KEY: [&str; 9] = [
+    // The response is a secret that is not stored; a second session is harmless.
     "POST /api/v1/auth/login",
-    // The invitation's token is taken once, by whoever comes first.
+    // The invitation's token works once.
     "POST /api/v1/organizations/invites/accept",
-    // Carriers repeat themselves: what they say is known by what it says.
+    // Carriers repeat callbacks; events are deduplicated by content.
     "POST /api/v1/batch-call/status-callback",
     "POST /api/v1/batch-call/status-callback/{trunk}/{call}/{token}",
     "POST /callbacks/{trunk}/{call}/{token}/answer",
     "POST /callbacks/{trunk}/{call}/{token}/machine",
     "POST /callbacks/{trunk}/{call}/{token}/recording",
-    // It is gone, and does nothing.
+    // Removed routes, without effect.
     "POST /api/v1/organizations/{id}/billing/assign-credits",
     "POST /organizations/{id}/billing/assign-credits",
 ];
 
 #[test]
-fn every_post_may_be_sent_again_under_its_key() {
+fn every_authenticated_post_takes_an_idempotency_key() {
     let document = Document::current();
     let posts = document.operations().into_iter();
     let posts = posts.filter(|operation| operation.method == Method::POST);
@@ -185,14 +195,14 @@ fn every_post_may_be_sent_again_under_its_key() {
         })
         .map(|operation| operation.name())
         .collect();
-    let expected = WITHOUT_KEY.map(str::to_owned);
+    let expected = POSTS_WITHOUT_KEY.map(str::to_owned);
     assert_eq!(without, BTreeSet::from(expected));
 }
 
 #[test]
 fn every_parameter_of_a_path_is_described() {
-    none(complaints(|operation| {
-        let told: BTreeSet<&str> = operation
+    assert_no_errors(check_operations(|operation| {
+        let described: BTreeSet<&str> = operation
             .parameters("path")
             .iter()
             .filter_map(|parameter| parameter["name"].as_str())
@@ -202,15 +212,17 @@ fn every_parameter_of_a_path_is_described() {
             .split('/')
             .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
             .collect();
-        match told == named {
+        match described == named {
             true => Vec::new(),
-            false => vec![format!("its path has {named:?}, it describes {told:?}")],
+            false => vec![format!(
+                "its path has {named:?}, it describes {described:?}"
+            )],
         }
     }));
 }
 
 #[test]
-fn every_reference_points_at_something() {
+fn every_reference_resolves() {
     fn walk(document: &Document, value: &Value) {
         match value {
             Value::Object(parts) => {
@@ -227,16 +239,16 @@ fn every_reference_points_at_something() {
     walk(&document, &document.0);
 }
 
-fn root() -> PathBuf {
+fn repository_root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     root.expect("the root").to_owned()
 }
 
-fn sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+fn read_sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
     for entry in fs::read_dir(folder).expect("a folder").flatten() {
         let path = entry.path();
         if path.is_dir() {
-            sources(&path, found);
+            read_sources(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).expect("text");
             let text = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -245,13 +257,14 @@ fn sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
     }
 }
 
-/// Schemas are known by their names alone, and a second one of a name replaces the first
-/// without a word.
+/// The document identifies schemas by name: a second type of the same name silently replaces the
+/// first.
 #[test]
-fn no_two_types_on_the_wire_share_a_name() {
+fn schema_names_are_unique() {
     let mut files = Vec::new();
-    sources(&root().join("api/src"), &mut files);
-    sources(&root().join("shared/src"), &mut files);
+    read_sources(&repository_root().join("api/src"), &mut files);
+    read_sources(&repository_root().join("shared/src"), &mut files);
+
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (path, text) in &files {
         for (at, _) in text.match_indices("ToSchema") {
@@ -280,9 +293,10 @@ fn no_two_types_on_the_wire_share_a_name() {
                 .push(place);
         }
     }
+
     assert!(places.len() > 20, "the types were not found: {places:?}");
     let shared = places.into_iter().filter(|(_, places)| places.len() > 1);
-    none(
+    assert_no_errors(
         shared
             .map(|(name, places)| {
                 format!("{name} is in {places:?}: rename one, or #[schema(as = ...)]")
@@ -292,23 +306,22 @@ fn no_two_types_on_the_wire_share_a_name() {
 }
 
 #[test]
-fn no_route_is_made_without_its_description() {
+fn every_route_is_in_the_document() {
     let mut files = Vec::new();
-    sources(&root().join("api/src"), &mut files);
+    read_sources(&repository_root().join("api/src"), &mut files);
     let undescribed = files.iter().filter(|(_, text)| {
         ["axum::routing", ".route(\"", ".route(&", "route_service("]
             .iter()
-            .any(|way| text.contains(way))
+            .any(|pattern| text.contains(pattern))
     });
     let named = undescribed.map(|(path, _)| format!("{}: use routes!", path.display()));
-    none(named.collect());
+    assert_no_errors(named.collect());
 }
 
-/// Changes of the API are seen in the commit that makes them: `PEAL_UPDATE_SNAPSHOTS=1` writes
-/// the file anew.
+/// API changes show in the commit that makes them; `PEAL_UPDATE_SNAPSHOTS=1` rewrites the file.
 #[test]
-fn the_document_is_the_committed_one() {
-    let path = root().join("tests/openapi.json");
+fn the_document_equals_the_committed_file() {
+    let path = repository_root().join("tests/openapi.json");
     let mut document = peal_api::document().to_pretty_json().expect("JSON");
     document.push('\n');
     if std::env::var_os("PEAL_UPDATE_SNAPSHOTS").is_some() {
@@ -322,8 +335,8 @@ fn the_document_is_the_committed_one() {
         .find(|(_, (now, then))| now != then);
     assert!(
         document == committed,
-        "tests/openapi.json is not what the code says ({differing:?}); if the API was meant to \
-         change, run the test once more with PEAL_UPDATE_SNAPSHOTS=1 and commit the file"
+        "tests/openapi.json differs from the code ({differing:?}); if the change is intended, run \
+         the test again with PEAL_UPDATE_SNAPSHOTS=1 and commit the file"
     );
 }
 
@@ -341,7 +354,7 @@ fn the_program_prints_the_document_without_settings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_document_and_its_page_are_served_and_need_nothing_else() {
+async fn the_document_and_its_page_are_served_without_external_assets() {
     let app = App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()

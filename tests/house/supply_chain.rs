@@ -1,42 +1,42 @@
-//! What Peal is built from: nothing that is known to be vulnerable, everything from the one
-//! registry and as it was there, and no unsafe code of our own. `make audit` knows more.
+//! Dependencies: no known vulnerable version, every crate from crates.io with its checksum, and no
+//! unsafe code in the workspace. `make audit` checks more.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The least version of what has had a hole that would be ours.
-const LEAST: [(&str, Version); 12] = [
+/// Minimum versions of crates with vulnerabilities that affect Peal.
+const MINIMUM_VERSIONS: [(&str, CrateVersion); 12] = [
     // CVE-2026-25537: `exp` and `nbf` of the wrong type are skipped.
-    ("jsonwebtoken", Version(10, 3, 0)),
-    // RUSTSEC-2024-0363: lengths are cut, so that a bind becomes a statement.
-    ("sqlx", Version(0, 8, 1)),
-    ("sqlx-postgres", Version(0, 8, 1)),
+    ("jsonwebtoken", CrateVersion(10, 3, 0)),
+    // RUSTSEC-2024-0363: truncated lengths let a bind value become a statement.
+    ("sqlx", CrateVersion(0, 8, 1)),
+    ("sqlx-postgres", CrateVersion(0, 8, 1)),
     // RUSTSEC-2026-0258.
-    ("h2", Version(0, 4, 16)),
-    // RUSTSEC-2025-0168: archives write outside of their folder.
-    ("zip", Version(2, 3, 0)),
+    ("h2", CrateVersion(0, 4, 16)),
+    // RUSTSEC-2025-0168: archives write outside their directory.
+    ("zip", CrateVersion(2, 3, 0)),
     // RUSTSEC-2026-0141.
-    ("lettre", Version(0, 11, 22)),
-    // RUSTSEC-2024-0399: a client's hello stops the server.
-    ("rustls", Version(0, 23, 18)),
+    ("lettre", CrateVersion(0, 11, 22)),
+    // RUSTSEC-2024-0399: a ClientHello panics the server.
+    ("rustls", CrateVersion(0, 23, 18)),
     // RUSTSEC-2025-0009: a packet of a chosen size panics.
-    ("ring", Version(0, 17, 12)),
-    // As they are known to be good; both are C underneath.
-    ("aws-lc-rs", Version(1, 19, 0)),
-    ("aws-lc-sys", Version(0, 47, 0)),
-    // RUSTSEC-2024-0421: one name, written two ways, is two names.
-    ("idna", Version(1, 0, 0)),
-    // RUSTSEC-2025-0055: what is logged drives the terminal.
-    ("tracing-subscriber", Version(0, 3, 20)),
+    ("ring", CrateVersion(0, 17, 12)),
+    // Versions known to be good; both wrap C code.
+    ("aws-lc-rs", CrateVersion(1, 19, 0)),
+    ("aws-lc-sys", CrateVersion(0, 47, 0)),
+    // RUSTSEC-2024-0421: two encodings of one name compare as different.
+    ("idna", CrateVersion(1, 0, 0)),
+    // RUSTSEC-2025-0055: logged text controls the terminal.
+    ("tracing-subscriber", CrateVersion(0, 3, 20)),
 ];
-const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
+const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// A release; what stands behind `-` or `+` is looked at by [`Version::parse`] alone.
+/// A release version; only [`Version::parse`] reads the parts after `-` or `+`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Version(u64, u64, u64);
+struct CrateVersion(u64, u64, u64);
 
-impl Version {
-    /// A version before the release of its number counts as none.
+impl CrateVersion {
+    /// Parses a release version; `None` for a pre-release.
     fn parse(text: &str) -> Option<Self> {
         let release = text.split('+').next()?;
         let mut parts = release.split('.').map(str::parse::<u64>);
@@ -50,14 +50,14 @@ impl Version {
 }
 
 /// An entry of `Cargo.lock`.
-struct Package<'a> {
+struct LockedPackage<'a> {
     name: &'a str,
     version: &'a str,
     source: Option<&'a str>,
     checksum: Option<&'a str>,
 }
 
-fn packages(lock: &str) -> Vec<Package<'_>> {
+fn locked_packages(lock: &str) -> Vec<LockedPackage<'_>> {
     let mut found = Vec::new();
     for entry in lock.split("[[package]]").skip(1) {
         let field = |name: &str| {
@@ -67,7 +67,7 @@ fn packages(lock: &str) -> Vec<Package<'_>> {
                 (key == name).then(|| value.trim_matches('"'))
             })
         };
-        found.push(Package {
+        found.push(LockedPackage {
             name: field("name").expect("a name"),
             version: field("version").expect("a version"),
             source: field("source"),
@@ -77,14 +77,15 @@ fn packages(lock: &str) -> Vec<Package<'_>> {
     found
 }
 
-/// What of a lock file is older than it may be.
+/// Packages of a lock file below their minimum version.
 fn outdated(lock: &str) -> Vec<String> {
     let mut old = Vec::new();
-    for package in packages(lock) {
-        for (name, least) in LEAST {
-            let is_good = Version::parse(package.version).is_some_and(|version| version >= least);
+    for package in locked_packages(lock) {
+        for (name, least) in MINIMUM_VERSIONS {
+            let is_good =
+                CrateVersion::parse(package.version).is_some_and(|version| version >= least);
             if package.name == name && !is_good {
-                let Version(major, minor, patch) = least;
+                let CrateVersion(major, minor, patch) = least;
                 let version = package.version;
                 old.push(format!("{name} {version} is below {major}.{minor}.{patch}"));
             }
@@ -93,24 +94,24 @@ fn outdated(lock: &str) -> Vec<String> {
     old
 }
 
-/// What of a lock file comes from elsewhere, or could be something else tomorrow.
-fn strange(lock: &str, members: &[String]) -> Vec<String> {
-    let mut odd = Vec::new();
-    for package in packages(lock) {
+/// Packages of a lock file from another source, or without a checksum.
+fn foreign_packages(lock: &str, members: &[String]) -> Vec<String> {
+    let mut errors = Vec::new();
+    for package in locked_packages(lock) {
         let name = package.name;
         let is_ours = members.iter().any(|member| member == name);
         let is_sum = |sum: &str| sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit());
         match (package.source, package.checksum) {
             (None, None) if is_ours => {}
-            (Some(REGISTRY), Some(sum)) if is_sum(sum) => {}
-            (source, sum) => odd.push(format!("{name} is from {source:?}, checksum {sum:?}")),
+            (Some(CRATES_IO), Some(sum)) if is_sum(sum) => {}
+            (source, sum) => errors.push(format!("{name} is from {source:?}, checksum {sum:?}")),
         }
     }
-    odd
+    errors
 }
 
-/// Why unsafe code of a crate would not be refused, if it would not.
-fn lets_unsafe_in(manifest: &str, workspace: &str) -> Option<&'static str> {
+/// Reason that a crate may have unsafe code; `None` when it is forbidden.
+fn unsafe_code_gap(manifest: &str, workspace: &str) -> Option<&'static str> {
     let forbids = |text: &str, table: &str| {
         let lints = text.split(&format!("[{table}]\n")).nth(1);
         let lints = lints.map(|rest| rest.split("\n[").next().unwrap_or(rest));
@@ -129,17 +130,18 @@ fn lets_unsafe_in(manifest: &str, workspace: &str) -> Option<&'static str> {
     }
 }
 
-fn root() -> PathBuf {
+fn workspace_root() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().expect("the root").to_owned()
 }
 
-fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+fn read_file(path: &str) -> String {
+    fs::read_to_string(workspace_root().join(path))
+        .unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The folders of the workspace's crates, as its manifest lists them.
-fn folders(workspace: &str) -> Vec<&str> {
+/// Directories of the workspace's crates, from its manifest.
+fn member_dirs(workspace: &str) -> Vec<&str> {
     let members = workspace.split("members = [").nth(1).expect("members");
     let members = members.split(']').next().expect("their end");
     let folders: Vec<&str> = members.split('"').skip(1).step_by(2).collect();
@@ -147,11 +149,11 @@ fn folders(workspace: &str) -> Vec<&str> {
     folders
 }
 
-fn members() -> Vec<String> {
-    let workspace = read("Cargo.toml");
-    let folders = folders(&workspace).into_iter();
+fn member_names() -> Vec<String> {
+    let workspace = read_file("Cargo.toml");
+    let folders = member_dirs(&workspace).into_iter();
     let names = folders.map(|folder| {
-        let manifest = read(&format!("{folder}/Cargo.toml"));
+        let manifest = read_file(&format!("{folder}/Cargo.toml"));
         let name = manifest
             .lines()
             .find_map(|line| line.strip_prefix("name = "));
@@ -161,34 +163,37 @@ fn members() -> Vec<String> {
 }
 
 #[test]
-fn nothing_that_is_known_to_be_vulnerable_is_built_in() {
-    let lock = read("Cargo.lock");
-    assert!(packages(&lock).len() > 300, "the lock file was not read");
+fn no_known_vulnerable_version_is_locked() {
+    let lock = read_file("Cargo.lock");
+    assert!(
+        locked_packages(&lock).len() > 300,
+        "the lock file was not read"
+    );
     let old = outdated(&lock);
     assert!(old.is_empty(), "cargo update -p ...: {old:#?}");
 }
 
 #[test]
-fn everything_comes_from_the_registry_as_it_was_there() {
-    let odd = strange(&read("Cargo.lock"), &members());
-    assert!(odd.is_empty(), "{odd:#?}");
+fn every_package_comes_from_crates_io_with_a_checksum() {
+    let errors = foreign_packages(&read_file("Cargo.lock"), &member_names());
+    assert!(errors.is_empty(), "{errors:#?}");
 }
 
 #[test]
-fn no_crate_of_ours_may_have_unsafe_code() {
-    let workspace = read("Cargo.toml");
-    for folder in folders(&workspace) {
-        let manifest = read(&format!("{folder}/Cargo.toml"));
-        let why = lets_unsafe_in(&manifest, &workspace);
-        assert_eq!(why, None, "{folder}");
+fn every_workspace_crate_forbids_unsafe_code() {
+    let workspace = read_file("Cargo.toml");
+    for folder in member_dirs(&workspace) {
+        let manifest = read_file(&format!("{folder}/Cargo.toml"));
+        let reason = unsafe_code_gap(&manifest, &workspace);
+        assert_eq!(reason, None, "{folder}");
     }
 }
 
 #[test]
-fn deny_toml_bans_what_is_too_old_here() {
-    let deny = read(".deny.toml");
+fn deny_toml_bans_the_same_minimum_versions() {
+    let deny = read_file(".deny.toml");
     for name in ["jsonwebtoken", "sqlx", "h2", "zip", "lettre"] {
-        let (_, Version(major, minor, patch)) = LEAST
+        let (_, CrateVersion(major, minor, patch)) = MINIMUM_VERSIONS
             .into_iter()
             .find(|(known, _)| *known == name)
             .expect("known");
@@ -198,12 +203,12 @@ fn deny_toml_bans_what_is_too_old_here() {
 }
 
 #[test]
-fn a_vulnerable_version_a_fork_and_unsafe_code_would_be_seen() {
+fn the_checks_detect_old_versions_forks_and_unsafe_code() {
     let entry = |name: &str, version: &str, rest: &str| {
         format!("[[package]]\nname = \"{name}\"\nversion = \"{version}\"\n{rest}\n")
     };
     let sum = "a".repeat(64);
-    let good = format!("source = \"{REGISTRY}\"\nchecksum = \"{sum}\"");
+    let good = format!("source = \"{CRATES_IO}\"\nchecksum = \"{sum}\"");
     for (version, is_old) in [
         ("10.2.99", true),
         ("9.9.9", true),
@@ -223,7 +228,7 @@ fn a_vulnerable_version_a_fork_and_unsafe_code_would_be_seen() {
     let ours = ["peal-api".to_owned()];
     for (rest, is_odd) in [
         (good.clone(), false),
-        (format!("source = \"{REGISTRY}\""), true),
+        (format!("source = \"{CRATES_IO}\""), true),
         (
             format!("source = \"git+https://example.com/h2#abc\"\nchecksum = \"{sum}\""),
             true,
@@ -233,22 +238,26 @@ fn a_vulnerable_version_a_fork_and_unsafe_code_would_be_seen() {
             true,
         ),
         (
-            format!("source = \"{REGISTRY}\"\nchecksum = \"short\""),
+            format!("source = \"{CRATES_IO}\"\nchecksum = \"short\""),
             true,
         ),
         (String::new(), true),
     ] {
         let lock = entry("h2", "0.4.16", &rest);
-        assert_eq!(strange(&lock, &ours).len(), usize::from(is_odd), "{rest}");
+        assert_eq!(
+            foreign_packages(&lock, &ours).len(),
+            usize::from(is_odd),
+            "{rest}"
+        );
     }
-    assert!(strange(&entry("peal-api", "0.1.0", ""), &ours).is_empty());
+    assert!(foreign_packages(&entry("peal-api", "0.1.0", ""), &ours).is_empty());
 
     let forbidding = "[workspace.lints.rust]\nunsafe_code = \"forbid\"\n";
     let denying = "[workspace.lints.rust]\nunsafe_code = \"deny\"\n";
     let inheriting = "[lints]\nworkspace = true\n";
     let own = "[lints.rust]\nunsafe_code = \"forbid\"\n";
-    assert_eq!(lets_unsafe_in(inheriting, forbidding), None);
-    assert_eq!(lets_unsafe_in(own, denying), None);
-    assert!(lets_unsafe_in(inheriting, denying).is_some());
-    assert!(lets_unsafe_in("[dependencies]\n", forbidding).is_some());
+    assert_eq!(unsafe_code_gap(inheriting, forbidding), None);
+    assert_eq!(unsafe_code_gap(own, denying), None);
+    assert!(unsafe_code_gap(inheriting, denying).is_some());
+    assert!(unsafe_code_gap("[dependencies]\n", forbidding).is_some());
 }

@@ -7,7 +7,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder};
 use serde_json::json;
 
-use crate::auth::login::quiet;
+use crate::auth::login::without_workers;
 use crate::harness::app::{ApiResponse, App, AppOptions, send_request};
 use crate::harness::document::Document;
 
@@ -197,7 +197,7 @@ async fn another_origin_gets_no_cors_headers() {
     }
     app.finish().await;
 
-    let closed = quiet().await;
+    let closed = without_workers().await;
     let response = send_request(preflight(&closed, "/api/v1/agents", "GET", DASHBOARD)).await;
     assert_eq!(response.status, 405);
     let read = closed.request(Method::GET, "/api/v1/agents");
@@ -244,7 +244,7 @@ async fn only_allowed_origins_may_place_a_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_response_has_security_headers_and_names_no_server() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let body = json!({"name": ""});
 
     for (request, status) in [

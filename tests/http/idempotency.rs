@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::auth::login::quiet;
+use crate::auth::login::without_workers;
 use crate::harness::app::{App, TEST_TIMEOUT, Tenant, send_request};
 use crate::harness::eventually;
 use crate::harness::members::{create_member, send_as};
@@ -106,7 +106,7 @@ async fn send_three_times(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_requests_under_one_key_call_the_external_server_once() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let root = create_member(&app, "root@example.com", Role::SuperAdmin).await;
     let slow = SlowServer::start().await;
 
@@ -148,7 +148,7 @@ async fn concurrent_requests_under_one_key_call_the_external_server_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_panics_releases_its_key() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let principal = Principal {
         user: UserId::new(),
         org: app.tenant.org,
@@ -173,7 +173,7 @@ async fn a_request_that_panics_releases_its_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_completed_after_its_client_has_disconnected() {
-    let app = quiet().await;
+    let app = without_workers().await;
     let slow = SlowServer::start().await;
     let tool = json!({"name": "find", "description": "Finds", "url": slow.url});
     let tool = app.post(TOOLS, tool).await.expect(201);

@@ -1,4 +1,4 @@
-//! Nothing that a running batch or a call works with changes under it unless somebody insists.
+//! Resources in use: what a running batch or a call needs is changed or deleted only with force.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,17 +8,17 @@ use crate::harness::app::{
 };
 use crate::harness::eventually;
 
-const TOOLS: &str = "/api/v1/tool-endpoint-defs";
-const SERVERS: &str = "/api/v1/tools-mcp-server-defs";
-const RULES: &str = "/api/v1/post-analysis/rules";
+const TOOLS_PATH: &str = "/api/v1/tool-endpoint-defs";
+const SERVERS_PATH: &str = "/api/v1/tools-mcp-server-defs";
+const RULES_PATH: &str = "/api/v1/post-analysis/rules";
 
-/// A request that changes something.
-type Ask = (Method, String, Value);
+/// A changing request: method, path and body.
+type ChangeRequest = (Method, String, Value);
 
-/// What the tenant's agent works with.
-struct Kit {
+/// Resources of the tenant's agent.
+struct AgentResources {
     agent: String,
-    /// The agent has it; `called` is called by a rule of the agent alone, `spare` by nobody.
+    /// Attached to the agent. `called` is used only by a rule of the agent, `spare` is unused.
     tool: Value,
     called: Value,
     spare: Value,
@@ -27,25 +27,25 @@ struct Kit {
     spare_rule: Value,
 }
 
-fn tool(name: &str) -> Value {
+fn tool_body(name: &str) -> Value {
     json!({"name": name, "description": "does it", "url": "https://shop.test"})
 }
 
-fn server() -> Value {
-    // Nobody listens there, so it is not waited for.
+fn server_body() -> Value {
+    // No server listens there, so the request fails at once.
     json!({"name": "Shop", "server_url": "http://127.0.0.2:1/mcp"})
 }
 
-fn summary(name: &str) -> Value {
+fn summary_rule_body(name: &str) -> Value {
     json!({"name": name, "analysis_type": "summary", "prompt": "Sum up"})
 }
 
-fn at(path: &str, id: &Value) -> String {
+fn resource_path(path: &str, id: &Value) -> String {
     format!("{path}/{}", id.as_str().expect("an id"))
 }
 
-impl Kit {
-    async fn of(app: &App) -> Self {
+impl AgentResources {
+    async fn create(app: &App) -> Self {
         let post = async |path: &str, body: Value| {
             let made = app.post(path, body).await;
             assert!(made.status.is_success(), "{path}: {}", made.text);
@@ -53,13 +53,17 @@ impl Kit {
         };
         let agent = format!("/api/v1/agents/{}", app.tenant.agent);
         let (used, called, spare) = (
-            post(TOOLS, tool("used")).await,
-            post(TOOLS, tool("called")).await,
-            post(TOOLS, tool("spare")).await,
+            post(TOOLS_PATH, tool_body("used")).await,
+            post(TOOLS_PATH, tool_body("called")).await,
+            post(TOOLS_PATH, tool_body("spare")).await,
         );
-        let server = post(SERVERS, server()).await;
-        let tell = json!({"name": "Tell", "analysis_type": "integration", "tool_id": called["id"]});
-        let (rule, spare_rule) = (post(RULES, tell).await, post(RULES, summary("Spare")).await);
+        let server = post(SERVERS_PATH, server_body()).await;
+        let rule_body =
+            json!({"name": "Tell", "analysis_type": "integration", "tool_id": called["id"]});
+        let (rule, spare_rule) = (
+            post(RULES_PATH, rule_body).await,
+            post(RULES_PATH, summary_rule_body("Spare")).await,
+        );
         let kit = Self {
             agent,
             tool: used["id"].clone(),
@@ -69,16 +73,17 @@ impl Kit {
             rule: rule["id"].clone(),
             spare_rule: spare_rule["id"].clone(),
         };
+
         for (method, path, body) in kit.changes().into_iter().take(2) {
-            let given = send_request(app.request(method, &path).json(&body)).await;
-            given.expect(200);
+            let response = send_request(app.request(method, &path).json(&body)).await;
+            response.expect(200);
         }
+
         kit
     }
 
-    /// Every change of what the agent works with, each of which can be made again. The first two
-    /// give the agent its tools and its rule.
-    fn changes(&self) -> Vec<Ask> {
+    /// Repeatable changes of the agent's resources. The first two attach the tools and the rule.
+    fn changes(&self) -> Vec<ChangeRequest> {
         let tools = json!([
             {"tool_id": self.tool, "tool_type": "endpoint"},
             {"tool_id": self.server, "tool_type": "mcp_server"},
@@ -87,7 +92,8 @@ impl Kit {
         let analysis = format!("{}/post-analysis", self.agent);
         let agent = self.agent.rsplit('/').next().expect("an id");
         let attach = json!({"agent_id": agent, "rule_id": self.rule, "sort_order": 0});
-        let tell = json!({"name": "Tell", "analysis_type": "integration", "tool_id": self.called});
+        let rule = json!({"name": "Tell", "analysis_type": "integration", "tool_id": self.called});
+
         vec![
             (Method::PATCH, format!("{}/tools", self.agent), tools),
             (
@@ -97,75 +103,111 @@ impl Kit {
             ),
             (Method::POST, format!("{}/tools", self.agent), more),
             (Method::POST, analysis, attach),
-            (Method::PUT, at(TOOLS, &self.tool), tool("used")),
-            (Method::PUT, at(TOOLS, &self.called), tool("called")),
-            (Method::PUT, at(SERVERS, &self.server), server()),
             (
                 Method::PUT,
-                format!("{}/filter-tools", at(SERVERS, &self.server)),
+                resource_path(TOOLS_PATH, &self.tool),
+                tool_body("used"),
+            ),
+            (
+                Method::PUT,
+                resource_path(TOOLS_PATH, &self.called),
+                tool_body("called"),
+            ),
+            (
+                Method::PUT,
+                resource_path(SERVERS_PATH, &self.server),
+                server_body(),
+            ),
+            (
+                Method::PUT,
+                format!("{}/filter-tools", resource_path(SERVERS_PATH, &self.server)),
                 json!({"allowed_tools": null}),
             ),
             (
                 Method::POST,
-                format!("{SERVERS}/fetch_mcp_tools"),
+                format!("{SERVERS_PATH}/fetch_mcp_tools"),
                 json!({"tool_id": self.server}),
             ),
-            (Method::PUT, at(RULES, &self.rule), tell),
+            (Method::PUT, resource_path(RULES_PATH, &self.rule), rule),
         ]
     }
 
-    /// What takes something away, each once.
-    fn losses(&self) -> Vec<Ask> {
+    /// Removals of resources from the agent; each works once.
+    fn removals(&self) -> Vec<ChangeRequest> {
         vec![
             (
                 Method::DELETE,
-                at(&format!("{}/tools", self.agent), &self.tool),
+                resource_path(&format!("{}/tools", self.agent), &self.tool),
                 Value::Null,
             ),
-            (Method::DELETE, at(RULES, &self.rule), Value::Null),
+            (
+                Method::DELETE,
+                resource_path(RULES_PATH, &self.rule),
+                Value::Null,
+            ),
         ]
     }
 
-    /// Deletions of what the agent has, which it must let go of first.
-    fn deletions(&self) -> Vec<Ask> {
+    /// Deletions of resources that must be detached from the agent first.
+    fn deletions(&self) -> Vec<ChangeRequest> {
         vec![
-            (Method::DELETE, at(TOOLS, &self.tool), Value::Null),
-            (Method::DELETE, at(TOOLS, &self.called), Value::Null),
-            (Method::DELETE, at(SERVERS, &self.server), Value::Null),
+            (
+                Method::DELETE,
+                resource_path(TOOLS_PATH, &self.tool),
+                Value::Null,
+            ),
+            (
+                Method::DELETE,
+                resource_path(TOOLS_PATH, &self.called),
+                Value::Null,
+            ),
+            (
+                Method::DELETE,
+                resource_path(SERVERS_PATH, &self.server),
+                Value::Null,
+            ),
         ]
     }
 
-    /// Changes of what the agent does not work with.
-    fn elsewhere(&self) -> Vec<Ask> {
+    /// Changes of unused resources.
+    fn unrelated_changes(&self) -> Vec<ChangeRequest> {
         vec![
-            (Method::PUT, at(TOOLS, &self.spare), tool("spare")),
-            (Method::PUT, at(RULES, &self.spare_rule), summary("Spare")),
+            (
+                Method::PUT,
+                resource_path(TOOLS_PATH, &self.spare),
+                tool_body("spare"),
+            ),
+            (
+                Method::PUT,
+                resource_path(RULES_PATH, &self.spare_rule),
+                summary_rule_body("Spare"),
+            ),
         ]
     }
 }
 
-/// Makes requests, all of which are answered so.
-async fn all(app: &App, asks: Vec<Ask>, query: &str, status: u16) -> Vec<Value> {
-    let mut told = Vec::new();
-    for (method, path, body) in asks {
+/// Sends requests that must all have this status, and returns their bodies.
+async fn send_all(app: &App, requests: Vec<ChangeRequest>, query: &str, status: u16) -> Vec<Value> {
+    let mut bodies = Vec::new();
+    for (method, path, body) in requests {
         let mut request = app.request(method.clone(), &format!("{path}{query}"));
         if !body.is_null() {
             request = request.json(&body);
         }
-        let answered = send_request(request).await;
+        let response = send_request(request).await;
         assert_eq!(
-            answered.status.as_u16(),
+            response.status.as_u16(),
             status,
             "{method} {path}{query}: {}",
-            answered.text
+            response.text
         );
-        told.push(answered.json());
+        bodies.push(response.json());
     }
-    told
+    bodies
 }
 
-/// Fails unless every refusal says what is used, by whom, and what to do.
-fn say(refusals: Vec<Value>, by: &str) {
+/// Fails unless every refusal names the user of the resource and the way to force the change.
+fn assert_in_use(refusals: Vec<Value>, by: &str) {
     for refusal in refusals {
         assert_eq!(refusal["code"], "agent_in_use", "{refusal}");
         let detail = refusal["detail"].as_str().expect("a text");
@@ -174,7 +216,7 @@ fn say(refusals: Vec<Value>, by: &str) {
     }
 }
 
-async fn set(app: &App, status: &str) {
+async fn set_batch_status(app: &App, status: &str) {
     sqlx::query("update call_batches set status = $1")
         .bind(status)
         .execute(&app.context.pool)
@@ -183,28 +225,28 @@ async fn set(app: &App, status: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
+async fn resources_of_a_running_batch_change_only_by_force() {
     let app = App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
     })
     .await;
-    let kit = Kit::of(&app).await;
+    let kit = AgentResources::create(&app).await;
     app.create_batch(json!({"batch_name": "March reminders"}))
         .await;
-    all(&app, kit.changes(), "", 200).await;
+    send_all(&app, kit.changes(), "", 200).await;
 
-    set(&app, "in_progress").await;
+    set_batch_status(&app, "in_progress").await;
     let audited = "select count(*) from audit_log";
     let before = app.count(audited).await;
-    let refused = all(&app, kit.changes(), "", 409).await;
-    say(
+    let refused = send_all(&app, kit.changes(), "", 409).await;
+    assert_in_use(
         refused,
         "the running batch \"March reminders\" uses this: pause or stop it first",
     );
-    let refused = all(&app, kit.losses(), "", 409).await;
-    say(refused, "\"March reminders\"");
-    for refusal in all(&app, kit.deletions(), "", 409).await {
+    let refused = send_all(&app, kit.removals(), "", 409).await;
+    assert_in_use(refused, "\"March reminders\"");
+    for refusal in send_all(&app, kit.deletions(), "", 409).await {
         assert_eq!(refusal["code"], "tool_in_use", "{refusal}");
         let detail = refusal["detail"].as_str().expect("a text");
         let by = "; the running batch \"March reminders\" uses this: remove it from them";
@@ -212,37 +254,42 @@ async fn nothing_changes_under_a_running_batch_unless_somebody_insists() {
         let force = "send force=true, which removes it from these agents";
         assert!(detail.contains(force), "{detail}");
     }
-    all(&app, kit.changes(), "?force_update=false", 409).await;
-    assert_eq!(app.count(audited).await, before, "nothing has happened");
-    all(&app, kit.elsewhere(), "", 200).await;
-    all(&app, kit.changes(), "?force_update=true", 200).await;
+    send_all(&app, kit.changes(), "?force_update=false", 409).await;
+    assert_eq!(
+        app.count(audited).await,
+        before,
+        "a refused change was audited"
+    );
+    send_all(&app, kit.unrelated_changes(), "", 200).await;
+    send_all(&app, kit.changes(), "?force_update=true", 200).await;
 
     app.create_batch(json!({"batch_name": "April reminders"}))
         .await;
-    set(&app, "in_progress").await;
-    let refused = all(&app, kit.changes(), "", 409).await;
-    say(
+    set_batch_status(&app, "in_progress").await;
+    let refused = send_all(&app, kit.changes(), "", 409).await;
+    assert_in_use(
         refused,
         "the running batches \"March reminders\", \"April reminders\" use this",
     );
 
-    // What is paused goes on with what it finds.
-    set(&app, "paused").await;
-    all(&app, kit.changes(), "", 200).await;
-    for refusal in all(&app, kit.deletions(), "", 409).await {
+    // A paused batch does not block changes.
+    set_batch_status(&app, "paused").await;
+    send_all(&app, kit.changes(), "", 200).await;
+    for refusal in send_all(&app, kit.deletions(), "", 409).await {
         let detail = refusal["detail"].as_str().expect("a text");
         assert!(!detail.contains("running"), "{detail}");
     }
-    set(&app, "stopped").await;
-    all(&app, kit.changes(), "", 200).await;
-    all(&app, kit.losses(), "", 200).await;
+
+    set_batch_status(&app, "stopped").await;
+    send_all(&app, kit.changes(), "", 200).await;
+    send_all(&app, kit.removals(), "", 200).await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_changes_under_a_call_and_everything_when_it_is_over() {
+async fn resources_of_a_live_call_cannot_be_changed_until_it_ends() {
     let mut carrier = carrier_where_all_answer();
-    // It goes on until it is told to end.
+    // The call lasts until it is ended explicitly.
     carrier.speed = 0.001;
     let mut app = App::start_with(AppOptions {
         workers: 0,
@@ -250,36 +297,36 @@ async fn nothing_changes_under_a_call_and_everything_when_it_is_over() {
         ..AppOptions::default()
     })
     .await;
-    let kit = Kit::of(&app).await;
+    let kit = AgentResources::create(&app).await;
     let call = format!(
         "/api/call/create_call?phoneNumber=%2B12125550123&agent_id={}",
         app.tenant.agent
     );
     app.post(&call, json!({})).await.expect(202);
-    // It waits for its turn, and was promised.
-    let refused = all(&app, kit.changes(), "", 409).await;
-    say(refused, "calls under way use this: let them end first");
+    // A queued call counts as in use.
+    let refused = send_all(&app, kit.changes(), "", 409).await;
+    assert_in_use(refused, "calls under way use this: let them end first");
 
     app.start_worker(&peal_worker::Role::ALL).await;
     let is_live = || async { app.count("select count(*) from calls where live").await == 1 };
     eventually("the call is live", TEST_TIMEOUT, is_live).await;
-    let refused = all(&app, kit.changes(), "", 409).await;
-    say(refused, "calls under way use this: let them end first");
-    let refused = all(&app, kit.losses(), "", 409).await;
-    say(refused, "calls under way use this");
-    all(&app, kit.elsewhere(), "", 200).await;
+    let refused = send_all(&app, kit.changes(), "", 409).await;
+    assert_in_use(refused, "calls under way use this: let them end first");
+    let refused = send_all(&app, kit.removals(), "", 409).await;
+    assert_in_use(refused, "calls under way use this");
+    send_all(&app, kit.unrelated_changes(), "", 200).await;
 
-    let there = || async { !app.carrier.creates().is_empty() };
-    eventually("it is at the carrier", TEST_TIMEOUT, there).await;
+    let at_carrier = || async { !app.carrier.creates().is_empty() };
+    eventually("it is at the carrier", TEST_TIMEOUT, at_carrier).await;
     let sid = app.carrier.creates()[0].sid.clone().expect("a call");
     end_call_at_carrier(&app, &sid).await;
     app.drain().await;
-    all(&app, kit.changes(), "", 200).await;
-    all(&app, kit.losses(), "", 200).await;
+    send_all(&app, kit.changes(), "", 200).await;
+    send_all(&app, kit.removals(), "", 200).await;
     app.finish().await;
 }
 
-/// Makes 99 tools like the agent's own.
+/// Creates 99 copies of the agent's tool.
 async fn make_tools(app: &App) -> Vec<String> {
     sqlx::query(
         "insert into tools (id, org_id, user_id, name, description, url, method, credentials, timeout_seconds,
@@ -298,8 +345,8 @@ async fn make_tools(app: &App) -> Vec<String> {
         .expect("ids")
 }
 
-/// Makes rules with these numbers, which the agent has, whatever its limit is.
-async fn give_rules(app: &App, from: i32, to: i32) {
+/// Creates numbered rules and attaches them to the agent, regardless of its limit.
+async fn attach_rules(app: &App, from: i32, to: i32) {
     sqlx::query(
         "with made as (
              insert into analysis_rules (id, org_id, user_id, name, analysis_type, prompt, fields, is_active)
@@ -321,13 +368,13 @@ async fn give_rules(app: &App, from: i32, to: i32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
+async fn an_agent_has_a_limited_number_of_tools_and_rules() {
     let app = App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
     })
     .await;
-    let kit = Kit::of(&app).await;
+    let kit = AgentResources::create(&app).await;
     let ids = make_tools(&app).await;
     let path = format!("{}/tools", kit.agent);
     let given = |ids: &[String]| {
@@ -337,6 +384,7 @@ async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
             .collect();
         Value::Array(tools)
     };
+
     let fits = app.post(&path, given(&ids[..98])).await.expect(200);
     assert_eq!(fits.as_array().map(Vec::len), Some(100));
     let refused = app.post(&path, given(&ids[98..])).await.expect(409);
@@ -344,7 +392,7 @@ async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
     let kept = app.get(&path).await.expect(200);
     assert_eq!(kept.as_array().map(Vec::len), Some(100));
 
-    give_rules(&app, 1, 49).await;
+    attach_rules(&app, 1, 49).await;
     let attach = json!({"agent_id": app.tenant.agent, "rule_id": kit.spare_rule});
     let path = format!("{}/post-analysis", kit.agent);
     let refused = app.post(&path, attach).await.expect(409);
@@ -353,30 +401,36 @@ async fn an_agent_has_no_more_tools_and_rules_than_are_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_at_once_do_not_pass_the_limit_and_what_is_beyond_it_can_be_changed() {
+async fn concurrent_attachments_keep_the_limit_and_excess_ones_can_be_changed() {
     let app = App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
     })
     .await;
-    let kit = Kit::of(&app).await;
-    give_rules(&app, 1, 48).await;
-    let other = app.post(RULES, summary("Other")).await.json()["id"].clone();
+    let kit = AgentResources::create(&app).await;
+    attach_rules(&app, 1, 48).await;
+    let other = app
+        .post(RULES_PATH, summary_rule_body("Other"))
+        .await
+        .json()["id"]
+        .clone();
     let path = format!("{}/post-analysis", kit.agent);
     let attach = async |rule: &Value| {
         let body = json!({"agent_id": app.tenant.agent, "rule_id": rule, "sort_order": 7});
         app.post(&path, body).await
     };
-    let (one, two) = tokio::join!(attach(&kit.spare_rule), attach(&other));
-    let mut told = [one.status.as_u16(), two.status.as_u16()];
-    told.sort_unstable();
-    assert_eq!(told, [200, 409], "{} {}", one.text, two.text);
 
-    give_rules(&app, 49, 50).await;
-    let had = "select count(*) from agent_analysis_rules";
-    assert_eq!(app.count(had).await, 52);
+    let (one, two) = tokio::join!(attach(&kit.spare_rule), attach(&other));
+    let mut statuses = [one.status.as_u16(), two.status.as_u16()];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 409], "{} {}", one.text, two.text);
+
+    attach_rules(&app, 49, 50).await;
+    let attached = "select count(*) from agent_analysis_rules";
+    assert_eq!(app.count(attached).await, 52);
     let moved = attach(&kit.rule).await.expect(200);
     assert_eq!(moved["sort_order"], 7);
+
     let left_out = match one.status.as_u16() {
         409 => &kit.spare_rule,
         _ => &other,
@@ -394,6 +448,7 @@ async fn two_at_once_do_not_pass_the_limit_and_what_is_beyond_it_can_be_changed(
     .execute(&app.context.pool)
     .await
     .expect("mapped");
+
     let path = format!("{}/tools", kit.agent);
     let tool = |id: &Value| json!([{"tool_id": id, "tool_type": "endpoint", "enabled": false}]);
     let changed = app.post(&path, tool(&kit.tool)).await.expect(200);

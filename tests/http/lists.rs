@@ -1,20 +1,19 @@
-//! No list is cut in silence: what a list does not show, it says that there is, and a page of it
-//! can be asked for.
+//! Lists of the API: every list that may grow has pages and reports when it is truncated.
 
 use std::collections::BTreeSet;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::auth::login::quiet;
+use crate::auth::login::without_workers;
 use crate::harness::actors::{Actor, ActorKind};
 use crate::harness::app::{App, send_request};
 use crate::harness::document::{Document, Operation};
 use crate::harness::example_request::{PathIds, path_id};
 
-/// Answers with lists that are never cut, because they cannot grow.
-const BOUNDED: [&str; 22] = [
-    // Parts of one thing.
+/// Operations whose lists are never truncated, because they cannot grow.
+const BOUNDED_LISTS: [&str; 22] = [
+    // Parts of one resource.
     "/api/v1/batch-call/{batch_id}",
     "/api/v1/batch-call/{batch_id}/readiness",
     "/api/v1/batch-call/{batch_id}/ingests/{ingest_id}",
@@ -29,7 +28,7 @@ const BOUNDED: [&str; 22] = [
     "/api/v1/agents/{agent_id}/post-analysis",
     "/api/v1/agents/{agent_id}/post-analysis/attached-rules",
     "/api/v1/agents/{agent_id}/post-analysis/attached-rule-ids",
-    // What is built in.
+    // Built-in catalogues.
     "/api/v1/noise-assets",
     "/api/v1/providers/all",
     "/api/v1/providers/model",
@@ -39,11 +38,11 @@ const BOUNDED: [&str; 22] = [
     // Hours, days or months of a period, counted by the period.
     "/api/v1/billing/usage/summary",
     "/api/v1/earnings/me/breakdown",
-    // The thing is the wallet: its ledger is read on, and X-Truncated is about its grants.
+    // A wallet: its ledger has a cursor, and X-Truncated concerns its grants.
     "/api/v1/wallets/{wallet_id}",
 ];
-/// Lists that are read on from where they ended, and say where that is.
-const READ_ON: [(&str, &str); 2] = [
+/// Lists with a cursor, and the query parameter of the cursor.
+const CURSOR_LISTS: [(&str, &str); 2] = [
     ("/api/v1/audit-log", "before"),
     ("/api/v1/batch-call/{batch_id}/data", "after"),
 ];
@@ -56,7 +55,7 @@ fn is_list(document: &Document, schema: &Value) -> bool {
             .is_some_and(|types| types.contains(&json!("array")))
 }
 
-/// Whether an answer has a list, on its own or in its envelopes.
+/// True when a response has a list, at the top or in its envelopes.
 fn has_list(document: &Document, schema: &Value, depth: u8) -> bool {
     let schema = document.resolve(schema);
     let fields = schema["properties"].as_object();
@@ -67,40 +66,40 @@ fn has_list(document: &Document, schema: &Value, depth: u8) -> bool {
         })
 }
 
-fn answered<'a>(operation: &Operation<'a>) -> Option<&'a Value> {
+fn success_schema<'a>(operation: &Operation<'a>) -> Option<&'a Value> {
     let content = &operation.spec["responses"]["200"]["content"]["application/json"];
     content.get("schema")
 }
 
-/// Whether an answer says how many there are.
-fn counts(document: &Document, schema: &Value) -> bool {
+/// True when a response has a total count.
+fn has_total(document: &Document, schema: &Value) -> bool {
     let schema = document.resolve(schema);
     let fields = &schema["properties"];
     let data = document.resolve(&fields["data"]);
     fields.get("total").is_some() || data["properties"].get("total").is_some()
 }
 
-fn says_more(operation: &Operation<'_>) -> bool {
+fn reports_truncation(operation: &Operation<'_>) -> bool {
     let headers = &operation.spec["responses"]["200"]["headers"];
     headers.get("X-Truncated").is_some()
 }
 
-fn takes<'a>(operation: &Operation<'a>) -> BTreeSet<&'a str> {
+fn query_parameters<'a>(operation: &Operation<'a>) -> BTreeSet<&'a str> {
     let query = operation.parameters("query").into_iter();
     query
         .filter_map(|parameter| parameter["name"].as_str())
         .collect()
 }
 
-/// Every operation that answers with a list that may grow.
-fn lists(document: &Document) -> Vec<Operation<'_>> {
+/// Operations with a list that may grow.
+fn growing_lists(document: &Document) -> Vec<Operation<'_>> {
     let all = document.operations().into_iter();
     let lists: Vec<_> = all
         .filter(|operation| {
             operation.method == Method::GET
-                && answered(operation).is_some_and(|schema| has_list(document, schema, 1))
-                && !BOUNDED.contains(&operation.path)
-                && !BOUNDED.contains(&format!("/api/v1{}", operation.path).as_str())
+                && success_schema(operation).is_some_and(|schema| has_list(document, schema, 1))
+                && !BOUNDED_LISTS.contains(&operation.path)
+                && !BOUNDED_LISTS.contains(&format!("/api/v1{}", operation.path).as_str())
         })
         .collect();
     assert!(lists.len() > 30, "{} lists", lists.len());
@@ -108,16 +107,19 @@ fn lists(document: &Document) -> Vec<Operation<'_>> {
 }
 
 #[test]
-fn every_list_has_pages_and_says_when_it_shows_not_all() {
+fn every_list_has_pages_and_reports_truncation() {
     let document = Document::current();
     let paths: BTreeSet<_> = document.operations().iter().map(|o| o.path).collect();
-    let gone = BOUNDED.iter().find(|path| !paths.contains(*path));
-    assert_eq!(gone, None, "it is not in the document any more");
+    let gone = BOUNDED_LISTS.iter().find(|path| !paths.contains(*path));
+    assert_eq!(gone, None, "not in the document");
+
     let mut wrong = Vec::new();
-    for operation in lists(&document) {
-        let (name, query) = (operation.name(), takes(&operation));
-        let cursor = READ_ON.iter().find(|(path, _)| *path == operation.path);
-        let schema = answered(&operation).expect("an answer");
+    for operation in growing_lists(&document) {
+        let (name, query) = (operation.name(), query_parameters(&operation));
+        let cursor = CURSOR_LISTS
+            .iter()
+            .find(|(path, _)| *path == operation.path);
+        let schema = success_schema(&operation).expect("an answer");
         let wanted = match cursor {
             Some((_, cursor)) => query.contains(cursor) && query.contains("limit"),
             None => query.contains("page") && query.contains("page_size"),
@@ -126,14 +128,14 @@ fn every_list_has_pages_and_says_when_it_shows_not_all() {
             wrong.push(format!("{name} has no pages: {query:?}"));
         }
         let has_next = document.resolve(schema)["properties"].get("next").is_some();
-        if !counts(&document, schema) && !says_more(&operation) && !has_next {
+        if !has_total(&document, schema) && !reports_truncation(&operation) && !has_next {
             wrong.push(format!("{name} does not say whether there are more"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The rows of an answer, wherever its envelope has them.
+/// Rows of a response, at the top or in its envelope.
 fn rows(body: &Value) -> Vec<Value> {
     let list = body.as_array().or_else(|| {
         let fields = body.as_object()?;
@@ -142,51 +144,58 @@ fn rows(body: &Value) -> Vec<Value> {
     list.unwrap_or_else(|| panic!("no rows in {body}")).clone()
 }
 
-/// A list as somebody asks for it: its rows, and whether there are more.
-async fn ask(app: &App, player: &Actor, path: &str) -> (Vec<Value>, bool) {
-    let told = send_request(player.request(app, Method::GET, path)).await;
-    let more = told.headers.get("x-truncated");
+/// Requests a list; returns its rows, and true when it is truncated.
+async fn request_list(app: &App, player: &Actor, path: &str) -> (Vec<Value>, bool) {
+    let response = send_request(player.request(app, Method::GET, path)).await;
+    let more = response.headers.get("x-truncated");
     let more = more.is_some_and(|more| more == "true");
-    (rows(&told.expect(200)), more)
+    (rows(&response.expect(200)), more)
 }
 
-/// What is wrong with the pages of a list that has been filled.
-async fn complaints(app: &App, player: &Actor, path: &str) -> Vec<String> {
+/// Errors in the pages of a filled list.
+async fn page_errors(app: &App, player: &Actor, path: &str) -> Vec<String> {
     let mut wrong = Vec::new();
-    let (whole, more) = ask(app, player, path).await;
+    let (whole, more) = request_list(app, player, path).await;
     if more || whole.is_empty() {
         wrong.push(format!("{} rows, more: {more}", whole.len()));
     }
-    // Lists of hundreds are read by larger pages.
+
+    // Long lists are read in larger pages.
     let size = whole.len().div_ceil(10).max(1);
+
     let mut seen = Vec::new();
     for page in 1..=whole.len().div_ceil(size) {
-        let (rows, more) = ask(app, player, &format!("{path}?page={page}&page_size={size}")).await;
+        let (rows, more) =
+            request_list(app, player, &format!("{path}?page={page}&page_size={size}")).await;
         seen.extend(rows);
         if more != (seen.len() < whole.len()) {
             wrong.push(format!("page {page} of {size} says that more is {more}"));
         }
     }
+
     if seen != whole {
         wrong.push("its pages are not the whole list".to_owned());
     }
-    let (behind, more) = ask(app, player, &format!("{path}?page=1000&page_size={size}")).await;
-    if more || !behind.is_empty() {
-        wrong.push("there is something behind its end".to_owned());
+    let (beyond, more) =
+        request_list(app, player, &format!("{path}?page=1000&page_size={size}")).await;
+    if more || !beyond.is_empty() {
+        wrong.push("there are rows after its end".to_owned());
     }
+
     for odd in ["page=0", "page_size=0", "page_size=101", "page=one"] {
         let path = format!("{path}?{odd}");
-        let told = send_request(player.request(app, Method::GET, &path)).await;
-        if told.status != 422 {
-            wrong.push(format!("{odd}: {}", told.status));
+        let response = send_request(player.request(app, Method::GET, &path)).await;
+        if response.status != 422 {
+            wrong.push(format!("{odd}: {}", response.status));
         }
     }
+
     wrong
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pages_of_every_list_are_the_list_and_say_whether_more_follow() {
-    let app = quiet().await;
+async fn pages_add_up_to_the_whole_list_and_report_the_last_page() {
+    let app = without_workers().await;
     let player = Actor::new(
         &app.context,
         app.carrier.url(),
@@ -198,10 +207,12 @@ async fn the_pages_of_every_list_are_the_list_and_say_whether_more_follow() {
     for _ in 0..3 {
         things = player.path_ids(&app.context, &app).await;
     }
+
     let document = Document::current();
     let (mut wrong, mut asked, mut long) = (Vec::new(), 0, 0);
-    for operation in lists(&document) {
-        let by_pages = takes(&operation).contains("page") && says_more(&operation);
+    for operation in growing_lists(&document) {
+        let by_pages =
+            query_parameters(&operation).contains("page") && reports_truncation(&operation);
         if !by_pages {
             continue;
         }
@@ -210,25 +221,27 @@ async fn the_pages_of_every_list_are_the_list_and_say_whether_more_follow() {
             let name = parameter["name"].as_str().expect("a name");
             path = path.replace(&format!("{{{name}}}"), &path_id(&operation, &things, name));
         }
-        // No call was charged here.
+        // No call was charged in this test.
         if path.ends_with("/billing/usage-records") {
             continue;
         }
         asked += 1;
-        long += usize::from(ask(&app, &player, &path).await.0.len() > 2);
-        let complaints = complaints(&app, &player, &path).await.into_iter();
-        wrong.extend(complaints.map(|complaint| format!("{path}: {complaint}")));
+        long += usize::from(request_list(&app, &player, &path).await.0.len() > 2);
+        let errors = page_errors(&app, &player, &path).await.into_iter();
+        wrong.extend(errors.map(|error| format!("{path}: {error}")));
     }
+
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(asked >= 18 && long >= 14, "{asked} lists, {long} with rows");
+
     app.drop_jobs().await;
     app.drop_calls().await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_without_pages_shows_the_newest_thousand_and_says_that_there_are_more() {
-    let app = quiet().await;
+async fn a_list_without_paging_shows_the_newest_thousand_and_reports_truncation() {
+    let app = without_workers().await;
     let path = "/api/v1/post-analysis/rules";
     let oldest = json!({"name": "Oldest", "analysis_type": "summary", "prompt": "Sum up"});
     app.post(path, oldest).await.expect(200);
@@ -245,6 +258,7 @@ async fn a_list_without_pages_shows_the_newest_thousand_and_says_that_there_are_
             .await
             .expect("rules");
     };
+
     fill(1, 999).await;
     let whole = app.get(path).await;
     assert!(!whole.headers.contains_key("x-truncated"));
@@ -257,6 +271,7 @@ async fn a_list_without_pages_shows_the_newest_thousand_and_says_that_there_are_
     assert_eq!(shown.len(), 1000);
     assert_eq!(shown[0]["name"], "Rule 1000");
     assert!(shown.iter().all(|rule| rule["name"] != "Oldest"));
+
     let last = app.get(&format!("{path}?page=11&page_size=100")).await;
     assert!(!last.headers.contains_key("x-truncated"));
     assert_eq!(rows(&last.expect(200))[0]["name"], "Oldest");

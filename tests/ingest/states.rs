@@ -1,5 +1,5 @@
-//! The states of an ingest: what everything that can happen does in each of them, and what the
-//! schema refuses whoever asks.
+//! States of an ingest: a table of every action in every state, and the database constraints of
+//! each state.
 
 use peal_shared::billing::estimate::EstimateBasis;
 use peal_shared::campaigns::ingest::IngestCsv;
@@ -17,9 +17,9 @@ const STATES: [IngestState; 4] = [
     IngestState::Failed,
 ];
 
-/// What happens to an ingest.
+/// An event or a request that concerns an ingest.
 #[derive(Clone, Copy, Debug)]
-enum Action {
+enum IngestAction {
     Run,
     RunAndStop,
     RunWithoutFile,
@@ -31,19 +31,22 @@ enum Action {
     Delete,
 }
 
-use Action::{
+use IngestAction::{
     Delete, GiveUp, Run, RunAfterStart, RunAndStop, RunWithoutFile, Start, SweepWithDeadJob,
     SweepWithJob,
 };
 
-/// Where each action leads from each of [`STATES`], and how it is refused. None: the ingest is
-/// gone.
-type Ends = [(Option<IngestState>, &'static str); 4];
+/// IngestState after an action in each of [`STATES`], with the error code of a refusal (empty if none).
+/// `None`: the ingest is deleted.
+type IngestEndStates = [(Option<IngestState>, &'static str); 4];
 
-fn table() -> [(Action, Ends); 9] {
+fn transition_table() -> [(IngestAction, IngestEndStates); 9] {
     let (queued, running) = (Some(IngestState::Queued), Some(IngestState::Running));
     let (completed, failed) = (Some(IngestState::Completed), Some(IngestState::Failed));
+
+    // Ended ingests keep their state.
     let ends = |queued, running| [(queued, ""), (running, ""), (completed, ""), (failed, "")];
+
     [
         (Run, ends(completed, completed)),
         (
@@ -81,8 +84,8 @@ fn table() -> [(Action, Ends); 9] {
     ]
 }
 
-impl Bench {
-    /// Goes on with a batch of its own for each case.
+impl IngestSetup {
+    /// Creates a new batch as the target of the next case.
     async fn next_batch(&mut self) {
         let batch = BatchId::new();
         sqlx::query(
@@ -97,10 +100,10 @@ impl Bench {
         self.target.batch = batch;
     }
 
-    /// An ingest of ten people that has come to this state, in a batch of its own.
-    async fn ingest_in(&mut self, state: IngestState) -> IngestId {
+    /// Creates an ingest of ten rows in this state, in a batch of its own.
+    async fn create_ingest_in(&mut self, state: IngestState) -> IngestId {
         self.next_batch().await;
-        let id = self.upload(&list(0, 10)).await;
+        let id = self.upload(&csv_list(0, 10)).await;
         match state {
             IngestState::Queued => {}
             IngestState::Running => drop(self.run_and_stop(id).await.unwrap_err()),
@@ -140,10 +143,11 @@ impl Bench {
             .unwrap();
     }
 
-    /// Does it, and answers how it was refused.
-    async fn act(&self, action: Action, id: IngestId) -> String {
+    /// Performs the action and returns the code of its refusal (empty if none).
+    async fn perform(&self, action: IngestAction, id: IngestId) -> String {
         let batch = self.target.batch;
         let mut db = self.pool().begin().await.unwrap();
+
         let refusal = match action {
             Run => self.run_with(&LIMITS, id).await.err(),
             RunAndStop => self.run_and_stop(id).await.err(),
@@ -175,7 +179,7 @@ impl Bench {
                 None
             }
             Start => {
-                // Nobody here has money, so calls cost none.
+                // The user has no credit, so calls must be free.
                 sqlx::query("update service_prices set price_usd = 0")
                     .execute(self.pool())
                     .await
@@ -190,6 +194,7 @@ impl Bench {
             }
             Delete => batches::delete(&mut db, &self.scope, batch).await.err(),
         };
+
         db.commit().await.unwrap();
         match refusal {
             None => String::new(),
@@ -200,7 +205,7 @@ impl Bench {
         }
     }
 
-    async fn facts(&self, id: IngestId) -> Option<(IngestState, i64, Option<String>)> {
+    async fn state_columns(&self, id: IngestId) -> Option<(IngestState, i64, Option<String>)> {
         sqlx::query_as("select state, inserted, failure_code from ingests where id = $1")
             .bind(id)
             .fetch_optional(self.pool())
@@ -210,22 +215,22 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn everything_that_happens_does_in_every_state_what_it_should() {
-    let mut bench = Bench::new().await;
-    for (action, ends) in table() {
+async fn every_action_in_every_state_has_its_expected_result() {
+    let mut setup = IngestSetup::new().await;
+    for (action, ends) in transition_table() {
         for (from, (to, refusal)) in STATES.into_iter().zip(ends) {
             let case = format!("{action:?} in {from:?}");
-            let id = bench.ingest_in(from).await;
-            let before = bench.facts(id).await;
-            assert_eq!(bench.act(action, id).await, refusal, "{case}");
-            let after = bench.facts(id).await;
+            let id = setup.create_ingest_in(from).await;
+            let before = setup.state_columns(id).await;
+            assert_eq!(setup.perform(action, id).await, refusal, "{case}");
+            let after = setup.state_columns(id).await;
             assert_eq!(after.as_ref().map(|facts| facts.0), to, "{case}");
             if to == Some(from) {
-                assert_eq!(after, before, "{case}: something else has changed");
+                assert_eq!(after, before, "{case}: other columns changed");
             }
-            // A file is there exactly as long as somebody is to read it.
-            let key = format!("ingests/{}/{id}.csv", bench.target.org);
-            let file: Vec<Result<Bytes>> = bench.store.read(&key, 0).collect().await;
+            // The file exists exactly as long as the ingest may read it.
+            let key = format!("ingests/{}/{id}.csv", setup.target.org);
+            let file: Vec<Result<Bytes>> = setup.store.read(&key, 0).collect().await;
             let open = matches!(to, Some(IngestState::Queued | IngestState::Running));
             assert_eq!(file.iter().all(Result::is_ok), open, "{case}: the file");
         }
@@ -233,11 +238,11 @@ async fn everything_that_happens_does_in_every_state_what_it_should() {
 }
 
 #[tokio::test]
-async fn an_uploader_is_told_of_either_end_once() {
-    let mut bench = Bench::new().await;
-    for (state, told) in STATES.into_iter().zip([false, false, true, true]) {
-        let id = bench.ingest_in(state).await;
-        let mut db = bench.pool().acquire().await.unwrap();
+async fn an_uploader_is_notified_once_when_an_ingest_ends() {
+    let mut setup = IngestSetup::new().await;
+    for (state, announced) in STATES.into_iter().zip([false, false, true, true]) {
+        let id = setup.create_ingest_in(state).await;
+        let mut db = setup.pool().acquire().await.unwrap();
         let unasked = ingest::email_result_unscoped(&mut db, id).await.unwrap();
         assert_eq!(unasked, None, "{state:?}");
         sqlx::query("update ingests set notify = true where id = $1")
@@ -246,16 +251,16 @@ async fn an_uploader_is_told_of_either_end_once() {
             .await
             .unwrap();
         let first = ingest::email_result_unscoped(&mut db, id).await.unwrap();
-        assert_eq!(first.is_some(), told, "{state:?}");
+        assert_eq!(first.is_some(), announced, "{state:?}");
         let second = ingest::email_result_unscoped(&mut db, id).await.unwrap();
         assert_eq!(second, None, "{state:?}");
     }
 }
 
-const END: &str = "ended_ingests_have_an_end";
-const REASON: &str = "failed_ingests_have_a_reason";
-/// What is wrong in each state, and the constraint that says so.
-const WRONG: [(IngestState, &[(&str, &str)]); 4] = [
+const END_CONSTRAINT: &str = "ended_ingests_have_an_end";
+const REASON_CONSTRAINT: &str = "failed_ingests_have_a_reason";
+/// Updates that are invalid in each state, and the constraint that each violates.
+const INVALID_UPDATES: [(IngestState, &[(&str, &str)]); 4] = [
     (
         IngestState::Queued,
         &[
@@ -265,13 +270,13 @@ const WRONG: [(IngestState, &[(&str, &str)]); 4] = [
                 "total_rows = 1, inserted = 1",
                 "queued_ingests_have_not_begun",
             ),
-            ("finished_at = now()", END),
+            ("finished_at = now()", END_CONSTRAINT),
             ("state = 'running'", "begun_ingests_have_a_place"),
             (
                 "state = 'completed', finished_at = now()",
                 "begun_ingests_have_a_place",
             ),
-            ("state = 'failed', finished_at = now()", REASON),
+            ("state = 'failed', finished_at = now()", REASON_CONSTRAINT),
         ],
     ),
     (
@@ -279,22 +284,25 @@ const WRONG: [(IngestState, &[(&str, &str)]); 4] = [
         &[
             ("started_at = null", "begun_ingests_have_a_place"),
             ("checkpoint = null", "begun_ingests_have_a_place"),
-            ("finished_at = now()", END),
+            ("finished_at = now()", END_CONSTRAINT),
             ("state = 'queued'", "queued_ingests_have_not_begun"),
-            ("state = 'completed'", END),
+            ("state = 'completed'", END_CONSTRAINT),
             (
                 "state = 'failed', failure_code = 'x', failure_message = 'x'",
-                END,
+                END_CONSTRAINT,
             ),
         ],
     ),
     (
         IngestState::Completed,
         &[
-            ("finished_at = null", END),
+            ("finished_at = null", END_CONSTRAINT),
             ("checkpoint = null", "begun_ingests_have_a_place"),
-            ("failure_code = 'x', failure_message = 'x'", REASON),
-            ("state = 'running'", END),
+            (
+                "failure_code = 'x', failure_message = 'x'",
+                REASON_CONSTRAINT,
+            ),
+            ("state = 'running'", END_CONSTRAINT),
             (
                 "state = 'queued', finished_at = null",
                 "queued_ingests_have_not_begun",
@@ -304,9 +312,9 @@ const WRONG: [(IngestState, &[(&str, &str)]); 4] = [
     (
         IngestState::Failed,
         &[
-            ("finished_at = null", END),
-            ("failure_code = null", REASON),
-            ("failure_message = null", REASON),
+            ("finished_at = null", END_CONSTRAINT),
+            ("failure_code = null", REASON_CONSTRAINT),
+            ("failure_message = null", REASON_CONSTRAINT),
             ("state = 'completed'", "begun_ingests_have_a_place"),
             (
                 "state = 'running', finished_at = null",
@@ -317,10 +325,10 @@ const WRONG: [(IngestState, &[(&str, &str)]); 4] = [
 ];
 
 #[tokio::test]
-async fn the_schema_refuses_states_without_their_facts() {
-    let mut bench = Bench::new().await;
-    for (state, updates) in WRONG {
-        let id = bench.ingest_in(state).await;
+async fn the_schema_refuses_inconsistent_states() {
+    let mut setup = IngestSetup::new().await;
+    for (state, updates) in INVALID_UPDATES {
+        let id = setup.create_ingest_in(state).await;
         let always = [
             ("total_rows = total_rows + 1", "ingest_counts_add_up"),
             (
@@ -332,13 +340,13 @@ async fn the_schema_refuses_states_without_their_facts() {
             let refused = sqlx::query(AssertSqlSafe(format!(
                 "update ingests set {update} where id = '{id}'"
             )))
-            .execute(bench.pool())
+            .execute(setup.pool())
             .await
             .expect_err(update);
             let database = refused.as_database_error().expect("the schema refuses");
-            // Where several refuse, the first by name is told.
-            let told = database.constraint();
-            assert_eq!(told, Some(*constraint), "{update} in {state:?}");
+            // PostgreSQL reports the first violated constraint by name.
+            let violated = database.constraint();
+            assert_eq!(violated, Some(*constraint), "{update} in {state:?}");
         }
     }
 }

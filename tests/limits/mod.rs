@@ -1,4 +1,4 @@
-//! How many calls there may be at once: by batch, by organisation, by trunk.
+//! Limits on concurrent calls: by batch and by organisation.
 
 pub mod overload;
 pub mod pools;
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::harness::app::{App, AppOptions};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_has_no_more_calls_at_once_than_its_size() {
+async fn concurrent_calls_of_a_batch_stay_within_its_size() {
     let app = App::start_with(AppOptions {
         workers: 2,
         ..AppOptions::default()
@@ -30,7 +30,7 @@ async fn a_batch_has_no_more_calls_at_once_than_its_size() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organisation_has_no_more_calls_at_once_than_it_may_over_all_its_batches() {
+async fn concurrent_calls_of_an_organisation_stay_within_its_limit() {
     let app = App::start_with(AppOptions {
         workers: 2,
         ..AppOptions::default()
@@ -40,6 +40,7 @@ async fn an_organisation_has_no_more_calls_at_once_than_it_may_over_all_its_batc
         .execute(&app.context.pool)
         .await
         .unwrap();
+
     let mut batches = Vec::new();
     for _ in 0..3 {
         let batch = app.create_batch(json!({"batch_size": 100})).await;
@@ -47,6 +48,7 @@ async fn an_organisation_has_no_more_calls_at_once_than_it_may_over_all_its_batc
         app.start_batch(&batch).await;
         batches.push(batch);
     }
+
     for batch in batches {
         app.wait_for_status(&batch, "completed").await;
     }

@@ -1,4 +1,5 @@
-//! Too much at once: every class has its bound, and a flood in one leaves the others alone.
+//! Overload: every class of requests has its own limit, and a flood in one does not affect the
+//! others.
 
 use std::time::{Duration, Instant};
 
@@ -16,14 +17,14 @@ use crate::harness::app::{
 };
 use crate::harness::eventually;
 
-/// The answer to a request that must not wait for what stands still.
-async fn answered(request: reqwest::RequestBuilder) -> ApiResponse {
+/// Response to a request that must not wait for a blocked resource.
+async fn send_within_timeout(request: reqwest::RequestBuilder) -> ApiResponse {
     let answer = timeout(TEST_TIMEOUT, send_request(request)).await;
-    answer.expect("an answer in spite of what stands still")
+    answer.expect("an answer despite the lock")
 }
 
-/// Locks a table for as long as the transaction is open, however long that is.
-async fn lock(pool: &PgPool, table: &str) -> Transaction<'static, Postgres> {
+/// Locks a table until the transaction ends, without a timeout.
+async fn lock_table(pool: &PgPool, table: &str) -> Transaction<'static, Postgres> {
     let mut lock = pool.begin().await.unwrap();
     let statements = format!(
         "set local idle_in_transaction_session_timeout = 0;
@@ -36,11 +37,11 @@ async fn lock(pool: &PgPool, table: &str) -> Transaction<'static, Postgres> {
     lock
 }
 
-/// Has every connection of the API's users wait for a lock as long as it is held. Otherwise a
-/// test would have five seconds for what it does meanwhile.
-async fn wait_for_locks(app: &App) {
+/// Disables the lock and statement timeouts of the API's connections, which would end a wait for a
+/// lock after five seconds.
+async fn disable_timeouts(app: &App) {
     let pool = &app.context.pool;
-    // All of them are held until the last one is set.
+    // Holds each connection until the last one is changed.
     let mut connections = Vec::new();
     for _ in 0..pool.options().get_max_connections() {
         let mut connection = pool.acquire().await.unwrap();
@@ -52,9 +53,9 @@ async fn wait_for_locks(app: &App) {
     }
 }
 
-/// Fails unless the answer says that too much is asked at once, in these words: a database that
-/// is slow is told of in others.
-fn expect_shed(answer: &ApiResponse, words: &str) {
+/// Fails unless the response is a 503 of code `busy` with this detail, which differs between overload
+/// and a slow database.
+fn expect_shed(answer: &ApiResponse, detail: &str) {
     let (status, text) = (answer.status, &answer.text);
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{text}");
     assert_eq!(answer.headers["retry-after"], "1");
@@ -62,12 +63,12 @@ fn expect_shed(answer: &ApiResponse, words: &str) {
     let problem = answer.json();
     assert_eq!(
         (&problem["code"], &problem["detail"]),
-        (&json!("busy"), &json!(words))
+        (&json!("busy"), &json!(detail))
     );
 }
 
 /// A status callback about a call that Peal placed, as its carrier sends it.
-async fn callback(app: &App, sequence: u32) -> ApiResponse {
+async fn send_callback(app: &App, sequence: u32) -> ApiResponse {
     let call: (
         peal_shared::platform::ids::TrunkId,
         peal_shared::platform::ids::CallId,
@@ -92,11 +93,11 @@ async fn callback(app: &App, sequence: u32) -> ApiResponse {
         .anonymous(Method::POST, path)
         .form(&form)
         .header("x-twilio-signature", sign(AUTH_TOKEN, url, &form));
-    answered(request).await
+    send_within_timeout(request).await
 }
 
-/// An API that answers two reads and one change at a time, and waits a tenth of a second.
-async fn small() -> App {
+/// An API that runs two reads and one change at a time, with a queue timeout of 100 ms.
+async fn app_with_low_limits() -> App {
     App::start_with(AppOptions {
         settings: |settings| {
             settings.limits.limit_reads = Some("2".to_owned());
@@ -113,24 +114,24 @@ async fn small() -> App {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_that_are_stuck_are_shed_and_hold_up_nobody_else() {
-    let app = small().await;
+async fn blocked_reads_are_shed_and_other_classes_are_served() {
+    let app = app_with_low_limits().await;
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 1).await;
     app.start_batch(&batch).await;
     app.wait_for_status(&batch, "completed").await;
     let list = "/api/v1/batch-call/me";
     app.get(list).await.expect(200);
-    wait_for_locks(&app).await;
+    disable_timeouts(&app).await;
 
-    // Nobody can read batches.
-    let lock = lock(&app.context.callback_pool, "call_batches").await;
+    // Batches cannot be read.
+    let lock = lock_table(&app.context.callback_pool, "call_batches").await;
     let mut stuck = JoinSet::new();
     for _ in 0..2 {
         stuck.spawn(send_request(app.request(Method::GET, list)));
     }
     let (_, under_way) = app.context.metrics.http.class_metrics("reads");
-    eventually("both places are taken", TEST_TIMEOUT, || async {
+    eventually("both permits are taken", TEST_TIMEOUT, || async {
         under_way.get() == 2
     })
     .await;
@@ -138,24 +139,31 @@ async fn reads_that_are_stuck_are_shed_and_hold_up_nobody_else() {
     for round in 0..5 {
         let stream = format!("/api/v1/batch-call/{batch}/events");
         for path in [list, &stream] {
-            let shed = answered(app.request(Method::GET, path)).await;
+            let shed = send_within_timeout(app.request(Method::GET, path)).await;
             expect_shed(&shed, "too many requests of class reads; try again shortly");
         }
-        let told = callback(&app, 100 + round).await;
-        assert_eq!(told.status, StatusCode::NO_CONTENT, "{}", told.text);
+
+        let callback_response = send_callback(&app, 100 + round).await;
+        assert_eq!(
+            callback_response.status,
+            StatusCode::NO_CONTENT,
+            "{}",
+            callback_response.text
+        );
         for path in ["/health", "/health/ready"] {
-            let health = answered(app.anonymous(Method::GET, path)).await;
+            let health = send_within_timeout(app.anonymous(Method::GET, path)).await;
             assert_eq!(health.status, StatusCode::OK, "{}", health.text);
         }
-        // A change that touches no batch has its own place.
+
+        // A change that reads no batch is in another class.
         let path = format!(
             "/api/call/create_call?phoneNumber=%2B12125557777&agent_id={}",
             peal_shared::platform::ids::AgentId::new()
         );
-        let change = answered(app.request(Method::POST, &path).json(&json!({}))).await;
+        let change = send_within_timeout(app.request(Method::POST, &path).json(&json!({}))).await;
         assert_eq!(change.status, StatusCode::NOT_FOUND, "{}", change.text);
     }
-    // All that was answered while both were stuck.
+    // Both reads were blocked all the time.
     assert_eq!(under_way.get(), 2);
     assert!(stuck.try_join_next().is_none());
 
@@ -169,7 +177,7 @@ async fn reads_that_are_stuck_are_shed_and_hold_up_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_that_never_ends_gives_its_place_back() {
+async fn a_read_that_times_out_releases_its_permit() {
     let app = App::start_with(AppOptions {
         workers: 0,
         settings: |settings| {
@@ -179,10 +187,10 @@ async fn a_read_that_never_ends_gives_its_place_back() {
         ..AppOptions::default()
     })
     .await;
-    let lock = lock(&app.context.callback_pool, "call_batches").await;
+    let lock = lock_table(&app.context.callback_pool, "call_batches").await;
     let list = "/api/v1/batch-call/me";
-    // The statement's time is up, and not that for waiting for a lock.
-    let slow = answered(app.request(Method::GET, list)).await;
+    // The statement timeout ends it, not the lock timeout.
+    let slow = send_within_timeout(app.request(Method::GET, list)).await;
     expect_shed(&slow, "the database is slow; try again shortly");
     lock.rollback().await.unwrap();
     app.get(list).await.expect(200);
@@ -213,8 +221,8 @@ async fn deleting_a_batch_may_take_longer_than_other_statements() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn event_streams_are_bounded_in_all_and_by_organisation() {
-    let app = small().await;
+async fn event_streams_are_limited_in_total_and_by_organisation() {
+    let app = app_with_low_limits().await;
     let other = app.create_tenant("Globex").await;
     let batch = app.create_batch(json!({})).await;
     let events = format!("/api/v1/batch-call/{batch}/events");
@@ -224,7 +232,7 @@ async fn event_streams_are_bounded_in_all_and_by_organisation() {
         (first.status(), second.status()),
         (StatusCode::OK, StatusCode::OK)
     );
-    let third = answered(app.request(Method::GET, &events)).await;
+    let third = send_within_timeout(app.request(Method::GET, &events)).await;
     assert_eq!(
         third.status,
         StatusCode::TOO_MANY_REQUESTS,
@@ -234,7 +242,7 @@ async fn event_streams_are_bounded_in_all_and_by_organisation() {
     assert_eq!(third.headers["retry-after"], "10");
     assert_eq!(third.json()["code"], "too_many_streams");
 
-    // The other organisation has the last place of all.
+    // The other organisation takes the last stream.
     let create = app
         .request_as(&other, Method::POST, "/api/v1/batch-call/create")
         .json(&json!({
@@ -243,21 +251,21 @@ async fn event_streams_are_bounded_in_all_and_by_organisation() {
         }));
     let created = send_request(create).await;
     assert!(created.status.is_success(), "{}", created.text);
-    let theirs = created.json()["data"]["id"]
+    let other_batch = created.json()["data"]["id"]
         .as_str()
         .expect("an id")
         .to_owned();
-    let events_of_theirs = format!("/api/v1/batch-call/{theirs}/events");
+    let other_events = format!("/api/v1/batch-call/{other_batch}/events");
     let last = app
-        .request_as(&other, Method::GET, &events_of_theirs)
+        .request_as(&other, Method::GET, &other_events)
         .send()
         .await
         .unwrap();
     assert_eq!(last.status(), StatusCode::OK);
-    let full = answered(app.request_as(&other, Method::GET, &events_of_theirs)).await;
+    let full = send_within_timeout(app.request_as(&other, Method::GET, &other_events)).await;
     expect_shed(&full, "too many event streams at once; try again shortly");
 
-    // A viewer that goes away makes room.
+    // A closed stream frees its permit.
     drop(first);
     let streams = &app.context.metrics.http.streams;
     eventually("the stream is over", TEST_TIMEOUT, || async {
@@ -270,10 +278,11 @@ async fn event_streams_are_bounded_in_all_and_by_organisation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_says_nothing_is_closed_and_makes_room() {
-    let app = small().await;
+async fn an_idle_connection_is_closed() {
+    let app = app_with_low_limits().await;
     let host = app.url.trim_start_matches("http://").to_owned();
-    // As many as may be open, some silent and some in the middle of a head.
+
+    // As many as may be open, half of them silent, half in the middle of a head.
     let mut idle = Vec::new();
     for n in 0..40 {
         let mut stream = TcpStream::connect(&host).await.unwrap();
@@ -285,8 +294,10 @@ async fn a_connection_that_says_nothing_is_closed_and_makes_room() {
         }
         idle.push(stream);
     }
+
     let health = send_request(app.anonymous(Method::GET, "/health")).await;
     assert_eq!(health.status, StatusCode::OK);
+
     for mut stream in idle {
         let mut rest = Vec::new();
         let read = tokio::time::timeout(TEST_TIMEOUT, stream.read_to_end(&mut rest)).await;
@@ -297,7 +308,7 @@ async fn a_connection_that_says_nothing_is_closed_and_makes_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_callback_without_a_place_is_turned_away_and_not_at_once() {
+async fn a_callback_waits_for_a_full_event_queue_before_it_is_refused() {
     let app = App::start_with(AppOptions {
         settings: |settings| settings.inbox_capacity = "1".to_owned(),
         ..AppOptions::default()
@@ -308,34 +319,36 @@ async fn a_callback_without_a_place_is_turned_away_and_not_at_once() {
     app.start_batch(&batch).await;
     app.wait_for_status(&batch, "completed").await;
 
-    // Nothing can be written down.
-    let lock = lock(&app.context.pool, "call_events").await;
+    // Events cannot be inserted.
+    let lock = lock_table(&app.context.pool, "call_events").await;
     let waiting = "select count(*) from pg_locks
                    where relation = 'call_events'::regclass and not granted and mode = 'RowExclusiveLock'";
-    let turned_away = async {
-        eventually("the place is taken", TEST_TIMEOUT, || async {
+    let shed = async {
+        eventually("the queue is full", TEST_TIMEOUT, || async {
             app.count(waiting).await > 0
         })
         .await;
-        let began = Instant::now();
-        let answer = callback(&app, 101).await;
-        let kept = began.elapsed();
+        let started = Instant::now();
+        let answer = send_callback(&app, 101).await;
+        let waited = started.elapsed();
         lock.rollback().await.unwrap();
-        (answer, kept)
+        (answer, waited)
     };
-    let (taken, (refused, kept)) = tokio::join!(callback(&app, 100), turned_away);
+
+    let (taken, (refused, waited)) = tokio::join!(send_callback(&app, 100), shed);
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused.headers["retry-after"], "1");
     assert_eq!(refused.json()["code"], "busy");
-    assert!(kept > Duration::from_millis(400), "{kept:?}");
+    assert!(waited > Duration::from_millis(400), "{waited:?}");
     assert_eq!(taken.status, StatusCode::NO_CONTENT, "{}", taken.text);
-    let again = callback(&app, 101).await;
+
+    let again = send_callback(&app, 101).await;
     assert_eq!(again.status, StatusCode::NO_CONTENT, "{}", again.text);
     app.finish().await;
 }
 
-/// Somebody who has begun to send a body and does not go on.
-async fn dawdler(app: &App, path: &str) -> TcpStream {
+/// Opens a connection that sends the beginning of a body and stalls.
+async fn stalled_upload(app: &App, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(app.url.trim_start_matches("http://"))
         .await
         .unwrap();
@@ -347,7 +360,7 @@ async fn dawdler(app: &App, path: &str) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_who_send_slowly_hold_up_each_other_alone() {
+async fn slow_unauthenticated_clients_only_block_each_other() {
     let app = App::start_with(AppOptions {
         settings: |settings| {
             settings.inbox_capacity = "1".to_owned();
@@ -363,27 +376,32 @@ async fn strangers_who_send_slowly_hold_up_each_other_alone() {
     app.wait_for_status(&batch, "completed").await;
 
     let (_, under_way) = app.context.metrics.http.class_metrics("anonymous");
-    let mut dawdlers = Vec::new();
+    let mut stalled = Vec::new();
     for path in [
         "/api/v1/auth/login",
         "/api/v1/organizations/invites/accept",
         "/api/v1/batch-call/status-callback",
     ] {
-        dawdlers.push(dawdler(&app, path).await);
-        dawdlers.push(dawdler(&app, path).await);
+        stalled.push(stalled_upload(&app, path).await);
+        stalled.push(stalled_upload(&app, path).await);
     }
     eventually("they are being read", TEST_TIMEOUT, || async {
         under_way.get() == 4
     })
     .await;
-    let told = callback(&app, 100).await;
-    assert_eq!(told.status, StatusCode::NO_CONTENT, "{}", told.text);
+    let callback_response = send_callback(&app, 100).await;
+    assert_eq!(
+        callback_response.status,
+        StatusCode::NO_CONTENT,
+        "{}",
+        callback_response.text
+    );
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B12125557777&agent_id={}",
         peal_shared::platform::ids::AgentId::new()
     );
-    let change = answered(app.request(Method::POST, &path).json(&json!({}))).await;
+    let change = send_within_timeout(app.request(Method::POST, &path).json(&json!({}))).await;
     assert_eq!(change.status, StatusCode::NOT_FOUND, "{}", change.text);
-    drop(dawdlers);
+    drop(stalled);
     app.finish().await;
 }

@@ -7,7 +7,7 @@ use futures::{StreamExt as _, stream};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::auth::login::quiet;
+use crate::auth::login::without_workers;
 use crate::harness::app::{ApiClient, ApiResponse, send_request};
 use crate::harness::eventually;
 
@@ -33,7 +33,7 @@ fn header_number(answer: &ApiResponse, header: &str) -> u32 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_over_its_rate_limit_waits_and_others_do_not() {
-    let mut app = quiet().await;
+    let mut app = without_workers().await;
     let (client, _) = app
         .start_api(|settings| settings.limits.limit_requests_per_sec = Some("3".to_owned()))
         .await;
@@ -87,7 +87,7 @@ fn random_key(n: u64) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn guesses_at_keys_fail_and_are_rate_limited() {
-    let mut app = quiet().await;
+    let mut app = without_workers().await;
     let (client, _) = app
         .start_api(|settings| settings.limits.limit_refusals_per_min = Some("60".to_owned()))
         .await;
@@ -132,7 +132,7 @@ async fn guesses_at_keys_fail_and_are_rate_limited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_a_trusted_proxy_each_client_has_its_own_rate_limit() {
-    let mut app = quiet().await;
+    let mut app = without_workers().await;
     let (client, _) = app
         .start_api(|settings| {
             settings.limits.limit_refusals_per_min = Some("1".to_owned());

@@ -1,4 +1,5 @@
-//! What the database itself refuses, whoever asks, and what the verifier sees.
+//! The ledger's tables: changes that the database refuses for every role, and the checks of the
+//! verifier.
 
 use peal_shared::billing::verify::verify_unscoped;
 use peal_shared::platform::money::Usd;
@@ -6,22 +7,22 @@ use reqwest::Method;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::{charge, end, idle_app, payer, run};
+use super::{app_without_workers, end_call, execute_sql, paying_user, set_prices};
 use crate::harness::app::{App, phone_number, send_request};
 
-/// An app with one call that was charged.
-async fn charged() -> App {
-    let app = idle_app(Usd::dollars(100)).await;
-    charge(&app, "0", "0.6").await;
-    let call = call(&app, 0).await;
-    end(&app, call, 30).await;
+/// An app with one charged call.
+async fn app_with_charged_call() -> App {
+    let app = app_without_workers(Usd::dollars(100)).await;
+    set_prices(&app, "0", "0.6").await;
+    let call = queue_call(&app, 0).await;
+    end_call(&app, call, 30).await;
     app.settle().await;
     app.verify().await;
     app
 }
 
-/// Asks for a direct call.
-async fn call(app: &App, n: u32) -> peal_shared::platform::ids::CallId {
+/// Queues a direct call.
+async fn queue_call(app: &App, n: u32) -> peal_shared::platform::ids::CallId {
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
         phone_number(n).trim_start_matches('+'),
@@ -38,10 +39,11 @@ async fn call(app: &App, n: u32) -> peal_shared::platform::ids::CallId {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_posted_is_never_changed_even_by_the_tables_owner() {
-    let app = charged().await;
-    // Not as one of the application's roles: as whoever owns the tables.
+async fn posted_rows_cannot_be_changed_even_by_the_owner_of_the_tables() {
+    let app = app_with_charged_call().await;
+    // The owner of the tables, not one of the application's roles.
     let mut owner = PgConnection::connect(app.database_url()).await.unwrap();
+
     for table in [
         "ledger_entries",
         "ledger_transactions",
@@ -60,6 +62,7 @@ async fn what_was_posted_is_never_changed_even_by_the_tables_owner() {
             assert!(refused.contains("append-only"), "{change}: {refused}");
         }
     }
+
     for table in [
         "ledger_entries",
         "ledger_transactions",
@@ -77,9 +80,9 @@ async fn what_was_posted_is_never_changed_even_by_the_tables_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn holds_and_charges_are_of_what_their_organisation_has() {
-    let app = charged().await;
-    call(&app, 1).await;
+async fn holds_and_charges_refer_only_to_rows_of_their_organisation() {
+    let app = app_with_charged_call().await;
+    queue_call(&app, 1).await;
     let mut owner = PgConnection::connect(app.database_url()).await.unwrap();
     let other = "insert into organizations (id, name) values (gen_random_uuid(), 'Other')";
     sqlx::query(other).execute(&mut owner).await.unwrap();
@@ -92,6 +95,7 @@ async fn holds_and_charges_are_of_what_their_organisation_has() {
              from old"
         )
     };
+
     let charge = |changed: &str| {
         format!(
             "insert into charges
@@ -100,6 +104,7 @@ async fn holds_and_charges_are_of_what_their_organisation_has() {
              from charges c"
         )
     };
+
     for (change, refusal) in [
         (
             hold(&format!("'wallet_id', ({others})")),
@@ -136,7 +141,9 @@ async fn holds_and_charges_are_of_what_their_organisation_has() {
         let refused = refused.expect_err(&change).to_string();
         assert!(refused.contains(refusal), "{change}: {refused}");
     }
-    // What none of them forbids is allowed: the changes above fail for what they say.
+
+    // The same statements without the violation succeed, so the changes above fail for the
+    // expected reason.
     for change in [hold("'pins', '[]'::jsonb"), charge("'version', 9")] {
         let mut db = owner.begin().await.unwrap();
         let allowed = sqlx::query(AssertSqlSafe(change.clone()))
@@ -150,9 +157,10 @@ async fn holds_and_charges_are_of_what_their_organisation_has() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_does_not_sum_to_zero_cannot_be_committed() {
-    let app = charged().await;
+    let app = app_with_charged_call().await;
     let mut owner = PgConnection::connect(app.database_url()).await.unwrap();
-    for (what, amounts, balanced) in [
+
+    for (case, amounts, balanced) in [
         ("one leg", &[5_i64][..], false),
         ("legs that differ", &[5, -4], false),
         ("legs that match", &[5, -5], true),
@@ -163,7 +171,7 @@ async fn a_transaction_that_does_not_sum_to_zero_cannot_be_committed() {
              select $1, org_id, 'grant', $2 from ledger_accounts limit 1",
         )
         .bind(peal_shared::platform::ids::TransactionId::new())
-        .bind(what)
+        .bind(case)
         .execute(&mut *db)
         .await
         .unwrap();
@@ -175,28 +183,29 @@ async fn a_transaction_that_does_not_sum_to_zero_cannot_be_committed() {
                  join ledger_accounts a on a.org_id = t.org_id and a.kind = 'mint'
                  where t.idem_key = $1",
             )
-            .bind(what)
+            .bind(case)
             .bind(amount)
             .execute(&mut *db)
             .await
             .unwrap();
         }
-        // A transaction that holds is taken back, so that the books stay as they were.
+        // A balanced transaction is rolled back, so that the ledger stays unchanged.
         let committed = sqlx::query("set constraints all immediate")
             .execute(&mut *db)
             .await;
-        assert_eq!(committed.is_ok(), balanced, "{what}: {committed:?}");
+        assert_eq!(committed.is_ok(), balanced, "{case}: {committed:?}");
         db.rollback().await.unwrap();
     }
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_verifier_sees_every_kind_of_drift() {
-    let app = charged().await;
-    let (_, wallet) = payer(&app).await;
-    let held = call(&app, 1).await;
+async fn the_verifier_detects_every_kind_of_drift() {
+    let app = app_with_charged_call().await;
+    let (_, wallet) = paying_user(&app).await;
+    let held = queue_call(&app, 1).await;
     app.verify().await;
+
     for (damage, repair, check) in [
         (
             "update wallets set posted_micros = posted_micros + 1",
@@ -234,15 +243,16 @@ async fn the_verifier_sees_every_kind_of_drift() {
             "hold_ends_with_its_call",
         ),
     ] {
-        run(&app, damage).await;
+        execute_sql(&app, damage).await;
         let found = verify_unscoped(&app.context.pool).await.unwrap();
         assert!(
             found.iter().any(|offender| offender.check == check),
             "{damage}: {found:?}"
         );
-        run(&app, repair).await;
+        execute_sql(&app, repair).await;
         app.verify().await;
     }
+
     assert_ne!(held.to_string(), wallet.to_string());
     app.finish().await;
 }

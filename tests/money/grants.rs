@@ -1,5 +1,5 @@
-//! Grants against a reference that counts coins: every cent is a coin with the priority, the
-//! expiry and the age of its grant, and whoever pays takes the first that are free.
+//! Grants against a reference model: every cent is a coin with the priority, the expiry and the age
+//! of its grant, and a payment takes the first free coins.
 
 use std::cell::Cell;
 
@@ -18,14 +18,14 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tokio::runtime::Handle;
 
-use super::{charge, idle_app, run};
+use super::{app_without_workers, execute_sql, set_prices};
 use crate::harness::app::{App, phone_number};
 
-/// A cent, and a second of talk.
-const COIN: i64 = 10_000;
+/// One cent in micro-dollars, the price of a second of talk.
+const COIN_MICROS: i64 = 10_000;
 
 #[derive(Clone, Debug)]
-enum Step {
+enum WalletStep {
     Grant {
         coins: i64,
         priority: i16,
@@ -34,7 +34,7 @@ enum Step {
     Hold {
         coins: i64,
     },
-    /// Ends one of the calls that have a hold; or, if it has ended, corrects it.
+    /// Ends one of the calls with a hold, or corrects an ended one.
     End {
         which: usize,
         coins: i64,
@@ -44,85 +44,87 @@ enum Step {
     },
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn step_lists() -> impl Strategy<Value = Vec<WalletStep>> {
     let step = prop_oneof![
         3 => (1_i64..30, prop::sample::select(vec![10_i16, 50]), prop::option::of(1_i64..12))
-            .prop_map(|(coins, priority, lasts)| Step::Grant { coins, priority, lasts }),
-        4 => (1_i64..25).prop_map(|coins| Step::Hold { coins }),
-        4 => (0_usize..6, 0_i64..30).prop_map(|(which, coins)| Step::End { which, coins }),
-        2 => (1_i64..5).prop_map(|ticks| Step::Pass { ticks }),
+            .prop_map(|(coins, priority, lasts)| WalletStep::Grant { coins, priority, lasts }),
+        4 => (1_i64..25).prop_map(|coins| WalletStep::Hold { coins }),
+        4 => (0_usize..6, 0_i64..30).prop_map(|(which, coins)| WalletStep::End { which, coins }),
+        2 => (1_i64..5).prop_map(|ticks| WalletStep::Pass { ticks }),
     ];
     prop::collection::vec(step, 1..40)
 }
 
-/// Where a coin is.
+/// Location of a coin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum CoinPlace {
     Free,
-    /// Set aside for, or spent on, the n-th call.
+    /// Held for, or spent on, the n-th call.
     With(usize),
     Gone,
 }
 
 #[derive(Clone, Debug)]
-struct Coin {
+struct ModelCoin {
     priority: i16,
     expires: Option<i64>,
     grant: usize,
-    place: Place,
+    place: CoinPlace,
 }
 
 #[derive(Clone, Debug)]
-struct Call {
+struct ModelCall {
     held: i64,
-    /// What it has of the pool.
-    pool: i64,
-    /// Its coins, in the order in which it took them.
+    /// Coins held from the pool.
+    from_pool: i64,
+    /// Coins of grants, in the order of taking.
     coins: Vec<usize>,
     ended: bool,
     cost: i64,
 }
 
-/// The reference.
+/// Reference model of a wallet.
 #[derive(Debug, Default)]
-struct Purse {
+struct WalletModel {
     now: i64,
-    coins: Vec<Coin>,
+    coins: Vec<ModelCoin>,
     grants: usize,
     pool: i64,
-    calls: Vec<Call>,
+    calls: Vec<ModelCall>,
 }
 
-impl Purse {
-    fn over(&self, coin: &Coin) -> bool {
+impl WalletModel {
+    fn is_expired(&self, coin: &ModelCoin) -> bool {
         coin.expires.is_some_and(|until| until <= self.now)
     }
 
-    fn sweep(&mut self) {
+    fn expire_coins(&mut self) {
         let now = self.now;
         for coin in &mut self.coins {
-            if coin.place == Place::Free && coin.expires.is_some_and(|until| until <= now) {
-                coin.place = Place::Gone;
+            if coin.place == CoinPlace::Free && coin.expires.is_some_and(|until| until <= now) {
+                coin.place = CoinPlace::Gone;
             }
         }
     }
 
     fn grant(&mut self, coins: i64, priority: i16, lasts: Option<i64>) {
         for _ in 0..coins {
-            self.coins.push(Coin {
+            self.coins.push(ModelCoin {
                 priority,
                 expires: lasts.map(|lasts| self.now + lasts),
                 grant: self.grants,
-                place: Place::Free,
+                place: CoinPlace::Free,
             });
         }
         self.grants += 1;
     }
 
-    /// The coins that are free, the first to be spent first.
-    fn free(&self) -> Vec<usize> {
+    /// Free coins, in the order of spending.
+    fn free_coins(&self) -> Vec<usize> {
         let mut free: Vec<usize> = (0..self.coins.len())
-            .filter(|n| self.coins[*n].place == Place::Free && !self.over(&self.coins[*n]))
+            .filter(|n| {
+                self.coins[*n].place == CoinPlace::Free && !self.is_expired(&self.coins[*n])
+            })
             .collect();
         free.sort_by_key(|n| {
             let coin = &self.coins[*n];
@@ -137,15 +139,15 @@ impl Purse {
     }
 
     fn available(&self) -> i64 {
-        i64::try_from(self.free().len()).unwrap() + self.pool
+        i64::try_from(self.free_coins().len()).unwrap() + self.pool
     }
 
-    /// Takes so many for a call: free coins, then of the pool, whether there is so much or not.
-    fn take(&mut self, call: usize, coins: i64) -> (Vec<usize>, i64) {
+    /// Takes coins for a call: free coins first, the rest from the pool, which may go below zero.
+    fn take_coins(&mut self, call: usize, coins: i64) -> (Vec<usize>, i64) {
         let wanted = usize::try_from(coins).unwrap();
-        let taken: Vec<usize> = self.free().into_iter().take(wanted).collect();
+        let taken: Vec<usize> = self.free_coins().into_iter().take(wanted).collect();
         for coin in &taken {
-            self.coins[*coin].place = Place::With(call);
+            self.coins[*coin].place = CoinPlace::With(call);
         }
         let rest = coins - i64::try_from(taken.len()).unwrap();
         self.pool -= rest;
@@ -157,10 +159,10 @@ impl Purse {
             return false;
         }
         let call = self.calls.len();
-        let (taken, pool) = self.take(call, coins);
-        self.calls.push(Call {
+        let (taken, pool) = self.take_coins(call, coins);
+        self.calls.push(ModelCall {
             held: coins,
-            pool,
+            from_pool: pool,
             coins: taken,
             ended: false,
             cost: 0,
@@ -168,13 +170,14 @@ impl Purse {
         true
     }
 
-    /// A call that has ended costs so many: what it has pays first, and what it does not need
-    /// is free again.
+    /// Charges an ended call: its held coins pay first, and the coins it does not need become free
+    /// again.
     fn end(&mut self, which: usize, cost: i64) {
         let mut call = self.calls[which].clone();
         if call.ended && call.cost == cost {
             return;
         }
+
         let mut left = cost;
         let mut kept = Vec::new();
         for coin in std::mem::take(&mut call.coins) {
@@ -182,32 +185,35 @@ impl Purse {
                 left -= 1;
                 kept.push(coin);
             } else {
-                self.coins[coin].place = Place::Free;
+                self.coins[coin].place = CoinPlace::Free;
             }
         }
-        let from_pool = left.min(call.pool);
-        self.pool += call.pool - from_pool;
+
+        let from_pool = left.min(call.from_pool);
+        self.pool += call.from_pool - from_pool;
         left -= from_pool;
-        let (more, beyond) = self.take(which, left);
+        let (more, beyond) = self.take_coins(which, left);
         kept.extend(more);
-        self.calls[which] = Call {
-            pool: from_pool + beyond,
+        self.calls[which] = ModelCall {
+            from_pool: from_pool + beyond,
             coins: kept,
             ended: true,
             cost,
             ..call
         };
-        self.sweep();
+        self.expire_coins();
     }
 
     fn posted(&self) -> i64 {
-        let there = self.coins.iter().filter(|coin| match coin.place {
-            Place::Free => true,
-            Place::With(call) => !self.calls[call].ended,
-            Place::Gone => false,
+        let owned = self.coins.iter().filter(|coin| match coin.place {
+            CoinPlace::Free => true,
+            CoinPlace::With(call) => !self.calls[call].ended,
+            CoinPlace::Gone => false,
         });
         let open = self.calls.iter().filter(|call| !call.ended);
-        i64::try_from(there.count()).unwrap() + self.pool + open.map(|call| call.pool).sum::<i64>()
+        i64::try_from(owned.count()).unwrap()
+            + self.pool
+            + open.map(|call| call.from_pool).sum::<i64>()
     }
 
     fn held(&self) -> i64 {
@@ -215,43 +221,43 @@ impl Purse {
         open.map(|call| call.held).sum()
     }
 
-    /// What remains of each grant, and what of that holds have taken.
-    fn grants(&self) -> Vec<(i64, i64)> {
+    /// Remaining coins of each grant, and how many of them are pinned by holds.
+    fn grant_balances(&self) -> Vec<(i64, i64)> {
         (0..self.grants)
             .map(|grant| {
-                let of = |wanted: fn(&Self, Place) -> bool| {
+                let of = |wanted: fn(&Self, CoinPlace) -> bool| {
                     let coins = self.coins.iter();
                     let coins =
                         coins.filter(|coin| coin.grant == grant && wanted(self, coin.place));
                     i64::try_from(coins.count()).unwrap()
                 };
                 let pinned = of(
-                    |purse, place| matches!(place, Place::With(call) if !purse.calls[call].ended),
+                    |model, place| matches!(place, CoinPlace::With(call) if !model.calls[call].ended),
                 );
-                (of(|_, place| place == Place::Free) + pinned, pinned)
+                (of(|_, place| place == CoinPlace::Free) + pinned, pinned)
             })
             .collect()
     }
 }
 
-/// A wallet in the database that the same happens to.
-struct Real<'a> {
+/// A wallet in the database that takes the same steps.
+struct DatabaseWallet<'a> {
     app: &'a App,
     wallet: WalletId,
     user: UserId,
-    began: DateTime<Utc>,
+    started_at: DateTime<Utc>,
     snapshot: SnapshotId,
     calls: Vec<CallId>,
     grants: Vec<GrantId>,
 }
 
-/// Makes e-mail addresses differ.
-fn next(counter: &Cell<u32>) -> u32 {
+/// Increments the counter that makes e-mail addresses unique.
+fn next_number(counter: &Cell<u32>) -> u32 {
     counter.set(counter.get() + 1);
     counter.get()
 }
 
-impl<'a> Real<'a> {
+impl<'a> DatabaseWallet<'a> {
     async fn new(app: &'a App, n: u32) -> Self {
         let mut db = app.context.pool.begin().await.unwrap();
         let email = format!("payer-{n}@example.com");
@@ -272,20 +278,20 @@ impl<'a> Real<'a> {
             app,
             wallet,
             user,
-            began: app.context.clock.now(),
+            started_at: app.context.clock.now(),
             snapshot,
             calls: Vec::new(),
             grants: Vec::new(),
         }
     }
 
-    fn at(&self, tick: i64) -> DateTime<Utc> {
-        self.began + TimeDelta::hours(tick)
+    fn time_of_tick(&self, tick: i64) -> DateTime<Utc> {
+        self.started_at + TimeDelta::hours(tick)
     }
 
     async fn grant(&mut self, now: i64, coins: i64, priority: i16, lasts: Option<i64>) {
         let mut db = self.app.context.pool.begin().await.unwrap();
-        lock_unscoped(&mut db, &[self.wallet], self.at(now))
+        lock_unscoped(&mut db, &[self.wallet], self.time_of_tick(now))
             .await
             .unwrap();
         let grant = GrantId::new();
@@ -295,7 +301,7 @@ impl<'a> Real<'a> {
             amount,
             grant: Some(grant),
         };
-        let amount = Usd(coins * COIN);
+        let amount = Usd(coins * COIN_MICROS);
         let posting = Posting {
             org: self.app.tenant.org,
             kind: TransactionKind::Grant,
@@ -310,6 +316,7 @@ impl<'a> Real<'a> {
             ],
             grant_uses: Vec::new(),
         };
+
         let transactions = post_unscoped(&mut db, &[posting]).await.unwrap();
         sqlx::query(
             "insert into grants (id, org_id, wallet_id, source, amount_micros, remaining_micros, priority, expires_at,
@@ -321,11 +328,12 @@ impl<'a> Real<'a> {
         .bind(self.wallet)
         .bind(amount)
         .bind(priority)
-        .bind(lasts.map(|lasts| self.at(now + lasts)))
+        .bind(lasts.map(|lasts| self.time_of_tick(now + lasts)))
         .bind(transactions[0])
         .execute(&mut *db)
         .await
         .unwrap();
+
         db.commit().await.unwrap();
         self.grants.push(grant);
     }
@@ -348,7 +356,8 @@ impl<'a> Real<'a> {
         .execute(&mut *db)
         .await
         .unwrap();
-        let mut wallets = lock_unscoped(&mut db, &[self.wallet], self.at(now))
+
+        let mut wallets = lock_unscoped(&mut db, &[self.wallet], self.time_of_tick(now))
             .await
             .unwrap();
         let wanted = HoldRequest {
@@ -356,7 +365,7 @@ impl<'a> Real<'a> {
             org: self.app.tenant.org,
             wallet: self.wallet,
             snapshot: self.snapshot,
-            amount: Usd(coins * COIN),
+            amount: Usd(coins * COIN_MICROS),
         };
         let Ok(hold) = try_hold(wallets.get_mut(&self.wallet).unwrap(), &wanted) else {
             return false;
@@ -369,26 +378,32 @@ impl<'a> Real<'a> {
 
     async fn end(&self, now: i64, which: usize, seconds: i64) {
         let call = self.calls[which];
-        super::end(self.app, call, i32::try_from(seconds).unwrap()).await;
-        peal_shared::billing::settle::settle_due_unscoped(&self.app.context.pool, 10, self.at(now))
-            .await
-            .unwrap();
+        super::end_call(self.app, call, i32::try_from(seconds).unwrap()).await;
+        peal_shared::billing::settle::settle_due_unscoped(
+            &self.app.context.pool,
+            10,
+            self.time_of_tick(now),
+        )
+        .await
+        .unwrap();
     }
 
-    /// What there is: available, posted, held, and of each grant what remains and is pinned.
-    async fn picture(&self, now: i64) -> (i64, i64, i64, Vec<(i64, i64)>) {
-        expire_due_unscoped(&self.app.context.pool, self.at(now))
+    /// State of the wallet: available, posted, held, and of each grant the remaining and pinned
+    /// coins.
+    async fn state(&self, now: i64) -> (i64, i64, i64, Vec<(i64, i64)>) {
+        expire_due_unscoped(&self.app.context.pool, self.time_of_tick(now))
             .await
             .unwrap();
         let mut db = self.app.context.pool.acquire().await.unwrap();
-        let seen = read_unscoped(&mut db, &[self.wallet], self.at(now))
+        let wallets = read_unscoped(&mut db, &[self.wallet], self.time_of_tick(now))
             .await
             .unwrap();
-        let wallet = &seen[&self.wallet];
+        let wallet = &wallets[&self.wallet];
         let coins = |amount: Usd| {
-            assert_eq!(amount.0 % COIN, 0);
-            amount.0 / COIN
+            assert_eq!(amount.0 % COIN_MICROS, 0);
+            amount.0 / COIN_MICROS
         };
+
         let mut grants = Vec::new();
         for grant in &self.grants {
             let (remaining, pinned): (Usd, Usd) =
@@ -399,6 +414,7 @@ impl<'a> Real<'a> {
                     .unwrap();
             grants.push((coins(remaining), coins(pinned)));
         }
+
         (
             coins(wallet.available()),
             coins(wallet.posted),
@@ -408,62 +424,66 @@ impl<'a> Real<'a> {
     }
 }
 
-async fn play(app: &App, n: u32, steps: &[Step]) -> Result<(), TestCaseError> {
-    let mut purse = Purse::default();
-    let mut real = Real::new(app, n).await;
+async fn run_steps(app: &App, n: u32, steps: &[WalletStep]) -> Result<(), TestCaseError> {
+    let mut model = WalletModel::default();
+    let mut real = DatabaseWallet::new(app, n).await;
+
     for step in steps {
         match *step {
-            Step::Grant {
+            WalletStep::Grant {
                 coins,
                 priority,
                 lasts,
             } => {
-                purse.grant(coins, priority, lasts);
-                real.grant(purse.now, coins, priority, lasts).await;
+                model.grant(coins, priority, lasts);
+                real.grant(model.now, coins, priority, lasts).await;
             }
-            Step::Hold { coins } => {
+            WalletStep::Hold { coins } => {
                 prop_assert_eq!(
-                    purse.hold(coins),
-                    real.hold(purse.now, coins).await,
+                    model.hold(coins),
+                    real.hold(model.now, coins).await,
                     "{:?}",
                     step
                 );
             }
-            Step::End { which, coins } => {
-                if which >= purse.calls.len() {
+            WalletStep::End { which, coins } => {
+                if which >= model.calls.len() {
                     continue;
                 }
-                purse.end(which, coins);
-                real.end(purse.now, which, coins).await;
+                model.end(which, coins);
+                real.end(model.now, which, coins).await;
             }
-            Step::Pass { ticks } => {
-                purse.now += ticks;
-                purse.sweep();
+            WalletStep::Pass { ticks } => {
+                model.now += ticks;
+                model.expire_coins();
             }
         }
         let expected = (
-            purse.available(),
-            purse.posted(),
-            purse.held(),
-            purse.grants(),
+            model.available(),
+            model.posted(),
+            model.held(),
+            model.grant_balances(),
         );
-        prop_assert_eq!(expected, real.picture(purse.now).await, "{:?}", step);
+        prop_assert_eq!(expected, real.state(model.now).await, "{:?}", step);
     }
+
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grants_are_spent_held_and_expire_as_coins_would() {
-    let app = idle_app(Usd::dollars(1)).await;
-    charge(&app, "0", "0.6").await;
-    // A call, so that there is a snapshot of these prices.
+async fn grants_behave_like_the_reference_model() {
+    let app = app_without_workers(Usd::dollars(1)).await;
+    set_prices(&app, "0", "0.6").await;
+
+    // A call creates the snapshot of these prices.
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
         phone_number(9999).trim_start_matches('+'),
         app.tenant.agent
     );
-    run(&app, "update agents set session_timeout_secs = 10").await;
+    execute_sql(&app, "update agents set session_timeout_secs = 10").await;
     app.post(&path, serde_json::json!({})).await.expect(202);
+
     let counter = Cell::new(0);
     let mut runner = TestRunner::new(Config {
         cases: 48,
@@ -471,10 +491,11 @@ async fn grants_are_spent_held_and_expire_as_coins_would() {
         ..Config::default()
     });
     let outcome = tokio::task::block_in_place(|| {
-        runner.run(&steps(), |steps| {
-            Handle::current().block_on(play(&app, next(&counter), &steps))
+        runner.run(&step_lists(), |steps| {
+            Handle::current().block_on(run_steps(&app, next_number(&counter), &steps))
         })
     });
+
     if let Err(failure) = outcome {
         panic!("{failure}");
     }

@@ -1,4 +1,4 @@
-//! Money is held before a call is dialled, and never more than there is.
+//! Holds: money is reserved before a call is dialled, within the balance and the monthly cap.
 
 use futures::stream;
 use futures::stream::StreamExt as _;
@@ -6,15 +6,16 @@ use peal_shared::platform::money::Usd;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{amount, charge, idle_app, payer, run};
+use super::{app_without_workers, execute_sql, paying_user, query_amount, set_prices};
 use crate::harness::app::{App, TEST_TIMEOUT, phone_number, send_request};
 use crate::harness::eventually;
 
-const HELD: &str = "select coalesce(sum(amount_micros), 0)::bigint from holds where state = 'open'";
+const SUM_HELD: &str =
+    "select coalesce(sum(amount_micros), 0)::bigint from holds where state = 'open'";
 
-/// Asks for so many direct calls at once; answers with how many were taken, and the refusals.
-async fn call_at_once(app: &App, calls: u32) -> (usize, Vec<Value>) {
-    // No more at once than may wait for their turn.
+/// Requests direct calls concurrently; returns the number of accepted calls, and the refusals.
+async fn request_calls_concurrently(app: &App, calls: u32) -> (usize, Vec<Value>) {
+    // At most as many concurrent requests as the API queues.
     let requests = stream::iter(0..calls).map(async |n| {
         let path = format!(
             "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
@@ -23,7 +24,7 @@ async fn call_at_once(app: &App, calls: u32) -> (usize, Vec<Value>) {
         );
         loop {
             let answer = send_request(app.request(Method::POST, &path).json(&json!({}))).await;
-            // Whoever was turned away because too many ask comes again.
+            // A shed request is sent again.
             if answer.status != StatusCode::SERVICE_UNAVAILABLE {
                 return answer;
             }
@@ -39,50 +40,52 @@ async fn call_at_once(app: &App, calls: u32) -> (usize, Vec<Value>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_holds_at_once_never_pass_what_the_wallet_has() {
-    let app = idle_app(Usd::dollars(10)).await;
+async fn concurrent_holds_do_not_exceed_the_balance() {
+    let app = app_without_workers(Usd::dollars(10)).await;
     // Three minutes of 0.054 a minute: 61 of them are 9.882.
-    let (taken, refused) = call_at_once(&app, 200).await;
+    let (taken, refused) = request_calls_concurrently(&app, 200).await;
     assert_eq!((taken, refused.len()), (61, 139));
     assert!(
         refused
             .iter()
-            .all(|why| why["code"] == "insufficient_credits")
+            .all(|refusal| refusal["code"] == "insufficient_credits")
     );
-    assert_eq!(amount(&app, HELD).await, Usd(9_882_000));
+    assert_eq!(query_amount(&app, SUM_HELD).await, Usd(9_882_000));
     app.verify().await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_holds_at_once_never_pass_the_monthly_cap() {
-    let app = idle_app(Usd::dollars(1000)).await;
-    charge(&app, "0.2", "0").await;
-    let (_, wallet) = payer(&app).await;
-    run(
+async fn concurrent_holds_do_not_exceed_the_monthly_cap() {
+    let app = app_without_workers(Usd::dollars(1000)).await;
+    set_prices(&app, "0.2", "0").await;
+    let (_, wallet) = paying_user(&app).await;
+    execute_sql(
         &app,
         &format!("update wallets set cap_micros = 50000000 where id = '{wallet}'"),
     )
     .await;
-    let (taken, refused) = call_at_once(&app, 500).await;
+    let (taken, refused) = request_calls_concurrently(&app, 500).await;
     assert_eq!((taken, refused.len()), (250, 250));
     assert!(
         refused
             .iter()
-            .all(|why| why["code"] == "monthly_cap_reached")
+            .all(|refusal| refusal["code"] == "monthly_cap_reached")
     );
-    assert_eq!(amount(&app, HELD).await, Usd::dollars(50));
-    // A month later there is a whole cap again; what was held counts in its own month.
-    run(
+    assert_eq!(query_amount(&app, SUM_HELD).await, Usd::dollars(50));
+
+    // A month later the cap is unused again; earlier holds count in their own month.
+    execute_sql(
         &app,
         "update wallets set cap_month = cap_month - interval '1 month'",
     )
     .await;
-    run(
+    execute_sql(
         &app,
         "update holds set cap_month = cap_month - interval '1 month'",
     )
     .await;
+
     let path = format!(
         "/api/call/create_call?phoneNumber=%2B{}&agent_id={}",
         phone_number(600).trim_start_matches('+'),
@@ -92,24 +95,24 @@ async fn five_hundred_holds_at_once_never_pass_the_monthly_cap() {
         .await
         .expect(202);
     let counted = "select cap_held_micros from wallets where cap_held_micros > 0";
-    assert_eq!(amount(&app, counted).await, Usd(200_000));
+    assert_eq!(query_amount(&app, counted).await, Usd(200_000));
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_never_sent_gives_its_money_back() {
+async fn the_hold_of_an_unsent_call_is_voided() {
     let app = App::start().await;
-    // No slot comes up for it.
-    run(&app, "update organizations set max_concurrent_calls = 0").await;
-    let (taken, _) = call_at_once(&app, 2).await;
+    // No call can start.
+    execute_sql(&app, "update organizations set max_concurrent_calls = 0").await;
+    let (taken, _) = request_calls_concurrently(&app, 2).await;
     assert_eq!(taken, 2);
-    assert_eq!(amount(&app, HELD).await, Usd(324_000));
-    run(
+    assert_eq!(query_amount(&app, SUM_HELD).await, Usd(324_000));
+    execute_sql(
         &app,
         "update calls set created_at = created_at - interval '16 minutes'",
     )
     .await;
-    let free = || async { amount(&app, HELD).await.is_zero() };
+    let free = || async { query_amount(&app, SUM_HELD).await.is_zero() };
     eventually("the holds are void", TEST_TIMEOUT, free).await;
     assert_eq!(app.count("select count(*) from charges").await, 0);
     let voided = "select count(*) from holds where state = 'voided'";
@@ -118,11 +121,11 @@ async fn a_call_that_is_never_sent_gives_its_money_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_customers_call_is_priced_on_its_resellers_terms() {
-    let app = idle_app(Usd::dollars(10)).await;
-    charge(&app, "0.1", "0").await;
+async fn a_customers_call_has_its_resellers_prices() {
+    let app = app_without_workers(Usd::dollars(10)).await;
+    set_prices(&app, "0.1", "0").await;
     let reseller = app.create_tenant("Reseller").await;
-    run(
+    execute_sql(
         &app,
         &format!(
             "update organizations
@@ -132,7 +135,7 @@ async fn a_customers_call_is_priced_on_its_resellers_terms() {
         ),
     )
     .await;
-    run(
+    execute_sql(
         &app,
         &format!(
             "update organizations set parent_org_id = '{}' where id = '{}'",
@@ -140,18 +143,21 @@ async fn a_customers_call_is_priced_on_its_resellers_terms() {
         ),
     )
     .await;
-    // The request's transaction is bound to the customer, who may not see the reseller.
-    let (taken, _) = call_at_once(&app, 1).await;
+
+    // The request's transaction is bound to the customer, which may not read the reseller.
+    let (taken, _) = request_calls_concurrently(&app, 1).await;
     assert_eq!(taken, 1);
-    assert_eq!(amount(&app, HELD).await, Usd(150_000));
+    assert_eq!(query_amount(&app, SUM_HELD).await, Usd(150_000));
+
     let call = sqlx::query_scalar("select call_id from holds")
         .fetch_one(&app.context.pool)
         .await
         .unwrap();
-    super::end(&app, call, 10).await;
+    super::end_call(&app, call, 10).await;
     app.settle().await;
     let earned =
         "select coalesce(sum(amount_micros), 0)::bigint from ledger_entries where entry_type = ";
+
     for (entry, micros) in [
         ("markup", 50_000),
         ("commission", 10_000),

@@ -4,7 +4,7 @@ use peal_api::cli::admin::AdminRole;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::auth::login::{Person, quiet, with_token};
+use crate::auth::login::{SessionUser, send_with_token, without_workers};
 use crate::harness::app::TEST_TIMEOUT;
 use crate::harness::eventually;
 
@@ -12,11 +12,11 @@ const FLAGS: &str = "/api/v1/feature-flags";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disabled_feature_is_closed_to_sessions_and_keys() {
-    let mut app = quiet().await;
+    let mut app = without_workers().await;
     let (other, _) = app.start_api(|_| {}).await;
     let app = app;
-    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let admin = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
 
     let all_on = json!({"outbound": true, "call_analytics": true, "call_logs": true});
     assert_eq!(bob.get(&format!("{FLAGS}/me")).await.expect(200), all_on);
@@ -27,7 +27,7 @@ async fn a_disabled_feature_is_closed_to_sessions_and_keys() {
     assert_eq!(off.expect(200)["outbound"], false);
 
     let mine = "/api/v1/batch-call/me";
-    let refused = with_token(&other, &bob.token, Method::GET, mine, None)
+    let refused = send_with_token(&other, &bob.token, Method::GET, mine, None)
         .await
         .expect(403);
     assert_eq!(
@@ -78,11 +78,11 @@ async fn a_disabled_feature_is_closed_to_sessions_and_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_administrators_set_flags_and_unknown_flags_are_refused() {
-    let app = quiet().await;
-    let admin = Person::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
-    let bob = Person::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
-    let eve = Person::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
-    let root = Person::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
+    let app = without_workers().await;
+    let admin = SessionUser::new(&app, "ada@example.com", "Acme", AdminRole::OrgAdmin).await;
+    let bob = SessionUser::new(&app, "bob@example.com", "Acme", AdminRole::User).await;
+    let eve = SessionUser::new(&app, "eve@example.com", "Other", AdminRole::OrgAdmin).await;
+    let root = SessionUser::new(&app, "root@example.com", "Platform", AdminRole::SuperAdmin).await;
 
     let bobs = format!("{FLAGS}/{}", bob.id);
     for wrong in [
@@ -104,7 +104,7 @@ async fn only_administrators_set_flags_and_unknown_flags_are_refused() {
     eve.send(Method::PUT, &bobs, on.clone()).await.expect(404);
     eve.get(&bobs).await.expect(404);
 
-    let above = Person::new(&app, "top@example.com", "Acme", AdminRole::SuperAdmin).await;
+    let above = SessionUser::new(&app, "top@example.com", "Acme", AdminRole::SuperAdmin).await;
     let refused = admin
         .send(Method::PUT, &format!("{FLAGS}/{}", above.id), on.clone())
         .await

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use sqlx::{Connection as _, PgConnection};
 
-use crate::auth::login::quiet;
+use crate::auth::login::without_workers;
 use crate::harness::app::{ApiClient, TEST_TIMEOUT, send_request};
 use crate::harness::eventually;
 
@@ -25,7 +25,7 @@ async fn wait_until_ready(client: &ApiClient) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_with_a_role_that_bypasses_row_level_security_is_not_ready() {
-    let mut app = quiet().await;
+    let mut app = without_workers().await;
     wait_until_ready(&app).await;
 
     let (owner, admin) = (app.database_url().to_owned(), app.database_url().to_owned());

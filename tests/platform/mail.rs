@@ -1,4 +1,4 @@
-//! Mail: one message per thing, however often its job `send_email` runs.
+//! Mail: one message per subject, however often its job `send_email` runs.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,34 +24,34 @@ use crate::harness::app::connect;
 use crate::harness::db::{TestDatabase, fresh_database};
 use crate::harness::eventually;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const MAIL_TIMEOUT: Duration = Duration::from_secs(60);
 
-struct Directory(PathBuf);
+struct MailDirectory(PathBuf);
 
-impl Directory {
+impl MailDirectory {
     fn new() -> Self {
         Self(std::env::temp_dir().join(format!("mail-{}", JobId::new())))
     }
 
-    fn mail(&self) -> PathBuf {
+    fn mail_path(&self) -> PathBuf {
         self.0.join("mail")
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        match std::fs::read_dir(self.mail()) {
+        match std::fs::read_dir(self.mail_path()) {
             Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
             Err(_) => Vec::new(),
         }
     }
 }
 
-impl Drop for Directory {
+impl Drop for MailDirectory {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-async fn organization(db: &TestDatabase) -> OrgId {
+async fn create_organization(db: &TestDatabase) -> OrgId {
     let org = OrgId::new();
     sqlx::query("insert into organizations (id, name) values ($1, 'Acme')")
         .bind(org)
@@ -61,7 +61,9 @@ async fn organization(db: &TestDatabase) -> OrgId {
     org
 }
 
-fn work(context: Arc<Context>) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
+fn start_mail_workers(
+    context: Arc<Context>,
+) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
     let queues = QueueRuntime {
         pool: context.pool.clone(),
         wakeups: context.wakeups.clone(),
@@ -75,12 +77,12 @@ fn work(context: Arc<Context>) -> (CancellationToken, JoinHandle<anyhow::Result<
     (shutdown, workers)
 }
 
-/// A mail server that knows no `gone@` until it is told to, puts off the first message to anybody
-/// else, and keeps what it was sent.
+/// A mail server that refuses `gone@` until it accepts all addresses, defers the first message to any
+/// other address, and stores received messages.
 struct MailServer {
     url: String,
     received: Arc<Mutex<Vec<String>>>,
-    knows_all: Arc<AtomicBool>,
+    accepts_all: Arc<AtomicBool>,
 }
 
 impl MailServer {
@@ -88,38 +90,45 @@ impl MailServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("smtp://{}", listener.local_addr().unwrap());
         let received: Arc<Mutex<Vec<String>>> = Arc::default();
-        let put_off: Arc<AtomicBool> = Arc::default();
+        let has_deferred: Arc<AtomicBool> = Arc::default();
         let knows_all: Arc<AtomicBool> = Arc::default();
-        let (inbox, everybody) = (Arc::clone(&received), Arc::clone(&knows_all));
+        let (messages, accepts_all) = (Arc::clone(&received), Arc::clone(&knows_all));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (put_off, everybody) = (Arc::clone(&put_off), Arc::clone(&everybody));
-                tokio::spawn(converse(stream, put_off, everybody, Arc::clone(&inbox)));
+                let (has_deferred, accepts_all) =
+                    (Arc::clone(&has_deferred), Arc::clone(&accepts_all));
+                tokio::spawn(serve_connection(
+                    stream,
+                    has_deferred,
+                    accepts_all,
+                    Arc::clone(&messages),
+                ));
             }
         });
         Self {
             url,
             received,
-            knows_all,
+            accepts_all: knows_all,
         }
     }
 }
 
-async fn converse(
+async fn serve_connection(
     stream: TcpStream,
-    put_off: Arc<AtomicBool>,
-    knows_all: Arc<AtomicBool>,
+    has_deferred: Arc<AtomicBool>,
+    accepts_all: Arc<AtomicBool>,
     received: Arc<Mutex<Vec<String>>>,
 ) -> std::io::Result<()> {
     let (input, mut output) = stream.into_split();
     let mut lines = BufReader::new(input).lines();
     output.write_all(b"220 localhost\r\n").await?;
+
     while let Some(line) = lines.next_line().await? {
         let reply = match line.get(..4).unwrap_or_default() {
-            "RCPT" if line.contains("gone@") && !knows_all.load(Ordering::SeqCst) => {
+            "RCPT" if line.contains("gone@") && !accepts_all.load(Ordering::SeqCst) => {
                 "550 no such mailbox"
             }
-            "RCPT" if !put_off.swap(true, Ordering::SeqCst) => "451 try later",
+            "RCPT" if !has_deferred.swap(true, Ordering::SeqCst) => "451 try later",
             "DATA" => {
                 output.write_all(b"354 go on\r\n").await?;
                 let mut text = String::new();
@@ -138,6 +147,7 @@ async fn converse(
         };
         output.write_all(format!("{reply}\r\n").as_bytes()).await?;
     }
+
     Ok(())
 }
 
@@ -152,8 +162,8 @@ fn message(org: OrgId, subject_id: Uuid) -> NewEmail<'static> {
     }
 }
 
-/// The text that is kept of a message to somebody, and whether it was given up.
-async fn kept(db: &TestDatabase, to: &str) -> (String, bool) {
+/// Stored text of the message to an address, and true when the message was given up.
+async fn stored_text(db: &TestDatabase, to: &str) -> (String, bool) {
     sqlx::query_as(
         "select body, failed_at is not null
          from emails
@@ -169,14 +179,14 @@ async fn kept(db: &TestDatabase, to: &str) -> (String, bool) {
 #[tokio::test]
 async fn a_message_is_written_once_and_survives_three_redeliveries() {
     let db = fresh_database().await;
-    let org = organization(&db).await;
-    let directory = Directory::new();
+    let org = create_organization(&db).await;
+    let directory = MailDirectory::new();
     let context = connect(&db, "http://127.0.0.1:1", &directory.0, |settings| {
         settings.mail_from = "Peal <peal@example.org>".to_owned();
     })
     .await;
     let bells = context.wakeups.clone();
-    let (shutdown, workers) = work(context);
+    let (shutdown, workers) = start_mail_workers(context);
 
     let subject = JobId::new().0;
     let mut connection = db.pool.acquire().await.unwrap();
@@ -193,20 +203,20 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
             .await
             .unwrap()
     };
-    eventually("it is sent", PATIENCE, done).await;
+    eventually("it is sent", MAIL_TIMEOUT, done).await;
     let (id, first_sent): (EmailId, chrono::DateTime<chrono::Utc>) =
         sqlx::query_as("select id, sent_at from emails")
             .fetch_one(&db.pool)
             .await
             .unwrap();
-    let path = directory.mail().join(format!("{id}.eml"));
+    let path = directory.mail_path().join(format!("{id}.eml"));
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(&format!("Message-ID: <{id}@example.org>")));
     assert!(text.contains("Fetch it within a day."));
 
     for round in 0..3 {
         if round == 2 {
-            // As after a crash between sending and remembering it: the same file once more.
+            // As after a crash between sending and recording: the same file is written again.
             sqlx::query("update emails set sent_at = null, body = 'Fetch it within a day.'")
                 .execute(&db.pool)
                 .await
@@ -219,7 +229,7 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
             .await
             .unwrap();
         bells.notify_job(&job);
-        eventually("it is delivered again", PATIENCE, done).await;
+        eventually("it is delivered again", MAIL_TIMEOUT, done).await;
         assert_eq!(directory.files(), std::slice::from_ref(&path));
         let expected = if round == 2 {
             text.as_str()
@@ -233,15 +243,18 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
         .await
         .unwrap();
     assert!(resent > first_sent);
-    assert_eq!(kept(&db, "ada@example.com").await, (String::new(), false));
+    assert_eq!(
+        stored_text(&db, "ada@example.com").await,
+        (String::new(), false)
+    );
     shutdown.cancel();
     workers.await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn an_address_that_is_none_is_refused_before_anything_is_written() {
+async fn an_invalid_address_is_refused_before_any_write() {
     let db = fresh_database().await;
-    let org = organization(&db).await;
+    let org = create_organization(&db).await;
     let mut connection = db.pool.acquire().await.unwrap();
     let email = NewEmail {
         to: "nobody",
@@ -259,16 +272,17 @@ async fn an_address_that_is_none_is_refused_before_anything_is_written() {
 #[tokio::test]
 async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_retried() {
     let db = fresh_database().await;
-    let org = organization(&db).await;
+    let org = create_organization(&db).await;
     let server = MailServer::start().await;
-    let directory = Directory::new();
+    let directory = MailDirectory::new();
     let context = connect(&db, "http://127.0.0.1:1", &directory.0, |settings| {
         settings.mail_from = "Peal <peal@example.org>".to_owned();
         settings.smtp_url = Some(server.url.clone());
     })
     .await;
     let (bells, bells_again) = (context.wakeups.clone(), context.wakeups.clone());
-    let (shutdown, workers) = work(context);
+    let (shutdown, workers) = start_mail_workers(context);
+
     let mut connection = db.pool.acquire().await.unwrap();
     let mut send = async |to: &'static str| {
         let email = NewEmail {
@@ -288,33 +302,43 @@ async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_retried() 
                 .await
                 .unwrap()
         };
-        eventually("it ends", PATIENCE, || async {
+        eventually("it ends", MAIL_TIMEOUT, || async {
             ["done", "dead"].contains(&state().await.0.as_str())
         })
         .await;
         state().await
     };
 
-    let put_off = send("ada@example.com").await;
+    let deferred = send("ada@example.com").await;
     let refused = send("gone@example.com").await;
     assert_eq!(ended(refused.id).await, ("dead".into(), 1));
-    assert_eq!(ended(put_off.id).await, ("done".into(), 2));
+    assert_eq!(ended(deferred.id).await, ("done".into(), 2));
 
     let mut connection = db.pool.acquire().await.unwrap();
     let dead = queue::dead_jobs(&mut connection, 1).await.unwrap();
     let why = dead[0].why.clone().unwrap();
     assert!(why.contains("550") && !why.contains('@'), "{why}");
-    // Nobody needs the text of what was sent; what was refused may be sent yet.
+    // The text of a sent message is deleted; a refused one may still be sent.
     let text = "Fetch it within a day.".to_owned();
-    assert_eq!(kept(&db, "ada@example.com").await, (String::new(), false));
-    assert_eq!(kept(&db, "gone@example.com").await, (text.clone(), false));
-    server.knows_all.store(true, Ordering::SeqCst);
+    assert_eq!(
+        stored_text(&db, "ada@example.com").await,
+        (String::new(), false)
+    );
+    assert_eq!(
+        stored_text(&db, "gone@example.com").await,
+        (text.clone(), false)
+    );
+
+    server.accepts_all.store(true, Ordering::SeqCst);
     let again = queue::retry_dead_job(&mut connection, refused.id)
         .await
         .unwrap();
     bells_again.notify_job(&again);
     assert_eq!(ended(refused.id).await, ("done".into(), 1));
-    assert_eq!(kept(&db, "gone@example.com").await, (String::new(), false));
+    assert_eq!(
+        stored_text(&db, "gone@example.com").await,
+        (String::new(), false)
+    );
     let received = server.received.lock().unwrap().clone();
     assert_eq!(received.len(), 2);
     assert!(received.iter().all(|message| message.contains(&text)));
@@ -323,10 +347,10 @@ async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_retried() 
 }
 
 #[tokio::test]
-async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
+async fn old_texts_are_purged() {
     let db = fresh_database().await;
-    let org = organization(&db).await;
-    let directory = Directory::new();
+    let org = create_organization(&db).await;
+    let directory = MailDirectory::new();
     let context = connect(&db, "http://127.0.0.1:1", &directory.0, |_| {}).await;
     let mut connection = db.pool.acquire().await.unwrap();
     let mut written = Vec::new();
@@ -353,29 +377,41 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
     .execute(&mut *connection)
     .await
     .unwrap();
-    // As a process of the version before leaves it.
+
+    // State left by a process of the previous version.
     sqlx::query("update emails set sent_at = now() where to_address = 'sent@example.com'")
         .execute(&mut *connection)
         .await
         .unwrap();
+
     let text = "Fetch it within a day.".to_owned();
-    let forget = async |days| {
+    let purge_after_days = async |days| {
         let mut connection = db.pool.acquire().await.unwrap();
         let now = context.clock.now() + TimeDelta::days(days);
         mail::purge_unsent_unscoped(&mut connection, now).await
     };
-    assert_eq!(forget(6).await.unwrap(), 0);
-    assert_eq!(kept(&db, "dead@example.com").await, (text.clone(), false));
-    assert_eq!(kept(&db, "sent@example.com").await, (String::new(), false));
-    assert_eq!(forget(8).await.unwrap(), 1);
-    assert_eq!(kept(&db, "waiting@example.com").await, (text, false));
-    assert_eq!(kept(&db, "dead@example.com").await, (String::new(), true));
 
-    // Whoever retries it later learns that there is nothing to send.
-    let _unrung = queue::retry_dead_job(&mut connection, written[1].id)
+    assert_eq!(purge_after_days(6).await.unwrap(), 0);
+    assert_eq!(
+        stored_text(&db, "dead@example.com").await,
+        (text.clone(), false)
+    );
+    assert_eq!(
+        stored_text(&db, "sent@example.com").await,
+        (String::new(), false)
+    );
+    assert_eq!(purge_after_days(8).await.unwrap(), 1);
+    assert_eq!(stored_text(&db, "waiting@example.com").await, (text, false));
+    assert_eq!(
+        stored_text(&db, "dead@example.com").await,
+        (String::new(), true)
+    );
+
+    // A later retry fails because the text is gone.
+    let _unsent_wakeup = queue::retry_dead_job(&mut connection, written[1].id)
         .await
         .unwrap();
-    let (shutdown, workers) = work(context);
+    let (shutdown, workers) = start_mail_workers(context);
     let ended = || async {
         sqlx::query_scalar::<_, i64>("select count(*) from jobs where state in ('done', 'dead')")
             .fetch_one(&db.pool)
@@ -383,7 +419,7 @@ async fn a_text_is_forgotten_after_days_unless_its_job_is_still_to_run() {
             .unwrap()
             == 3
     };
-    eventually("all jobs end", PATIENCE, ended).await;
+    eventually("all jobs end", MAIL_TIMEOUT, ended).await;
     let dead = queue::dead_jobs(&mut connection, 5).await.unwrap();
     assert_eq!(dead.len(), 1);
     let why = dead[0].why.clone().unwrap();

@@ -1,4 +1,4 @@
-//! What operators see is what happened.
+//! Metrics: counters and gauges match the carrier's log and the database.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -13,41 +13,41 @@ use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, carrier_where_all_answe
 use crate::harness::eventually;
 use crate::harness::scrape::{MetricsServer, MetricsSnapshot, serve_metrics};
 
-fn whole(count: u64) -> f64 {
+fn to_f64(count: u64) -> f64 {
     u32::try_from(count).expect("a small number").into()
 }
 
-async fn counted(app: &App, sql: &'static str) -> f64 {
-    whole(u64::try_from(app.count(sql).await).expect("a count"))
+async fn count_rows(app: &App, sql: &'static str) -> f64 {
+    to_f64(u64::try_from(app.count(sql).await).expect("a count"))
 }
 
-/// Reads until what is shown will do.
-async fn read_until(
+/// Scrapes until a condition holds.
+async fn scrape_until(
     shown: &MetricsServer,
-    what: &str,
-    will_do: impl Fn(&MetricsSnapshot) -> bool,
+    description: &str,
+    condition: impl Fn(&MetricsSnapshot) -> bool,
 ) -> MetricsSnapshot {
     let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
-        let seen = shown.scrape().await;
-        if will_do(&seen) {
-            return seen;
+        let metrics = shown.scrape().await;
+        if condition(&metrics) {
+            return metrics;
         }
-        let text = &seen.text;
-        assert!(Instant::now() < deadline, "not yet: {what}\n{text}");
+        let text = &metrics.text;
+        assert!(Instant::now() < deadline, "not yet: {description}\n{text}");
         sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Whether everything was seen that is looked up and not counted: a look gives up soon.
-fn is_looked_up(seen: &MetricsSnapshot) -> bool {
+/// True when all sampled values are present; sampling a busy database times out.
+fn has_samples(seen: &MetricsSnapshot) -> bool {
     seen.get("peal_sample_up") == Some(1.0)
         && seen.get("peal_redis_up") == Some(1.0)
         && seen.sum("peal_database_wait_seconds_count", &["pool=\"main\""]) > 0.0
 }
 
-/// A campaign with bad weather, over by the time this returns.
-async fn campaign() -> App {
+/// An app with a completed campaign whose carrier failed some requests.
+async fn completed_campaign() -> App {
     let mut carrier = carrier_where_all_answer();
     carrier.behavior.mix = peal_simulator::OutcomeMix::default();
     let app = App::start_with(AppOptions {
@@ -69,25 +69,25 @@ async fn campaign() -> App {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_counts_what_the_carrier_and_the_database_saw() {
-    let app = campaign().await;
+async fn worker_metrics_match_the_carrier_and_the_database() {
+    let app = completed_campaign().await;
     let shown = serve_metrics(&app.worker_contexts[0]).await;
     let oracle = app.carrier.oracle();
-    let events = counted(&app, "select count(*) from call_events").await;
-    let ends = counted(&app, "select count(outcome) from calls").await;
-    // A worker counts behind its commits, and nobody waits for that but this.
+    let events = count_rows(&app, "select count(*) from call_events").await;
+    let ends = count_rows(&app, "select count(outcome) from calls").await;
+    // A worker counts after its commits, so wait for the counters.
     let has_counted = |seen: &MetricsSnapshot| {
-        is_looked_up(seen)
-            && seen.sum("peal_dials_total", &[]) == whole(oracle.creates)
+        has_samples(seen)
+            && seen.sum("peal_dials_total", &[]) == to_f64(oracle.creates)
             && seen.sum("peal_applied_events_sum", &[]) == events
             && seen.sum("peal_calls_ended_total", &[]) == ends
     };
-    let seen = read_until(&shown, "all is counted", has_counted).await;
+    let seen = scrape_until(&shown, "all is counted", has_counted).await;
 
     let trunk = format!("trunk=\"{}\"", app.tenant.trunk);
     let dials = |result: &str| seen.sum("peal_dials_total", &[&trunk, result]);
-    let verdict = |word: &str| whole(oracle.verdicts.get(word).copied().unwrap_or(0));
-    assert_eq!(dials(""), whole(oracle.creates));
+    let verdict = |name: &str| to_f64(oracle.verdicts.get(name).copied().unwrap_or(0));
+    assert_eq!(dials(""), to_f64(oracle.creates));
     assert_eq!(dials("accepted"), verdict("accepted"));
     assert_eq!(dials("unknown"), verdict("accepted_then_dropped"));
     assert_eq!((dials("unknown"), dials("deferred")), (1.0, 2.0));
@@ -104,7 +104,7 @@ async fn a_worker_counts_what_the_carrier_and_the_database_saw() {
     for (outcome, calls) in outcomes {
         let label = format!("outcome=\"{outcome}\"");
         let ended = seen.sum("peal_calls_ended_total", &[&label]);
-        assert_eq!(ended, whole(calls.unsigned_abs()), "{label}");
+        assert_eq!(ended, to_f64(calls.unsigned_abs()), "{label}");
     }
 
     let used = dials("");
@@ -115,7 +115,7 @@ async fn a_worker_counts_what_the_carrier_and_the_database_saw() {
     assert!((used..=used + burned).contains(&late), "{late}");
     let in_time = seen.sum("peal_slot_lateness_seconds_bucket", &["le=\"0.01\""]);
     assert!(in_time <= late && in_time >= used - 1.0, "{in_time}");
-    let claimed = counted(&app, "select sum(submit_count)::bigint from calls").await;
+    let claimed = count_rows(&app, "select sum(submit_count)::bigint from calls").await;
     assert_eq!(seen.sum("peal_claimed_calls_sum", &[]), claimed);
 
     assert_eq!(seen.get("peal_events_unapplied"), Some(0.0));
@@ -130,8 +130,8 @@ async fn a_worker_counts_what_the_carrier_and_the_database_saw() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_counts_what_carriers_and_users_asked() {
-    let app = campaign().await;
+async fn api_metrics_match_the_requests() {
+    let app = completed_campaign().await;
     let path = "/callbacks/{trunk}/{call}/{token}/answer";
     let (trunk, call): (
         peal_shared::platform::ids::TrunkId,
@@ -146,18 +146,20 @@ async fn an_api_counts_what_carriers_and_users_asked() {
     assert_eq!(refused.status, StatusCode::FORBIDDEN, "{}", refused.text);
 
     let seen = serve_metrics(&app.context).await.scrape().await;
+
     let oracle = app.carrier.oracle();
     let callbacks = |kind: &str, status: &str| {
         let (kind, status) = (format!("kind=\"{kind}\""), format!("status=\"{status}\""));
         seen.sum("peal_callback_seconds_count", &[&kind, &status])
     };
-    assert_eq!(callbacks("status", "2xx"), whole(oracle.callbacks.sent));
-    assert_eq!(callbacks("answer", "2xx"), whole(oracle.documents.answers));
+    assert_eq!(callbacks("status", "2xx"), to_f64(oracle.callbacks.sent));
+    assert_eq!(callbacks("answer", "2xx"), to_f64(oracle.documents.answers));
     assert_eq!(callbacks("answer", "4xx"), 1.0);
     assert_eq!(
         seen.get("peal_callback_signatures_refused_total"),
         Some(1.0)
     );
+
     let route = format!("route=\"{path}\"");
     let of_route = seen.sum("peal_http_requests_total", &[&route]);
     assert_eq!(of_route, callbacks("answer", "2xx") + 1.0);
@@ -167,14 +169,14 @@ async fn an_api_counts_what_carriers_and_users_asked() {
     let appended = "select count(*) from call_events where source in ('callback', 'answer')";
     assert_eq!(
         seen.sum("peal_appended_events_sum", &[]),
-        counted(&app, appended).await
+        count_rows(&app, appended).await
     );
     assert_eq!(seen.sum("peal_http_shed_total", &[]), 0.0);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_is_seen_and_a_stuck_database_hides_nothing_else() {
+async fn queues_are_shown_and_a_locked_table_hides_only_its_sample() {
     let mut app = App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
@@ -184,7 +186,7 @@ async fn what_waits_is_seen_and_a_stuck_database_hides_nothing_else() {
     app.add_people(&batch, 1).await;
     app.start_batch(&batch).await;
     let shown = serve_metrics(&app.context).await;
-    let seen = read_until(&shown, "the database is looked at", is_looked_up).await;
+    let seen = scrape_until(&shown, "the database is looked at", has_samples).await;
     let ready = "peal_queue_jobs{queue=\"control\",state=\"ready\"}";
     assert_eq!(seen.get(ready), Some(1.0), "{}", seen.text);
     assert!(seen.get("peal_queue_oldest_seconds{queue=\"control\"}") > Some(0.0));
@@ -193,6 +195,7 @@ async fn what_waits_is_seen_and_a_stuck_database_hides_nothing_else() {
     app.wait_for_status(&batch, "completed").await;
     app.drain().await;
     app.stop_workers().await;
+
     let mut lock = app.context.callback_pool.begin().await.unwrap();
     sqlx::query("set local idle_in_transaction_session_timeout = 0")
         .execute(&mut *lock)
@@ -202,33 +205,37 @@ async fn what_waits_is_seen_and_a_stuck_database_hides_nothing_else() {
         .execute(&mut *lock)
         .await
         .unwrap();
-    // Each answer comes while the lock is held.
-    let hidden = || async {
+
+    // Every scrape succeeds while the lock is held.
+    let sample_is_gone = || async {
         let scrape = timeout(TEST_TIMEOUT, shown.scrape()).await;
         let seen = scrape.expect("an answer in spite of the lock");
         assert!(seen.sum("peal_http_requests_total", &[]) > 0.0);
         seen.get("peal_sample_up") == Some(0.0) && seen.get(ready).is_none()
     };
-    eventually("the sample is gone", TEST_TIMEOUT, hidden).await;
+    eventually("the sample is gone", TEST_TIMEOUT, sample_is_gone).await;
+
     lock.rollback().await.unwrap();
-    let back = || async { shown.scrape().await.get("peal_sample_up") == Some(1.0) };
-    eventually("the sample is back", TEST_TIMEOUT, back).await;
+    let sample_is_back = || async { shown.scrape().await.get("peal_sample_up") == Some(1.0) };
+    eventually("the sample is back", TEST_TIMEOUT, sample_is_back).await;
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_readme_and_the_dashboard_name_what_is_shown_and_nothing_else() {
-    let app = campaign().await;
+async fn the_readme_and_the_dashboard_name_exactly_the_exported_metrics() {
+    let app = completed_campaign().await;
     let mut shown: BTreeMap<String, String> = BTreeMap::new();
+
     for context in [&app.context, &app.worker_contexts[0]] {
         let page = serve_metrics(context).await;
-        let seen = read_until(&page, "everything is looked up", is_looked_up).await;
+        let seen = scrape_until(&page, "everything is looked up", has_samples).await;
         let types = seen.text.lines().filter_map(|line| {
             let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
             Some((name.to_owned(), kind.to_owned()))
         });
         shown.extend(types);
     }
+
     app.finish().await;
     let series: BTreeSet<String> = shown
         .iter()
@@ -240,13 +247,15 @@ async fn the_readme_and_the_dashboard_name_what_is_shown_and_nothing_else() {
             _ => vec![name.clone()],
         })
         .collect();
+
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read = |path: &str| std::fs::read_to_string(root.join(path)).expect(path);
+
     let (dashboard, readme) = (read("deploy/grafana/peal.json"), read("deploy/README.md"));
     for text in [&dashboard, &readme] {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let names = words.filter(|word| {
-            // An API key in an example and the roles in the database begin alike.
+            // API keys in examples and database roles have the same prefix.
             word.starts_with("peal_")
                 && !word.starts_with("peal_live_")
                 && !["peal_system", "peal_tenant"].contains(word)
@@ -254,13 +263,14 @@ async fn the_readme_and_the_dashboard_name_what_is_shown_and_nothing_else() {
         let unknown: Vec<_> = names.filter(|name| !series.contains(*name)).collect();
         assert!(unknown.is_empty(), "named but not shown: {unknown:?}");
     }
+
     for (name, kind) in &shown {
         let total = if kind == "counter" { "_total" } else { "" };
         let short = name.trim_start_matches("peal_trunk");
-        let told = [format!("`{name}{total}`"), format!("`{short}`")];
+        let names = [format!("`{name}{total}`"), format!("`{short}`")];
         assert!(
-            told.iter().any(|name| readme.contains(name)),
-            "the readme does not tell of {name}"
+            names.iter().any(|name| readme.contains(name)),
+            "the readme does not name {name}"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! Calls under HIPAA: what they were told is used, shown to nobody, and not recorded; and that
-//! stays so.
+//! Calls under HIPAA: their variables are used in the call, but never shown or recorded, even after
+//! the flag is removed.
 
 use peal_shared::access::Role;
 use peal_simulator::SecondsRange;
@@ -14,13 +14,13 @@ use crate::harness::document::Document;
 use crate::harness::eventually;
 use crate::harness::members::{create_member, jwt_for_email, send_as};
 
-const BATCHES: &str = "/api/v1/batch-call";
-/// What somebody is told that nobody else may read.
+const BATCHES_PATH: &str = "/api/v1/batch-call";
+/// Marker inside private values.
 const CANARY: &str = "Canary";
-/// Where people's values are, and what was said to them.
-const KEPT: [&str; 3] = ["batch_data", "calls", "call_turns"];
+/// Tables that may hold private values.
+const PRIVATE_TABLES: [&str; 3] = ["batch_data", "calls", "call_turns"];
 
-/// Ways to ask: by key, and in a session of either kind of administrator.
+/// Credentials of viewers: an API key, and sessions of both kinds of administrator.
 async fn viewers(app: &App) -> Vec<(&'static str, String)> {
     let mut viewers = vec![("x-api-key", app.tenant.api_key.clone())];
     for (email, role) in [
@@ -34,48 +34,55 @@ async fn viewers(app: &App) -> Vec<(&'static str, String)> {
     viewers
 }
 
-/// Everything that can be read of a batch and a call, by path: whether it was read, and whether
-/// the canary is in it.
-async fn read_everything(app: &App, things: &[(&str, String)]) -> Vec<(String, bool, bool)> {
+/// Reads every GET operation of a batch and a call; returns the path, true when it was readable, and
+/// true when the response contains the canary.
+async fn read_everything(app: &App, path_ids: &[(&str, String)]) -> Vec<(String, bool, bool)> {
     let document = Document::current();
     let viewers = viewers(app).await;
+
     let mut read = Vec::new();
     for operation in document.operations() {
         if operation.method != Method::GET {
             continue;
         }
         let mut path = operation.path.to_owned();
-        for (name, value) in things {
+        for (name, value) in path_ids {
             path = path.replace(&format!("{{{name}}}"), value);
         }
         if path.contains('{') {
             continue;
         }
+
         let queries = operation.parameters("query").into_iter();
         let queries = queries.filter_map(|parameter| {
             let name = parameter["name"].as_str()?;
-            things.iter().find(|(known, _)| *known == name)
+            path_ids.iter().find(|(known, _)| *known == name)
         });
         let queries: Vec<_> = queries.collect();
         for (header, value) in &viewers {
             let request = app.anonymous(Method::GET, &path).header(*header, value);
-            let told = send_request(request.query(&queries)).await;
-            assert_ne!(told.status, StatusCode::INTERNAL_SERVER_ERROR, "{path}");
-            let holds = told.text.contains(CANARY);
-            read.push((operation.path.to_owned(), told.status == 200, holds));
+            let response = send_request(request.query(&queries)).await;
+            assert_ne!(response.status, StatusCode::INTERNAL_SERVER_ERROR, "{path}");
+            let has_canary = response.text.contains(CANARY);
+            read.push((
+                operation.path.to_owned(),
+                response.status == 200,
+                has_canary,
+            ));
         }
     }
+
     read
 }
 
-async fn is_hidden(app: &App, things: &[(&str, String)]) {
-    let read = read_everything(app, things).await;
+async fn assert_hidden(app: &App, path_ids: &[(&str, String)]) {
+    let read = read_everything(app, path_ids).await;
     let shown: Vec<&String> = read
         .iter()
-        .filter(|(_, _, holds)| *holds)
+        .filter(|(_, _, has_canary)| *has_canary)
         .map(|(path, ..)| path)
         .collect();
-    assert!(shown.is_empty(), "{shown:?} tell it");
+    assert!(shown.is_empty(), "{shown:?} show it");
     for path in [
         "/api/call/{call_id}",
         "/api/v1/batch-call/{batch_id}/data",
@@ -87,15 +94,16 @@ async fn is_hidden(app: &App, things: &[(&str, String)]) {
         "/api/v1/billing/exports/{export_id}/download",
     ] {
         assert!(
-            read.iter().any(|(read, done, _)| *done && read == path),
+            read.iter()
+                .any(|(read, readable, _)| *readable && read == path),
             "{path} was not read"
         );
     }
 }
 
-/// Calls three people of a batch, and one directly, all of whom are told the canary; one line of
-/// the file is refused.
-async fn campaign(app: &App, first: u32) -> Vec<(&'static str, String)> {
+/// Places three calls of a batch and a direct one, all with the canary in a variable; one line of the
+/// file is rejected.
+async fn run_private_campaign(app: &App, first: u32) -> Vec<(&'static str, String)> {
     let batch = app.create_batch(json!({})).await;
     let mut csv = String::from("to_phonenumber,name\n");
     for n in first..first + 3 {
@@ -107,6 +115,7 @@ async fn campaign(app: &App, first: u32) -> Vec<(&'static str, String)> {
     ));
     let uploaded = app.upload(&batch, &csv).await;
     assert_eq!(uploaded["failed"], 1, "{uploaded}");
+
     app.start_batch(&batch).await;
     let to = phone_number(first + 4).replace('+', "%2B");
     let path = format!(
@@ -120,15 +129,17 @@ async fn campaign(app: &App, first: u32) -> Vec<(&'static str, String)> {
     let path = format!("/api/call/{call}");
     let over = || async { app.get(&path).await.expect(200)["status"] == "final" };
     eventually("the direct call is over", TEST_TIMEOUT, over).await;
-    // Then its last callbacks are on their way.
+
+    // Applies the last callbacks.
     app.drain().await;
     let me = app.get("/api/v1/me").await.expect(200);
     let user = me["user_id"].as_str().expect("an id").to_owned();
-    let (export, token) = export(app, &user).await;
+    let (export, token) = create_export(app, &user).await;
     let ingest = uploaded["ingest_id"]
         .as_str()
         .expect("an ingest")
         .to_owned();
+
     vec![
         ("batch_id", batch),
         ("ingest_id", ingest),
@@ -142,8 +153,8 @@ async fn campaign(app: &App, first: u32) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// A usage export that is there, and the token of its link.
-async fn export(app: &App, user: &str) -> (String, String) {
+/// Creates a usage export; returns its id and the token of its link.
+async fn create_export(app: &App, user: &str) -> (String, String) {
     let asked = app.get("/api/v1/billing/usage/export").await.expect(202);
     let export = asked["export_id"].as_str().expect("an id").to_owned();
     let written = || async {
@@ -183,24 +194,24 @@ async fn set_organizations_flag(app: &App, on: bool) {
         .expect("a flag");
 }
 
-/// Of the carrier's calls from the `n`-th on: how many were answered, and how many were recorded
-/// and told so.
-fn at_the_carrier(app: &App, from: usize) -> (usize, usize) {
+/// Counts, among the carrier's calls after the first `from`, the answers that contain the canary and
+/// the recordings.
+fn count_carrier_callbacks(app: &App, from: usize) -> (usize, usize) {
     let creates = app.carrier.creates();
     let calls = creates[from..]
         .iter()
         .filter_map(|call| call.sid.as_deref());
     let kinds: Vec<String> = calls
         .flat_map(|sid| app.carrier.callbacks(sid))
-        .filter(|told| told.kind != "answer" || told.response_body.contains(CANARY))
-        .map(|told| told.kind)
+        .filter(|callback| callback.kind != "answer" || callback.response_body.contains(CANARY))
+        .map(|callback| callback.kind)
         .collect();
-    let of = |kind: &str| kinds.iter().filter(|known| *known == kind).count();
-    (of("answer"), of("recording"))
+    let count = |kind: &str| kinds.iter().filter(|known| *known == kind).count();
+    (count("answer"), count("recording"))
 }
 
-/// The tables besides those that keep people's values in which the canary is.
-async fn spilled(app: &App) -> Vec<String> {
+/// Tables outside [`KEPT`] that contain the canary.
+async fn tables_with_canary(app: &App) -> Vec<String> {
     let tables: Vec<String> = sqlx::query_scalar(
         "select table_name::text from information_schema.tables
          where table_schema = 'public' and table_type = 'BASE TABLE'",
@@ -208,16 +219,17 @@ async fn spilled(app: &App) -> Vec<String> {
     .fetch_all(&app.context.pool)
     .await
     .expect("tables");
+
     let mut spilled = Vec::new();
     for table in tables
         .iter()
-        .filter(|table| !KEPT.contains(&table.as_str()))
+        .filter(|table| !PRIVATE_TABLES.contains(&table.as_str()))
     {
         let sql = format!("select exists (select from {table} t where t::text like '%{CANARY}%')");
         let found: bool = sqlx::query_scalar(AssertSqlSafe(sql))
             .fetch_one(&app.context.pool)
             .await
-            .expect("a look");
+            .expect("a result");
         if found {
             spilled.push(table.clone());
         }
@@ -226,9 +238,9 @@ async fn spilled(app: &App) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_call_under_hipaa_was_told_is_shown_to_nobody_ever() {
+async fn variables_of_a_hipaa_call_are_never_shown() {
     let mut carrier = carrier_where_all_answer();
-    // Whoever answers hears all of it.
+    // Calls last long enough for the whole message.
     carrier.behavior.talk_secs = SecondsRange::new(3600.0, 3600.0).expect("a span");
     let app = App::start_with(AppOptions {
         recording: true,
@@ -237,13 +249,15 @@ async fn what_a_call_under_hipaa_was_told_is_shown_to_nobody_ever() {
     })
     .await;
     set_agents_flag(&app, true).await;
-    let private = campaign(&app, 0).await;
+
+    let private = run_private_campaign(&app, 0).await;
     let flagged = "select count(*) from calls where hipaa_compliance and outcome = 'completed'";
     assert_eq!(app.count(flagged).await, 4);
-    is_hidden(&app, &private).await;
-    assert_eq!(spilled(&app).await, Vec::<String>::new());
-    // The people heard it, and the carrier was not asked to record.
-    assert_eq!(at_the_carrier(&app, 0), (4, 0));
+    assert_hidden(&app, &private).await;
+    assert_eq!(tables_with_canary(&app).await, Vec::<String>::new());
+    // The message was spoken, and the call was not recorded.
+    assert_eq!(count_carrier_callbacks(&app, 0), (4, 0));
+
     let call = format!("/api/call/{}", private[2].1);
     let call = app.get(&call).await.expect(200);
     assert_eq!(
@@ -252,9 +266,9 @@ async fn what_a_call_under_hipaa_was_told_is_shown_to_nobody_ever() {
     );
 
     set_agents_flag(&app, false).await;
-    is_hidden(&app, &private).await;
+    assert_hidden(&app, &private).await;
     let rows = app
-        .get(&format!("{BATCHES}/{}/data", private[0].1))
+        .get(&format!("{BATCHES_PATH}/{}/data", private[0].1))
         .await
         .expect(200);
     for row in rows["data"].as_array().expect("rows") {
@@ -265,9 +279,9 @@ async fn what_a_call_under_hipaa_was_told_is_shown_to_nobody_ever() {
         );
     }
 
-    // Without the flag all of it is told: what was looked for can be found.
+    // Without the flag the canary is found, which proves the search.
     let before = app.carrier.creates().len();
-    let open = campaign(&app, 10).await;
+    let open = run_private_campaign(&app, 10).await;
     let read = read_everything(&app, &open).await;
     for path in [
         "/api/call/{call_id}",
@@ -275,42 +289,44 @@ async fn what_a_call_under_hipaa_was_told_is_shown_to_nobody_ever() {
         "/api/v1/batch-call/{batch_id}/ingests/{ingest_id}",
         "/api/v1/batch-call/{batch_id}/ingests/{ingest_id}/errors",
     ] {
-        let told = read
+        let shown = read
             .iter()
-            .filter(|(read, _, holds)| *holds && read == path);
-        assert_eq!(told.count(), 3, "{path}");
+            .filter(|(read, _, has_canary)| *has_canary && read == path);
+        assert_eq!(shown.count(), 3, "{path}");
     }
-    assert_eq!(at_the_carrier(&app, before), (4, 4));
-    // A flag that comes later covers rows and rejects, and no call of before.
+    assert_eq!(count_carrier_callbacks(&app, before), (4, 4));
+
+    // A later flag covers rows and rejects, but no earlier call.
     set_agents_flag(&app, true).await;
     let read = read_everything(&app, &open).await;
-    let told = read.into_iter().filter(|(_, _, holds)| *holds);
-    let told: Vec<String> = told.map(|(path, ..)| path).collect();
-    assert_eq!(told, vec!["/api/call/{call_id}"; 3]);
+    let shown = read.into_iter().filter(|(_, _, has_canary)| *has_canary);
+    let shown: Vec<String> = shown.map(|(path, ..)| path).collect();
+    assert_eq!(shown, vec!["/api/call/{call_id}"; 3]);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organizations_flag_is_enough_and_hides_no_row_from_a_change() {
+async fn the_organizations_flag_hides_values_and_an_update_keeps_them() {
     let app = App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
     })
     .await;
     let batch = app.create_batch(json!({})).await;
-    let path = format!("{BATCHES}/{batch}/data");
+    let path = format!("{BATCHES_PATH}/{batch}/data");
     let upsert = |items: Value| {
         let path = format!("{path}/upsert");
         let app = &app;
         async move { app.post(&path, json!({ "items": items })).await.expect(200) }
     };
-    let told = json!({"name": format!("{CANARY}Row")});
-    upsert(json!([{"to_phonenumber": phone_number(1), "variable_values": told}])).await;
+    let values = json!({"name": format!("{CANARY}Row")});
+    upsert(json!([{"to_phonenumber": phone_number(1), "variable_values": values}])).await;
     let first = || async { app.get(&path).await.expect(200)["data"][0].clone() };
+
     let row = first().await;
     assert_eq!(
         (&row["hipaa_compliance"], &row["variable_values"]),
-        (&json!(false), &told)
+        (&json!(false), &values)
     );
 
     set_organizations_flag(&app, true).await;
@@ -319,11 +335,12 @@ async fn an_organizations_flag_is_enough_and_hides_no_row_from_a_change() {
         (&hidden["hipaa_compliance"], &hidden["variable_values"]),
         (&json!(true), &json!({}))
     );
-    // A row that goes back as it was read keeps what nobody sees.
-    let back = json!({
+
+    // An update with the hidden values of a read keeps the stored values.
+    let unchanged = json!({
         "id": hidden["id"], "to_phonenumber": phone_number(2), "variable_values": hidden["variable_values"],
     });
-    assert_eq!(upsert(json!([back])).await["data"]["updated"], 1);
+    assert_eq!(upsert(json!([unchanged])).await["data"]["updated"], 1);
     let kept = "select count(*) from batch_data where variable_values ->> 'name' = 'CanaryRow'";
     assert_eq!(app.count(kept).await, 1);
 
@@ -332,15 +349,16 @@ async fn an_organizations_flag_is_enough_and_hides_no_row_from_a_change() {
         "/api/call/create_call?phoneNumber={to}&agent_id={}",
         app.tenant.agent
     );
-    let body = json!({ "variable_values": told });
+    let body = json!({ "variable_values": values });
     let call = app.post(&create, body).await.expect(202);
     let call = format!(
         "/api/call/{}",
         call["call_session_id"].as_str().expect("an id")
     );
     set_organizations_flag(&app, false).await;
-    // No call was made of the row; the direct call stays what it was made.
-    assert_eq!(first().await["variable_values"], told);
+
+    // The row was not called, so its values show again; the direct call stays private.
+    assert_eq!(first().await["variable_values"], values);
     let call = app.get(&call).await.expect(200);
     assert_eq!(
         (&call["hipaa_compliance"], &call["variable_values"]),
@@ -351,7 +369,7 @@ async fn an_organizations_flag_is_enough_and_hides_no_row_from_a_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_under_hipaa_does_not_repeat_what_was_sent() {
+async fn a_rejected_row_under_hipaa_shows_no_value() {
     let app = App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
@@ -360,7 +378,7 @@ async fn a_refusal_under_hipaa_does_not_repeat_what_was_sent() {
     let batch = app.create_batch(json!({})).await;
     let long = format!("{CANARY}{}", "x".repeat(2000));
     let records = json!({"records": [{"to_phonenumber": phone_number(3), "name": long}]});
-    let path = format!("{BATCHES}/upload-json/{batch}");
+    let path = format!("{BATCHES_PATH}/upload-json/{batch}");
     for (flag, value) in [(true, ""), (false, &long[..200])] {
         set_organizations_flag(&app, flag).await;
         let refused = app.post(&path, records.clone()).await.expect(200);

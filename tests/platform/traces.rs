@@ -1,4 +1,4 @@
-//! A call's trace, as a collector gets it from every process that had to do with the call.
+//! Traces of calls, as a collector receives them from every process that handles the call.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -17,18 +17,18 @@ use tokio::net::TcpListener;
 use crate::harness::app::{App, AppOptions, TEST_TIMEOUT, phone_number};
 use crate::harness::eventually;
 
-/// What a collector was sent: the bodies, and the spans with the program that sent them.
+/// A trace collector: received bodies, and spans with the name of their program.
 #[derive(Clone, Default)]
-struct Collector {
+struct TraceCollector {
     spans: Arc<Mutex<Vec<(String, Span)>>>,
     bodies: Arc<Mutex<Vec<Bytes>>>,
 }
 
-impl Collector {
+impl TraceCollector {
     async fn start() -> (Self, String) {
         let collector = Self::default();
         let routes = Router::new()
-            .route("/v1/traces", post(take))
+            .route("/v1/traces", post(receive_spans))
             .with_state(collector.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
@@ -36,7 +36,7 @@ impl Collector {
         (collector, url)
     }
 
-    fn of(&self, call: CallId) -> Vec<(String, Span)> {
+    fn spans_of(&self, call: CallId) -> Vec<(String, Span)> {
         let spans = self.spans.lock().unwrap();
         let of_call = spans
             .iter()
@@ -45,7 +45,7 @@ impl Collector {
     }
 }
 
-async fn take(State(collector): State<Collector>, body: Bytes) {
+async fn receive_spans(State(collector): State<TraceCollector>, body: Bytes) {
     let request = ExportTraceServiceRequest::decode(body.clone()).expect("protobuf");
     let mut spans = collector.spans.lock().unwrap();
     for sent in request.resource_spans {
@@ -60,25 +60,26 @@ async fn take(State(collector): State<Collector>, body: Bytes) {
     collector.bodies.lock().unwrap().push(body);
 }
 
-/// Where the collector of this test listens; settings are made by a plain function.
-static COLLECTOR: OnceLock<String> = OnceLock::new();
+/// URL of the collector, static because the settings function captures nothing.
+static COLLECTOR_URL: OnceLock<String> = OnceLock::new();
 
-/// What happens to every call.
-const STEPS: [&str; 5] = ["apply", "callback", "claim", "final", "place"];
+/// Spans of every call.
+const CALL_SPANS: [&str; 5] = ["apply", "callback", "claim", "final", "place"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_is_followed_from_its_claim_to_its_end_over_all_processes() {
-    let (collector, url) = Collector::start().await;
-    COLLECTOR.set(url).expect("set once");
+async fn a_trace_covers_a_call_from_claim_to_end_across_processes() {
+    let (collector, url) = TraceCollector::start().await;
+    COLLECTOR_URL.set(url).expect("set once");
     let app = App::start_with(AppOptions {
         workers: 2,
         settings: |settings| {
-            settings.telemetry.otlp_url = COLLECTOR.get().cloned();
+            settings.telemetry.otlp_url = COLLECTOR_URL.get().cloned();
             settings.telemetry.otlp_ratio = Some("1".to_owned());
         },
         ..AppOptions::default()
     })
     .await;
+
     let batch = app.create_batch(json!({})).await;
     app.add_people(&batch, 30).await;
     app.start_batch(&batch).await;
@@ -89,15 +90,24 @@ async fn a_call_is_followed_from_its_claim_to_its_end_over_all_processes() {
         .await
         .unwrap();
     assert_eq!(calls.len(), 30);
-    let whole = || async { calls.iter().all(|call| is_whole(&collector.of(*call))) };
-    eventually("every call's trace has arrived", TEST_TIMEOUT, whole).await;
-    // Only then, for a step is reported behind its commit. Whatever there is beside is sent here.
+
+    let all_complete = || async {
+        calls
+            .iter()
+            .all(|call| is_complete(&collector.spans_of(*call)))
+    };
+    eventually("every call's trace has arrived", TEST_TIMEOUT, all_complete).await;
+
+    // Closes the exporters after the traces are complete, since a span is exported after its commit.
+    // This sends the remaining spans.
     for context in app.worker_contexts.iter().chain([&app.context]) {
         context.traces.close().await;
     }
+
     for call in calls {
-        judge(call, &collector.of(call));
+        check_trace(call, &collector.spans_of(call));
     }
+
     for body in collector.bodies.lock().unwrap().iter() {
         let text = String::from_utf8_lossy(body);
         for n in 0..30 {
@@ -108,14 +118,16 @@ async fn a_call_is_followed_from_its_claim_to_its_end_over_all_processes() {
     app.finish().await;
 }
 
-/// Whether the root has arrived, and every step as often as it is taken at least.
-fn is_whole(spans: &[(String, Span)]) -> bool {
+/// True when the root and at least the minimum number of every span have arrived.
+fn is_complete(spans: &[(String, Span)]) -> bool {
     let count = |name: &str| spans.iter().filter(|(_, span)| span.name == name).count();
-    count("call") > 0 && count("callback") >= 4 && STEPS.into_iter().all(|step| count(step) > 0)
+    count("call") > 0
+        && count("callback") >= 4
+        && CALL_SPANS.into_iter().all(|step| count(step) > 0)
 }
 
-/// One root, and under it every step by the program that takes it.
-fn judge(call: CallId, spans: &[(String, Span)]) {
+/// Fails unless the trace has one root with every span of the expected program below it.
+fn check_trace(call: CallId, spans: &[(String, Span)]) {
     let (roots, steps): (Vec<_>, Vec<_>) = spans
         .iter()
         .partition(|(_, span)| span.parent_span_id.is_empty());
@@ -135,5 +147,5 @@ fn judge(call: CallId, spans: &[(String, Span)]) {
         assert!(service.contains(from), "{} from {service}", step.name);
         names.insert(step.name.as_str());
     }
-    assert_eq!(names.into_iter().collect::<Vec<_>>(), STEPS, "{call}");
+    assert_eq!(names.into_iter().collect::<Vec<_>>(), CALL_SPANS, "{call}");
 }

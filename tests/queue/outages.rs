@@ -1,4 +1,4 @@
-//! Without Redis, without connections: jobs are late, never lost.
+//! Outages of Redis and of database connections: jobs are delayed, never lost.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -7,134 +7,144 @@ use peal_shared::platform::queue;
 use peal_shared::platform::queue::Queue;
 use peal_shared::platform::queue::wakeup::{WakeupChannel, Wakeups};
 
-use super::{House, Other, PATIENCE, Probe};
+use super::{Other, Probe, QueueSetup, TEST_TIMEOUT};
 use crate::harness::eventually;
 use crate::harness::redis::PrivateRedis;
 
 #[tokio::test]
-async fn jobs_are_found_without_redis() {
-    let house = House::with_redis(None).await;
-    let workers = house.work(4);
+async fn jobs_run_without_redis() {
+    let setup = QueueSetup::with_redis(None).await;
+    let workers = setup.start_workers(4);
     for n in 0..3 {
-        let job = house.add(Probe { n }).await;
-        house.becomes(&job, "done").await;
+        let job = setup.add(Probe { n }).await;
+        setup.wait_for_state(&job, "done").await;
     }
     workers.stop().await;
 }
 
 #[tokio::test]
-async fn a_bell_wakes_an_idle_worker_before_it_would_look() {
-    let mut house = House::new().await;
-    house.timing.poll = Duration::from_secs(5);
-    let workers = house.work(4);
-    let (mut rung, mut unrung) = (Vec::new(), Vec::new());
+async fn a_wakeup_starts_a_job_before_the_next_poll() {
+    let mut setup = QueueSetup::new().await;
+    setup.timing.poll = Duration::from_secs(5);
+
+    let workers = setup.start_workers(4);
+    let (mut notified, mut polled) = (Vec::new(), Vec::new());
     for n in 0..24 {
-        let mut db = house.db.pool.acquire().await.unwrap();
+        let mut db = setup.db.pool.acquire().await.unwrap();
         let added = Instant::now();
         let job = queue::enqueue(&mut db, &Probe { n }, None).await.unwrap();
         drop(db);
         let times = if n % 8 == 7 {
-            &mut unrung
+            &mut polled
         } else {
-            house.bells.notify_job(&job);
-            &mut rung
+            setup.bells.notify_job(&job);
+            &mut notified
         };
-        house.becomes(&job, "done").await;
+        setup.wait_for_state(&job, "done").await;
         times.push(added.elapsed());
     }
+
     workers.stop().await;
-    // How long looking takes is measured on the same machine. One that stands still may keep a
-    // job waiting or lose a bell, but not every fourth.
-    rung.sort();
-    unrung.sort();
-    assert!(rung[15] * 2 < unrung[1], "{rung:?} beside {unrung:?}");
+    // Compared with polling on the same machine, which may stall and delay a job or lose a wakeup, but
+    // not every fourth one.
+    notified.sort();
+    polled.sort();
+    assert!(
+        notified[15] * 2 < polled[1],
+        "{notified:?} against {polled:?}"
+    );
 }
 
 #[tokio::test]
-async fn redis_may_forget_restart_and_be_absent() {
+async fn jobs_run_through_a_flush_an_outage_and_a_restart_of_redis() {
     let mut redis = PrivateRedis::start().await;
-    let house = House::with_redis(Some(&redis.url())).await;
-    let workers = house.work(4);
+    let setup = QueueSetup::with_redis(Some(&redis.url())).await;
+    let workers = setup.start_workers(4);
     let mut added = 0;
-    let mut add = async |house: &House| {
+    let mut add = async |setup: &QueueSetup| {
         let batch: Vec<Probe> = (0..200).map(|n| Probe { n: added + n }).collect();
         added += 200;
-        house.add_all(&batch, Duration::ZERO).await;
+        setup.add_all(&batch, Duration::ZERO).await;
     };
-    add(&house).await;
+    add(&setup).await;
     redis.flush().await;
-    house.drained().await;
+    setup.wait_until_drained().await;
 
-    add(&house).await;
+    add(&setup).await;
     redis.kill().await;
-    add(&house).await;
-    house.drained().await;
-    add(&house).await;
-    house.drained().await;
+    add(&setup).await;
+    setup.wait_until_drained().await;
+    add(&setup).await;
+    setup.wait_until_drained().await;
 
     redis.restart().await;
-    // The bell is heard again, without help: far sooner than by looking.
-    eventually("a bell is heard again", PATIENCE, || async {
+    // Wakeups arrive again, far sooner than the next poll.
+    eventually("a wakeup arrives again", TEST_TIMEOUT, || async {
         let before = Instant::now();
-        let job = house.add(Other { n: -1 }).await;
-        house.becomes(&job, "done").await;
+        let job = setup.add(Other { n: -1 }).await;
+        setup.wait_for_state(&job, "done").await;
         before.elapsed() < Duration::from_millis(500)
     })
     .await;
-    add(&house).await;
-    house.drained().await;
+    add(&setup).await;
+    setup.wait_until_drained().await;
     workers.stop().await;
-    let probes = house.log.runs().iter().filter(|(n, _)| *n >= 0).count();
+    let probes = setup.log.runs().iter().filter(|(n, _)| *n >= 0).count();
     assert_eq!(probes, 1000);
 }
 
 #[tokio::test]
 async fn workers_survive_the_loss_of_every_database_connection() {
-    let house = House::new().await;
-    let workers = house.work(8);
+    let setup = QueueSetup::new().await;
+    let workers = setup.start_workers(8);
+
     for round in 0..5 {
         let batch: Vec<Probe> = (0..200).map(|n| Probe { n: round * 200 + n }).collect();
-        house.add_all(&batch, Duration::ZERO).await;
+        setup.add_all(&batch, Duration::ZERO).await;
         sqlx::query(
             "select pg_terminate_backend(pid) from pg_stat_activity
             where datname = $1 and pid <> pg_backend_pid()",
         )
-        .bind(&house.db.name)
-        .execute(&house.db.pool)
+        .bind(&setup.db.name)
+        .execute(&setup.db.pool)
         .await
         .unwrap();
     }
-    let pool = house.db.pool.clone();
-    eventually("all have run", PATIENCE, || async {
-        // A claim whose answer was cut off is returned when its lease ends; hurry it.
+
+    let pool = setup.db.pool.clone();
+    eventually("all have run", TEST_TIMEOUT, || async {
+        // A claim with a lost response waits for its lease to expire; expire it early.
         let _ = sqlx::query(
             "update jobs set lease_until = now() - interval '1 second'
             where state = 'running' and lease_until < now() + interval '50 seconds'",
         )
         .execute(&pool)
         .await;
-        let distinct: HashSet<i64> = house.log.runs().iter().map(|(n, _)| *n).collect();
+        let distinct: HashSet<i64> = setup.log.runs().iter().map(|(n, _)| *n).collect();
         distinct.len() == 1000
     })
     .await;
+
     workers.stop().await;
 }
 
 #[tokio::test]
-async fn a_bell_that_nobody_hears_does_not_grow() {
+async fn a_wakeup_channel_without_listeners_stays_bounded() {
     let redis = PrivateRedis::start().await;
     let bells = Wakeups::new(Some(&redis.url()), "peal").unwrap();
     let client = redis::Client::open(redis.url()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    // Of a bell that rests there would be few anyway.
+
+    // Channels that coalesce would hold few wakeups anyway; those of jobs do not.
     let mail = WakeupChannel::Jobs(Queue::Mail);
     for _ in 0..3000 {
         bells.notify(mail);
     }
     let mut listener = bells.listen(mail);
     assert!(listener.wait(1, Duration::from_secs(5)).await);
+
     bells.notify(WakeupChannel::Inbox);
-    eventually("the last ring arrived", PATIENCE, || {
+    eventually("the last wakeup arrived", TEST_TIMEOUT, || {
         let mut connection = connection.clone();
         async move {
             let exists: bool = redis::cmd("EXISTS")
@@ -146,6 +156,7 @@ async fn a_bell_that_nobody_hears_does_not_grow() {
         }
     })
     .await;
+
     let length: usize = redis::cmd("LLEN")
         .arg("peal:{mail}:bell")
         .query_async(&mut connection)

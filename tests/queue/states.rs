@@ -1,5 +1,5 @@
-//! The states of a job: what everything that can happen does in each of them, and what the schema
-//! refuses whoever asks.
+//! States of a job: a table of every action in every state, the outcomes of a run, and the database
+//! constraints of each state.
 
 use peal_shared::platform::queue::JobState;
 use serde_json::Value;
@@ -7,9 +7,9 @@ use sqlx::AssertSqlSafe;
 
 use super::*;
 
-/// Every state, by how a row gets there from `ready`. Ready jobs that wait for their time, running
-/// ones whose lease has run out and old ones that are done are places of their own.
-const PLACES: [(&str, &str); 8] = [
+/// Every state, with the update that leads to it from `ready`. Delayed jobs, running jobs with an
+/// expired lease and old finished jobs are listed separately.
+const START_STATES: [(&str, &str); 8] = [
     ("due", "attempts = 0"),
     ("delayed", "run_at = now() + interval '1 hour'"),
     (
@@ -38,9 +38,9 @@ const PLACES: [(&str, &str); 8] = [
     ),
 ];
 
-/// What happens to a job.
+/// An event or a request that concerns a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Action {
+enum JobAction {
     AddAgain,
     Work,
     WorkWhilePaused,
@@ -48,61 +48,70 @@ enum Action {
     RetryDead,
 }
 
-/// Where each action leads from each of [`PLACES`], with the attempts that are counted then. ""
-/// changes nothing, "gone" forgets the job.
-type Ends = [(&'static str, i32); 8];
+/// State and attempts after an action in each of [`PLACES`]. "" changes nothing, "gone" deletes the
+/// job.
+type JobEndStates = [(&'static str, i32); 8];
 
-const SAME: (&str, i32) = ("", 0);
-const GONE: (&str, i32) = ("gone", 0);
-const TABLE: [(Action, Ends); 5] = [
-    (Action::AddAgain, [SAME; 8]),
+const UNCHANGED: (&str, i32) = ("", 0);
+const DELETED: (&str, i32) = ("gone", 0);
+const TRANSITIONS: [(JobAction, JobEndStates); 5] = [
+    (JobAction::AddAgain, [UNCHANGED; 8]),
     (
-        Action::Work,
+        JobAction::Work,
         [
             ("done", 1),
-            SAME,
-            SAME,
+            UNCHANGED,
+            UNCHANGED,
             ("done", 2),
             ("dead", 5),
-            SAME,
-            GONE,
-            SAME,
+            UNCHANGED,
+            DELETED,
+            UNCHANGED,
         ],
     ),
     (
-        Action::WorkWhilePaused,
+        JobAction::WorkWhilePaused,
         [
-            SAME,
-            SAME,
-            SAME,
+            UNCHANGED,
+            UNCHANGED,
+            UNCHANGED,
             ("ready", 1),
             ("dead", 5),
-            SAME,
-            GONE,
-            SAME,
+            UNCHANGED,
+            DELETED,
+            UNCHANGED,
         ],
     ),
     (
-        Action::Sweep,
+        JobAction::Sweep,
         [
-            SAME,
-            SAME,
-            SAME,
+            UNCHANGED,
+            UNCHANGED,
+            UNCHANGED,
             ("ready", 1),
             ("dead", 5),
-            SAME,
-            GONE,
-            SAME,
+            UNCHANGED,
+            DELETED,
+            UNCHANGED,
         ],
     ),
     (
-        Action::RetryDead,
-        [SAME, SAME, SAME, SAME, SAME, SAME, SAME, ("ready", 0)],
+        JobAction::RetryDead,
+        [
+            UNCHANGED,
+            UNCHANGED,
+            UNCHANGED,
+            UNCHANGED,
+            UNCHANGED,
+            UNCHANGED,
+            UNCHANGED,
+            ("ready", 0),
+        ],
     ),
 ];
 
-impl House {
-    async fn row(&self, id: JobId) -> Option<Value> {
+impl QueueSetup {
+    async fn job_row(&self, id: JobId) -> Option<Value> {
         sqlx::query_scalar("select to_jsonb(jobs) from jobs where id = $1")
             .bind(id)
             .fetch_optional(&self.db.pool)
@@ -110,7 +119,7 @@ impl House {
             .unwrap()
     }
 
-    async fn set(&self, id: JobId, change: &str) -> sqlx::Result<()> {
+    async fn update_job(&self, id: JobId, change: &str) -> sqlx::Result<()> {
         let update = format!("update jobs set {change} where id = '{id}'");
         sqlx::query(AssertSqlSafe(update))
             .execute(&self.db.pool)
@@ -118,9 +127,9 @@ impl House {
             .map(drop)
     }
 
-    /// Whether the job has come to where the action leads.
-    async fn is_at(&self, id: JobId, before: &Value, (state, attempts): (&str, i32)) -> bool {
-        match (state, self.row(id).await) {
+    /// True when the job is in the expected state.
+    async fn is_in_state(&self, id: JobId, before: &Value, (state, attempts): (&str, i32)) -> bool {
+        match (state, self.job_row(id).await) {
             ("gone", row) => row.is_none(),
             ("", row) => row.as_ref() == Some(before),
             (_, Some(row)) => row["state"] == state && row["attempts"] == attempts,
@@ -128,21 +137,20 @@ impl House {
         }
     }
 
-    /// Lets a worker work until it has run a job that came after everything else. It sweeps, too;
-    /// here it does so before it begins.
-    async fn work_past(&self, is_paused: bool) {
+    /// Sweeps, then runs a worker until it has finished a job that was added last.
+    async fn run_until_last_job(&self, is_paused: bool) {
         self.sweep().await;
-        let workers = self.work(2);
+        let workers = self.start_workers(2);
         let last = if is_paused {
             self.add(Other { n: 0 }).await
         } else {
             self.add(Probe { n: 0 }).await
         };
-        self.becomes(&last, "done").await;
+        self.wait_for_state(&last, "done").await;
         workers.stop().await;
     }
 
-    async fn forget_all(&self) {
+    async fn delete_all_jobs(&self) {
         sqlx::query("delete from jobs")
             .execute(&self.db.pool)
             .await
@@ -154,65 +162,65 @@ impl House {
         assert!(swept.is_ok(), "{swept:?}");
     }
 
-    async fn act(&self, action: Action, job: &EnqueuedJob, place: &str) {
+    async fn perform(&self, action: JobAction, job: &EnqueuedJob, place: &str) {
         let mut db = self.db.pool.acquire().await.unwrap();
         match action {
-            Action::AddAgain => {
-                let again = queue::enqueue(&mut db, &Keyed { n: 1 }, None)
+            JobAction::AddAgain => {
+                let again = queue::enqueue(&mut db, &KeyedJob { n: 1 }, None)
                     .await
                     .unwrap();
                 let has_ended = place.starts_with("done") || place == "dead";
                 assert_eq!(again.is_new, has_ended, "{place}");
                 assert_eq!(again.id == job.id, !has_ended, "{place}");
             }
-            Action::Work => self.work_past(false).await,
-            Action::WorkWhilePaused => {
+            JobAction::Work => self.run_until_last_job(false).await,
+            JobAction::WorkWhilePaused => {
                 queue::pause(&mut db, Queue::Control).await.unwrap();
-                self.work_past(true).await;
+                self.run_until_last_job(true).await;
                 queue::resume(&mut db, Queue::Control).await.unwrap();
             }
-            Action::Sweep => self.sweep().await,
-            Action::RetryDead => {
-                let retried = queue::retry_dead_job(&mut db, job.id).await;
-                assert_eq!(retried.is_ok(), place == "dead", "{place}");
+            JobAction::Sweep => self.sweep().await,
+            JobAction::RetryDead => {
+                let revived = queue::retry_dead_job(&mut db, job.id).await;
+                assert_eq!(revived.is_ok(), place == "dead", "{place}");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn everything_that_happens_does_in_every_state_what_it_should() {
-    let house = House::new().await;
-    for (action, ends) in TABLE {
-        for ((place, change), end) in PLACES.into_iter().zip(ends) {
+async fn every_action_in_every_state_has_its_expected_result() {
+    let setup = QueueSetup::new().await;
+    for (action, ends) in TRANSITIONS {
+        for ((place, change), end) in START_STATES.into_iter().zip(ends) {
             let case = format!("{action:?} when {place}");
-            let job = house.add(Keyed { n: 1 }).await;
-            house.set(job.id, change).await.unwrap();
-            let before = house.row(job.id).await.unwrap();
-            house.act(action, &job, place).await;
-            assert!(house.is_at(job.id, &before, end).await, "{case}");
-            house.forget_all().await;
+            let job = setup.add(KeyedJob { n: 1 }).await;
+            setup.update_job(job.id, change).await.unwrap();
+            let before = setup.job_row(job.id).await.unwrap();
+            setup.perform(action, &job, place).await;
+            assert!(setup.is_in_state(job.id, &before, end).await, "{case}");
+            setup.delete_all_jobs().await;
         }
     }
 }
 
-/// How a run ends.
+/// End of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-enum How {
+enum RunEnd {
     Done,
     Retry,
     Fail,
     Panic,
 }
 
-/// A job that waits for the gate and then ends as it was told.
+/// A job that waits for the gate and then ends as its payload says.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Told {
-    how: How,
+pub(super) struct ScriptedJob {
+    how: RunEnd,
 }
 
-impl JobPayload for Told {
-    const KIND: &'static str = "told";
+impl JobPayload for ScriptedJob {
+    const KIND: &'static str = "scripted";
     const QUEUE: Queue = Queue::Control;
     const MAX_ATTEMPTS: i32 = 3;
 
@@ -221,82 +229,84 @@ impl JobPayload for Told {
     }
 }
 
-impl JobHandler<Log> for Told {
-    async fn handle(self, log: &Log, job: &RunningJob) -> JobOutcome {
-        log.note(0, job);
+impl JobHandler<RunLog> for ScriptedJob {
+    async fn handle(self, log: &RunLog, job: &RunningJob) -> JobOutcome {
+        log.record_run(0, job);
         log.gate.acquire().await.unwrap().forget();
-        let why = "told so".to_owned();
+        let why = "as scripted".to_owned();
         match self.how {
-            How::Done => JobOutcome::Done,
-            How::Retry => JobOutcome::Retry {
+            RunEnd::Done => JobOutcome::Done,
+            RunEnd::Retry => JobOutcome::Retry {
                 after: Some(Duration::from_secs(3600)),
                 why,
             },
-            How::Fail => JobOutcome::Fail { why },
-            How::Panic => panic!("told so"),
+            RunEnd::Fail => JobOutcome::Fail { why },
+            RunEnd::Panic => panic!("as scripted"),
         }
     }
 }
 
-/// What a run's end makes of its job: on the first attempt, and on the last.
-const ENDINGS: [(How, [JobState; 2]); 4] = [
-    (How::Done, [JobState::Done, JobState::Done]),
-    (How::Retry, [JobState::Ready, JobState::Dead]),
-    (How::Fail, [JobState::Dead, JobState::Dead]),
-    (How::Panic, [JobState::Ready, JobState::Dead]),
+/// JobState of a job after each end of a run: on the first attempt, and on the last.
+const ENDINGS: [(RunEnd, [JobState; 2]); 4] = [
+    (RunEnd::Done, [JobState::Done, JobState::Done]),
+    (RunEnd::Retry, [JobState::Ready, JobState::Dead]),
+    (RunEnd::Fail, [JobState::Dead, JobState::Dead]),
+    (RunEnd::Panic, [JobState::Ready, JobState::Dead]),
 ];
 
-/// What may have become of a job meanwhile that its worker has lost.
-const TAKEN: [&str; 4] = [
+/// Updates by which a worker loses its running job.
+const LOSING_UPDATES: [&str; 4] = [
     "state = 'running', worker = 'another', attempts = 2, fence = fence + 1",
     "state = 'ready', lease_until = null, run_at = now() + interval '1 hour', fence = fence + 1",
     "state = 'done', lease_until = null, finished_at = now(), fence = fence + 1",
     "state = 'dead', lease_until = null, finished_at = now(), last_error = 'why', fence = fence + 1",
 ];
 
-impl House {
-    /// Has a worker claim a job after so many attempts, does `meanwhile` to its row, and lets the
-    /// run end. Answers the row before and behind its end, and leaves none: what may be run again
-    /// would be, in the next one's place.
-    async fn end(&self, how: How, attempts: i32, meanwhile: &str) -> (Value, Value) {
+impl QueueSetup {
+    /// Lets a worker claim a job after some attempts, updates its row by `meanwhile`, and ends the
+    /// run. Returns the row before and after the end, and deletes the job so that it does not run in
+    /// the next case.
+    async fn run_to_end(&self, how: RunEnd, attempts: i32, meanwhile: &str) -> (Value, Value) {
         let mut db = self.db.pool.acquire().await.unwrap();
-        let job = queue::enqueue(&mut db, &Told { how }, None).await.unwrap();
+        let job = queue::enqueue(&mut db, &ScriptedJob { how }, None)
+            .await
+            .unwrap();
         let change = format!("attempts = {attempts}");
-        self.set(job.id, &change).await.unwrap();
-        let runs = self.log.count();
-        let workers = self.work(1);
-        let begun = || async { self.log.count() > runs };
-        eventually("the run begins", PATIENCE, begun).await;
-        self.set(job.id, meanwhile).await.unwrap();
-        let before = self.row(job.id).await.unwrap();
+        self.update_job(job.id, &change).await.unwrap();
+        let runs = self.log.run_count();
+        let workers = self.start_workers(1);
+        let has_begun = || async { self.log.run_count() > runs };
+        eventually("the run begins", TEST_TIMEOUT, has_begun).await;
+        self.update_job(job.id, meanwhile).await.unwrap();
+        let before = self.job_row(job.id).await.unwrap();
         self.log.gate.add_permits(1);
         workers.stop().await;
-        let after = self.row(job.id).await.unwrap();
-        self.forget_all().await;
+        let after = self.job_row(job.id).await.unwrap();
+        self.delete_all_jobs().await;
         (before, after)
     }
 }
 
 #[tokio::test]
-async fn every_end_of_a_run_does_what_it_should_and_nothing_once_the_job_is_lost() {
-    let house = House::new().await;
+async fn every_run_end_has_its_state_and_a_lost_run_changes_nothing() {
+    let setup = QueueSetup::new().await;
     for (how, states) in ENDINGS {
         for (attempts, state) in [0, 2].into_iter().zip(states) {
-            let (_, after) = house.end(how, attempts, "worker = worker").await;
+            let (_, after) = setup.run_to_end(how, attempts, "worker = worker").await;
             let case = format!("{how:?} after {attempts} attempts: {after}");
             assert_eq!(after["state"], state.as_str(), "{case}");
             assert_eq!(after["attempts"], attempts + 1, "{case}");
-            assert_eq!(after["last_error"].is_null(), how == How::Done, "{case}");
+            assert_eq!(after["last_error"].is_null(), how == RunEnd::Done, "{case}");
         }
-        for taken in TAKEN {
-            let (before, after) = house.end(how, 0, taken).await;
+        for taken in LOSING_UPDATES {
+            let (before, after) = setup.run_to_end(how, 0, taken).await;
             assert_eq!(after, before, "{how:?} when {taken}");
         }
     }
 }
 
-/// What is wrong in each state, and the constraint that says so.
-const WRONG: [(&str, &[(&str, &str)]); 4] = [
+/// Updates that are invalid in each state, and the constraint that each violates.
+const INVALID_UPDATES: [(&str, &[(&str, &str)]); 4] = [
     (
         "due",
         &[
@@ -345,12 +355,15 @@ const WRONG: [(&str, &[(&str, &str)]); 4] = [
 ];
 
 #[tokio::test]
-async fn the_schema_refuses_states_without_their_facts() {
-    let house = House::with_redis(None).await;
-    for (place, changes) in WRONG {
-        let (_, there) = PLACES.iter().find(|(name, _)| *name == place).unwrap();
-        let job = house.add(Keyed { n: 1 }).await;
-        house.set(job.id, there).await.unwrap();
+async fn the_schema_refuses_inconsistent_states() {
+    let setup = QueueSetup::with_redis(None).await;
+    for (place, changes) in INVALID_UPDATES {
+        let (_, there) = START_STATES
+            .iter()
+            .find(|(name, _)| *name == place)
+            .unwrap();
+        let job = setup.add(KeyedJob { n: 1 }).await;
+        setup.update_job(job.id, there).await.unwrap();
         let always = [
             (
                 "state = 'lost', lease_until = null, finished_at = null",
@@ -360,11 +373,11 @@ async fn the_schema_refuses_states_without_their_facts() {
             ("attempts = -1", "jobs_attempts_check"),
         ];
         for (change, constraint) in changes.iter().chain(&always) {
-            let refused = house.set(job.id, change).await.expect_err(change);
+            let refused = setup.update_job(job.id, change).await.expect_err(change);
             let database = refused.as_database_error().expect("the schema refuses");
-            let told = database.constraint();
-            assert_eq!(told, Some(*constraint), "{change} when {place}");
+            let violated = database.constraint();
+            assert_eq!(violated, Some(*constraint), "{change} when {place}");
         }
-        house.set(job.id, "dedupe_key = null").await.unwrap();
+        setup.update_job(job.id, "dedupe_key = null").await.unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP tools over HTTP: kept, shown without their secrets, and used through the gate.
+//! HTTP tools: stored, shown without their secrets, and called through the outbound client.
 
 pub mod mcp;
 
@@ -17,10 +17,10 @@ use crate::harness::actors::jwt_for_user;
 use crate::harness::app::{App, AppOptions, Tenant, send_request};
 use crate::harness::members::with_session;
 
-const TOOLS: &str = "/api/v1/tool-endpoint-defs";
-const MASK: &str = "********";
+const TOOLS_PATH: &str = "/api/v1/tool-endpoint-defs";
+const MASKED_SECRET: &str = "********";
 
-async fn quiet() -> App {
+async fn without_workers() -> App {
     App::start_with(AppOptions {
         workers: 0,
         ..AppOptions::default()
@@ -28,7 +28,7 @@ async fn quiet() -> App {
     .await
 }
 
-fn body(name: &str, url: &str) -> Value {
+fn tool_body(name: &str, url: &str) -> Value {
     json!({
         "name": name, "description": "Finds an order", "url": url, "method": "GET",
         "headers": {"Accept": "application/json", "X-Shop-Key": "shop-key-1"},
@@ -38,16 +38,16 @@ fn body(name: &str, url: &str) -> Value {
     })
 }
 
-async fn create(app: &App, body: Value) -> Value {
-    app.post(TOOLS, body).await.expect(201)
+async fn create_tool(app: &App, body: Value) -> Value {
+    app.post(TOOLS_PATH, body).await.expect(201)
 }
 
-fn path(tool: &Value) -> String {
-    format!("{TOOLS}/{}", tool["id"].as_str().expect("an id"))
+fn tool_path(tool: &Value) -> String {
+    format!("{TOOLS_PATH}/{}", tool["id"].as_str().expect("an id"))
 }
 
 /// Another user of the tenant's organisation, without any role.
-async fn colleague(app: &App) -> Tenant {
+async fn create_colleague(app: &App) -> Tenant {
     let mut db = app.context.pool.acquire().await.expect("connection");
     let org = app.tenant.org;
     let user = users::ensure_user_unscoped(&mut db, org, "colleague@example.com", Role::User)
@@ -62,12 +62,12 @@ async fn colleague(app: &App) -> Tenant {
     }
 }
 
-/// A request as the endpoint heard it.
-type Heard = (String, HeaderMap, String);
+/// A received request: path, headers and body.
+type ToolRequest = (String, HeaderMap, String);
 
-/// An endpoint that answers everybody with `text` and remembers what it heard.
-async fn endpoint(text: &'static str) -> (String, Arc<Mutex<Vec<Heard>>>) {
-    let heard: Arc<Mutex<Vec<Heard>>> = Arc::default();
+/// An endpoint that answers every request with `text` and records it.
+async fn recording_endpoint(text: &'static str) -> (String, Arc<Mutex<Vec<ToolRequest>>>) {
+    let heard: Arc<Mutex<Vec<ToolRequest>>> = Arc::default();
     let listener = TcpListener::bind("127.0.0.2:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     let log = Arc::clone(&heard);
@@ -83,32 +83,42 @@ async fn endpoint(text: &'static str) -> (String, Arc<Mutex<Vec<Heard>>>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tool_is_kept_changed_and_deleted_without_showing_its_secrets() {
-    let app = quiet().await;
-    let tool = create(&app, body("find_order", "https://shop.test/{{order_id}}")).await;
-    assert_eq!(tool["auth"], json!({"type": "bearer", "token": MASK}));
+async fn a_tool_is_created_changed_and_deleted_without_showing_its_secrets() {
+    let app = without_workers().await;
+    let tool = create_tool(
+        &app,
+        tool_body("find_order", "https://shop.test/{{order_id}}"),
+    )
+    .await;
+    assert_eq!(
+        tool["auth"],
+        json!({"type": "bearer", "token": MASKED_SECRET})
+    );
     assert_eq!(
         tool["headers"],
-        json!({"Accept": "application/json", "X-Shop-Key": MASK})
+        json!({"Accept": "application/json", "X-Shop-Key": MASKED_SECRET})
     );
     assert_eq!(tool["tool_schema"]["required"], json!(["order_id"]));
     assert_eq!(
         (&tool["timeout_seconds"], &tool["is_active"]),
         (&json!(10), &json!(true))
     );
-    assert_eq!(app.get(&path(&tool)).await.expect(200), tool);
-    assert_eq!(app.get(TOOLS).await.expect(200), json!({"tools": [tool]}));
+    assert_eq!(app.get(&tool_path(&tool)).await.expect(200), tool);
+    assert_eq!(
+        app.get(TOOLS_PATH).await.expect(200),
+        json!({"tools": [tool]})
+    );
 
-    let mut change = body("find_order", "https://shop.test/v2/{{order_id}}");
-    change["auth"]["token"] = json!(MASK);
-    change["headers"]["X-Shop-Key"] = json!(MASK);
+    let mut change = tool_body("find_order", "https://shop.test/v2/{{order_id}}");
+    change["auth"]["token"] = json!(MASKED_SECRET);
+    change["headers"]["X-Shop-Key"] = json!(MASKED_SECRET);
     change["is_active"] = json!(false);
-    let changed = send_request(app.request(Method::PUT, &path(&tool)).json(&change)).await;
+    let changed = send_request(app.request(Method::PUT, &tool_path(&tool)).json(&change)).await;
     assert_eq!(
         changed.expect(200)["url"],
         "https://shop.test/v2/{{order_id}}"
     );
-    let active = app.get(&format!("{TOOLS}/active/endpoints")).await;
+    let active = app.get(&format!("{TOOLS_PATH}/active/endpoints")).await;
     assert_eq!(active.expect(200), json!({"tools": []}));
 
     let plain: Vec<u8> = sqlx::query_scalar("select credentials from tools")
@@ -117,10 +127,10 @@ async fn a_tool_is_kept_changed_and_deleted_without_showing_its_secrets() {
         .expect("sealed");
     assert!(!String::from_utf8_lossy(&plain).contains("bearer-token-1"));
 
-    send_request(app.request(Method::DELETE, &path(&tool)))
+    send_request(app.request(Method::DELETE, &tool_path(&tool)))
         .await
         .expect(200);
-    app.get(&path(&tool)).await.expect(404);
+    app.get(&tool_path(&tool)).await.expect(404);
     let actions: Vec<String> = sqlx::query_scalar("select action from audit_log order by id")
         .fetch_all(&app.context.pool)
         .await
@@ -130,40 +140,53 @@ async fn a_tool_is_kept_changed_and_deleted_without_showing_its_secrets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tool_that_moves_to_another_server_takes_no_masked_secret_along() {
-    let app = quiet().await;
-    let (url, heard) = endpoint("{}").await;
-    let tool = create(&app, body("find_order", "https://shop.test/{{order_id}}")).await;
-    let mut change = body("find_order", &url);
-    change["auth"]["token"] = json!(MASK);
-    change["headers"]["X-Shop-Key"] = json!(MASK);
-    let put = |body: &Value| send_request(app.request(Method::PUT, &path(&tool)).json(body));
+async fn a_masked_secret_is_not_sent_to_another_server() {
+    let app = without_workers().await;
+    let (url, heard) = recording_endpoint("{}").await;
+    let tool = create_tool(
+        &app,
+        tool_body("find_order", "https://shop.test/{{order_id}}"),
+    )
+    .await;
+
+    let mut change = tool_body("find_order", &url);
+    change["auth"]["token"] = json!(MASKED_SECRET);
+    change["headers"]["X-Shop-Key"] = json!(MASKED_SECRET);
+    let update =
+        |body: &Value| send_request(app.request(Method::PUT, &tool_path(&tool)).json(body));
     for elsewhere in [
         &*url,
         "https://other.test/",
         "https://shop.test.other.test/",
     ] {
         change["url"] = json!(elsewhere);
-        let refused = put(&change).await.expect(422);
+        let refused = update(&change).await.expect(422);
         let errors = refused["errors"].as_array().expect("errors");
-        let told: Vec<_> = errors.iter().map(|e| (&e["loc"], &e["type"])).collect();
+        let error_types: Vec<_> = errors.iter().map(|e| (&e["loc"], &e["type"])).collect();
         let (key, token) = (
             json!(["body", "headers", "X-Shop-Key"]),
             json!(["body", "auth", "token"]),
         );
         let masked = json!("masked");
-        assert_eq!(told, [(&key, &masked), (&token, &masked)], "{elsewhere}");
+        assert_eq!(
+            error_types,
+            [(&key, &masked), (&token, &masked)],
+            "{elsewhere}"
+        );
     }
-    assert_eq!(app.get(&path(&tool)).await.expect(200), tool);
+    assert_eq!(app.get(&tool_path(&tool)).await.expect(200), tool);
 
-    // One secret that is sent does not let the other go along.
+    // Sending one secret does not unmask the other.
     change["url"] = json!(url);
     change["auth"]["token"] = json!("bearer-token-2");
-    put(&change).await.expect(422);
+    update(&change).await.expect(422);
     change["headers"]["X-Shop-Key"] = json!("shop-key-2");
-    put(&change).await.expect(200);
+    update(&change).await.expect(200);
+
     let sample = json!({"arguments": {"order_id": "1"}});
-    let used = app.post(&format!("{}/test", path(&tool)), sample).await;
+    let used = app
+        .post(&format!("{}/test", tool_path(&tool)), sample)
+        .await;
     used.expect(200);
     let heard = heard.lock().expect("log").clone();
     assert_eq!(heard.len(), 1);
@@ -174,9 +197,9 @@ async fn a_tool_that_moves_to_another_server_takes_no_masked_secret_along() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_owner_in_a_session_sees_the_secrets() {
-    let app = quiet().await;
-    let tool = create(&app, body("find_order", "https://shop.test")).await;
-    let reveal = format!("{}?reveal_secret=true", path(&tool));
+    let app = without_workers().await;
+    let tool = create_tool(&app, tool_body("find_order", "https://shop.test")).await;
+    let reveal = format!("{}?reveal_secret=true", tool_path(&tool));
     app.get(&reveal).await.expect(403);
     let owner = tool["user_id"].as_str().expect("an id");
     let token = jwt_for_user(owner.parse().expect("an id"));
@@ -193,62 +216,68 @@ async fn only_the_owner_in_a_session_sees_the_secrets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tools_of_others_do_not_exist() {
-    let app = quiet().await;
-    let mine = create(&app, body("find_order", "https://shop.test")).await;
-    let stranger = app.create_tenant("Other").await;
-    let colleague = colleague(&app).await;
-    for other in [&stranger, &colleague] {
+async fn tools_of_other_users_return_404() {
+    let app = without_workers().await;
+    let mine = create_tool(&app, tool_body("find_order", "https://shop.test")).await;
+
+    let other_tenant = app.create_tenant("Other").await;
+    let colleague = create_colleague(&app).await;
+    for other in [&other_tenant, &colleague] {
         for (method, path) in [
-            (Method::GET, path(&mine)),
-            (Method::PUT, path(&mine)),
-            (Method::DELETE, path(&mine)),
-            (Method::POST, format!("{}/test", path(&mine))),
+            (Method::GET, tool_path(&mine)),
+            (Method::PUT, tool_path(&mine)),
+            (Method::DELETE, tool_path(&mine)),
+            (Method::POST, format!("{}/test", tool_path(&mine))),
         ] {
             let request = app.request_as(other, method, &path);
-            let request = request.json(&body("find_order", "https://shop.test"));
+            let request = request.json(&tool_body("find_order", "https://shop.test"));
             let problem = match path.ends_with("test") {
                 true => send_request(app.request_as(other, Method::POST, &path)).await,
                 false => send_request(request).await,
             };
             assert_eq!(problem.expect(404)["detail"], "Tool not found");
         }
-        let theirs = send_request(app.request_as(other, Method::GET, TOOLS)).await;
+        let theirs = send_request(app.request_as(other, Method::GET, TOOLS_PATH)).await;
         assert_eq!(theirs.expect(200), json!({"tools": []}));
     }
-    let mut given = body("find_order", "https://shop.test");
-    given["user_id"] = mine["user_id"].clone();
-    let request = app.request_as(&colleague, Method::POST, TOOLS);
-    send_request(request.json(&given)).await.expect(403);
-    // The same name is free for somebody else, and an administrator sees both.
-    given["user_id"] = Value::Null;
-    let request = app.request_as(&colleague, Method::POST, TOOLS);
-    let theirs = send_request(request.json(&given)).await.expect(201);
+
+    let mut for_owner = tool_body("find_order", "https://shop.test");
+    for_owner["user_id"] = mine["user_id"].clone();
+    let request = app.request_as(&colleague, Method::POST, TOOLS_PATH);
+    send_request(request.json(&for_owner)).await.expect(403);
+
+    // Another user may use the same name, and an administrator sees both tools.
+    for_owner["user_id"] = Value::Null;
+    let request = app.request_as(&colleague, Method::POST, TOOLS_PATH);
+    let theirs = send_request(request.json(&for_owner)).await.expect(201);
     let admin = with_session(&app, &app.tenant).await;
     let seen = async |path: &str| {
         send_request(app.request_as(&admin, Method::GET, path))
             .await
             .expect(200)
     };
-    let all = seen(TOOLS).await;
+    let all = seen(TOOLS_PATH).await;
     assert_eq!(all["tools"].as_array().map(Vec::len), Some(2));
-    let by_key = app.get(TOOLS).await.expect(200);
+
+    let by_key = app.get(TOOLS_PATH).await.expect(200);
     assert_eq!(by_key["tools"].as_array().map(Vec::len), Some(1));
-    let one = format!(
-        "{TOOLS}?user_id={}",
+
+    let by_user = format!(
+        "{TOOLS_PATH}?user_id={}",
         theirs["user_id"].as_str().expect("id")
     );
-    assert_eq!(seen(&one).await, json!({"tools": [theirs]}));
-    app.get(&one).await.expect(403);
+    assert_eq!(seen(&by_user).await, json!({"tools": [theirs]}));
+
+    app.get(&by_user).await.expect(403);
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_wrong_with_a_tool_is_told_at_once() {
-    let app = quiet().await;
+async fn all_errors_of_a_tool_are_reported_together() {
+    let app = without_workers().await;
     let problem = app
         .post(
-            TOOLS,
+            TOOLS_PATH,
             json!({
                 "name": "find order", "description": " ", "url": "http://127.0.0.1/", "timeout_seconds": 16,
                 "headers": {"Host": "metadata"}, "auth": {"type": "api_key", "header": "X-Key", "value": ""},
@@ -257,6 +286,7 @@ async fn everything_wrong_with_a_tool_is_told_at_once() {
         )
         .await
         .expect(422);
+
     let mut wrong: Vec<String> = problem["errors"]
         .as_array()
         .expect("errors")
@@ -282,6 +312,7 @@ async fn everything_wrong_with_a_tool_is_told_at_once() {
             "url"
         ]
     );
+
     for (url, schema) in [
         ("ftp://shop.test", json!({"type": "object"})),
         ("https://user@shop.test", json!({"type": "object"})),
@@ -294,29 +325,33 @@ async fn everything_wrong_with_a_tool_is_told_at_once() {
         ),
     ] {
         let body = json!({"name": "a", "description": "b", "url": url, "tool_schema": schema});
-        app.post(TOOLS, body).await.expect(422);
+        app.post(TOOLS_PATH, body).await.expect(422);
     }
-    let mut masked = body("find_order", "https://shop.test");
-    masked["auth"]["token"] = json!(MASK);
-    let refused = app.post(TOOLS, masked).await.expect(422);
+
+    let mut masked = tool_body("find_order", "https://shop.test");
+    masked["auth"]["token"] = json!(MASKED_SECRET);
+    let refused = app.post(TOOLS_PATH, masked).await.expect(422);
     assert_eq!(refused["errors"][0]["type"], "masked");
-    create(&app, body("find_order", "https://shop.test")).await;
+
+    create_tool(&app, tool_body("find_order", "https://shop.test")).await;
     let taken = app
-        .post(TOOLS, body("find_order", "https://shop.test"))
+        .post(TOOLS_PATH, tool_body("find_order", "https://shop.test"))
         .await;
     assert_eq!(taken.expect(409)["code"], "tool_name_taken");
     app.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tool_is_tried_out_and_shows_what_a_model_would_see() {
-    let app = quiet().await;
+async fn a_test_call_shows_the_response_as_a_model_sees_it() {
+    let app = without_workers().await;
     let (url, heard) =
-        endpoint(r#"{"status": "sent", "echo": "bearer-token-1", "more": {"a": 1}}"#).await;
-    let mut wanted = body("find_order", &format!("{url}/orders/{{{{order_id}}}}"));
+        recording_endpoint(r#"{"status": "sent", "echo": "bearer-token-1", "more": {"a": 1}}"#)
+            .await;
+    let mut wanted = tool_body("find_order", &format!("{url}/orders/{{{{order_id}}}}"));
     wanted["output_schema"] = json!(["status", "echo"]);
-    let tool = create(&app, wanted).await;
-    let test = format!("{}/test", path(&tool));
+
+    let tool = create_tool(&app, wanted).await;
+    let test = format!("{}/test", tool_path(&tool));
     let used = app
         .post(
             &test,
@@ -324,17 +359,19 @@ async fn a_tool_is_tried_out_and_shows_what_a_model_would_see() {
         )
         .await
         .expect(200);
+
     assert_eq!(used["success"], true, "{used}");
     assert_eq!(
         used["response"],
-        json!({"status": 200, "body": {"status": "sent", "echo": MASK}, "truncated": false})
+        json!({"status": 200, "body": {"status": "sent", "echo": MASKED_SECRET}, "truncated": false})
     );
     assert_eq!(
         used["request"]["url"],
         format!("{url}/orders/A%201%2F2?page=2")
     );
-    assert_eq!(used["request"]["headers"]["authorization"], MASK);
+    assert_eq!(used["request"]["headers"]["authorization"], MASKED_SECRET);
     assert_eq!(used["request"]["headers"]["accept"], "application/json");
+
     let (uri, headers, _) = heard.lock().expect("log")[0].clone();
     assert_eq!(uri, "/orders/A%201%2F2?page=2");
     assert_eq!(headers["authorization"], "Bearer bearer-token-1");
@@ -352,12 +389,12 @@ async fn a_tool_is_tried_out_and_shows_what_a_model_would_see() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn arguments_of_a_post_are_its_body_and_a_repeated_test_is_sent_once() {
-    let app = quiet().await;
-    let (url, heard) = endpoint("not json").await;
-    let mut wanted = body("place_order", &url);
+    let app = without_workers().await;
+    let (url, heard) = recording_endpoint("not json").await;
+    let mut wanted = tool_body("place_order", &url);
     wanted["method"] = json!("POST");
-    let tool = create(&app, wanted).await;
-    let test = format!("{}/test", path(&tool));
+    let tool = create_tool(&app, wanted).await;
+    let test = format!("{}/test", tool_path(&tool));
     for _ in 0..2 {
         let request = app
             .request(Method::POST, &test)
@@ -375,14 +412,14 @@ async fn arguments_of_a_post_are_its_body_and_a_repeated_test_is_sent_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_that_cannot_be_reached_is_told_without_a_reason() {
-    let app = quiet().await;
+async fn an_unreachable_endpoint_is_reported_without_details() {
+    let app = without_workers().await;
     for host in ["nowhere.invalid", "127.0.0.2:1"] {
         let name = format!("tool_{}", host.len());
-        let tool = create(&app, body(&name, &format!("http://{host}/"))).await;
+        let tool = create_tool(&app, tool_body(&name, &format!("http://{host}/"))).await;
         let used = app
             .post(
-                &format!("{}/test", path(&tool)),
+                &format!("{}/test", tool_path(&tool)),
                 json!({"arguments": {"order_id": "1"}}),
             )
             .await
