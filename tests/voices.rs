@@ -129,14 +129,8 @@ async fn only_the_platform_adds_voices() {
     let voice = json!({"provider_id": "polly", "voice_id": "Polly.Nova-Generative", "voice_name": "Nova",
                        "supported_languages": ["en-US"], "gender": "neutral", "is_public": false});
     app.post(VOICES_PATH, voice.clone()).await.expect(403);
-    let refused = send_as(
-        &app,
-        &with_key(&root),
-        Method::POST,
-        VOICES_PATH,
-        voice.clone(),
-    )
-    .await;
+    let key = with_key(&root);
+    let refused = send_as(&app, &key, Method::POST, VOICES_PATH, voice.clone()).await;
     refused.expect(403);
 
     let token = jwt_for_email(&app, "root@example.com").await;
@@ -161,15 +155,9 @@ async fn only_the_platform_adds_voices() {
 
     // The voice is not public.
     app.get(&format!("{VOICES_PATH}/{id}")).await.expect(404);
-    send_as(
-        &app,
-        &root,
-        Method::GET,
-        &format!("{VOICES_PATH}/{id}"),
-        Value::Null,
-    )
-    .await
-    .expect(200);
+    let path = format!("{VOICES_PATH}/{id}");
+    let seen = send_as(&app, &root, Method::GET, &path, Value::Null).await;
+    seen.expect(200);
 
     for (field, value, status) in [
         ("provider_id", json!("nobody"), 404),

@@ -723,12 +723,8 @@ async fn each_item_of_an_upsert_succeeds_or_fails_on_its_own() {
     let app = app_with_small_upload_limit().await;
     let id = app.create_batch(json!({})).await;
     app.add_people(&id, 4).await;
-    let read = async || {
-        app.get(&format!("{BATCHES_PATH}/{id}/data"))
-            .await
-            .expect(200)["data"]
-            .clone()
-    };
+    let path = format!("{BATCHES_PATH}/{id}/data");
+    let read = async || app.get(&path).await.expect(200)["data"].clone();
     let rows = read().await;
     let row = |n: usize| rows[n]["id"].clone();
     let variables = json!({"name": "Eve"});
@@ -756,16 +752,9 @@ async fn each_item_of_an_upsert_succeeds_or_fails_on_its_own() {
         "{result}"
     );
 
-    let errors: Vec<_> = result["errors"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|error| {
-            (
-                error["index"].as_i64().unwrap(),
-                error_code(error).to_owned(),
-            )
-        })
+    let errors = result["errors"].as_array().unwrap().iter();
+    let errors: Vec<_> = errors
+        .map(|error| (error["index"].as_i64().unwrap(), error_code(error)))
         .collect();
     let expected = [
         (2, "duplicate_number"),
@@ -775,10 +764,7 @@ async fn each_item_of_an_upsert_succeeds_or_fails_on_its_own() {
         (7, "missing_variable"),
     ];
     assert_eq!(errors[0].0, 1);
-    assert_eq!(
-        errors[1..],
-        expected.map(|(index, code)| (index, code.to_owned()))
-    );
+    assert_eq!(errors[1..], expected);
 
     let after = read().await;
     let shown: Vec<_> = (0..5)

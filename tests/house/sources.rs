@@ -69,8 +69,8 @@ pub(super) fn entries(folder: &Path) -> Vec<PathBuf> {
                 .file_name()
                 .and_then(|name| name.to_str())
                 .unwrap_or_default();
-            !name.starts_with('.')
-                && !(path.is_dir() && matches!(name, "target" | "vectors" | "__pycache__"))
+            let is_output = matches!(name, "target" | "vectors" | "__pycache__");
+            !name.starts_with('.') && !(is_output && path.is_dir())
         })
         .collect();
     found.sort();

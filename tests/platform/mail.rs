@@ -392,20 +392,13 @@ async fn old_texts_are_purged() {
     };
 
     assert_eq!(purge_after_days(6).await.unwrap(), 0);
-    assert_eq!(
-        stored_text(&db, "dead@example.com").await,
-        (text.clone(), false)
-    );
-    assert_eq!(
-        stored_text(&db, "sent@example.com").await,
-        (String::new(), false)
-    );
+    let stored = async |name| stored_text(&db, &format!("{name}@example.com")).await;
+    assert_eq!(stored("dead").await, (text.clone(), false));
+    assert_eq!(stored("sent").await, (String::new(), false));
+
     assert_eq!(purge_after_days(8).await.unwrap(), 1);
-    assert_eq!(stored_text(&db, "waiting@example.com").await, (text, false));
-    assert_eq!(
-        stored_text(&db, "dead@example.com").await,
-        (String::new(), true)
-    );
+    assert_eq!(stored("waiting").await, (text, false));
+    assert_eq!(stored("dead").await, (String::new(), true));
 
     // A later retry fails because the text is gone.
     let _unsent_wakeup = queue::retry_dead_job(&mut connection, written[1].id)
