@@ -236,7 +236,7 @@ struct RuleBody {
 }
 
 impl RuleBody {
-    fn validate(self, gate: &OutboundClient) -> Result<NewRule> {
+    fn validate(self, outbound: &OutboundClient) -> Result<NewRule> {
         let mut fields = FieldErrors::default();
         let name = self.name.trim();
         fields.check_text(name, "name", 1, 200);
@@ -250,7 +250,11 @@ impl RuleBody {
         let model = self.model_name.as_deref().unwrap_or_default();
         fields.check_text(model, "model_name", 0, 200);
 
-        if let Some(Err(why)) = self.webhook_url.as_deref().map(|url| gate.parse_url(url)) {
+        if let Some(Err(why)) = self
+            .webhook_url
+            .as_deref()
+            .map(|url| outbound.parse_url(url))
+        {
             fields.check(false, "webhook_url", "url", why);
         }
 

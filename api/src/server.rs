@@ -78,9 +78,9 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let api = AppState::new(Arc::clone(&context), shutdown.clone())?;
-    let refusals = api.denied_requests.clone();
+    let denied_requests = api.denied_requests.clone();
     let served = serve_routes(context, listener, router(api), shutdown).await;
-    refusals.close().await;
+    denied_requests.close().await;
     served
 }
 

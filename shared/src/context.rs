@@ -122,7 +122,7 @@ impl Context {
             .connect_lazy_with(with_generic_plans(with_statement_timeout(options, &config)));
 
         let redis_url = config.redis_url.as_ref().map(ExposeSecret::expose_secret);
-        let bells = Wakeups::new(redis_url, &config.redis_prefix).context("PEAL_REDIS_URL")?;
+        let wakeups = Wakeups::new(redis_url, &config.redis_prefix).context("PEAL_REDIS_URL")?;
 
         let mailer = match &config.smtp_url {
             Some(url) => {
@@ -137,13 +137,13 @@ impl Context {
             process.name(),
             clock.clone(),
         )?;
-        let gate = OutboundClient::new(config.outbound.clone())?;
+        let outbound = OutboundClient::new(config.outbound.clone())?;
 
         Ok(Arc::new(Self {
             pool,
             unsafe_role: breach,
             callback_pool: callbacks,
-            wakeups: bells,
+            wakeups: wakeups,
             carriers: CarrierRegistry::new()?,
             accounts: AccountCache::default(),
             price_cache: PriceCache::default(),
@@ -152,8 +152,8 @@ impl Context {
             clock,
             metrics: Metrics::default(),
             traces,
-            mcp: OutboundMcpClient::new(gate.clone()),
-            outbound: gate,
+            mcp: OutboundMcpClient::new(outbound.clone()),
+            outbound,
             config,
         }))
     }

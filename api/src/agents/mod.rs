@@ -382,12 +382,12 @@ async fn delete(
 /// Validates and completes the settings. The webhook's URL and the background noise are checked
 /// only when they differ from those in `before`.
 pub fn validate_setup(
-    gate: &OutboundClient,
+    outbound: &OutboundClient,
     mut setup: AgentSetup,
     before: Option<&AgentSetup>,
 ) -> Result<AgentSetup> {
     let mut fields = FieldErrors::default();
-    validation::check(&mut fields, gate, &setup, before);
+    validation::check(&mut fields, outbound, &setup, before);
     fields.finish()?;
 
     setup.agent.name = setup.agent.name.trim().to_owned();

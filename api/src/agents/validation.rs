@@ -29,7 +29,7 @@ const DAY_SECS: i32 = 86_400;
 /// still be changed otherwise.
 pub fn check(
     fields: &mut FieldErrors,
-    gate: &OutboundClient,
+    outbound: &OutboundClient,
     setup: &AgentSetup,
     before: Option<&AgentSetup>,
 ) {
@@ -64,7 +64,7 @@ pub fn check(
 
     if let Some(outgoing) = setup.outgoing_webhook() {
         let before = before.and_then(AgentSetup::outgoing_webhook);
-        check_outgoing(fields, gate, outgoing, before);
+        check_outgoing(fields, outbound, outgoing, before);
     }
 }
 
@@ -259,14 +259,14 @@ fn check_incoming(fields: &mut FieldErrors, incoming: &IncomingWebhook, path: &s
 
 fn check_outgoing(
     fields: &mut FieldErrors,
-    gate: &OutboundClient,
+    outbound: &OutboundClient,
     outgoing: &OutgoingWebhook,
     before: Option<&OutgoingWebhook>,
 ) {
     let path = |field: &str| format!("{}.{field}", OUTGOING_PATH.join("."));
 
     if before.is_none_or(|before| before.url != outgoing.url) {
-        match gate.parse_url(&outgoing.url) {
+        match outbound.parse_url(&outgoing.url) {
             Ok(_target) => fields.check_text(&outgoing.url, &path("url"), 1, MAX_TEXT_CHARS),
             Err(why) => fields.check(false, &path("url"), "url", why),
         }

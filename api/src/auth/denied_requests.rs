@@ -60,18 +60,18 @@ impl DeniedRequests {
     /// Spawns the writer; it runs until [`Self::close`] or the drop of the last clone.
     pub fn spawn(context: &Arc<Context>) -> Self {
         let (line, waiting) = mpsc::channel(QUEUE_CAPACITY);
-        let refusals = Self {
+        let handle = Self {
             queue: line,
             dropped: Arc::default(),
             finished: CancellationToken::new(),
         };
-        let (missed, written) = (Arc::clone(&refusals.dropped), refusals.finished.clone());
+        let (missed, written) = (Arc::clone(&handle.dropped), handle.finished.clone());
         let context = Arc::clone(context);
         tokio::spawn(async move {
             let _finished = written.drop_guard();
             write_rows(&context, waiting, &missed).await;
         });
-        refusals
+        handle
     }
 
     fn record(&self, refusal: DeniedRequest) {
@@ -96,7 +96,7 @@ impl DeniedRequests {
 
 /// Middleware that records denied requests.
 pub async fn record_denied(
-    State(refusals): State<DeniedRequests>,
+    State(handle): State<DeniedRequests>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -106,8 +106,8 @@ pub async fn record_denied(
         return next.run(request).await;
     };
 
-    let asker = CallerSlot::default();
-    request.extensions_mut().insert(asker.clone());
+    let caller_slot = CallerSlot::default();
+    request.extensions_mut().insert(caller_slot.clone());
     let (method, shown) = (request.method().clone(), has_credentials(request.headers()));
     let request_id = request.extensions().get::<RequestId>();
     let request_id = request_id.map(|RequestId(id)| id.clone());
@@ -118,9 +118,9 @@ pub async fn record_denied(
 
     let response = next.run(request).await;
 
-    let who = asker.caller();
+    let who = caller_slot.caller();
     if let Some(action) = audit_action(response.status(), &who, shown, route.as_str()) {
-        refusals.record(DeniedRequest {
+        handle.record(DeniedRequest {
             caller: who,
             ip,
             request_id,

@@ -167,7 +167,7 @@ async fn authenticate_key(
     context: &Context,
     cache: &KeyCache,
     key: &str,
-    asker: &CallerSlot,
+    caller_slot: &CallerSlot,
 ) -> Result<Option<Permissions>, Problem> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES || !may_be_api_key(key) {
         return Ok(None);
@@ -188,7 +188,7 @@ async fn authenticate_key(
             Ok(Some(known))
         }
         KeyHolder::Inactive(org, user, key) => {
-            asker.set(DeniedCaller::Expired(org, user, Some(key)));
+            caller_slot.set(DeniedCaller::Expired(org, user, Some(key)));
             Ok(None)
         }
         KeyHolder::Unknown => Ok(None),
@@ -225,14 +225,14 @@ async fn authenticate_token(
                 until: None,
             }))
         }
-        BearerIdentity::External { stranger, until } => {
-            let mut known = external_identity::principal_unscoped(&mut db, &stranger).await?;
+        BearerIdentity::External { identity, until } => {
+            let mut known = external_identity::principal_unscoped(&mut db, &identity).await?;
 
             if known.is_none() {
                 let sign_up = context.config.sign_in.sign_up;
-                external_identity::provision_unscoped(&mut db, &stranger, sign_up, origin.ip)
+                external_identity::provision_unscoped(&mut db, &identity, sign_up, origin.ip)
                     .await?;
-                known = external_identity::principal_unscoped(&mut db, &stranger).await?;
+                known = external_identity::principal_unscoped(&mut db, &identity).await?;
             }
 
             Ok(known.map(|known| AuthenticatedCaller {

@@ -46,7 +46,7 @@ pub enum BearerIdentity {
     Local { session: SessionId, user: UserId },
     /// A user of an external issuer, until the token expires.
     External {
-        stranger: ExternalIdentity,
+        identity: ExternalIdentity,
         until: Option<DateTime<Utc>>,
     },
 }
@@ -154,7 +154,7 @@ fn external_identity(claims: TokenClaims, rules: &ExternalIssuer) -> Option<Bear
     let until = DateTime::from_timestamp(until, 0);
 
     is_person.then(|| BearerIdentity::External {
-        stranger: ExternalIdentity {
+        identity: ExternalIdentity {
             issuer: rules.issuer.clone(),
             subject: claims.sub,
             email: claims.email.filter(|_| !is_unverified),

@@ -191,9 +191,9 @@ where
 /// serves several.
 pub fn complete_document(document: &mut OpenApi) {
     // 1. Add the shared errors as components.
-    let refusals = common_responses();
+    let responses = common_responses();
     let components = document.components.get_or_insert_with(Components::new);
-    let named = refusals.iter().cloned();
+    let named = responses.iter().cloned();
     components.responses.extend(named);
 
     // 2. Complete each operation.
@@ -222,7 +222,7 @@ pub fn complete_document(document: &mut OpenApi) {
             }
 
             for response in operation.responses.responses.values_mut() {
-                if let Some(name) = refusals
+                if let Some(name) = responses
                     .iter()
                     .find_map(|(name, same)| (same == response).then_some(name))
                 {
@@ -299,14 +299,14 @@ pub fn add_idempotency_key(document: &mut OpenApi) {
 
 /// Errors that most operations share, by component name.
 fn common_responses() -> Vec<(String, RefOr<Response>)> {
-    let refusals = [
+    let responses = [
         CommonErrors::responses(),
         BadRequestResponse::responses(),
         PaymentRequiredResponse::responses(),
         NotFoundResponse::responses(),
         ConflictResponse::responses(),
     ];
-    refusals
+    responses
         .into_iter()
         .flatten()
         .map(|(status, response)| (format!("Refused{status}"), response))

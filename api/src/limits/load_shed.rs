@@ -138,11 +138,11 @@ pub async fn limit_concurrency(
     request: Request,
     next: Next,
 ) -> Response {
-    let gate = match request.method().is_safe() {
+    let limit = match request.method().is_safe() {
         true => &gates.reads,
         false => &gates.changes,
     };
-    run_limited(gate, request, next).await
+    run_limited(limit, request, next).await
 }
 
 /// Middleware for requests that wait for a third party's server.
@@ -163,8 +163,8 @@ pub async fn limit_anonymous(
     run_limited(&gates.anonymous, request, next).await
 }
 
-async fn run_limited(gate: &ConcurrencyLimit, request: Request, next: Next) -> Response {
-    match gate.acquire().await {
+async fn run_limited(limit: &ConcurrencyLimit, request: Request, next: Next) -> Response {
+    match limit.acquire().await {
         Ok(_permit) => next.run(request).await,
         Err(problem) => Problem::into_response(problem),
     }

@@ -27,13 +27,10 @@ pub struct RequestRateLimits {
 impl RequestRateLimits {
     /// Creates the limits of the settings.
     pub fn new(limits: &ServerLimits) -> Self {
-        let (requests, refusals) = (limits.requests_per_sec, limits.denied_per_min);
+        let (requests, denials) = (limits.requests_per_sec, limits.denied_per_min);
         Self {
             callers: RateLimiter::new(requests, Duration::from_secs(1) / requests.get()),
-            invalid_credentials: RateLimiter::new(
-                refusals,
-                Duration::from_secs(60) / refusals.get(),
-            ),
+            invalid_credentials: RateLimiter::new(denials, Duration::from_secs(60) / denials.get()),
         }
     }
 

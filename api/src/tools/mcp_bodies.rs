@@ -57,12 +57,12 @@ impl McpServerBody {
     ///
     /// # Errors
     /// Every invalid field.
-    pub fn validated(self, gate: &OutboundClient) -> Result<NewMcpServer> {
+    pub fn validated(self, outbound: &OutboundClient) -> Result<NewMcpServer> {
         let mut fields = FieldErrors::default();
         let name = self.name.trim();
         fields.check_text(name, "name", 1, 200);
         fields.check_range(self.timeout_seconds, "timeout_seconds", 1, 15);
-        if let Err(why) = gate.parse_url(&self.server_url) {
+        if let Err(why) = outbound.parse_url(&self.server_url) {
             fields.check(false, "server_url", "url", why);
         }
         check_allowed_tools(&mut fields, self.allowed_tools.as_deref());
@@ -128,7 +128,7 @@ impl FetchTools {
     ///
     /// # Errors
     /// Neither or both of `tool_id` and `server_url`; every invalid field of an unsaved server.
-    pub fn source(self, gate: &OutboundClient) -> Result<McpServerSource> {
+    pub fn source(self, outbound: &OutboundClient) -> Result<McpServerSource> {
         match (self.tool_id, self.server_url) {
             (Some(id), None) => Ok(McpServerSource::Saved(id)),
             (None, Some(server_url)) => {
@@ -143,7 +143,7 @@ impl FetchTools {
                     is_active: true,
                     user_id: None,
                 };
-                unnamed.validated(gate).map(McpServerSource::Unsaved)
+                unnamed.validated(outbound).map(McpServerSource::Unsaved)
             }
             _ => {
                 let message = "send exactly one of tool_id and server_url";

@@ -347,7 +347,7 @@ pub fn yes() -> bool {
 }
 
 impl ToolBody {
-    fn validated(self, gate: &OutboundClient) -> Result<NewTool> {
+    fn validated(self, outbound: &OutboundClient) -> Result<NewTool> {
         let mut fields = FieldErrors::default();
         fields.check(
             is_function_name(&self.name),
@@ -379,7 +379,7 @@ impl ToolBody {
                     "is not among the properties of tool_schema",
                 );
             }
-            if let Err(why) = request::check_url(gate, &self.url, &self.tool_schema) {
+            if let Err(why) = request::check_url(outbound, &self.url, &self.tool_schema) {
                 fields.check(false, "url", "url", why);
             }
         }

@@ -59,7 +59,7 @@ pub async fn estimate_unscoped(
     .await?
     .ok_or(Error::NotFound("Wallet"))?;
 
-    let book = price_catalogue::in_force_unscoped(db, basis.at).await?;
+    let catalogue = price_catalogue::in_force_unscoped(db, basis.at).await?;
     let destination = PricedCall {
         to,
         model: facts.model.as_deref(),
@@ -67,7 +67,7 @@ pub async fn estimate_unscoped(
     };
 
     let prices = CallPrices {
-        rates: book.rates_for(&destination),
+        rates: catalogue.rates_for(&destination),
         terms: ResellerTerms::new(
             facts.reseller_org_id,
             facts.org_type,

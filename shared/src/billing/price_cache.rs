@@ -49,9 +49,9 @@ impl PriceCache {
         }
 
         let loaded = Arc::new(load_edition_unscoped(db, at).await?);
-        let book = Arc::clone(&loaded.catalogue);
+        let catalogue = Arc::clone(&loaded.catalogue);
         *lock_unpoisoned(&self.edition) = Some(loaded);
-        Ok(book)
+        Ok(catalogue)
     }
 
     /// Calls [`freeze_unscoped`] unless all snapshots are cached.

@@ -74,11 +74,11 @@ pub async fn load_edition_unscoped(
     .await?;
 
     // 2. Read the prices.
-    let book = in_force_unscoped(db, at).await?;
+    let catalogue = in_force_unscoped(db, at).await?;
     Ok(CatalogueEdition {
         number: edition.number,
         since: edition.since,
         until: edition.until,
-        catalogue: Arc::new(book),
+        catalogue: Arc::new(catalogue),
     })
 }

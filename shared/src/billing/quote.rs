@@ -129,12 +129,12 @@ pub struct PriceCatalogue {
 
 impl FromIterator<ServiceRate> for PriceCatalogue {
     fn from_iter<I: IntoIterator<Item = ServiceRate>>(rates: I) -> Self {
-        let mut book = Self::default();
+        let mut catalogue = Self::default();
         for rate in rates {
-            let of_service = book.rates.entry(rate.service).or_default();
+            let of_service = catalogue.rates.entry(rate.service).or_default();
             of_service.insert(rate.matched.clone(), rate);
         }
-        book
+        catalogue
     }
 }
 

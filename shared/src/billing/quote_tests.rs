@@ -29,7 +29,7 @@ fn answered(seconds: i32) -> CallUsage {
 
 #[test]
 fn the_longest_prefix_and_the_agents_model_names_match() {
-    let book: PriceCatalogue = [
+    let catalogue: PriceCatalogue = [
         rate(Service::Telephony, "", "0.25", 60),
         rate(Service::Telephony, "33", "0.02", 60),
         rate(Service::Telephony, "336", "0.04", 60),
@@ -47,7 +47,7 @@ fn the_longest_prefix_and_the_agents_model_names_match() {
         ("+12125550123", Some("unknown"), "", ""),
     ] {
         let to = E164::try_from(to.to_owned()).unwrap();
-        let rates = book.rates_for(&PricedCall {
+        let rates = catalogue.rates_for(&PricedCall {
             to: &to,
             model,
             speech: Some("unknown"),

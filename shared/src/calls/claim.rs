@@ -92,7 +92,7 @@ pub struct ClaimRequest<'a> {
     pub held_calls: u32,
     /// Longest talk that money is held for.
     pub hold_max_secs: i32,
-    pub tariffs: &'a PriceCache,
+    pub price_cache: &'a PriceCache,
 }
 
 struct LockedTrunk {

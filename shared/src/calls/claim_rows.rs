@@ -144,7 +144,10 @@ async fn price_rows(
     let Some(edition) = picked.first().map(|row| row.edition) else {
         return Ok(Vec::new());
     };
-    let book = request.tariffs.in_force_unscoped(db, edition, now).await?;
+    let catalogue = request
+        .price_cache
+        .in_force_unscoped(db, edition, now)
+        .await?;
 
     // 1. Quote each pair of batch and prefix once.
     let mut kinds: HashMap<(BatchId, &str), usize> = HashMap::new();
@@ -153,7 +156,7 @@ async fn price_rows(
     let mut kind_of = Vec::with_capacity(picked.len());
     for row in picked {
         let kind = *kinds
-            .entry((row.batch_id, book.prefix_of(&row.to)))
+            .entry((row.batch_id, catalogue.prefix_of(&row.to)))
             .or_insert_with(|| {
                 let destination = PricedCall {
                     to: &row.to,
@@ -161,7 +164,7 @@ async fn price_rows(
                     speech: row.speech.as_deref(),
                 };
                 let quoted = CallPrices {
-                    rates: book.rates_for(&destination),
+                    rates: catalogue.rates_for(&destination),
                     terms: ResellerTerms::new(
                         row.reseller_org_id,
                         row.org_type.clone(),
@@ -178,7 +181,7 @@ async fn price_rows(
     }
 
     // 2. Freeze the quotes, and give each row its own.
-    let snapshots = request.tariffs.freeze_unscoped(db, &prices).await?;
+    let snapshots = request.price_cache.freeze_unscoped(db, &prices).await?;
     picked
         .iter()
         .zip(kind_of)

@@ -111,8 +111,8 @@ impl LimitSettings {
 
         let requests = &self.limit_requests_per_sec;
         let requests = number("PEAL_LIMIT_REQUESTS_PER_SEC", requests, 100, 1, 1_000_000);
-        let refusals = &self.limit_refusals_per_min;
-        let refusals = number("PEAL_LIMIT_REFUSALS_PER_MIN", refusals, 60, 1, 1_000_000);
+        let denials = &self.limit_refusals_per_min;
+        let denials = number("PEAL_LIMIT_REFUSALS_PER_MIN", denials, 60, 1, 1_000_000);
 
         // Reads and changes together must leave connections for the rest.
         let fits = match (reads, control, pool) {
@@ -137,7 +137,7 @@ impl LimitSettings {
             header_timeout: Duration::from_secs(header?.into()),
             statement_timeout: Duration::from_secs(statement?.into()),
             requests_per_sec: NonZeroU32::new(requests?)?,
-            denied_per_min: NonZeroU32::new(refusals?)?,
+            denied_per_min: NonZeroU32::new(denials?)?,
         })
     }
 }

@@ -364,10 +364,10 @@ impl SampledMetrics {
         }
     }
 
-    async fn publish_redis(&self, bells: &Wakeups) {
-        self.redis_up.set(bells.ping().await.map(i64::from));
+    async fn publish_redis(&self, wakeups: &Wakeups) {
+        self.redis_up.set(wakeups.ping().await.map(i64::from));
         // The total never decreases, as a counter requires.
-        let dropped = bells.dropped();
+        let dropped = wakeups.dropped();
         self.dropped_wakeups
             .inner()
             .store(dropped, Ordering::Relaxed);

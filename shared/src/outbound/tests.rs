@@ -115,25 +115,31 @@ fn client(lists: &[&[&str]]) -> OutboundClient {
     OutboundClient::with_resolver(policy, Arc::new(ScriptedResolver(Mutex::new(lists)))).unwrap()
 }
 
-fn get_request(gate: &OutboundClient, url: &str) -> OutboundRequest {
+fn get_request(outbound: &OutboundClient, url: &str) -> OutboundRequest {
     OutboundRequest {
         method: Method::GET,
-        target: gate.parse_url(url).unwrap(),
+        target: outbound.parse_url(url).unwrap(),
         headers: HeaderMap::new(),
         body: None,
         timeout: MAX_TIMEOUT,
     }
 }
 
-async fn fetch(gate: &OutboundClient, url: &str) -> Result<OutboundResponse, OutboundFailure> {
-    gate.send(OrgId::new(), get_request(gate, url)).await
+async fn fetch(outbound: &OutboundClient, url: &str) -> Result<OutboundResponse, OutboundFailure> {
+    outbound
+        .send(OrgId::new(), get_request(outbound, url))
+        .await
 }
 
 #[tokio::test]
 async fn a_request_to_an_open_host_succeeds() {
     let server = TestServer::start(OPEN, ok("hello"));
-    let gate = client(&[&[OPEN]]);
-    let answer = fetch(&gate, &format!("http://tool.test:{}/x?y=1", server.port)).await;
+    let outbound = client(&[&[OPEN]]);
+    let answer = fetch(
+        &outbound,
+        &format!("http://tool.test:{}/x?y=1", server.port),
+    )
+    .await;
     let answer = answer.unwrap();
     assert_eq!(
         (answer.status.as_u16(), &answer.body[..]),
@@ -170,8 +176,8 @@ async fn a_closed_address_among_open_ones_is_left_out() {
     let (server, canary) = TestServer::start_open_and_closed();
     let url = format!("http://tool.test:{}/", server.port);
     for _ in 0..5 {
-        let gate = client(&[&["127.0.0.1", OPEN, "::1"]]);
-        assert_eq!(fetch(&gate, &url).await.unwrap().body, "open");
+        let outbound = client(&[&["127.0.0.1", OPEN, "::1"]]);
+        assert_eq!(fetch(&outbound, &url).await.unwrap().body, "open");
     }
     assert_eq!((server.connections(), canary.connections()), (5, 0));
 }
@@ -179,12 +185,12 @@ async fn a_closed_address_among_open_ones_is_left_out() {
 #[tokio::test]
 async fn dns_rebinding_does_not_reach_closed_addresses() {
     let (server, canary) = TestServer::start_open_and_closed();
-    let gate = client(&[&[OPEN], &["127.0.0.1"]]);
+    let outbound = client(&[&[OPEN], &["127.0.0.1"]]);
     let url = format!("http://tool.test:{}/", server.port);
-    assert_eq!(fetch(&gate, &url).await.unwrap().body, "open");
+    assert_eq!(fetch(&outbound, &url).await.unwrap().body, "open");
     for _ in 0..3 {
         assert_eq!(
-            fetch(&gate, &url).await.unwrap_err(),
+            fetch(&outbound, &url).await.unwrap_err(),
             OutboundFailure::Unreachable
         );
     }
@@ -215,10 +221,13 @@ async fn redirects_are_returned_and_not_followed() {
 #[tokio::test]
 async fn too_large_responses_fail_with_and_without_a_length() {
     let limit = MAX_RESPONSE_BYTES;
-    let gate = client(&[&[OPEN]]);
+    let outbound = client(&[&[OPEN]]);
     let whole = TestServer::start(OPEN, ok(&"a".repeat(limit)));
     let url = |server: &TestServer| format!("http://tool.test:{}/", server.port);
-    assert_eq!(fetch(&gate, &url(&whole)).await.unwrap().body.len(), limit);
+    assert_eq!(
+        fetch(&outbound, &url(&whole)).await.unwrap().body.len(),
+        limit
+    );
     let announced = TestServer::start(OPEN, ok(&"a".repeat(limit + 1)));
     let silent = format!(
         "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}",
@@ -227,7 +236,7 @@ async fn too_large_responses_fail_with_and_without_a_length() {
     let silent = TestServer::start(OPEN, silent);
     for server in [announced, silent] {
         assert_eq!(
-            fetch(&gate, &url(&server)).await.unwrap_err(),
+            fetch(&outbound, &url(&server)).await.unwrap_err(),
             OutboundFailure::TooLarge
         );
     }
@@ -235,7 +244,7 @@ async fn too_large_responses_fail_with_and_without_a_length() {
 
 #[tokio::test]
 async fn compressed_and_broken_responses_are_refused() {
-    let gate = client(&[&[OPEN]]);
+    let outbound = client(&[&[OPEN]]);
     for (answer, failure) in [
         (
             "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
@@ -249,7 +258,7 @@ async fn compressed_and_broken_responses_are_refused() {
         ("", OutboundFailure::Interrupted),
     ] {
         let server = TestServer::start(OPEN, answer);
-        let got = fetch(&gate, &format!("http://tool.test:{}/", server.port)).await;
+        let got = fetch(&outbound, &format!("http://tool.test:{}/", server.port)).await;
         assert_eq!(got.unwrap_err(), failure, "{answer}");
     }
 }
@@ -257,17 +266,17 @@ async fn compressed_and_broken_responses_are_refused() {
 #[tokio::test]
 async fn a_silent_server_times_out() {
     let listener = TcpListener::bind((OPEN, 0)).unwrap();
-    let gate = client(&[&[OPEN]]);
+    let outbound = client(&[&[OPEN]]);
     let port = listener.local_addr().unwrap().port();
     let request = OutboundRequest {
         timeout: Duration::from_millis(200),
-        ..get_request(&gate, &format!("http://tool.test:{port}/"))
+        ..get_request(&outbound, &format!("http://tool.test:{port}/"))
     };
     // Both are polled in this order, and the second one's time begins after the first one's: on
     // however slow a machine, the request times out first.
     tokio::select! {
         biased;
-        answer = gate.send(OrgId::new(), request) => {
+        answer = outbound.send(OrgId::new(), request) => {
             assert_eq!(answer.unwrap_err(), OutboundFailure::TimedOut);
         }
         () = async { tokio::time::sleep(Duration::from_secs(3)).await } => {
@@ -281,20 +290,20 @@ async fn one_organisation_cannot_take_all_slots() {
     let listener = TcpListener::bind((OPEN, 0)).unwrap();
     let silent = listener.local_addr().unwrap().port();
     let server = TestServer::start(OPEN, ok("open"));
-    let gate = client(&[&[OPEN]]);
+    let outbound = client(&[&[OPEN]]);
     let (greedy, other) = (OrgId::new(), OrgId::new());
 
     // One organisation fills its slots.
     let occupied: Vec<_> = (0..MAX_EXCHANGES_PER_ORG)
         .map(|_| {
-            let (gate, request) = (
-                gate.clone(),
-                get_request(&gate, &format!("http://a.test:{silent}/")),
+            let (outbound, request) = (
+                outbound.clone(),
+                get_request(&outbound, &format!("http://a.test:{silent}/")),
             );
-            tokio::spawn(async move { gate.send(greedy, request).await })
+            tokio::spawn(async move { outbound.send(greedy, request).await })
         })
         .collect();
-    while gate
+    while outbound
         .org_semaphores
         .lock()
         .unwrap()
@@ -312,15 +321,16 @@ async fn one_organisation_cannot_take_all_slots() {
     // Its next request finds no slot in time.
     let request = OutboundRequest {
         timeout: Duration::from_millis(200),
-        ..get_request(&gate, &url)
+        ..get_request(&outbound, &url)
     };
-    let waited = gate.send(greedy, request).await;
+    let waited = outbound.send(greedy, request).await;
     assert_eq!(waited.unwrap_err(), OutboundFailure::TimedOut);
     assert_eq!(server.connections(), 0);
 
     // Another organisation's request succeeds.
     assert_eq!(
-        gate.send(other, get_request(&gate, &url))
+        outbound
+            .send(other, get_request(&outbound, &url))
             .await
             .unwrap()
             .body,
@@ -335,8 +345,8 @@ async fn one_organisation_cannot_take_all_slots() {
 #[tokio::test]
 async fn headers_of_the_connection_and_of_peal_are_not_sent() {
     let server = TestServer::start(OPEN, ok(""));
-    let gate = client(&[&[OPEN]]);
-    let mut request = get_request(&gate, &format!("http://tool.test:{}/", server.port));
+    let outbound = client(&[&[OPEN]]);
+    let mut request = get_request(&outbound, &format!("http://tool.test:{}/", server.port));
     for (name, value) in [
         ("host", "metadata.internal"),
         ("transfer-encoding", "chunked"),
@@ -358,7 +368,7 @@ async fn headers_of_the_connection_and_of_peal_are_not_sent() {
         .headers
         .append("x-list", HeaderValue::from_static("two"));
 
-    gate.send(OrgId::new(), request).await.unwrap();
+    outbound.send(OrgId::new(), request).await.unwrap();
     let sent = server.requests.lock().unwrap()[0].to_ascii_lowercase();
     for kept in [
         "x-api-key: theirs",
@@ -387,9 +397,9 @@ async fn the_system_resolver_is_filtered_too() {
         .with_http()
         .with_ports("1-65535")
         .unwrap();
-    let gate = OutboundClient::new(policy).unwrap();
+    let outbound = OutboundClient::new(policy).unwrap();
     // The text is refused before; the resolver must refuse the name as well.
-    assert!(gate.parse_url("http://localhost").is_err());
+    assert!(outbound.parse_url("http://localhost").is_err());
     let vetted = FilteringResolver {
         resolver: Arc::new(SystemResolver::new()),
         policy: Arc::new(OutboundPolicy::default()),

@@ -95,14 +95,14 @@ pub trait McpClient: Send + Sync {
 
 /// MCP client on the outbound HTTP client.
 pub struct OutboundMcpClient {
-    gate: OutboundClient,
+    outbound: OutboundClient,
 }
 
 impl OutboundMcpClient {
     /// Creates a client that sends all requests through the outbound client.
     #[must_use]
-    pub fn new(gate: OutboundClient) -> Self {
-        Self { gate }
+    pub fn new(outbound: OutboundClient) -> Self {
+        Self { outbound }
     }
 }
 
@@ -113,26 +113,26 @@ impl McpClient for OutboundMcpClient {
             .credentials
             .header_map()
             .map_err(|error| error.to_string())?;
-        let door = McpTransport {
-            gate: self.gate.clone(),
+        let transport = McpTransport {
+            outbound: self.outbound.clone(),
             org,
             headers,
             timeout: server.timeout,
         };
         // Boxed: rmcp's futures are large.
-        match timeout(server.timeout, Box::pin(list_tools(door, server))).await {
+        match timeout(server.timeout, Box::pin(list_tools(transport, server))).await {
             Ok(listed) => listed,
             Err(_elapsed) => Err(OutboundFailure::TimedOut.to_string()),
         }
     }
 }
 
-async fn list_tools(door: McpTransport, server: &McpEndpoint) -> Result<Vec<McpTool>, String> {
+async fn list_tools(transport: McpTransport, server: &McpEndpoint) -> Result<Vec<McpTool>, String> {
     match server.transport {
         Transport::StreamableHttp => {
             let mut config = StreamableHttpClientTransportConfig::with_uri(server.url.as_str());
             config.allow_stateless = true;
-            let transport = StreamableHttpClientTransport::with_client(door, config);
+            let transport = StreamableHttpClientTransport::with_client(transport, config);
             list_over(
                 transport,
                 "the server does not speak MCP over streamable HTTP",
@@ -141,7 +141,7 @@ async fn list_tools(door: McpTransport, server: &McpEndpoint) -> Result<Vec<McpT
         }
         Transport::Sse => {
             let otherwise = "the server does not speak MCP over SSE";
-            let events = SseTransport::open(door, &server.url).await;
+            let events = SseTransport::open(transport, &server.url).await;
             let events = events.map_err(|error| failure_message(&error, otherwise))?;
             list_over(events, otherwise).await
         }
@@ -239,7 +239,7 @@ fn status_text(status: u16) -> String {
 /// The HTTP client of rmcp, on the outbound client.
 #[derive(Clone)]
 struct McpTransport {
-    gate: OutboundClient,
+    outbound: OutboundClient,
     org: OrgId,
     headers: HeaderMap,
     timeout: Duration,
@@ -274,7 +274,7 @@ impl McpTransport {
         }
         let request = self.request(method, uri, headers, body);
         let request = request.map_err(StreamableHttpError::Client)?;
-        let answer = self.gate.send(self.org, request).await;
+        let answer = self.outbound.send(self.org, request).await;
         answer.map_err(StreamableHttpError::Client)
     }
 
@@ -285,7 +285,7 @@ impl McpTransport {
         headers: HeaderMap,
         body: Option<Bytes>,
     ) -> Result<OutboundRequest, OutboundFailure> {
-        let target = self.gate.parse_url(uri);
+        let target = self.outbound.parse_url(uri);
         Ok(OutboundRequest {
             method,
             target: target.map_err(|_why| OutboundFailure::Unreachable)?,

@@ -64,7 +64,7 @@ pub struct ReceivedResponse {
 /// # Errors
 /// A message for the owner about the required change.
 pub fn check_url(
-    gate: &OutboundClient,
+    outbound: &OutboundClient,
     url: &str,
     tool_schema: &Value,
 ) -> std::result::Result<(), String> {
@@ -80,7 +80,7 @@ pub fn check_url(
         return Err("must not have {{parameters}} in its scheme, host or port".to_owned());
     }
     let sample = fill_parameters(url, |_| Some("x".to_owned())).unwrap_or_default();
-    gate.parse_url(&sample).map(drop).map_err(str::to_owned)
+    outbound.parse_url(&sample).map(drop).map_err(str::to_owned)
 }
 
 /// Uses a tool: sends its request and reads the answer.
@@ -89,7 +89,7 @@ pub fn check_url(
 /// [`Error::Invalid`] for arguments that do not match the tool's schema. An endpoint that does
 /// not answer is no error: the result reports it.
 pub async fn send(
-    gate: &OutboundClient,
+    outbound: &OutboundClient,
     tool: &Tool,
     credentials: &EndpointCredentials,
     arguments: &Map<String, Value>,
@@ -100,7 +100,7 @@ pub async fn send(
     }
 
     // 1. Build the request.
-    let (target, body) = build_target(gate, tool, arguments)?;
+    let (target, body) = build_target(outbound, tool, arguments)?;
     let mut headers = credentials.header_map()?;
     if body.is_some() {
         let json = HeaderValue::from_static("application/json");
@@ -133,7 +133,7 @@ pub async fn send(
         timeout: Duration::from_secs(u64::try_from(tool.timeout_seconds).unwrap_or(1)),
     };
     let begun = Instant::now();
-    let answer = gate.send(tool.org_id, outgoing).await;
+    let answer = outbound.send(tool.org_id, outgoing).await;
     let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
 
     // 4. Redact secrets from the answer and reduce it.
@@ -185,7 +185,7 @@ impl From<ToolMethod> for Method {
 /// Returns the target and body of a request. Arguments that the address names are filled in
 /// there; the others go into the query, or into the body of a method that has one.
 fn build_target(
-    gate: &OutboundClient,
+    outbound: &OutboundClient,
     tool: &Tool,
     arguments: &Map<String, Value>,
 ) -> Result<(OutboundTarget, Option<Value>)> {
@@ -199,7 +199,7 @@ fn build_target(
     });
     let refused = |why: &str| Error::rejected("tool_address", format!("the tool's url {why}"));
     let address = address.ok_or_else(|| refused("needs a value for each of its {{parameters}}"))?;
-    let target = gate.parse_url(&address).map_err(refused)?;
+    let target = outbound.parse_url(&address).map_err(refused)?;
 
     // 2. Put the other arguments into the body or the query.
     let rest: Map<String, Value> = arguments
@@ -218,7 +218,7 @@ fn build_target(
         rest.iter()
             .map(|(name, value)| (name, to_plain_text(value))),
     );
-    Ok((gate.parse_url(url.as_str()).map_err(refused)?, None))
+    Ok((outbound.parse_url(url.as_str()).map_err(refused)?, None))
 }
 
 /// Formats a value for an address: strings as they are, other values as JSON.
@@ -338,13 +338,16 @@ mod tests {
         }
     }
 
-    fn gate() -> OutboundClient {
+    fn outbound() -> OutboundClient {
         OutboundClient::new(OutboundPolicy::default()).unwrap()
     }
 
     fn request(method: ToolMethod, url: &str, arguments: Value) -> Result<(String, Option<Value>)> {
-        let (target, body) =
-            build_target(&gate(), &tool(method, url), arguments.as_object().unwrap())?;
+        let (target, body) = build_target(
+            &outbound(),
+            &tool(method, url),
+            arguments.as_object().unwrap(),
+        )?;
         Ok((target.url().to_string(), body))
     }
 
@@ -396,7 +399,7 @@ mod tests {
             "https://shop.test/{{id}}",
             "https://shop.test?id={{id}}",
         ] {
-            assert_eq!(check_url(&gate(), good, &schema), Ok(()), "{good}");
+            assert_eq!(check_url(&outbound(), good, &schema), Ok(()), "{good}");
         }
         for odd in [
             "https://{{id}}.shop.test/",
@@ -407,7 +410,7 @@ mod tests {
             "https://127.0.0.1/{{id}}",
             "https://shop.test/{{id",
         ] {
-            assert!(check_url(&gate(), odd, &schema).is_err(), "{odd}");
+            assert!(check_url(&outbound(), odd, &schema).is_err(), "{odd}");
         }
     }
 

@@ -252,7 +252,7 @@ pub async fn claiming(scale: &BenchScale) -> anyhow::Result<BenchRow> {
             max_calls: 50,
             held_calls: 0,
             hold_max_secs: 600,
-            tariffs: &bank.context.price_cache,
+            price_cache: &bank.context.price_cache,
         };
         let begin = Instant::now();
         let claim = claim_unscoped(&bank.context.pool, ask).await?;

@@ -118,7 +118,7 @@ impl TrunkDialer {
                 max_calls: CLAIM_LIMIT,
                 held_calls: held,
                 hold_max_secs: self.context.config.hold_max_secs,
-                tariffs: &self.context.price_cache,
+                price_cache: &self.context.price_cache,
             };
 
             let asked = Instant::now();

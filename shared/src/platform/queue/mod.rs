@@ -145,7 +145,7 @@ pub trait JobPayload: Serialize + DeserializeOwned + Send + Sync + 'static {
 }
 
 /// A job that was added, or that existed already. After the commit, pass it to
-/// [`crate::platform::queue::wakeup::Bells::ring_job`].
+/// [`crate::platform::queue::wakeup::Wakeups::notify_job`].
 #[must_use = "send the wakeup after the commit"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EnqueuedJob {

@@ -117,13 +117,13 @@ impl Wakeups {
         };
         tokio::spawn(publisher.run(unsent));
 
-        let tower = Some(WakeupSender {
+        let publisher = Some(WakeupSender {
             client,
             prefix,
             hints,
         });
         Ok(Self {
-            sender: tower,
+            sender: publisher,
             dropped: missed,
         })
     }
@@ -146,13 +146,13 @@ impl Wakeups {
     }
 
     /// Wakes one listener, at once or after the channel's interval.
-    pub fn notify(&self, bell: WakeupChannel) {
-        self.notify_with_hint(bell, EMPTY_HINT.to_owned());
+    pub fn notify(&self, channel: WakeupChannel) {
+        self.notify_with_hint(channel, EMPTY_HINT.to_owned());
     }
 
-    pub(crate) fn notify_with_hint(&self, bell: WakeupChannel, hint: String) {
-        if let Some(tower) = &self.sender
-            && tower.hints.try_send((bell, hint)).is_err()
+    pub(crate) fn notify_with_hint(&self, channel: WakeupChannel, hint: String) {
+        if let Some(publisher) = &self.sender
+            && publisher.hints.try_send((channel, hint)).is_err()
         {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -166,8 +166,8 @@ impl Wakeups {
 
     /// Pings Redis; `None` when none is configured.
     pub async fn ping(&self) -> Option<bool> {
-        let tower = self.sender.as_ref()?;
-        let Ok(mut connection) = connect(&tower.client, Some(RESPONSE_TIMEOUT)).await else {
+        let publisher = self.sender.as_ref()?;
+        let Ok(mut connection) = connect(&publisher.client, Some(RESPONSE_TIMEOUT)).await else {
             return Some(false);
         };
         let pong: RedisResult<String> = redis::cmd("PING").query_async(&mut connection).await;
@@ -176,12 +176,12 @@ impl Wakeups {
 
     /// Listener of one channel, with its own connection.
     #[must_use]
-    pub fn listen(&self, bell: WakeupChannel) -> WakeupListener {
+    pub fn listen(&self, channel: WakeupChannel) -> WakeupListener {
         WakeupListener {
-            channel: bell,
-            connection: self.sender.as_ref().map(|tower| ListenerConnection {
-                client: tower.client.clone(),
-                key: key(&tower.prefix, bell),
+            channel,
+            connection: self.sender.as_ref().map(|publisher| ListenerConnection {
+                client: publisher.client.clone(),
+                key: key(&publisher.prefix, channel),
                 connection: None,
                 reconnect_pause: RECONNECT_PAUSES.0,
             }),
@@ -189,8 +189,8 @@ impl Wakeups {
     }
 }
 
-fn key(prefix: &str, bell: WakeupChannel) -> String {
-    format!("{prefix}:{{{}}}:bell", bell.name())
+fn key(prefix: &str, channel: WakeupChannel) -> String {
+    format!("{prefix}:{{{}}}:bell", channel.name())
 }
 
 async fn connect(
@@ -228,27 +228,27 @@ impl WakeupPublisher {
                 () = sleep_until_some(self.next_send_at()) => {}
             }
 
-            let mut bells: HashMap<WakeupChannel, Vec<String>> = HashMap::new();
-            for (bell, hint) in hints.drain(..) {
-                if bell.coalesces() {
-                    self.pending.insert(bell);
+            let mut pending_hints: HashMap<WakeupChannel, Vec<String>> = HashMap::new();
+            for (channel, hint) in hints.drain(..) {
+                if channel.coalesces() {
+                    self.pending.insert(channel);
                 } else {
-                    bells.entry(bell).or_default().push(hint);
+                    pending_hints.entry(channel).or_default().push(hint);
                 }
             }
 
-            for bell in self.take_due() {
-                bells.insert(bell, vec![EMPTY_HINT.to_owned()]);
+            for channel in self.take_due() {
+                pending_hints.insert(channel, vec![EMPTY_HINT.to_owned()]);
             }
-            if !bells.is_empty() {
-                self.send_or_drop(&bells).await;
+            if !pending_hints.is_empty() {
+                self.send_or_drop(&pending_hints).await;
             }
         }
     }
 
     /// Earliest time at which a pending channel may be sent.
     fn next_send_at(&self) -> Option<Instant> {
-        let until = |bell| self.next_send_at.get(bell).copied();
+        let until = |channel| self.next_send_at.get(channel).copied();
         self.pending.iter().filter_map(until).min()
     }
 
@@ -256,37 +256,45 @@ impl WakeupPublisher {
     fn take_due(&mut self) -> Vec<WakeupChannel> {
         let now = Instant::now();
         let resting = &mut self.next_send_at;
-        let rested = |bell: &WakeupChannel| resting.get(bell).is_none_or(|until| *until <= now);
-        let bells: Vec<WakeupChannel> = self.pending.extract_if(rested).collect();
-        resting.extend(bells.iter().map(|bell| (*bell, now + COALESCE_INTERVAL)));
-        bells
+        let rested =
+            |channel: &WakeupChannel| resting.get(channel).is_none_or(|until| *until <= now);
+        let pending_hints: Vec<WakeupChannel> = self.pending.extract_if(rested).collect();
+        resting.extend(
+            pending_hints
+                .iter()
+                .map(|channel| (*channel, now + COALESCE_INTERVAL)),
+        );
+        pending_hints
     }
 
-    async fn send_or_drop(&mut self, bells: &HashMap<WakeupChannel, Vec<String>>) {
+    async fn send_or_drop(&mut self, pending_hints: &HashMap<WakeupChannel, Vec<String>>) {
         // A connection that Redis has closed fails on first use, hence a second try.
-        if self.send(bells).await.is_ok() {
+        if self.send(pending_hints).await.is_ok() {
             return;
         }
         self.connection = None;
-        if let Err(error) = self.send(bells).await {
+        if let Err(error) = self.send(pending_hints).await {
             self.connection = None;
-            let count: usize = bells.values().map(Vec::len).sum();
+            let count: usize = pending_hints.values().map(Vec::len).sum();
             let count = u64::try_from(count).unwrap_or(u64::MAX);
             self.dropped.fetch_add(count, Ordering::Relaxed);
             tracing::debug!(%error, count, "wakeups dropped: Redis did not answer");
         }
     }
 
-    async fn send(&mut self, bells: &HashMap<WakeupChannel, Vec<String>>) -> RedisResult<()> {
+    async fn send(
+        &mut self,
+        pending_hints: &HashMap<WakeupChannel, Vec<String>>,
+    ) -> RedisResult<()> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             none => none.insert(connect(&self.client, Some(RESPONSE_TIMEOUT)).await?),
         };
         let mut pipe = redis::pipe();
-        for (bell, hints) in bells {
-            let key = key(&self.prefix, *bell);
+        for (channel, hints) in pending_hints {
+            let key = key(&self.prefix, *channel);
             pipe.rpush(&key, hints).ignore();
-            pipe.ltrim(&key, -bell.max_len(), -1).ignore();
+            pipe.ltrim(&key, -channel.max_len(), -1).ignore();
         }
         pipe.query_async(connection).await
     }

@@ -44,21 +44,27 @@ impl SseTransport {
     /// # Errors
     /// Fails when the server does not answer, or names an endpoint on another server: messages
     /// carry the credentials of this one.
-    pub(super) async fn open(door: McpTransport, url: &str) -> Result<Self, SseTransportError> {
-        let mut headers = door.headers.clone();
+    pub(super) async fn open(
+        transport: McpTransport,
+        url: &str,
+    ) -> Result<Self, SseTransportError> {
+        let mut headers = transport.headers.clone();
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
-        let request = door.request(Method::GET, url, headers, None)?;
+        let request = transport.request(Method::GET, url, headers, None)?;
         let base = request.target.url().clone();
-        let answer = door.gate.open_stream(door.org, request).await?;
+        let answer = transport
+            .outbound
+            .open_stream(transport.org, request)
+            .await?;
         check_status(answer.status)?;
-        let mut said = SseStream::from_bytes_stream(answer.body).boxed();
-        while let Some(Ok(event)) = said.next().await {
+        let mut events = SseStream::from_bytes_stream(answer.body).boxed();
+        while let Some(Ok(event)) = events.next().await {
             if event.event.as_deref() == Some("endpoint") {
                 let post = resolve_endpoint(&base, event.data.as_deref().unwrap_or_default())?;
                 return Ok(Self {
-                    http: door,
+                    http: transport,
                     post_url: post,
-                    events: said,
+                    events,
                 });
             }
         }
@@ -67,8 +73,8 @@ impl SseTransport {
 }
 
 /// Resolves the endpoint that a server named, on the same origin only.
-fn resolve_endpoint(base: &Url, said: &str) -> Result<String, SseTransportError> {
-    let post = base.join(said.trim()).ok();
+fn resolve_endpoint(base: &Url, endpoint: &str) -> Result<String, SseTransportError> {
+    let post = base.join(endpoint.trim()).ok();
     let post = post.filter(|post| post.origin() == base.origin());
     let foreign = || SseTransportError("messages would go to another server".to_owned());
     Ok(post.ok_or_else(foreign)?.into())
@@ -82,16 +88,19 @@ fn check_status(status: StatusCode) -> Result<(), SseTransportError> {
 }
 
 async fn post_message(
-    door: McpTransport,
+    transport: McpTransport,
     url: String,
     message: ClientJsonRpcMessage,
 ) -> Result<(), SseTransportError> {
     let body =
         serde_json::to_vec(&message).map_err(|error| SseTransportError(error.to_string()))?;
-    let mut headers = door.headers.clone();
+    let mut headers = transport.headers.clone();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let request = door.request(Method::POST, &url, headers, Some(Bytes::from(body)))?;
-    let answer = door.gate.send_in_stream(door.org, request).await?;
+    let request = transport.request(Method::POST, &url, headers, Some(Bytes::from(body)))?;
+    let answer = transport
+        .outbound
+        .send_in_stream(transport.org, request)
+        .await?;
     check_status(answer.status)
 }
 
@@ -129,7 +138,7 @@ mod tests {
     #[test]
     fn messages_go_to_the_server_itself_alone() {
         let base: Url = "https://mcp.example.com/a/sse".parse().unwrap();
-        for (said, post) in [
+        for (endpoint, post) in [
             (
                 "/messages?s=1",
                 Some("https://mcp.example.com/messages?s=1"),
@@ -145,9 +154,9 @@ mod tests {
             ("https://mcp.example.com:8443/m", None),
         ] {
             assert_eq!(
-                resolve_endpoint(&base, said).ok().as_deref(),
+                resolve_endpoint(&base, endpoint).ok().as_deref(),
                 post,
-                "{said}"
+                "{endpoint}"
             );
         }
     }
