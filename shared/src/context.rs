@@ -143,7 +143,7 @@ impl Context {
             pool,
             unsafe_role: breach,
             callback_pool: callbacks,
-            wakeups: wakeups,
+            wakeups,
             carriers: CarrierRegistry::new()?,
             accounts: AccountCache::default(),
             price_cache: PriceCache::default(),

@@ -70,7 +70,7 @@ pub(super) fn entries(folder: &Path) -> Vec<PathBuf> {
                 .and_then(|name| name.to_str())
                 .unwrap_or_default();
             let is_output = matches!(name, "target" | "vectors" | "__pycache__");
-            !name.starts_with('.') && !(is_output && path.is_dir())
+            !name.starts_with('.') && (path.is_file() || !is_output)
         })
         .collect();
     found.sort();
