@@ -1,3 +1,5 @@
+//! Rules of all routes: lists, scopes, idempotency, CORS, shapes of bodies.
+
 pub mod changes;
 pub mod cors;
 pub mod idempotency;

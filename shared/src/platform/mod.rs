@@ -1,3 +1,7 @@
+//! Plumbing that knows no feature: ids, time, money, numbers, errors, pages, secrets, files, jobs.
+//!
+//! Features import from here, never the other way round; `tests/house/floors.rs` checks it.
+
 pub mod clock;
 pub mod columns;
 pub mod e164;
