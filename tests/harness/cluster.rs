@@ -1,7 +1,7 @@
 //! A cluster of real processes for fault tests: a private PostgreSQL and Redis, the API, and
 //! workers, with the simulator in the test's process as the carrier.
 //!
-//! The test injects faults, then calls [`Plant::finish`], which compares the carrier's log with
+//! The test injects faults, then calls [`Cluster::finish`], which compares the carrier's log with
 //! the database. These processes run on the real clock, so waits that are long by design (a
 //! silent carrier, a dead worker's job) are shortened by ageing rows, and only where a longer wait
 //! would lead to the same result.
@@ -66,7 +66,7 @@ pub struct ClusterOptions {
     pub max_concurrent: i32,
     pub workers: usize,
     pub carrier: Carrier,
-    /// `PEAL_FAULT` of the first workers, until [`Plant::mend`].
+    /// `PEAL_FAULT` of the first workers, until [`Cluster::restart_workers_without_faults`].
     pub worker_faults: &'static str,
     /// `PEAL_FAULT` of the API.
     pub api_faults: &'static str,
@@ -87,8 +87,8 @@ impl Default for ClusterOptions {
     }
 }
 
-/// A running cluster. Its test must end with [`Plant::finish`], which checks the result of a
-/// campaign, or with [`Plant::close`] when there was none.
+/// A running cluster. Its test must end with [`Cluster::finish`], which checks the result of a
+/// campaign, or with [`Cluster::close`] when there was none.
 pub struct Cluster {
     pub seed: u64,
     pub client: ApiClient,
@@ -349,8 +349,8 @@ impl Cluster {
         self.poll_accepted(calls, false).await;
     }
 
-    /// Waits like [`Plant::dialled`] when callbacks were lost, and ages silent calls, which keep
-    /// their slots until they are reconciled.
+    /// Waits like [`Cluster::wait_for_accepted`] when callbacks were lost, and ages silent calls,
+    /// which keep their slots until they are reconciled.
     pub async fn wait_for_accepted_despite_silence(&mut self, calls: u64) {
         self.poll_accepted(calls, true).await;
     }
@@ -647,7 +647,7 @@ impl Drop for Cluster {
 
         assert!(
             !forgotten,
-            "the test must end with Plant::finish() or Plant::close()"
+            "the test must end with Cluster::finish() or Cluster::close()"
         );
     }
 }

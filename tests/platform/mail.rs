@@ -185,14 +185,14 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
         settings.mail_from = "Peal <peal@example.org>".to_owned();
     })
     .await;
-    let bells = context.wakeups.clone();
+    let wakeups = context.wakeups.clone();
     let (shutdown, workers) = start_mail_workers(context);
 
     let subject = JobId::new().0;
     let mut connection = db.pool.acquire().await.unwrap();
     let written = mail::enqueue(&mut connection, message(org, subject)).await;
     let job = written.unwrap().unwrap();
-    bells.notify_job(&job);
+    wakeups.notify_job(&job);
     let again = mail::enqueue(&mut connection, message(org, subject)).await;
     assert!(again.unwrap().is_none());
 
@@ -228,7 +228,7 @@ async fn a_message_is_written_once_and_survives_three_redeliveries() {
             .execute(&db.pool)
             .await
             .unwrap();
-        bells.notify_job(&job);
+        wakeups.notify_job(&job);
         eventually("it is delivered again", MAIL_TIMEOUT, done).await;
         assert_eq!(directory.files(), std::slice::from_ref(&path));
         let expected = if round == 2 {
@@ -280,7 +280,7 @@ async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_retried() 
         settings.smtp_url = Some(server.url.clone());
     })
     .await;
-    let (bells, bells_again) = (context.wakeups.clone(), context.wakeups.clone());
+    let (wakeups, wakeups_again) = (context.wakeups.clone(), context.wakeups.clone());
     let (shutdown, workers) = start_mail_workers(context);
 
     let mut connection = db.pool.acquire().await.unwrap();
@@ -291,7 +291,7 @@ async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_retried() 
         };
         let written = mail::enqueue(&mut connection, email).await;
         let job = written.unwrap().unwrap();
-        bells.notify_job(&job);
+        wakeups.notify_job(&job);
         job
     };
     let ended = async |job: JobId| {
@@ -333,7 +333,7 @@ async fn a_refused_message_keeps_its_text_and_is_sent_when_its_job_is_retried() 
     let again = queue::retry_dead_job(&mut connection, refused.id)
         .await
         .unwrap();
-    bells_again.notify_job(&again);
+    wakeups_again.notify_job(&again);
     assert_eq!(ended(refused.id).await, ("done".into(), 1));
     assert_eq!(
         stored_text(&db, "gone@example.com").await,

@@ -172,7 +172,7 @@ impl JobHandler<RunLog> for Deaf {
 /// A database, wakeups and a log of runs.
 struct QueueSetup {
     db: TestDatabase,
-    bells: Wakeups,
+    wakeups: Wakeups,
     log: Arc<RunLog>,
     timing: WorkerTiming,
 }
@@ -200,7 +200,7 @@ impl QueueSetup {
         let prefix = format!("test-{}", JobId::new());
         Self {
             db: fresh_database().await,
-            bells: Wakeups::new(url, &prefix).unwrap(),
+            wakeups: Wakeups::new(url, &prefix).unwrap(),
             log: Arc::default(),
             timing: WorkerTiming::default(),
         }
@@ -221,7 +221,7 @@ impl QueueSetup {
 
         let queues = QueueRuntime {
             pool: self.db.pool.clone(),
-            wakeups: self.bells.clone(),
+            wakeups: self.wakeups.clone(),
             state: Arc::clone(&self.log),
             registry: Arc::new(registry),
             timing: self.timing,
@@ -241,7 +241,7 @@ impl QueueSetup {
     async fn add<P: JobPayload>(&self, payload: P) -> EnqueuedJob {
         let mut db = self.db.pool.acquire().await.unwrap();
         let job = queue::enqueue(&mut db, &payload, None).await.unwrap();
-        self.bells.notify_job(&job);
+        self.wakeups.notify_job(&job);
         job
     }
 
@@ -249,7 +249,7 @@ impl QueueSetup {
         let mut db = self.db.pool.acquire().await.unwrap();
         let run_at = (!delay.is_zero()).then(|| Clock::default().now() + delay);
         let jobs = queue::enqueue_all(&mut db, payloads, run_at).await.unwrap();
-        jobs.iter().for_each(|job| self.bells.notify_job(job));
+        jobs.iter().for_each(|job| self.wakeups.notify_job(job));
         jobs
     }
 
@@ -323,7 +323,7 @@ impl QueueSetup {
             .execute(&self.db.pool)
             .await
             .unwrap();
-            queue::sweep(&self.db.pool, &self.bells).await.unwrap();
+            queue::sweep(&self.db.pool, &self.wakeups).await.unwrap();
             let left: bool = sqlx::query_scalar(
                 "select fence > $2 or state <> 'running' from jobs where id = $1",
             )
@@ -350,7 +350,7 @@ async fn a_job_exists_if_and_only_if_its_transaction_commits() {
         .await
         .unwrap();
     tx.rollback().await.unwrap();
-    setup.bells.notify_job(&undone);
+    setup.wakeups.notify_job(&undone);
     assert_eq!(setup.count_unfinished().await, 0);
 
     let mut tx = setup.db.pool.begin().await.unwrap();
@@ -529,7 +529,7 @@ async fn a_dead_job_can_be_retried_unless_its_key_is_live() {
     setup.wait_for_state(&bad, "dead").await;
     let mut db = setup.db.pool.acquire().await.unwrap();
     let revived = queue::retry_dead_job(&mut db, bad.id).await.unwrap();
-    setup.bells.notify_job(&revived);
+    setup.wakeups.notify_job(&revived);
     setup.wait_for_state(&bad, "dead").await;
     workers.stop().await;
     let missing = queue::retry_dead_job(&mut db, JobId::new()).await;
@@ -652,7 +652,7 @@ async fn finished_jobs_are_deleted_after_a_week() {
         .execute(&setup.db.pool)
         .await
         .unwrap();
-    let swept = queue::sweep(&setup.db.pool, &setup.bells).await.unwrap();
+    let swept = queue::sweep(&setup.db.pool, &setup.wakeups).await.unwrap();
     assert_eq!(swept.deleted, 1200);
     assert_eq!(setup.job_state(recent.id).await.0, "done");
 }

@@ -37,7 +37,7 @@ async fn a_wakeup_starts_a_job_before_the_next_poll() {
         let times = if n % 8 == 7 {
             &mut polled
         } else {
-            setup.bells.notify_job(&job);
+            setup.wakeups.notify_job(&job);
             &mut notified
         };
         setup.wait_for_state(&job, "done").await;
@@ -131,19 +131,19 @@ async fn workers_survive_the_loss_of_every_database_connection() {
 #[tokio::test]
 async fn a_wakeup_channel_without_listeners_stays_bounded() {
     let redis = PrivateRedis::start().await;
-    let bells = Wakeups::new(Some(&redis.url()), "peal").unwrap();
+    let wakeups = Wakeups::new(Some(&redis.url()), "peal").unwrap();
     let client = redis::Client::open(redis.url()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
 
     // Channels that coalesce would hold few wakeups anyway; those of jobs do not.
     let mail = WakeupChannel::Jobs(Queue::Mail);
     for _ in 0..3000 {
-        bells.notify(mail);
+        wakeups.notify(mail);
     }
-    let mut listener = bells.listen(mail);
+    let mut listener = wakeups.listen(mail);
     assert!(listener.wait(1, Duration::from_secs(5)).await);
 
-    bells.notify(WakeupChannel::Inbox);
+    wakeups.notify(WakeupChannel::Inbox);
     eventually("the last wakeup arrived", TEST_TIMEOUT, || {
         let mut connection = connection.clone();
         async move {

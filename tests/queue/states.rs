@@ -158,7 +158,7 @@ impl QueueSetup {
     }
 
     async fn sweep(&self) {
-        let swept = queue::sweep(&self.db.pool, &self.bells).await;
+        let swept = queue::sweep(&self.db.pool, &self.wakeups).await;
         assert!(swept.is_ok(), "{swept:?}");
     }
 
