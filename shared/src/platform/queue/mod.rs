@@ -19,7 +19,7 @@
 //! A done job is deleted after a week; a dead one stays until an operator handles it. While its
 //! queue is paused a ready job is not claimed.
 //!
-//! Who triggers what: a feature calls [`enqueue`] in its transaction and sends the wakeup after
+//! Triggers: a feature calls [`enqueue`] in its transaction and sends the wakeup after
 //! the commit. [`PgBackend`] claims due jobs for an apalis worker, up to the worker's
 //! concurrency; its lease renewer extends their leases and writes their endings. [`sweep`]
 //! returns jobs whose worker vanished. Attempts are counted at the claim, therefore a job that
